@@ -1,0 +1,74 @@
+# make relay   set everything up and run a relay on 127.0.0.1 (TLS=1: with a self-signed certificate)
+# make test    set everything up and run the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PEERS := .peers/bin
+GO_VERSION_OF_PEERS := v1.102.3
+
+# make relay TLS=1 ARGS='--log-level=debug'
+TLS ?=
+ARGS ?=
+PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 300
+
+.DEFAULT_GOAL := help
+.PHONY: help relay test test-all-pythons peers lint types bench fuzz docs requirements clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
+
+relay: $(VENV)/.run ## run a relay on 127.0.0.1:3340; TLS=1: on 8443 with a self-signed certificate
+ifeq ($(TLS),)
+	$(BIN)/pyderp relay --dev $(ARGS)
+else
+	$(BIN)/pyderp relay -a 127.0.0.1:8443 --certmode=manual --certdir=.relay --hostname=127.0.0.1 \
+	  --http-port=-1 -c .relay/relay.key $(ARGS)
+endif
+
+test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	scripts/other-pythons
+
+peers: ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
+	scripts/peers $(GO_VERSION_OF_PEERS) $(PEERS)
+
+lint: $(VENV)/.dev ## style, and the floors of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --verbose
+
+types: $(VENV)/.dev ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## compare with Go's derper and write bench/RESULTS.md (about 10 minutes)
+	$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
+	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+docs: $(VENV)/.dev ## check the documentation: links, generated reference
+	$(BIN)/python scripts/check_docs.py
+
+requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --upgrade pyproject.toml requirements.in -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --upgrade pyproject.toml requirements-dev.in -o requirements-dev.txt
+
+clean: ## remove the environments and the peers
+	rm -rf $(VENV) .venv-* .peers .relay
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pyderp needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements-dev.txt $(VENV)/.run | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

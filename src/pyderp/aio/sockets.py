@@ -1,0 +1,121 @@
+"""Listening sockets: addresses as `derper` takes them, TCP options that accepted ones inherit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from typing import Final
+
+from pyderp.defaults import (
+    LISTEN_BACKLOG,
+    TCP_KEEPALIVE_INTERVAL,
+    TCP_KEEPALIVE_PROBES,
+)
+from pyderp.errors import ConfigError
+
+__all__ = ["format_address", "listen", "parse_address", "unmap"]
+
+_NAMED_PORTS: Final = {"http": 80, "https": 443}
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `:port`, `ip:port` or `[ip]:port` into host and port.
+
+    Raises:
+        ConfigError: no port, or one that is none.
+    """
+    host, colon, port_text = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"invalid server address {text!r}: want HOST:PORT, [IPv6]:PORT or :PORT")
+    host = host.removeprefix("[").removesuffix("]")
+    port = _NAMED_PORTS.get(port_text)
+    if port is None:
+        if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+            raise ConfigError(f"invalid server address {text!r}: {port_text!r} is no port number")
+        port = int(port_text)
+    return host, port
+
+
+def format_address(host: str, port: int) -> str:
+    """`ip:port`, with brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unmap(host: str) -> str:
+    """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def listen(
+    host: str, port: int, *, keepalive_time: float, user_timeout: float, notsent_lowat: int = 0
+) -> socket.socket:
+    """A listening TCP socket.
+
+    Args:
+        host: an address, or empty for all addresses of both families.
+        port: 0: any free one.
+        keepalive_time: seconds of silence before the first keepalive probe; 0: none.
+        user_timeout: seconds that sent data may stay unacknowledged; 0: the system's.
+        notsent_lowat: bytes that the kernel holds unsent before it takes no more; 0: the system's.
+
+    Raises:
+        ConfigError: the address cannot be listened on; the text says why and what to do.
+    """
+    try:
+        family, dual = _family(host)
+        sock = socket.create_server(
+            (host, port),
+            family=family,
+            backlog=LISTEN_BACKLOG,
+            dualstack_ipv6=dual,
+        )
+    except OSError as e:
+        raise ConfigError(_explain(host, port, e)) from e
+    # Set once here; Linux hands them on to each accepted socket.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if keepalive_time > 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _set_tcp(sock, "TCP_KEEPIDLE", max(1, round(keepalive_time)))
+        _set_tcp(sock, "TCP_KEEPINTVL", TCP_KEEPALIVE_INTERVAL)
+        _set_tcp(sock, "TCP_KEEPCNT", TCP_KEEPALIVE_PROBES)
+    if user_timeout > 0:
+        _set_tcp(sock, "TCP_USER_TIMEOUT", round(user_timeout * 1000))
+    if notsent_lowat > 0:
+        _set_tcp(sock, "TCP_NOTSENT_LOWAT", notsent_lowat)
+    sock.setblocking(False)
+    return sock
+
+
+def _family(host: str) -> tuple[socket.AddressFamily, bool]:
+    if host:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return infos[0][0], False
+    if socket.has_dualstack_ipv6():
+        return socket.AF_INET6, True
+    return socket.AF_INET, False
+
+
+def _set_tcp(sock: socket.socket, name: str, value: int) -> None:
+    # Other systems lack some of these; none is needed for correctness.
+    option = getattr(socket, name, None)
+    if option is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _explain(host: str, port: int, error: OSError) -> str:
+    where = format_address(host, port)
+    if error.errno == errno.EADDRINUSE:
+        return f"cannot listen on {where}: the port is taken; stop what uses it or choose another"
+    if error.errno == errno.EACCES:
+        return (
+            f"cannot listen on {where}: ports below 1024 need root or the capability "
+            "CAP_NET_BIND_SERVICE"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"cannot listen on {where}: this machine does not have that address"
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {where}: {error.strerror}"
+    return f"cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}"

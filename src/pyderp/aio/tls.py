@@ -1,0 +1,175 @@
+"""TLS under a relay connection, on the ssl module's memory buffers.
+
+The event loops' own TLS would do, but asyncio's keeps 256 KiB a connection, and neither
+tells how much the kernel still has to take. Here all connections share their buffers,
+OpenSSL gets 16 KiB at a time so that its own stay small, and the transport below is plain
+TCP with all that the relay knows about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Final, cast
+
+from pyderp.aio.core import Core
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.routes import Routes
+
+__all__ = ["TLSRelayProtocol"]
+
+_SLICE: Final = 16 * 1024
+"""A memory buffer of OpenSSL never shrinks again."""
+_PLAIN_HTTP: Final = (
+    b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n"
+    b"This port speaks HTTPS; the request was plain HTTP.\n"
+)
+
+
+class TLSRelayProtocol(RelayProtocol):
+    """A connection that begins with a TLS handshake.
+
+    Args:
+        context: gives the server-side context for a new connection.
+    """
+
+    __slots__ = ("_closed_by_peer", "_established", "_incoming", "_outgoing", "_tls")
+
+    def __init__(self, core: Core, routes: Routes, context: Callable[[], ssl.SSLContext]) -> None:
+        super().__init__(core, routes)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context().wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._established = False
+        self._closed_by_peer = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next encrypted bytes go (asyncio)."""
+        return self._core.encrypted
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Encrypted bytes arrived (asyncio)."""
+        view = self._core.encrypted
+        try:
+            for start in range(0, nbytes, _SLICE):
+                self._incoming.write(view[start : min(start + _SLICE, nbytes)])
+                if not self._established and not self._handshake():
+                    continue
+                if not self._read():
+                    break
+        except ssl.SSLError as e:
+            self._fail_tls(e)
+        # Whatever OpenSSL has to say by itself: handshake, alerts, key updates.
+        if self._outgoing.pending and self.transport is not None:
+            self.transport.write(self._outgoing.read())
+
+    def _handshake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self._established = True
+        return True
+
+    def _read(self) -> bool:
+        """Decrypt all that is there; gives whether more may follow."""
+        again = True
+        while again and (self._incoming.pending or self._tls.pending()):
+            filled, again = self._decrypt(super().get_buffer(-1))
+            if filled:
+                super().buffer_updated(filled)
+            if self.transport is None or self.transport.is_closing():
+                return False
+        if self._closed_by_peer:
+            self._leave()
+            self._finish()
+        return not self._closed_by_peer
+
+    def _decrypt(self, room: memoryview) -> tuple[int, bool]:
+        """Fill `room`; gives how many bytes there are, and whether there may be more."""
+        tls, incoming = self._tls, self._incoming
+        # With a buffer, read gives a count; the stubs know only of bytes.
+        read = cast("Callable[[int, memoryview], int]", tls.read)
+        size = len(room)
+        filled = 0
+        try:
+            # A call a record: one read never gives more than one.
+            while filled < size:
+                count = read(size - filled, room[filled:])
+                if not count:
+                    self._closed_by_peer = True
+                    return filled, False
+                filled += count
+                if not incoming.pending and not tls.pending():
+                    return filled, False
+        except ssl.SSLWantReadError:
+            return filled, False  # the rest is an incomplete record
+        except ssl.SSLZeroReturnError:
+            self._closed_by_peer = True
+            return filled, False
+        return filled, True
+
+    def _fail_tls(self, error: ssl.SSLError) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        if error.reason == "HTTP_REQUEST":
+            self._outgoing.read()
+            transport.write(_PLAIN_HTTP)
+        elif self._outgoing.pending:
+            transport.write(self._outgoing.read())  # the alert
+        self._core.router.counters.protocol_errors += 1
+        self._core.log_problem("%s closed: TLS: %s", self.who, error.reason or error)
+        self._leave()
+        transport.close()
+
+    def _write(self, data: bytes) -> None:
+        transport = self.transport
+        if transport is None or not data:
+            return
+        tls, outgoing = self._tls, self._outgoing
+        try:
+            sent = tls.write(data)
+            if sent == len(data):
+                transport.write(outgoing.read())
+                return
+            # One write makes one record, of 16 KiB at most.
+            records = [outgoing.read()]
+            with memoryview(data) as view:
+                while sent < len(data):
+                    sent += tls.write(view[sent:])
+                    records.append(outgoing.read())
+        except ssl.SSLError as e:
+            self._fail_tls(e)
+            return
+        transport.write(b"".join(records))
+
+    def _finish(self) -> None:
+        transport = self.transport
+        if self._established and transport is not None and not transport.is_closing():
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()  # the client's own close alert is not waited for
+            if alert := self._outgoing.read():
+                transport.write(alert)
+        super()._finish()
+
+    @property
+    def version(self) -> str | None:
+        """The TLS version agreed on, such as `TLSv1.3`."""
+        return self._tls.version()
+
+
+def protocol_factory(
+    core: Core, routes: Routes, context: Callable[[], ssl.SSLContext] | None, *, derp: bool = True
+) -> Callable[[], asyncio.BaseProtocol]:
+    """Makes the protocol of each accepted connection.
+
+    Args:
+        context: the TLS context for the next connection; `None`: plain TCP.
+        derp: whether `/derp` is served; TLS listeners always do.
+    """
+    if context is None:
+        return lambda: RelayProtocol(core, routes, derp=derp)
+    return lambda: TLSRelayProtocol(core, routes, context)

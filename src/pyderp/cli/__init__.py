@@ -1,0 +1,1 @@
+"""Floor 4: the command line, over the public API."""

@@ -1,0 +1,55 @@
+"""The settings of a relay, filled alike by the command line, tests and programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyderp import defaults
+from pyderp.keys import MeshKey, NodePrivate
+
+__all__ = ["ManualTLS", "RelayConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManualTLS:
+    """A certificate from files (`derper -certmode=manual`)."""
+
+    certdir: Path
+    """Directory of `HOSTNAME.crt` and `HOSTNAME.key`, PEM."""
+
+    hostname: str
+    """Name or IP address that the certificate is for; for an address, a self-signed one is
+    made if a file is missing."""
+
+    http_port: int | None = None
+    """Port for plain HTTP beside TLS, on the same address, that redirects; `None`: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayConfig:
+    """Everything a relay can be told. Times in seconds, sizes in bytes."""
+
+    address: str = "127.0.0.1:0"
+    """Where to listen: `ip:port`, `[ip]:port` or `:port`; port 0: any free one."""
+
+    private_key: NodePrivate | None = None
+    """The relay's key; `None`: a new one at each start, in memory only."""
+
+    mesh_key: MeshKey | None = None
+    """Clients that have it may watch, forward and close others; `None`: nobody may."""
+
+    tls: ManualTLS | None = None
+    """`None`: plain HTTP, for tests or behind a proxy that ends TLS."""
+
+    write_timeout: float = defaults.WRITE_TIMEOUT
+    """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
+
+    tcp_keepalive_time: float = defaults.TCP_KEEPALIVE_TIME
+    """Silence before the kernel probes a connection; 0: no probes."""
+
+    tcp_user_timeout: float = defaults.TCP_USER_TIMEOUT
+    """Sent data unacknowledged for so long ends a connection; 0: the system's. Linux only."""
+
+    drain: float = defaults.DRAIN
+    """On a graceful stop, closes are spread at random over so long; 0: all at once."""

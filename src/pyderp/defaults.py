@@ -1,0 +1,57 @@
+"""Every default with a unit: ports, depths, sizes in bytes, times in seconds.
+
+Names in brackets are the Go names or flags of Tailscale's `derper` that they come from.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Login and HTTP
+LOGIN_TIMEOUT: Final = 10.0
+"""From accept to a complete ClientInfo: TLS, HTTP head and login together."""
+HTTP_IDLE_TIMEOUT: Final = 30.0
+"""An HTTP keep-alive connection between two requests [http.Server.IdleTimeout]."""
+MAX_HTTP_HEAD: Final = 64 * 1024
+
+# Steady state
+KEEP_ALIVE: Final = 60.0
+"""Shortest time between two KeepAlive frames [derp.KeepAlive]."""
+KEEP_ALIVE_JITTER: Final = 5.0
+"""Added to `KEEP_ALIVE`, drawn once a connection from [0, this)."""
+WRITE_TIMEOUT: Final = 2.0
+"""No byte taken by the kernel for so long ends a connection [-tcp-write-timeout]."""
+MESH_WRITE_TIMEOUT: Final = 30.0
+HOME_MOVE_GRACE: Final = 5.0
+"""NotePreferred sooner after connecting is not counted as a move."""
+
+# Queues of one destination
+SEND_QUEUE_DEPTH: Final = 32
+"""Packets in each of the two queues, disco and data [perClientSendQueueDepth]."""
+SEND_QUEUE_BYTES: Final = 256 * 1024
+"""Bytes that wait for one destination, in both queues and in the transport."""
+MAX_PENDING_CHANGES: Final = 100_000
+"""Presence changes that wait for one watcher before it is closed."""
+
+# "Not here" replies, a token bucket for each connection
+NOT_HERE_RATE: Final = 1.0
+NOT_HERE_BURST: Final = 3
+
+# Sockets
+RECEIVE_BUFFER: Final = 128 * 1024
+"""One buffer for all connections of the process; what one read brings fits an idle queue."""
+TCP_KEEPALIVE_TIME: Final = 600
+TCP_KEEPALIVE_INTERVAL: Final = 15
+TCP_KEEPALIVE_PROBES: Final = 9
+TCP_USER_TIMEOUT: Final = 15.0
+LISTEN_BACKLOG: Final = 1024
+
+# Stopping
+DRAIN: Final = 5.0
+"""Closes of a graceful stop are spread over so long."""
+RECONNECT_TRY_FOR: Final = 60.0
+"""What FrameRestarting advises: keep trying for so long."""
+
+# Ports
+HTTPS_PORT: Final = 443
+DEV_PORT: Final = 3340

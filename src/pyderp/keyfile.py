@@ -1,0 +1,129 @@
+"""Secrets in files: a relay's key as `derper` keeps it, and a mesh's key."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keys import MeshKey, NodePrivate
+
+__all__ = ["load_or_create_key", "read_mesh_key", "write_atomically"]
+
+log = logging.getLogger("pyderp.relay")
+
+
+def load_or_create_key(path: Path) -> NodePrivate:
+    """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
+
+    A missing file is made, with its parents: mode 0600, complete or not at all. Two relays
+    that start at once on one path end up with the same key.
+
+    Raises:
+        ConfigError: the file cannot be read, made, or holds no key; its content is never shown.
+    """
+    for _ in range(2):
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            key = NodePrivate.generate()
+            if _create(path, key):
+                return key
+            continue
+        except (OSError, UnicodeDecodeError) as e:
+            reason = e.strerror if isinstance(e, OSError) else "it is not text"
+            raise ConfigError(f"cannot read the key file {path}: {reason}") from e
+        _warn_if_open(path)
+        return _parse(path, text)
+    raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
+
+
+def _parse(path: Path, text: str) -> NodePrivate:
+    try:
+        document = json.loads(text)
+    except ValueError:
+        # The parser's error would quote the file.
+        raise ConfigError(f"the key file {path} is not JSON") from None
+    value = document.get("PrivateKey") if isinstance(document, dict) else None
+    if not isinstance(value, str):
+        raise ConfigError(
+            f'the key file {path} lacks "PrivateKey"; it must hold {{"PrivateKey": "privkey:…"}}'
+        )
+    try:
+        return NodePrivate.parse(value)
+    except InvalidKey as e:
+        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
+
+
+def _create(path: Path, key: NodePrivate) -> bool:
+    text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(path, text.encode(), mode=0o600, replace=False)
+    except OSError as e:
+        raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
+
+
+def _warn_if_open(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            log.warning("the key file %s has mode %04o: others may read it; use 0600", path, mode)
+
+
+def read_mesh_key(path: Path) -> MeshKey:
+    """The mesh key in a file: 64 hex digits, white space around them ignored.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no mesh key.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e
+    try:
+        return MeshKey.parse(text)
+    except InvalidKey as e:
+        raise ConfigError(f"the mesh key file {path} cannot be used: {e}") from None
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
+    """Write a file so that it is there whole or not at all, even after a crash.
+
+    Args:
+        mode: its permission bits, from the first moment on.
+        replace: overwrite a file that exists already.
+
+    Returns:
+        whether the file was written; `False` only if it existed and `replace` is false.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return True

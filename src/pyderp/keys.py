@@ -1,0 +1,276 @@
+"""Keys of nodes and meshes: parse, print, compare, seal and open.
+
+Texts, binary form and error messages are those of Tailscale's `types/key`; see
+`docs/reference/wire.md` for the table. No parse error repeats its input.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from functools import total_ordering
+from typing import Final
+
+import nacl.bindings
+import nacl.exceptions
+
+from pyderp.errors import BadBox, InvalidKey, LocalProtocolError
+
+__all__ = ["KEY_LEN", "NONCE_LEN", "MeshKey", "NodePrivate", "NodePublic"]
+
+KEY_LEN: Final = 32
+NONCE_LEN: Final = 24
+
+_PRIVATE_PREFIX: Final = "privkey:"
+_PUBLIC_PREFIX: Final = "nodekey:"
+_BINARY_PREFIX: Final = b"np"
+_HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
+_ZERO: Final = bytes(KEY_LEN)
+
+
+def _from_hex(digits: str) -> bytes:
+    if len(digits) != 2 * KEY_LEN:
+        raise InvalidKey(f"key hex has the wrong size, got {len(digits)} want {2 * KEY_LEN}")
+    if not _HEX_DIGITS.issuperset(digits):
+        raise InvalidKey("invalid hex character in key")
+    return bytes.fromhex(digits)
+
+
+def _strip_prefix(text: str, prefix: str) -> str:
+    if not text.startswith(prefix):
+        raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
+    return text[len(prefix) :]
+
+
+def _check_raw(raw: bytes) -> bytes:
+    if len(raw) != KEY_LEN:
+        raise InvalidKey(f"a key is {KEY_LEN} bytes, got {len(raw)}")
+    return bytes(raw)
+
+
+@total_ordering
+class NodePublic:
+    """A node's Curve25519 public key: what DERP addresses packets by (`key.NodePublic`).
+
+    Hashable and ordered bytewise. The zero key can be held, printed and compared, but
+    it is no one's address and never opens or seals a box.
+
+    Args:
+        raw: the 32 bytes as they go over the wire.
+
+    Raises:
+        InvalidKey: `raw` is not 32 bytes.
+    """
+
+    __slots__ = ("raw",)
+
+    raw: bytes
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = _check_raw(raw)
+
+    @classmethod
+    def parse(cls, text: str) -> NodePublic:
+        """Parse `nodekey:` and 64 hex digits of either case.
+
+        Raises:
+            InvalidKey: wrong prefix, length or digit.
+        """
+        return cls(_from_hex(_strip_prefix(text, _PUBLIC_PREFIX)))
+
+    @classmethod
+    def parse_untyped(cls, digits: str) -> NodePublic:
+        """Parse 64 hex digits without a prefix, as in `Derp-Public-Key` and meta certificates."""
+        return cls(_from_hex(digits))
+
+    @classmethod
+    def from_binary(cls, data: bytes) -> NodePublic:
+        """Parse the 34-byte binary form: ASCII `np` and the key."""
+        if not data.startswith(_BINARY_PREFIX):
+            raise InvalidKey("a binary node key begins with np")
+        return cls(data[len(_BINARY_PREFIX) :])
+
+    def to_binary(self) -> bytes:
+        """The 34-byte binary form: ASCII `np` and the key."""
+        return _BINARY_PREFIX + self.raw
+
+    def untyped_hex(self) -> str:
+        """64 lower-case hex digits (`UntypedHexString`)."""
+        return self.raw.hex()
+
+    def short(self) -> str:
+        """The form for logs: `[` and five base64 characters and `]`; empty for the zero key."""
+        if self.is_zero():
+            return ""
+        return f"[{base64.b64encode(self.raw)[:5].decode('ascii')}]"
+
+    def is_zero(self) -> bool:
+        """Whether all 32 bytes are zero."""
+        return self.raw == _ZERO
+
+    def __str__(self) -> str:
+        return _PUBLIC_PREFIX + self.raw.hex()
+
+    def __repr__(self) -> str:
+        return f"NodePublic.parse({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NodePublic) and self.raw == other.raw
+
+    def __lt__(self, other: NodePublic) -> bool:
+        return self.raw < other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+
+class NodePrivate:
+    """A node's Curve25519 private key (`key.NodePrivate`).
+
+    Unclamped keys work: X25519 clamps internally. `repr` and `str` never show the
+    key; `to_text` does.
+
+    Args:
+        raw: 32 bytes, not all zero.
+
+    Raises:
+        InvalidKey: wrong length, or the zero key.
+    """
+
+    __slots__ = ("_public", "_raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = _check_raw(raw)
+        if self._raw == _ZERO:
+            raise InvalidKey("the zero key is not a private key")
+        self._public = NodePublic(nacl.bindings.crypto_scalarmult_base(self._raw))
+
+    @classmethod
+    def generate(cls, random: bytes | None = None) -> NodePrivate:
+        """A new, clamped key.
+
+        Args:
+            random: 32 bytes to make the key of; fresh ones from the system by default.
+        """
+        b = bytearray(nacl.bindings.randombytes(KEY_LEN) if random is None else _check_raw(random))
+        b[0] &= 248
+        b[31] = (b[31] & 127) | 64
+        return cls(bytes(b))
+
+    @classmethod
+    def parse(cls, text: str) -> NodePrivate:
+        """Parse `privkey:` and 64 hex digits of either case.
+
+        Raises:
+            InvalidKey: wrong prefix, length or digit, or the zero key.
+        """
+        return cls(_from_hex(_strip_prefix(text, _PRIVATE_PREFIX)))
+
+    def to_text(self) -> str:
+        """`privkey:` and 64 lower-case hex digits. This is the secret itself."""
+        return _PRIVATE_PREFIX + self._raw.hex()
+
+    @property
+    def public(self) -> NodePublic:
+        """The public key that belongs to this key."""
+        return self._public
+
+    def shared_key(self, peer: NodePublic) -> bytes:
+        """The 32-byte NaCl box key shared with `peer` (`crypto_box_beforenm`).
+
+        Raises:
+            BadBox: `peer` is the zero key or another point of low order.
+        """
+        try:
+            return nacl.bindings.crypto_box_beforenm(peer.raw, self._raw)
+        except (nacl.exceptions.RuntimeError, RuntimeError) as e:
+            raise BadBox(f"no secret can be shared with key {peer}") from e
+
+    def seal_to(self, peer: NodePublic, cleartext: bytes, *, nonce: bytes) -> bytes:
+        """Box `cleartext` for `peer`: nonce 24 ‖ tag 16 ‖ ciphertext.
+
+        Args:
+            nonce: 24 bytes, never used twice between the same two keys.
+
+        Raises:
+            BadBox: `peer` is not a usable key.
+        """
+        return seal(self.shared_key(peer), cleartext, nonce=nonce)
+
+    def open_from(self, peer: NodePublic, sealed: bytes) -> bytes:
+        """Open a box that `peer` sealed for this key.
+
+        Raises:
+            BadBox: it was not sealed by `peer` for us, or was changed, or `peer` is no usable key.
+        """
+        return open_sealed(self.shared_key(peer), sealed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NodePrivate) and hmac.compare_digest(self._raw, other._raw)
+
+    def __hash__(self) -> int:
+        return hash(self._public)
+
+    def __repr__(self) -> str:
+        return f"<NodePrivate of {self._public}>"
+
+
+def seal(shared: bytes, cleartext: bytes, *, nonce: bytes) -> bytes:
+    """Box `cleartext` under a key from `NodePrivate.shared_key`: nonce ‖ tag ‖ ciphertext."""
+    if len(nonce) != NONCE_LEN:
+        raise LocalProtocolError(f"a nonce is {NONCE_LEN} bytes, got {len(nonce)}")
+    return nonce + nacl.bindings.crypto_box_afternm(cleartext, nonce, shared)
+
+
+def open_sealed(shared: bytes, sealed: bytes) -> bytes:
+    """Open nonce ‖ tag ‖ ciphertext under a key from `NodePrivate.shared_key`.
+
+    Raises:
+        BadBox: too short, or not sealed under this key, or changed.
+    """
+    try:
+        return nacl.bindings.crypto_box_open_afternm(sealed[NONCE_LEN:], sealed[:NONCE_LEN], shared)
+    except (nacl.exceptions.CryptoError, ValueError) as e:
+        raise BadBox("box does not open") from e
+
+
+class MeshKey:
+    """The secret that relays of one mesh share (`key.DERPMesh`): 32 bytes, 64 hex digits.
+
+    Raises:
+        InvalidKey: wrong length, or the zero key, which means "no key" and grants nothing.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = _check_raw(raw)
+        if self._raw == _ZERO:
+            raise InvalidKey("invalid mesh key: the zero key grants nothing")
+
+    @classmethod
+    def parse(cls, text: str) -> MeshKey:
+        """Parse 64 hex digits of either case; white space around them is ignored.
+
+        Raises:
+            InvalidKey: anything else; the text contains `invalid mesh key`.
+        """
+        try:
+            return cls(_from_hex(text.strip()))
+        except InvalidKey as e:
+            detail = str(e).removeprefix("invalid mesh key: ")
+            raise InvalidKey(f"invalid mesh key: {detail}") from None
+
+    def to_text(self) -> str:
+        """64 lower-case hex digits. This is the secret itself."""
+        return self._raw.hex()
+
+    def __eq__(self, other: object) -> bool:
+        # Constant time, as key.DERPMesh.Equal: a client must not learn the key digit by digit.
+        return isinstance(other, MeshKey) and hmac.compare_digest(self._raw, other._raw)
+
+    def __hash__(self) -> int:
+        return hash(self._raw)
+
+    def __repr__(self) -> str:
+        return "<MeshKey>"

@@ -1,0 +1,1 @@
+"""Floor 2: who gets what. Decides, never awaits."""

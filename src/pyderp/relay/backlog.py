@@ -1,0 +1,120 @@
+"""What waits for a destination whose socket takes no more: bounded, oldest dropped first."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
+from pyderp.keys import KEY_LEN
+from pyderp.wire.frames import FRAME_HEADER_LEN, MAX_PACKET_SIZE
+
+__all__ = ["Backlog", "Batch"]
+
+PACKET_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
+MAX_RECV_FRAME: Final = PACKET_OVERHEAD + MAX_PACKET_SIZE
+MAX_UNSENT: Final = SEND_QUEUE_BYTES - MAX_RECV_FRAME
+"""Bytes handed to a transport at once: with one more packet queued, still within the bound."""
+_BATCH_BYTES: Final = 64 * 1024
+
+
+class Batch:
+    """Frames taken out of a backlog, ready to be written."""
+
+    __slots__ = ("chunks", "packet_bytes", "packets", "size")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.packets = 0
+        self.packet_bytes = 0
+
+    def add(self, frame: bytes) -> None:
+        """Add a frame that is no packet."""
+        self.chunks.append(frame)
+        self.size += len(frame)
+
+    def add_packet(self, frame: bytes) -> None:
+        """Add a RecvPacket frame."""
+        self.add(frame)
+        self.packets += 1
+        self.packet_bytes += len(frame) - PACKET_OVERHEAD
+
+
+class Backlog:
+    """The queues of one destination: data and disco packets, presence changes, other frames.
+
+    Data and disco are kept apart, so that a flood of one cannot push out the other;
+    each holds at most `SEND_QUEUE_DEPTH` packets, and both together at most `limit` bytes.
+    It exists only while something waits.
+
+    Args:
+        limit: bytes of packets that may wait, at least one packet's.
+    """
+
+    __slots__ = ("changes", "control", "data", "data_bytes", "disco", "disco_bytes", "limit")
+
+    def __init__(self, limit: int = SEND_QUEUE_BYTES) -> None:
+        self.limit = limit
+        self.data: deque[bytes] = deque()
+        self.disco: deque[bytes] = deque()
+        self.data_bytes = 0
+        self.disco_bytes = 0
+        self.changes: deque[bytes] = deque()
+        """PeerPresent and PeerGone frames for a watcher."""
+        self.control: list[bytes] = []
+        """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
+
+    def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
+        """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind."""
+        dropped: list[tuple[bytes, bool]] = []
+        if len(self.disco if disco else self.data) >= SEND_QUEUE_DEPTH:
+            dropped.append((self._pop(disco=disco), disco))
+        while self.data_bytes + self.disco_bytes + len(frame) > self.limit:
+            if not self.data and not self.disco:
+                break
+            # The queue with more bytes pays: isolation holds for bytes as for counts.
+            heavier = self.disco_bytes > self.data_bytes
+            dropped.append((self._pop(disco=heavier), heavier))
+        if disco:
+            self.disco.append(frame)
+            self.disco_bytes += len(frame)
+        else:
+            self.data.append(frame)
+            self.data_bytes += len(frame)
+        return dropped
+
+    def _pop(self, *, disco: bool) -> bytes:
+        if disco:
+            frame = self.disco.popleft()
+            self.disco_bytes -= len(frame)
+        else:
+            frame = self.data.popleft()
+            self.data_bytes -= len(frame)
+        return frame
+
+    def take(self) -> Batch:
+        """Take out about 64 KiB: control frames, changes, then packets of both kinds in turn."""
+        batch = Batch()
+        for frame in self.control:
+            batch.add(frame)
+        self.control.clear()
+        while self.changes and batch.size < _BATCH_BYTES:
+            batch.add(self.changes.popleft())
+        while (self.data or self.disco) and batch.size < _BATCH_BYTES:
+            if self.disco:
+                batch.add_packet(self._pop(disco=True))
+            if self.data:
+                batch.add_packet(self._pop(disco=False))
+        return batch
+
+    def drain_packets(self) -> list[tuple[bytes, bool]]:
+        """Empty the packet queues; gives the frames, each with its kind."""
+        frames = [(frame, False) for frame in self.data] + [(frame, True) for frame in self.disco]
+        self.data.clear()
+        self.disco.clear()
+        self.data_bytes = self.disco_bytes = 0
+        return frames
+
+    def __bool__(self) -> bool:
+        return bool(self.control or self.changes or self.data or self.disco)

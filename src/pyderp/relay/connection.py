@@ -1,0 +1,142 @@
+"""One logged-in connection, as the relay's core sees it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol
+
+from pyderp.defaults import NOT_HERE_BURST
+from pyderp.keys import NodePublic
+from pyderp.relay.backlog import Backlog
+from pyderp.wire.frames import PeerPresentFlags, pack_peer_present
+
+__all__ = ["Connection", "Sink"]
+
+
+class Sink(Protocol):
+    """Where a connection's frames go: the transport, or a list in a test."""
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Write whole frames. The list is the caller's again afterwards.
+
+        May call `Router.pause` for this connection when the kernel does not take all.
+        """
+
+    def close(self, reason: str) -> None:
+        """Unregister the connection and close it, now."""
+
+
+class Connection:
+    """State of one connection between login and end. Idle ones must stay small: see `bench/`.
+
+    Args:
+        key: the client's public key, 32 raw bytes: routing compares bytes, not objects.
+        sink: where its frames go.
+        number: its number among all accepted connections, for logs.
+        peer: remote address and port; un-mapped; port 0 and an empty address: unknown.
+        connected_at: time of login, in seconds of the router's clock.
+    """
+
+    __slots__ = (
+        "app_name",
+        "backlog",
+        "can_mesh",
+        "connected_at",
+        "heard_from",
+        "is_dup",
+        "is_prober",
+        "key",
+        "not_here_at",
+        "not_here_tokens",
+        "not_ideal",
+        "number",
+        "out",
+        "out_bytes",
+        "out_packets",
+        "paused",
+        "peer",
+        "pong_pending",
+        "preferred",
+        "sent_to",
+        "sink",
+        "skip",
+        "touched",
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        sink: Sink,
+        *,
+        number: int = 0,
+        peer: tuple[str, int] = ("", 0),
+        connected_at: float = 0.0,
+        can_mesh: bool = False,
+        is_prober: bool = False,
+        not_ideal: bool = False,
+        app_name: str = "",
+    ) -> None:
+        self.key = key
+        self.sink = sink
+        self.number = number
+        self.peer = peer
+        self.connected_at = connected_at
+        self.can_mesh = can_mesh
+        self.is_prober = is_prober
+        self.not_ideal = not_ideal
+        self.app_name = app_name
+        self.preferred = False
+        self.is_dup = False
+        """Another connection has the same key."""
+        # What leaves at the end of this turn of the loop: runs of whole frames.
+        self.out: list[bytes] = []
+        self.out_bytes = 0
+        self.out_packets = 0
+        self.touched = False
+        # What waits because the socket takes no more; None nearly always.
+        self.backlog: Backlog | None = None
+        self.paused = False
+        self.pong_pending = False
+        self.skip = 0
+        """Bytes of an unknown frame still to be thrown away."""
+        # Who must be told when this key leaves, and whose leaving this connection is told.
+        self.sent_to: set[Connection] | None = None
+        self.heard_from: set[bytes] | None = None
+        self.not_here_tokens = float(NOT_HERE_BURST)
+        self.not_here_at = connected_at
+
+    @property
+    def public(self) -> NodePublic:
+        """The client's key as an object."""
+        return NodePublic(self.key)
+
+    @property
+    def flags(self) -> PeerPresentFlags:
+        """What a watcher is told of this connection; "regular" stands alone."""
+        flags = PeerPresentFlags(0)
+        if self.can_mesh:
+            flags |= PeerPresentFlags.MESH_PEER
+        if self.is_prober:
+            flags |= PeerPresentFlags.PROBER
+        if self.not_ideal:
+            flags |= PeerPresentFlags.NOT_IDEAL
+        return flags or PeerPresentFlags.REGULAR
+
+    def present_frame(self) -> bytes:
+        """The PeerPresent frame about this connection."""
+        host, port = self.peer
+        return pack_peer_present(self.public, _ip16(host), port, self.flags)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.number} {self.public.short()} {self.peer[0]}:{self.peer[1]}>"
+
+
+def _ip16(host: str) -> bytes:
+    try:
+        # A zone (%eth0) means nothing to others.
+        address: IPv4Address | IPv6Address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return bytes(16)
+    if isinstance(address, IPv4Address):
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed

@@ -1,0 +1,153 @@
+"""Who is connected: connections by key, duplicates, watchers, and who hears of a departure."""
+
+from __future__ import annotations
+
+from pyderp.relay.connection import Connection
+from pyderp.relay.counters import Counters
+
+__all__ = ["Duplicates", "Registry"]
+
+
+class Duplicates:
+    """The connections that share one key, while there are at least two.
+
+    The order of takeovers is Go's (`dupClientSet`): the newest is active, then whoever
+    spoke last; when the active one leaves, whoever spoke before it. The second connection
+    counts as having spoken only once it does.
+    """
+
+    __slots__ = ("_spoke", "last", "members")
+
+    def __init__(self, first: Connection, second: Connection) -> None:
+        self.members: dict[Connection, None] = {first: None, second: None}
+        self.last = second
+        self._spoke: dict[Connection, None] = {first: None}
+
+    def add(self, connection: Connection) -> None:
+        """Take in a further connection; it is active."""
+        self.members[connection] = None
+        self.note(connection)
+
+    def note(self, connection: Connection) -> None:
+        """A connection spoke: it is active."""
+        self.last = connection
+        self._spoke.pop(connection, None)
+        self._spoke[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """Take a connection out; `last` is then the one that is active."""
+        del self.members[connection]
+        self._spoke.pop(connection, None)
+        if self.last is connection:
+            self.last = next(reversed(self._spoke or self.members))
+
+
+class Registry:
+    """The relay's books on its own connections. Of several with one key, the last to speak counts.
+
+    Attributes:
+        active: key → the connection that gets its packets; one look-up routes a run.
+        duplicates: key → all its connections, for keys that have several.
+        watchers: connections that are told who comes and goes.
+        sent_to: source key → connections that it has written to.
+    """
+
+    __slots__ = ("active", "counters", "duplicates", "not_ideal", "sent_to", "size", "watchers")
+
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+        self.active: dict[bytes, Connection] = {}
+        self.duplicates: dict[bytes, Duplicates] = {}
+        self.watchers: dict[Connection, None] = {}
+        self.sent_to: dict[bytes, set[Connection]] = {}
+        self.size = 0
+        self.not_ideal = 0
+
+    def add(self, connection: Connection) -> None:
+        """Take in a connection; it becomes the active one of its key."""
+        key = connection.key
+        was = self.active.get(key)
+        if was is not None:
+            duplicates = self.duplicates.get(key)
+            if duplicates is None:
+                self.duplicates[key] = Duplicates(was, connection)
+            else:
+                duplicates.add(connection)
+            was.is_dup = connection.is_dup = True
+            self.counters.dup_client_conn_total += 1
+        self.active[key] = connection
+        self.size += 1
+        self.not_ideal += connection.not_ideal
+
+    def remove(self, connection: Connection) -> bool:
+        """Take out a connection; gives whether it was the last of its key."""
+        key = connection.key
+        duplicates = self.duplicates.get(key)
+        if duplicates is None:
+            del self.active[key]
+            last = True
+        else:
+            duplicates.remove(connection)
+            self.active[key] = duplicates.last
+            if len(duplicates.members) == 1:
+                del self.duplicates[key]
+                self.active[key] = next(iter(duplicates.members))
+                self.active[key].is_dup = False
+            last = False
+        self.watchers.pop(connection, None)
+        self.size -= 1
+        self.not_ideal -= connection.not_ideal
+        if connection.heard_from:
+            for source in connection.heard_from:
+                self._forget(source, connection)
+        return last
+
+    def note_activity(self, connection: Connection) -> None:
+        """One of several connections of a key spoke: it gets the key's packets from now on."""
+        self.duplicates[connection.key].note(connection)
+        self.active[connection.key] = connection
+
+    def connections_of(self, key: bytes) -> list[Connection]:
+        """All connections of a key, oldest first."""
+        duplicates = self.duplicates.get(key)
+        if duplicates is not None:
+            return list(duplicates.members)
+        connection = self.active.get(key)
+        return [] if connection is None else [connection]
+
+    def remember(self, source: bytes, destination: Connection) -> set[Connection]:
+        """Note that `source` wrote to `destination`, which is told when it leaves.
+
+        Returns:
+            the set of all connections that `source` wrote to, for quick tests.
+        """
+        told = self.sent_to.get(source)
+        if told is None:
+            told = self.sent_to[source] = set()
+        told.add(destination)
+        if destination.heard_from is None:
+            destination.heard_from = set()
+        destination.heard_from.add(source)
+        return told
+
+    def left_region(self, source: bytes) -> set[Connection]:
+        """Forget a source that nobody here can reach any more; gives who must be told.
+
+        The memory goes on both sides, so that a second departure is told again.
+        """
+        told = self.sent_to.pop(source, None)
+        if told is None:
+            return set()
+        for destination in told:
+            if destination.heard_from is not None:
+                destination.heard_from.discard(source)
+        return told
+
+    def _forget(self, source: bytes, destination: Connection) -> None:
+        told = self.sent_to.get(source)
+        if told is not None:
+            told.discard(destination)
+            # An empty set may still be held by its source's connection, which would add
+            # to it unseen: it stays until the source leaves, unless the source is not here.
+            if not told and source not in self.active:
+                del self.sent_to[source]

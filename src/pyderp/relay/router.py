@@ -1,0 +1,371 @@
+"""The relay's decisions: who gets what, who is told what, what is dropped. It never awaits.
+
+The shell calls `login`, then `receive` with each read, and `leave`; it calls `flush` once
+at the end of each turn of its loop in which `wants_flush` became true. All bytes go out
+through `Sink.send`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from pyderp.defaults import (
+    HOME_MOVE_GRACE,
+    MAX_PENDING_CHANGES,
+    NOT_HERE_BURST,
+    NOT_HERE_RATE,
+    SEND_QUEUE_BYTES,
+)
+from pyderp.errors import RemoteProtocolError
+from pyderp.keys import KEY_LEN
+from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog
+from pyderp.relay.connection import Connection
+from pyderp.relay.counters import Counters, DropReason
+from pyderp.relay.forwarders import Forwarder, ForwarderTable
+from pyderp.relay.registry import Registry
+from pyderp.wire.frames import (
+    HEADER,
+    KEEP_ALIVE_FRAME,
+    PING_LEN,
+    FrameType,
+    PeerGoneReason,
+    frame_header,
+    looks_like_disco,
+    pack_pong,
+)
+
+__all__ = ["Router"]
+
+_PEER_GONE_HEADER: Final = frame_header(FrameType.PEER_GONE, KEY_LEN + 1)
+_DISCONNECTED: Final = bytes((PeerGoneReason.DISCONNECTED,))
+_NOT_HERE: Final = bytes((PeerGoneReason.NOT_HERE,))
+
+
+class Router:
+    """One relay's connections and the paths between them.
+
+    Args:
+        own_key: the relay's public key, 32 raw bytes.
+        clock: seconds, monotonic; asked only off the packet path.
+    """
+
+    def __init__(self, own_key: bytes, clock: Callable[[], float]) -> None:
+        self.own_key = own_key
+        self.clock = clock
+        self.counters = Counters()
+        self.registry = Registry(self.counters)
+        self.forwarders = ForwarderTable(self.counters)
+        self.touched: list[Connection] = []
+
+    # Life of a connection
+
+    def login(self, connection: Connection) -> None:
+        """Take in a connection and tell the watchers; it gets its key's packets from now on."""
+        self.registry.add(connection)
+        if self.registry.watchers:
+            self._tell_watchers(connection.present_frame())
+
+    def leave(self, connection: Connection, *, failed: bool = False) -> None:
+        """Take out a connection, count what it did not get, and tell those who care.
+
+        Args:
+            failed: a write failed; what the transport held is lost for that reason.
+        """
+        self._count_undelivered(connection, failed=failed)
+        if connection.preferred:
+            self.counters.home_connections -= 1
+        if not self.registry.remove(connection):
+            return
+        key = connection.key
+        if self.registry.watchers:
+            self.counters.peer_gone_disconnected += len(self.registry.watchers)
+            self._tell_watchers(_PEER_GONE_HEADER + key + _DISCONNECTED)
+        if key not in self.forwarders:
+            self._tell_left_region(key)
+
+    def _count_undelivered(self, connection: Connection, *, failed: bool) -> None:
+        reason = DropReason.WRITE_ERROR if failed else DropReason.GONE_DISCONNECTED
+        for run in connection.out:
+            for frame in split_run(run):
+                self._drop_frame(frame, reason)
+        connection.out.clear()
+        connection.out_bytes = connection.out_packets = 0
+        if connection.backlog is not None:
+            for frame, disco in connection.backlog.drain_packets():
+                size = len(frame) - PACKET_OVERHEAD
+                self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
+            connection.backlog = None
+        connection.paused = True  # nothing may be handed to the sink any more
+
+    def _drop_frame(self, frame: bytes, reason: DropReason) -> None:
+        if frame[0] == FrameType.RECV_PACKET:
+            packet = frame[PACKET_OVERHEAD:]
+            self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
+
+    # Frames other than runs of SendPacket
+
+    def on_frame(self, connection: Connection, kind: int, payload: bytes) -> None:
+        """Act on one whole frame whose length was checked.
+
+        Raises:
+            RemoteProtocolError: the client may not send this.
+        """
+        if kind == FrameType.SEND_PACKET:
+            self.send_packet(connection, payload[:KEY_LEN], payload[KEY_LEN:])
+        elif kind == FrameType.PING:
+            self._on_ping(connection, payload)
+        elif kind == FrameType.NOTE_PREFERRED:
+            self._on_note_preferred(connection, preferred=payload != b"\0")
+        elif kind == FrameType.FORWARD_PACKET:
+            self._need_mesh(connection, kind)
+            self._on_forward_packet(connection, payload)
+        elif kind == FrameType.WATCH_CONNS:
+            self._need_mesh(connection, kind)
+            self._on_watch_conns(connection)
+        elif kind == FrameType.CLOSE_PEER:
+            self._need_mesh(connection, kind)
+            for target in self.registry.connections_of(payload):
+                target.sink.close("closed by a mesh peer")
+        else:
+            self.counters.unknown_frames += 1
+
+    @staticmethod
+    def _need_mesh(connection: Connection, kind: int) -> None:
+        if not connection.can_mesh:
+            raise RemoteProtocolError("insufficient permissions", frame_type=kind)
+
+    def _on_ping(self, connection: Connection, payload: bytes) -> None:
+        self.counters.got_ping += 1
+        # One pong may wait; pings beyond that are ignored, so that a flood earns nothing.
+        if not connection.pong_pending:
+            connection.pong_pending = True
+            self.counters.sent_pong += 1
+            self._control(connection, pack_pong(payload[:PING_LEN]))
+
+    def _on_note_preferred(self, connection: Connection, *, preferred: bool) -> None:
+        if connection.preferred == preferred:
+            return
+        connection.preferred = preferred
+        self.counters.home_connections += 1 if preferred else -1
+        if self.clock() - connection.connected_at > HOME_MOVE_GRACE:
+            if preferred:
+                self.counters.home_moves_in += 1
+            else:
+                self.counters.home_moves_out += 1
+
+    # Packets one at a time: the plain path, and what the fast lane cannot do
+
+    def send_packet(self, connection: Connection, dst: bytes, packet: bytes) -> None:
+        """Relay one SendPacket, frame by frame: what `pyderp.relay.lane` does for whole runs."""
+        disco = looks_like_disco(packet)
+        self.counters.packets_received += 1
+        self.counters.bytes_received += len(packet)
+        self.counters.disco_received += disco
+        frame = _recv_frame(connection.key, packet)
+        destination = self.registry.active.get(dst)
+        if destination is not None:
+            self.registry.remember(connection.key, destination)
+            self.enqueue(destination, frame, disco=disco)
+        else:
+            self.send_elsewhere(connection, dst, packet, disco=disco)
+
+    def send_elsewhere(
+        self, connection: Connection, dst: bytes, packet: bytes, *, disco: bool
+    ) -> None:
+        """Relay a packet whose destination has no connection here: to the mesh, or nowhere."""
+        forwarder = self.forwarders.get(dst)
+        if forwarder is None:
+            self.counters.drop(DropReason.UNKNOWN_DEST, disco=disco, size=len(packet))
+            if disco:
+                self._tell_not_here(connection, dst)
+            return
+        reason = forwarder.forward(connection.key, dst, packet)
+        if reason is None:
+            self.counters.packets_forwarded_out += 1
+        else:
+            self.counters.drop(reason, disco=disco, size=len(packet))
+
+    def _on_forward_packet(self, connection: Connection, payload: bytes) -> None:
+        src, dst = payload[:KEY_LEN], payload[KEY_LEN : 2 * KEY_LEN]
+        packet = payload[2 * KEY_LEN :]
+        disco = looks_like_disco(packet)
+        self.counters.packets_forwarded_in += 1
+        destination = self.registry.active.get(dst)
+        if destination is None:
+            # One hop: what was forwarded is never forwarded again.
+            self.counters.drop(DropReason.UNKNOWN_DEST_ON_FWD, disco=disco, size=len(packet))
+            if disco:
+                self._tell_not_here(connection, dst)
+            return
+        self.registry.remember(src, destination)
+        self.enqueue(destination, _recv_frame(src, packet), disco=disco)
+
+    def enqueue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
+        """Give a RecvPacket frame to a connection, or queue it if its socket takes no more."""
+        if self.has_room(destination, len(frame)):
+            self.touch(destination)
+            destination.out.append(frame)
+            destination.out_bytes += len(frame)
+            destination.out_packets += 1
+            return
+        backlog = destination.backlog
+        assert backlog is not None
+        for dropped, kind in backlog.put(frame, disco=disco):
+            size = len(dropped) - PACKET_OVERHEAD
+            self.counters.drop(DropReason.QUEUE_HEAD, disco=kind, size=size)
+
+    def has_room(self, destination: Connection, size: int) -> bool:
+        """Whether `size` more bytes may be added to what leaves for a connection this turn.
+
+        Makes room by writing what is there already; if that blocks, the answer is no and
+        the connection has a backlog.
+        """
+        if destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT:
+            return True
+        if not destination.paused:
+            self._flush_one(destination)
+        return destination.backlog is None
+
+    def _tell_not_here(self, connection: Connection, dst: bytes) -> None:
+        now = self.clock()
+        tokens = connection.not_here_tokens + (now - connection.not_here_at) * NOT_HERE_RATE
+        connection.not_here_at = now
+        connection.not_here_tokens = min(tokens, float(NOT_HERE_BURST))
+        if connection.not_here_tokens >= 1:
+            connection.not_here_tokens -= 1
+            self.counters.peer_gone_not_here += 1
+            self._control(connection, _PEER_GONE_HEADER + dst + _NOT_HERE)
+
+    # Mesh
+
+    def _on_watch_conns(self, connection: Connection) -> None:
+        if connection.key == self.own_key:
+            return  # the relay itself, by way of its own mesh list: nothing to learn
+        self.registry.watchers[connection] = None
+        self._changes(connection, (c.present_frame() for c in self.registry.active.values()))
+
+    def add_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
+        """Another relay has a key."""
+        self.forwarders.add(key, forwarder)
+
+    def remove_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
+        """Another relay lost a key."""
+        is_local = key in self.registry.active
+        if self.forwarders.remove(key, forwarder, is_local=is_local) and not is_local:
+            self._tell_left_region(key)
+
+    def _tell_watchers(self, frame: bytes) -> None:
+        for watcher in list(self.registry.watchers):
+            self._changes(watcher, (frame,))
+
+    def _changes(self, watcher: Connection, frames: Iterator[bytes] | tuple[bytes, ...]) -> None:
+        if watcher.backlog is None:
+            watcher.backlog = Backlog()
+        changes = watcher.backlog.changes
+        changes.extend(frames)
+        # A full picture may always wait; more than that means the watcher does not read.
+        if len(changes) > MAX_PENDING_CHANGES + len(self.registry.active):
+            self.counters.watchers_closed += 1
+            watcher.sink.close("watcher does not keep up")
+        else:
+            self.touch(watcher)
+
+    def _tell_left_region(self, source: bytes) -> None:
+        told = self.registry.left_region(source)
+        frame = _PEER_GONE_HEADER + source + _DISCONNECTED
+        self.counters.peer_gone_disconnected += len(told)
+        for connection in told:
+            self._control(connection, frame)
+
+    # Out
+
+    def keep_alive(self, connection: Connection) -> None:
+        """Send a KeepAlive frame; a peer that has yet to read what waits needs none."""
+        if not connection.paused:
+            self._control(connection, KEEP_ALIVE_FRAME)
+
+    def send_control(self, connection: Connection, frame: bytes) -> None:
+        """Send a frame that is no packet, such as Health or Restarting."""
+        self._control(connection, frame)
+
+    def _control(self, connection: Connection, frame: bytes) -> None:
+        self.touch(connection)
+        if connection.backlog is None:
+            connection.out.append(frame)
+        else:
+            connection.backlog.control.append(frame)
+
+    def touch(self, connection: Connection) -> None:
+        """Have `flush` look at a connection."""
+        if not connection.touched:
+            connection.touched = True
+            self.touched.append(connection)
+
+    @property
+    def wants_flush(self) -> bool:
+        """Whether something waits for the end of the turn."""
+        return bool(self.touched)
+
+    def flush(self) -> None:
+        """Write what this turn brought: one write a destination."""
+        while self.touched:
+            touched, self.touched = self.touched, []
+            for connection in touched:
+                connection.touched = False
+                self._flush_one(connection)
+
+    def _flush_one(self, connection: Connection) -> None:
+        out = connection.out
+        if out:
+            connection.out = []
+            packets = connection.out_packets
+            if packets:
+                self.counters.packets_sent += packets
+                self.counters.bytes_sent += connection.out_bytes - PACKET_OVERHEAD * packets
+                connection.out_bytes = connection.out_packets = 0
+            connection.pong_pending = False
+            connection.sink.send(out)
+        if connection.backlog is not None and not connection.paused:
+            self._drain(connection)
+
+    def pause(self, connection: Connection, unsent: int) -> None:
+        """The kernel takes no more for a connection.
+
+        Args:
+            unsent: bytes that its transport holds; they count against the bound.
+        """
+        connection.paused = True
+        if connection.backlog is None:
+            connection.backlog = Backlog()
+        connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
+
+    def resume(self, connection: Connection) -> None:
+        """The kernel took all; write what waits."""
+        connection.paused = False
+        self._drain(connection)
+
+    def _drain(self, connection: Connection) -> None:
+        backlog = connection.backlog
+        while backlog and not connection.paused:
+            batch = backlog.take()
+            connection.pong_pending = False
+            self.counters.packets_sent += batch.packets
+            self.counters.bytes_sent += batch.packet_bytes
+            connection.sink.send(batch.chunks)
+        if not connection.paused:
+            connection.backlog = None
+
+
+def _recv_frame(src: bytes, packet: bytes) -> bytes:
+    return b"".join((frame_header(FrameType.RECV_PACKET, KEY_LEN + len(packet)), src, packet))
+
+
+def split_run(run: bytes) -> Iterator[bytes]:
+    """The single frames of a run, each a copy, so that none keeps the whole run alive."""
+    pos = 0
+    while pos < len(run):
+        _, length = HEADER.unpack_from(run, pos)
+        stop = pos + HEADER.size + length
+        yield run[pos:stop]
+        pos = stop

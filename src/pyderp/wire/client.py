@@ -1,0 +1,146 @@
+"""A client's half of DERP after the HTTP upgrade: login, then messages. Sans-IO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from pyderp.errors import LocalProtocolError, RemoteProtocolError
+from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
+from pyderp.wire import frames
+from pyderp.wire.buffer import FrameBuffer
+from pyderp.wire.frames import FrameType
+from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
+from pyderp.wire.messages import Message, Skipped, unpack_message_untrusted
+
+__all__ = ["ClientSession", "ClientState"]
+
+
+class ClientState(Enum):
+    """Where a `ClientSession` is."""
+
+    GREETING = auto()
+    """Waiting for ServerKey."""
+    READY = auto()
+    """ClientInfo is out; frames may be sent. ServerInfo is on its way."""
+    FAILED = auto()
+    """The stream broke; the first error is raised again and again."""
+
+
+class ClientSession:
+    """Bytes from a relay in, messages out; calls in, bytes for the relay out (`derp.Client`).
+
+    Feed what arrives to `receive_data`, write what `data_to_send` gives. A login needs
+    no answer beyond ServerKey: once that is read (or known), the session is ready.
+
+    Args:
+        private: the client's key.
+        random: gives n fresh random bytes; for the nonce of the login box.
+        info: what to say at login.
+        server_key: the relay's key, if already known from its meta certificate; its
+            greeting is then neither awaited nor compared.
+        on_skip: told of each frame that is passed over.
+    """
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        *,
+        random: Callable[[int], bytes],
+        info: ClientInfo | None = None,
+        server_key: NodePublic | None = None,
+        on_skip: Callable[[Skipped], None] | None = None,
+    ) -> None:
+        self.state = ClientState.GREETING
+        self.server_key = server_key
+        self._private = private
+        self._random = random
+        self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
+        self._on_skip = on_skip
+        self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
+        self._out: list[bytes] = []
+        self._error: RemoteProtocolError | None = None
+        if server_key is not None:
+            self._login(server_key)
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[Message]:
+        """Take bytes from the relay and give the messages that are now whole.
+
+        Raises:
+            RemoteProtocolError: the relay broke the protocol. The session is finished:
+                later calls raise the same error. Messages before the bad frame are lost
+                with the connection, as they are in Go's client.
+        """
+        if self._error is not None:
+            raise self._error
+        messages: list[Message] = []
+        try:
+            for kind, payload in self._buffer.receive_data(data):
+                self._on_frame(kind, payload, messages)
+        except RemoteProtocolError as e:
+            self._error = e
+            self.state = ClientState.FAILED
+            raise
+        return messages
+
+    def data_to_send(self) -> list[bytes]:
+        """What to write, in order; the list is handed over."""
+        out, self._out = self._out, []
+        return out
+
+    def send_packet(self, dst: NodePublic, packet: bytes) -> None:
+        """Queue a packet of at most 64 KiB for `dst`.
+
+        Raises:
+            LocalProtocolError: too big, or not ready.
+        """
+        self._send(frames.pack_send_packet(dst, packet))
+
+    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
+        """Queue a packet from `src` for `dst`; needs the mesh key."""
+        self._send(frames.pack_forward_packet(src, dst, packet))
+
+    def send_ping(self, data: bytes) -> None:
+        """Queue a Ping of eight bytes."""
+        self._send(frames.pack_ping(data))
+
+    def send_pong(self, data: bytes) -> None:
+        """Queue the answer to a Ping."""
+        self._send(frames.pack_pong(data))
+
+    def note_preferred(self, preferred: bool) -> None:
+        """Tell whether this relay is our home."""
+        self._send(frames.pack_note_preferred(preferred))
+
+    def watch_conns(self) -> None:
+        """Ask to be told who comes and goes; needs the mesh key."""
+        self._send(frames.pack_watch_conns())
+
+    def close_peer(self, target: NodePublic) -> None:
+        """Ask the relay to close all connections of `target`; needs the mesh key."""
+        self._send(frames.pack_close_peer(target))
+
+    def _send(self, frame: bytes) -> None:
+        if self.state is not ClientState.READY:
+            raise LocalProtocolError(f"cannot send while {self.state.name.lower()}")
+        self._out.append(frame)
+
+    def _login(self, server: NodePublic) -> None:
+        self.server_key = server
+        nonce = self._random(NONCE_LEN)
+        self._out.append(seal_client_info(self._private, server, self._info, nonce=nonce))
+        self._buffer.limit = frames.MAX_CLIENT_FRAME
+        self.state = ClientState.READY
+
+    def _on_frame(self, kind: int, payload: bytes, messages: list[Message]) -> None:
+        if self.state is ClientState.GREETING:
+            self._login(frames.unpack_server_key_untrusted(kind, payload))
+        elif kind == FrameType.SERVER_INFO:
+            assert self.server_key is not None
+            messages.append(open_server_info_untrusted(self._private, self.server_key, payload))
+        else:
+            message = unpack_message_untrusted(kind, payload)
+            if not isinstance(message, Skipped):
+                messages.append(message)
+            elif self._on_skip is not None:
+                self._on_skip(message)

@@ -1,0 +1,301 @@
+"""Frames: their types, limits and layouts; each packed and unpacked in one place.
+
+A frame is a header of five bytes, type u8 and length u32 big-endian without the
+header itself, and then the payload. `pack_*` makes whole frames; `unpack_*_untrusted`
+reads a payload that a peer sent and raises nothing but `RemoteProtocolError`.
+
+Constants are the Go names of `tailscale.com/derp` in upper case.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from pyderp.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
+from pyderp.keys import KEY_LEN, NONCE_LEN, NodePublic
+
+__all__ = [
+    "FRAME_HEADER_LEN",
+    "MAGIC",
+    "MAX_CLIENT_FRAME",
+    "MAX_INFO_LEN",
+    "MAX_PACKET_SIZE",
+    "PROTOCOL_VERSION",
+    "FrameType",
+    "PeerGoneReason",
+    "PeerPresentFlags",
+    "frame_header",
+    "looks_like_disco",
+    "pack_client_info",
+    "pack_close_peer",
+    "pack_forward_packet",
+    "pack_frame",
+    "pack_health",
+    "pack_note_preferred",
+    "pack_peer_gone",
+    "pack_peer_present",
+    "pack_ping",
+    "pack_pong",
+    "pack_received_packet",
+    "pack_restarting",
+    "pack_send_packet",
+    "pack_server_info",
+    "pack_server_key",
+    "pack_watch_conns",
+]
+
+PROTOCOL_VERSION: Final = 2
+MAGIC: Final = "DERP🔑".encode()
+"""The first eight bytes of ServerKey."""
+FRAME_HEADER_LEN: Final = 5
+MAX_PACKET_SIZE: Final = 64 * 1024
+"""A packet without key and header."""
+MAX_INFO_LEN: Final = 256 * 1024
+"""ClientInfo payload that a server accepts."""
+MAX_CLIENT_FRAME: Final = 1024 * 1024
+"""Any frame that a client accepts after login, inclusive."""
+MAX_SERVER_KEY_FRAME: Final = 1024
+"""ServerKey payload that a client accepts."""
+MIN_CLIENT_INFO: Final = KEY_LEN + NONCE_LEN
+SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
+PING_LEN: Final = 8
+MAX_PING_LEN: Final = 1000
+"""Ping payload that a server accepts; the bytes after the eighth are dropped."""
+PEER_PRESENT_LEN: Final = KEY_LEN + 16 + 2 + 1
+
+DISCO_MAGIC: Final = "TS💬".encode()
+"""The first six bytes of a disco packet (`disco.Magic`)."""
+DISCO_MIN_LEN: Final = len(DISCO_MAGIC) + KEY_LEN + NONCE_LEN
+
+HEADER: Final = struct.Struct(">BI")
+
+
+class FrameType(IntEnum):
+    """First byte of a frame (`derp.FrameType`)."""
+
+    SERVER_KEY = 0x01
+    CLIENT_INFO = 0x02
+    SERVER_INFO = 0x03
+    SEND_PACKET = 0x04
+    RECV_PACKET = 0x05
+    KEEP_ALIVE = 0x06
+    NOTE_PREFERRED = 0x07
+    PEER_GONE = 0x08
+    PEER_PRESENT = 0x09
+    FORWARD_PACKET = 0x0A
+    WATCH_CONNS = 0x10
+    CLOSE_PEER = 0x11
+    PING = 0x12
+    PONG = 0x13
+    HEALTH = 0x14
+    RESTARTING = 0x15
+
+
+class PeerGoneReason(IntEnum):
+    """Why a peer is gone (`derp.PeerGoneReasonType`); other values are passed on as they are."""
+
+    DISCONNECTED = 0x00
+    NOT_HERE = 0x01
+    MESH_CONN_BROKE = 0xF0
+    """Never on the wire: made by a mesh watcher that lost its relay."""
+
+
+class PeerPresentFlags(IntFlag):
+    """What kind of client is present (`derp.PeerPresentFlags`); 0: the server does not say."""
+
+    REGULAR = 0x01
+    MESH_PEER = 0x02
+    PROBER = 0x04
+    NOT_IDEAL = 0x08
+
+
+def frame_header(kind: int, length: int) -> bytes:
+    """The five bytes before a payload of `length` bytes."""
+    return HEADER.pack(kind, length)
+
+
+def pack_frame(kind: int, payload: bytes = b"") -> bytes:
+    """Header and payload."""
+    return HEADER.pack(kind, len(payload)) + payload
+
+
+def looks_like_disco(packet: bytes | bytearray | memoryview) -> bool:
+    """Whether a packet is a path-discovery message (`disco.LooksLikeDiscoWrapper`)."""
+    return len(packet) >= DISCO_MIN_LEN and packet[: len(DISCO_MAGIC)] == DISCO_MAGIC
+
+
+def _packet(packet: bytes) -> bytes:
+    if len(packet) > MAX_PACKET_SIZE:
+        raise LocalProtocolError(f"packet too big: {len(packet)}, at most {MAX_PACKET_SIZE} bytes")
+    return packet
+
+
+# Login
+
+
+def pack_server_key(server: NodePublic) -> bytes:
+    """01 ServerKey: magic 8 ‖ server key 32."""
+    return pack_frame(FrameType.SERVER_KEY, MAGIC + server.raw)
+
+
+def pack_client_info(client: NodePublic, sealed: bytes) -> bytes:
+    """02 ClientInfo: client key 32 ‖ nonce 24 ‖ box(JSON)."""
+    return pack_frame(FrameType.CLIENT_INFO, client.raw + sealed)
+
+
+def pack_server_info(sealed: bytes) -> bytes:
+    """03 ServerInfo: nonce 24 ‖ box(JSON)."""
+    return pack_frame(FrameType.SERVER_INFO, sealed)
+
+
+def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
+    """The server's key from its greeting; bytes after the fortieth are for the future.
+
+    Raises:
+        RemoteProtocolError: not a greeting of DERP.
+    """
+    if kind != FrameType.SERVER_KEY or len(payload) < SERVER_KEY_LEN:
+        raise RemoteProtocolError("invalid server greeting", frame_type=kind)
+    if not payload.startswith(MAGIC):
+        raise RemoteProtocolError("invalid server greeting", frame_type=kind)
+    key = NodePublic(payload[len(MAGIC) : SERVER_KEY_LEN])
+    if key.is_zero():
+        raise RemoteProtocolError("invalid server greeting: zero key", frame_type=kind)
+    return key
+
+
+# Packets
+
+
+def pack_send_packet(dst: NodePublic, packet: bytes) -> bytes:
+    """04 SendPacket: destination 32 ‖ packet.
+
+    Raises:
+        LocalProtocolError: the packet is larger than 64 KiB.
+    """
+    return pack_frame(FrameType.SEND_PACKET, dst.raw + _packet(packet))
+
+
+def pack_received_packet(src: NodePublic, packet: bytes) -> bytes:
+    """05 RecvPacket: source 32 ‖ packet."""
+    return pack_frame(FrameType.RECV_PACKET, src.raw + _packet(packet))
+
+
+def pack_forward_packet(src: NodePublic, dst: NodePublic, packet: bytes) -> bytes:
+    """0a ForwardPacket: source 32 ‖ destination 32 ‖ packet; between relays of a mesh."""
+    return pack_frame(FrameType.FORWARD_PACKET, src.raw + dst.raw + _packet(packet))
+
+
+# Client to server
+
+
+def pack_note_preferred(preferred: bool) -> bytes:
+    """07 NotePreferred: one byte, whether this relay is the client's home."""
+    return pack_frame(FrameType.NOTE_PREFERRED, b"\x01" if preferred else b"\x00")
+
+
+def pack_watch_conns() -> bytes:
+    """10 WatchConns: no payload; needs the mesh key."""
+    return pack_frame(FrameType.WATCH_CONNS)
+
+
+def pack_close_peer(target: NodePublic) -> bytes:
+    """11 ClosePeer: target 32; needs the mesh key."""
+    return pack_frame(FrameType.CLOSE_PEER, target.raw)
+
+
+def _eight(data: bytes) -> bytes:
+    if len(data) != PING_LEN:
+        raise LocalProtocolError(f"a ping carries {PING_LEN} bytes, got {len(data)}")
+    return data
+
+
+def pack_ping(data: bytes) -> bytes:
+    """12 Ping: eight opaque bytes."""
+    return pack_frame(FrameType.PING, _eight(data))
+
+
+def pack_pong(data: bytes) -> bytes:
+    """13 Pong: the eight bytes of the ping."""
+    return pack_frame(FrameType.PONG, _eight(data))
+
+
+# Server to client
+
+KEEP_ALIVE_FRAME: Final = pack_frame(FrameType.KEEP_ALIVE)
+
+
+def pack_peer_gone(peer: NodePublic, reason: int) -> bytes:
+    """08 PeerGone: peer 32 ‖ reason 1."""
+    return pack_frame(FrameType.PEER_GONE, peer.raw + bytes((reason,)))
+
+
+def pack_peer_present(peer: NodePublic, ip16: bytes, port: int, flags: int) -> bytes:
+    """09 PeerPresent: peer 32 ‖ address 16 ‖ port 2 ‖ flags 1.
+
+    Args:
+        ip16: the IPv6 form, `::ffff:a.b.c.d` for IPv4; 16 zero bytes when unknown.
+    """
+    return pack_frame(
+        FrameType.PEER_PRESENT, peer.raw + ip16 + port.to_bytes(2, "big") + bytes((flags,))
+    )
+
+
+def pack_health(problem: str) -> bytes:
+    """14 Health: UTF-8 text; empty: healthy again."""
+    return pack_frame(FrameType.HEALTH, problem.encode())
+
+
+def pack_restarting(reconnect_in: float, try_for: float) -> bytes:
+    """15 Restarting: two u32 in milliseconds.
+
+    Args:
+        reconnect_in: seconds to wait before reconnecting.
+        try_for: seconds to keep trying before it counts as a failure.
+    """
+    body = struct.pack(">II", round(reconnect_in * 1000), round(try_for * 1000))
+    return pack_frame(FrameType.RESTARTING, body)
+
+
+# What a server reads, after login. Each returns its fields; the relay keeps raw keys,
+# because a routing table of 32-byte strings needs no object a packet.
+
+_WRONG_SIZE: Final = {
+    FrameType.NOTE_PREFERRED: (1, "frameNotePreferred wrong size"),
+    FrameType.WATCH_CONNS: (0, "handleFrameWatchConns wrong size"),
+    FrameType.CLOSE_PEER: (KEY_LEN, "handleFrameClosePeer wrong size"),
+}
+
+
+def check_client_frame_untrusted(kind: int, length: int) -> None:
+    """Check the length of a frame that a logged-in client announces, before its payload arrives.
+
+    Unknown types may have any length; they are skipped.
+
+    Raises:
+        RemoteProtocolError: the length is not legal for this type.
+    """
+    if kind == FrameType.SEND_PACKET:
+        _check_packet_frame(kind, length, KEY_LEN, "short send packet frame")
+    elif kind == FrameType.FORWARD_PACKET:
+        _check_packet_frame(kind, length, 2 * KEY_LEN, "short forward packet frame")
+    elif kind == FrameType.PING:
+        if length < PING_LEN:
+            raise RemoteProtocolError(f"short ping: {length}", frame_type=kind)
+        if length > MAX_PING_LEN:
+            raise RemoteProtocolError(f"ping body too large: {length}", frame_type=kind)
+    elif kind in _WRONG_SIZE:
+        want, text = _WRONG_SIZE[FrameType(kind)]
+        if length != want:
+            raise RemoteProtocolError(f"{text}: {length}, want {want}", frame_type=kind)
+
+
+def _check_packet_frame(kind: int, length: int, keys: int, short: str) -> None:
+    if length < keys:
+        raise RemoteProtocolError(short, frame_type=kind)
+    if length - keys > MAX_PACKET_SIZE:
+        raise FrameTooLarge(
+            f"data packet longer ({length - keys}) than max of {MAX_PACKET_SIZE}", frame_type=kind
+        )

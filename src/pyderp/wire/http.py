@@ -1,0 +1,167 @@
+"""HTTP/1.1 requests on a relay's port, before any of them becomes DERP. Sans-IO, on h11."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+from pyderp.defaults import MAX_HTTP_HEAD
+from pyderp.errors import BadUpgrade
+
+__all__ = ["HttpConnection", "Request", "Response", "text_response"]
+
+
+@dataclass(slots=True)
+class Request:
+    """A request head. Header names are in lower case, values as sent, without outer space."""
+
+    method: str
+    target: str
+    http_version: str
+    headers: list[tuple[bytes, bytes]]
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+    def header(self, name: bytes) -> str:
+        """The first value of a header; empty when absent.
+
+        Args:
+            name: in lower case.
+        """
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return ""
+
+    def header_values(self, name: bytes) -> list[str]:
+        """All values of a header, in order."""
+        return [value.decode("latin-1") for key, value in self.headers if key == name]
+
+
+@dataclass(slots=True)
+class Response:
+    """An ordinary answer; length and connection headers are added when it is sent."""
+
+    status: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    close: bool = False
+    """Close the connection after this answer."""
+
+
+def text_response(status: int, text: str, *, close: bool = False) -> Response:
+    """A plain-text error or note, in the form of Go's `http.Error`."""
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    return Response(status, headers, text.encode() + b"\n", close)
+
+
+_SERVER_ERROR_CLOSES: Final = ("Connection", "close")
+
+
+class HttpConnection:
+    """One connection's requests, one after another.
+
+    Call `receive_data`, then `next_request` until it gives `None`; after each request
+    either `respond`, or take over the connection with `take_over`.
+    """
+
+    __slots__ = ("_h11", "_refusal_status", "finished", "served")
+
+    finished: bool
+    """No further request can follow: close once all is written."""
+    served: int
+    """Requests answered so far."""
+
+    def __init__(self) -> None:
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HTTP_HEAD)
+        self._refusal_status = HTTPStatus.BAD_REQUEST
+        self.finished = False
+        self.served = 0
+
+    def receive_data(self, data: bytes) -> None:
+        """Add bytes from the peer; nothing is parsed yet."""
+        if data:
+            self._h11.receive_data(data)
+
+    def next_request(self) -> Request | None:
+        """The next request head, or `None` while bytes are missing.
+
+        Raises:
+            BadUpgrade: not HTTP, or a head of more than 64 KiB. `refusal` has the answer.
+        """
+        if self.finished:
+            return None
+        try:
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as e:
+            self._refusal_status = HTTPStatus(e.error_status_hint)
+            raise BadUpgrade(f"bad HTTP request: {e}") from e
+        if event is h11.NEED_DATA:
+            return None
+        if not isinstance(event, h11.Request):
+            self.finished = True
+            return None
+        # h11 looks at its limit only while a head is incomplete.
+        if sum(len(k) + len(v) for k, v in event.headers) + len(event.target) > MAX_HTTP_HEAD:
+            self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise BadUpgrade(f"HTTP request head of more than {MAX_HTTP_HEAD} bytes")
+        return Request(
+            event.method.decode("latin-1"),
+            event.target.decode("latin-1"),
+            event.http_version.decode("latin-1"),
+            list(event.headers),
+        )
+
+    def take_over(self) -> bytes:
+        """End HTTP on this connection; gives the bytes that followed the request head."""
+        self.finished = True
+        return self._h11.trailing_data[0]
+
+    def respond(self, response: Response, *, head_only: bool = False) -> bytes:
+        """The bytes of an answer to the request just given.
+
+        A request with a body is answered and then the connection ends: no route reads one.
+
+        Args:
+            head_only: the request was HEAD: announce the body, do not send it.
+        """
+        try:
+            no_body = isinstance(self._h11.next_event(), h11.EndOfMessage)
+        except h11.RemoteProtocolError:
+            no_body = False
+        headers = [*response.headers, ("Content-Length", str(len(response.body)))]
+        if response.status == HTTPStatus.NO_CONTENT:
+            headers.pop()
+        if response.close or not no_body:
+            headers.append(_SERVER_ERROR_CLOSES)
+        reason = HTTPStatus(response.status).phrase.encode("ascii")
+        out = self._h11.send(
+            h11.Response(status_code=response.status, headers=headers, reason=reason)
+        )
+        if response.body and not head_only:
+            out = (out or b"") + (self._h11.send(h11.Data(data=response.body)) or b"")
+        out = (out or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
+        self.served += 1
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        else:
+            self.finished = True
+        return out
+
+    def refusal(self) -> bytes:
+        """The answer to bytes that are no acceptable request, after `next_request` raised."""
+        self.finished = True
+        line = f"{self._refusal_status.value} {self._refusal_status.phrase}"
+        return (
+            f"HTTP/1.1 {line}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            f"Connection: close\r\n\r\n{line}"
+        ).encode("ascii")

@@ -1,0 +1,178 @@
+"""What a client is told after login, one small class a frame; and how each is read.
+
+`unpack_message_untrusted` follows Go's client to the byte: short optional frames are
+skipped with a remark, spare bytes are ignored, unknown types are skipped.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
+
+from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.wire.frames import PING_LEN, FrameType, PeerPresentFlags
+
+__all__ = [
+    "Health",
+    "KeepAlive",
+    "Message",
+    "PeerGone",
+    "PeerPresent",
+    "Ping",
+    "Pong",
+    "ReceivedPacket",
+    "Restarting",
+    "ServerInfo",
+    "Skipped",
+]
+
+
+@dataclass(slots=True)
+class ReceivedPacket:
+    """A packet for us. The source is the relay's word: see `docs/security.md`."""
+
+    source: NodePublic
+    data: bytes
+
+
+@dataclass(slots=True)
+class PeerGone:
+    """A peer that wrote to us left the relay (reason 0), or one we wrote to is not here (1)."""
+
+    peer: NodePublic
+    reason: int
+
+
+@dataclass(slots=True)
+class PeerPresent:
+    """A connection on the relay, told to mesh watchers.
+
+    `address` and `port` are `None` when the relay does not say; IPv4 is un-mapped.
+    """
+
+    peer: NodePublic
+    address: IPv4Address | IPv6Address | None
+    port: int | None
+    flags: PeerPresentFlags
+
+
+@dataclass(slots=True)
+class ServerInfo:
+    """The relay's sealed greeting. Rates in bytes a second and bytes; 0: no limit told."""
+
+    version: int = 0
+    token_bucket_bytes_per_second: int = 0
+    token_bucket_bytes_burst: int = 0
+
+
+@dataclass(slots=True)
+class Ping:
+    """Answer with a Pong of the same eight bytes."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class Pong:
+    """The answer to a ping of ours: the same eight bytes."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class KeepAlive:
+    """The relay is alive."""
+
+
+@dataclass(slots=True)
+class Health:
+    """A problem the relay sees with this connection; empty text: healthy again."""
+
+    problem: str
+
+
+@dataclass(slots=True)
+class Restarting:
+    """The relay is about to restart. Both times in seconds."""
+
+    reconnect_in: float
+    try_for: float
+
+
+@dataclass(slots=True)
+class Skipped:
+    """A frame that was not understood and is not an error; for a log line."""
+
+    frame_type: int
+    remark: str
+
+
+Message: TypeAlias = (
+    ReceivedPacket
+    | PeerGone
+    | PeerPresent
+    | ServerInfo
+    | Ping
+    | Pong
+    | KeepAlive
+    | Health
+    | Restarting
+)
+
+_ADDRESS_END: Final = KEY_LEN + 16 + 2
+
+
+def unpack_message_untrusted(kind: int, payload: bytes) -> Message | Skipped:
+    """Read a frame from a server, other than ServerInfo, which needs keys.
+
+    Returns:
+        the message, or `Skipped` for a frame that a client passes over.
+    """
+    known = _READERS.get(kind)
+    if known is None:
+        return Skipped(kind, "unknown frame type")
+    least, too_short, read = known
+    if len(payload) < least:
+        return Skipped(kind, too_short)
+    return read(payload)
+
+
+def _received_packet(payload: bytes) -> ReceivedPacket:
+    return ReceivedPacket(NodePublic(payload[:KEY_LEN]), payload[KEY_LEN:])
+
+
+def _peer_gone(payload: bytes) -> PeerGone:
+    reason = payload[KEY_LEN] if len(payload) > KEY_LEN else 0
+    return PeerGone(NodePublic(payload[:KEY_LEN]), reason)
+
+
+def _peer_present(payload: bytes) -> PeerPresent:
+    # Three groups, 32 / 18 / 1 bytes, each there as a whole or not at all.
+    peer = NodePublic(payload[:KEY_LEN])
+    if len(payload) < _ADDRESS_END:
+        return PeerPresent(peer, None, None, PeerPresentFlags(0))
+    ip6 = IPv6Address(payload[KEY_LEN : KEY_LEN + 16])
+    port = int.from_bytes(payload[KEY_LEN + 16 : _ADDRESS_END], "big")
+    flags = payload[_ADDRESS_END] if len(payload) > _ADDRESS_END else 0
+    return PeerPresent(peer, ip6.ipv4_mapped or ip6, port, PeerPresentFlags(flags))
+
+
+def _restarting(payload: bytes) -> Restarting:
+    reconnect_ms, try_ms = struct.unpack_from(">II", payload)
+    return Restarting(reconnect_ms / 1000, try_ms / 1000)
+
+
+_READERS: Final[Mapping[int, tuple[int, str, Callable[[bytes], Message]]]] = {
+    FrameType.RECV_PACKET: (KEY_LEN, "short packet from DERP server", _received_packet),
+    FrameType.KEEP_ALIVE: (0, "", lambda _: KeepAlive()),
+    FrameType.PEER_GONE: (KEY_LEN, "short peerGone frame from DERP server", _peer_gone),
+    FrameType.PEER_PRESENT: (KEY_LEN, "short peerPresent frame from DERP server", _peer_present),
+    FrameType.PING: (PING_LEN, "short ping frame", lambda p: Ping(p[:PING_LEN])),
+    FrameType.PONG: (PING_LEN, "short ping frame", lambda p: Pong(p[:PING_LEN])),
+    FrameType.HEALTH: (0, "", lambda p: Health(p.decode("utf-8", "replace"))),
+    FrameType.RESTARTING: (8, "short server restarting frame", _restarting),
+}
+"""Frame type → shortest payload, the remark when it is shorter, how to read it."""

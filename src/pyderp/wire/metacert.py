@@ -1,0 +1,148 @@
+"""The meta certificate: how a relay tells its DERP key inside the TLS handshake.
+
+A self-signed certificate last in the chain, named `derpkey` and the relay's key, whose
+serial number is the protocol version. Nobody verifies it: under TLS 1.3 the handshake
+itself vouches for the chain. A client that finds it can skip a round trip (fast start).
+
+X.509 bounds a common name at 64 characters and this one has 71, so X.509 libraries warn
+or refuse; hence the few lines of DER here, to write one certificate and read two fields.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from pyderp.errors import InvalidKey
+from pyderp.keys import NodePublic
+from pyderp.wire.frames import PROTOCOL_VERSION
+
+__all__ = ["make_meta_certificate", "scan_chain_untrusted"]
+
+_PREFIX: Final = "derpkey"
+_VALIDITY: Final = datetime.timedelta(days=30)
+_OID_COMMON_NAME: Final = bytes.fromhex("0603550403")
+_ED25519: Final = bytes.fromhex("300506032b6570")
+"""AlgorithmIdentifier 1.3.101.112."""
+_BASIC_CONSTRAINTS: Final = bytes.fromhex("300c0603551d130101ff04023000")
+"""2.5.29.19, critical, CA false."""
+_MAX_SERIAL: Final = 255
+
+
+def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> bytes:
+    """A fresh meta certificate, DER; its Ed25519 key is thrown away.
+
+    Args:
+        now: aware time; the certificate is valid 30 days to both sides of it.
+    """
+    private = Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes_raw()
+    common_name = _der(0x13, (_PREFIX + server.untyped_hex()).encode("ascii"))
+    name = _der(0x30, _der(0x31, _der(0x30, _OID_COMMON_NAME, common_name)))
+    body = _der(
+        0x30,
+        _der(0xA0, _der(0x02, b"\x02")),  # version 3
+        _der(0x02, bytes((PROTOCOL_VERSION,))),  # serial number
+        _ED25519,
+        name,  # issuer
+        _der(0x30, _utc_time(now - _VALIDITY), _utc_time(now + _VALIDITY)),
+        name,  # subject
+        _der(0x30, _ED25519, _der(0x03, b"\0" + public)),
+        _der(0xA3, _der(0x30, _BASIC_CONSTRAINTS)),
+    )
+    return _der(0x30, body, _ED25519, _der(0x03, b"\0" + private.sign(body)))
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    contents = b"".join(parts)
+    size = len(contents)
+    if size < 0x80:
+        return bytes((tag, size)) + contents
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + contents
+
+
+def _utc_time(when: datetime.datetime) -> bytes:
+    utc = when.astimezone(datetime.UTC)
+    return _der(0x17, utc.strftime("%y%m%d%H%M%SZ").encode("ascii"))
+
+
+def scan_chain_untrusted(chain: Iterable[bytes]) -> tuple[NodePublic, int] | None:
+    """Find the meta certificate in a presented chain, the leaf included.
+
+    Expiry and signature are not looked at. Use it under TLS 1.3 only: below, the chain
+    travels in the clear.
+
+    Args:
+        chain: DER certificates as presented.
+
+    Returns:
+        (relay key, protocol version) of the first one that fits, or `None`. A version of
+        0, or a zero key, tells the key but does not allow fast start.
+    """
+    for der in chain:
+        found = _serial_and_name(der)
+        if found is None:
+            continue
+        serial, name = found
+        if not name.startswith(_PREFIX) or serial > _MAX_SERIAL:
+            continue
+        try:
+            return NodePublic.parse_untyped(name.removeprefix(_PREFIX)), serial
+        except InvalidKey:
+            continue
+    return None
+
+
+def _serial_and_name(der: bytes) -> tuple[int, str] | None:
+    try:
+        body = _contents(der, 0x30)
+        tbs = _contents(body, 0x30)
+        tag, start, end = _element(tbs, 0)
+        if tag == 0xA0:  # [0] version, absent in v1
+            tag, start, end = _element(tbs, end)
+        if tag != 0x02:
+            return None
+        serial = int.from_bytes(tbs[start:end], "big", signed=True)
+        # signature, issuer, validity, subject
+        for _ in range(3):
+            _, _, end = _element(tbs, end)
+        tag, start, end = _element(tbs, end)
+        if tag != 0x30 or serial < 0:
+            return None
+        return serial, _common_name(tbs[start:end])
+    except (IndexError, ValueError):
+        return None
+
+
+def _common_name(subject: bytes) -> str:
+    at = subject.find(_OID_COMMON_NAME)
+    if at < 0:
+        return ""
+    _, start, end = _element(subject, at + len(_OID_COMMON_NAME))
+    return subject[start:end].decode("ascii")
+
+
+def _contents(data: bytes, want: int) -> bytes:
+    tag, start, end = _element(data, 0)
+    if tag != want:
+        raise ValueError("another DER tag")
+    return data[start:end]
+
+
+def _element(data: bytes, pos: int) -> tuple[int, int, int]:
+    """Tag, and where the contents of the DER element at `pos` start and end."""
+    tag, length, start = data[pos], data[pos + 1], pos + 2
+    if length & 0x80:
+        count = length & 0x7F
+        if not 1 <= count <= 4:
+            raise ValueError("DER length")
+        length = int.from_bytes(data[start : start + count], "big")
+        start += count
+    end = start + length
+    if end > len(data):
+        raise ValueError("DER element is cut")
+    return tag, start, end

@@ -1,0 +1,160 @@
+"""The HTTP upgrade to DERP, both halves: what to ask, what to answer, what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Final
+
+import h11
+
+from pyderp.errors import BadUpgrade
+from pyderp.keys import NodePublic
+from pyderp.wire.frames import PROTOCOL_VERSION
+from pyderp.wire.http import Request
+
+__all__ = [
+    "Upgrade",
+    "UpgradeReply",
+    "classify_upgrade",
+    "switching_protocols",
+    "upgrade_request",
+    "wants_fast_start",
+]
+
+FAST_START_HEADER: Final = "Derp-Fast-Start"
+IDEAL_NODE_HEADER: Final = "Ideal-Node"
+_MAX_REPLY_BODY: Final = 4096
+
+
+class Upgrade(Enum):
+    """What a request to the DERP path asks for."""
+
+    NONE = auto()
+    DERP = auto()
+    WEBSOCKET = auto()
+
+
+def classify_upgrade(request: Request) -> Upgrade:
+    """What a request to `/derp` is upgraded to, by the rules of Go's handler.
+
+    A websocket without the subprotocol is an ancient client that speaks plain DERP.
+    """
+    wanted = request.header(b"upgrade").lower()
+    if wanted == "websocket":
+        offered = ",".join(request.header_values(b"sec-websocket-protocol"))
+        return Upgrade.WEBSOCKET if "derp" in offered else Upgrade.DERP
+    return Upgrade.DERP if wanted == "derp" else Upgrade.NONE
+
+
+def wants_fast_start(request: Request) -> bool:
+    """Whether the client expects no HTTP answer at all: the header is exactly `1`."""
+    return request.header(b"derp-fast-start") == "1"
+
+
+def switching_protocols(server: NodePublic) -> bytes:
+    """The 101 answer of Go's relay, to the byte."""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\n"
+        "Upgrade: DERP\r\n"
+        "Connection: Upgrade\r\n"
+        f"Derp-Version: {PROTOCOL_VERSION}\r\n"
+        f"Derp-Public-Key: {server.untyped_hex()}\r\n\r\n"
+    ).encode("ascii")
+
+
+def upgrade_request(
+    host: str,
+    target: str,
+    *,
+    user_agent: str,
+    ideal_node: str = "",
+    fast_start: bool = False,
+    extra: Sequence[tuple[str, str]] = (),
+) -> bytes:
+    """The request that a client sends, headers in the order of Go's HTTP library.
+
+    Args:
+        host: host and, unless it is the default, port.
+        target: path and query; empty: `/`.
+        ideal_node: name of the region's first node, when connecting to another one.
+        fast_start: the relay's key is known under TLS 1.3: ClientInfo follows at once.
+
+    Raises:
+        BadUpgrade: a value that cannot stand in a request head.
+    """
+    headers = [("Connection", "Upgrade"), ("Upgrade", "DERP"), *extra]
+    if ideal_node:
+        headers.append((IDEAL_NODE_HEADER, ideal_node))
+    if fast_start:
+        headers.append((FAST_START_HEADER, "1"))
+    headers.sort()
+    try:
+        head = h11.Connection(h11.CLIENT).send(
+            h11.Request(
+                method="GET",
+                target=target or "/",
+                headers=[("Host", host), ("User-Agent", user_agent), *headers],
+            )
+        )
+    except h11.LocalProtocolError as e:
+        raise BadUpgrade(f"cannot ask for an upgrade: {e}") from e
+    return head or b""
+
+
+class UpgradeReply:
+    """Reads the relay's answer to `upgrade_request`; only the status matters, as for Go."""
+
+    def __init__(self) -> None:
+        self._h11 = h11.Connection(h11.CLIENT)
+        # The request went out by other means; h11 must know of one to expect its answer.
+        self._h11.send(
+            h11.Request(
+                method="GET",
+                target="/",
+                headers=[("Host", "x"), ("Connection", "Upgrade"), ("Upgrade", "DERP")],
+            )
+        )
+        self._h11.send(h11.EndOfMessage())
+        self._refused: tuple[int, str] | None = None
+        self._body = b""
+
+    def receive_data(self, data: bytes) -> bytes | None:
+        """Take bytes from the relay; `b""` means that it closed its side.
+
+        Returns:
+            the bytes that follow a complete 101 answer, the start of the DERP stream;
+            `None` while more is needed.
+
+        Raises:
+            BadUpgrade: another status (the text has it and the start of the body), or
+                not HTTP.
+        """
+        try:
+            self._h11.receive_data(data)
+            while True:
+                event = self._h11.next_event()
+                if event is h11.NEED_DATA:
+                    return None
+                if isinstance(event, h11.InformationalResponse):
+                    if event.status_code == 101:
+                        return self._h11.trailing_data[0]
+                elif isinstance(event, h11.Response):
+                    self._refused = (event.status_code, event.reason.decode("latin-1"))
+                elif isinstance(event, h11.Data):
+                    self._body += event.data
+                    if len(self._body) > _MAX_REPLY_BODY:
+                        raise self._refusal()
+                else:
+                    raise self._refusal()
+        except h11.RemoteProtocolError as e:
+            if self._refused is not None:
+                raise self._refusal() from e
+            raise BadUpgrade(f"the relay's answer is not HTTP: {e}") from e
+
+    def _refusal(self) -> BadUpgrade:
+        if self._refused is None:
+            return BadUpgrade("the relay closed the connection without an answer")
+        status, reason = self._refused
+        body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
+        return BadUpgrade(f"upgrade refused: {status} {reason}: {body}")

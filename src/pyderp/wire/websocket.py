@@ -1,0 +1,147 @@
+"""DERP inside a websocket, the relay's side: binary messages carry the byte stream.
+
+On the sans-IO core of `websockets`. Message borders mean nothing: a frame may span
+messages and a message may hold many frames (`net/wsconn`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Final
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeaderFormat
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.headers import parse_connection, parse_subprotocol
+from websockets.protocol import SERVER, Protocol, State
+from websockets.utils import accept_key
+
+from pyderp.wire.http import Request, Response, text_response
+
+__all__ = ["WebSocketServer", "refuse_handshake", "websocket_accept"]
+
+MAX_SENT_MESSAGE: Final = 32 * 1024
+"""Go's client accepts no larger message."""
+MAX_RECEIVED_MESSAGE: Final = 256 * 1024
+"""Holds a full 64 KiB packet and what a client may batch with it."""
+SUBPROTOCOL: Final = "derp"
+
+
+def refuse_handshake(request: Request) -> Response | None:
+    """Why a request is no valid websocket handshake (RFC 6455 §4.2.1), or `None` if it is."""
+    connection = ",".join(request.header_values(b"connection"))
+    try:
+        tokens = [str(token).lower() for token in parse_connection(connection)]
+    except InvalidHeaderFormat:
+        tokens = []
+    if request.http_version != "1.1" or "upgrade" not in tokens:
+        response = text_response(426, "websocket handshake needs HTTP/1.1 and Connection: Upgrade")
+        response.headers += [("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        return response
+    if request.method != "GET":
+        return text_response(405, "websocket handshake must use GET")
+    if request.header(b"sec-websocket-version") != "13":
+        response = text_response(400, "websocket version must be 13")
+        response.headers.append(("Sec-WebSocket-Version", "13"))
+        return response
+    keys = request.header_values(b"sec-websocket-key")
+    if len(keys) != 1 or not _is_key(keys[0]):
+        return text_response(400, "Sec-WebSocket-Key must be given once, 16 bytes in base64")
+    return None
+
+
+def _is_key(value: str) -> bool:
+    try:
+        return len(base64.b64decode(value.strip(), validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
+
+
+def websocket_accept(request: Request) -> tuple[bytes, bool]:
+    """The 101 answer to a valid handshake, and whether the subprotocol `derp` was agreed on.
+
+    Extensions are never agreed on: packets are encrypted, compressing them is in vain.
+    """
+    headers = Headers()
+    headers["Upgrade"] = "websocket"
+    headers["Connection"] = "Upgrade"
+    headers["Sec-WebSocket-Accept"] = accept_key(request.header(b"sec-websocket-key").strip())
+    agreed = _offers_derp(request)
+    if agreed:
+        headers["Sec-WebSocket-Protocol"] = SUBPROTOCOL
+    return b"HTTP/1.1 101 Switching Protocols\r\n" + headers.serialize(), agreed
+
+
+def _offers_derp(request: Request) -> bool:
+    for value in request.header_values(b"sec-websocket-protocol"):
+        try:
+            offered = parse_subprotocol(value)
+        except InvalidHeaderFormat:
+            continue
+        if any(name.lower() == SUBPROTOCOL for name in offered):
+            return True
+    return False
+
+
+class WebSocketServer:
+    """Bytes of an open websocket in, bytes of the DERP stream out, and back.
+
+    After each call write what `data_to_send` gives; an empty chunk in it means: half-close.
+    """
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self) -> None:
+        self._protocol = Protocol(SERVER, state=State.OPEN, max_size=MAX_RECEIVED_MESSAGE)
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        """Take bytes from the peer; gives the stream's bytes in order.
+
+        Pings are answered and closes echoed in `data_to_send`. A text message closes
+        with 1003, a message of more than 256 KiB with 1009, a malformed frame with 1002.
+        """
+        protocol = self._protocol
+        protocol.receive_data(data)
+        stream: list[bytes] = []
+        for event in protocol.events_received():
+            if not isinstance(event, Frame):
+                continue
+            if event.opcode in (Opcode.BINARY, Opcode.CONT):
+                stream.append(bytes(event.data))
+            elif event.opcode is Opcode.TEXT:
+                protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP uses binary messages")
+                break
+        return stream
+
+    def receive_eof(self) -> None:
+        """The peer closed its half of the connection."""
+        self._protocol.receive_eof()
+
+    def send(self, chunks: Iterable[bytes]) -> None:
+        """Put bytes of the stream into messages of at most 32 KiB."""
+        data = b"".join(chunks)
+        if not self.is_open:
+            return
+        for at in range(0, len(data), MAX_SENT_MESSAGE):
+            self._protocol.send_binary(data[at : at + MAX_SENT_MESSAGE])
+
+    def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """Begin the closing handshake."""
+        if self.is_open:
+            self._protocol.send_close(code, reason)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has begun to close."""
+        return self._protocol.state is State.OPEN
+
+    @property
+    def error(self) -> Exception | None:
+        """What the peer did wrong, if it did."""
+        return self._protocol.parser_exc
+
+    def data_to_send(self) -> list[bytes]:
+        """What to write, in order."""
+        return self._protocol.data_to_send()
