@@ -24,6 +24,8 @@ WRITE_TIMEOUT: Final = 2.0
 MESH_WRITE_TIMEOUT: Final = 30.0
 HOME_MOVE_GRACE: Final = 5.0
 """NotePreferred sooner after connecting is not counted as a move."""
+CLOSE_TIMEOUT: Final = 5.0
+"""A connection that is closing gets so long to take what was written to it."""
 
 # Queues of one destination
 SEND_QUEUE_DEPTH: Final = 32

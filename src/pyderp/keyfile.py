@@ -46,7 +46,7 @@ def load_or_create_key(path: Path) -> NodePrivate:
 def _parse(path: Path, text: str) -> NodePrivate:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         # The parser's error would quote the file.
         raise ConfigError(f"the key file {path} is not JSON") from None
     value = document.get("PrivateKey") if isinstance(document, dict) else None

@@ -14,7 +14,13 @@ from typing import Final, TypeAlias, cast
 from pyderp.aio.core import Core
 from pyderp.aio.routes import DERP_PATH, Routes
 from pyderp.aio.sockets import format_address, unmap
-from pyderp.defaults import HTTP_IDLE_TIMEOUT, KEEP_ALIVE, KEEP_ALIVE_JITTER, LOGIN_TIMEOUT
+from pyderp.defaults import (
+    CLOSE_TIMEOUT,
+    HTTP_IDLE_TIMEOUT,
+    KEEP_ALIVE,
+    KEEP_ALIVE_JITTER,
+    LOGIN_TIMEOUT,
+)
 from pyderp.errors import BadUpgrade, RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.connection import Connection
@@ -103,7 +109,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
-        self._leave(failed=exc is not None)
+        self._leave()
         self.transport = None
 
     def eof_received(self) -> bool:
@@ -125,16 +131,19 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._finish()
 
     def _finish(self) -> None:
-        """Close once all that was written is out."""
+        """Close once all that was written is out, or after a while."""
         if self.transport is not None:
             self.transport.close()
+            if self._progress is not None:
+                core = self._core
+                self._slot = core.timers.add(self, core.loop.time() + CLOSE_TIMEOUT)
 
     def _abort(self) -> None:
         self._leave()
         if self.transport is not None:
             self.transport.abort()
 
-    def _leave(self, *, failed: bool = False) -> None:
+    def _leave(self) -> None:
         core = self._core
         core.timers.cancel(self, self._slot)
         core.stalled.pop(self, None)
@@ -143,10 +152,17 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._tail = None
         connection, self.connection = self.connection, None
         if connection is not None:
-            core.router.leave(connection, failed=failed)
+            core.router.leave(connection, unsent=self._unsent())
             log.debug("%s %s left", self.who, connection.public.short())
             if core.router.touched:
                 core.schedule_flush()
+
+    def _unsent(self) -> int:
+        # A transport that failed has forgotten what it held.
+        if self._progress is None:
+            return 0
+        size = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        return size or self._progress[0]
 
     @property
     def who(self) -> str:
@@ -159,7 +175,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def _fail(self, error: RemoteProtocolError) -> None:
         self._core.router.counters.protocol_errors += 1
         self._core.log_problem("%s closed: %s", self.who, error)
-        self._abort()
+        if self._websocket is None:
+            self._abort()
+        else:
+            self.close_gracefully()
 
     # In
 
@@ -225,9 +244,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._http = HttpConnection()
         http = self._http
         http.receive_data(bytes(view[:end]))
+        rest = 0
         try:
             while (request := http.next_request()) is not None:
-                self._on_request(http, request)
+                rest = self._on_request(http, request)
         except BadUpgrade as e:
             self._core.router.counters.protocol_errors += 1
             self._core.log_problem("%s closed: %s", self.who, e)
@@ -235,17 +255,16 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if self._http is http and http.finished:
             self._leave()
             self._finish()
-        return end
+        return end - rest
 
-    def _on_request(self, http: HttpConnection, request: Request) -> None:
+    def _on_request(self, http: HttpConnection, request: Request) -> int:
+        """Answer a request, or upgrade; gives how many bytes already belong to DERP."""
         if self._derp and request.path == DERP_PATH:
             upgrade = classify_upgrade(request)
             if upgrade is Upgrade.DERP:
-                self._upgrade(http, request)
-                return
+                return self._upgrade(http, request)
             if upgrade is Upgrade.WEBSOCKET:
-                self._upgrade_websocket(http, request)
-                return
+                return self._upgrade_websocket(http, request)
             if asked := request.header(b"upgrade"):
                 self._core.log_problem("%s asks for upgrade to %.40r", self.who, asked)
             response = text_response(426, "DERP requires connection upgrade")
@@ -253,21 +272,23 @@ class RelayProtocol(asyncio.BufferedProtocol):
             response = self._routes(request)
         self._write(http.respond(response, head_only=request.method == "HEAD"))
         self._restart_timer(HTTP_IDLE_TIMEOUT)
+        return 0
 
-    def _upgrade(self, http: HttpConnection, request: Request) -> None:
+    def _upgrade(self, http: HttpConnection, request: Request) -> int:
         core = self._core
         self.not_ideal = bool(request.header(b"ideal-node"))
         if wants_fast_start(request):
             self._write(core.login.greeting)
         else:
             self._write(core.greeting_with_head)
-        self._begin_login(http)
+        self._stage = self._login_stage
+        return self._begin_login(http)
 
-    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> None:
+    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> int:
         refusal = refuse_handshake(request)
         if refusal is not None:
             self._write(http.respond(refusal))
-            return
+            return 0
         head, agreed = websocket_accept(request)
         websocket = self._websocket = WebSocketServer()
         if not agreed:
@@ -276,24 +297,20 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._http = None
             self._leave()
             self._finish()
-            return
+            return 0
         self._core.router.counters.websocket_accepts += 1
         websocket.send((self._core.login.greeting,))
         self._write(head + b"".join(websocket.data_to_send()))
-        self._begin_login(http)
+        self._stage = _WebSocketStage(self, websocket, self._login_stage)
+        return self._begin_login(http)
 
-    def _begin_login(self, http: HttpConnection) -> None:
-        self._restart_timer_after_idle()
+    def _begin_login(self, http: HttpConnection) -> int:
+        # A first request shares the budget of the accept; one on a kept-alive connection
+        # begins a budget of its own.
+        if http.served:
+            self._restart_timer(LOGIN_TIMEOUT)
         self._http = None
-        rest = http.take_over()
-        if self._websocket is None:
-            self._stage = self._login_stage
-        else:
-            self._stage = _WebSocketStage(self, self._websocket, self._login_stage)
-        if rest:
-            data = bytearray(rest)
-            with memoryview(data) as view:
-                self._feed(data, view, len(data))
+        return len(http.take_over())
 
     # Stage 2: login
 
@@ -343,11 +360,11 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def send(self, chunks: list[bytes]) -> None:
         """Write frames (`Sink`)."""
-        if self._websocket is not None:
+        if self._websocket is None:
+            self._write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        else:
             self._websocket.send(chunks)
             self._write_websocket()
-        else:
-            self._write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def _write(self, data: bytes) -> None:
         if self.transport is not None and data:
@@ -387,12 +404,6 @@ class RelayProtocol(asyncio.BufferedProtocol):
         core.timers.cancel(self, self._slot)
         self._slot = core.timers.add(self, core.loop.time() + seconds)
 
-    def _restart_timer_after_idle(self) -> None:
-        # A first request shares the budget of the accept; one on a kept-alive connection
-        # begins a budget of its own.
-        if self._http is not None and self._http.served:
-            self._restart_timer(LOGIN_TIMEOUT)
-
     def on_timer(self, now: float) -> None:
         """The deadline of the current stage passed, or it is time for a KeepAlive."""
         core = self._core
@@ -400,7 +411,8 @@ class RelayProtocol(asyncio.BufferedProtocol):
             core.router.keep_alive(self.connection)
             self._slot = core.timers.add(self, now + self._period)
             return
-        if self._http is None or not self._http.served:
+        closing = self.transport is None or self.transport.is_closing()
+        if not closing and (self._http is None or not self._http.served):
             core.log_problem("%s closed: no login within %g s", self.who, LOGIN_TIMEOUT)
         self._abort()
 

@@ -18,6 +18,7 @@ from pyderp.errors import ConfigError
 __all__ = ["format_address", "listen", "parse_address", "unmap"]
 
 _NAMED_PORTS: Final = {"http": 80, "https": 443}
+_MAX_OPTION: Final = 2**31 - 1
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -32,7 +33,9 @@ def parse_address(text: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     port = _NAMED_PORTS.get(port_text)
     if port is None:
-        if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+        # Five digits at most: Python refuses to read very long numbers.
+        digits = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
+        if not digits or int(port_text) > 65535:
             raise ConfigError(f"invalid server address {text!r}: {port_text!r} is no port number")
         port = int(port_text)
     return host, port
@@ -73,15 +76,17 @@ def listen(
         )
     except OSError as e:
         raise ConfigError(_explain(host, port, e)) from e
+    except UnicodeError as e:
+        raise ConfigError(f"cannot listen on {format_address(host, port)}: no host name") from e
     # Set once here; Linux hands them on to each accepted socket.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if keepalive_time > 0:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        _set_tcp(sock, "TCP_KEEPIDLE", max(1, round(keepalive_time)))
+        _set_tcp(sock, "TCP_KEEPIDLE", max(1, keepalive_time))
         _set_tcp(sock, "TCP_KEEPINTVL", TCP_KEEPALIVE_INTERVAL)
         _set_tcp(sock, "TCP_KEEPCNT", TCP_KEEPALIVE_PROBES)
     if user_timeout > 0:
-        _set_tcp(sock, "TCP_USER_TIMEOUT", round(user_timeout * 1000))
+        _set_tcp(sock, "TCP_USER_TIMEOUT", user_timeout * 1000)
     if notsent_lowat > 0:
         _set_tcp(sock, "TCP_NOTSENT_LOWAT", notsent_lowat)
     sock.setblocking(False)
@@ -97,12 +102,12 @@ def _family(host: str) -> tuple[socket.AddressFamily, bool]:
     return socket.AF_INET, False
 
 
-def _set_tcp(sock: socket.socket, name: str, value: int) -> None:
+def _set_tcp(sock: socket.socket, name: str, value: float) -> None:
     # Other systems lack some of these; none is needed for correctness.
     option = getattr(socket, name, None)
     if option is not None:
         with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            sock.setsockopt(socket.IPPROTO_TCP, option, round(min(value, _MAX_OPTION)))
 
 
 def _explain(host: str, port: int, error: OSError) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final
 
 from pyderp.aio.core import Core
 from pyderp.aio.protocol import RelayProtocol
@@ -35,13 +35,28 @@ class TLSRelayProtocol(RelayProtocol):
         context: gives the server-side context for a new connection.
     """
 
-    __slots__ = ("_closed_by_peer", "_established", "_incoming", "_outgoing", "_tls")
+    __slots__ = (
+        "_closed_by_peer",
+        "_established",
+        "_incoming",
+        "_outgoing",
+        "_read_record",
+        "_tls",
+        "_undelivered",
+        "_write_record",
+    )
 
     def __init__(self, core: Core, routes: Routes, context: Callable[[], ssl.SSLContext]) -> None:
         super().__init__(core, routes)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context().wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # The object below SSLObject has the same methods without a Python call around
+        # each. It is private, so where it is missing the public one serves.
+        fast: Any = getattr(self._tls, "_sslobj", self._tls)
+        self._read_record: Callable[[int, memoryview], int] = fast.read
+        self._write_record: Callable[[bytes | memoryview], int] = fast.write
+        self._undelivered: Callable[[], int] = fast.pending
         self._established = False
         self._closed_by_peer = False
 
@@ -76,7 +91,7 @@ class TLSRelayProtocol(RelayProtocol):
     def _read(self) -> bool:
         """Decrypt all that is there; gives whether more may follow."""
         again = True
-        while again and (self._incoming.pending or self._tls.pending()):
+        while again and (self._incoming.pending or self._undelivered()):
             filled, again = self._decrypt(super().get_buffer(-1))
             if filled:
                 super().buffer_updated(filled)
@@ -89,20 +104,19 @@ class TLSRelayProtocol(RelayProtocol):
 
     def _decrypt(self, room: memoryview) -> tuple[int, bool]:
         """Fill `room`; gives how many bytes there are, and whether there may be more."""
-        tls, incoming = self._tls, self._incoming
-        # With a buffer, read gives a count; the stubs know only of bytes.
-        read = cast("Callable[[int, memoryview], int]", tls.read)
+        incoming = self._incoming
+        read = self._read_record
         size = len(room)
         filled = 0
         try:
             # A call a record: one read never gives more than one.
             while filled < size:
-                count = read(size - filled, room[filled:])
+                count = read(size - filled, room[filled:] if filled else room)
                 if not count:
                     self._closed_by_peer = True
                     return filled, False
                 filled += count
-                if not incoming.pending and not tls.pending():
+                if not incoming.pending and not self._undelivered():
                     return filled, False
         except ssl.SSLWantReadError:
             return filled, False  # the rest is an incomplete record
@@ -129,9 +143,9 @@ class TLSRelayProtocol(RelayProtocol):
         transport = self.transport
         if transport is None or not data:
             return
-        tls, outgoing = self._tls, self._outgoing
+        write, outgoing = self._write_record, self._outgoing
         try:
-            sent = tls.write(data)
+            sent = write(data)
             if sent == len(data):
                 transport.write(outgoing.read())
                 return
@@ -139,7 +153,7 @@ class TLSRelayProtocol(RelayProtocol):
             records = [outgoing.read()]
             with memoryview(data) as view:
                 while sent < len(data):
-                    sent += tls.write(view[sent:])
+                    sent += write(view[sent:])
                     records.append(outgoing.read())
         except ssl.SSLError as e:
             self._fail_tls(e)

@@ -52,7 +52,16 @@ class Backlog:
         limit: bytes of packets that may wait, at least one packet's.
     """
 
-    __slots__ = ("changes", "control", "data", "data_bytes", "disco", "disco_bytes", "limit")
+    __slots__ = (
+        "changes",
+        "control",
+        "data",
+        "data_bytes",
+        "disco",
+        "disco_bytes",
+        "in_flight",
+        "limit",
+    )
 
     def __init__(self, limit: int = SEND_QUEUE_BYTES) -> None:
         self.limit = limit
@@ -64,6 +73,8 @@ class Backlog:
         """PeerPresent and PeerGone frames for a watcher."""
         self.control: list[bytes] = []
         """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
+        self.in_flight: list[bytes] = []
+        """What was written last, and not all taken; lost if the connection ends now."""
 
     def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
         """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind."""

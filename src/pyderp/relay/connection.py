@@ -42,6 +42,7 @@ class Connection:
         "backlog",
         "can_mesh",
         "connected_at",
+        "has_left",
         "heard_from",
         "is_dup",
         "is_prober",
@@ -88,6 +89,8 @@ class Connection:
         self.preferred = False
         self.is_dup = False
         """Another connection has the same key."""
+        self.has_left = False
+        """No longer registered: what it still sends or is sent is for no one."""
         # What leaves at the end of this turn of the loop: runs of whole frames.
         self.out: list[bytes] = []
         self.out_bytes = 0

@@ -93,6 +93,8 @@ def receive(
             connection.skip = stop - end
             return end
         router.on_frame(connection, kind, bytes(view[start:stop]))
+        if connection.has_left:
+            return end  # it had itself closed: what stands behind is for no one
         pos = stop
 
 

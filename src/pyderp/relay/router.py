@@ -66,13 +66,14 @@ class Router:
         if self.registry.watchers:
             self._tell_watchers(connection.present_frame())
 
-    def leave(self, connection: Connection, *, failed: bool = False) -> None:
+    def leave(self, connection: Connection, *, unsent: int = 0) -> None:
         """Take out a connection, count what it did not get, and tell those who care.
 
         Args:
-            failed: a write failed; what the transport held is lost for that reason.
+            unsent: bytes that its transport held and never wrote.
         """
-        self._count_undelivered(connection, failed=failed)
+        connection.has_left = True
+        self._count_undelivered(connection, unsent)
         if connection.preferred:
             self.counters.home_connections -= 1
         if not self.registry.remove(connection):
@@ -84,24 +85,38 @@ class Router:
         if key not in self.forwarders:
             self._tell_left_region(key)
 
-    def _count_undelivered(self, connection: Connection, *, failed: bool) -> None:
-        reason = DropReason.WRITE_ERROR if failed else DropReason.GONE_DISCONNECTED
+    def _count_undelivered(self, connection: Connection, unsent: int) -> None:
         for run in connection.out:
-            for frame in split_run(run):
-                self._drop_frame(frame, reason)
+            self._drop_run(run, DropReason.GONE_DISCONNECTED)
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
         if connection.backlog is not None:
+            if unsent:
+                self._count_in_flight(b"".join(connection.backlog.in_flight), unsent)
             for frame, disco in connection.backlog.drain_packets():
                 size = len(frame) - PACKET_OVERHEAD
                 self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
             connection.backlog = None
         connection.paused = True  # nothing may be handed to the sink any more
 
-    def _drop_frame(self, frame: bytes, reason: DropReason) -> None:
-        if frame[0] == FrameType.RECV_PACKET:
-            packet = frame[PACKET_OVERHEAD:]
-            self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
+    def _count_in_flight(self, written: bytes, unsent: int) -> None:
+        # They were counted as sent when they were handed over; the kernel did not take
+        # all. Under TLS this is off by the few bytes that encryption adds.
+        packets, size = self._drop_run(written, DropReason.WRITE_ERROR, after=len(written) - unsent)
+        self.counters.packets_sent -= packets
+        self.counters.bytes_sent -= size
+
+    def _drop_run(self, run: bytes, reason: DropReason, *, after: int = 0) -> tuple[int, int]:
+        """Count the packets of a run that end beyond an offset; gives how many, and their bytes."""
+        packets = total = end = 0
+        for frame in split_run(run):
+            end += len(frame)
+            if end > after and frame[0] == FrameType.RECV_PACKET:
+                packet = frame[PACKET_OVERHEAD:]
+                self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
+                packets += 1
+                total += len(packet)
+        return packets, total
 
     # Frames other than runs of SendPacket
 
@@ -257,7 +272,9 @@ class Router:
 
     def _tell_watchers(self, frame: bytes) -> None:
         for watcher in list(self.registry.watchers):
-            self._changes(watcher, (frame,))
+            # One that does not keep up is closed, which is news for the others.
+            if not watcher.has_left:
+                self._changes(watcher, (frame,))
 
     def _changes(self, watcher: Connection, frames: Iterator[bytes] | tuple[bytes, ...]) -> None:
         if watcher.backlog is None:
@@ -326,6 +343,8 @@ class Router:
                 connection.out_bytes = connection.out_packets = 0
             connection.pong_pending = False
             connection.sink.send(out)
+            if connection.paused and connection.backlog is not None:
+                connection.backlog.in_flight = out
         if connection.backlog is not None and not connection.paused:
             self._drain(connection)
 
@@ -353,6 +372,8 @@ class Router:
             self.counters.packets_sent += batch.packets
             self.counters.bytes_sent += batch.packet_bytes
             connection.sink.send(batch.chunks)
+            if connection.paused:
+                backlog.in_flight = batch.chunks
         if not connection.paused:
             connection.backlog = None
 

@@ -13,7 +13,13 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from pyderp.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError
+from pyderp.errors import (
+    BadMagic,
+    FrameTooLarge,
+    LocalProtocolError,
+    RemoteProtocolError,
+    UnexpectedFrame,
+)
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePublic
 
 __all__ = [
@@ -154,12 +160,16 @@ def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
     """The server's key from its greeting; bytes after the fortieth are for the future.
 
     Raises:
-        RemoteProtocolError: not a greeting of DERP.
+        UnexpectedFrame: another type.
+        BadMagic: not a greeting of DERP.
+        RemoteProtocolError: too short, or the zero key.
     """
-    if kind != FrameType.SERVER_KEY or len(payload) < SERVER_KEY_LEN:
+    if kind != FrameType.SERVER_KEY:
+        raise UnexpectedFrame("invalid server greeting", frame_type=kind)
+    if len(payload) < SERVER_KEY_LEN:
         raise RemoteProtocolError("invalid server greeting", frame_type=kind)
     if not payload.startswith(MAGIC):
-        raise RemoteProtocolError("invalid server greeting", frame_type=kind)
+        raise BadMagic("invalid server greeting", frame_type=kind)
     key = NodePublic(payload[len(MAGIC) : SERVER_KEY_LEN])
     if key.is_zero():
         raise RemoteProtocolError("invalid server greeting: zero key", frame_type=kind)

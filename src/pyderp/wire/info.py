@@ -12,7 +12,13 @@ from typing import Final
 
 import msgspec
 
-from pyderp.errors import BadBox, InvalidKey, RemoteProtocolError
+from pyderp.errors import (
+    BadBox,
+    FrameTooLarge,
+    InvalidKey,
+    RemoteProtocolError,
+    UnexpectedFrame,
+)
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate, NodePublic, open_sealed, seal
 from pyderp.wire.frames import (
     MAX_INFO_LEN,
@@ -102,16 +108,17 @@ def check_client_info_frame_untrusted(kind: int, length: int) -> None:
     """Check the header of a client's first frame, before its payload arrives.
 
     Raises:
-        RemoteProtocolError: another type, or a length outside 56 … 262144.
+        UnexpectedFrame: another type.
+        RemoteProtocolError: a length outside 56 … 262144.
     """
     if kind != FrameType.CLIENT_INFO:
-        raise RemoteProtocolError(
+        raise UnexpectedFrame(
             f"bad frame type {kind:#x}, want {FrameType.CLIENT_INFO:#x}", frame_type=kind
         )
     if length < MIN_CLIENT_INFO:
         raise RemoteProtocolError("short client info", frame_type=kind)
     if length > MAX_INFO_LEN:
-        raise RemoteProtocolError("long client info", frame_type=kind)
+        raise FrameTooLarge("long client info", frame_type=kind)
 
 
 def open_client_info_untrusted(

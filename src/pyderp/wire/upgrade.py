@@ -97,7 +97,7 @@ def upgrade_request(
                 headers=[("Host", host), ("User-Agent", user_agent), *headers],
             )
         )
-    except h11.LocalProtocolError as e:
+    except (h11.LocalProtocolError, UnicodeEncodeError) as e:
         raise BadUpgrade(f"cannot ask for an upgrade: {e}") from e
     return head or b""
 

@@ -1,0 +1,1 @@
+"""Measures the CPU, memory and latency of DERP relays, side by side."""

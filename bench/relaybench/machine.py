@@ -1,0 +1,81 @@
+"""What the measurement ran on: machine and versions, without paths or names."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .peers import REPO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PROBE = """
+import importlib.metadata as m, json, platform, ssl
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return None
+print(json.dumps({
+    "Python": platform.python_implementation() + " " + platform.python_version(),
+    "pyderp": version("pyderp"), "uvloop": version("uvloop"),
+    "OpenSSL": ssl.OPENSSL_VERSION,
+}))
+"""
+
+
+def machine() -> dict[str, str]:
+    """Describe the hardware, the kernel and how busy they are."""
+    cpu = re.search(
+        r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+    )
+    memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    return {
+        "CPU": cpu[1] if cpu else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "memory": f"{int(memory[1]) / 2**20:.1f} GiB" if memory else "unknown",
+        "load average at the start": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def python_versions(python: str) -> dict[str, str]:
+    """Ask a Python for what decides pyderp's speed."""
+    probed = json.loads(_output([python, "-c", _PROBE]) or "{}")
+    out = {k: str(v) for k, v in probed.items() if v}
+    revision = _output(["git", "rev-parse", "--short=12", "HEAD"])
+    if revision and _output(["git", "status", "--porcelain", "--", "src"]):
+        revision += ", with uncommitted changes"
+    out["pyderp"] = (
+        f"{out.get('pyderp', 'not installed')} (git {revision or 'no commit'})"
+    )
+    out.setdefault("uvloop", "none")
+    return out
+
+
+def derper_version(derper: Path) -> str:
+    """Return the derper's version, and that of the Go which built it."""
+    version = _output([str(derper), "-version"]).splitlines()
+    out = version[0].strip() if version else "unknown"
+    if shutil.which("go"):
+        info = _output(["go", "version", "-m", str(derper)])
+        module = re.search(r"\bmod\s+tailscale\.com\s+(v\S+)", info)
+        go = re.search(r":\s*(go\S+)", info)
+        out = module[1] if module else out
+        out += f" ({go[1]})" if go else ""
+    return out
+
+
+def _output(argv: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, cwd=REPO, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

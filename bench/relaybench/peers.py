@@ -1,0 +1,87 @@
+"""Finding and building the programs that take part."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from .errors import BenchError
+
+REPO = Path(__file__).resolve().parents[2]
+PEERS = REPO / ".peers" / "bin"
+LOADGEN_SOURCE = REPO / "bench" / "loadgen"
+
+
+def find(name: str) -> Path | None:
+    """Return the program in `.peers/bin`, else in `PATH`."""
+    own = PEERS / name
+    if own.is_file():
+        return own
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def find_derper() -> Path:
+    """Return Go's relay."""
+    found = find("derper")
+    if found is None:
+        raise BenchError(
+            "no derper in .peers/bin or PATH: run `make peers`, or measure pyderp "
+            "alone with --no-derper"
+        )
+    return found
+
+
+def find_loadgen() -> Path:
+    """Return the load generator, built anew if its sources have changed."""
+    target = PEERS / "loadgen"
+    found = find("loadgen")
+    if found is not None and not (found == target and _older_than_sources(target)):
+        return found
+    if shutil.which("go") is None:
+        raise BenchError(
+            "the load generator must be built, and there is no `go` in PATH: install "
+            "Go (bench/loadgen/go.mod says which), or put a loadgen into .peers/bin"
+        )
+    PEERS.mkdir(parents=True, exist_ok=True)
+    built = subprocess.run(
+        ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(target), "."],
+        cwd=LOADGEN_SOURCE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if built.returncode != 0:
+        raise BenchError(f"go build in bench/loadgen failed:\n{built.stderr.strip()}")
+    target.touch()  # go leaves an identical program as it is, time included
+    return target
+
+
+def _older_than_sources(program: Path) -> bool:
+    sources = [
+        path
+        for path in LOADGEN_SOURCE.iterdir()
+        if path.suffix in {".go", ".mod", ".sum"} and not path.name.endswith("_test.go")
+    ]
+    return max(s.stat().st_mtime for s in sources) > program.stat().st_mtime
+
+
+def check_pyderp(python: str) -> None:
+    """Make sure that pyderp's relay can be started."""
+    try:
+        done = subprocess.run(
+            [python, "-m", "pyderp", "relay", "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise BenchError(f"cannot run {python}: {exc}") from exc
+    if done.returncode != 0:
+        raise BenchError(
+            "`python -m pyderp relay --help` fails: install the checkout into this "
+            "Python (pip install -e .), or name another one with --python\n"
+            f"    {(done.stderr.strip().splitlines() or ['(no message)'])[-1]}"
+        )

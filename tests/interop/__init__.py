@@ -1,0 +1,1 @@
+"""Our relay and client against the programs of others."""

@@ -1,0 +1,172 @@
+"""Relays as subprocesses: Go's ``derper`` and ours, set up alike."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from .certificates import write_localhost
+from .peers import need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Kind: TypeAlias = Literal["derper", "pyderp"]
+Setup: TypeAlias = Literal["plain", "named", "pinned"]
+"""No TLS; TLS with a certificate for ``localhost``; TLS with a self-signed one for 127.0.0.1."""
+
+MESH_KEY = "0123456789abcdef" * 4
+
+_START_TIMEOUT = 20.0
+"""Seconds a relay may take until it listens: mostly the interpreter's start on a busy machine."""
+_POLL = 0.02
+_LISTENING = re.compile(r"listening on \S*127\.0\.0\.1:(\d+)")
+_PIN = re.compile(r"sha256-raw:[0-9a-f]{64}")
+
+
+@dataclass
+class Relay:
+    """A running relay."""
+
+    kind: Kind
+    setup: Setup
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+    ca: Path | None = None
+    pin: str | None = None
+
+    @property
+    def client_args(self) -> list[str]:
+        """The flags with which ``gopeer`` finds and trusts this relay."""
+        scheme, host = {
+            "plain": ("http", "127.0.0.1"),
+            "named": ("https", "localhost"),
+            "pinned": ("https", "127.0.0.1"),
+        }[self.setup]
+        args = ["-kind", self.kind, "-mesh-key", MESH_KEY]
+        args += ["-url", f"{scheme}://{host}:{self.port}/derp"]
+        if self.ca:
+            args += ["-ca", str(self.ca)]
+        if self.pin:
+            args += ["-pin", self.pin]
+        return args
+
+    def log_text(self) -> str:
+        """Return what the relay has logged so far."""
+        return self.log.read_text(errors="replace")
+
+    def check_health(self) -> None:
+        """Fail if the relay has died or has logged an error that it did not foresee."""
+        text = self.log_text()
+        code = self.process.poll()
+        assert code is None, f"{self.kind} exited with {code}\n{text[-2000:]}"
+        assert "Traceback" not in text, f"{self.kind} logged a traceback\n{text[-4000:]}"
+
+
+class _Failed(Exception):
+    """A relay ended before it listened."""
+
+
+@contextmanager
+def running(kind: Kind, setup: Setup, directory: Path) -> Iterator[Relay]:
+    """Run a relay with its files in ``directory`` until the block ends."""
+    mesh = directory / "mesh.key"
+    mesh.write_text(MESH_KEY + "\n")
+    flags = ["-c", str(directory / "relay.json"), "--mesh-psk-file", str(mesh)]
+    ca = write_localhost(directory) if setup == "named" else None
+    if setup != "plain":
+        name = "localhost" if setup == "named" else "127.0.0.1"
+        flags += ["--certmode=manual", f"--certdir={directory}", f"--hostname={name}"]
+    relay = _start(kind, setup, directory / "relay.log", flags)
+    relay.ca = ca
+    try:
+        if setup == "pinned":
+            relay.pin = _wait_for_log(relay, _PIN)[0]
+        yield relay
+        relay.check_health()
+    finally:
+        _stop(relay.process)
+
+
+def _start(kind: Kind, setup: Setup, log: Path, flags: list[str]) -> Relay:
+    if kind == "derper":
+        program = [str(need("derper")), "-stun=false", "-http-port=-1", *flags]
+        for _ in range(3):
+            # derper cannot pick a port, so a free one is guessed; another process may be faster.
+            port = _free_port()
+            relay = _launch(kind, setup, log, [*program, "-a", f"127.0.0.1:{port}"], port)
+            try:
+                _wait_for_port(relay)
+            except _Failed:
+                continue
+            return relay
+        raise AssertionError(f"derper does not start\n{log.read_text()[-2000:]}")
+    mode = ["--dev"] if setup == "plain" else ["--http-port=-1"]
+    program = [sys.executable, "-m", "pyderp", "relay", *mode, "-a", "127.0.0.1:0", *flags]
+    relay = _launch(kind, setup, log, program, 0)
+    try:
+        relay.port = int(_wait_for_log(relay, _LISTENING)[1])
+    except BaseException:
+        _stop(relay.process)
+        raise
+    return relay
+
+
+def _launch(kind: Kind, setup: Setup, log: Path, args: list[str], port: int) -> Relay:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            args, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
+        )
+    return Relay(kind, setup, process, log, port)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(relay: Relay) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        if relay.process.poll() is not None:
+            raise _Failed
+        try:
+            socket.create_connection(("127.0.0.1", relay.port), timeout=1).close()
+        except OSError:
+            time.sleep(_POLL)
+        else:
+            return
+    _stop(relay.process)
+    raise _Failed
+
+
+def _wait_for_log(relay: Relay, pattern: re.Pattern[str]) -> re.Match[str]:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline:
+        ended = relay.process.poll() is not None  # asked first: then the log is complete
+        if match := pattern.search(relay.log_text()):
+            return match
+        if ended:
+            break
+        time.sleep(_POLL)
+    tail = relay.log_text()[-2000:]
+    raise AssertionError(f"{relay.kind} never logged {pattern.pattern!r}\n{tail}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process: politely, after ten seconds by force, and not twice."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,1 @@
+"""Two real tailscaled daemons that can reach each other only through a DERP relay."""

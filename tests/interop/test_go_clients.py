@@ -1,0 +1,171 @@
+"""Tailscale's own Go clients drive our relay, and Go's ``derper`` for comparison.
+
+The scenarios live in ``go/``. Each runs against both relays, so that what it expects of ours is
+known to be what Go's does; where the two differ on purpose, the scenario says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import pytest
+
+from .gopeer import Scenario, play
+from .relays import Kind, Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .relays import Relay
+
+pytestmark = pytest.mark.timeout(120)
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Transport(NamedTuple):
+    """A way to a relay: how that is set up, and what the client is told."""
+
+    setup: Setup
+    flags: tuple[str, ...] = ()
+
+
+TRANSPORTS = {
+    "http": Transport("plain"),
+    "https": Transport("named"),
+    "tls12": Transport("named", ("-tls12",)),
+    "pin": Transport("pinned"),
+    "ws": Transport("plain", ("-mode", "ws")),
+    "wss": Transport("named", ("-mode", "ws")),
+}
+
+EVERYWHERE = ["sendrecv", "sizes", "reconnect", "watchers", "login", "badlogin", "badframes"]
+"""Run on every transport."""
+
+ON_EACH_STREAM = [
+    "send_self",
+    "ping",
+    "pingflood",
+    "unknown_dest",
+    "peergone",
+    "duplicates",
+    "forward",
+    "closepeer",
+    "meshrights",
+    "notepreferred",
+    "unknownframes",
+    "fragments",
+    "bursts",
+    "many",
+]
+"""Run once on plain TCP, TLS and websocket each."""
+
+BY_HAND = ["upgrade", "faststart", "httpanswers", "wshandshake", "wsframes"]
+"""Written to the socket byte by byte, so with or without TLS is all the choice there is."""
+
+CASES = [
+    *((name, transport) for name in EVERYWHERE for transport in TRANSPORTS),
+    *((name, transport) for name in ON_EACH_STREAM for transport in ("http", "https", "ws")),
+    *((name, transport) for name in BY_HAND for transport in ("http", "https")),
+    ("watchloop", "http"),
+    ("watchloop", "https"),
+    ("wslimit", "ws"),
+    *(
+        pytest.param("slowreader", transport, marks=pytest.mark.slow)
+        for transport in ("http", "https", "ws")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def mute_clients(
+    relays: Callable[[Kind, Setup], Relay],
+) -> Iterator[Callable[[Kind], Scenario]]:
+    """Clients that do not log in, for ten seconds during which the other tests can run."""
+    started: dict[Kind, Scenario] = {}
+
+    def mute_client(kind: Kind) -> Scenario:
+        if kind not in started:
+            started[kind] = Scenario(relays(kind, "plain"), "mutelogin")
+        return started[kind]
+
+    yield mute_client
+    for scenario in started.values():
+        scenario.kill()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, mute_clients: Callable[[Kind], Scenario]) -> Kind:
+    """The relay under test, or the one that it is compared with."""
+    chosen: Kind = request.param
+    mute_clients(chosen)
+    return chosen
+
+
+def flags_for(kind: Kind, transport: Transport) -> list[str]:
+    """Return the client's flags; our relay takes and gives any legal size by websocket."""
+    full = ["-expect-ws-full"] if kind == "pyderp" else []
+    return [*transport.flags, *full]
+
+
+@pytest.mark.parametrize(("name", "transport"), CASES)
+def test_scenario(
+    kind: Kind, name: str, transport: str, relays: Callable[[Kind, Setup], Relay]
+) -> None:
+    """The scenario's expectations hold."""
+    way = TRANSPORTS[transport]
+    facts = play(relays(kind, way.setup), name, flags_for(kind, way))
+    assert facts.get("websocket", transport in {"ws", "wss"}) is (transport in {"ws", "wss"})
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_transport_is_what_it_claims_to_be(
+    kind: Kind, transport: str, relays: Callable[[Kind, Setup], Relay]
+) -> None:
+    """Websocket is websocket, TLS 1.3 starts fast, TLS 1.2 does not."""
+    way = TRANSPORTS[transport]
+    facts = play(relays(kind, way.setup), "sendrecv", way.flags)
+    assert len(bytes.fromhex(facts["server_key"])) == 32
+    expected = {
+        "http": {"transport": "derp", "websocket": False},
+        "https": {"transport": "tls", "tls_version": "TLS 1.3", "fast_start": True},
+        # The meta certificate is there, but in TLS 1.2 everybody can read it: no fast start.
+        "tls12": {"tls_version": "TLS 1.2", "meta_cert": True, "fast_start": False},
+        "pin": {"tls_version": "TLS 1.3", "fast_start": True, "sni": ""},
+        "ws": {"transport": "websocket", "websocket": True},
+        "wss": {"transport": "websocket", "websocket": True},
+    }[transport]
+    assert {name: facts[name] for name in expected} == expected
+
+
+def test_wrong_pin_is_refused(relays: Callable[[Kind, Setup], Relay]) -> None:
+    """The pin that the other tests use is really looked at."""
+    relay = replace(relays("derper", "pinned"), pin="sha256-raw:" + 64 * "0")
+    with pytest.raises(AssertionError, match="cert hash does not match"):
+        play(relay, "sendrecv")
+
+
+def test_second_departure_of_a_peer(kind: Kind, relays: Callable[[Kind, Setup], Relay]) -> None:
+    """Go's relay tells a connection only once that a peer has left; ours tells it every time."""
+    facts = play(relays(kind, "plain"), "peergone")
+    assert facts["second_departure_told"] is (kind == "pyderp")
+
+
+def test_every_size(kind: Kind, relays: Callable[[Kind, Setup], Relay]) -> None:
+    """Every packet size around a buffer border, and a sample of those between, arrives whole."""
+    # `gopeer -scenario everysize` without a stride sends all 65537 sizes: 2 GB, a few seconds.
+    assert play(relays(kind, "plain"), "everysize", ["-stride", "97"])["packets"] > 8000
+
+
+@pytest.mark.slow
+def test_mute_client_is_dropped_after_ten_seconds(
+    kind: Kind, mute_clients: Callable[[Kind], Scenario]
+) -> None:
+    """A client that sends nothing, or half a ClientInfo, is hung up on."""
+    mute_clients(kind).facts()
+
+
+def test_home_gauge(relays: Callable[[Kind, Setup], Relay]) -> None:
+    """Home notes move derper's gauge; ours publishes no metrics page yet."""
+    play(relays("derper", "plain"), "homegauge")
