@@ -212,8 +212,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         date=date,
         command=_shown_command(args),
         machine=hardware,
-        versions=_versions(args, relays)
-        | {"load generator": str(samples[0].output.get("go"))},
+        versions=_versions(args, relays) | {"load generator": str(samples[0].output.get("go"))},
         settings=settings,
         relays=relays,
         scenarios=scenarios,
@@ -223,9 +222,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     write(args, run)
 
 
-def _versions(
-    args: argparse.Namespace, relays: Sequence[RelayCommand]
-) -> dict[str, str]:
+def _versions(args: argparse.Namespace, relays: Sequence[RelayCommand]) -> dict[str, str]:
     out: dict[str, str] = {}
     for relay in relays:
         if "python" in relay.programs:

@@ -31,9 +31,7 @@ print(json.dumps({
 
 def machine() -> dict[str, str]:
     """Describe the hardware, the kernel and how busy they are."""
-    cpu = re.search(
-        r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-    )
+    cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     return {
         "CPU": cpu[1] if cpu else platform.machine(),
@@ -51,9 +49,7 @@ def python_versions(python: str) -> dict[str, str]:
     revision = _output(["git", "rev-parse", "--short=12", "HEAD"])
     if revision and _output(["git", "status", "--porcelain", "--", "src"]):
         revision += ", with uncommitted changes"
-    out["pyderp"] = (
-        f"{out.get('pyderp', 'not installed')} (git {revision or 'no commit'})"
-    )
+    out["pyderp"] = f"{out.get('pyderp', 'not installed')} (git {revision or 'no commit'})"
     out.setdefault("uvloop", "none")
     return out
 

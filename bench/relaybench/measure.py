@@ -81,16 +81,12 @@ def measure(
     return out
 
 
-def run_once(
-    relay: RelayCommand, scenario: Scenario, settings: Settings
-) -> Mapping[str, object]:
+def run_once(relay: RelayCommand, scenario: Scenario, settings: Settings) -> Mapping[str, object]:
     """Start a fresh relay, put load on it, and return what was measured."""
     on_relay = ("taskset", "-c", "0") if settings.pin else ()
     on_loadgen = ("taskset", "-c", "1") if settings.pin else ()
     log = settings.work / "loadgen.log"
-    with running_relay(
-        relay, tls=scenario.tls, work=settings.work, prefix=on_relay
-    ) as (pid, port):
+    with running_relay(relay, tls=scenario.tls, work=settings.work, prefix=on_relay) as (pid, port):
         argv = [*on_loadgen, str(settings.loadgen)]
         argv += ["-addr", f"127.0.0.1:{port}", "-pid", str(pid)]
         argv += settings.loadgen_args(scenario)
@@ -99,8 +95,7 @@ def run_once(
                 status = process.wait(settings.seconds + 180)
             except subprocess.TimeoutExpired:
                 raise BenchError(
-                    f"the load generator did not finish against {relay.name}:\n"
-                    f"{tail(log)}"
+                    f"the load generator did not finish against {relay.name}:\n{tail(log)}"
                 ) from None
         if status != 0:
             raise BenchError(
@@ -130,11 +125,7 @@ def _summary(sample: Sample) -> str:
         "server_us_per_connect": "{:.0f} µs a connect",
         "KiB_per_conn": "{:.2f} KiB each",
     }
-    parts = [
-        text.format(sample.number(key))
-        for key, text in shown.items()
-        if key in sample.output
-    ]
+    parts = [text.format(sample.number(key)) for key, text in shown.items() if key in sample.output]
     if sample.loss:
         parts.append(f"lost {sample.loss:.2%}")
     if sample.output.get("settled") is False:

@@ -132,9 +132,7 @@ def running_relay(
             )
 
 
-def _await_ready(
-    process: subprocess.Popen[bytes], port: int, name: str, log: Path
-) -> None:
+def _await_ready(process: subprocess.Popen[bytes], port: int, name: str, log: Path) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -154,23 +154,17 @@ def _tls(run: Run) -> list[str]:
 
 
 def _runs(run: Run, scenario: Scenario, relay: RelayCommand) -> list[Sample]:
-    return [
-        s for s in run.samples if s.scenario == scenario.name and s.relay == relay.name
-    ]
+    return [s for s in run.samples if s.scenario == scenario.name and s.relay == relay.name]
 
 
 def _commands(run: Run) -> dict[str, object]:
     kinds = {s.tls: "TLS" if s.tls else "no TLS" for s in run.scenarios}
     return {
         "relays": {
-            relay.name: {
-                kind: shlex.join(relay.words(tls=tls)) for tls, kind in kinds.items()
-            }
+            relay.name: {kind: shlex.join(relay.words(tls=tls)) for tls, kind in kinds.items()}
             for relay in run.relays
         },
-        "loadgen": {
-            s.name: shlex.join(run.settings.loadgen_args(s)) for s in run.scenarios
-        },
+        "loadgen": {s.name: shlex.join(run.settings.loadgen_args(s)) for s in run.scenarios},
     }
 
 

@@ -78,9 +78,7 @@ TLS_FAN_OUT = Scenario(
     tls=True,
 )
 RATE = Scenario("rate", "no TLS, 20,000 packets/s, 8 pairs, 1,200 B", _RATE)
-TLS_RATE = Scenario(
-    "tls-rate", "TLS 1.3, 20,000 packets/s, 8 pairs, 1,200 B", _RATE, tls=True
-)
+TLS_RATE = Scenario("tls-rate", "TLS 1.3, 20,000 packets/s, 8 pairs, 1,200 B", _RATE, tls=True)
 IDLE = Scenario("idle", "no TLS, a connection", ("-mode", "idle"))
 TLS_IDLE = Scenario("tls-idle", "TLS 1.3, a connection", ("-mode", "idle"), tls=True)
 SMALL = Scenario(

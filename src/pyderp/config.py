@@ -51,5 +51,9 @@ class RelayConfig:
     tcp_user_timeout: float = defaults.TCP_USER_TIMEOUT
     """Sent data unacknowledged for so long ends a connection; 0: the system's. Linux only."""
 
+    tcp_notsent_lowat: int = defaults.TCP_NOTSENT_LOWAT
+    """Bytes that the kernel holds unsent for a connection before it takes no more; 0: the
+    system's. What waits here instead can still be dropped for something newer."""
+
     drain: float = defaults.DRAIN
     """On a graceful stop, closes are spread at random over so long; 0: all at once."""

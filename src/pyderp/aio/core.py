@@ -67,7 +67,7 @@ class Core:
         self.stalled: dict[RelayProtocol, None] = {}
         self.timers: TimerWheel[RelayProtocol] = TimerWheel(TICK, loop.time())
         self._ticker: asyncio.TimerHandle | None = None
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._log_tokens = _LOGGED_AT_ONCE
         self._log_at = loop.time()
         self._not_logged = 0
@@ -84,12 +84,12 @@ class Core:
 
     def schedule_flush(self) -> None:
         """Have the router write what it holds, once all sockets that are ready were read."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
             self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self.router.flush()
 
     def _tick(self) -> None:

@@ -30,7 +30,7 @@ from pyderp.wire.server import LoggedIn
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import WebSocketServer, refuse_handshake, websocket_accept
 
-__all__ = ["RelayProtocol"]
+__all__ = ["RelayProtocol", "closed_stage"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -110,6 +110,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
         self._leave()
+        self._core.protocols.discard(self)
         self.transport = None
 
     def eof_received(self) -> bool:
@@ -120,7 +121,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Unregister and close, now (`Sink`)."""
         if self.transport is not None:
             self._core.log_problem("%s closed: %s", self.who, reason)
-            self._abort()
+            self.abort()
 
     def close_gracefully(self) -> None:
         """Unregister, write what is buffered, close."""
@@ -138,7 +139,8 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 core = self._core
                 self._slot = core.timers.add(self, core.loop.time() + CLOSE_TIMEOUT)
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Unregister and close; what the transport holds is lost."""
         self._leave()
         if self.transport is not None:
             self.transport.abort()
@@ -147,8 +149,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         core = self._core
         core.timers.cancel(self, self._slot)
         core.stalled.pop(self, None)
-        core.protocols.discard(self)
-        self._stage = _ignore
+        self._stage = closed_stage
         self._tail = None
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -176,7 +177,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._core.router.counters.protocol_errors += 1
         self._core.log_problem("%s closed: %s", self.who, error)
         if self._websocket is None:
-            self._abort()
+            self.abort()
         else:
             self.close_gracefully()
 
@@ -195,13 +196,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Bytes arrived in the shared buffer (asyncio)."""
         core = self._core
         tail = self._tail
-        if tail is None:
-            self._feed(core.buffer, core.view, nbytes)
-        elif not self._need:
-            self._feed(core.buffer, core.view, len(tail) + nbytes)
+        if tail is not None:
+            if self._need:
+                self._collect(tail, nbytes)
+            else:
+                self._feed(core.buffer, core.view, len(tail) + nbytes)
         else:
-            self._collect(tail, nbytes)
-        if core.router.touched:
+            self._feed(core.buffer, core.view, nbytes)
+        if core.router.touched and not core.flush_scheduled:
             core.schedule_flush()
 
     def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
@@ -247,6 +249,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
         rest = 0
         try:
             while (request := http.next_request()) is not None:
+                if self._progress is not None:
+                    # More answers would pile up without bound.
+                    self._fail(RemoteProtocolError("HTTP answers are not read"))
+                    return end
                 rest = self._on_request(http, request)
         except BadUpgrade as e:
             self._core.router.counters.protocol_errors += 1
@@ -353,7 +359,8 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def _relay_stage(self, data: bytearray, view: memoryview, end: int) -> int:
         connection = self.connection
-        assert connection is not None
+        if connection is None:
+            return end  # left while an earlier websocket message of the same read was relayed
         return lane.receive(self._core.router, connection, data, view, end)
 
     # Out
@@ -376,8 +383,20 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._write(b"".join(chunks))
         if b"" in chunks and self.transport is not None:
             # The closing handshake is complete, or failed.
+            if (error := self._websocket.error) is not None:
+                self._core.router.counters.protocol_errors += 1
+                self._core.log_problem("%s closed: websocket: %s", self.who, error)
             self._leave()
             self._finish()
+
+    def answer_websocket(self) -> None:
+        """Write what the websocket has to say by itself: pongs, closes."""
+        assert self._websocket is not None
+        if self._progress is not None and self._websocket.is_open:
+            # Pongs would pile up without bound while the client does not read.
+            self._websocket.data_to_send()
+        else:
+            self._write_websocket()
 
     def pause_writing(self) -> None:
         """The kernel did not take all (asyncio)."""
@@ -414,7 +433,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         closing = self.transport is None or self.transport.is_closing()
         if not closing and (self._http is None or not self._http.served):
             core.log_problem("%s closed: no login within %g s", self.who, LOGIN_TIMEOUT)
-        self._abort()
+        self.abort()
 
     def check_progress(self, now: float) -> None:
         """Give up a client whose kernel buffer took no byte for too long."""
@@ -432,10 +451,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if timeout and now - since >= timeout:
             core.router.counters.write_timeouts += 1
             core.log_problem("%s closed: no byte taken for %g s", self.who, timeout)
-            self._abort()
+            self.abort()
 
 
-def _ignore(_: bytearray, __: memoryview, end: int) -> int:
+def closed_stage(_: bytearray, __: memoryview, end: int) -> int:
     """The stage of a connection that is being closed."""
     return end
 
@@ -455,7 +474,7 @@ class _WebSocketStage:
         for payload in self._websocket.receive_data(bytes(view[:end])):
             self._stream += payload
             self._feed()
-        self._protocol._write_websocket()  # noqa: SLF001 (one class in two parts)
+        self._protocol.answer_websocket()
         return end
 
     def _feed(self) -> None:

@@ -107,6 +107,7 @@ class Relay:
                 each,
                 keepalive_time=config.tcp_keepalive_time,
                 user_timeout=config.tcp_user_timeout,
+                notsent_lowat=config.tcp_notsent_lowat,
             )
             undo.callback(sock.close)
             sockets.append(sock)
@@ -154,6 +155,9 @@ class Relay:
             core.stop()
         # A turn for the transports to close; one that cannot write is not waited for.
         await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for protocol in list(core.protocols):
+            protocol.abort()
         await asyncio.sleep(0)
 
     @staticmethod

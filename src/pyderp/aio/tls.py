@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pyderp.aio.core import Core
-from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.protocol import RelayProtocol, closed_stage
 from pyderp.aio.routes import Routes
 
 __all__ = ["TLSRelayProtocol"]
@@ -68,17 +68,24 @@ class TLSRelayProtocol(RelayProtocol):
         """Encrypted bytes arrived (asyncio)."""
         view = self._core.encrypted
         try:
-            for start in range(0, nbytes, _SLICE):
-                self._incoming.write(view[start : min(start + _SLICE, nbytes)])
-                if not self._established and not self._handshake():
-                    continue
-                if not self._read():
-                    break
+            if self._established and nbytes <= _SLICE:
+                self._incoming.write(view[:nbytes])
+                self._read()
+            else:
+                self._receive_slices(view[:nbytes])
         except ssl.SSLError as e:
             self._fail_tls(e)
         # Whatever OpenSSL has to say by itself: handshake, alerts, key updates.
         if self._outgoing.pending and self.transport is not None:
             self.transport.write(self._outgoing.read())
+
+    def _receive_slices(self, view: memoryview) -> None:
+        for start in range(0, len(view), _SLICE):
+            self._incoming.write(view[start : start + _SLICE])
+            if not self._established and not self._handshake():
+                continue
+            if not self._read():
+                break
 
     def _handshake(self) -> bool:
         try:
@@ -91,11 +98,11 @@ class TLSRelayProtocol(RelayProtocol):
     def _read(self) -> bool:
         """Decrypt all that is there; gives whether more may follow."""
         again = True
-        while again and (self._incoming.pending or self._undelivered()):
-            filled, again = self._decrypt(super().get_buffer(-1))
+        while again:
+            filled, again = self._decrypt(RelayProtocol.get_buffer(self, -1))
             if filled:
-                super().buffer_updated(filled)
-            if self.transport is None or self.transport.is_closing():
+                RelayProtocol.buffer_updated(self, filled)
+            if self._stage is closed_stage:
                 return False
         if self._closed_by_peer:
             self._leave()
@@ -111,13 +118,14 @@ class TLSRelayProtocol(RelayProtocol):
         try:
             # A call a record: one read never gives more than one.
             while filled < size:
+                # Asking for what is not there costs an exception.
+                if not incoming.pending and not self._undelivered():
+                    return filled, False
                 count = read(size - filled, room[filled:] if filled else room)
                 if not count:
                     self._closed_by_peer = True
                     return filled, False
                 filled += count
-                if not incoming.pending and not self._undelivered():
-                    return filled, False
         except ssl.SSLWantReadError:
             return filled, False  # the rest is an incomplete record
         except ssl.SSLZeroReturnError:
@@ -137,7 +145,7 @@ class TLSRelayProtocol(RelayProtocol):
         self._core.router.counters.protocol_errors += 1
         self._core.log_problem("%s closed: TLS: %s", self.who, error.reason or error)
         self._leave()
-        transport.close()
+        super()._finish()
 
     def _write(self, data: bytes) -> None:
         transport = self.transport

@@ -151,6 +151,15 @@ def relay(
             min=0, metavar="SECONDS", help="TCP_USER_TIMEOUT of connections. 0: the system's."
         ),
     ] = defaults.TCP_USER_TIMEOUT,
+    tcp_notsent_lowat: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="BYTES",
+            help="Bytes that the kernel may hold unsent for a client before packets wait here, "
+            "where old ones are dropped. 0: the system's.",
+        ),
+    ] = defaults.TCP_NOTSENT_LOWAT,
     tcp_write_timeout: Annotated[
         float,
         typer.Option(
@@ -190,6 +199,7 @@ def relay(
         write_timeout=tcp_write_timeout,
         tcp_keepalive_time=tcp_keepalive_time,
         tcp_user_timeout=tcp_user_timeout,
+        tcp_notsent_lowat=tcp_notsent_lowat,
         drain=drain,
     )
     _run(loop, lambda: _serve(config))

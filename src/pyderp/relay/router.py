@@ -234,13 +234,14 @@ class Router:
         """Whether `size` more bytes may be added to what leaves for a connection this turn.
 
         Makes room by writing what is there already; if that blocks, the answer is no and
-        the connection has a backlog.
+        the connection has a backlog. A run too large for any room, as a websocket message
+        may bring, must be given frame by frame.
         """
         if destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT:
             return True
         if not destination.paused:
             self._flush_one(destination)
-        return destination.backlog is None
+        return destination.backlog is None and size <= MAX_UNSENT
 
     def _tell_not_here(self, connection: Connection, dst: bytes) -> None:
         now = self.clock()

@@ -53,7 +53,7 @@ class ClientSession:
     ) -> None:
         self.state = ClientState.GREETING
         self.server_key = server_key
-        self._private = private
+        self.private = private
         self._random = random
         self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
         self._on_skip = on_skip
@@ -128,7 +128,7 @@ class ClientSession:
     def _login(self, server: NodePublic) -> None:
         self.server_key = server
         nonce = self._random(NONCE_LEN)
-        self._out.append(seal_client_info(self._private, server, self._info, nonce=nonce))
+        self._out.append(seal_client_info(self.private, server, self._info, nonce=nonce))
         self._buffer.limit = frames.MAX_CLIENT_FRAME
         self.state = ClientState.READY
 
@@ -137,7 +137,7 @@ class ClientSession:
             self._login(frames.unpack_server_key_untrusted(kind, payload))
         elif kind == FrameType.SERVER_INFO:
             assert self.server_key is not None
-            messages.append(open_server_info_untrusted(self._private, self.server_key, payload))
+            messages.append(open_server_info_untrusted(self.private, self.server_key, payload))
         else:
             message = unpack_message_untrusted(kind, payload)
             if not isinstance(message, Skipped):

@@ -96,7 +96,8 @@ class HttpConnection:
         """The next request head, or `None` while bytes are missing.
 
         Raises:
-            BadUpgrade: not HTTP, or a head of more than 64 KiB. `refusal` has the answer.
+            BadUpgrade: not HTTP, CONNECT, or a head of more than 64 KiB. `refusal` has
+                the answer.
         """
         if self.finished:
             return None
@@ -110,6 +111,10 @@ class HttpConnection:
         if not isinstance(event, h11.Request):
             self.finished = True
             return None
+        if event.method == b"CONNECT":
+            # After a 2xx answer the connection would be a tunnel, also to h11.
+            self._refusal_status = HTTPStatus.METHOD_NOT_ALLOWED
+            raise BadUpgrade("HTTP request for a proxy: CONNECT")
         # Twice as fast as iterating over h11's own view with names in lower case.
         headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
         # h11 looks at its limit only while a head is incomplete.
@@ -145,9 +150,12 @@ class HttpConnection:
             headers.pop()
         if response.close or not no_body:
             headers.append(_SERVER_ERROR_CLOSES)
+        # A value may repeat what a request said, which was read as Latin-1; left to h11,
+        # text must be ASCII.
+        encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
         reason = HTTPStatus(response.status).phrase.encode("ascii")
         out = self._h11.send(
-            h11.Response(status_code=response.status, headers=headers, reason=reason)
+            h11.Response(status_code=response.status, headers=encoded, reason=reason)
         )
         if response.body and not head_only:
             out = (out or b"") + (self._h11.send(h11.Data(data=response.body)) or b"")

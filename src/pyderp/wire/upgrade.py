@@ -148,7 +148,7 @@ class UpgradeReply:
                 else:
                     raise self._refusal()
         except h11.RemoteProtocolError as e:
-            if self._refused is not None:
+            if self._refused is not None or not data:
                 raise self._refusal() from e
             raise BadUpgrade(f"the relay's answer is not HTTP: {e}") from e
 
