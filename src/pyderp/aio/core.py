@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from pyderp.aio.wheel import TimerWheel
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.keys import MeshKey, NodePrivate
+from pyderp.relay.connection import Connection
 from pyderp.relay.router import Router
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
-
-if TYPE_CHECKING:
-    from pyderp.aio.protocol import RelayProtocol
 
 __all__ = ["Core"]
 
@@ -25,6 +23,24 @@ TICK: Final = 0.25
 """Seconds between two looks at deadlines and stalled connections."""
 _LOGGED_A_SECOND: Final = 10.0
 _LOGGED_AT_ONCE: Final = 50.0
+
+
+class Served(Protocol):
+    """A connection, as far as the core looks at it."""
+
+    connection: Connection | None
+
+    def check_progress(self, now: float) -> None:
+        """Look whether a stalled write went on."""
+
+    def on_timer(self, now: float) -> None:
+        """A deadline passed."""
+
+    def close_gracefully(self) -> None:
+        """Say goodbye and close."""
+
+    def abort(self) -> None:
+        """Close now."""
 
 
 class Core:
@@ -63,9 +79,9 @@ class Core:
         self.buffer = bytearray(RECEIVE_BUFFER)
         self.view = memoryview(self.buffer)
         self.encrypted = memoryview(bytearray(RECEIVE_BUFFER))
-        self.protocols: set[RelayProtocol] = set()
-        self.stalled: dict[RelayProtocol, None] = {}
-        self.timers: TimerWheel[RelayProtocol] = TimerWheel(TICK, loop.time())
+        self.protocols: set[Served] = set()
+        self.stalled: dict[Served, None] = {}
+        self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
         self._ticker: asyncio.TimerHandle | None = None
         self.flush_scheduled = False
         self._log_tokens = _LOGGED_AT_ONCE

@@ -1,7 +1,8 @@
 """One connection of a relay: HTTP, then login, then frames; over plain TCP.
 
-`pyderp.aio.tls` puts TLS under it, `WebSocketServer` a websocket inside. Bytes arrive in
-buffers that all connections share; what a connection keeps is an incomplete frame, if any.
+`pyderp.aio.http` is its first stage, `pyderp.aio.tls` puts TLS under it, and
+`pyderp.aio.websocket` a websocket around it. Bytes arrive in buffers that all connections
+share; what a connection keeps is an incomplete frame, if any.
 """
 
 from __future__ import annotations
@@ -9,28 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, TypeAlias, cast
+from typing import Final, Protocol, TypeAlias, cast
 
 from pyderp.aio.core import Core
-from pyderp.aio.routes import DERP_PATH, Routes
 from pyderp.aio.sockets import format_address, unmap
 from pyderp.defaults import (
     CLOSE_TIMEOUT,
-    HTTP_IDLE_TIMEOUT,
     KEEP_ALIVE,
     KEEP_ALIVE_JITTER,
     LOGIN_TIMEOUT,
 )
-from pyderp.errors import BadUpgrade, RemoteProtocolError
+from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.connection import Connection
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
-from pyderp.wire.http import HttpConnection, Request, text_response
 from pyderp.wire.server import LoggedIn
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
-from pyderp.wire.websocket import WebSocketServer, refuse_handshake, websocket_accept
 
-__all__ = ["RelayProtocol", "closed_stage"]
+__all__ = ["RelayProtocol", "Stage", "closed_stage"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -41,46 +37,55 @@ Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
 """Takes bytes in a buffer, how many there are; gives how many it used up."""
 
 
+class Wrapper(Protocol):
+    """What stands between DERP and the transport: a websocket."""
+
+    inner: Stage
+    """The stage that gets the bytes inside."""
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Write bytes of the stream inside."""
+
+    def close(self) -> None:
+        """Say that nothing more will come."""
+
+
 class RelayProtocol(asyncio.BufferedProtocol):
     """A connection from accept to end.
 
     Args:
         core: what it shares with the relay's other connections.
-        routes: answers requests that are not for DERP.
-        derp: whether `/derp` is served here.
+        first: makes its first stage.
     """
 
     __slots__ = (
-        "_core",
-        "_derp",
-        "_http",
         "_need",
         "_period",
         "_progress",
-        "_routes",
         "_slot",
-        "_stage",
         "_tail",
-        "_websocket",
         "connection",
+        "core",
+        "kept_alive",
         "not_ideal",
         "number",
         "peer",
+        "stage",
         "transport",
+        "websocket",
     )
 
-    def __init__(self, core: Core, routes: Routes, *, derp: bool = True) -> None:
-        self._core = core
-        self._routes = routes
-        self._derp = derp
+    def __init__(self, core: Core, first: Callable[[RelayProtocol], Stage]) -> None:
+        self.core = core
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
         self.peer: tuple[str, int] = ("", 0)
         self.number = 0
         self.not_ideal = False
-        self._stage: Stage = self._http_stage
-        self._http: HttpConnection | None = None
-        self._websocket: WebSocketServer | None = None
+        self.kept_alive = False
+        """Between two HTTP requests, where silence is no offence."""
+        self.websocket: Wrapper | None = None
+        self.stage: Stage = first(self)
         # The start of an incomplete frame; in a bytearray once it is large, and then
         # _need says how long it must get.
         self._tail: bytes | bytearray | None = None
@@ -93,7 +98,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected (asyncio)."""
-        core = self._core
+        core = self.core
         # uvloop's transports have the interface and not the base class.
         transport = self.transport = cast("asyncio.Transport", transport)
         # Any byte that the kernel does not take means pause_writing: what waits must wait
@@ -110,7 +115,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
         self._leave()
-        self._core.protocols.discard(self)
+        self.core.protocols.discard(self)
         self.transport = None
 
     def eof_received(self) -> bool:
@@ -120,23 +125,26 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def close(self, reason: str) -> None:
         """Unregister and close, now (`Sink`)."""
         if self.transport is not None:
-            self._core.log_problem("%s closed: %s", self.who, reason)
+            self.core.log_problem("%s closed: %s", self.who, reason)
             self.abort()
 
     def close_gracefully(self) -> None:
-        """Unregister, write what is buffered, close."""
+        """Unregister, say goodbye if there is a way to, and close."""
         self._leave()
-        if self._websocket is not None:
-            self._websocket.close()
-            self._write(b"".join(self._websocket.data_to_send()))
-        self._finish()
+        if self.websocket is not None:
+            self.websocket.close()
+        self.finish()
 
-    def _finish(self) -> None:
-        """Close once all that was written is out, or after a while."""
+    def finish(self) -> None:
+        """Unregister, and close once all that was written is out, or after a while."""
+        self._leave()
+        self._close_transport()
+
+    def _close_transport(self) -> None:
         if self.transport is not None:
             self.transport.close()
             if self._progress is not None:
-                core = self._core
+                core = self.core
                 self._slot = core.timers.add(self, core.loop.time() + CLOSE_TIMEOUT)
 
     def abort(self) -> None:
@@ -146,10 +154,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def _leave(self) -> None:
-        core = self._core
+        core = self.core
         core.timers.cancel(self, self._slot)
         core.stalled.pop(self, None)
-        self._stage = closed_stage
+        self.stage = closed_stage
         self._tail = None
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -174,12 +182,16 @@ class RelayProtocol(asyncio.BufferedProtocol):
         return f"{where} {self.connection.public.short()}"
 
     def _fail(self, error: RemoteProtocolError) -> None:
-        self._core.router.counters.protocol_errors += 1
-        self._core.log_problem("%s closed: %s", self.who, error)
-        if self._websocket is None:
+        self.count_problem(error)
+        if self.websocket is None:
             self.abort()
         else:
             self.close_gracefully()
+
+    def count_problem(self, error: Exception) -> None:
+        """Count and log what the client did wrong; closing is the caller's."""
+        self.core.router.counters.protocol_errors += 1
+        self.core.log_problem("%s closed: %s", self.who, error)
 
     # In
 
@@ -187,14 +199,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
         tail = self._tail
         if tail is None or self._need:
-            return self._core.view
+            return self.core.view
         size = len(tail)
-        self._core.buffer[:size] = tail
-        return self._core.view[size:]
+        self.core.buffer[:size] = tail
+        return self.core.view[size:]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes arrived in the shared buffer (asyncio)."""
-        core = self._core
+        core = self.core
         tail = self._tail
         if tail is not None:
             if self._need:
@@ -208,14 +220,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
     def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
         assert isinstance(tail, bytearray)
-        tail += self._core.view[:nbytes]
+        tail += self.core.view[:nbytes]
         if len(tail) >= self._need:
             self._need = 0
             with memoryview(tail) as view:
                 self._feed(tail, view, len(tail))
 
     def _feed(self, data: bytearray, view: memoryview, end: int) -> None:
-        stage = self._stage
+        stage = self.stage
         try:
             used = stage(data, view, end)
         except RemoteProtocolError as e:
@@ -223,7 +235,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
             return
         if used == end:
             self._tail = None
-        elif self._stage is not stage:
+        elif self.stage is not stage:
             rest = bytearray(view[used:end])
             with memoryview(rest) as rest_view:
                 self._feed(rest, rest_view, len(rest))
@@ -239,95 +251,17 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 return
         self._tail = bytes(rest)
 
-    # Stage 1: HTTP
+    # The stages of DERP; pyderp.aio.http has the one before
 
-    def _http_stage(self, _: bytearray, view: memoryview, end: int) -> int:
-        if self._http is None:
-            self._http = HttpConnection()
-        http = self._http
-        http.receive_data(bytes(view[:end]))
-        rest = 0
-        try:
-            while (request := http.next_request()) is not None:
-                if self._progress is not None:
-                    # More answers would pile up without bound.
-                    self._fail(RemoteProtocolError("HTTP answers are not read"))
-                    return end
-                rest = self._on_request(http, request)
-        except BadUpgrade as e:
-            self._core.router.counters.protocol_errors += 1
-            self._core.log_problem("%s closed: %s", self.who, e)
-            self._write(http.refusal())
-        if self._http is http and http.finished:
-            self._leave()
-            self._finish()
-        return end - rest
-
-    def _on_request(self, http: HttpConnection, request: Request) -> int:
-        """Answer a request, or upgrade; gives how many bytes already belong to DERP."""
-        if self._derp and request.path == DERP_PATH:
-            upgrade = classify_upgrade(request)
-            if upgrade is Upgrade.DERP:
-                return self._upgrade(http, request)
-            if upgrade is Upgrade.WEBSOCKET:
-                return self._upgrade_websocket(http, request)
-            if asked := request.header(b"upgrade"):
-                self._core.log_problem("%s asks for upgrade to %.40r", self.who, asked)
-            response = text_response(426, "DERP requires connection upgrade")
-        else:
-            response = self._routes(request)
-        self._write(http.respond(response, head_only=request.method == "HEAD"))
-        self._restart_timer(HTTP_IDLE_TIMEOUT)
-        return 0
-
-    def _upgrade(self, http: HttpConnection, request: Request) -> int:
-        core = self._core
-        self.not_ideal = bool(request.header(b"ideal-node"))
-        if wants_fast_start(request):
-            self._write(core.login.greeting)
-        else:
-            self._write(core.greeting_with_head)
-        self._stage = self._login_stage
-        return self._begin_login(http)
-
-    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> int:
-        refusal = refuse_handshake(request)
-        if refusal is not None:
-            self._write(http.respond(refusal))
-            return 0
-        head, agreed = websocket_accept(request)
-        websocket = self._websocket = WebSocketServer()
-        if not agreed:
-            websocket.close(1008, "client must speak the derp subprotocol")
-            self._write(head + b"".join(websocket.data_to_send()))
-            self._http = None
-            self._leave()
-            self._finish()
-            return 0
-        self._core.router.counters.websocket_accepts += 1
-        websocket.send((self._core.login.greeting,))
-        self._write(head + b"".join(websocket.data_to_send()))
-        self._stage = _WebSocketStage(self, websocket, self._login_stage)
-        return self._begin_login(http)
-
-    def _begin_login(self, http: HttpConnection) -> int:
-        # A first request shares the budget of the accept; one on a kept-alive connection
-        # begins a budget of its own.
-        if http.served:
-            self._restart_timer(LOGIN_TIMEOUT)
-        self._http = None
-        return len(http.take_over())
-
-    # Stage 2: login
-
-    def _login_stage(self, data: bytearray, view: memoryview, end: int) -> int:
-        used, client = self._core.login.receive_untrusted(view, end)
+    def login_stage(self, data: bytearray, view: memoryview, end: int) -> int:
+        """Wait for ClientInfo (`Stage`)."""
+        used, client = self.core.login.receive_untrusted(view, end)
         if client is not None:
             self._on_login(client)
         return used
 
     def _on_login(self, client: LoggedIn) -> None:
-        core = self._core
+        core = self.core
         info = client.info
         now = core.loop.time()
         connection = Connection(
@@ -346,57 +280,39 @@ class RelayProtocol(asyncio.BufferedProtocol):
         connection.out.append(client.server_info)
         core.router.touch(connection)
         core.router.login(connection)
-        if isinstance(self._stage, _WebSocketStage):
-            self._stage.inner = self._relay_stage
+        if self.websocket is None:
+            self.stage = self._relay_stage
         else:
-            self._stage = self._relay_stage
+            self.websocket.inner = self._relay_stage
         self._period = KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform()
-        self._restart_timer(self._period)
+        self.restart_timer(self._period)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s logged in%s", self.who, ", mesh" if connection.can_mesh else "")
-
-    # Stage 3: frames
 
     def _relay_stage(self, data: bytearray, view: memoryview, end: int) -> int:
         connection = self.connection
         if connection is None:
             return end  # left while an earlier websocket message of the same read was relayed
-        return lane.receive(self._core.router, connection, data, view, end)
+        return lane.receive(self.core.router, connection, data, view, end)
 
     # Out
 
     def send(self, chunks: list[bytes]) -> None:
         """Write frames (`Sink`)."""
-        if self._websocket is None:
-            self._write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self.websocket is None:
+            self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         else:
-            self._websocket.send(chunks)
-            self._write_websocket()
+            self.websocket.send(chunks)
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are, under TLS encrypted."""
         if self.transport is not None and data:
             self.transport.write(data)
 
-    def _write_websocket(self) -> None:
-        assert self._websocket is not None
-        chunks = self._websocket.data_to_send()
-        self._write(b"".join(chunks))
-        if b"" in chunks and self.transport is not None:
-            # The closing handshake is complete, or failed.
-            if (error := self._websocket.error) is not None:
-                self._core.router.counters.protocol_errors += 1
-                self._core.log_problem("%s closed: websocket: %s", self.who, error)
-            self._leave()
-            self._finish()
-
-    def answer_websocket(self) -> None:
-        """Write what the websocket has to say by itself: pongs, closes."""
-        assert self._websocket is not None
-        if self._progress is not None and self._websocket.is_open:
-            # Pongs would pile up without bound while the client does not read.
-            self._websocket.data_to_send()
-        else:
-            self._write_websocket()
+    @property
+    def stalled(self) -> bool:
+        """Whether bytes wait that the kernel did not take."""
+        return self._progress is not None
 
     def pause_writing(self) -> None:
         """The kernel did not take all (asyncio)."""
@@ -404,34 +320,35 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if transport is None:
             return
         size = transport.get_write_buffer_size()
-        self._progress = (size, self._core.loop.time())
-        self._core.stalled[self] = None
+        self._progress = (size, self.core.loop.time())
+        self.core.stalled[self] = None
         if self.connection is not None:
-            self._core.router.pause(self.connection, size)
+            self.core.router.pause(self.connection, size)
 
     def resume_writing(self) -> None:
         """The kernel took all (asyncio)."""
-        self._core.stalled.pop(self, None)
+        self.core.stalled.pop(self, None)
         self._progress = None
         if self.connection is not None:
-            self._core.router.resume(self.connection)
+            self.core.router.resume(self.connection)
 
     # Time
 
-    def _restart_timer(self, seconds: float) -> None:
-        core = self._core
+    def restart_timer(self, seconds: float) -> None:
+        """Have `on_timer` called in so many seconds, and not before."""
+        core = self.core
         core.timers.cancel(self, self._slot)
         self._slot = core.timers.add(self, core.loop.time() + seconds)
 
     def on_timer(self, now: float) -> None:
         """The deadline of the current stage passed, or it is time for a KeepAlive."""
-        core = self._core
+        core = self.core
         if self.connection is not None:
             core.router.keep_alive(self.connection)
             self._slot = core.timers.add(self, now + self._period)
             return
         closing = self.transport is None or self.transport.is_closing()
-        if not closing and (self._http is None or not self._http.served):
+        if not closing and not self.kept_alive:
             core.log_problem("%s closed: no login within %g s", self.who, LOGIN_TIMEOUT)
         self.abort()
 
@@ -445,7 +362,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if size != last_size:
             self._progress = (size, now)
             return
-        core = self._core
+        core = self.core
         mesh = self.connection is not None and self.connection.can_mesh
         timeout = core.mesh_write_timeout if mesh else core.write_timeout
         if timeout and now - since >= timeout:
@@ -457,32 +374,3 @@ class RelayProtocol(asyncio.BufferedProtocol):
 def closed_stage(_: bytearray, __: memoryview, end: int) -> int:
     """The stage of a connection that is being closed."""
     return end
-
-
-class _WebSocketStage:
-    """Takes the websocket off the bytes, and gives the stream inside to the stage of DERP."""
-
-    __slots__ = ("_protocol", "_stream", "_websocket", "inner")
-
-    def __init__(self, protocol: RelayProtocol, websocket: WebSocketServer, inner: Stage) -> None:
-        self._protocol = protocol
-        self._websocket = websocket
-        self._stream = bytearray()
-        self.inner = inner
-
-    def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
-        for payload in self._websocket.receive_data(bytes(view[:end])):
-            self._stream += payload
-            self._feed()
-        self._protocol.answer_websocket()
-        return end
-
-    def _feed(self) -> None:
-        stream = self._stream
-        while stream:
-            inner = self.inner
-            with memoryview(stream) as view:
-                used = inner(stream, view, len(stream))
-            del stream[:used]
-            if not used or self.inner is inner:
-                return

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from pyderp.aio.certs import ManualCertificates
-from pyderp.aio.core import Core
+from pyderp.aio.core import Core, Served
 from pyderp.aio.routes import redirect_to_https, relay_routes
 from pyderp.aio.sockets import format_address, listen, parse_address
 from pyderp.aio.tls import protocol_factory
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from pyderp.aio.protocol import RelayProtocol
 
 __all__ = ["Relay"]
 
@@ -170,7 +169,7 @@ class Relay:
 
     @staticmethod
     async def _close_spread(core: Core, drain: float) -> None:
-        waiting: list[RelayProtocol] = list(core.protocols)
+        waiting: list[Served] = list(core.protocols)
         random.shuffle(waiting)
         total = len(waiting)
         begin = core.loop.time()

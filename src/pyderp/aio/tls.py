@@ -8,15 +8,16 @@ TCP with all that the relay knows about it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
 from pyderp.aio.core import Core
-from pyderp.aio.protocol import RelayProtocol, closed_stage
+from pyderp.aio.http import HttpStage
+from pyderp.aio.protocol import RelayProtocol, Stage, closed_stage
 from pyderp.aio.routes import Routes
+from pyderp.errors import RemoteProtocolError
 
 __all__ = ["TLSRelayProtocol"]
 
@@ -46,8 +47,13 @@ class TLSRelayProtocol(RelayProtocol):
         "_write_record",
     )
 
-    def __init__(self, core: Core, routes: Routes, context: Callable[[], ssl.SSLContext]) -> None:
-        super().__init__(core, routes)
+    def __init__(
+        self,
+        core: Core,
+        first: Callable[[RelayProtocol], Stage],
+        context: Callable[[], ssl.SSLContext],
+    ) -> None:
+        super().__init__(core, first)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context().wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -62,11 +68,11 @@ class TLSRelayProtocol(RelayProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next encrypted bytes go (asyncio)."""
-        return self._core.encrypted
+        return self.core.encrypted
 
     def buffer_updated(self, nbytes: int) -> None:
         """Encrypted bytes arrived (asyncio)."""
-        view = self._core.encrypted
+        view = self.core.encrypted
         try:
             if self._established and nbytes <= _SLICE:
                 self._incoming.write(view[:nbytes])
@@ -102,11 +108,10 @@ class TLSRelayProtocol(RelayProtocol):
             filled, again = self._decrypt(RelayProtocol.get_buffer(self, -1))
             if filled:
                 RelayProtocol.buffer_updated(self, filled)
-            if self._stage is closed_stage:
+            if self.stage is closed_stage:
                 return False
         if self._closed_by_peer:
-            self._leave()
-            self._finish()
+            self.finish()
         return not self._closed_by_peer
 
     def _decrypt(self, room: memoryview) -> tuple[int, bool]:
@@ -142,12 +147,12 @@ class TLSRelayProtocol(RelayProtocol):
             transport.write(_PLAIN_HTTP)
         elif self._outgoing.pending:
             transport.write(self._outgoing.read())  # the alert
-        self._core.router.counters.protocol_errors += 1
-        self._core.log_problem("%s closed: TLS: %s", self.who, error.reason or error)
-        self._leave()
-        super()._finish()
+        self._established = False  # no close alert after this
+        self.count_problem(RemoteProtocolError(f"TLS: {error.reason or error}"))
+        self.finish()
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Encrypt and write."""
         transport = self.transport
         if transport is None or not data:
             return
@@ -168,14 +173,14 @@ class TLSRelayProtocol(RelayProtocol):
             return
         transport.write(b"".join(records))
 
-    def _finish(self) -> None:
+    def _close_transport(self) -> None:
         transport = self.transport
         if self._established and transport is not None and not transport.is_closing():
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()  # the client's own close alert is not waited for
             if alert := self._outgoing.read():
                 transport.write(alert)
-        super()._finish()
+        super()._close_transport()
 
     @property
     def version(self) -> str | None:
@@ -185,13 +190,17 @@ class TLSRelayProtocol(RelayProtocol):
 
 def protocol_factory(
     core: Core, routes: Routes, context: Callable[[], ssl.SSLContext] | None, *, derp: bool = True
-) -> Callable[[], asyncio.BaseProtocol]:
+) -> Callable[[], RelayProtocol]:
     """Makes the protocol of each accepted connection.
 
     Args:
         context: the TLS context for the next connection; `None`: plain TCP.
-        derp: whether `/derp` is served; TLS listeners always do.
+        derp: whether `/derp` is served.
     """
+
+    def first(protocol: RelayProtocol) -> HttpStage:
+        return HttpStage(protocol, routes, derp=derp)
+
     if context is None:
-        return lambda: RelayProtocol(core, routes, derp=derp)
-    return lambda: TLSRelayProtocol(core, routes, context)
+        return lambda: RelayProtocol(core, first)
+    return lambda: TLSRelayProtocol(core, first, context)

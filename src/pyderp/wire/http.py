@@ -74,7 +74,7 @@ class HttpConnection:
     either `respond`, or take over the connection with `take_over`.
     """
 
-    __slots__ = ("_h11", "_refusal_status", "finished", "served")
+    __slots__ = ("_h11", "_head_only", "_refusal_status", "finished", "served")
 
     finished: bool
     """No further request can follow: close once all is written."""
@@ -83,6 +83,7 @@ class HttpConnection:
 
     def __init__(self) -> None:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HTTP_HEAD)
+        self._head_only = False
         self._refusal_status = HTTPStatus.BAD_REQUEST
         self.finished = False
         self.served = 0
@@ -115,6 +116,7 @@ class HttpConnection:
             # After a 2xx answer the connection would be a tunnel, also to h11.
             self._refusal_status = HTTPStatus.METHOD_NOT_ALLOWED
             raise BadUpgrade("HTTP request for a proxy: CONNECT")
+        self._head_only = event.method == b"HEAD"
         # Twice as fast as iterating over h11's own view with names in lower case.
         headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
         # h11 looks at its limit only while a head is incomplete.
@@ -139,7 +141,7 @@ class HttpConnection:
         A request with a body is answered and then the connection ends: no route reads one.
 
         Args:
-            head_only: the request was HEAD: announce the body, do not send it.
+            head_only: announce the body, do not send it; so it is in any case after HEAD.
         """
         try:
             no_body = isinstance(self._h11.next_event(), h11.EndOfMessage)
@@ -157,7 +159,7 @@ class HttpConnection:
         out = self._h11.send(
             h11.Response(status_code=response.status, headers=encoded, reason=reason)
         )
-        if response.body and not head_only:
+        if response.body and not (head_only or self._head_only):
             out = (out or b"") + (self._h11.send(h11.Data(data=response.body)) or b"")
         out = (out or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
         self.served += 1

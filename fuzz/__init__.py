@@ -1,0 +1,1 @@
+"""Hostile bytes for every door of pyderp: see `fuzz/README.md`."""

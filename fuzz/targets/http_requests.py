@@ -1,0 +1,158 @@
+"""HTTP requests on a relay's port: `wire.http`, `wire.upgrade` and `aio.routes`.
+
+Modes, by bit: 1 the plain listener beside TLS, that redirects; 2 `/derp` is not served.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import h11
+
+from fuzz.targets._input import cut, split_input
+from pyderp.aio.routes import DERP_PATH, redirect_to_https, relay_routes
+from pyderp.defaults import MAX_HTTP_HEAD
+from pyderp.errors import BadUpgrade
+from pyderp.wire.http import HttpConnection, Request, text_response
+from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
+from pyderp.wire.websocket import refuse_handshake, websocket_accept
+
+__all__ = ["TOKENS", "one_input"]
+
+TOKENS: Final = (
+    b"GET /derp HTTP/1.1\r\nHost: h\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\n",
+    b"HEAD /derp/probe HTTP/1.1\r\n",
+    b"CONNECT ",
+    b"OPTIONS * HTTP/1.1\r\n",
+    b"POST /derp/latency-check ",
+    b"/generate_204",
+    b"/bootstrap-dns",
+    b"/robots.txt",
+    b" HTTP/1.0\r\n",
+    b"Host: h\r\n",
+    b"Connection: Upgrade\r\n",
+    b"Connection: close\r\n",
+    b"Upgrade: DERP\r\n",
+    b"Upgrade: websocket\r\n",
+    b"Sec-WebSocket-Protocol: derp\r\n",
+    b"Sec-WebSocket-Version: 13\r\n",
+    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n",
+    b"Derp-Fast-Start: 1\r\n",
+    b"Ideal-Node: 1a\r\n",
+    b"X-Tailscale-Challenge: a.b-c_d:1\r\n",
+    b"Content-Length: 5\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Expect: 100-continue\r\n",
+    b"\r\n\r\n",
+    b"\xff",
+)
+
+_MAX_ANSWER: Final = 4096
+"""No page is larger; a redirect is as long as the request that it redirects."""
+
+
+class _Server:
+    """The HTTP stage of `pyderp.aio.protocol`, without a socket."""
+
+    def __init__(self, mode: int) -> None:
+        self.routes = redirect_to_https if mode & 1 else relay_routes
+        self.derp = not mode & 2
+        self.http = HttpConnection()
+        self.fed = 0
+        self.out: list[bytes] = []
+        self.rest: bytes | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether HTTP has ended here, one way or another."""
+        return self.rest is not None or self.http.finished
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes and answer the requests in them."""
+        http = self.http
+        self.fed += len(data)
+        http.receive_data(data)
+        try:
+            while self.rest is None and (request := http.next_request()) is not None:
+                self._on_request(request)
+        except BadUpgrade:
+            answer = http.refusal()
+            _check_answer(answer, "GET")
+            self.out.append(answer)
+        if not self.is_over:
+            held = len(http._h11.trailing_data[0])
+            assert held <= MAX_HTTP_HEAD, f"{held} bytes of an incomplete head are held"
+
+    def _on_request(self, request: Request) -> None:
+        assert request.path in request.target
+        wants_fast_start(request)
+        if self.derp and request.path == DERP_PATH:
+            upgrade = classify_upgrade(request)
+            if upgrade is Upgrade.DERP:
+                self.rest = self.http.take_over()
+                return
+            if upgrade is Upgrade.WEBSOCKET:
+                self._on_websocket(request)
+                return
+            response = text_response(426, "DERP requires connection upgrade")
+        else:
+            response = self.routes(request)
+        answer = self.http.respond(response, head_only=request.method == "HEAD")
+        _check_answer(answer, request.method)
+        self.out.append(answer)
+
+    def _on_websocket(self, request: Request) -> None:
+        refusal = refuse_handshake(request)
+        if refusal is not None:
+            answer = self.http.respond(refusal)
+            _check_answer(answer, request.method)
+            self.out.append(answer)
+            return
+        head, _ = websocket_accept(request)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert head.count(b"\r\n\r\n") == 1
+        assert head.endswith(b"\r\n\r\n")
+        self.out.append(head)
+        self.rest = self.http.take_over()
+
+
+def _check_answer(answer: bytes, method: str) -> None:
+    """Exactly one response, which a client can read: nothing of the request broke out of it."""
+    client = h11.Connection(h11.CLIENT)
+    # For h11 a 2xx answer to CONNECT opens a tunnel; a relay never does, so look at the head.
+    asked = method if method in ("GET", "HEAD") else "GET"
+    client.send(h11.Request(method=asked, target="/", headers=[("Host", "x")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(answer)
+    client.receive_data(b"")
+    response = client.next_event()
+    assert isinstance(response, h11.Response), response
+    while isinstance(event := client.next_event(), h11.Data):
+        pass
+    assert isinstance(event, h11.EndOfMessage), event
+    assert client.trailing_data[0] == b"", "something follows the answer"
+
+
+def _answers(payload: bytes, sizes: bytes, mode: int) -> tuple[bytes, bytes | None]:
+    server = _Server(mode)
+    for chunk in cut(payload, sizes):
+        server.receive_data(chunk)
+        if server.is_over:
+            break
+    out = b"".join(server.out)
+    assert len(out) <= server.fed + _MAX_ANSWER * len(server.out)
+    if server.rest is None:
+        return out, None
+    seen = payload[: server.fed]
+    assert seen.endswith(server.rest), "bytes behind the head are lost or made up"
+    return out, server.rest + payload[server.fed :]
+
+
+def one_input(data: bytes) -> None:
+    """Answer requests, in chunks and at once."""
+    mode, sizes, payload = split_input(data)
+    chunked = _answers(payload, sizes, mode)
+    whole = _answers(payload, b"", mode)
+    if len(payload) <= MAX_HTTP_HEAD:  # above it depends on what is whole when it is looked at
+        assert chunked == whole, "chunks make a difference"

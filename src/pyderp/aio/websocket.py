@@ -1,0 +1,71 @@
+"""A websocket around the stages of DERP: takes it off what arrives, puts it on what leaves."""
+
+from __future__ import annotations
+
+from pyderp.aio.protocol import RelayProtocol, Stage
+from pyderp.wire.websocket import WebSocketServer
+
+__all__ = ["WebSocketStage"]
+
+
+class WebSocketStage:
+    """The stage of a connection that speaks DERP inside a websocket, from login to end.
+
+    Args:
+        protocol: the connection.
+    """
+
+    __slots__ = ("_protocol", "_stream", "_websocket", "inner")
+
+    def __init__(self, protocol: RelayProtocol) -> None:
+        self._protocol = protocol
+        self._websocket = WebSocketServer()
+        # An incomplete frame; message borders mean nothing to DERP.
+        self._stream = bytearray()
+        self.inner: Stage = protocol.login_stage
+
+    def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
+        """Take bytes of the websocket; they are always used up (`Stage`)."""
+        for payload in self._websocket.receive_data(bytes(view[:end])):
+            self._stream += payload
+            self._feed()
+        if self._protocol.stalled and self._websocket.is_open:
+            # Pongs would pile up without bound while the client does not read.
+            self._websocket.data_to_send()
+        else:
+            self._write()
+        return end
+
+    def _feed(self) -> None:
+        stream = self._stream
+        while stream and self._protocol.stage is self:
+            inner = self.inner
+            with memoryview(stream) as view:
+                used = inner(stream, view, len(stream))
+            del stream[:used]
+            if not used or self.inner is inner:
+                return
+
+    def open(self, head: bytes, greeting: bytes) -> None:
+        """Write the HTTP answer and the first bytes of the stream at once."""
+        self._websocket.send((greeting,))
+        self._protocol.write(head + b"".join(self._websocket.data_to_send()))
+
+    def send(self, chunks: list[bytes]) -> None:
+        """Write bytes of the stream, in messages of at most 32 KiB."""
+        self._websocket.send(chunks)
+        self._write()
+
+    def close(self, code: int = 1000, reason: str = "", *, head: bytes = b"") -> None:
+        """Send a close frame, behind an HTTP answer; its own answer is not waited for."""
+        self._websocket.close(code, reason)
+        self._protocol.write(head + b"".join(self._websocket.data_to_send()))
+
+    def _write(self) -> None:
+        chunks = self._websocket.data_to_send()
+        self._protocol.write(b"".join(chunks))
+        if b"" in chunks:
+            # The closing handshake is complete, or failed.
+            if (error := self._websocket.error) is not None:
+                self._protocol.count_problem(error)
+            self._protocol.finish()

@@ -1,0 +1,47 @@
+"""What all tests share: the two event loops that a relay must work on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import uvloop
+
+from pyderp import ManualTLS
+
+from .aio.certificates import write_pair
+from .aio.ways import NAME
+
+Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
+
+_BOUND = 30.0
+"""Seconds after which a test with sockets has hung."""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Run a coroutine on each loop; what the loop had to catch by itself fails the test."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+    caught: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
+
+        async def bounded(main: Coroutine[Any, Any, None]) -> None:
+            async with asyncio.timeout(_BOUND):
+                await main
+
+        yield lambda main: runner.run(bounded(main))
+    # A transport that nobody closed complains here, and not in the middle of a later test.
+    gc.collect()
+    assert not caught
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ManualTLS:
+    """TLS settings with a good certificate for `NAME`."""
+    write_pair(tmp_path, NAME)
+    return ManualTLS(certdir=tmp_path, hostname=NAME)

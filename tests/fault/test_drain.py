@@ -1,0 +1,221 @@
+"""A graceful stop: all clients told, and closed without a stampede."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+import pyderp
+from pyderp.aio.core import Core
+from pyderp.wire.messages import Restarting
+from tests.aio.dial import Client, clients, connect, drained, hang_up, open_stream, passes
+from tests.conftest import Run
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time passes only when the loop would wait, and then at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        selector = self._selector  # type: ignore[attr-defined]
+        select = selector.select
+
+        def at_once(timeout: float | None) -> object:
+            self.now += timeout or 0.0
+            return select(0)
+
+        selector.select = at_once
+
+    def time(self) -> float:
+        return self.now
+
+
+class Closing:
+    """A connection that notes when it is closed."""
+
+    def __init__(self, number: int, closes: list[tuple[float, int]]) -> None:
+        self.number = number
+        self.closes = closes
+
+    def close_gracefully(self) -> None:
+        self.closes.append((asyncio.get_running_loop().time(), self.number))
+
+
+class JustEnough:
+    """What the drain looks at in a `Core`."""
+
+    def __init__(self, protocols: list[Closing]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.protocols = protocols
+
+
+def close_times(count: int, drain: float) -> tuple[list[float], list[int]]:
+    """When `count` connections are closed, and in which order, on a virtual clock."""
+    closes: list[tuple[float, int]] = []
+
+    async def main() -> None:
+        core = JustEnough([Closing(number, closes) for number in range(count)])
+        await pyderp.Relay._close_spread(cast("Core", core), drain)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+    return [when for when, _ in closes], [number for _, number in closes]
+
+
+def busiest(closes: list[float], window: float) -> int:
+    """The most closes in any window."""
+    ordered = sorted(closes)
+    most = start = 0
+    for end, when in enumerate(ordered):
+        while when - ordered[start] >= window:
+            start += 1
+        most = max(most, end - start + 1)
+    return most
+
+
+@pytest.mark.parametrize("count", [100, 1000, 5000])
+def test_no_100_ms_of_five_seconds_see_more_than_5_percent_of_the_closes(count: int) -> None:
+    closes, _ = close_times(count, 5.0)
+    assert len(closes) == count
+    assert busiest(closes, 0.1) <= count * 0.05
+
+
+@pytest.mark.parametrize("drain", [0.5, 5.0, 60.0])
+def test_closes_are_spread_evenly_over_all_of_the_time(drain: float) -> None:
+    closes, _ = close_times(1000, drain)
+    assert closes[0] <= drain * 0.1
+    assert drain * 0.9 <= closes[-1] <= drain + 0.02
+    for tenth in range(10):
+        begin, end = drain * tenth / 10, drain * (tenth + 1) / 10
+        assert 80 <= sum(begin <= when < end for when in closes) <= 120
+
+
+def test_the_order_of_the_closes_is_random() -> None:
+    _, order = close_times(1000, 1.0)
+    _, again = close_times(1000, 1.0)
+    assert sorted(order) == list(range(1000))
+    assert order != again
+    early = order[:500]
+    assert 150 < sum(number < 500 for number in early) < 350
+
+
+def test_one_connection_is_closed_within_the_time() -> None:
+    closes, _ = close_times(1, 5.0)
+    assert closes[0] <= 5.02
+
+
+def test_without_connections_nothing_is_waited_for(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        await relay.aclose(drain=3600)
+
+    run(main())
+
+
+def test_a_drain_of_zero_tells_and_closes_all_at_once(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        async with clients(relay, 20) as opened:
+            await relay.aclose(drain=0)
+            assert not relay._running().protocols
+            for client in opened:
+                restarting = await client.wait_for(Restarting)
+                assert (restarting.reconnect_in, restarting.try_for) == (0, 60)
+                await client.closed()
+
+    run(main())
+
+
+def test_packets_pass_until_a_connection_is_closed(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        async with clients(relay, 10) as opened:
+            closing = asyncio.ensure_future(relay.aclose(drain=1.0))
+            served = 0
+            for client in opened:
+                await client.wait_for(Restarting)
+                with contextlib.suppress(EOFError, OSError):
+                    await passes(client, client)
+                    served += 1
+            assert served >= 5
+            await closing
+
+    run(main())
+
+
+def test_connections_without_a_login_are_closed_too(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        streams = [await open_stream(relay.address) for _ in range(5)]
+        await relay.aclose(drain=0.1)
+        for reader, writer in streams:
+            assert await drained(reader) == b""
+            await hang_up(writer)
+
+    run(main())
+
+
+def test_a_client_that_leaves_during_the_drain_is_no_trouble(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        async with clients(relay, 10) as opened:
+            closing = asyncio.ensure_future(relay.aclose(drain=0.5))
+            for client in opened[:5]:
+                await client.wait_for(Restarting)
+                await client.aclose()
+            await closing
+            assert not relay._running().protocols
+
+    run(main())
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) -> None:
+    count, drain = 1000, 5.0
+
+    async def follow(client: Client, told: list[float], closes: list[float]) -> None:
+        told.append((await client.wait_for(Restarting)).reconnect_in)
+        await client.closed()
+        closes.append(time.monotonic())
+
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        opened = [await connect(relay.address) for _ in range(count)]
+        told: list[float] = []
+        closes: list[float] = []
+        following = [asyncio.ensure_future(follow(each, told, closes)) for each in opened]
+        begin = time.monotonic()
+        await relay.aclose(drain=drain)
+        assert time.monotonic() - begin < drain + 1
+        await asyncio.gather(*following)
+        for each in opened:
+            await each.aclose()
+        assert all(0 <= seconds <= drain for seconds in told)
+        assert len(set(told)) > count / 4, "each has its own"
+        assert max(told) > drain * 0.9
+        assert min(told) < drain * 0.1
+        assert busiest(closes, drain / 50) <= count * 0.05
+
+    run(main())

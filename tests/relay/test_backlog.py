@@ -1,0 +1,213 @@
+"""The queues of one destination: isolated, bounded in packets and bytes, dropped at the head."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
+from pyderp.keys import KEY_LEN
+from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog, Batch
+from pyderp.wire.frames import KEEP_ALIVE_FRAME, MAX_PACKET_SIZE, FrameType, pack_frame
+from tests.relay.world import disco, key
+
+LARGEST = bytes(MAX_PACKET_SIZE)
+
+
+def recv(data: bytes) -> bytes:
+    return pack_frame(FrameType.RECV_PACKET, key("s") + data)
+
+
+def data_frame(i: int, size: int = 10) -> bytes:
+    return recv(i.to_bytes(4, "big").ljust(size, b"."))
+
+
+def disco_frame(i: int) -> bytes:
+    return recv(disco(i.to_bytes(4, "big")))
+
+
+def fill(backlog: Backlog, count: int, *, is_disco: bool = False) -> list[tuple[bytes, bool]]:
+    """Queue `count` packets, numbered; gives all that was dropped for them."""
+    dropped = []
+    for i in range(count):
+        dropped += backlog.put(disco_frame(i) if is_disco else data_frame(i), disco=is_disco)
+    return dropped
+
+
+def test_the_bounds_are_those_of_the_issue() -> None:
+    assert SEND_QUEUE_DEPTH == 32
+    assert SEND_QUEUE_BYTES == 256 * 1024
+    assert len(recv(LARGEST)) == MAX_RECV_FRAME
+    assert MAX_UNSENT + MAX_RECV_FRAME == SEND_QUEUE_BYTES
+    assert len(recv(b"")) == PACKET_OVERHEAD
+
+
+@pytest.mark.parametrize("is_disco", [False, True])
+def test_the_oldest_packet_makes_room_for_the_33rd(is_disco: bool) -> None:
+    make = disco_frame if is_disco else data_frame
+    backlog = Backlog()
+    assert fill(backlog, 32, is_disco=is_disco) == []
+    assert backlog.put(make(32), disco=is_disco) == [(make(0), is_disco)]
+    assert backlog.put(make(33), disco=is_disco) == [(make(1), is_disco)]
+    queue = backlog.disco if is_disco else backlog.data
+    assert list(queue) == [make(i) for i in range(2, 34)]
+
+
+@pytest.mark.parametrize("flood", [False, True])
+def test_a_flood_of_one_kind_leaves_the_other_alone(flood: bool) -> None:
+    backlog = Backlog()
+    fill(backlog, 32, is_disco=not flood)
+    dropped = fill(backlog, 1000, is_disco=flood)
+    assert len(dropped) == 1000 - 32
+    assert {is_disco for _, is_disco in dropped} == {flood}
+    assert (len(backlog.data), len(backlog.disco)) == (32, 32)
+
+
+def test_large_packets_are_bounded_by_bytes_before_their_number_is() -> None:
+    backlog = Backlog()
+    dropped = []
+    for _ in range(10):
+        dropped += backlog.put(recv(LARGEST), disco=False)
+        assert backlog.data_bytes <= SEND_QUEUE_BYTES
+    assert len(backlog.data) == SEND_QUEUE_BYTES // MAX_RECV_FRAME == 3
+    assert len(dropped) == 7
+
+
+def test_the_limit_itself_may_be_reached_and_no_byte_more() -> None:
+    frame = data_frame(0, size=63)
+    assert len(frame) == 100
+    backlog = Backlog(limit=300)
+    assert sum(len(backlog.put(frame, disco=False)) for _ in range(3)) == 0
+    assert len(backlog.put(data_frame(9, size=0), disco=False)) == 1
+    tight = Backlog(limit=299)
+    assert sum(len(tight.put(frame, disco=False)) for _ in range(3)) == 1
+
+
+def test_the_queue_with_more_bytes_pays_for_what_does_not_fit() -> None:
+    backlog = Backlog()
+    fill(backlog, 10, is_disco=True)
+    large = [data_frame(i, size=60_000) for i in range(10)]
+    dropped = [drop for frame in large for drop in backlog.put(frame, disco=False)]
+    assert dropped == [(frame, False) for frame in large[:6]]
+    dropped = backlog.put(recv(disco() + bytes(30_000)), disco=True)
+    assert dropped == [(large[6], False)]
+    assert (len(backlog.data), len(backlog.disco)) == (3, 11)
+
+
+def test_disco_pays_when_it_is_disco_that_fills_the_bytes() -> None:
+    backlog = Backlog(limit=MAX_RECV_FRAME)
+    large = recv(disco() + bytes(40_000))
+    assert backlog.put(large, disco=True) == []
+    assert backlog.put(data_frame(1, size=20_000), disco=False) == []
+    assert backlog.put(data_frame(2, size=20_000), disco=False) == [(large, True)]
+    assert len(backlog.data) == 2
+
+
+def test_one_packet_is_always_taken_even_if_the_limit_is_too_low_for_it() -> None:
+    backlog = Backlog(limit=10)
+    assert backlog.put(data_frame(0), disco=False) == []
+    assert backlog.put(data_frame(1), disco=False) == [(data_frame(0), False)]
+    assert list(backlog.data) == [data_frame(1)]
+
+
+def test_a_full_queue_that_is_over_bytes_too_drops_once_for_both() -> None:
+    backlog = Backlog(limit=32 * len(data_frame(0)))
+    fill(backlog, 32)
+    assert backlog.put(data_frame(32), disco=False) == [(data_frame(0), False)]
+
+
+def test_take_gives_control_then_changes_then_both_kinds_in_turn() -> None:
+    backlog = Backlog()
+    fill(backlog, 3)
+    fill(backlog, 2, is_disco=True)
+    backlog.changes += [b"change 1", b"change 2"]
+    backlog.control += [KEEP_ALIVE_FRAME]
+    batch = backlog.take()
+    assert batch.chunks == [
+        KEEP_ALIVE_FRAME,
+        b"change 1",
+        b"change 2",
+        disco_frame(0),
+        data_frame(0),
+        disco_frame(1),
+        data_frame(1),
+        data_frame(2),
+    ]
+    assert batch.size == sum(map(len, batch.chunks))
+    assert batch.packets == 5
+    assert batch.packet_bytes == 3 * 10 + 2 * len(disco())
+    assert not backlog
+    assert backlog.data_bytes == backlog.disco_bytes == 0
+    assert backlog.take().chunks == []
+
+
+def test_disco_alone_comes_out_in_order() -> None:
+    backlog = Backlog()
+    fill(backlog, 2, is_disco=True)
+    assert backlog.take().chunks == [disco_frame(0), disco_frame(1)]
+
+
+def test_a_batch_ends_once_it_has_64_kib() -> None:
+    backlog = Backlog()
+    for i in range(8):
+        backlog.put(data_frame(i, size=30_000), disco=False)
+    taken = []
+    while backlog:
+        batch = backlog.take()
+        assert batch.size < 64 * 1024 + 30_000 + PACKET_OVERHEAD
+        taken.append(batch.packets)
+    assert taken == [3, 3, 2]
+
+
+def test_changes_of_a_batch_are_bounded_too_and_packets_wait_for_them() -> None:
+    change = bytes(56)
+    backlog = Backlog()
+    backlog.changes.extend([change] * 2000)
+    backlog.put(data_frame(0), disco=False)
+    first = backlog.take()
+    assert first.chunks == [change] * 1171
+    assert first.packets == 0
+    second = backlog.take()
+    assert second.chunks == [change] * 829 + [data_frame(0)]
+
+
+def test_control_frames_leave_all_at_once() -> None:
+    backlog = Backlog()
+    backlog.control += [KEEP_ALIVE_FRAME] * 20_000
+    backlog.put(data_frame(0), disco=False)
+    assert backlog.take().size == 20_000 * len(KEEP_ALIVE_FRAME)
+    assert backlog.take().chunks == [data_frame(0)]
+
+
+def test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest() -> None:
+    backlog = Backlog()
+    fill(backlog, 2)
+    fill(backlog, 1, is_disco=True)
+    backlog.control.append(KEEP_ALIVE_FRAME)
+    assert backlog.drain_packets() == [
+        (data_frame(0), False),
+        (data_frame(1), False),
+        (disco_frame(0), True),
+    ]
+    assert backlog.data_bytes == backlog.disco_bytes == 0
+    assert backlog.drain_packets() == []
+    assert backlog.take().chunks == [KEEP_ALIVE_FRAME]
+
+
+@pytest.mark.parametrize("what", ["control", "changes", "data", "disco"])
+def test_a_backlog_is_true_while_anything_waits(what: str) -> None:
+    backlog = Backlog()
+    assert not backlog
+    if what in ("data", "disco"):
+        backlog.put(data_frame(0), disco=what == "disco")
+    else:
+        getattr(backlog, what).append(KEEP_ALIVE_FRAME)
+    assert backlog
+
+
+def test_a_batch_counts_packets_and_their_bytes_without_key_and_header() -> None:
+    batch = Batch()
+    batch.add(KEEP_ALIVE_FRAME)
+    batch.add_packet(recv(b""))
+    batch.add_packet(recv(bytes(KEY_LEN)))
+    assert (batch.packets, batch.packet_bytes) == (2, KEY_LEN)
+    assert batch.size == len(KEEP_ALIVE_FRAME) + 2 * PACKET_OVERHEAD + KEY_LEN

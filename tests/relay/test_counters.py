@@ -1,0 +1,62 @@
+"""Counters: every series from the start, drops by reason and kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyderp.relay.counters import KINDS, Counters, DropReason
+
+GO_REASONS = [
+    "unknown_dest",
+    "unknown_dest_on_fwd",
+    "gone_disconnected",
+    "queue_head",
+    "queue_tail",
+    "write_error",
+    "dup_client",
+]
+"""`derpserver.dropReason*` as labels, in their order."""
+
+
+def test_the_first_drop_reasons_are_the_labels_of_go() -> None:
+    labels = [reason.value for reason in DropReason]
+    assert labels[: len(GO_REASONS)] == GO_REASONS
+    assert labels[len(GO_REASONS) :] == ["mesh_link_full", "mesh_link_down"]
+
+
+def test_everything_is_zero_at_the_start_and_every_series_is_there() -> None:
+    counters = Counters()
+    assert counters.drops == {
+        (reason, kind): [0, 0] for reason in DropReason for kind in ("other", "disco")
+    }
+    plain = [name for name in Counters.__slots__ if name != "drops"]
+    assert {name: getattr(counters, name) for name in plain} == dict.fromkeys(plain, 0)
+
+
+@pytest.mark.parametrize("disco", [False, True])
+def test_a_drop_counts_its_packet_and_its_bytes_in_one_series_only(disco: bool) -> None:
+    counters = Counters()
+    counters.drop(DropReason.QUEUE_HEAD, disco=disco, size=100)
+    counters.drop(DropReason.QUEUE_HEAD, disco=disco, size=0)
+    changed = {at: series for at, series in counters.drops.items() if series != [0, 0]}
+    assert changed == {(DropReason.QUEUE_HEAD, ("other", "disco")[disco]): [2, 100]}
+
+
+def test_dropped_adds_up_both_kinds_of_one_reason() -> None:
+    counters = Counters()
+    counters.drop(DropReason.QUEUE_HEAD, disco=False, size=10)
+    counters.drop(DropReason.QUEUE_HEAD, disco=True, size=20)
+    counters.drop(DropReason.QUEUE_TAIL, disco=True, size=30)
+    assert counters.dropped(DropReason.QUEUE_HEAD) == 2
+    assert counters.dropped(DropReason.QUEUE_TAIL) == 1
+    assert counters.dropped(DropReason.WRITE_ERROR) == 0
+
+
+def test_two_relays_count_apart() -> None:
+    one, other = Counters(), Counters()
+    one.drop(DropReason.UNKNOWN_DEST, disco=False, size=1)
+    assert other.dropped(DropReason.UNKNOWN_DEST) == 0
+
+
+def test_kinds_are_indexed_by_whether_a_packet_is_disco() -> None:
+    assert (KINDS[False], KINDS[True]) == ("other", "disco")

@@ -1,0 +1,310 @@
+"""What other relays may do: watch, forward and close."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+import pytest
+
+from pyderp.defaults import MAX_PENDING_CHANGES
+from pyderp.relay import router as router_module
+from pyderp.relay.counters import DropReason
+from pyderp.relay.forwarders import MeshLink
+from pyderp.wire.frames import (
+    FrameType,
+    PeerPresentFlags,
+    pack_close_peer,
+    pack_frame,
+    pack_note_preferred,
+    pack_send_packet,
+    pack_watch_conns,
+)
+from pyderp.wire.messages import Message, PeerPresent, Pong
+from tests.relay.world import Peer, World, disco, gone, key, not_here, packet, public
+
+
+def present(name: str, flags: PeerPresentFlags = PeerPresentFlags.REGULAR) -> PeerPresent:
+    """What a watcher is told of a client of unknown address."""
+    return PeerPresent(public(name), IPv6Address("::"), 0, flags)
+
+
+def relay(name: str) -> PeerPresent:
+    return present(name, PeerPresentFlags.MESH_PEER)
+
+
+def watcher(world: World, name: str = "w") -> Peer:
+    """Another relay that watches; what it saw at first is read."""
+    peer = world.join(name, mesh=True)
+    world.watch(peer)
+    world.got(peer)
+    return peer
+
+
+class TestWatch:
+    """WatchConns: who is here, who comes and who goes."""
+
+    def test_sequences_of_two_watchers(self, world: World) -> None:
+        """The twin of Go's TestWatch."""
+        w1 = world.join("w1", mesh=True)
+        world.watch(w1)
+        assert world.got(w1) == [relay("w1")]
+        c1 = world.join("c1")
+        assert world.got(w1) == [present("c1")]
+        c2 = world.join("c2")
+        assert world.got(w1) == [present("c2")]
+        w2 = world.join("w2", mesh=True)
+        world.watch(w2)
+        assert world.got(w1) == [relay("w2")]
+        assert by_key(world.got(w2)) == by_key(
+            [relay("w1"), relay("w2"), present("c1"), present("c2")]
+        )
+        world.leave(c1)
+        assert world.got(w1) == world.got(w2) == [gone("c1")]
+        assert world.counters.peer_gone_disconnected == 2
+        world.leave(w1)
+        assert world.got(w2) == [gone("w1")]
+        world.leave(w2)
+        world.leave(c2)
+        assert world.counters.peer_gone_disconnected == 3
+        world.check()
+
+    def test_order_of_changes_is_the_order_of_events(self, world: World) -> None:
+        w = watcher(world)
+        a = world.join("a")
+        world.leave(a)
+        world.join("a")
+        assert world.got(w) == [present("a"), gone("a"), present("a")]
+
+    def test_asking_again_repeats_the_picture(self, world: World) -> None:
+        w = watcher(world)
+        world.join("a")
+        world.watch(w)
+        assert world.got(w) == [present("a"), relay("w"), present("a")]
+        world.join("b")
+        assert world.got(w) == [present("b")], "told once, though it asked twice"
+
+    def test_every_duplicate_is_present_and_only_the_last_is_gone(self, world: World) -> None:
+        w = watcher(world)
+        a1, a2 = world.join("a"), world.join("a")
+        assert world.got(w) == [present("a"), present("a")]
+        late = world.join("late", mesh=True)
+        world.watch(late)
+        assert world.got(late).count(present("a")) == 1, "one for each key"
+        world.got(w)
+        world.leave(a2)
+        assert world.got(w) == []
+        world.leave(a1)
+        assert world.got(w) == [gone("a")]
+
+    def test_the_relay_itself_learns_nothing_by_way_of_its_mesh_list(self, world: World) -> None:
+        own = world.join("relay", mesh=True)
+        world.watch(own)
+        world.join("a")
+        assert world.got(own) == []
+        assert not world.registry.watchers
+        world.ping(own)
+        assert world.got(own) == [Pong(b"12345678")], "it stays an ordinary connection"
+
+    def test_a_watcher_still_gets_packets_and_in_order(self, world: World) -> None:
+        w, a = watcher(world), world.join("a")
+        world.send(a, w, b"1")
+        world.join("b")
+        world.send(a, w, b"2")
+        assert world.got(w) == [present("a"), packet("a", b"1"), present("b"), packet("a", b"2")]
+        world.check()
+
+    def test_a_watcher_that_does_not_read_is_closed(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert MAX_PENDING_CHANGES == 100_000
+        monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", 10)
+        w, reader = watcher(world, "w"), watcher(world, "reader")
+        world.got(w)
+        w.block()
+        # As many as are here may wait on top of the bound: the two watchers.
+        for _ in range((10 + 2) // 2):
+            world.leave(world.join("x"))
+            world.flush()
+        assert w.closed == []
+        world.leave(world.join("x"))
+        assert w.closed == ["watcher does not keep up"]
+        assert world.counters.watchers_closed == 1
+        assert reader.closed == []
+        assert gone("w") in world.got(reader)
+        world.check()
+
+    def test_a_full_picture_may_wait_however_large_it_is(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", 3)
+        w = world.join("w", mesh=True)
+        names = [f"c{i}" for i in range(20)]
+        for name in names:
+            world.join(name)
+        w.block()
+        world.watch(w)
+        assert w.closed == []
+        w.read()
+        assert world.got(w) == [relay("w"), *map(present, names)]
+
+    def test_watchers_that_are_closed_by_each_other_s_leaving_are_closed_once(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        a = world.join("a")
+        watchers = [watcher(world, name) for name in ("w1", "w2", "w3")]
+        for w in watchers:
+            world.got(w)
+            w.block()
+        monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", -4)
+        world.leave(a)
+        assert [w.closed for w in watchers] == [["watcher does not keep up"]] * 3
+        assert world.counters.watchers_closed == 3
+        world.flush()
+        assert world.peers == []
+        assert all(w.connection.backlog is None for w in watchers), "nothing waits for the dead"
+        world.check()
+
+
+def by_key(messages: list[Message]) -> list[Message]:
+    return sorted(messages, key=repr)
+
+
+class TestForward:
+    """ForwardPacket: one hop, to connections here."""
+
+    def test_the_destination_sees_the_source_and_not_the_relay(self, world: World) -> None:
+        r, a = world.join("relay 2", mesh=True), world.join("a")
+        world.forward(r, "far", "a", b"x", b"")
+        assert world.got(a) == [packet("far", b"x"), packet("far", b"")]
+        assert world.counters.packets_forwarded_in == 2
+        assert world.counters.packets_received == 0
+        assert world.counters.packets_sent == 2
+        world.check()
+
+    def test_what_was_forwarded_is_never_forwarded_again(self, world: World) -> None:
+        link = MeshLink(lambda: None)
+        link.connected = True
+        r = world.join("relay 2", mesh=True)
+        world.router.add_forwarder(key("b"), link)
+        world.forward(r, "far", "b", b"x")
+        assert link.take() == []
+        assert world.drops() == {(DropReason.UNKNOWN_DEST_ON_FWD, "other"): (1, 1)}
+        assert world.got(r) == []
+        world.check()
+
+    def test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns(self, world: World) -> None:
+        r = world.join("relay 2", mesh=True)
+        world.forward(r, "far", "nobody", *[disco()] * 5)
+        assert world.got(r) == [not_here("nobody")] * 3
+        assert world.drops() == {
+            (DropReason.UNKNOWN_DEST_ON_FWD, "disco"): (5, 5 * len(disco())),
+        }
+
+    def test_a_forwarded_packet_waits_in_the_queues_as_any_other(self, world: World) -> None:
+        r, a = world.join("relay 2", mesh=True), world.join("a")
+        a.block()
+        world.forward(r, "far", "a", *(b"%d" % i for i in range(33)))
+        world.forward(r, "far", "a", disco())
+        assert world.drops() == {(DropReason.QUEUE_HEAD, "other"): (1, 1)}
+        a.read()
+        assert len(world.got(a)) == 33
+
+    def test_two_relays_forward_both_ways_and_prefer_their_own(self, world: World) -> None:
+        """Local over remote, back to remote without PeerGone, PeerGone after the last."""
+        link = MeshLink(lambda: None)
+        link.connected = True
+        a = world.join("a")
+        world.router.add_forwarder(key("b"), link)
+        world.send(a, "b", b"1")
+        b = world.join("b")
+        world.send(a, "b", b"2")
+        world.send(b, "a", b"3")
+        assert world.got(b) == [packet("a", b"2")]
+        world.leave(b)
+        world.send(a, "b", b"4")
+        assert world.got(a) == [packet("b", b"3")]
+        assert [frame[-1:] for frame in link.take()] == [b"1", b"4"]
+        world.router.remove_forwarder(key("b"), link)
+        assert world.got(a) == [gone("b")]
+        assert world.counters.packets_forwarded_out == 2
+        world.check()
+
+
+class Side:
+    """One of two relays: its world, the way to the other, and the other's connection here."""
+
+    def __init__(self, other: str) -> None:
+        self.world = World()
+        self.link = MeshLink(lambda: None)
+        self.link.connected = True
+        self.other = self.world.join(other, mesh=True)
+
+    def carry(self, to: Side) -> None:
+        """Bring what waits for the other relay there."""
+        to.world.feed(to.other, *self.link.take())
+
+
+def test_a_packet_and_its_answer_cross_two_relays() -> None:
+    """Counted once forwarded out and once forwarded in, each way; NotHere ends the way."""
+    one, two = Side("relay 2"), Side("relay 1")
+    a, b = one.world.join("a"), two.world.join("b")
+    one.world.router.add_forwarder(b.key, one.link)
+    two.world.router.add_forwarder(a.key, two.link)
+    one.world.send(a, "b", b"ping")
+    one.carry(two)
+    two.world.send(b, "a", b"pong")
+    two.carry(one)
+    assert two.world.got(b) == [packet("a", b"ping")]
+    assert one.world.got(a) == [packet("b", b"pong")]
+    for side in (one, two):
+        counters = side.world.counters
+        assert (counters.packets_forwarded_out, counters.packets_forwarded_in) == (1, 1)
+        assert (counters.packets_received, counters.packets_sent) == (1, 1)
+    two.world.leave(b)
+    one.world.send(a, "b", disco())
+    one.carry(two)
+    assert two.world.got(two.other) == [not_here("b")]
+    one.world.router.remove_forwarder(b.key, one.link)
+    assert one.world.got(a) == [gone("b")]
+    one.world.check()
+    two.world.check()
+
+
+class TestClosePeer:
+    """ClosePeer ends every connection of a key."""
+
+    def test_all_duplicates_are_closed_and_others_are_not(self, world: World) -> None:
+        r, a1, a2, b = world.join("r", mesh=True), *(world.join(name) for name in "aab")
+        world.close_peer(r, "a")
+        assert a1.closed == a2.closed == ["closed by a mesh peer"]
+        assert b.closed == r.closed == []
+        assert world.got(r) == []
+        world.check()
+
+    def test_an_unknown_key_is_no_error(self, world: World) -> None:
+        r = world.join("r", mesh=True)
+        world.close_peer(r, "nobody")
+        assert world.got(r) == []
+        assert r.closed == []
+
+    @pytest.mark.parametrize("behind", ["watch", "prefer", "send", "ask", "ping", "bad", "half"])
+    def test_who_closes_itself_is_not_heard_any_more(self, world: World, behind: str) -> None:
+        """What stands behind the frame in the same read must not touch the books."""
+        r, a = world.join("r", mesh=True), world.join("a")
+        frames = {
+            "watch": pack_watch_conns(),
+            "prefer": pack_note_preferred(True),
+            "send": pack_send_packet(public("a"), b"x"),
+            "ask": pack_send_packet(public("nobody"), disco()),
+            "ping": pack_frame(FrameType.PING, bytes(8)),
+            "bad": pack_frame(FrameType.PING),
+            "half": pack_frame(FrameType.PING, bytes(8))[:-1],
+        }
+        world.feed(r, pack_close_peer(public("r")), frames[behind])
+        assert r.closed == ["closed by a mesh peer"]
+        assert r.tail == b""
+        world.join("b")
+        assert world.got(a) == []
+        assert r.writes == []
+        assert world.counters.packets_received == 0
+        world.check()

@@ -1,0 +1,297 @@
+"""Who is connected: duplicates with the last-writer rule, and the memory of who wrote to whom."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyderp.relay.connection import Connection
+from pyderp.relay.counters import Counters
+from pyderp.relay.registry import Duplicates, Registry
+from tests.relay.world import Peer, World, key
+
+
+class NoSink:
+    """A sink for connections that nobody writes to."""
+
+    def send(self, chunks: list[bytes]) -> None:
+        raise AssertionError(chunks)
+
+    def close(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+def connect(name: str = "k", *, not_ideal: bool = False) -> Connection:
+    return Connection(key(name), NoSink(), not_ideal=not_ideal)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(Counters())
+
+
+def dup_gauges(registry: Registry) -> tuple[int, int]:
+    """Keys with several connections, and how many connections they have in all."""
+    members = [len(duplicates.members) for duplicates in registry.duplicates.values()]
+    return len(members), sum(members)
+
+
+class TestDuplicates:
+    """The tables of Go's TestServerDupClients, policy lastWriterIsActive."""
+
+    def test_one_comes_and_goes(self, registry: Registry) -> None:
+        c1 = connect()
+        registry.add(c1)
+        assert registry.active == {c1.key: c1}
+        assert dup_gauges(registry) == (0, 0)
+        assert not c1.is_dup
+        assert registry.remove(c1)
+        assert registry.active == {}
+        assert registry.size == 0
+        assert not c1.is_dup
+
+    def test_small_overlap_replacement(self, registry: Registry) -> None:
+        c1, c2 = connect(), connect()
+        registry.add(c1)
+        registry.add(c2)
+        assert registry.active[c1.key] is c2
+        assert dup_gauges(registry) == (1, 2)
+        assert c1.is_dup
+        assert c2.is_dup
+        assert not registry.remove(c1)
+        assert registry.active[c1.key] is c2
+        assert not c2.is_dup
+        assert dup_gauges(registry) == (0, 0)
+        assert registry.counters.dup_client_conn_total == 1
+        assert registry.remove(c2)
+        assert registry.active == {}
+
+    def test_concurrent_dups_three_parties_last_writer(self, registry: Registry) -> None:
+        c1, c2, c3 = connect(), connect(), connect()
+        for c in (c1, c2, c3):
+            registry.add(c)
+        assert dup_gauges(registry) == (1, 3)
+        assert registry.active[c1.key] is c3
+        for c in (c1, c2, c3, c2, c1):
+            registry.note_activity(c)
+            assert registry.active[c1.key] is c
+        assert not registry.remove(c1)
+        assert registry.active[c1.key] is c2, "who spoke before the one that left"
+        assert dup_gauges(registry) == (1, 2)
+        assert not registry.remove(c3)
+        assert registry.active[c1.key] is c2
+        assert dup_gauges(registry) == (0, 0)
+        assert registry.counters.dup_client_conn_total == 2
+
+    def test_the_active_one_leaves_and_the_survivor_takes_over(self, registry: Registry) -> None:
+        c1, c2 = connect(), connect()
+        registry.add(c1)
+        registry.add(c2)
+        assert not registry.remove(c2)
+        assert registry.active[c1.key] is c1
+        assert not c1.is_dup
+
+    def test_the_second_connection_counts_as_having_spoken_only_once_it_does(
+        self, registry: Registry
+    ) -> None:
+        c1, c2, c3 = connect(), connect(), connect()
+        for c in (c1, c2, c3):
+            registry.add(c)
+        registry.remove(c3)
+        assert registry.active[c1.key] is c1
+
+    def test_one_that_never_spoke_takes_over_from_the_last_that_did(
+        self, registry: Registry
+    ) -> None:
+        c1, c2 = connect(), connect()
+        registry.add(c1)
+        registry.add(c2)
+        registry.note_activity(c1)
+        registry.remove(c1)
+        assert registry.active[c1.key] is c2
+
+    def test_connections_of_a_key_come_oldest_first(self, registry: Registry) -> None:
+        cs = [connect() for _ in range(3)]
+        assert registry.connections_of(cs[0].key) == []
+        for i, c in enumerate(cs):
+            registry.add(c)
+            assert registry.connections_of(c.key) == cs[: i + 1]
+        registry.note_activity(cs[0])
+        assert registry.connections_of(cs[0].key) == cs
+
+
+class GoDupClientSet:
+    """`dupClientSet` and `clientSet` as Go has them, with its list of who sent."""
+
+    def __init__(self) -> None:
+        self.set: list[Connection] = []
+        self.last: Connection | None = None
+        self.history: list[Connection] = []
+        self.active: Connection | None = None
+        self.dup = False
+
+    def register(self, c: Connection) -> None:
+        was = self.active
+        if was is None:
+            self.set = [c]
+        elif not self.dup:
+            self.dup = True
+            self.set = [was, c]
+            self.last, self.history = c, [was]
+        else:
+            self.set.append(c)
+            self.last = c
+            self.history.append(c)
+        self.active = c
+
+    def note(self, c: Connection) -> None:
+        if not self.dup:
+            return
+        self.last = self.active = c
+        if self.history[-1:] != [c]:
+            self.history.append(c)
+
+    def unregister(self, c: Connection) -> None:
+        self.set.remove(c)
+        if not self.dup:
+            self.active = None
+            return
+        history: list[Connection] = []
+        for sender in self.history:
+            if sender is not c and history[-1:] != [sender]:
+                history.append(sender)
+        self.history = history
+        if self.last is c:
+            self.last = history[-1] if history else None
+        if len(self.set) == 1:
+            self.dup = False
+            self.active = self.set[0]
+        else:
+            self.active = self.last
+
+
+@given(st.lists(st.tuples(st.sampled_from("+!-"), st.integers(0, 5)), max_size=40))
+def test_takeovers_are_those_of_go_for_any_life_of_a_key(steps: list[tuple[str, int]]) -> None:
+    registry, go = Registry(Counters()), GoDupClientSet()
+    k = key("k")
+    for what, number in steps:
+        if what == "+":
+            c = connect()
+            registry.add(c)
+            go.register(c)
+        elif go.set:
+            c = go.set[number % len(go.set)]
+            if what == "-":
+                assert registry.remove(c) == (len(go.set) == 1)
+                go.unregister(c)
+            else:
+                if c.is_dup:
+                    registry.note_activity(c)
+                go.note(c)
+        assert registry.active.get(k) is go.active
+        assert registry.connections_of(k) == go.set
+        assert all(c.is_dup == go.dup for c in go.set)
+        assert dup_gauges(registry) == ((1, len(go.set)) if go.dup else (0, 0))
+        assert registry.size == len(go.set)
+
+
+def test_duplicates_give_the_last_to_speak() -> None:
+    c1, c2 = connect(), connect()
+    duplicates = Duplicates(c1, c2)
+    assert duplicates.last is c2
+    duplicates.note(c1)
+    assert duplicates.last is c1
+
+
+def test_not_ideal_connections_are_counted_while_they_last(registry: Registry) -> None:
+    ideal, not_ideal = connect("a"), connect("b", not_ideal=True)
+    registry.add(ideal)
+    registry.add(not_ideal)
+    assert (registry.size, registry.not_ideal) == (2, 1)
+    registry.remove(not_ideal)
+    assert (registry.size, registry.not_ideal) == (1, 0)
+
+
+class TestMemory:
+    """Who wrote to whom: nothing stays behind."""
+
+    def test_a_source_is_remembered_once_on_both_sides(self, registry: Registry) -> None:
+        c = connect()
+        told = registry.remember(b"s", c)
+        assert registry.remember(b"s", c) is told
+        assert told == {c}
+        assert c.heard_from == {b"s"}
+
+    def test_leaving_the_region_is_told_once_and_forgotten_on_both_sides(
+        self, registry: Registry
+    ) -> None:
+        c, other = connect("a"), connect("b")
+        registry.remember(b"s", c)
+        registry.remember(b"s", other)
+        registry.remember(b"t", c)
+        assert registry.left_region(b"s") == {c, other}
+        assert registry.left_region(b"s") == set()
+        assert c.heard_from == {b"t"}
+        assert other.heard_from == set()
+        registry.remember(b"s", c)
+        assert registry.left_region(b"s") == {c}, "a second departure is told again"
+
+    def test_a_connection_that_left_is_not_told(self, registry: Registry) -> None:
+        a, b = connect("a"), connect("b")
+        registry.add(a)
+        registry.add(b)
+        registry.remember(b"s", a)
+        registry.remember(b"s", b)
+        registry.remove(a)
+        assert registry.left_region(b"s") == {b}
+
+    def test_an_empty_set_of_a_source_that_is_not_here_goes_at_once(
+        self, registry: Registry
+    ) -> None:
+        a = connect("a")
+        registry.add(a)
+        registry.remember(b"s", a)
+        registry.remove(a)
+        assert registry.sent_to == {}
+
+    def test_an_empty_set_of_a_source_that_is_here_stays_shared_with_it(self, world: World) -> None:
+        """Its connection holds the set; a new one would be filled behind its back."""
+        s, a = world.join("s"), world.join("a")
+        world.send(s, a, b"x")
+        world.leave(a)
+        world.check()
+        a = world.join("a")
+        world.send(s, a, b"y")
+        world.check()
+        assert world.registry.sent_to == {s.key: {a.connection}}
+
+    def test_books_that_disagree_are_no_reason_to_fail(self, registry: Registry) -> None:
+        """It cannot happen; if it does, a departure must still come to its end."""
+        a = connect("a")
+        registry.add(a)
+        registry.sent_to[b"s"] = {a}
+        assert registry.left_region(b"s") == {a}
+        a.heard_from = {b"t"}
+        assert registry.remove(a)
+
+    def test_who_wrote_to_itself_leaves_nothing(self, world: World) -> None:
+        a = world.join("a")
+        world.send(a, a, b"x")
+        assert world.registry.sent_to == {a.key: {a.connection}}
+        world.leave(a)
+        assert world.registry.sent_to == {}
+
+    def test_duplicates_share_what_their_key_wrote(self, world: World) -> None:
+        a1, a2 = world.join("a"), world.join("a")
+        b, c = world.join("b"), world.join("c")
+        world.send(a1, b, b"x")
+        world.send(a2, c, b"x")
+        world.send(a1, c, b"x")
+        told = {b.connection, c.connection}
+        assert world.registry.sent_to == {key("a"): told}
+        all_peers: list[Peer] = [a1, a2, b, c]
+        for peer in all_peers:
+            world.leave(peer)
+            world.check()
+        assert world.registry.sent_to == {}

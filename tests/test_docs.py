@@ -1,0 +1,191 @@
+"""The documentation is right: links, commands and tables are checked, and its programs are run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from scripts import check_docs
+
+import pyderp
+
+BLOCKS = {
+    block.mark: block
+    for path in check_docs.pages(check_docs.ROOT)
+    for block in check_docs.blocks(path)
+    if block.mark
+}
+WITH_A_PROGRAM = {"talk", "readme"}
+"""Blocks that are, or need, a program of its own."""
+
+
+def run_block(name: str) -> dict[str, Any]:
+    """Run a block as a module, and the tests in it; gives its names."""
+    block = BLOCKS[name]
+    names: dict[str, Any] = {"__name__": f"example_{name}"}
+    exec(compile(block.text, f"{block.path}:{block.line}", "exec"), names)
+    for key, value in names.items():
+        if key.startswith("test_"):
+            value()
+    return names
+
+
+# The examples
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    """The tutorial's program, in a file."""
+    path = tmp_path / "talk.py"
+    path.write_text(BLOCKS["talk"].text)
+    return path
+
+
+async def start(program: Path, *args: str) -> Process:
+    """Start a program as a user would."""
+    return await asyncio.create_subprocess_exec(sys.executable, str(program), *args, stdout=PIPE)
+
+
+async def line_of(process: Process) -> str:
+    """The next line that a program prints."""
+    assert process.stdout is not None
+    return (await process.stdout.readline()).decode().strip()
+
+
+async def converse(program: Path, url: str) -> tuple[str, str, str]:
+    """Run the tutorial's two programs; gives what each prints, the first in two lines."""
+    listener = await start(program, url)
+    try:
+        name = await line_of(listener)
+        sender = await start(program, url, name.removeprefix("I am "), "hello")
+        answer = await line_of(sender)
+        await sender.communicate()
+        assert sender.returncode == 0
+        return name, await line_of(listener), answer
+    finally:
+        listener.kill()
+        await listener.communicate()
+
+
+def test_the_two_programs_of_the_tutorial_talk(talk: Path) -> None:
+    """What the tutorial shows is what happens."""
+
+    async def scenario() -> None:
+        async with pyderp.Relay() as relay:
+            name, heard, answer = await converse(talk, relay.url)
+        key = pyderp.NodePublic.parse(name.removeprefix("I am "))
+        assert answer == f"{key.short()} says: thank you for hello"
+        assert heard.endswith(" says: hello")
+
+    asyncio.run(scenario())
+
+
+def test_the_test_in_the_readme_passes(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's test, with the tutorial's two programs as the program under test."""
+    urls = []
+
+    async def run(url: str) -> None:
+        urls.append(url)
+        await converse(talk, url)
+
+    my_program = ModuleType("my_program")
+    monkeypatch.setattr(my_program, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, "my_program", my_program)
+    run_block("readme")
+    assert len(urls) == 1
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITH_A_PROGRAM))
+def test_example_runs(name: str) -> None:
+    """Examples marked as tests run, and so do the tests in them."""
+    run_block(name)
+
+
+def test_the_relay_in_a_thread_starts_and_stops() -> None:
+    """The fixture for programs without asyncio gives a relay that serves."""
+    names = run_block("thread")
+    with names["relay_in_thread"]() as relay:
+        assert relay.clients == 0
+        assert relay.address[1] > 0
+
+
+# The checks
+
+
+def test_documentation_is_right() -> None:
+    """No check finds anything."""
+    assert check_docs.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        ("[a](missing.md)", "link to missing.md: no such file"),
+        ("[a](#missing)", "link to #missing: no such heading"),
+        ("`pyderp relay --no-such`", "pyderp relay --no-such: no such flag"),
+        ("```sh\n.venv/bin/pyderp relay -a :1 \\\n  --nope=1\n```", "--nope: no such flag"),
+        ("```console\n$ pyderp fly --high\n```", "pyderp fly: no such command"),
+        ("`pyderp --vrsion`", "pyderp --vrsion: no such flag"),
+        ("`make coffee`", "make coffee: no such target"),
+        ("`make relay ARGS='--no-such'`", "pyderp relay --no-such: no such flag"),
+        ("set `PYDERP_NOTHING`", "PYDERP_NOTHING: no such environment variable"),
+        ("```python\nprint(\n```", "Python block does not parse"),
+        ("```json\n{\n```", "JSON block does not parse"),
+        ("<!-- generated: nothing -->\n<!-- end -->", "no such table"),
+        ("<!-- generated: limits -->\n| old |\n<!-- end -->", "out of date"),
+    ],
+)
+def test_faults_are_found(tmp_path: Path, page: str, problem: str) -> None:
+    """Each check finds what it is for."""
+    (tmp_path / "page.md").write_text(f"# A page\n\n{page}\n")
+    found = check_docs.problems(tmp_path)
+    assert len(found) == 1
+    assert problem in found[0]
+
+
+def test_what_is_right_is_not_reported(tmp_path: Path) -> None:
+    """Links, anchors, commands and blocks that are in order pass."""
+    (tmp_path / "a.md").write_text(
+        "# One `thing`, [here](b.md)\n\n# Same\n\n# Same\n\n[b](b.md), [self](#one-thing-here), "
+        "[second](#same-1), [web](https://example.com/x), `[no](link.md)`, `src/pyderp relay`,\n"
+        "`pyderp relay --dev -c FILE`, `make relay TLS=1`, `PYDERP_ADDRESS`\n"
+    )
+    (tmp_path / "b.md").write_text(
+        "```console\n$ pyderp relay --drain=0 2>log | tail --lines=1\n```"
+    )
+    assert check_docs.problems(tmp_path) == []
+
+
+def test_counters_must_be_explained(tmp_path: Path) -> None:
+    """The page of counters must have each of them, and none that does not exist."""
+    (tmp_path / "log-and-counters.md").write_text("| `accepts` | x |\n| `nonsense` | x |\n")
+    found = check_docs.problems(tmp_path)
+    assert any("counter nonsense: no such" in line for line in found)
+    assert any("counter packets_sent: not explained" in line for line in found)
+    assert not any("accepts:" in line for line in found if "websocket" not in line)
+
+
+def test_write_makes_tables_anew(tmp_path: Path) -> None:
+    """Old tables are replaced, and then nothing is left to do."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- generated: frames -->\nold\n<!-- end -->\nrest\n")
+    assert check_docs.write_tables(tmp_path) == [page]
+    assert "| `04` | SendPacket | client |" in page.read_text()
+    assert page.read_text().endswith("<!-- end -->\nrest\n")
+    assert check_docs.problems(tmp_path) == []
+    assert check_docs.write_tables(tmp_path) == []
+
+
+def test_command_tells_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status is 1 and the problem is printed with file and line."""
+    (tmp_path / "page.md").write_text("[a](missing.md)\n")
+    monkeypatch.setattr(check_docs, "problems", lambda: ["page.md:1: link to missing.md"])
+    assert check_docs.main([]) == 1
+    assert capsys.readouterr().out == "page.md:1: link to missing.md\n"

@@ -1,0 +1,315 @@
+"""Key files: made once, whole, closed to others; their content is never shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+
+from pyderp.errors import ConfigError
+from pyderp.keyfile import load_or_create_key, read_mesh_key, write_atomically
+from pyderp.keys import MeshKey, NodePrivate
+from tests import vectors as v
+
+SECRET = v.CLIENT_PRIVATE_TEXT.removeprefix("privkey:")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where no key file is yet."""
+    return tmp_path / "relay.key"
+
+
+def mode(path: Path) -> int:
+    """Permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def refused(path: Path) -> str:
+    """The error text for a file that cannot be used; neither it nor its causes show a key."""
+    with pytest.raises(ConfigError) as caught:
+        load_or_create_key(path)
+    error: BaseException | None = caught.value
+    assert str(path) in str(error)
+    while error is not None:
+        assert SECRET[:8] not in "".join(traceback.format_exception_only(error))
+        error = error.__cause__
+    return str(caught.value)
+
+
+# Making one
+
+
+def test_missing_file_is_made_in_the_form_of_derper(path: Path) -> None:
+    key = load_or_create_key(path)
+    assert path.read_text() == f'{{\n\t"PrivateKey": "{key.to_text()}"\n}}'
+    assert mode(path) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
+
+
+def test_missing_directories_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "relay.key"
+    key = load_or_create_key(path)
+    assert load_or_create_key(path) == key
+    assert mode(path) == 0o600
+
+
+def test_mode_does_not_depend_on_the_umask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        load_or_create_key(path)
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o600
+
+
+def test_keys_made_are_new_each_time(tmp_path: Path) -> None:
+    assert load_or_create_key(tmp_path / "a") != load_or_create_key(tmp_path / "b")
+
+
+# Reading one
+
+
+def test_existing_file_is_read_and_not_rewritten(path: Path) -> None:
+    text = json.dumps({"PrivateKey": v.CLIENT_PRIVATE_TEXT, "Other": 1})
+    path.write_text(text)
+    path.chmod(0o400)
+    before = path.stat()
+    assert load_or_create_key(path) == v.CLIENT
+    after = path.stat()
+    assert path.read_text() == text
+    assert (after.st_ino, after.st_mtime_ns, after.st_mode) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_mode,
+    )
+
+
+def test_hex_may_be_in_upper_case(path: Path) -> None:
+    path.write_text(json.dumps({"PrivateKey": "privkey:" + SECRET.upper()}))
+    assert load_or_create_key(path) == v.CLIENT
+
+
+@pytest.mark.parametrize(("bits", "warned"), [(0o600, False), (0o400, False), (0o640, True)])
+def test_file_that_others_may_read_is_warned_of(
+    path: Path, bits: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text(json.dumps({"PrivateKey": v.CLIENT_PRIVATE_TEXT}))
+    path.chmod(bits)
+    with caplog.at_level(logging.WARNING, "pyderp.relay"):
+        load_or_create_key(path)
+    assert caplog.messages == (
+        [f"the key file {path} has mode 0640: others may read it; use 0600"] if warned else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (v.CLIENT_PRIVATE_TEXT.encode(), "is not JSON"),
+        (f'{{"PrivateKey": "{v.CLIENT_PRIVATE_TEXT}"'.encode(), "is not JSON"),
+        (f'{{"PrivateKey": {SECRET}}}'.encode(), "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"{}", 'lacks "PrivateKey"'),
+        (b"null", 'lacks "PrivateKey"'),
+        (b"[]", 'lacks "PrivateKey"'),
+        (f'"{v.CLIENT_PRIVATE_TEXT}"'.encode(), 'lacks "PrivateKey"'),
+        (b'{"PrivateKey": null}', 'lacks "PrivateKey"'),
+        (b'{"PrivateKey": 7}', 'lacks "PrivateKey"'),
+        (b'{"PrivateKey": ""}', "holds no usable key: key hex string doesn't have expected type"),
+        (f'{{"PrivateKey": "{SECRET}"}}'.encode(), "expected type prefix privkey:"),
+        (f'{{"PrivateKey": "privkey:{SECRET[:-1]}"}}'.encode(), "got 63 want 64"),
+        (f'{{"PrivateKey": "privkey:{SECRET[:-1]}g"}}'.encode(), "invalid hex character in key"),
+        (f'{{"PrivateKey": "privkey:{"0" * 64}"}}'.encode(), "zero key"),
+        (f'{{"PrivateKey": "{v.CLIENT_PRIVATE_TEXT}"}}\xff'.encode("latin-1"), "it is not text"),
+    ],
+)
+def test_unusable_file_is_refused_without_showing_it(
+    path: Path, content: bytes, error: str
+) -> None:
+    path.write_bytes(content)
+    assert error in refused(path)
+    assert path.read_bytes() == content
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """A directory stands for it: to root every file is readable."""
+    assert refused(tmp_path) == f"cannot read the key file {tmp_path}: Is a directory"
+
+
+def test_file_below_a_file_cannot_be_read(path: Path) -> None:
+    path.write_text("")
+    assert "Not a directory" in refused(path / "relay.key")
+
+
+def test_file_that_cannot_be_made_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused(path) == f"cannot make the key file {path}: No space left on device"
+    assert list(path.parent.iterdir()) == []
+
+
+def test_dangling_link_is_refused_and_not_followed(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "nowhere")
+    assert "appears and disappears" in refused(path)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_mode_that_cannot_be_told_is_not_warned_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = load_or_create_key(path)
+
+    def gone(_: Path) -> os.stat_result:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "stat", gone)
+    assert load_or_create_key(path) == key
+
+
+# Two at once
+
+
+def test_second_of_two_creators_takes_the_key_of_the_first(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one wins after we saw no file, and before we make ours."""
+    generate = NodePrivate.generate
+    others: list[NodePrivate] = []
+
+    def generate_late(random: bytes | None = None) -> NodePrivate:
+        if not others:
+            others.append(generate(random))
+            others.append(load_or_create_key(path))
+        return generate(random)
+
+    monkeypatch.setattr(NodePrivate, "generate", generate_late)
+    key = load_or_create_key(path)
+    assert key == others[1]
+    assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
+    assert load_or_create_key(path) == key
+
+
+def test_many_creators_end_with_one_key(path: Path) -> None:
+    keys: list[NodePrivate] = []
+    barrier = threading.Barrier(8)
+
+    def create() -> None:
+        barrier.wait()
+        keys.append(load_or_create_key(path))
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert set(keys) == {load_or_create_key(path)}
+    assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
+
+
+# Writing
+
+
+def test_file_is_replaced_as_a_whole(path: Path) -> None:
+    path.write_bytes(b"old")
+    old = path.open("rb")
+    with old:
+        assert write_atomically(path, b"new", mode=0o640)
+        assert old.read() == b"old"  # whoever reads it still has the old one
+    assert path.read_bytes() == b"new"
+    assert mode(path) == 0o640
+
+
+def test_file_is_not_replaced_unless_that_is_wanted(path: Path) -> None:
+    path.write_bytes(b"old")
+    assert not write_atomically(path, b"new", mode=0o600, replace=False)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_failed_write_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    path.write_bytes(b"old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(path, b"new", mode=0o600, replace=replace)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["relay.key"]
+
+
+def test_file_is_on_disk_before_it_has_its_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the content, at its final mode, then the name, then the directory."""
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def watch(fd: int) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            seen.append(f"directory, named: {path.exists()}")
+        else:
+            bits = stat.S_IMODE(status.st_mode)
+            seen.append(f"{status.st_size} bytes, {bits:o}, named: {path.exists()}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write_atomically(path, b"content", mode=0o600)
+    assert seen == ["7 bytes, 600, named: False", "directory, named: True"]
+
+
+# Mesh keys
+
+
+@pytest.mark.parametrize(
+    "text", [v.MESH_KEY_TEXT, f"{v.MESH_KEY_TEXT}\n", f"  {v.MESH_KEY_TEXT.upper()}\r\n\n"]
+)
+def test_mesh_key_in_a_file(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert read_mesh_key(path) == MeshKey.parse(v.MESH_KEY_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "cannot be used: invalid mesh key"),
+        (SECRET[:16].encode(), "invalid mesh key: key hex has the wrong size, got 16 want 64"),
+        (f"{SECRET}0".encode(), "got 65 want 64"),
+        (f"{SECRET[:-1]}g".encode(), "invalid hex character"),
+        (b"0" * 64, "the zero key grants nothing"),
+        (SECRET.encode() + b"\xff", "it is not text"),
+    ],
+)
+def test_unusable_mesh_key_file_is_refused_without_showing_it(
+    path: Path, content: bytes, error: str
+) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_mesh_key(path)
+    assert error in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert SECRET[:8] not in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_missing_mesh_key_file_is_refused_and_not_made(path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        read_mesh_key(path)
+    assert not path.exists()

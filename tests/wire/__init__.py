@@ -1,0 +1,1 @@
+"""Bytes and their meaning: one file for each module of `pyderp.wire`."""

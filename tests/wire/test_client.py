@@ -1,0 +1,269 @@
+"""ClientSession: login, messages, and how a broken stream ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pyderp.errors import (
+    BadBox,
+    BadMagic,
+    FrameTooLarge,
+    LocalProtocolError,
+    RemoteProtocolError,
+    UnexpectedFrame,
+)
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.wire import frames
+from pyderp.wire.client import ClientSession, ClientState
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import KeepAlive, Message, ServerInfo, Skipped
+from tests import vectors as v
+
+from .chunks import chunkings
+
+KEEP_ALIVE = bytes.fromhex("06 00000000")
+SERVER_INFO, _, SERVER_INFO_FRAME = v.SERVER_INFOS[0]
+
+
+def session(
+    *,
+    info: ClientInfo | None = None,
+    server_key: NodePublic | None = None,
+    on_skip: Callable[[Skipped], None] | None = None,
+) -> ClientSession:
+    """The client of the vectors, with its nonce."""
+    return ClientSession(
+        v.CLIENT,
+        random=v.gives(v.CLIENT_NONCE),
+        info=info,
+        server_key=server_key,
+        on_skip=on_skip,
+    )
+
+
+def state_of(client: ClientSession) -> ClientState:
+    """Its state, asked anew each time."""
+    return client.state
+
+
+def ready(skipped: list[Skipped] | None = None) -> ClientSession:
+    """A session that has read its greeting."""
+    client = session(on_skip=None if skipped is None else skipped.append)
+    assert client.receive_data(v.SERVER_KEY_FRAME) == []
+    client.data_to_send()
+    return client
+
+
+def feed(client: ClientSession, chunks: list[bytes]) -> list[Message]:
+    """All messages of a stream that comes in chunks."""
+    return [message for chunk in chunks for message in client.receive_data(chunk)]
+
+
+@pytest.mark.parametrize("chunks", chunkings(v.SERVER_KEY_FRAME + SERVER_INFO_FRAME + KEEP_ALIVE))
+def test_login_however_the_stream_is_cut(chunks: list[bytes]) -> None:
+    client = session(info=ClientInfo(version=2, can_ack_pings=True))
+    assert state_of(client) is ClientState.GREETING
+    assert client.server_key is None
+    assert client.data_to_send() == []
+    assert feed(client, chunks) == [SERVER_INFO, KeepAlive()]
+    assert state_of(client) is ClientState.READY
+    assert client.server_key == v.SERVER.public
+    assert client.data_to_send() == [v.CLIENT_INFOS[0][2]]
+    assert client.data_to_send() == []
+
+
+def test_login_waits_for_nothing_but_the_greeting() -> None:
+    client = session()
+    for at in range(len(v.SERVER_KEY_FRAME)):
+        assert state_of(client) is ClientState.GREETING
+        client.receive_data(v.SERVER_KEY_FRAME[at : at + 1])
+    assert state_of(client) is ClientState.READY
+    client.send_packet(v.K1, b"hello")
+    assert client.data_to_send() == [v.CLIENT_INFOS[1][2], frames.pack_send_packet(v.K1, b"hello")]
+
+
+@pytest.mark.parametrize(("info", "_", "frame"), v.CLIENT_INFOS)
+def test_login_says_what_it_was_told(info: ClientInfo, _: bytes, frame: bytes) -> None:
+    client = session(info=info)
+    client.receive_data(v.SERVER_KEY_FRAME)
+    assert client.data_to_send() == [frame]
+
+
+def test_known_server_key_logs_in_at_once() -> None:
+    """The greeting still comes; it is passed over and not compared."""
+    skipped: list[Skipped] = []
+    client = session(server_key=v.SERVER.public, on_skip=skipped.append)
+    assert state_of(client) is ClientState.READY
+    assert client.data_to_send() == [v.CLIENT_INFOS[1][2]]
+    other_greeting = frames.pack_server_key(v.K1)
+    assert client.receive_data(other_greeting + SERVER_INFO_FRAME) == [SERVER_INFO]
+    assert client.server_key == v.SERVER.public
+    assert skipped == [Skipped(0x01, "unknown frame type")]
+
+
+@pytest.mark.parametrize("key", [v.ZERO_KEY, v.LOW_ORDER_KEY])
+def test_known_server_key_must_be_usable(key: NodePublic) -> None:
+    with pytest.raises(BadBox):
+        session(server_key=key)
+
+
+def test_greeting_of_1024_bytes_is_read() -> None:
+    payload = frames.MAGIC + v.SERVER.public.raw + bytes(984)
+    client = session()
+    client.receive_data(frames.pack_frame(1, payload))
+    assert client.server_key == v.SERVER.public
+
+
+@pytest.mark.parametrize(
+    ("greeting", "error", "text"),
+    [
+        (bytes.fromhex("01 00000401"), FrameTooLarge, "large frame of 1025 bytes"),
+        (bytes.fromhex("ff ffffffff"), FrameTooLarge, "large frame of 4294967295 bytes"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", FrameTooLarge, "large frame of"),
+        (frames.pack_frame(1, v.SERVER_KEY_FRAME[5:-1]), RemoteProtocolError, "invalid server"),
+        (frames.pack_frame(2, v.SERVER_KEY_FRAME[5:]), UnexpectedFrame, "invalid server greeting"),
+        (KEEP_ALIVE, UnexpectedFrame, "invalid server greeting"),
+        (frames.pack_frame(1, bytes(8) + v.K1.raw), BadMagic, "invalid server greeting"),
+        (frames.pack_frame(1, frames.MAGIC + bytes(32)), RemoteProtocolError, "zero key"),
+        (frames.pack_server_key(v.LOW_ORDER_KEY), BadBox, "no secret can be shared"),
+    ],
+)
+def test_bad_greeting_ends_the_session(
+    greeting: bytes, error: type[RemoteProtocolError], text: str
+) -> None:
+    for chunks in chunkings(greeting):
+        client = session()
+        with pytest.raises(error, match=text):
+            feed(client, chunks)
+        assert state_of(client) is ClientState.FAILED
+        assert client.data_to_send() == []
+
+
+@pytest.mark.parametrize(("hex_", "messages", "skipped"), v.SERVER_STREAMS)
+def test_messages_of_go_however_the_stream_is_cut(
+    hex_: str, messages: list[Message], skipped: list[int]
+) -> None:
+    for chunks in chunkings(bytes.fromhex(hex_)):
+        remarks: list[Skipped] = []
+        assert feed(ready(remarks), chunks) == messages
+        assert [remark.frame_type for remark in remarks] == skipped
+
+
+@pytest.mark.parametrize(("info", "_", "frame"), v.SERVER_INFOS)
+def test_server_info_however_the_stream_is_cut(info: ServerInfo, _: bytes, frame: bytes) -> None:
+    for chunks in chunkings(frame):
+        assert feed(ready(), chunks) == [info]
+
+
+def test_frames_may_be_passed_over_in_silence() -> None:
+    assert ready().receive_data(bytes.fromhex("ff 00000000") + KEEP_ALIVE) == [KeepAlive()]
+
+
+def test_frame_of_1_mib_is_read_after_login() -> None:
+    payload = v.K1.raw + bytes(1024 * 1024 - 32)
+    [message] = ready().receive_data(frames.pack_frame(5, payload))
+    assert message == v.received(payload[32:])
+
+
+def test_large_frame_may_follow_the_greeting_in_one_chunk() -> None:
+    """The small limit of the greeting ends with it."""
+    packet = bytes(60_000)
+    client = session()
+    stream = v.SERVER_KEY_FRAME + frames.pack_received_packet(v.K1, packet)
+    assert client.receive_data(stream) == [v.received(packet)]
+
+
+@pytest.mark.parametrize(
+    ("hex_", "error", "text"),
+    [
+        ("05 00100001", FrameTooLarge, "unexpectedly large frame of 1048577 bytes returned"),
+        ("ff 00100001", FrameTooLarge, "unexpectedly large frame of 1048577 bytes returned"),
+        (
+            f"03 00000017 {'00' * 23}",
+            RemoteProtocolError,
+            "invalid server info frame: short serverInfo frame",
+        ),
+        (
+            f"03 0000003c {'00' * 60}",
+            BadBox,
+            f"failed to open naclbox from server key {v.SERVER_PUBLIC_TEXT}",
+        ),
+    ],
+)
+def test_fatal_frames(hex_: str, error: type[RemoteProtocolError], text: str) -> None:
+    for chunks in chunkings(bytes.fromhex(hex_)):
+        client = ready()
+        with pytest.raises(error, match=text):
+            feed(client, chunks)
+        assert state_of(client) is ClientState.FAILED
+
+
+def test_failed_session_raises_its_first_error_again() -> None:
+    client = ready()
+    with pytest.raises(FrameTooLarge) as first:
+        client.receive_data(bytes.fromhex("05 00100001"))
+    with pytest.raises(FrameTooLarge) as again:
+        client.receive_data(KEEP_ALIVE)
+    assert again.value is first.value
+
+
+def test_server_info_sealed_for_another_client_is_fatal() -> None:
+    other = ClientSession(NodePrivate.generate(b"\x77" * 32), random=v.gives(v.CLIENT_NONCE))
+    with pytest.raises(BadBox):
+        other.receive_data(v.SERVER_KEY_FRAME + SERVER_INFO_FRAME)
+
+
+# What a client says
+
+EIGHT = bytes(range(1, 9))
+CALLS: list[tuple[Callable[[ClientSession], None], bytes]] = [
+    (lambda c: c.send_packet(v.K1, b"hello"), frames.pack_send_packet(v.K1, b"hello")),
+    (
+        lambda c: c.forward_packet(v.K1, v.K2, b"hello"),
+        frames.pack_forward_packet(v.K1, v.K2, b"hello"),
+    ),
+    (lambda c: c.send_ping(EIGHT), bytes.fromhex("12 00000008 0102030405060708")),
+    (lambda c: c.send_pong(EIGHT), bytes.fromhex("13 00000008 0102030405060708")),
+    (lambda c: c.note_preferred(True), bytes.fromhex("07 00000001 01")),
+    (lambda c: c.note_preferred(False), bytes.fromhex("07 00000001 00")),
+    (lambda c: c.watch_conns(), bytes.fromhex("10 00000000")),
+    (lambda c: c.close_peer(v.K1), bytes.fromhex(f"11 00000020 {v.K1_HEX}")),
+]
+
+
+@pytest.mark.parametrize(("call", "frame"), CALLS)
+def test_calls_become_frames(call: Callable[[ClientSession], None], frame: bytes) -> None:
+    client = ready()
+    call(client)
+    assert client.data_to_send() == [frame]
+
+
+def test_calls_become_frames_in_their_order() -> None:
+    client = ready()
+    for call, _ in CALLS:
+        call(client)
+    assert client.data_to_send() == [frame for _, frame in CALLS]
+
+
+@pytest.mark.parametrize(("call", "_"), CALLS)
+def test_nothing_can_be_sent_before_the_greeting_or_after_a_failure(
+    call: Callable[[ClientSession], None], _: bytes
+) -> None:
+    client = session()
+    with pytest.raises(LocalProtocolError, match="cannot send while greeting"):
+        call(client)
+    with pytest.raises(UnexpectedFrame):
+        client.receive_data(KEEP_ALIVE)
+    with pytest.raises(LocalProtocolError, match="cannot send while failed"):
+        call(client)
+    assert client.data_to_send() == []
+
+
+def test_packet_of_more_than_64_kib_is_refused_and_harms_nothing() -> None:
+    client = ready()
+    with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
+        client.send_packet(v.K1, bytes(65537))
+    client.send_packet(v.K1, bytes(65536))
+    assert [len(frame) for frame in client.data_to_send()] == [65573]

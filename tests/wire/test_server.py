@@ -1,0 +1,184 @@
+"""ServerLogin: who gets in, who does not, and how early that is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyderp.errors import BadBox, FrameTooLarge, RemoteProtocolError, UnexpectedFrame
+from pyderp.keys import MeshKey, NodePrivate
+from pyderp.wire.client import ClientSession
+from pyderp.wire.frames import frame_header, pack_client_info
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import ServerInfo
+from pyderp.wire.server import LoggedIn, ServerLogin
+from tests import vectors as v
+
+FRAME = v.CLIENT_INFOS[0][2]
+
+
+def login() -> ServerLogin:
+    """The server of the vectors, good for one login."""
+    return ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE))
+
+
+def receive(data: bytes) -> tuple[int, LoggedIn | None]:
+    """Give a server all of `data`."""
+    return login().receive_untrusted(bytearray(data), len(data))
+
+
+def say(json: str, *, client: NodePrivate = v.CLIENT) -> ClientInfo:
+    """What a server makes of a sealed text."""
+    sealed = client.seal_to(v.SERVER.public, json.encode(), nonce=v.CLIENT_NONCE)
+    frame = pack_client_info(client.public, sealed)
+    consumed, logged_in = receive(frame)
+    assert logged_in is not None
+    assert (consumed, logged_in.client) == (len(frame), client.public)
+    return logged_in.info
+
+
+def test_greeting_is_that_of_go() -> None:
+    assert login().greeting == v.SERVER_KEY_FRAME
+
+
+@pytest.mark.parametrize(("info", "_", "frame"), v.CLIENT_INFOS)
+def test_client_of_go_is_let_in(info: ClientInfo, _: bytes, frame: bytes) -> None:
+    server_info = v.SERVER_INFOS[0][2]
+    assert receive(frame) == (len(frame), LoggedIn(v.CLIENT.public, info, server_info))
+
+
+@pytest.mark.parametrize(("_", "__", "frame"), v.CLIENT_INFOS)
+def test_every_part_of_the_frame_is_waited_for(_: ClientInfo, __: bytes, frame: bytes) -> None:
+    server = login()
+    buffer = bytearray(frame)
+    for end in range(len(frame)):
+        assert server.receive_untrusted(buffer, end) == (0, None)
+        assert server.receive_untrusted(bytearray(frame[:end]), end) == (0, None)
+    assert server.receive_untrusted(buffer, len(frame))[0] == len(frame)
+
+
+def test_frames_behind_the_first_are_left_alone() -> None:
+    consumed, logged_in = receive(FRAME + b"\xff" * 40)
+    assert consumed == len(FRAME)
+    assert logged_in is not None
+
+
+def test_buffer_may_be_longer_than_what_arrived() -> None:
+    view = memoryview(bytearray(FRAME + bytes(100)))
+    assert login().receive_untrusted(view, len(FRAME) - 1) == (0, None)
+    assert login().receive_untrusted(view, len(FRAME))[0] == len(FRAME)
+
+
+def test_what_is_returned_does_not_depend_on_the_buffer() -> None:
+    buffer = bytearray(FRAME)
+    _, logged_in = login().receive_untrusted(memoryview(buffer), len(buffer))
+    buffer[:] = bytes(len(buffer))
+    assert logged_in is not None
+    assert logged_in.client == v.CLIENT.public
+
+
+def test_one_login_serves_many_with_a_nonce_each() -> None:
+    server = ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE, v.CLIENT_NONCE))
+    _, first = server.receive_untrusted(bytearray(FRAME), len(FRAME))
+    _, second = server.receive_untrusted(bytearray(FRAME), len(FRAME))
+    assert first is not None
+    assert second is not None
+    assert first.server_info[5:29] == v.SERVER_NONCE
+    assert second.server_info[5:29] == v.CLIENT_NONCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "error", "text"),
+    [
+        (0x04, 37, UnexpectedFrame, "bad frame type 0x4, want 0x2"),
+        (0x00, 0, UnexpectedFrame, "bad frame type 0x0, want 0x2"),
+        (0x02, 0, RemoteProtocolError, "short client info"),
+        (0x02, 55, RemoteProtocolError, "short client info"),
+        (0x02, 262145, FrameTooLarge, "long client info"),
+        (0x02, 0xFFFFFFFF, FrameTooLarge, "long client info"),
+    ],
+)
+def test_refused_as_soon_as_the_header_is_there(
+    kind: int, length: int, error: type[RemoteProtocolError], text: str
+) -> None:
+    header = frame_header(kind, length)
+    for end in range(5):
+        assert receive(header[:end]) == (0, None)
+    with pytest.raises(error) as caught:
+        receive(header)
+    assert str(caught.value) == text
+    assert caught.value.frame_type == kind
+
+
+@pytest.mark.parametrize("length", [56, 262144])
+def test_legal_lengths_are_waited_for(length: int) -> None:
+    header = frame_header(0x02, length)
+    assert receive(header) == (0, None)
+    assert receive(header + bytes(length - 1)) == (0, None)
+    with pytest.raises(RemoteProtocolError):  # it does not open
+        receive(header + b"\x33" * length)
+
+
+def test_longest_client_info_is_let_in() -> None:
+    name = "x" * (262144 - 56 - 16 - len('{"AppName":""}'))
+    assert say(f'{{"AppName":"{name}"}}').app_name == name
+
+
+def test_client_with_the_zero_key_is_refused() -> None:
+    """Go's server would crash."""
+    with pytest.raises(RemoteProtocolError, match=r"^client key is zero$"):
+        receive(frame_header(0x02, 104) + bytes(32) + FRAME[37:])
+
+
+def test_client_with_a_key_of_low_order_is_refused() -> None:
+    with pytest.raises(BadBox):
+        receive(frame_header(0x02, 104) + v.LOW_ORDER_KEY.raw + FRAME[37:])
+
+
+def test_any_changed_bit_of_key_or_box_is_refused() -> None:
+    for at in range(5, len(FRAME)):
+        changed = bytearray(FRAME)
+        changed[at] ^= 0x40
+        with pytest.raises(BadBox):
+            receive(bytes(changed))
+
+
+def test_box_sealed_to_another_server_is_refused() -> None:
+    sealed = v.CLIENT.seal_to(v.K1, b"{}", nonce=v.CLIENT_NONCE)
+    with pytest.raises(BadBox, match="cannot open len=42 with client key nodekey:07a37c"):
+        receive(pack_client_info(v.CLIENT.public, sealed))
+
+
+# Mesh keys at login (derper: malformed drops, wrong only grants nothing)
+
+OTHER_MESH_KEY = "f" * 64
+
+
+@pytest.mark.parametrize(
+    ("json", "mesh_key"),
+    [
+        ("{}", None),
+        (f'{{"meshKey":"{v.MESH_KEY_TEXT}"}}', v.MESH_KEY_TEXT),
+        (f'{{"MeshKey":"{v.MESH_KEY_TEXT.upper()}"}}', v.MESH_KEY_TEXT),
+        (f'{{"meshKey":"{OTHER_MESH_KEY}"}}', OTHER_MESH_KEY),
+    ],
+)
+def test_well_formed_mesh_keys_are_told(json: str, mesh_key: str | None) -> None:
+    want = None if mesh_key is None else MeshKey.parse(mesh_key)
+    assert say(json).mesh_key == want
+
+
+@pytest.mark.parametrize("value", ['""', "null", f'"{v.MESH_KEY_TEXT[1:]}"', "1"])
+def test_malformed_mesh_keys_are_refused(value: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="invalid mesh key"):
+        say(f'{{"meshKey":{value}}}')
+
+
+def test_client_session_and_server_login_understand_each_other() -> None:
+    server = login()
+    client = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
+    client.receive_data(server.greeting)
+    data = b"".join(client.data_to_send())
+    consumed, logged_in = server.receive_untrusted(bytearray(data), len(data))
+    assert logged_in is not None
+    assert (consumed, logged_in.client) == (len(data), v.CLIENT.public)
+    assert client.receive_data(logged_in.server_info) == [ServerInfo(version=2)]
