@@ -152,6 +152,8 @@ def test_malformed_binary_form_is_refused(cut: slice) -> None:
         NodePublic.from_binary(v.CLIENT.public.to_binary()[cut])
     with pytest.raises(InvalidKey):
         NodePublic.from_binary(v.CLIENT.public.to_binary() + b"\0")
+    with pytest.raises(InvalidKey, match="a binary node key begins with np"):
+        NodePublic.from_binary(b"dp" + v.CLIENT.public.raw)
 
 
 def test_short_form() -> None:

@@ -21,13 +21,19 @@ def _general_name(name: str) -> x509.GeneralName:
 
 
 def write_pair(
-    directory: Path, hostname: str, *, names: list[str] | None = None, password: str = ""
+    directory: Path,
+    hostname: str,
+    *,
+    names: list[str] | None = None,
+    password: str = "",
+    days: int = 60,
 ) -> bytes:
     """Write `HOSTNAME.crt` and `HOSTNAME.key`; give the certificate, DER.
 
     Args:
         names: subject alternative names, none at all if empty; by default the host name.
         password: encrypts the key.
+        days: how long it is still valid; negative: how long it has not been.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname)])
@@ -38,8 +44,8 @@ def write_pair(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - timedelta(days=90))
+        .not_valid_after(now + timedelta(days=days))
     )
     wanted = [hostname] if names is None else names
     if wanted:

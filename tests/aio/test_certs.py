@@ -260,15 +260,15 @@ def test_a_missing_pair_of_an_address_is_made_as_derper_makes_it(
 
 
 def test_an_existing_pair_of_an_address_is_kept(tmp_path: Path) -> None:
-    first = load(tmp_path, "192.0.2.1").map_node()
-    assert load(tmp_path, "192.0.2.1").map_node() == first
+    first = load(tmp_path, "192.0.2.1").map_node(8443)
+    assert load(tmp_path, "192.0.2.1").map_node(8443) == first
 
 
 @pytest.mark.parametrize("missing", [".crt", ".key"])
 def test_half_a_pair_of_an_address_is_made_anew(tmp_path: Path, missing: str) -> None:
-    first = load(tmp_path, "192.0.2.1").map_node()
+    first = load(tmp_path, "192.0.2.1").map_node(8443)
     (tmp_path / f"192.0.2.1{missing}").unlink()
-    assert load(tmp_path, "192.0.2.1").map_node() != first
+    assert load(tmp_path, "192.0.2.1").map_node(8443) != first
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_the_map_node_pins_the_leaf(tmp_path: Path) -> None:
     certificates = load(tmp_path, "192.0.2.1")
-    text = certificates.map_node()
+    text = certificates.map_node(8443)
     assert text is not None
     digest = hashlib.sha256(presented(certificates.context)[0]).hexdigest()
     assert json.loads(text) == {
@@ -287,12 +287,25 @@ def test_the_map_node_pins_the_leaf(tmp_path: Path) -> None:
         "RegionID": 900,
         "HostName": "192.0.2.1",
         "CertName": f"sha256-raw:{digest}",
+        "DERPPort": 8443,
+        "STUNPort": -1,
     }
+    assert "DERPPort" not in json.loads(certificates.map_node(443) or "")
+
+
+@pytest.mark.parametrize(("days", "says"), [(3, "expires on"), (-3, "expired on"), (30, None)])
+def test_a_certificate_at_its_end_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, says: str | None
+) -> None:
+    write_pair(tmp_path, NAME, days=days)
+    load(tmp_path)
+    warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert [says in each for each in warnings if says] == ([True] if says else [])
 
 
 def test_a_name_has_no_map_node(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
-    assert load(tmp_path).map_node() is None
+    assert load(tmp_path).map_node(8443) is None
 
 
 # Reload

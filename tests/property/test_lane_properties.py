@@ -159,6 +159,8 @@ class Script:
     frames: list[bytes]
     cuts: list[tuple[int, int]]
     """Where reads end: at a frame, so many bytes from its start."""
+    end: int | None
+    """So much of the last frame comes at all; `None`: all of it."""
     turns: list[int]
     blocked: list[int]
     unsent: int
@@ -167,6 +169,8 @@ class Script:
         """The pieces of the stream, each with what happens after it."""
         stream = b"".join(self.frames)
         starts = list(accumulate(map(len, self.frames), initial=0))
+        if self.end is not None:
+            stream = stream[: max(starts[-2] + self.end, 1)]
         cuts = {starts[i % len(starts)] + offset for i, offset in self.cuts}
         at = sorted({0, len(stream), *(cut for cut in cuts if 0 < cut < len(stream))})
         pieces = [stream[i:j] for i, j in pairwise(at)]
@@ -245,13 +249,18 @@ def scripts(draw: st.DrawFn) -> Script:
     """A stream that is mostly packets; at times something illegal ends it, or what follows."""
     sender = draw(st.sampled_from([SENDER, MESH_SENDER, "d"]))
     kinds = [runs(), runs(), runs(), unknown, anyones, *[relays] * (sender == MESH_SENDER)]
-    frames = draw(st.lists(st.one_of(*kinds), min_size=1, max_size=12))
+    frames = draw(
+        st.lists(st.one_of(*kinds), min_size=1, max_size=draw(st.sampled_from([1, 4, 12])))
+    )
     if draw(st.integers(0, 2)) == 0:
-        frames += [draw(illegal | relays), draw(runs())]
+        frames.append(draw(illegal | relays))
+        if draw(st.booleans()):
+            frames.append(draw(runs()))
     return Script(
         sender,
         frames,
         draw(st.lists(st.tuples(st.integers(0, 12), offsets), max_size=8)),
+        draw(st.none() | offsets),
         draw(st.lists(st.integers(0, 7), max_size=5)),
         draw(st.lists(st.sampled_from(range(6)), unique=True, max_size=6)),
         draw(st.sampled_from([0, 100_000, 2**18])),

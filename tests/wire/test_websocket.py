@@ -115,6 +115,7 @@ def test_subprotocol_must_be_derp_as_a_whole(offered: str | list[str] | None, ag
         ({"Sec-WebSocket-Key": KEY[:-4]}, "GET /derp HTTP/1.1", 400),
         ({"Sec-WebSocket-Key": "AAAA" + KEY}, "GET /derp HTTP/1.1", 400),
         ({"Sec-WebSocket-Key": "!" * 24}, "GET /derp HTTP/1.1", 400),
+        ({"Sec-WebSocket-Key": f"{KEY[:4]}!{KEY[4:]}"}, "GET /derp HTTP/1.1", 400),
         ({"Sec-WebSocket-Key": "\xe9" * 24}, "GET /derp HTTP/1.1", 400),
         ({"Sec-WebSocket-Key": KEY[:5]}, "GET /derp HTTP/1.1", 400),
     ],

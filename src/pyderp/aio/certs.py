@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
 from pyderp.keyfile import write_atomically
 from pyderp.keys import NodePublic
@@ -31,6 +32,7 @@ __all__ = ["ManualCertificates", "certificate_paths"]
 log = logging.getLogger("pyderp.tls")
 
 _SELF_SIGNED_VALIDITY: Final = datetime.timedelta(days=365)
+_EXPIRES_SOON: Final = datetime.timedelta(days=7)
 _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
@@ -69,18 +71,25 @@ class ManualCertificates:
         self._stamp = self._stat()
         self.context = self._load()
 
-    def map_node(self) -> str | None:
-        """For an IP address, the node for a DERP map, as JSON with the certificate's pin."""
+    def map_node(self, port: int) -> str | None:
+        """For an IP address, the node for a DERP map, as JSON with the certificate's pin.
+
+        Args:
+            port: where the relay listens; told unless it is 443.
+        """
         if self._address is None:
             return None
         leaf = _leaf(self.certificate_file)
         digest = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
-        node = {
+        node: dict[str, object] = {
             "Name": "custom",
             "RegionID": 900,
             "HostName": self.hostname,
             "CertName": f"sha256-raw:{digest}",
         }
+        if port != HTTPS_PORT:
+            node["DERPPort"] = port
+        node["STUNPort"] = -1  # there is no STUN server here yet
         return json.dumps(node, separators=(",", ":"))
 
     def reload(self, *, force: bool = False) -> bool:
@@ -122,9 +131,17 @@ class ManualCertificates:
                 f"certificate {self.certificate_file} is not valid for {self.hostname!r}: "
                 f"it names {', '.join(_names(leaf)) or 'no host at all'}"
             )
+        left = leaf.not_valid_after_utc - _now()
+        if left < _EXPIRES_SOON:
+            log.warning(
+                "certificate %s %s %s: clients that check will refuse it",
+                self.certificate_file,
+                "expires on" if left > datetime.timedelta() else "expired on",
+                leaf.not_valid_after_utc.date(),
+            )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.options |= ssl.OP_NO_RENEGOTIATION
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
         # The client knows which cipher its hardware does fast: AES-128 for most.
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         context.set_alpn_protocols(["http/1.1"])

@@ -33,6 +33,9 @@ log = logging.getLogger("pyderp.relay")
 _LARGE: Final = 4096
 """An incomplete frame of more bytes is collected apart, instead of being copied to and fro."""
 
+_APP_NAME_LENGTH: Final = 128
+"""Characters of a client's name for itself that are kept; it may send 256 KiB."""
+
 Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
 """Takes bytes in a buffer, how many there are; gives how many it used up."""
 
@@ -273,7 +276,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
             can_mesh=info.mesh_key is not None and info.mesh_key == core.mesh_key,
             is_prober=info.is_prober,
             not_ideal=self.not_ideal,
-            app_name=info.app_name,
+            app_name=info.app_name[:_APP_NAME_LENGTH],
         )
         self.connection = connection
         # Others may write to it from the next line on; what they write comes after this.

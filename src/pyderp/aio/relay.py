@@ -17,7 +17,7 @@ from pyderp.aio.sockets import format_address, listen, parse_address
 from pyderp.aio.tls import protocol_factory
 from pyderp.config import RelayConfig
 from pyderp.defaults import MESH_WRITE_TIMEOUT, RECONNECT_TRY_FOR
-from pyderp.errors import LocalProtocolError
+from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import Counters
 from pyderp.wire.frames import pack_restarting
@@ -99,15 +99,22 @@ class Relay:
         ports = [port]
         if config.tls is not None and config.tls.http_port is not None:
             ports.append(config.tls.http_port)
-        sockets = []
+        sockets: list[socket.socket] = []
         for each in ports:
-            sock = listen(
-                host,
-                each,
-                keepalive_time=config.tcp_keepalive_time,
-                user_timeout=config.tcp_user_timeout,
-                notsent_lowat=config.tcp_notsent_lowat,
-            )
+            try:
+                sock = listen(
+                    host,
+                    each,
+                    keepalive_time=config.tcp_keepalive_time,
+                    user_timeout=config.tcp_user_timeout,
+                    notsent_lowat=config.tcp_notsent_lowat,
+                )
+            except ConfigError as e:
+                if sockets:
+                    raise ConfigError(
+                        f"{e}; this is the plain HTTP beside TLS, --http-port=-1 does without"
+                    ) from e
+                raise
             undo.callback(sock.close)
             sockets.append(sock)
         return sockets
@@ -235,7 +242,7 @@ class Relay:
     @property
     def map_node(self) -> str | None:
         """With a self-signed certificate, the node for a DERP map, as JSON."""
-        return None if self._certificates is None else self._certificates.map_node()
+        return None if self._certificates is None else self._certificates.map_node(self.address[1])
 
     def _running(self) -> Core:
         if self._core is None:

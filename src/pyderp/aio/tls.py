@@ -148,7 +148,10 @@ class TLSRelayProtocol(RelayProtocol):
         elif self._outgoing.pending:
             transport.write(self._outgoing.read())  # the alert
         self._established = False  # no close alert after this
-        self.count_problem(RemoteProtocolError(f"TLS: {error.reason or error}"))
+        reason = error.reason or str(error)
+        if reason == "CALLBACK_FAILED":
+            reason = "the server name asked for has no certificate here"
+        self.count_problem(RemoteProtocolError(f"TLS: {reason}"))
         self.finish()
 
     def write(self, data: bytes) -> None:

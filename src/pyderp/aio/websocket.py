@@ -52,9 +52,14 @@ class WebSocketStage:
         self._protocol.write(head + b"".join(self._websocket.data_to_send()))
 
     def send(self, chunks: list[bytes]) -> None:
-        """Write bytes of the stream, in messages of at most 32 KiB."""
-        self._websocket.send(chunks)
-        self._write()
+        """Write bytes of the stream, in messages of at most 32 KiB.
+
+        Once either side has begun to close nothing more goes out. The connection itself
+        ends in `__call__`, never here, where the router may be in the middle of a run.
+        """
+        if self._websocket.is_open:
+            self._websocket.send(chunks)
+            self._protocol.write(b"".join(self._websocket.data_to_send()))
 
     def close(self, code: int = 1000, reason: str = "", *, head: bytes = b"") -> None:
         """Send a close frame, behind an HTTP answer; its own answer is not waited for."""
