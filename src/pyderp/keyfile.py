@@ -29,7 +29,7 @@ def load_or_create_key(path: Path) -> NodePrivate:
     """
     for _ in range(2):
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             key = NodePrivate.generate()
             if _create(path, key):
@@ -83,7 +83,7 @@ def read_mesh_key(path: Path) -> MeshKey:
         ConfigError: the file cannot be read or holds no mesh key.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e

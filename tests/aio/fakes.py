@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+
+from .certificates import trusting_nobody
 
 ALL = 1 << 30
 
@@ -247,3 +250,56 @@ class Wire:
 def ticks(seconds: float) -> float:
     """The first tick that is not before a time: when the relay notices."""
     return -(-seconds // TICK) * TICK
+
+
+class TLSWire(Wire):
+    """A connection whose client speaks TLS."""
+
+    def __init__(
+        self,
+        core: Core,
+        context: ssl.SSLContext,
+        version: ssl.TLSVersion | None = None,
+        server_name: str = "derp.example.com",
+    ) -> None:
+        super().__init__(core, protocol_factory(core, relay_routes, lambda: context)())
+        client = trusting_nobody()
+        if version is not None:
+            client.minimum_version = client.maximum_version = version
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client.wrap_bio(self.incoming, self.outgoing, server_hostname=server_name)
+
+    def shake_hands(self, chunk: int = 1 << 20) -> None:
+        for _ in range(10):
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            else:
+                self.feed_encrypted(self.outgoing.read(), chunk)
+                return
+            self.feed_encrypted(self.outgoing.read(), chunk)
+            self.incoming.write(super().answer())
+        raise AssertionError("the handshake does not end")
+
+    def feed_encrypted(self, data: bytes, chunk: int = 1 << 20) -> None:
+        for start in range(0, len(data), chunk):
+            super().feed(data[start : start + chunk])
+
+    def encrypt(self, data: bytes) -> bytes:
+        while data:
+            data = data[self.tls.write(data) :]
+        return self.outgoing.read()
+
+    def feed(self, data: bytes) -> None:
+        self.feed_encrypted(self.encrypt(data))
+
+    def answer(self) -> bytes:
+        self.incoming.write(super().answer())
+        plain = bytearray()
+        try:
+            while chunk := self.tls.read(1 << 16):
+                plain += chunk
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            pass
+        return bytes(plain)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import ssl
 import stat
 import threading
@@ -306,91 +305,6 @@ def test_a_certificate_at_its_end_is_warned_of(
 def test_a_name_has_no_map_node(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     assert load(tmp_path).map_node(8443) is None
-
-
-# Reload
-
-
-def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    context = certificates.context
-    assert certificates.reload() is False
-    assert certificates.context is context
-
-
-def test_changed_files_are_served_from_the_next_handshake_on(tmp_path: Path) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    old = certificates.context
-    leaf = write_pair(tmp_path, NAME)
-    assert certificates.reload() is True
-    assert presented(certificates.context)[0] == leaf
-    assert presented(old)[0] != leaf
-
-
-def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    context = certificates.context
-    assert certificates.reload(force=True) is True
-    assert certificates.context is not context
-
-
-def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
-    """Same size, same time: ACME clients swap symbolic links and keep times."""
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    paths = [certificates.certificate_file, certificates.key_file]
-    for path in paths:
-        copy = path.with_suffix(".new")
-        shutil.copy2(path, copy)
-        copy.replace(path)
-    assert certificates.reload() is True
-
-
-def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    context = certificates.context
-    other = tmp_path / "new"
-    other.mkdir()
-    leaf = write_pair(other, NAME)
-    shutil.copy(other / f"{NAME}.crt", certificates.certificate_file)
-    assert certificates.reload() is False
-    assert certificates.context is context
-    assert certificates.reload() is False
-    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 1, "told once, not at every look"
-    shutil.copy(other / f"{NAME}.key", certificates.key_file)
-    assert certificates.reload() is True
-    assert presented(certificates.context)[0] == leaf
-
-
-def test_deleted_files_leave_the_old_certificate(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    context = certificates.context
-    certificates.certificate_file.unlink()
-    assert certificates.reload() is False
-    assert certificates.reload(force=True) is False
-    assert certificates.context is context
-    assert "the old one stays in use" in caplog.text
-
-
-def test_a_bad_pair_after_a_good_one_is_told_each_time_it_is_asked_for(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_pair(tmp_path, NAME)
-    certificates = load(tmp_path)
-    write_pair(tmp_path, NAME, names=["other.example.com"])
-    assert certificates.reload(force=True) is False
-    assert certificates.reload(force=True) is False
-    assert caplog.text.count("not valid for") == 2
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])

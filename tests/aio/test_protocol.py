@@ -304,3 +304,40 @@ def test_sending_before_login_is_the_clients_own_error(core: Core) -> None:
     wire = Wire(core)
     with pytest.raises(LocalProtocolError):
         wire.session.send_ping(b"12345678")
+
+
+def test_after_the_end_nothing_more_happens(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    wire = Wire(core)
+    wire.login()
+    wire.transport.abort()
+    wire.loop.turn()
+    writes = len(wire.transport.writes)
+    wire.protocol.close("again")
+    wire.protocol.abort()
+    wire.protocol.close_gracefully()
+    wire.protocol.send([b"late"])
+    wire.protocol.connection_lost(None)
+    wire.loop.turn()
+    assert len(wire.transport.writes) == writes
+    assert problems(caplog) == []
+    assert not core.protocols
+    assert not core.timers
+
+
+def test_bytes_after_the_end_are_ignored(core: Core) -> None:
+    wire = Wire(core)
+    wire.login()
+    wire.protocol.abort()
+    wire.protocol.get_buffer(-1)[:13] = frames.pack_ping(b"12345678")
+    wire.protocol.buffer_updated(13)
+    wire.loop.turn()
+    assert core.router.counters.got_ping == 0
+
+
+def test_a_long_name_that_a_client_gives_itself_is_not_kept(core: Core) -> None:
+    private = NodePrivate.generate()
+    text = b'{"AppName":"' + b"a" * 100_000 + b'"}'
+    sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+    wire = Wire(core)
+    wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
+    assert len(core.router.registry.active[private.public.raw].app_name) <= 1000

@@ -267,7 +267,6 @@ def test_what_a_stalled_client_missed_is_counted(core: Core, loop: FakeLoop) -> 
     assert dropped(DropReason.WRITE_ERROR) == 1
     assert dropped(DropReason.QUEUE_HEAD) == 8
     assert dropped(DropReason.GONE_DISCONNECTED) == 32
-    assert core.router.counters.packets_sent == 0
 
 
 def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> None:

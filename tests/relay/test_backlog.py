@@ -102,11 +102,30 @@ def test_disco_pays_when_it_is_disco_that_fills_the_bytes() -> None:
     assert len(backlog.data) == 2
 
 
-def test_one_packet_is_always_taken_even_if_the_limit_is_too_low_for_it() -> None:
+def test_a_packet_that_fits_nowhere_is_dropped_itself() -> None:
     backlog = Backlog(limit=10)
-    assert backlog.put(data_frame(0), disco=False) == []
-    assert backlog.put(data_frame(1), disco=False) == [(data_frame(0), False)]
-    assert list(backlog.data) == [data_frame(1)]
+    assert backlog.put(data_frame(0), disco=False) == [(data_frame(0), False)]
+    assert not backlog
+
+
+@pytest.mark.parametrize("disco", [False, True])
+def test_a_kind_within_its_half_never_gives_way_to_the_other(disco: bool) -> None:
+    small, large = bytes(100), bytes(900)
+    backlog = Backlog(limit=1000)
+    assert backlog.put(small, disco=not disco) == []
+    assert backlog.put(small, disco=not disco) == []
+    assert backlog.put(large, disco=disco) == [(large, disco)]
+    assert len(backlog.disco if not disco else backlog.data) == 2
+
+
+@pytest.mark.parametrize("disco", [False, True])
+def test_a_kind_beyond_its_half_gives_way(disco: bool) -> None:
+    backlog = Backlog(limit=1000)
+    first, second, third = (bytes([i]) * 300 for i in range(3))
+    for frame in (first, second, third):
+        assert backlog.put(frame, disco=not disco) == []
+    new = bytes(300)
+    assert backlog.put(new, disco=disco) == [(first, not disco)]
 
 
 def test_a_full_queue_that_is_over_bytes_too_drops_once_for_both() -> None:

@@ -178,7 +178,7 @@ class TestUndelivered:
             (DropReason.WRITE_ERROR, "disco"): (1, len(disco())),
             (DropReason.GONE_DISCONNECTED, "other"): (2, 2),
         }
-        assert (world.counters.packets_sent, world.counters.bytes_sent) == (1, 10)
+        assert world.counters.packets_sent == 3, "a counter never goes back"
         world.check()
 
     def test_what_the_transport_held_of_a_later_batch_is_a_write_error(self, world: World) -> None:

@@ -234,3 +234,18 @@ class TestMeshLink:
         assert world.counters.dropped(DropReason.MESH_LINK_DOWN) == 2
         assert world.got(s) == []
         world.check()
+
+
+def test_what_waits_when_a_link_breaks_is_dropped_and_counted(world: World) -> None:
+    link = MeshLink(lambda: None)
+    link.connected = True
+    a = world.join("a")
+    world.router.add_forwarder(U1, link)
+    world.send(a, "u1", b"123", disco())
+    world.router.disconnect_link(link)
+    world.send(a, "u1", b"4567")
+    assert world.drops() == {
+        (DropReason.MESH_LINK_DOWN, "other"): (2, 7),
+        (DropReason.MESH_LINK_DOWN, "disco"): (1, len(disco())),
+    }
+    assert link.take() == []

@@ -89,6 +89,7 @@ class TestRuns:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"other", data, b"other")
         assert world.counters.disco_received == is_disco
+        world.flush()
         b.block()
         world.send(a, b, data)
         assert b.connection.backlog is not None

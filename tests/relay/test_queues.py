@@ -7,7 +7,7 @@ import pytest
 from pyderp.defaults import RECEIVE_BUFFER, SEND_QUEUE_BYTES
 from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT
 from pyderp.relay.counters import DropReason
-from pyderp.wire.frames import MAX_PACKET_SIZE, pack_ping, pack_send_packet
+from pyderp.wire.frames import KEEP_ALIVE_FRAME, MAX_PACKET_SIZE, pack_ping, pack_send_packet
 from pyderp.wire.messages import Pong, ReceivedPacket
 from tests.relay.world import Peer, World, disco, packet, public
 
@@ -210,13 +210,16 @@ def test_a_stalled_sender_is_heard_and_its_pong_waits(world: World) -> None:
     assert world.got(a) == [Pong(b"12345678")]
 
 
-def test_a_pause_before_this_turn_s_end_lets_this_turn_out(world: World) -> None:
-    """Something else than the router filled the socket; what was accepted is still written."""
+def test_a_pause_before_this_turn_s_end_queues_this_turn_in_order(world: World) -> None:
+    """Something else than the router filled the socket: the bound must hold all the same."""
     a, b = world.join("a"), world.join("b")
-    world.send(a, b, b"1")
+    world.send(a, b, b"1", disco())
+    world.router.send_control(b.connection, KEEP_ALIVE_FRAME)
     b.block()
     world.send(a, b, b"2")
     world.flush()
+    assert world.got(b) == []
+    assert not b.connection.out
     b.read()
-    assert data_of(world, b) == numbered(1, 2)
+    assert [p for p in data_of(world, b) if len(p) == 1] == numbered(1, 2)
     world.check()

@@ -280,8 +280,9 @@ class RelayProtocol(asyncio.BufferedProtocol):
         )
         self.connection = connection
         # Others may write to it from the next line on; what they write comes after this.
-        connection.out.append(client.server_info)
-        core.router.touch(connection)
+        if self._progress is not None:
+            core.router.pause(connection, self._progress[0])
+        core.router.send_control(connection, client.server_info)
         core.router.login(connection)
         if self.websocket is None:
             self.stage = self._relay_stage

@@ -44,8 +44,9 @@ class Batch:
 class Backlog:
     """The queues of one destination: data and disco packets, presence changes, other frames.
 
-    Data and disco are kept apart, so that a flood of one cannot push out the other;
-    each holds at most `SEND_QUEUE_DEPTH` packets, and both together at most `limit` bytes.
+    Data and disco are kept apart, so that a flood of one cannot push out the other: each
+    holds at most `SEND_QUEUE_DEPTH` packets, both together at most `limit` bytes, and
+    only a queue that has more than half of them gives way to the other.
     It exists only while something waits.
 
     Args:
@@ -61,6 +62,7 @@ class Backlog:
         "disco_bytes",
         "in_flight",
         "limit",
+        "unsent",
     )
 
     def __init__(self, limit: int = SEND_QUEUE_BYTES) -> None:
@@ -73,20 +75,29 @@ class Backlog:
         """PeerPresent and PeerGone frames for a watcher."""
         self.control: list[bytes] = []
         """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
-        self.in_flight: list[bytes] = []
-        """What was written last, and not all taken; lost if the connection ends now."""
+        self.unsent = 0
+        """Bytes that the transport held when it said that it takes no more."""
+        self.in_flight: list[tuple[int, int, bool]] = []
+        """The packets among them: bytes written behind each, its size, whether it is disco."""
 
     def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
-        """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind."""
+        """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind.
+
+        The frame itself is among them, as the last, if no room could be made.
+        """
         dropped: list[tuple[bytes, bool]] = []
         if len(self.disco if disco else self.data) >= SEND_QUEUE_DEPTH:
             dropped.append((self._pop(disco=disco), disco))
         while self.data_bytes + self.disco_bytes + len(frame) > self.limit:
-            if not self.data and not self.disco:
-                break
-            # The queue with more bytes pays: isolation holds for bytes as for counts.
-            heavier = self.disco_bytes > self.data_bytes
-            dropped.append((self._pop(disco=heavier), heavier))
+            other = self.data_bytes if disco else self.disco_bytes
+            if 2 * other > self.limit:
+                victim = not disco
+            elif self.disco if disco else self.data:
+                victim = disco
+            else:
+                dropped.append((frame, disco))
+                return dropped
+            dropped.append((self._pop(disco=victim), victim))
         if disco:
             self.disco.append(frame)
             self.disco_bytes += len(frame)

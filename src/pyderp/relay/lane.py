@@ -6,8 +6,8 @@ receive buffer and the frame is ready to go. Neighbouring frames to one destinat
 leave as one slice: one copy, one look-up, one write. Only the loop in `receive` is per
 packet; whatever can be done once a run is done there.
 
-`tests/relay/test_lane.py` proves that it delivers what `Router.on_frame` does frame by
-frame. `bench/` says what it costs: run it before and after every change here.
+`tests/property/test_lane_properties.py` proves that it delivers what `Router.on_frame`
+does frame by frame. `bench/` says what it costs: run it before and after every change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Final
 from pyderp.keys import KEY_LEN
 from pyderp.relay.backlog import MAX_UNSENT
 from pyderp.relay.connection import Connection
-from pyderp.relay.router import Router, split_run
+from pyderp.relay.router import Router
+from pyderp.relay.runs import split_run
 from pyderp.wire.frames import (
     DISCO_MAGIC,
     DISCO_MIN_LEN,

@@ -22,8 +22,9 @@ from pyderp.keys import KEY_LEN
 from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
-from pyderp.relay.forwarders import Forwarder, ForwarderTable
+from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
 from pyderp.relay.registry import Registry
+from pyderp.relay.runs import packets_at_the_end, recv_frame, split_run
 from pyderp.wire.frames import (
     HEADER,
     KEEP_ALIVE_FRAME,
@@ -91,32 +92,21 @@ class Router:
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
         if connection.backlog is not None:
-            if unsent:
-                self._count_in_flight(b"".join(connection.backlog.in_flight), unsent)
+            # Counted as sent when they were handed over, and lost all the same.
+            for behind, size, disco in connection.backlog.in_flight:
+                if behind < unsent:
+                    self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
             for frame, disco in connection.backlog.drain_packets():
                 size = len(frame) - PACKET_OVERHEAD
                 self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
             connection.backlog = None
         connection.paused = True  # nothing may be handed to the sink any more
 
-    def _count_in_flight(self, written: bytes, unsent: int) -> None:
-        # They were counted as sent when they were handed over; the kernel did not take
-        # all. Under TLS this is off by the few bytes that encryption adds.
-        packets, size = self._drop_run(written, DropReason.WRITE_ERROR, after=len(written) - unsent)
-        self.counters.packets_sent -= packets
-        self.counters.bytes_sent -= size
-
-    def _drop_run(self, run: bytes, reason: DropReason, *, after: int = 0) -> tuple[int, int]:
-        """Count the packets of a run that end beyond an offset; gives how many, and their bytes."""
-        packets = total = end = 0
+    def _drop_run(self, run: bytes, reason: DropReason) -> None:
         for frame in split_run(run):
-            end += len(frame)
-            if end > after and frame[0] == FrameType.RECV_PACKET:
+            if frame[0] == FrameType.RECV_PACKET:
                 packet = frame[PACKET_OVERHEAD:]
                 self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
-                packets += 1
-                total += len(packet)
-        return packets, total
 
     # Frames other than runs of SendPacket
 
@@ -177,7 +167,7 @@ class Router:
         self.counters.packets_received += 1
         self.counters.bytes_received += len(packet)
         self.counters.disco_received += disco
-        frame = _recv_frame(connection.key, packet)
+        frame = recv_frame(connection.key, packet)
         destination = self.registry.active.get(dst)
         if destination is not None:
             self.registry.remember(connection.key, destination)
@@ -214,7 +204,7 @@ class Router:
                 self._tell_not_here(connection, dst)
             return
         self.registry.remember(src, destination)
-        self.enqueue(destination, _recv_frame(src, packet), disco=disco)
+        self.enqueue(destination, recv_frame(src, packet), disco=disco)
 
     def enqueue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
         """Give a RecvPacket frame to a connection, or queue it if its socket takes no more."""
@@ -224,11 +214,14 @@ class Router:
             destination.out_bytes += len(frame)
             destination.out_packets += 1
             return
+        self._queue(destination, frame, disco=disco)
+
+    def _queue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
         backlog = destination.backlog
         assert backlog is not None
         for dropped, kind in backlog.put(frame, disco=disco):
-            size = len(dropped) - PACKET_OVERHEAD
-            self.counters.drop(DropReason.QUEUE_HEAD, disco=kind, size=size)
+            reason = DropReason.QUEUE_TAIL if dropped is frame else DropReason.QUEUE_HEAD
+            self.counters.drop(reason, disco=kind, size=len(dropped) - PACKET_OVERHEAD)
 
     def has_room(self, destination: Connection, size: int) -> bool:
         """Whether `size` more bytes may be added to what leaves for a connection this turn.
@@ -270,6 +263,14 @@ class Router:
         is_local = key in self.registry.active
         if self.forwarders.remove(key, forwarder, is_local=is_local) and not is_local:
             self._tell_left_region(key)
+
+    def disconnect_link(self, link: MeshLink) -> None:
+        """A mesh link broke: what waits for it is dropped and counted, as is what comes."""
+        link.connected = False
+        for frame in link.take():
+            packet = frame[HEADER.size + 2 * KEY_LEN :]
+            disco = looks_like_disco(packet)
+            self.counters.drop(DropReason.MESH_LINK_DOWN, disco=disco, size=len(packet))
 
     def _tell_watchers(self, frame: bytes) -> None:
         for watcher in list(self.registry.watchers):
@@ -344,10 +345,16 @@ class Router:
                 connection.out_bytes = connection.out_packets = 0
             connection.pong_pending = False
             connection.sink.send(out)
-            if connection.paused and connection.backlog is not None:
-                connection.backlog.in_flight = out
+            if connection.paused:
+                self._note_in_flight(connection, out)
         if connection.backlog is not None and not connection.paused:
             self._drain(connection)
+
+    @staticmethod
+    def _note_in_flight(connection: Connection, written: list[bytes]) -> None:
+        backlog = connection.backlog
+        if backlog is not None:  # it may have left meanwhile
+            backlog.in_flight = packets_at_the_end(written, backlog.unsent)
 
     def pause(self, connection: Connection, unsent: int) -> None:
         """The kernel takes no more for a connection.
@@ -359,6 +366,22 @@ class Router:
         if connection.backlog is None:
             connection.backlog = Backlog()
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
+        connection.backlog.unsent = unsent
+        connection.backlog.in_flight = []
+        if connection.out:
+            self._queue_out(connection, connection.backlog)
+
+    def _queue_out(self, connection: Connection, backlog: Backlog) -> None:
+        # The socket filled up by other means than a flush, say by a websocket's pong.
+        runs, connection.out = connection.out, []
+        connection.out_bytes = connection.out_packets = 0
+        for run in runs:
+            for frame in split_run(run):
+                if frame[0] == FrameType.RECV_PACKET:
+                    disco = looks_like_disco(frame[PACKET_OVERHEAD:])
+                    self._queue(connection, frame, disco=disco)
+                else:
+                    backlog.control.append(frame)
 
     def resume(self, connection: Connection) -> None:
         """The kernel took all; write what waits."""
@@ -374,20 +397,6 @@ class Router:
             self.counters.bytes_sent += batch.packet_bytes
             connection.sink.send(batch.chunks)
             if connection.paused:
-                backlog.in_flight = batch.chunks
+                self._note_in_flight(connection, batch.chunks)
         if not connection.paused:
             connection.backlog = None
-
-
-def _recv_frame(src: bytes, packet: bytes) -> bytes:
-    return b"".join((frame_header(FrameType.RECV_PACKET, KEY_LEN + len(packet)), src, packet))
-
-
-def split_run(run: bytes) -> Iterator[bytes]:
-    """The single frames of a run, each a copy, so that none keeps the whole run alive."""
-    pos = 0
-    while pos < len(run):
-        _, length = HEADER.unpack_from(run, pos)
-        stop = pos + HEADER.size + length
-        yield run[pos:stop]
-        pos = stop

@@ -1,0 +1,21 @@
+"""A relay's TLS context, made once a file."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+
+from pyderp.aio.certs import ManualCertificates
+from pyderp.keys import NodePrivate
+
+from .certificates import write_pair
+from .ways import NAME
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    directory: Path = tmp_path_factory.mktemp("certificates")
+    write_pair(directory, NAME)
+    return ManualCertificates(directory, NAME, NodePrivate.generate().public).context
