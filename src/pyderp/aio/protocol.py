@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol, TypeAlias, cast
 
 from pyderp.aio.core import Core
@@ -211,13 +212,19 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Bytes arrived in the shared buffer (asyncio)."""
         core = self.core
         tail = self._tail
-        if tail is not None:
-            if self._need:
-                self._collect(tail, nbytes)
+        if tail is None:
+            stage = self.stage
+            try:
+                used = stage(core.buffer, core.view, nbytes)
+            except RemoteProtocolError as e:
+                self._fail(e)
             else:
-                self._feed(core.buffer, core.view, len(tail) + nbytes)
+                if used != nbytes:
+                    self._rest(stage, core.view[used:nbytes])
+        elif self._need:
+            self._collect(tail, nbytes)
         else:
-            self._feed(core.buffer, core.view, nbytes)
+            self._feed(core.buffer, core.view, len(tail) + nbytes)
         if core.router.touched and not core.flush_scheduled:
             core.schedule_flush()
 
@@ -230,22 +237,23 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 self._feed(tail, view, len(tail))
 
     def _feed(self, data: bytearray, view: memoryview, end: int) -> None:
+        self._tail = None
         stage = self.stage
         try:
             used = stage(data, view, end)
         except RemoteProtocolError as e:
             self._fail(e)
             return
-        if used == end:
-            self._tail = None
-        elif self.stage is not stage:
-            rest = bytearray(view[used:end])
-            with memoryview(rest) as rest_view:
-                self._feed(rest, rest_view, len(rest))
-        else:
-            self._keep(view[used:end])
+        if used != end:
+            self._rest(stage, view[used:end])
 
-    def _keep(self, rest: memoryview) -> None:
+    def _rest(self, stage: Stage, rest: memoryview) -> None:
+        """Keep the incomplete frame that a stage left, or give it to the stage after that."""
+        if self.stage is not stage:
+            data = bytearray(rest)
+            with memoryview(data) as view:
+                self._feed(data, view, len(data))
+            return
         if len(rest) >= FRAME_HEADER_LEN:
             need = FRAME_HEADER_LEN + HEADER.unpack_from(rest)[1]
             if need > _LARGE:
@@ -284,29 +292,24 @@ class RelayProtocol(asyncio.BufferedProtocol):
             core.router.pause(connection, self._progress[0])
         core.router.send_control(connection, client.server_info)
         core.router.login(connection)
+        relaying: Stage = partial(lane.receive, core.router, connection)
         if self.websocket is None:
-            self.stage = self._relay_stage
+            self.stage = relaying
         else:
-            self.websocket.inner = self._relay_stage
+            self.websocket.inner = relaying
         self._period = KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform()
         self.restart_timer(self._period)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s logged in%s", self.who, ", mesh" if connection.can_mesh else "")
 
-    def _relay_stage(self, data: bytearray, view: memoryview, end: int) -> int:
-        connection = self.connection
-        if connection is None:
-            return end  # left while an earlier websocket message of the same read was relayed
-        return lane.receive(self.core.router, connection, data, view, end)
-
     # Out
 
     def send(self, chunks: list[bytes]) -> None:
         """Write frames (`Sink`)."""
-        if self.websocket is None:
-            self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        else:
+        if self.websocket is not None:
             self.websocket.send(chunks)
+            return
+        self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are, under TLS encrypted."""

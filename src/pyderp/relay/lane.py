@@ -3,7 +3,7 @@
 A relayed frame keeps its length: SendPacket is `04 ‖ length ‖ destination ‖ packet`,
 RecvPacket is `05 ‖ length ‖ source ‖ packet`. So type and key are overwritten in the
 receive buffer and the frame is ready to go. Neighbouring frames to one destination
-leave as one slice: one copy, one look-up, one write. Only the loop in `receive` is per
+leave as one slice: one copy, one look-up, one write. Only the inner loop in `receive` is per
 packet; whatever can be done once a run is done there.
 
 `tests/property/test_lane_properties.py` proves that it delivers what `Router.on_frame`
@@ -55,7 +55,7 @@ _KNOWN_FRAMES: Final = frozenset(
 )
 
 
-def receive(
+def receive(  # noqa: C901 (a call a read would cost as much as a packet)
     router: Router, connection: Connection, data: bytearray, view: memoryview, end: int
 ) -> int:
     """Relay what a connection sent. The buffer is overwritten.
@@ -75,69 +75,74 @@ def receive(
         return _skip(router, connection, data, view, end)
     if connection.is_dup and end >= FRAME_HEADER_LEN:
         router.registry.note_activity(connection)
-    pos = 0
-    while True:
-        pos = _relay_packets(router, connection, data, view, pos, end)
-        if end - pos < FRAME_HEADER_LEN:
-            return pos
-        kind, length = HEADER.unpack_from(data, pos)
-        check_client_frame_untrusted(kind, length)
-        if kind == FrameType.FORWARD_PACKET and not connection.can_mesh:
-            router.on_frame(connection, kind, b"")  # refused before its payload is awaited
-        start = pos + FRAME_HEADER_LEN
-        stop = start + length
-        if stop > end:
-            if kind in _KNOWN_FRAMES:
-                return pos
-            # An unknown frame may be 4 GiB long: it is thrown away as it comes.
-            router.on_frame(connection, kind, b"")
-            connection.skip = stop - end
-            return end
-        router.on_frame(connection, kind, bytes(view[start:stop]))
-        if connection.has_left:
-            return end  # it had itself closed: what stands behind is for no one
-        pos = stop
-
-
-def _relay_packets(
-    router: Router, connection: Connection, data: bytearray, view: memoryview, pos: int, end: int
-) -> int:
-    """Relay whole SendPacket frames from `pos` on; gives where the first other frame starts."""
     unpack = _HEADER_AND_KEY.unpack_from
     pack = _HEADER_AND_KEY.pack_into
     source = connection.key
-    begin = start = pos
-    packets = disco = count = 0
-    run_key = b""
-    while pos + _PACKET <= end:
-        kind, length, key = unpack(data, pos)
-        stop = pos + FRAME_HEADER_LEN + length
-        if kind != _SEND_PACKET or stop > end or not _MIN_LENGTH <= length <= _MAX_LENGTH:
-            break
-        if key != run_key:
-            if count:
-                _relay_run(router, connection, run_key, view, start, pos, count)
-                packets += count
-                count = 0
-            run_key = key
-            start = pos
-        if (
-            length >= _DISCO_LENGTH
-            and data[pos + _PACKET] == _DISCO_FIRST
-            and data.startswith(DISCO_MAGIC, pos + _PACKET)
-        ):
-            disco += 1
-        pack(data, pos, _RECV_PACKET, length, source)
-        count += 1
+    pos = 0
+    while True:
+        begin = start = pos
+        packets = disco = count = 0
+        run_key = b""
+        # The only loop that runs once a packet.
+        while pos + _PACKET <= end:
+            kind, length, key = unpack(data, pos)
+            stop = pos + FRAME_HEADER_LEN + length
+            if kind != _SEND_PACKET or stop > end or not _MIN_LENGTH <= length <= _MAX_LENGTH:
+                break
+            if key != run_key:
+                if count:
+                    _relay_run(router, connection, run_key, view, start, pos, count)
+                    packets += count
+                    count = 0
+                run_key = key
+                start = pos
+            if (
+                length >= _DISCO_LENGTH
+                and data[pos + _PACKET] == _DISCO_FIRST
+                and data.startswith(DISCO_MAGIC, pos + _PACKET)
+            ):
+                disco += 1
+            pack(data, pos, _RECV_PACKET, length, source)
+            count += 1
+            pos = stop
+        if count:
+            _relay_run(router, connection, run_key, view, start, pos, count)
+            packets += count
+            counters = router.counters
+            counters.packets_received += packets
+            counters.bytes_received += pos - begin - packets * _PACKET
+            counters.disco_received += disco
+        if end - pos < FRAME_HEADER_LEN:
+            return pos
+        stop = _other_frame(router, connection, data, view, pos, end)
+        if stop == pos:
+            return pos
         pos = stop
-    if count:
-        _relay_run(router, connection, run_key, view, start, pos, count)
-        packets += count
-        counters = router.counters
-        counters.packets_received += packets
-        counters.bytes_received += pos - begin - packets * _PACKET
-        counters.disco_received += disco
-    return pos
+
+
+def _other_frame(
+    router: Router, connection: Connection, data: bytearray, view: memoryview, pos: int, end: int
+) -> int:
+    """Act on the frame at `pos`, whose header is there; gives where the next one starts.
+
+    That is `pos` itself while bytes are missing, and `end` when the rest is for no one.
+    """
+    kind, length = HEADER.unpack_from(data, pos)
+    check_client_frame_untrusted(kind, length)
+    if kind == FrameType.FORWARD_PACKET and not connection.can_mesh:
+        router.on_frame(connection, kind, b"")  # refused before its payload is awaited
+    start = pos + FRAME_HEADER_LEN
+    stop = start + length
+    if stop > end:
+        if kind in _KNOWN_FRAMES:
+            return pos
+        # An unknown frame may be 4 GiB long: it is thrown away as it comes.
+        router.on_frame(connection, kind, b"")
+        connection.skip = stop - end
+        return end
+    router.on_frame(connection, kind, bytes(view[start:stop]))
+    # It may have had itself closed: what stands behind is for no one then.
+    return end if connection.has_left else stop
 
 
 def _relay_run(
