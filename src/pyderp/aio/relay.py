@@ -35,6 +35,8 @@ log = logging.getLogger("pyderp.relay")
 _CERTIFICATE_LOOK: Final = 5.0
 """Seconds between two looks at whether the certificate's files changed."""
 _DRAIN_STEP: Final = 0.01
+_LONGEST_RECONNECT: Final = 2**32 // 1000
+"""Seconds that fit the frame, which has milliseconds in 32 bits."""
 
 
 class Relay:
@@ -170,7 +172,8 @@ class Relay:
     def _tell_restarting(core: Core, drain: float) -> None:
         for protocol in list(core.protocols):
             if protocol.connection is not None:
-                frame = pack_restarting(drain * core.uniform(), RECONNECT_TRY_FOR)
+                reconnect_in = min(drain, _LONGEST_RECONNECT) * core.uniform()
+                frame = pack_restarting(reconnect_in, RECONNECT_TRY_FOR)
                 core.router.send_control(protocol.connection, frame)
         core.router.flush()
 

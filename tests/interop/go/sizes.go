@@ -98,6 +98,9 @@ func everySize(r *run) {
 	// Fewer in flight than the 32 that a relay queues: beyond that it may drop.
 	const window = 24
 	free := make(chan struct{}, window)
+	// And fewer bytes than the 256 KiB that pyderp queues for one destination: a large packet
+	// takes several places.
+	places := func(n int) int { return 1 + n/(16<<10) }
 	failed := make(chan error, 1)
 	var got, total atomic.Int64
 	finished := make(chan struct{})
@@ -124,19 +127,23 @@ func everySize(r *run) {
 		if i == len(todo)-1 {
 			close(finished)
 		}
-		<-free
+		for range places(len(data)) {
+			<-free
+		}
 	}})
 	start := time.Now()
 	timer := time.NewTimer(stepLimit)
 	for _, n := range todo {
 		timer.Reset(stepLimit)
-		select {
-		case free <- struct{}{}:
-		case err := <-failed:
-			r.must(err, "receiver")
-		case <-timer.C:
-			r.check(!b.isClosed(), "the receiver was closed after %d packets: %v", got.Load(), b.err)
-			r.fatalf("%d of %d packets arrived, then no more for %v", got.Load(), len(todo), stepLimit)
+		for range places(n) {
+			select {
+			case free <- struct{}{}:
+			case err := <-failed:
+				r.must(err, "receiver")
+			case <-timer.C:
+				r.check(!b.isClosed(), "the receiver was closed after %d packets: %v", got.Load(), b.err)
+				r.fatalf("%d of %d packets arrived, then no more for %v", got.Load(), len(todo), stepLimit)
+			}
 		}
 		a.send(b.pub, slice(n))
 	}
