@@ -214,6 +214,7 @@ class Wire:
         """The same within a turn of the loop."""
         while data and not self.transport.closing:
             buffer = self.protocol.get_buffer(-1)
+            assert len(buffer), "a loop cannot read into nothing"
             count = min(len(buffer), len(data))
             buffer[:count] = data[:count]
             self.protocol.buffer_updated(count)

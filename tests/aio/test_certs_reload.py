@@ -28,6 +28,7 @@ def test_changed_files_are_served_from_the_next_handshake_on(tmp_path: Path) -> 
     assert certificates.reload() is True
     assert presented(certificates.context)[0] == leaf
     assert presented(old)[0] != leaf
+    assert certificates.reload() is False
 
 
 def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:

@@ -196,3 +196,15 @@ def test_the_side_listener_does_not_serve_derp(core: Core) -> None:
     wire = Wire(core, protocol_factory(core, redirect_to_https, None, derp=False)())
     wire.feed(GET_DERP)
     assert wire.answer().startswith(b"HTTP/1.1 302 Found\r\nLocation: https://relay.test/derp\r\n")
+
+
+def test_requests_go_on_once_late_answers_are_read(core: Core) -> None:
+    wire = Wire(core)
+    wire.transport.room = 100
+    request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+    wire.feed(request)
+    assert wire.transport.held
+    wire.transport.take(1 << 20)
+    wire.feed(request)
+    assert wire.answer().count(b"HTTP/1.1 200 OK") == 2
+    assert core.router.counters.protocol_errors == 0

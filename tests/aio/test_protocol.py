@@ -341,3 +341,29 @@ def test_a_long_name_that_a_client_gives_itself_is_not_kept(core: Core) -> None:
     wire = Wire(core)
     wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
     assert len(core.router.registry.active[private.public.raw].app_name) <= 1000
+
+
+def test_the_largest_login_arrives_in_small_reads(core: Core) -> None:
+    private = NodePrivate.generate()
+    text = b'{"AppName":"' + b"a" * 261_000 + b'"}'
+    sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+    login = frames.pack_client_info(private.public, sealed)
+    wire = Wire(core)
+    wire.feed(GET_DERP)
+    for start in range(0, len(login), 10_000):
+        wire.feed(login[start : start + 10_000])
+    assert core.router.registry.size == 1
+
+
+def test_a_small_frame_behind_a_large_one_may_be_cut(core: Core) -> None:
+    first, second = two(core)
+    first.session.send_packet(second.private.public, bytes(20_000))
+    large = b"".join(first.session.data_to_send())
+    first.session.send_packet(second.private.public, b"small")
+    small = b"".join(first.session.data_to_send())
+    first.feed(large[:9000])
+    first.feed(large[9000:])
+    first.feed(small[:10])
+    first.feed(small[10:])
+    received = [each.data for each in second.messages() if isinstance(each, ReceivedPacket)]
+    assert received == [bytes(20_000), b"small"]

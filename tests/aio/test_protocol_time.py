@@ -242,6 +242,7 @@ def test_a_client_that_catches_up_has_all_its_time_again(core: Core, loop: FakeL
     loop.advance(1.5)
     slow.transport.take(1 << 20)
     assert not core.stalled
+    assert not slow.protocol.stalled
     assert isinstance(slow.messages()[0], ReceivedPacket)
     loop.advance(60)
     assert not slow.gone

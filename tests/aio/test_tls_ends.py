@@ -197,3 +197,16 @@ def test_an_end_that_is_told_by_an_error_is_an_end(
     assert wire.gone
     assert not wire.transport.aborted
     assert core.router.counters.protocol_errors == 0
+
+
+def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
+    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    bad = wire.encrypt(frames.pack_frame(frames.FrameType.PING, b"short"))
+    wire.feed_encrypted(bad + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert wire.gone
+    assert len(problems(caplog)) == 1
+    assert core.router.counters.protocol_errors == 1

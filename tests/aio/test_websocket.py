@@ -11,7 +11,7 @@ import pytest
 from pyderp.aio.core import Core
 from pyderp.keys import MeshKey
 from pyderp.wire import frames
-from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
+from pyderp.wire.messages import Message, Pong, ReceivedPacket, ServerInfo
 
 from .fakes import FakeLoop, Wire, make_core
 
@@ -351,3 +351,10 @@ def test_what_is_written_to_a_websocket_that_closed_goes_nowhere(core: Core) -> 
     wire.feed(message((1000).to_bytes(2, "big"), CLOSE))
     assert wire.gone
     assert wire.close_code() == 1000
+
+
+def test_login_and_frames_may_share_a_message(core: Core) -> None:
+    wire = WebSocketWire(core)
+    wire.open()
+    wire.feed(message(wire.outgoing() + frames.pack_ping(b"12345678")))
+    assert wire.messages()[1:] == [Pong(b"12345678")]

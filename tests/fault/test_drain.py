@@ -142,12 +142,15 @@ def test_packets_pass_until_a_connection_is_closed(run: Run) -> None:
         async with clients(relay, 10) as opened:
             closing = asyncio.ensure_future(relay.aclose(drain=1.0))
             served = 0
+            told = set()
             for client in opened:
-                await client.wait_for(Restarting)
+                told.add((await client.wait_for(Restarting)).reconnect_in)
                 with contextlib.suppress(EOFError, OSError):
                     await passes(client, client)
                     served += 1
             assert served >= 5
+            assert len(told) > 1, "each has its own time to come back"
+            assert all(0 <= seconds <= 1.0 for seconds in told)
             await closing
 
     run(main())

@@ -18,6 +18,7 @@ from websockets.headers import parse_connection, parse_subprotocol
 from websockets.protocol import SERVER, Protocol, State
 from websockets.utils import accept_key
 
+from pyderp.errors import RemoteProtocolError
 from pyderp.wire.http import Request, Response, text_response
 
 __all__ = ["WebSocketServer", "refuse_handshake", "websocket_accept"]
@@ -91,10 +92,11 @@ class WebSocketServer:
     After each call write what `data_to_send` gives; an empty chunk in it means: half-close.
     """
 
-    __slots__ = ("_protocol",)
+    __slots__ = ("_protocol", "_text")
 
     def __init__(self) -> None:
         self._protocol = Protocol(SERVER, state=State.OPEN, max_size=MAX_RECEIVED_MESSAGE)
+        self._text: Exception | None = None
 
     def receive_data(self, data: bytes) -> list[bytes]:
         """Take bytes from the peer; gives the stream's bytes in order.
@@ -112,6 +114,7 @@ class WebSocketServer:
                 stream.append(bytes(event.data))
             elif event.opcode is Opcode.TEXT:
                 protocol.fail(CloseCode.UNSUPPORTED_DATA, "DERP uses binary messages")
+                self._text = RemoteProtocolError("text message; DERP uses binary ones")
                 break
         return stream
 
@@ -140,7 +143,7 @@ class WebSocketServer:
     @property
     def error(self) -> Exception | None:
         """What the peer did wrong, if it did."""
-        return self._protocol.parser_exc
+        return self._text or self._protocol.parser_exc
 
     def data_to_send(self) -> list[bytes]:
         """What to write, in order."""
