@@ -28,7 +28,7 @@ endif
 
 test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	scripts/other-pythons
+	VENV=$(VENV) scripts/other-pythons
 
 peers: ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
 	scripts/peers $(GO_VERSION_OF_PEERS) $(PEERS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pyderp import defaults
+from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate
 
 __all__ = ["ManualTLS", "RelayConfig"]
@@ -24,6 +26,15 @@ class ManualTLS:
 
     http_port: int | None = None
     """Port for plain HTTP beside TLS, on the same address, that redirects; `None`: none."""
+
+    def __post_init__(self) -> None:
+        """Take a folder as text too, and refuse what is no port."""
+        object.__setattr__(self, "certdir", Path(self.certdir))
+        _check("hostname", self.hostname, str)
+        if self.http_port is not None:
+            _check("http_port", self.http_port, int)
+            if not 0 <= self.http_port <= 65535:
+                raise ConfigError(f"http_port is {self.http_port}; want 0 to 65535, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +68,34 @@ class RelayConfig:
 
     drain: float = defaults.DRAIN
     """On a graceful stop, closes are spread at random over so long; 0: all at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or silently do nothing.
+
+        Raises:
+            ConfigError: a value of the wrong type, or a negative one.
+        """
+        _check("address", self.address, str)
+        _check("private_key", self.private_key, NodePrivate, type(None))
+        _check("mesh_key", self.mesh_key, MeshKey, type(None))
+        _check("tls", self.tls, ManualTLS, type(None))
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            _check(name, value, int, float)
+            if not value >= 0:
+                raise ConfigError(f"{name} is {value}; want 0 or more")
+
+
+_NUMBERS: Final = (
+    "write_timeout",
+    "tcp_keepalive_time",
+    "tcp_user_timeout",
+    "tcp_notsent_lowat",
+    "drain",
+)
+
+
+def _check(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")

@@ -73,7 +73,7 @@ def _warn_if_open(path: Path) -> None:
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            log.warning("the key file %s has mode %04o: others may read it; use 0600", path, mode)
+            log.warning("the secret in %s has mode %04o: others may read it; use 0600", path, mode)
 
 
 def read_mesh_key(path: Path) -> MeshKey:
@@ -87,6 +87,7 @@ def read_mesh_key(path: Path) -> MeshKey:
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e
+    _warn_if_open(path)
     try:
         return MeshKey.parse(text)
     except InvalidKey as e:

@@ -90,6 +90,7 @@ class FakeTransport(asyncio.Transport):
         self.room = ALL
         self.held = bytearray()
         self.high: int | None = None
+        self.reading = True
         self.protocol: RelayProtocol | None = None
         self.paused = False
         self.closing = False
@@ -126,6 +127,16 @@ class FakeTransport(asyncio.Transport):
             self.protocol.resume_writing()
         if self.closing and not self.held:
             self._lose()
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        assert not self.closing
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        assert not self.closing
+        self.reading = True
 
     def is_closing(self) -> bool:
         return self.closing

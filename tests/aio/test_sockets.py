@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import shutil
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pyderp.aio.sockets import format_address, listen, parse_address, unmap
+import pyderp
+from pyderp.aio.sockets import format_address, listen, parse_address, unacknowledged, unmap
+from pyderp.defaults import LISTEN_BACKLOG
 from pyderp.errors import ConfigError
+from tests.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -164,3 +172,53 @@ def test_other_failures_are_explained(
     monkeypatch.setattr(socket, "create_server", fail)
     with pytest.raises(ConfigError, match=text):
         listen("127.0.0.1", 80, keepalive_time=0, user_timeout=0)
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="ss of iproute2 is not here")
+def test_the_listen_queue_is_as_long_as_documented(run: Run) -> None:
+    """create_server sets it anew, to 100, unless told."""
+
+    limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+    async def main() -> None:
+        async with pyderp.Relay() as relay:
+            command = ["ss", "-Hltn", f"sport = :{relay.address[1]}"]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, check=True
+            )
+            assert int(done.stdout.split()[2]) == min(LISTEN_BACKLOG, limit)
+
+    run(main())
+
+
+def test_what_a_client_has_yet_to_acknowledge_is_counted() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as client:
+        server, _ = listener.accept()
+        with server:
+            server.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.send(bytes(65536))
+            transport = asyncio.Transport({"socket": server})
+            before = unacknowledged(transport)
+            assert before > 0
+            received = 0
+            while received < before:
+                received += len(client.recv(1 << 20))
+            assert unacknowledged(transport) < before
+        assert unacknowledged(transport) == 0
+    assert unacknowledged(asyncio.Transport()) == 0
+
+
+def test_all_addresses_of_both_families_may_be_written_as_two_colons() -> None:
+    with (
+        listen("::", 0, keepalive_time=0, user_timeout=0) as sock,
+        socket.create_connection(("127.0.0.1", sock.getsockname()[1])),
+    ):
+        pass
+
+
+def test_a_bracket_that_is_missing_is_told() -> None:
+    with pytest.raises(ConfigError, match="a bracket is missing"):
+        parse_address("[::1:0")

@@ -97,7 +97,7 @@ def test_plain_http_on_the_tls_port_is_told_so(
         b"This port speaks HTTPS; the request was plain HTTP.\n"
     )
     assert wire.gone
-    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: TLS: HTTP_REQUEST"]
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: TLS: plain HTTP on the TLS port"]
 
 
 @pytest.mark.parametrize("established", [False, True])

@@ -161,7 +161,7 @@ def test_a_certificate_that_cannot_be_used_is_explained(
         (["--certmode=manual", "--hostname=x"], "needs --certdir"),
         (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
         (["--certmode=letsencrypt"], "not built yet"),
-        (["-a", "127.0.0.1:443"], "not built yet"),
+        (["-a", "127.0.0.1:443"], "--certmode=manual"),
     ],
 )
 def test_flags_that_do_not_go_together_are_explained(
@@ -227,3 +227,38 @@ def test_the_version_and_help_are_printed() -> None:
     assert result.returncode == 0
     for flag in ("--address", "--config", "--hostname", "--certdir", "--drain", "--dev"):
         assert flag in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "advice"),
+    [
+        ("-certmode=manual", "--certmode=manual"),
+        ("-config=x", "--config=x"),
+        ("-a=127.0.0.1:0", "-a 127.0.0.1:0"),
+        ("-dev", "--dev"),
+    ],
+)
+def test_go_s_spelling_is_refused_and_nothing_is_made(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, advice: str
+) -> None:
+    """It would be read as a bundle of short flags: a relay without TLS, a key file `ertmode`."""
+    monkeypatch.chdir(tmp_path)
+    assert advice in refused(flag, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_port_443_without_a_certificate_is_told_the_ways_out(refused: Refused) -> None:
+    told = refused("-a", "127.0.0.1:443")
+    assert "--certmode=manual" in told
+    assert "--dev" in told
+
+
+@pytest.mark.parametrize("hostname", ["localhost:8443", "[::1]", "a/b"])
+def test_a_hostname_that_is_none_is_refused(
+    refused: Refused, tmp_path: Path, hostname: str
+) -> None:
+    told = refused(
+        "-a", "127.0.0.1:0", "--certmode=manual", f"--certdir={tmp_path}",
+        "--http-port=-1", f"--hostname={hostname}", "-c", tmp_path / "key",
+    )  # fmt: skip
+    assert "neither a host name nor an IP address" in told

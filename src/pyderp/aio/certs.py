@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import ipaddress
 import json
@@ -33,6 +34,7 @@ log = logging.getLogger("pyderp.tls")
 
 _SELF_SIGNED_VALIDITY: Final = datetime.timedelta(days=365)
 _EXPIRES_SOON: Final = datetime.timedelta(days=7)
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
@@ -64,9 +66,9 @@ class ManualCertificates:
         self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
         self._address = _as_address(hostname)
         self._meta = ssl.DER_cert_to_PEM_cert(make_meta_certificate(server, now=_now()))
-        if self._address is not None and not (
-            self.certificate_file.exists() and self.key_file.exists()
-        ):
+        if self._address is None and not _HOST_NAME.fullmatch(hostname):
+            raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
+        if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
             _make_self_signed(self._address, self.certificate_file, self.key_file)
         self._stamp = self._stat()
         self.context = self._load()
@@ -151,7 +153,8 @@ class ManualCertificates:
             _load_chain(context, self.certificate_file, self.key_file, self._meta)
         except (ssl.SSLError, OSError) as e:
             raise ConfigError(
-                f"cannot use certificate {self.certificate_file} with key {self.key_file}: {e}"
+                f"cannot use certificate {self.certificate_file} with key {self.key_file}: "
+                f"{_explain(e)}"
             ) from e
         if self._address is None:
             # The callback keeps the name, not this object: a context lives as long as its
@@ -178,7 +181,23 @@ def _load_chain(context: ssl.SSLContext, certificate_file: Path, key_file: Path,
 
 
 def _no_password() -> str:
-    raise ssl.SSLError("the key is encrypted; give one without a password")
+    raise OSError(errno.EACCES, "the key is encrypted; give one without a password")
+
+
+def _explain(error: OSError) -> str:
+    reason = getattr(error, "reason", None)
+    if reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    if isinstance(error, ssl.SSLError) and reason is None:
+        return "the key is no private key in PEM form, or not a whole one"
+    return str(reason or error.strerror or error)
+
+
+def _both_exist(*paths: Path) -> bool:
+    try:
+        return all(path.exists() for path in paths)
+    except OSError as e:
+        raise ConfigError(f"cannot look into {paths[0].parent}: {e.strerror}") from e
 
 
 def _leaf(path: Path) -> x509.Certificate:

@@ -19,8 +19,11 @@ __all__ = ["Core"]
 
 log = logging.getLogger("pyderp.relay")
 
+SMALL_READ: Final = 8 * 1024
+"""Bytes of one read where they cost more than in the lane: before a login, in a websocket."""
 TICK: Final = 0.25
 """Seconds between two looks at deadlines and stalled connections."""
+_LONGEST_LINE: Final = 400
 _LOGGED_A_SECOND: Final = 10.0
 _LOGGED_AT_ONCE: Final = 50.0
 
@@ -78,6 +81,7 @@ class Core:
         # used only between a get_buffer and the next buffer_updated.
         self.buffer = bytearray(RECEIVE_BUFFER)
         self.view = memoryview(self.buffer)
+        self.small_view = self.view[:SMALL_READ]
         self.encrypted = memoryview(bytearray(RECEIVE_BUFFER))
         self.protocols: set[Served] = set()
         self.stalled: dict[Served, None] = {}
@@ -132,4 +136,5 @@ class Core:
         if self._not_logged:
             log.warning("%d further problems with peers were not logged", self._not_logged)
             self._not_logged = 0
-        log.warning(text, *args)
+        # A second net below those who cut what they quote: no line grows with what is sent.
+        log.warning("%.*s", _LONGEST_LINE, text % args)

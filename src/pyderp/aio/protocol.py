@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, TypeAlias, cast
 
-from pyderp.aio.core import Core
-from pyderp.aio.sockets import format_address, unmap
+from pyderp.aio.core import SMALL_READ, Core
+from pyderp.aio.sockets import format_address, unacknowledged, unmap
 from pyderp.defaults import (
     CLOSE_TIMEOUT,
     KEEP_ALIVE,
@@ -34,6 +34,8 @@ log = logging.getLogger("pyderp.relay")
 _LARGE: Final = 4096
 """An incomplete frame of more bytes is collected apart, instead of being copied to and fro."""
 
+_FAIR_SHARE: Final = 64 * 1024
+"""Who sends so much in one read waits a turn of the loop."""
 _APP_NAME_LENGTH: Final = 128
 """Characters of a client's name for itself that are kept; it may send 256 KiB."""
 
@@ -68,12 +70,15 @@ class RelayProtocol(asyncio.BufferedProtocol):
         "_progress",
         "_slot",
         "_tail",
+        "_waits",
         "connection",
         "core",
+        "fair_share",
         "kept_alive",
         "not_ideal",
         "number",
         "peer",
+        "room",
         "stage",
         "transport",
         "websocket",
@@ -94,9 +99,13 @@ class RelayProtocol(asyncio.BufferedProtocol):
         # _need says how long it must get.
         self._tail: bytes | bytearray | None = None
         self._need = 0
+        # Where bytes are read to, and how many of them are enough for one turn.
+        self._waits = False
+        self.room = core.small_view
+        self.fair_share = SMALL_READ
         self._slot = 0
         self._period = 0.0
-        self._progress: tuple[int, float] | None = None
+        self._progress: tuple[tuple[int, int], float] | None = None
 
     # Life
 
@@ -175,7 +184,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if self._progress is None:
             return 0
         size = 0 if self.transport is None else self.transport.get_write_buffer_size()
-        return size or self._progress[0]
+        return size or self._progress[0][0]
 
     @property
     def who(self) -> str:
@@ -203,7 +212,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
         tail = self._tail
         if tail is None or self._need:
-            return self.core.view
+            return self.room
         size = len(tail)
         self.core.buffer[:size] = tail
         return self.core.view[size:]
@@ -227,6 +236,25 @@ class RelayProtocol(asyncio.BufferedProtocol):
             self._feed(core.buffer, core.view, len(tail) + nbytes)
         if core.router.touched and not core.flush_scheduled:
             core.schedule_flush()
+        if nbytes >= self.fair_share:
+            self.let_others()
+
+    def let_others(self) -> None:
+        """Read on only after the other sockets that are ready.
+
+        libuv goes on reading a socket that fills the buffer, up to 32 times in a row.
+        """
+        transport = self.transport
+        if transport is not None and not self._waits and not transport.is_closing():
+            self._waits = True
+            transport.pause_reading()
+            self.core.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._waits = False
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
         assert isinstance(tail, bytearray)
@@ -289,12 +317,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self.connection = connection
         # Others may write to it from the next line on; what they write comes after this.
         if self._progress is not None:
-            core.router.pause(connection, self._progress[0])
+            core.router.pause(connection, self._progress[0][0])
         core.router.send_control(connection, client.server_info)
         core.router.login(connection)
         relaying: Stage = partial(lane.receive, core.router, connection)
         if self.websocket is None:
             self.stage = relaying
+            self.room = core.view
+            self.fair_share = _FAIR_SHARE
         else:
             self.websocket.inner = relaying
         self._period = KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform()
@@ -327,7 +357,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         if transport is None:
             return
         size = transport.get_write_buffer_size()
-        self._progress = (size, self.core.loop.time())
+        self._progress = ((size, -1), self.core.loop.time())
         self.core.stalled[self] = None
         if self.connection is not None:
             self.core.router.pause(self.connection, size)
@@ -359,15 +389,24 @@ class RelayProtocol(asyncio.BufferedProtocol):
             core.log_problem("%s closed: no login within %g s", self.who, LOGIN_TIMEOUT)
         self.abort()
 
+    @staticmethod
+    def _held(transport: asyncio.Transport) -> tuple[int, int]:
+        """Bytes that the transport holds, and that the kernel holds unacknowledged.
+
+        The kernel asks for more only once a good part of its buffer is free: a client that
+        reads slowly but steadily shows in the second figure long before the first.
+        """
+        return transport.get_write_buffer_size(), unacknowledged(transport)
+
     def check_progress(self, now: float) -> None:
         """Give up a client whose kernel buffer took no byte for too long."""
         transport = self.transport
         if transport is None or self._progress is None:
             return
-        size = transport.get_write_buffer_size()
-        last_size, since = self._progress
-        if size != last_size:
-            self._progress = (size, now)
+        held = self._held(transport)
+        last, since = self._progress
+        if held != last:
+            self._progress = (held, now)
             return
         core = self.core
         mesh = self.connection is not None and self.connection.can_mesh

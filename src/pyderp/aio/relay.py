@@ -16,7 +16,7 @@ from pyderp.aio.routes import redirect_to_https, relay_routes
 from pyderp.aio.sockets import format_address, listen, parse_address
 from pyderp.aio.tls import protocol_factory
 from pyderp.config import RelayConfig
-from pyderp.defaults import MESH_WRITE_TIMEOUT, RECONNECT_TRY_FOR
+from pyderp.defaults import LISTEN_BACKLOG, MESH_WRITE_TIMEOUT, RECONNECT_TRY_FOR
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import Counters
@@ -87,7 +87,9 @@ class Relay:
             main = protocol_factory(core, relay_routes, self._tls_context())
             side = protocol_factory(core, redirect_to_https, None, derp=False)
             for sock, factory in zip(sockets, (main, side), strict=False):
-                self._servers.append(await loop.create_server(factory, sock=sock))
+                self._servers.append(
+                    await loop.create_server(factory, sock=sock, backlog=LISTEN_BACKLOG)
+                )
                 host, port = sock.getsockname()[:2]
                 self._addresses.append((host, port))
             undo.pop_all()
@@ -137,20 +139,20 @@ class Relay:
         if self._certificates is not None:
             self._certificates.reload(force=True)
 
-    async def aclose(self, *, drain: float = 0.0) -> None:
+    async def aclose(self, *, drain: float | None = None) -> None:
         """Stop: no new connections, all clients told and closed.
 
         Each client gets a Restarting frame with a reconnect-in of its own, drawn from
         [0, `drain`); connections are closed one by one over the same time.
 
         Args:
-            drain: seconds to spread the closes over; 0: at once.
+            drain: seconds to spread the closes over; 0: at once; by default the config's.
         """
         core = self._core
         if core is None:
             return
-        for server in self._servers:
-            server.close()
+        drain = self.config.drain if drain is None else drain
+        await self._stop_accepting(core.loop)
         if self._certificate_timer is not None:
             self._certificate_timer.cancel()
         try:
@@ -167,6 +169,18 @@ class Relay:
         for protocol in list(core.protocols):
             protocol.abort()
         await asyncio.sleep(0)
+
+    async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
+        for server in self._servers:
+            if isinstance(server, asyncio.base_events.Server):
+                # asyncio accepts in a task of its own each, and closing the server under
+                # such a task leaves a socket behind (3.11) or trips an assertion (3.13).
+                for sock in server.sockets:
+                    loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
 
     @staticmethod
     def _tell_restarting(core: Core, drain: float) -> None:
@@ -200,7 +214,7 @@ class Relay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        await self.aclose(drain=0)
 
     # What a running relay tells
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import socket
+import sys
 from typing import Final
 
 from pyderp.defaults import (
@@ -15,7 +17,15 @@ from pyderp.defaults import (
 )
 from pyderp.errors import ConfigError
 
-__all__ = ["format_address", "listen", "parse_address", "unmap"]
+__all__ = ["format_address", "listen", "parse_address", "unacknowledged", "unmap"]
+
+try:
+    import fcntl
+    import termios
+
+    _SIOCOUTQ = termios.TIOCOUTQ
+except (ImportError, AttributeError):  # not a POSIX system
+    _SIOCOUTQ = 0
 
 _NAMED_PORTS: Final = {"http": 80, "https": 443}
 _MAX_OPTION: Final = 2**31 - 1
@@ -30,6 +40,8 @@ def parse_address(text: str) -> tuple[str, int]:
     host, colon, port_text = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
         raise ConfigError(f"invalid server address {text!r}: want HOST:PORT, [IPv6]:PORT or :PORT")
+    if host.startswith("[") != host.endswith("]"):
+        raise ConfigError(f"invalid server address {text!r}: a bracket is missing")
     host = host.removeprefix("[").removesuffix("]")
     port = _NAMED_PORTS.get(port_text)
     if port is None:
@@ -49,6 +61,21 @@ def format_address(host: str, port: int) -> str:
 def unmap(host: str) -> str:
     """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
     return host.removeprefix("::ffff:") if "." in host else host
+
+
+def unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Bytes in the kernel's send buffer that the peer has yet to acknowledge (SIOCOUTQ).
+
+    0 where the system does not tell.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or not _SIOCOUTQ:
+        return 0
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0  # closed meanwhile
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def listen(
@@ -94,7 +121,8 @@ def listen(
 
 
 def _family(host: str) -> tuple[socket.AddressFamily, bool]:
-    if host:
+    # "::" means all addresses of both families, as for Go.
+    if host and host != "::":
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         return infos[0][0], False
     if socket.has_dualstack_ipv6():

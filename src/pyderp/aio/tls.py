@@ -68,7 +68,7 @@ class TLSRelayProtocol(RelayProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next encrypted bytes go (asyncio)."""
-        return self.core.encrypted
+        return self.core.encrypted[: len(self.room)]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Encrypted bytes arrived (asyncio)."""
@@ -84,6 +84,8 @@ class TLSRelayProtocol(RelayProtocol):
         # Whatever OpenSSL has to say by itself: handshake, alerts, key updates.
         if self._outgoing.pending and self.transport is not None:
             self.transport.write(self._outgoing.read())
+        if nbytes >= self.fair_share:
+            self.let_others()
 
     def _receive_slices(self, view: memoryview) -> None:
         for start in range(0, len(view), _SLICE):
@@ -149,7 +151,9 @@ class TLSRelayProtocol(RelayProtocol):
             transport.write(self._outgoing.read())  # the alert
         self._established = False  # no close alert after this
         reason = error.reason or str(error)
-        if reason == "CALLBACK_FAILED":
+        if reason == "HTTP_REQUEST":
+            reason = "plain HTTP on the TLS port"
+        elif reason == "CALLBACK_FAILED":
             reason = "the server name asked for has no certificate here"
         self.count_problem(RemoteProtocolError(f"TLS: {reason}"))
         self.finish()

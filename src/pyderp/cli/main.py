@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -40,8 +41,27 @@ def _root(
     pass
 
 
+def _refuse_single_dashes(arguments: list[str]) -> None:
+    # Go's spelling would be taken as a bundle of short flags: -certmode=manual as
+    # -c ertmode=manual, a relay without TLS that keeps its key in a file of that name.
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if len(name) > 2 and name[0] == "-" and name[1].isalpha():
+            advice = f"-{argument}"
+        elif len(name) == 2 and "=" in argument and name[0] == "-" and name[1].isalpha():
+            advice = argument.replace("=", " ", 1)
+        else:
+            continue
+        typer.echo(f"pyderp: {argument}: write {advice}; long flags have two dashes", err=True)
+        sys.exit(2)
+
+
 def main() -> None:
     """Run the command line; exit 1 for what cannot be done, 2 for a wrong command line."""
+    # A reload signal that comes before there is anything to reload must not end the process.
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _refuse_single_dashes(sys.argv[1:])
     try:
         app()
     except DerpError as e:

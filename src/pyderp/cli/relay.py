@@ -194,7 +194,7 @@ def relay(
         address=address,
         tls=_tls(address, certmode, certdir, hostname, http_port),
         mesh_key=None if mesh_psk_file is None else read_mesh_key(mesh_psk_file),
-        # Last: it may make a file, and nothing should be made for a command line that is wrong.
+        # Last: it may make a file, and none should be made for flags that do not fit together.
         private_key=_private_key(key_file, dev),
         write_timeout=tcp_write_timeout,
         tcp_keepalive_time=tcp_keepalive_time,
@@ -231,6 +231,11 @@ def _tls(
         if certdir is not None or hostname is not None:
             log.warning("no TLS on port %d without --certmode: --certdir, --hostname unused", port)
         return None
+    if certmode is None:
+        raise ConfigError(
+            "port 443 needs a certificate: give --certmode=manual with --certdir and --hostname, "
+            "another port with -a for plain HTTP, or --dev to try things out"
+        )
     if certmode is not CertMode.MANUAL:
         raise ConfigError(
             "certificates by ACME (--certmode=letsencrypt) are not built yet; get one with another "

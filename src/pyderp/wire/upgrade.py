@@ -150,7 +150,7 @@ class UpgradeReply:
         except h11.RemoteProtocolError as e:
             if self._refused is not None or not data:
                 raise self._refusal() from e
-            raise BadUpgrade(f"the relay's answer is not HTTP: {e}") from e
+            raise BadUpgrade(f"the relay's answer is not HTTP: {str(e)[:100]}") from e
 
     def _refusal(self) -> BadUpgrade:
         if self._refused is None:
