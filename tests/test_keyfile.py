@@ -105,7 +105,7 @@ def test_file_that_others_may_read_is_warned_of(
     with caplog.at_level(logging.WARNING, "pyderp.relay"):
         load_or_create_key(path)
     assert caplog.messages == (
-        [f"the key file {path} has mode 0640: others may read it; use 0600"] if warned else []
+        [f"the secret in {path} has mode 0640: others may read it; use 0600"] if warned else []
     )
 
 

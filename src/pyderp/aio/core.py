@@ -83,6 +83,7 @@ class Core:
         self.view = memoryview(self.buffer)
         self.small_view = self.view[:SMALL_READ]
         self.encrypted = memoryview(bytearray(RECEIVE_BUFFER))
+        self.small_encrypted = self.encrypted[:SMALL_READ]
         self.protocols: set[Served] = set()
         self.stalled: dict[Served, None] = {}
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())

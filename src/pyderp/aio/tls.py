@@ -68,7 +68,8 @@ class TLSRelayProtocol(RelayProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next encrypted bytes go (asyncio)."""
-        return self.core.encrypted[: len(self.room)]
+        core = self.core
+        return core.encrypted if self.room is core.view else core.small_encrypted
 
     def buffer_updated(self, nbytes: int) -> None:
         """Encrypted bytes arrived (asyncio)."""
