@@ -98,7 +98,7 @@ class _Server:
             response = text_response(426, "DERP requires connection upgrade")
         else:
             response = self.routes(request)
-        answer = self.http.respond(response, head_only=request.method == "HEAD")
+        answer = self.http.respond(response)
         _check_answer(answer, request.method)
         self.out.append(answer)
 

@@ -131,7 +131,7 @@ def test_answer_may_end_the_connection() -> None:
 def test_head_is_answered_without_the_body() -> None:
     http, request = opened(HEAD + GET)
     assert request.method == "HEAD"
-    answer = http.respond(Response(200, body=b"body"), head_only=True)
+    answer = http.respond(Response(200, body=b"body"))
     assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
     following = http.next_request()
     assert following is not None

@@ -74,7 +74,7 @@ class HttpStage:
             response = text_response(426, "DERP requires connection upgrade")
         else:
             response = self._routes(request)
-        protocol.write(http.respond(response, head_only=request.method == "HEAD"))
+        protocol.write(http.respond(response))
         protocol.kept_alive = True
         protocol.restart_timer(HTTP_IDLE_TIMEOUT)
         return 0

@@ -145,13 +145,11 @@ class HttpConnection:
         self.finished = True
         return self._h11.trailing_data[0]
 
-    def respond(self, response: Response, *, head_only: bool = False) -> bytes:
+    def respond(self, response: Response) -> bytes:
         """The bytes of an answer to the request just given.
 
-        A request with a body is answered and then the connection ends: no route reads one.
-
-        Args:
-            head_only: announce the body, do not send it; so it is in any case after HEAD.
+        After HEAD the body is announced and not sent. A request with a body of its own is
+        answered and then the connection ends: no route reads one.
         """
         try:
             no_body = isinstance(self._h11.next_event(), h11.EndOfMessage)
@@ -169,7 +167,7 @@ class HttpConnection:
         out = self._h11.send(
             h11.Response(status_code=response.status, headers=encoded, reason=reason)
         )
-        if response.body and not (head_only or self._head_only):
+        if response.body and not self._head_only:
             out = (out or b"") + (self._h11.send(h11.Data(data=response.body)) or b"")
         out = (out or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
         self.served += 1
