@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import bisect
+import functools
 import inspect
 import itertools
 import json
@@ -28,6 +29,7 @@ from typing import Any, Final
 from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
+from pyderp.cli.connect_options import ConnectOptions
 from pyderp.cli.main import app
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
@@ -183,6 +185,8 @@ def _wrong_in_pyderp(words: Sequence[str]) -> Iterator[str]:
             yield f"pyderp {name}: no such flag"
     elif name in _commands():
         yield from _unknown_flags(name, rest)
+    elif rest and f"{name} {rest[0]}" in _commands():
+        yield from _unknown_flags(f"{name} {rest[0]}", rest[1:])
     elif any(word.startswith("--") for word in rest):
         yield f"pyderp {name}: no such command"
 
@@ -277,21 +281,31 @@ class Option:
 
 
 def _commands() -> dict[str, Callable[..., Any]]:
+    """The commands by name; those of a group with the group's name before it."""
+    groups = [("", app)]
+    groups += [(f"{g.name} ", g.typer_instance) for g in app.registered_groups if g.typer_instance]
     return {
-        command.name or command.callback.__name__: command.callback
-        for command in app.registered_commands
+        prefix + (command.name or command.callback.__name__): command.callback
+        for prefix, group in groups
+        for command in group.registered_commands
         if command.callback is not None
     }
 
 
 def options(command: str) -> list[Option]:
     """The flags of a command, in its own order."""
-    function = _commands()[command]
+    return options_of(_commands()[command])
+
+
+def options_of(function: Callable[..., Any]) -> list[Option]:
+    """The flags that a function's parameters, or a class's fields, stand for."""
     hints = typing.get_type_hints(function, include_extras=True)
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         kind, info = typing.get_args(hints[name])
-        assert isinstance(info, OptionInfo), f"{name} is no flag: {ArgumentInfo} is not handled"
+        if isinstance(info, ArgumentInfo):
+            continue
+        assert isinstance(info, OptionInfo), f"{name} is neither flag nor argument"
         text, default = info.help or "", parameter.default
         shown = "" if default is None or default is False else _show(default)
         if match := _HELP_DEFAULT.search(text):
@@ -334,10 +348,20 @@ def _table(*rows: Sequence[str]) -> str:
     )
 
 
-def relay_options() -> str:
-    """The flags of `pyderp relay`."""
+def connect_options() -> str:
+    """The flags of all commands that connect."""
+    return _options_table(options_of(ConnectOptions))
+
+
+def own_options(command: str) -> str:
+    """The flags of a command without those of all that connect."""
+    shared = options_of(ConnectOptions)
+    return _options_table([option for option in options(command) if option not in shared])
+
+
+def _options_table(listed: Sequence[Option]) -> str:
     rows = [("Flag", "Value", "Default", "Environment", "Meaning")]
-    for option in options("relay"):
+    for option in listed:
         flags = ", ".join(f"`{flag}`" for flag in option.flags)
         value = f"`{option.value}`" if option.value else ""
         variable = f"`{option.variable}`" if option.variable else ""
@@ -460,11 +484,16 @@ def _span(least: int, most: int) -> str:
 
 
 TABLES: Final[dict[str, Callable[[], str]]] = {
+    "connect-options": connect_options,
     "constants": constants,
     "drop-reasons": drop_reasons,
     "frames": frame_types,
+    "key-new-options": functools.partial(own_options, "key new"),
     "limits": limits,
-    "relay-options": relay_options,
+    "listen-options": functools.partial(own_options, "listen"),
+    "ping-options": functools.partial(own_options, "ping"),
+    "relay-options": functools.partial(own_options, "relay"),
+    "send-options": functools.partial(own_options, "send"),
 }
 
 

@@ -20,7 +20,7 @@ BLOCKS = {
     for block in check_docs.blocks(path)
     if block.mark
 }
-WITH_A_PROGRAM = {"talk", "readme"}
+WITH_A_PROGRAM = {"talk", "readme", "readme-client"}
 """Blocks that are, or need, a program of its own."""
 
 
@@ -100,18 +100,22 @@ def test_the_test_in_the_readme_passes(talk: Path, monkeypatch: pytest.MonkeyPat
     assert len(urls) == 1
 
 
+def test_the_client_of_the_readme_talks(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints what was sent."""
+    names = run_block("readme-client")
+
+    async def scenario() -> None:
+        async with pyderp.Relay() as relay:
+            await names["talk"](relay.url)
+
+    asyncio.run(scenario())
+    assert capsys.readouterr().out == "b'hello'\n"
+
+
 @pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITH_A_PROGRAM))
 def test_example_runs(name: str) -> None:
     """Examples marked as tests run, and so do the tests in them."""
     run_block(name)
-
-
-def test_the_relay_in_a_thread_starts_and_stops() -> None:
-    """The fixture for programs without asyncio gives a relay that serves."""
-    names = run_block("thread")
-    with names["relay_in_thread"]() as relay:
-        assert relay.clients == 0
-        assert relay.address[1] > 0
 
 
 # The checks

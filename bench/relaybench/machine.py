@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,16 @@ def machine() -> dict[str, str]:
         "memory": f"{int(memory[1]) / 2**20:.1f} GiB" if memory else "unknown",
         "load average at the start": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def one_line() -> str:
+    """The same and the versions of this Python, as a sentence."""
+    facts = machine()
+    versions = python_versions(sys.executable)
+    return (
+        f"{versions['Python']}, uvloop {versions['uvloop']}, {versions['OpenSSL']}, "
+        f"{facts['cores']} cores ({facts['CPU']})."
+    )
 
 
 def python_versions(python: str) -> dict[str, str]:

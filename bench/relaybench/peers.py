@@ -35,33 +35,38 @@ def find_derper() -> Path:
 
 def find_loadgen() -> Path:
     """Return the load generator, built anew if its sources have changed."""
-    target = PEERS / "loadgen"
-    found = find("loadgen")
-    if found is not None and not (found == target and _older_than_sources(target)):
+    return build(LOADGEN_SOURCE, "loadgen")
+
+
+def build(source: Path, name: str) -> Path:
+    """Return a Go program of the benchmarks, built anew if its sources have changed."""
+    target = PEERS / name
+    found = find(name)
+    if found is not None and not (found == target and _older_than_sources(target, source)):
         return found
     if shutil.which("go") is None:
         raise BenchError(
-            "the load generator must be built, and there is no `go` in PATH: install "
-            "Go (bench/loadgen/go.mod says which), or put a loadgen into .peers/bin"
+            f"{name} must be built, and there is no `go` in PATH: install Go "
+            f"({source.relative_to(REPO)}/go.mod says which), or put a {name} into .peers/bin"
         )
     PEERS.mkdir(parents=True, exist_ok=True)
     built = subprocess.run(
         ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(target), "."],
-        cwd=LOADGEN_SOURCE,
+        cwd=source,
         capture_output=True,
         text=True,
         check=False,
     )
     if built.returncode != 0:
-        raise BenchError(f"go build in bench/loadgen failed:\n{built.stderr.strip()}")
+        raise BenchError(f"go build in {source.relative_to(REPO)} failed:\n{built.stderr.strip()}")
     target.touch()  # go leaves an identical program as it is, time included
     return target
 
 
-def _older_than_sources(program: Path) -> bool:
+def _older_than_sources(program: Path, source: Path) -> bool:
     sources = [
         path
-        for path in LOADGEN_SOURCE.iterdir()
+        for path in source.iterdir()
         if path.suffix in {".go", ".mod", ".sum"} and not path.name.endswith("_test.go")
     ]
     return max(s.stat().st_mtime for s in sources) > program.stat().st_mtime

@@ -1,52 +1,173 @@
-"""DERP, Tailscale's relay protocol, in Python: a relay, its wire protocol, its keys."""
+"""DERP, Tailscale's relay protocol, in Python: a client, a relay, the wire protocol, keys."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
-from pyderp.aio.relay import Relay
-from pyderp.config import ManualTLS, RelayConfig
-from pyderp.errors import (
-    BadBox,
-    BadMagic,
-    BadUpgrade,
-    ConfigError,
-    DerpError,
-    FrameTooLarge,
-    InvalidKey,
-    LocalProtocolError,
-    ProtocolError,
-    RemoteProtocolError,
-    UnexpectedFrame,
-)
-from pyderp.keys import MeshKey, NodePrivate, NodePublic
+if TYPE_CHECKING:
+    __version__: str
+    from pyderp.aio.relay import Relay
+    from pyderp.client.backoff import is_transient
+    from pyderp.client.client import Client
+    from pyderp.client.config import ClientConfig
+    from pyderp.client.mesh import watch_mesh
+    from pyderp.client.sealed import SealedPeer
+    from pyderp.client.stats import ClientStats
+    from pyderp.config import ManualTLS, RelayConfig
+    from pyderp.derpmap import DERPMap, DERPNode, DERPRegion, HomeParams, MapProblems
+    from pyderp.errors import (
+        BadBox,
+        BadMagic,
+        BadUpgrade,
+        CertificateError,
+        ClientClosed,
+        ConfigError,
+        ConnectError,
+        ConnectionClosed,
+        DerpError,
+        DialError,
+        FrameTooLarge,
+        InvalidKey,
+        InvalidMap,
+        LocalProtocolError,
+        NotConnected,
+        PinMismatch,
+        ProtocolError,
+        ProxyError,
+        RemoteProtocolError,
+        SealError,
+        TLSError,
+        UnexpectedFrame,
+        UpgradeRejected,
+    )
+    from pyderp.keys import MeshKey, NodePrivate, NodePublic
+    from pyderp.net.dnscache import DNSCache
+    from pyderp.net.settings import NetworkSettings
+    from pyderp.net.tls import HealthTracker, TLSConfig, TLSState
+    from pyderp.wire.frames import PeerGoneReason, PeerPresentFlags
+    from pyderp.wire.messages import (
+        Health,
+        KeepAlive,
+        Message,
+        PeerGone,
+        PeerPresent,
+        Ping,
+        Pong,
+        ReceivedPacket,
+        Restarting,
+        ServerInfo,
+    )
 
 __all__ = [
-    # .errors
     "BadBox",
     "BadMagic",
     "BadUpgrade",
+    "CertificateError",
+    "Client",
+    "ClientClosed",
+    "ClientConfig",
+    "ClientStats",
     "ConfigError",
+    "ConnectError",
+    "ConnectionClosed",
+    "DERPMap",
+    "DERPNode",
+    "DERPRegion",
+    "DNSCache",
     "DerpError",
+    "DialError",
     "FrameTooLarge",
+    "Health",
+    "HealthTracker",
+    "HomeParams",
     "InvalidKey",
+    "InvalidMap",
+    "KeepAlive",
     "LocalProtocolError",
-    # .config
     "ManualTLS",
-    # .keys
+    "MapProblems",
     "MeshKey",
+    "Message",
+    "NetworkSettings",
     "NodePrivate",
     "NodePublic",
+    "NotConnected",
+    "PeerGone",
+    "PeerGoneReason",
+    "PeerPresent",
+    "PeerPresentFlags",
+    "PinMismatch",
+    "Ping",
+    "Pong",
     "ProtocolError",
-    # .aio.relay
+    "ProxyError",
+    "ReceivedPacket",
     "Relay",
-    # .config
     "RelayConfig",
     "RemoteProtocolError",
+    "Restarting",
+    "SealError",
+    "SealedPeer",
+    "ServerInfo",
+    "TLSConfig",
+    "TLSError",
+    "TLSState",
     "UnexpectedFrame",
+    "UpgradeRejected",
+    "is_transient",
+    "watch_mesh",
 ]
 
-try:
-    __version__ = version("pyderp")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
+_NAMES: Final = {
+    "pyderp.aio.relay": "Relay",
+    "pyderp.client.backoff": "is_transient",
+    "pyderp.client.client": "Client",
+    "pyderp.client.config": "ClientConfig",
+    "pyderp.client.mesh": "watch_mesh",
+    "pyderp.client.sealed": "SealedPeer",
+    "pyderp.client.stats": "ClientStats",
+    "pyderp.config": "ManualTLS RelayConfig",
+    "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
+    "pyderp.errors": (
+        "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
+        "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
+        "InvalidMap LocalProtocolError NotConnected PinMismatch ProtocolError ProxyError "
+        "RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
+    ),
+    "pyderp.keys": "MeshKey NodePrivate NodePublic",
+    "pyderp.net.dnscache": "DNSCache",
+    "pyderp.net.settings": "NetworkSettings",
+    "pyderp.net.tls": "HealthTracker TLSConfig TLSState",
+    "pyderp.wire.frames": "PeerGoneReason PeerPresentFlags",
+    "pyderp.wire.messages": (
+        "Health KeepAlive Message PeerGone PeerPresent Ping Pong ReceivedPacket "
+        "Restarting ServerInfo "
+    ),
+}
+"""Module → its names that are public here. They are imported when first asked for: clients do
+without the relay, which needs Linux's sockets, and pytest loads our plugin in everybody's runs."""
+
+_HOMES: Final = {name: home for home, names in _NAMES.items() for name in names.split()}
+
+
+if not TYPE_CHECKING:  # where it would make every name look defined
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                found = version("pyderp")
+            except PackageNotFoundError:  # a source tree that was never installed
+                found = "0.0.0"
+        elif name in _HOMES:
+            found = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

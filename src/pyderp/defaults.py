@@ -58,6 +58,17 @@ DRAIN: Final = 5.0
 RECONNECT_TRY_FOR: Final = 60.0
 """What FrameRestarting advises: keep trying for so long."""
 
+# Client
+CONNECT_TIMEOUT: Final = 10.0
+"""Name, proxy, TCP, TLS, upgrade and login together."""
+RECEIVE_TIMEOUT: Final = 120.0
+"""A relay that is silent for so long is gone; it sends KeepAlive every 60 s."""
+PING_TIMEOUT: Final = 5.0
+CLIENT_WRITE_BUFFER: Final = 64 * 1024
+"""Bytes that wait for the kernel before a send waits."""
+CLIENT_UNREAD: Final = 1024 * 1024
+"""Bytes that came since all messages were last taken, before the socket is no longer read."""
+
 # Ports
 HTTPS_PORT: Final = 443
 DEV_PORT: Final = 3340

@@ -9,7 +9,19 @@ DerpError
 │       ├── BadMagic         the server's greeting is not DERP's
 │       ├── BadBox           a sealed blob that does not open with these keys
 │       └── BadUpgrade       an HTTP or websocket exchange that is not an upgrade to DERP
+│           └── UpgradeRejected  a whole HTTP answer, but not 101; has .status and .body
+├── ConnectError             connecting failed; .attempts has an error for each way tried
+├── DialError                no connection to one node or host (also an OSError)
+│   └── ProxyError           a proxy refused, or spoke nonsense
+├── TLSError                 a TLS handshake failed
+│   └── CertificateError     nobody vouches for the certificate, or it is for another name or time
+│       └── PinMismatch      not the certificate that was pinned
+├── NotConnected             asked of a connection that is not there, by what does not connect
+├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
+│   └── ClientClosed         the client was closed
+├── SealError                a sealed packet is forged, damaged, replayed or too old
 ├── ConfigError              a flag, file or certificate that cannot be used
+├── InvalidMap               a DERP map that cannot be used (also a ValueError)
 └── InvalidKey               text or bytes that are not a key (also a ValueError)
 
 Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in pyderp.
@@ -18,18 +30,37 @@ Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in py
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyderp.wire.messages import Restarting
+
 __all__ = [
     "BadBox",
     "BadMagic",
     "BadUpgrade",
+    "CertificateError",
+    "ClientClosed",
     "ConfigError",
+    "ConnectError",
+    "ConnectionClosed",
     "DerpError",
+    "DialError",
     "FrameTooLarge",
     "InvalidKey",
+    "InvalidMap",
     "LocalProtocolError",
+    "NotConnected",
+    "PinMismatch",
     "ProtocolError",
+    "ProxyError",
     "RemoteProtocolError",
+    "SealError",
+    "TLSError",
     "UnexpectedFrame",
+    "UpgradeRejected",
 ]
 
 
@@ -77,8 +108,87 @@ class BadUpgrade(RemoteProtocolError):
     """The HTTP or websocket exchange before DERP was malformed."""
 
 
+class UpgradeRejected(BadUpgrade):
+    """The relay, or something before it, answered with another status than 101.
+
+    Attributes:
+        status: the HTTP status.
+        body: the start of the answer's body.
+    """
+
+    def __init__(self, message: str, *, status: int, body: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+
+
+class ConnectError(DerpError):
+    """Connecting to a relay failed.
+
+    Attributes:
+        attempts: what went wrong, an error for each node or step that was tried. The same
+            errors are in the `ExceptionGroup` that is the cause of this one.
+    """
+
+    def __init__(self, message: str, *, attempts: Sequence[Exception] = ()) -> None:
+        super().__init__(message)
+        self.attempts = tuple(attempts)
+
+
+class DialError(DerpError, OSError):
+    """No connection to one node or host."""
+
+
+class ProxyError(DialError):
+    """A proxy on the way refused, or spoke nonsense. The text has no password."""
+
+
+class TLSError(DerpError):
+    """A TLS handshake failed."""
+
+
+class CertificateError(TLSError):
+    """Nobody vouches for the certificate, or it is for another name or time."""
+
+
+class PinMismatch(CertificateError):
+    """Not the certificate that was pinned."""
+
+
+class NotConnected(DerpError):
+    """There is no connection, and this call does not make one."""
+
+
+class ConnectionClosed(DerpError):
+    """A connection to a relay ended; the next call that needs one connects again.
+
+    Attributes:
+        generation: which connection of the client it was, counted from 1; 0: none yet.
+        restarting: the relay's last word, if it announced a restart.
+    """
+
+    def __init__(
+        self, message: str, *, generation: int = 0, restarting: Restarting | None = None
+    ) -> None:
+        super().__init__(message)
+        self.generation = generation
+        self.restarting = restarting
+
+
+class ClientClosed(ConnectionClosed):
+    """The client was closed, by its owner."""
+
+
+class SealError(DerpError):
+    """A sealed packet is forged, damaged, replayed or too old."""
+
+
 class ConfigError(DerpError):
     """A setting that cannot be used; the text says which, where and what to do."""
+
+
+class InvalidMap(DerpError, ValueError):
+    """A DERP map that cannot be used; the text says where."""
 
 
 class InvalidKey(DerpError, ValueError):

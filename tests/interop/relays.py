@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from tests.aio.certificates import write_pair
 
 from .certificates import write_localhost
 from .peers import need
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 Kind: TypeAlias = Literal["derper", "pyderp"]
@@ -27,7 +29,7 @@ MESH_KEY = "0123456789abcdef" * 4
 _START_TIMEOUT = 20.0
 """Seconds a relay may take until it listens: mostly the interpreter's start on a busy machine."""
 _POLL = 0.02
-_LISTENING = re.compile(r"listening on \S*127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(r"listening on \S*\d:(\d+)")
 _PIN = re.compile(r"sha256-raw:[0-9a-f]{64}")
 
 
@@ -42,6 +44,10 @@ class Relay:
     port: int
     ca: Path | None = None
     pin: str | None = None
+    address: str = "127.0.0.1"
+    hostname: str = "localhost"
+    """What a ``named`` relay's certificate is for."""
+    args: list[str] = field(default_factory=list)
 
     @property
     def client_args(self) -> list[str]:
@@ -63,6 +69,18 @@ class Relay:
         """Return what the relay has logged so far."""
         return self.log.read_text(errors="replace")
 
+    def kill(self) -> None:
+        """End it at once, as a crash would; the kernel closes its connections."""
+        self.process.kill()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        """Start it with the same key on the same port, once it has ended; wait until it listens."""
+        address = self.args.index("-a") + 1
+        self.args[address] = f"{self.address}:{self.port}"
+        self.process = _spawn(self.args, self.log)
+        _wait_for_port(self)
+
     def check_health(self) -> None:
         """Fail if the relay has died or has logged an error that it did not foresee."""
         text = self.log_text()
@@ -76,17 +94,30 @@ class _Failed(Exception):
 
 
 @contextmanager
-def running(kind: Kind, setup: Setup, directory: Path) -> Iterator[Relay]:
-    """Run a relay with its files in ``directory`` until the block ends."""
+def running(
+    kind: Kind,
+    setup: Setup,
+    directory: Path,
+    *,
+    address: str = "127.0.0.1",
+    hostname: str = "localhost",
+    options: Sequence[str] = (),
+) -> Iterator[Relay]:
+    """Run a relay with its files in ``directory`` until the block ends.
+
+    It is told to listen on ``address``, and to use a certificate for ``hostname`` if ``named``;
+    ``options`` are more of its flags.
+    """
     mesh = directory / "mesh.key"
     mesh.write_text(MESH_KEY + "\n")
-    flags = ["-c", str(directory / "relay.json"), "--mesh-psk-file", str(mesh)]
-    ca = write_localhost(directory) if setup == "named" else None
+    flags = ["-c", str(directory / "relay.json"), "--mesh-psk-file", str(mesh), *options]
+    ca = _write_certificate(directory, hostname) if setup == "named" else None
     if setup != "plain":
-        name = "localhost" if setup == "named" else "127.0.0.1"
+        name = hostname if setup == "named" else address
         flags += ["--certmode=manual", f"--certdir={directory}", f"--hostname={name}"]
-    relay = _start(kind, setup, directory / "relay.log", flags)
+    relay = _start(kind, setup, address, directory / "relay.log", flags)
     relay.ca = ca
+    relay.hostname = hostname
     try:
         if setup == "pinned":
             relay.pin = _wait_for_log(relay, _PIN)[0]
@@ -96,13 +127,21 @@ def running(kind: Kind, setup: Setup, directory: Path) -> Iterator[Relay]:
         _stop(relay.process)
 
 
-def _start(kind: Kind, setup: Setup, log: Path, flags: list[str]) -> Relay:
+def _write_certificate(directory: Path, hostname: str) -> Path:
+    if hostname == "localhost":
+        return write_localhost(directory)
+    write_pair(directory, hostname)
+    return directory / f"{hostname}.crt"
+
+
+def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) -> Relay:
     if kind == "derper":
         program = [str(need("derper")), "-stun=false", "-http-port=-1", *flags]
         for _ in range(3):
             # derper cannot pick a port, so a free one is guessed; another process may be faster.
-            port = _free_port()
-            relay = _launch(kind, setup, log, [*program, "-a", f"127.0.0.1:{port}"], port)
+            port = _free_port(address)
+            args = [*program, "-a", f"{address}:{port}"]
+            relay = _launch(kind, setup, log, args, address, port)
             try:
                 _wait_for_port(relay)
             except _Failed:
@@ -110,8 +149,8 @@ def _start(kind: Kind, setup: Setup, log: Path, flags: list[str]) -> Relay:
             return relay
         raise AssertionError(f"derper does not start\n{log.read_text()[-2000:]}")
     mode = ["--dev"] if setup == "plain" else ["--http-port=-1"]
-    program = [sys.executable, "-m", "pyderp", "relay", *mode, "-a", "127.0.0.1:0", *flags]
-    relay = _launch(kind, setup, log, program, 0)
+    program = [sys.executable, "-m", "pyderp", "relay", *mode, "-a", f"{address}:0", *flags]
+    relay = _launch(kind, setup, log, program, address, 0)
     try:
         relay.port = int(_wait_for_log(relay, _LISTENING)[1])
     except BaseException:
@@ -120,17 +159,21 @@ def _start(kind: Kind, setup: Setup, log: Path, flags: list[str]) -> Relay:
     return relay
 
 
-def _launch(kind: Kind, setup: Setup, log: Path, args: list[str], port: int) -> Relay:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+def _launch(kind: Kind, setup: Setup, log: Path, args: list[str], address: str, port: int) -> Relay:
+    log.unlink(missing_ok=True)
+    return Relay(kind, setup, _spawn(args, log), log, port, address=address, args=args)
+
+
+def _spawn(args: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
             args, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
         )
-    return Relay(kind, setup, process, log, port)
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
@@ -140,7 +183,7 @@ def _wait_for_port(relay: Relay) -> None:
         if relay.process.poll() is not None:
             raise _Failed
         try:
-            socket.create_connection(("127.0.0.1", relay.port), timeout=1).close()
+            socket.create_connection((relay.address, relay.port), timeout=1).close()
         except OSError:
             time.sleep(_POLL)
         else:

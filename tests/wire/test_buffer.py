@@ -83,3 +83,13 @@ def test_frames_taken_before_the_loop_is_left_are_not_given_again() -> None:
     assert next(first) == FRAMES[0]
     first.close()  # type: ignore[attr-defined]  # a generator
     assert list(buffer.receive_data(b"")) == FRAMES[1:]
+
+
+def test_missing_is_what_a_header_and_then_its_frame_needs() -> None:
+    buffer = FrameBuffer(limit=100)
+    seen = []
+    for chunk in byte_by_byte(bytes.fromhex("04 00000003 616263 06 00")):
+        seen.append(buffer.missing)
+        list(buffer.receive_data(chunk))
+    assert seen == [5, 4, 3, 2, 1, 3, 2, 1, 5, 4]
+    assert buffer.missing == 3

@@ -14,7 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from pyderp.keys import NodePublic
-from pyderp.wire.metacert import make_meta_certificate, scan_chain_untrusted
+from pyderp.wire.metacert import (
+    common_name_untrusted,
+    make_meta_certificate,
+    scan_chain_untrusted,
+)
 from tests import vectors as v
 
 NOW = datetime.datetime(2026, 11, 21, 23, 21, 24, tzinfo=datetime.UTC)
@@ -215,3 +219,20 @@ def test_what_does_not_fit_is_passed_over(der_: bytes) -> None:
     assert scan_chain_untrusted([der_]) is None
     following = certificate("derpkey" + v.K2_HEX)
     assert scan_chain_untrusted([der_, following]) == (v.K2, 2)
+
+
+@pytest.mark.parametrize(
+    ("der_", "name"),
+    [
+        (v.META_CERTIFICATE, CN),
+        (leaf(), "derp.example.com"),
+        (certificate("a name", serial=b"\x01\x00"), "a name"),
+        (certificate(None), ""),
+        (certificate("é"), ""),
+        (certificate(serial_tag=0x04), ""),
+        (v.META_CERTIFICATE[:200], ""),
+        (b"", ""),
+    ],
+)
+def test_common_name(der_: bytes, name: str) -> None:
+    assert common_name_untrusted(der_) == name

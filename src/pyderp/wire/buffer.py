@@ -1,7 +1,7 @@
 """Chunks of a byte stream in, whole frames out.
 
-The relay's packet path does not use this: it reads frames where the kernel put them
-(`pyderp.relay.lane`). Clients, tests and tools do.
+Packets have faster paths: a relay reads them where the kernel put them
+(`pyderp.relay.lane`), a client all that came at once (`pyderp.wire.packets`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,15 @@ class FrameBuffer:
                 yield kind, bytes(buffer[start:pos])
         finally:
             del buffer[:pos]
+
+    @property
+    def missing(self) -> int:
+        """Bytes until the next header is whole, or, behind a header, until its frame is."""
+        held = len(self._data)
+        if held < FRAME_HEADER_LEN:
+            return FRAME_HEADER_LEN - held
+        _, length = HEADER.unpack_from(self._data)
+        return FRAME_HEADER_LEN + int(length) - held
 
     def __len__(self) -> int:
         """Bytes held of a frame that is not whole yet."""

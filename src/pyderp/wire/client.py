@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from pyderp.errors import LocalProtocolError, RemoteProtocolError
@@ -12,6 +12,7 @@ from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.frames import FrameType
 from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
 from pyderp.wire.messages import Message, Skipped, unpack_message_untrusted
+from pyderp.wire.packets import PacketLane, pack_send_packets
 
 __all__ = ["ClientSession", "ClientState"]
 
@@ -58,6 +59,8 @@ class ClientSession:
         self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
+        self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
+        self._between_frames = server_key is not None
         self._out: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         if server_key is not None:
@@ -73,14 +76,16 @@ class ClientSession:
         """
         if self._error is not None:
             raise self._error
+        chunk = data if type(data) is bytes else bytes(data)
         messages: list[Message] = []
-        try:
-            for kind, payload in self._buffer.receive_data(data):
-                self._on_frame(kind, payload, messages)
-        except RemoteProtocolError as e:
-            self._error = e
-            self.state = ClientState.FAILED
-            raise
+        at = self._packets.take_untrusted(chunk, 0, messages) if self._between_frames else 0
+        if at < len(chunk):
+            try:
+                self._read_untrusted(chunk, at, messages)
+            except RemoteProtocolError as e:
+                self._error = e
+                self.state = ClientState.FAILED
+                raise
         return messages
 
     def data_to_send(self) -> list[bytes]:
@@ -95,6 +100,15 @@ class ClientSession:
             LocalProtocolError: too big, or not ready.
         """
         self._send(frames.pack_send_packet(dst, packet))
+
+    def send_packets(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
+        """Queue packets of at most 64 KiB each for `dst`: all, or none if this raises.
+
+        Raises:
+            LocalProtocolError: one is too big, or not ready.
+        """
+        if data := pack_send_packets(dst, packets):
+            self._send(data)
 
     def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
         """Queue a packet from `src` for `dst`; needs the mesh key."""
@@ -131,6 +145,18 @@ class ClientSession:
         self._out.append(seal_client_info(self.private, server, self._info, nonce=nonce))
         self._buffer.limit = frames.MAX_CLIENT_FRAME
         self.state = ClientState.READY
+
+    def _read_untrusted(self, data: bytes, at: int, messages: list[Message]) -> None:
+        """Frame by frame, until packets come again; what is not whole is kept."""
+        buffer = self._buffer
+        while at < len(data):
+            # The buffer gets no byte more than it needs: behind may be packets.
+            start, at = at, at + buffer.missing
+            for kind, payload in buffer.receive_data(data[start:at]):
+                self._on_frame(kind, payload, messages)
+            self._between_frames = not buffer
+            if self._between_frames:
+                at = self._packets.take_untrusted(data, at, messages)
 
     def _on_frame(self, kind: int, payload: bytes, messages: list[Message]) -> None:
         if self.state is ClientState.GREETING:

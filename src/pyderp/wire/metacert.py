@@ -20,9 +20,16 @@ from pyderp.errors import InvalidKey
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PROTOCOL_VERSION
 
-__all__ = ["make_meta_certificate", "scan_chain_untrusted"]
+__all__ = [
+    "META_NAME_PREFIX",
+    "common_name_untrusted",
+    "make_meta_certificate",
+    "scan_chain_untrusted",
+]
 
-_PREFIX: Final = "derpkey"
+META_NAME_PREFIX: Final = "derpkey"
+"""What the common name of a meta certificate starts with."""
+
 _VALIDITY: Final = datetime.timedelta(days=30)
 _OID_COMMON_NAME: Final = bytes.fromhex("0603550403")
 _ED25519: Final = bytes.fromhex("300506032b6570")
@@ -40,7 +47,7 @@ def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> byte
     """
     private = Ed25519PrivateKey.generate()
     public = private.public_key().public_bytes_raw()
-    common_name = _der(0x13, (_PREFIX + server.untyped_hex()).encode("ascii"))
+    common_name = _der(0x13, (META_NAME_PREFIX + server.untyped_hex()).encode("ascii"))
     name = _der(0x30, _der(0x31, _der(0x30, _OID_COMMON_NAME, common_name)))
     body = _der(
         0x30,
@@ -88,13 +95,26 @@ def scan_chain_untrusted(chain: Iterable[bytes]) -> tuple[NodePublic, int] | Non
         if found is None:
             continue
         serial, name = found
-        if not name.startswith(_PREFIX) or serial > _MAX_SERIAL:
+        if not name.startswith(META_NAME_PREFIX) or serial > _MAX_SERIAL:
             continue
         try:
-            return NodePublic.parse_untyped(name.removeprefix(_PREFIX)), serial
+            return NodePublic.parse_untyped(name.removeprefix(META_NAME_PREFIX)), serial
         except InvalidKey:
             continue
     return None
+
+
+def common_name_untrusted(der: bytes) -> str:
+    """The common name of a certificate's subject, also one that X.509 libraries refuse.
+
+    Args:
+        der: a presented certificate, whatever it is.
+
+    Returns:
+        the name; empty if there is none, or none in ASCII, or this is no certificate.
+    """
+    found = _serial_and_name(der)
+    return "" if found is None else found[1]
 
 
 def _serial_and_name(der: bytes) -> tuple[int, str] | None:

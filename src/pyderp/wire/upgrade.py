@@ -8,7 +8,7 @@ from typing import Final
 
 import h11
 
-from pyderp.errors import BadUpgrade
+from pyderp.errors import BadUpgrade, UpgradeRejected
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import Request
@@ -127,8 +127,8 @@ class UpgradeReply:
             `None` while more is needed.
 
         Raises:
-            BadUpgrade: another status (the text has it and the start of the body), or
-                not HTTP.
+            UpgradeRejected: another status; the text has it and the start of the body.
+            BadUpgrade: not HTTP, or nothing.
         """
         try:
             self._h11.receive_data(data)
@@ -157,4 +157,5 @@ class UpgradeReply:
             return BadUpgrade("the relay closed the connection without an answer")
         status, reason = self._refused
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
-        return BadUpgrade(f"upgrade refused: {status} {reason}: {body}")
+        text = f"upgrade refused: {status} {reason}: {body}"
+        return UpgradeRejected(text, status=status, body=body)

@@ -1,0 +1,361 @@
+"""A thin shell over the asynchronous client: each call is done in the background thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Final, TypeVar
+
+from pyderp.blocking.thread import LoopThread, shared
+from pyderp.client import client as asynchronous
+from pyderp.client import sealed
+from pyderp.client.client import ConnectionState
+from pyderp.client.config import ClientConfig
+from pyderp.client.stats import ClientStats
+from pyderp.client.target import GetRegion
+from pyderp.derpmap import DERPRegion
+from pyderp.errors import LocalProtocolError
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.net.tls import TLSState
+from pyderp.wire.messages import Message
+
+__all__ = ["Client", "SealedPeer"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """A client of a DERP relay whose calls wait; otherwise as `pyderp.Client`, which see.
+
+    Threads may share it. Each message goes to one of those that receive.
+
+    Ctrl-C ends the call that waits, and the client stays usable: a message that came just
+    then is the next one received. Functions in the configuration, such as `dialer`, run in
+    the background thread. After a fork only new clients work in the child.
+
+    Make one with `for_url` or `for_region`, and close it, or use it as a context manager.
+    """
+
+    def __init__(self, client: asynchronous.Client) -> None:
+        self._client = client
+        self._thread: LoopThread | None = None
+        self._receiving = asyncio.Lock()
+        self._unclaimed: deque[Message] = deque()
+        self._sealing = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def for_url(
+        cls,
+        url: str,
+        *,
+        private_key: NodePrivate | None = None,
+        config: ClientConfig | None = None,
+    ) -> Client:
+        """A client of one relay: `https://host[:port]/derp`, or `http://`.
+
+        Raises:
+            ConfigError: the URL cannot be used.
+        """
+        return cls(asynchronous.Client.for_url(url, private_key=private_key, config=config))
+
+    @classmethod
+    def for_region(
+        cls,
+        region: DERPRegion | GetRegion,
+        *,
+        private_key: NodePrivate | None = None,
+        config: ClientConfig | None = None,
+    ) -> Client:
+        """A client of a region's relays, tried in order."""
+        return cls(asynchronous.Client.for_region(region, private_key=private_key, config=config))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        thread = getattr(self, "_thread", None)
+        if thread is None or self._closed or not shared.has(thread):
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+        thread.close_later(self._client)
+
+    def __iter__(self) -> Iterator[Message]:
+        return self.messages()
+
+    def __str__(self) -> str:
+        return str(self._client).replace("pyderp.", "pyderp.blocking.", 1)
+
+    __repr__ = __str__
+
+    def _call(
+        self, work: Callable[[], Awaitable[T]], *, unclaimed: Callable[[T], None] = lambda _: None
+    ) -> T:
+        return self._started().call(work, unclaimed=unclaimed)
+
+    def _started(self) -> LoopThread:
+        thread = self._thread
+        if thread is None:
+            thread = self._thread = shared.get()
+            thread.loop.call_soon_threadsafe(thread.clients.add, self._client)
+        elif not shared.has(thread):
+            raise LocalProtocolError(
+                "this client belongs to another process, or the process is ending; "
+                "make a new one after a fork"
+            )
+        return thread
+
+    def _look(self, look: Callable[[], T]) -> T:
+        """Read something that the background thread may be changing."""
+
+        async def work() -> T:
+            return look()
+
+        return self._call(work)
+
+    # Connecting and closing
+
+    def connect(self) -> None:
+        """Connect, if not connected; sends and receives do it by themselves.
+
+        Raises:
+            ConnectError: it failed; `attempts` says how.
+            ClientClosed: the client was closed.
+        """
+        self._call(self._client.connect)
+
+    def close(self) -> None:
+        """Close for good, at once but for what was sent before. Idempotent.
+
+        Calls that wait in other threads raise `ClientClosed`.
+        """
+        if self._closed:
+            return
+        if self._thread is None or shared.has(self._thread):
+            thread = self._started()
+            self._call(lambda: thread.aclose(self._client))
+        self._closed = True
+
+    # Receiving
+
+    def recv(self, timeout: float | None = None) -> Message:
+        """The next message; connects first if need be.
+
+        Args:
+            timeout: in seconds; `None`: wait for ever. Connecting counts.
+
+        Raises:
+            TimeoutError: no message in time; none is lost.
+            ConnectionClosed: the connection ended; said once, after all that had come.
+            ConnectError: there was none and none could be made.
+        """
+
+        async def one() -> list[Message]:
+            return [await self._client.recv()]
+
+        return self._receive(one, timeout)[0]
+
+    def receive_many(self, timeout: float | None = None) -> list[Message]:
+        """All messages that are there, at least one; otherwise as `recv`."""
+        return self._receive(self._client.receive_many, timeout)
+
+    def messages(self, *, reconnect: bool = True) -> Iterator[Message]:
+        """All messages from now on; ends when the client is closed.
+
+        Args:
+            reconnect: connect again by itself, after a while that grows with each failure.
+        """
+        source = self._client.messages(reconnect=reconnect)
+
+        async def following() -> list[Message]:
+            async for message in source:
+                return [message]
+            return []
+
+        while found := self._receive(following, None):
+            yield from found
+
+    def _receive(
+        self, receive: Callable[[], Awaitable[list[Message]]], timeout: float | None
+    ) -> list[Message]:
+        async def work() -> list[Message]:
+            # The time limit is here, as only here it is known that no message was taken.
+            async with asyncio.timeout(timeout), self._receiving:
+                if self._unclaimed:
+                    return [self._unclaimed.popleft()]
+                return await receive()
+
+        return self._call(work, unclaimed=self._unclaimed.extend)
+
+    # Sending
+
+    def send(self, dst: NodePublic, data: bytes) -> None:
+        """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
+
+        DERP never confirms delivery.
+
+        Raises:
+            LocalProtocolError: too big; nothing happened.
+            ConnectionClosed: the connection ended; what was sent last may be lost.
+            ConnectError: there was none and none could be made.
+        """
+        self._call(lambda: self._client.send(dst, data))
+
+    def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
+        """Send several packets to one peer; as `send` for each, and much cheaper."""
+        listed = list(packets)  # here, as it may be a generator that waits
+        self._call(lambda: self._client.send_many(dst, listed))
+
+    def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
+        """Send a packet on behalf of `src`; needs the mesh key, or the relay hangs up."""
+        self._call(lambda: self._client.forward_packet(src, dst, data))
+
+    def close_peer(self, peer: NodePublic) -> None:
+        """Ask the relay to close all connections of `peer`; needs the mesh key."""
+        self._call(lambda: self._client.close_peer(peer))
+
+    def watch_connection_changes(self) -> None:
+        """Be told of all who come and go, now and on each later connect; needs the mesh key."""
+        self._call(self._client.watch_connection_changes)
+
+    def note_preferred(self, preferred: bool) -> None:
+        """Tell the relay whether it is our home, now if connected and on each later connect."""
+        self._call(lambda: self._client.note_preferred(preferred))
+
+    def set_can_ack_pings(self, value: bool) -> None:
+        """Whether later connects tell the relay that its pings will be answered."""
+        self._look(lambda: self._client.set_can_ack_pings(value))
+
+    def ping(self) -> float:
+        """The round trip to the relay, in seconds; does not connect.
+
+        Raises:
+            NotConnected: no connection.
+            TimeoutError: no answer within five seconds.
+            ConnectionClosed: the connection ended meanwhile.
+        """
+        return self._call(self._client.ping)
+
+    def send_ping(self, data: bytes) -> None:
+        """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
+        self._call(lambda: self._client.send_ping(data))
+
+    def send_pong(self, data: bytes) -> None:
+        """Answer a Ping with its eight bytes. Does not connect."""
+        self._call(lambda: self._client.send_pong(data))
+
+    def sealed(self, peer: NodePublic) -> SealedPeer:
+        """Private packets to and from `peer`, which the relay cannot read, forge or repeat."""
+        with self._sealing:
+            return SealedPeer(self._client.sealed(peer), self.send, self._sealing)
+
+    # What it is
+
+    @property
+    def self_public_key(self) -> NodePublic:
+        """Our key."""
+        return self._client.self_public_key
+
+    @property
+    def server_public_key(self) -> NodePublic | None:
+        """The key of the relay of the last successful connect; `None` before the first."""
+        return self._client.server_public_key
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection that is not known to be broken."""
+        return self._look(lambda: self._client.connected)
+
+    @property
+    def connection_state(self) -> ConnectionState:
+        """What the client is doing about its connection."""
+        return self._look(lambda: self._client.connection_state)
+
+    @property
+    def generation(self) -> int:
+        """How many connections there have been."""
+        return self._client.generation
+
+    @property
+    def tls_state(self) -> TLSState | None:
+        """TLS of the current connection; `None` without one, or without TLS."""
+        return self._look(lambda: self._client.tls_state)
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        """Our IP address and port.
+
+        Raises:
+            NotConnected: no connection.
+        """
+        return self._look(lambda: self._client.local_address)
+
+    @property
+    def stats(self) -> ClientStats:
+        """Counts over all connections; the object is live."""
+        return self._client.stats
+
+
+class SealedPeer:
+    """Private packets to and from one peer; as `pyderp.SealedPeer`, with a `send` that waits.
+
+    Made by `Client.sealed`. Threads may share it.
+    """
+
+    overhead: Final = sealed.SealedPeer.overhead
+    """Bytes that sealing adds."""
+    max_payload: Final = sealed.SealedPeer.max_payload
+    """The longest payload, in bytes."""
+
+    def __init__(
+        self,
+        inner: sealed.SealedPeer,
+        send: Callable[[NodePublic, bytes], None],
+        lock: threading.Lock,
+    ) -> None:
+        self._inner = inner
+        self._send = send
+        self._lock = lock
+
+    @property
+    def peer(self) -> NodePublic:
+        """The other side's key."""
+        return self._inner.peer
+
+    def seal(self, data: bytes) -> bytes:
+        """The packet for a payload; each call gives another one.
+
+        Raises:
+            LocalProtocolError: the payload is larger than `max_payload`.
+        """
+        with self._lock:
+            return self._inner.seal(data)
+
+    def send(self, data: bytes) -> None:
+        """Seal a payload and send it.
+
+        Raises:
+            LocalProtocolError: the payload is larger than `max_payload`; else as `Client.send`.
+        """
+        self._send(self.peer, self.seal(data))
+
+    def open_untrusted(self, packet: bytes) -> bytes:
+        """The payload of a packet, if it is the peer's, for us, recent and not seen before.
+
+        Raises:
+            SealError: forged or damaged, reflected, too old, from the future or a replay.
+        """
+        with self._lock:
+            return self._inner.open_untrusted(packet)

@@ -1,0 +1,319 @@
+"""The flags of all commands that connect to a relay, and the client that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+
+from pyderp import defaults
+from pyderp.cli.key import read_private_key
+from pyderp.cli.output import Output
+from pyderp.cli.running import set_up_logging
+from pyderp.cli.stdin import read_stdin
+from pyderp.client.client import Client
+from pyderp.client.config import ClientConfig
+from pyderp.client.target import parse_url
+from pyderp.derpmap import DERPMap, DERPNode, DERPRegion
+from pyderp.errors import ConfigError, InvalidKey, InvalidMap
+from pyderp.keyfile import read_mesh_key
+from pyderp.keys import NodePublic
+from pyderp.net.proxies import parse_proxy
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tls import TLSConfig
+
+__all__ = ["ConnectOptions", "split_targets", "with_connect_options"]
+
+log = logging.getLogger("pyderp.cli")
+
+_REGION: Final = 900
+"""Of a region made up for a URL; ids from 900 on are for such uses."""
+_PIN: Final = re.compile(r"[0-9a-f]{64}")
+_STDIN: Final = Path("-")
+_MAX_MAP: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectOptions:
+    """Where to connect, as whom, and how."""
+
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="PYDERP_KEY",
+            help="File of our private key, as `pyderp key new` makes it.  [default: a new key]",
+            show_default=False,
+        ),
+    ] = None
+    derp_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="Connect to a region of this DERP map (JSON; -: standard input), without a URL.",
+        ),
+    ] = None
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|CODE",
+            help="Which region of the map; not needed if it has only one.",
+        ),
+    ] = None
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Proxy for the connection: http://, https://, socks5:// or socks5h://, "
+            "[user:password@]host:port.  [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY hold]",
+            show_default=False,
+        ),
+    ] = None
+    websocket: Annotated[
+        bool, typer.Option("--websocket", help="DERP inside a websocket; more proxies let it pass.")
+    ] = False
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Certificates to trust beside the system's; PEM, or one in DER."
+        ),
+    ] = None
+    pin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[sha256-raw:]HEX",
+            help="SHA-256 of the relay's certificate. It is then the only one accepted, whoever "
+            "issued it.",
+        ),
+    ] = None
+    cert_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The name that the relay's certificate is for, if not the URL's."
+        ),
+    ] = None
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="Accept any certificate: anyone on the way can pose as the relay. For tests.",
+        ),
+    ] = False
+    mesh_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File of the relay's mesh key, 64 hex digits."),
+    ] = None
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 gets a head start over IPv4.")] = False
+    connect_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="For all of connecting: names, proxy, TCP, TLS, login.",
+        ),
+    ] = defaults.CONNECT_TIMEOUT
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on standard output.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Log to standard error what happens.")
+    ] = False
+
+    @property
+    def map_from_stdin(self) -> bool:
+        """Whether standard input is the map."""
+        return self.derp_map == _STDIN
+
+    def make_output(self) -> Output:
+        """Where the command prints to; sets up logging, too."""
+        set_up_logging(verbose=self.verbose)
+        return Output(as_json=self.json)
+
+    def make_client(self, url: str | None) -> Client:
+        """A client for a URL or for the map's region; nothing is connected.
+
+        Raises:
+            typer.BadParameter: flags that do not go together.
+            ConfigError: a file or value that cannot be used.
+        """
+        target = self._map_region(url) if self.derp_map is not None else self._url(url)
+        over_http = isinstance(target, _UrlNode) and not target.tls
+        private_key = None if self.key is None else read_private_key(self.key)
+        config = ClientConfig(
+            mesh_key=None if self.mesh_key is None else read_mesh_key(self.mesh_key),
+            app_name="pyderp",
+            tls=TLSConfig(extra_roots=() if self.ca is None else (self.ca,)),
+            network=self._network(use_derp_http=over_http),
+            websocket=True if self.websocket else None,
+            prefer_ipv6=(lambda: True) if self.ipv6 else None,
+            connect_timeout=self.connect_timeout,
+        )
+        if isinstance(target, str):
+            return Client.for_url(target, private_key=private_key, config=config)
+        region = target.region if isinstance(target, _UrlNode) else target
+        return Client.for_region(region, private_key=private_key, config=config)
+
+    def _network(self, *, use_derp_http: bool) -> NetworkSettings:
+        settings = NetworkSettings.from_environment()
+        if self.proxy is not None:
+            parse_proxy(self.proxy)  # so that a wrong one is refused before anything happens
+            settings = dataclasses.replace(settings, proxy=self.proxy)
+        if use_derp_http:
+            settings = dataclasses.replace(settings, use_derp_http=True)
+        return settings
+
+    @property
+    def _node_flags(self) -> list[str]:
+        """Flags in use that say something about the relay, as a map's node does."""
+        flags = {
+            "--pin": self.pin,
+            "--cert-name": self.cert_name,
+            "--insecure": self.insecure,
+            "--ipv6": self.ipv6,
+        }
+        return [flag for flag, value in flags.items() if value]
+
+    def _url(self, url: str | None) -> str | _UrlNode:
+        if url is None:
+            raise typer.BadParameter("give the relay's URL, or --derp-map FILE with --region")
+        if self.region is not None:
+            raise typer.BadParameter("--region needs --derp-map, the map that has the region")
+        url = _with_path(url)
+        if not self._node_flags:
+            return url
+        return self._url_node(url)
+
+    def _url_node(self, url: str) -> _UrlNode:
+        """A region with the URL's relay alone: only nodes have such settings."""
+        target = parse_url(url)
+        flags = ", ".join(self._node_flags)
+        if target.request_target != "/derp" or target.userinfo is not None:
+            raise typer.BadParameter(f"{flags}: only with a URL like https://HOST[:PORT]/derp")
+        if not target.tls and self._node_flags != ["--ipv6"]:
+            raise typer.BadParameter(f"{flags}: only with https://, as http:// has no certificate")
+        if self.insecure:
+            log.warning("--insecure: anyone on the way can pose as the relay")
+        node = DERPNode(
+            name=target.host,
+            region_id=_REGION,
+            host_name=target.host,
+            derp_port=target.port,
+            cert_name=self._cert_name(),
+            insecure_for_tests=self.insecure,
+        )
+        region = DERPRegion(region_id=_REGION, region_code=target.text, nodes=(node,))
+        return _UrlNode(region=region, tls=target.tls)
+
+    def _cert_name(self) -> str:
+        if self.pin is None:
+            return self.cert_name or ""
+        if self.cert_name is not None:
+            raise typer.BadParameter("--pin and --cert-name: give one of them")
+        pin = self.pin.lower().removeprefix("sha256-raw:").replace(":", "")
+        if not _PIN.fullmatch(pin):
+            raise typer.BadParameter("--pin: want 64 hex digits, the SHA-256 of the certificate")
+        return f"sha256-raw:{pin}"
+
+    def _map_region(self, url: str | None) -> DERPRegion:
+        assert self.derp_map is not None
+        flags = [flag for flag in self._node_flags if flag != "--ipv6"]
+        if url is not None:
+            raise typer.BadParameter("give a URL or --derp-map, not both")
+        if flags:
+            raise typer.BadParameter(f"{', '.join(flags)}: the DERP map says that (CertName)")
+        return _choose(_read_map(self.derp_map), self.region, self.derp_map)
+
+
+@dataclass(frozen=True)
+class _UrlNode:
+    """A URL's relay as a region."""
+
+    region: DERPRegion
+    tls: bool
+
+
+def with_connect_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `ConnectOptions`, which it gets as `options`."""
+    own = inspect.signature(command, eval_str=True).parameters
+    hints = typing.get_type_hints(ConnectOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
+        )
+        for field in dataclasses.fields(ConnectOptions)
+        if (hint := hints[field.name])
+    ]
+    rest = [p for name, p in own.items() if name != "options"]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        options = ConnectOptions(**{p.name: values.pop(p.name) for p in shared})
+        command(options=options, **values)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest] + shared
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def split_targets(targets: list[str]) -> tuple[str | None, NodePublic | None]:
+    """Tell apart the arguments `[URL] [PEER]`: a peer begins with `nodekey:`.
+
+    Raises:
+        typer.BadParameter: too many, or a peer that is none.
+    """
+    urls = [t for t in targets if not t.startswith("nodekey:")]
+    peers = [t for t in targets if t.startswith("nodekey:")]
+    if len(urls) > 1:
+        raise typer.BadParameter(f"{urls[1]!r} is no peer: want nodekey: and 64 hex digits")
+    if len(peers) > 1:
+        raise typer.BadParameter(f"one peer too many: {peers[1]}")
+    try:
+        peer = NodePublic.parse(peers[0]) if peers else None
+    except InvalidKey as e:
+        raise typer.BadParameter(f"PEER: {e}") from e
+    return (urls[0] if urls else None), peer
+
+
+def _with_path(url: str) -> str:
+    """A URL without a path gets the one that relays have."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # the client says why
+    if parts.netloc and parts.path in ("", "/") and not parts.query:
+        return urlunsplit(parts._replace(path="/derp"))
+    return url
+
+
+def _read_map(path: Path) -> DERPMap:
+    try:
+        text = read_stdin(_MAX_MAP) if path == _STDIN else path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read the DERP map {path}: {e.strerror}") from e
+    try:
+        return DERPMap.from_json(text)
+    except InvalidMap as e:
+        raise InvalidMap(f"DERP map {path}: {e}") from e
+
+
+def _choose(derp_map: DERPMap, wanted: str | None, path: Path) -> DERPRegion:
+    regions = list(derp_map.regions.values())
+    if wanted is None and len(regions) == 1:
+        return regions[0]
+    region = None if wanted is None else derp_map.region(wanted)
+    if region is None:
+        there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions) or "none"
+        problem = "give --region" if wanted is None else f"it has no region {wanted!r}"
+        raise ConfigError(f"DERP map {path}: {problem}; its regions: {there}")
+    return region

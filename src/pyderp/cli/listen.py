@@ -1,0 +1,185 @@
+"""`pyderp listen`: print the packets that come, and answer pings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import typer
+
+from pyderp.cli.connect_options import ConnectOptions, with_connect_options
+from pyderp.cli.echo import PROBE, pong_for_untrusted
+from pyderp.cli.output import Output
+from pyderp.cli.running import run_command
+from pyderp.client.client import Client
+from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
+from pyderp.wire.frames import PeerGoneReason
+from pyderp.wire.messages import (
+    Health,
+    Message,
+    PeerGone,
+    PeerPresent,
+    ReceivedPacket,
+    Restarting,
+    ServerInfo,
+)
+
+__all__ = ["EPILOG", "listen"]
+
+EPILOG: Final = """**Examples**
+
+With a new key, for trying things out; the key to send to is printed first:
+
+`pyderp listen http://127.0.0.1:3340/derp`
+
+With a key that stays the same, and packets that the relay cannot read or forge:
+
+`pyderp listen https://derp.example.com/derp --key me.key --sealed`
+
+Wait for one packet, half a minute at most, and read it in a script:
+
+`pyderp listen https://derp.example.com/derp --key me.key --count 1 --timeout 30 --json`
+
+By IP address, with the certificate's SHA-256 that the relay's log has:
+
+`pyderp listen https://203.0.113.7:8443/derp --pin HEX`
+"""
+
+
+@with_connect_options
+def listen(
+    options: ConnectOptions,
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL]",
+            help="The relay: https://HOST[:PORT]/derp. Left out with --derp-map.",
+            show_default=False,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after so many packets.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="End after so long; with exit status 1 if --count was not reached.",
+        ),
+    ] = None,
+    no_echo: Annotated[
+        bool, typer.Option("--no-echo", help="Do not answer `pyderp ping`; print its packets.")
+    ] = False,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed",
+            help="Open packets that were sent with `pyderp send --sealed`, and refuse others.",
+        ),
+    ] = False,
+) -> None:
+    """Print the packets that come to our key, a line each; reconnects by itself."""
+    output = options.make_output()
+
+    async def work() -> int:
+        async with options.make_client(url) as client:
+            listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
+            return await listener.run(count, timeout)
+
+    run_command(work, output)
+
+
+@dataclass
+class _Listener:
+    client: Client
+    output: Output
+    echo: bool
+    sealed: bool
+    packets: int = 0
+
+    async def run(self, count: int | None, seconds: float | None) -> int:
+        """Print until enough was printed or the time is up; gives the exit status."""
+        key = str(self.client.self_public_key)
+        self.output.remark("listening", f"listening as {key}", key=key)
+        # Reconnecting is for a relay that was there once; a wrong URL is told at once.
+        logging.getLogger("pyderp.client").setLevel(logging.INFO)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await self.client.connect()
+                async for message in self.client:
+                    await self._take(message)
+                    if self.packets == count:
+                        return 0
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if count is None:
+            return 0
+        self.output.note(f"{self.packets} of {count} packets came within {seconds:g} s")
+        return 1
+
+    async def _take(self, message: Message) -> None:
+        if isinstance(message, ReceivedPacket):
+            await self._packet(message)
+        else:
+            self._event(message)
+
+    async def _packet(self, packet: ReceivedPacket) -> None:
+        if packet.data == PROBE:
+            return
+        pong = pong_for_untrusted(packet.data) if self.echo else None
+        if pong is not None:
+            # If that fails, the next receive says so and connects again.
+            with contextlib.suppress(ConnectionClosed, ConnectError):
+                await self.client.send(packet.source, pong)
+            return
+        data = packet.data
+        if self.sealed:
+            try:
+                data = self.client.sealed(packet.source).open_untrusted(data)
+            except (SealError, InvalidKey) as e:
+                source = str(packet.source)
+                self.output.remark(
+                    "refused", f"refused a packet of {source}: {e}", source=source, reason=str(e)
+                )
+                return
+        self.packets += 1
+        self.output.packet(packet.source, data)
+
+    def _event(self, message: Message) -> None:
+        match message:
+            case ServerInfo():
+                relay, number = str(self.client.server_public_key), self.client.generation
+                self.output.remark(
+                    "connected", f"connected to relay {relay}", relay=relay, generation=number
+                )
+            case PeerGone(peer, reason):
+                why = _reason(reason)
+                self.output.remark(
+                    "peer_gone", f"{peer} is gone ({why})", peer=str(peer), reason=why
+                )
+            case PeerPresent(peer):
+                self.output.remark("peer_present", f"{peer} is there", peer=str(peer))
+            case Health(problem):
+                text = f"the relay reports: {problem}" if problem else "the relay: healthy again"
+                self.output.remark("health", text, problem=problem)
+            case Restarting(reconnect_in, try_for):
+                self.output.remark(
+                    "restarting",
+                    f"the relay restarts; connecting again in {reconnect_in:g} s",
+                    reconnect_in=reconnect_in,
+                    try_for=try_for,
+                )
+            case _:
+                pass
+
+
+def _reason(reason: int) -> str:
+    try:
+        return PeerGoneReason(reason).name.lower().replace("_", " ")
+    except ValueError:
+        return f"reason {reason}"

@@ -1,0 +1,94 @@
+"""What commands print: results on standard output, remarks on standard error.
+
+What comes from a peer or a relay is printed so that it cannot steer a terminal.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import sys
+import time
+
+from pyderp.keys import NodePublic
+
+__all__ = ["Output", "escaped", "escaped_bytes"]
+
+
+def escaped(text: str) -> str:
+    r"""Text of a stranger for a terminal: `\`, control and invisible characters escaped."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_character(c) for c in text)
+
+
+def _character(c: str) -> str:
+    if c == "\\":
+        return "\\\\"
+    if c.isprintable():
+        return c
+    # Not \x85 for U+0085: that is how a byte looks that is not UTF-8.
+    return f"\\u{ord(c):04x}" if 0x7F < ord(c) < 0x10000 else ascii(c)[1:-1]
+
+
+def escaped_bytes(data: bytes) -> str:
+    r"""Bytes of a stranger for a terminal, read as UTF-8; other bytes become `\xNN`."""
+    try:
+        return escaped(data.decode())
+    except UnicodeDecodeError:
+        # surrogateescape keeps such a byte as U+DC00 + byte, for which UTF-8 has no other use.
+        text = data.decode(errors="surrogateescape")
+        return "".join(
+            f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else _character(c)
+            for c in text
+        )
+
+
+class Output:
+    """Standard output and standard error of a command.
+
+    Args:
+        as_json: results, and what else happens, as one JSON object a line.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal that is not UTF-8 shows escapes, and the command goes on.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+
+    def result(self, kind: str, text: str, /, **values: object) -> None:
+        """What the command is for. `text` must be escaped."""
+        if self._as_json:
+            self._event(kind, values)
+        else:
+            print(text, flush=True)  # noqa: T201 (a command's result)
+
+    def remark(self, kind: str, text: str, /, **values: object) -> None:
+        """What happens beside it: a line on standard error; in JSON an object, too."""
+        if self._as_json:
+            self._event(kind, values)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A line on standard error only."""
+        # Nobody has to listen there.
+        with contextlib.suppress(OSError):
+            print(f"pyderp: {escaped(text)}", file=sys.stderr, flush=True)  # noqa: T201 (as above)
+
+    def packet(self, source: NodePublic, data: bytes) -> None:
+        """A packet that came."""
+        values: dict[str, object] = {
+            "source": str(source),
+            "data": base64.b64encode(data).decode("ascii"),
+        }
+        with contextlib.suppress(UnicodeDecodeError):
+            values["text"] = data.decode()
+        self.result("packet", f"{source} {escaped_bytes(data)}", **values)
+
+    def _event(self, kind: str, values: dict[str, object]) -> None:
+        event = {"type": kind, "time": round(time.time(), 6), **values}
+        print(json.dumps(event), flush=True)  # noqa: T201 (as above)

@@ -1,0 +1,235 @@
+"""`pyderp ping`: round trips to a relay, or through it to a peer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import statistics
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+import typer
+
+from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.echo import ID_LEN, PROBE, make_ping, pong_id_untrusted
+from pyderp.cli.output import Output
+from pyderp.cli.running import run_command
+from pyderp.client.client import Client
+from pyderp.defaults import PING_TIMEOUT
+from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
+from pyderp.keys import NodePublic
+from pyderp.wire.messages import Message, PeerGone, ReceivedPacket
+
+__all__ = ["EPILOG", "ping"]
+
+EPILOG: Final = """**Examples**
+
+Round trips to a relay:
+
+`pyderp ping https://derp.example.com/derp`
+
+To a peer that runs `pyderp listen` on the same relay, until Ctrl-C:
+
+`pyderp ping https://derp.example.com/derp nodekey:… --count 0`
+
+For a script, one object a line, the statistics last:
+
+`pyderp ping https://derp.example.com/derp --count 20 --interval 0.1 --json`
+"""
+
+
+@with_connect_options
+def ping(
+    options: ConnectOptions,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL] [PEER]",
+            help="The relay: https://HOST[:PORT]/derp, left out with --derp-map. A peer: "
+            "nodekey: and 64 hex digits; without one the relay itself answers.",
+            show_default=False,
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-c", "--count", min=0, metavar="N", help="How many. 0: until Ctrl-C.")
+    ] = 5,
+    interval: Annotated[
+        float,
+        typer.Option(
+            "-i",
+            "--interval",
+            min=0,
+            metavar="SECONDS",
+            help="From one ping to the next, unless the answer takes longer.",
+        ),
+    ] = 1.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=PING_TIMEOUT, metavar="SECONDS", help="When an answer counts as lost."
+        ),
+    ] = PING_TIMEOUT,
+) -> None:
+    """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""
+    url, peer = split_targets(targets or [])
+    output = options.make_output()
+
+    async def work() -> int:
+        async with options.make_client(url) as client:
+            target = _Relay(client) if peer is None else _Peer(client, peer)
+            return await _Pings(target, output, timeout).run(count, interval)
+
+    run_command(work, output)
+
+
+class _Target(ABC):
+    """Who answers."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.name = name
+
+    @abstractmethod
+    async def ping(self) -> float:
+        """One round trip, in seconds."""
+
+    async def receive(self) -> None:
+        """Take what comes, for ever: nobody else does, and the connection would fill up."""
+        async for message in self.client:
+            self.take(message)
+
+    @abstractmethod
+    def take(self, message: Message) -> None:
+        """Look at a message that came."""
+
+
+class _Relay(_Target):
+    def __init__(self, client: Client) -> None:
+        super().__init__(client, "the relay")
+
+    async def ping(self) -> float:
+        return await self.client.ping()
+
+    def take(self, message: Message) -> None:
+        pass  # the client takes the relay's pongs itself
+
+
+class _NotThere(DerpError):
+    """The relay says that the peer is not there."""
+
+
+class _Peer(_Target):
+    def __init__(self, client: Client, peer: NodePublic) -> None:
+        super().__init__(client, str(peer))
+        self._peer = peer
+        self._waiting: dict[bytes, asyncio.Future[float]] = {}
+        self._answered = False
+
+    async def ping(self) -> float:
+        ping_id = os.urandom(ID_LEN)
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting[ping_id] = answer
+        answered, self._answered = self._answered, False
+        try:
+            if not answered:
+                await self.client.send(self._peer, PROBE)
+            began = time.perf_counter()
+            await self.client.send(self._peer, make_ping(ping_id, time.time_ns()))
+            seconds = await answer - began
+            self._answered = True
+            return seconds
+        finally:
+            del self._waiting[ping_id]
+
+    def take(self, message: Message) -> None:
+        now = time.perf_counter()  # the loop's own clock may be one of milliseconds
+        match message:
+            case ReceivedPacket(source, data) if source == self._peer:
+                # Only what we asked for counts: anyone may send us pongs.
+                waiter = self._waiting.get(pong_id_untrusted(data) or b"")
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(now)
+            case PeerGone(peer) if peer == self._peer:
+                for waiter in self._waiting.values():
+                    if not waiter.done():
+                        waiter.set_exception(_NotThere("the peer is not at this relay"))
+            case _:
+                pass
+
+
+@dataclass
+class _Pings:
+    target: _Target
+    output: Output
+    timeout: float
+    sent: int = 0
+    times: list[float] = field(default_factory=list)
+
+    async def run(self, count: int, interval: float) -> int:
+        """Ping, and tell the statistics at the end, also of Ctrl-C; gives the exit status."""
+        await self.target.client.connect()
+        loop = asyncio.get_running_loop()
+        receiving = asyncio.create_task(self.target.receive(), name="pyderp ping: receiving")
+        try:
+            for number in range(1, count + 1) if count else itertools.count(1):
+                began = loop.time()
+                await self._one(number)
+                if number != count:
+                    await asyncio.sleep(began + interval - loop.time())
+        finally:
+            self._tell()
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+        return 0 if self.times else 1
+
+    async def _one(self, number: int) -> None:
+        self.sent += 1
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self.target.client.connect()
+                seconds = await self.target.ping()
+        except TimeoutError:
+            self._lost(number, f"no answer within {self.timeout:g} s")
+        except (_NotThere, NotConnected, ConnectionClosed, ConnectError) as e:
+            self._lost(number, str(e))
+        else:
+            self.times.append(seconds)
+            self.output.result(
+                "pong",
+                f"pong from {self.target.name}: number={number} time={_ms(seconds)}",
+                number=number,
+                seconds=seconds,
+            )
+
+    def _lost(self, number: int, reason: str) -> None:
+        self.output.remark("lost", f"number={number}: {reason}", number=number, reason=reason)
+
+    def _tell(self) -> None:
+        if not self.sent:
+            return
+        received = len(self.times)
+        loss = 1 - received / self.sent
+        values: dict[str, object] = {"sent": self.sent, "received": received, "loss": loss}
+        text = f"{self.sent} sent, {received} received, {loss:.1%} lost"
+        if self.times:
+            found = {
+                "min": min(self.times),
+                "median": statistics.median(self.times),
+                "p99": _percentile(self.times, 0.99),
+            }
+            values |= found
+            text += "; " + ", ".join(f"{name} {_ms(value)}" for name, value in found.items())
+        self.output.result("statistics", text, **values)
+
+
+def _percentile(values: list[float], share: float) -> float:
+    """The least of the values that at least this share of them does not exceed."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3f} ms"

@@ -1,0 +1,211 @@
+"""`pyderp send`: packets from standard input to a peer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import typer
+
+from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.echo import PROBE
+from pyderp.cli.output import Output
+from pyderp.cli.running import run_command
+from pyderp.cli.stdin import Stdin, chunks_of, lines_of
+from pyderp.client.client import Client
+from pyderp.client.sealed import SealedPeer
+from pyderp.errors import ClientClosed, ConnectionClosed
+from pyderp.keys import NodePublic
+from pyderp.wire.frames import MAX_PACKET_SIZE
+from pyderp.wire.messages import Health, PeerGone
+
+__all__ = ["EPILOG", "EXIT_PEER_GONE", "send"]
+
+EXIT_PEER_GONE: Final = 3
+RAW_SIZE: Final = 1_200
+"""Bytes of a packet with `--raw`: as much as goes through any tunnel."""
+
+EPILOG: Final = """**Examples**
+
+A line typed is a packet sent:
+
+`pyderp send http://127.0.0.1:3340/derp nodekey:…`
+
+One packet that the relay cannot read or forge, to `pyderp listen --sealed`:
+
+`pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --message hello`
+
+A stream in packets, some of which may get lost:
+
+`pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
+
+**Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
+1 failure; 2 wrong command line; 3 the peer is not at this relay. Nothing says that a packet
+arrived: DERP never confirms delivery. Let the peer answer if you must know.
+"""
+
+
+@with_connect_options
+def send(
+    options: ConnectOptions,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[URL] PEER",
+            help="The relay: https://HOST[:PORT]/derp, left out with --derp-map. The peer: "
+            "nodekey: and 64 hex digits.",
+            show_default=False,
+        ),
+    ],
+    message: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--message", metavar="TEXT", help="Send this instead of standard input."
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help=f"Cut input into packets of at most {RAW_SIZE} bytes, not into lines."
+        ),
+    ] = False,
+    sealed: Annotated[
+        bool,
+        typer.Option("--sealed", help="Encrypt for the peer; the relay can read nothing."),
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="After the last packet, wait so long for word that the peer is not there. "
+            "0: do not ask.",
+        ),
+    ] = 1.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="Give up if the relay does not take a packet for so long.",
+        ),
+    ] = 10.0,
+) -> None:
+    """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""
+    url, peer = split_targets(targets)
+    if peer is None:
+        raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")
+    if message is not None and raw:
+        raise typer.BadParameter("--message and --raw: give one of them")
+    if message is None and options.map_from_stdin:
+        raise typer.BadParameter("--derp-map - takes standard input: give --message as well")
+    output = options.make_output()
+
+    async def work() -> int:
+        async with options.make_client(url) as client:
+            sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
+            return await sender.run(_packets(message, raw, sender.limit), wait)
+
+    run_command(work, output)
+
+
+async def _packets(message: str | None, raw: bool, limit: int) -> AsyncIterator[bytes]:
+    if message is not None:
+        yield message.encode(errors="surrogateescape")
+        return
+    stdin = Stdin()
+    source = chunks_of(stdin.read, RAW_SIZE) if raw else lines_of(stdin.read, limit)
+    async for packet in source:
+        yield packet
+
+
+@dataclass
+class _Sender:
+    client: Client
+    output: Output
+    peer: NodePublic
+    timeout: float
+    sealed: SealedPeer | None
+    packets: int = 0
+    size: int = 0
+
+    @property
+    def limit(self) -> int:
+        """The longest packet, in bytes."""
+        return MAX_PACKET_SIZE if self.sealed is None else self.sealed.max_payload
+
+    async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
+        """Send all; gives the exit status."""
+        await self.client.connect()
+        if wait:
+            await self._send(PROBE)
+        gone = asyncio.create_task(self._peer_gone(), name="pyderp send: is the peer gone")
+        sending = asyncio.create_task(self._send_all(packets, wait), name="pyderp send: sending")
+        try:
+            await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (gone, sending):
+                if task.done():
+                    await task  # raises what it raised
+            return self._summary(gone=gone.done())
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.gather(gone, sending, return_exceptions=True)
+
+    async def _send_all(self, packets: AsyncIterator[bytes], wait: float) -> None:
+        async for packet in packets:
+            await self._send(packet if self.sealed is None else self.sealed.seal(packet))
+            self.packets += 1
+            self.size += len(packet)
+        if wait:
+            # It may have left meanwhile.
+            await self._send(PROBE)
+            await asyncio.sleep(wait)
+
+    async def _send(self, packet: bytes) -> None:
+        try:
+            await self._send_once(packet)
+        except ClientClosed:
+            raise
+        except ConnectionClosed as e:
+            self.output.remark(
+                "disconnected", f"{e}; connecting again; the last packets may be lost"
+            )
+            await self._send_once(packet)
+
+    async def _send_once(self, packet: bytes) -> None:
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self.client.send(self.peer, packet)
+        except TimeoutError as e:
+            raise TimeoutError(f"the relay took no packet for {self.timeout:g} s") from e
+
+    async def _peer_gone(self) -> None:
+        """Receive until the relay says that the peer is gone."""
+        async for message in self.client:
+            match message:
+                case PeerGone(peer) if peer == self.peer:
+                    return
+                case Health(problem) if problem:
+                    self.output.remark("health", f"the relay reports: {problem}", problem=problem)
+                case _:
+                    pass
+
+    def _summary(self, *, gone: bool) -> int:
+        dropped = self.client.stats.packets_dropped
+        packets = "1 packet" if self.packets == 1 else f"{self.packets} packets"
+        text = f"{packets}, {self.size} bytes handed to the relay"
+        if dropped:
+            text += f", but {dropped} of them dropped here, beyond the rate that it allows"
+        if gone:
+            text += f", but {self.peer} is not at this relay: run pyderp listen there"
+        else:
+            text += "; DERP never confirms delivery"
+        self.output.remark(
+            "summary", text, packets=self.packets, bytes=self.size, dropped=dropped, gone=gone
+        )
+        if gone:
+            return EXIT_PEER_GONE
+        return 1 if dropped else 0

@@ -1,0 +1,1 @@
+"""The client: a relay's user, on the floor of sockets and tasks."""

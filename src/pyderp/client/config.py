@@ -1,0 +1,90 @@
+"""What a client may be told, beside where to connect and with which key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pyderp import defaults
+from pyderp.errors import ConfigError
+from pyderp.keys import MeshKey
+from pyderp.net.dnscache import DNSCache
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.streams import Stream
+from pyderp.net.tls import HealthTracker, TLSConfig
+
+__all__ = ["ClientConfig", "UrlDialer"]
+
+UrlDialer: TypeAlias = Callable[[str, int], Awaitable[Stream]]
+"""Connects to a host, by name, and a port; gives a stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """Settings of a client. Times in seconds."""
+
+    # What it says at login
+
+    mesh_key: MeshKey | None = None
+    """Grants watching, forwarding and closing others on relays that have the same one."""
+
+    is_prober: bool = False
+    """Tell the relay that this is a prober [IsProber]."""
+
+    app_name: str = ""
+    """Tell the relay which program this is [AppName]."""
+
+    can_ack_pings: bool = False
+    """Tell the relay that its pings will be answered; answering is the program's [CanAckPings]."""
+
+    watch_connection_changes: bool = False
+    """Subscribe to PeerPresent and PeerGone on every connect; needs the mesh key."""
+
+    # How it connects
+
+    tls: TLSConfig = field(default_factory=TLSConfig)
+    """Which certificates are trusted [TLSConfig]."""
+
+    health: HealthTracker | None = None
+    """Told of certificates that look like an interception [HealthTracker]."""
+
+    network: NetworkSettings | None = None
+    """Proxies and socket options; `None`: what the environment says."""
+
+    websocket: bool | None = None
+    """DERP inside a websocket; `None`: what `network` says."""
+
+    dns_cache: DNSCache | None = None
+    """Remembers addresses between connects; URLs only, as in Go [DNSCache]."""
+
+    dialer: UrlDialer | None = None
+    """Opens the TCP connection instead of us; URLs only, as in Go [SetURLDialer]. Its errors
+    are the cause of the connect error as they are."""
+
+    prefer_ipv6: Callable[[], bool] | None = None
+    """Asked at each connect to a region's node: whether IPv6 gets a head start
+    [SetAddressFamilySelector]."""
+
+    connect_scope: Callable[[], AbstractAsyncContextManager[object]] | None = None
+    """Makes a scope that is entered around each connect that a send or receive needs, say
+    `lambda: asyncio.timeout(3)` [BaseContext]."""
+
+    # Limits
+
+    connect_timeout: float = defaults.CONNECT_TIMEOUT
+    """For all of a connect: names, proxy, TCP, TLS, upgrade, login."""
+
+    receive_timeout: float = defaults.RECEIVE_TIMEOUT
+    """A relay that says nothing for so long is given up."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later.
+
+        Raises:
+            ConfigError: a time that is not positive.
+        """
+        for name in ("connect_timeout", "receive_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; want more than 0 seconds")

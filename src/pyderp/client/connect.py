@@ -1,0 +1,264 @@
+"""One attempt to connect: TCP, TLS, upgrade and login, to a URL or along a region's nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from pyderp.client.config import ClientConfig
+from pyderp.client.login import LoggedIn, Login, over_http, over_stream, over_websocket
+from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
+from pyderp.derpmap import DERPNode, DERPRegion
+from pyderp.errors import ConnectError, DerpError, DialError, LocalProtocolError
+from pyderp.net.dial import dial_host, dial_node
+from pyderp.net.link import Link
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.streams import Stream, as_link
+from pyderp.net.tls import TlsLink, TLSState, start_tls
+from pyderp.wire.metacert import scan_chain_untrusted
+
+__all__ = ["Connected", "RegionRoute", "Route", "StreamRoute", "UrlRoute"]
+
+log = logging.getLogger("pyderp.client")
+
+T = TypeVar("T")
+
+_TLS13: Final = "TLSv1.3"
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """What an attempt gave."""
+
+    login: LoggedIn
+    tls: TLSState | None
+
+
+class Progress:
+    """How far an attempt got, for the error when its time is up."""
+
+    def __init__(self) -> None:
+        self.step = "getting ready"
+        self.attempts: list[Exception] = []
+
+
+class Route(ABC):
+    """A way to a relay, tried anew at each connect."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Where it leads, for errors."""
+
+    @abstractmethod
+    async def connect(self, login: Login, progress: Progress) -> Connected:
+        """Connect and log in; all that was opened on the way is closed if it fails."""
+
+
+class HttpRoute(Route):
+    """What URLs and regions share."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.settings = config.network or NetworkSettings.from_environment()
+        wanted = config.websocket
+        self.websocket = self.settings.websocket if wanted is None else wanted
+
+    async def _log_in(
+        self,
+        link: Link,
+        target: UrlTarget,
+        login: Login,
+        progress: Progress,
+        *,
+        node: DERPNode | None = None,
+        ideal_node: str = "",
+    ) -> Connected:
+        """TLS if the target wants it, then upgrade and login, on a connected link."""
+        state = None
+        try:
+            if target.tls:
+                progress.step = "in the TLS handshake"
+                link = tls = await self._start_tls(link, target.host, node)
+                state = tls.state
+            progress.step = "waiting for the relay's answer"
+            if self.websocket:
+                done = await over_websocket(link, target, login, ideal_node=ideal_node)
+            else:
+                known = None
+                if state is not None and state.version == _TLS13:
+                    known = scan_chain_untrusted(state.peer_chain)
+                done = await over_http(link, target, login, known=known, ideal_node=ideal_node)
+        except BaseException:
+            link.abort()
+            raise
+        return Connected(done, state)
+
+    async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
+        return await start_tls(
+            link,
+            server_name=host,
+            cert_name="" if node is None else node.cert_name,
+            insecure=node is not None and node.insecure_for_tests,
+            config=self.config.tls,
+            settings=self.settings,
+            health=self.config.health,
+        )
+
+
+class UrlRoute(HttpRoute):
+    """To one relay, by URL."""
+
+    def __init__(self, target: UrlTarget, config: ClientConfig) -> None:
+        super().__init__(config)
+        self.target = target
+
+    @property
+    def label(self) -> str:
+        return self.target.text
+
+    async def connect(self, login: Login, progress: Progress) -> Connected:
+        log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
+        progress.step = f"connecting to {self.target.host}"
+        link = await self._dial()
+        return await self._log_in(link, self.target, login, progress)
+
+    async def _dial(self) -> Link:
+        target = self.target
+        if self.config.dialer is not None:
+            return await as_link(await self.config.dialer(target.host, target.port))
+        scheme = None
+        if self.websocket:
+            scheme = "wss" if target.tls else "ws"
+        return await dial_host(
+            target.host,
+            target.port,
+            settings=self.settings,
+            dns_cache=self.config.dns_cache,
+            scheme=scheme,
+        )
+
+
+class RegionRoute(HttpRoute):
+    """To the first node of a region that lets us in."""
+
+    def __init__(self, get_region: GetRegion, config: ClientConfig) -> None:
+        super().__init__(config)
+        self.get_region = get_region
+        self._region: DERPRegion | None = None
+
+    @property
+    def label(self) -> str:
+        return "region" if self._region is None else region_label(self._region)
+
+    async def connect(self, login: Login, progress: Progress) -> Connected:
+        region = self._region = self.get_region()
+        if region is None:
+            raise ConnectError("DERP region not available")
+        log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
+
+        async def to_node(node: DERPNode) -> Connected:
+            target = node_url(node, tls=self.tls)
+            progress.step = f"connecting to node {node.name}"
+            link = await self._dial(node)
+            ideal = region.nodes[0].name if node is not region.nodes[0] else ""
+            return await self._log_in(link, target, login, progress, node=node, ideal_node=ideal)
+
+        return await self._first(region, to_node, progress)
+
+    async def connect_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
+        """TCP and TLS only, to the first node of a region that can be reached."""
+
+        async def to_node(node: DERPNode) -> tuple[TlsLink, DERPNode]:
+            progress.step = f"connecting to node {node.name}"
+            try:
+                link = await self._dial(node)
+            except OSError as e:
+                raise DialError(f"dialRegion({region.region_id}): {e}") from e
+            progress.step = "in the TLS handshake"
+            return await self._start_tls(link, node.host_name, node), node
+
+        return await self._first(region, to_node, progress)
+
+    @property
+    def tls(self) -> bool:
+        """Whether nodes are spoken to in TLS."""
+        return not self.settings.use_derp_http
+
+    async def _dial(self, node: DERPNode) -> Link:
+        prefer = self.config.prefer_ipv6
+        return await dial_node(
+            node,
+            node_port(node, tls=self.tls),
+            settings=self.settings,
+            prefer_ipv6=prefer is not None and prefer(),
+        )
+
+    async def _first(
+        self,
+        region: DERPRegion,
+        to_node: Callable[[DERPNode], Awaitable[T]],
+        progress: Progress,
+    ) -> T:
+        """Try the nodes in order; Go's client goes on to the next only when TCP fails.
+
+        A node before others gets its share of the time that is left, so that one which
+        takes the connection and then says nothing does not use up all of it.
+        """
+        if not region.nodes:
+            raise DialError(f"no nodes for {region_label(region)}")
+        nodes = [node for node in region.nodes if not node.stun_only]
+        if not nodes:
+            raise DialError(f"no non-STUNOnly nodes for {region_label(region)}")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.config.connect_timeout
+        for position, node in enumerate(nodes):
+            share = (end - loop.time()) / (len(nodes) - position)
+            try:
+                async with asyncio.timeout(share):
+                    return await to_node(node)
+            except TimeoutError as e:
+                why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
+                error = DialError(f"node {node.name}: {why}")
+                error.__cause__ = e
+                progress.attempts.append(error)
+            except (DerpError, OSError) as e:
+                progress.attempts.append(e)
+            log.debug("node %s: %s", node.name, progress.attempts[-1])
+        raise progress.attempts[0]
+
+
+class StreamRoute(Route):
+    """Over a stream that exists already, or that a function opens; DERP without HTTP."""
+
+    def __init__(self, stream: Stream | Callable[[], Awaitable[Stream]]) -> None:
+        self._stream: Stream | Callable[[], Awaitable[Stream]] | None = stream
+
+    @property
+    def label(self) -> str:
+        return "the given stream"
+
+    async def connect(self, login: Login, progress: Progress) -> Connected:
+        link = await as_link(await self._take())
+        progress.step = "waiting for the relay's greeting"
+        try:
+            return Connected(await over_stream(link, login), getattr(link, "state", None))
+        except BaseException:
+            link.abort()
+            raise
+
+    async def _take(self) -> Stream:
+        stream = self._stream
+        if stream is None:
+            raise LocalProtocolError(
+                "the stream given to this client has ended; to reconnect, give a function that "
+                "opens a stream"
+            )
+        if callable(stream):
+            return await stream()
+        self._stream = None
+        return stream

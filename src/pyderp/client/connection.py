@@ -1,0 +1,404 @@
+"""One connection to a relay after login: messages in, frames out (`derp.Client`).
+
+There is no task and no await in a packet's way: the link's bytes become messages in one
+pass, and what is sent in one turn of the event loop leaves in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from pyderp.client.stats import ClientStats
+from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
+from pyderp.errors import ClientClosed, ConnectionClosed, LocalProtocolError, RemoteProtocolError
+from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.net.link import Link
+from pyderp.net.streams import describe
+from pyderp.net.tls import TLSState
+from pyderp.wire.bucket import TokenBucket
+from pyderp.wire.client import ClientSession
+from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    HEADER,
+    MAX_PACKET_SIZE,
+    FrameType,
+    pack_forward_packet,
+)
+from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
+
+__all__ = ["Connection", "check_packet"]
+
+log = logging.getLogger("pyderp.client")
+
+_SEND_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
+_CLOSE_TIMEOUT: Final = 1.0
+FORWARD_TIMEOUT: Final = 5.0
+"""Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
+
+
+class Connection:
+    """A login that holds; ends once, and never comes back.
+
+    Made by `pyderp.client.login`. Calls raise `ConnectionClosed` once it has ended.
+
+    Args:
+        link: the byte stream; it belongs to the connection.
+        session: logged in.
+        messages: what came with the login already.
+        generation: which connection of the client it is, from 1.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        session: ClientSession,
+        messages: list[Message],
+        *,
+        generation: int = 1,
+        stats: ClientStats | None = None,
+        tls: TLSState | None = None,
+        receive_timeout: float = RECEIVE_TIMEOUT,
+    ) -> None:
+        self.generation = generation
+        self.link = link
+        self.session = session
+        self.tls = tls
+        self.stats = stats if stats is not None else ClientStats()
+        self.messages: deque[Message] = deque()
+        self.ended = False
+        self.write_failed = False
+        """What was sent last did not get out."""
+        self.restarting: Restarting | None = None
+        self._loop = asyncio.get_running_loop()
+        self._error: Exception | None = None
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._receiver: asyncio.Future[None] | None = None
+        self._senders: set[asyncio.Future[None]] = set()
+        self._pinging = asyncio.Lock()
+        self._pings: dict[bytes, asyncio.Future[float | None]] = {}
+        self._bucket: TokenBucket | None = None
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._out_packets = 0
+        self._flush_scheduled = False
+        self.backed_up = False
+        """More than 64 KiB wait for the kernel: `drain` before sending more."""
+        self._unread_bytes = 0
+        self._paused = False
+        self._heard = self._loop.time()
+        self._receive_timeout = receive_timeout
+        self._watch = self._loop.call_later(receive_timeout, self._look_for_silence)
+        self._take(messages)
+        link.start(self)
+
+    @property
+    def server_key(self) -> NodePublic:
+        """The relay's key, known since the login."""
+        assert self.session.server_key is not None
+        return self.session.server_key
+
+    # From the link
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the DERP stream."""
+        if self.ended:
+            return
+        self._heard = self._loop.time()
+        self.stats.bytes_received += len(data)
+        try:
+            messages = self.session.receive_data(data)
+        except RemoteProtocolError as e:
+            self.end(e, "protocol")
+            return
+        if messages:
+            self._unread_bytes += len(data)
+            self._take(messages)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The stream ended."""
+        if not self._gone.done():
+            self._gone.set_result(None)
+        if error is None:
+            self.end(None, "eof")
+        else:
+            self.write_failed = isinstance(error, BrokenPipeError)
+            protocol = isinstance(error, RemoteProtocolError)
+            self.end(error, "protocol" if protocol else "error")
+
+    def writable(self) -> None:
+        """The link took what it held."""
+        self.backed_up = False
+        self._wake_senders()
+
+    def _take(self, messages: list[Message]) -> None:
+        packets = 0
+        for message in messages:
+            if type(message) is ReceivedPacket:
+                packets += 1
+        self.stats.packets_received += packets
+        if packets == len(messages):
+            self.messages += messages
+        else:
+            self.messages += [m for m in messages if type(m) is ReceivedPacket or self._keep(m)]
+        if self._receiver is not None and self.messages and not self._receiver.done():
+            self._receiver.set_result(None)
+        if self._unread_bytes > CLIENT_UNREAD and not self._paused:
+            self._paused = True
+            self.link.pause_reading()
+
+    def _keep(self, message: Message) -> bool:
+        """Act on what is ours; whether the program gets it, too."""
+        match message:
+            case Pong(data):
+                waiter = self._pings.pop(data, None)
+                if waiter is None:
+                    return True
+                if not waiter.done():
+                    waiter.set_result(time.perf_counter())
+                return False
+            case ServerInfo(_, rate, burst):
+                self._bucket = TokenBucket(rate, burst, self._loop.time()) if rate else None
+            case Restarting():
+                self.restarting = message
+            case _:
+                pass
+        return True
+
+    def _look_for_silence(self) -> None:
+        now = self._loop.time()
+        if self._paused:
+            self._heard = now  # it is we who do not listen
+        left = self._heard + self._receive_timeout - now
+        if left <= 0:
+            self.end(TimeoutError(f"nothing received for {self._receive_timeout:g} s"), "timeout")
+        else:
+            self._watch = self._loop.call_later(left, self._look_for_silence)
+
+    # Receiving
+
+    async def wait(self) -> None:
+        """Wait until `messages` has one.
+
+        Raises:
+            ConnectionClosed: it ended, and all that came was taken.
+            LocalProtocolError: another task waits.
+        """
+        while not self.messages:
+            if self.ended:
+                raise self.error("derp.Recv")
+            if self._receiver is not None:
+                raise LocalProtocolError("another task is receiving from this client")
+            self._receiver = self._loop.create_future()
+            try:
+                await self._receiver
+            finally:
+                self._receiver = None
+
+    def taken(self) -> None:
+        """All messages were taken: read on, if reading was stopped."""
+        self._unread_bytes = 0
+        if self._paused:
+            self._paused = False
+            self._heard = self._loop.time()
+            self.link.resume_reading()
+
+    # Sending
+
+    def send_packets(self, dst: NodePublic, packets: Sequence[bytes], start: int = 0) -> int:
+        """Queue packets for one peer, from the one at `start`; gives the position after the last.
+
+        Stops early when the caller should `drain` first (`backed_up`). What the relay's
+        token bucket does not allow is dropped in silence, and counted.
+        """
+        if self.ended:
+            raise self.error("derp.Send")
+        out = self._out
+        position = start
+        size = -1
+        prefix = b""
+        for position in range(start, len(packets)):
+            packet = packets[position]
+            if len(packet) != size:
+                size = len(packet)
+                prefix = HEADER.pack(FrameType.SEND_PACKET, KEY_LEN + size) + dst.raw
+            if self._bucket is not None and not self._allowed(size + _SEND_OVERHEAD):
+                continue
+            # Header and packet stay apart until all is joined for the write.
+            out.append(prefix)
+            out.append(packet if type(packet) is bytes else bytes(packet))
+            self._out_bytes += size + _SEND_OVERHEAD
+            self._out_packets += 1
+            if self._out_bytes > CLIENT_WRITE_BUFFER:
+                self.flush()
+                out = self._out
+                if self.backed_up:
+                    break
+        if out:
+            self._schedule_flush()
+        return position + 1
+
+    def _allowed(self, size: int) -> bool:
+        assert self._bucket is not None
+        if self._bucket.take(size, self._loop.time()):
+            return True
+        self.stats.packets_dropped += 1
+        return False
+
+    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> bool:
+        """Queue a packet from another client; needs the mesh key."""
+        self._out_packets += 1
+        return self.send_frame(pack_forward_packet(src, dst, packet))
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Queue a whole frame, or several; whether the caller should `drain`."""
+        if self.ended:
+            raise self.error("derp.Send")
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes > CLIENT_WRITE_BUFFER:
+            self.flush()
+        else:
+            self._schedule_flush()
+        return self.backed_up
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._scheduled_flush)
+
+    def _scheduled_flush(self) -> None:
+        self._flush_scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        out = self._out
+        if not out or self.ended:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        self._out = []
+        self._out_bytes = 0
+        self.stats.packets_sent += self._out_packets
+        self._out_packets = 0
+        self.stats.bytes_sent += len(data)
+        self.link.write(data)
+        self.backed_up = self.link.pending > CLIENT_WRITE_BUFFER
+
+    async def drain(self) -> None:
+        """Wait until no more than 64 KiB wait for the kernel.
+
+        Raises:
+            ConnectionClosed: it ended meanwhile.
+        """
+        while self.backed_up:
+            if self.ended:
+                raise self.error("derp.Send")
+            waiter = self._loop.create_future()
+            self._senders.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._senders.discard(waiter)
+
+    async def drain_forward(self) -> None:
+        """As `drain`; ends the connection after five seconds, as Go's ForwardPacket."""
+        try:
+            async with asyncio.timeout(FORWARD_TIMEOUT):
+                await self.drain()
+        except TimeoutError as e:
+            self.end(e, "timeout")
+            raise self.error("derp.ForwardPacket") from e
+
+    async def pong(self, data: bytes, frame: bytes) -> float:
+        """Send a Ping frame and give the seconds until the Pong with `data` came.
+
+        Pings that run side by side leave one after another: a relay keeps one pong that
+        waits, and of two pings in one read it answers the last.
+        """
+        async with self._pinging:
+            return await self._pong(data, frame)
+
+    async def _pong(self, data: bytes, frame: bytes) -> float:
+        waiter: asyncio.Future[float | None] = self._loop.create_future()
+        self._pings[data] = waiter
+        try:
+            self.send_frame(frame)
+            self.flush()
+            began = time.perf_counter()  # uvloop's own clock counts milliseconds
+            came = await waiter
+        finally:
+            self._pings.pop(data, None)
+        if came is None:
+            raise self.error("derp.Recv")
+        return came - began
+
+    # The end
+
+    async def aclose(self, error: ClientClosed) -> None:
+        """End it once what was sent is out, which may take a second."""
+        self.flush()
+        self.end(error, "closed", abort=False)
+        self.link.close()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await asyncio.shield(self._gone)
+        finally:
+            self.link.abort()
+
+    def end(self, error: Exception | None, reason: str, *, abort: bool = True) -> None:
+        """End it for everybody who waits; the first error stays."""
+        if self.ended:
+            return
+        self.ended = True
+        self._error = error
+        self.write_failed = self.write_failed or bool(self._out) or self.backed_up
+        if self.restarting is not None and reason in ("eof", "error"):
+            reason = "restarting"
+        if not isinstance(error, ClientClosed):
+            self.stats.disconnects[reason] += 1
+            log.debug("connection %d ended: %s", self.generation, error or "EOF")
+        self._watch.cancel()
+        if abort:
+            self.link.abort()
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+        self._wake_senders()
+        for waiter in self._pings.values():
+            if not waiter.done():
+                waiter.set_result(None)
+        self._pings.clear()
+
+    def _wake_senders(self) -> None:
+        for waiter in self._senders:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def error(self, where: str) -> ConnectionClosed:
+        """Why it ended, to be raised; made anew so that tracebacks do not pile up."""
+        cause = self._error
+        if isinstance(cause, ClientClosed):
+            return ClientClosed(str(cause), generation=self.generation)
+        closed = ConnectionClosed(
+            f"{where}: {'EOF' if cause is None else describe(cause)}",
+            generation=self.generation,
+            restarting=self.restarting,
+        )
+        closed.__cause__ = cause
+        return closed
+
+
+def check_packet(packet: bytes) -> None:
+    """Refuse a packet that no relay takes, before anything is connected or charged.
+
+    Raises:
+        LocalProtocolError: more than 64 KiB.
+    """
+    if len(packet) > MAX_PACKET_SIZE:
+        raise LocalProtocolError(f"packet too big: {len(packet)}, at most {MAX_PACKET_SIZE} bytes")

@@ -1,0 +1,149 @@
+"""From a byte stream to a login: HTTP upgrade or websocket, then DERP."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from pyderp.client.target import UrlTarget
+from pyderp.errors import RemoteProtocolError
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.net.link import Link
+from pyderp.net.websocket import open_websocket
+from pyderp.wire.client import ClientSession, ClientState
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import Message
+from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
+
+__all__ = ["LoggedIn", "Login", "over_http", "over_stream", "over_websocket"]
+
+USER_AGENT: Final = "pyderp"
+_NO_GREETING: Final = "derp.Client: failed to receive server key: "
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who logs in and what it says right away."""
+
+    private: NodePrivate
+    info: ClientInfo
+    preferred: bool = False
+    watch: bool = False
+
+    def session(self, server_key: NodePublic | None) -> ClientSession:
+        """A new session of this client."""
+        return ClientSession(self.private, random=os.urandom, info=self.info, server_key=server_key)
+
+    def first_words(self, session: ClientSession) -> bytes:
+        """ClientInfo, and what a new connection must be told before anything else."""
+        if self.preferred:
+            session.note_preferred(True)
+        if self.watch:
+            session.watch_conns()
+        return b"".join(session.data_to_send())
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """A stream that speaks DERP now."""
+
+    link: Link
+    session: ClientSession
+    messages: list[Message]
+
+
+async def over_http(
+    link: Link,
+    target: UrlTarget,
+    login: Login,
+    *,
+    known: tuple[NodePublic, int] | None,
+    ideal_node: str = "",
+) -> LoggedIn:
+    """Ask for the upgrade, and log in.
+
+    Args:
+        known: key and protocol version from the relay's meta certificate. With both,
+            request and login leave together and no answer is awaited (fast start).
+
+    Raises:
+        UpgradeRejected: another answer than 101.
+        RemoteProtocolError: not HTTP, or not DERP.
+        OSError: the connection broke.
+    """
+    server_key = known[0] if known is not None and not known[0].is_zero() else None
+    fast_start = server_key is not None and known is not None and known[1] != 0
+    request = upgrade_request(
+        target.host_header,
+        target.request_target,
+        user_agent=USER_AGENT,
+        ideal_node=ideal_node,
+        fast_start=fast_start,
+    )
+    if fast_start:
+        session = login.session(server_key)
+        link.write(request + login.first_words(session))
+        return LoggedIn(link, session, [])
+    link.write(request)
+    reply = UpgradeReply()
+    data = await link.read()
+    if not data:
+        # It has said nothing wrong: it may just be starting or stopping.
+        raise ConnectionError("the relay closed the connection without an answer")
+    while (rest := reply.receive_data(data)) is None:
+        data = await link.read()
+    return await over_stream(link, login, server_key=server_key, received=rest)
+
+
+async def over_websocket(
+    link: Link, target: UrlTarget, login: Login, *, ideal_node: str = ""
+) -> LoggedIn:
+    """Open a websocket, and log in through it.
+
+    Raises:
+        as `over_http`.
+    """
+    headers = [(IDEAL_NODE_HEADER, ideal_node)] if ideal_node else []
+    websocket = await open_websocket(
+        link,
+        host=target.host_header,
+        target=target.request_target,
+        user_agent=USER_AGENT,
+        user_info=target.userinfo,
+        headers=headers,
+    )
+    return await over_stream(websocket, login)
+
+
+async def over_stream(
+    link: Link, login: Login, *, server_key: NodePublic | None = None, received: bytes = b""
+) -> LoggedIn:
+    """Log in over a stream that speaks DERP.
+
+    Args:
+        server_key: the relay's, if known already; its greeting is then not awaited.
+        received: bytes of the stream that were read before.
+
+    Raises:
+        RemoteProtocolError: not DERP.
+        OSError: the connection broke.
+    """
+    session = login.session(server_key)
+    messages: list[Message] = []
+    data = received
+    try:
+        while True:
+            if data:
+                messages += session.receive_data(data)
+            if session.state is ClientState.READY:
+                break
+            data = await link.read()
+            if not data:
+                raise ConnectionError(f"{_NO_GREETING}EOF")
+    except RemoteProtocolError as e:
+        # The same error, so that its class and frame type stay; Go's words before it.
+        e.args = (f"{_NO_GREETING}{e}",)
+        raise
+    link.write(login.first_words(session))
+    return LoggedIn(link, session, messages)

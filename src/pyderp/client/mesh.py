@@ -1,0 +1,163 @@
+"""Watch who is on a relay, for as long as it takes (`derphttp.RunWatchConnectionLoop`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from pyderp.client.iterate import pause
+from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
+from pyderp.keys import NodePublic
+from pyderp.wire.frames import PeerGoneReason
+from pyderp.wire.messages import Message, PeerGone, PeerPresent
+
+if TYPE_CHECKING:
+    from pyderp.client.client import Client
+
+__all__ = ["watch_mesh"]
+
+log = logging.getLogger("pyderp.mesh")
+
+RETRY: Final = 5.0
+"""Seconds between a failure and the next attempt."""
+STATUS: Final = 10.0
+"""Seconds between two lines that say how many peers there are."""
+_FIRST_STATUS: Final = 2.0
+_SETTLED: Final = 0.2
+
+
+async def watch_mesh(
+    client: Client,
+    *,
+    add: Callable[[PeerPresent], None],
+    remove: Callable[[PeerGone], None],
+    ignore_server_key: NodePublic | None = None,
+    notify_error: Callable[[Exception], None] | None = None,
+    retry: float = RETRY,
+) -> None:
+    """Call `add` and `remove` as clients come to a relay and leave it; reconnects by itself.
+
+    `add` is called for every connection, also for a second one of the same key; `remove` for
+    the last one of a key. The watcher itself is reported, too. When the connection breaks,
+    another task connected anew or the watch is stopped, `remove` is called for each key that
+    was present, with `PeerGoneReason.MESH_CONN_BROKE`. Callbacks run between messages and
+    must not wait.
+
+    Args:
+        client: has the relay's mesh key; nobody else may receive from it.
+        ignore_server_key: return when the relay has this key; for a relay that is in the
+            list of its own mesh. The connection stays open.
+        notify_error: told of each failed connect and each connection that broke.
+        retry: seconds between a failure and the next attempt.
+
+    Returns:
+        when the relay has the key to ignore, or when the client was closed. To stop it
+        otherwise, cancel it.
+    """
+    watch = _Watch(client, add, remove)
+    try:
+        while True:
+            try:
+                if await watch.connect(ignore_server_key):
+                    return
+                await watch.receive()
+            except ClientClosed:
+                watch.clear()
+                return
+            except asyncio.CancelledError:
+                watch.clear()
+                raise
+            except ConnectError as e:
+                log.warning("mesh connect: %s", e)
+                error: Exception = e
+            except ConnectionClosed as e:
+                watch.clear()
+                log.warning("Recv: %s", e)
+                error = e
+            if notify_error is not None:
+                notify_error(error)
+            await pause(client, retry)
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """What one run of the loop knows."""
+
+    def __init__(
+        self,
+        client: Client,
+        add: Callable[[PeerPresent], None],
+        remove: Callable[[PeerGone], None],
+    ) -> None:
+        self._client = client
+        self._add = add
+        self._remove = remove
+        self._present: set[NodePublic] = set()
+        self._generation = 0
+        self._loop = asyncio.get_running_loop()
+        self._first = self._loop.call_later(_FIRST_STATUS, self._connected)
+        self._first_said = False
+        self._said = self._loop.time()
+
+    async def connect(self, ignore: NodePublic | None) -> bool:
+        """Connect and subscribe; whether it is the relay to ignore."""
+        await self._client.watch_connection_changes()
+        if ignore is not None and self._client.server_public_key == ignore:
+            log.info("detected self-connect; ignoring host")
+            return True
+        return False
+
+    async def receive(self) -> None:
+        """Handle messages until the connection ends."""
+        while True:
+            message, generation = await self._client.recv_detail()
+            if generation != self._generation:
+                self._generation = generation
+                self.clear()
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case PeerPresent():
+                self._add(message)
+                self._present.add(message.peer)
+                self._again(_SETTLED)
+            case PeerGone():
+                self._connected()
+                if message.reason != PeerGoneReason.DISCONNECTED:
+                    log.info("peer %s gone, reason %#x", message.peer.short(), message.reason)
+                self._remove(message)
+                self._present.discard(message.peer)
+            case _:
+                return
+        now = self._loop.time()
+        if now - self._said > STATUS:
+            self._said = now
+            log.info("%d peers", len(self._present))
+
+    def _again(self, delay: float) -> None:
+        if not self._first_said:
+            self._first.cancel()
+            self._first = self._loop.call_later(delay, self._connected)
+
+    def _connected(self) -> None:
+        if not self._first_said:
+            self._first_said = True
+            self._first.cancel()
+            log.info("connected; %d peers", len(self._present))
+
+    def clear(self) -> None:
+        """All peers are gone, as far as we know."""
+        if not self._present:
+            return
+        log.info("reconnected; clearing %d forwarding mappings", len(self._present))
+        gone, self._present = self._present, set()
+        for peer in gone:
+            self._remove(PeerGone(peer, PeerGoneReason.MESH_CONN_BROKE))
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        self._first.cancel()

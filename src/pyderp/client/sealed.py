@@ -1,0 +1,223 @@
+"""Packets between two nodes that a relay cannot read, change, forge or repeat.
+
+A packet is
+
+    magic 4 ‖ nonce 24 ‖ box(context 16 ‖ session 16 ‖ counter 8 ‖ time 8 ‖ payload)
+
+    magic    `PDS` and the version, 1
+    nonce    random
+    box      NaCl's `crypto_box` (X25519, XSalsa20, Poly1305) between the two node keys
+    context  start of SHA-256(`pyderp sealed packet 1\\0` ‖ sender's key ‖ receiver's key): a
+             box opens with either key, so this tells one direction from the other, and this
+             use of the keys from every other
+    session  random, chosen by the sender when its `SealedPeer` is made
+    counter  of the session's packets, from 0; big-endian
+    time     the sender's wall clock, milliseconds since 1970; big-endian
+
+The rules for replays are at `SealedPeer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from pyderp.errors import BadBox, InvalidKey, LocalProtocolError, SealError
+from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic, open_sealed, seal
+from pyderp.wire.frames import MAX_PACKET_SIZE
+
+__all__ = ["SealedPeer"]
+
+_MAGIC: Final = b"PDS\x01"
+_DOMAIN: Final = b"pyderp sealed packet 1\0"
+_SESSION_LEN: Final = 16
+_HEADER: Final = struct.Struct(">16s16sQQ")
+_BOX_TAG: Final = 16
+_WINDOW: Final = 2048
+"""Packets of a session that may overtake each other."""
+_MAX_SESSIONS: Final = 64
+_SKEW_MS: Final = 5_000
+_MAX_AGE_MS: Final = 60_000
+_FORGOTTEN: Final = "sealed packet is too old: what was seen at its time is forgotten"
+
+
+class SealedPeer:
+    """Seals packets for one peer and opens its packets; what is lost or out of order is fine.
+
+    A packet is opened at most once by one object. It is refused if, by its time, it is
+    more than 60 s old or 60 s in the future, or from more than 5 s before this object was
+    made. So both clocks must be right to the minute; and an object made anew, after a
+    restart, may open again what an earlier one opened only if the sender's clock said at
+    most 5 s less than ours when it was made. In one session a packet may be overtaken by
+    up to 2047 others.
+
+    Make one object for each peer and keep it: two of them would open each packet twice.
+
+    Args:
+        private: our key.
+        peer: the other side's key.
+        send: sends a packet to a key, such as `Client.send`.
+        random: gives n random bytes.
+        clock: seconds since 1970.
+
+    Raises:
+        InvalidKey: `peer` is the zero key or another that no secret can be shared with.
+    """
+
+    overhead: Final = len(_MAGIC) + NONCE_LEN + _BOX_TAG + _HEADER.size
+    """Bytes that sealing adds."""
+    max_payload: Final = MAX_PACKET_SIZE - overhead
+    """The longest payload, in bytes."""
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        peer: NodePublic,
+        *,
+        send: Callable[[NodePublic, bytes], Awaitable[None]],
+        random: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.peer = peer
+        self._send = send
+        self._random = random
+        self._clock = clock
+        try:
+            self._shared = private.shared_key(peer)
+        except BadBox as e:
+            raise InvalidKey(str(e)) from e
+        self._to_peer = _context(private.public, peer)
+        self._from_peer = _context(peer, private.public)
+        self._session = random(_SESSION_LEN)
+        self._counter = 0
+        self._made = self._now()
+        self._seen = _Seen()
+
+    def seal(self, data: bytes) -> bytes:
+        """The packet for a payload; each call gives another one.
+
+        Raises:
+            LocalProtocolError: the payload is larger than `max_payload`.
+        """
+        if len(data) > self.max_payload:
+            raise LocalProtocolError(
+                f"payload too big: {len(data)}, at most {self.max_payload} bytes can be sealed"
+            )
+        header = _HEADER.pack(self._to_peer, self._session, self._counter, self._now())
+        self._counter += 1
+        return _MAGIC + seal(self._shared, header + data, nonce=self._random(NONCE_LEN))
+
+    async def send(self, data: bytes) -> None:
+        """Seal a payload and send it.
+
+        Raises:
+            LocalProtocolError: the payload is larger than `max_payload`; else what the
+                sending function raises.
+        """
+        await self._send(self.peer, self.seal(data))
+
+    def open_untrusted(self, packet: bytes) -> bytes:
+        """The payload of a packet, if it is the peer's, for us, recent and not seen before.
+
+        Raises:
+            SealError: forged or damaged, reflected, too old, from the future or a replay.
+        """
+        if not packet.startswith(_MAGIC):
+            raise SealError("not a sealed packet")
+        try:
+            plain = open_sealed(self._shared, packet[len(_MAGIC) :])
+        except BadBox:
+            raise SealError("sealed packet is forged or damaged") from None
+        if len(plain) < _HEADER.size:
+            raise SealError("sealed packet is for another use of these keys")
+        context, session, counter, sent = _HEADER.unpack_from(plain)
+        if context != self._from_peer:
+            if context == self._to_peer:
+                raise SealError("sealed packet is reflected: we sent it ourselves")
+            raise SealError("sealed packet is for another use of these keys")
+        now = self._now()
+        oldest = max(self._made - _SKEW_MS, now - _MAX_AGE_MS)
+        if sent < oldest:
+            raise SealError(f"sealed packet is too old, by {oldest - sent} ms; or a clock is wrong")
+        if sent > now + _MAX_AGE_MS:
+            raise SealError(f"sealed packet is from the future, {sent - now} ms; a clock is wrong")
+        self._seen.forget_before(oldest)
+        self._seen.add(session, counter, sent)
+        return plain[_HEADER.size :]
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _context(sender: NodePublic, receiver: NodePublic) -> bytes:
+    return hashlib.sha256(_DOMAIN + sender.raw + receiver.raw).digest()[:16]
+
+
+class _Session:
+    """Which packets of one session were seen: a bit each, the newest counter lowest."""
+
+    __slots__ = ("bits", "forgotten", "highest", "latest")
+
+    def __init__(self, counter: int, sent: int, forgotten: int) -> None:
+        self.bits = 1
+        self.highest = counter
+        self.latest = sent
+        self.forgotten = forgotten
+
+    def add(self, counter: int, sent: int) -> None:
+        if sent <= self.forgotten:
+            raise SealError(_FORGOTTEN)
+        ahead = counter - self.highest
+        if ahead > 0:
+            # A jump past the window leaves nothing of it; never shift by what a peer says.
+            kept = self.bits << ahead if ahead < _WINDOW else 0
+            self.bits = (kept | 1) & ((1 << _WINDOW) - 1)
+            self.highest = counter
+        elif -ahead >= _WINDOW:
+            raise SealError(f"sealed packet is too old: {-ahead} others overtook it")
+        elif self.bits >> -ahead & 1:
+            raise SealError("sealed packet is a replay")
+        else:
+            self.bits |= 1 << -ahead
+        self.latest = max(self.latest, sent)
+
+
+class _Seen:
+    """The sessions of a peer that can still be replayed.
+
+    What is forgotten must not come back as new, also when the clock goes back, which would
+    make old packets recent again, or when there are too many sessions. So a session takes
+    only packets that are later than all that were forgotten before it was noted.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[bytes, _Session] = {}
+        self._forgotten = -1
+
+    def forget_before(self, oldest: int) -> None:
+        """Drop sessions whose packets are all too old by their times."""
+        for name in [name for name, s in self._sessions.items() if s.latest < oldest]:
+            self._forget(name)
+
+    def add(self, name: bytes, counter: int, sent: int) -> None:
+        """Note a packet.
+
+        Raises:
+            SealError: it was seen before, or that can no longer be told.
+        """
+        session = self._sessions.get(name)
+        if session is not None:
+            session.add(counter, sent)
+            return
+        if sent <= self._forgotten:
+            raise SealError(_FORGOTTEN)
+        if len(self._sessions) == _MAX_SESSIONS:
+            self._forget(min(self._sessions, key=lambda name: self._sessions[name].latest))
+        self._sessions[name] = _Session(counter, sent, self._forgotten)
+
+    def _forget(self, name: bytes) -> None:
+        self._forgotten = max(self._forgotten, self._sessions.pop(name).latest)

@@ -1,0 +1,129 @@
+"""Where a client connects to: a URL or a region, and the rules that follow from it.
+
+Ports, scheme, request target and names are those of Go's `derphttp.Client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pyderp.defaults import DEV_PORT, HTTPS_PORT
+from pyderp.derpmap import DERPNode, DERPRegion
+from pyderp.errors import ConfigError
+
+__all__ = ["GetRegion", "UrlTarget", "node_port", "node_url", "parse_url", "region_label"]
+
+GetRegion: TypeAlias = Callable[[], DERPRegion | None]
+"""Asked at each attempt; may give another region each time, or none."""
+
+_HTTP_PORT: Final = 80
+_DERP_PATH: Final = "/derp"
+
+
+@dataclass(frozen=True, slots=True)
+class UrlTarget:
+    """One relay, named by URL."""
+
+    text: str
+    """The URL without password, for logs and errors."""
+
+    tls: bool
+    host: str
+    port: int
+    host_header: str
+    request_target: str
+    userinfo: tuple[str, str] | None = None
+    """Name and password, for a websocket's handshake only, as Go has it."""
+
+
+def parse_url(url: str) -> UrlTarget:
+    """Read a relay's URL; nothing is resolved and no `/derp` is added.
+
+    Raises:
+        ConfigError: not a URL, or no port can be derived from its scheme.
+    """
+    # The standard library's errors may repeat the password: they are not passed on.
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError(
+            "derphttp.NewClient: not a URL; write https://relay.example.com/derp"
+        ) from None
+    try:
+        explicit = parts.port
+    except ValueError:
+        raise ConfigError(
+            "derphttp.NewClient: the port of the URL is no number from 0 to 65535"
+        ) from None
+    scheme = parts.scheme.lower()
+    host = parts.hostname
+    if not host:
+        raise ConfigError(
+            f'derphttp.NewClient: no host in "{_redacted(parts)}"; '
+            "write https://relay.example.com/derp"
+        )
+    port = explicit or {"https": HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
+    if not port:
+        raise ConfigError(f'derphttp.NewClient: invalid URL scheme "{scheme}"')
+    path = parts.path or "/"
+    return UrlTarget(
+        text=_redacted(parts),
+        tls=scheme != "http",
+        host=host,
+        port=port,
+        host_header=parts.netloc.rpartition("@")[2].removesuffix(":"),
+        request_target=f"{path}?{parts.query}" if parts.query else path,
+        userinfo=_userinfo(parts),
+    )
+
+
+def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
+
+
+def _redacted(parts: SplitResult) -> str:
+    userinfo, at, rest = parts.netloc.rpartition("@")
+    if at and ":" in userinfo:
+        userinfo = userinfo.partition(":")[0] + ":xxxxx"
+    return parts._replace(netloc=userinfo + at + rest).geturl()
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in a URL: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def node_port(node: DERPNode, *, tls: bool) -> int:
+    """The TCP port of a node; without TLS the default is that of a relay under `--dev`."""
+    return node.derp_port or (HTTPS_PORT if tls else DEV_PORT)
+
+
+def node_host_header(node: DERPNode, *, tls: bool) -> str:
+    """Host and, unless it is the scheme's own, the port."""
+    default = HTTPS_PORT if tls else _HTTP_PORT
+    host = bracketed(node.host_name)
+    return f"{host}:{node.derp_port}" if node.derp_port not in (0, default) else host
+
+
+def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
+    """The URL that a node's request is for."""
+    scheme = "https" if tls else "http"
+    host_header = node_host_header(node, tls=tls)
+    return UrlTarget(
+        text=f"{scheme}://{host_header}{_DERP_PATH}",
+        tls=tls,
+        host=node.host_name,
+        port=node_port(node, tls=tls),
+        host_header=host_header,
+        request_target=_DERP_PATH,
+    )
+
+
+def region_label(region: DERPRegion) -> str:
+    """A region as it is named in errors."""
+    return f"region {region.region_id} ({region.region_code})"

@@ -1,0 +1,226 @@
+"""JSON in the manners of Go's `encoding/json`, for DERP maps: lenient in, byte-stable out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Final, TypeAlias
+
+from pyderp.errors import InvalidMap
+
+__all__ = ["JSONValue", "Reader", "dump", "parse", "parse_id"]
+
+JSONValue: TypeAlias = "Mapping[str, JSONValue] | list[JSONValue] | str | float | int | bool | None"
+
+_INT64: Final = range(-(2**63), 2**63)
+_ID: Final = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
+_ESCAPES: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+"""What Go escapes beyond JSON's own needs, so that the text may stand in HTML."""
+
+
+def parse(text: str | bytes) -> object:
+    """Read JSON. Bytes that are no UTF-8 become U+FFFD, as in Go.
+
+    Raises:
+        InvalidMap: not JSON.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    try:
+        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        raise InvalidMap(f"not JSON: {e}") from None
+    return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        # Last in the text is last in the dict, for spellings that differ in case only.
+        found.pop(name, None)
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number")
+
+
+def parse_id(text: str) -> int | None:
+    """A base-10 integer of 64 bits with an optional sign, as `strconv.ParseInt` reads it."""
+    if _ID.fullmatch(text) is None:
+        return None
+    value = int(text)
+    return value if value in _INT64 else None
+
+
+def clean(text: str) -> str:
+    """Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class Reader:
+    """One JSON object: its members by name, in any case, each of a known type.
+
+    A member that is missing or null has its zero value. Unknown members are ignored.
+
+    Args:
+        value: what `parse` gave, or plain Python objects of the same shape.
+        path: where it stands, for errors.
+
+    Raises:
+        InvalidMap: not an object; by the methods: a member of another type.
+    """
+
+    def __init__(self, value: object, path: str = "") -> None:
+        self.path = path
+        self._members = {
+            name.lower(): member
+            for name, member in _mapping(value, path).items()
+            if isinstance(name, str) and member is not None
+        }
+
+    def has(self, name: str) -> bool:
+        """Whether it is there and not null."""
+        return name.lower() in self._members
+
+    def text(self, name: str) -> str:
+        """A string."""
+        value = self._get(name, "")
+        if not isinstance(value, str):
+            raise self._wrong(name, "a string", value)
+        return clean(value)
+
+    def flag(self, name: str) -> bool:
+        """A boolean."""
+        value = self._get(name, False)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false", value)
+        return value
+
+    def integer(self, name: str) -> int:
+        """An integer of 64 bits, written as one: not `443.0`."""
+        value = self._get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(name, "an integer", value)
+        if value not in _INT64:
+            raise InvalidMap(f"{self._at(name)}: more than 64 bits")
+        return value
+
+    def number(self, name: str) -> float:
+        """A finite number."""
+        return _number(self._get(name, 0), self._at(name))
+
+    def items(self, name: str) -> Iterator[Reader]:
+        """The objects of an array, nulls left out."""
+        value = self._get(name, ())
+        if not isinstance(value, (list, tuple)):
+            raise self._wrong(name, "an array", value)
+        for index, item in enumerate(value):
+            if item is not None:
+                yield Reader(item, f"{self._at(name)}[{index}]")
+
+    def child(self, name: str) -> Reader:
+        """An object."""
+        return Reader(self._get(name, {}), self._at(name))
+
+    def by_id(self, name: str) -> Iterator[tuple[int, object, str]]:
+        """Members of an object whose names are integers: id, value, path; nulls left out."""
+        path = self._at(name)
+        for key, value in _mapping(self._get(name, {}), path).items():
+            where = f"{path}[{json.dumps(key if isinstance(key, str) else str(key))}]"
+            number = parse_id(str(key))
+            if number is None:
+                raise InvalidMap(f"{where}: the key is not an integer of 64 bits")
+            if value is not None:
+                yield number, value, where
+
+    def numbers_by_id(self, name: str) -> dict[int, float]:
+        """The same, of finite numbers."""
+        return {number: _number(value, where) for number, value, where in self.by_id(name)}
+
+    def _get(self, name: str, zero: object) -> object:
+        return self._members.get(name.lower(), zero)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def _wrong(self, name: str, want: str, value: object) -> InvalidMap:
+        return _wrong(self._at(name), want, value)
+
+
+def _mapping(value: object, path: str) -> Mapping[object, object]:
+    if not isinstance(value, Mapping):
+        raise _wrong(path or "the map", "an object", value)
+    return value
+
+
+def _number(value: object, path: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _wrong(path, "a number", value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidMap(f"{path}: out of range")
+    return number
+
+
+_NAMES: Final = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+
+
+def _wrong(path: str, want: str, value: object) -> InvalidMap:
+    kind = "an array" if isinstance(value, (list, tuple)) else None
+    kind = kind or ("an object" if isinstance(value, Mapping) else None)
+    return InvalidMap(f"{path}: want {want}, got {kind or _NAMES.get(type(value), 'null')}")
+
+
+def dump(value: JSONValue, *, pretty: bool = False) -> str:
+    """JSON with members in their order, written as Go's `Marshal` or with tabs.
+
+    Raises:
+        InvalidMap: a number that is not finite.
+    """
+    return "".join(_pieces(value, "\n" if pretty else ""))
+
+
+def _pieces(value: JSONValue, line: str) -> Iterator[str]:
+    """`line` is what begins a line at this depth; empty: all on one."""
+    if isinstance(value, Mapping):
+        colon = ": " if line else ":"
+        members = [(_string(name) + colon, member) for name, member in value.items()]
+        yield from _block("{", members, "}", line)
+    elif isinstance(value, list):
+        yield from _block("[", [("", item) for item in value], "]", line)
+    elif isinstance(value, str):
+        yield _string(value)
+    elif isinstance(value, float):
+        yield _float(value)
+    else:
+        yield json.dumps(value)
+
+
+def _block(start: str, members: list[tuple[str, JSONValue]], end: str, line: str) -> Iterator[str]:
+    yield start
+    deeper = line + "\t" if line else ""
+    for at, (head, member) in enumerate(members):
+        yield f"{',' if at else ''}{deeper}{head}"
+        yield from _pieces(member, deeper)
+    yield (line if members else "") + end
+
+
+def _string(text: str) -> str:
+    return json.dumps(clean(text), ensure_ascii=False).translate(_ESCAPES)
+
+
+def _float(value: float) -> str:
+    """As ECMAScript writes numbers, which is what Go does, too."""
+    if not math.isfinite(value):
+        raise InvalidMap(f"{value} cannot stand in JSON")
+    if value and not 1e-6 <= abs(value) < 1e21:
+        return repr(value).replace("e-0", "e-")
+    return format(Decimal(repr(value)), "f").removesuffix(".0")

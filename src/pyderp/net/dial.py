@@ -1,0 +1,194 @@
+"""A byte stream to a relay: to the host of a URL, or to a node of a region."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from functools import partial
+from typing import Final
+
+from pyderp.derpmap import DERPNode
+from pyderp.errors import DialError, ProxyError
+from pyderp.net.connect_proxy import connect_through_http
+from pyderp.net.dnscache import DNSCache
+from pyderp.net.link import Link, link_over_socket
+from pyderp.net.proxies import (
+    Proxy,
+    connect_proxy_from_environment,
+    explicit_proxy,
+    socks_proxy_from_environment,
+)
+from pyderp.net.race import connect_to_any, connect_to_host, staggered_race
+from pyderp.net.resolve import Resolver
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.socks import connect_through_socks
+
+__all__ = ["dial_host", "dial_node"]
+
+NODE_TIMEOUT: Final = 1.5
+"""Seconds for DNS and TCP to one node [dialNodeTimeout]."""
+PREFERENCE: Final = 0.2
+"""Seconds that IPv4 waits for an IPv6 that is preferred."""
+_HTTPS: Final = 443
+"""Proxies of nodes are chosen as if for `https://HostName/`, whatever the port."""
+
+
+async def dial_host(
+    host: str,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    dns_cache: DNSCache | None = None,
+    resolver: Resolver | None = None,
+    scheme: str | None = None,
+) -> Link:
+    """Connect to the host of a URL; cancelling leaves nothing open. No time limit here.
+
+    The way is the first of these that there is: `settings.proxy`; for `ws` and `wss`
+    HTTP_PROXY and HTTPS_PROXY; ALL_PROXY if it is SOCKS5; a direct connection to the first
+    address that answers. A proxy gets the name, and resolves it.
+
+    Args:
+        host: name or IP address.
+        dns_cache: where names are looked up for a direct connection.
+        resolver: without a cache, and for the names of proxies; by default the system's.
+        scheme: that of the URL.
+
+    Raises:
+        DialError: `dial of <host>: …`; all failures are in the `ExceptionGroup` that is its
+            cause, if several addresses were tried.
+        ProxyError: the same, when it was a proxy that refused.
+        ConfigError: proxy, mark or device of `settings` cannot be used.
+    """
+    try:
+        proxy = explicit_proxy(settings) or _environment_proxy(settings, scheme, host, port)
+        if proxy is not None:
+            return await _through(proxy, host, port, settings, resolver)
+        if dns_cache is not None:
+            found = await dns_cache.lookup(host, debug=settings.debug_dns)
+            first = (found.primary, *(ip for ip in found.all if ip != found.primary))
+            sock = await connect_to_any(first, port, settings=settings)
+        else:
+            sock = await connect_to_host(host, port, settings=settings, resolver=resolver)
+        return await link_over_socket(sock)
+    except OSError as e:
+        kind = ProxyError if isinstance(e, ProxyError) else DialError
+        raise kind(f"dial of {host}: {e}") from (e.__cause__ or e)
+
+
+async def dial_node(
+    node: DERPNode,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    prefer_ipv6: bool = False,
+    resolver: Resolver | None = None,
+) -> Link:
+    """Connect to a node of a region; cancelling leaves nothing open.
+
+    IPv4 and IPv6 race, over the addresses in the node or else over those that its host name
+    has. With an HTTP proxy (`settings.proxy` or HTTPS_PROXY) the tunnel goes to the host
+    name. With a SOCKS5 proxy (ALL_PROXY as well) one connection goes to the node's address,
+    or to its host name if the node has none.
+
+    All of it has 1.5 s, unless there is an HTTP proxy: that has no time limit here.
+
+    Args:
+        port: of the relay.
+        prefer_ipv6: IPv4 begins 200 ms later, or when IPv6 has failed.
+        resolver: by default the system's.
+
+    Raises:
+        DialError: no connection; the text is that of the first failure, and all are in the
+            `ExceptionGroup` that is its cause.
+        ProxyError: a proxy refused.
+        ConfigError: proxy, mark or device of `settings` cannot be used.
+    """
+    proxy = explicit_proxy(settings) or connect_proxy_from_environment(
+        settings, node.host_name, _HTTPS, tls=True
+    )
+    if proxy is not None and not proxy.is_socks:
+        return await connect_through_http(
+            proxy, node.host_name, port, settings=settings, resolver=resolver
+        )
+    ways = _ways(node)
+    if not ways:
+        raise DialError("both IPv4 and IPv6 are explicitly disabled for node")
+    if prefer_ipv6:
+        ways.reverse()
+    try:
+        async with asyncio.timeout(NODE_TIMEOUT):
+            proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
+            if proxy is not None:
+                return await _through(proxy, ways[0][1], port, settings, resolver)
+            attempts = [
+                partial(
+                    connect_to_host,
+                    host,
+                    port,
+                    settings=settings,
+                    resolver=resolver,
+                    family=family,
+                )
+                for family, host in ways
+            ]
+            delay = PREFERENCE if prefer_ipv6 else 0
+            return await link_over_socket(await staggered_race(attempts, delay=delay))
+    except TimeoutError as e:
+        where = " and ".join(dict.fromkeys(host for _, host in ways))
+        by_way_of = f" through proxy {proxy.redacted}" if proxy is not None else ""
+        raise DialError(
+            f"node {node.name} ({where}, port {port}): "
+            f"no connection{by_way_of} within {NODE_TIMEOUT:g} s"
+        ) from e
+
+
+def _ways(node: DERPNode) -> list[tuple[socket.AddressFamily, str]]:
+    """Families that the node has, IPv4 first, each with an address or the host name."""
+    ways = []
+    for family, version, value in (
+        (socket.AF_INET, 4, node.ipv4),
+        (socket.AF_INET6, 6, node.ipv6),
+    ):
+        destination = value or node.host_name
+        literal = _version(destination)
+        # Whatever is no address of the family turns it off; "none" is the custom.
+        if literal == version or (literal is None and not value):
+            ways.append((family, destination))
+    return ways
+
+
+def _version(text: str) -> int | None:
+    try:
+        return ipaddress.ip_address(text).version
+    except ValueError:
+        return None
+
+
+def _environment_proxy(
+    settings: NetworkSettings, scheme: str | None, host: str, port: int
+) -> Proxy | None:
+    if scheme in ("ws", "wss"):
+        proxy = connect_proxy_from_environment(settings, host, port, tls=scheme == "wss")
+        if proxy is not None:
+            return proxy
+    return socks_proxy_from_environment(settings, host, port)
+
+
+def _socks_for_node(
+    settings: NetworkSettings, name: str, destination: str, port: int
+) -> Proxy | None:
+    """ALL_PROXY, unless the node's name or its address is exempt."""
+    if socks_proxy_from_environment(settings, name, port) is None:
+        return None
+    return socks_proxy_from_environment(settings, destination, port)
+
+
+async def _through(
+    proxy: Proxy, host: str, port: int, settings: NetworkSettings, resolver: Resolver | None
+) -> Link:
+    if not proxy.is_socks:
+        return await connect_through_http(proxy, host, port, settings=settings, resolver=resolver)
+    sock = await connect_through_socks(proxy, host, port, settings=settings, resolver=resolver)
+    return await link_over_socket(sock)

@@ -1,0 +1,181 @@
+"""Remembers addresses of names, so that a relay is reached while DNS is not (`net/dnscache`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from pyderp.errors import DialError
+from pyderp.net.resolve import IPAddress, Resolver, lookup, parse_ip, unmapped
+
+__all__ = ["Addresses", "DNSCache"]
+
+_log = logging.getLogger("pyderp.net")
+
+TTL: Final = 600.0
+"""Seconds that an answer is used [Resolver.ttl]."""
+_TIMEOUT: Final = 10.0
+_TIMEOUT_WITH_LAST_GOOD: Final = 3.0
+_FALLBACK_TIMEOUT: Final = 30.0
+_PRIVATE: Final = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv6Network("fc00::/7"),
+)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What a name stands for."""
+
+    all: tuple[IPAddress, ...]
+    """At least one, IPv4 inside IPv6 taken out."""
+
+    @property
+    def primary(self) -> IPAddress:
+        """The first IPv4 address, or else the last IPv6 address."""
+        return next((ip for ip in self.all if ip.version == 4), self.all[-1])
+
+
+@dataclass
+class _Lookup:
+    task: asyncio.Task[Addresses]
+    waiters: int = 0
+
+
+class DNSCache:
+    """Looks names up, each at most once at a time and, if that works, once in `ttl` seconds.
+
+    It serves one event loop. Names are never forgotten, so ask for those of relays only. A
+    failure is not remembered, nor are private addresses (RFC 1918, fc00::/7): these come
+    from captive portals.
+
+    Args:
+        resolver: who is asked first; by default the system. It has 10 s, or 3 s if an
+            older answer is at hand.
+        fallbacks: who is asked in turn when that fails or has no addresses, 30 s each; a
+            cloud provider's resolver, say.
+        ttl: seconds that an answer is used.
+        use_last_good: an older answer is better than none.
+        single_host: the only name there is, with `single_host_addresses`; nobody is asked.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolver: Resolver | None = None,
+        fallbacks: Sequence[Resolver] = (),
+        ttl: float = TTL,
+        use_last_good: bool = True,
+        single_host: str = "",
+        single_host_addresses: Sequence[IPAddress] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if bool(single_host) != bool(single_host_addresses):
+            raise ValueError("single_host and single_host_addresses need each other")
+        self._resolver = resolver
+        self._fallbacks = tuple(fallbacks)
+        self._ttl = ttl
+        self._use_last_good = use_last_good
+        self._single_host = single_host
+        self._single = tuple(unmapped(ip) for ip in single_host_addresses)
+        self._clock = clock
+        self._known: dict[str, tuple[float, Addresses]] = {}
+        self._running: dict[str, _Lookup] = {}
+
+    async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
+        """The addresses of `host`; an IP address is its own.
+
+        Args:
+            debug: log what the cache did, at DEBUG.
+
+        Raises:
+            DialError: there are none.
+        """
+        if self._single:
+            if host != self._single_host:
+                raise DialError(
+                    f'dnscache: unexpected hostname "{host}" '
+                    f'doesn\'t match expected "{self._single_host}"'
+                )
+            return Addresses(self._single)
+        literal = parse_ip(host)
+        if literal is not None:
+            return Addresses((literal,))
+        expires, known = self._known.get(host, (0.0, None))
+        if known is not None and self._clock() < expires:
+            _debug(debug, host, "%s, cached", known)
+            return known
+        try:
+            found = await self._join(host)
+        except DialError as e:
+            if known is None or not self._use_last_good:
+                _debug(debug, host, "%s", e)
+                raise
+            _debug(debug, host, "%s, the last good answer, after %s", known, e)
+            return known
+        _debug(debug, host, "%s", found)
+        return found
+
+    async def _join(self, host: str) -> Addresses:
+        """Wait for the look-up of `host`; who waits last and is cancelled cancels it."""
+        running = self._running.get(host)
+        if running is None:
+            task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
+            running = self._running[host] = _Lookup(task)
+            task.add_done_callback(lambda _: self._forget(host, task))
+        task = running.task
+        running.waiters += 1
+        try:
+            await asyncio.wait((task,))
+        finally:
+            running.waiters -= 1
+            if not running.waiters and not task.done():
+                self._forget(host, task)  # who comes now starts anew
+                task.cancel()
+                await asyncio.wait((task,))
+            if task.done() and not task.cancelled():
+                task.exception()  # it may have failed while we were cancelled
+        return task.result()
+
+    def _forget(self, host: str, task: asyncio.Task[Addresses]) -> None:
+        running = self._running.get(host)
+        if running is not None and running.task is task:
+            del self._running[host]
+
+    async def _refresh(self, host: str) -> Addresses:
+        found = Addresses(tuple(await self._ask(host)))
+        if not any(found.primary in network for network in _PRIVATE):
+            self._known[host] = (self._clock() + self._ttl, found)
+        return found
+
+    async def _ask(self, host: str) -> list[IPAddress]:
+        quick = self._use_last_good and host in self._known
+        timeout = _TIMEOUT_WITH_LAST_GOOD if quick else _TIMEOUT
+        failures: list[DialError] = []
+        for resolver in (self._resolver, *self._fallbacks):
+            try:
+                async with asyncio.timeout(timeout):
+                    return await lookup(host, resolver=resolver)
+            except DialError as e:
+                failures.append(e)
+            except TimeoutError:
+                failures.append(DialError(f"look-up of {host!r}: no answer within {timeout:g} s"))
+            timeout = _FALLBACK_TIMEOUT
+        raise DialError(str(failures[0])) from ExceptionGroup("all look-ups failed", failures)
+
+
+def _debug(wanted: bool, host: str, text: str, *values: object) -> None:
+    if wanted:
+        shown = [
+            ", ".join(map(str, value.all)) if isinstance(value, Addresses) else value
+            for value in values
+        ]
+        _log.debug("dnscache: %s: " + text, host, *shown)

@@ -1,0 +1,77 @@
+"""Names to IP addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
+
+from pyderp.errors import DialError
+
+__all__ = ["IPAddress", "Resolver", "lookup", "parse_ip", "system_resolver", "unmapped"]
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[IPAddress]]]
+"""Gives the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
+It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
+
+
+async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    """Ask the system (`getaddrinfo`, in a thread of the event loop's).
+
+    Cancelling returns at once; the thread ends when the system gives up.
+    """
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, None, family=family, type=socket.SOCK_STREAM
+    )
+    found: dict[IPAddress, None] = {}
+    for _, _, _, _, address in infos:
+        ip = ipaddress.ip_address(address[0])
+        zone = address[3] if len(address) == 4 else 0
+        if zone and isinstance(ip, IPv6Address) and ip.scope_id is None:
+            ip = IPv6Address(f"{ip}%{zone}")
+        found[ip] = None
+    return list(found)
+
+
+async def lookup(
+    host: str, *, family: socket.AddressFamily = socket.AF_UNSPEC, resolver: Resolver | None = None
+) -> list[IPAddress]:
+    """The addresses of `host`, at least one; an IP address is its own.
+
+    Args:
+        resolver: by default `system_resolver`.
+
+    Raises:
+        DialError: there are none.
+    """
+    literal = parse_ip(host)
+    if literal is not None:
+        return [literal]
+    try:
+        found = await (resolver or system_resolver)(host, family)
+    except OSError as e:
+        reason = e.strerror or str(e) or type(e).__name__
+        raise DialError(f"look-up of {host!r}: {reason}") from e
+    except ValueError as e:  # labels too long or empty, zero bytes
+        raise DialError(f"{host!r} is not a host name: {e}") from e
+    if not found:
+        raise DialError(f'no IPs for "{host}" found')
+    return [unmapped(ip) for ip in found]
+
+
+def parse_ip(text: str) -> IPAddress | None:
+    """The IP address that `text` is, IPv4 if it is that inside IPv6; `None`: a name."""
+    try:
+        return unmapped(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def unmapped(address: IPAddress) -> IPAddress:
+    """The IPv4 address inside an IPv6 one, or else `address` (`netip.Addr.Unmap`)."""
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,214 @@
+"""Streams that others opened, as links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Final, Protocol, TypeAlias, runtime_checkable
+
+from pyderp.errors import DerpError, LocalProtocolError
+from pyderp.net.link import Link, Receiver, link_over_socket
+
+__all__ = ["ByteStream", "Stream", "StreamLink", "as_link", "describe"]
+
+_READ: Final = 128 * 1024
+_HIGH: Final = 64 * 1024
+
+
+@runtime_checkable
+class ByteStream(Protocol):
+    """What anyio calls a byte stream; `pyderp.wsconn` and many others offer it."""
+
+    async def receive(self, max_bytes: int = 65536, /) -> bytes:
+        """At least one byte; at the end `b""` or an `EndOfStream` error."""
+
+    async def send(self, item: bytes, /) -> None:
+        """Send all of it."""
+
+    async def aclose(self) -> None:
+        """Close."""
+
+
+Stream: TypeAlias = (
+    Link | socket.socket | tuple[asyncio.StreamReader, asyncio.StreamWriter] | ByteStream
+)
+"""A connected byte stream: a socket, a pair of asyncio streams, or anyio's `ByteStream`."""
+
+
+async def as_link(stream: Stream) -> Link:
+    """A link over any of the streams that programs have; it then belongs to the link.
+
+    Raises:
+        LocalProtocolError: none of these.
+    """
+    if isinstance(stream, Link):
+        return stream
+    if isinstance(stream, socket.socket):
+        return await link_over_socket(stream)
+    if isinstance(stream, tuple):
+        return StreamLink(_Pair(*stream))
+    if isinstance(stream, ByteStream):
+        return StreamLink(stream)
+    raise LocalProtocolError(
+        f"a {type(stream).__name__} is no stream; want a socket, (StreamReader, StreamWriter), "
+        "or an object with receive, send and aclose"
+    )
+
+
+class _Pair:
+    """asyncio's two streams as one `ByteStream`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def receive(self, max_bytes: int = _READ) -> bytes:
+        return await self._reader.read(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        self._writer.write(item)
+        await self._writer.drain()
+
+    async def aclose(self) -> None:
+        self._writer.transport.abort()
+
+
+class StreamLink(Link):
+    """A link over a stream with await: one task reads, one writes, both end with `abort`."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._receiver: Receiver | None = None
+        self._ended = False
+        self._closing = False
+        self._error: Exception | None = None
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._out: list[bytes] = []
+        self._pending = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def read(self) -> bytes:
+        # The writer may have failed: then there is nothing to wait for.
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            return b""
+        return await self._receive()
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self._stream.receive(_READ)
+        except (OSError, DerpError):
+            raise
+        except Exception as e:
+            # anyio is no dependency of ours, so its end of a stream is known by name only.
+            if isinstance(e, EOFError) or type(e).__name__ == "EndOfStream":
+                return b""
+            raise ConnectionError(f"reading failed: {describe(e)}") from e
+
+    def start(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        if self._ended:
+            self._loop.call_soon(receiver.connection_lost, self._error)
+        else:
+            self._spawn(self._read_on(receiver), "reads")
+
+    async def _read_on(self, receiver: Receiver) -> None:
+        error: Exception | None = None
+        try:
+            while not self._ended:
+                await self._may_read.wait()
+                data = await self._receive()
+                if not data:
+                    break
+                receiver.data_received(data)
+        except Exception as e:
+            error = e
+        self._lose(error)
+
+    def write(self, data: bytes) -> None:
+        if self._ended or not data:
+            return
+        self._out.append(data)
+        self._pending += len(data)
+        if self._writer is None:
+            self._writer = self._spawn(self._write_on(), "writes")
+
+    async def _write_on(self) -> None:
+        try:
+            while self._out:
+                data = b"".join(self._out)
+                self._out.clear()
+                await self._stream.send(data)
+                high = self._pending > _HIGH
+                self._pending -= len(data)
+                if high and self._pending <= _HIGH and self._receiver is not None:
+                    self._receiver.writable()
+        except Exception as e:
+            error = BrokenPipeError(f"writing failed: {describe(e)}")
+            error.__cause__ = e
+            self._lose(error)
+        finally:
+            self._writer = None
+            if self._closing:
+                self._lose(None)
+
+    def _spawn(self, work: object, what: str) -> asyncio.Task[None]:
+        assert asyncio.iscoroutine(work)
+        task: asyncio.Task[None] = self._loop.create_task(work, name=f"pyderp stream {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._error = error
+        current = asyncio.current_task() if self._loop.is_running() else None
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        self._spawn(self._close(), "closes")
+        if self._receiver is not None:
+            self._loop.call_soon(self._receiver.connection_lost, error)
+
+    @property
+    def pending(self) -> int:
+        return 0 if self._ended else self._pending
+
+    def pause_reading(self) -> None:
+        self._may_read.clear()
+
+    def resume_reading(self) -> None:
+        self._may_read.set()
+
+    def abort(self) -> None:
+        self._lose(None)
+
+    def close(self) -> None:
+        self._closing = True
+        if self._writer is None:
+            self._lose(None)
+
+    async def _close(self) -> None:
+        # It is over, whatever the stream thinks of it.
+        with contextlib.suppress(Exception):
+            await self._stream.aclose()
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        return None
+
+    @property
+    def remote_address(self) -> tuple[str, int] | None:
+        return None
+
+
+def describe(error: Exception) -> str:
+    """An error in words, also one that has none of its own."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,338 @@
+"""TLS over any link: the handshake, its verification, and the stream that follows.
+
+On the ssl module's memory buffers rather than the event loop's TLS, so that it works over
+every `Link` (TLS inside TLS, too), and so that nothing can be sent before all is verified.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import ssl
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pyderp.errors import CertificateError, TLSError
+from pyderp.net.link import Link, Receiver
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tlscontext import TLSConfig, client_context
+from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+
+__all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
+
+_log = logging.getLogger("pyderp.tls")
+
+_SLICE: Final = 16 * 1024
+"""A memory buffer of OpenSSL never shrinks again."""
+_RECORD: Final = 16 * 1024
+"""The most plaintext that a record has (RFC 8446, section 5.1)."""
+_HANDSHAKE_OR_ALERT: Final = (0x16, 0x15)
+"""Types of the record that a TLS server may begin with."""
+
+
+class HealthTracker(Protocol):
+    """Told how the certificates of servers fare, as `health.Tracker` in Go."""
+
+    def set_tls_error(self, server_name: str, error: Exception | None) -> None:
+        """The connection to a server looks intercepted; `None`: its last one does not."""
+
+
+@dataclass(frozen=True)
+class TLSState:
+    """What a handshake agreed on."""
+
+    version: str
+    """Such as `TLSv1.3`."""
+
+    cipher: str
+    """OpenSSL's name of the cipher suite."""
+
+    server_name: str
+    """Whom we asked for: a host name or IP address."""
+
+    peer_chain: tuple[bytes, ...]
+    """Certificates as the server presented them, DER. Its own is first, a relay's meta
+    certificate last."""
+
+
+async def start_tls(
+    link: Link,
+    *,
+    server_name: str,
+    cert_name: str = "",
+    insecure: bool = False,
+    config: TLSConfig,
+    settings: NetworkSettings,
+    health: HealthTracker | None = None,
+) -> TlsLink:
+    """Begin TLS 1.2 or 1.3 on a link, which then belongs to the new one, also when this fails.
+
+    Nothing is sent but the handshake until the certificate has passed all checks. There is
+    no time limit here.
+
+    Args:
+        link: connected and not started.
+        server_name: host name or IP address. The certificate must be for it, and a host name
+            is sent in the handshake (SNI).
+        cert_name: another name that the certificate must be for instead, or `sha256-raw:` and
+            64 lower-case hex digits: the SHA-256 of the very certificate, which then needs no
+            one to vouch for it. The same as `server_name`: nothing changes.
+        insecure: no verification, unless `cert_name` asks for one.
+        config: whom to trust.
+        settings: `keylog_file` and `verbose_tls` hold here.
+        health: told after each verification.
+
+    Raises:
+        PinMismatch: not the certificate that `cert_name` pins.
+        CertificateError: nobody vouches for the certificate, or it is for another name or time.
+        TLSError: the other side does not speak TLS, or not as we do, or hung up.
+        ConfigError: a file in `config` or `settings` cannot be used.
+        OSError: the link broke.
+    """
+    try:
+        rule = make_rule(server_name, cert_name=cert_name, insecure=insecure)
+        context = client_context(
+            config, chain=rule.chain, hostname=rule.hostname, keylog_file=settings.keylog_file
+        )
+        handshake = _Handshake(link, context, rule)
+        try:
+            await handshake.run()
+        except CertificateError as e:
+            handshake.tell(health, e, verbose=settings.verbose_tls)
+            raise
+        handshake.tell(health, None, verbose=settings.verbose_tls)
+        return handshake.finish()
+    except BaseException:
+        link.abort()
+        raise
+
+
+class _Handshake:
+    """The time until a certificate is verified."""
+
+    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule) -> None:
+        self._link = link
+        self._rule = rule
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._first = b""
+        """What the server began with."""
+        name = rule.server_name
+        try:
+            # For an address OpenSSL compares that and sends no name.
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        except (TypeError, ValueError) as e:  # TypeError: it has a null byte
+            raise TLSError(f"{name!r} cannot be a server's name: {e}") from e
+
+    async def run(self) -> None:
+        """Exchange what the handshake needs, and verify."""
+        while not self._step():
+            if self._outgoing.pending:
+                self._link.write(self._outgoing.read())
+            data = await self._link.read()
+            if not data:
+                raise TLSError(f"{self._rule.server_name}: closed during the TLS handshake")
+            self._first = self._first or data[:1]
+            self._incoming.write(data)
+        # Our last message of the handshake has not left yet, if this fails.
+        self._rule.check(presented_chain(self._tls), now=datetime.datetime.now(datetime.UTC))
+
+    def _step(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as e:
+            if self._outgoing.pending:
+                self._link.write(self._outgoing.read())  # the alert
+            if isinstance(e, ssl.SSLCertVerificationError):
+                raise self._rule.explain(e, presented_chain(self._tls)) from e
+            raise TLSError(f"{self._rule.server_name}: {self._problem(e)}") from e
+        return True
+
+    def _problem(self, error: ssl.SSLError) -> str:
+        if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
+            return "the server does not speak TLS on this port"
+        reason = error.reason or str(error)
+        if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
+            return "the server speaks neither TLS 1.2 nor TLS 1.3"
+        return f"TLS handshake failed: {_words(reason)}"
+
+    def tell(
+        self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
+    ) -> None:
+        """Report what verification found."""
+        chain = presented_chain(self._tls)
+        if verbose:
+            _log.info("%s: %s", self._rule.server_name, error or "certificate accepted")
+            for number, der in enumerate(chain):
+                _log.info("%s: certificate %d: %s", self._rule.server_name, number, describe(der))
+        if health is None:
+            return
+        problem = None
+        # A pinned certificate signs itself as a rule, which tells nothing.
+        if error is not None and chain and self._rule.pin is None:
+            issuer = self_signed_issuer(chain[0])
+            if issuer is not None:
+                problem = CertificateError(
+                    f"likely intercepted connection; certificate is self-signed by {issuer}"
+                )
+        health.set_tls_error(self._rule.server_name, problem)
+
+    def finish(self) -> TlsLink:
+        """The stream behind the handshake."""
+        if self._outgoing.pending:
+            self._link.write(self._outgoing.read())
+        return TlsLink(
+            self._link, self._tls, self._incoming, self._outgoing, self._rule.server_name
+        )
+
+
+class TlsLink(Link):
+    """A verified TLS connection over another link; made by `start_tls`."""
+
+    def __init__(
+        self,
+        lower: Link,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_name: str,
+    ) -> None:
+        self._lower = lower
+        self._tls = tls
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._receiver: Receiver  # from `start` on, and the link below brings nothing before
+        self._ended = False
+        """Over, whatever else comes: by a close alert, an error or `abort`."""
+        self._error: TLSError | None = None
+        cipher = tls.cipher()
+        self.state = TLSState(
+            version=tls.version() or "",
+            cipher=cipher[0] if cipher else "",
+            server_name=server_name,
+            peer_chain=presented_chain(tls),
+        )
+
+    # Called by the link below
+
+    def data_received(self, data: bytes) -> None:
+        """Encrypted bytes came."""
+        plain = self._decrypt(data)
+        if plain:
+            self._receiver.data_received(plain)
+        if self._ended:
+            self._lower.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The link below ended; without a close alert that is an end, too (so in Go)."""
+        self._receiver.connection_lost(self._error if self._ended else error)
+
+    def writable(self) -> None:
+        """The link below has room again."""
+        self._receiver.writable()
+
+    def _decrypt(self, data: bytes) -> bytes:
+        """The plaintext that is complete now."""
+        records: list[bytes] = []
+        for start in range(0, len(data) or 1, _SLICE):
+            if self._ended:
+                break
+            self._incoming.write(data[start : start + _SLICE])
+            try:
+                self._read_records(records)
+            except ssl.SSLWantReadError:
+                pass  # the rest is an incomplete record
+            except ssl.SSLError as e:
+                self._fail(e)
+        # Whatever OpenSSL has to say by itself, such as an alert.
+        if self._outgoing.pending:
+            self._lower.write(self._outgoing.read())
+        return records[0] if len(records) == 1 else b"".join(records)
+
+    def _read_records(self, records: list[bytes]) -> None:
+        # Asking for what is not there costs an exception. No record is left half read: `_RECORD`
+        # is as much as one can hold.
+        while self._incoming.pending:
+            record = self._tls.read(_RECORD)
+            if not record:  # a close alert
+                self._ended = True
+                return
+            records.append(record)
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        self._ended = True
+        self._error = TLSError(f"{self.state.server_name}: TLS: {_words(error.reason or '')}")
+        self._error.__cause__ = error
+
+    # Called by us
+
+    async def read(self) -> bytes:
+        """Some bytes; `b""` at the end of the stream.
+
+        Raises:
+            TLSError: what came is not TLS, or was tampered with.
+            OSError: the link below broke.
+        """
+        data = b""
+        while not (plain := self._decrypt(data)):
+            if self._error is not None:
+                raise self._error
+            if self._ended or not (data := await self._lower.read()):
+                return b""
+        return plain
+
+    def start(self, receiver: Receiver) -> None:
+        """Deliver decrypted bytes to `receiver` from now on."""
+        self._receiver = receiver
+        self.data_received(b"")
+        self._lower.start(self)
+
+    def write(self, data: bytes) -> None:
+        """Encrypt and send, in one write to the link below."""
+        if self._ended or not data:
+            return
+        try:
+            self._tls.write(data)  # all of it, in as many records as it takes
+        except ssl.SSLError as e:
+            self._fail(e)
+            self._lower.abort()
+        else:
+            self._lower.write(self._outgoing.read())
+
+    @property
+    def pending(self) -> int:
+        """Encrypted bytes that no kernel has taken yet."""
+        return self._lower.pending
+
+    def pause_reading(self) -> None:
+        """Bring nothing until `resume_reading`."""
+        self._lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`."""
+        self._lower.resume_reading()
+
+    def close(self) -> None:
+        """Close the link below once what was written is on its way, without a close alert."""
+        self._lower.close()
+
+    def abort(self) -> None:
+        """Close the link below, without a close alert."""
+        self._ended = True
+        self._lower.abort()
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        """Of the socket at the bottom."""
+        return self._lower.local_address
+
+    @property
+    def remote_address(self) -> tuple[str, int] | None:
+        """Of the socket at the bottom."""
+        return self._lower.remote_address
+
+
+def _words(reason: str) -> str:
+    return reason.lower().replace("_", " ")

@@ -1,0 +1,99 @@
+"""Which certificates a client trusts, and the `ssl` contexts made from that."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyderp.errors import ConfigError
+from pyderp.net.roots import LETS_ENCRYPT_ROOTS
+
+__all__ = ["TLSConfig", "client_context"]
+
+_log = logging.getLogger("pyderp.tls")
+
+_CONTEXTS: Final = 16
+"""Contexts that are kept; a program has one configuration, in three ways to verify."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLSConfig:
+    """Whose certificates are believed. All that is on holds at once; nothing here skips a check."""
+
+    system_roots: bool = True
+    """The system's certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` say where others are."""
+
+    extra_roots: tuple[str | Path | bytes, ...] = ()
+    """Certificates to trust as well: paths of files, or `bytes`; PEM (any number) or DER (one).
+    Not only roots: a server's own certificate may be here. Files are read once a process."""
+
+    builtin_roots: bool = True
+    """Let's Encrypt's roots, which most relays' certificates come from."""
+
+
+@functools.lru_cache(maxsize=_CONTEXTS)
+def client_context(
+    config: TLSConfig, *, chain: bool, hostname: bool, keylog_file: str
+) -> ssl.SSLContext:
+    """A client's context; the same one for the same arguments, as a store takes long to fill.
+
+    Args:
+        chain: whether OpenSSL verifies the certificate.
+        hostname: whether OpenSSL also compares names; only with `chain`.
+        keylog_file: TLS secrets are appended here; empty: nowhere.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    # A renegotiation could bring another certificate, long after the checks. Go refuses it, too.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.check_hostname = hostname
+    if chain:
+        context.hostname_checks_common_name = False
+        # As in Go, any certificate in the store ends a chain, not only a self-signed one.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        _fill(context, config)
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    if keylog_file:
+        _log_keys(context, keylog_file)
+    return context
+
+
+def _fill(context: ssl.SSLContext, config: TLSConfig) -> None:
+    if config.system_roots:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if config.builtin_roots:
+        context.load_verify_locations(cadata=LETS_ENCRYPT_ROOTS)
+    for root in config.extra_roots:
+        name = "bytes" if isinstance(root, bytes) else str(root)
+        try:
+            data = root if isinstance(root, bytes) else Path(root).read_bytes()
+            context.load_verify_locations(cadata=_pem_or_der(data))
+        except (OSError, ValueError) as e:  # SSLError is an OSError; ValueError: it is empty
+            raise ConfigError(f"extra_roots: {name}: no certificates could be read: {e}") from e
+
+
+def _pem_or_der(data: bytes) -> str | bytes:
+    if b"-----BEGIN" not in data:
+        return data
+    # Only comments have other characters, and ssl refuses the whole text for them.
+    return data.decode("ascii", errors="ignore")
+
+
+def _log_keys(context: ssl.SSLContext, path: str) -> None:
+    try:
+        # OpenSSL would make a file that others can read.
+        os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        context.keylog_filename = path
+    except OSError as e:
+        raise ConfigError(f"TLS key log {path}: {e.strerror or e}") from e
+    _log.warning("TLS secrets are written to %s: who reads them can read the traffic", path)

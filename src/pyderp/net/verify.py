@@ -1,0 +1,272 @@
+"""Whether the certificate that a server presented is the one that was wanted.
+
+OpenSSL verifies chains and, as a rule, names. What it cannot do is here: a certificate for
+another name than the one in the handshake, a pinned one, and saying what was wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import ipaddress
+import ssl
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography import x509
+
+from pyderp.errors import CertificateError, PinMismatch, TLSError
+from pyderp.net.interceptors import interceptor
+from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
+
+__all__ = [
+    "Rule",
+    "describe",
+    "intercepted",
+    "make_rule",
+    "presented_chain",
+    "self_signed_issuer",
+]
+
+PIN_PREFIX: Final = "sha256-raw:"
+
+_DER: Final = 2
+"""`_ssl.ENCODING_DER`."""
+_NAMES_TOLD: Final = 4
+"""Names of a certificate in an error; one may have hundreds."""
+_LONGEST_TEXT: Final = 120
+
+_UNREADABLE: Final = (
+    ValueError,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a server's certificate has to be."""
+
+    server_name: str
+    """The name to connect to, or an IP address; sent in the handshake unless it is an address."""
+
+    chain: bool = True
+    """Someone trusted must vouch for it."""
+
+    other_name: str = ""
+    """It must be for this name, and need not be for `server_name`."""
+
+    pin: str | None = None
+    """SHA-256 of it, 64 lower-case hex digits. No chain then."""
+
+    @property
+    def hostname(self) -> bool:
+        """Whether OpenSSL compares the names."""
+        return self.chain and not self.other_name
+
+    def check(self, chain: Sequence[bytes], *, now: datetime.datetime) -> None:
+        """Check what OpenSSL has not, after the handshake and before anything else is sent.
+
+        Args:
+            chain: DER, as presented, the server's own certificate first.
+            now: aware time.
+
+        Raises:
+            PinMismatch: another certificate is pinned.
+            CertificateError: it is for another name or time.
+        """
+        if self.pin is not None:
+            host = "" if _address(self.server_name) else self.server_name
+            _check_pin(chain, self.pin, host, now)
+        elif self.other_name and not _is_for(chain[0], self.other_name):
+            raise CertificateError(
+                f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
+                f" it was to have; {describe(chain[0])}"
+            )
+
+    def explain(
+        self, error: ssl.SSLCertVerificationError, chain: Sequence[bytes]
+    ) -> CertificateError:
+        """The error to raise where OpenSSL refused the certificate."""
+        problem = error.verify_message.rstrip(".")
+        wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
+        seen = f"; {describe(chain[0])}" if chain else ""
+        return CertificateError(
+            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}"
+        )
+
+
+def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) -> Rule:
+    """What holds for a node of the DERP map, as in `tailcfg.DERPNode`.
+
+    Args:
+        server_name: host name or IP address.
+        cert_name: `CertName`: another name for the certificate, or `sha256-raw:` and its hash.
+            The same as `server_name`: as if it were empty.
+        insecure: `InsecureForTests`: no verification at all, unless `cert_name` asks for it.
+
+    Raises:
+        TLSError: one of the names cannot be a server's.
+    """
+    name = _bare(server_name)
+    if cert_name.startswith(PIN_PREFIX):
+        return Rule(server_name=name, chain=False, pin=cert_name.removeprefix(PIN_PREFIX))
+    other = _bare(cert_name)
+    if other == name:
+        other = ""
+    return Rule(server_name=name, chain=not insecure or bool(other), other_name=other)
+
+
+def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
+    """The certificates that the server sent, DER, in its order; empty: not so far.
+
+    The verified chain would not do: the relay's meta certificate is never in it.
+    """
+    if sys.version_info >= (3, 13):
+        return tuple(tls.get_unverified_chain())
+    # Before 3.13 the method is there, but not public, and gives objects of another class.
+    private: Any = tls
+    chain = private._sslobj.get_unverified_chain() or ()  # noqa: SLF001
+    return tuple(certificate.public_bytes(_DER) for certificate in chain)
+
+
+def describe(der: bytes) -> str:
+    """For whom a certificate is and who issued it, in words for an error."""
+    try:
+        with _read(der) as certificate:
+            names = _names(certificate)
+            issuer = certificate.issuer.rfc4514_string()
+    except CertificateError:
+        return "the certificate cannot be read"
+    told = ", ".join(names[:_NAMES_TOLD]) + (", …" if len(names) > _NAMES_TOLD else "")
+    return f"it is for {_plain(told) or 'no name'}, issued by {_plain(issuer) or 'nobody'}"
+
+
+def intercepted(chain: Sequence[bytes]) -> str:
+    """A warning, as the end of an error, if a known kind of firewall sits in between."""
+    maker = interceptor(chain[0]) if chain else None
+    return f"; firewalls of {maker} present such certificates when they read along" if maker else ""
+
+
+def self_signed_issuer(der: bytes) -> str | None:
+    """Who issued a certificate to themselves; `None`: someone else did, or it is unreadable."""
+    try:
+        with _read(der) as certificate:
+            if certificate.issuer != certificate.subject:
+                return None
+            return _plain(certificate.issuer.rfc4514_string())
+    except CertificateError:
+        return None
+
+
+def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.datetime) -> None:
+    others = [der for der in chain if not _is_meta(der)]
+    # Go takes the pinned certificate anywhere in the chain. But the handshake proves only that
+    # the server has the key of the first: with another there, anyone could present ours.
+    if not others or others[0] != chain[0]:
+        raise PinMismatch("expected cert not presented: a relay's meta certificate took its place")
+    got = hashlib.sha256(chain[0]).hexdigest()
+    if got != pin:
+        raise PinMismatch(
+            f"cert hash does not match expected cert hash: expected {_plain(pin)}, got {got};"
+            f" {describe(chain[0])}"
+        )
+    if host and not _is_for(chain[0], host):
+        raise CertificateError(
+            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}"
+        )
+    with _read(chain[0]) as certificate:
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        raise CertificateError(f"cert expired {end}; {describe(chain[0])}")
+    if now < start:
+        raise CertificateError(f"cert not yet valid until {start}; is your clock correct?")
+    if len(others) > 1:
+        raise PinMismatch("unexpected multiple certs presented")
+
+
+def _is_meta(der: bytes) -> bool:
+    return common_name_untrusted(der).startswith(META_NAME_PREFIX)
+
+
+def _is_for(der: bytes, name: str) -> bool:
+    """Whether a name is among a certificate's alternative names (RFC 9525, section 6)."""
+    with _read(der) as certificate:
+        alternatives = _alternatives(certificate)
+        if alternatives is None:
+            return False
+        if address := _address(name):
+            return address in alternatives.get_values_for_type(x509.IPAddress)
+        patterns = alternatives.get_values_for_type(x509.DNSName)
+    wanted = name.rstrip(".").lower()
+    return any(_matches(pattern.lower(), wanted) for pattern in patterns)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("*."):
+        # A star is one whole label, and not the one below a top-level domain.
+        label, _, parent = name.partition(".")
+        return bool(label) and "." in parent and parent == pattern[2:]
+    return bool(name) and pattern == name
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    alternatives = _alternatives(certificate)
+    if alternatives is None:
+        return []
+    addresses = alternatives.get_values_for_type(x509.IPAddress)
+    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
+def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+@contextlib.contextmanager
+def _read(der: bytes) -> Iterator[x509.Certificate]:
+    """A certificate to look at; what cannot be read of it is a `CertificateError`."""
+    with warnings.catch_warnings():
+        # About peculiarities of a certificate that is not ours.
+        warnings.simplefilter("ignore")
+        try:
+            yield x509.load_der_x509_certificate(der)
+        except _UNREADABLE as e:
+            raise CertificateError(f"the certificate cannot be read: {e}") from e
+
+
+def _bare(server_name: str) -> str:
+    """Without what only an address bar or a resolver understands: brackets, zone, last dot."""
+    name = server_name.removeprefix("[").removesuffix("]")
+    if ":" in name:
+        return name.partition("%")[0]
+    name = name.rstrip(".")
+    try:
+        return name.encode("idna").decode("ascii")
+    except UnicodeError as e:
+        raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _quoted(text: str) -> str:
+    return f'"{_plain(text)}"'
+
+
+def _plain(text: str) -> str:
+    """Text of a stranger, for a line of a log."""
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + "…"
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -1,0 +1,188 @@
+"""A websocket on top of a link: a link again, whose bytes are those of the DERP stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pyderp.net.link import Link, Receiver
+from pyderp.wire.websocket_client import WebSocketClient
+
+__all__ = ["WebSocketLink", "open_websocket"]
+
+_MAX_PENDING: Final = 256 * 1024
+"""While so many bytes wait to be sent, pings are not answered: pongs would pile up."""
+
+
+class WebSocketLink(Link):
+    """The DERP stream inside of a websocket; made by `open_websocket`.
+
+    The end of the stream is clean if the relay closed with 1000 or 1001. A connection
+    that ends without a close, another code and a malformed message are errors
+    (`RemoteProtocolError`), of `read` and for `connection_lost`.
+    """
+
+    def __init__(self, link: Link, client: WebSocketClient, unread: bytes) -> None:
+        self._link = link
+        self._client = client
+        self._unread = unread
+        self._receiver: Receiver | None = None
+        self._aborted = False
+        self._over = False
+
+    async def read(self) -> bytes:
+        """Some bytes; `b""` at the end of the stream. Before `start` only, one task at a time.
+
+        Raises:
+            RemoteProtocolError: the stream ended with an error.
+            OSError: the connection broke.
+        """
+        data, self._unread = self._unread, b""
+        while not data:
+            if self._client.ended:
+                if self._client.error is not None:
+                    raise self._client.error
+                return b""
+            if chunk := await self._link.read():
+                data = self._client.receive_data(chunk)
+            else:
+                self._client.receive_eof()
+            self._answer()
+        return data
+
+    def start(self, receiver: Receiver) -> None:
+        """Deliver to `receiver` from now on, beginning with what came and was not read."""
+        self._receiver = receiver
+        data, self._unread = self._unread, b""
+        if data:
+            receiver.data_received(data)
+        if self._client.ended:
+            self._end(self._client.error)
+        self._link.start(self)
+
+    # Called by the link below
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the websocket came."""
+        if self._aborted:
+            # After `close` an end here would cut off what is still on its way.
+            return
+        client = self._client
+        stream = client.receive_data(data)
+        self._answer()
+        if stream and self._receiver is not None:
+            self._receiver.data_received(stream)
+        if client.ended:
+            self._end(client.error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The link below ended."""
+        if error is None and not self._aborted and not self._over:
+            self._client.receive_eof()
+            error = self._client.error
+        self._end(error)
+
+    def writable(self) -> None:
+        """`pending` is low again."""
+        if self._receiver is not None and not self._over:
+            self._receiver.writable()
+
+    # Called by us
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, at once if the kernel takes them. After the end: silently nothing."""
+        self._client.send(data)
+        self._link.write(self._client.data_to_send())
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that no kernel has taken yet, those of the websocket's frames, too."""
+        return self._link.pending
+
+    def pause_reading(self) -> None:
+        """Bring nothing until `resume_reading`."""
+        self._link.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on after `pause_reading`."""
+        self._link.resume_reading()
+
+    def close(self) -> None:
+        """Say goodbye, and close once all is on its way; the answer is not awaited."""
+        self._client.close()
+        self._link.write(self._client.data_to_send())
+        self._aborted = True
+        self._link.close()
+
+    def abort(self) -> None:
+        """Close now, without a goodbye."""
+        self._aborted = True
+        self._link.abort()
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        """That of the link below."""
+        return self._link.local_address
+
+    @property
+    def remote_address(self) -> tuple[str, int] | None:
+        """That of the link below."""
+        return self._link.remote_address
+
+    def _answer(self) -> None:
+        answer = self._client.data_to_send()
+        if answer and self._link.pending < _MAX_PENDING:
+            self._link.write(answer)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._link.abort()
+        if self._receiver is not None:
+            self._receiver.connection_lost(error)
+
+
+async def open_websocket(
+    link: Link,
+    *,
+    host: str,
+    target: str,
+    user_agent: str,
+    user_info: tuple[str, str] | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+) -> WebSocketLink:
+    """Make the websocket handshake over a link that was not started yet.
+
+    A failure or cancellation aborts the link. There is no time limit here.
+
+    Args:
+        link: connected, TLS included.
+        host: the `Host` header: host and, unless it is the default, port.
+        target: path and query, sent as they are; empty: `/`.
+        user_agent: the `User-Agent` header.
+        user_info: user and password, for `Authorization: Basic`.
+        headers: more headers, such as `Ideal-Node`.
+
+    Raises:
+        UpgradeRejected: the relay answered with another status than 101.
+        BadUpgrade: the answer is not HTTP, not from a websocket server, or without the
+            subprotocol `derp`; or a value that cannot stand in a request head.
+        OSError: the connection broke.
+    """
+    try:
+        client = WebSocketClient(
+            host, target, user_agent=user_agent, user_info=user_info, headers=headers
+        )
+        link.write(client.data_to_send())
+        unread = b""
+        while not client.opened:
+            if data := await link.read():
+                unread = client.receive_data(data)
+            else:
+                client.receive_eof()
+        link.write(client.data_to_send())
+    except BaseException:
+        link.abort()
+        raise
+    return WebSocketLink(link, client, unread)

@@ -1,0 +1,328 @@
+"""A relay that misbehaves on demand, and in the same way each time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from pyderp.aio.certs import ManualCertificates
+from pyderp.aio.relay import Relay
+from pyderp.aio.sockets import format_address
+from pyderp.config import RelayConfig
+from pyderp.derpmap import DERPNode, DERPRegion
+from pyderp.errors import ConfigError, LocalProtocolError
+from pyderp.keys import NodePublic
+from pyderp.testing.connection import Connection
+from pyderp.testing.plan import CutAfter, FaultCounters, Junk, Plan, Way, make_junk
+from pyderp.testing.proxy import HOST, Proxy
+
+__all__ = ["FaultyRelay"]
+
+_REGION: Final = 900
+
+
+class FaultyRelay:
+    """A relay on this event loop behind a proxy that drops, delays, cuts and lies.
+
+    Use it as `async with FaultyRelay() as relay:`. Without a fault it is a relay like any
+    other. Faults can be changed at any time, from the event loop's thread.
+
+    The proxy ends TLS and reads frames. The same seed and the same frames give the same
+    faults, however the frames were cut into reads. A websocket is passed on unread: it can
+    be late, frozen and cut, but no frame of it is lost or put in.
+
+    Args:
+        config: of the relay; address and TLS are this class's own.
+        seed: of all random decisions.
+        tls: serve TLS, with a certificate made for it; `region` has its pin.
+
+    Raises:
+        ConfigError: `config` has TLS.
+    """
+
+    def __init__(
+        self, config: RelayConfig | None = None, *, seed: int = 0, tls: bool = False
+    ) -> None:
+        config = config or RelayConfig()
+        if config.tls is not None:
+            raise ConfigError("the proxy ends TLS, not the relay: use FaultyRelay(tls=True)")
+        self._config = dataclasses.replace(config, address=f"{HOST}:0")
+        self._plan = Plan(seed)
+        self._junk = self._plan.random("junk")
+        self._relay: Relay | None = None
+        self._tls = tls
+        self._certificates: ManualCertificates | None = None
+        self._certdir: tempfile.TemporaryDirectory[str] | None = None
+        self._proxy: Proxy | None = None
+
+    # Starting and stopping
+
+    async def start(self) -> None:
+        """Listen and serve."""
+        if self._proxy is not None:
+            raise LocalProtocolError("this relay was started before; make a new one")
+        self._proxy = Proxy(
+            self._plan,
+            target=lambda: self.relay.address,
+            tls=lambda: None if self._certificates is None else self._certificates.context,
+        )
+        try:
+            if self._tls:
+                self._certdir = tempfile.TemporaryDirectory(prefix="pyderp-")
+            await self._start_relay(self._config)
+            self._proxy.accept()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Stop at once: no goodbye, nothing delivered that is under way."""
+        if self._proxy is not None:
+            await self._proxy.aclose()
+        if self._relay is not None:
+            await self._relay.aclose(drain=0)
+        if self._certdir is not None:
+            self._certdir.cleanup()
+
+    async def __aenter__(self) -> FaultyRelay:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _start_relay(self, config: RelayConfig) -> None:
+        relay = Relay(config)
+        await relay.start()
+        self._relay = relay
+        if self._certdir is not None:
+            self._certificates = ManualCertificates(
+                Path(self._certdir.name), HOST, relay.public_key
+            )
+
+    # What it is
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients connect to; the port stays the same."""
+        return HOST, self._running().port
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{format_address(*self.address)}/derp"
+
+    @property
+    def region(self) -> DERPRegion:
+        """A region with this relay only. Without TLS it needs `NetworkSettings.use_derp_http`."""
+        node = DERPNode(
+            name=f"{_REGION}a",
+            region_id=_REGION,
+            host_name=HOST,
+            cert_name=self._pin(),
+            ipv4=HOST,
+            ipv6="none",
+            stun_port=-1,
+            derp_port=self.address[1],
+        )
+        return DERPRegion(
+            region_id=_REGION, region_code="faulty", region_name="Faulty", nodes=(node,)
+        )
+
+    def _pin(self) -> str:
+        if self._certificates is None:
+            return ""
+        return str(json.loads(self._certificates.map_node(self.address[1]) or "")["CertName"])
+
+    @property
+    def relay(self) -> Relay:
+        """The relay behind the proxy; another one after `restart`."""
+        if self._relay is None:
+            raise LocalProtocolError("the relay is not started")
+        return self._relay
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key of the relay."""
+        return self.relay.public_key
+
+    @property
+    def counters(self) -> FaultCounters:
+        """What was done to whom so far; the object is live."""
+        return self._plan.counters
+
+    @property
+    def connections(self) -> int:
+        """TCP connections that clients have."""
+        return len(self._running().connections)
+
+    # Slow and lossy
+
+    @property
+    def latency(self) -> float:
+        """Seconds that everything is late, each way; order is kept."""
+        return self._plan.latency
+
+    @latency.setter
+    def latency(self, seconds: float) -> None:
+        self._plan.latency = _not_negative("latency", seconds)
+
+    @property
+    def jitter(self) -> float:
+        """Seconds, at most, that a frame is later than `latency` says."""
+        return self._plan.jitter
+
+    @jitter.setter
+    def jitter(self, seconds: float) -> None:
+        self._plan.jitter = _not_negative("jitter", seconds)
+
+    @property
+    def loss(self) -> float:
+        """How probably a packet is lost, from 0 to 1: once on the way up, once on the way down."""
+        return self._plan.loss
+
+    @loss.setter
+    def loss(self, probability: float) -> None:
+        if not 0 <= probability <= 1:
+            raise ConfigError(f"loss is {probability}; want 0 to 1")
+        self._plan.loss = probability
+
+    def drop_next(self, count: int = 1, *, way: Way = "up") -> None:
+        """Drop exactly the next packets, of whatever connection, besides those that are lost."""
+        self._plan.drop_next[way] = int(_not_negative("count", count))
+
+    # Cut and frozen
+
+    def cut(self, *, reset: bool = False, client: NodePublic | None = None) -> int:
+        """End connections now; what is under way is lost.
+
+        Args:
+            reset: with RST; otherwise with FIN.
+            client: only those that logged in with this key.
+
+        Returns:
+            how many there were.
+        """
+        found = self._of(client)
+        for connection in found:
+            connection.cut(reset=reset)
+        return len(found)
+
+    def cut_after(self, nbytes: int, *, way: Way = "down", reset: bool = False) -> None:
+        """End one connection when so many bytes more went one way, in the middle of a frame if so.
+
+        Bytes of all connections count, those of HTTP too, those of TLS not. The connection
+        that the last of them belongs to is cut. A new call replaces an old one.
+        """
+        if nbytes < 1:
+            raise ConfigError(f"nbytes is {nbytes}; want 1 or more")
+        self._plan.cut_after = CutAfter(nbytes, way, reset)
+
+    def freeze(self) -> None:
+        """Pass nothing on, not even that a connection ended, until `thaw`.
+
+        Connections stay open, new ones are accepted, and kernels take bytes until their
+        buffers are full: to a client, a network that went away.
+        """
+        self._plan.frozen = True
+        for connection in self._of(None):
+            connection.update()
+
+    def thaw(self) -> None:
+        """Pass on what came since `freeze`, and what comes."""
+        self._plan.frozen = False
+        for connection in self._of(None):
+            connection.thaw()
+
+    # Away and back
+
+    def refuse(self) -> None:
+        """Refuse new connections, until `accept`; those that are open stay."""
+        self._running().refuse()
+
+    def accept(self) -> None:
+        """Accept new connections again, on the same port."""
+        self._running().accept()
+
+    async def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
+        """Stop the relay and start one anew behind the same port, which nobody uses yet.
+
+        When this returns, the new relay serves. Old connections get what was on its way to
+        them, and end. Faults stay as they are.
+
+        Args:
+            new_key: the new relay has a key of its own.
+            announce: each client is sent a Restarting frame first; otherwise they are cut.
+        """
+        proxy = self._running()
+        listening = proxy.listening
+        proxy.refuse()
+        if not announce:
+            self.cut()
+        key = None if new_key else self.relay.private_key
+        await self.relay.aclose(drain=0)
+        await self._start_relay(dataclasses.replace(self._config, private_key=key))
+        self._plan.counters.restarts += 1
+        if listening:
+            proxy.accept()
+
+    # Lies
+
+    def wrong_key(self, logins: int = 1) -> None:
+        """Answer the next logins under another key than the one announced: no box opens."""
+        self._plan.wrong_keys = int(_not_negative("logins", logins))
+
+    def http_status(self, status: int, *, count: int = 1) -> None:
+        """Answer the next requests for an upgrade with an HTTP error, and close."""
+        try:
+            HTTPStatus(status)
+        except ValueError:
+            raise ConfigError(f"{status} is no HTTP status") from None
+        self._plan.statuses.extend([status] * count)
+
+    def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
+        """Send what a relay should not send, to all clients or one.
+
+        Returns:
+            what was sent; the seed and the earlier calls decide what it is.
+        """
+        data = make_junk(kind, self._junk)
+        self.inject(data, client=client)
+        return data
+
+    def inject(self, data: bytes, *, client: NodePublic | None = None) -> int:
+        """Send bytes of your own between two frames, to all clients or one.
+
+        Returns:
+            how many connections there were to send to.
+        """
+        return sum(connection.inject(data) for connection in self._of(client))
+
+    def _of(self, client: NodePublic | None) -> list[Connection]:
+        return [
+            connection
+            for connection in self._running().connections.values()
+            if client is None or connection.client_key == client
+        ]
+
+    def _running(self) -> Proxy:
+        if self._proxy is None:
+            raise LocalProtocolError("the relay is not started")
+        return self._proxy
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not value >= 0:
+        raise ConfigError(f"{name} is {value}; want 0 or more")
+    return value

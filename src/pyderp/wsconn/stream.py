@@ -1,0 +1,346 @@
+"""The stream itself. Its rules are those of Go's `net/wsconn`, where they are sound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import Final, NoReturn
+
+from websockets.exceptions import ConnectionClosed as WebSocketClosed
+from websockets.frames import CloseCode
+from websockets.protocol import State
+
+from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError
+from pyderp.wsconn.deadline import Deadline
+from pyderp.wsconn.inbox import Inbox, closed_error
+from pyderp.wsconn.scope import Connection, Scope
+
+__all__ = ["CLOSE_TIMEOUT", "GO_READ_LIMIT", "WebSocketStream", "net_conn"]
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that a closing handshake may take (the limit of github.com/coder/websocket)."""
+GO_READ_LIMIT: Final = 32768
+"""Bytes of the largest message that a Go peer takes unless it was told otherwise."""
+
+_UNKNOWN_ADDRESS: Final = "websocket/unknown-addr"
+_LONGEST_CHARACTER: Final = 4
+"""Bytes of a character in UTF-8."""
+_GO_NAMES: Final = {True: "MessageBinary", False: "MessageText"}
+
+
+class WebSocketStream:
+    """The bytes of a websocket's messages, in both directions; made by `net_conn`.
+
+    One task may read while another writes. Reads queue up, concurrent writes are an error.
+    Belongs to the event loop of its websocket.
+    """
+
+    network: Final = "websocket"
+    """What Go's `net.Addr.Network` says of both addresses."""
+
+    def __init__(
+        self,
+        websocket: Connection,
+        *,
+        binary: bool,
+        remote_address: str,
+        scope: Scope | None,
+        max_message: int | None,
+    ) -> None:
+        self._websocket = websocket
+        self._binary = binary
+        self._remote_address = remote_address
+        self._scope = scope
+        self._max_message = max_message
+        self._inbox = Inbox(websocket, binary=binary)
+        self._reads = asyncio.Lock()
+        self._read_deadline = Deadline("read", partial(self._drop, "a read deadline"))
+        self._write_deadline = Deadline("write", partial(self._drop, "a write deadline"))
+        # Why this side ended it; empty: it did not.
+        self._over = ""
+        self._closed = False
+        self._end_was_read = False
+        if scope is not None:
+            scope.add(websocket)
+
+    # Reading
+
+    async def read(self, n: int = -1) -> bytes:
+        """Some bytes of one message; `b""` only at the end of the stream, or for `n` 0.
+
+        The end is that the peer closed with 1000 or 1001. Cancelling is safe: no byte is
+        lost, and the stream stays usable.
+
+        Args:
+            n: how many at most; negative: all until the end of the stream.
+
+        Raises:
+            TimeoutError: the read deadline has passed. If it did while this was waiting,
+                the connection was dropped.
+            RemoteProtocolError: the peer sent a message of the wrong type, of too many
+                bytes, or nonsense; the websocket is closed.
+            ConnectionClosed: the connection broke, the peer closed with another code (the
+                cause has it), or the stream was ended on this side.
+        """
+        async with self._reads:
+            with self._read_deadline.operation():
+                self._check_readable()
+                if n < 0:
+                    while await self._more():
+                        pass
+                    return self._inbox.take_all()
+                while n and not self._inbox.size and await self._more():
+                    pass
+                return self._inbox.take(n)
+
+    async def readexactly(self, n: int) -> bytes:
+        """Exactly `n` bytes, from as many messages as it takes. Cancelling is safe.
+
+        Raises:
+            asyncio.IncompleteReadError: the stream ended before; has what there was.
+            ValueError: `n` is negative.
+            TimeoutError, RemoteProtocolError, ConnectionClosed: as for `read`.
+        """
+        if n < 0:
+            raise ValueError("n must not be negative")
+        async with self._reads:
+            with self._read_deadline.operation():
+                self._check_readable()
+                while self._inbox.size < n:
+                    if not await self._more():
+                        raise asyncio.IncompleteReadError(self._inbox.take_all(), n)
+                return self._inbox.take_exactly(n)
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """`read`, under the name that anyio's streams give it; `b""` at the end."""
+        return await self.read(max_bytes)
+
+    def at_eof(self) -> bool:
+        """Whether the stream has ended and all was read."""
+        return self._inbox.eof and not self._inbox.size
+
+    # Writing
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` as one message, or as several if `max_message` says so.
+
+        Waits while more bytes wait for the kernel than the websocket's `write_limit`. All
+        of `data` was taken, or an error is raised. If it is cancelled, an unsplit message
+        is sent all the same; of a split one perhaps only the first.
+
+        Raises:
+            TimeoutError: the write deadline has passed. If it did while this was waiting,
+                the connection was dropped.
+            LocalProtocolError: another write is going on.
+            UnicodeDecodeError: this is a text stream, and `data` is not whole characters.
+            ConnectionClosed, RemoteProtocolError: the stream has ended.
+        """
+        if self._write_deadline.busy:
+            raise LocalProtocolError("concurrent writes are not allowed")
+        with self._write_deadline.operation():
+            self._check_open()
+            for message in self._messages(data):
+                await self._send(message)
+
+    async def send(self, item: bytes | bytearray | memoryview) -> None:
+        """`write`, under the name that anyio's streams give it."""
+        await self.write(item)
+
+    # Deadlines
+
+    def set_deadline(self, when: float | None) -> None:
+        """Set both deadlines, as `net.Conn.SetDeadline` does.
+
+        Args:
+            when: a time of the event loop's clock (`loop.time()`), in seconds; a time in
+                the past is now; `None`: no deadline.
+        """
+        self.set_write_deadline(when)
+        self.set_read_deadline(when)
+
+    def set_read_deadline(self, when: float | None) -> None:
+        """Set when reads must be over.
+
+        A deadline that passes between reads only makes reads fail until another is set. If
+        it passes during a read, the whole connection is dropped, without a close frame.
+        """
+        self._read_deadline.set(when)
+
+    def set_write_deadline(self, when: float | None) -> None:
+        """Set when writes must be over; see `set_read_deadline`."""
+        self._write_deadline.set(when)
+
+    # Ending
+
+    async def aclose(self) -> None:
+        """Close with 1000 and wait for the peer's answer; data that still comes is lost.
+
+        Takes at most `CLOSE_TIMEOUT`. Cancelling drops the connection at once. Closing
+        again, or after the peer did, is harmless.
+
+        Raises:
+            TimeoutError: the peer did not answer; the connection is dropped.
+        """
+        self._closed = True
+        self._over = self._over or "the stream was closed"
+        try:
+            await self._shake_hands(CloseCode.NORMAL_CLOSURE)
+        except TimeoutError:
+            await self._websocket.wait_closed()
+            # It may have answered, and left it to us to hang up.
+            if self._websocket.close_code == CloseCode.ABNORMAL_CLOSURE:
+                raise TimeoutError("the peer did not answer the close frame") from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._closed
+
+    async def __aenter__(self) -> WebSocketStream:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # Addresses
+
+    @property
+    def local_address(self) -> str:
+        """Always `websocket/unknown-addr`, as in Go: no IP address and port."""
+        return _UNKNOWN_ADDRESS
+
+    @property
+    def remote_address(self) -> str:
+        """What `net_conn` was told, or `websocket/unknown-addr`."""
+        return self._remote_address or _UNKNOWN_ADDRESS
+
+    # Inside: reading
+
+    def _check_readable(self) -> None:
+        # Once read, the end is final; closing afterwards does not make it an error.
+        if not self._end_was_read:
+            self._check_open()
+
+    async def _more(self) -> bool:
+        """Wait until more bytes may be there; `False` at the end of the stream."""
+        inbox = self._inbox
+        if not (inbox.eof or inbox.failure or inbox.wrong_type):
+            await inbox.receive()
+        if inbox.wrong_type:
+            await self._refuse()
+        if inbox.failure is not None:
+            self._check_open()  # if we ended it, that is the better reason
+            raise inbox.failure.with_traceback(None)
+        self._end_was_read = inbox.eof
+        return not inbox.eof
+
+    async def _refuse(self) -> NoReturn:
+        expected, actual = _GO_NAMES[self._binary], _GO_NAMES[not self._binary]
+        reason = f"unexpected frame type read (expected {expected}): {actual}"
+        self._over = f"the stream was closed: {reason}"
+        with contextlib.suppress(TimeoutError):  # what the peer did first matters more
+            await self._shake_hands(CloseCode.UNSUPPORTED_DATA, reason)
+        raise RemoteProtocolError(reason)
+
+    # Inside: writing
+
+    def _messages(self, data: bytes | bytearray | memoryview) -> Iterator[memoryview]:
+        view = memoryview(data).cast("B")
+        if not self._binary:
+            bytes(view).decode()  # RFC 6455, section 5.6: text is UTF-8
+        size = self._max_message
+        if size is None or len(view) <= size:
+            yield view
+            return
+        while view:
+            end = min(size, len(view))
+            if not self._binary:
+                end = _end_of_character(view, end)
+            yield view[:end]
+            view = view[end:]
+
+    async def _send(self, message: memoryview) -> None:
+        try:
+            await self._websocket.send(message, text=not self._binary)
+        except WebSocketClosed as e:
+            self._check_open()
+            raise closed_error(e) from e
+        # A connection that is lost while the library waits for the kernel looks to it like
+        # one that took all.
+        if self._websocket.state is State.CLOSED:
+            self._check_open()
+            raise ConnectionClosed("the connection ended during a write")
+
+    # Inside: ending
+
+    def _check_open(self) -> None:
+        if self._scope is not None and self._scope.ended:
+            raise ConnectionClosed("the scope of the stream has ended")
+        if self._over:
+            raise ConnectionClosed(self._over)
+
+    def _drop(self, why: str) -> None:
+        self._over = self._over or f"the connection was dropped: {why} has passed"
+        self._websocket.transport.abort()
+
+    async def _shake_hands(self, code: CloseCode, reason: str = "") -> None:
+        """Close in order; TCP is gone afterwards, however this ends."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT), asyncio.TaskGroup() as tasks:
+                # The answer may be behind more data than the library queues.
+                tasks.create_task(self._inbox.discard(), name="pyderp-wsconn-discard")
+                await self._websocket.close(code, reason)
+        finally:
+            self._websocket.transport.abort()
+
+
+def _end_of_character(view: memoryview, end: int) -> int:
+    """The last end of a UTF-8 character at or before `end`."""
+    while end < len(view) and view[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def net_conn(
+    websocket: Connection,
+    *,
+    binary: bool = True,
+    remote_address: str = "",
+    scope: Scope | None = None,
+    max_message: int | None = None,
+) -> WebSocketStream:
+    """Make a byte stream of an open websocket, which then belongs to it (`wsconn.NetConn`).
+
+    Nothing else may read from, write to or close the websocket. A server's handler must not
+    return before the stream has ended: the library closes the websocket then.
+
+    Args:
+        websocket: a connection of the websockets library. Its `max_size` bounds what is
+            read: a larger message closes it with 1009.
+        binary: whether bytes travel in binary messages, or in text; text must be UTF-8.
+        remote_address: what the stream's `remote_address` says; on clients the URL, on
+            servers the peer's IP address and port.
+        scope: ends the stream when it ends.
+        max_message: writes of more bytes are sent as several messages; at least 4.
+            `GO_READ_LIMIT` is for peers in Go.
+
+    Raises:
+        ValueError: `max_message` is too small for one character.
+    """
+    if max_message is not None and max_message < _LONGEST_CHARACTER:
+        raise ValueError(f"max_message must be at least {_LONGEST_CHARACTER}")
+    return WebSocketStream(
+        websocket,
+        binary=binary,
+        remote_address=remote_address,
+        scope=scope,
+        max_message=max_message,
+    )

@@ -1,0 +1,46 @@
+"""What tests of the commands that connect share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pyderp.cli.main import main
+from pyderp.testing import RelayThread
+
+from .commands import Done
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayThread]:
+    with RelayThread() as relay:
+        yield relay
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """Run a command in this process, which is quicker."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "PYDERP_KEY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    loggers = [logging.getLogger(name) for name in ("pyderp", "pyderp.client")]
+    levels = [logger.level for logger in loggers]
+
+    def run(*args: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["pyderp", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Done(caught.value.code, out, err)
+
+    yield run
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -1,0 +1,246 @@
+"""What a user is told to do, for each way in which connecting can fail."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import (
+    BadMagic,
+    CertificateError,
+    ConfigError,
+    ConnectError,
+    ConnectionClosed,
+    DialError,
+    UpgradeRejected,
+)
+from pyderp.cli.advice import advice
+from pyderp.testing import RelayThread
+from tests.aio.certificates import write_pair
+
+from .commands import Done
+
+Here: TypeAlias = Callable[..., Done]
+
+NAME = "localhost"
+
+
+@contextmanager
+def answering(answer: bytes | None, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A server that says the same to everybody, or nothing if `None`; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    sock, _ = server.accept()
+                except OSError:
+                    return
+                try:
+                    if tls is not None:
+                        sock = tls.wrap_socket(sock, server_side=True)
+                    sock.settimeout(5)
+                    sock.recv(65536)
+                    if answer is not None:
+                        sock.sendall(answer)
+                        sock.shutdown(socket.SHUT_WR)
+                    while sock.recv(65536):
+                        pass
+                except OSError:
+                    pass
+                finally:
+                    sock.close()
+
+        thread = Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def http(status: str, *headers: str, body: str = "") -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", body]
+    return "\r\n".join(lines).encode()
+
+
+def told(here: Here, *args: object) -> str:
+    """What `pyderp ping` says when it fails; checks that it is an error and some advice."""
+    done = here("ping", *args, "-c1", "--connect-timeout", 3)
+    assert done.code == 1
+    lines = done.err.splitlines()
+    assert len(lines) >= 2, done.err
+    assert all(line.startswith("pyderp: ") for line in lines)
+    return done.err
+
+
+# Certificates
+
+
+def secure(directory: Path, *, names: list[str] | None = None, days: int = 60) -> ssl.SSLContext:
+    """A server's context with a certificate that only `--ca` makes known."""
+    write_pair(directory, NAME, names=names, days=days)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / f"{NAME}.crt", directory / f"{NAME}.key")
+    return context
+
+
+def test_an_unknown_issuer(here: Here, tmp_path: Path) -> None:
+    with answering(b"", secure(tmp_path)) as port:
+        text = told(here, f"https://{NAME}:{port}")
+    assert "nobody known vouches for the certificate: give --ca FILE" in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--cert-name", "other.example.com"]])
+def test_another_name(here: Here, tmp_path: Path, flags: list[str]) -> None:
+    with answering(b"", secure(tmp_path, names=["derp.example.com"])) as port:
+        text = told(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt", *flags)
+    assert "put that name into the URL, or give it with --cert-name" in text
+    assert "derp.example.com" in text
+
+
+def test_an_expired_certificate(here: Here, tmp_path: Path) -> None:
+    with answering(b"", secure(tmp_path, days=-1)) as port:
+        text = told(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt")
+    assert "the certificate is too old, or this machine's clock is wrong" in text
+
+
+def test_another_certificate_than_the_pinned_one(here: Here) -> None:
+    with RelayThread(tls=True) as relay:
+        text = told(here, relay.url, "--pin", "0" * 64)
+    assert "cert hash does not match expected cert hash" in text
+    assert "the relay has another certificate than the pinned one" in text
+
+
+def test_tls_where_there_is_none(here: Here, relay: RelayThread) -> None:
+    assert "write http:// if you trust the way" in told(here, relay.url.replace("http", "https"))
+
+
+def test_a_handshake_that_is_cut(here: Here) -> None:
+    with answering(b"") as port:
+        text = told(here, f"https://{NAME}:{port}")
+    assert "no TLS with what answers here" in text
+
+
+# What is no relay
+
+
+@pytest.mark.parametrize("websocket", [[], ["--websocket"]])
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("404 Not Found", "no relay at this path: its URL ends in /derp"),
+        ("200 OK", "a web site answers here, and no relay"),
+        ("401 Unauthorized", "wants a login: ask who runs it"),
+        ("403 Forbidden", "lets you not in: ask who runs it"),
+        ("407 Proxy Authentication Required", "give --proxy http://USER:PASSWORD@HOST:PORT"),
+        ("429 Too Many Requests", "too many connections from here"),
+        ("301 Moved Permanently", "the answer is a redirect"),
+        ("426 Upgrade Required", "try --websocket, which more proxies let pass"),
+        ("400 Bad Request", "try --websocket, which more proxies let pass"),
+        ("503 Service Unavailable", "is in trouble: try later"),
+    ],
+)
+def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[str]) -> None:
+    with answering(http(status, body="why \x1b[2J")) as port:
+        text = told(here, f"http://127.0.0.1:{port}", *websocket)
+    assert line in text
+    assert status[:3] in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"220 mail.example.com ESMTP\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+        + b"\x01\x00\x00\x00\x28" + b"not derp" + bytes(32),
+    ],
+)  # fmt: skip
+def test_what_does_not_speak_derp(here: Here, answer: bytes) -> None:
+    with answering(answer) as port:
+        assert "is no DERP relay: check host, port and path" in told(
+            here, f"http://127.0.0.1:{port}"
+        )
+
+
+# The way there
+
+
+def test_an_end_without_an_answer(here: Here) -> None:
+    with answering(b"") as port:
+        assert "the connection was cut: try again" in told(here, f"http://127.0.0.1:{port}")
+
+
+def test_nobody_listens(here: Here) -> None:
+    assert "nothing listens there" in told(here, "http://127.0.0.1:1")
+    assert "nothing listens there" in told(here, "https://127.0.0.1:1", "--insecure")
+
+
+def test_a_name_that_is_unknown(here: Here) -> None:
+    assert "the name is not known" in told(here, "https://relay.invalid")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_answer_in_time(here: Here, scheme: str) -> None:
+    with answering(None) as port:
+        done = here("ping", f"{scheme}://127.0.0.1:{port}", "--connect-timeout", 0.2)
+    assert done.code == 1
+    assert "no answer within 0.2 s" in done.err
+    assert "a firewall may swallow the packets" in done.err
+
+
+def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> None:
+    with answering(http("407 Proxy Authentication Required")) as port:
+        text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
+    assert "give --proxy http://USER:PASSWORD@HOST:PORT" in text
+    assert "secret" not in text
+    with answering(http("502 Bad Gateway")) as port:
+        text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
+    assert "check --proxy, or HTTPS_PROXY" in text
+    assert "secret" not in text
+
+
+def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:secret@127.0.0.1:1")
+    text = told(here, "http://relay.example.com/derp")
+    assert "secret" not in text
+    assert "127.0.0.1:1" in text
+
+
+# What cannot be brought about here
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CertificateError("cert not yet valid until 2099"), "check this machine's clock"),
+        (OSError(113, "No route to host"), "cannot be reached from here"),
+        (ConnectionResetError(104, "Connection reset by peer"), "the connection was cut"),
+        (TimeoutError("the relay took no packet for 1 s"), "no answer in time"),
+        (ConnectionClosed("derp.Recv: EOF"), "the relay ended the connection"),
+        (BadMagic("bad"), "no DERP relay"),
+    ],
+)
+def test_other_errors(error: Exception, line: str) -> None:
+    (found,) = advice(error)
+    assert line in found
+
+
+def test_errors_that_say_it_all_need_none() -> None:
+    assert advice(ConfigError("--x: want y")) == []
+
+
+def test_each_cause_is_told_once() -> None:
+    refused = UpgradeRejected("404", status=404, body="")
+    gone = DialError("connect to 192.0.2.1:1: No route to host")
+    error = ConnectError("no", attempts=[refused, ConnectError("no", attempts=[refused, gone])])
+    assert len(advice(error)) == 2

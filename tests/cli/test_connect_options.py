@@ -1,0 +1,246 @@
+"""The flags that commands share: which relay is reached, as whom, and whom that trusts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import NodePrivate
+from pyderp.testing import RelayThread
+from tests.aio.certificates import write_pair
+from tests.interop.relays import Setup
+from tests.interop.relays import running as interop_running
+
+from .commands import Done, listening
+from .commands import run as run_pyderp
+from .process import running
+
+Here: TypeAlias = Callable[..., Done]
+
+NAME = "localhost"
+OTHER = "derp.example.com"
+ONCE = ("-c1", "-i0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def named(folder: Path) -> Iterator[int]:
+    """The port of a relay whose certificate is for `NAME` and for `OTHER`."""
+    write_pair(folder, NAME, names=[NAME, OTHER])
+    flags = ("--certmode=manual", "--http-port=-1", "--certdir", folder, "--hostname", NAME)
+    with running("--dev", "-a", "127.0.0.1:0", *flags) as process:
+        yield process.address()[1]
+
+
+@pytest.fixture(scope="module")
+def pinned() -> Iterator[RelayThread]:
+    with RelayThread(tls=True) as relay:
+        yield relay
+
+
+# URLs
+
+
+@pytest.mark.parametrize("tail", ["/derp", "", "/"])
+def test_a_url_without_a_path_gets_the_usual_one(relay: RelayThread, here: Here, tail: str) -> None:
+    assert here("ping", relay.url.removesuffix("/derp") + tail, *ONCE).code == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["--websocket"], ["--ipv6"]])
+def test_ways_to_connect(relay: RelayThread, here: Here, flags: list[str]) -> None:
+    assert here("ping", relay.url, *ONCE, *flags).code == 0
+
+
+def test_ca_makes_a_certificate_known(here: Here, folder: Path, named: int) -> None:
+    url = f"https://{NAME}:{named}/derp"
+    ca = folder / f"{NAME}.crt"
+    assert here("ping", url, *ONCE, "--ca", ca).code == 0
+    assert here("ping", url, *ONCE, "--ca", ca, "--websocket").code == 0
+    assert here("ping", url, *ONCE).code == 1
+
+
+def test_cert_name_is_the_name_that_counts(here: Here, folder: Path, named: int) -> None:
+    flags = (f"https://{NAME}:{named}", *ONCE, "--ca", folder / f"{NAME}.crt", "--cert-name")
+    assert here("ping", *flags, OTHER).code == 0
+    assert here("ping", *flags, "third.example.com").code == 1
+
+
+def test_insecure_takes_any_certificate_and_warns(here: Here, pinned: RelayThread) -> None:
+    assert here("ping", pinned.url, *ONCE).code == 1
+    done = run_pyderp("ping", pinned.url, *ONCE, "--insecure")
+    assert done.code == 0
+    assert "pyderp: --insecure: anyone on the way can pose as the relay\n" in done.err
+
+
+def test_a_pin_in_all_its_forms(here: Here, pinned: RelayThread) -> None:
+    pin = pinned.region.nodes[0].cert_name
+    digits = pin.removeprefix("sha256-raw:")
+    spaced = ":".join(digits[i : i + 2] for i in range(0, 64, 2)).upper()
+    for form in (pin, digits, spaced):
+        assert here("ping", pinned.url, *ONCE, "--pin", form).code == 0
+
+
+def test_the_pin_of_a_self_signed_relay(here: Here, pinned: RelayThread) -> None:
+    pin = pinned.region.nodes[0].cert_name
+    with listening(pinned.url, "--pin", pin, "--count", 1) as (listener, key):
+        assert here("send", pinned.url, key, "--pin", pin, "-m", "hello").code == 0
+        assert listener.end().code == 0
+
+
+# Maps
+
+
+def write_map(path: Path, *relays: RelayThread) -> Path:
+    regions = {}
+    for number, relay in enumerate(relays, start=900):
+        node = relay.region.nodes[0]
+        regions[str(number)] = {
+            "RegionID": number,
+            "RegionCode": f"r{number}",
+            "Nodes": [
+                {
+                    "Name": f"{number}a",
+                    "RegionID": number,
+                    "HostName": node.host_name,
+                    "DERPPort": node.derp_port,
+                    "CertName": node.cert_name,
+                }
+            ],
+        }
+    path.write_text(json.dumps({"Regions": regions}))
+    return path
+
+
+def test_the_only_region_of_a_map_need_not_be_named(
+    here: Here, tmp_path: Path, pinned: RelayThread
+) -> None:
+    path = write_map(tmp_path / "map.json", pinned)
+    assert here("ping", "--derp-map", path, *ONCE).code == 0
+    done = run_pyderp("ping", "--derp-map", "-", *ONCE, stdin=path.read_bytes())
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("region", ["901", "r901"])
+def test_a_region_is_named_by_number_or_code(
+    here: Here, tmp_path: Path, pinned: RelayThread, region: str
+) -> None:
+    with RelayThread(tls=True) as wrong:
+        path = write_map(tmp_path / "map.json", wrong, pinned)
+        assert here("ping", "--derp-map", path, "--region", region, *ONCE).code == 0
+        assert wrong.counters.connections == 0
+
+
+def test_which_regions_there_are_is_told(here: Here, tmp_path: Path, pinned: RelayThread) -> None:
+    path = write_map(tmp_path / "map.json", pinned, pinned)
+    done = here("ping", "--derp-map", path)
+    assert done.code == 1
+    assert "give --region; its regions: 900 (r900), 901 (r901)" in done.err
+    assert "it has no region 'fra'" in here("ping", "--derp-map", path, "--region", "fra").err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot read the DERP map"),
+        ("not JSON", "map.json: "),
+        ('{"Regions": {"x": {}}}', "map.json: "),
+        ("{}", "its regions: none"),
+    ],
+)
+def test_a_map_that_cannot_be_used_is_named(
+    here: Here, tmp_path: Path, text: str | None, told: str
+) -> None:
+    path = tmp_path / "map.json"
+    if text is not None:
+        path.write_text(text)
+    done = here("ping", "--derp-map", path)
+    assert done.code == 1
+    assert told in done.err
+    assert done.err.count("\n") == 1
+
+
+# Who we are
+
+
+def test_the_key_and_the_mesh_key_come_from_files(
+    relay: RelayThread, here: Here, tmp_path: Path
+) -> None:
+    key, mesh = tmp_path / "key", tmp_path / "mesh"
+    mine = NodePrivate.generate()
+    key.write_text(mine.to_text())
+    mesh.write_text("ab" * 32)
+    done = here("listen", relay.url, "--key", key, "--mesh-key", mesh, "--timeout", 0.2)
+    assert f"listening as {mine.public}" in done.err
+    mesh.write_text("secret")
+    done = here("listen", relay.url, "--mesh-key", mesh)
+    assert "the mesh key file" in done.err
+    assert "secret" not in done.err
+    assert "pyderp key new -o" in here("listen", relay.url, "--key", tmp_path / "none").err
+
+
+# What does not go together
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "give the relay's URL, or --derp-map"),
+        (["http://h", "--region", "1"], "--region needs --derp-map"),
+        (["http://h", "--derp-map", "f"], "a URL or --derp-map, not both"),
+        (["--derp-map", "f", "--pin", "0" * 64], "the DERP map says that (CertName)"),
+        (["https://h", "--pin", "0" * 63], "want 64 hex digits"),
+        (["https://h", "--pin", "0" * 64, "--cert-name", "x"], "give one of them"),
+        (["http://h", "--pin", "0" * 64], "only with https://"),
+        (["https://h/else", "--insecure"], "only with a URL like https://HOST[:PORT]/derp"),
+        (["https://h", "--connect-timeout", "0"], "0.001"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+    done = here("ping", *args)
+    assert done.code == 2
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/derp", "relay.example.com", "http://[::1/derp", "http://h:x"]
+)
+@pytest.mark.parametrize("flags", [[], ["--ipv6"]])
+def test_a_url_that_is_none_is_refused(here: Here, url: str, flags: list[str]) -> None:
+    done = here("ping", url, *flags)
+    assert done.code == 1
+    assert done.err.startswith("pyderp: derphttp.NewClient: ")
+
+
+@pytest.mark.parametrize("proxy", ["ftp://me:secret@h:1", "http://me:secret@", "\x00me:secret@h"])
+def test_a_proxy_that_is_none_is_refused_and_no_password_shown(here: Here, proxy: str) -> None:
+    done = here("ping", "https://h", "--proxy", proxy)
+    assert done.code == 1
+    assert "pyderp: proxy" in done.err
+    assert "secret" not in done.err
+
+
+# Go's relay
+
+
+@pytest.mark.parametrize("setup", ["plain", "named", "pinned"])
+def test_all_commands_work_with_go_s_relay(here: Here, tmp_path: Path, setup: Setup) -> None:
+    with interop_running("derper", setup, tmp_path) as derper:
+        host = "localhost" if setup == "named" else "127.0.0.1"
+        url = f"{'http' if setup == 'plain' else 'https'}://{host}:{derper.port}/derp"
+        flags: list[object] = ["--ca", derper.ca] if derper.ca else []
+        flags += ["--pin", derper.pin] if derper.pin else []
+        with listening(url, *flags, "--sealed", "--count", 1) as (listener, key):
+            done = here("ping", url, key, *ONCE, *flags)
+            assert (done.code, "1 received" in done.out) == (0, True)
+            assert here("ping", url, *ONCE, *flags).code == 0
+            assert here("send", url, key, "-m", "hello", "--sealed", *flags).code == 0
+            assert listener.end().out.endswith(" hello\n")
+        assert here("send", url, key, "-m", "hello", *flags).code == 3

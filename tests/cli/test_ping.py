@@ -1,0 +1,172 @@
+"""`pyderp ping`: round trips, what is lost, and what a stranger's pong is worth."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import ClientConfig, NetworkSettings, NodePrivate, ReceivedPacket, blocking
+from pyderp.cli.echo import pong_for_untrusted
+from pyderp.cli.ping import _percentile
+from pyderp.testing import RelayThread
+
+from .commands import Done, command, listening
+
+Here: TypeAlias = Callable[..., Done]
+
+DIRECT = ClientConfig(network=NetworkSettings())
+BOUND = 10.0
+NOBODY = NodePrivate.generate().public
+
+
+def test_the_relay_answers(relay: RelayThread, here: Here) -> None:
+    done = here("ping", relay.url, "-c3", "-i", 0.01)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    for number, line in enumerate(lines[:3], start=1):
+        assert line.startswith(f"pong from the relay: number={number} time=")
+        assert line.endswith(" ms")
+    assert lines[3].startswith("3 sent, 3 received, 0.0% lost; min ")
+
+
+def test_a_peer_that_listens_answers(relay: RelayThread, here: Here) -> None:
+    with listening(relay.url) as (_, key):
+        done = here("ping", relay.url, key, "-c", 3, "-i", 0.01, "--json")
+    assert done.code == 0
+    times = [event["seconds"] for event in done.events if event["type"] == "pong"]
+    assert len(times) == 3
+    found = done.event("statistics")
+    assert (found["sent"], found["received"], found["loss"]) == (3, 3, 0)
+    assert found["min"] == min(times) > 0
+    assert found["median"] == statistics.median(times)
+    assert found["p99"] == max(times)
+
+
+def test_latency_is_what_is_measured(relay: RelayThread, here: Here) -> None:
+    relay.latency = 0.05
+    for peer in (True, False):
+        with listening(relay.url) as (_, key):
+            done = here("ping", relay.url, *([key] if peer else []), "-c1", "--json")
+        assert done.event("statistics")["min"] >= 0.1
+
+
+def test_a_peer_that_is_not_there_is_told_at_once(relay: RelayThread, here: Here) -> None:
+    done = here("ping", relay.url, NOBODY, "-c2", "-i0")
+    assert done.code == 1
+    assert done.err.count("the peer is not at this relay") == 2
+    assert done.out == "2 sent, 0 received, 100.0% lost\n"
+
+
+def test_a_peer_that_does_not_answer_is_lost(relay: RelayThread, here: Here) -> None:
+    with listening(relay.url, "--no-echo") as (_, key):
+        done = here("ping", relay.url, key, "-c2", "-i0", "--timeout", 0.05, "--json")
+    assert done.code == 1
+    assert [e["reason"] for e in done.events if e["type"] == "lost"] == [
+        "no answer within 0.05 s", "no answer within 0.05 s",
+    ]  # fmt: skip
+    found = done.event("statistics")
+    assert (found["loss"], "min" in found) == (1, False)
+
+
+def test_a_loss_is_counted_and_the_rest_goes_on(relay: RelayThread) -> None:
+    with listening(relay.url) as (_, key):
+        flags = ("-c3", "-i", 0.5, "--timeout", 0.4, "--json")
+        with command("ping", relay.url, key, *flags) as pinging:
+            pinging.wait_for_out('"number": 1')
+            relay.drop_next()
+            done = pinging.end()
+    assert done.code == 0
+    assert [e["type"] for e in done.events] == ["pong", "lost", "pong", "statistics"]
+    assert done.event("statistics")["loss"] == pytest.approx(1 / 3)
+
+
+def test_pongs_of_others_and_pongs_never_asked_for_do_not_count(relay: RelayThread) -> None:
+    with (
+        blocking.Client.for_url(relay.url, config=DIRECT) as target,
+        blocking.Client.for_url(relay.url, config=DIRECT) as other,
+    ):
+        target.recv(BOUND)
+        flags = ("-c1", "--timeout", 1, "--json")
+        with command("ping", relay.url, target.self_public_key, *flags) as pinging:
+            for message in target:
+                assert isinstance(message, ReceivedPacket)
+                pinger, pong = message.source, pong_for_untrusted(message.data)
+                if pong is not None:
+                    break
+            assert pong is not None
+            other.send(pinger, pong)
+            wrong_id = pong.replace(pong[11:19], b"wrong id")
+            target.send_many(pinger, [wrong_id, pong[:-1], pong + b"x", b"", pong[:11]])
+            done = pinging.end()
+    assert done.code == 1
+    assert done.event("lost")["number"] == 1
+
+
+def test_a_connection_that_ends_is_a_loss_and_it_connects_again(relay: RelayThread) -> None:
+    with command("ping", relay.url, "-c3", "-i", 0.3, "--json") as pinging:
+        pinging.wait_for_out('"number": 1')
+        relay.cut()
+        done = pinging.end()
+    assert done.code == 0
+    assert done.events[-2]["type"] == "pong"
+
+
+def test_ctrl_c_prints_the_statistics(relay: RelayThread) -> None:
+    with command("ping", relay.url, "-c", 0, "-i", 0.01) as pinging:
+        pinging.wait_for_out("number=3 ")
+        pinging.interrupt()
+        done = pinging.end()
+    assert done.code == 130
+    assert " received, 0.0% lost; min " in done.out.splitlines()[-1]
+
+
+def test_a_relay_that_says_nothing_is_lost(relay: RelayThread) -> None:
+    with command("ping", relay.url, "-c2", "-i", 0.5, "--timeout", 0.1) as pinging:
+        pinging.wait_for_out("number=1 ")
+        relay.freeze()
+        done = pinging.end()
+        relay.thaw()
+    assert done.code == 0
+    assert "number=2: no answer within 0.1 s" in done.err
+
+
+def test_a_relay_that_is_not_there_is_an_error_without_statistics(here: Here) -> None:
+    done = here("ping", "http://127.0.0.1:1/derp")
+    assert done.code == 1
+    assert done.out == ""
+    assert "nothing listens there" in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "give the relay's URL"),
+        (["http://h/derp", "-c", "-1"], "greater than or equal to 0"),
+        (["http://h/derp", "--timeout", "6"], "less than or equal to 5"),
+        (["-count=5", "http://h/derp"], "write --count=5"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+    done = here("ping", *args)
+    assert done.code == 2
+    assert told in done.err
+
+
+@pytest.mark.parametrize(("count", "want"), [(1, 1), (99, 99), (100, 99), (101, 100), (1000, 990)])
+def test_99_of_100_do_not_exceed_the_p99(count: int, want: int) -> None:
+    assert _percentile([float(n) for n in range(count, 0, -1)], 0.99) == want
+
+
+def test_without_uvloop_it_works_as_well(relay: RelayThread) -> None:
+    blocked = "import sys; sys.modules['uvloop'] = None; sys.argv[0] = 'pyderp'; "
+    blocked += "from pyderp.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "ping", relay.url, "-c1"],
+        capture_output=True, timeout=BOUND, check=True,
+    )  # fmt: skip
+    assert b"1 received" in done.stdout

@@ -1,0 +1,274 @@
+"""`pyderp send`: lines, chunks, sealed; and what its exit status says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import (
+    Client,
+    ClientConfig,
+    ConnectionClosed,
+    NetworkSettings,
+    NodePrivate,
+    ReceivedPacket,
+    blocking,
+)
+from pyderp.cli.echo import PROBE
+from pyderp.cli.output import Output
+from pyderp.cli.send import _Sender
+from pyderp.keys import NodePublic
+from pyderp.testing import RelayThread
+from pyderp.wire.frames import pack_health, pack_peer_gone
+from tests.conftest import Run
+
+from .commands import Done, command, listening
+from .commands import run as run_pyderp
+
+Here: TypeAlias = Callable[..., Done]
+
+DIRECT = ClientConfig(network=NetworkSettings())
+BOUND = 10.0
+NOBODY = NodePrivate.generate().public
+
+
+def peer(relay: RelayThread) -> blocking.Client:
+    client = blocking.Client.for_url(relay.url, config=DIRECT)
+    client.connect()
+    client.recv(BOUND)
+    return client
+
+
+def received(client: blocking.Client) -> ReceivedPacket:
+    """The next packet that is no probe."""
+    while True:
+        message = client.recv(BOUND)
+        if isinstance(message, ReceivedPacket) and message.data != PROBE:
+            return message
+
+
+def packet(client: blocking.Client) -> bytes:
+    return received(client).data
+
+
+def test_each_line_is_a_packet(relay: RelayThread) -> None:
+    with peer(relay) as receiver:
+        done = run_pyderp(
+            *("send", relay.url, receiver.self_public_key, "--wait", 0.1),
+            stdin=b"one\n\ntwo \xff\r\nunfinished",
+        )
+        assert done.code == 0
+        assert [packet(receiver) for _ in range(4)] == [b"one", b"", b"two \xff\r", b"unfinished"]
+        assert "4 packets, 19 bytes handed to the relay; DERP never confirms delivery" in done.err
+        assert done.out == ""
+
+
+def test_a_line_goes_out_as_soon_as_it_is_typed(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"fir")
+        sender.feed(b"st\nsec")
+        assert packet(receiver) == b"first"
+        sender.feed(b"ond\n")
+        assert packet(receiver) == b"second"
+        assert sender.end().code == 0
+
+
+def test_raw_cuts_input_into_packets(relay: RelayThread) -> None:
+    data = bytes(range(256)) * 20
+    with peer(relay) as receiver:
+        assert (
+            run_pyderp("send", relay.url, receiver.self_public_key, "--raw", stdin=data).code == 0
+        )
+        found = [packet(receiver)]
+        while sum(map(len, found)) < len(data):
+            found.append(packet(receiver))
+        assert b"".join(found) == data
+        assert max(map(len, found)) <= 1200
+
+
+def test_a_message_can_be_an_argument(relay: RelayThread, here: Here) -> None:
+    with peer(relay) as receiver:
+        done = here(
+            "send", relay.url, receiver.self_public_key, "-m", "two\nlines ü", "--wait", 0, "--json"
+        )
+        assert packet(receiver) == "two\nlines ü".encode()
+        event = done.event("summary")
+        del event["time"]
+        assert event == {
+            "type": "summary", "packets": 1, "bytes": 12, "dropped": 0, "gone": False,
+        }  # fmt: skip
+
+
+def test_sealed_packets_are_opened_by_listen_and_not_by_the_relay(
+    relay: RelayThread, here: Here
+) -> None:
+    with listening(relay.url, "--sealed", "--count", 1) as (listener, key):
+        assert here("send", relay.url, key, "--sealed", "-m", "secret").code == 0
+        assert listener.end().out.endswith(" secret\n")
+    with peer(relay) as receiver:
+        here("send", relay.url, receiver.self_public_key, "--sealed", "-m", "secret", "--wait", 0)
+        assert b"secret" not in packet(receiver)
+
+
+def test_a_line_too_long_is_refused_and_says_which(relay: RelayThread) -> None:
+    with peer(relay) as receiver:
+        done = run_pyderp(
+            "send", relay.url, receiver.self_public_key, stdin=b"ok\n" + b"x" * 65537 + b"\n"
+        )
+        assert done.code == 1
+        assert "line 2 is longer than a packet may be, 65536 bytes; --raw cuts" in done.err
+        assert packet(receiver) == b"ok"
+
+
+def test_an_endless_line_is_not_read_to_its_end(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"x" * 70_000)
+        sender.wait_for("line 1 is longer than a packet may be")
+
+
+# Exit status 3
+
+
+@pytest.mark.parametrize("flags", [[], ["--sealed"], ["--websocket"]])
+def test_a_peer_that_is_not_there_is_exit_status_3(
+    relay: RelayThread, here: Here, flags: list[str]
+) -> None:
+    done = here("send", relay.url, NOBODY, "-m", "x", *flags)
+    assert done.code == 3
+    assert f"{NOBODY} is not at this relay: run pyderp listen there" in done.err
+
+
+def test_waiting_for_input_ends_when_the_peer_is_not_there(relay: RelayThread) -> None:
+    with command("send", relay.url, NOBODY, "--json") as sender:
+        sender.wait_for("0 packets, 0 bytes handed to the relay, but nodekey:")
+        assert sender.end().code == 3
+        assert '"gone": true' in sender.out
+
+
+def test_a_peer_that_leaves_meanwhile_is_exit_status_3(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"first\n")
+        assert packet(receiver) == b"first"
+        receiver.close()
+        relay.wait_for_clients(1)
+        assert sender.end(b"second\n").code == 3
+
+
+def test_without_waiting_nothing_is_asked_for(relay: RelayThread, here: Here) -> None:
+    assert here("send", relay.url, NOBODY, "-m", "x", "--wait", 0).code == 0
+    with peer(relay) as receiver:
+        here("send", relay.url, receiver.self_public_key, "-m", "x", "--wait", 0)
+        message = receiver.recv(BOUND)
+        assert isinstance(message, ReceivedPacket)
+        assert message.data == b"x"  # and no probe before it
+
+
+def test_that_another_peer_is_gone_is_nothing_to_it(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"x\n")
+        assert packet(receiver) == b"x"
+        relay.inject(pack_peer_gone(NOBODY, 1))
+        relay.inject(pack_health("too \x1b loud"))
+        sender.wait_for(r"the relay reports: too \\x1b loud")
+        assert sender.end().code == 0
+
+
+# Failures
+
+
+def test_a_cut_is_survived(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"first\n")
+        assert relay.cut(client=received(receiver).source) == 1
+        relay.wait_for_clients(1)
+        sender.feed(b"second\n")
+        assert packet(receiver) == b"second"
+        assert sender.end().code == 0
+
+
+class Broken(Client):
+    """A client whose connection ends as often as this, whenever something is sent."""
+
+    times = 1
+    sent = 0
+
+    async def send(self, dst: NodePublic, data: bytes) -> None:
+        self.sent += 1
+        if self.sent <= self.times:
+            raise ConnectionClosed("derp.Send: it broke")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_packet_is_sent_a_second_time_and_not_a_third(
+    run: Run, capsys: pytest.CaptureFixture[str], times: int
+) -> None:
+    async def main() -> None:
+        client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
+        assert isinstance(client, Broken)
+        client.times = times
+        sender = _Sender(client, Output(as_json=False), NOBODY, BOUND, None)
+        if times == 1:
+            await sender._send(b"x")
+        else:
+            with pytest.raises(ConnectionClosed, match="it broke"):
+                await sender._send(b"x")
+        assert client.sent == 2
+
+    run(main())
+    told = "derp.Send: it broke; connecting again; the last packets may be lost"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_relay_that_takes_nothing_is_given_up(relay: RelayThread) -> None:
+    with peer(relay) as receiver:
+        flags = ("--timeout", 0.3, "--raw", "--wait", 0)
+        with command("send", relay.url, receiver.self_public_key, *flags) as sender:
+            sender.feed(b"x")
+            packet(receiver)
+            relay.freeze()
+            done = sender.end(bytes(20_000_000))
+            relay.thaw()
+    assert done.code == 1
+    assert "the relay took no packet for 0.3 s" in done.err
+
+
+def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"x\n")
+        packet(receiver)
+        sender.interrupt()
+        assert sender.popen.wait(BOUND) == 130
+        assert sender.end().err == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "Missing argument"),
+        (["http://127.0.0.1:1/derp"], "PEER is missing"),
+        ([str(NOBODY)], "give the relay's URL, or --derp-map"),
+        (["http://127.0.0.1:1/derp", "nodekey:12"], "key hex has the wrong size"),
+        (["http://127.0.0.1:1/derp", "someone"], "'someone' is no peer"),
+        (["http://127.0.0.1:1/derp", str(NOBODY), str(NOBODY)], "one peer too many"),
+        (["http://127.0.0.1:1/derp", str(NOBODY), "-m", "x", "--raw"], "give one of them"),
+        ([str(NOBODY), "--derp-map", "-"], "give --message as well"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told: str) -> None:
+    done = here("send", *args)
+    assert done.code == 2
+    assert told in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_key_that_cannot_be_sealed_for_is_refused(relay: RelayThread, here: Here) -> None:
+    done = here("send", relay.url, NodePublic(bytes(32)), "--sealed", "-m", "x")
+    assert done.code == 1
+    assert "no secret can be shared with key" in done.err
+
+
+def test_help_says_that_delivery_is_not_confirmed(here: Here) -> None:
+    text = here("send", "--help").out
+    assert "DERP never confirms delivery" in text.replace("\n", " ")
+    assert "--sealed --message hello" in text

@@ -1,0 +1,36 @@
+"""Settings of a client."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from pyderp import ClientConfig, ConfigError
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "receive_timeout"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+def test_times_must_be_positive(name: str, value: float) -> None:
+    """A time that is not positive is refused by name."""
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigError, match=name):
+        ClientConfig(**settings)
+
+
+def test_defaults() -> None:
+    """The times are Go's, and nothing is said at login that was not asked for."""
+    config = ClientConfig()
+    assert (config.connect_timeout, config.receive_timeout) == (10.0, 120.0)
+    assert config.mesh_key is None
+    assert config.app_name == ""
+    flags = (config.is_prober, config.can_ack_pings, config.watch_connection_changes)
+    assert flags == (False, False, False)
+
+
+def test_frozen() -> None:
+    """Settings are shared between clients, so they cannot change."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ClientConfig().app_name = "x"  # type: ignore[misc]  # what is tested

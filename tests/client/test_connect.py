@@ -1,0 +1,751 @@
+"""One attempt to connect: its time, its errors, its order of nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from pyderp import (
+    CertificateError,
+    Client,
+    ClientConfig,
+    ConnectError,
+    DERPNode,
+    DERPRegion,
+    DialError,
+    DNSCache,
+    LocalProtocolError,
+    NetworkSettings,
+    RemoteProtocolError,
+    TLSConfig,
+    TLSError,
+)
+from pyderp.net.streams import as_link
+from pyderp.wire.frames import FrameType, pack_frame
+from pyderp.wire.upgrade import switching_protocols
+from tests.conftest import Run
+from tests.net.certificates import ROOT, certificate
+
+from .fakes import (
+    DIRECT,
+    RELAY,
+    FakeRelay,
+    Log,
+    Peer,
+    bounded,
+    connects,
+    fake_relay,
+    until_closed,
+)
+
+HTTP = NetworkSettings(use_derp_http=True)
+TRUSTING = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=(ROOT.der,))
+SERVER = certificate("127.0.0.1", issuer=ROOT).server()
+
+
+def node(name: str, relay: FakeRelay | int, **settings: Any) -> DERPNode:
+    port = relay if isinstance(relay, int) else relay.port
+    return DERPNode(
+        name=name, region_id=7, host_name="127.0.0.1", ipv6="none", derp_port=port, **settings
+    )
+
+
+def region(*nodes: DERPNode) -> DERPRegion:
+    return DERPRegion(region_id=7, region_code="x", nodes=nodes)
+
+
+def of_region(*nodes: DERPNode, network: NetworkSettings = HTTP, **settings: Any) -> Client:
+    return Client.for_region(region(*nodes), config=ClientConfig(network=network, **settings))
+
+
+def of_url(url: str, **settings: Any) -> Client:
+    return Client.for_url(url, config=ClientConfig(network=DIRECT, **settings))
+
+
+def closed_port() -> int:
+    """A port that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def full_port() -> Any:
+    """A port whose queue is full, so that connecting to it takes for ever."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+async def fails(client: Client) -> ConnectError:
+    async with bounded():
+        with pytest.raises(ConnectError) as caught:
+            await client.connect()
+    error = caught.value
+    group = error.__cause__
+    assert isinstance(group, ExceptionGroup)
+    assert group.exceptions == error.attempts
+    assert error not in error.attempts
+    assert not client.connected
+    assert client.connection_state == "not connected"
+    return error
+
+
+async def nothing(_: Peer) -> None:
+    pass
+
+
+async def upgrade(peer: Peer) -> None:
+    await peer.head()
+    peer.say(switching_protocols(RELAY.public))
+
+
+async def half_a_greeting(peer: Peer) -> None:
+    await upgrade(peer)
+    peer.say(b"\x01\0\0")
+
+
+STAGES: dict[str, tuple[str, dict[str, Any], Callable[[Peer], Any], str]] = {
+    "TLS": ("https", {}, nothing, "in the TLS handshake"),
+    "upgrade": ("http", {}, nothing, "waiting for the relay's answer"),
+    "websocket": ("http", {"websocket": True}, nothing, "waiting for the relay's answer"),
+    "greeting": ("http", {}, upgrade, "waiting for the relay's answer"),
+    "half a greeting": ("http", {}, half_a_greeting, "waiting for the relay's answer"),
+}
+
+
+class TestTime:
+    """`connect_timeout` holds for all steps together."""
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_silence(self, run: Run, stage: str) -> None:
+        """A server that falls silent is given up, with the step in the error."""
+        scheme, settings, start, step = STAGES[stage]
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+                url = relay.url.replace("http", scheme, 1)
+                async with of_url(url, connect_timeout=0.2, **settings) as client:
+                    failing = asyncio.create_task(fails(client))
+                    peer = await relay.accept()
+                    await start(peer)
+                    error = await failing
+                    prefix = f"derphttp.Client.Connect connect to {url}: "
+                    assert str(error) == f"{prefix}no answer within 0.2 s, {step}"
+                    assert isinstance(error.attempts[0], TimeoutError)
+                    assert client.stats.failed_connects == 1
+                    await peer.gone()
+                    # The client is good for another attempt.
+                    assert client.generation == 0
+                    if scheme == "http" and not settings:
+                        await connects(client, relay)
+
+        run(main())
+
+    def test_tcp(self, run: Run) -> None:
+        """So is one that does not even take the connection."""
+
+        async def main() -> None:
+            with full_port() as port:
+                async with of_url(f"http://127.0.0.1:{port}/derp", connect_timeout=0.1) as client:
+                    error = await fails(client)
+                    assert "no answer within 0.1 s, connecting to 127.0.0.1" in str(error)
+
+        run(main())
+
+    def test_dialer(self, run: Run) -> None:
+        """And a dialer that never comes back."""
+
+        async def dialer(_host: str, _port: int) -> socket.socket:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        async def main() -> None:
+            async with of_url("http://h/derp", connect_timeout=0.1, dialer=dialer) as client:
+                assert "connecting to h" in str(await fails(client))
+
+        run(main())
+
+    def test_greeting_over_a_stream(self, run: Run) -> None:
+        """And a stream that says nothing."""
+
+        async def main() -> None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                client = Client.over_stream(ours, config=ClientConfig(connect_timeout=0.1))
+                error = await fails(client)
+                assert str(error) == (
+                    "derphttp.Client.Connect connect to the given stream: "
+                    "no answer within 0.1 s, waiting for the relay's greeting"
+                )
+                assert await asyncio.to_thread(theirs.recv, 10) == b""
+                await client.aclose()
+
+        run(main())
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_deadline_of_the_caller(self, run: Run, scheme: str) -> None:
+        """A sooner deadline of the caller's is his own TimeoutError; nothing stays open."""
+
+        async def main() -> None:
+            async with (
+                fake_relay() as relay,
+                of_url(relay.url.replace("http", scheme, 1)) as client,
+            ):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await client.connect()
+                await (await relay.accept()).gone()
+                assert client.connection_state == "not connected"
+
+        run(main())
+
+    @pytest.mark.parametrize("call", ["send", "recv"])
+    def test_connect_scope(self, run: Run, call: str) -> None:
+        """A scope bounds the connects of sends and receives, and not that of `connect`."""
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+                scope = lambda: asyncio.timeout(0.1)  # noqa: E731 (as in the documentation)
+                async with of_url(relay.url, connect_scope=scope) as client:
+                    work = client.recv() if call == "recv" else client.send(RELAY.public, b"x")
+                    async with bounded():
+                        with pytest.raises(ConnectError, match="time of connect_scope is up"):
+                            await work
+                    await (await relay.accept()).gone()
+                    connecting = asyncio.create_task(client.connect())
+                    peer = await relay.accept()
+                    await asyncio.sleep(0.2)
+                    await peer.serve()
+                    await connecting
+
+        run(main())
+
+
+class TestErrors:
+    """What a failed connect says."""
+
+    def test_refused(self, run: Run) -> None:
+        """Label, target and cause, as in Go."""
+
+        async def main() -> None:
+            url = f"http://127.0.0.1:{closed_port()}/derp"
+            async with of_url(url) as client:
+                error = await fails(client)
+                text = str(error)
+                prefix = f"derphttp.Client.Connect connect to {url}: dial of 127.0.0.1: "
+                assert text.startswith(prefix)
+                assert "refused" in text.lower()
+                assert isinstance(error.attempts[0], DialError)
+                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Recv connect to"):
+                    await client.recv()
+                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Send connect to"):
+                    await client.send(RELAY.public, b"x")
+                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ForwardPacket connect"):
+                    await client.forward_packet(RELAY.public, RELAY.public, b"x")
+                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ClosePeer connect to"):
+                    await client.close_peer(RELAY.public)
+                assert client.stats.failed_connects == 5
+
+        run(main())
+
+    @pytest.mark.parametrize("websocket", [False, True])
+    def test_passwords(self, run: Run, websocket: bool) -> None:
+        """The password of a URL is in no error and no log line."""
+
+        async def main() -> None:
+            url = f"http://user:s3cret@127.0.0.1:{closed_port()}/derp"
+            with Log("pyderp") as log:
+                async with of_url(url, websocket=websocket) as client:
+                    error = await fails(client)
+                    texts = [str(error), repr(error), str(client), repr(client), *log.lines]
+                    texts += map(str, error.attempts)
+            assert log.lines
+            assert any("xxxxx" in line for line in log.lines)
+            assert not any("s3cret" in text for text in texts)
+
+        run(main())
+
+    def test_certificate(self, run: Run) -> None:
+        """A certificate that nobody vouches for is the cause as it is."""
+
+        async def main() -> None:
+            async with fake_relay(SERVER) as relay, of_url(relay.url) as client:
+                error = await fails(client)
+                assert isinstance(error.attempts[0], CertificateError)
+
+        run(main())
+
+    def test_error_of_a_bug(self, run: Run) -> None:
+        """What is no error of ours or the system's comes through, and leaves a working client."""
+        broken = True
+
+        async def dialer(host: str, port: int) -> socket.socket:
+            if broken:
+                raise ZeroDivisionError
+            return socket.create_connection((host, port))
+
+        async def main() -> None:
+            nonlocal broken
+            async with fake_relay() as relay, of_url(relay.url, dialer=dialer) as client:
+                with pytest.raises(ZeroDivisionError):
+                    await client.connect()
+                assert client.connection_state == "not connected"
+                broken = False
+                await connects(client, relay)
+
+        run(main())
+
+
+class Bytes:
+    """anyio's byte stream over a pair of asyncio streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self.reader.read(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        self.writer.write(item)
+        await self.writer.drain()
+
+    async def aclose(self) -> None:
+        self.writer.transport.abort()
+
+
+class TestDialer:
+    """A function that opens the connection."""
+
+    @pytest.mark.parametrize("kind", ["socket", "streams", "byte stream", "link"])
+    def test_kinds(self, run: Run, kind: str) -> None:
+        """It gets the host by name and the port, and may give any kind of stream."""
+        asked: list[tuple[str, int]] = []
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+
+                async def dialer(host: str, port: int) -> Any:
+                    asked.append((host, port))
+                    address = ("127.0.0.1", relay.port)
+                    if kind == "socket":
+                        return socket.create_connection(address)
+                    if kind == "link":
+                        return await as_link(socket.create_connection(address))
+                    pair = await asyncio.open_connection(*address)
+                    return pair if kind == "streams" else Bytes(*pair)
+
+                async with of_url("http://no.such.name:99/derp", dialer=dialer) as client:
+                    peer = await connects(client, relay)
+                    assert b"\r\nHost: no.such.name:99\r\n" in peer.request
+                    await client.send(RELAY.public, b"x")
+                    assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"x"
+                await peer.gone()
+                assert asked == [("no.such.name", 99)]
+
+        run(main())
+
+    def test_error(self, run: Run) -> None:
+        """Its error is the cause, as it is."""
+        error = OSError("no way out")
+
+        async def dialer(_host: str, _port: int) -> socket.socket:
+            raise error
+
+        async def main() -> None:
+            async with of_url("https://h/derp", dialer=dialer) as client:
+                found = await fails(client)
+                assert found.attempts == (error,)
+                assert str(found).endswith("connect to https://h/derp: no way out")
+
+        run(main())
+
+    def test_no_stream(self, run: Run) -> None:
+        """A dialer that gives something else is told so."""
+
+        async def dialer(_host: str, _port: int) -> Any:
+            return None
+
+        async def main() -> None:
+            async with of_url("https://h/derp", dialer=dialer) as client:
+                assert "a NoneType is no stream" in str(await fails(client))
+
+        run(main())
+
+
+def test_dns_cache(run: Run) -> None:
+    """A URL's host is looked up in the cache."""
+
+    async def main() -> None:
+        asked = []
+
+        async def resolver(host: str, _family: socket.AddressFamily) -> list[Any]:
+            import ipaddress
+
+            asked.append(host)
+            return [ipaddress.ip_address("127.0.0.1")]
+
+        async with fake_relay() as relay:
+            cache = DNSCache(resolver=resolver)
+            url = relay.url.replace("127.0.0.1", "cached.example")
+            async with of_url(url, dns_cache=cache) as client:
+                for _ in range(2):
+                    peer = await connects(client, relay)
+                    peer.cut()
+                    await until_closed(client)
+        assert set(asked) == {"cached.example"}
+
+    run(main())
+
+
+def test_one_connection_for_all(run: Run) -> None:
+    """Calls that find no connection at once share the one attempt."""
+
+    async def main() -> None:
+        async with fake_relay() as relay, of_url(relay.url) as client:
+            calls = [
+                asyncio.create_task(client.connect()),
+                asyncio.create_task(client.recv()),
+                *(asyncio.create_task(client.send(RELAY.public, b"x")) for _ in range(3)),
+            ]
+            await relay.serve()
+            async with bounded():
+                await asyncio.gather(*calls)
+            assert client.generation == 1
+            assert len(relay.seen) == 1
+            await client.connect()  # is connected already
+            assert len(relay.seen) == 1
+
+    run(main())
+
+
+def test_waiting_calls_go_on_when_one_fails(run: Run) -> None:
+    """A failed attempt is the error of the call that made it; the next in line tries anew."""
+
+    async def main() -> None:
+        async with fake_relay() as relay, of_url(relay.url) as client:
+            first = asyncio.create_task(client.connect())
+            second = asyncio.create_task(client.connect())
+            (await relay.accept()).cut()
+            with pytest.raises(ConnectError):
+                await first
+            await relay.serve()
+            await second
+
+    run(main())
+
+
+def test_changes_during_a_connect(run: Run) -> None:
+    """What is asked for while a connect is under way is said right after it."""
+
+    async def main() -> None:
+        async with fake_relay() as relay, of_url(relay.url) as client:
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await upgrade(peer)
+            await client.note_preferred(True)
+            watching = asyncio.create_task(client.watch_connection_changes())
+            await asyncio.sleep(0)
+            await peer.login()
+            await connecting
+            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+            assert await peer.expect(FrameType.WATCH_CONNS) == b""
+            await watching
+            # And back, when it was said with the login.
+            peer.cut()
+            await until_closed(client)
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await upgrade(peer)
+            await client.note_preferred(False)
+            await peer.login()
+            await connecting
+            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+            assert await peer.expect(FrameType.WATCH_CONNS) == b""
+            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x00"
+
+    run(main())
+
+
+class TestRegion:
+    """A region's nodes, in order."""
+
+    def test_no_region(self, run: Run) -> None:
+        """A region that is not there yet is asked for again at each attempt."""
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+                answers = [None, None, region(node("1", relay)), region(node("2", relay))]
+                client = Client.for_region(
+                    lambda: answers.pop(0), config=ClientConfig(network=HTTP)
+                )
+                async with client:
+                    assert len(answers) == 4
+                    for _ in range(2):
+                        with pytest.raises(
+                            ConnectError, match=r"^DERP region not available$"
+                        ) as caught:
+                            await client.connect()
+                        assert caught.value.__cause__ is None
+                    assert client.stats.failed_connects == 2
+                    for left in (1, 0):
+                        peer = await connects(client, relay)
+                        assert len(answers) == left
+                        peer.cut()
+                        await until_closed(client)
+
+        run(main())
+
+    def test_no_nodes(self, run: Run) -> None:
+        """A region without nodes, or with STUN only, is an error in Go's words."""
+
+        async def main() -> None:
+            async with of_region() as client:
+                assert str(await fails(client)) == (
+                    "derphttp.Client.Connect connect to region 7 (x): no nodes for region 7 (x)"
+                )
+            async with of_region(node("1", 1, stun_only=True)) as client:
+                assert str(await fails(client)).endswith(": no non-STUNOnly nodes for region 7 (x)")
+
+        run(main())
+
+    def test_first_node(self, run: Run) -> None:
+        """The first node is asked without Ideal-Node; DERPPort is in Host."""
+
+        async def main() -> None:
+            async with fake_relay() as relay, fake_relay() as other:
+                async with of_region(node("1", relay), node("2", other)) as client:
+                    peer = await connects(client, relay)
+                    assert peer.request.startswith(b"GET /derp HTTP/1.1\r\n")
+                    assert f"\r\nHost: 127.0.0.1:{relay.port}\r\n".encode() in peer.request
+                    assert b"Ideal-Node" not in peer.request
+                assert not other.seen
+
+        run(main())
+
+    @pytest.mark.parametrize("websocket", [False, True])
+    def test_stun_only_first(self, run: Run, websocket: bool) -> None:
+        """A STUN-only node is passed over, and is the ideal one all the same."""
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+                nodes = (node("1", 1, stun_only=True), node("2", relay))
+                async with of_region(*nodes, websocket=websocket) as client:
+                    connecting = asyncio.create_task(client.connect())
+                    peer = await relay.accept()
+                    await peer.head()
+                    assert b"\r\nIdeal-Node: 1\r\n" in peer.request
+                    connecting.cancel()
+                    await asyncio.gather(connecting, return_exceptions=True)
+
+        run(main())
+
+    def test_refused_connection(self, run: Run) -> None:
+        """A node that refuses leads to the next."""
+
+        async def main() -> None:
+            async with (
+                fake_relay() as relay,
+                of_region(node("1", closed_port()), node("2", relay)) as client,
+            ):
+                peer = await connects(client, relay)
+                assert b"\r\nIdeal-Node: 1\r\n" in peer.request
+                assert client.stats.failed_connects == 0
+
+        run(main())
+
+    @pytest.mark.parametrize("failure", ["upgrade", "cut", "greeting", "silence"])
+    def test_failover(self, run: Run, failure: str) -> None:
+        """So does one that does not let us in, or says nothing."""
+
+        async def main() -> None:
+            async with fake_relay() as bad, fake_relay() as good:
+                nodes = (node("1", bad), node("2", good))
+                async with of_region(*nodes, connect_timeout=2) as client:
+                    connecting = asyncio.create_task(client.connect())
+                    peer = await bad.accept()
+                    if failure == "upgrade":
+                        await peer.head()
+                        peer.say(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+                    elif failure == "cut":
+                        peer.cut()
+                    elif failure == "greeting":
+                        await upgrade(peer)
+                        peer.say(pack_frame(FrameType.KEEP_ALIVE))
+                    await good.serve()
+                    await connecting
+                    await peer.gone()
+                    assert client.generation == 1
+
+        run(main())
+
+    def test_failover_of_tls(self, run: Run) -> None:
+        """A node whose certificate is bad, or that does not speak TLS, leads to the next."""
+
+        async def main() -> None:
+            bad_context = certificate("another.name", issuer=ROOT).server()
+            async with (
+                fake_relay(bad_context) as bad,
+                fake_relay() as plain,
+                fake_relay(SERVER) as good,
+            ):
+                nodes = (node("1", bad), node("2", plain), node("3", good))
+                async with of_region(*nodes, network=DIRECT, tls=TRUSTING) as client:
+                    connecting = asyncio.create_task(client.connect())
+                    peer = await plain.accept()
+                    peer.say(b"220 mail.example.com ESMTP\r\n")
+                    await good.serve()
+                    await connecting
+                    await peer.gone()
+
+        run(main())
+
+    def test_each_has_its_share_of_time(self, run: Run) -> None:
+        """Silent nodes together take no longer than one may."""
+
+        async def main() -> None:
+            async with fake_relay() as relay:
+                nodes = [node(str(number), relay) for number in range(3)]
+                async with of_region(*nodes, connect_timeout=0.6) as client:
+                    loop = asyncio.get_running_loop()
+                    began = loop.time()
+                    error = await fails(client)
+                    assert loop.time() - began < 2
+                    assert len(error.attempts) == 3
+                    assert "node 0: no answer within 0.2 s" in str(error)
+                    assert "waiting for the relay's answer" in str(error)
+                    assert str(error).endswith(" (the first of 3 nodes that failed)")
+                    assert len(relay.seen) == 3
+                    for peer in relay.seen:
+                        await peer.gone()
+
+        run(main())
+
+    def test_all_fail(self, run: Run) -> None:
+        """The first failure is told, all of them are there."""
+
+        async def main() -> None:
+            async with fake_relay() as bad:
+                nodes = (
+                    node("0", 1, stun_only=True),
+                    node("1", closed_port()),
+                    node("2", bad),
+                    dataclasses.replace(node("3", 1), ipv4="none"),
+                )
+                async with of_region(*nodes) as client:
+                    failing = asyncio.create_task(fails(client))
+                    peer = await bad.accept()
+                    await upgrade(peer)
+                    peer.say(pack_frame(FrameType.KEEP_ALIVE))
+                    error = await failing
+                    first, second, third = error.attempts
+                    assert isinstance(first, DialError)
+                    assert isinstance(second, RemoteProtocolError)
+                    assert str(third) == "both IPv4 and IPv6 are explicitly disabled for node"
+                    text = str(error)
+                    assert text.startswith("derphttp.Client.Connect connect to region 7 (x): ")
+                    assert str(first) in text
+                    assert text.endswith(" (the first of 3 nodes that failed)")
+
+        run(main())
+
+    def test_prefer_ipv6_is_asked_at_each_dial(self, run: Run) -> None:
+        """The family may change between connects."""
+        asked = []
+
+        async def main() -> None:
+            def prefer() -> bool:
+                asked.append(1)
+                return len(asked) > 1
+
+            async with (
+                fake_relay() as relay,
+                of_region(node("1", relay), prefer_ipv6=prefer) as client,
+            ):
+                for times in (1, 2):
+                    peer = await connects(client, relay)
+                    assert len(asked) == times
+                    peer.cut()
+                    await until_closed(client)
+
+        run(main())
+
+
+@contextlib.asynccontextmanager
+async def measuring(**settings: Any) -> AsyncIterator[Client]:
+    config = ClientConfig(network=DIRECT, tls=TRUSTING, **settings)
+    async with Client.for_latency(config=config) as client, bounded():
+        yield client
+
+
+class TestLatency:
+    """A client that only measures."""
+
+    def test_does_nothing_else(self, run: Run) -> None:
+        """Everything that would connect is wrong use."""
+
+        async def main() -> None:
+            async with measuring() as client:
+                for call in (client.connect(), client.recv(), client.send(RELAY.public, b"x")):
+                    with pytest.raises(LocalProtocolError, match="can only dial_region_tls"):
+                        await call
+
+        run(main())
+
+    def test_dial(self, run: Run) -> None:
+        """TCP and TLS to the first node that can be reached; no request is sent."""
+
+        async def main() -> None:
+            async with fake_relay(SERVER) as relay, measuring() as client:
+                nodes = (node("0", 1, stun_only=True), node("1", closed_port()), node("2", relay))
+                link, found = await client.dial_region_tls(region(*nodes))
+                assert found.name == "2"
+                assert link.state.version == "TLSv1.3"
+                assert link.remote_address == ("127.0.0.1", relay.port)
+                peer = await relay.accept()
+                link.abort()
+                assert await peer.gone() == b""
+
+        run(main())
+
+    def test_errors(self, run: Run) -> None:
+        """TCP's errors name the region, those of TLS are bare; nothing stays open."""
+
+        async def main() -> None:
+            async with fake_relay() as relay, measuring() as client:
+                with pytest.raises(DialError, match=r"^dialRegion\(7\): ") as caught:
+                    await client.dial_region_tls(region(node("1", closed_port())))
+                assert caught.value.__cause__ is not None
+                with pytest.raises(DialError, match=r"^no nodes for region 7 \(x\)$"):
+                    await client.dial_region_tls(region())
+                dialling = asyncio.create_task(client.dial_region_tls(region(node("1", relay))))
+                peer = await relay.accept()
+                peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                with pytest.raises(TLSError, match="does not speak TLS"):
+                    await dialling
+                await peer.gone()
+
+        run(main())
+
+    def test_time(self, run: Run) -> None:
+        """It has as long as a connect."""
+
+        async def main() -> None:
+            async with fake_relay() as relay, measuring(connect_timeout=0.1) as client:
+                with pytest.raises(TimeoutError, match="in the TLS handshake"):
+                    await client.dial_region_tls(region(node("1", relay)))
+                await (await relay.accept()).gone()
+
+        run(main())

@@ -1,0 +1,170 @@
+"""Certificates and pins of real relays: what is wrong is refused before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyderp import CertificateError, Client, ConnectError, PinMismatch, TLSConfig, is_transient
+from tests.conftest import Run
+from tests.interop.relays import Kind, Relay
+
+from .recorder import Recorder, recording
+from .support import KINDS, NOBODY, GetRelay, config, node, region, talk, until, url, within
+
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+WRONG_PIN = "sha256-raw:" + 64 * "0"
+ALERT = 40
+"""More bytes than an alert has, and fewer than request and login."""
+
+
+def own_certificate(relay: Relay) -> Path:
+    """Where a relay has put the certificate that it made for its address."""
+    return relay.log.parent / f"{relay.address}.crt"
+
+
+def trusting(relay: Relay) -> TLSConfig:
+    return replace(NOBODY, extra_roots=(own_certificate(relay),))
+
+
+async def refused(client: Client, recorder: Recorder) -> CertificateError:
+    """The one error of a connect in which nothing but part of a handshake has left."""
+    async with client:
+        with pytest.raises(ConnectError) as caught:
+            await within(client.connect())
+        assert client.server_public_key is None
+    (error,) = caught.value.attempts
+    assert isinstance(error, CertificateError)
+    assert not is_transient(caught.value)
+    (passage,) = recorder.passages
+    await until(lambda: passage.client.fileno() < 0)
+    hello = 5 + int.from_bytes(passage.sent[3:5], "big")
+    assert passage.received
+    assert len(passage.sent) - hello < ALERT
+    return error
+
+
+def test_wrong_pin(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Another certificate than the pinned one is a `PinMismatch`."""
+    relay = relays(kind, "pinned")
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN)
+            error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
+        assert isinstance(error, PinMismatch)
+        assert "cert hash does not match expected cert hash" in str(error)
+
+    run(main())
+
+
+def test_pin_holds_with_verification_off(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """`InsecureForTests` does not switch a pin off."""
+    relay = relays(kind, "pinned")
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN, insecure_for_tests=True)
+            error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
+        assert isinstance(error, PinMismatch)
+
+    run(main())
+
+
+def test_unknown_issuer(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A certificate that nobody vouches for; the health tracker hears of it, and of its cure."""
+    relay = relays(kind, "named")
+    heard: list[tuple[str, str]] = []
+
+    class Health:
+        def set_tls_error(self, server_name: str, error: Exception | None) -> None:
+            heard.append((server_name, "" if error is None else str(error)))
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            settings = config(relay, tls=NOBODY, health=Health())
+            client = Client.for_url(url(relay, port=recorder.port), config=settings)
+            assert "self-signed" in str(await refused(client, recorder))
+        async with Client.for_url(url(relay), config=config(relay, health=Health())) as client:
+            await client.connect()
+
+    run(main())
+    (name, problem), cured = heard
+    assert name == "localhost"
+    assert problem.startswith("likely intercepted connection; certificate is self-signed by ")
+    assert cured == ("localhost", "")
+
+
+def test_system_roots_do_not_vouch(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """With all the usual roots, a self-signed certificate is still refused."""
+    relay = relays(kind, "named")
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            settings = config(relay, tls=TLSConfig())
+            there = region(node(relay, port=recorder.port))
+            await refused(Client.for_region(there, config=settings), recorder)
+
+    run(main())
+
+
+def test_wrong_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A trusted certificate for an address does not do for a name."""
+    relay = relays(kind, "pinned")
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            client = Client.for_url(
+                f"https://localhost:{recorder.port}/derp",
+                config=config(relay, tls=trusting(relay)),
+            )
+            assert "127.0.0.1" in str(await refused(client, recorder))
+
+    run(main())
+
+
+def test_wrong_address(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A trusted certificate for one address does not do for another."""
+    relay = relays(kind, "pinned")
+
+    async def main() -> None:
+        async with recording(relay.port, host="127.0.0.2") as recorder:
+            client = Client.for_url(
+                f"https://127.0.0.2:{recorder.port}/derp",
+                config=config(relay, tls=trusting(relay)),
+            )
+            assert "127.0.0.1" in str(await refused(client, recorder))
+
+    run(main())
+
+
+def test_wrong_cert_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """The name that a node's certificate must have is looked at, not its host name."""
+    relay = relays(kind, "named")
+
+    async def main() -> None:
+        async with recording(relay.port) as recorder:
+            wrong = node(relay, port=recorder.port, cert_name="other.example")
+            client = Client.for_region(region(wrong), config=config(relay))
+            assert "other.example" in str(await refused(client, recorder))
+
+    run(main())
+
+
+def test_cert_name_stands_in_for_the_host_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A certificate for another name is good if that is the node's `CertName`."""
+    relay = relays(kind, "pinned")
+    known = node(relay, host_name="derp.example", cert_name="127.0.0.1")
+    settings = config(relay, tls=trusting(relay))
+    run(talk(*(Client.for_region(region(known), config=settings) for _ in range(2))))
+
+
+def test_verification_off(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A node that is `InsecureForTests` may have any certificate."""
+    relay = relays(kind, "pinned")
+    careless = node(relay, cert_name="", insecure_for_tests=True)
+    settings = config(relay, tls=NOBODY)
+    run(talk(*(Client.for_region(region(careless), config=settings) for _ in range(2))))

@@ -1,0 +1,346 @@
+"""What clients and a relay say to each other once they are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pyderp import (
+    Client,
+    LocalProtocolError,
+    NodePublic,
+    PeerGone,
+    PeerGoneReason,
+    PeerPresent,
+    PeerPresentFlags,
+    Pong,
+    ReceivedPacket,
+    ServerInfo,
+)
+from tests.conftest import Run
+from tests.interop.relays import Kind, Relay, Setup, running
+
+from .support import (
+    BOUND,
+    KINDS,
+    MESH,
+    GetRelay,
+    clients,
+    config,
+    deliver,
+    key,
+    next_of,
+    node,
+    plain_region,
+    region,
+    settled,
+    until,
+    url,
+    within,
+)
+
+BIGGEST = 65536
+PACKETS = 2000
+WINDOW = 24
+"""Packets under way; derper drops what is more than 32 behind."""
+DISCO = b"TS\xf0\x9f\x92\xac" + bytes(32 + 24)
+"""The start of what Tailscale's nodes send to find each other; only that is answered."""
+
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def client_of(relay: Relay, **changes: object) -> Client:
+    return Client.for_url(url(relay), config=config(relay, **changes))
+
+
+@both
+def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Of three clients, 0 sends to 1 and 1 to 2; the relay's first word to each is ServerInfo."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        three = [client_of(relay) for _ in range(3)]
+        async with clients(*three):
+            for client in three:
+                assert isinstance(await within(client.recv()), ServerInfo)
+            keys = [client.self_public_key for client in three]
+            await three[0].send(keys[1], b"hello 0->1")
+            assert await within(three[1].recv()) == ReceivedPacket(keys[0], b"hello 0->1")
+            await three[1].send(keys[2], b"hello 1->2")
+            assert await within(three[2].recv()) == ReceivedPacket(keys[1], b"hello 1->2")
+            for client in three:
+                assert await settled(client) == []
+
+    run(main())
+
+
+@both
+@pytest.mark.parametrize(
+    ("setup", "websocket"),
+    [("plain", False), ("named", False), ("plain", True), ("named", True)],
+    ids=["http", "https", "ws", "wss"],
+)
+def test_sizes(kind: Kind, setup: Setup, websocket: bool, relays: GetRelay, run: Run) -> None:
+    """Packets from nothing to 64 KiB arrive whole, both ways; a byte more is refused here."""
+    relay = relays(kind, setup)
+
+    async def main() -> None:
+        a, b = (client_of(relay, websocket=websocket) for _ in range(2))
+        async with clients(a, b):
+            for size in (0, 1, 2047, 2048, 16384, 32767, BIGGEST - 1, BIGGEST):
+                packet = random.randbytes(size)
+                await deliver(a, b, packet)
+                await deliver(b, a, packet)
+            with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
+                await a.send(b.self_public_key, bytes(BIGGEST + 1))
+            await deliver(a, b)
+            assert a.generation == b.generation == 1
+
+    run(main())
+
+
+@both
+@pytest.mark.parametrize("setup", ["plain", "named"])
+def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay, run: Run) -> None:
+    """Thousands of packets in both directions at once: all arrive, in order, unchanged."""
+    relay = relays(kind, setup)
+
+    async def one_way(source: Client, target: Client, seed: int) -> None:
+        rng = random.Random(seed)
+        room = asyncio.Semaphore(WINDOW)
+        sent, received = hashlib.sha256(), hashlib.sha256()
+
+        async def send() -> None:
+            for _ in range(PACKETS):
+                await room.acquire()
+                packet = rng.randbytes(rng.randrange(1500))
+                sent.update(len(packet).to_bytes(4, "big") + packet)
+                await source.send(target.self_public_key, packet)
+
+        async def receive() -> None:
+            got = 0
+            while got < PACKETS:
+                for message in await target.receive_many():
+                    if isinstance(message, ReceivedPacket):
+                        assert message.source == source.self_public_key
+                        received.update(len(message.data).to_bytes(4, "big") + message.data)
+                        got += 1
+                        room.release()
+
+        async with asyncio.timeout(2 * BOUND), asyncio.TaskGroup() as group:
+            group.create_task(send())
+            group.create_task(receive())
+        assert received.digest() == sent.digest()
+
+    async def main() -> None:
+        a, b = client_of(relay), client_of(relay)
+        async with clients(a, b), asyncio.TaskGroup() as group:
+            group.create_task(one_way(a, b, 1))
+            group.create_task(one_way(b, a, 2))
+        assert a.stats.packets_sent == b.stats.packets_received == PACKETS
+
+    run(main())
+
+
+@both
+def test_flood_waits_for_the_relay(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """A sender that is faster than the relay waits; no packet is dropped on our side."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        a, b = client_of(relay), client_of(relay)
+        async with clients(a, b):
+            packets = [bytes(8192)] * 500
+            await within(a.send_many(b.self_public_key, packets))
+            await within(a.ping())
+            assert (a.stats.packets_sent, a.stats.packets_dropped) == (500, 0)
+
+    run(main())
+
+
+@both
+def test_ping(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Pings come back, with and without somebody receiving; a bare one as a message."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        client = client_of(relay)
+        async with clients(client):
+            assert 0 < await client.ping() < 5
+            assert isinstance(await within(client.recv()), ServerInfo)
+            receiving = asyncio.create_task(client.recv())
+            for _ in range(5):  # one by one: a relay answers no more than one at a time
+                assert 0 < await client.ping() < 5
+            assert not receiving.done()
+            await client.send_ping(b"12345678")
+            assert await within(receiving) == Pong(b"12345678")
+
+    run(main())
+
+
+@both
+def test_peer_gone_not_here(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Only what looks like disco is answered when nobody has that key."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        client = client_of(relay)
+        nobody = key().public
+        async with clients(client):
+            await client.send(nobody, b"not disco")
+            assert [m for m in await settled(client) if isinstance(m, PeerGone)] == []
+            await client.send(nobody, DISCO)
+            gone = await next_of(client, PeerGone)
+            assert gone == PeerGone(nobody, PeerGoneReason.NOT_HERE)
+
+    run(main())
+
+
+@both
+def test_peer_gone_disconnected(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Who received from a client hears that it left."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        a, b = client_of(relay), client_of(relay)
+        async with clients(a, b):
+            await deliver(a, b)
+            await a.aclose()
+            gone = await next_of(b, PeerGone)
+            assert gone == PeerGone(a.self_public_key, PeerGoneReason.DISCONNECTED)
+
+    run(main())
+
+
+async def home_gauge(relay: Relay) -> int:
+    """How many clients derper is the home of."""
+    reader, writer = await asyncio.open_connection(relay.address, relay.port)
+    try:
+        writer.write(b"GET /debug/vars HTTP/1.0\r\nHost: x\r\n\r\n")
+        answer = await within(reader.read())
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    return int(
+        json.loads(answer.partition(b"\r\n\r\n")[2])["derp"]["gauge_current_home_connections"]
+    )
+
+
+@pytest.mark.parametrize("websocket", [False, True], ids=["http", "ws"])
+def test_preferred_moves_the_home_gauge(websocket: bool, relays: GetRelay, run: Run) -> None:
+    """derper counts a home at once, again after a reconnect, and never after it is withdrawn."""
+    relay = relays("derper", "plain")
+
+    async def main() -> None:
+        before = await home_gauge(relay)
+
+        async def moved(client: Client) -> int:
+            await client.ping()
+            return await home_gauge(relay) - before
+
+        async def moved_to(wanted: int, client: Client) -> None:
+            # derper may take a while to notice that a connection has ended.
+            async with asyncio.timeout(BOUND):
+                while await moved(client) != wanted:
+                    pass
+
+        client = client_of(relay, websocket=websocket)
+        await client.note_preferred(True)
+        other = client_of(relay, mesh_key=MESH)
+        async with clients(client, other):
+            assert await moved(client) == 1
+            await client.note_preferred(True)
+            assert await moved(client) == 1
+            await client.note_preferred(False)
+            assert await moved(client) == 0
+            await client.note_preferred(True)
+            assert await moved(client) == 1
+            await other.close_peer(client.self_public_key)
+            async for message in client:  # reconnects
+                assert isinstance(message, ServerInfo)
+                if client.generation == 2:
+                    break
+            await moved_to(1, client)
+            await client.aclose()
+            await moved_to(0, other)
+
+    run(main())
+
+
+@both
+def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node."""
+    relay = relays(kind, "plain")
+    first = node(relay, name="900a", stun_only=True)
+    second = node(relay, name="900b")
+    flags = PeerPresentFlags
+
+    async def main() -> None:
+        plain = config(relay, network=plain_region())
+        regular = Client.for_region(region(second), config=plain)
+        not_ideal = Client.for_region(region(first, second), config=plain)
+        prober = client_of(relay, is_prober=True)
+        watcher = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
+        expected = {
+            regular: flags.REGULAR,
+            not_ideal: flags.NOT_IDEAL,
+            prober: flags.PROBER,
+            watcher: flags.MESH_PEER,
+        }
+        async with clients(*expected):
+            seen: dict[NodePublic, PeerPresent] = {}
+            while not {c.self_public_key for c in expected} <= seen.keys():
+                present = await next_of(watcher, PeerPresent)
+                seen[present.peer] = present
+            for client, wanted in expected.items():
+                present = seen[client.self_public_key]
+                assert present.flags == wanted
+                assert (str(present.address), present.port) == client.local_address
+
+    run(main())
+
+
+def test_rate_limit_of_derper_slows_the_sender(tmp_path: Path, run: Run) -> None:
+    """derper's token bucket reads no faster than it allows: the sender waits, nothing is lost."""
+    limits = tmp_path / "rate.json"
+    limits.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 200_000}))
+    with running("derper", "plain", tmp_path, options=["-rate-config", str(limits)]) as relay:
+
+        async def main() -> None:
+            a, b = client_of(relay), client_of(relay)
+            async with clients(a, b):
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                # A bucket of 64 KiB, so that more than a second's worth remains.
+                for number in range(5):
+                    await deliver(a, b, bytes([number]) * 60_000)
+                assert 0.8 < loop.time() - began < 5
+                assert (a.stats.packets_sent, a.stats.packets_dropped) == (5, 0)
+
+        run(main())
+
+
+@both
+def test_two_clients_of_one_key(kind: Kind, relays: GetRelay, run: Run) -> None:
+    """The newer connection of a key gets its packets; the older stays open."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        shared = key()
+        older, newer = (
+            Client.for_url(url(relay), private_key=shared, config=config(relay)) for _ in range(2)
+        )
+        sender = client_of(relay)
+        async with clients(older, newer, sender):
+            await newer.send(sender.self_public_key, b"I am active")
+            await next_of(sender, ReceivedPacket)
+            await deliver(sender, newer)
+            await until(lambda: older.connected)
+            assert [m for m in await settled(older) if isinstance(m, ReceivedPacket)] == []
+
+    run(main())

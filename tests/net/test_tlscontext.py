@@ -1,0 +1,121 @@
+"""Whom a client's context trusts."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+
+from pyderp.errors import ConfigError
+from pyderp.net.roots import LETS_ENCRYPT_ROOTS
+from pyderp.net.tlscontext import TLSConfig, client_context
+
+from .certificates import ROOT, certificate
+
+SECOND = certificate(common_name="second", authority=True)
+NOTHING = TLSConfig(system_roots=False, builtin_roots=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_contexts_of_others() -> None:
+    client_context.cache_clear()
+
+
+def context(config: TLSConfig, *, chain: bool = True, hostname: bool = True) -> ssl.SSLContext:
+    return client_context(config, chain=chain, hostname=hostname, keylog_file="")
+
+
+def trusted(config: TLSConfig) -> set[bytes]:
+    return set(context(config).get_ca_certs(binary_form=True))
+
+
+@pytest.fixture
+def system_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that the system's roots come from."""
+    path = tmp_path / "system.pem"
+    path.write_bytes(SECOND.pem())
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    return path
+
+
+BUILTIN = {
+    ssl.PEM_cert_to_DER_cert(text + ssl.PEM_FOOTER)
+    for text in (
+        ssl.PEM_HEADER + part
+        for part in LETS_ENCRYPT_ROOTS.replace(ssl.PEM_FOOTER, "").split(ssl.PEM_HEADER)[1:]
+    )
+}
+
+
+@pytest.mark.usefixtures("system_roots")
+def test_all_roots_hold_at_once() -> None:
+    assert len(BUILTIN) == 4
+    # The names of Let's Encrypt's are no part of the certificates.
+    assert trusted(TLSConfig(extra_roots=(ROOT.der,))) >= {SECOND.der, ROOT.der}
+    assert len(trusted(TLSConfig(extra_roots=(ROOT.der,)))) == 6
+    assert trusted(TLSConfig(builtin_roots=False)) == {SECOND.der}
+    assert len(trusted(TLSConfig(system_roots=False))) == 4
+    assert trusted(NOTHING) == set()
+
+
+def test_a_machine_without_roots(system_roots: Path) -> None:
+    system_roots.unlink()
+    assert len(trusted(TLSConfig())) == 4
+    assert len(trusted(TLSConfig(extra_roots=(ROOT.der,)))) == 5
+
+
+def test_extra_roots_in_every_form(tmp_path: Path) -> None:
+    pem, der = tmp_path / "roots.pem", tmp_path / "root.der"
+    pem.write_bytes("# Zertifikat für Prüfungen\n".encode() + ROOT.pem() + b"\n" + SECOND.pem())
+    der.write_bytes(ROOT.der)
+    forms: list[tuple[str | Path | bytes, ...]] = [
+        (pem,),
+        (str(pem),),
+        (der, SECOND.pem()),
+        (ROOT.pem() + SECOND.pem(),),
+        (ROOT.der, SECOND.der),
+        (ROOT.der, ROOT.der, SECOND.pem(), pem),
+    ]
+    for roots in forms:
+        config = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=roots)
+        assert trusted(config) == {ROOT.der, SECOND.der}
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "/nonexistent/roots.pem",
+        "/",
+        b"",
+        b"no certificate",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN",
+    ],
+)
+def test_extra_roots_that_are_none(root: str | bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^extra_roots: "):
+        context(TLSConfig(extra_roots=(root,)))
+
+
+def test_what_is_allowed() -> None:
+    for chain, hostname in [(True, True), (True, False), (False, False)]:
+        made = context(NOTHING, chain=chain, hostname=hostname)
+        assert made.minimum_version is ssl.TLSVersion.TLSv1_2
+        assert made.maximum_version is ssl.TLSVersion.TLSv1_3
+        assert made.check_hostname is hostname
+        assert (made.verify_mode is ssl.CERT_REQUIRED) is chain
+        assert made.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_one_context_for_one_configuration() -> None:
+    first = context(TLSConfig(extra_roots=(ROOT.der,)))
+    assert context(TLSConfig(extra_roots=(ROOT.der,))) is first
+    others = [
+        context(TLSConfig(extra_roots=(ROOT.der,)), hostname=False),
+        context(TLSConfig(extra_roots=(ROOT.der,)), chain=False, hostname=False),
+        context(TLSConfig(extra_roots=(SECOND.der,))),
+        context(TLSConfig()),
+    ]
+    assert len({id(each) for each in [first, *others]}) == 5

@@ -1,0 +1,257 @@
+"""The fast lanes of a client give what is given frame by frame."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pyderp.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, UnexpectedFrame
+from pyderp.keys import NodePublic
+from pyderp.wire import frames
+from pyderp.wire.buffer import FrameBuffer
+from pyderp.wire.client import ClientSession
+from pyderp.wire.messages import (
+    KeepAlive,
+    Message,
+    ReceivedPacket,
+    Skipped,
+    unpack_message_untrusted,
+)
+from pyderp.wire.packets import PacketLane, pack_send_packets
+from tests import vectors as v
+
+from .chunks import chunkings
+
+quick = settings(derandomize=True, deadline=None, max_examples=300)
+
+LIMIT = frames.MAX_CLIENT_FRAME
+KEEP_ALIVE = frames.KEEP_ALIVE_FRAME
+
+
+def packet(source: NodePublic, data: bytes) -> bytes:
+    return frames.pack_received_packet(source, data)
+
+
+def lane() -> PacketLane:
+    return PacketLane(LIMIT)
+
+
+# In
+
+
+def test_run_of_packets_is_taken_up_to_the_first_frame_that_is_none() -> None:
+    run = packet(v.K1, b"a") * 3 + packet(v.K2, b"bc") + packet(v.K1, b"")
+    expected = [
+        ReceivedPacket(v.K1, b"a"),
+        ReceivedPacket(v.K1, b"a"),
+        ReceivedPacket(v.K1, b"a"),
+        ReceivedPacket(v.K2, b"bc"),
+        ReceivedPacket(v.K1, b""),
+    ]
+    for rest in (
+        b"",
+        KEEP_ALIVE + packet(v.K1, bytes(50)),
+        packet(v.K1, b"a")[:-1],
+        packet(v.K1, b"")[:4],
+        frames.pack_frame(5, bytes(31)) + packet(v.K1, b"a"),
+        frames.frame_header(5, LIMIT + 1) + bytes(LIMIT + 1),
+    ):
+        messages: list[Message] = []
+        assert lane().take_untrusted(b"x" + run + rest, 1, messages) == 1 + len(run)
+        assert messages == expected
+
+
+def test_limit_is_inclusive() -> None:
+    small = PacketLane(limit=40)
+    messages: list[Message] = []
+    largest = packet(v.K1, bytes(8))
+    assert small.take_untrusted(largest + packet(v.K1, bytes(9)), 0, messages) == len(largest)
+    assert messages == [ReceivedPacket(v.K1, bytes(8))]
+
+
+def test_packets_of_one_peer_share_a_key() -> None:
+    messages: list[Message] = []
+    data = packet(v.K1, b"a") + packet(v.K2, b"b") + packet(v.K1, b"cc")
+    at = lane().take_untrusted(data, 0, messages)
+    assert at == len(data)
+    first, _, third = messages
+    assert isinstance(first, ReceivedPacket)
+    assert isinstance(third, ReceivedPacket)
+    assert first.source is third.source
+
+
+def test_keys_that_are_remembered_are_bounded() -> None:
+    busy = lane()
+    keys = [NodePublic(n.to_bytes(32, "big")) for n in range(1500)]
+    messages: list[Message] = []
+    for key in (*keys, *keys):
+        busy.take_untrusted(packet(key, b"x"), 0, messages)
+    assert messages == [ReceivedPacket(key, b"x") for key in (*keys, *keys)]
+    assert len(busy._sources) <= 1024
+
+
+def test_packets_are_taken_again_behind_other_frames_and_cuts() -> None:
+    """Everything but packets goes frame by frame, and then the lane is open again."""
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
+    stream = packet(v.K1, b"a") * 2 + KEEP_ALIVE + packet(v.K1, b"b") * 2
+    assert session.receive_data(v.SERVER_KEY_FRAME + stream + stream[:50]) == [
+        ReceivedPacket(v.K1, b"a"),
+        ReceivedPacket(v.K1, b"a"),
+        KeepAlive(),
+        ReceivedPacket(v.K1, b"b"),
+        ReceivedPacket(v.K1, b"b"),
+        ReceivedPacket(v.K1, b"a"),
+    ]
+    assert not session._between_frames
+    assert session.receive_data(stream[50:])[0] == ReceivedPacket(v.K1, b"a")
+    assert session._between_frames
+
+
+class CountingLane(PacketLane):
+    """Counts what it takes."""
+
+    taken = 0
+
+    def take_untrusted(self, data: bytes, at: int, messages: list[Message]) -> int:
+        before = len(messages)
+        at = super().take_untrusted(data, at, messages)
+        self.taken += len(messages) - before
+        return at
+
+
+@pytest.mark.parametrize("between", [KEEP_ALIVE, frames.pack_ping(b"12345678")])
+def test_frame_of_another_type_costs_the_packets_behind_it_nothing(between: bytes) -> None:
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
+    session._packets = counting = CountingLane(LIMIT)
+    session.receive_data((packet(v.K1, b"a") * 3 + between) * 2 + packet(v.K1, b"a"))
+    assert counting.taken == 7
+
+
+def test_packet_inside_of_a_packet_is_none() -> None:
+    """Wherever the outer one is cut."""
+    inner = packet(v.K2, b"inner")
+    outer = packet(v.K1, inner * 2)
+    for chunks in chunkings(outer):
+        assert all_at_once(chunks)[0] == [ReceivedPacket(v.K1, inner * 2)]
+
+
+def test_packet_instead_of_the_greeting_is_refused() -> None:
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
+    with pytest.raises(UnexpectedFrame):
+        session.receive_data(packet(v.K1, b"a"))
+
+
+def one_by_one(stream: bytes) -> tuple[list[Message], list[Skipped], str]:
+    """What a stream means, read without the lane: messages, frames skipped, the error."""
+    messages: list[Message] = []
+    skipped: list[Skipped] = []
+    try:
+        for kind, payload in FrameBuffer(LIMIT).receive_data(stream):
+            message = unpack_message_untrusted(kind, payload)
+            if isinstance(message, Skipped):
+                skipped.append(message)
+            else:
+                messages.append(message)
+    except FrameTooLarge as e:
+        return messages, skipped, str(e)
+    return messages, skipped, ""
+
+
+def all_at_once(chunks: list[bytes]) -> tuple[list[Message], list[Skipped], str]:
+    """The same by a session; messages of the chunk with the error are lost."""
+    messages: list[Message] = []
+    skipped: list[Skipped] = []
+    session = ClientSession(
+        v.CLIENT,
+        random=v.gives(v.CLIENT_NONCE),
+        server_key=v.SERVER.public,
+        on_skip=skipped.append,
+    )
+    for chunk in chunks:
+        try:
+            messages += session.receive_data(chunk)
+        except RemoteProtocolError as e:
+            return messages, skipped, str(e)
+    return messages, skipped, ""
+
+
+some_packets = st.builds(
+    packet,
+    st.sampled_from([v.K1, v.K2]),
+    st.sampled_from([b"", b"a", b"b" * 40, packet(v.K2, b"in")]),
+)
+runs = st.builds(lambda frame, times: frame * times, some_packets, st.integers(1, 5))
+any_frames = st.builds(
+    frames.pack_frame,
+    # All but ServerInfo, which must be sealed.
+    st.sampled_from([5, 6, 8, 9, 0x12, 0x13, 0x14, 0x15, 1, 0xFF]),
+    st.binary(max_size=60),
+)
+streams = st.builds(
+    lambda whole, end: b"".join(whole) + end,
+    st.lists(runs | any_frames, max_size=8),
+    st.just(b"") | st.binary(max_size=40) | st.just(frames.frame_header(5, LIMIT + 1)),
+).filter(lambda stream: not _has_server_info(stream))
+
+
+def _has_server_info(stream: bytes) -> bool:
+    try:
+        return any(kind == 3 for kind, _ in FrameBuffer(LIMIT).receive_data(stream))
+    except FrameTooLarge:
+        return False
+
+
+@quick
+@given(streams, st.lists(st.integers(0, 400), max_size=12))
+@example(packet(v.K1, b"a") * 2 + frames.pack_frame(5, b"short") + packet(v.K1, b"a"), [37, 38, 75])
+def test_any_cut_gives_what_is_given_frame_by_frame(stream: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+    chunks = [stream[start:end] for start, end in itertools.pairwise(edges)]
+    messages, skipped, error = all_at_once(chunks)
+    expected, expected_skipped, expected_error = one_by_one(stream)
+    assert (skipped, error) == (expected_skipped, expected_error)
+    assert messages == (expected if not error else expected[: len(messages)])
+
+
+@quick
+@given(streams)
+def test_every_cut_in_two_and_byte_by_byte(stream: bytes) -> None:
+    stream = stream[:200]
+    expected, _, error = one_by_one(stream)
+    for chunks in chunkings(stream):
+        messages, _, found = all_at_once(chunks)
+        assert found == error
+        assert messages == (expected if not error else expected[: len(messages)])
+
+
+# Out
+
+PACKETS = [b"a" * 40, b"b" * 40, b"", b"c", b"d" * 40, bytes(65536)]
+
+
+def test_packets_are_packed_as_one_by_one() -> None:
+    expected = b"".join(frames.pack_send_packet(v.K1, data) for data in PACKETS)
+    assert pack_send_packets(v.K1, PACKETS) == expected
+    assert pack_send_packets(v.K1, iter(PACKETS)) == expected
+    assert pack_send_packets(v.K1, []) == b""
+
+
+def test_session_sends_all_packets_or_none() -> None:
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
+    session.data_to_send()
+    session.send_packets(v.K1, PACKETS)
+    assert session.data_to_send() == [pack_send_packets(v.K1, PACKETS)]
+    session.send_packets(v.K1, [])
+    with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
+        session.send_packets(v.K1, [*PACKETS, bytes(65537)])
+    assert session.data_to_send() == []
+
+
+def test_packets_cannot_be_sent_before_the_greeting() -> None:
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE))
+    with pytest.raises(LocalProtocolError, match="cannot send while greeting"):
+        session.send_packets(v.K1, [b"hello"])
+    assert session.data_to_send() == []

@@ -1,0 +1,305 @@
+"""Deadlines: between operations they only refuse, during one they drop the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from pyderp.errors import ConnectionClosed
+from pyderp.wsconn import WebSocketStream
+from pyderp.wsconn.deadline import Deadline
+from tests.conftest import Run
+
+from .peers import Peer, Role, stream
+from .test_reading import until_it_waits
+
+SOON = 0.03
+"""Seconds; less may be over before the operation has begun on a slow machine."""
+
+
+@dataclass
+class Direction:
+    """One of the two directions of a stream."""
+
+    name: str
+
+    @property
+    def other(self) -> Direction:
+        return Direction("write" if self.name == "read" else "read")
+
+    def set(self, of: WebSocketStream, seconds: float | None) -> None:
+        """Set this direction's deadline, so many seconds from now."""
+        when = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        {"read": of.set_read_deadline, "write": of.set_write_deadline}[self.name](when)
+
+    async def works(self, of: WebSocketStream, peer: Peer) -> None:
+        """Bytes pass."""
+        if self.name == "read":
+            peer.binary(b"here")
+            assert await of.readexactly(4) == b"here"
+        else:
+            await of.write(b"there")
+            assert (await peer.message())[1] == b"there"
+
+    async def operation(self, of: WebSocketStream) -> None:
+        """An operation that is only over when the stream is."""
+        if self.name == "read":
+            await of.read(10)
+        else:
+            await of.write(bytes(16 << 20))
+
+    async def times_out(self, of: WebSocketStream) -> None:
+        with pytest.raises(TimeoutError, match=f"the {self.name} deadline has passed"):
+            await self.operation(of)
+
+    async def is_closed(self, of: WebSocketStream) -> None:
+        with pytest.raises(ConnectionClosed, match="dropped"):
+            await self.operation(of)
+
+
+@pytest.fixture(params=["read", "write"])
+def direction(request: pytest.FixtureRequest) -> Direction:
+    return Direction(request.param)
+
+
+Test = Callable[[WebSocketStream, Peer], Awaitable[None]]
+
+
+@pytest.fixture
+def play(run: Run, role: Role) -> Callable[[Test], None]:
+    """Run a test on a stream."""
+
+    async def main(test: Test) -> None:
+        async with stream(role) as (made, peer):
+            await test(made, peer)
+
+    return lambda test: run(main(test))
+
+
+Play = Callable[[Test], None]
+
+
+async def passes(seconds: float) -> None:
+    """The clock, and not the number of turns, is what a deadline is about."""
+    await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -1e9])
+def test_a_deadline_in_the_past_refuses_until_it_is_reset(
+    play: Play, direction: Direction, seconds: float
+) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        for again in (None, 60.0):
+            direction.set(made, seconds)
+            for _ in range(2):
+                await direction.times_out(made)
+            await direction.other.works(made, peer)
+            direction.set(made, again)
+            await direction.works(made, peer)
+
+    play(test)
+
+
+def test_a_deadline_that_passes_between_operations_refuses(
+    play: Play, direction: Direction
+) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        direction.set(made, SOON / 3)
+        await passes(SOON / 2)
+        await direction.times_out(made)
+        await direction.other.works(made, peer)
+        direction.set(made, None)
+        await direction.works(made, peer)
+
+    play(test)
+
+
+def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
+    play: Play, direction: Direction
+) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        direction.set(made, SOON)
+        await direction.times_out(made)
+        await direction.times_out(made)
+        await direction.other.is_closed(made)
+        for again in (None, 60.0):
+            direction.set(made, again)
+            await direction.is_closed(made)
+        # No close frame. What was half written is a frame, but not a whole one.
+        if direction.name == "read":
+            assert await peer.left() == b""
+        else:
+            assert 0 < len(await peer.left()) < 16 << 20
+
+    play(test)
+
+
+def test_the_other_direction_is_told_when_it_is_waiting(play: Play, direction: Direction) -> None:
+    async def test(made: WebSocketStream, _: Peer) -> None:
+        other = asyncio.create_task(direction.other.is_closed(made))
+        await asyncio.sleep(0)
+        direction.set(made, SOON)
+        await direction.times_out(made)
+        await other
+
+    play(test)
+
+
+def test_a_deadline_in_the_past_ends_an_operation_at_once(play: Play, direction: Direction) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        task = asyncio.create_task(direction.times_out(made))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not task.done()
+        direction.set(made, -1)
+        await task
+        direction.set(made, None)
+        await direction.is_closed(made)
+        await peer.left()
+
+    play(test)
+
+
+def test_a_later_deadline_replaces_the_first(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        for again in (None, 60.0):
+            made.set_read_deadline(asyncio.get_running_loop().time() + SOON)
+            read = asyncio.create_task(made.read(10))
+            await asyncio.sleep(0)
+            Direction("read").set(made, again)
+            await passes(SOON * 1.5)
+            peer.binary(b"late")
+            assert await read == b"late"
+
+    play(test)
+
+
+def test_set_deadline_sets_both(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        loop = asyncio.get_running_loop()
+        made.set_deadline(loop.time() - 1)
+        await Direction("read").times_out(made)
+        await Direction("write").times_out(made)
+        made.set_deadline(None)
+        await Direction("read").works(made, peer)
+        await Direction("write").works(made, peer)
+
+    play(test)
+
+
+def test_what_has_come_is_not_read_after_the_deadline(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        peer.binary(b"abc")
+        assert await made.read(1) == b"a"
+        made.set_read_deadline(0)
+        with pytest.raises(TimeoutError):
+            await made.read(1)
+        with pytest.raises(TimeoutError):
+            await made.readexactly(1)
+        made.set_read_deadline(None)
+        assert await made.read(10) == b"bc"
+
+    play(test)
+
+
+def test_a_deadline_comes_before_the_end(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        peer.close(1000)
+        peer.hang_up()
+        assert await made.read(1) == b""
+        made.set_read_deadline(0)
+        with pytest.raises(TimeoutError):
+            await made.read(1)
+        made.set_read_deadline(None)
+        assert await made.read(1) == b""
+
+    play(test)
+
+
+def test_a_queued_read_times_out_with_the_one_before_it(play: Play) -> None:
+    async def test(made: WebSocketStream, _: Peer) -> None:
+        made.set_read_deadline(asyncio.get_running_loop().time() + SOON)
+        reads = [asyncio.create_task(made.read(1)) for _ in range(2)]
+        for read in reads:
+            with pytest.raises(TimeoutError, match="read deadline"):
+                await read
+
+    play(test)
+
+
+def test_no_operation_is_missed_by_a_deadline(play: Play) -> None:
+    """Set in the same turn as an operation starts, in either order."""
+
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        for _ in range(200):
+            made.set_read_deadline(asyncio.get_running_loop().time())
+            with pytest.raises(TimeoutError):
+                await made.read(1)
+        made.set_read_deadline(None)
+        await Direction("read").works(made, peer)
+
+    play(test)
+
+
+def test_a_deadline_that_is_far_away_leaves_no_timer(play: Play, direction: Direction) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        made.set_deadline(asyncio.get_running_loop().time() + 3600)
+        await direction.works(made, peer)
+        deadline = made._read_deadline if direction.name == "read" else made._write_deadline
+        assert deadline._timer is None
+        made.set_deadline(float("inf"))
+        await direction.works(made, peer)
+
+    play(test)
+
+
+def test_time_that_was_up_too_early_stays_up(run: Run) -> None:
+    """As with timers of uvloop, which round to milliseconds."""
+
+    async def main() -> None:
+        cut: list[bool] = []
+        deadline = Deadline("read", lambda: cut.append(True))
+        deadline.set(asyncio.get_running_loop().time() + 60)
+        with pytest.raises(TimeoutError), deadline.operation():
+            deadline._fire()
+        assert cut == [True]
+        with pytest.raises(TimeoutError), deadline.operation():
+            raise AssertionError
+        deadline.set(None)
+        with deadline.operation():
+            pass
+        assert cut == [True]
+
+    run(main())
+
+
+def test_a_deadline_drops_the_refusal_of_a_wrong_type(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        peer.text(b"text")
+        read = asyncio.create_task(made.read(1))
+        assert (await peer.closing()).code == 1003
+        made.set_read_deadline(0)
+        with pytest.raises(TimeoutError):
+            await read
+        assert await peer.left() == b""
+
+    play(test)
+
+
+def test_cancelling_beats_the_deadline(play: Play) -> None:
+    async def test(made: WebSocketStream, peer: Peer) -> None:
+        read = asyncio.create_task(made.read(1))
+        await until_it_waits(read)
+        made.set_read_deadline(0)
+        read.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await read
+        assert await peer.left() == b""
+        made.set_read_deadline(None)
+        await functools.partial(Direction("read").is_closed, made)()
+
+    play(test)
