@@ -207,7 +207,7 @@ def test_every_call_of_the_client_is_here() -> None:
     missing = names(pyderp.Client) - names(blocking.Client)
     # Streams and events belong to an event loop; a generation is a number to be asked for.
     assert missing == {
-        "aclose", "dial_region_tls", "for_latency", "over_stream", "recv_detail",
+        "aclose", "dial_region_tls", "for_latency", "over_stream", "recv_detail", "wait_closed",
     }  # fmt: skip
     assert names(blocking.Client) - names(pyderp.Client) == {"close"}
     assert names(pyderp.SealedPeer) <= names(blocking.SealedPeer)

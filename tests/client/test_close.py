@@ -89,7 +89,7 @@ class TestClose:
         async def main() -> None:
             async with fake_relay() as relay, connected(relay) as (client, peer):
                 sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 200))
-                connection = client._connection
+                connection = client._life.connection
                 assert connection is not None
                 await until(lambda: connection.backed_up)
                 closing = asyncio.create_task(client.aclose())

@@ -89,8 +89,8 @@ class Watched:
             lambda: (
                 self.client.generation == number
                 and self.client.connected
-                and self.client._connection is not None
-                and self.client._connection._receiver is not None
+                and self.client._life.connection is not None
+                and self.client._life.connection._receiver is not None
             )
         )
         return self.links.last
@@ -429,8 +429,8 @@ class TestRelay:
                 def break_connection() -> None:
                     nonlocal breaks
                     breaks += 1
-                    assert client._connection is not None
-                    client._connection.link.abort()
+                    assert client._life.connection is not None
+                    client._life.connection.link.abort()
 
                 def add(peer: PeerPresent) -> None:
                     seen.add(peer)

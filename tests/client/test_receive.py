@@ -191,7 +191,7 @@ def test_slow_receiver(run: Run, many: bool) -> None:
             for number in range(count):
                 peer.say(packet_frame(number.to_bytes(2, "big") * 5000))
             peer.hang_up()
-            connection = client._connection
+            connection = client._life.connection
             assert connection is not None
             await until(lambda: connection._paused)
             held = sum(len(m.data) for m in connection.messages if isinstance(m, ReceivedPacket))
@@ -212,7 +212,7 @@ def test_end_while_paused(run: Run, cut: str) -> None:
 
     async def main() -> None:
         async with fake_relay() as relay, connected(relay) as (client, peer):
-            connection = client._connection
+            connection = client._life.connection
             assert connection is not None
             for _ in range(100):
                 peer.say(packet_frame(bytes(50 * KIB)))

@@ -43,7 +43,7 @@ def test_traffic(run: Run) -> None:
             links.last.lose()
             for _ in range(2):
                 with pytest.raises(ConnectionClosed):
-                    client._connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # is there
+                    client._life.connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # is there
             await asyncio.sleep(0)
             assert stats.packets_sent == 4
 

@@ -68,7 +68,7 @@ class TestRelay:
                     # And nothing more: a pong comes after all that was sent before.
                     for client in (a, b, c):
                         await client.ping()
-                        assert not client._connection or not client._connection.messages
+                        assert not client._life.connection or not client._life.connection.messages
 
         run(main())
 

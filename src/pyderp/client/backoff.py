@@ -23,6 +23,7 @@ __all__ = ["Backoff", "is_transient"]
 
 _LONGEST: Final = 5.0
 _LONGEST_IN_RESTART: Final = 1.0
+_LONGEST_ADVICE: Final = 60.0
 _UNIT: Final = 0.010
 _RETRYABLE_STATUS: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -48,11 +49,12 @@ class Backoff:
     def announced(self, restarting: Restarting, now: float) -> float:
         """The relay restarts: when to come back, as it advised.
 
-        For `try_for` seconds from then on, waits are kept short.
+        For `try_for` seconds from then on, waits are kept short. A minute is the longest
+        that a relay can keep us away.
         """
         self._failures = 0
         self._restart_until = now + restarting.reconnect_in + restarting.try_for
-        return restarting.reconnect_in
+        return min(restarting.reconnect_in, _LONGEST_ADVICE)
 
     def failed(self, now: float) -> float:
         """Another failure: how long to wait."""

@@ -5,55 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from pyderp.client.config import ClientConfig
 from pyderp.client.connect import (
-    Connected,
     Progress,
     RegionRoute,
     Route,
     StreamRoute,
     UrlRoute,
+    in_words,
 )
 from pyderp.client.connection import Connection, check_packet
 from pyderp.client.iterate import messages
-from pyderp.client.login import Login
+from pyderp.client.lifecycle import ConnectionState, Lifecycle
 from pyderp.client.sealed import SealedPeer
 from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.derpmap import DERPNode, DERPRegion
-from pyderp.errors import (
-    ClientClosed,
-    ConnectError,
-    ConnectionClosed,
-    DerpError,
-    LocalProtocolError,
-    NotConnected,
-)
+from pyderp.errors import ConnectionClosed
 from pyderp.keys import NodePrivate, NodePublic
-from pyderp.net.streams import Stream, describe
+from pyderp.net.streams import Stream
 from pyderp.net.tls import TlsLink, TLSState
 from pyderp.wire.frames import (
-    PROTOCOL_VERSION,
     pack_close_peer,
     pack_note_preferred,
     pack_ping,
     pack_pong,
     pack_watch_conns,
 )
-from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 
-__all__ = ["Client", "ConnectionState"]
+__all__ = ["Client"]
 
-ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected", "closed"]
-
-_CLOSED: Final = "derphttp.Client closed"
-_NOT_CONNECTED: Final = "client not connected"
 _SEALED_PEERS: Final = 10_000
 
 
@@ -71,24 +58,9 @@ class Client:
     """
 
     def __init__(self, route: Route, private_key: NodePrivate | None, config: ClientConfig) -> None:
-        self._route = route
-        self._private = private_key or NodePrivate.generate()
+        self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
         self._config = config
-        self._stats = ClientStats()
-        self._lock = asyncio.Lock()
-        self._connection: Connection | None = None
-        self._generation = 0
-        self._attempt: asyncio.Timeout | None = None
-        self._closed = False
-        self.closing = asyncio.Event()
-        """Set when the client is closed."""
         self._receiving: Connection | None = None
-        self._unsent: Connection | None = None
-        self._server_key: NodePublic | None = None
-        self._preferred = False
-        self._can_ack_pings = config.can_ack_pings
-        self._watch = config.watch_connection_changes
-        self._latency_only = False
         self._sealed: dict[NodePublic, SealedPeer] = {}
 
     # Making one
@@ -135,7 +107,7 @@ class Client:
     def for_latency(cls, *, config: ClientConfig | None = None) -> Client:
         """A client for `dial_region_tls` only (`derphttp.NewNetcheckClient`)."""
         client = cls.for_region(lambda: None, config=config)
-        client._latency_only = True  # noqa: SLF001 (one of our own)
+        client._life.latency_only = True  # noqa: SLF001 (one of our own)
         return client
 
     @classmethod
@@ -170,7 +142,7 @@ class Client:
 
     def __str__(self) -> str:
         """Our short key and where it connects to, without passwords."""
-        return f"<pyderp.Client {self.self_public_key.short()} url={self._route.label}>"
+        return f"<pyderp.Client {self.self_public_key.short()} url={self._life.route.label}>"
 
     __repr__ = __str__
 
@@ -183,134 +155,18 @@ class Client:
             ConnectError: it failed; `attempts` says how.
             ClientClosed: the client was closed.
         """
-        await self._connect("derphttp.Client.Connect")
-
-    async def _connect(self, label: str) -> Connection:
-        async with self._lock:
-            connection = self._connection
-            if connection is not None:
-                if not connection.ended:
-                    return connection
-                self._forget(connection, sending=False)
-            return await self._attempt_connect(label)
-
-    async def _ready(self, what: str) -> Connection:
-        """The connection to use for a call; made if there is none.
-
-        It may have ended: then the call that gets it reports that.
-        """
-        if self._closed:
-            raise ClientClosed(_CLOSED)
-        if self._connection is not None:
-            return self._connection
-        label = f"derphttp.Client.{what}"
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                if self._config.connect_scope is not None:
-                    await stack.enter_async_context(self._config.connect_scope())
-                return await self._connect(label)
-        except TimeoutError as e:
-            # The scope's: ours has become a ConnectError on its way.
-            raise ConnectError(
-                f"{label} connect to {self._route.label}: the time of connect_scope is up",
-                attempts=[e],
-            ) from e
-
-    async def _attempt_connect(self, label: str) -> Connection:
-        if self._closed:
-            raise ClientClosed(_CLOSED)
-        if self._latency_only:
-            raise LocalProtocolError("a client made by for_latency can only dial_region_tls")
-        info = ClientInfo(
-            mesh_key=self._config.mesh_key,
-            version=PROTOCOL_VERSION,
-            can_ack_pings=self._can_ack_pings,
-            is_prober=self._config.is_prober,
-            app_name=self._config.app_name,
-        )
-        progress = Progress()
-        login = Login(self._private, info, preferred=self._preferred, watch=self._watch)
-        try:
-            async with asyncio.timeout(self._config.connect_timeout) as self._attempt:
-                made = await self._route.connect(login, progress)
-        except (DerpError, OSError) as e:
-            if self._closed:
-                raise ClientClosed(_CLOSED) from None
-            self._stats.failed_connects += 1
-            if isinstance(e, ConnectError):
-                raise
-            error = self._connect_error(label, e, progress)
-            raise error from ExceptionGroup("attempts to connect", error.attempts)
-        finally:
-            self._attempt = None
-        return self._connected(made, login)
-
-    def _connected(self, made: Connected, login: Login) -> Connection:
-        if self._closed:
-            made.login.link.abort()
-            raise ClientClosed(_CLOSED)
-        self._generation += 1
-        self._stats.connects += 1
-        connection = self._connection = Connection(
-            made.login.link,
-            made.login.session,
-            made.login.messages,
-            generation=self._generation,
-            stats=self._stats,
-            tls=made.tls,
-            receive_timeout=self._config.receive_timeout,
-        )
-        self._server_key = connection.server_key
-        # What changed during the attempt.
-        if self._preferred != login.preferred and not connection.ended:
-            connection.send_frame(pack_note_preferred(self._preferred))
-        if self._watch and not login.watch and not connection.ended:
-            connection.send_frame(pack_watch_conns())
-        return connection
-
-    def _connect_error(self, label: str, error: Exception, progress: Progress) -> ConnectError:
-        attempts = progress.attempts
-        if error not in attempts:
-            attempts = [*attempts, self._explained(error, progress)]
-        detail = describe(attempts[0])
-        if len(attempts) > 1:
-            detail += f" (the first of {len(attempts)} nodes that failed)"
-        return ConnectError(f"{label} connect to {self._route.label}: {detail}", attempts=attempts)
-
-    def _explained(self, error: Exception, progress: Progress) -> Exception:
-        """The same error, but a time-out that has words."""
-        if not isinstance(error, TimeoutError) or str(error):
-            return error
-        timeout = self._config.connect_timeout
-        return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
-
-    def _forget(self, connection: Connection, *, sending: bool) -> None:
-        """Close for reconnect: only if it is still the current one.
-
-        So a sender and a receiver that fail together cannot close each other's new one.
-        """
-        connection.end(None, "error")
-        if self._connection is connection:
-            self._connection = None
-            self._unsent = connection if connection.write_failed else None
-        # What a receiver was told is still news for the next sender.
-        if sending and self._unsent is connection:
-            self._unsent = None
+        await self._life.connect("derphttp.Client.Connect")
 
     async def aclose(self) -> None:
         """Close for good, at once but for what was sent before; cancels a connect. Idempotent.
 
         Calls that wait raise `ClientClosed`.
         """
-        self._closed = True
-        self.closing.set()
-        if self._attempt is not None:
-            # It may be over, and just not have come to say so.
-            with contextlib.suppress(RuntimeError):
-                self._attempt.reschedule(asyncio.get_running_loop().time())
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.aclose(ClientClosed(_CLOSED))
+        await self._life.aclose()
+
+    async def wait_closed(self) -> None:
+        """Wait until somebody calls `aclose`."""
+        await self._life.closing.wait()
 
     # Receiving
 
@@ -344,17 +200,17 @@ class Client:
         # also when a sender has connected anew meanwhile.
         connection = self._receiving
         if connection is None:
-            connection = self._receiving = await self._ready("Recv")
+            connection = self._receiving = await self._life.ready("Recv")
         if not connection.messages:
             try:
                 await connection.wait()
             except ConnectionClosed:
                 self._receiving = None
-                self._forget(connection, sending=False)
+                self._life.forget(connection, sending=False)
                 raise
         return connection
 
-    def messages(self, *, reconnect: bool = True) -> AsyncIterator[Message]:
+    def messages(self, *, reconnect: bool = True) -> AsyncGenerator[Message, None]:
         """All messages from now on; ends when the client is closed.
 
         Args:
@@ -378,15 +234,15 @@ class Client:
             ConnectError: there was none and none could be made.
         """
         check_packet(data)
-        connection = self._connection
-        if connection is None or self._unsent is not None:
-            connection = await self._sender("Send")
+        connection = self._life.connection
+        if connection is None or self._life.unsent is not None:
+            connection = await self._life.sender("Send")
         try:
             connection.send_packets(dst, (data,))
             if connection.backed_up:
                 await connection.drain()
         except ConnectionClosed:
-            self._forget(connection, sending=True)
+            self._life.forget(connection, sending=True)
             raise
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
@@ -394,9 +250,9 @@ class Client:
         packets = list(packets)
         for packet in packets:
             check_packet(packet)
-        connection = self._connection
-        if connection is None or self._unsent is not None:
-            connection = await self._sender("Send")
+        connection = self._life.connection
+        if connection is None or self._life.unsent is not None:
+            connection = await self._life.sender("Send")
         try:
             done = 0
             while done < len(packets):
@@ -404,7 +260,7 @@ class Client:
                 if connection.backed_up:
                     await connection.drain()
         except ConnectionClosed:
-            self._forget(connection, sending=True)
+            self._life.forget(connection, sending=True)
             raise
 
     async def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
@@ -414,55 +270,44 @@ class Client:
             as `send`; also `ConnectionClosed` when it cannot leave within five seconds.
         """
         check_packet(data)
-        connection = await self._sender("ForwardPacket")
+        connection = await self._life.sender("ForwardPacket")
         try:
             if connection.forward_packet(src, dst, data):
                 await connection.drain_forward()
         except ConnectionClosed:
-            self._forget(connection, sending=True)
+            self._life.forget(connection, sending=True)
             raise
 
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
-        connection = await self._sender("ClosePeer")
-        self._command(connection, pack_close_peer(peer))
+        connection = await self._life.sender("ClosePeer")
+        self._life.command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self) -> None:
         """Be told of all who come and go, now and on each later connect; needs the mesh key."""
-        if self._watch and self._connection is not None:
+        life = self._life
+        connection = life.connection
+        if life.watch and connection is not None:
             return
-        self._watch = True
-        if self._connection is None:
-            await self._connect("derphttp.Client.WatchConnectionChanges")
+        life.watch = True
+        if connection is None:
+            await life.connect("derphttp.Client.WatchConnectionChanges")
         else:
-            self._command(self._connection, pack_watch_conns())
-
-    async def _sender(self, what: str) -> Connection:
-        unsent, self._unsent = self._unsent, None
-        if unsent is not None and not self._closed:
-            raise unsent.error("derp.Send")
-        return self._connection or await self._ready(what)
-
-    def _command(self, connection: Connection, frame: bytes) -> None:
-        try:
-            connection.send_frame(frame)
-        except ConnectionClosed:
-            self._forget(connection, sending=True)
-            raise
+            life.command(connection, pack_watch_conns())
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
-        if preferred == self._preferred:
+        if preferred == self._life.preferred:
             return
-        self._preferred = preferred
-        connection = self._connection
+        self._life.preferred = preferred
+        connection = self._life.connection
         if connection is not None:
             with contextlib.suppress(ConnectionClosed):
-                self._command(connection, pack_note_preferred(preferred))
+                self._life.command(connection, pack_note_preferred(preferred))
 
     def set_can_ack_pings(self, value: bool) -> None:
         """Whether later connects tell the relay that its pings will be answered."""
-        self._can_ack_pings = value
+        self._life.can_ack_pings = value
 
     # Pings
 
@@ -476,7 +321,7 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._current()
+        connection = self._life.live()
         data = os.urandom(8)
         try:
             async with asyncio.timeout(PING_TIMEOUT):
@@ -486,18 +331,11 @@ class Client:
 
     async def send_ping(self, data: bytes) -> None:
         """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
-        self._current().send_frame(pack_ping(data))
+        self._life.live().send_frame(pack_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
         """Answer a Ping with its eight bytes. Does not connect."""
-        self._current().send_frame(pack_pong(data))
-
-    def _current(self) -> Connection:
-        if self._closed:
-            raise ClientClosed(_CLOSED)
-        if self._connection is None or self._connection.ended:
-            raise NotConnected(_NOT_CONNECTED)
-        return self._connection
+        self._life.live().send_frame(pack_pong(data))
 
     # Others
 
@@ -518,7 +356,7 @@ class Client:
             async with asyncio.timeout(self._config.connect_timeout):
                 return await route.connect_tls(region, progress)
         except TimeoutError as e:
-            raise self._explained(e, progress) from e
+            raise in_words(e, progress, self._config.connect_timeout) from e
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.
@@ -531,42 +369,39 @@ class Client:
             if len(self._sealed) >= _SEALED_PEERS:
                 # A new one refuses what was sealed more than 5 s before it was made.
                 del self._sealed[next(iter(self._sealed))]
-            found = self._sealed[peer] = SealedPeer(self._private, peer, send=self.send)
+            found = self._sealed[peer] = SealedPeer(self._life.private, peer, send=self.send)
         return found
 
     @property
     def self_public_key(self) -> NodePublic:
         """Our key."""
-        return self._private.public
+        return self._life.private.public
 
     @property
     def server_public_key(self) -> NodePublic | None:
         """The key of the relay of the last successful connect; `None` before the first."""
-        return self._server_key
+        return self._life.server_key
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection that is not known to be broken."""
-        return self._connection is not None and not self._connection.ended
+        return self._life.connected
 
     @property
     def connection_state(self) -> ConnectionState:
         """What the client is doing about its connection."""
-        if self._closed:
-            return "closed"
-        if self._attempt is not None:
-            return "connecting"
-        return "connected" if self.connected else "not connected"
+        return self._life.state
 
     @property
     def generation(self) -> int:
         """How many connections there have been."""
-        return self._generation
+        return self._life.generation
 
     @property
     def tls_state(self) -> TLSState | None:
         """TLS of the current connection; `None` without one, or without TLS."""
-        return self._connection.tls if self._connection is not None and self.connected else None
+        connection = self._life.connection
+        return None if connection is None or connection.ended else connection.tls
 
     @property
     def local_address(self) -> tuple[str, int] | None:
@@ -575,9 +410,9 @@ class Client:
         Raises:
             NotConnected: no connection.
         """
-        return self._current().link.local_address
+        return self._life.live().link.local_address
 
     @property
     def stats(self) -> ClientStats:
         """Counts over all connections; the object is live."""
-        return self._stats
+        return self._life.stats

@@ -21,7 +21,15 @@ from pyderp.net.streams import Stream, as_link
 from pyderp.net.tls import TlsLink, TLSState, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
 
-__all__ = ["Connected", "RegionRoute", "Route", "StreamRoute", "UrlRoute"]
+__all__ = [
+    "Connected",
+    "Progress",
+    "RegionRoute",
+    "Route",
+    "StreamRoute",
+    "UrlRoute",
+    "in_words",
+]
 
 log = logging.getLogger("pyderp.client")
 
@@ -44,6 +52,13 @@ class Progress:
     def __init__(self) -> None:
         self.step = "getting ready"
         self.attempts: list[Exception] = []
+
+
+def in_words(error: Exception, progress: Progress, timeout: float) -> Exception:
+    """The same error, but a time-out that has words."""
+    if not isinstance(error, TimeoutError) or str(error):
+        return error
+    return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
 
 
 class Route(ABC):

@@ -119,6 +119,8 @@ class Connection:
         if messages:
             self._unread_bytes += len(data)
             self._take(messages)
+        if self.session.error is not None:
+            self.end(self.session.error, "protocol")
 
     def connection_lost(self, error: Exception | None) -> None:
         """The stream ended."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from pyderp.client.backoff import Backoff, is_transient
@@ -21,7 +21,7 @@ __all__ = ["messages", "pause"]
 log = logging.getLogger("pyderp.client")
 
 
-async def messages(client: Client, *, reconnect: bool) -> AsyncIterator[Message]:
+async def messages(client: Client, *, reconnect: bool) -> AsyncGenerator[Message, None]:
     """All messages of a client, over all its connections, until it is closed."""
     backoff = Backoff(random.random)
     while True:
@@ -45,7 +45,7 @@ async def pause(client: Client, delay: float) -> None:
     """Wait some seconds, or until the client is closed."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(delay):
-            await client.closing.wait()
+            await client.wait_closed()
 
 
 def _hopeless(error: Exception) -> bool:

@@ -136,6 +136,8 @@ async def over_stream(
         while True:
             if data:
                 messages += session.receive_data(data)
+            if session.error is not None:
+                raise session.error
             if session.state is ClientState.READY:
                 break
             data = await link.read()

@@ -62,7 +62,7 @@ class ClientSession:
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
         self._between_frames = server_key is not None
         self._out: list[bytes] = []
-        self._error: RemoteProtocolError | None = None
+        self.error: RemoteProtocolError | None = None
         if server_key is not None:
             self._login(server_key)
 
@@ -71,11 +71,12 @@ class ClientSession:
 
         Raises:
             RemoteProtocolError: the relay broke the protocol. The session is finished:
-                later calls raise the same error. Messages before the bad frame are lost
-                with the connection, as they are in Go's client.
+                later calls raise the same error. If there are messages before the bad
+                frame, they are given first: `state` is `FAILED` then, `error` says why,
+                and the next call raises it.
         """
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         chunk = data if type(data) is bytes else bytes(data)
         messages: list[Message] = []
         at = self._packets.take_untrusted(chunk, 0, messages) if self._between_frames else 0
@@ -83,9 +84,10 @@ class ClientSession:
             try:
                 self._read_untrusted(chunk, at, messages)
             except RemoteProtocolError as e:
-                self._error = e
+                self.error = e
                 self.state = ClientState.FAILED
-                raise
+                if not messages:
+                    raise
         return messages
 
     def data_to_send(self) -> list[bytes]:

@@ -1,0 +1,227 @@
+"""A client's connections: which one is current, one attempt at a time, and the end of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final, Literal, TypeAlias
+
+from pyderp.client.config import ClientConfig
+from pyderp.client.connect import Connected, Progress, Route, in_words
+from pyderp.client.connection import Connection
+from pyderp.client.login import Login
+from pyderp.client.stats import ClientStats
+from pyderp.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionClosed,
+    DerpError,
+    LocalProtocolError,
+    NotConnected,
+)
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.net.streams import describe
+from pyderp.wire.frames import PROTOCOL_VERSION, pack_note_preferred, pack_watch_conns
+from pyderp.wire.info import ClientInfo
+
+__all__ = ["ConnectionState", "Lifecycle"]
+
+ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected", "closed"]
+
+_CLOSED: Final = "derphttp.Client closed"
+_NOT_CONNECTED: Final = "client not connected"
+
+
+class Lifecycle:
+    """Makes connections when they are needed, and forgets them when they have ended.
+
+    Args:
+        route: where they lead.
+        private: who we are.
+    """
+
+    def __init__(self, route: Route, private: NodePrivate, config: ClientConfig) -> None:
+        self.route = route
+        self.private = private
+        self.stats = ClientStats()
+        self.connection: Connection | None = None
+        """The current one; it may have ended, and nobody have noticed."""
+        self.generation = 0
+        self.server_key: NodePublic | None = None
+        self.closing = asyncio.Event()
+        """Set when the client is closed."""
+        self.unsent: Connection | None = None
+        """It ended with a failed write, of which no sender has heard."""
+        self.preferred = False
+        self.can_ack_pings = config.can_ack_pings
+        self.watch = config.watch_connection_changes
+        self.latency_only = False
+        self._config = config
+        self._lock = asyncio.Lock()
+        self._attempt: asyncio.Timeout | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self.closing.is_set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection that is not known to be broken."""
+        return self.connection is not None and not self.connection.ended
+
+    @property
+    def state(self) -> ConnectionState:
+        """What is being done about the connection."""
+        if self.closed:
+            return "closed"
+        if self._attempt is not None:
+            return "connecting"
+        return "connected" if self.connected else "not connected"
+
+    async def connect(self, label: str) -> Connection:
+        """The current connection if it stands, or else a new one; one attempt at a time."""
+        async with self._lock:
+            connection = self.connection
+            if connection is not None:
+                if not connection.ended:
+                    return connection
+                self.forget(connection, sending=False)
+            return await self._attempt_connect(label)
+
+    async def ready(self, what: str) -> Connection:
+        """The connection to use for a call; made if there is none.
+
+        It may have ended: then the call that gets it reports that.
+        """
+        if self.closed:
+            raise ClientClosed(_CLOSED)
+        if self.connection is not None:
+            return self.connection
+        label = f"derphttp.Client.{what}"
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if self._config.connect_scope is not None:
+                    await stack.enter_async_context(self._config.connect_scope())
+                return await self.connect(label)
+        except TimeoutError as e:
+            # The scope's: ours has become a ConnectError on its way.
+            raise ConnectError(
+                f"{label} connect to {self.route.label}: the time of connect_scope is up",
+                attempts=[e],
+            ) from e
+
+    async def _attempt_connect(self, label: str) -> Connection:
+        if self.closed:
+            raise ClientClosed(_CLOSED)
+        if self.latency_only:
+            raise LocalProtocolError("a client made by for_latency can only dial_region_tls")
+        info = ClientInfo(
+            mesh_key=self._config.mesh_key,
+            version=PROTOCOL_VERSION,
+            can_ack_pings=self.can_ack_pings,
+            is_prober=self._config.is_prober,
+            app_name=self._config.app_name,
+        )
+        progress = Progress()
+        login = Login(self.private, info, preferred=self.preferred, watch=self.watch)
+        try:
+            async with asyncio.timeout(self._config.connect_timeout) as self._attempt:
+                made = await self.route.connect(login, progress)
+        except (DerpError, OSError) as e:
+            if self.closed:
+                raise ClientClosed(_CLOSED) from None
+            self.stats.failed_connects += 1
+            if isinstance(e, ConnectError):
+                raise
+            error = self._connect_error(label, e, progress)
+            raise error from ExceptionGroup("attempts to connect", error.attempts)
+        finally:
+            self._attempt = None
+        return self._connected(made, login)
+
+    def _connected(self, made: Connected, login: Login) -> Connection:
+        if self.closed:
+            made.login.link.abort()
+            raise ClientClosed(_CLOSED)
+        self.generation += 1
+        self.stats.connects += 1
+        connection = self.connection = Connection(
+            made.login.link,
+            made.login.session,
+            made.login.messages,
+            generation=self.generation,
+            stats=self.stats,
+            tls=made.tls,
+            receive_timeout=self._config.receive_timeout,
+        )
+        self.server_key = connection.server_key
+        # What changed during the attempt.
+        if self.preferred != login.preferred and not connection.ended:
+            connection.send_frame(pack_note_preferred(self.preferred))
+        if self.watch and not login.watch and not connection.ended:
+            connection.send_frame(pack_watch_conns())
+        return connection
+
+    def _connect_error(self, label: str, error: Exception, progress: Progress) -> ConnectError:
+        attempts = progress.attempts
+        if error not in attempts:
+            attempts = [*attempts, in_words(error, progress, self._config.connect_timeout)]
+        detail = describe(attempts[0])
+        if len(attempts) > 1:
+            detail += f" (the first of {len(attempts)} nodes that failed)"
+        return ConnectError(f"{label} connect to {self.route.label}: {detail}", attempts=attempts)
+
+    def forget(self, connection: Connection, *, sending: bool) -> None:
+        """Close for reconnect: only if it is still the current one.
+
+        So a sender and a receiver that fail together cannot close each other's new one.
+        """
+        connection.end(None, "error")
+        if self.connection is connection:
+            self.connection = None
+            self.unsent = connection if connection.write_failed else None
+        # What a receiver was told is still news for the next sender.
+        if sending and self.unsent is connection:
+            self.unsent = None
+
+    async def aclose(self) -> None:
+        """Close for good, at once but for what was sent before; cancels a connect. Idempotent.
+
+        Calls that wait raise `ClientClosed`.
+        """
+        self.closing.set()
+        if self._attempt is not None:
+            # It may be over, and just not have come to say so.
+            with contextlib.suppress(RuntimeError):
+                self._attempt.reschedule(asyncio.get_running_loop().time())
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.aclose(ClientClosed(_CLOSED))
+
+    async def sender(self, what: str) -> Connection:
+        """As `ready`; but first a sender hears of the write that failed before."""
+        unsent, self.unsent = self.unsent, None
+        if unsent is not None and not self.closed:
+            raise unsent.error("derp.Send")
+        return self.connection or await self.ready(what)
+
+    def command(self, connection: Connection, frame: bytes) -> None:
+        """Send a frame that is not worth waiting for."""
+        try:
+            connection.send_frame(frame)
+        except ConnectionClosed:
+            self.forget(connection, sending=True)
+            raise
+
+    def live(self) -> Connection:
+        """The connection, for what does not make one.
+
+        Raises:
+            NotConnected: there is none.
+        """
+        if self.closed:
+            raise ClientClosed(_CLOSED)
+        if self.connection is None or self.connection.ended:
+            raise NotConnected(_NOT_CONNECTED)
+        return self.connection
