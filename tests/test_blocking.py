@@ -342,6 +342,7 @@ def test_ctrl_c_before_a_call_has_begun_is_no_hang(
 def test_ctrl_c_in_a_script_is_a_keyboard_interrupt(relay: RelayThread) -> None:
     code = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from pyderp import blocking
 with blocking.Client.for_url(sys.argv[1]) as client:
     client.recv(10)

@@ -122,8 +122,11 @@ def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
     play: Play, direction: Direction
 ) -> None:
     async def test(made: WebSocketStream, peer: Peer) -> None:
+        # Begun before the deadline is set, or on a busy machine it may pass before.
+        operation = asyncio.create_task(direction.times_out(made))
+        await asyncio.sleep(0)
         direction.set(made, SOON)
-        await direction.times_out(made)
+        await operation
         await direction.times_out(made)
         await direction.other.is_closed(made)
         for again in (None, 60.0):
@@ -141,9 +144,10 @@ def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
 def test_the_other_direction_is_told_when_it_is_waiting(play: Play, direction: Direction) -> None:
     async def test(made: WebSocketStream, _: Peer) -> None:
         other = asyncio.create_task(direction.other.is_closed(made))
+        operation = asyncio.create_task(direction.times_out(made))
         await asyncio.sleep(0)
         direction.set(made, SOON)
-        await direction.times_out(made)
+        await operation
         await other
 
     play(test)
@@ -167,9 +171,9 @@ def test_a_deadline_in_the_past_ends_an_operation_at_once(play: Play, direction:
 def test_a_later_deadline_replaces_the_first(play: Play) -> None:
     async def test(made: WebSocketStream, peer: Peer) -> None:
         for again in (None, 60.0):
-            made.set_read_deadline(asyncio.get_running_loop().time() + SOON)
             read = asyncio.create_task(made.read(10))
             await asyncio.sleep(0)
+            made.set_read_deadline(asyncio.get_running_loop().time() + SOON)
             Direction("read").set(made, again)
             await passes(SOON * 1.5)
             peer.binary(b"late")
