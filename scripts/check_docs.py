@@ -29,8 +29,8 @@ from typing import Any, Final
 from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
+from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
-from pyderp.cli.main import app
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters

@@ -85,6 +85,84 @@ def test_the_two_programs_of_the_tutorial_talk(talk: Path) -> None:
     asyncio.run(scenario())
 
 
+async def annoy(relay: pyderp.Relay, victim: pyderp.NodePublic) -> None:
+    """Send what anybody can: what is not sealed, is no text, or is as long as can be."""
+    async with pyderp.Client.for_url(relay.url) as stranger:
+        sealed = stranger.sealed(victim)
+        for packet in (b"", b"junk", sealed.seal(b"\xff"), sealed.seal(bytes(sealed.max_payload))):
+            await stranger.send(victim, packet)
+        await stranger.ping()
+
+
+def test_the_answering_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
+    """It goes on to answer."""
+
+    async def scenario() -> None:
+        async with pyderp.Relay() as relay, pyderp.Client.for_url(relay.url) as friend:
+            listener = await start(talk, relay.url)
+            try:
+                key = pyderp.NodePublic.parse((await line_of(listener)).removeprefix("I am "))
+                await annoy(relay, key)
+                await friend.sealed(key).send(b"hello")
+                async with asyncio.timeout(20):
+                    async for message in friend:
+                        if isinstance(message, pyderp.ReceivedPacket):
+                            answer = friend.sealed(key).open_untrusted(message.data)
+                            break
+                assert answer == b"thank you for hello"
+            finally:
+                listener.kill()
+                await listener.communicate()
+
+    asyncio.run(scenario())
+
+
+def test_the_asking_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
+    """What claims to be the peer's and does not open is not the answer."""
+
+    async def scenario() -> None:
+        async with pyderp.Relay() as relay, pyderp.Client.for_url(relay.url) as peer:
+            await peer.connect()
+            sender = await start(talk, relay.url, str(peer.self_public_key), "hello")
+            async with asyncio.timeout(20):
+                async for message in peer:
+                    if isinstance(message, pyderp.ReceivedPacket):
+                        await peer.send(message.source, b"junk")
+                        await peer.sealed(message.source).send(b"hello, too")
+                        break
+            assert (await line_of(sender)).startswith("refused a packet: ")
+            assert await line_of(sender) == f"{peer.self_public_key.short()} says: hello, too"
+            await sender.communicate()
+            assert sender.returncode == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["client", "sealed", "readme-client"])
+def test_the_other_examples_survive_any_packet(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each sends junk, too, before what it means to send."""
+    send = pyderp.Client.send
+
+    async def send_junk_first(client: pyderp.Client, dst: pyderp.NodePublic, data: bytes) -> None:
+        await send(client, dst, b"junk")
+        await send(client, dst, data)
+
+    monkeypatch.setattr(pyderp.Client, "send", send_junk_first)
+    names = run_block(name)
+    if name == "readme-client":
+
+        async def scenario() -> None:
+            async with pyderp.Relay() as relay:
+                await names["talk"](relay.url)
+
+        asyncio.run(scenario())
+    printed = capsys.readouterr().out
+    assert name == "sealed" or "b'hello'" in printed
+    assert name == "readme-client" or "refused: not a sealed packet" in printed
+
+
 def test_the_test_in_the_readme_passes(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's test, with the tutorial's two programs as the program under test."""
     urls = []

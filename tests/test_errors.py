@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import pkgutil
 import re
 
@@ -110,3 +112,52 @@ def test_remote_error_tells_the_frame_type() -> None:
     error = errors.FrameTooLarge("too large", frame_type=4)
     assert (str(error), error.frame_type) == ("too large", 4)
     assert errors.BadUpgrade("no HTTP").frame_type is None
+
+
+# To pickle and copy, as to another process
+
+
+def every_error() -> list[type[errors.DerpError]]:
+    """Those of all modules, also those that are not public."""
+    for module in pkgutil.walk_packages(pyderp.__path__, "pyderp."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found = [errors.DerpError]
+    for kind in found:
+        found += [each for each in kind.__subclasses__() if each not in found]
+    return [kind for kind in found if kind.__module__.startswith("pyderp.")]
+
+
+SAMPLES: dict[type[errors.DerpError], errors.DerpError] = {
+    errors.UpgradeRejected: errors.UpgradeRejected("no", status=403, body="go\naway"),
+    errors.ConnectError: errors.ConnectError(
+        "no", attempts=[errors.UpgradeRejected("x", status=503, body=""), OSError(111, "refused")]
+    ),
+    errors.ConnectionClosed: errors.ConnectionClosed(
+        "no", generation=3, restarting=messages.Restarting(1.0, 2.0)
+    ),
+    errors.ClientClosed: errors.ClientClosed("no", generation=3),
+    errors.FrameTooLarge: errors.FrameTooLarge("no", frame_type=4),
+}
+
+
+def plain(error: BaseException) -> object:
+    """All that an error says, to compare."""
+    values = {
+        name: [plain(each) for each in value] if name == "attempts" else value
+        for name, value in vars(error).items()
+    }
+    return type(error), error.args, str(error), values
+
+
+def test_every_error_can_be_pickled_and_copied() -> None:
+    kinds = every_error()
+    assert {*SAMPLES, errors.DialError, errors.InvalidMap} < set(kinds)
+    for kind in kinds:
+        error = SAMPLES.get(kind) or kind("no")
+        error.args = ("words before: no",)
+        error.add_note("a note")
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            assert plain(pickle.loads(pickle.dumps(error, protocol))) == plain(error)
+        assert plain(copy.copy(error)) == plain(error)
+        assert plain(copy.deepcopy(error)) == plain(error)

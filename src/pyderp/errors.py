@@ -30,6 +30,7 @@ Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in py
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,15 +112,23 @@ class BadUpgrade(RemoteProtocolError):
 class UpgradeRejected(BadUpgrade):
     """The relay, or something before it, answered with another status than 101.
 
+    The text has reason and body of the answer with escapes for what is not printable.
+
     Attributes:
         status: the HTTP status.
-        body: the start of the answer's body.
+        body: the start of the answer's body, as it came: with line breaks and control
+            characters, which do not belong into a log or on a terminal.
     """
 
     def __init__(self, message: str, *, status: int, body: str) -> None:
         super().__init__(message)
         self.status = status
         self.body = body
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """To pickle and copy; by default that knows of no keywords."""
+        make = functools.partial(type(self), status=self.status, body=self.body)
+        return make, self.args, self.__dict__
 
 
 class ConnectError(DerpError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pyderp import (
     ConnectError,
     ConnectionClosed,
     DialError,
+    PinMismatch,
     UpgradeRejected,
 )
 from pyderp.cli.advice import advice
@@ -172,6 +174,49 @@ def test_what_does_not_speak_derp(here: Here, answer: bytes) -> None:
         )
 
 
+@pytest.mark.parametrize("websocket", [[], ["--websocket"]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http("400 Bad Request", body="Client sent an HTTP request to an HTTPS server."),
+        b"\x15\x03\x01\x00\x02\x02\x16",
+        b"",
+    ],
+)
+def test_http_where_there_is_tls(here: Here, answer: bytes, websocket: list[str]) -> None:
+    with answering(answer) as port:
+        assert "write https://" in told(here, f"http://127.0.0.1:{port}", *websocket)
+
+
+# Maps
+
+
+def a_map(path: Path, **node: object) -> Path:
+    node = {"Name": "1a", "RegionID": 1, "HostName": NAME} | node
+    path.write_text(json.dumps({"Regions": {"1": {"RegionID": 1, "Nodes": [node]}}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "node",
+    [{"STUNOnly": True}, {"IPv4": "none", "IPv6": "none"}, {"HostName": "a\r\nb"}],
+)
+def test_a_map_that_is_wrong(here: Here, tmp_path: Path, node: dict[str, object]) -> None:
+    path = a_map(tmp_path / "map.json", **node)
+    assert "the map is wrong" in told(here, "--derp-map", path)
+
+
+def test_certificates_of_a_map_s_node(here: Here, tmp_path: Path) -> None:
+    with answering(b"", secure(tmp_path, names=["derp.example.com"])) as port:
+        path = a_map(tmp_path / "map.json", DERPPort=port)
+        unknown = told(here, "--derp-map", path)
+        other_name = told(here, "--derp-map", path, "--ca", tmp_path / f"{NAME}.crt")
+    assert "sha256-raw: and its SHA-256 into the map as the node's CertName" in unknown
+    assert "the node's CertName has to be that name" in other_name
+    assert "--pin" not in unknown + other_name
+    assert "--cert-name" not in unknown + other_name
+
+
 # The way there
 
 
@@ -201,12 +246,60 @@ def test_no_answer_in_time(here: Here, scheme: str) -> None:
 def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> None:
     with answering(http("407 Proxy Authentication Required")) as port:
         text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
-    assert "give --proxy http://USER:PASSWORD@HOST:PORT" in text
+    assert "check user and password of the proxy" in text
     assert "secret" not in text
-    with answering(http("502 Bad Gateway")) as port:
-        text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
-    assert "check --proxy, or HTTPS_PROXY" in text
-    assert "secret" not in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--ipv6"]])
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (http("401 Unauthorized"), "check user and password of the proxy"),
+        (http("403 Forbidden"), "the proxy works, but cannot or does not want to reach"),
+        (http("502 Bad Gateway"), "the proxy works, but cannot or does not want to reach"),
+        (http("200 OK")[:5], "check --proxy, or HTTPS_PROXY"),
+        (http("400 Bad Request"), "check --proxy, or HTTPS_PROXY"),
+    ],
+)
+def test_what_an_http_proxy_says(here: Here, answer: bytes, line: str, flags: list[str]) -> None:
+    with answering(answer) as port:
+        assert line in told(here, "https://h", "--proxy", f"http://127.0.0.1:{port}", *flags)
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (b"\x05\xff", "check user and password of the proxy"),
+        (b"\x05\x02\x01\x01", "check user and password of the proxy"),
+        (b"\x05\x00\x05\x05\x00\x01\0\0\0\0\0\0", "the proxy works, but cannot"),
+        (b"\x05\x00\x05\x04\x00\x01\0\0\0\0\0\0", "the proxy works, but cannot"),
+        (b"\x05\x00\x05\x02\x00\x01\0\0\0\0\0\0", "the proxy works, but cannot"),
+        (b"HTTP/1.1 400", "check --proxy, or HTTPS_PROXY"),
+    ],
+)
+def test_what_a_socks_proxy_says(here: Here, answer: bytes, line: str) -> None:
+    with answering(answer) as port:
+        assert line in told(here, "https://h", "--proxy", f"socks5://me:pw@127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("flags", [[], ["--ipv6"]])
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_a_proxy_that_is_not_there(here: Here, scheme: str, flags: list[str]) -> None:
+    text = told(here, "https://h", "--proxy", f"{scheme}://127.0.0.1:1", *flags)
+    assert "the proxy cannot be reached: check --proxy" in text
+    assert "nothing listens there" not in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--ipv6"]])
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_a_proxy_that_is_silent_is_named(here: Here, scheme: str, flags: list[str]) -> None:
+    with answering(None) as port:
+        proxy = f"{scheme}://me:secret@127.0.0.1:{port}"
+        done = here("ping", "https://h", "--proxy", proxy, "--connect-timeout", 0.3, *flags)
+    assert done.code == 1
+    assert f"(waiting for proxy {scheme}://***@127.0.0.1:{port})" in done.err
+    assert "the proxy does not answer in time" in done.err
+    assert "secret" not in done.err
 
 
 def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +321,9 @@ def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch)
         (TimeoutError("the relay took no packet for 1 s"), "no answer in time"),
         (ConnectionClosed("derp.Recv: EOF"), "the relay ended the connection"),
         (BadMagic("bad"), "no DERP relay"),
+        (PinMismatch("unexpected multiple certs presented"), "that sends a single certificate"),
+        (DialError("node 1a: DERPPort 99999 is no port"), "the map is wrong"),
+        (DialError("no nodes for region 1 (x)"), "the map is wrong"),
     ],
 )
 def test_other_errors(error: Exception, line: str) -> None:

@@ -141,7 +141,7 @@ def test_a_region_is_named_by_number_or_code(
 def test_which_regions_there_are_is_told(here: Here, tmp_path: Path, pinned: RelayThread) -> None:
     path = write_map(tmp_path / "map.json", pinned, pinned)
     done = here("ping", "--derp-map", path)
-    assert done.code == 1
+    assert done.code == 2
     assert "give --region; its regions: 900 (r900), 901 (r901)" in done.err
     assert "it has no region 'fra'" in here("ping", "--derp-map", path, "--region", "fra").err
 
@@ -162,7 +162,7 @@ def test_a_map_that_cannot_be_used_is_named(
     if text is not None:
         path.write_text(text)
     done = here("ping", "--derp-map", path)
-    assert done.code == 1
+    assert done.code == 2
     assert told in done.err
     assert done.err.count("\n") == 1
 
@@ -199,6 +199,9 @@ def test_the_key_and_the_mesh_key_come_from_files(
         (["https://h", "--pin", "0" * 63], "want 64 hex digits"),
         (["https://h", "--pin", "0" * 64, "--cert-name", "x"], "give one of them"),
         (["http://h", "--pin", "0" * 64], "only with https://"),
+        (["http://h", "--insecure"], "only with https://"),
+        (["https://h", "--insecure", "--pin", "0" * 64], "not with --pin or --cert-name"),
+        (["https://h", "--insecure", "--cert-name", "x"], "not with --pin or --cert-name"),
         (["https://h/else", "--insecure"], "only with a URL like https://HOST[:PORT]/derp"),
         (["https://h", "--connect-timeout", "0"], "0.001"),
     ],
@@ -207,6 +210,7 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told
     done = here("ping", *args)
     assert done.code == 2
     assert told in done.err
+    assert told in here("ping", *args, "--json").event("error")["error"]
 
 
 @pytest.mark.parametrize(
@@ -214,17 +218,107 @@ def test_a_wrong_command_line_is_exit_status_2(here: Here, args: list[str], told
 )
 @pytest.mark.parametrize("flags", [[], ["--ipv6"]])
 def test_a_url_that_is_none_is_refused(here: Here, url: str, flags: list[str]) -> None:
-    done = here("ping", url, *flags)
-    assert done.code == 1
+    done = here("ping", url, *flags, "--json")
+    assert done.code == 2
     assert done.err.startswith("pyderp: derphttp.NewClient: ")
+    assert done.event("error")["error"].startswith("derphttp.NewClient: ")
 
 
 @pytest.mark.parametrize("proxy", ["ftp://me:secret@h:1", "http://me:secret@", "\x00me:secret@h"])
 def test_a_proxy_that_is_none_is_refused_and_no_password_shown(here: Here, proxy: str) -> None:
     done = here("ping", "https://h", "--proxy", proxy)
-    assert done.code == 1
-    assert "pyderp: proxy" in done.err
+    assert done.code == 2
+    assert "pyderp: --proxy: " in done.err
     assert "secret" not in done.err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "joe:secret@127.0.0.1/derp",
+        "http:/joe:secret@127.0.0.1/derp",
+        "http://127.0.0.1:secret/derp",
+        "http://secret@127.0.0.1:1/derp",
+        "https://joe:secret@127.0.0.1:1/derp",
+    ],
+)
+@pytest.mark.parametrize("flags", [["-v"], ["--json", "--insecure"]])
+def test_nothing_of_a_password_in_a_url_is_shown(here: Here, url: str, flags: list[str]) -> None:
+    done = here("ping", url, "-c1", *flags)
+    assert done.code != 0
+    assert "secret" not in done.out + done.err
+
+
+def test_nothing_of_a_proxy_that_is_none_is_shown(
+    here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://h:x/secret")
+    done = here("ping", "https://relay.invalid", "-c1", "--ipv6", "-v")
+    assert "ignoring HTTPS_PROXY" in caplog.text
+    assert "secret" not in done.out + done.err + caplog.text
+
+
+# What holds before anything is connected
+
+
+@pytest.mark.parametrize("flags", [["--pin", "0" * 64], ["--cert-name", "x"]])
+def test_the_environment_does_not_turn_off_the_tls_of_a_url(
+    here: Here, relay: RelayThread, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
+    done = here("ping", relay.url.replace("http://", "https://"), "-c1", *flags)
+    assert done.code == 1
+    assert "the server does not speak TLS on this port" in done.err
+
+
+def test_a_pin_holds_whatever_the_environment_says(
+    here: Here, pinned: RelayThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_DEBUG_USE_DERP_HTTP", "1")
+    pin = pinned.region.nodes[0].cert_name
+    assert here("ping", pinned.url, *ONCE, "--pin", pin).code == 0
+    assert here("ping", pinned.url, *ONCE, "--pin", "0" * 64).code == 1
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_ca_that_cannot_be_used_is_refused_at_once(
+    here: Here, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    done = here("ping", "http://127.0.0.1:1", "--ca", path)
+    assert done.code == 2
+    assert f"pyderp: --ca: {path}: no certificates could be read" in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"DERPPort": 99999}, "DERPPort 99999 is not from 0 to 65535"),
+        ({"HostName": ""}, "no HostName"),
+        ({"CertName": "sha256-raw:" + "A" * 64}, "wants 64 lower-case hex digits"),
+    ],
+)
+def test_a_map_that_is_wrong_is_refused(
+    here: Here, tmp_path: Path, pinned: RelayThread, change: dict[str, object], told: str
+) -> None:
+    path = write_map(tmp_path / "map.json", pinned)
+    document = json.loads(path.read_text())
+    document["Regions"]["900"]["Nodes"][0] |= change
+    path.write_text(json.dumps(document))
+    done = here("ping", "--derp-map", path, *ONCE, "--json")
+    assert done.code == 2
+    assert f"the DERP map {path} is wrong: region 900, node '900a': " in done.err
+    assert told in done.event("error")["error"]
+
+
+def test_warnings_about_a_map_are_logged(
+    here: Here, tmp_path: Path, pinned: RelayThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_map(tmp_path / "map.json", pinned)
+    assert here("ping", "--derp-map", path, *ONCE, "-v").code == 0
+    assert "only one region: when it fails there is no other" in caplog.text
 
 
 # Go's relay

@@ -145,6 +145,17 @@ def test_it_reconnects_and_says_so(relay: RelayThread) -> None:
         assert listener.end().out == f"{sender.self_public_key} after\n"
 
 
+def test_the_end_of_a_connection_is_an_object(relay: RelayThread) -> None:
+    with listening(relay.url, "--json") as (listener, key):
+        relay.cut(client=NodePublic.parse(key))
+        listener.wait_for("(?s)connected to .*connected to ")
+        listener.interrupt()
+        done = listener.end()
+    assert done.event("disconnected")["reason"] in done.err
+    kinds = [event["type"] for event in done.events]
+    assert kinds == ["listening", "connected", "disconnected", "connected"]
+
+
 def test_a_restart_is_told(relay: RelayThread) -> None:
     with listening(relay.url, "--json") as (listener, _):
         relay.restart()
@@ -164,6 +175,14 @@ def test_ctrl_c_exits_130_without_a_word(relay: RelayThread) -> None:
         listener.interrupt()
         done = listener.end()
         assert done.code == 130
+        assert done.err.splitlines()[-1].startswith("pyderp: connected to ")
+
+
+def test_sigterm_exits_143_without_a_word(relay: RelayThread) -> None:
+    with listening(relay.url) as (listener, _):
+        listener.popen.terminate()
+        done = listener.end()
+        assert done.code == 143
         assert done.err.splitlines()[-1].startswith("pyderp: connected to ")
 
 

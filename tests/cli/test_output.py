@@ -74,13 +74,6 @@ def test_remarks_go_to_standard_error_and_are_escaped(capsys: pytest.CaptureFixt
     assert err == "pyderp: x\n"
 
 
-def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    Output(as_json=False).packet(SOURCE, "ü".encode())
-    assert raw.getvalue().endswith(b" \\xfc\n")
-
-
 def test_nobody_need_listen_to_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, _: str) -> int:

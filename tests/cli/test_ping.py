@@ -125,6 +125,15 @@ def test_ctrl_c_prints_the_statistics(relay: RelayThread) -> None:
     assert " received, 0.0% lost; min " in done.out.splitlines()[-1]
 
 
+def test_sigterm_prints_the_statistics_and_exits_143(relay: RelayThread) -> None:
+    with command("ping", relay.url, "-c", 0, "-i", 0.01) as pinging:
+        pinging.wait_for_out("number=3 ")
+        pinging.popen.terminate()
+        done = pinging.end()
+    assert done.code == 143
+    assert " received, 0.0% lost; min " in done.out.splitlines()[-1]
+
+
 def test_a_relay_that_says_nothing_is_lost(relay: RelayThread) -> None:
     with command("ping", relay.url, "-c2", "-i", 0.5, "--timeout", 0.1) as pinging:
         pinging.wait_for_out("number=1 ")

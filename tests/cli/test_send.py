@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from pyderp import (
     Client,
     ClientConfig,
+    ConnectError,
     ConnectionClosed,
     NetworkSettings,
     NodePrivate,
@@ -21,11 +25,12 @@ from pyderp.cli.output import Output
 from pyderp.cli.send import _Sender
 from pyderp.keys import NodePublic
 from pyderp.testing import RelayThread
-from pyderp.wire.frames import pack_health, pack_peer_gone
+from pyderp.wire.frames import pack_health, pack_peer_gone, pack_restarting
 from tests.conftest import Run
 
 from .commands import Done, command, listening
 from .commands import run as run_pyderp
+from .process import running as relay_process
 
 Here: TypeAlias = Callable[..., Done]
 
@@ -97,7 +102,8 @@ def test_a_message_can_be_an_argument(relay: RelayThread, here: Here) -> None:
         event = done.event("summary")
         del event["time"]
         assert event == {
-            "type": "summary", "packets": 1, "bytes": 12, "dropped": 0, "gone": False,
+            "type": "summary", "packets": 1, "bytes": 12, "dropped": 0, "disconnected": 0,
+            "gone": False,
         }  # fmt: skip
 
 
@@ -200,25 +206,78 @@ class Broken(Client):
             raise ConnectionClosed("derp.Send: it broke")
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_packet_is_sent_a_second_time_and_not_a_third(
-    run: Run, capsys: pytest.CaptureFixture[str], times: int
-) -> None:
+def test_a_packet_is_sent_until_a_connection_takes_it(run: Run) -> None:
     async def main() -> None:
         client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
         assert isinstance(client, Broken)
-        client.times = times
-        sender = _Sender(client, Output(as_json=False), NOBODY, BOUND, None)
-        if times == 1:
-            await sender._send(b"x")
-        else:
-            with pytest.raises(ConnectionClosed, match="it broke"):
-                await sender._send(b"x")
-        assert client.sent == 2
+        client.times = 3
+        await _Sender(client, Output(as_json=False), NOBODY, BOUND, None)._send(b"x")
+        assert client.sent == 4
 
     run(main())
-    told = "derp.Send: it broke; connecting again; the last packets may be lost"
-    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_packet_that_no_connection_takes_is_given_up_after_a_time(run: Run) -> None:
+    async def main() -> None:
+        client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
+        assert isinstance(client, Broken)
+        client.times = 1_000_000
+        sender = _Sender(client, Output(as_json=False), NOBODY, 0.2, None)
+        with pytest.raises(ConnectError, match=r"took no packet for 0\.2 s: derp.Send: it broke"):
+            await sender._send(b"x")
+        assert client.sent > 2
+
+    run(main())
+
+
+def test_it_goes_on_when_the_relay_comes_back(tmp_path: Path) -> None:
+    flags = ("--dev", "-c", tmp_path / "key", "--drain", 0)
+    with relay_process(*flags, "-a", "127.0.0.1:0") as first:
+        host, port = first.address()
+        url = f"http://{host}:{port}/derp"
+        with (
+            blocking.Client.for_url(url, config=DIRECT) as receiver,
+            command("send", url, receiver.self_public_key, "--wait", 0, "--json") as sender,
+        ):
+            receiver.connect()
+            sender.feed(b"one\n")
+            assert packet(receiver) == b"one"
+            first.signal(signal.SIGTERM)
+            first.end()
+            sender.wait_for("connecting again; the last packets may be lost")
+            sender.feed(b"two\n")
+            with relay_process(*flags, "-a", f"{host}:{port}"):
+                done = sender.end(b"three\n")
+    assert done.code == 0
+    assert done.event("disconnected")["reason"]
+    summary = done.event("summary")
+    assert (summary["packets"], summary["disconnected"]) == (3, 1)
+    assert "disconnected once, and what was sent last before that may be lost" in done.err
+
+
+def test_a_relay_that_stays_away_is_given_up_with_a_summary() -> None:
+    with contextlib.ExitStack() as stack:
+        with RelayThread() as relay:
+            flags = ("--wait", 0, "--json", "--timeout", 0.5)
+            sender = stack.enter_context(command("send", relay.url, NOBODY, *flags))
+            sender.feed(b"one\n")
+            relay.wait_for_clients(1)
+        done = sender.end(b"two\n")
+    assert done.code == 1
+    assert [event["type"] for event in done.events] == ["disconnected", "summary", "error"]
+    assert "the relay took no packet for 0.5 s: " in done.event("error")["error"]
+    assert done.event("error")["advice"][0].startswith("nothing listens there")
+
+
+def test_in_a_restart_a_peer_that_goes_is_not_gone(relay: RelayThread) -> None:
+    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+        sender.feed(b"x\n")
+        assert packet(receiver) == b"x"
+        relay.inject(pack_restarting(0, 60_000))
+        relay.inject(pack_peer_gone(receiver.self_public_key, 0))
+        relay.inject(pack_health("here"))
+        sender.wait_for("the relay reports: here")
+        assert sender.end().code == 0
 
 
 def test_a_relay_that_takes_nothing_is_given_up(relay: RelayThread) -> None:
@@ -232,6 +291,7 @@ def test_a_relay_that_takes_nothing_is_given_up(relay: RelayThread) -> None:
             relay.thaw()
     assert done.code == 1
     assert "the relay took no packet for 0.3 s" in done.err
+    assert "packets, " in done.err
 
 
 def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
@@ -239,8 +299,24 @@ def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
         sender.feed(b"x\n")
         packet(receiver)
         sender.interrupt()
-        assert sender.popen.wait(BOUND) == 130
-        assert sender.end().err == ""
+        done = sender.end()
+    assert done.code == 130
+    assert done.err == (
+        "pyderp: 1 packet, 1 bytes handed to the relay; DERP never confirms delivery\n"
+    )
+
+
+def test_sigterm_is_as_ctrl_c_but_exits_143(relay: RelayThread) -> None:
+    with (
+        peer(relay) as receiver,
+        command("send", relay.url, receiver.self_public_key, "--json") as sender,
+    ):
+        sender.feed(b"x\n")
+        packet(receiver)
+        sender.popen.terminate()
+        done = sender.end()
+    assert done.code == 143
+    assert done.event("summary")["packets"] == 1
 
 
 @pytest.mark.parametrize(

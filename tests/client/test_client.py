@@ -73,9 +73,7 @@ class TestMaking:
         private = NodePrivate.generate()
         client = Client.for_url("https://user:pw@derp.example.com/derp", private_key=private)
         short = private.public.short()
-        assert (
-            str(client) == f"<pyderp.Client {short} url=https://user:xxxxx@derp.example.com/derp>"
-        )
+        assert str(client) == f"<pyderp.Client {short} url=https://xxxxx@derp.example.com/derp>"
         assert repr(client) == str(client)
 
     def test_before_the_first_connect(self, run: Run) -> None:

@@ -288,7 +288,7 @@ class TestErrors:
         run(main())
 
     def test_error_of_a_bug(self, run: Run) -> None:
-        """What is no error of ours or the system's comes through, and leaves a working client."""
+        """A dialer's own error is told like any other, and leaves a working client."""
         broken = True
 
         async def dialer(host: str, port: int) -> socket.socket:
@@ -299,8 +299,9 @@ class TestErrors:
         async def main() -> None:
             nonlocal broken
             async with fake_relay() as relay, of_url(relay.url, dialer=dialer) as client:
-                with pytest.raises(ZeroDivisionError):
+                with pytest.raises(ConnectError, match="dialer raised ZeroDivisionError") as e:
                     await client.connect()
+                assert isinstance(e.value.attempts[0].__cause__, ZeroDivisionError)
                 assert client.connection_state == "not connected"
                 broken = False
                 await connects(client, relay)
@@ -431,18 +432,35 @@ def test_one_connection_for_all(run: Run) -> None:
     run(main())
 
 
-def test_waiting_calls_go_on_when_one_fails(run: Run) -> None:
-    """A failed attempt is the error of the call that made it; the next in line tries anew."""
+def test_waiting_calls_share_a_failure(run: Run) -> None:
+    """Who waits for the attempt of another fails with it, and does not wait ten seconds more."""
+
+    async def main() -> None:
+        async with fake_relay() as relay, of_url(relay.url) as client:
+            calls = [asyncio.create_task(client.connect()) for _ in range(5)]
+            (await relay.accept()).cut()
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(e) for e in errors} == {ConnectError}
+            assert len({str(e) for e in errors}) == 1
+            assert len({id(e) for e in errors}) == 5
+            assert client.stats.failed_connects == 1
+            await connects(client, relay)
+
+    run(main())
+
+
+def test_waiting_calls_go_on_when_one_is_cancelled(run: Run) -> None:
+    """A cancelled attempt is no failure: the next in line makes its own."""
 
     async def main() -> None:
         async with fake_relay() as relay, of_url(relay.url) as client:
             first = asyncio.create_task(client.connect())
             second = asyncio.create_task(client.connect())
-            (await relay.accept()).cut()
-            with pytest.raises(ConnectError):
-                await first
+            await relay.accept()
+            first.cancel()
             await relay.serve()
             await second
+            assert client.generation == 1
 
     run(main())
 

@@ -19,7 +19,7 @@ from pyderp import (
     ServerInfo,
 )
 from pyderp.client import connection as module
-from pyderp.client.connection import Connection, check_packet
+from pyderp.client.connection import Connection
 from pyderp.client.stats import ClientStats
 from pyderp.keys import NodePrivate
 from pyderp.wire.client import ClientSession
@@ -32,7 +32,17 @@ from pyderp.wire.frames import (
 )
 from tests.conftest import Run
 
-from .fakes import PEER, RELAY, FakeLink, bounded, frames_of, over, packet_frame, server_info_frame
+from .fakes import (
+    PEER,
+    RELAY,
+    FakeLink,
+    bounded,
+    frames_of,
+    over,
+    packet_frame,
+    server_info_frame,
+    until,
+)
 
 KIB = 1024
 
@@ -163,7 +173,7 @@ def test_end_wakes_all(run: Run) -> None:
         waiting = [
             asyncio.create_task(connection.wait()),
             asyncio.create_task(connection.drain()),
-            asyncio.create_task(connection.pong(b"12345678", pack_ping(b"12345678"))),
+            asyncio.create_task(connection.ping()),
         ]
         await asyncio.sleep(0)
         cause = ConnectionResetError("gone")
@@ -442,49 +452,87 @@ class TestTokenBucket:
         run(main())
 
 
+def pings_of(link: FakeLink) -> list[bytes]:
+    """What our pings carry, in the order they left."""
+    return [p for _, p in frames_of(b"".join(link.written))]
+
+
+async def turns() -> None:
+    """Let everybody run who can."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
 class TestPings:
     """A ping of ours and its pong."""
 
-    def test_pongs_find_their_pings(self, run: Run) -> None:
-        """Pings side by side leave one after another, as a relay answers only the last of
-        those that it reads at once; each gets its own answer, and no message remains."""
+    def test_pings_side_by_side(self, run: Run) -> None:
+        """One is on its way at a time, as a relay answers only the last of those that it reads
+        at once; all who come meanwhile share the next. No message remains."""
 
         async def main() -> None:
             link = FakeLink()
             connection = over(link)
-            names = [os.urandom(8) for _ in range(5)]
-            pings = [asyncio.create_task(connection.pong(n, pack_ping(n))) for n in names]
-            for number, name in enumerate(names, 1):
-                for _ in range(3):
-                    await asyncio.sleep(0)
-                assert [p for _, p in frames_of(b"".join(link.written))] == names[:number]
-                link.feed(pack_pong(name))
+            first = asyncio.create_task(connection.ping())
+            await turns()
+            others = [asyncio.create_task(connection.ping()) for _ in range(5)]
+            await turns()
+            assert len(pings_of(link)) == 1
+            link.feed(pack_pong(pings_of(link)[0]))
+            await turns()
+            assert first.done()
+            assert not any(task.done() for task in others)
+            assert len(pings_of(link)) == 2
+            link.feed(pack_pong(pings_of(link)[1]))
             async with bounded():
-                assert all(seconds >= 0 for seconds in await asyncio.gather(*pings))
+                assert all(seconds >= 0 for seconds in await asyncio.gather(first, *others))
             assert not connection.messages
             connection.end(None, "eof")
 
         run(main())
 
-    def test_one_that_waits_its_turn(self, run: Run) -> None:
-        """A ping that is given up lets the next one go; the end of the connection reaches all."""
+    def test_one_that_is_given_up(self, run: Run) -> None:
+        """It lets the next one go; the end of the connection reaches all."""
 
         async def main() -> None:
             link = FakeLink()
             connection = over(link)
-            names = [os.urandom(8) for _ in range(4)]
-            pings = [asyncio.create_task(connection.pong(n, pack_ping(n))) for n in names]
-            await asyncio.sleep(0)
-            pings[0].cancel()
-            pings[2].cancel()
-            for _ in range(3):
-                await asyncio.sleep(0)
-            assert [p for _, p in frames_of(b"".join(link.written))] == names[:2]
+            first = asyncio.create_task(connection.ping())
+            await turns()
+            others = [asyncio.create_task(connection.ping()) for _ in range(3)]
+            await turns()
+            first.cancel()
+            others[1].cancel()
+            await turns()
+            assert len(pings_of(link)) == 2
             link.lose()
             async with bounded():
-                results = await asyncio.gather(*pings, return_exceptions=True)
+                results = await asyncio.gather(first, *others, return_exceptions=True)
             kinds = [type(result) for result in results]
-            assert kinds == [asyncio.CancelledError, ConnectionClosed] * 2
+            assert kinds == [
+                asyncio.CancelledError, ConnectionClosed, asyncio.CancelledError, ConnectionClosed,
+            ]  # fmt: skip
+
+        run(main())
+
+    def test_one_that_is_lost(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It holds up the next for a second only; its answer is its own if it comes later."""
+        monkeypatch.setattr(module, "_NEXT_PING", 0.01)
+
+        async def main() -> None:
+            link = FakeLink()
+            connection = over(link)
+            late = asyncio.create_task(connection.ping())
+            await turns()
+            second = asyncio.create_task(connection.ping())
+            async with bounded():
+                await until(lambda: len(pings_of(link)) == 2)
+                link.feed(pack_pong(pings_of(link)[1]))
+                assert await second >= 0
+                assert not late.done()
+                link.feed(pack_pong(pings_of(link)[0]))
+                assert await late >= 0
+            connection.end(None, "eof")
 
         run(main())
 
@@ -494,14 +542,15 @@ class TestPings:
         async def main() -> None:
             link = FakeLink()
             connection = over(link)
-            asked = asyncio.create_task(connection.pong(b"abcdefgh", pack_ping(b"abcdefgh")))
-            await asyncio.sleep(0)
+            asked = asyncio.create_task(connection.ping())
+            await turns()
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
-            link.feed(pack_pong(b"12345678"), pack_pong(b"abcdefgh"), pack_ping(b"12345678"))
+            [given_up] = pings_of(link)
+            link.feed(pack_pong(b"12345678"), pack_pong(given_up), pack_ping(b"12345678"))
             assert list(connection.messages) == [
                 Pong(b"12345678"),
-                Pong(b"abcdefgh"),
+                Pong(given_up),
                 Ping(b"12345678"),
             ]
             connection.end(None, "eof")
@@ -514,8 +563,8 @@ class TestPings:
         async def main() -> None:
             link = FakeLink()
             connection = over(link)
-            ping = asyncio.create_task(connection.pong(b"abcdefgh", pack_ping(b"abcdefgh")))
-            await asyncio.sleep(0)
+            ping = asyncio.create_task(connection.ping())
+            await turns()
             link.lose()
             ping.cancel()
             result = await asyncio.gather(ping, return_exceptions=True)
@@ -591,7 +640,8 @@ def test_forwarding_has_five_seconds(run: Run, monkeypatch: pytest.MonkeyPatch) 
         connection = over(link, stats=stats)
         link.pending_bytes = 100 * KIB
         connection.forward_packet(PEER, PEER, bytes(60 * KIB))
-        assert connection.forward_packet(PEER, PEER, bytes(60 * KIB))
+        connection.forward_packet(PEER, PEER, bytes(60 * KIB))
+        assert connection.busy
         async with bounded():
             with pytest.raises(ConnectionClosed, match=r"derp\.ForwardPacket: "):
                 await connection.drain_forward()
@@ -722,10 +772,3 @@ def test_unknown_frames_are_passed_over(run: Run) -> None:
         connection.end(None, "eof")
 
     run(main())
-
-
-def test_check_packet() -> None:
-    """64 KiB are the most."""
-    check_packet(bytes(64 * KIB))
-    with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
-        check_packet(bytes(64 * KIB + 1))

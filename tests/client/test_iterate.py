@@ -45,7 +45,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that the iteration wanted to wait; it does not."""
     asked: list[float] = []
 
-    async def pause(_client: Client, delay: float) -> None:
+    async def pause(_life: object, delay: float) -> None:
         asked.append(delay)
         await asyncio.sleep(0)
 
@@ -65,6 +65,13 @@ async def close(client: Client, links: Links) -> None:
     await closing
 
 
+@pytest.fixture
+def _all_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short a connection was, it counts as one that worked."""
+    monkeypatch.setattr(module, "STABLE", 0.0)
+
+
+@pytest.mark.usefixtures("_all_stable")
 def test_through_breaks(run: Run, pauses: list[float]) -> None:
     """Messages of all connections come in one stream; each break is a short wait."""
 
@@ -83,14 +90,15 @@ def test_through_breaks(run: Run, pauses: list[float]) -> None:
             await task  # it ends with the client, without an error
         assert found == [ReceivedPacket(PEER, bytes((number,))) for number in range(5)]
         # Each message before was a success.
-        assert pauses == pytest.approx([0.01] * 5)
+        assert pauses == pytest.approx([0.01] * 5, abs=0.005)
         assert client.stats.disconnects.total() == 5
 
     run(main())
 
 
+@pytest.mark.usefixtures("_all_stable")
 def test_backoff(run: Run, pauses: list[float]) -> None:
-    """Failures in a row make the waits longer; a message makes them short again."""
+    """Failures in a row make the waits longer; a connection that works makes them short again."""
 
     async def main() -> None:
         links = Links()
@@ -107,9 +115,9 @@ def test_backoff(run: Run, pauses: list[float]) -> None:
         await until(lambda: client.generation == 2)
         await close(client, links)
         await task
-        assert pauses[:10] == pytest.approx([n * n * 0.01 for n in range(1, 11)])
-        assert pauses[29] == pytest.approx(5.0)
-        assert pauses[before:] == pytest.approx([0.01])
+        assert pauses[:10] == pytest.approx([n * n * 0.01 for n in range(1, 11)], abs=0.005)
+        assert pauses[29] == pytest.approx(5.0, abs=0.005)
+        assert pauses[before:] == pytest.approx([0.01], abs=0.005)
 
     run(main())
 
@@ -127,7 +135,69 @@ def test_a_connection_without_a_message_is_no_success(run: Run, pauses: list[flo
         await until(lambda: client.generation == 6)
         await close(client, links)
         await task
-        assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)])
+        assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)], abs=0.005)
+
+    run(main())
+
+
+def test_a_relay_that_lets_in_and_hangs_up(run: Run, pauses: list[float]) -> None:
+    """Messages alone make no success: such a relay is asked less and less often, too, also if
+    it says to come back at once."""
+
+    async def main() -> None:
+        links = Links()
+        client = links.client()
+        task = asyncio.create_task(collect(client, []))
+        for number in range(1, 6):
+            await until(lambda: client.generation == number and client.connected)  # noqa: B023
+            links.last.feed(packet_frame(b"x"), pack_restarting(0, 0))
+            links.last.lose()
+        await until(lambda: client.generation == 6)
+        await close(client, links)
+        await task
+        assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)], abs=0.005)
+
+    run(main())
+
+
+def test_another_who_connects_ends_the_wait(run: Run) -> None:
+    """The relay asks to stay away, and a sender does not: the receiver is there at once."""
+
+    async def main() -> None:
+        links = Links()
+        client = links.client()
+        found: list[Message] = []
+        task = asyncio.create_task(collect(client, found))
+        await until(lambda: client.connected)
+        links.last.feed(pack_restarting(30, 30))
+        links.last.lose()
+        await until(lambda: len(found) == 1 and not client.connected)
+        await client.send(PEER, b"y")
+        links.last.feed(packet_frame(b"answer"))
+        async with bounded():
+            await until(lambda: len(found) == 2)
+        await close(client, links)
+        await task
+
+    run(main())
+
+
+def test_a_wait_that_is_cancelled_loses_nothing(run: Run) -> None:
+    """The iteration goes on where it was."""
+
+    async def main() -> None:
+        links = Links()
+        client = links.client()
+        await client.connect()
+        stream = client.messages()
+        for _ in range(3):
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        links.last.feed(packet_frame(b"x"))
+        assert await anext(stream) == ReceivedPacket(PEER, b"x")
+        await close(client, links)
 
     run(main())
 
@@ -150,8 +220,8 @@ def test_restart(run: Run, pauses: list[float]) -> None:
         await close(client, links)
         await task
         assert found == [Restarting(3.5, 60)]
-        assert pauses[0] == 3.5
-        assert max(pauses[1:]) == pytest.approx(1.0)
+        assert pauses[0] == pytest.approx(3.5, abs=0.005)
+        assert max(pauses[1:]) == pytest.approx(1.0, abs=0.005)
 
     run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -24,7 +25,9 @@ from pyderp import (
     UpgradeRejected,
     is_transient,
 )
+from pyderp.client.login import Login
 from pyderp.wire.frames import FrameType, pack_frame, pack_server_key
+from pyderp.wire.info import ClientInfo
 from pyderp.wire.metacert import make_meta_certificate
 from pyderp.wire.upgrade import switching_protocols
 from tests.conftest import Run
@@ -250,6 +253,31 @@ def test_bad_greeting(run: Run, which: str) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("websocket", [False, True])
+def test_refusal_whose_body_does_not_come(run: Run, websocket: bool) -> None:
+    """It is told as a refusal, and soon; not as a timeout."""
+
+    async def main() -> None:
+        settings = config(websocket=websocket)
+        async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await peer.head()
+            peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\ngo away")
+            began = time.monotonic()
+            async with bounded():
+                with pytest.raises(ConnectError) as caught:
+                    await connecting
+            assert time.monotonic() - began < 5
+            (cause,) = caught.value.attempts
+            assert isinstance(cause, UpgradeRejected)
+            assert (cause.status, cause.body) == (403, "go away")
+            assert not is_transient(caught.value)
+            await peer.gone()
+
+    run(main())
+
+
 def test_hang_up_before_the_answer(run: Run) -> None:
     """So may one that closes before it has answered."""
 
@@ -376,3 +404,13 @@ def test_server_info_is_the_first_message(run: Run) -> None:
             assert await client.recv_detail() == (info, 1)
 
     run(main())
+
+
+def test_frames_that_are_passed_over_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """With Go's words."""
+    caplog.set_level("DEBUG", "pyderp.client")
+    session = Login(NodePrivate.generate(), ClientInfo()).session(NodePrivate.generate().public)
+    assert session.receive_data(pack_frame(FrameType.PEER_GONE, b"short")) == []
+    assert caplog.messages == [
+        "[unexpected] dropping short peerGone frame from DERP server (type 0x08)"
+    ]

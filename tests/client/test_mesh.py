@@ -339,6 +339,32 @@ def test_callback_that_raises(run: Run, which: str) -> None:
     run(main())
 
 
+def test_callback_that_raises_leaves_nobody(run: Run) -> None:
+    """Whoever was added is removed, also the one whose adding failed."""
+
+    async def main() -> None:
+        links = Links()
+        client = links.client()
+        removed: list[PeerGone] = []
+
+        def add(message: PeerPresent) -> None:
+            if message.peer == B:
+                raise ZeroDivisionError
+
+        task = asyncio.create_task(watch_mesh(client, add=add, remove=removed.append))
+        await until(lambda: client.connected)
+        links.last.feed(present(A), present(B))
+        async with bounded():
+            with pytest.raises(ZeroDivisionError):
+                await task
+        broke = PeerGoneReason.MESH_CONN_BROKE
+        assert sorted((m.peer, m.reason) for m in removed) == sorted([(A, broke), (B, broke)])
+        links.finish()
+        await client.aclose()
+
+    run(main())
+
+
 class TestStatus:
     """Lines that say how many peers there are."""
 

@@ -106,3 +106,17 @@ class TestOverStream:
                         await until_closed(client)
 
         run(main())
+
+
+def test_a_stream_that_was_never_used_is_closed(run: Run) -> None:
+    """It belongs to the client from the start."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            await Client.over_stream(ours).aclose()
+            theirs.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(theirs, 1) == b""
+        assert ours.fileno() == -1
+
+    run(main())

@@ -37,10 +37,13 @@ from tests.conftest import Run
 from .fakes import (
     PEER,
     RELAY,
+    FakeLink,
     bounded,
     connected,
     fake_relay,
+    frames_of,
     linked,
+    over,
     packet_frame,
     server_info_frame,
     until,
@@ -304,5 +307,27 @@ def test_recv_detail_of_a_failed_connect(run: Run) -> None:
                 assert caught.value.generation == generation
             assert client.server_public_key == RELAY.public
             assert isinstance(client, Client)
+
+    run(main())
+
+
+def test_pongs_alone_do_not_stop_reading(run: Run) -> None:
+    """What a ping took in is not unread: a client that only pings goes on for ever."""
+
+    async def main() -> None:
+        link = FakeLink()
+        connection = over(link)
+        junk = pack_frame(0xFF, bytes(100_000))
+        for _ in range(30):  # three megabytes
+            ping = asyncio.create_task(connection.ping())
+            for _ in range(4):
+                await asyncio.sleep(0)
+            data = frames_of(b"".join(link.written))[-1][1]
+            link.feed(junk, pack_pong(data))
+            await ping
+        assert link.reading
+        link.feed(packet_frame(b"x"))
+        assert len(connection.messages) == 1
+        connection.end(None, "eof")
 
     run(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import gc
 import hashlib
 import itertools
 import struct
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.client.sealed import SealedPeer
+from pyderp import Client
+from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.errors import InvalidKey, LocalProtocolError, SealError
 from pyderp.keys import NodePrivate, NodePublic
 from tests import vectors as v
@@ -136,10 +139,53 @@ def test_send_seals_and_sends_to_the_peer(run: Run) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("key", [v.ZERO_KEY, v.LOW_ORDER_KEY])
-def test_key_that_shares_no_secret_is_refused(key: NodePublic) -> None:
-    with pytest.raises(InvalidKey, match="no secret can be shared"):
-        SealedPeer(A, key, send=nowhere)
+NO_SECRET = [
+    v.ZERO_KEY,
+    v.LOW_ORDER_KEY,
+    NodePublic(b"\x01" + bytes(31)),
+    NodePublic(b"\xec" + b"\xff" * 30 + b"\x7f"),
+    NodePublic(b"\xed" + b"\xff" * 30 + b"\x7f"),
+]
+
+
+@pytest.mark.parametrize("key", NO_SECRET)
+def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic, run: Run) -> None:
+    """Such a source is one word of a relay: asking for its channel raises nothing."""
+
+    async def main() -> None:
+        alice, _, _ = pair()
+        async with Client.for_url("http://127.0.0.1:1/derp", private_key=A) as client:
+            for nobody in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
+                for packet in (b"", b"PDS\x01" + bytes(88), alice.seal(b"x")):
+                    with pytest.raises(SealError, match="no secret can be shared with key"):
+                        nobody.open_untrusted(packet)
+                with pytest.raises(InvalidKey, match="no secret can be shared with key"):
+                    nobody.seal(b"x")
+                with pytest.raises(InvalidKey, match="no secret can be shared with key"):
+                    await nobody.send(b"x")
+
+    run(main())
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_any_source_may_be_asked_about(raw: bytes) -> None:
+    key = NodePublic(raw)
+    someone = SealedPeers(A, send=nowhere).get(key)
+    assert someone.peer == key
+    with pytest.raises(SealError):
+        someone.open_untrusted(b"PDS\x01" + bytes(100))
+
+
+def test_payload_is_all_bytes_of_any_bytes_like_object() -> None:
+    alice, bob, _ = pair()
+    numbers = array.array("I", [1, 2])
+    for data in (memoryview(numbers), bytearray(numbers)):
+        assert bob.open_untrusted(alice.seal(data)) == numbers.tobytes()
+    with pytest.raises(LocalProtocolError, match="payload too big: 65536, at most 65444"):
+        alice.seal(memoryview(array.array("I", bytes(65536))))
+    for wrong in ("text", [1], 8, None):
+        with pytest.raises(TypeError, match=f"a payload is bytes, not {type(wrong).__name__}"):
+            alice.seal(wrong)  # type: ignore[arg-type]  # what a program does by mistake
 
 
 # What does not
@@ -399,3 +445,195 @@ def test_nothing_opens_twice_whatever_the_clock_does(steps: list[tuple[float, in
 def test_any_bytes_are_refused(data: bytes, prefixed: bool) -> None:
     _, bob, _ = pair()
     refused(bob, b"PDS\x01" + data if prefixed else data)
+
+
+# Many peers
+
+
+def peers(clock: Clock, limit: int) -> SealedPeers:
+    """Bob's channels."""
+    return SealedPeers(B, send=nowhere, random=fresh, clock=clock, limit=limit)
+
+
+def private(n: int) -> NodePrivate:
+    # Of the first and the last byte some bits do not count.
+    return NodePrivate.generate(n.to_bytes(16, "big") + bytes(16))
+
+
+def made_up(n: int) -> NodePublic:
+    return NodePublic(hashlib.sha256(n.to_bytes(8, "big")).digest())
+
+
+def test_made_up_sources_do_not_let_replays_in(run: Run) -> None:
+    """A relay repeats a packet after as many sources as a client keeps, and more."""
+
+    async def main() -> None:
+        async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
+            packet = SealedPeer(A, B.public, send=nowhere).seal(b"pay 5")
+            assert bob.sealed(A.public).open_untrusted(packet) == b"pay 5"
+            for n in range(10_001):
+                junk = bob.sealed(made_up(n))
+                if n % 100 == 0:
+                    refused(junk, packet)
+            gc.collect()
+            assert "replay" in refused(bob.sealed(A.public), packet)
+            later = SealedPeer(A, B.public, send=nowhere).seal(b"pay 6")
+            assert bob.sealed(A.public).open_untrusted(later) == b"pay 6"
+
+    run(main())
+
+
+def test_10001_real_peers_and_no_replay(run: Run) -> None:
+    """The one that was heard of least recently is dropped; its packets do not come back."""
+
+    async def main() -> None:
+        async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
+            packets = []
+            for n in range(1, 10_002):
+                key = private(n)
+                packets.append((key.public, SealedPeer(key, B.public, send=nowhere).seal(b"")))
+                bob.sealed(key.public).open_untrusted(packets[-1][1])
+            assert len(bob._sealed._opened) == 10_000
+            gc.collect()
+            (first, packet), *others = packets
+            assert "forgotten" in refused(bob.sealed(first), packet)
+            for other, packet in others:
+                assert "replay" in refused(bob.sealed(other), packet)
+
+    run(main())
+
+
+def test_peer_that_was_dropped_comes_back_with_what_is_later() -> None:
+    clock = Clock()
+    bob = peers(clock, 2)
+    alice = peer(A, B.public, clock)
+    clock.now += 1
+    seen = alice.seal(b"1")
+    unseen = alice.seal(b"of the same time")
+    bob.get(A.public).open_untrusted(seen)
+    for n in (1, 2):
+        bob.get(private(n).public).open_untrusted(peer(private(n), B.public, clock).seal(b""))
+    for packet in (seen, unseen):
+        assert "forgotten" in refused(bob.get(A.public), packet)
+    clock.now += 0.001
+    later = alice.seal(b"2")
+    assert bob.get(A.public).open_untrusted(later) == b"2"
+    for packet in (seen, unseen, later):
+        refused(bob.get(A.public), packet)
+
+
+def test_floor_holds_when_the_clock_goes_back() -> None:
+    """It is a time that a packet had, not the time of the drop."""
+    clock = Clock()
+    bob = peers(clock, 1)
+    clock.now += 50
+    ahead = peer(A, B.public, clock).seal(b"ahead")
+    bob.get(A.public).open_untrusted(ahead)
+    clock.now += 100
+    bob.get(A.public).open_untrusted(peer(A, B.public, clock).seal(b""))
+    clock.now -= 100
+    bob.get(C.public).open_untrusted(peer(C, B.public, clock).seal(b""))
+    assert "forgotten" in refused(bob.get(A.public), ahead)
+
+
+def test_one_that_opens_is_used_and_one_that_refuses_is_not() -> None:
+    """A relay cannot keep a peer in use, nor out of it, with packets of its own."""
+    clock = Clock()
+    bob = peers(clock, 2)
+    packets = {n: peer(private(n), B.public, clock).seal(b"") for n in (1, 2, 3)}
+    for n in (1, 2):
+        bob.get(private(n).public).open_untrusted(packets[n])
+    again = peer(private(1), B.public, clock).seal(b"")
+    bob.get(private(1).public).open_untrusted(again)
+    refused(bob.get(private(2).public), b"junk")
+    bob.get(private(3).public).open_untrusted(packets[3])
+    gc.collect()
+    assert "replay" in refused(bob.get(private(1).public), packets[1])
+    assert "forgotten" in refused(bob.get(private(2).public), packets[2])
+
+
+def test_keys_without_a_secret_push_nothing_out() -> None:
+    clock = Clock()
+    bob = peers(clock, 1)
+    packet = peer(A, B.public, clock).seal(b"")
+    bob.get(A.public).open_untrusted(packet)
+    for key in NO_SECRET:
+        refused(bob.get(key), packet)
+    assert "replay" in refused(bob.get(A.public), packet)
+
+
+def test_object_in_use_is_the_peers_only_one() -> None:
+    """A program may hold what the cache has dropped, and open with it."""
+    clock = Clock()
+    bob = peers(clock, 1)
+    held = bob.get(A.public)
+    for n in range(3):
+        bob.get(made_up(n))
+    assert bob.get(A.public) is held
+    for n in range(3):
+        bob.get(made_up(n))
+    packet = peer(A, B.public, clock).seal(b"")
+    held.open_untrusted(packet)
+    assert bob.get(A.public) is held
+    bob.get(C.public).open_untrusted(peer(C, B.public, clock).seal(b""))
+    assert bob.get(A.public) is held
+    clock.now += 1
+    packet = peer(A, B.public, clock).seal(b"")
+    held.open_untrusted(packet)
+    # What has opened a packet is kept from then on, also if it had been dropped before.
+    del held
+    for n in range(3):
+        bob.get(made_up(n))
+    gc.collect()
+    assert "replay" in refused(bob.get(A.public), packet)
+
+
+def test_both_kinds_are_bounded() -> None:
+    clock = Clock()
+    bob = peers(clock, 3)
+    for n in range(1, 11):
+        key = private(n)
+        clock.now += 0.001
+        bob.get(key.public).open_untrusted(peer(key, B.public, clock).seal(b""))
+        bob.get(made_up(n))
+    gc.collect()
+    assert (len(bob._opened), len(bob._unopened), len(bob._alive)) == (3, 3, 6)
+
+
+@quick
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([-30.0, -1.0, 0.0, 0.0, 0.1, 1.0, 70.0]), st.integers(0, 5)),
+        max_size=80,
+    ),
+    st.data(),
+)
+def test_nothing_opens_twice_however_many_peers(
+    steps: list[tuple[float, int]], data: st.DataObject
+) -> None:
+    """With fewer places than peers, a clock that jumps, and a program that holds some objects."""
+    clock = Clock()
+    bob = peers(clock, 2)
+    senders = [peer(private(n + 1), B.public, clock) for n in range(5)]
+    packets: list[tuple[NodePublic, bytes]] = []
+    opened: set[bytes] = set()
+    held: list[SealedPeer] = []
+    for wait, who in steps:
+        clock.now += wait
+        if who < 5:
+            packets.append((private(who + 1).public, senders[who].seal(b"")))
+        else:
+            bob.get(made_up(len(packets)))
+        if not packets:
+            continue
+        for key, packet in data.draw(st.lists(st.sampled_from(packets), max_size=4)):
+            mine = [each for each in held if each.peer == key]
+            receiver = data.draw(st.sampled_from([*mine, bob.get(key)]))
+            del mine
+            held = [*held, receiver][-data.draw(st.integers(1, 3)) :]
+            try:
+                receiver.open_untrusted(packet)
+            except SealError:
+                continue
+            assert packet not in opened
+            opened.add(packet)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from .fakes import (
     Links,
     connected,
     fake_relay,
+    frames_of,
     linked,
     until_closed,
 )
@@ -84,10 +87,12 @@ class TestSending:
             async with linked() as (client, links):
                 links.last.pending_bytes = (1 << 16) + 1
                 await client.send(PEER, bytes(60_000))
+                await asyncio.sleep(0)
                 waiting = [asyncio.create_task(client.send(PEER, bytes(60_000))) for _ in range(3)]
                 for _ in range(3):
                     await asyncio.sleep(0)
                 assert not any(task.done() for task in waiting)
+                assert len(links.last.written) == 1  # no packet of who waits is queued
                 links.last.took_all()
                 await asyncio.gather(*waiting)
 
@@ -257,3 +262,87 @@ class TestPing:
                     await client.ping()
 
         run(main())
+
+
+class TestTroublemakers:
+    """Calls that went wrong for others."""
+
+    @pytest.mark.parametrize("wrong", ["text", [1, 2, 300], None, 5])
+    def test_what_is_no_packet_changes_nothing(self, run: Run, wrong: Any) -> None:
+        """It is refused before anything is queued; the packets after it arrive whole."""
+
+        async def main() -> None:
+            async with linked() as (client, links):
+                with pytest.raises(TypeError, match="a packet is bytes, not"):
+                    await client.send(PEER, wrong)
+                with pytest.raises(TypeError, match="a packet is bytes, not"):
+                    await client.send_many(PEER, [b"one", wrong])
+                with pytest.raises(TypeError, match="a packet is bytes, not"):
+                    await client.forward_packet(PEER, PEER, wrong)
+                await client.send(PEER, memoryview(array("I", [1, 2, 3])))  # type: ignore[arg-type]  # bytes-like
+                await client.send(PEER, b"secret")
+                await asyncio.sleep(0)
+                packets = [p[32:] for _, p in frames_of(b"".join(links.last.written))]
+                assert packets == [array("I", [1, 2, 3]).tobytes(), b"secret"]
+
+        run(main())
+
+    def test_a_sender_in_a_loop_lets_others_run(self, run: Run) -> None:
+        """Also while the kernel takes all: a deadline comes, and is not late by a second."""
+
+        async def main() -> None:
+            async with linked() as (client, _):
+                turns = 0
+
+                async def other() -> None:
+                    nonlocal turns
+                    while True:
+                        turns += 1
+                        await asyncio.sleep(0)
+
+                task = asyncio.create_task(other())
+                for _ in range(2000):
+                    await client.send(PEER, bytes(200))
+                task.cancel()
+                # One turn for each 64 KiB.
+                assert turns >= 2000 * 237 // 65536 - 1
+
+        run(main())
+
+    @pytest.mark.parametrize("call", ["pong", "ping", "close_peer", "note_preferred"])
+    def test_other_frames_wait_as_well(self, run: Run, call: str) -> None:
+        """A relay that does not read cannot make a client pile up its answers."""
+
+        async def main() -> None:
+            async with linked() as (client, links):
+                links.last.pending_bytes = (1 << 16) + 1
+                await client.send_pong(b"12345678")
+                await asyncio.sleep(0)
+                calls = {
+                    "pong": lambda: client.send_pong(b"12345678"),
+                    "ping": lambda: client.send_ping(b"12345678"),
+                    "close_peer": lambda: client.close_peer(PEER),
+                    "note_preferred": lambda: client.note_preferred(True),
+                }
+                task = asyncio.create_task(calls[call]())
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                assert not task.done()
+                links.last.took_all()
+                await task
+
+        run(main())
+
+
+def test_closed_loop_is_told_each_time() -> None:
+    """A client that is used after its event loop has ended does not lose packets in silence."""
+    links = Links()
+    client = links.client()
+    asyncio.run(client.connect())
+    for _ in range(3):
+
+        async def use() -> None:
+            with pytest.raises(RuntimeError, match="closed"):
+                await client.send(PEER, b"x")
+
+        asyncio.run(use())

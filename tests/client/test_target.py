@@ -90,7 +90,9 @@ def test_password_is_kept_for_a_websocket_only() -> None:
     """Name and password are there, decoded, and not in what is shown."""
     found = parse_url("https://us%40er:p%2Fw@h/derp")
     assert found.userinfo == ("us@er", "p/w")
-    assert found.text == "https://us%40er:xxxxx@h/derp"
+    assert found.text == "https://xxxxx@h/derp"
+    assert "p/w" not in repr(found)
+    assert parse_url("https://token@h/derp?password=x").text == "https://xxxxx@h/derp?xxxxx"
     assert "p%2Fw" not in str(Client.for_url("https://user:p%2Fw@h/derp"))
     assert parse_url("https://user@h/derp").userinfo == ("user", "")
     assert parse_url("https://h/derp").userinfo is None

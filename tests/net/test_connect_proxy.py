@@ -163,6 +163,10 @@ def test_what_was_read_is_not_brought_again(run: Run) -> None:
         ),
         (b"HTTP/1.1 201 Created\r\n\r\n", "invalid response status from {what}: 201 Created"),
         (b"HTTP/1.1 503\r\n\r\n", "invalid response status from {what}: 503"),
+        (
+            b"HTTP/1.1 502 \x9b31m\tBad\r\n\r\n",
+            r"invalid response status from {what}: 502 \x9b31m\tBad",
+        ),
         (b"HTTP/1.1 101 Switch\r\n\r\n", "bad response from {what}: "),
         (b"", "bad response from {what}: "),
         (b"HTTP/1.1 200 OK\r\nX", "bad response from {what}: "),

@@ -622,3 +622,63 @@ def test_the_losers_socket_is_closed(run: Run) -> None:
                 assert len(asyncio.all_tasks()) <= 3  # this one, and two of the server
 
     run(main())
+
+
+# Nodes that cannot be meant
+
+
+def never(sock: socket.socket) -> None:
+    raise AssertionError(f"nothing should be connected: {sock}")
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+@pytest.mark.parametrize("port", [99999, -5, 65536, 65536 + 443])
+def test_a_port_that_is_none_is_told_before_anything_is_connected(
+    run: Run, port: int, proxy: str
+) -> None:
+    async def main() -> None:
+        settings = NetworkSettings(proxy=proxy, before_connect=never)
+        node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
+        with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
+            await dial_node(node, port, settings=settings, resolver=NOBODY)
+
+    run(main())
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+@pytest.mark.parametrize("name", ["a\r\nb", "a b", "a\0b", "x" * 64, "a..b", "\udc80"])
+def test_a_host_name_that_is_none_is_told_before_anything_is_connected(
+    run: Run, name: str, proxy: str
+) -> None:
+    async def main() -> None:
+        settings = NetworkSettings(proxy=proxy, before_connect=never)
+        node = replace(NODE, host_name=name, ipv4="127.0.0.1")
+        with pytest.raises(DialError) as caught:
+            await dial_node(node, 443, settings=settings, resolver=NOBODY)
+        assert str(caught.value) == f"node 900a: HostName {name!r} is no host name"
+
+    run(main())
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_a_time_out_names_the_proxy_that_was_silent(run: Run, scheme: str) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with serving(silent) as port:
+            settings = NetworkSettings(proxy=f"{scheme}://me:secret@127.0.0.1:{port}")
+            for dialling in (
+                dial_host(HOST, 7, settings=settings),
+                dial_node(NODE, 7, settings=settings),
+            ):
+                task = asyncio.ensure_future(dialling)
+                with pytest.raises(TimeoutError) as caught:
+                    async with asyncio.timeout(0.1):
+                        await task
+                cause = caught.value.__cause__
+                assert cause is not None
+                assert cause.__notes__ == [f"waiting for proxy {scheme}://***@127.0.0.1:{port}"]
+
+    run(main())

@@ -54,6 +54,14 @@ def test_what_is_no_certificate_has_no_maker() -> None:
     assert interceptor(b"junk") is None
 
 
+def test_a_certificate_of_no_known_version_has_no_maker() -> None:
+    """`INTEGER 2` of the version becomes 5, which no X.509 has."""
+    der = certificate("Fortinet")
+    assert interceptor(der) == "Fortinet"
+    v3, v6 = bytes.fromhex("a003020102"), bytes.fromhex("a003020105")
+    assert interceptor(der.replace(v3, v6, 1)) is None
+
+
 def test_error_names_the_maker() -> None:
     assert intercepted([certificate("Fortinet")]) == (
         "; firewalls of Fortinet present such certificates when they read along"

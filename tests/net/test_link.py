@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import AsyncIterator
 
 import pytest
@@ -51,6 +54,13 @@ async def until_has(sink: Sink, size: int) -> None:
     async with asyncio.timeout(BOUND):
         while sum(map(len, sink.chunks)) < size:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.001)
+
+
+def in_kernel(link: TcpLink) -> int:
+    """Bytes that came to a link's socket and were not read from it."""
+    assert link._transport is not None
+    answer = fcntl.ioctl(link._transport.get_extra_info("socket"), termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def reset(sock: socket.socket) -> None:
@@ -183,7 +193,12 @@ def test_receiver_that_pauses_at_once(run: Run) -> None:
             sink = Full()
             link.start(sink)
             other.sendall(b"two")
-            await asyncio.sleep(0.05)
+            while in_kernel(link) < 3:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.001)
+            # A link that reads would have been told by now.
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert in_kernel(link) == 3
             assert sink.chunks == [b"one"]
             link.resume_reading()
             await until_has(sink, 6)

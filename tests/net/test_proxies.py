@@ -44,17 +44,20 @@ def test_parse(text: str, proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ftp://proxy", "proxy 'ftp://proxy': its scheme is none of http, https, socks5, socks5h"),
-        ("socks4://u:pw@h", "proxy 'socks4://***@h': its scheme is none of http, https, "),
-        ("http://", "proxy 'http://' has no host"),
-        ("http://u:pw@:80", "proxy 'http://***@:80' has no host"),
-        ("http://proxy:0", "proxy 'http://proxy:0' has no port"),
-        ("proxy:http", "proxy 'proxy:http' is not a URL: "),
-        ("http://u:pw@proxy:99999", "proxy 'http://***@proxy:99999' is not a URL"),
-        ("http://[::1", "proxy 'http://[::1' is not a URL: "),
-        ("http://pro xy", "proxy 'http://pro xy' is not a URL: spaces or control characters"),
-        ("http://u:pw@proxy\r\nX: y", r"proxy 'http://***@proxy\r\nX: y' is not a URL"),
-        ("http://u:pw[@proxy", "proxy 'http://***@proxy' is not a URL"),
+        ("ftp://proxy", "proxy: its scheme is none of http, https, socks5, socks5h"),
+        ("socks4://u:pw@h", "proxy: its scheme is none of http, https, "),
+        ("http://", "proxy: no host; want [http://][USER:PASSWORD@]HOST[:PORT]"),
+        ("http://u:pw@:80", "proxy: no host"),
+        ("http://proxy:0", "proxy: no port"),
+        ("joe:pw", "proxy: its port is no number from 1 to 65535"),
+        ("http://u:pw@proxy:99999", "proxy: its port is no number"),
+        ("http://[::1", "proxy: not a URL; "),
+        ("http://h:x/pw", "proxy: its port is no number"),
+        ("http://[pw]/", "proxy: not a URL; "),
+        ("pw://h", "proxy: its scheme is none of"),
+        ("http://pro xy", "proxy: spaces or control characters in it"),
+        ("http://u:pw@proxy\r\nX: y", "proxy: spaces or control characters in it"),
+        ("http://u:pw[@proxy", "proxy: not a URL"),
     ],
 )
 def test_what_is_no_proxy_is_refused_without_a_password(text: str, message: str) -> None:
@@ -166,7 +169,7 @@ def test_a_connect_proxy_that_cannot_be_used_is_ignored_with_a_warning(
     assert connect_proxy_from_environment(settings, "a.net", 443, tls=tls) is None
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("pyderp.net", logging.WARNING)
-    assert record.getMessage().startswith(f"ignoring {name}: proxy 'ftp://***@p': its scheme")
+    assert record.getMessage().startswith(f"ignoring {name}: proxy: its scheme")
 
 
 def test_all_proxy_is_for_socks5_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +99,19 @@ def test_extra_roots_in_every_form(tmp_path: Path) -> None:
 def test_extra_roots_that_are_none(root: str | bytes) -> None:
     with pytest.raises(ConfigError, match=r"^extra_roots: "):
         context(TLSConfig(extra_roots=(root,)))
+
+
+def test_roots_in_a_list() -> None:
+    config = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=[ROOT.der, SECOND.der])
+    assert trusted(config) == {ROOT.der, SECOND.der}
+    assert config == replace(config, extra_roots=(ROOT.der, SECOND.der))
+
+
+@pytest.mark.parametrize("root", ["ca.pem", Path("ca.pem"), b"-----BEGIN CERTIFICATE-----" * 10])
+def test_one_root_is_no_sequence_of_roots(root: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^extra_roots: want a sequence") as caught:
+        TLSConfig(extra_roots=root)
+    assert len(str(caught.value)) < 150
 
 
 def test_what_is_allowed() -> None:

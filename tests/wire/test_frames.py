@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import array
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 
 from pyderp.errors import (
@@ -115,6 +120,67 @@ def test_packets_of_64_kib_are_packed_and_larger_ones_refused() -> None:
         frames.pack_received_packet(v.K1, too_big)
     with pytest.raises(LocalProtocolError, match="packet too big: 65537, at most 65536"):
         frames.pack_forward_packet(v.K1, v.K2, too_big)
+
+
+NUMBERS = array.array("I", [1, 2])
+"""Two items, eight bytes."""
+
+
+PACKERS: list[Callable[[Any], bytes]] = [
+    frames.as_packet,
+    partial(frames.pack_send_packet, v.K1),
+    partial(frames.pack_received_packet, v.K1),
+    partial(frames.pack_forward_packet, v.K1, v.K2),
+]
+
+
+class Own(bytes):
+    """Bytes that lie about their length."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        NUMBERS.tobytes(),
+        bytearray(NUMBERS),
+        memoryview(NUMBERS),
+        memoryview(NUMBERS.tobytes() * 2)[:8],
+        memoryview(bytes(b for b in NUMBERS.tobytes() for _ in "ab"))[::2],
+        NUMBERS,
+        Own(NUMBERS),
+    ],
+)
+def test_all_bytes_of_any_bytes_like_object_are_packed(data: Any) -> None:
+    """The header counts bytes, not items."""
+    plain = NUMBERS.tobytes()
+    assert type(frames.as_packet(data)) is bytes
+    assert frames.as_packet(data) == plain
+    for pack in (*PACKERS, frames.pack_ping, frames.pack_pong):
+        assert pack(data) == pack(plain)
+
+
+def test_bytes_are_not_copied() -> None:
+    data = b"x" * 100
+    assert frames.as_packet(data) is data
+
+
+def test_packet_is_measured_in_bytes() -> None:
+    with pytest.raises(LocalProtocolError, match="packet too big: 65540, at most 65536"):
+        frames.as_packet(memoryview(array.array("I", bytes(65540))))
+
+
+@pytest.mark.parametrize("data", ["text", "eight ch", [1, 2], (1,), 8, None, v.K1])
+def test_what_is_not_bytes_is_refused(data: Any) -> None:
+    name = type(data).__name__
+    for pack in PACKERS:
+        with pytest.raises(TypeError, match=f"^a packet is bytes, not {name}$"):
+            pack(data)
+    for pack in (frames.pack_ping, frames.pack_pong):
+        with pytest.raises(TypeError, match=f"^a ping is bytes, not {name}$"):
+            pack(data)
 
 
 @pytest.mark.parametrize("size", [0, 7, 9])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -247,6 +250,35 @@ def test_session_sends_all_packets_or_none() -> None:
     session.send_packets(v.K1, [])
     with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
         session.send_packets(v.K1, [*PACKETS, bytes(65537)])
+    assert session.data_to_send() == []
+
+
+def test_packets_of_any_bytes_like_object_are_packed_with_all_their_bytes() -> None:
+    numbers = array.array("I", [1, 2])
+    plain = numbers.tobytes()
+    # One of two bytes first: its length is the number of items of the next.
+    given: list[frames.BytesLike] = [b"ab", memoryview(numbers), bytearray(numbers), b"cd"]
+    assert pack_send_packets(v.K1, given) == pack_send_packets(v.K1, [b"ab", plain, plain, b"cd"])
+
+
+@pytest.mark.parametrize("wrong", ["ab", [1, 2], 2, None])
+def test_what_is_no_packet_is_refused_before_anything_is_queued(wrong: Any) -> None:
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
+    session.data_to_send()
+    name = type(wrong).__name__
+    calls: list[Callable[[], None]] = [
+        lambda: session.send_packets(v.K1, [b"ab", wrong]),
+        lambda: session.send_packet(v.K1, wrong),
+        lambda: session.forward_packet(v.K1, v.K2, wrong),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"a packet is bytes, not {name}"):
+            call()
+    for ping in (session.send_ping, session.send_pong):
+        with pytest.raises(TypeError, match=f"a ping is bytes, not {name}"):
+            ping(wrong)
+    with pytest.raises(TypeError, match="a packet is bytes, not int"):
+        session.send_packets(v.K1, b"packets")  # type: ignore[arg-type]  # one, not several
     assert session.data_to_send() == []
 
 

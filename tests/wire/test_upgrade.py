@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.errors import BadUpgrade
+from pyderp.errors import BadUpgrade, UpgradeRejected
 from pyderp.wire.http import HttpConnection, Request
 from pyderp.wire.upgrade import (
     Upgrade,
@@ -203,6 +203,37 @@ def test_refusal_that_ends_with_the_connection() -> None:
         reply.receive_data(b"")
 
 
+def test_refusal_does_nothing_to_a_log_or_a_terminal() -> None:
+    """Line breaks and control characters are escaped; `body` has them."""
+    body = b"x\nCRITICAL root all is lost\x1b[31m\xc2\x9b1m"
+    head = f"HTTP/1.1 403 For\x9b31m\tbidden\r\nContent-Length: {len(body)}\r\n\r\n"
+    with pytest.raises(UpgradeRejected) as caught:
+        UpgradeReply().receive_data(head.encode("latin-1") + body)
+    assert str(caught.value) == (
+        r"upgrade refused: 403 For\x9b31m\tbidden: x\nCRITICAL root all is lost\x1b[31m\x9b1m"
+    )
+    assert caught.value.body == body.decode()
+
+
+def test_refusal_is_known_before_its_body_has_come() -> None:
+    reply = UpgradeReply()
+    assert reply.receive_data(b"HTTP/1.1 403 Forbidden\r\nContent-Len") is None
+    assert not reply.refused
+    assert reply.receive_data(b"gth: 100\r\n\r\n") is None
+    assert reply.refused
+    assert (reply.refusal().status, reply.refusal().body) == (403, "")
+    assert reply.receive_data(b"go away") is None
+    assert str(reply.refusal()) == "upgrade refused: 403 Forbidden: go away"
+    with pytest.raises(UpgradeRejected, match=r"403 Forbidden: go away$"):
+        reply.receive_data(b"")
+
+
+def test_upgrade_is_no_refusal() -> None:
+    reply = UpgradeReply()
+    reply.receive_data(v.SWITCHING_PROTOCOLS)
+    assert not reply.refused
+
+
 def test_refusal_that_is_cut_tells_what_came() -> None:
     reply = UpgradeReply()
     assert reply.receive_data(b"HTTP/1.1 500 Oh\r\nContent-Length: 99\r\n\r\nhalf") is None
@@ -233,6 +264,12 @@ def test_endless_refusal_is_cut_at_4_kib() -> None:
 def test_what_is_not_http_is_refused(data: bytes) -> None:
     with pytest.raises(BadUpgrade, match="the relay's answer is not HTTP"):
         UpgradeReply().receive_data(data + b"\r\n\r\n")
+
+
+def test_what_is_not_http_is_told_in_one_line() -> None:
+    with pytest.raises(BadUpgrade) as caught:
+        UpgradeReply().receive_data(b"HTTP/1.1 \x1b[31m\r\nCRITICAL\r\n\r\n")
+    assert str(caught.value).isprintable()
 
 
 def test_endless_head_is_refused() -> None:

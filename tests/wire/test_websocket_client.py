@@ -175,6 +175,31 @@ def test_other_status_is_a_rejection() -> None:
     assert (caught.value.status, caught.value.body) == (403, "go away")
 
 
+def test_refusal_is_known_before_its_body_has_come() -> None:
+    client = new()
+    assert not client.refused
+    client.receive_data(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\ngo away")
+    assert client.refused
+    assert (client.refusal().status, client.refusal().body) == (403, "go away")
+    opened, _ = connect()
+    assert not opened.refused
+
+
+def test_header_of_the_answer_does_nothing_to_a_terminal() -> None:
+    client = new()
+    answer, _ = accept(client)
+    with pytest.raises(BadUpgrade, match="no websocket") as caught:
+        client.receive_data(answer.replace(b"Upgrade: websocket\r\n", b"Upgrade: \x9b31m\t!\r\n"))
+    assert str(caught.value).isprintable()
+
+
+def test_close_reason_does_nothing_to_a_terminal() -> None:
+    client, server = connect()
+    server.send_close(4000, "x\nCRITICAL \x1b[31m")
+    client.receive_data(sent_by(server))
+    assert problem(client).isprintable()
+
+
 def test_answer_that_is_not_http_is_refused() -> None:
     with pytest.raises(BadUpgrade, match="not HTTP"):
         new().receive_data(b"SSH-2.0-OpenSSH\r\n\r\n")

@@ -18,6 +18,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from pyderp.wsconn import Connection, Scope, WebSocketStream, net_conn
+from pyderp.wsconn.scope import drop
 from tests.aio.dial import drained
 
 Role: TypeAlias = Literal["client", "server"]
@@ -88,6 +89,10 @@ class Peer:
         assert opcode is Opcode.CLOSE
         return Close.parse(data)
 
+    async def some(self) -> None:
+        """Wait until something comes, and forget it."""
+        await self._reader.read(1 << 16)
+
     async def left(self) -> bytes:
         """All that comes until TCP ends; frames that were parsed are not among it."""
         return await drained(self._reader)
@@ -110,7 +115,7 @@ async def connected(role: Role, **options: Any) -> AsyncIterator[tuple[Connectio
         try:
             yield websocket, peer
         finally:
-            websocket.transport.abort()
+            drop(websocket)
             peer.drop()
             await websocket.wait_closed()
 

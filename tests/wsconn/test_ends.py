@@ -196,3 +196,40 @@ def test_text_that_is_not_utf_8_closes_with_1007(run: Run, role: Role) -> None:
             await failing
 
     run(main())
+
+
+def test_a_large_write_that_the_peer_refuses(run: Run, role: Role) -> None:
+    """The error has the peer's code, and to close what has ended is harmless."""
+
+    async def main() -> None:
+        async with stream(role) as (writing, peer):
+            write = asyncio.create_task(writing.write(bytes(20 << 20)))
+            await peer.some()
+            peer.close(1009, "too big")
+            peer.writer.write_eof()
+            await peer.left()
+            with pytest.raises(ConnectionClosed) as caught:
+                await write
+            cause = caught.value.__cause__
+            assert isinstance(cause, WebSocketClosed)
+            assert cause.rcvd is not None
+            assert (cause.rcvd.code, cause.rcvd.reason) == (1009, "too big")
+            with pytest.raises(ConnectionClosed, match="too big"):
+                await writing.write(b"more")
+            await writing.aclose()
+            await writing.aclose()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_write_after_the_peer_closed_does_not_wait_for_it_to_hang_up(run: Run) -> None:
+    async def main() -> None:
+        async with stream() as (writing, peer):
+            peer.close(1011, "busy")
+            assert (await peer.closing()).code == 1011
+            with pytest.raises(ConnectionClosed, match=r"1011.*busy"):
+                await writing.write(b"x")
+            assert await peer.left() == b""
+
+    run(main())

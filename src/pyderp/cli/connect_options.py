@@ -18,19 +18,21 @@ import typer
 
 from pyderp import defaults
 from pyderp.cli.key import read_private_key
+from pyderp.cli.maps import STDIN, read_region
 from pyderp.cli.output import Output
-from pyderp.cli.running import set_up_logging
-from pyderp.cli.stdin import read_stdin
+from pyderp.cli.running import Refused, set_up_logging
+from pyderp.cli.telling import TellingClient
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.client.target import parse_url
-from pyderp.derpmap import DERPMap, DERPNode, DERPRegion
-from pyderp.errors import ConfigError, InvalidKey, InvalidMap
+from pyderp.derpmap import DERPNode, DERPRegion
+from pyderp.errors import ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keyfile import read_mesh_key
 from pyderp.keys import NodePublic
 from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
+from pyderp.net.tlscontext import client_context
 
 __all__ = ["ConnectOptions", "split_targets", "with_connect_options"]
 
@@ -39,8 +41,6 @@ log = logging.getLogger("pyderp.cli")
 _REGION: Final = 900
 """Of a region made up for a URL; ids from 900 on are for such uses."""
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
-_STDIN: Final = Path("-")
-_MAX_MAP: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,9 @@ class ConnectOptions:
         typer.Option(
             metavar="URL",
             help="Proxy for the connection: http://, https://, socks5:// or socks5h://, "
-            "[user:password@]host:port.  [default: HTTPS_PROXY, ALL_PROXY and NO_PROXY hold]",
+            "[user:password@]host:port.  [default: ALL_PROXY, if it is SOCKS5; before it "
+            "HTTPS_PROXY with --derp-map, --pin, --cert-name, --insecure, --ipv6 or --websocket, "
+            "or HTTP_PROXY with --websocket and http://; NO_PROXY exempts]",
             show_default=False,
         ),
     ] = None
@@ -132,44 +134,76 @@ class ConnectOptions:
     @property
     def map_from_stdin(self) -> bool:
         """Whether standard input is the map."""
-        return self.derp_map == _STDIN
+        return self.derp_map == STDIN
 
     def make_output(self) -> Output:
         """Where the command prints to; sets up logging, too."""
         set_up_logging(verbose=self.verbose)
         return Output(as_json=self.json)
 
-    def make_client(self, url: str | None) -> Client:
+    def make_client(
+        self, url: str | None, told: Callable[[ConnectionClosed], None] | None = None
+    ) -> Client:
         """A client for a URL or for the map's region; nothing is connected.
+
+        Args:
+            told: called when a connection ends, by whoever receives.
 
         Raises:
             typer.BadParameter: flags that do not go together.
-            ConfigError: a file or value that cannot be used.
+            Refused: a file or value that cannot be used.
         """
+        try:
+            client = self._make_client(url)
+        except (ConfigError, InvalidMap) as e:
+            raise Refused(str(e)) from e
+        client.told = told
+        return client
+
+    def _make_client(self, url: str | None) -> TellingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)
-        over_http = isinstance(target, _UrlNode) and not target.tls
         private_key = None if self.key is None else read_private_key(self.key)
         config = ClientConfig(
             mesh_key=None if self.mesh_key is None else read_mesh_key(self.mesh_key),
             app_name="pyderp",
-            tls=TLSConfig(extra_roots=() if self.ca is None else (self.ca,)),
-            network=self._network(use_derp_http=over_http),
+            tls=self._tls(),
+            # The environment may turn TLS off for regions: not for one that we made of a URL.
+            network=self._network(
+                use_derp_http=not target.tls if isinstance(target, _UrlNode) else None
+            ),
             websocket=True if self.websocket else None,
             prefer_ipv6=(lambda: True) if self.ipv6 else None,
             connect_timeout=self.connect_timeout,
         )
         if isinstance(target, str):
-            return Client.for_url(target, private_key=private_key, config=config)
-        region = target.region if isinstance(target, _UrlNode) else target
-        return Client.for_region(region, private_key=private_key, config=config)
+            client = TellingClient.for_url(target, private_key=private_key, config=config)
+        else:
+            region = target.region if isinstance(target, _UrlNode) else target
+            client = TellingClient.for_region(region, private_key=private_key, config=config)
+        assert isinstance(client, TellingClient)
+        return client
 
-    def _network(self, *, use_derp_http: bool) -> NetworkSettings:
+    def _tls(self) -> TLSConfig:
+        if self.ca is None:
+            return TLSConfig()
+        config = TLSConfig(extra_roots=(self.ca,))
+        try:
+            # Kept, and used again when it connects.
+            client_context(config, chain=True, hostname=True, keylog_file="")
+        except ConfigError as e:
+            raise ConfigError(f"--ca: {str(e).removeprefix('extra_roots: ')}") from e
+        return config
+
+    def _network(self, *, use_derp_http: bool | None) -> NetworkSettings:
         settings = NetworkSettings.from_environment()
         if self.proxy is not None:
-            parse_proxy(self.proxy)  # so that a wrong one is refused before anything happens
+            try:
+                parse_proxy(self.proxy)  # a wrong one is refused before anything happens
+            except ConfigError as e:
+                raise ConfigError(f"--{e}") from None  # "proxy: …"
             settings = dataclasses.replace(settings, proxy=self.proxy)
-        if use_derp_http:
-            settings = dataclasses.replace(settings, use_derp_http=True)
+        if use_derp_http is not None:
+            settings = dataclasses.replace(settings, use_derp_http=use_derp_http)
         return settings
 
     @property
@@ -202,6 +236,8 @@ class ConnectOptions:
         if not target.tls and self._node_flags != ["--ipv6"]:
             raise typer.BadParameter(f"{flags}: only with https://, as http:// has no certificate")
         if self.insecure:
+            if self.pin is not None or self.cert_name is not None:
+                raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
             log.warning("--insecure: anyone on the way can pose as the relay")
         node = DERPNode(
             name=target.host,
@@ -231,7 +267,7 @@ class ConnectOptions:
             raise typer.BadParameter("give a URL or --derp-map, not both")
         if flags:
             raise typer.BadParameter(f"{', '.join(flags)}: the DERP map says that (CertName)")
-        return _choose(_read_map(self.derp_map), self.region, self.derp_map)
+        return read_region(self.derp_map, self.region)
 
 
 @dataclass(frozen=True)
@@ -240,6 +276,7 @@ class _UrlNode:
 
     region: DERPRegion
     tls: bool
+    """Whether the URL's scheme asks for it."""
 
 
 def with_connect_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -275,7 +312,9 @@ def split_targets(targets: list[str]) -> tuple[str | None, NodePublic | None]:
     urls = [t for t in targets if not t.startswith("nodekey:")]
     peers = [t for t in targets if t.startswith("nodekey:")]
     if len(urls) > 1:
-        raise typer.BadParameter(f"{urls[1]!r} is no peer: want nodekey: and 64 hex digits")
+        # A URL may have a password.
+        what = repr(urls[1]) if urls[1].isalnum() else "the second URL"
+        raise typer.BadParameter(f"{what} is no peer: want nodekey: and 64 hex digits")
     if len(peers) > 1:
         raise typer.BadParameter(f"one peer too many: {peers[1]}")
     try:
@@ -294,26 +333,3 @@ def _with_path(url: str) -> str:
     if parts.netloc and parts.path in ("", "/") and not parts.query:
         return urlunsplit(parts._replace(path="/derp"))
     return url
-
-
-def _read_map(path: Path) -> DERPMap:
-    try:
-        text = read_stdin(_MAX_MAP) if path == _STDIN else path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"cannot read the DERP map {path}: {e.strerror}") from e
-    try:
-        return DERPMap.from_json(text)
-    except InvalidMap as e:
-        raise InvalidMap(f"DERP map {path}: {e}") from e
-
-
-def _choose(derp_map: DERPMap, wanted: str | None, path: Path) -> DERPRegion:
-    regions = list(derp_map.regions.values())
-    if wanted is None and len(regions) == 1:
-        return regions[0]
-    region = None if wanted is None else derp_map.region(wanted)
-    if region is None:
-        there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions) or "none"
-        problem = "give --region" if wanted is None else f"it has no region {wanted!r}"
-        raise ConfigError(f"DERP map {path}: {problem}; its regions: {there}")
-    return region

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from pyderp.cli.output import print_line
 from pyderp.cli.stdin import read_stdin
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keyfile import write_atomically
@@ -57,11 +58,11 @@ def new(
     key = NodePrivate.generate()
     if output is None:
         values = {"private": key.to_text(), "public": str(key.public)}
-        typer.echo(json.dumps(values) if as_json else key.to_text())
+        print_line(json.dumps(values) if as_json else key.to_text())
         return
     _write(output, key)
     values = {"file": str(output), "public": str(key.public)}
-    typer.echo(json.dumps(values) if as_json else str(key.public))
+    print_line(json.dumps(values) if as_json else str(key.public))
 
 
 @key_app.command("public", epilog=PUBLIC_EPILOG)
@@ -77,7 +78,7 @@ def public(
 ) -> None:
     """Print the public key that belongs to a private key: `nodekey:` and 64 hex digits."""
     key = read_private_key(file).public
-    typer.echo(json.dumps({"public": str(key)}) if as_json else str(key))
+    print_line(json.dumps({"public": str(key)}) if as_json else str(key))
 
 
 def read_private_key(path: Path) -> NodePrivate:

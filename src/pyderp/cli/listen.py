@@ -86,11 +86,15 @@ def listen(
     output = options.make_output()
 
     async def work() -> int:
-        async with options.make_client(url) as client:
+        def told(error: ConnectionClosed) -> None:
+            # On standard error the log says it, and when it connects again.
+            output.event("disconnected", reason=str(error))
+
+        async with options.make_client(url, told) as client:
             listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
             return await listener.run(count, timeout)
 
-    run_command(work, output)
+    run_command(work, output, from_map=options.derp_map is not None)
 
 
 @dataclass

@@ -7,14 +7,66 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 
+from pyderp.errors import DerpError
 from pyderp.keys import NodePublic
 
-__all__ = ["Output", "escaped", "escaped_bytes"]
+__all__ = [
+    "Output",
+    "OutputError",
+    "escaped",
+    "escaped_bytes",
+    "flush_stdout",
+    "print_event",
+    "print_line",
+]
+
+
+class OutputError(DerpError):
+    """Standard output takes nothing more, and somebody wants to know."""
+
+
+def print_line(text: str) -> None:
+    """A line on standard output, at once.
+
+    Raises:
+        OutputError: it is closed, or full.
+        BrokenPipeError: nobody reads it any more.
+    """
+    if sys.stdout is None:
+        raise OutputError("cannot write to standard output: it is closed")
+    with _told():
+        print(text, flush=True)  # noqa: T201 (a command's result)
+
+
+def print_event(kind: str, values: dict[str, object]) -> None:
+    """A JSON object on standard output; raises as `print_line`."""
+    print_line(json.dumps({"type": kind, "time": round(time.time(), 6), **values}))
+
+
+def flush_stdout() -> None:
+    """Write what others have printed; raises as `print_line`, but not if it is closed."""
+    if sys.stdout is not None:
+        with _told():
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        # Or Python would try again at its end, and complain in words of its own.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError):
+            raise
+        raise OutputError(f"cannot write to standard output: {e.strerror or e}") from e
 
 
 def escaped(text: str) -> str:
@@ -55,27 +107,29 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        for stream in (sys.stdout, sys.stderr):
-            # A terminal that is not UTF-8 shows escapes, and the command goes on.
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
 
     def result(self, kind: str, text: str, /, **values: object) -> None:
         """What the command is for. `text` must be escaped."""
         if self._as_json:
-            self._event(kind, values)
+            print_event(kind, values)
         else:
-            print(text, flush=True)  # noqa: T201 (a command's result)
+            print_line(text)
 
     def remark(self, kind: str, text: str, /, **values: object) -> None:
         """What happens beside it: a line on standard error; in JSON an object, too."""
-        if self._as_json:
-            self._event(kind, values)
+        self.event(kind, **values)
         self.note(text)
+
+    def event(self, kind: str, /, **values: object) -> None:
+        """What happens beside it and is said on standard error by others: an object in JSON."""
+        if self._as_json:
+            print_event(kind, values)
 
     def note(self, text: str) -> None:
         """A line on standard error only."""
         # Nobody has to listen there.
+        if sys.stderr is None:
+            return
         with contextlib.suppress(OSError):
             print(f"pyderp: {escaped(text)}", file=sys.stderr, flush=True)  # noqa: T201 (as above)
 
@@ -88,7 +142,3 @@ class Output:
         with contextlib.suppress(UnicodeDecodeError):
             values["text"] = data.decode()
         self.result("packet", f"{source} {escaped_bytes(data)}", **values)
-
-    def _event(self, kind: str, values: dict[str, object]) -> None:
-        event = {"type": kind, "time": round(time.time(), 6), **values}
-        print(json.dumps(event), flush=True)  # noqa: T201 (as above)

@@ -83,7 +83,7 @@ def ping(
             target = _Relay(client) if peer is None else _Peer(client, peer)
             return await _Pings(target, output, timeout).run(count, interval)
 
-    run_command(work, output)
+    run_command(work, output, from_map=options.derp_map is not None)
 
 
 class _Target(ABC):

@@ -3,40 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import typer
 
-from pyderp.cli.advice import advice
+from pyderp.cli.advice import advice, notes
 from pyderp.cli.output import Output, escaped
 from pyderp.errors import DerpError
 
-__all__ = ["run_command", "set_up_logging"]
+__all__ = ["Refused", "run_command", "set_up_logging"]
 
 
-def run_command(work: Callable[[], Coroutine[Any, Any, int]], output: Output) -> None:
+class Refused(DerpError):
+    """The command line, or a file that it names, cannot be used: exit status 2."""
+
+
+def run_command(
+    work: Callable[[], Coroutine[Any, Any, int]], output: Output, *, from_map: bool = False
+) -> None:
     """Run a command's coroutine to its end and exit with the number that it gives.
 
     An error of pyderp's or of the network's is told, with what to do about it, and the exit
-    status is 1. On Ctrl-C the coroutine is cancelled.
+    status is 1, or 2 for `Refused`. On Ctrl-C and SIGTERM the coroutine is cancelled; the exit
+    status is 130 or 143.
+
+    Args:
+        from_map: a DERP map says where the relay is.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            code = runner.run(work())
+            code = runner.run(_until_sigterm(work))
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
     except (DerpError, OSError) as e:
-        _tell(e, output)
-        code = 1
+        _tell(e, output, from_map=from_map)
+        code = 2 if isinstance(e, Refused) else 1
     raise typer.Exit(code)
 
 
-def _tell(error: Exception, output: Output) -> None:
+async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    working = asyncio.ensure_future(work())
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        working.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        return 128 + signal.SIGTERM
+
+
+def _tell(error: Exception, output: Output, *, from_map: bool) -> None:
     text = str(error) or type(error).__name__
-    lines = advice(error)
+    remarks = notes(error)
+    if remarks:
+        text += f" ({', '.join(remarks)})"
+    lines = advice(error, from_map=from_map)
     output.remark("error", text, error=text, advice=lines)
     for line in lines:
         output.note(line)
@@ -51,10 +85,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Formatter(logging.Formatter):
-    """Log lines that cannot steer a terminal; texts of strangers may be in them."""
+    """A line for each record, that cannot steer a terminal; texts of strangers may be in it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(escaped, super().format(record).splitlines()))
+        return escaped(super().format(record))
 
 
 def set_up_logging(*, verbose: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -14,12 +15,13 @@ from pyderp.cli.echo import PROBE
 from pyderp.cli.output import Output
 from pyderp.cli.running import run_command
 from pyderp.cli.stdin import Stdin, chunks_of, lines_of
+from pyderp.client.backoff import Backoff
 from pyderp.client.client import Client
 from pyderp.client.sealed import SealedPeer
-from pyderp.errors import ClientClosed, ConnectionClosed
+from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
-from pyderp.wire.messages import Health, PeerGone
+from pyderp.wire.messages import Health, PeerGone, Restarting, ServerInfo
 
 __all__ = ["EPILOG", "EXIT_PEER_GONE", "send"]
 
@@ -42,7 +44,8 @@ A stream in packets, some of which may get lost:
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
 
 **Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
-1 failure; 2 wrong command line; 3 the peer is not at this relay. Nothing says that a packet
+1 failure; 2 wrong command line; 3 the peer is not at this relay; 130 Ctrl-C; 143
+SIGTERM. In every case but 2 a summary is printed once it was connected. Nothing says that a packet
 arrived: DERP never confirms delivery. Let the peer answer if you must know.
 """
 
@@ -89,9 +92,10 @@ def send(
         typer.Option(
             min=0.001,
             metavar="SECONDS",
-            help="Give up if the relay does not take a packet for so long.",
+            help="Give up if the relay does not take a packet for so long, connecting again "
+            "included.",
         ),
-    ] = 10.0,
+    ] = 30.0,
 ) -> None:
     """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""
     url, peer = split_targets(targets)
@@ -104,11 +108,14 @@ def send(
     output = options.make_output()
 
     async def work() -> int:
-        async with options.make_client(url) as client:
+        def told(error: ConnectionClosed) -> None:
+            sender.disconnected(error)
+
+        async with options.make_client(url, told) as client:
             sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
             return await sender.run(_packets(message, raw, sender.limit), wait)
 
-    run_command(work, output)
+    run_command(work, output, from_map=options.derp_map is not None)
 
 
 async def _packets(message: str | None, raw: bool, limit: int) -> AsyncIterator[bytes]:
@@ -130,6 +137,9 @@ class _Sender:
     sealed: SealedPeer | None
     packets: int = 0
     size: int = 0
+    ended: int = 0
+    """Connections that have ended."""
+    restarting: bool = False
 
     @property
     def limit(self) -> int:
@@ -137,8 +147,19 @@ class _Sender:
         return MAX_PACKET_SIZE if self.sealed is None else self.sealed.max_payload
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
-        """Send all; gives the exit status."""
+        """Send all, and sum up at the end, however it ends; gives the exit status."""
         await self.client.connect()
+        gone = False
+        try:
+            gone = await self._until_gone(packets, wait)
+        finally:
+            dropped = self._summary(gone=gone)
+        if gone:
+            return EXIT_PEER_GONE
+        return 1 if dropped else 0
+
+    async def _until_gone(self, packets: AsyncIterator[bytes], wait: float) -> bool:
+        """Send all; whether the relay said meanwhile that the peer is gone."""
         if wait:
             await self._send(PROBE)
         gone = asyncio.create_task(self._peer_gone(), name="pyderp send: is the peer gone")
@@ -148,7 +169,7 @@ class _Sender:
             for task in (gone, sending):
                 if task.done():
                     await task  # raises what it raised
-            return self._summary(gone=gone.done())
+            return gone.done()
         finally:
             gone.cancel()
             sending.cancel()
@@ -165,28 +186,47 @@ class _Sender:
             await asyncio.sleep(wait)
 
     async def _send(self, packet: bytes) -> None:
-        try:
-            await self._send_once(packet)
-        except ClientClosed:
-            raise
-        except ConnectionClosed as e:
-            self.output.remark(
-                "disconnected", f"{e}; connecting again; the last packets may be lost"
-            )
-            await self._send_once(packet)
-
-    async def _send_once(self, packet: bytes) -> None:
+        """Send a packet, over as many connections as that takes."""
+        backoff = Backoff(random.random)
+        last: ConnectionClosed | ConnectError | None = None
         try:
             async with asyncio.timeout(self.timeout):
-                await self.client.send(self.peer, packet)
+                while True:
+                    try:
+                        return await self.client.send(self.peer, packet)
+                    except ClientClosed:
+                        raise
+                    except (ConnectionClosed, ConnectError) as e:
+                        last = e
+                    # The receiver tells of the end, and connects again as well: who is first.
+                    await asyncio.sleep(backoff.failed(asyncio.get_running_loop().time()))
         except TimeoutError as e:
-            raise TimeoutError(f"the relay took no packet for {self.timeout:g} s") from e
+            text = f"the relay took no packet for {self.timeout:g} s"
+            if last is None:
+                raise TimeoutError(text) from e
+            attempts = last.attempts if isinstance(last, ConnectError) else (last,)
+            raise ConnectError(f"{text}: {last}", attempts=attempts) from last
+
+    def disconnected(self, error: ConnectionClosed) -> None:
+        """A connection has ended."""
+        self.ended += 1
+        reason = str(error)
+        self.output.remark(
+            "disconnected",
+            f"{reason}; connecting again; the last packets may be lost",
+            reason=reason,
+        )
 
     async def _peer_gone(self) -> None:
         """Receive until the relay says that the peer is gone."""
         async for message in self.client:
             match message:
-                case PeerGone(peer) if peer == self.peer:
+                case ServerInfo():
+                    self.restarting = False
+                case Restarting():
+                    self.restarting = True
+                case PeerGone(peer) if peer == self.peer and not self.restarting:
+                    # In a restart all go, and come back.
                     return
                 case Health(problem) if problem:
                     self.output.remark("health", f"the relay reports: {problem}", problem=problem)
@@ -194,18 +234,26 @@ class _Sender:
                     pass
 
     def _summary(self, *, gone: bool) -> int:
+        """Say what was sent; gives how many packets were dropped."""
         dropped = self.client.stats.packets_dropped
         packets = "1 packet" if self.packets == 1 else f"{self.packets} packets"
         text = f"{packets}, {self.size} bytes handed to the relay"
         if dropped:
             text += f", but {dropped} of them dropped here, beyond the rate that it allows"
+        if self.ended:
+            times = "once" if self.ended == 1 else f"{self.ended} times"
+            text += f"; disconnected {times}, and what was sent last before that may be lost"
         if gone:
             text += f", but {self.peer} is not at this relay: run pyderp listen there"
         else:
             text += "; DERP never confirms delivery"
         self.output.remark(
-            "summary", text, packets=self.packets, bytes=self.size, dropped=dropped, gone=gone
+            "summary",
+            text,
+            packets=self.packets,
+            bytes=self.size,
+            dropped=dropped,
+            disconnected=self.ended,
+            gone=gone,
         )
-        if gone:
-            return EXIT_PEER_GONE
-        return 1 if dropped else 0
+        return dropped

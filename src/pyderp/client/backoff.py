@@ -47,14 +47,13 @@ class Backoff:
         self._failures = 0
 
     def announced(self, restarting: Restarting, now: float) -> float:
-        """The relay restarts: when to come back, as it advised.
+        """The relay restarts: how long to stay away, as it advised, but no longer than a minute.
 
-        For `try_for` seconds from then on, waits are kept short. A minute is the longest
-        that a relay can keep us away.
+        For `try_for` seconds from then on, waits between failures are kept short.
         """
-        self._failures = 0
-        self._restart_until = now + restarting.reconnect_in + restarting.try_for
-        return min(restarting.reconnect_in, _LONGEST_ADVICE)
+        advice = min(restarting.reconnect_in, _LONGEST_ADVICE)
+        self._restart_until = now + advice + restarting.try_for
+        return advice
 
     def failed(self, now: float) -> float:
         """Another failure: how long to wait."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Final
 
 from pyderp.client.config import ClientConfig
 from pyderp.client.connect import (
@@ -18,10 +16,10 @@ from pyderp.client.connect import (
     UrlRoute,
     in_words,
 )
-from pyderp.client.connection import Connection, check_packet
-from pyderp.client.iterate import messages
+from pyderp.client.connection import Connection
+from pyderp.client.iterate import MessageIterator
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
-from pyderp.client.sealed import SealedPeer
+from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
@@ -31,6 +29,7 @@ from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import Stream
 from pyderp.net.tls import TlsLink, TLSState
 from pyderp.wire.frames import (
+    as_packet,
     pack_close_peer,
     pack_note_preferred,
     pack_ping,
@@ -40,8 +39,6 @@ from pyderp.wire.frames import (
 from pyderp.wire.messages import Message
 
 __all__ = ["Client"]
-
-_SEALED_PEERS: Final = 10_000
 
 
 class Client:
@@ -61,7 +58,7 @@ class Client:
         self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
         self._config = config
         self._receiving: Connection | None = None
-        self._sealed: dict[NodePublic, SealedPeer] = {}
+        self._sealed = SealedPeers(self._life.private, send=self.send)
 
     # Making one
 
@@ -210,7 +207,7 @@ class Client:
                 raise
         return connection
 
-    def messages(self, *, reconnect: bool = True) -> AsyncGenerator[Message, None]:
+    def messages(self, *, reconnect: bool = True) -> MessageIterator:
         """All messages from now on; ends when the client is closed.
 
         Args:
@@ -218,7 +215,7 @@ class Client:
                 and that the relay may set (Restarting). Before the first success, what
                 looks permanent is raised all the same (`is_transient`).
         """
-        return messages(self, reconnect=reconnect)
+        return MessageIterator(self, self._life, reconnect=reconnect)
 
     # Sending
 
@@ -233,34 +230,28 @@ class Client:
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        check_packet(data)
-        connection = self._life.connection
-        if connection is None or self._life.unsent is not None:
-            connection = await self._life.sender("Send")
-        try:
-            connection.send_packets(dst, (data,))
-            if connection.backed_up:
-                await connection.drain()
-        except ConnectionClosed:
-            self._life.forget(connection, sending=True)
-            raise
+        await self._send("Send", dst, (as_packet(data),))
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""
-        packets = list(packets)
-        for packet in packets:
-            check_packet(packet)
-        connection = self._life.connection
-        if connection is None or self._life.unsent is not None:
-            connection = await self._life.sender("Send")
+        await self._send("Send", dst, [as_packet(packet) for packet in packets])
+
+    async def _send(self, what: str, dst: NodePublic, packets: Sequence[bytes]) -> None:
+        life = self._life
+        connection = life.connection
+        if connection is None or life.unsent is not None:
+            connection = await life.sender(what)
         try:
             done = 0
             while done < len(packets):
-                done = connection.send_packets(dst, packets, done)
-                if connection.backed_up:
+                if connection.busy:
+                    # Before as well as after, or all who wait here would each have one queued.
                     await connection.drain()
+                done = connection.send_packets(dst, packets, done)
+            if connection.busy:
+                await connection.drain()
         except ConnectionClosed:
-            self._life.forget(connection, sending=True)
+            life.forget(connection, sending=True)
             raise
 
     async def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
@@ -269,10 +260,13 @@ class Client:
         Raises:
             as `send`; also `ConnectionClosed` when it cannot leave within five seconds.
         """
-        check_packet(data)
+        packet = as_packet(data)
         connection = await self._life.sender("ForwardPacket")
         try:
-            if connection.forward_packet(src, dst, data):
+            if connection.busy:
+                await connection.drain_forward()
+            connection.forward_packet(src, dst, packet)
+            if connection.busy:
                 await connection.drain_forward()
         except ConnectionClosed:
             self._life.forget(connection, sending=True)
@@ -281,7 +275,7 @@ class Client:
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
         connection = await self._life.sender("ClosePeer")
-        self._life.command(connection, pack_close_peer(peer))
+        await self._life.command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self) -> None:
         """Be told of all who come and go, now and on each later connect; needs the mesh key."""
@@ -293,7 +287,7 @@ class Client:
         if connection is None:
             await life.connect("derphttp.Client.WatchConnectionChanges")
         else:
-            life.command(connection, pack_watch_conns())
+            await life.command(connection, pack_watch_conns())
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
@@ -303,7 +297,7 @@ class Client:
         connection = self._life.connection
         if connection is not None:
             with contextlib.suppress(ConnectionClosed):
-                self._life.command(connection, pack_note_preferred(preferred))
+                await self._life.command(connection, pack_note_preferred(preferred))
 
     def set_can_ack_pings(self, value: bool) -> None:
         """Whether later connects tell the relay that its pings will be answered."""
@@ -322,20 +316,19 @@ class Client:
             ConnectionClosed: the connection ended meanwhile.
         """
         connection = self._life.live()
-        data = os.urandom(8)
         try:
             async with asyncio.timeout(PING_TIMEOUT):
-                return await connection.pong(data, pack_ping(data))
+                return await connection.ping()
         except TimeoutError as e:
             raise TimeoutError(f"no pong within {PING_TIMEOUT:g} s") from e
 
     async def send_ping(self, data: bytes) -> None:
         """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
-        self._life.live().send_frame(pack_ping(data))
+        await self._life.unkept(pack_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
         """Answer a Ping with its eight bytes. Does not connect."""
-        self._life.live().send_frame(pack_pong(data))
+        await self._life.unkept(pack_pong(data))
 
     # Others
 
@@ -361,16 +354,11 @@ class Client:
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.
 
-        The same object for the same peer. It knows which packets it has seen; so keep to one
-        client a key.
+        Never raises: the source of a packet may be any 32 bytes. A packet that was opened by
+        way of this client is not opened again, however many peers there are (`SealedPeers`).
+        Another client does not know of it; so keep to one client a key.
         """
-        found = self._sealed.get(peer)
-        if found is None:
-            if len(self._sealed) >= _SEALED_PEERS:
-                # A new one refuses what was sealed more than 5 s before it was made.
-                del self._sealed[next(iter(self._sealed))]
-            found = self._sealed[peer] = SealedPeer(self._life.private, peer, send=self.send)
-        return found
+        return self._sealed.get(peer)
 
     @property
     def self_public_key(self) -> NodePublic:

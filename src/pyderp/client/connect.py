@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from pyderp.client.config import ClientConfig
@@ -61,6 +62,22 @@ def in_words(error: Exception, progress: Progress, timeout: float) -> Exception:
     return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
 
 
+async def theirs(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
+    """Call a program's own function, with or without await; its errors are ours to tell.
+
+    Raises:
+        DialError: it raised something that is neither our error nor the system's.
+    """
+    try:
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
+    except (DerpError, OSError):
+        raise
+    except Exception as e:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise DialError(f"{name} raised {type(e).__name__}: {e}") from e
+
+
 class Route(ABC):
     """A way to a relay, tried anew at each connect."""
 
@@ -72,6 +89,9 @@ class Route(ABC):
     @abstractmethod
     async def connect(self, login: Login, progress: Progress) -> Connected:
         """Connect and log in; all that was opened on the way is closed if it fails."""
+
+    async def aclose(self) -> None:  # noqa: B027 (most routes hold nothing)
+        """Close what it holds open."""
 
 
 class HttpRoute(Route):
@@ -130,6 +150,8 @@ class UrlRoute(HttpRoute):
 
     def __init__(self, target: UrlTarget, config: ClientConfig) -> None:
         super().__init__(config)
+        if self.settings.use_derp_http:
+            target = replace(target, tls=False)
         self.target = target
 
     @property
@@ -145,7 +167,7 @@ class UrlRoute(HttpRoute):
     async def _dial(self) -> Link:
         target = self.target
         if self.config.dialer is not None:
-            return await as_link(await self.config.dialer(target.host, target.port))
+            return await as_link(await theirs(self.config.dialer, target.host, target.port))
         scheme = None
         if self.websocket:
             scheme = "wss" if target.tls else "ws"
@@ -171,7 +193,7 @@ class RegionRoute(HttpRoute):
         return "region" if self._region is None else region_label(self._region)
 
     async def connect(self, login: Login, progress: Progress) -> Connected:
-        region = self._region = self.get_region()
+        region = self._region = await theirs(self.get_region)
         if region is None:
             raise ConnectError("DERP region not available")
         log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
@@ -274,6 +296,11 @@ class StreamRoute(Route):
                 "opens a stream"
             )
         if callable(stream):
-            return await stream()
+            return await theirs(stream)
         self._stream = None
         return stream
+
+    async def aclose(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None and not callable(stream):
+            (await as_link(stream)).abort()

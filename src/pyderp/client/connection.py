@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,20 +27,35 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
     FRAME_HEADER_LEN,
     HEADER,
-    MAX_PACKET_SIZE,
+    PING_LEN,
     FrameType,
     pack_forward_packet,
+    pack_ping,
 )
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
-__all__ = ["Connection", "check_packet"]
+__all__ = ["Connection"]
 
 log = logging.getLogger("pyderp.client")
 
 _SEND_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
+_NEXT_PING: Final = 1.0
+"""Seconds after which a ping counts as lost, and the next may leave."""
 _CLOSE_TIMEOUT: Final = 1.0
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
+
+
+class _Ping:
+    """A ping that left, and its answer: the seconds it took, or `None` if none can come."""
+
+    __slots__ = ("answer", "began", "data", "waiting")
+
+    def __init__(self, data: bytes, answer: asyncio.Future[float | None]) -> None:
+        self.data = data
+        self.answer = answer
+        self.waiting = 0
+        self.began = time.perf_counter()  # uvloop's own clock counts milliseconds
 
 
 class Connection:
@@ -80,15 +96,19 @@ class Connection:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._receiver: asyncio.Future[None] | None = None
         self._senders: set[asyncio.Future[None]] = set()
-        self._pinging = asyncio.Lock()
-        self._pings: dict[bytes, asyncio.Future[float | None]] = {}
+        self._ping: _Ping | None = None
+        """The last one that left."""
+        self._pings: dict[bytes, _Ping] = {}
+        """Those without an answer so far."""
         self._bucket: TokenBucket | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._out_packets = 0
         self._flush_scheduled = False
         self.backed_up = False
-        """More than 64 KiB wait for the kernel: `drain` before sending more."""
+        """More than 64 KiB wait for the kernel."""
+        self.busy = False
+        """`drain` before sending more: it is backed up, or 64 KiB left without a pause."""
         self._unread_bytes = 0
         self._paused = False
         self._heard = self._loop.time()
@@ -117,8 +137,12 @@ class Connection:
             self.end(e, "protocol")
             return
         if messages:
-            self._unread_bytes += len(data)
             self._take(messages)
+        if self.messages:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > CLIENT_UNREAD and not self._paused:
+                self._paused = True
+                self.link.pause_reading()
         if self.session.error is not None:
             self.end(self.session.error, "protocol")
 
@@ -150,19 +174,15 @@ class Connection:
             self.messages += [m for m in messages if type(m) is ReceivedPacket or self._keep(m)]
         if self._receiver is not None and self.messages and not self._receiver.done():
             self._receiver.set_result(None)
-        if self._unread_bytes > CLIENT_UNREAD and not self._paused:
-            self._paused = True
-            self.link.pause_reading()
 
     def _keep(self, message: Message) -> bool:
         """Act on what is ours; whether the program gets it, too."""
         match message:
             case Pong(data):
-                waiter = self._pings.pop(data, None)
-                if waiter is None:
+                ping = self._pings.pop(data, None)
+                if ping is None:
                     return True
-                if not waiter.done():
-                    waiter.set_result(time.perf_counter())
+                ping.answer.set_result(time.perf_counter() - ping.began)
                 return False
             case ServerInfo(_, rate, burst):
                 self._bucket = TokenBucket(rate, burst, self._loop.time()) if rate else None
@@ -215,7 +235,9 @@ class Connection:
     def send_packets(self, dst: NodePublic, packets: Sequence[bytes], start: int = 0) -> int:
         """Queue packets for one peer, from the one at `start`; gives the position after the last.
 
-        Stops early when the caller should `drain` first (`backed_up`). What the relay's
+        They have gone through `as_packet`.
+
+        Stops early when the caller should `drain` first (`busy`). What the relay's
         token bucket does not allow is dropped in silence, and counted.
         """
         if self.ended:
@@ -233,14 +255,13 @@ class Connection:
                 continue
             # Header and packet stay apart until all is joined for the write.
             out.append(prefix)
-            out.append(packet if type(packet) is bytes else bytes(packet))
+            out.append(packet)
             self._out_bytes += size + _SEND_OVERHEAD
             self._out_packets += 1
             if self._out_bytes > CLIENT_WRITE_BUFFER:
                 self.flush()
-                out = self._out
-                if self.backed_up:
-                    break
+                self.busy = True
+                break
         if out:
             self._schedule_flush()
         return position + 1
@@ -252,27 +273,30 @@ class Connection:
         self.stats.packets_dropped += 1
         return False
 
-    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> bool:
+    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
         """Queue a packet from another client; needs the mesh key."""
+        frame = pack_forward_packet(src, dst, packet)
+        if self.ended:
+            raise self.error("derp.ForwardPacket")
         self._out_packets += 1
-        return self.send_frame(pack_forward_packet(src, dst, packet))
+        self.send_frame(frame)
 
-    def send_frame(self, frame: bytes) -> bool:
-        """Queue a whole frame, or several; whether the caller should `drain`."""
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a whole frame, or several."""
         if self.ended:
             raise self.error("derp.Send")
         self._out.append(frame)
         self._out_bytes += len(frame)
         if self._out_bytes > CLIENT_WRITE_BUFFER:
             self.flush()
+            self.busy = True
         else:
             self._schedule_flush()
-        return self.backed_up
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
+            self._loop.call_soon(self._scheduled_flush)  # raises if the loop is closed
             self._flush_scheduled = True
-            self._loop.call_soon(self._scheduled_flush)
 
     def _scheduled_flush(self) -> None:
         self._flush_scheduled = False
@@ -291,13 +315,18 @@ class Connection:
         self.stats.bytes_sent += len(data)
         self.link.write(data)
         self.backed_up = self.link.pending > CLIENT_WRITE_BUFFER
+        if self.backed_up:
+            self.busy = True
 
     async def drain(self) -> None:
-        """Wait until no more than 64 KiB wait for the kernel.
+        """Wait until no more than 64 KiB wait for the kernel; at least, let others run.
 
         Raises:
             ConnectionClosed: it ended meanwhile.
         """
+        if not self.backed_up:
+            self.busy = False
+            await asyncio.sleep(0)
         while self.backed_up:
             if self.ended:
                 raise self.error("derp.Send")
@@ -307,6 +336,7 @@ class Connection:
                 await waiter
             finally:
                 self._senders.discard(waiter)
+        self.busy = False
 
     async def drain_forward(self) -> None:
         """As `drain`; ends the connection after five seconds, as Go's ForwardPacket."""
@@ -317,34 +347,45 @@ class Connection:
             self.end(e, "timeout")
             raise self.error("derp.ForwardPacket") from e
 
-    async def pong(self, data: bytes, frame: bytes) -> float:
-        """Send a Ping frame and give the seconds until the Pong with `data` came.
+    async def ping(self) -> float:
+        """Seconds until the relay has answered a ping.
 
-        Pings that run side by side leave one after another: a relay keeps one pong that
-        waits, and of two pings in one read it answers the last.
+        One is on its way at a time: a relay keeps one pong that waits, and of two pings in
+        one read it answers the last. Who comes meanwhile shares the next one.
         """
-        async with self._pinging:
-            return await self._pong(data, frame)
-
-    async def _pong(self, data: bytes, frame: bytes) -> float:
-        waiter: asyncio.Future[float | None] = self._loop.create_future()
-        self._pings[data] = waiter
+        earlier = self._ping
+        if earlier is not None:
+            await asyncio.wait([earlier.answer], timeout=_NEXT_PING)
+        if self._ping is earlier:
+            self._ping = self._send_ping()
+        ping = self._ping
+        assert ping is not None
+        ping.waiting += 1
         try:
-            self.send_frame(frame)
-            self.flush()
-            began = time.perf_counter()  # uvloop's own clock counts milliseconds
-            came = await waiter
+            await asyncio.wait([ping.answer])
         finally:
-            self._pings.pop(data, None)
-        if came is None:
+            ping.waiting -= 1
+            if not ping.waiting:
+                self._pings.pop(ping.data, None)
+                ping.answer.cancel()  # nobody need wait for it; the next may leave
+        seconds = ping.answer.result()
+        if seconds is None:
             raise self.error("derp.Recv")
-        return came - began
+        return seconds
+
+    def _send_ping(self) -> _Ping:
+        ping = _Ping(os.urandom(PING_LEN), self._loop.create_future())
+        self.send_frame(pack_ping(ping.data))
+        self._pings[ping.data] = ping
+        self.flush()
+        return ping
 
     # The end
 
     async def aclose(self, error: ClientClosed) -> None:
         """End it once what was sent is out, which may take a second."""
         self.flush()
+        self.messages.clear()
         self.end(error, "closed", abort=False)
         self.link.close()
         try:
@@ -372,9 +413,8 @@ class Connection:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
         self._wake_senders()
-        for waiter in self._pings.values():
-            if not waiter.done():
-                waiter.set_result(None)
+        for ping in self._pings.values():
+            ping.answer.set_result(None)
         self._pings.clear()
 
     def _wake_senders(self) -> None:
@@ -394,13 +434,3 @@ class Connection:
         )
         closed.__cause__ = cause
         return closed
-
-
-def check_packet(packet: bytes) -> None:
-    """Refuse a packet that no relay takes, before anything is connected or charged.
-
-    Raises:
-        LocalProtocolError: more than 64 KiB.
-    """
-    if len(packet) > MAX_PACKET_SIZE:
-        raise LocalProtocolError(f"packet too big: {len(packet)}, at most {MAX_PACKET_SIZE} bytes")

@@ -59,6 +59,11 @@ class Lifecycle:
         self._config = config
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
+        self._attempts = 0
+        """Attempts that have ended, but for those that were cancelled."""
+        self._failure: ConnectError | None = None
+        """What the last of them ended with."""
+        self._news = asyncio.Event()
 
     @property
     def closed(self) -> bool:
@@ -80,14 +85,37 @@ class Lifecycle:
         return "connected" if self.connected else "not connected"
 
     async def connect(self, label: str) -> Connection:
-        """The current connection if it stands, or else a new one; one attempt at a time."""
+        """The current connection if it stands, or else a new one; one attempt at a time.
+
+        Who waits for the attempt of another shares its failure.
+        """
+        attempts = self._attempts
         async with self._lock:
             connection = self.connection
             if connection is not None:
                 if not connection.ended:
                     return connection
                 self.forget(connection, sending=False)
-            return await self._attempt_connect(label)
+            if self._attempts > attempts and self._failure is not None and not self.closed:
+                raise ConnectError(
+                    str(self._failure), attempts=self._failure.attempts
+                ) from self._failure.__cause__
+            try:
+                connection = await self._attempt_connect(label)
+            except ConnectError as e:
+                self._attempts += 1
+                self._failure = e
+                raise
+            self._attempts += 1
+            self._failure = None
+            self._news.set()
+            return connection
+
+    async def news(self) -> None:
+        """Wait until there is a connection, or the client was closed."""
+        self._news.clear()
+        if not (self.closed or self.connected):
+            await self._news.wait()
 
     async def ready(self, what: str) -> Connection:
         """The connection to use for a call; made if there is none.
@@ -104,6 +132,7 @@ class Lifecycle:
                 if self._config.connect_scope is not None:
                     await stack.enter_async_context(self._config.connect_scope())
                 return await self.connect(label)
+            raise ConnectError(f"{label}: connect_scope swallowed an error")
         except TimeoutError as e:
             # The scope's: ours has become a ConnectError on its way.
             raise ConnectError(
@@ -191,13 +220,17 @@ class Lifecycle:
         Calls that wait raise `ClientClosed`.
         """
         self.closing.set()
+        self._news.set()
         if self._attempt is not None:
             # It may be over, and just not have come to say so.
             with contextlib.suppress(RuntimeError):
                 self._attempt.reschedule(asyncio.get_running_loop().time())
         connection, self.connection = self.connection, None
-        if connection is not None:
-            await connection.aclose(ClientClosed(_CLOSED))
+        try:
+            if connection is not None:
+                await connection.aclose(ClientClosed(_CLOSED))
+        finally:
+            await self.route.aclose()
 
     async def sender(self, what: str) -> Connection:
         """As `ready`; but first a sender hears of the write that failed before."""
@@ -206,13 +239,17 @@ class Lifecycle:
             raise unsent.error("derp.Send")
         return self.connection or await self.ready(what)
 
-    def command(self, connection: Connection, frame: bytes) -> None:
-        """Send a frame that is not worth waiting for."""
+    async def command(self, connection: Connection, frame: bytes) -> None:
+        """Send a frame that is no packet; when it fails, the connection is forgotten."""
         try:
-            connection.send_frame(frame)
+            await _send_frame(connection, frame)
         except ConnectionClosed:
             self.forget(connection, sending=True)
             raise
+
+    async def unkept(self, frame: bytes) -> None:
+        """Send a ping or pong on the connection there is; its failure is for others to find."""
+        await _send_frame(self.live(), frame)
 
     def live(self) -> Connection:
         """The connection, for what does not make one.
@@ -225,3 +262,9 @@ class Lifecycle:
         if self.connection is None or self.connection.ended:
             raise NotConnected(_NOT_CONNECTED)
         return self.connection
+
+
+async def _send_frame(connection: Connection, frame: bytes) -> None:
+    if connection.busy:
+        await connection.drain()
+    connection.send_frame(frame)

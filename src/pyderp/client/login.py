@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -10,16 +11,23 @@ from pyderp.client.target import UrlTarget
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
+from pyderp.net.refusal import read_refusal
 from pyderp.net.websocket import open_websocket
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.info import ClientInfo
-from pyderp.wire.messages import Message
+from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
 
 __all__ = ["LoggedIn", "Login", "over_http", "over_stream", "over_websocket"]
 
+log = logging.getLogger("pyderp.client")
+
 USER_AGENT: Final = "pyderp"
 _NO_GREETING: Final = "derp.Client: failed to receive server key: "
+
+
+def _log_skipped(frame: Skipped) -> None:
+    log.debug("[unexpected] dropping %s (type %#04x)", frame.remark, frame.frame_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,13 @@ class Login:
 
     def session(self, server_key: NodePublic | None) -> ClientSession:
         """A new session of this client."""
-        return ClientSession(self.private, random=os.urandom, info=self.info, server_key=server_key)
+        return ClientSession(
+            self.private,
+            random=os.urandom,
+            info=self.info,
+            server_key=server_key,
+            on_skip=_log_skipped,
+        )
 
     def first_words(self, session: ClientSession) -> bytes:
         """ClientInfo, and what a new connection must be told before anything else."""
@@ -68,7 +82,7 @@ async def over_http(
             request and login leave together and no answer is awaited (fast start).
 
     Raises:
-        UpgradeRejected: another answer than 101.
+        UpgradeRejected: another answer than 101; its body is waited for one second at most.
         RemoteProtocolError: not HTTP, or not DERP.
         OSError: the connection broke.
     """
@@ -92,6 +106,8 @@ async def over_http(
         # It has said nothing wrong: it may just be starting or stopping.
         raise ConnectionError("the relay closed the connection without an answer")
     while (rest := reply.receive_data(data)) is None:
+        if reply.refused:
+            await read_refusal(link, reply.receive_data, reply.refusal)
         data = await link.read()
     return await over_stream(link, login, server_key=server_key, received=rest)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from pyderp.client.iterate import pause
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PeerGoneReason
@@ -64,11 +64,7 @@ async def watch_mesh(
                     return
                 await watch.receive()
             except ClientClosed:
-                watch.clear()
                 return
-            except asyncio.CancelledError:
-                watch.clear()
-                raise
             except ConnectError as e:
                 log.warning("mesh connect: %s", e)
                 error: Exception = e
@@ -78,9 +74,12 @@ async def watch_mesh(
                 error = e
             if notify_error is not None:
                 notify_error(error)
-            await pause(client, retry)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(retry):
+                    await client.wait_closed()
     finally:
         watch.stop()
+        watch.clear()
 
 
 class _Watch:
@@ -96,7 +95,6 @@ class _Watch:
         self._add = add
         self._remove = remove
         self._present: set[NodePublic] = set()
-        self._generation = 0
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.call_later(_FIRST_STATUS, self._connected)
         self._first_said = False
@@ -111,19 +109,19 @@ class _Watch:
         return False
 
     async def receive(self) -> None:
-        """Handle messages until the connection ends."""
+        """Handle messages until the connection ends.
+
+        A receiver hears of that also when another task has connected anew meanwhile, so what
+        comes here is of one connection.
+        """
         while True:
-            message, generation = await self._client.recv_detail()
-            if generation != self._generation:
-                self._generation = generation
-                self.clear()
-            self._handle(message)
+            self._handle(await self._client.recv())
 
     def _handle(self, message: Message) -> None:
         match message:
             case PeerPresent():
-                self._add(message)
                 self._present.add(message.peer)
+                self._add(message)
                 self._again(_SETTLED)
             case PeerGone():
                 self._connected()

@@ -23,14 +23,16 @@ import hashlib
 import os
 import struct
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
 from pyderp.errors import BadBox, InvalidKey, LocalProtocolError, SealError
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic, open_sealed, seal
-from pyderp.wire.frames import MAX_PACKET_SIZE
+from pyderp.wire.frames import MAX_PACKET_SIZE, BytesLike, as_bytes
 
-__all__ = ["SealedPeer"]
+__all__ = ["SealedPeer", "SealedPeers"]
 
 _MAGIC: Final = b"PDS\x01"
 _DOMAIN: Final = b"pyderp sealed packet 1\0"
@@ -40,6 +42,7 @@ _BOX_TAG: Final = 16
 _WINDOW: Final = 2048
 """Packets of a session that may overtake each other."""
 _MAX_SESSIONS: Final = 64
+_MAX_PEERS: Final = 10_000
 _SKEW_MS: Final = 5_000
 _MAX_AGE_MS: Final = 60_000
 _FORGOTTEN: Final = "sealed packet is too old: what was seen at its time is forgotten"
@@ -50,12 +53,16 @@ class SealedPeer:
 
     A packet is opened at most once by one object. It is refused if, by its time, it is
     more than 60 s old or 60 s in the future, or from more than 5 s before this object was
-    made. So both clocks must be right to the minute; and an object made anew, after a
-    restart, may open again what an earlier one opened only if the sender's clock said at
+    made. So both clocks must agree to 5 s at first, to a minute later; and an object made
+    anew, after a restart, may open again what an earlier one opened only if the sender's clock said at
     most 5 s less than ours when it was made. In one session a packet may be overtaken by
     up to 2047 others.
 
     Make one object for each peer and keep it: two of them would open each packet twice.
+    `Client.sealed` takes care of that.
+
+    Any key will do here: the source of a packet is the relay's word. With the zero key and
+    a few others no secret can be shared; then nothing opens and nothing can be sealed.
 
     Args:
         private: our key.
@@ -63,9 +70,6 @@ class SealedPeer:
         send: sends a packet to a key, such as `Client.send`.
         random: gives n random bytes.
         clock: seconds since 1970.
-
-    Raises:
-        InvalidKey: `peer` is the zero key or another that no secret can be shared with.
     """
 
     overhead: Final = len(_MAGIC) + NONCE_LEN + _BOX_TAG + _HEADER.size
@@ -86,10 +90,11 @@ class SealedPeer:
         self._send = send
         self._random = random
         self._clock = clock
+        self._shared: bytes | None
         try:
             self._shared = private.shared_key(peer)
-        except BadBox as e:
-            raise InvalidKey(str(e)) from e
+        except BadBox:
+            self._shared = None
         self._to_peer = _context(private.public, peer)
         self._from_peer = _context(peer, private.public)
         self._session = random(_SESSION_LEN)
@@ -97,26 +102,30 @@ class SealedPeer:
         self._made = self._now()
         self._seen = _Seen()
 
-    def seal(self, data: bytes) -> bytes:
+    def seal(self, data: BytesLike) -> bytes:
         """The packet for a payload; each call gives another one.
 
         Raises:
+            TypeError: not a bytes-like object.
             LocalProtocolError: the payload is larger than `max_payload`.
+            InvalidKey: no secret can be shared with the peer's key.
         """
-        if len(data) > self.max_payload:
+        payload = as_bytes(data, "payload")
+        if len(payload) > self.max_payload:
             raise LocalProtocolError(
-                f"payload too big: {len(data)}, at most {self.max_payload} bytes can be sealed"
+                f"payload too big: {len(payload)}, at most {self.max_payload} bytes can be sealed"
             )
+        if self._shared is None:
+            raise InvalidKey(self._no_secret())
         header = _HEADER.pack(self._to_peer, self._session, self._counter, self._now())
         self._counter += 1
-        return _MAGIC + seal(self._shared, header + data, nonce=self._random(NONCE_LEN))
+        return _MAGIC + seal(self._shared, header + payload, nonce=self._random(NONCE_LEN))
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: BytesLike) -> None:
         """Seal a payload and send it.
 
         Raises:
-            LocalProtocolError: the payload is larger than `max_payload`; else what the
-                sending function raises.
+            as `seal`, or what the sending function raises.
         """
         await self._send(self.peer, self.seal(data))
 
@@ -124,8 +133,11 @@ class SealedPeer:
         """The payload of a packet, if it is the peer's, for us, recent and not seen before.
 
         Raises:
-            SealError: forged or damaged, reflected, too old, from the future or a replay.
+            SealError: forged or damaged, reflected, too old, from the future or a replay; or
+                no secret can be shared with the peer's key.
         """
+        if self._shared is None:
+            raise SealError(self._no_secret())
         if not packet.startswith(_MAGIC):
             raise SealError("not a sealed packet")
         try:
@@ -151,6 +163,9 @@ class SealedPeer:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+    def _no_secret(self) -> str:
+        return f"no secret can be shared with key {self.peer}"
 
 
 def _context(sender: NodePublic, receiver: NodePublic) -> bytes:
@@ -194,9 +209,14 @@ class _Seen:
     only packets that are later than all that were forgotten before it was noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forgotten: int = -1) -> None:
         self._sessions: dict[bytes, _Session] = {}
-        self._forgotten = -1
+        self._forgotten = forgotten
+
+    @property
+    def latest(self) -> int:
+        """No packet that was seen is later."""
+        return max([self._forgotten, *(s.latest for s in self._sessions.values())])
 
     def forget_before(self, oldest: int) -> None:
         """Drop sessions whose packets are all too old by their times."""
@@ -221,3 +241,103 @@ class _Seen:
 
     def _forget(self, name: bytes) -> None:
         self._forgotten = max(self._forgotten, self._sessions.pop(name).latest)
+
+
+class SealedPeers:
+    """A `SealedPeer` for each peer. A packet that one of them opened, none opens again.
+
+    That holds for what is forgotten, too. As long as somebody has a peer's object there is
+    no second one. The objects in use are kept: the last 10,000 that have opened a packet,
+    and of others the last 10,000 that were asked for. Only who has a peer's key makes
+    packets that open; so made-up sources, however many, push out nothing that has been opened.
+    When one that has opened packets is dropped, the latest time of them becomes a floor:
+    objects that are made later refuse what was sealed then or before.
+
+    Args:
+        private: our key.
+        send: sends a packet to a key, such as `Client.send`.
+        limit: how many objects of each kind are kept.
+    """
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        *,
+        send: Callable[[NodePublic, bytes], Awaitable[None]],
+        random: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.time,
+        limit: int = _MAX_PEERS,
+    ) -> None:
+        self._private = private
+        self._send = send
+        self._random = random
+        self._clock = clock
+        self._limit = limit
+        self._floor = -1
+        self._alive: WeakValueDictionary[NodePublic, _KeptPeer] = WeakValueDictionary()
+        # Both with the one used last at the end.
+        self._unopened: OrderedDict[NodePublic, _KeptPeer] = OrderedDict()
+        self._opened: OrderedDict[NodePublic, _KeptPeer] = OrderedDict()
+
+    def get(self, key: NodePublic) -> SealedPeer:
+        """The object for a peer; never raises, whatever the key."""
+        peer = self._alive.get(key)
+        if peer is None:
+            peer = self._alive[key] = _KeptPeer(
+                self._private,
+                key,
+                send=self._send,
+                random=self._random,
+                clock=self._clock,
+                forgotten=self._floor,
+                on_open=self._on_open,
+            )
+        if key not in self._opened:
+            self._unopened[key] = peer
+            self._unopened.move_to_end(key)
+            if len(self._unopened) > self._limit:
+                self._unopened.popitem(last=False)
+        return peer
+
+    def _on_open(self, peer: _KeptPeer) -> None:
+        """It has seen a packet, also if it had been dropped: it must be kept now."""
+        self._unopened.pop(peer.peer, None)
+        self._opened[peer.peer] = peer
+        self._opened.move_to_end(peer.peer)
+        if len(self._opened) > self._limit:
+            _, dropped = self._opened.popitem(last=False)
+            self._floor = max(self._floor, dropped.latest)
+
+
+class _KeptPeer(SealedPeer):
+    """One of `SealedPeers`.
+
+    Args:
+        forgotten: milliseconds since 1970; what was sealed then or before is refused.
+        on_open: told of each packet that opens.
+    """
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        peer: NodePublic,
+        *,
+        send: Callable[[NodePublic, bytes], Awaitable[None]],
+        random: Callable[[int], bytes],
+        clock: Callable[[], float],
+        forgotten: int,
+        on_open: Callable[[_KeptPeer], None],
+    ) -> None:
+        super().__init__(private, peer, send=send, random=random, clock=clock)
+        self._seen = _Seen(forgotten)
+        self._on_open = on_open
+
+    @property
+    def latest(self) -> int:
+        """No packet that was opened is later; milliseconds since 1970."""
+        return self._seen.latest
+
+    def open_untrusted(self, packet: bytes) -> bytes:
+        payload = super().open_untrusted(packet)
+        self._on_open(self)
+        return payload

@@ -5,8 +5,8 @@ Ports, scheme, request target and names are those of Go's `derphttp.Client`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -16,8 +16,8 @@ from pyderp.errors import ConfigError
 
 __all__ = ["GetRegion", "UrlTarget", "node_port", "node_url", "parse_url", "region_label"]
 
-GetRegion: TypeAlias = Callable[[], DERPRegion | None]
-"""Asked at each attempt; may give another region each time, or none."""
+GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]
+"""Asked at each attempt, with or without await; may give another region each time, or none."""
 
 _HTTP_PORT: Final = 80
 _DERP_PATH: Final = "/derp"
@@ -28,14 +28,14 @@ class UrlTarget:
     """One relay, named by URL."""
 
     text: str
-    """The URL without password, for logs and errors."""
+    """The URL without user and query, for logs and errors."""
 
     tls: bool
     host: str
     port: int
     host_header: str
-    request_target: str
-    userinfo: tuple[str, str] | None = None
+    request_target: str = field(repr=False)
+    userinfo: tuple[str, str] | None = field(default=None, repr=False)
     """Name and password, for a websocket's handshake only, as Go has it."""
 
 
@@ -60,10 +60,16 @@ def parse_url(url: str) -> UrlTarget:
         ) from None
     scheme = parts.scheme.lower()
     host = parts.hostname
-    if not host:
+    if not host or explicit == 0:
+        # Not repeated: without its scheme, what is a password cannot be told.
+        what = "port 0" if host else "no host"
         raise ConfigError(
-            f'derphttp.NewClient: no host in "{_redacted(parts)}"; '
-            "write https://relay.example.com/derp"
+            f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"
+        )
+    if not url.isascii():
+        raise ConfigError(
+            "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
+            "%, the host as xn--…"
         )
     port = explicit or {"https": HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
     if not port:
@@ -87,10 +93,11 @@ def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
 
 
 def _redacted(parts: SplitResult) -> str:
-    userinfo, at, rest = parts.netloc.rpartition("@")
-    if at and ":" in userinfo:
-        userinfo = userinfo.partition(":")[0] + ":xxxxx"
-    return parts._replace(netloc=userinfo + at + rest).geturl()
+    # A name alone may be a token, and a query hold a password.
+    _, at, rest = parts.netloc.rpartition("@")
+    netloc = f"xxxxx@{rest}" if at else rest
+    query = "xxxxx" if parts.query else ""
+    return parts._replace(netloc=netloc, query=query, fragment="").geturl()
 
 
 def bracketed(host: str) -> str:

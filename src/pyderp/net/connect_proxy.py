@@ -15,6 +15,7 @@ from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig, start_tls
+from pyderp.wire.text import printable
 
 __all__ = ["connect_through_http", "open_tunnel"]
 
@@ -106,8 +107,8 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     except OSError as e:
         raise ProxyError(f"no response from {what}: {e.strerror or e}") from e
     except h11.RemoteProtocolError as e:
-        raise ProxyError(f"bad response from {what}: {e}") from e
-    reason = response.reason.decode("latin-1")
+        raise ProxyError(f"bad response from {what}: {printable(str(e))}") from e
+    reason = printable(response.reason.decode("latin-1"))
     status = f"{response.status_code} {reason}".strip()
     if response.status_code != 200:
         raise ProxyError(f"invalid response status from {what}: {status}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -30,6 +32,7 @@ NODE_TIMEOUT: Final = 1.5
 """Seconds for DNS and TCP to one node [dialNodeTimeout]."""
 PREFERENCE: Final = 0.2
 """Seconds that IPv4 waits for an IPv6 that is preferred."""
+_MAX_PORT: Final = 65535
 _HTTPS: Final = 443
 """Proxies of nodes are chosen as if for `https://HostName/`, whatever the port."""
 
@@ -64,7 +67,8 @@ async def dial_host(
     try:
         proxy = explicit_proxy(settings) or _environment_proxy(settings, scheme, host, port)
         if proxy is not None:
-            return await _through(proxy, host, port, settings, resolver)
+            with _naming(proxy):
+                return await _through(proxy, host, port, settings, resolver)
         if dns_cache is not None:
             found = await dns_cache.lookup(host, debug=settings.debug_dns)
             first = (found.primary, *(ip for ip in found.all if ip != found.primary))
@@ -101,17 +105,19 @@ async def dial_node(
 
     Raises:
         DialError: no connection; the text is that of the first failure, and all are in the
-            `ExceptionGroup` that is its cause.
+            `ExceptionGroup` that is its cause. Or the node has no usable port or host name.
         ProxyError: a proxy refused.
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
+    _check(node, port)
     proxy = explicit_proxy(settings) or connect_proxy_from_environment(
         settings, node.host_name, _HTTPS, tls=True
     )
     if proxy is not None and not proxy.is_socks:
-        return await connect_through_http(
-            proxy, node.host_name, port, settings=settings, resolver=resolver
-        )
+        with _naming(proxy):
+            return await connect_through_http(
+                proxy, node.host_name, port, settings=settings, resolver=resolver
+            )
     ways = _ways(node)
     if not ways:
         raise DialError("both IPv4 and IPv6 are explicitly disabled for node")
@@ -121,7 +127,8 @@ async def dial_node(
         async with asyncio.timeout(NODE_TIMEOUT):
             proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
             if proxy is not None:
-                return await _through(proxy, ways[0][1], port, settings, resolver)
+                with _naming(proxy):
+                    return await _through(proxy, ways[0][1], port, settings, resolver)
             attempts = [
                 partial(
                     connect_to_host,
@@ -142,6 +149,29 @@ async def dial_node(
             f"node {node.name} ({where}, port {port}): "
             f"no connection{by_way_of} within {NODE_TIMEOUT:g} s"
         ) from e
+
+
+def _check(node: DERPNode, port: int) -> None:
+    # Event loops differ in what they make of such ports; one takes them modulo 65536.
+    if not 0 < port <= _MAX_PORT:
+        raise DialError(f"node {node.name}: DERPPort {port} is no port")
+    name = node.host_name
+    try:
+        usable = name.isprintable() and " " not in name and name.encode("idna")
+    except UnicodeError:
+        usable = False
+    if name and not usable and _version(name) is None:
+        raise DialError(f"node {node.name}: HostName {name!r} is no host name")
+
+
+@contextlib.contextmanager
+def _naming(proxy: Proxy) -> Iterator[None]:
+    """Note on a time-out, and whatever else cancels, that it was a proxy that kept us waiting."""
+    try:
+        yield
+    except asyncio.CancelledError as e:
+        e.add_note(f"waiting for proxy {proxy.redacted}")
+        raise
 
 
 def _ways(node: DERPNode) -> list[tuple[socket.AddressFamily, str]]:

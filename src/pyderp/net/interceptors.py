@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Final
 
 from cryptography import x509
+
+from pyderp.errors import CertificateError
+from pyderp.net.certificate import reading
 
 __all__ = ["interceptor"]
 
@@ -28,12 +30,10 @@ _BY_EMAIL: Final = {
 def interceptor(der: bytes) -> str | None:
     """The maker of the firewall that issued a certificate, if it is one that is known."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            certificate = x509.load_der_x509_certificate(der)
+        with reading(der) as certificate:
             issuer = certificate.issuer.rfc4514_string().lower()
             emails = _emails(certificate)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except CertificateError:
         return None
     for part, maker in _BY_ISSUER.items():
         if part in issuer:

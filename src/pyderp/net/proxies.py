@@ -9,12 +9,12 @@ import ipaddress
 import logging
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from pyderp.errors import ConfigError
-from pyderp.net.settings import NetworkSettings, without_userinfo
+from pyderp.net.resolve import IPAddress, parse_ip
+from pyderp.net.settings import NetworkSettings
 
 __all__ = [
     "Proxy",
@@ -29,6 +29,7 @@ __all__ = [
 _log = logging.getLogger("pyderp.net")
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_WANT: Final = "want [http://][USER:PASSWORD@]HOST[:PORT]"
 _BAD: Final = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -67,23 +68,24 @@ def parse_proxy(text: str) -> Proxy:
     """Read a proxy's URL, or `[user:password@]host[:port]`, which means `http`.
 
     Raises:
-        ConfigError: not a proxy, or of a kind that is not known; the text has no password.
+        ConfigError: not a proxy, or of a kind that is not known. The text has nothing of what
+            was given: in what cannot be read, a password cannot be told from the rest.
     """
-    shown = without_userinfo(text)
+    if _BAD.search(text):
+        raise ConfigError(f"proxy: spaces or control characters in it; {_WANT}")
     try:
-        if _BAD.search(text):
-            raise ValueError("spaces or control characters")
         url = urlsplit(text if "://" in text else f"http://{text}")
+    except ValueError:
+        raise ConfigError(f"proxy: not a URL; {_WANT}") from None
+    try:
         host, port = url.hostname, url.port
-    except ValueError as e:
-        # The cause may quote the password.
-        reason = "" if "@" in text else f": {e}"
-        raise ConfigError(f"proxy {shown!r} is not a URL{reason}") from None
+    except ValueError:
+        raise ConfigError(f"proxy: its port is no number from 1 to 65535; {_WANT}") from None
     if url.scheme not in _DEFAULT_PORTS:
         kinds = ", ".join(_DEFAULT_PORTS)
-        raise ConfigError(f"proxy {shown!r}: its scheme is none of {kinds}")
+        raise ConfigError(f"proxy: its scheme is none of {kinds}")
     if not host or port == 0:
-        raise ConfigError(f"proxy {shown!r} has no {'port' if host else 'host'}")
+        raise ConfigError(f"proxy: no {'port' if host else 'host'}; {_WANT}")
     return Proxy(
         scheme=url.scheme,
         host=host,
@@ -141,14 +143,14 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
             only that is meant; a CIDR block; `*` for everybody.
     """
     name = _ascii(host)
-    address = _ip(name)
+    address = parse_ip(name)
     if name == "localhost" or (address is not None and address.is_loopback):
         return True
     entries = (entry.strip().lower() for entry in no_proxy.split(","))
     return any(_matches(entry, name, address, port) for entry in entries if entry)
 
 
-def _matches(entry: str, name: str, address: IPv4Address | IPv6Address | None, port: int) -> bool:
+def _matches(entry: str, name: str, address: IPAddress | None, port: int) -> bool:
     if entry == "*":
         return True
     if "/" in entry:
@@ -156,7 +158,7 @@ def _matches(entry: str, name: str, address: IPv4Address | IPv6Address | None, p
     entry_host, entry_port = _split_port(entry)
     if entry_port not in ("", str(port)) or not entry_host:
         return False
-    entry_address = _ip(entry_host)
+    entry_address = parse_ip(entry_host)
     if entry_address is not None:
         return entry_address == address
     entry_host = entry_host.removeprefix("*")
@@ -164,7 +166,7 @@ def _matches(entry: str, name: str, address: IPv4Address | IPv6Address | None, p
     return name.endswith(below) or (not entry_host.startswith(".") and f".{name}" == below)
 
 
-def _in_block(entry: str, address: IPv4Address | IPv6Address) -> bool:
+def _in_block(entry: str, address: IPAddress) -> bool:
     try:
         return address in ipaddress.ip_network(entry, strict=False)
     except ValueError:
@@ -180,14 +182,6 @@ def _split_port(entry: str) -> tuple[str, str]:
         host, _, port = entry.partition(":")
         return host, port
     return entry, ""
-
-
-def _ip(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _ascii(host: str) -> str:

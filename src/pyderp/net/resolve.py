@@ -7,7 +7,8 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypeAlias
+from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 from pyderp.errors import DialError
 
@@ -19,12 +20,30 @@ Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[I
 """Gives the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
 It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
 
+# Weak, for a loop may be closed in the middle. As long as a task lives, so does its loop, and
+# its `id` is no other's.
+_asking: Final[WeakValueDictionary[tuple[int, str, int], asyncio.Task[list[IPAddress]]]] = (
+    WeakValueDictionary()
+)
+
 
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
     """Ask the system (`getaddrinfo`, in a thread of the event loop's).
 
-    Cancelling returns at once; the thread ends when the system gives up.
+    Cancelling returns at once; the thread ends when the system gives up. Until then, who asks
+    for the same again waits for the same answer: no host ever takes a second thread.
     """
+    key = id(asyncio.get_running_loop()), host, family
+    asking = _asking.get(key)
+    if asking is None or asking.done():
+        asking = asyncio.create_task(_ask(host, family), name=f"pyderp look-up of {host}")
+        # Without it a failure that nobody waits for any more would be reported as forgotten.
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        _asking[key] = asking
+    return list(await asyncio.shield(asking))
+
+
+async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
     infos = await asyncio.get_running_loop().getaddrinfo(
         host, None, family=family, type=socket.SOCK_STREAM
     )

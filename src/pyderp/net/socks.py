@@ -15,6 +15,7 @@ from pyderp.net.proxies import Proxy, host_port
 from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
+from pyderp.wire.text import printable
 
 __all__ = ["connect_through_socks"]
 
@@ -54,7 +55,7 @@ async def connect_through_socks(
     try:
         stream = cast("_Stream", await dialer.connect(host, port))
     except (SocksProxyError, ProxyTimeoutError) as e:
-        raise ProxyError(f"{what}: {e}") from e
+        raise ProxyError(f"{what}: {printable(str(e))}") from e
     except ValueError as e:
         # Neither name, user nor password have escaped: the cause may quote one of them.
         raise ProxyError(f"{what}: not to be said in SOCKS5: {type(e).__name__}") from None

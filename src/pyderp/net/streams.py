@@ -62,6 +62,8 @@ class _Pair:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        # Then `drain` waits until the kernel has all, and closing loses nothing.
+        writer.transport.set_write_buffer_limits(high=0)
 
     async def receive(self, max_bytes: int = _READ) -> bytes:
         return await self._reader.read(max_bytes)

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,12 +29,19 @@ class TLSConfig:
     system_roots: bool = True
     """The system's certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` say where others are."""
 
-    extra_roots: tuple[str | Path | bytes, ...] = ()
+    extra_roots: Sequence[str | Path | bytes] = ()
     """Certificates to trust as well: paths of files, or `bytes`; PEM (any number) or DER (one).
-    Not only roots: a server's own certificate may be here. Files are read once a process."""
+    Not only roots: a server's own certificate may be here. Files are read once a process.
+    Becomes a tuple; a single root is a `ConfigError`."""
 
     builtin_roots: bool = True
     """Let's Encrypt's roots, which most relays' certificates come from."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extra_roots, str | bytes | Path):
+            root = repr(self.extra_roots)[:80]
+            raise ConfigError(f"extra_roots: want a sequence of roots, and this is one: {root}")
+        object.__setattr__(self, "extra_roots", tuple(self.extra_roots))
 
 
 @functools.lru_cache(maxsize=_CONTEXTS)

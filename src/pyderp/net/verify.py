@@ -6,20 +6,19 @@ another name than the one in the handshake, a pinned one, and saying what was wr
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import ipaddress
 import ssl
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography import x509
 
 from pyderp.errors import CertificateError, PinMismatch, TLSError
+from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
 
@@ -39,13 +38,6 @@ _DER: Final = 2
 _NAMES_TOLD: Final = 4
 """Names of a certificate in an error; one may have hundreds."""
 _LONGEST_TEXT: Final = 120
-
-_UNREADABLE: Final = (
-    ValueError,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    x509.InvalidVersion,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +130,7 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
 def describe(der: bytes) -> str:
     """For whom a certificate is and who issued it, in words for an error."""
     try:
-        with _read(der) as certificate:
+        with reading(der) as certificate:
             names = _names(certificate)
             issuer = certificate.issuer.rfc4514_string()
     except CertificateError:
@@ -156,7 +148,7 @@ def intercepted(chain: Sequence[bytes]) -> str:
 def self_signed_issuer(der: bytes) -> str | None:
     """Who issued a certificate to themselves; `None`: someone else did, or it is unreadable."""
     try:
-        with _read(der) as certificate:
+        with reading(der) as certificate:
             if certificate.issuer != certificate.subject:
                 return None
             return _plain(certificate.issuer.rfc4514_string())
@@ -180,7 +172,7 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
         raise CertificateError(
             f"cert does not match server name {_quoted(host)}: {describe(chain[0])}"
         )
-    with _read(chain[0]) as certificate:
+    with reading(chain[0]) as certificate:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
         raise CertificateError(f"cert expired {end}; {describe(chain[0])}")
@@ -196,7 +188,7 @@ def _is_meta(der: bytes) -> bool:
 
 def _is_for(der: bytes, name: str) -> bool:
     """Whether a name is among a certificate's alternative names (RFC 9525, section 6)."""
-    with _read(der) as certificate:
+    with reading(der) as certificate:
         alternatives = _alternatives(certificate)
         if alternatives is None:
             return False
@@ -228,18 +220,6 @@ def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName 
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return None
-
-
-@contextlib.contextmanager
-def _read(der: bytes) -> Iterator[x509.Certificate]:
-    """A certificate to look at; what cannot be read of it is a `CertificateError`."""
-    with warnings.catch_warnings():
-        # About peculiarities of a certificate that is not ours.
-        warnings.simplefilter("ignore")
-        try:
-            yield x509.load_der_x509_certificate(der)
-        except _UNREADABLE as e:
-            raise CertificateError(f"the certificate cannot be read: {e}") from e
 
 
 def _bare(server_name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyderp.net.link import Link, Receiver
+from pyderp.net.refusal import read_refusal
 from pyderp.wire.websocket_client import WebSocketClient
 
 __all__ = ["WebSocketLink", "open_websocket"]
@@ -165,7 +166,8 @@ async def open_websocket(
         headers: more headers, such as `Ideal-Node`.
 
     Raises:
-        UpgradeRejected: the relay answered with another status than 101.
+        UpgradeRejected: the relay answered with another status than 101; its body is
+            waited for one second at most.
         BadUpgrade: the answer is not HTTP, not from a websocket server, or without the
             subprotocol `derp`; or a value that cannot stand in a request head.
         OSError: the connection broke.
@@ -181,6 +183,8 @@ async def open_websocket(
                 unread = client.receive_data(data)
             else:
                 client.receive_eof()
+            if client.refused:
+                await read_refusal(link, client.receive_data, client.refusal)
         link.write(client.data_to_send())
     except BaseException:
         link.abort()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, get_args
 
 from pyderp.aio.certs import ManualCertificates
 from pyderp.aio.relay import Relay
@@ -176,7 +177,7 @@ class FaultyRelay:
 
     @latency.setter
     def latency(self, seconds: float) -> None:
-        self._plan.latency = _not_negative("latency", seconds)
+        self._plan.latency = _seconds("latency", seconds)
 
     @property
     def jitter(self) -> float:
@@ -185,7 +186,7 @@ class FaultyRelay:
 
     @jitter.setter
     def jitter(self, seconds: float) -> None:
-        self._plan.jitter = _not_negative("jitter", seconds)
+        self._plan.jitter = _seconds("jitter", seconds)
 
     @property
     def loss(self) -> float:
@@ -200,7 +201,7 @@ class FaultyRelay:
 
     def drop_next(self, count: int = 1, *, way: Way = "up") -> None:
         """Drop exactly the next packets, of whatever connection, besides those that are lost."""
-        self._plan.drop_next[way] = int(_not_negative("count", count))
+        self._plan.drop_next[_way(way)] = _whole("count", count)
 
     # Cut and frozen
 
@@ -225,9 +226,7 @@ class FaultyRelay:
         Bytes of all connections count, those of HTTP too, those of TLS not. The connection
         that the last of them belongs to is cut. A new call replaces an old one.
         """
-        if nbytes < 1:
-            raise ConfigError(f"nbytes is {nbytes}; want 1 or more")
-        self._plan.cut_after = CutAfter(nbytes, way, reset)
+        self._plan.cut_after = CutAfter(_whole("nbytes", nbytes, least=1), _way(way), reset)
 
     def freeze(self) -> None:
         """Pass nothing on, not even that a connection ended, until `thaw`.
@@ -281,15 +280,21 @@ class FaultyRelay:
 
     def wrong_key(self, logins: int = 1) -> None:
         """Answer the next logins under another key than the one announced: no box opens."""
-        self._plan.wrong_keys = int(_not_negative("logins", logins))
+        self._plan.wrong_keys = _whole("logins", logins)
 
     def http_status(self, status: int, *, count: int = 1) -> None:
-        """Answer the next requests for an upgrade with an HTTP error, and close."""
+        """Answer the next requests for an upgrade with an HTTP error, and close.
+
+        Args:
+            status: from 300 on: a lower one would not be a refusal.
+        """
         try:
             HTTPStatus(status)
         except ValueError:
             raise ConfigError(f"{status} is no HTTP status") from None
-        self._plan.statuses.extend([status] * count)
+        if status < HTTPStatus.MULTIPLE_CHOICES:
+            raise ConfigError(f"HTTP status {status} is no error; want 300 or more")
+        self._plan.statuses.extend([status] * _whole("count", count))
 
     def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
         """Send what a relay should not send, to all clients or one.
@@ -322,7 +327,20 @@ class FaultyRelay:
         return self._proxy
 
 
-def _not_negative(name: str, value: float) -> float:
-    if not value >= 0:
-        raise ConfigError(f"{name} is {value}; want 0 or more")
+def _seconds(name: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value}; want seconds, 0 or more")
     return value
+
+
+def _whole(name: str, value: int, *, least: int = 0) -> int:
+    # A bool is an int, too, and no number of anything.
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name} is {value!r}; want a whole number, {least} or more")
+    return value
+
+
+def _way(way: Way) -> Way:
+    if way not in get_args(Way):
+        raise ConfigError(f"there is no way {way!r}; want 'up' or 'down'")
+    return way

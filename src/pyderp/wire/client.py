@@ -9,7 +9,7 @@ from pyderp.errors import LocalProtocolError, RemoteProtocolError
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
-from pyderp.wire.frames import FrameType
+from pyderp.wire.frames import BytesLike, FrameType
 from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
 from pyderp.wire.messages import Message, Skipped, unpack_message_untrusted
 from pyderp.wire.packets import PacketLane, pack_send_packets
@@ -66,7 +66,7 @@ class ClientSession:
         if server_key is not None:
             self._login(server_key)
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> list[Message]:
+    def receive_data(self, data: BytesLike) -> list[Message]:
         """Take bytes from the relay and give the messages that are now whole.
 
         Raises:
@@ -95,32 +95,34 @@ class ClientSession:
         out, self._out = self._out, []
         return out
 
-    def send_packet(self, dst: NodePublic, packet: bytes) -> None:
+    def send_packet(self, dst: NodePublic, packet: BytesLike) -> None:
         """Queue a packet of at most 64 KiB for `dst`.
 
         Raises:
+            TypeError: not a bytes-like object.
             LocalProtocolError: too big, or not ready.
         """
         self._send(frames.pack_send_packet(dst, packet))
 
-    def send_packets(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
+    def send_packets(self, dst: NodePublic, packets: Iterable[BytesLike]) -> None:
         """Queue packets of at most 64 KiB each for `dst`: all, or none if this raises.
 
         Raises:
+            TypeError: one is not a bytes-like object.
             LocalProtocolError: one is too big, or not ready.
         """
         if data := pack_send_packets(dst, packets):
             self._send(data)
 
-    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
+    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: BytesLike) -> None:
         """Queue a packet from `src` for `dst`; needs the mesh key."""
         self._send(frames.pack_forward_packet(src, dst, packet))
 
-    def send_ping(self, data: bytes) -> None:
+    def send_ping(self, data: BytesLike) -> None:
         """Queue a Ping of eight bytes."""
         self._send(frames.pack_ping(data))
 
-    def send_pong(self, data: bytes) -> None:
+    def send_pong(self, data: BytesLike) -> None:
         """Queue the answer to a Ping."""
         self._send(frames.pack_pong(data))
 

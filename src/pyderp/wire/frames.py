@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, TypeAlias, cast
 
 from pyderp.errors import (
     BadMagic,
@@ -29,9 +29,12 @@ __all__ = [
     "MAX_INFO_LEN",
     "MAX_PACKET_SIZE",
     "PROTOCOL_VERSION",
+    "BytesLike",
     "FrameType",
     "PeerGoneReason",
     "PeerPresentFlags",
+    "as_bytes",
+    "as_packet",
     "frame_header",
     "looks_like_disco",
     "pack_client_info",
@@ -76,6 +79,9 @@ DISCO_MAGIC: Final = "TS💬".encode()
 DISCO_MIN_LEN: Final = len(DISCO_MAGIC) + KEY_LEN + NONCE_LEN
 
 HEADER: Final = struct.Struct(">BI")
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+"""What can be sent; anything else with a buffer is taken as well."""
 
 
 class FrameType(IntEnum):
@@ -132,10 +138,34 @@ def looks_like_disco(packet: bytes | bytearray | memoryview) -> bool:
     return len(packet) >= DISCO_MIN_LEN and packet[: len(DISCO_MAGIC)] == DISCO_MAGIC
 
 
-def _packet(packet: bytes) -> bytes:
+def as_packet(data: object) -> bytes:
+    """The bytes of a packet; of any bytes-like object all its bytes, whatever its items are.
+
+    Raises:
+        TypeError: not a bytes-like object.
+        LocalProtocolError: larger than 64 KiB.
+    """
+    packet = data if type(data) is bytes else as_bytes(data, "packet")
     if len(packet) > MAX_PACKET_SIZE:
         raise LocalProtocolError(f"packet too big: {len(packet)}, at most {MAX_PACKET_SIZE} bytes")
     return packet
+
+
+def as_bytes(data: object, name: str) -> bytes:
+    """All bytes of a bytes-like object, whatever its items are.
+
+    Args:
+        name: what it is, for the error.
+
+    Raises:
+        TypeError: not a bytes-like object.
+    """
+    # Not bytes(data), which makes bytes of numbers and lists too.
+    try:
+        view = memoryview(cast("bytes", data))
+    except TypeError:
+        raise TypeError(f"a {name} is bytes, not {type(data).__name__}") from None
+    return view.tobytes()
 
 
 # Login
@@ -179,23 +209,31 @@ def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
 # Packets
 
 
-def pack_send_packet(dst: NodePublic, packet: bytes) -> bytes:
+def pack_send_packet(dst: NodePublic, packet: BytesLike) -> bytes:
     """04 SendPacket: destination 32 ‖ packet.
 
     Raises:
-        LocalProtocolError: the packet is larger than 64 KiB.
+        as `as_packet`.
     """
-    return pack_frame(FrameType.SEND_PACKET, dst.raw + _packet(packet))
+    return pack_frame(FrameType.SEND_PACKET, dst.raw + as_packet(packet))
 
 
-def pack_received_packet(src: NodePublic, packet: bytes) -> bytes:
-    """05 RecvPacket: source 32 ‖ packet."""
-    return pack_frame(FrameType.RECV_PACKET, src.raw + _packet(packet))
+def pack_received_packet(src: NodePublic, packet: BytesLike) -> bytes:
+    """05 RecvPacket: source 32 ‖ packet.
+
+    Raises:
+        as `as_packet`.
+    """
+    return pack_frame(FrameType.RECV_PACKET, src.raw + as_packet(packet))
 
 
-def pack_forward_packet(src: NodePublic, dst: NodePublic, packet: bytes) -> bytes:
-    """0a ForwardPacket: source 32 ‖ destination 32 ‖ packet; between relays of a mesh."""
-    return pack_frame(FrameType.FORWARD_PACKET, src.raw + dst.raw + _packet(packet))
+def pack_forward_packet(src: NodePublic, dst: NodePublic, packet: BytesLike) -> bytes:
+    """0a ForwardPacket: source 32 ‖ destination 32 ‖ packet; between relays of a mesh.
+
+    Raises:
+        as `as_packet`.
+    """
+    return pack_frame(FrameType.FORWARD_PACKET, src.raw + dst.raw + as_packet(packet))
 
 
 # Client to server
@@ -216,19 +254,29 @@ def pack_close_peer(target: NodePublic) -> bytes:
     return pack_frame(FrameType.CLOSE_PEER, target.raw)
 
 
-def _eight(data: bytes) -> bytes:
-    if len(data) != PING_LEN:
-        raise LocalProtocolError(f"a ping carries {PING_LEN} bytes, got {len(data)}")
-    return data
+def _eight(data: object) -> bytes:
+    eight = as_bytes(data, "ping")
+    if len(eight) != PING_LEN:
+        raise LocalProtocolError(f"a ping carries {PING_LEN} bytes, got {len(eight)}")
+    return eight
 
 
-def pack_ping(data: bytes) -> bytes:
-    """12 Ping: eight opaque bytes."""
+def pack_ping(data: BytesLike) -> bytes:
+    """12 Ping: eight opaque bytes.
+
+    Raises:
+        TypeError: not a bytes-like object.
+        LocalProtocolError: not eight bytes.
+    """
     return pack_frame(FrameType.PING, _eight(data))
 
 
-def pack_pong(data: bytes) -> bytes:
-    """13 Pong: the eight bytes of the ping."""
+def pack_pong(data: BytesLike) -> bytes:
+    """13 Pong: the eight bytes of the ping.
+
+    Raises:
+        as `pack_ping`.
+    """
     return pack_frame(FrameType.PONG, _eight(data))
 
 

@@ -9,7 +9,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from pyderp.keys import KEY_LEN, NodePublic
-from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, FrameType, pack_send_packet
+from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    HEADER,
+    BytesLike,
+    FrameType,
+    as_packet,
+    pack_send_packet,
+)
 from pyderp.wire.messages import Message, ReceivedPacket
 
 __all__ = ["PacketLane", "pack_send_packets"]
@@ -72,16 +79,18 @@ class PacketLane:
         return source
 
 
-def pack_send_packets(dst: NodePublic, packets: Iterable[bytes]) -> bytes:
+def pack_send_packets(dst: NodePublic, packets: Iterable[BytesLike]) -> bytes:
     """04 SendPacket, a frame for each packet, in one piece.
 
     Raises:
+        TypeError: a packet is not a bytes-like object.
         LocalProtocolError: a packet is larger than 64 KiB.
     """
     pieces: list[bytes] = []
     size = -1
     head = b""
-    for packet in packets:
+    for given in packets:
+        packet = given if type(given) is bytes else as_packet(given)
         if len(packet) != size:
             head = pack_send_packet(dst, packet)[:_HEAD]
             size = len(packet)

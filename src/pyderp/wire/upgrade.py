@@ -12,6 +12,7 @@ from pyderp.errors import BadUpgrade, UpgradeRejected
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import Request
+from pyderp.wire.text import printable
 
 __all__ = [
     "Upgrade",
@@ -119,6 +120,11 @@ class UpgradeReply:
         self._refused: tuple[int, str] | None = None
         self._body = b""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the answer is known to be another than 101; its body may be still to come."""
+        return self._refused is not None
+
     def receive_data(self, data: bytes) -> bytes | None:
         """Take bytes from the relay; `b""` means that it closed its side.
 
@@ -127,7 +133,8 @@ class UpgradeReply:
             `None` while more is needed.
 
         Raises:
-            UpgradeRejected: another status; the text has it and the start of the body.
+            UpgradeRejected: another status; the text has it and the start of the body, of
+                both what is not printable in escapes.
             BadUpgrade: not HTTP, or nothing.
         """
         try:
@@ -144,18 +151,24 @@ class UpgradeReply:
                 elif isinstance(event, h11.Data):
                     self._body += event.data
                     if len(self._body) > _MAX_REPLY_BODY:
-                        raise self._refusal()
+                        raise self._error()
                 else:
-                    raise self._refusal()
+                    raise self._error()
         except h11.RemoteProtocolError as e:
             if self._refused is not None or not data:
-                raise self._refusal() from e
-            raise BadUpgrade(f"the relay's answer is not HTTP: {str(e)[:100]}") from e
+                raise self._error() from e
+            problem = printable(str(e)[:100])
+            raise BadUpgrade(f"the relay's answer is not HTTP: {problem}") from e
 
-    def _refusal(self) -> BadUpgrade:
-        if self._refused is None:
-            return BadUpgrade("the relay closed the connection without an answer")
+    def refusal(self) -> UpgradeRejected:
+        """The error of a refusal, with as much of its body as has come; once it is `refused`."""
+        assert self._refused is not None, "nothing was refused"
         status, reason = self._refused
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
-        text = f"upgrade refused: {status} {reason}: {body}"
+        text = f"upgrade refused: {status} {printable(reason)}: {printable(body)[:_MAX_REPLY_BODY]}"
         return UpgradeRejected(text, status=status, body=body)
+
+    def _error(self) -> BadUpgrade:
+        if self._refused is None:
+            return BadUpgrade("the relay closed the connection without an answer")
+        return self.refusal()

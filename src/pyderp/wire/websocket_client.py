@@ -16,7 +16,8 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from pyderp.errors import BadUpgrade, RemoteProtocolError
+from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected
+from pyderp.wire.text import printable
 from pyderp.wire.upgrade import UpgradeReply
 from pyderp.wire.websocket import MAX_RECEIVED_MESSAGE, MAX_SENT_MESSAGE, SUBPROTOCOL
 
@@ -130,6 +131,16 @@ class WebSocketClient:
         return request + b"".join(self._protocol.data_to_send())
 
     @property
+    def refused(self) -> bool:
+        """Whether the answer is known to be a refusal; its body may be still to come."""
+        return self._reply is not None and self._reply.refused
+
+    def refusal(self) -> UpgradeRejected:
+        """The error of a refusal, with as much of its body as has come; once it is `refused`."""
+        assert self._reply is not None, "the websocket is open"
+        return self._reply.refusal()
+
+    @property
     def opened(self) -> bool:
         """Whether the handshake is complete."""
         return self._reply is None
@@ -146,7 +157,7 @@ class WebSocketClient:
             return self._text
         if (cause := self._protocol.parser_exc) is not None:
             what = "not closed" if isinstance(cause, EOFError) else "malformed"
-            error = RemoteProtocolError(f"websocket {what}: {cause}")
+            error = RemoteProtocolError(f"websocket {what}: {printable(str(cause))}")
             error.__cause__ = cause
             return error
         close = self._protocol.close_rcvd
@@ -166,7 +177,7 @@ class WebSocketClient:
         protocol = self._protocol
         protocol.receive_data(bytes(self._head))
         if protocol.state is State.CONNECTING:
-            problem = str(protocol.handshake_exc)
+            problem = printable(str(protocol.handshake_exc))
             raise BadUpgrade(f"no websocket: {problem}") from protocol.handshake_exc
         if protocol.subprotocol != SUBPROTOCOL:
             raise BadUpgrade("no websocket: the relay did not agree on the subprotocol derp")

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
 
 from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError
-from pyderp.wsconn.scope import Connection
+from pyderp.wsconn.scope import Connection, drop
 
 __all__ = ["Inbox", "closed_error"]
 
@@ -99,7 +99,7 @@ class Inbox:
         except asyncio.CancelledError:
             # Only a loop that is being shut down does that. No reader may wait for ever.
             self.failure = ConnectionClosed("the event loop is shutting down")
-            self._websocket.transport.abort()
+            drop(self._websocket)
         else:
             self._on_fragment(fragment)
 

@@ -9,10 +9,17 @@ from weakref import WeakSet
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import ServerConnection
 
-__all__ = ["Connection", "Scope"]
+__all__ = ["Connection", "Scope", "drop"]
 
 Connection: TypeAlias = ClientConnection | ServerConnection
 """An open connection of the websockets library, of either side."""
+
+
+def drop(websocket: Connection) -> None:
+    """Close its TCP connection now, without a close frame. May be called again."""
+    # Once it has ended, asyncio's transports may fail at this.
+    if not websocket.connection_lost_waiter.done():
+        websocket.transport.abort()
 
 
 class Scope:
@@ -35,7 +42,7 @@ class Scope:
     def add(self, websocket: Connection) -> None:
         """Drop `websocket` when the scope ends; at once, if it has ended. (`net_conn` does it.)"""
         if self._ended:
-            websocket.transport.abort()
+            drop(websocket)
         else:
             self._websockets.add(websocket)
 
@@ -43,7 +50,7 @@ class Scope:
         """Drop the TCP connections, without a close frame. May be called again."""
         self._ended = True
         for websocket in list(self._websockets):
-            websocket.transport.abort()
+            drop(websocket)
 
     def __enter__(self) -> Scope:
         return self

@@ -16,7 +16,7 @@ from websockets.protocol import State
 from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError
 from pyderp.wsconn.deadline import Deadline
 from pyderp.wsconn.inbox import Inbox, closed_error
-from pyderp.wsconn.scope import Connection, Scope
+from pyderp.wsconn.scope import Connection, Scope, drop
 
 __all__ = ["CLOSE_TIMEOUT", "GO_READ_LIMIT", "WebSocketStream", "net_conn"]
 
@@ -269,7 +269,10 @@ class WebSocketStream:
 
     async def _send(self, message: memoryview) -> None:
         try:
-            await self._websocket.send(message, text=not self._binary)
+            if self._websocket.state is State.OPEN:
+                await self._websocket.send(message, text=not self._binary)
+            else:
+                await self._wait_for_end()
         except WebSocketClosed as e:
             self._check_open()
             raise closed_error(e) from e
@@ -277,7 +280,7 @@ class WebSocketStream:
         # one that took all.
         if self._websocket.state is State.CLOSED:
             self._check_open()
-            raise ConnectionClosed("the connection ended during a write")
+            raise closed_error(self._websocket.protocol.close_exc)
 
     # Inside: ending
 
@@ -289,7 +292,7 @@ class WebSocketStream:
 
     def _drop(self, why: str) -> None:
         self._over = self._over or f"the connection was dropped: {why} has passed"
-        self._websocket.transport.abort()
+        drop(self._websocket)
 
     async def _shake_hands(self, code: CloseCode, reason: str = "") -> None:
         """Close in order; TCP is gone afterwards, however this ends."""
@@ -297,9 +300,22 @@ class WebSocketStream:
             async with asyncio.timeout(CLOSE_TIMEOUT), asyncio.TaskGroup() as tasks:
                 # The answer may be behind more data than the library queues.
                 tasks.create_task(self._inbox.discard(), name="pyderp-wsconn-discard")
-                await self._websocket.close(code, reason)
+                if self._websocket.state is State.OPEN:
+                    await self._websocket.close(code, reason)
+                else:
+                    await self._websocket.wait_closed()
         finally:
-            self._websocket.transport.abort()
+            drop(self._websocket)
+
+    async def _wait_for_end(self) -> None:
+        """Wait until a connection that is closing is closed; not for ever."""
+        # The library's own methods do that as well, and then abort what has ended: see `drop`.
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._websocket.wait_closed()
+        except TimeoutError:
+            drop(self._websocket)
+            await self._websocket.wait_closed()
 
 
 def _end_of_character(view: memoryview, end: int) -> int:

@@ -1,0 +1,111 @@
+"""The command `pyderp`: its subcommands, and how errors end them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import pyderp
+from pyderp.cli import listen, ping, relay, send
+from pyderp.cli.key import key_app
+from pyderp.cli.output import flush_stdout, print_event, print_line
+from pyderp.errors import DerpError
+
+__all__ = ["app", "run_app"]
+
+
+class _Group(TyperGroup):
+    """Commands that say in JSON, too, what is wrong with the command line."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own has another Context
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except Exception as e:
+            # A usage error; where its class is depends on typer's version.
+            tell = getattr(e, "format_message", None)
+            if tell is not None:
+                _tell_in_json(tell())
+            raise
+
+
+def _tell_in_json(text: str) -> None:
+    if "--json" in sys.argv[1:]:
+        print_event("error", {"error": text, "advice": []})
+
+
+app = typer.Typer(
+    name="pyderp",
+    help="DERP, Tailscale's relay protocol: a relay to run, a client, and tools around them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    cls=_Group,
+)
+app.command("relay", epilog=relay.EPILOG)(relay.relay)
+app.command("listen", epilog=listen.EPILOG)(listen.listen)
+app.command("send", epilog=send.EPILOG)(send.send)
+app.command("ping", epilog=ping.EPILOG)(ping.ping)
+app.add_typer(key_app, name="key")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print_line(f"pyderp {pyderp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _refuse_single_dashes(arguments: list[str]) -> None:
+    # Go's spelling would be taken as a bundle of short flags: -certmode=manual as
+    # -c ertmode=manual, a relay without TLS that keeps its key in a file of that name.
+    # But -c5 is a custom of ping's.
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if len(name) > 2 and name[0] == "-" and name[1:3].isalpha():
+            advice = f"-{argument}"
+        elif len(name) == 2 and "=" in argument and name[0] == "-" and name[1].isalpha():
+            advice = argument.replace("=", " ", 1)
+        else:
+            continue
+        text = f"{argument}: write {advice}; long flags have two dashes"
+        _tell_in_json(text)
+        typer.echo(f"pyderp: {text}", err=True)
+        sys.exit(2)
+
+
+def run_app() -> None:
+    """Run the command line; always ends with `SystemExit`, or `KeyboardInterrupt`."""
+    _refuse_single_dashes(sys.argv[1:])
+    try:
+        try:
+            app()
+        finally:
+            flush_stdout()
+    except BrokenPipeError:
+        sys.exit(1)
+    except DerpError as e:
+        _end(str(e))
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        _end(f"cannot write to standard output: {e.strerror}")  # the help
+
+
+def _end(text: str) -> NoReturn:
+    typer.echo(f"pyderp: {text}", err=True)
+    sys.exit(1)

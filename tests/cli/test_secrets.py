@@ -1,0 +1,65 @@
+"""No secret of a URL, and nothing that steers a terminal, is printed or logged."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from pyderp.cli.running import set_up_logging
+
+from .commands import Done
+
+Here: TypeAlias = Callable[..., Done]
+
+GONE = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["u:SECRET@host/derp"],
+        ["u:SECRET@host/derp", "--ipv6"],
+        ["ftp://u:SECRET@host/derp"],
+        ["https://u:SECRET@[::1/derp"],
+        ["https://u:SECRET@host:99999/derp"],
+        ["https://u:SECRET@host/derp", "--pin", "0" * 64],
+        ["https://host/derp?token=SECRET", "--insecure"],
+        ["https://host", "https://u:SECRET@host/derp"],
+        ["https://host", "u:SECRET@host/derp"],
+        ["https://host", "https://host/derp?token=SECRET"],
+        [f"http://u:SECRET@{GONE}/derp?token=SECRET"],
+        [f"http://u:SECRET@{GONE}/derp?token=SECRET", "--websocket"],
+        ["http://host", "--proxy", f"http://u:SECRET@{GONE}"],
+        ["http://host", "--proxy", f"socks5://u:SECRET@{GONE}"],
+        ["http://host", "--proxy", "u:SECRET@host:port"],
+    ],
+)
+def test_a_secret_of_a_url_is_not_repeated(here: Here, args: list[str]) -> None:
+    """Neither by errors about a command line nor by the log of an attempt."""
+    done = here("ping", *args, "--verbose", "--connect-timeout", "5")
+    assert done.code in (1, 2)
+    assert done.err
+    assert "SECRET" not in done.err + done.out
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_record_of_the_log_is_one_line(monkeypatch: pytest.MonkeyPatch, verbose: bool) -> None:
+    """Line breaks of all kinds and control characters, also those of an exception."""
+    made: list[logging.Handler] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers, level: made.extend(handlers))
+    set_up_logging(verbose=verbose)
+    try:
+        raise ValueError("one\r\ntwo")
+    except ValueError:
+        text = "he says:\npyderp: all is well\u2028\x1b[2J"
+        record = logging.LogRecord("pyderp", logging.INFO, "", 0, text, None, sys.exc_info())
+    (handler,) = made
+    line = handler.format(record)
+    assert line.isprintable()
+    assert r"he says:\npyderp: all is well\u2028\x1b[2J" in line
+    assert r"ValueError: one\r\ntwo" in line

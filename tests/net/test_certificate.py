@@ -1,0 +1,86 @@
+"""Whatever is presented as a certificate: only the documented errors."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import ssl
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyderp.errors import CertificateError
+from pyderp.net.certificate import reading
+from pyderp.net.interceptors import interceptor
+from pyderp.net.verify import Rule, describe, self_signed_issuer
+
+from .certificates import ROOT, certificate
+from .test_interceptors import certificate as intercepting
+
+NAME = "derp.example.com"
+NOW = datetime.datetime.now(datetime.UTC)
+SEEDS = (
+    ROOT.der,
+    certificate(NAME, "192.0.2.1", common_name=NAME).der,
+    intercepting("Fortinet", "support@fortinet.com"),
+)
+
+
+def with_version(number: int) -> bytes:
+    return ROOT.der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01" + bytes((number,)), 1)
+
+
+def with_bits_as_name() -> bytes:
+    """The common name (UTF8String, 12) becomes a BIT STRING (3), in issuer and subject."""
+    oid = b"\x06\x03\x55\x04\x03"
+    assert ROOT.der.count(oid + b"\x0c") == 2
+    return ROOT.der.replace(oid + b"\x0c", oid + b"\x03")
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A certificate with a few bytes changed, taken out or put in."""
+    der = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(der) - 1))
+        put = draw(st.binary(max_size=2))
+        der[at : at + draw(st.integers(0, 1))] = put
+    return bytes(der)
+
+
+@given(mutated() | st.binary(max_size=100))
+@example(with_version(5))
+@example(with_bits_as_name())
+@example(b"")
+def test_any_bytes_lead_only_to_certificate_errors(der: bytes) -> None:
+    """An answer or a `CertificateError`, whoever looks at it."""
+    interceptor(der)
+    assert describe(der)
+    self_signed_issuer(der)
+    refused = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    refused.verify_message = "self-signed certificate"
+    pin = hashlib.sha256(der).hexdigest()
+    for rule in (
+        Rule(server_name="other.example.com", other_name=NAME),
+        Rule(server_name="other.example.com", other_name="192.0.2.1"),
+        Rule(server_name=NAME, chain=False, pin=pin),
+        Rule(server_name="192.0.2.1", chain=False, pin=pin),
+    ):
+        assert isinstance(rule.explain(refused, [der]), CertificateError)
+        for chain in ([der], [der, der], [ROOT.der, der]):
+            with contextlib.suppress(CertificateError):
+                rule.check(chain, now=NOW)
+
+
+@pytest.mark.parametrize("der", [b"", b"junk", with_version(5), with_bits_as_name()])
+def test_what_cannot_be_read(der: bytes) -> None:
+    """Also where that shows only in the block."""
+    with pytest.raises(CertificateError, match="cannot be read"), reading(der) as read:
+        read.subject.rfc4514_string()
+
+
+def test_what_can_be_read() -> None:
+    with reading(ROOT.der) as read:
+        assert read.version.name == "v3"

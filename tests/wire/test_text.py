@@ -1,0 +1,34 @@
+"""Text of a peer stays in its line and does nothing to a terminal."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyderp.wire.text import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("no, no", "no, no"),
+        ("é 🔑 \ufffd", "é 🔑 \ufffd"),
+        ("x\nCRITICAL all is lost", r"x\nCRITICAL all is lost"),
+        ("a\r\n\tb\0", r"a\r\n\tb\x00"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x9b31m\x85\x7f", r"\x9b31m\x85\x7f"),
+        ("\u2028\u202egpj\ufeff", r"\u2028\u202egpj\ufeff"),
+        ("\ud800\U000e0041", r"\ud800\U000e0041"),
+    ],
+)
+def test_what_is_not_printable_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(st.characters()))
+def test_all_of_it_is_printable(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
