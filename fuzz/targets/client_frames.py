@@ -84,6 +84,11 @@ class _Listener:
             return
         assert self.error is None, "a session that failed went on"
         self.messages += messages
+        if session.error is not None:
+            # It came behind messages, which are given first.
+            self.error = session.error
+            assert messages
+            assert session.state is ClientState.FAILED
         held = len(session._buffer)
         assert held < FRAME_HEADER_LEN + MAX_CLIENT_FRAME, f"{held} bytes are held"
 
@@ -120,10 +125,8 @@ def one_input(data: bytes) -> None:
     whole.hear(payload)
     assert (chunked.error is None) == (whole.error is None)
     assert chunked.skipped == whole.skipped
-    if whole.error is None:
-        assert chunked.messages == whole.messages
-    else:
-        assert str(chunked.error) == str(whole.error)
+    assert chunked.messages == whole.messages
+    assert str(chunked.error) == str(whole.error)
     frames = len(whole.messages) + len(whole.skipped)
     assert frames <= len(payload) // FRAME_HEADER_LEN
     for listener in (chunked, whole):

@@ -767,3 +767,18 @@ class TestLatency:
                 await (await relay.accept()).gone()
 
         run(main())
+
+
+def test_url_without_tls_by_a_switch(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """As in Go, the switch for debugging wins over `https`; it is said in the log."""
+
+    async def main() -> None:
+        async with fake_relay() as relay:
+            config = ClientConfig(network=dataclasses.replace(DIRECT, use_derp_http=True))
+            url = relay.url.replace("http://", "https://")
+            async with Client.for_url(url, config=config) as client:
+                await connects(client, relay)
+                assert client.tls_state is None
+
+    run(main())
+    assert "no TLS for https://127.0.0.1" in caplog.text

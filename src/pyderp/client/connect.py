@@ -150,7 +150,8 @@ class UrlRoute(HttpRoute):
 
     def __init__(self, target: UrlTarget, config: ClientConfig) -> None:
         super().__init__(config)
-        if self.settings.use_derp_http:
+        if self.settings.use_derp_http and target.tls:
+            log.warning("no TLS for %s: use_derp_http is set", target.text)
             target = replace(target, tls=False)
         self.target = target
 

@@ -54,9 +54,9 @@ class SealedPeer:
     A packet is opened at most once by one object. It is refused if, by its time, it is
     more than 60 s old or 60 s in the future, or from more than 5 s before this object was
     made. So both clocks must agree to 5 s at first, to a minute later; and an object made
-    anew, after a restart, may open again what an earlier one opened only if the sender's clock said at
-    most 5 s less than ours when it was made. In one session a packet may be overtaken by
-    up to 2047 others.
+    anew, after a restart, may open again what an earlier one opened only if the sender's
+    clock said at most 5 s less than ours when it was made. In one session a packet may be
+    overtaken by up to 2047 others.
 
     Make one object for each peer and keep it: two of them would open each packet twice.
     `Client.sealed` takes care of that.

@@ -56,7 +56,7 @@ class NetworkSettings:
     """Called with each socket before it connects, loopback's included."""
 
     use_derp_http: bool = False
-    """Regions without TLS, on port 3340 [TS_DEBUG_USE_DERP_HTTP]."""
+    """No TLS, whatever the URL says; regions on port 3340 [TS_DEBUG_USE_DERP_HTTP]."""
 
     websocket: bool = False
     """DERP inside a websocket [TS_DEBUG_DERP_WS_CLIENT]."""
