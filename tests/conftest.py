@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,10 @@ from .aio.certificates import write_pair
 from .aio.ways import NAME
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
+
+# In a shell's background job Ctrl-C is ignored, also by what tests start and then stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _BOUND = 30.0
 """Seconds after which a test with sockets has hung."""
