@@ -262,7 +262,7 @@ class Connection:
                 self.flush()
                 self.busy = True
                 break
-        if out:
+        if self._out:  # not so after a flush: then there is nothing to come back for
             self._schedule_flush()
         return position + 1
 
