@@ -517,7 +517,7 @@ class TestPings:
 
     def test_one_that_is_lost(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """It holds up the next for a second only; its answer is its own if it comes later."""
-        monkeypatch.setattr(module, "_NEXT_PING", 0.01)
+        monkeypatch.setattr("pyderp.client.pings.NEXT_PING", 0.01)
 
         async def main() -> None:
             link = FakeLink()

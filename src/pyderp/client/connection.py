@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from pyderp.client.pings import Pings
 from pyderp.client.stats import ClientStats
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import ClientClosed, ConnectionClosed, LocalProtocolError, RemoteProtocolError
@@ -27,10 +26,8 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
     FRAME_HEADER_LEN,
     HEADER,
-    PING_LEN,
     FrameType,
     pack_forward_packet,
-    pack_ping,
 )
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
@@ -39,23 +36,9 @@ __all__ = ["Connection"]
 log = logging.getLogger("pyderp.client")
 
 _SEND_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
-_NEXT_PING: Final = 1.0
-"""Seconds after which a ping counts as lost, and the next may leave."""
 _CLOSE_TIMEOUT: Final = 1.0
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
-
-
-class _Ping:
-    """A ping that left, and its answer: the seconds it took, or `None` if none can come."""
-
-    __slots__ = ("answer", "began", "data", "waiting")
-
-    def __init__(self, data: bytes, answer: asyncio.Future[float | None]) -> None:
-        self.data = data
-        self.answer = answer
-        self.waiting = 0
-        self.began = time.perf_counter()  # uvloop's own clock counts milliseconds
 
 
 class Connection:
@@ -96,10 +79,7 @@ class Connection:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._receiver: asyncio.Future[None] | None = None
         self._senders: set[asyncio.Future[None]] = set()
-        self._ping: _Ping | None = None
-        """The last one that left."""
-        self._pings: dict[bytes, _Ping] = {}
-        """Those without an answer so far."""
+        self._pings = Pings(self._send_at_once)
         self._bucket: TokenBucket | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -179,11 +159,7 @@ class Connection:
         """Act on what is ours; whether the program gets it, too."""
         match message:
             case Pong(data):
-                ping = self._pings.pop(data, None)
-                if ping is None:
-                    return True
-                ping.answer.set_result(time.perf_counter() - ping.began)
-                return False
+                return not self._pings.answered(data)
             case ServerInfo(_, rate, burst):
                 self._bucket = TokenBucket(rate, burst, self._loop.time()) if rate else None
             case Restarting():
@@ -348,37 +324,15 @@ class Connection:
             raise self.error("derp.ForwardPacket") from e
 
     async def ping(self) -> float:
-        """Seconds until the relay has answered a ping.
-
-        One is on its way at a time: a relay keeps one pong that waits, and of two pings in
-        one read it answers the last. Who comes meanwhile shares the next one.
-        """
-        earlier = self._ping
-        if earlier is not None:
-            await asyncio.wait([earlier.answer], timeout=_NEXT_PING)
-        if self._ping is earlier:
-            self._ping = self._send_ping()
-        ping = self._ping
-        assert ping is not None
-        ping.waiting += 1
-        try:
-            await asyncio.wait([ping.answer])
-        finally:
-            ping.waiting -= 1
-            if not ping.waiting:
-                self._pings.pop(ping.data, None)
-                ping.answer.cancel()  # nobody need wait for it; the next may leave
-        seconds = ping.answer.result()
+        """Seconds until the relay has answered a ping."""
+        seconds = await self._pings.ping()
         if seconds is None:
             raise self.error("derp.Recv")
         return seconds
 
-    def _send_ping(self) -> _Ping:
-        ping = _Ping(os.urandom(PING_LEN), self._loop.create_future())
-        self.send_frame(pack_ping(ping.data))
-        self._pings[ping.data] = ping
+    def _send_at_once(self, frame: bytes) -> None:
+        self.send_frame(frame)
         self.flush()
-        return ping
 
     # The end
 
@@ -413,9 +367,7 @@ class Connection:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
         self._wake_senders()
-        for ping in self._pings.values():
-            ping.answer.set_result(None)
-        self._pings.clear()
+        self._pings.end()
 
     def _wake_senders(self) -> None:
         for waiter in self._senders:

@@ -1,0 +1,82 @@
+"""Pings of a connection and their answers (`derphttp.Client.Ping`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pyderp.wire.frames import PING_LEN, pack_ping
+
+__all__ = ["Pings"]
+
+NEXT_PING: Final = 1.0
+"""Seconds after which a ping counts as lost, and the next may leave."""
+
+
+class _Ping:
+    """A ping that left, and its answer: the seconds it took, or `None` if none can come."""
+
+    __slots__ = ("answer", "began", "data", "waiting")
+
+    def __init__(self, data: bytes, answer: asyncio.Future[float | None]) -> None:
+        self.data = data
+        self.answer = answer
+        self.waiting = 0
+        self.began = time.perf_counter()  # uvloop's own clock counts milliseconds
+
+
+class Pings:
+    """One is on its way at a time; who comes meanwhile shares the next one.
+
+    For a relay keeps one pong that waits, and of two pings in one read it answers the last.
+
+    Args:
+        send: sends a whole frame at once; raises if the connection has ended.
+    """
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._last: _Ping | None = None
+        self._unanswered: dict[bytes, _Ping] = {}
+
+    async def ping(self) -> float | None:
+        """Seconds until the relay has answered a ping; `None`: the connection ended first."""
+        earlier = self._last
+        if earlier is not None:
+            await asyncio.wait([earlier.answer], timeout=NEXT_PING)
+        if self._last is earlier:
+            self._last = self._leave()
+        ping = self._last
+        assert ping is not None
+        ping.waiting += 1
+        try:
+            await asyncio.wait([ping.answer])
+        finally:
+            ping.waiting -= 1
+            if not ping.waiting:
+                self._unanswered.pop(ping.data, None)
+                ping.answer.cancel()  # nobody need wait for it; the next may leave
+        return ping.answer.result()
+
+    def _leave(self) -> _Ping:
+        ping = _Ping(os.urandom(PING_LEN), asyncio.get_running_loop().create_future())
+        self._send(pack_ping(ping.data))
+        self._unanswered[ping.data] = ping
+        return ping
+
+    def answered(self, data: bytes) -> bool:
+        """A pong came; whether it was for one of ours."""
+        ping = self._unanswered.pop(data, None)
+        if ping is None:
+            return False
+        ping.answer.set_result(time.perf_counter() - ping.began)
+        return True
+
+    def end(self) -> None:
+        """No answer can come any more."""
+        for ping in self._unanswered.values():
+            ping.answer.set_result(None)
+        self._unanswered.clear()
