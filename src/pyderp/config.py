@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ipaddress
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from pyderp import defaults
 from pyderp.errors import ConfigError
-from pyderp.keys import MeshKey, NodePrivate
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
 
-__all__ = ["ManualTLS", "RelayConfig"]
+__all__ = [
+    "ACMETLS",
+    "AdmissionConfig",
+    "BootstrapDNSConfig",
+    "DebugAccess",
+    "Decide",
+    "ManualTLS",
+    "RelayConfig",
+    "TLSSettings",
+]
+
+LETSENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
+LETSENCRYPT_STAGING: Final = "https://acme-staging-v02.api.letsencrypt.org/directory"
+GOOGLE: Final = "https://dv.acme-v02.api.pki.goog/directory"
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Decide: TypeAlias = Callable[[NodePublic, str], "bool | Awaitable[bool]"]
+"""Whether a client may come in: its key and its IP address (empty: unknown)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +49,118 @@ class ManualTLS:
 
     def __post_init__(self) -> None:
         """Take a folder as text too, and refuse what is no port."""
-        object.__setattr__(self, "certdir", Path(self.certdir))
-        _check("hostname", self.hostname, str)
-        if self.http_port is not None:
-            _check("http_port", self.http_port, int)
-            if not 0 <= self.http_port <= 65535:
-                raise ConfigError(f"http_port is {self.http_port}; want 0 to 65535, or None")
+        _check_tls(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACMETLS:
+    """A certificate from a certificate authority, by ACME (`derper -certmode=letsencrypt`)."""
+
+    certdir: Path
+    """Directory that keeps the account, certificates and keys; made if missing."""
+
+    hostname: str
+    """DNS name, or with `ip_certs` also an IP address, to get a certificate for."""
+
+    http_port: int | None = 80
+    """Port for plain HTTP beside TLS; the authority asks there for HTTP-01. `None`: none, and
+    only TLS-ALPN-01 is left."""
+
+    directory: str = LETSENCRYPT
+    """URL of the authority's ACME directory."""
+
+    email: str = ""
+    """Contact that the authority is told."""
+
+    eab_kid: str = ""
+    eab_key: str = ""
+    """External account binding, base64url or base64; both or neither."""
+
+    ip_certs: bool = False
+    """Also get certificates for the IP addresses that clients connect to."""
+
+    ca_file: Path | None = None
+    """PEM file of who vouches for the authority's own HTTPS, beside the system's; for private
+    authorities."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit together."""
+        _check_tls(self)
+        for name in ("directory", "email", "eab_kid", "eab_key"):
+            _check(name, getattr(self, name), str)
+        if not self.directory.startswith("https://"):
+            raise ConfigError(f"ACME directory {self.directory!r} is no https:// URL")
+        if bool(self.eab_kid) != bool(self.eab_key):
+            raise ConfigError("an external account binding needs both eab_kid and eab_key")
+
+
+TLSSettings: TypeAlias = ManualTLS | ACMETLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """Who may use the relay; all that are given must agree. Mesh peers are not asked about."""
+
+    tailscaled: bool = False
+    """Ask the `tailscaled` of this machine whether it knows the node."""
+
+    tailscaled_socket: Path | None = None
+    """Its socket; `None`: where the system has it."""
+
+    url: str = ""
+    """Ask an admission controller by HTTP POST."""
+
+    url_fail_open: bool = True
+    """Let in whom the controller could not be asked about."""
+
+    keys_file: Path | None = None
+    """File of allowed node keys, one a line, each with an optional label."""
+
+    decide: Decide | None = None
+    """Ask this function, plain or async; for programs that embed a relay."""
+
+    remember: float = defaults.ADMISSION_REMEMBER
+    """Seconds that an answer of tailscaled, the URL or `decide` is good for further connections
+    of the same key; 0: ask each time."""
+
+    recheck: float = defaults.ADMISSION_RECHECK
+    """Seconds between two looks at whether connected clients are still allowed; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"admission URL {self.url!r} begins with neither http:// nor https://")
+        for name in ("remember", "recheck"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"admission: {name} is {getattr(self, name)}; want 0 or more")
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody is asked at all."""
+        return bool(self.tailscaled or self.url or self.keys_file or self.decide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapDNSConfig:
+    """Names that `/bootstrap-dns` tells the addresses of, to clients whose DNS is broken."""
+
+    published: tuple[str, ...] = ()
+    unpublished: tuple[str, ...] = ()
+    """Told only to who asks for one by name; `name/txtname`: to the percentage in a TXT record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebugAccess:
+    """Who may see `/debug/`, beside this machine and Tailscale addresses."""
+
+    allow_ip: str = ""
+    """One more IP address."""
+
+    trusted: tuple[Network, ...] = ()
+    """Networks."""
+
+    key: str = ""
+    """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +168,67 @@ class RelayConfig:
     """Everything a relay can be told. Times in seconds, sizes in bytes."""
 
     address: str = "127.0.0.1:0"
-    """Where to listen: `ip:port`, `[ip]:port` or `:port`; port 0: any free one."""
+    """Where to listen: `ip:port`, `[ip]:port`, `:port` or `unix:/path`; port 0: any free one."""
 
     private_key: NodePrivate | None = None
     """The relay's key; `None`: a new one at each start, in memory only."""
 
+    tls: TLSSettings | None = None
+    """`None`: plain HTTP, for tests or behind a proxy that ends TLS."""
+
+    derp: bool = True
+    """`False`: `/derp` is not served; STUN, probes and bootstrap DNS are."""
+
+    stun_port: int | None = None
+    """UDP port for STUN on the same address; 0: any free one; `None`: no STUN."""
+
+    # Who comes in
+
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    """By default everybody is let in."""
+
+    accept_limit: float = math.inf
+    """Connections a second; what exceeds it is closed at once."""
+
+    accept_burst: int = 2**31
+    """Connections that may exceed `accept_limit` for a moment."""
+
+    rate_config: Path | None = None
+    """JSON file of rate limits (`derper -rate-config`), also per key."""
+
+    proxy_protocol: bool = False
+    """Every connection must begin with a PROXY header, v1 or v2, from `trusted_proxies`."""
+
+    trusted_proxies: tuple[Network, ...] = ()
+    """Peers whose word on the client's address is taken: PROXY headers, `X-Forwarded-For`."""
+
+    # Mesh
+
     mesh_key: MeshKey | None = None
     """Clients that have it may watch, forward and close others; `None`: nobody may."""
 
-    tls: ManualTLS | None = None
-    """`None`: plain HTTP, for tests or behind a proxy that ends TLS."""
+    mesh_with: tuple[str, ...] = ()
+    """Other relays: `host`, `host:port`, either with `/dial-host`, or a whole URL."""
+
+    # What it tells
+
+    home: str = ""
+    """The page at `/`: a description, `blank`, or a URL to redirect to."""
+
+    bootstrap_dns: BootstrapDNSConfig = field(default_factory=BootstrapDNSConfig)
+
+    debug: DebugAccess = field(default_factory=DebugAccess)
+
+    dev: bool = False
+    """Refusals of `/debug/` say how to permit access."""
+
+    health: bool = True
+    """Tell clients of trouble that they can see in `tailscale status`."""
+
+    rtt_stats: bool = True
+    """Sample the round-trip times of TCP connections for the metrics."""
+
+    # Sockets
 
     write_timeout: float = defaults.WRITE_TIMEOUT
     """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
@@ -66,6 +243,9 @@ class RelayConfig:
     """Bytes that the kernel holds unsent for a connection before it takes no more; 0: the
     system's. What waits here instead can still be dropped for something newer."""
 
+    reuse_port: bool = False
+    """Let a second process listen on the same port, to take over from this one."""
+
     drain: float = defaults.DRAIN
     """On a graceful stop, closes are spread at random over so long; 0: all at once."""
 
@@ -73,20 +253,39 @@ class RelayConfig:
         """Refuse what would fail later, or silently do nothing.
 
         Raises:
-            ConfigError: a value of the wrong type, or a negative one.
+            ConfigError: a value of the wrong type, a negative one, or two that do not fit.
         """
         _check("address", self.address, str)
         _check("private_key", self.private_key, NodePrivate, type(None))
         _check("mesh_key", self.mesh_key, MeshKey, type(None))
-        _check("tls", self.tls, ManualTLS, type(None))
+        _check("tls", self.tls, ManualTLS, ACMETLS, type(None))
+        _check("admission", self.admission, AdmissionConfig)
         for name in _NUMBERS:
             value = getattr(self, name)
             _check(name, value, int, float)
             if not value >= 0:
                 raise ConfigError(f"{name} is {value}; want 0 or more")
+        _check_port("stun_port", self.stun_port)
+        if self.mesh_with and self.mesh_key is None:
+            raise ConfigError("a mesh needs its key: mesh_with is given and mesh_key is not")
+        if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
+            raise ConfigError(f"unknown home {self.home!r}: want nothing, 'blank' or an http(s) URL")
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ConfigError("proxy_protocol needs trusted_proxies: whose word is taken")
+
+    @property
+    def hostname(self) -> str:
+        """What the certificate is for; empty without TLS."""
+        return "" if self.tls is None else self.tls.hostname
+
+    def changes(self, other: RelayConfig) -> list[str]:
+        """Names of the settings that differ."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
 
 _NUMBERS: Final = (
+    "accept_limit",
+    "accept_burst",
     "write_timeout",
     "tcp_keepalive_time",
     "tcp_user_timeout",
@@ -99,3 +298,18 @@ def _check(name: str, value: object, *kinds: type) -> None:
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
+
+
+def _check_port(name: str, port: object) -> None:
+    if port is None:
+        return
+    _check(name, port, int)
+    assert isinstance(port, int)
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{name} is {port}; want 0 to 65535, or None")
+
+
+def _check_tls(tls: TLSSettings) -> None:
+    object.__setattr__(tls, "certdir", Path(tls.certdir))
+    _check("hostname", tls.hostname, str)
+    _check_port("http_port", tls.http_port)

@@ -52,6 +52,16 @@ that takes a sixth of what it is offered, packets are 0.19 s old at this value a
 without (bench/queueing.py)."""
 LISTEN_BACKLOG: Final = 1024
 
+# Admission
+ADMISSION_TIMEOUT: Final = 5.0
+"""An admission controller answers within so long, body included."""
+ADMISSION_REMEMBER: Final = 10.0
+"""An answer is good for so long for further connections of the same key."""
+ADMISSION_RECHECK: Final = 60.0
+"""Between two looks at whether connected clients are still allowed."""
+ADMISSION_CACHE: Final = 10_000
+"""Answers that are remembered."""
+
 # Stopping
 DRAIN: Final = 5.0
 """Closes of a graceful stop are spread over so long."""
@@ -71,4 +81,6 @@ CLIENT_UNREAD: Final = 1024 * 1024
 
 # Ports
 HTTPS_PORT: Final = 443
+HTTP_PORT: Final = 80
+STUN_PORT: Final = 3478
 DEV_PORT: Final = 3340

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import parse_qsl
 
 import h11
 
@@ -12,7 +14,9 @@ from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
 from pyderp.wire.text import printable
 
-__all__ = ["HttpConnection", "Request", "Response", "text_response"]
+__all__ = ["HttpConnection", "Request", "Response", "StreamedResponse", "text_response"]
+
+_MAX_QUERY_FIELDS: Final = 50
 
 
 @dataclass(slots=True)
@@ -24,10 +28,29 @@ class Request:
     http_version: str
     headers: list[tuple[bytes, bytes]]
 
+    remote: str = ""
+    """IP address of who asks, behind trusted proxies; empty: unknown."""
+
+    tls: str = ""
+    """TLS version of the connection, such as `1.3`; empty: none."""
+
+    forwarded: bool = False
+    """It came through a proxy that is not trusted, so `remote` is the proxy's."""
+
     @property
     def path(self) -> str:
         """The target without its query."""
         return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The fields of the target's query; of a repeated one, the first."""
+        text = self.target.partition("?")[2]
+        try:
+            fields = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        except ValueError:
+            return {}
+        return dict(reversed(fields))
 
     def header(self, name: bytes) -> str:
         """The first value of a header; empty when absent.
@@ -54,6 +77,15 @@ class Response:
     body: bytes = b""
     close: bool = False
     """Close the connection after this answer."""
+
+
+@dataclass(slots=True)
+class StreamedResponse:
+    """An answer whose body comes piece by piece, for as long as it takes."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    chunks: AsyncIterator[bytes]
 
 
 def text_response(status: int, text: str, *, close: bool = False) -> Response:
@@ -152,25 +184,44 @@ class HttpConnection:
         After HEAD the body is announced and not sent. A request with a body of its own is
         answered and then the connection ends: no route reads one.
         """
+        headers = [*response.headers, ("Content-Length", str(len(response.body)))]
+        if response.status == HTTPStatus.NO_CONTENT:
+            headers.pop()
+        out = self._head(response.status, headers, close=response.close)
+        if response.body and not self._head_only:
+            out += self._h11.send(h11.Data(data=response.body)) or b""
+        return out + self.end()
+
+    def begin(self, response: StreamedResponse) -> bytes:
+        """The head of an answer whose body follows with `chunk`; `end` ends it."""
+        return self._head(response.status, response.headers, close=False)
+
+    def chunk(self, data: bytes) -> bytes:
+        """The bytes of a piece of the body; none after HEAD."""
+        return b"" if self._head_only or not data else self._h11.send(h11.Data(data=data)) or b""
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the request was HEAD: no body is sent."""
+        return self._head_only
+
+    def _head(self, status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
         try:
             no_body = isinstance(self._h11.next_event(), h11.EndOfMessage)
         except h11.RemoteProtocolError:
             no_body = False
-        headers = [*response.headers, ("Content-Length", str(len(response.body)))]
-        if response.status == HTTPStatus.NO_CONTENT:
-            headers.pop()
-        if response.close or not no_body:
-            headers.append(_SERVER_ERROR_CLOSES)
+        if close or not no_body:
+            headers = [*headers, _SERVER_ERROR_CLOSES]
         # A value may repeat what a request said, which was read as Latin-1; left to h11,
         # text must be ASCII.
         encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
-        reason = HTTPStatus(response.status).phrase.encode("ascii")
-        out = self._h11.send(
-            h11.Response(status_code=response.status, headers=encoded, reason=reason)
-        )
-        if response.body and not self._head_only:
-            out = (out or b"") + (self._h11.send(h11.Data(data=response.body)) or b"")
-        out = (out or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
+        reason = HTTPStatus(status).phrase.encode("ascii")
+        head = h11.Response(status_code=status, headers=encoded, reason=reason)
+        return self._h11.send(head) or b""
+
+    def end(self) -> bytes:
+        """The end of an answer."""
+        out = self._h11.send(h11.EndOfMessage()) or b""
         self.served += 1
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
