@@ -319,6 +319,8 @@ def _flags(name: str, info: OptionInfo) -> tuple[str, ...]:
     # Inside Annotated the first flag stands where a default would.
     given = [info.default] if isinstance(info.default, str) else []
     given += info.param_decls or ()
+    # A switch has both spellings in one: --stun/--no-stun.
+    given = [spelling for each in given for spelling in each.split("/")]
     return tuple(given) or (f"--{name.replace('_', '-')}",)
 
 

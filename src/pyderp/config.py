@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -129,7 +129,9 @@ class AdmissionConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"admission URL {self.url!r} begins with neither http:// nor https://")
+            raise ConfigError(
+                f"admission URL {self.url!r} begins with neither http:// nor https://"
+            )
         for name in ("remember", "recheck"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"admission: {name} is {getattr(self, name)}; want 0 or more")
@@ -269,7 +271,9 @@ class RelayConfig:
         if self.mesh_with and self.mesh_key is None:
             raise ConfigError("a mesh needs its key: mesh_with is given and mesh_key is not")
         if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):
-            raise ConfigError(f"unknown home {self.home!r}: want nothing, 'blank' or an http(s) URL")
+            raise ConfigError(
+                f"unknown home {self.home!r}: want nothing, 'blank' or an http(s) URL"
+            )
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError("proxy_protocol needs trusted_proxies: whose word is taken")
 
@@ -282,6 +286,13 @@ class RelayConfig:
         """Names of the settings that differ."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
+    def with_live_settings(self, other: RelayConfig) -> RelayConfig:
+        """These settings, with those of another that a running relay can take over."""
+        return replace(self, **{name: getattr(other, name) for name in LIVE_SETTINGS})
+
+
+LIVE_SETTINGS: Final = ("mesh_with", "drain")
+"""Settings that a running relay can change."""
 
 _NUMBERS: Final = (
     "accept_limit",

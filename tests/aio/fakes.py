@@ -10,10 +10,12 @@ from typing import Any, cast
 
 from pyderp.aio.core import TICK, Core
 from pyderp.aio.protocol import RelayProtocol
-from pyderp.aio.routes import relay_routes
+from pyderp.aio.routes import Answer, page, relay_routes, side_routes
 from pyderp.aio.tls import protocol_factory
+from pyderp.certs.source import CertificateInfo
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.client import ClientSession
+from pyderp.wire.http import Request, Response
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
@@ -79,11 +81,15 @@ class FakeLoop:
         self.now = end
 
 
+LOCAL = "198.51.100.1"
+"""The relay's address."""
+
+
 class FakeTransport(asyncio.Transport):
     """Collects what is written; takes `room` bytes and keeps the rest, like a full socket."""
 
     def __init__(self, loop: FakeLoop, peername: object = ("192.0.2.1", 4711)) -> None:
-        super().__init__({"peername": peername})
+        super().__init__({"peername": peername, "sockname": (LOCAL, 443)})
         self.loop = loop
         self.taken = bytearray()
         self.writes: list[bytes] = []
@@ -185,6 +191,54 @@ def make_core(
     return core
 
 
+def _home(_: Request) -> Answer:
+    return page("text/html; charset=utf-8", b"<h1>DERP</h1>")
+
+
+def _last(_: Request) -> Answer:
+    return Response(200, body=b"the last", close=True)
+
+
+ROUTES = relay_routes({"/": _home, "/last": _last})
+"""Those of the main listener."""
+SIDE_ROUTES = side_routes(lambda _: None, ROUTES, lambda _: False)
+
+
+class FixedCertificate:
+    """A source of certificates that has one context, for whoever asks."""
+
+    challenge_pending = False
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.asked: list[str] = []
+
+    def context(self, local_address: str, hello: bytes = b"") -> ssl.SSLContext:
+        self.asked.append(local_address)
+        return self._context
+
+    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
+        return None
+
+    def http_challenge(self, path: str) -> bytes | None:
+        return None
+
+    def certificates(self) -> list[CertificateInfo]:
+        return []
+
+    def map_node(self) -> dict[str, object] | None:
+        return None
+
+    async def start(self) -> None:
+        pass
+
+    def reload(self, *, force: bool = False) -> bool:
+        return False
+
+    async def aclose(self) -> None:
+        pass
+
+
 class Wire:
     """One connection to a core, seen from the client, with no socket in between."""
 
@@ -198,7 +252,7 @@ class Wire:
     ) -> None:
         self.core = core
         self.loop = cast("FakeLoop", core.loop)
-        self.protocol = protocol or protocol_factory(core, relay_routes, None)()
+        self.protocol = protocol or protocol_factory(core, ROUTES, None)()
         self.transport = FakeTransport(self.loop, peername)
         self.transport.protocol = self.protocol
         self.private = NodePrivate.generate()
@@ -274,7 +328,7 @@ class TLSWire(Wire):
         version: ssl.TLSVersion | None = None,
         server_name: str = "derp.example.com",
     ) -> None:
-        super().__init__(core, protocol_factory(core, relay_routes, lambda: context)())
+        super().__init__(core, protocol_factory(core, ROUTES, FixedCertificate(context))())
         client = trusting_nobody()
         if version is not None:
             client.minimum_version = client.maximum_version = version

@@ -7,7 +7,6 @@ import logging
 import pytest
 
 from pyderp.aio.core import Core
-from pyderp.aio.routes import redirect_to_https
 from pyderp.aio.tls import protocol_factory
 from pyderp.keys import MeshKey
 from pyderp.wire import frames
@@ -17,7 +16,7 @@ from pyderp.wire.messages import (
 )
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 
-from .fakes import FakeLoop, Wire, make_core
+from .fakes import SIDE_ROUTES, FakeLoop, Wire, make_core
 
 MESH = MeshKey.parse("ab" * 32)
 GET_DERP = upgrade_request("relay.test", "/derp", user_agent="tests")
@@ -124,7 +123,7 @@ def test_requests_on_one_connection_are_answered_in_turn(core: Core) -> None:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"GET /bootstrap-dns HTTP/1.1\r\nHost: h\r\n\r\n", b"200"),
+        (b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n", b"200"),
         (b"GET /derp/probe HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"200"),
         (b"GET /derp/probe HTTP/1.0\r\n\r\n", b"200"),
         (b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n12345", b"404"),
@@ -193,7 +192,7 @@ def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(core: 
 
 
 def test_the_side_listener_does_not_serve_derp(core: Core) -> None:
-    wire = Wire(core, protocol_factory(core, redirect_to_https, None, derp=False)())
+    wire = Wire(core, protocol_factory(core, SIDE_ROUTES, None, derp=False)())
     wire.feed(GET_DERP)
     assert wire.answer().startswith(b"HTTP/1.1 302 Found\r\nLocation: https://relay.test/derp\r\n")
 

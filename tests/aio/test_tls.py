@@ -10,12 +10,11 @@ import pytest
 
 from pyderp.aio.core import Core
 from pyderp.aio.protocol import RelayProtocol
-from pyderp.aio.routes import redirect_to_https, relay_routes
 from pyderp.aio.tls import TLSRelayProtocol, protocol_factory
 from pyderp.wire.messages import ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
 
-from .fakes import FakeLoop, TLSWire, Wire, make_core
+from .fakes import LOCAL, ROUTES, SIDE_ROUTES, FakeLoop, FixedCertificate, TLSWire, Wire, make_core
 
 NAME = "derp.example.com"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -44,7 +43,7 @@ def test_login_and_packets_pass_under_both_versions(
     first.login()
     second.login()
     assert isinstance(first.protocol, TLSRelayProtocol)
-    assert first.protocol.version == version.name.replace("_", ".")
+    assert first.protocol.tls_version == version.name.removeprefix("TLSv").replace("_", ".")
     first.session.send_packet(second.private.public, b"there")
     first.say()
     second.session.send_packet(first.private.public, b"back")
@@ -144,22 +143,19 @@ def test_incomplete_frames_survive_reads_of_others(core: Core, context: ssl.SSLC
     }
 
 
-def test_each_connection_takes_the_context_of_its_time(core: Core, context: ssl.SSLContext) -> None:
-    asked: list[ssl.SSLContext] = []
-
-    def current() -> ssl.SSLContext:
-        asked.append(context)
-        return context
-
-    factory = protocol_factory(core, relay_routes, current)
-    assert isinstance(factory(), TLSRelayProtocol)
-    assert isinstance(factory(), TLSRelayProtocol)
-    assert len(asked) == 2
+def test_each_connection_gets_the_context_of_its_time_and_address(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    certificates = FixedCertificate(context)
+    for _ in range(2):
+        Wire(core, protocol_factory(core, ROUTES, certificates)())
+    assert certificates.asked == [LOCAL, LOCAL]
 
 
-def test_without_a_context_connections_are_plain(core: Core) -> None:
-    protocol = protocol_factory(core, redirect_to_https, None, derp=False)()
+def test_without_certificates_connections_are_plain(core: Core) -> None:
+    protocol = protocol_factory(core, SIDE_ROUTES, None, derp=False)()
     assert type(protocol) is RelayProtocol
+    assert protocol.tls_version == ""
 
 
 def test_a_library_that_writes_one_record_at_a_time_is_asked_again(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from pyderp.cli import relay as relay_module
+from pyderp.cli import relayrun
 from pyderp.cli.main import main
 from tests.aio.certificates import write_pair
 from tests.aio.ways import NAME
@@ -27,7 +27,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Run `pyderp relay` in this process; gives what it says when it refuses."""
 
     # It would change how this process collects garbage for good.
-    monkeypatch.setattr(relay_module, "_quiet_collector", lambda: None)
+    monkeypatch.setattr(relayrun, "_quiet_collector", lambda: None)
 
     def run(*args: object, code: int = 1) -> str:
         monkeypatch.setattr(sys, "argv", ["pyderp", "relay", *map(str, args)])
@@ -160,7 +160,16 @@ def test_a_certificate_that_cannot_be_used_is_explained(
     [
         (["--certmode=manual", "--hostname=x"], "needs --certdir"),
         (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
-        (["--certmode=letsencrypt"], "not built yet"),
+        (["--certmode=letsencrypt"], "needs --hostname"),
+        (["--certmode=letsencrypt", "--hostname=192.0.2.1"], "--acme-ip-certs"),
+        (["--certmode=gcp", "--hostname=x"], "needs --acme-eab-kid, --acme-eab-key, --acme-email"),
+        (["--certmode=manual", "--hostname=::1", "--acme-ip-certs"], "it is manual"),
+        (["--mesh-with=x"], "needs --mesh-psk-file"),
+        (["--secrets-url=http://x"], "setec is not built"),
+        (["--ace"], "not built"),
+        (["--proxy-protocol"], "needs trusted_proxies"),
+        (["--home=nowhere"], "unknown home 'nowhere'"),
+        (["--verify-client-url=x"], "neither http:// nor https://"),
         (["-a", "127.0.0.1:443"], "--certmode=manual"),
     ],
 )
@@ -170,13 +179,24 @@ def test_flags_that_do_not_go_together_are_explained(
     assert told in refused("--dev", *LOCAL, *flags)
 
 
-def test_no_key_file_is_made_for_a_command_line_that_cannot_be(
+def test_no_key_file_is_made_for_a_relay_that_cannot_start(
     refused: Refused, tmp_path: Path
 ) -> None:
-    path = tmp_path / "relay.key"
-    refused(*secure(tmp_path / "none"), "-c", path, "--certmode=letsencrypt")
+    """Whatever is wrong: flags, certificate, other files, or a port."""
+    path = tmp_path / "keys" / "relay.key"
+    broken = tmp_path / "broken"
+    broken.write_text("{")
+    write_pair(tmp_path, NAME)
+    refused(*secure(tmp_path / "none"), "-c", path)
+    refused(*secure(tmp_path), "-c", path, "--no-derp", "--http-port=x", code=2)
     refused("-a", "nonsense", "-c", path)
-    assert not path.exists()
+    refused(*secure(tmp_path), "-c", path, "--rate-config", broken)
+    refused(*secure(tmp_path), "-c", path, "--allow-keys-file", broken)
+    refused(*secure(tmp_path), "-c", path, "--mesh-psk-file", broken)
+    refused(*secure(tmp_path), "-c", path, "--config-file", broken)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused("-a", f"127.0.0.1:{taken.getsockname()[1]}", "-c", path)
+    assert not path.parent.exists()
 
 
 def test_tls_settings_without_tls_are_warned_of(
@@ -186,21 +206,13 @@ def test_tls_settings_without_tls_are_warned_of(
     assert "no TLS on port 0 without --certmode: --certdir, --hostname unused" in caplog.text
 
 
-def test_a_user_who_is_not_root_must_say_where_the_key_is(
+def test_without_any_place_for_the_key_one_must_be_named(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
     assert "-c FILE is missing" in refused("-a", "127.0.0.1:0")
-
-
-def test_root_has_a_default_key_file(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path = tmp_path / "derper.key"
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr(relay_module, "DEFAULT_KEY_FILE", path)
-    refused("-a", "192.0.2.1:0")
-    assert path.exists()
 
 
 def test_without_uvloop_asking_for_it_is_refused_and_auto_is_not(
@@ -217,7 +229,7 @@ def test_ctrl_c_before_the_relay_runs_exits_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(relay_module, "_run", interrupt)
+    monkeypatch.setattr(relayrun, "_run", interrupt)
     refused("--dev", code=130)
 
 

@@ -143,7 +143,10 @@ class Scene:
             "errors": self.errors,
             "drops": self.world.drops(),
             "counters": {
-                name: getattr(counters, name) for name in counters.__slots__ if name != "drops"
+                name: value
+                for name in counters.__slots__
+                if isinstance(value := getattr(counters, name), int | list | dict)
+                and name != "drops"
             },
             "active": {k: number[c] for k, c in registry.active.items()},
             "watchers": [number[c] for c in registry.watchers],

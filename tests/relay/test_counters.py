@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.relay.counters import KINDS, Counters, DropReason
+from pyderp.relay.counters import KINDS, Counters, DropReason, QueueTime
 
 GO_REASONS = [
     "unknown_dest",
@@ -18,6 +18,16 @@ GO_REASONS = [
 """`derpserver.dropReason*` as labels, in their order."""
 
 
+NOT_PLAIN = {
+    "drops",
+    "mesh_update_batch_size",
+    "mesh_update_loop_count",
+    "queue_time",
+    "tcp_rtt",
+    "writes",
+}
+
+
 def test_the_first_drop_reasons_are_the_labels_of_go() -> None:
     labels = [reason.value for reason in DropReason]
     assert labels[: len(GO_REASONS)] == GO_REASONS
@@ -29,8 +39,11 @@ def test_everything_is_zero_at_the_start_and_every_series_is_there() -> None:
     assert counters.drops == {
         (reason, kind): [0, 0] for reason in DropReason for kind in ("other", "disco")
     }
-    plain = [name for name in Counters.__slots__ if name != "drops"]
+    plain = [name for name in Counters.__slots__ if isinstance(getattr(counters, name), int)]
     assert {name: getattr(counters, name) for name in plain} == dict.fromkeys(plain, 0)
+    assert len(plain) == len(Counters.__slots__) - len(NOT_PLAIN)
+    assert counters.buffered_write_frames.count == counters.buffered_write_frames.sum == 0
+    assert counters.average_queue_ms == 0
 
 
 @pytest.mark.parametrize("disco", [False, True])
@@ -60,3 +73,23 @@ def test_two_relays_count_apart() -> None:
 
 def test_kinds_are_indexed_by_whether_a_packet_is_disco() -> None:
     assert (KINDS[False], KINDS[True]) == ("other", "disco")
+
+
+def test_writes_are_counted_by_their_frames() -> None:
+    counters = Counters()
+    for frames in (1, 1, 8, 12, 100, 101, 250):
+        counters.wrote(frames)
+    histogram = counters.buffered_write_frames
+    assert histogram.count == 7
+    assert histogram.sum == 1 + 1 + 8 + 12 + 100 + 101 + 250
+    assert histogram.cumulative()[-2:] == [("100", 5), ("+Inf", 7)]
+    assert dict(histogram.cumulative())["10"] == 3
+
+
+def test_the_average_wait_follows_those_that_wait_and_those_that_do_not() -> None:
+    time = QueueTime()
+    time.waited(1, 100.0, 1)
+    assert time.average(1) == pytest.approx(10.0)
+    assert time.average(2) == pytest.approx(9.0)
+    time.waited(2, 50.0, 5)  # one more went through at once
+    assert time.average(5) == pytest.approx(8.1 * 0.81 + 50 * 0.19)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pyderp.aio.wheel import TimerWheel
+from pyderp.config import Network
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.connection import Connection
@@ -15,7 +17,13 @@ from pyderp.relay.router import Router
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
 
-__all__ = ["Core"]
+if TYPE_CHECKING:
+    from pyderp.admission.gate import Gate
+    from pyderp.aio.health import HealthTeller
+    from pyderp.aio.limits import Limits
+    from pyderp.aio.rtt import RttSampler
+
+__all__ = ["Core", "Served"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -32,7 +40,15 @@ class Served(Protocol):
     """A connection, as far as the core looks at it."""
 
     connection: Connection | None
+    transport: asyncio.Transport | None
 
+    @property
+    def websocket(self) -> object | None:
+        """What puts its bytes into a websocket; `None`: nothing does."""
+
+    @property
+    def tls_version(self) -> str:
+        """The TLS version agreed on, such as `1.3`; empty: none."""
     def check_progress(self, now: float) -> None:
         """Look whether a stalled write went on."""
 
@@ -87,6 +103,16 @@ class Core:
         self.protocols: set[Served] = set()
         self.stalled: dict[Served, None] = {}
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
+        # Parts that a relay may have; the lane knows of none of them.
+        self.gate: Gate | None = None
+        self.limits: Limits | None = None
+        self.health: HealthTeller | None = None
+        self.rtt: RttSampler | None = None
+        self.trusted: tuple[Network, ...] = ()
+        """Peers whose word on the client's address is taken."""
+        self.tls_requests: dict[str, int] = {}
+        """HTTP requests by TLS version."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self.flush_scheduled = False
         self._log_tokens = _LOGGED_AT_ONCE
@@ -102,6 +128,29 @@ class Core:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something for a connection; it ends with the relay at the latest."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def cancel_tasks(self) -> None:
+        """End what `spawn` began."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def trusts(self, host: str) -> bool:
+        """Whether a peer's word on its client's address is taken; empty: a Unix socket's."""
+        if not self.trusted:
+            return False
+        if not host:
+            return True
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in network for network in self.trusted)
 
     def schedule_flush(self) -> None:
         """Have the router write what it holds, once all sockets that are ready were read."""
@@ -121,6 +170,10 @@ class Core:
             protocol.check_progress(now)
         for protocol in self.timers.advance(now):
             protocol.on_timer(now)
+        if self.rtt is not None:
+            self.rtt.tick(now)
+        if self.health is not None:
+            self.health.tick(now)
         if self.router.touched:
             self.schedule_flush()
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final
 
-from pyderp.aio.protocol import RelayProtocol
-from pyderp.aio.routes import DERP_PATH, Routes
+from pyderp.aio.forwarded import client_address
+from pyderp.aio.login import LoginStage
+from pyderp.aio.protocol import HOLD_HTTP, RelayProtocol
+from pyderp.aio.routes import DERP_PATH, Answer, Routes
 from pyderp.aio.websocket import WebSocketStage
 from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import BadUpgrade, RemoteProtocolError
-from pyderp.wire.http import HttpConnection, Request, text_response
+from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 
 __all__ = ["HttpStage"]
 
+log = logging.getLogger("pyderp.http")
 
 _PIPELINED: Final = 8
 """Requests in one read. Each costs 0.1 ms in which nobody else is served."""
+_ANSWER_TIMEOUT: Final = 60.0
+"""What an answer that is not ready at once may take; a stream may go on for ever."""
 
 
 class HttpStage:
@@ -29,23 +37,30 @@ class HttpStage:
         derp: whether `/derp` is served here.
     """
 
-    __slots__ = ("_derp", "_http", "_protocol", "_routes")
+    __slots__ = ("_busy", "_derp", "_http", "_peer", "_protocol", "_routes")
 
     def __init__(self, protocol: RelayProtocol, routes: Routes, *, derp: bool) -> None:
         self._protocol = protocol
         self._routes = routes
         self._derp = derp
+        self._busy = False
+        self._peer: tuple[str, int] | None = None
         # Made when bytes come: a silent connection should stay small.
         self._http: HttpConnection | None = None
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
         """Take bytes; gives how many are not DERP's yet (`Stage`)."""
-        protocol = self._protocol
         http = self._http = self._http or HttpConnection()
         http.receive_data(bytes(view[:end]))
-        rest = requests = 0
+        return end - len(self._serve(http))
+
+    def _serve(self, http: HttpConnection) -> bytes:
+        """Answer the requests that are there; gives the bytes that already belong to DERP."""
+        protocol = self._protocol
+        rest = b""
+        requests = 0
         try:
-            while (request := http.next_request()) is not None:
+            while not self._busy and (request := http.next_request()) is not None:
                 requests += 1
                 if requests > _PIPELINED:
                     raise RemoteProtocolError("too many HTTP requests at once")
@@ -56,13 +71,15 @@ class HttpStage:
         except BadUpgrade as e:
             protocol.count_problem(e)
             protocol.write(http.refusal())
-        if protocol.stage is self and http.finished:
+        if protocol.stage is self and http.finished and not self._busy:
             protocol.finish()
-        return end - rest
+        return rest
 
-    def _on_request(self, http: HttpConnection, request: Request) -> int:
-        """Answer a request, or upgrade; gives how many bytes already belong to DERP."""
+    def _on_request(self, http: HttpConnection, request: Request) -> bytes:
+        """Answer a request, or upgrade; gives the bytes that already belong to DERP."""
         protocol = self._protocol
+        core = protocol.core
+        self._note_asker(request)
         if self._derp and request.path == DERP_PATH:
             upgrade = classify_upgrade(request)
             if upgrade is Upgrade.DERP:
@@ -70,45 +87,116 @@ class HttpStage:
             if upgrade is Upgrade.WEBSOCKET:
                 return self._upgrade_websocket(http, request)
             if asked := request.header(b"upgrade"):
-                protocol.core.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
-            response = text_response(426, "DERP requires connection upgrade")
+                core.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
+            answer: Answer = text_response(426, "DERP requires connection upgrade")
         else:
-            response = self._routes(request)
-        protocol.write(http.respond(response))
-        protocol.kept_alive = True
-        protocol.restart_timer(HTTP_IDLE_TIMEOUT)
-        return 0
+            answer = self._routes(request)
+        if isinstance(answer, Response):
+            protocol.write(http.respond(answer))
+            self._keep_alive()
+        else:
+            self._answer_later(http, answer)
+        return b""
 
-    def _upgrade(self, http: HttpConnection, request: Request) -> int:
+    def _note_asker(self, request: Request) -> None:
+        protocol = self._protocol
+        core = protocol.core
+        if self._peer is None:
+            self._peer = protocol.peer
+        if core.trusts(self._peer[0]):
+            protocol.peer = client_address(request, self._peer, core.trusts)
+        elif request.header(b"x-forwarded-for") or request.header(b"forwarded"):
+            request.forwarded = True
+        request.remote = protocol.peer[0]
+        request.tls = version = protocol.tls_version
+        if version:
+            core.tls_requests[version] = core.tls_requests.get(version, 0) + 1
+
+    def _keep_alive(self) -> None:
+        self._protocol.kept_alive = True
+        self._protocol.restart_timer(HTTP_IDLE_TIMEOUT)
+
+    # Answers that take their time
+
+    def _answer_later(
+        self, http: HttpConnection, answer: StreamedResponse | Coroutine[Any, Any, Response]
+    ) -> None:
+        protocol = self._protocol
+        self._busy = True
+        protocol.hold(HOLD_HTTP)
+        if isinstance(answer, StreamedResponse):
+            protocol.stop_timer()
+        else:
+            protocol.restart_timer(_ANSWER_TIMEOUT)
+        protocol.task = task = protocol.core.spawn(self._finish(http, answer))
+        if not isinstance(answer, StreamedResponse):
+            # It may end before it begins, and Python complains of a coroutine never run.
+            task.add_done_callback(lambda _: answer.close())
+
+    async def _finish(
+        self, http: HttpConnection, answer: StreamedResponse | Coroutine[Any, Any, Response]
+    ) -> None:
+        protocol = self._protocol
+        try:
+            if isinstance(answer, StreamedResponse):
+                await self._stream(http, answer)
+            else:
+                protocol.write(http.respond(await answer))
+        except Exception:
+            # The head may be out already: closing is the only way left to tell.
+            log.exception("%s: an HTTP answer failed", protocol.who)
+            protocol.task = None
+            protocol.abort()
+            return
+        protocol.task = None
+        self._busy = False
+        self._keep_alive()
+        protocol.release(HOLD_HTTP)
+        if rest := self._serve(http):
+            protocol.feed(rest)
+
+    async def _stream(self, http: HttpConnection, answer: StreamedResponse) -> None:
+        protocol = self._protocol
+        async with contextlib.aclosing(answer.chunks) as chunks:
+            protocol.write(http.begin(answer))
+            if not http.head_only:
+                async for chunk in chunks:
+                    protocol.write(http.chunk(chunk))
+                    await protocol.writable()
+        protocol.write(http.end())
+
+    # Upgrades
+
+    def _upgrade(self, http: HttpConnection, request: Request) -> bytes:
         protocol = self._protocol
         core = protocol.core
         protocol.not_ideal = bool(request.header(b"ideal-node"))
         fast_start = wants_fast_start(request)
         protocol.write(core.login.greeting if fast_start else core.greeting_with_head)
-        protocol.stage = protocol.login_stage
+        protocol.stage = LoginStage(protocol)
         return self._hand_over(http)
 
-    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> int:
+    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> bytes:
         protocol = self._protocol
         refusal = refuse_handshake(request)
         if refusal is not None:
             protocol.write(http.respond(refusal))
-            return 0
+            return b""
         head, agreed = websocket_accept(request)
         stage = WebSocketStage(protocol)
         if not agreed:
             stage.close(1008, "client must speak the derp subprotocol", head=head)
             protocol.finish()
-            return 0
+            return b""
         protocol.core.router.counters.websocket_accepts += 1
         stage.open(head, protocol.core.login.greeting)
         protocol.stage = protocol.websocket = stage
         return self._hand_over(http)
 
-    def _hand_over(self, http: HttpConnection) -> int:
+    def _hand_over(self, http: HttpConnection) -> bytes:
         # A first request shares the budget of the accept; one on a kept-alive connection
         # begins a budget of its own.
         if self._protocol.kept_alive:
             self._protocol.kept_alive = False
             self._protocol.restart_timer(LOGIN_TIMEOUT)
-        return len(http.take_over())
+        return http.take_over()

@@ -10,24 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol, TypeAlias, cast
 
 from pyderp.aio.core import SMALL_READ, Core
 from pyderp.aio.sockets import format_address, unacknowledged, unmap
-from pyderp.defaults import (
-    CLOSE_TIMEOUT,
-    KEEP_ALIVE,
-    KEEP_ALIVE_JITTER,
-    LOGIN_TIMEOUT,
-)
+from pyderp.defaults import CLOSE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
-from pyderp.relay import lane
 from pyderp.relay.connection import Connection
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
-from pyderp.wire.server import LoggedIn
 
-__all__ = ["RelayProtocol", "Stage", "closed_stage"]
+__all__ = [
+    "HOLD_HTTP",
+    "HOLD_LIMIT",
+    "HOLD_LOGIN",
+    "RelayProtocol",
+    "Stage",
+    "closed_stage",
+]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -36,8 +35,12 @@ _LARGE: Final = 4096
 
 _FAIR_SHARE: Final = 64 * 1024
 """Who sends so much in one read waits a turn of the loop."""
-_APP_NAME_LENGTH: Final = 128
-"""Characters of a client's name for itself that are kept; it may send 256 KiB."""
+
+# Why a connection is not read from; several may hold at once.
+_HOLD_FAIR: Final = 1
+HOLD_LOGIN: Final = 2
+HOLD_HTTP: Final = 4
+HOLD_LIMIT: Final = 8
 
 Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
 """Takes bytes in a buffer, how many there are; gives how many it used up."""
@@ -51,6 +54,9 @@ class Wrapper(Protocol):
 
     def send(self, chunks: list[bytes]) -> None:
         """Write bytes of the stream inside."""
+
+    def feed(self) -> None:
+        """Give the stage inside what it left unused."""
 
     def close(self) -> None:
         """Say that nothing more will come."""
@@ -70,16 +76,19 @@ class RelayProtocol(asyncio.BufferedProtocol):
         "_progress",
         "_slot",
         "_tail",
-        "_waits",
+        "_waiter",
         "connection",
         "core",
         "fair_share",
+        "held",
         "kept_alive",
+        "local",
         "not_ideal",
         "number",
         "peer",
         "room",
         "stage",
+        "task",
         "transport",
         "websocket",
     )
@@ -88,7 +97,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self.core = core
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
-        self.peer: tuple[str, int] = ("", 0)
+        self.peer: tuple[str, int] = UNKNOWN
+        """Address and port of the client, behind trusted proxies."""
+        self.local = ""
+        """IP address that it connected to."""
         self.number = 0
         self.not_ideal = False
         self.kept_alive = False
@@ -100,11 +112,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._tail: bytes | bytearray | None = None
         self._need = 0
         # Where bytes are read to, and how many of them are enough for one turn.
-        self._waits = False
+        self.held = 0
+        self.task: asyncio.Task[None] | None = None
+        """What it waits for, if anything; ends with the connection."""
         self.room = core.small_view
         self.fair_share = SMALL_READ
         self._slot = 0
         self._period = 0.0
+        self._waiter: asyncio.Future[None] | None = None
         self._progress: tuple[tuple[int, int], float] | None = None
 
     # Life
@@ -117,9 +132,9 @@ class RelayProtocol(asyncio.BufferedProtocol):
         # Any byte that the kernel does not take means pause_writing: what waits must wait
         # in the router's queues, where it is bounded and can be dropped.
         transport.set_write_buffer_limits(high=0)
-        name = transport.get_extra_info("peername")
-        if name:
-            self.peer = (unmap(name[0]), name[1])
+        if self.peer is UNKNOWN:
+            self.peer = endpoint(transport, "peername")
+            self.local = endpoint(transport, "sockname")[0]
         core.protocols.add(self)
         core.router.counters.accepts += 1
         self.number = core.router.counters.accepts
@@ -172,9 +187,14 @@ class RelayProtocol(asyncio.BufferedProtocol):
         core.stalled.pop(self, None)
         self.stage = closed_stage
         self._tail = None
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
         connection, self.connection = self.connection, None
         if connection is not None:
             core.router.leave(connection, unsent=self._unsent())
+            if core.health is not None:
+                core.health.on_leave(connection)
             log.debug("%s %s left", self.who, connection.public.short())
             if core.router.touched:
                 core.schedule_flush()
@@ -244,17 +264,39 @@ class RelayProtocol(asyncio.BufferedProtocol):
 
         libuv goes on reading a socket that fills the buffer, up to 32 times in a row.
         """
-        transport = self.transport
-        if transport is not None and not self._waits and not transport.is_closing():
-            self._waits = True
-            transport.pause_reading()
-            self.core.loop.call_soon(self._read_on)
+        if not self.held:
+            self.hold(_HOLD_FAIR)
+            self.core.loop.call_soon(self.release, _HOLD_FAIR)
 
-    def _read_on(self) -> None:
-        self._waits = False
+    def hold(self, reason: int) -> None:
+        """Read nothing from the client until `release` with the same reason."""
         transport = self.transport
-        if transport is not None and not transport.is_closing():
+        if not self.held and transport is not None and not transport.is_closing():
+            transport.pause_reading()
+        self.held |= reason
+
+    def release(self, reason: int) -> None:
+        """Read on, unless there is another reason not to."""
+        self.held &= ~reason
+        transport = self.transport
+        if not self.held and transport is not None and not transport.is_closing():
             transport.resume_reading()
+
+    def feed_rest(self) -> None:
+        """Give the current stage what the one before did not use."""
+        if self.websocket is not None:
+            self.websocket.feed()
+        elif self._tail is not None:
+            rest, self._need = self._tail, 0
+            self.feed(rest)
+        if self.core.router.touched:
+            self.core.schedule_flush()
+
+    def feed(self, rest: bytes | bytearray | memoryview) -> None:
+        """Give bytes to the current stage that were read before it was."""
+        data = bytearray(rest)
+        with memoryview(data) as view:
+            self._feed(data, view, len(data))
 
     def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
         assert isinstance(tail, bytearray)
@@ -278,9 +320,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
     def _rest(self, stage: Stage, rest: memoryview) -> None:
         """Keep the incomplete frame that a stage left, or give it to the stage after that."""
         if self.stage is not stage:
-            data = bytearray(rest)
-            with memoryview(data) as view:
-                self._feed(data, view, len(data))
+            self.feed(rest)
             return
         if len(rest) >= FRAME_HEADER_LEN:
             need = FRAME_HEADER_LEN + HEADER.unpack_from(rest)[1]
@@ -290,47 +330,22 @@ class RelayProtocol(asyncio.BufferedProtocol):
                 return
         self._tail = bytes(rest)
 
-    # The stages of DERP; pyderp.aio.http has the one before
+    # What a login changes; pyderp.aio.login has the stage
 
-    def login_stage(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Wait for ClientInfo (`Stage`)."""
-        used, client = self.core.login.receive_untrusted(view, end)
-        if client is not None:
-            self._on_login(client)
-        return used
+    def read_in_large(self) -> None:
+        """From now on read as much as there is: frames are taken from the buffer in place."""
+        self.room = self.core.view
+        self.fair_share = _FAIR_SHARE
 
-    def _on_login(self, client: LoggedIn) -> None:
-        core = self.core
-        info = client.info
-        now = core.loop.time()
-        connection = Connection(
-            client.client.raw,
-            self,
-            number=self.number,
-            peer=self.peer,
-            connected_at=now,
-            can_mesh=info.mesh_key is not None and info.mesh_key == core.mesh_key,
-            is_prober=info.is_prober,
-            not_ideal=self.not_ideal,
-            app_name=info.app_name[:_APP_NAME_LENGTH],
-        )
-        self.connection = connection
-        # Others may write to it from the next line on; what they write comes after this.
+    def pause_if_stalled(self, connection: Connection) -> None:
+        """Tell the router of a new connection whose socket takes no more already."""
         if self._progress is not None:
-            core.router.pause(connection, self._progress[0][0])
-        core.router.send_control(connection, client.server_info)
-        core.router.login(connection)
-        relaying: Stage = partial(lane.receive, core.router, connection)
-        if self.websocket is None:
-            self.stage = relaying
-            self.room = core.view
-            self.fair_share = _FAIR_SHARE
-        else:
-            self.websocket.inner = relaying
-        self._period = KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform()
-        self.restart_timer(self._period)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s logged in%s", self.who, ", mesh" if connection.can_mesh else "")
+            self.core.router.pause(connection, self._progress[0][0])
+
+    def begin_keep_alive(self, period: float) -> None:
+        """Send a KeepAlive frame every so many seconds, in place of the login's deadline."""
+        self._period = period
+        self.restart_timer(period)
 
     # Out
 
@@ -345,6 +360,11 @@ class RelayProtocol(asyncio.BufferedProtocol):
         """Write bytes as they are, under TLS encrypted."""
         if self.transport is not None and data:
             self.transport.write(data)
+
+    @property
+    def tls_version(self) -> str:
+        """The TLS version of the connection, such as `1.3`; empty: none."""
+        return ""
 
     @property
     def stalled(self) -> bool:
@@ -368,6 +388,15 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self._progress = None
         if self.connection is not None:
             self.core.router.resume(self.connection)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def writable(self) -> None:
+        """Wait until the kernel has taken what was written; before a login only."""
+        if self.stalled:
+            self._waiter = self.core.loop.create_future()
+            await self._waiter
+            self._waiter = None
 
     # Time
 
@@ -376,6 +405,10 @@ class RelayProtocol(asyncio.BufferedProtocol):
         core = self.core
         core.timers.cancel(self, self._slot)
         self._slot = core.timers.add(self, core.loop.time() + seconds)
+
+    def stop_timer(self) -> None:
+        """Have no deadline for now."""
+        self.core.timers.cancel(self, self._slot)
 
     def on_timer(self, now: float) -> None:
         """The deadline of the current stage passed, or it is time for a KeepAlive."""
@@ -415,6 +448,15 @@ class RelayProtocol(asyncio.BufferedProtocol):
             core.router.counters.write_timeouts += 1
             core.log_problem("%s closed: no byte taken for %g s", self.who, timeout)
             self.abort()
+
+
+UNKNOWN: Final = ("", 0)
+
+
+def endpoint(transport: asyncio.BaseTransport, which: str) -> tuple[str, int]:
+    """IP address and port of one end of a connection; of a Unix socket, `UNKNOWN`."""
+    name = transport.get_extra_info(which)
+    return (unmap(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
 
 
 def closed_stage(_: bytearray, __: memoryview, end: int) -> int:

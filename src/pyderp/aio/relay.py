@@ -7,26 +7,27 @@ import contextlib
 import logging
 import os
 import random
-import socket
 from typing import TYPE_CHECKING, Final
 
-from pyderp.aio.certs import ManualCertificates
 from pyderp.aio.core import Core, Served
-from pyderp.aio.routes import redirect_to_https, relay_routes
-from pyderp.aio.sockets import format_address, listen, parse_address
-from pyderp.aio.tls import protocol_factory
-from pyderp.config import RelayConfig
-from pyderp.defaults import LISTEN_BACKLOG, MESH_WRITE_TIMEOUT, RECONNECT_TRY_FOR
-from pyderp.errors import ConfigError, LocalProtocolError
+from pyderp.aio.listeners import Listeners, open_listeners
+from pyderp.aio.parts import Parts
+from pyderp.aio.sockets import format_address
+from pyderp.config import LIVE_SETTINGS, RelayConfig
+from pyderp.defaults import (
+    HTTPS_PORT,
+    LISTEN_BACKLOG,
+    MESH_WRITE_TIMEOUT,
+    RECONNECT_TRY_FOR,
+    STUN_PORT,
+)
+from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import Counters
 from pyderp.wire.frames import pack_restarting
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
     from types import TracebackType
-
 
 __all__ = ["Relay"]
 
@@ -47,16 +48,23 @@ class Relay:
 
     Args:
         config: by default a plain relay with a key in memory on a free port of 127.0.0.1.
+        listeners: sockets that are open already, to use in place of opening them; the relay
+            closes them.
     """
 
-    def __init__(self, config: RelayConfig | None = None) -> None:
+    def __init__(
+        self, config: RelayConfig | None = None, *, listeners: Listeners | None = None
+    ) -> None:
         self.config = config or RelayConfig()
         self.private_key = self.config.private_key or NodePrivate.generate()
+        self._given = listeners
         self._core: Core | None = None
+        self._parts: Parts | None = None
         self._servers: list[asyncio.Server] = []
-        self._certificates: ManualCertificates | None = None
         self._certificate_timer: asyncio.TimerHandle | None = None
         self._addresses: list[tuple[str, int]] = []
+        self._http_address: tuple[str, int] | None = None
+        self._stun_addresses: list[tuple[str, int]] = []
 
     async def start(self) -> None:
         """Listen and serve.
@@ -68,76 +76,73 @@ class Relay:
         if self._core is not None:
             raise LocalProtocolError("this relay was started before; make a new one")
         config = self.config
-        loop = asyncio.get_running_loop()
-        if config.tls is not None:
-            self._certificates = ManualCertificates(
-                config.tls.certdir, config.tls.hostname, self.private_key.public
-            )
-        with contextlib.ExitStack() as undo:
-            sockets = self._listen(undo)
-            core = self._core = Core(
-                loop,
-                self.private_key,
-                mesh_key=config.mesh_key,
-                random=os.urandom,
-                uniform=random.random,
-                write_timeout=config.write_timeout,
-                mesh_write_timeout=MESH_WRITE_TIMEOUT,
-            )
-            main = protocol_factory(core, relay_routes, self._tls_context())
-            side = protocol_factory(core, redirect_to_https, None, derp=False)
-            for sock, factory in zip(sockets, (main, side), strict=False):
-                self._servers.append(
-                    await loop.create_server(factory, sock=sock, backlog=LISTEN_BACKLOG)
-                )
-                host, port = sock.getsockname()[:2]
-                self._addresses.append((host, port))
+        core = self._core = Core(
+            asyncio.get_running_loop(),
+            self.private_key,
+            mesh_key=config.mesh_key,
+            random=os.urandom,
+            uniform=random.random,
+            write_timeout=config.write_timeout,
+            mesh_write_timeout=MESH_WRITE_TIMEOUT,
+        )
+        async with contextlib.AsyncExitStack() as undo:
+            parts = self._parts = Parts(config, core, self.private_key)
+            undo.push_async_callback(parts.aclose)
+            listeners = open_listeners(config, self._given)
+            undo.callback(listeners.close)
+            # Whatever can still be wrong with settings is found before anybody is served.
+            await parts.start(listeners)
+            await self._serve(listeners)
             undo.pop_all()
         core.start()
-        if self._certificates is not None:
-            self._look_at_certificate()
+        await parts.begin()
+        self._look_at_certificate()
 
-    def _listen(self, undo: contextlib.ExitStack) -> list[socket.socket]:
-        config = self.config
-        host, port = parse_address(config.address)
-        ports = [port]
-        if config.tls is not None and config.tls.http_port is not None:
-            ports.append(config.tls.http_port)
-        sockets: list[socket.socket] = []
-        for each in ports:
-            try:
-                sock = listen(
-                    host,
-                    each,
-                    keepalive_time=config.tcp_keepalive_time,
-                    user_timeout=config.tcp_user_timeout,
-                    notsent_lowat=config.tcp_notsent_lowat,
-                )
-            except ConfigError as e:
-                if sockets:
-                    raise ConfigError(
-                        f"{e}; this is the plain HTTP beside TLS, --http-port=-1 does without"
-                    ) from e
-                raise
-            undo.callback(sock.close)
-            sockets.append(sock)
-        return sockets
-
-    def _tls_context(self) -> Callable[[], ssl.SSLContext] | None:
-        certificates = self._certificates
-        return None if certificates is None else (lambda: certificates.context)
+    async def _serve(self, listeners: Listeners) -> None:
+        assert self._core is not None
+        assert self._parts is not None
+        main, side = self._parts.factories()
+        loop = self._core.loop
+        # asyncio hides what a listening socket is bound to once it has it.
+        self._addresses = [_endpoint(sock.getsockname()) for sock in listeners.main]
+        self._http_address = _endpoint(listeners.side[0].getsockname()) if listeners.side else None
+        self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
+        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
+            for sock in sockets:
+                make = loop.create_server
+                if sock.family == sock.family.AF_UNIX:
+                    make = loop.create_unix_server  # type: ignore[assignment]  # same arguments
+                self._servers.append(await make(factory, sock=sock, backlog=LISTEN_BACKLOG))
 
     def _look_at_certificate(self) -> None:
-        assert self._certificates is not None
+        assert self._parts is not None
+        if self._parts.certificates is None:
+            return
         self._certificate_timer = asyncio.get_running_loop().call_later(
             _CERTIFICATE_LOOK, self._look_at_certificate
         )
-        self._certificates.reload()
+        self._parts.look_at_certificates()
 
-    def reload(self) -> None:
-        """Read the certificate again (on SIGHUP); without TLS there is nothing to do."""
-        if self._certificates is not None:
-            self._certificates.reload(force=True)
+    def reload(self, config: RelayConfig | None = None) -> None:
+        """Read certificates, limits and allowed keys again (on SIGHUP).
+
+        Args:
+            config: new settings. The mesh's list is taken over; for the rest that changed, the
+                log says that it needs a restart.
+
+        Raises:
+            ConfigError: an entry of the mesh's list cannot be used. Nothing was changed then.
+        """
+        if self._parts is None:
+            raise LocalProtocolError("the relay is not started")
+        if config is not None:
+            changed = self.config.changes(config)
+            self._parts.set_mesh(config.mesh_with)
+            late = [name for name in changed if name not in LIVE_SETTINGS and name != "private_key"]
+            if late:
+                log.warning("changed, but needs a restart: %s", ", ".join(late))
+            self.config = self.config.with_live_settings(config)
+        self._parts.reload()
 
     async def aclose(self, *, drain: float | None = None) -> None:
         """Stop: no new connections, all clients told and closed.
@@ -149,10 +154,11 @@ class Relay:
             drain: seconds to spread the closes over; 0: at once; by default the config's.
         """
         core = self._core
-        if core is None:
+        if core is None or self._parts is None:
             return
         drain = self.config.drain if drain is None else drain
         await self._stop_accepting(core.loop)
+        await self._parts.stop_answering()
         if self._certificate_timer is not None:
             self._certificate_timer.cancel()
         try:
@@ -168,6 +174,8 @@ class Relay:
         await asyncio.sleep(0)
         for protocol in list(core.protocols):
             protocol.abort()
+        await core.cancel_tasks()
+        await self._parts.aclose()
         await asyncio.sleep(0)
 
     async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -220,7 +228,7 @@ class Relay:
 
     @property
     def address(self) -> tuple[str, int]:
-        """IP address and port that it listens on."""
+        """IP address and port that it listens on; a Unix socket's path and 0."""
         if not self._addresses:
             raise LocalProtocolError("the relay is not started")
         return self._addresses[0]
@@ -228,7 +236,12 @@ class Relay:
     @property
     def http_address(self) -> tuple[str, int] | None:
         """Address and port of the plain listener beside TLS, if there is one."""
-        return self._addresses[1] if len(self._addresses) > 1 else None
+        return self._http_address
+
+    @property
+    def stun_addresses(self) -> list[tuple[str, int]]:
+        """Addresses and ports that STUN is answered on."""
+        return self._stun_addresses
 
     @property
     def url(self) -> str:
@@ -257,11 +270,31 @@ class Relay:
         return self._running().router.registry.size
 
     @property
-    def map_node(self) -> str | None:
-        """With a self-signed certificate, the node for a DERP map, as JSON."""
-        return None if self._certificates is None else self._certificates.map_node(self.address[1])
+    def map_node(self) -> dict[str, object] | None:
+        """With TLS, the node for a DERP map."""
+        tls = self.config.tls
+        if self._parts is None or self._parts.certificates is None or tls is None:
+            return None
+        node: dict[str, object] = {"Name": "custom", "RegionID": 900, "HostName": tls.hostname}
+        node |= self._parts.certificates.map_node() or {}
+        port = self.address[1]
+        if port != HTTPS_PORT:
+            node["DERPPort"] = port
+        stun = self._stun_addresses[0][1] if self._stun_addresses else -1
+        if stun != STUN_PORT:
+            node["STUNPort"] = stun
+        return node
 
     def _running(self) -> Core:
         if self._core is None:
             raise LocalProtocolError("the relay is not started")
         return self._core
+
+
+def _endpoint(name: str | tuple[object, ...]) -> tuple[str, int]:
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        assert isinstance(host, str)
+        assert isinstance(port, int)
+        return host, port
+    return f"unix:{name}", 0

@@ -1,24 +1,35 @@
-"""What a relay answers over HTTP, besides DERP itself. No I/O: a request in, a response out."""
+"""What a relay answers over HTTP, besides DERP itself. No I/O: a request in, an answer out."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeAlias
 
-from pyderp.wire.http import Request, Response, text_response
+from pyderp.wire.http import Request, Response, StreamedResponse, text_response
 
-__all__ = ["DERP_PATH", "Routes", "redirect_to_https", "relay_routes"]
+__all__ = [
+    "BROWSER_HEADERS",
+    "DERP_PATH",
+    "Answer",
+    "Routes",
+    "generate_204",
+    "page",
+    "relay_routes",
+    "side_routes",
+]
 
 DERP_PATH: Final = "/derp"
 
-Routes: TypeAlias = Callable[[Request], Response]
+Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
+Routes: TypeAlias = Callable[[Request], Answer]
 
 _PROBE_PATHS: Final = frozenset({"/derp/probe", "/derp/latency-check"})
 _CHALLENGE_CHARACTERS: Final = frozenset((string.ascii_letters + string.digits + ".-_:").encode())
 _MAX_CHALLENGE: Final = 64
+_ACME: Final = "/.well-known/acme-challenge/"
 
-_BROWSER_HEADERS: Final = (
+BROWSER_HEADERS: Final = (
     ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
     (
         "Content-Security-Policy",
@@ -29,43 +40,70 @@ _BROWSER_HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-_HOME: Final = b"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>DERP relay</title></head>
-<body>
-<h1>DERP</h1>
-<p>This is a DERP relay, run with pyderp. It passes on encrypted packets between
-Tailscale or headscale nodes that cannot reach each other directly.</p>
-</body>
-</html>
-"""
+
+def relay_routes(
+    pages: Mapping[str, Routes], debug: Routes | None = None, *, derp: bool = True
+) -> Routes:
+    """Every path of the main listener but a served `/derp`. Unknown ones are 404, unlike for Go.
+
+    Args:
+        pages: further paths, such as `/`.
+        debug: answers `/debug` and all below it.
+        derp: whether `/derp` is served, elsewhere.
+    """
+    table: dict[str, Routes] = {
+        **dict.fromkeys(_PROBE_PATHS, _probe),
+        "/generate_204": generate_204,
+        "/robots.txt": _robots,
+        **pages,
+    }
+    if not derp:
+        table[DERP_PATH] = _disabled
+
+    def routes(request: Request) -> Answer:
+        path = request.path
+        route = table.get(path)
+        if route is None and debug is not None and (path == "/debug" or path.startswith("/debug/")):
+            route = debug
+        return text_response(404, "404 page not found") if route is None else route(request)
+
+    return routes
 
 
-def relay_routes(request: Request) -> Response:
-    """Every path of the main listener but `/derp`. Unknown ones are 404, unlike `derper`'s."""
-    path = request.path
-    if path in _PROBE_PATHS:
-        return _probe(request)
-    if path == "/generate_204":
-        return generate_204(request)
-    if path == "/":
-        return _page("text/html; charset=utf-8", _HOME)
-    if path == "/robots.txt":
-        return _page("text/plain", b"User-agent: *\nDisallow: /\n")
-    if path == "/bootstrap-dns":
-        response = _page("application/json", b"")
-        response.close = True
-        return response
-    return text_response(404, "404 page not found")
+def side_routes(
+    challenge: Callable[[str], bytes | None], main: Routes, may_debug: Callable[[Request], bool]
+) -> Routes:
+    """The plain listener beside TLS: challenges and captive-portal checks are answered, `/debug`
+    served, all else redirected.
+
+    Args:
+        challenge: the answer to an ACME challenge on a path, if there is one.
+        main: routes of the main listener.
+        may_debug: whether who asks may see `/debug/`.
+    """
+
+    def routes(request: Request) -> Answer:
+        path = request.path
+        if path == "/generate_204":
+            return generate_204(request)
+        if path.startswith(_ACME):
+            answer = challenge(path)
+            if answer is not None:
+                return Response(200, [("Content-Type", "application/octet-stream")], answer)
+            return text_response(404, "404 page not found")
+        if path == "/debug" or path.startswith("/debug/"):
+            return main(request)
+        return _redirect(request, may_debug)
+
+    return routes
 
 
-def redirect_to_https(request: Request) -> Response:
-    """The plain listener beside TLS: captive-portal checks are answered, all else redirected."""
-    if request.path == "/generate_204":
-        return generate_204(request)
+def _redirect(request: Request, may_debug: Callable[[Request], bool]) -> Response:
     host = request.header(b"host")
     if request.method not in ("GET", "HEAD") or not host or not request.target.startswith("/"):
         return text_response(400, "Use HTTPS")
+    if request.path == "/" and may_debug(request):
+        return Response(302, [("Location", "/debug/")])
     return Response(302, [("Location", f"https://{host}{request.target}")])
 
 
@@ -88,5 +126,14 @@ def _probe(request: Request) -> Response:
     return Response(200, [("Access-Control-Allow-Origin", "*")])
 
 
-def _page(content_type: str, body: bytes) -> Response:
-    return Response(200, [("Content-Type", content_type), *_BROWSER_HEADERS], body)
+def _robots(_: Request) -> Response:
+    return page("text/plain", b"User-agent: *\nDisallow: /\n")
+
+
+def _disabled(_: Request) -> Response:
+    return text_response(404, "derp server disabled")
+
+
+def page(content_type: str, body: bytes) -> Response:
+    """A page for browsers, with the headers that restrict what they do with it."""
+    return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)

@@ -7,7 +7,9 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import sys
+from pathlib import Path
 from typing import Final
 
 from pyderp.defaults import (
@@ -17,7 +19,16 @@ from pyderp.defaults import (
 )
 from pyderp.errors import ConfigError
 
-__all__ = ["format_address", "listen", "parse_address", "unacknowledged", "unmap"]
+__all__ = [
+    "format_address",
+    "listen",
+    "listen_unix",
+    "parse_address",
+    "tune",
+    "unacknowledged",
+    "unix_path",
+    "unmap",
+]
 
 try:
     import fcntl
@@ -53,6 +64,20 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, port
 
 
+def unix_path(address: str) -> Path | None:
+    """The path of `unix:/path`; `None` for any other address.
+
+    Raises:
+        ConfigError: no absolute path.
+    """
+    if not address.startswith("unix:"):
+        return None
+    path = Path(address.removeprefix("unix:"))
+    if not path.is_absolute():
+        raise ConfigError(f"invalid server address {address!r}: want unix:/absolute/path")
+    return path
+
+
 def format_address(host: str, port: int) -> str:
     """`ip:port`, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -79,16 +104,21 @@ def unacknowledged(transport: asyncio.BaseTransport) -> int:
 
 
 def listen(
-    host: str, port: int, *, keepalive_time: float, user_timeout: float, notsent_lowat: int = 0
+    host: str,
+    port: int,
+    *,
+    keepalive_time: float,
+    user_timeout: float,
+    notsent_lowat: int = 0,
+    reuse_port: bool = False,
 ) -> socket.socket:
     """A listening TCP socket.
 
     Args:
         host: an address, or empty for all addresses of both families.
         port: 0: any free one.
-        keepalive_time: seconds of silence before the first keepalive probe; 0: none.
-        user_timeout: seconds that sent data may stay unacknowledged; 0: the system's.
-        notsent_lowat: bytes that the kernel holds unsent before it takes no more; 0: the system's.
+        keepalive_time, user_timeout, notsent_lowat: as for `tune`.
+        reuse_port: another process may listen there, too (SO_REUSEPORT).
 
     Raises:
         ConfigError: the address cannot be listened on; the text says why and what to do.
@@ -100,12 +130,34 @@ def listen(
             family=family,
             backlog=LISTEN_BACKLOG,
             dualstack_ipv6=dual,
+            reuse_port=reuse_port,
         )
     except OSError as e:
         raise ConfigError(_explain(host, port, e)) from e
     except UnicodeError as e:
         raise ConfigError(f"cannot listen on {format_address(host, port)}: no host name") from e
-    # Set once here; Linux hands them on to each accepted socket.
+    tune(
+        sock,
+        keepalive_time=keepalive_time,
+        user_timeout=user_timeout,
+        notsent_lowat=notsent_lowat,
+    )
+    sock.setblocking(False)
+    return sock
+
+
+def tune(
+    sock: socket.socket, *, keepalive_time: float, user_timeout: float, notsent_lowat: int
+) -> None:
+    """Set the options of a listening socket that Linux hands on to each accepted one.
+
+    Args:
+        keepalive_time: seconds of silence before the first keepalive probe; 0: none.
+        user_timeout: seconds that sent data may stay unacknowledged; 0: the system's.
+        notsent_lowat: bytes that the kernel holds unsent before it takes no more; 0: the system's.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if keepalive_time > 0:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -116,8 +168,46 @@ def listen(
         _set_tcp(sock, "TCP_USER_TIMEOUT", user_timeout * 1000)
     if notsent_lowat > 0:
         _set_tcp(sock, "TCP_NOTSENT_LOWAT", notsent_lowat)
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening Unix socket. One left over by a relay that is gone is replaced.
+
+    Raises:
+        ConfigError: somebody listens there, or it cannot be made.
+    """
+    try:
+        if _is_left_over(path):
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(path))
+            sock.listen(LISTEN_BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"cannot listen on unix:{path}: something is there; stop what uses it, or remove it"
+            ) from e
+        raise ConfigError(f"cannot listen on unix:{path}: {e.strerror or e}") from e
     sock.setblocking(False)
     return sock
+
+
+def _is_left_over(path: Path) -> bool:
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def _family(host: str) -> tuple[socket.AddressFamily, bool]:

@@ -8,6 +8,7 @@ TCP with all that the relay knows about it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from pyderp.aio.core import Core
 from pyderp.aio.http import HttpStage
 from pyderp.aio.protocol import RelayProtocol, Stage, closed_stage
 from pyderp.aio.routes import Routes
+from pyderp.certs.source import CertificateSource
 from pyderp.errors import RemoteProtocolError
 
-__all__ = ["TLSRelayProtocol"]
+__all__ = ["TLSRelayProtocol", "protocol_factory"]
 
 _SLICE: Final = 16 * 1024
 """A memory buffer of OpenSSL never shrinks again."""
@@ -33,10 +35,11 @@ class TLSRelayProtocol(RelayProtocol):
     """A connection that begins with a TLS handshake.
 
     Args:
-        context: gives the server-side context for a new connection.
+        certificates: gives the server-side context for a new connection.
     """
 
     __slots__ = (
+        "_certificates",
         "_closed_by_peer",
         "_established",
         "_incoming",
@@ -51,20 +54,29 @@ class TLSRelayProtocol(RelayProtocol):
         self,
         core: Core,
         first: Callable[[RelayProtocol], Stage],
-        context: Callable[[], ssl.SSLContext],
+        certificates: CertificateSource,
     ) -> None:
         super().__init__(core, first)
+        self._certificates = certificates
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context().wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._established = False
+        self._closed_by_peer = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected (asyncio)."""
+        super().connection_made(transport)
+        # Only now is it known which of the relay's addresses it came to.
+        self._use(self._certificates.context(self.local))
+
+    def _use(self, context: ssl.SSLContext) -> None:
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         # The object below SSLObject has the same methods without a Python call around
         # each. It is private, so where it is missing the public one serves.
         fast: Any = getattr(self._tls, "_sslobj", self._tls)
         self._read_record: Callable[[int, memoryview], int] = fast.read
         self._write_record: Callable[[bytes | memoryview], int] = fast.write
         self._undelivered: Callable[[], int] = fast.pending
-        self._established = False
-        self._closed_by_peer = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next encrypted bytes go (asyncio)."""
@@ -74,6 +86,10 @@ class TLSRelayProtocol(RelayProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Encrypted bytes arrived (asyncio)."""
         view = self.core.encrypted
+        if self._certificates.challenge_pending and not self._established:
+            challenge = self._certificates.challenge_context(view[:nbytes])
+            if challenge is not None:
+                self._use(challenge)
         try:
             if self._established and nbytes <= _SLICE:
                 self._incoming.write(view[:nbytes])
@@ -191,24 +207,24 @@ class TLSRelayProtocol(RelayProtocol):
         super()._close_transport()
 
     @property
-    def version(self) -> str | None:
-        """The TLS version agreed on, such as `TLSv1.3`."""
-        return self._tls.version()
+    def tls_version(self) -> str:
+        """The TLS version agreed on, such as `1.3`."""
+        return (self._tls.version() or "").removeprefix("TLSv")
 
 
 def protocol_factory(
-    core: Core, routes: Routes, context: Callable[[], ssl.SSLContext] | None, *, derp: bool = True
+    core: Core, routes: Routes, certificates: CertificateSource | None, *, derp: bool = True
 ) -> Callable[[], RelayProtocol]:
     """Makes the protocol of each accepted connection.
 
     Args:
-        context: the TLS context for the next connection; `None`: plain TCP.
+        certificates: gives the TLS context of each connection; `None`: plain TCP.
         derp: whether `/derp` is served.
     """
 
     def first(protocol: RelayProtocol) -> HttpStage:
         return HttpStage(protocol, routes, derp=derp)
 
-    if context is None:
+    if certificates is None:
         return lambda: RelayProtocol(core, first)
-    return lambda: TLSRelayProtocol(core, first, context)
+    return lambda: TLSRelayProtocol(core, first, certificates)

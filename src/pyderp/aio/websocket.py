@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyderp.aio.login import LoginStage
 from pyderp.aio.protocol import RelayProtocol, Stage
 from pyderp.wire.websocket import WebSocketServer
 
@@ -22,13 +23,13 @@ class WebSocketStage:
         self._websocket = WebSocketServer()
         # An incomplete frame; message borders mean nothing to DERP.
         self._stream = bytearray()
-        self.inner: Stage = protocol.login_stage
+        self.inner: Stage = LoginStage(protocol)
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
         """Take bytes of the websocket; they are always used up (`Stage`)."""
         for payload in self._websocket.receive_data(bytes(view[:end])):
             self._stream += payload
-            self._feed()
+            self.feed()
         if self._protocol.stalled and self._websocket.is_open:
             # Pongs would pile up without bound while the client does not read.
             self._websocket.data_to_send()
@@ -36,7 +37,8 @@ class WebSocketStage:
             self._write()
         return end
 
-    def _feed(self) -> None:
+    def feed(self) -> None:
+        """Give the stage inside what there is of the stream."""
         stream = self._stream
         while stream and self._protocol.stage is self:
             inner = self.inner

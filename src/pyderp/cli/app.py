@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import pyderp
-from pyderp.cli import listen, ping, relay, send
+from pyderp.cli import derper, listen, ping, relay, send
 from pyderp.cli.key import key_app
 from pyderp.cli.output import flush_stdout, print_event, print_line
 from pyderp.errors import DerpError
@@ -48,6 +48,9 @@ app = typer.Typer(
     cls=_Group,
 )
 app.command("relay", epilog=relay.EPILOG)(relay.relay)
+app.command("derper", context_settings={"ignore_unknown_options": True}, add_help_option=False)(
+    derper.derper
+)
 app.command("listen", epilog=listen.EPILOG)(listen.listen)
 app.command("send", epilog=send.EPILOG)(send.send)
 app.command("ping", epilog=ping.EPILOG)(ping.ping)
@@ -71,6 +74,8 @@ def _root(
 
 
 def _refuse_single_dashes(arguments: list[str]) -> None:
+    if arguments[:1] == ["derper"]:
+        return
     # Go's spelling would be taken as a bundle of short flags: -certmode=manual as
     # -c ertmode=manual, a relay without TLS that keeps its key in a file of that name.
     # But -c5 is a custom of ping's.

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-__all__ = ["main"]
+__all__ = ["derper_main", "main"]
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     Exits 1 for what cannot be done, 2 for a wrong command line, 130 on Ctrl-C.
     """
     # A relay's reload signal that comes before there is anything to reload must not end it.
-    if sys.argv[1:2] == ["relay"] and hasattr(signal, "SIGHUP"):
+    if sys.argv[1:2] in (["relay"], ["derper"]) and hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         _set_up_streams()
@@ -26,6 +26,12 @@ def main() -> None:
         run_app()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def derper_main() -> None:
+    """Run the command line `pyderp-derper`: all of it is for `pyderp derper`."""
+    sys.argv.insert(1, "derper")
+    main()
 
 
 def _set_up_streams() -> None:

@@ -272,16 +272,38 @@ class Client:
             self._life.forget(connection, sending=True)
             raise
 
+    async def forward_frames(self, frames: Sequence[bytes]) -> None:
+        """Send ForwardPacket frames in one write; for relays, which have them ready made.
+
+        Does not connect. Waits while more than 64 KiB wait to leave.
+
+        Raises:
+            NotConnected: no connection.
+            ConnectionClosed: it ended, or the frames cannot leave within five seconds.
+        """
+        connection = self._life.live()
+        try:
+            connection.forward_frames(frames)
+            if connection.busy:
+                await connection.drain_forward()
+        except ConnectionClosed:
+            self._life.forget(connection, sending=True)
+            raise
+
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
         connection = await self._life.sender("ClosePeer")
         await self._life.command(connection, pack_close_peer(peer))
 
-    async def watch_connection_changes(self) -> None:
-        """Be told of all who come and go, now and on each later connect; needs the mesh key."""
+    async def watch_connection_changes(self, *, again: bool = False) -> None:
+        """Be told of all who come and go, now and on each later connect; needs the mesh key.
+
+        Args:
+            again: have the relay tell once more who is there, if we watch already.
+        """
         life = self._life
         connection = life.connection
-        if life.watch and connection is not None:
+        if life.watch and connection is not None and not again:
             return
         life.watch = True
         if connection is None:

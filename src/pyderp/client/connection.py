@@ -257,6 +257,14 @@ class Connection:
         self._out_packets += 1
         self.send_frame(frame)
 
+    def forward_frames(self, frames: Sequence[bytes]) -> None:
+        """Write ForwardPacket frames that are ready, at once; needs the mesh key."""
+        if self.ended:
+            raise self.error("derp.ForwardPacket")
+        self._out += frames
+        self._out_packets += len(frames)
+        self.flush()
+
     def send_frame(self, frame: bytes) -> None:
         """Queue a whole frame, or several."""
         if self.ended:
@@ -319,9 +327,10 @@ class Connection:
         try:
             async with asyncio.timeout(FORWARD_TIMEOUT):
                 await self.drain()
-        except TimeoutError as e:
-            self.end(e, "timeout")
-            raise self.error("derp.ForwardPacket") from e
+        except TimeoutError:
+            error = TimeoutError(f"the relay took no packet for {FORWARD_TIMEOUT:g} s")
+            self.end(error, "timeout")
+            raise self.error("derp.ForwardPacket") from error
 
     async def ping(self) -> float:
         """Seconds until the relay has answered a ping."""

@@ -21,10 +21,12 @@ _BATCH_BYTES: Final = 64 * 1024
 class Batch:
     """Frames taken out of a backlog, ready to be written."""
 
-    __slots__ = ("chunks", "packet_bytes", "packets", "size")
+    __slots__ = ("changes", "chunks", "packet_bytes", "packets", "size")
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
+        self.changes = 0
+        """Presence changes among the frames."""
         self.size = 0
         self.packets = 0
         self.packet_bytes = 0
@@ -62,6 +64,7 @@ class Backlog:
         "disco_bytes",
         "in_flight",
         "limit",
+        "since",
         "unsent",
     )
 
@@ -75,6 +78,8 @@ class Backlog:
         """PeerPresent and PeerGone frames for a watcher."""
         self.control: list[bytes] = []
         """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
+        self.since = 0.0
+        """When it began to wait, on the router's clock."""
         self.unsent = 0
         """Bytes that the transport held when it said that it takes no more."""
         self.in_flight: list[tuple[int, int, bool]] = []
@@ -123,6 +128,7 @@ class Backlog:
         self.control.clear()
         while self.changes and batch.size < _BATCH_BYTES:
             batch.add(self.changes.popleft())
+            batch.changes += 1
         while (self.data or self.disco) and batch.size < _BATCH_BYTES:
             if self.disco:
                 batch.add_packet(self._pop(disco=True))

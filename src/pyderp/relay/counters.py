@@ -5,7 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-__all__ = ["Counters", "DropReason"]
+from pyderp.relay.histogram import Histogram
+
+__all__ = ["Counters", "DropReason", "QueueTime"]
 
 
 class DropReason(Enum):
@@ -35,6 +37,43 @@ KINDS: Final = ("other", "disco")
 """Packet kinds, indexed by whether a packet looks like disco."""
 
 
+_WRITE_FRAMES: Final = (*range(11), 15, 20, 25, 50, 100)
+_MANY: Final = 101
+_UPDATE_SIZES: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_UPDATE_LOOPS: Final = (0, 1, 2, 5, 10, 20, 50, 100)
+
+
+class QueueTime:
+    """A moving average of how long packets wait here, in milliseconds; each counts a tenth.
+
+    Nearly all packets leave in the turn of the loop that brought them, and count as zero:
+    they are not looked at one by one, but added up when somebody asks.
+    """
+
+    __slots__ = ("_average", "_seen")
+
+    def __init__(self) -> None:
+        self._average = 0.0
+        self._seen = 0
+
+    def waited(self, packets: int, milliseconds: float, sent: int) -> None:
+        """Some packets had to wait.
+
+        Args:
+            sent: all packets sent so far, these among them.
+        """
+        self._average = self.average(sent - packets)
+        self._seen = sent
+        keep = 0.9**packets
+        self._average = self._average * keep + milliseconds * (1 - keep)
+
+    def average(self, sent: int) -> float:
+        """The average now, after `sent` packets in all."""
+        direct, self._seen = max(sent - self._seen, 0), sent
+        self._average *= 0.9**direct
+        return self._average
+
+
 class Counters:
     """Counters since start and gauges of now, for one relay. Bytes are packet bytes only."""
 
@@ -50,6 +89,9 @@ class Counters:
         "home_connections",
         "home_moves_in",
         "home_moves_out",
+        "large_writes",
+        "mesh_update_batch_size",
+        "mesh_update_loop_count",
         "multiforwarder_created",
         "multiforwarder_deleted",
         "packets_forwarded_in",
@@ -59,11 +101,14 @@ class Counters:
         "peer_gone_disconnected",
         "peer_gone_not_here",
         "protocol_errors",
+        "queue_time",
         "sent_pong",
+        "tcp_rtt",
         "unknown_frames",
         "watchers_closed",
         "websocket_accepts",
         "write_timeouts",
+        "writes",
     )
 
     def __init__(self) -> None:
@@ -91,6 +136,15 @@ class Counters:
         self.watchers_closed = 0
         self.websocket_accepts = 0
         self.write_timeouts = 0
+        # Writes by how many frames they had; the last place is for all larger ones.
+        self.writes = [0] * (_MANY + 1)
+        self.large_writes = 0
+        """Frames in writes of more than a hundred."""
+        self.mesh_update_batch_size = Histogram(_UPDATE_SIZES)
+        self.mesh_update_loop_count = Histogram(_UPDATE_LOOPS)
+        self.tcp_rtt: dict[str, int] = {}
+        """Samples of the round-trip time by label, as `pyderp.aio.rtt` takes them."""
+        self.queue_time = QueueTime()
         # (packets, bytes) of each reason and kind; every series is there from the start.
         self.drops = {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
 
@@ -99,6 +153,28 @@ class Counters:
         series = self.drops[reason, KINDS[disco]]
         series[0] += 1
         series[1] += size
+
+    def wrote(self, frames: int) -> None:
+        """Count a write of so many frames."""
+        if frames < _MANY:
+            self.writes[frames] += 1
+        else:
+            self.writes[_MANY] += 1
+            self.large_writes += frames
+
+    @property
+    def buffered_write_frames(self) -> Histogram:
+        """Frames in each write."""
+        histogram = Histogram(_WRITE_FRAMES)
+        for frames, times in enumerate(self.writes):
+            histogram.add(frames, times)
+        histogram.sum += self.large_writes - _MANY * self.writes[_MANY]
+        return histogram
+
+    @property
+    def average_queue_ms(self) -> float:
+        """How long packets waited here, a moving average in milliseconds."""
+        return self.queue_time.average(self.packets_sent)
 
     def dropped(self, reason: DropReason) -> int:
         """Packets dropped for a reason, of both kinds."""

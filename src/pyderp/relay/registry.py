@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
 
@@ -52,7 +54,16 @@ class Registry:
         sent_to: source key → connections that it has written to.
     """
 
-    __slots__ = ("active", "counters", "duplicates", "not_ideal", "sent_to", "size", "watchers")
+    __slots__ = (
+        "active",
+        "counters",
+        "duplicates",
+        "not_ideal",
+        "on_takeover",
+        "sent_to",
+        "size",
+        "watchers",
+    )
 
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
@@ -62,6 +73,8 @@ class Registry:
         self.sent_to: dict[bytes, set[Connection]] = {}
         self.size = 0
         self.not_ideal = 0
+        self.on_takeover: Callable[[Connection], None] | None = None
+        """Told when one of several connections of a key takes its packets over by speaking."""
 
     def add(self, connection: Connection) -> None:
         """Take in a connection; it becomes the active one of its key."""
@@ -105,7 +118,16 @@ class Registry:
     def note_activity(self, connection: Connection) -> None:
         """One of several connections of a key spoke: it gets the key's packets from now on."""
         self.duplicates[connection.key].note(connection)
-        self.active[connection.key] = connection
+        if self.active[connection.key] is not connection:
+            self.active[connection.key] = connection
+            if self.on_takeover is not None:
+                self.on_takeover(connection)
+
+    def connections(self) -> Iterator[Connection]:
+        """All connections, those of one key together."""
+        for key, connection in self.active.items():
+            duplicates = self.duplicates.get(key)
+            yield from (connection,) if duplicates is None else duplicates.members
 
     def connections_of(self, key: bytes) -> list[Connection]:
         """All connections of a key, oldest first."""

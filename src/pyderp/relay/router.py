@@ -281,6 +281,7 @@ class Router:
     def _changes(self, watcher: Connection, frames: Iterator[bytes] | tuple[bytes, ...]) -> None:
         if watcher.backlog is None:
             watcher.backlog = Backlog()
+            watcher.backlog.since = self.clock()
         changes = watcher.backlog.changes
         changes.extend(frames)
         # A full picture may always wait; more than that means the watcher does not read.
@@ -343,6 +344,7 @@ class Router:
                 self.counters.packets_sent += packets
                 self.counters.bytes_sent += connection.out_bytes - PACKET_OVERHEAD * packets
                 connection.out_bytes = connection.out_packets = 0
+            self.counters.wrote(packets or len(out))
             connection.pong_pending = False
             connection.sink.send(out)
             if connection.paused:
@@ -367,6 +369,7 @@ class Router:
             connection.backlog = Backlog()
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.unsent = unsent
+        connection.backlog.since = self.clock()
         connection.backlog.in_flight = []
         if connection.out:
             self._queue_out(connection, connection.backlog)
@@ -390,13 +393,24 @@ class Router:
 
     def _drain(self, connection: Connection) -> None:
         backlog = connection.backlog
+        counters = self.counters
+        loops = 0
         while backlog and not connection.paused:
             batch = backlog.take()
             connection.pong_pending = False
-            self.counters.packets_sent += batch.packets
-            self.counters.bytes_sent += batch.packet_bytes
+            counters.wrote(len(batch.chunks))
+            if batch.packets:
+                counters.packets_sent += batch.packets
+                counters.bytes_sent += batch.packet_bytes
+                waited = (self.clock() - backlog.since) * 1000
+                counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
+            if batch.changes:
+                loops += 1
+                counters.mesh_update_batch_size.observe(batch.changes)
             connection.sink.send(batch.chunks)
             if connection.paused:
                 self._note_in_flight(connection, batch.chunks)
+        if loops:
+            counters.mesh_update_loop_count.observe(loops)
         if not connection.paused:
             connection.backlog = None

@@ -1,0 +1,9 @@
+"""Who may use a relay: a file of keys, the local tailscaled, an admission URL, a function."""
+
+from __future__ import annotations
+
+from pyderp.admission.allowlist import read_allow_list
+from pyderp.admission.gate import Gate
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict
+
+__all__ = ["AdmissionCounters", "Applicant", "Gate", "Verdict", "read_allow_list"]

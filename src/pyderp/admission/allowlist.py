@@ -1,0 +1,184 @@
+"""A file of the node keys that may come in, read again when it changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pyderp.admission.verdict import Verdict
+from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keys import NodePublic
+
+__all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
+
+log = logging.getLogger("pyderp.admission")
+
+_Stamp: TypeAlias = "tuple[int, int, int] | None"
+_LONGEST_LABEL: Final = 200
+
+
+def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
+    """Parse a key file: a node key a line, then, after white space, an optional label.
+
+    ```
+    # office
+    nodekey:0123…cdef  alice's laptop
+    nodekey:4567…89ab  build server  # until May
+    ```
+
+    A key is written as `tailscale status --json` shows it, with `nodekey:`: bare digits could
+    as well be a secret that was pasted by mistake. `#` begins a comment at the start of a line
+    or after white space. Empty lines are skipped.
+
+    Args:
+        data: the file, UTF-8.
+        where: its name, for errors.
+
+    Returns:
+        the label of each key, empty for none.
+
+    Raises:
+        ConfigError: anything else in a line, a key twice, the zero key. The text names the
+            line and repeats nothing of it, as it may be secret.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        bad = data.count(b"\n", 0, e.start) + 1
+        raise ConfigError(f"{where}, line {bad}: not UTF-8 text") from None
+    labels: dict[NodePublic, str] = {}
+    lines: dict[NodePublic, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            entry = _parse_line(line)
+            if entry is None:
+                continue
+            key, label = entry
+            if key in lines:
+                raise ConfigError(f"the same key as in line {lines[key]}")
+        except (ConfigError, InvalidKey) as e:
+            raise ConfigError(f"{where}, line {number}: {e}") from None
+        labels[key] = label
+        lines[key] = number
+    return labels
+
+
+def _parse_line(line: str) -> tuple[NodePublic, str] | None:
+    words = line.split()
+    for n, word in enumerate(words):
+        if word.startswith("#"):
+            del words[n:]
+            break
+    if not words:
+        return None
+    if not words[0].startswith("nodekey:"):
+        raise ConfigError("not a node key; want nodekey: and 64 hex digits, then a label if any")
+    key = NodePublic.parse(words[0])
+    if key.is_zero():
+        raise ConfigError("the zero key is nobody's")
+    label = " ".join(words[1:])
+    if len(label) > _LONGEST_LABEL:
+        raise ConfigError(f"a label of {len(label)} characters; at most {_LONGEST_LABEL}")
+    if not label.isprintable():
+        raise ConfigError("a label with control characters")
+    return key, label
+
+
+def read_allow_list(path: Path) -> dict[NodePublic, str]:
+    """Read a key file, as `parse_allow_list` describes it.
+
+    Raises:
+        ConfigError: it cannot be read or is malformed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read the key file {path}: {e.strerror or e}") from e
+    return parse_allow_list(data, f"key file {path}")
+
+
+class AllowList:
+    """The keys of a file. Before the first `load` nobody is allowed.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._labels: Mapping[NodePublic, str] = {}
+        self._read: _Stamp = None
+        """What the file looked like when it was last read, or tried to."""
+        self._seen: _Stamp = None
+        """What it looked like at the last look."""
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._labels
+
+    def label(self, key: NodePublic) -> str:
+        """What the file calls a key; empty for nothing."""
+        return self._labels.get(key, "")
+
+    def verdict(self, key: NodePublic) -> Verdict:
+        """Whether the key is in the file."""
+        label = self._labels.get(key)
+        if label is None:
+            return Verdict(False, f"peer {key} not authorized (not in the key file)")
+        return Verdict(True, label=label)
+
+    def load(self) -> None:
+        """Read the file for the first time.
+
+        Raises:
+            ConfigError: it cannot be read or is malformed.
+        """
+        self._read = self._seen = self._stat()
+        self._labels = read_allow_list(self.path)
+        self._tell()
+
+    def look(self) -> bool:
+        """Read the file again if it changed since it was read and not since the last look.
+
+        One that still changes may be half written, and half a list would close the connections
+        of the other half. Call it every few seconds.
+
+        Returns:
+            whether there is a new list. If the file cannot be used the old one stays, which is
+            logged once.
+        """
+        before, self._seen = self._seen, self._stat()
+        if self._seen == self._read or self._seen != before:
+            return False
+        return self.reload()
+
+    def reload(self) -> bool:
+        """Read the file now; otherwise as `look`."""
+        self._read = self._seen = self._stat()
+        try:
+            labels = read_allow_list(self.path)
+        except ConfigError as e:
+            log.error("keys not reloaded, the old list of %d stays: %s", len(self), e)
+            return False
+        if labels == self._labels:
+            return False
+        self._labels = labels
+        self._tell()
+        return True
+
+    def _tell(self) -> None:
+        if self._labels:
+            log.info("read %d keys from %s", len(self), self.path)
+        else:
+            log.warning("the key file %s allows nobody", self.path)
+
+    def _stat(self) -> _Stamp:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino

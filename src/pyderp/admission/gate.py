@@ -1,0 +1,253 @@
+"""Who may come in, and who must leave: all sources of answers, what they said, and rechecks."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from pyderp.admission.allowlist import AllowList
+from pyderp.admission.callable import AdmissionFunction
+from pyderp.admission.memory import Memory
+from pyderp.admission.recheck import recheck_for_ever
+from pyderp.admission.shared import Shared
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Source, Verdict
+from pyderp.config import AdmissionConfig
+from pyderp.defaults import ADMISSION_CACHE, ADMISSION_TIMEOUT
+from pyderp.keys import NodePublic
+
+if TYPE_CHECKING:
+    from pyderp.admission.tailscaled import Tailscaled
+
+__all__ = ["Gate"]
+
+log = logging.getLogger("pyderp.admission")
+
+_LOOK: Final = 2.0
+"""Seconds between two looks at the key file; a change counts when it is there for two."""
+_SELF_ADDRESS: Final = "::1"
+_ALLOWED: Final = Verdict(True)
+_CLOSING: Final = Verdict(False, "the relay is stopping", sure=False)
+
+
+class Gate:
+    """Everybody an `AdmissionConfig` names, asked in order until one says no.
+
+    First the key file, then tailscaled, the URL and the function. All must agree. Mesh peers
+    are none of its business.
+
+    Args:
+        config: who is asked, and for how long answers are remembered.
+        live: the clients that are connected now, without mesh peers.
+        revoke: closes all connections of a key; the text says why.
+        timeout: seconds for each question.
+        look: seconds between two looks at whether the key file changed.
+        clock: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        config: AdmissionConfig,
+        *,
+        live: Callable[[], Iterable[Applicant]],
+        revoke: Callable[[NodePublic, str], None],
+        timeout: float = ADMISSION_TIMEOUT,
+        look: float = _LOOK,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = AdmissionCounters()
+        self._recheck = config.recheck
+        self._live = live
+        self._revoke = revoke
+        self._look = look
+        self._clock = clock
+        self._list = None if config.keys_file is None else AllowList(config.keys_file)
+        self._tailscaled = _tailscaled(config, self.counters, timeout)
+        self._sources: list[Source] = [] if self._tailscaled is None else [self._tailscaled]
+        self._sources += _other_sources(config, self.counters, timeout)
+        self._remember = config.remember
+        self._memory: Memory[Applicant, Verdict] = Memory(config.remember, ADMISSION_CACHE)
+        self._shared: Shared[Applicant, Verdict] = Shared("pyderp admission")
+        self._checks: Shared[str, str] = Shared("pyderp admission: self check")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    async def start(self) -> None:
+        """Read the key file, and begin to look after it and after those who are connected.
+
+        Raises:
+            ConfigError: the key file cannot be used.
+        """
+        if self._list is not None:
+            self._list.load()
+            self._begin(self._look_for_ever(self._list), "pyderp admission: key file")
+        if self._sources and self._recheck:
+            self._begin(
+                recheck_for_ever(self._recheck, self._live, self._check_again),
+                "pyderp admission: rechecks",
+            )
+
+    def known(self, applicant: Applicant) -> Verdict | None:
+        """The verdict, if nobody has to be asked for it.
+
+        Returns:
+            what the key file or a remembered answer says; `None`: use `ask`.
+        """
+        verdict = self._listed(applicant.key)
+        if verdict.allowed and self._sources:
+            remembered = self._memory.get(applicant, self._clock())
+            if remembered is None:
+                return None
+            self.counters.cache_hits += 1
+            verdict = dataclasses.replace(remembered, label=verdict.label)
+        return self._count(verdict)
+
+    async def ask(self, applicant: Applicant) -> Verdict:
+        """The verdict, from all who have to be asked; raises nothing but `CancelledError`."""
+        known = self.known(applicant)
+        if known is not None:
+            return known
+        verdict = await self._query(applicant)
+        # The file may have changed meanwhile.
+        listed = self._listed(applicant.key)
+        if verdict.allowed:
+            verdict = dataclasses.replace(listed, sure=verdict.sure)
+        return self._count(dataclasses.replace(verdict, label=listed.label))
+
+    async def check_self(self) -> str | None:
+        """Whether the relay would let in the node that its own machine is, if it asks tailscaled.
+
+        Returns:
+            `None` if all is well, otherwise what is wrong.
+        """
+        if self._tailscaled is None or self._closed:
+            return None
+        tailscaled = self._tailscaled
+        return await self._checks.get("self", lambda: self._check_self(tailscaled)) or None
+
+    def reload(self) -> None:
+        """Read the key file now, and forget all answers.
+
+        A key file that cannot be used is logged, and the old list stays.
+        """
+        # A new one: what is being asked now, and may be about what was before, ends up in the old.
+        self._memory = Memory(self._remember, ADMISSION_CACHE)
+        self._shared.renew()
+        if self._list is not None and self._list.reload():
+            self._close_unlisted(self._list)
+
+    def label(self, key: NodePublic) -> str:
+        """What the key file calls a key; empty for nothing."""
+        return "" if self._list is None else self._list.label(key)
+
+    async def aclose(self) -> None:
+        """Ask nobody any more; who waits for an answer is kept out."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+        await self._shared.aclose()
+        await self._checks.aclose()
+        for source in self._sources:
+            await source.aclose()
+        self._memory.clear()
+
+    def _listed(self, key: NodePublic) -> Verdict:
+        return _ALLOWED if self._list is None else self._list.verdict(key)
+
+    def _count(self, verdict: Verdict) -> Verdict:
+        if verdict.allowed:
+            self.counters.allowed += 1
+        else:
+            self.counters.denied += 1
+        return verdict
+
+    async def _query(self, applicant: Applicant) -> Verdict:
+        if self._closed:
+            return _CLOSING
+        verdict = await self._shared.get(applicant, lambda: self._ask_and_remember(applicant))
+        return _CLOSING if verdict is None else verdict
+
+    async def _ask_and_remember(self, applicant: Applicant) -> Verdict:
+        memory = self._memory
+        verdict = await self._ask_all(applicant)
+        if verdict.sure:
+            memory.put(applicant, verdict, self._clock())
+        return verdict
+
+    async def _ask_all(self, applicant: Applicant) -> Verdict:
+        sure = True
+        for source in self._sources:
+            try:
+                verdict = await source.ask(applicant)
+            except Exception:
+                log.exception("asking about %s failed", applicant.key)
+                self.counters.errors += 1
+                return Verdict(False, "asking about the client failed", sure=False)
+            if not verdict.allowed:
+                return verdict
+            sure = sure and verdict.sure
+        return Verdict(True, sure=sure)
+
+    async def _check_self(self, tailscaled: Tailscaled) -> str:
+        key = await tailscaled.own_key()
+        if isinstance(key, str):
+            return key
+        verdict = self._listed(key)
+        if verdict.allowed:
+            verdict = await self._ask_all(Applicant(key, _SELF_ADDRESS))
+        return "" if verdict.allowed else f"verifyClient for self nodekey: {verdict.reason}"
+
+    async def _check_again(self, applicant: Applicant) -> None:
+        verdict = await self._query(applicant)
+        if verdict.sure and not verdict.allowed:
+            self._close(applicant.key, verdict.reason)
+
+    async def _look_for_ever(self, keys: AllowList) -> None:
+        while True:
+            await asyncio.sleep(self._look)
+            try:
+                if keys.look():
+                    self._close_unlisted(keys)
+            except Exception:
+                log.exception("looking at the key file %s failed", keys.path)
+
+    def _close_unlisted(self, keys: AllowList) -> None:
+        for key in {applicant.key for applicant in self._live()}:
+            verdict = keys.verdict(key)
+            if not verdict.allowed:
+                self._close(key, verdict.reason)
+
+    def _close(self, key: NodePublic, reason: str) -> None:
+        self.counters.revoked += 1
+        self._revoke(key, reason)
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
+
+
+def _tailscaled(
+    config: AdmissionConfig, counters: AdmissionCounters, timeout: float
+) -> Tailscaled | None:
+    if not config.tailscaled:
+        return None
+    # Here, as in the next function, so that relays that ask nobody do without aiohttp.
+    from pyderp.admission.tailscaled import Tailscaled
+
+    return Tailscaled(config.tailscaled_socket, counters, timeout=timeout)
+
+
+def _other_sources(
+    config: AdmissionConfig, counters: AdmissionCounters, timeout: float
+) -> Iterator[Source]:
+    if config.url:
+        from pyderp.admission.url import AdmissionURL
+
+        yield AdmissionURL(config.url, counters, fail_open=config.url_fail_open, timeout=timeout)
+    if config.decide is not None:
+        yield AdmissionFunction(config.decide, counters, timeout=timeout)

@@ -1,0 +1,55 @@
+"""Ask again, and again, about those who are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, NoReturn
+
+from pyderp.admission.verdict import Applicant
+
+__all__ = ["recheck_for_ever"]
+
+log = logging.getLogger("pyderp.admission")
+
+_AT_ONCE: Final = 16
+"""Fewer than a source takes: newcomers wait for their answers, nobody waits for these."""
+
+
+async def recheck_for_ever(
+    interval: float,
+    live: Callable[[], Iterable[Applicant]],
+    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+) -> NoReturn:
+    """Call `check` for each live client once an interval, spread over it.
+
+    Args:
+        interval: seconds. A round takes longer if the answers do.
+        live: who is connected; looked at when a round begins.
+        check: asks about one client, and does what the answer demands.
+    """
+    while True:
+        try:
+            await _round(interval, list(dict.fromkeys(live())), check)
+        except Exception:
+            log.exception("rechecking clients failed, the next round is in %g s", interval)
+            await asyncio.sleep(interval)
+
+
+async def _round(
+    interval: float,
+    applicants: list[Applicant],
+    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+) -> None:
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    step = interval / max(1, len(applicants))
+    slots = asyncio.Semaphore(_AT_ONCE)
+    async with asyncio.TaskGroup() as group:
+        for n, applicant in enumerate(applicants):
+            await asyncio.sleep(begin + n * step - loop.time())
+            await slots.acquire()
+            task = group.create_task(check(applicant), name="pyderp admission: recheck")
+            task.add_done_callback(lambda _: slots.release())
+    await asyncio.sleep(begin + interval - loop.time())

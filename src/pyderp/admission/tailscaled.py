@@ -1,0 +1,172 @@
+"""Ask the `tailscaled` of this machine whether it knows a node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from pyderp.admission.trouble import Trouble
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
+from pyderp.defaults import ADMISSION_TIMEOUT
+from pyderp.errors import InvalidKey
+from pyderp.keys import NodePublic
+
+__all__ = ["Tailscaled", "default_socket"]
+
+_LONGEST_ANSWER: Final = 4 * 1024 * 1024
+"""Bytes. A node with a large grant in the policy has a long `CapMap`."""
+_AT_ONCE: Final = 64
+_HEADERS: Final = {"Tailscale-Cap": "142"}
+"""Which client we are; any daemon that knows `whois` by node key answers the same to all."""
+_MAC_SOCKET: Final = Path("/var/run/tailscaled.socket")
+# QNAP's is left out: it is below /tmp, where on another machine anybody could put one.
+_SOCKETS: Final = (
+    Path("/var/run/tailscale/tailscaled.sock"),
+    Path("/var/packages/Tailscale/var/tailscaled.sock"),  # Synology DSM 7
+    Path("/var/packages/Tailscale/etc/tailscaled.sock"),  # DSM 6
+    Path("/perm/tailscaled/tailscaled.sock"),  # gokrazy
+)
+
+
+def default_socket(platform: str = sys.platform, sockets: Iterable[Path] = _SOCKETS) -> Path:
+    """Where the system's `tailscaled` has its socket (`paths.DefaultTailscaledSocket`).
+
+    The first of the known places where there is something; the usual one if there is nothing.
+    """
+    if platform == "darwin":
+        return _MAC_SOCKET
+    places = list(sockets)
+    return next((place for place in places if os.path.exists(place)), places[0])
+
+
+class _NoAnswerError(Exception):
+    """The daemon did not answer, or said something else than was asked; the text says what."""
+
+
+class Tailscaled:
+    """The daemon's LocalAPI (`derper -verify-clients`). Who cannot be asked about stays out.
+
+    Args:
+        socket: the daemon's; `None`: where the system has it, looked for at the first question.
+        counters: queries and errors are counted there.
+        timeout: seconds for one question, waiting for a free connection included.
+    """
+
+    def __init__(
+        self,
+        socket: Path | None,
+        counters: AdmissionCounters,
+        *,
+        timeout: float = ADMISSION_TIMEOUT,
+    ) -> None:
+        self._socket = socket
+        self._counters = counters
+        self._timeout = timeout
+        self._trouble = Trouble("local tailscaled")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, applicant: Applicant) -> Verdict:
+        """Whether the daemon's network map has the node, as `Source.ask`."""
+        key = applicant.key
+        self._counters.queries += 1
+        try:
+            status, body = await self._get(f"whois?addr=nodekey%3A{key.untyped_hex()}")
+            if status == 404:
+                self._trouble.worked()
+                return Verdict(False, f"peer {key} not authorized (not found in local tailscaled)")
+            if b"invalid 'addr' parameter" in body and status != 200:
+                # One that knows nodes by address only.
+                return self._failed(
+                    "tailscaled version is too old (out of sync with derper binary)"
+                )
+            _answer(status, body)
+        except _NoAnswerError as e:
+            return self._failed(f"failed to query local tailscaled status for {key}: {e}")
+        self._trouble.worked()
+        return Verdict(True)
+
+    def _failed(self, reason: str) -> Verdict:
+        self._counters.errors += 1
+        self._trouble.failed(reason)
+        return Verdict(False, reason, sure=False)
+
+    async def own_key(self) -> NodePublic | str:
+        """The daemon's own node key; otherwise what is wrong, as text."""
+        try:
+            document = _answer(*await self._get("status?peers=false"))
+        except _NoAnswerError as e:
+            return f"localClient.Status: {e}"
+        own = document.get("Self")
+        text = own.get("PublicKey") if isinstance(own, dict) else None
+        try:
+            key = NodePublic.parse(text if isinstance(text, str) else "")
+        except InvalidKey:
+            return "localClient.Status: no node key in it"
+        return "localClient.Status: tailscaled is not logged in" if key.is_zero() else key
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _get(self, target: str) -> tuple[int, bytes]:
+        # Marked as encoded: the daemon is asked in the very bytes its own client uses.
+        url = URL(f"http://local-tailscaled.sock/localapi/v0/{target}", encoded=True)
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._open().get(url, allow_redirects=False) as response,
+            ):
+                return response.status, await _body(response)
+        except TimeoutError:
+            raise _NoAnswerError(f"no answer within {self._timeout:g} s") from None
+        except aiohttp.ClientConnectorError as e:
+            path = getattr(e, "path", self._socket)
+            raise _NoAnswerError(f"cannot connect to {path}: {e.strerror or e}") from e
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            raise _NoAnswerError(excerpt(str(e)) or type(e).__name__) from e
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            path = self._socket or default_socket()
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(path), limit=_AT_ONCE),
+                headers=_HEADERS,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(),
+            )
+        return self._session
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    parts = []
+    size = 0
+    while chunk := await response.content.readany():
+        parts.append(chunk)
+        size += len(chunk)
+        if size > _LONGEST_ANSWER:
+            raise _NoAnswerError(f"an answer of more than {_LONGEST_ANSWER} bytes")
+    return b"".join(parts)
+
+
+def _answer(status: int, body: bytes) -> dict[str, Any]:
+    if status != 200:
+        what = "access denied: run the relay as a user that may ask" if status == 403 else ""
+        said = excerpt(body.decode(errors="replace"))
+        raise _NoAnswerError(": ".join(filter(None, (f"HTTP {status}", what, said))))
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _NoAnswerError("the answer is not JSON") from None
+    if not isinstance(document, dict):
+        raise _NoAnswerError("the answer is no JSON object")
+    return document

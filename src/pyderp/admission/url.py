@@ -1,0 +1,219 @@
+"""Ask an admission controller by HTTP POST (`derper -verify-client-url`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from pyderp.admission.trouble import Trouble
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
+from pyderp.defaults import ADMISSION_TIMEOUT
+from pyderp.errors import ConfigError
+
+__all__ = ["AdmissionURL", "Undecided", "allows_untrusted"]
+
+_LONGEST_ANSWER: Final = 4096
+"""Bytes in which the JSON value must end."""
+_AT_ONCE: Final = 64
+_REDIRECTS: Final = 10
+_HEADERS: Final = {"User-Agent": "pyderp", "Accept-Encoding": "gzip"}
+
+
+class Undecided(Exception):
+    """No whole JSON object so far."""
+
+
+class AdmissionURL:
+    """An HTTP server that is told each client's key and address, and answers yes or no.
+
+    The request is `{"NodePublic":"nodekey:…","Source":"IP"}`; the answer `{"Allow":true}`.
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are obeyed, except for this machine.
+
+    Args:
+        url: `http://` or `https://`; a user and password in it are sent as Basic.
+        fail_open: let in whom no response came about: no connection, or no head in time. A
+            response that is no good answer always keeps the client out.
+        counters: queries and errors are counted there.
+        timeout: seconds for one question: waiting for a free connection, connecting,
+            redirects and body together.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        counters: AdmissionCounters,
+        *,
+        fail_open: bool = True,
+        timeout: float = ADMISSION_TIMEOUT,
+    ) -> None:
+        self._proxy = _proxy_for(url)
+        self._url = url
+        self._fail_open = fail_open
+        self._counters = counters
+        self._timeout = timeout
+        self._trouble = Trouble("admission controller")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, applicant: Applicant) -> Verdict:
+        """What the server says, as `Source.ask`."""
+        self._counters.queries += 1
+        question = {"NodePublic": str(applicant.key), "Source": applicant.address}
+        body = json.dumps(question, separators=(",", ":")).encode()
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._post(body)
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            return self._unreachable(applicant, _describe(e, self._timeout))
+        try:
+            if response.status != 200:
+                return self._failed(excerpt(f"{response.status} {response.reason or ''}"))
+            async with asyncio.timeout_at(deadline):
+                allowed = await _read_answer(response)
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            return self._failed(f"no usable answer: {_describe(e, self._timeout)}")
+        finally:
+            # To the end only if it is there; who says more than we read gets a new connection.
+            response.release()
+        self._trouble.worked()
+        if allowed:
+            return Verdict(True)
+        who = f"{applicant.key}/{applicant.address}"
+        return Verdict(False, f"admission controller: {who} not allowed")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _unreachable(self, applicant: Applicant, what: str) -> Verdict:
+        if not self._fail_open:
+            return self._failed(f"unreachable: {what}")
+        self._counters.errors += 1
+        self._counters.failed_open += 1
+        self._trouble.failed(f"unreachable, {applicant.key} is let in: {what}")
+        return Verdict(True, sure=False)
+
+    def _failed(self, what: str) -> Verdict:
+        self._counters.errors += 1
+        self._trouble.failed(what)
+        return Verdict(False, f"admission controller: {what}", sure=False)
+
+    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
+        try:
+            return await self._send(body)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # A kept connection that the server closed meanwhile, most likely. It is no reason
+            # to let anybody in; the question changes nothing and can be asked twice.
+            return await self._send(body)
+
+    async def _send(self, body: bytes) -> aiohttp.ClientResponse:
+        return await self._open().post(
+            self._url,
+            data=body,
+            headers=_HEADERS,
+            # derper sends no Content-Type, and a controller may be strict about it.
+            skip_auto_headers=("Content-Type", "Accept"),
+            max_redirects=_REDIRECTS,
+            proxy=self._proxy,
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_AT_ONCE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(),
+            )
+        return self._session
+
+
+def _proxy_for(url: str) -> str | None:
+    try:
+        parts = URL(url)
+    except ValueError as e:
+        raise ConfigError(f"admission URL cannot be used: {e}") from None
+    host = parts.host
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError("admission URL cannot be used: want http://HOST… or https://HOST…")
+    if host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None:
+        return None
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        # Found out only when it is used, it would let everybody in.
+        raise ConfigError(
+            f"the environment's proxy for {parts.scheme}:// is of a kind that the admission URL "
+            f"cannot be asked through: want http://…, or {host} in NO_PROXY"
+        )
+    return proxy
+
+
+def _describe(error: Exception, timeout: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} s"
+    return excerpt(str(error)) or type(error).__name__
+
+
+async def _read_answer(response: aiohttp.ClientResponse) -> bool:
+    """Read until the first JSON value is whole: the server may keep the rest to itself.
+
+    Raises:
+        ValueError: there is none in time or size, or it is not of the right kind.
+    """
+    data = b""
+    while chunk := await response.content.readany():
+        data += chunk
+        if b"}" in chunk or len(data) > _LONGEST_ANSWER:
+            try:
+                return allows_untrusted(data[:_LONGEST_ANSWER])
+            except Undecided:
+                if len(data) > _LONGEST_ANSWER:
+                    break
+    raise ValueError("not a JSON object of at most 4096 bytes")
+
+
+def allows_untrusted(data: bytes) -> bool:
+    """Whether the answer that the data begins with allows the client.
+
+    As Go's decoder reads it: `Allow` in any case, the last one of several, `null` and no value
+    change nothing; what follows the object is ignored.
+
+    Raises:
+        Undecided: no whole JSON object.
+        ValueError: `Allow` is something else than true, false or null.
+    """
+    text = data.decode(errors="replace").lstrip(" \t\r\n")
+    try:
+        # Objects become tuples of their pairs, which no other value does.
+        value, _ = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        raise Undecided from None
+    allowed = False
+    for name, setting in value if isinstance(value, tuple) else ():
+        if name.lower() == "allow" and setting is not None:
+            if not isinstance(setting, bool):
+                raise ValueError("Allow is neither true nor false")
+            allowed = setting
+    return allowed
+
+
+def _refuse(_: str) -> Any:
+    raise ValueError("not JSON")  # Python's parser alone takes NaN and Infinity
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse)

@@ -1,0 +1,200 @@
+"""Rate limits at work: between a connection and the lane, for those clients that have one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from pyderp.aio.core import SMALL_READ, Core
+from pyderp.aio.protocol import HOLD_LIMIT, RelayProtocol, Stage
+from pyderp.defaults import RECEIVE_BUFFER
+from pyderp.errors import ConfigError
+from pyderp.relay.connection import Connection
+from pyderp.relay.limits import RateBucket, RateConfig, RateLimit, parse_rate_config
+from pyderp.wire.frames import FRAME_HEADER_LEN
+
+__all__ = ["Limits", "read_rate_config"]
+
+log = logging.getLogger("pyderp.relay")
+
+_LEAST_WAIT: Final = 0.001
+"""Seconds; timers are no finer. A smaller debt is paid with the next."""
+_LONGEST_TIMER: Final = 1.0
+"""Seconds; a low rate can mean hours, and the client may be gone long before."""
+_SMOOTH: Final = 0.1
+"""Seconds of a client's rate that one read may bring; with less it reads in small."""
+
+
+def read_rate_config(path: Path) -> RateConfig:
+    """Read a file of rate limits (`derper -rate-config`).
+
+    Raises:
+        ConfigError: the file cannot be read, or cannot be used.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read the rate config {path}: {e.strerror}") from e
+    return parse_rate_config(data, f"rate config {path}")
+
+
+class Limits:
+    """The rate limits of one relay's clients. Mesh peers have none.
+
+    Each connection has a bucket of its own, also when several share one key. What it sends
+    is relayed and then paid for: it is not read from until its bucket is out of debt. So it
+    may exceed its limit by what one read brings, and nothing is ever dropped or held here.
+
+    Args:
+        core: the relay's.
+        path: the file of limits; `reload` reads it again.
+
+    Raises:
+        ConfigError: the file cannot be read, or cannot be used.
+    """
+
+    def __init__(self, core: Core, path: Path) -> None:
+        self.core = core
+        self.path = path
+        self.waited = 0
+        """How often a client was not read from (`rate_limit_per_client_waited`)."""
+        self.waiting: set[_LimitedStage] = set()
+        """Connections that are not read from at the moment."""
+        self.config = read_rate_config(path)
+        self._log_config()
+
+    def close(self) -> None:
+        """Let no timer run on; for the end of a relay, once all its connections are closed."""
+        for stage in list(self.waiting):
+            stage.stop()
+
+    def stage(self, protocol: RelayProtocol, connection: Connection, relaying: Stage) -> Stage:
+        """What a connection's bytes go to after its login: `relaying` itself without a limit."""
+        limit = None if connection.can_mesh else self.config.limit_for(connection.key)
+        if limit is None:
+            return relaying
+        if limit.bytes_per_second * _SMOOTH < RECEIVE_BUFFER:
+            protocol.room = self.core.small_view
+            protocol.fair_share = SMALL_READ
+        return _LimitedStage(self, protocol, connection, relaying, limit)
+
+    def reload(self) -> bool:
+        """Read the file again; every client begins anew, with what it may send at once.
+
+        Returns:
+            whether that worked. If not, the reason is logged and the limits stay.
+        """
+        try:
+            self.config = read_rate_config(self.path)
+        except ConfigError as e:
+            log.error("%s; the limits stay as they are", e)
+            return False
+        self._log_config()
+        for protocol in list(self.core.protocols):
+            if isinstance(protocol, RelayProtocol) and protocol.connection is not None:
+                self._renew(protocol, protocol.connection)
+        return True
+
+    def _renew(self, protocol: RelayProtocol, connection: Connection) -> None:
+        websocket = protocol.websocket
+        stage = protocol.stage if websocket is None else websocket.inner
+        if isinstance(stage, _LimitedStage):
+            stage.stop()
+            stage = stage.relaying
+        if websocket is None:
+            protocol.read_in_large()
+            protocol.stage = self.stage(protocol, connection, stage)
+        else:
+            websocket.inner = self.stage(protocol, connection, stage)
+
+    def _log_config(self) -> None:
+        config = self.config
+        limit = config.default or RateLimit(0, 0)
+        log.info(
+            "rate config applied: client-rate=%d bytes/sec, client-burst=%d bytes%s",
+            limit.bytes_per_second,
+            limit.burst_bytes,
+            f", {len(config.keys)} keys with limits of their own" if config.keys else "",
+        )
+        if config.ignored:
+            log.warning(
+                "rate config %s: unknown and passed over: %s", self.path, ", ".join(config.ignored)
+            )
+
+
+class _LimitedStage:
+    """Relays what comes, and then reads nothing until that is paid for (`Stage`)."""
+
+    __slots__ = (
+        "_bucket",
+        "_connection",
+        "_limits",
+        "_loop",
+        "_protocol",
+        "_timer",
+        "_until",
+        "relaying",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        protocol: RelayProtocol,
+        connection: Connection,
+        relaying: Stage,
+        limit: RateLimit,
+    ) -> None:
+        self.relaying = relaying
+        self._limits = limits
+        self._protocol = protocol
+        self._connection = connection
+        self._loop = limits.core.loop
+        self._bucket = RateBucket(limit, self._loop.time())
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
+
+    def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
+        """Take bytes in a buffer; gives how many were used up."""
+        counters = self._limits.core.router.counters
+        packets = counters.packets_received
+        used = self.relaying(data, view, end)
+        # As upstream, the headers of packets are free.
+        size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
+        now = self._loop.time()
+        wait = self._bucket.charge(size, now)
+        if wait >= _LEAST_WAIT and not self._connection.has_left:
+            self._wait(wait, now)
+        return used
+
+    def _wait(self, seconds: float, now: float) -> None:
+        self._until = now + seconds
+        self._limits.waited += 1
+        health = self._limits.core.health
+        if health is not None:
+            health.on_wait(self._connection, seconds)
+        if self._timer is None:
+            self._limits.waiting.add(self)
+            self._protocol.hold(HOLD_LIMIT)
+            self._start_timer(now)
+
+    def _start_timer(self, now: float) -> None:
+        seconds = min(self._until - now, _LONGEST_TIMER)
+        self._timer = self._loop.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = self._loop.time()
+        # One read may bring several charges, and the timer was set by the first.
+        if self._until - now >= _LEAST_WAIT and not self._connection.has_left:
+            self._start_timer(now)
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        """Wait no longer; the debt stays."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._limits.waiting.discard(self)
+            self._protocol.release(HOLD_LIMIT)

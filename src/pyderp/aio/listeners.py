@@ -1,0 +1,106 @@
+"""The sockets that a relay listens on: opened here, or handed down by who started it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass, field
+
+from pyderp.aio.sockets import listen, listen_unix, parse_address, tune, unix_path
+from pyderp.aio.stun import stun_sockets
+from pyderp.config import RelayConfig
+from pyderp.errors import ConfigError
+
+__all__ = ["Listeners", "open_listeners"]
+
+
+@dataclass
+class Listeners:
+    """Listening sockets, by what is served on them."""
+
+    main: list[socket.socket] = field(default_factory=list)
+    """DERP and the site, with TLS if the relay has it."""
+
+    side: list[socket.socket] = field(default_factory=list)
+    """Plain HTTP beside TLS."""
+
+    stun: list[socket.socket] = field(default_factory=list)
+    """UDP."""
+
+    def close(self) -> None:
+        """Close all of them."""
+        for sock in (*self.main, *self.side, *self.stun):
+            sock.close()
+
+
+def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Listeners:
+    """What a relay with these settings listens on.
+
+    Args:
+        given: sockets that are open already; they are used in place of those of their kind, and
+            belong to the relay from then on.
+
+    Raises:
+        ConfigError: one cannot be opened; then none stays open.
+    """
+    listeners = Listeners()
+    with contextlib.ExitStack() as undo:
+        undo.callback(listeners.close)
+        if given is not None:
+            listeners.main += given.main
+            listeners.side += given.side
+            listeners.stun += given.stun
+        _open_main(config, listeners)
+        _open_side(config, listeners)
+        if config.stun_port is not None and not listeners.stun:
+            listeners.stun += stun_sockets(
+                _host(config), config.stun_port, reuse_port=config.reuse_port
+            )
+        for sock in (*listeners.main, *listeners.side):
+            sock.setblocking(False)
+            tune(
+                sock,
+                keepalive_time=config.tcp_keepalive_time,
+                user_timeout=config.tcp_user_timeout,
+                notsent_lowat=config.tcp_notsent_lowat,
+            )
+        undo.pop_all()
+    return listeners
+
+
+def _host(config: RelayConfig) -> str:
+    # A relay behind a Unix socket answers STUN on all addresses.
+    return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
+
+
+def _open(config: RelayConfig, host: str, port: int) -> socket.socket:
+    return listen(
+        host,
+        port,
+        keepalive_time=config.tcp_keepalive_time,
+        user_timeout=config.tcp_user_timeout,
+        notsent_lowat=config.tcp_notsent_lowat,
+        reuse_port=config.reuse_port,
+    )
+
+
+def _open_main(config: RelayConfig, listeners: Listeners) -> None:
+    if listeners.main:
+        return
+    path = unix_path(config.address)
+    if path is not None:
+        listeners.main.append(listen_unix(path))
+        return
+    host, port = parse_address(config.address)
+    listeners.main.append(_open(config, host, port))
+
+
+def _open_side(config: RelayConfig, listeners: Listeners) -> None:
+    if config.tls is None or config.tls.http_port is None or listeners.side:
+        return
+    try:
+        listeners.side.append(_open(config, _host(config), config.tls.http_port))
+    except ConfigError as e:
+        raise ConfigError(
+            f"{e}; this is the plain HTTP beside TLS, --http-port=-1 does without"
+        ) from e

@@ -1,0 +1,114 @@
+"""A connection's very first bytes, when every connection comes from a load balancer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from pyderp.aio.core import Core
+from pyderp.aio.protocol import RelayProtocol, endpoint
+from pyderp.aio.sockets import format_address
+from pyderp.defaults import LOGIN_TIMEOUT
+from pyderp.errors import RemoteProtocolError
+from pyderp.relay.connection import Connection
+from pyderp.wire.proxyheader import ProxyHeader, parse_proxy_header_untrusted
+
+__all__ = ["with_proxy_header"]
+
+
+def with_proxy_header(
+    core: Core, factory: Callable[[], RelayProtocol]
+) -> Callable[[], asyncio.BaseProtocol]:
+    """A factory of connections that begin with a PROXY header, from a peer that is trusted.
+
+    Args:
+        factory: makes the protocol of what follows.
+    """
+    return lambda: _ProxyHeaderProtocol(core, factory)
+
+
+class _ProxyHeaderProtocol(asyncio.Protocol):
+    """Reads the header, and hands the transport on to the real protocol."""
+
+    connection: Connection | None = None
+    """None; there was no login yet (`Served`)."""
+    websocket = None
+    tls_version = ""
+
+    def __init__(self, core: Core, factory: Callable[[], RelayProtocol]) -> None:
+        self._core = core
+        self._factory = factory
+        self._data = b""
+        self._slot = 0
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        core = self._core
+        # uvloop's transports have the interface and not the base class.
+        self.transport = cast("asyncio.Transport", transport)
+        core.protocols.add(self)
+        self._slot = core.timers.add(self, core.loop.time() + LOGIN_TIMEOUT)
+        host = endpoint(transport, "peername")[0]
+        if not core.trusts(host):
+            self._refuse(f"{host} is no trusted proxy")
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        self._data += data
+        try:
+            header = parse_proxy_header_untrusted(self._data)
+        except RemoteProtocolError as e:
+            self._refuse(str(e))
+            return
+        if header is not None:
+            self._hand_over(self.transport, header)
+
+    def _hand_over(self, transport: asyncio.Transport, header: ProxyHeader) -> None:
+        self._leave()
+        protocol = self._factory()
+        protocol.peer = header.source or endpoint(transport, "peername")
+        protocol.local = (header.destination or endpoint(transport, "sockname"))[0]
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        rest = memoryview(self._data)[header.length :]
+        while rest and not transport.is_closing():
+            room = protocol.get_buffer(-1)
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            protocol.buffer_updated(count)
+            rest = rest[count:]
+
+    def _refuse(self, reason: str) -> None:
+        core = self._core
+        core.router.counters.protocol_errors += 1
+        if self.transport is not None:
+            where = format_address(*endpoint(self.transport, "peername"))
+            core.log_problem("connection from %s closed: %s", where, reason)
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self.transport = None
+
+    def _leave(self) -> None:
+        self._core.timers.cancel(self, self._slot)
+        self._core.protocols.discard(self)
+
+    def check_progress(self, now: float) -> None:
+        """Nothing is written here (`Served`)."""
+
+    def on_timer(self, now: float) -> None:
+        """No header in time (`Served`)."""
+        self._refuse(f"no PROXY header within {LOGIN_TIMEOUT:g} s")
+
+    def close_gracefully(self) -> None:
+        """Close (`Served`)."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close now (`Served`)."""
+        self._leave()
+        if self.transport is not None:
+            self.transport.abort()

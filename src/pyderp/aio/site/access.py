@@ -1,0 +1,152 @@
+"""Who may see `/debug/`: this machine, Tailscale addresses, and whom the operator names."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pyderp.config import DebugAccess, Network
+from pyderp.errors import ConfigError
+from pyderp.wire.http import Request, Response, text_response
+
+__all__ = ["Access", "debug_access_from_environment", "parse_networks", "refusal"]
+
+log = logging.getLogger("pyderp.relay")
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+_TAILSCALE: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
+_CHROMEOS: Final = ip_network("100.115.92.0/23")
+"""Virtual machines of ChromeOS have these; Tailscale never gives them out."""
+_LONGEST_KEY_FILE: Final = 64 * 1024
+
+
+class Access:
+    """Decides whether a requester may see `/debug/` (`tsweb.AllowDebugAccess`).
+
+    Args:
+        config: who may, beside this machine and Tailscale addresses.
+    """
+
+    __slots__ = ("_config", "_extra")
+
+    def __init__(self, config: DebugAccess) -> None:
+        self._config = config
+        self._extra = _address(config.allow_ip)
+
+    def allows(self, request: Request) -> bool:
+        """Whether this request may be answered.
+
+        The key opens it from anywhere, with GET only. Otherwise the address counts, and a
+        request that somebody untrusted forwarded has none.
+        """
+        if self._has_key(request):
+            return True
+        if request.forwarded:
+            return False
+        address = _address(request.remote)
+        if address is None:
+            return False
+        return (
+            address.is_loopback
+            or _is_tailscale(address)
+            or address == self._extra
+            or any(address in network for network in self._config.trusted)
+        )
+
+    def _has_key(self, request: Request) -> bool:
+        key = self._config.key
+        if not key or request.method != "GET":
+            return False
+        given = request.query.get("debugkey", "")
+        return hmac.compare_digest(given.encode(), key.encode())
+
+
+def refusal(request: Request, *, dev: bool) -> Response:
+    """The answer to who may not see a page.
+
+    Args:
+        dev: say how to permit access.
+    """
+    text = "debug access denied"
+    if dev and not request.forwarded and _address(request.remote) is not None:
+        text += f"; to permit access, set TS_ALLOW_DEBUG_IP={request.remote}"
+    return text_response(403, text)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        # A zone (%eth0) says nothing about who it is.
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_tailscale(address: Address) -> bool:
+    return any(address in network for network in _TAILSCALE) and address not in _CHROMEOS
+
+
+def parse_networks(text: str, where: str = "TS_DEBUG_TRUSTED_CIDRS") -> tuple[Network, ...]:
+    """Networks from a list with commas; spaces and empty items are passed over.
+
+    Args:
+        where: what the list comes from, for the error.
+
+    Raises:
+        ConfigError: an item is no network; the text names it.
+    """
+    networks: list[Network] = []
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        try:
+            # Bits beyond the prefix are taken as Go does: they do not count.
+            networks.append(ip_network(item, strict=False))
+        except ValueError as e:
+            raise ConfigError(
+                f"{where}: {item!r} is no network; want for example 10.0.0.0/8 or fd00::/8"
+            ) from e
+    return tuple(networks)
+
+
+def debug_access_from_environment(environ: Mapping[str, str]) -> DebugAccess:
+    """What `TS_ALLOW_DEBUG_IP`, `TS_DEBUG_TRUSTED_CIDRS` and `TS_DEBUG_KEY_PATH` say.
+
+    The key is read from its file here and now; outer white space does not belong to it.
+
+    Raises:
+        ConfigError: an address, a network or the file cannot be used.
+    """
+    allow_ip = environ.get("TS_ALLOW_DEBUG_IP", "").strip()
+    if allow_ip and _address(allow_ip) is None:
+        raise ConfigError(f"TS_ALLOW_DEBUG_IP: {allow_ip!r} is no IP address")
+    path = environ.get("TS_DEBUG_KEY_PATH", "")
+    return DebugAccess(
+        allow_ip=allow_ip,
+        trusted=parse_networks(environ.get("TS_DEBUG_TRUSTED_CIDRS", "")),
+        key=_read_key(Path(path)) if path else "",
+    )
+
+
+def _read_key(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(_LONGEST_KEY_FILE + 1)
+        text = data.decode().strip()
+    except OSError as e:
+        raise ConfigError(f"TS_DEBUG_KEY_PATH: cannot read {path}: {e.strerror}") from e
+    except UnicodeError as e:
+        raise ConfigError(f"TS_DEBUG_KEY_PATH: {path} is no text") from e
+    if not text or len(data) > _LONGEST_KEY_FILE:
+        raise ConfigError(f"TS_DEBUG_KEY_PATH: {path} holds no key; write a long random word")
+    if stat.S_IMODE(mode) & 0o077:
+        log.warning("%s can be read by others; chmod 600 it", path)
+    return text

@@ -1,0 +1,158 @@
+"""`/debug/` and the pages below it, for who may see them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from html import escape
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+from pyderp.aio.routes import BROWSER_HEADERS, Answer, page
+from pyderp.aio.site.access import refusal
+from pyderp.aio.site.check import problems
+from pyderp.aio.site.connections import connections_as_html, connections_as_json
+from pyderp.aio.site.facts import Facts, MeshLinkStatus
+from pyderp.aio.site.traffic import traffic
+from pyderp.aio.site.vars import variables
+from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+
+if TYPE_CHECKING:
+    from pyderp.aio.site.metrics import Metrics
+
+__all__ = ["DebugSite"]
+
+_HTML: Final = "text/html; charset=utf-8"
+_JSON: Final = "application/json; charset=utf-8"
+_TEXT: Final = "text/plain; charset=utf-8"
+_ROOT: Final = "/debug/"
+_POLICY: Final = "Content-Security-Policy"
+# The pages below /debug/ may bring their own looks.
+_HEADERS: Final = tuple(
+    (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
+    for name, value in BROWSER_HEADERS
+)
+
+
+class DebugSite:
+    """Answers `/debug` and everything below it.
+
+    Args:
+        facts: the relay that it is about.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._metrics: Metrics | None = None
+        self._pages: dict[str, tuple[str, Callable[[Request], Answer]]] = {
+            "vars": ("Metrics (JSON)", self._vars),
+            "varz": ("Metrics (Prometheus)", self._varz),
+            "check": ("Consistency check", self._check),
+            "traffic": ("Traffic, as it happens", self._traffic),
+            "connections": ("Connections", self._connections),
+        }
+
+    def allows(self, request: Request) -> bool:
+        """Whether who asks may see the pages, and is told of them."""
+        return self._facts.access.allows(request)
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request whose path is `/debug` or begins with `/debug/`."""
+        path = request.path
+        if path + "/" == _ROOT:
+            return Response(307, [("Location", _ROOT + request.target.removeprefix(path))])
+        if not self.allows(request):
+            return refusal(request, dev=self._facts.dev)
+        if path == _ROOT:
+            return page(_HTML, self._index(request).encode())
+        known = self._pages.get(path.removeprefix(_ROOT))
+        if known is None:
+            return text_response(404, "404 page not found")
+        return known[1](request)
+
+    # The pages
+
+    async def _vars(self, _: Request) -> Response:
+        return _sub_page(_JSON, await variables(self._facts))
+
+    async def _varz(self, _: Request) -> Response:
+        # Not with the module: programs that only connect to relays need no metrics library.
+        from pyderp.aio.site.metrics import CONTENT_TYPE, Metrics
+
+        if self._metrics is None:
+            self._metrics = Metrics(self._facts)
+        return _sub_page(CONTENT_TYPE, await self._metrics.text())
+
+    async def _check(self, _: Request) -> Response:
+        found = await problems(self._facts)
+        if found:
+            return _sub_page(_TEXT, (", ".join(found) + "\n").encode(), status=500)
+        # Monitoring looks for derper's words.
+        return _sub_page(_TEXT, b"derp.Server ConsistencyCheck okay")
+
+    def _traffic(self, _: Request) -> Answer:
+        return _stream(_TEXT, traffic(self._facts))
+
+    def _connections(self, request: Request) -> Answer:
+        wants_json = "application/json" in request.header(b"accept")
+        if request.query.get("format", "json" if wants_json else "html") == "json":
+            return _stream(_JSON, connections_as_json(self._facts))
+        link = "?" + urlencode({**request.query, "format": "json"})
+        return _stream(_HTML, connections_as_html(self._facts, link))
+
+    def _index(self, request: Request) -> str:
+        # Who came in by the key needs it again on each page.
+        key = request.query.get("debugkey", "")
+        query = "?" + urlencode({"debugkey": key}) if key else ""
+        items = [f"<li><b>{escape(k)}:</b> {escape(v)}</li>" for k, v in self._lines()]
+        items += (
+            f'<li><a href="{_ROOT}{name}{escape(query)}">{_ROOT}{name}</a> ({title})</li>'
+            for name, (title, _) in self._pages.items()
+        )
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            "<title>pyderp debug</title></head>\n<body><h1>pyderp debug</h1>\n<ul>\n"
+            + "\n".join(items)
+            + "\n</ul></body></html>\n"
+        )
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        facts = self._facts
+        yield "Uptime", str(timedelta(seconds=int(facts.uptime)))
+        yield "Version", facts.version
+        yield "Machine", socket.gethostname()
+        yield "TLS hostname", facts.hostname or "none"
+        now = datetime.now(UTC)
+        for certificate in facts.certificates():
+            days = (certificate.not_after - now) / timedelta(days=1)
+            names = ", ".join(certificate.names)
+            yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
+        yield "Mesh key", "true" if facts.has_mesh_key else "false"
+        for link in facts.mesh.status() if facts.mesh is not None else ():
+            yield "Mesh link", f"{link.host}: {_state(link)}"
+        yield "STUN", "off" if facts.stun is None else "on"
+        yield "Admission", "everybody" if facts.admission is None else "checked"
+        yield "Connections", str(facts.router.registry.size)
+
+
+def _expiry(end: datetime, days: float) -> str:
+    when = end.astimezone(UTC).isoformat(timespec="seconds")
+    return f"expires {when}, in {days:.1f} days" if days > 0 else f"EXPIRED {when}"
+
+
+def _state(link: MeshLinkStatus) -> str:
+    if link.is_self:
+        return "this relay itself"
+    since = link.since.astimezone(UTC).isoformat(timespec="seconds")
+    if link.connected:
+        return f"up since {since}, {link.peers} clients"
+    return f"down since {since}: {link.error or 'connecting'}"
+
+
+def _sub_page(content_type: str, body: bytes, *, status: int = 200) -> Response:
+    return Response(status, [("Content-Type", content_type), *_HEADERS], body)
+
+
+def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:
+    return StreamedResponse(200, [("Content-Type", content_type), *_HEADERS], chunks)

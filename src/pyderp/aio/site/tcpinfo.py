@@ -1,0 +1,91 @@
+"""What the kernel knows of a TCP connection (`struct tcp_info`, Linux 4.6 and newer)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+__all__ = ["NON_TCP", "HasOptions", "TCPInfo", "rtt_label", "rtt_sample", "tcp_info"]
+
+# Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_acked 120 (u64),
+# tcpi_bytes_received 128 (u64).
+_FIELDS: Final = struct.Struct("=68xI48xQQ")
+_OPTION: Final = getattr(socket, "TCP_INFO", 11)
+_RTT_LABELS: Final = (
+    (0.010, "10ms"),
+    (0.020, "20ms"),
+    (0.050, "50ms"),
+    (0.100, "100ms"),
+    (0.150, "150ms"),
+    (0.250, "250ms"),
+    (0.500, "500ms"),
+)
+NON_TCP: Final = "non-tcp"
+"""The label of a connection that has no round-trip time, by a Unix socket."""
+
+
+class HasOptions(Protocol):
+    """A socket, or what an event loop shows of one."""
+
+    @property
+    def family(self) -> int:
+        """Its address family."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        """Its option's value."""
+
+
+@dataclass(frozen=True, slots=True)
+class TCPInfo:
+    """One connection, at one moment."""
+
+    rtt: float
+    """Smoothed round-trip time, in seconds."""
+
+    sent: int
+    """Bytes that the other side acknowledged."""
+
+    received: int
+    """Bytes that came in order."""
+
+
+def tcp_info(transport: asyncio.BaseTransport | None) -> TCPInfo | None:
+    """What the kernel says of a transport's socket; `None`: nothing, as it is closed, not TCP,
+    or not on Linux."""
+    if transport is None or transport.is_closing():
+        return None
+    sock: HasOptions | None = transport.get_extra_info("socket")
+    return None if sock is None else _ask(sock)
+
+
+def _ask(sock: HasOptions) -> TCPInfo | None:
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        data = sock.getsockopt(socket.IPPROTO_TCP, _OPTION, _FIELDS.size)
+    except OSError:
+        return None  # closed meanwhile
+    if len(data) < _FIELDS.size:
+        return None
+    rtt, acknowledged, received = _FIELDS.unpack(data)
+    return TCPInfo(rtt / 1e6, acknowledged, received)
+
+
+def rtt_sample(sock: HasOptions) -> float | None:
+    """The round-trip time of a TCP connection in seconds; `None`: the kernel does not tell."""
+    info = _ask(sock)
+    return None if info is None else info.rtt
+
+
+def rtt_label(seconds: float | None) -> str:
+    """The label of `derp_tcp_rtt` that a sample counts in; `error` for none."""
+    if seconds is None:
+        return "error"
+    for bound, label in _RTT_LABELS:
+        if seconds <= bound:
+            return label
+    return "inf"

@@ -1,0 +1,211 @@
+"""A STUN server: tells clients from which address their packets come."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyderp.aio.sockets import format_address
+from pyderp.errors import ConfigError, RemoteProtocolError
+from pyderp.wire.stun import RequestReader, pack_response
+
+__all__ = ["StunCounters", "StunServer", "stun_sockets"]
+
+log = logging.getLogger("pyderp.stun")
+
+BATCH: Final = 32
+"""Packets that one turn of the loop takes from a socket: some 0.2 ms. One at a time would
+cost a sixth more CPU a packet under load (bench/STUN.md)."""
+_PAUSE: Final = 1.0
+"""Seconds that a socket rests after a read error."""
+_RECEIVE_BUFFER: Final = 1024 * 1024
+"""Asked of the kernel, which may give less. The usual 208 KiB hold 270 requests."""
+_V4_ANSWER_LEN: Final = 32
+_inet_pton = socket.inet_pton
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(slots=True)
+class StunCounters:
+    """What a STUN server has counted; the names are labels of Go's metrics."""
+
+    success: int = 0
+    """Requests answered."""
+    not_stun: int = 0
+    """Packets ignored: not STUN, or no request of a Tailscale client."""
+    read_error: int = 0
+    write_error: int = 0
+    """Answers that the system did not take."""
+    ipv4: int = 0
+    """Valid requests that came by IPv4, whether or not the answer could be sent."""
+    ipv6: int = 0
+
+
+def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """UDP sockets for a `StunServer`.
+
+    Args:
+        host: an address, or empty or `::` for all addresses of both families.
+        port: 0: any free one.
+        reuse_port: a second process may listen on the same port, to take over.
+
+    Raises:
+        ConfigError: the address cannot be used; the text says why and what to do.
+    """
+    try:
+        return [_bind(host, port, reuse_port=reuse_port)]
+    except OSError as e:
+        raise ConfigError(_explain(host, port, e)) from e
+    except UnicodeError as e:
+        raise ConfigError(f"cannot listen for STUN on {host!r}: no host name") from e
+
+
+def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    family, address = _resolve(host, port)
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            # One socket for both families. Two would save 5 % of an answer by IPv4, and could
+            # not take "any free port" in one step.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(host) and host != "::")
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    if host and host != "::":
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        return family, address
+    if socket.has_dualstack_ipv6():
+        return socket.AF_INET6, ("::", port)
+    return socket.AF_INET, ("", port)
+
+
+def _explain(host: str, port: int, error: OSError) -> str:
+    where = f"cannot listen for STUN on UDP {format_address(host, port)}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where}: the port is taken; stop what uses it, or choose another STUN port or none"
+    if error.errno == errno.EACCES:
+        return f"{where}: ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{where}: this machine does not have that address"
+    if isinstance(error, socket.gaierror):
+        return f"{where}: {error.strerror}"
+    return f"{where}: {os.strerror(error.errno) if error.errno else error}"
+
+
+class StunServer:
+    """Answers valid STUN requests on UDP sockets, and nothing else (as Go's `stunserver`).
+
+    It does a bounded piece of work in a turn of the loop. Errors of the network are counted;
+    none ends it.
+
+    Args:
+        sockets: bound UDP sockets, of `stun_sockets` or inherited. They are this object's
+            from now on: `aclose` closes them.
+
+    Raises:
+        ConfigError: a socket is not for UDP.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        for sock in sockets:
+            if sock.type != socket.SOCK_DGRAM or sock.family not in _FAMILIES:
+                raise ConfigError(
+                    f"a socket for STUN is {sock.family.name} {sock.type.name}; want UDP"
+                )
+        self.counters = StunCounters()
+        self._sockets = list(sockets)
+        self._requests = RequestReader()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._logged: set[tuple[str, int | None]] = set()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """IP address and port of each socket."""
+        return [sock.getsockname()[:2] for sock in self._sockets]
+
+    def start(self) -> None:
+        """Serve on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        for sock, (host, port) in zip(self._sockets, self.addresses, strict=True):
+            sock.setblocking(False)
+            self._read(sock)
+            log.info("STUN server listening on %s", format_address(host, port))
+
+    async def aclose(self) -> None:
+        """Stop, and close the sockets. Packets that wait in them are lost."""
+        for timer in self._resting.values():
+            timer.cancel()
+        self._resting.clear()
+        for sock in self._sockets:
+            if self._loop is not None and sock.fileno() >= 0:
+                self._loop.remove_reader(sock)
+            sock.close()
+        self._sockets.clear()
+
+    def _read(self, sock: socket.socket) -> None:
+        assert self._loop is not None
+        # To ask the socket for its family takes as long as to pack an answer.
+        self._loop.add_reader(sock, self._on_readable, sock, sock.family)
+
+    def _on_readable(self, sock: socket.socket, family: int) -> None:
+        counters, requests = self.counters, self._requests
+        for _ in range(BATCH):
+            try:
+                size, address = sock.recvfrom_into(requests.buffer)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._on_read_error(sock, e)
+                return
+            try:
+                tx_id = requests.read_untrusted(size)
+            except RemoteProtocolError:
+                counters.not_stun += 1
+                continue
+            packed = _inet_pton(family, address[0])
+            response = pack_response(tx_id, packed, address[1])
+            if len(response) == _V4_ANSWER_LEN:
+                counters.ipv4 += 1
+            else:
+                counters.ipv6 += 1
+            try:
+                sock.sendto(response, address)
+            except OSError as e:
+                # No room, a firewall, no route, a forged source port 0. The client asks again.
+                counters.write_error += 1
+                self._log_once("write", e)
+            else:
+                counters.success += 1
+
+    def _on_read_error(self, sock: socket.socket, error: OSError) -> None:
+        # The socket may stay readable, so reading on at once could be a busy loop.
+        assert self._loop is not None
+        self.counters.read_error += 1
+        self._log_once("read", error)
+        self._loop.remove_reader(sock)
+        self._resting[sock] = self._loop.call_later(_PAUSE, self._read_again, sock)
+
+    def _read_again(self, sock: socket.socket) -> None:
+        del self._resting[sock]
+        self._read(sock)
+
+    def _log_once(self, what: str, error: OSError) -> None:
+        # Strangers can cause some of these at will; the counters tell how many.
+        if (what, error.errno) not in self._logged:
+            self._logged.add((what, error.errno))
+            log.warning("STUN %s error: %s (logged once; counted from now on)", what, error)

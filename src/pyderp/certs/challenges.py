@@ -1,0 +1,107 @@
+"""Answers to the challenges of a certificate authority, while one is pending.
+
+They are put here by the thread that talks to the authority, and looked up on the event
+loop; each is one assignment to a dictionary, and so needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import ssl
+from collections.abc import Iterator
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pyderp.certs.context import server_context
+from pyderp.certs.leaf import utc_now
+from pyderp.certs.selfsigned import pem_of_key
+from pyderp.errors import RemoteProtocolError
+from pyderp.wire.clienthello import parse_client_hello_untrusted
+
+__all__ = ["ACME_TLS", "Challenges", "challenge_context"]
+
+ACME_TLS: Final = "acme-tls/1"
+"""The ALPN protocol of TLS-ALPN-01."""
+
+_ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
+_OCTET_STRING_OF_32: Final = b"\x04\x20"
+
+
+class Challenges:
+    """The answers that are to be given now."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, bytes] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}
+
+    @contextlib.contextmanager
+    def by_http(self, path: str, authorization: str) -> Iterator[None]:
+        """Answer HTTP-01 at this path within the block (RFC 8555 §8.3)."""
+        self._bodies[path] = authorization.encode("ascii")
+        try:
+            yield
+        finally:
+            del self._bodies[path]
+
+    @contextlib.contextmanager
+    def by_tls(self, name: str, authorization: str) -> Iterator[None]:
+        """Answer TLS-ALPN-01 for this name within the block (RFC 8737)."""
+        self._contexts[name] = challenge_context(name, authorization)
+        try:
+            yield
+        finally:
+            del self._contexts[name]
+
+    @property
+    def tls_pending(self) -> bool:
+        """Whether `context` may find anything."""
+        return bool(self._contexts)
+
+    def body(self, path: str) -> bytes | None:
+        """The answer by HTTP."""
+        return self._bodies.get(path)
+
+    def context(self, hello: memoryview) -> ssl.SSLContext | None:
+        """The answer by TLS, to who asks for it."""
+        if not self._contexts:
+            return None
+        try:
+            asked = parse_client_hello_untrusted(hello)
+        except RemoteProtocolError:
+            return None  # the handshake itself will say so
+        if asked is None or ACME_TLS.encode() not in asked.protocols:
+            return None
+        return self._contexts.get(asked.server_name.lower())
+
+
+def challenge_context(name: str, authorization: str) -> ssl.SSLContext:
+    """A context with the certificate that proves control over a name (RFC 8737 §3).
+
+    Args:
+        authorization: the key authorization; its hash is in the certificate.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    # A common name may have 64 characters at most; nobody reads this one.
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
+    now = utc_now()
+    digest = hashlib.sha256(authorization.encode("ascii")).digest()
+    proof = x509.UnrecognizedExtension(_ACME_IDENTIFIER, _OCTET_STRING_OF_32 + digest)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(proof, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain = certificate.public_bytes(serialization.Encoding.PEM)
+    return server_context(chain, pem_of_key(key), b"", protocol=ACME_TLS)

@@ -1,0 +1,46 @@
+"""Telling the operator of certificates that are about to expire."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from pyderp.certs.source import CertificateInfo
+
+__all__ = ["EXPIRES_SOON", "ExpiryWatch"]
+
+log = logging.getLogger("pyderp.tls")
+
+EXPIRES_SOON: Final = 0.2
+"""A certificate with less than this part of its lifetime left is about to expire."""
+
+_AGAIN: Final = timedelta(days=1)
+
+
+class ExpiryWatch:
+    """Warns of each certificate that is about to expire, once a day."""
+
+    def __init__(self) -> None:
+        self._told: dict[CertificateInfo, datetime] = {}
+
+    def look(self, certificates: Iterable[CertificateInfo], now: datetime) -> None:
+        """Warn of those that it is time for.
+
+        Args:
+            now: aware time.
+        """
+        soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
+        told = {each: self._told[each] for each in soon if each in self._told}
+        for each in soon:
+            if each in told and now - told[each] < _AGAIN:
+                continue
+            told[each] = now
+            log.warning(
+                "the certificate of %s %s %s: clients that check will refuse it",
+                ", ".join(each.names),
+                "expires on" if now < each.not_after else "expired on",
+                each.not_after.strftime("%Y-%m-%d %H:%M UTC"),
+            )
+        self._told = told

@@ -1,0 +1,101 @@
+"""A certificate of ours in PEM form: what it is for, and until when."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from cryptography import x509
+
+from pyderp.certs.source import CertificateInfo
+from pyderp.errors import ConfigError
+
+__all__ = [
+    "Address",
+    "as_address",
+    "check_host_name",
+    "info_of",
+    "parse_leaf",
+    "utc_now",
+    "valid_for",
+]
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+
+
+def as_address(text: str) -> Address | None:
+    """The IP address that a text is; an IPv4 one that is mapped into IPv6 comes out of it."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def check_host_name(hostname: str) -> None:
+    """Refuse what is neither a host name nor an IP address.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if as_address(hostname) is None and not _HOST_NAME.fullmatch(hostname):
+        raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
+
+
+def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
+    """The first certificate of a chain in PEM form.
+
+    Args:
+        where: the file, for the error.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return x509.load_pem_x509_certificates(chain)[0]
+    except (ValueError, IndexError) as e:
+        raise ConfigError(f"{where} holds no certificate in PEM form") from e
+
+
+def info_of(leaf: x509.Certificate) -> CertificateInfo:
+    """Names and times of a certificate."""
+    return CertificateInfo(_names(leaf), leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    try:
+        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ()
+    return (
+        *san.get_values_for_type(x509.DNSName),
+        *(str(address) for address in san.get_values_for_type(x509.IPAddress)),
+    )
+
+
+def valid_for(info: CertificateInfo, hostname: str) -> bool:
+    """Whether a certificate names a host.
+
+    Only subject alternative names count, as for every TLS client today. Its dates do not.
+    """
+    address = as_address(hostname)
+    if address is not None:
+        return any(as_address(name) == address for name in info.names)
+    wanted = hostname.lower().rstrip(".")
+    parent = wanted.partition(".")[2]
+    for name in info.names:
+        pattern = name.lower()
+        if pattern == wanted or (parent and pattern == f"*.{parent}"):
+            return True
+    return False
+
+
+def utc_now() -> datetime:
+    """The time, aware."""
+    return datetime.now(UTC)

@@ -1,0 +1,271 @@
+"""The directory that keeps an ACME account, certificates, and what went wrong last.
+
+A certificate is in a file of the name of its host, key first, in the form of Go's autocert:
+so a relay takes over from `derper` in the same directory, and the other way round. What
+`derper` keeps of certificates for addresses, two files, is read too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import ssl
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pyderp.certs.context import server_context
+from pyderp.certs.leaf import info_of, parse_leaf, utc_now, valid_for
+from pyderp.certs.source import CertificateInfo
+from pyderp.errors import ConfigError
+from pyderp.keyfile import write_atomically
+from pyderp.wire.text import printable
+
+__all__ = ["Certificate", "Record", "Stamp", "Store", "make_certificate"]
+
+log = logging.getLogger("pyderp.tls")
+
+Stamp: TypeAlias = tuple[int, int, int] | None
+"""Tells two versions of a file apart."""
+
+ACCOUNT: Final = "acme-account.key"
+_AUTOCERT_ACCOUNT: Final = "acme_account+key"
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate that can be served."""
+
+    chain: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    info: CertificateInfo
+    context: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of requests for one certificate, across restarts."""
+
+    directory: str = ""
+    """The authority that issued the certificate."""
+
+    failures: int = 0
+    retry_at: float = 0.0
+    told_at: float = 0.0
+    error: str = ""
+
+
+def make_certificate(
+    chain: bytes, key: bytes, subject: str, meta: bytes, where: object
+) -> Certificate:
+    """Check and prepare a certificate.
+
+    Args:
+        chain: PEM, leaf first.
+        key: PEM.
+        subject: DNS name or IP address that it must be for.
+        meta: the meta certificate, PEM.
+        where: the file, for errors.
+
+    Raises:
+        ConfigError: it cannot be served, or is for another host. Expiry is not looked at.
+    """
+    info = info_of(parse_leaf(chain, where))
+    if not valid_for(info, subject):
+        raise ConfigError(f"{where} is not for {subject!r}: it names {', '.join(info.names)}")
+    return Certificate(chain, key, info, server_context(chain, key, meta, where=str(where)))
+
+
+class Store:
+    """The directory. Made if missing, mode 0700; files with secrets have mode 0600.
+
+    Args:
+        meta: the relay's meta certificate, which certificates are served with.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+    """
+
+    def __init__(self, directory: Path, meta: bytes) -> None:
+        self.directory = directory
+        self._meta = meta
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = stat.S_IMODE(directory.stat().st_mode)
+        except OSError as e:
+            raise ConfigError(
+                f"cannot make the certificate directory {directory}: {e.strerror}"
+            ) from e
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"cannot write to the certificate directory {directory}: check its owner and mode"
+            )
+        if mode & 0o022:
+            log.warning(
+                "others may write to the certificate directory %s (mode %04o); use 0700",
+                directory,
+                mode,
+            )
+
+    # Certificates
+
+    def path(self, subject: str) -> Path:
+        """The file with a certificate and its key."""
+        return self.directory / subject.replace(":", ".")
+
+    def load(self, subject: str) -> Certificate | None:
+        """The certificate of a host, if there is one that is valid now.
+
+        A file that holds none is kept aside with the ending `.bad`.
+
+        Raises:
+            ConfigError: a file is there but cannot be read.
+        """
+        path = self.path(subject)
+        own = self._load(subject, (path,))
+        if own is not None:
+            return own
+        rsa = path.with_name(f"{path.name}+rsa")
+        pair = (path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.crt"))
+        return self._load(subject, (rsa,)) or self._load(subject, pair)
+
+    def _load(self, subject: str, paths: tuple[Path, ...]) -> Certificate | None:
+        parts = [_read(path) for path in paths]
+        text = b"".join(part for part in parts if part is not None)
+        if None in parts:
+            return None
+        where = " and ".join(map(str, paths))
+        at = max(text.find(_BEGIN), 0)
+        try:
+            found = make_certificate(text[at:], text[:at], subject, self._meta, where)
+        except ConfigError as e:
+            for path in paths:
+                _put_aside(path)
+            log.error("%s; kept aside with the ending .bad, a new one will be asked for", e)
+            return None
+        if not found.info.not_before <= utc_now() < found.info.not_after:
+            log.warning("the certificate in %s is not valid today", where)
+            return None
+        return found
+
+    def read_again(self, subject: str) -> Certificate:
+        """The certificate in the file of a host, whatever its dates.
+
+        Raises:
+            ConfigError: there is none; the file stays where it is.
+        """
+        path = self.path(subject)
+        text = _read(path) or b""
+        at = max(text.find(_BEGIN), 0)
+        return make_certificate(text[at:], text[:at], subject, self._meta, path)
+
+    def stamp(self, subject: str) -> Stamp:
+        """Changes when the file of a host does; `None`: there is none."""
+        try:
+            status = self.path(subject).stat()
+        except OSError:
+            return None
+        return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+    def issued(self, subject: str, chain: bytes, key: bytes) -> Certificate:
+        """Prepare what an authority issued.
+
+        Raises:
+            ConfigError: it cannot be served.
+        """
+        return make_certificate(chain, key, subject, self._meta, "what the authority issued")
+
+    def save(self, subject: str, certificate: Certificate) -> None:
+        """Keep a certificate.
+
+        Raises:
+            OSError: the disk is full, for example; the old file is as it was.
+        """
+        data = certificate.key.rstrip() + b"\n" + certificate.chain.strip() + b"\n"
+        write_atomically(self.path(subject), data, mode=0o600)
+
+    # The account
+
+    def load_account(self) -> bytes | None:
+        """The private key of the account at the authority, PEM; that of `derper` if need be.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        for name in (ACCOUNT, _AUTOCERT_ACCOUNT):
+            key = _read(self.directory / name)
+            if key is not None:
+                return key
+        return None
+
+    def save_account(self, key: bytes) -> None:
+        """Keep the private key of a new account.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_atomically(self.directory / ACCOUNT, key, mode=0o600)
+
+    def put_account_aside(self) -> None:
+        """Keep an account key that is none for somebody to look at."""
+        for name in (ACCOUNT, _AUTOCERT_ACCOUNT):
+            if (self.directory / name).exists():
+                _put_aside(self.directory / name)
+                return
+
+    # What went wrong
+
+    def record_path(self, subject: str) -> Path:
+        """The file with the `Record` of a host."""
+        path = self.path(subject)
+        return path.with_name(f"{path.name}.state.json")
+
+    def load_record(self, subject: str) -> Record:
+        """What was remembered; a new record if there is none, or garbage."""
+        path = self.record_path(subject)
+        try:
+            return _parse_record(path.read_bytes())
+        except FileNotFoundError:
+            return Record()
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            log.warning("%s is damaged or cannot be read, and not used", path)
+            return Record()
+
+    def save_record(self, subject: str, record: Record) -> None:
+        """Remember.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        document = {name: getattr(record, name) for name in Record.__slots__}
+        data = json.dumps(document, indent=1).encode() + b"\n"
+        write_atomically(self.record_path(subject), data, mode=0o600)
+
+
+def _parse_record(data: bytes) -> Record:
+    document = json.loads(data)
+    return Record(
+        directory=str(document["directory"]),
+        failures=max(int(document["failures"]), 0),
+        retry_at=float(document["retry_at"]),
+        told_at=float(document["told_at"]),
+        error=printable(str(document["error"])),
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _put_aside(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.replace(path.with_name(f"{path.name}.bad"))

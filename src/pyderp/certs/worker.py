@@ -1,0 +1,89 @@
+"""Blocking work on a thread that nobody waits for when the program ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+__all__ = ["Stopped", "Worker"]
+
+T = TypeVar("T")
+
+_PATIENCE: Final = 2.0
+
+
+class Stopped(Exception):
+    """The work was told to stop."""
+
+
+class Worker:
+    """Runs one job after the other, each on a thread of its own.
+
+    The executor of the event loop would not do: ending the loop, and the program, waits for
+    its threads, and these wait for a stranger's server.
+    """
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def check(self) -> None:
+        """To be called by jobs before each long step.
+
+        Raises:
+            Stopped: there is no use in going on.
+        """
+        if self._stop.is_set():
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, within a job.
+
+        Raises:
+            Stopped: it was told to stop meanwhile.
+        """
+        self._stop.wait(seconds)
+        self.check()
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run a job and give what it gives, or raise what it raises."""
+        await self._idle.wait()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def deliver(result: T | None, error: BaseException | None) -> None:
+            self._idle.set()
+            if future.done():
+                return  # nobody waits for it any more
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]  # a T, as there is no error
+
+        def body() -> None:
+            result, error = None, None
+            try:
+                result = job()
+            except BaseException as e:
+                error = e
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(deliver, result, error)
+
+        self._idle.clear()
+        threading.Thread(target=body, name="pyderp-acme", daemon=True).start()
+        return await future
+
+    def stop(self) -> None:
+        """Tell the job to stop."""
+        self._stop.set()
+
+    async def stopped(self) -> bool:
+        """Give the job a moment to stop; gives whether it did."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._idle.wait()
+        return self._idle.is_set()

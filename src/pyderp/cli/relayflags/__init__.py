@@ -1,0 +1,1 @@
+"""The relay's flags: one table, from which come options, environment, file and help."""

@@ -1,0 +1,179 @@
+"""Whether files and ports can be used, found out without making anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from pyderp.admission.allowlist import read_allow_list
+from pyderp.aio.meshhost import parse_mesh_host
+from pyderp.aio.sockets import listen, parse_address, unix_path
+from pyderp.aio.stun import stun_sockets
+from pyderp.certs import make_certificates
+from pyderp.certs.manual import certificate_paths
+from pyderp.config import ACMETLS, RelayConfig
+from pyderp.errors import ConfigError
+from pyderp.keyfile import load_or_create_key
+from pyderp.keys import NodePrivate
+from pyderp.relay.limits import parse_rate_config
+
+from .certificate import is_address
+from .plan import Plan
+from .settings import Problems
+
+__all__ = ["check_files", "check_ports", "read_key"]
+
+_SIDE: Final = "; this is the plain HTTP beside TLS, --http-port=-1 does without"
+
+
+def check_files(plan: Plan, problems: Problems) -> list[str]:
+    """Check all files that a relay needs; gives a line for each that is fine.
+
+    Args:
+        problems: takes what is wrong.
+    """
+    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
+    lines = []
+    for check in checks:
+        with problems.collect():
+            lines.append(check(plan))
+    return [line for line in lines if line]
+
+
+def read_key(path: Path) -> NodePrivate | None:
+    """The key in a file; `None`: there is no such file, but one can be made.
+
+    Raises:
+        ConfigError: it cannot be read or made.
+    """
+    if _exists(path):
+        return load_or_create_key(path)
+    _check_can_make(path.parent, f"the key file {path}")
+    return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as e:
+        raise ConfigError(f"cannot look for {path}: {e.strerror}") from e
+
+
+def _check_can_make(folder: Path, what: str) -> None:
+    there = folder.absolute()
+    while not _exists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"cannot make {what}: {there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make {what}: no permission to write in {there}")
+
+
+def _key_file(plan: Plan) -> str:
+    if plan.key_file is None:
+        return "key: a new one, in memory"
+    key = read_key(plan.key_file)
+    return f"key file {plan.key_file}: " + (
+        "made at the first start" if key is None else f"key {key.public}"
+    )
+
+
+def _certificate(plan: Plan) -> str:
+    tls = plan.config.tls
+    if tls is None:
+        return "no TLS: plain HTTP"
+    if isinstance(tls, ACMETLS):
+        make_certificates(tls, NodePrivate.generate().public)
+        _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
+        return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
+    files = certificate_paths(tls.certdir, tls.hostname)
+    if is_address(tls.hostname) and not all(map(_exists, files)):
+        _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
+        return f"certificate {files[0]}: self-signed, made at the first start"
+    (info,) = make_certificates(tls, NodePrivate.generate().public).certificates()
+    return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+
+
+def _rate_config(plan: Plan) -> str:
+    path = plan.config.rate_config
+    if path is None:
+        return ""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read the rate limits {path}: {e.strerror}") from e
+    parse_rate_config(data, str(path))
+    return f"rate limits {path}"
+
+
+def _allowed_keys(plan: Plan) -> str:
+    path = plan.config.admission.keys_file
+    return "" if path is None else f"allowed keys {path}: {len(read_allow_list(path))}"
+
+
+def _mesh_hosts(plan: Plan) -> str:
+    hosts = [parse_mesh_host(text).label for text in plan.config.mesh_with]
+    return f"mesh with {', '.join(hosts)}" if hosts else ""
+
+
+def check_ports(config: RelayConfig, problems: Problems, *, stun_if_free: bool) -> list[str]:
+    """Check that all ports can be listened on; gives a line for each that can.
+
+    Args:
+        problems: takes what is wrong.
+        stun_if_free: STUN may be missing.
+    """
+    lines = []
+    path = host = None
+    with problems.collect():
+        path = unix_path(config.address)
+        if path is not None:
+            host = ""  # of STUN
+            _check_unix(path)
+            lines.append(f"listening on {config.address}")
+        else:
+            host, port = parse_address(config.address)
+            _check_tcp(host, port, config, "")
+            lines.append(f"listening on {config.address}")
+    if host is None:
+        return lines
+    if config.tls is not None and config.tls.http_port is not None:
+        with problems.collect():
+            _check_tcp(host, config.tls.http_port, config, _SIDE)
+            lines.append(f"plain HTTP on port {config.tls.http_port}")
+    if config.stun_port is not None:
+        with problems.collect():
+            lines.append(_check_stun(host, config, stun_if_free=stun_if_free))
+    return lines
+
+
+def _check_tcp(host: str, port: int, config: RelayConfig, advice: str) -> None:
+    try:
+        listen(host, port, keepalive_time=0, user_timeout=0, reuse_port=config.reuse_port).close()
+    except ConfigError as e:
+        raise ConfigError(f"{e}{advice}") from e
+
+
+def _check_unix(path: Path) -> None:
+    if not _exists(path.parent):
+        raise ConfigError(f"cannot listen on unix:{path}: {path.parent} does not exist")
+    _check_can_make(path.parent, f"the socket {path}")
+    if not _exists(path):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if not path.is_socket() or probe.connect_ex(str(path)) == 0:
+            raise ConfigError(f"cannot listen on unix:{path}: something is there")
+
+
+def _check_stun(host: str, config: RelayConfig, *, stun_if_free: bool) -> str:
+    assert config.stun_port is not None
+    try:
+        for sock in stun_sockets(host, config.stun_port, reuse_port=config.reuse_port):
+            sock.close()
+    except ConfigError as e:
+        if not stun_if_free:
+            raise
+        return f"no STUN: {e}"
+    return f"STUN on UDP port {config.stun_port}"

@@ -1,0 +1,64 @@
+"""The table of flags as the parameters of a command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from .flag import Flag
+from .table import FLAGS
+
+__all__ = ["flag_layer", "takes_flags"]
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def takes_flags(function: _Function) -> _Function:
+    """Give a function that takes any keywords the signature of all flags, for typer."""
+    parameters = [
+        inspect.Parameter(
+            flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(flag)
+        )
+        for flag in FLAGS
+    ]
+    vars(function)["__signature__"] = inspect.Signature(parameters)
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    return function
+
+
+def _option(flag: Flag) -> Any:
+    # All defaults are None: a value that was given wins over the file, a default does not.
+    default = flag.told_default
+    told = f"{flag.help}  [default: {default}]" if default else flag.help
+    common: dict[str, Any] = {
+        "help": told,
+        "envvar": flag.variable or None,
+        "show_default": False,
+        "rich_help_panel": flag.panel,
+    }
+    if flag.kind.switch:
+        spelling = f"--{flag.name}/--no-{flag.name}" if flag.in_file else f"--{flag.name}"
+        return Annotated[bool | None, typer.Option(spelling, **common)]
+    spellings = [*flag.also, f"--{flag.name}"]
+    return Annotated[
+        str | None,
+        typer.Option(*spellings, metavar=flag.kind.metavar, parser=_parser(flag), **common),
+    ]
+
+
+def _parser(flag: Flag) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return flag.kind.parse(text)
+        except ValueError as e:
+            raise typer.BadParameter(f"{text!r}: {e}") from None
+
+    return parse
+
+
+def flag_layer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What typer made of the command line and the environment, by the flag's name."""
+    return {flag.name: values[flag.parameter] for flag in FLAGS}

@@ -1,0 +1,175 @@
+"""From the values of all flags to a `RelayConfig`, and what to do beside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyderp import defaults
+from pyderp.config import (
+    AdmissionConfig,
+    BootstrapDNSConfig,
+    DebugAccess,
+    RelayConfig,
+)
+from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keyfile import read_mesh_key
+from pyderp.keys import MeshKey
+
+from .certificate import is_loopback, tls_settings
+from .settings import Problems, Settings
+from .state import default_key_file, derper_key_file
+from .table import FLAGS
+
+__all__ = ["Plan", "make_plan"]
+
+log = logging.getLogger("pyderp.relay")
+
+_MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
+_MAX_SECRET: Final = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for.
+
+    Args:
+        config: the relay's settings, without its key.
+        key_file: file of that; `None`: a new key in memory.
+        stun_if_free: do without STUN if its port is taken, as nobody asked for it and nobody
+            but this machine could use it.
+        public_name: what clients connect to, also if something in front ends TLS; may be empty.
+    """
+
+    config: RelayConfig
+    key_file: Path | None
+    stun_if_free: bool
+    public_name: str
+
+
+def make_plan(
+    settings: Settings, problems: Problems, environment: Mapping[str, str] = os.environ
+) -> Plan | None:
+    """What the settings ask for; `None` if they cannot be made sense of.
+
+    Args:
+        problems: takes all that is wrong.
+    """
+    before = len(problems.found)
+    address = _address(settings)
+    values = _simple_values(settings)
+    key_file = None
+    with problems.collect():
+        _refuse_unbuilt(settings)
+    with problems.collect():
+        values["tls"] = tls_settings(settings, address, environment)
+    with problems.collect():
+        values["mesh_key"] = _mesh_key(settings, environment)
+    with problems.collect():
+        values["admission"] = AdmissionConfig(**_below(values, "admission"))
+    with problems.collect():
+        debug = _below(values, "debug")
+        values["debug"] = DebugAccess(**debug, key=_debug_key(settings))
+    with problems.collect():
+        key_file = _key_file(settings, environment)
+    values["bootstrap_dns"] = BootstrapDNSConfig(**_below(values, "bootstrap_dns"))
+    if len(problems.found) > before:
+        return None
+    with problems.collect():
+        config = RelayConfig(
+            address=address,
+            stun_port=_stun_port(settings, address),
+            dev=settings["dev"],
+            **values,
+        )
+        return Plan(
+            config,
+            key_file,
+            stun_if_free=not settings.given("stun", "stun-port")
+            and (settings["dev"] or is_loopback(address)),
+            public_name=settings["hostname"] or "",
+        )
+    return None
+
+
+def _address(settings: Settings) -> str:
+    if settings["dev"] and settings.derper:
+        return f":{defaults.DEV_PORT}"  # whatever was given, as derper
+    given: str = settings["address"] or ""
+    dev = f"127.0.0.1:{defaults.DEV_PORT}"
+    return given or (dev if settings["dev"] else f":{defaults.HTTPS_PORT}")
+
+
+def _simple_values(settings: Settings) -> dict[str, Any]:
+    return {flag.setting: settings[flag.name] for flag in FLAGS if flag.setting}
+
+
+def _below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Take those of one part out."""
+    names = [name for name in values if name.startswith(f"{prefix}.")]
+    return {name.partition(".")[2]: values.pop(name) for name in names}
+
+
+def _refuse_unbuilt(settings: Settings) -> None:
+    if settings["secrets-url"]:
+        raise ConfigError(
+            f"{settings.flag('secrets-url')}: fetching the mesh key from setec is not built; put "
+            f"it into a file and give {settings.flag('mesh-psk-file')}"
+        )
+    if settings["ace"]:
+        raise ConfigError(f"{settings.flag('ace')}: the ACE proxy is not built; leave the flag out")
+
+
+def _mesh_key(settings: Settings, environment: Mapping[str, str]) -> MeshKey | None:
+    file: Path | None = settings["mesh-psk-file"]
+    text = environment.get(_MESH_KEY_VARIABLE, "")
+    if settings["dev"] and text and (settings.derper or file is None):
+        try:
+            return MeshKey.parse(text)
+        except InvalidKey as e:
+            raise ConfigError(f"{_MESH_KEY_VARIABLE} in the environment: {e}") from None
+    if file is not None and not (settings["dev"] and settings.derper):
+        return read_mesh_key(file)
+    if settings["mesh-with"]:
+        raise ConfigError(
+            f"{settings.flag('mesh-with')} needs {settings.flag('mesh-psk-file')}=FILE, the key "
+            f"that all relays of the mesh share, or for development {_MESH_KEY_VARIABLE} in the "
+            "environment"
+        )
+    return None
+
+
+def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
+    given: Path | None = settings["key-file"]
+    if settings["dev"]:
+        return None if settings.derper else given
+    if given is not None:
+        return given
+    if settings.derper:
+        return derper_key_file()
+    return default_key_file(environment)
+
+
+def _debug_key(settings: Settings) -> str:
+    file: Path | None = settings["debug-key-file"]
+    if file is None:
+        return ""
+    try:
+        with file.open("rb") as opened:
+            key = opened.read(_MAX_SECRET).decode().strip()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
+    if not key:
+        raise ConfigError(f"the debug key file {file} is empty; put a secret into it")
+    return key
+
+
+def _stun_port(settings: Settings, address: str) -> int | None:
+    on_socket = address.startswith("unix:") and not settings.given("stun", "stun-port")
+    port: int = settings["stun-port"]
+    return None if on_socket or not settings["stun"] else port

@@ -1,0 +1,112 @@
+"""The values of all flags, from the layers that give some: flags, environment, file, defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyderp.errors import ConfigError
+
+from .flag import Flag
+from .kinds import Kind
+from .table import BY_NAME, FLAGS
+
+__all__ = ["Problems", "Settings", "environment_layer", "parse_value"]
+
+
+class Settings:
+    """A value for each flag; the first layer that has one gives it.
+
+    Args:
+        layers: values that were given, by the flag's name; `None` is none.
+        fallbacks: defaults that differ from the table's.
+        derper: everything is as `derper` has it; flags are spelled so in errors.
+    """
+
+    def __init__(
+        self,
+        *layers: Mapping[str, Any],
+        fallbacks: Mapping[str, Any] | None = None,
+        derper: bool = False,
+    ) -> None:
+        self.derper = derper
+        self._values: dict[str, Any] = {flag.name: flag.default for flag in FLAGS}
+        self._values.update(fallbacks or {})
+        self._given: set[str] = set()
+        for layer in reversed(layers):
+            for name, value in layer.items():
+                if value is not None:
+                    self._values[name] = value
+                    self._given.add(name)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a flag."""
+        return self._values[name]
+
+    def given(self, *names: str) -> bool:
+        """Whether any of these was given, by whatever way; empty text gives nothing."""
+        return any(name in self._given and self._values[name] != "" for name in names)
+
+    def flag(self, name: str) -> str:
+        """How a flag is spelled here."""
+        return f"-{BY_NAME[name].go_name or name}" if self.derper else f"--{name}"
+
+
+@dataclass
+class Problems:
+    """All that is wrong, found in one go."""
+
+    found: list[ConfigError] = field(default_factory=list)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Note a `ConfigError` of the block and go on."""
+        try:
+            yield
+        except ConfigError as e:
+            self.found.append(e)
+
+    def check(self) -> None:
+        """Raise the first if there is any; it tells how many more there are."""
+        if not self.found:
+            return
+        first, *more = self.found
+        if more:
+            others = "another problem" if len(more) == 1 else f"{len(more)} more problems"
+            raise ConfigError(f"{first} (and {others}: --check tells all)") from first
+        raise first
+
+
+def parse_value(kind: Kind, text: str, where: str) -> Any:
+    """The value that a text stands for.
+
+    Raises:
+        ConfigError: it stands for none; the text says where it was given.
+    """
+    try:
+        return kind.parse(text)
+    except ValueError as e:
+        raise ConfigError(f"{where}: {e}") from None
+
+
+def environment_layer(
+    environment: Mapping[str, str],
+    variables: Callable[[Flag], str],
+    problems: Problems,
+    flags: Sequence[Flag] = FLAGS,
+) -> dict[str, Any]:
+    """What the environment says, by the flag's name.
+
+    Args:
+        variables: the name of a flag's variable; empty: it has none.
+        problems: takes what is wrong.
+    """
+    values = {}
+    for flag in flags:
+        variable = variables(flag)
+        if text := environment.get(variable, "") if variable else "":
+            with problems.collect():
+                values[flag.name] = parse_value(flag.kind, text, f"{variable} in the environment")
+    return values

@@ -1,0 +1,110 @@
+"""The DERP map of a relay, as those take it who tell clients: Tailscale, headscale, our tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pyderp.aio.sockets import parse_address, unix_path
+from pyderp.certs import make_certificates
+from pyderp.config import ManualTLS, RelayConfig
+from pyderp.defaults import HTTPS_PORT, STUN_PORT
+from pyderp.errors import ConfigError
+from pyderp.keys import NodePrivate
+
+from .certificate import is_address
+from .plan import Plan
+
+__all__ = ["node_of", "show_map"]
+
+_REGION: Final = 900
+"""The first of those that Tailscale keeps free for relays of others."""
+_HEADS: Final = {
+    "policy": "For the policy file of a tailnet, at its top level",
+    "headscale": "For headscale: a file that derp.paths in its config.yaml names",
+    "json": "For --derp-map, and other programs",
+}
+
+
+def node_of(plan: Plan) -> dict[str, Any]:
+    """The map's node for a relay that does not run. A missing self-signed certificate is made.
+
+    Raises:
+        ConfigError: clients cannot reach it as it is, or a port is not fixed.
+    """
+    config = plan.config
+    node: dict[str, Any] = {"HostName": plan.public_name, "DERPPort": HTTPS_PORT}
+    if not plan.public_name:
+        raise ConfigError(
+            "clients find a relay by its name or IP address: give --hostname, also if something "
+            "in front of the relay has the certificate"
+        )
+    if config.tls is not None:
+        node["DERPPort"] = _port(config)
+        if isinstance(config.tls, ManualTLS):
+            certificates = make_certificates(config.tls, NodePrivate.generate().public)
+            node |= certificates.map_node() or {}
+    node["STUNPort"] = -1 if config.stun_port is None else config.stun_port
+    if 0 in (node["DERPPort"], node["STUNPort"]):
+        raise ConfigError("port 0 is another one at each start; a map needs fixed ports")
+    return node
+
+
+def _port(config: RelayConfig) -> int:
+    if unix_path(config.address) is not None:
+        return HTTPS_PORT
+    return parse_address(config.address)[1]
+
+
+def _region(node: Mapping[str, Any]) -> dict[str, Any]:
+    host = str(node["HostName"])
+    full: dict[str, Any] = {"Name": f"{_REGION}a", "RegionID": _REGION, "HostName": host}
+    if node.get("CertName"):
+        full["CertName"] = node["CertName"]
+    if is_address(host):
+        full["IPv6" if ":" in host else "IPv4"] = host
+    if node.get("STUNPort", STUN_PORT) != STUN_PORT:
+        full["STUNPort"] = node["STUNPort"]
+    if node.get("DERPPort", HTTPS_PORT) != HTTPS_PORT:
+        full["DERPPort"] = node["DERPPort"]
+    code = "relay" if is_address(host) else host.partition(".")[0]
+    return {
+        "RegionID": _REGION,
+        "RegionCode": code,
+        "RegionName": host,
+        "Nodes": [full],
+    }
+
+
+def show_map(node: Mapping[str, Any], form: str) -> str:
+    """The map with one region of one node.
+
+    Args:
+        node: `HostName`, and where they are not usual `CertName`, `DERPPort`, `STUNPort`.
+        form: `policy`, `headscale`, `json` or `all`.
+    """
+    region = _region(node)
+    document = {"Regions": {str(_REGION): region}}
+    whole = json.dumps(document, indent="\t")
+    texts = {
+        "policy": f'"derpMap": {whole},',
+        "headscale": _yaml(region),
+        "json": whole,
+    }
+    if form != "all":
+        return texts[form]
+    return "\n\n".join(f"# {_HEADS[each]}:\n\n{text}" for each, text in texts.items())
+
+
+def _yaml(region: Mapping[str, Any]) -> str:
+    # headscale's names are Go's in lower case; text in JSON's form is YAML, too.
+    (node,) = region["Nodes"]
+    lines = ["regions:", f"  {_REGION}:"]
+    lines += [f"    {k.lower()}: {json.dumps(v)}" for k, v in region.items() if k != "Nodes"]
+    fields = [f"{k.lower()}: {json.dumps(v)}" for k, v in node.items()]
+    lines += [
+        "    nodes:",
+        *(("      - " if not i else "        ") + f for i, f in enumerate(fields)),
+    ]
+    return "\n".join(lines)

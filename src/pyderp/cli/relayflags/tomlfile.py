@@ -1,0 +1,107 @@
+"""The relay's TOML file: read strictly, with the line of each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from pyderp.errors import ConfigError
+
+from .flag import Flag
+from .settings import Problems
+from .table import FLAGS
+
+__all__ = ["toml_layer"]
+
+_MAX_FILE: Final = 1024 * 1024
+_POSITION: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
+_IN_FILE: Final = {flag.name: flag for flag in FLAGS if flag.in_file}
+
+
+def toml_layer(path: Path, problems: Problems) -> dict[str, Any]:
+    """What a file says, by the flag's name.
+
+    Args:
+        problems: takes what is wrong with single settings.
+
+    Raises:
+        ConfigError: the file cannot be read or is no TOML.
+    """
+    text = _read(path)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"settings file {path}: {_position(str(e))}") from None
+    except RecursionError:
+        raise ConfigError(f"settings file {path}: nested too deeply") from None
+    values = {}
+    for name, value in document.items():
+        try:
+            values[name] = _value(name, value)
+        except ValueError as e:
+            where = f"settings file {path}, line {_line_of(name, text)}"
+            problems.found.append(ConfigError(f"{where}: {name}: {e}"))
+    return values
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except OSError as e:
+        raise ConfigError(f"cannot read the settings file {path}: {e.strerror}") from e
+    if len(data) > _MAX_FILE:
+        raise ConfigError(f"settings file {path}: larger than 1 MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ConfigError(f"settings file {path}, line {line}: not UTF-8") from None
+
+
+def _position(text: str) -> str:
+    match = _POSITION.match(text)
+    return f"{match[2]}: {match[1]}" if match else text
+
+
+def _value(name: str, value: object) -> Any:
+    flag = _IN_FILE.get(name)
+    if flag is None:
+        raise ValueError(_unknown(name, value))
+    return flag.kind.from_toml(value)
+
+
+def _unknown(name: str, value: object) -> str:
+    if isinstance(value, dict):
+        return "there are no tables; all settings stand at the top"
+    spellings = _spellings()
+    near = difflib.get_close_matches(name.replace("_", "-").lower(), spellings, n=1)
+    return f"no such setting; did you mean {spellings[near[0]]}?" if near else "no such setting"
+
+
+@functools.cache
+def _spellings() -> dict[str, str]:
+    def all_of(flag: Flag) -> list[str]:
+        return [flag.name, *(each.lstrip("-") for each in flag.also)]
+
+    return {each: flag.name for flag in _IN_FILE.values() for each in all_of(flag)}
+
+
+def _line_of(name: str, text: str) -> int:
+    # Statements at the top stand alone, so each parses by itself.
+    begin, statement = 0, ""
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        begin = begin if statement else number
+        statement += line
+        try:
+            parsed = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        if name in parsed:
+            return begin
+        statement = ""
+    return 1

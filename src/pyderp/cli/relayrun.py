@@ -1,0 +1,238 @@
+"""What is done with a relay's settings: run it, check them, or show its DERP map."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import typer
+
+import pyderp
+from pyderp.aio.listeners import Listeners, open_listeners
+from pyderp.aio.relay import Relay
+from pyderp.aio.sockets import format_address
+from pyderp.cli.logs import log_to_stderr
+from pyderp.cli.output import print_line
+from pyderp.cli.relayflags.check import check_files, check_ports, read_key
+from pyderp.cli.relayflags.plan import Plan, make_plan
+from pyderp.cli.relayflags.settings import Problems, Settings
+from pyderp.cli.relayflags.showmap import node_of, show_map
+from pyderp.config import RelayConfig
+from pyderp.errors import ConfigError
+from pyderp.keyfile import load_or_create_key
+
+__all__ = ["Loaded", "carry_out"]
+
+log = logging.getLogger("pyderp.relay")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings as they were read, and what was wrong with them."""
+
+    settings: Settings
+    problems: Problems
+
+    def plan(self) -> Plan:
+        """What they ask for.
+
+        Raises:
+            ConfigError: something is wrong; the text tells the first, and how many there are.
+        """
+        plan = make_plan(self.settings, self.problems)
+        self.problems.check()
+        assert plan is not None
+        return plan
+
+
+def carry_out(load: Callable[[], Loaded]) -> None:
+    """Do what the settings ask for: mostly, run a relay until a signal.
+
+    Args:
+        load: reads the settings; called again on SIGHUP.
+
+    Raises:
+        ConfigError: they cannot be used.
+    """
+    loaded = load()
+    settings = loaded.settings
+    if settings["version"]:
+        print_line(f"pyderp {pyderp.__version__}")
+        return
+    log_to_stderr(settings["log-level"], settings["log-format"])
+    if settings["check"]:
+        _check(loaded)
+        return
+    plan = loaded.plan()
+    if settings["show-map"]:
+        print_line(show_map(node_of(plan), settings["show-map"]))
+        return
+    _run(settings["loop"], lambda: _serve(plan, load))
+
+
+def _check(loaded: Loaded) -> None:
+    problems = loaded.problems
+    plan = make_plan(loaded.settings, problems)
+    lines = []
+    with problems.collect():
+        _loop_factory(loaded.settings["loop"])
+    if plan is not None:
+        lines = check_files(plan, problems)
+        lines += check_ports(plan.config, problems, stun_if_free=plan.stun_if_free)
+    for line in lines:
+        print_line(f"ok: {line}")
+    for problem in problems.found:
+        typer.echo(f"pyderp: {problem}", err=True)
+    if problems.found:
+        raise typer.Exit(1)
+    print_line("ok: the relay can start")
+
+
+# Running
+
+
+def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if kind == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if kind == "uvloop":
+            raise ConfigError(
+                "uvloop is not installed; install it, or use --loop=asyncio"
+            ) from None
+        return None
+    return uvloop.new_event_loop
+
+
+def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    factory = _loop_factory(kind)
+    _quiet_collector()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+def _quiet_collector() -> None:
+    # A relay makes few cycles and many objects that live as long as a connection. Looking
+    # at all of them again and again costs a sixth of the CPU of a connect (bench row 8).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    relay: Relay | None = None
+
+    def on_stop(signum: int) -> None:
+        if stop.is_set():
+            log.warning("%s again: exiting at once", signal.Signals(signum).name)
+            logging.shutdown()
+            os._exit(0)
+        stop.set()
+        log.info(
+            "%s: stopping; clients are told and closed within %g s",
+            signal.Signals(signum).name,
+            (plan if relay is None else relay).config.drain,
+        )
+
+    def on_reload() -> None:
+        if relay is not None:
+            _reload(relay, load)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_stop, number)
+    with contextlib.suppress(AttributeError):
+        loop.add_signal_handler(signal.SIGHUP, on_reload)
+    relay = await _start(plan)
+    _announce(relay, plan)
+    await stop.wait()
+    await relay.aclose(drain=relay.config.drain)
+    log.info("stopped")
+
+
+async def _start(plan: Plan) -> Relay:
+    config, listeners = _listen(plan)
+    try:
+        relay = Relay(_with_key(plan, config), listeners=listeners)
+        await relay.start()
+    except BaseException:
+        listeners.close()
+        raise
+    return relay
+
+
+def _listen(plan: Plan) -> tuple[RelayConfig, Listeners]:
+    try:
+        return plan.config, open_listeners(plan.config)
+    except ConfigError as e:
+        config = replace(plan.config, stun_port=None)
+        if not plan.stun_if_free or config == plan.config:
+            raise
+        listeners = open_listeners(config)
+        log.warning("no STUN: %s", e)
+        return config, listeners
+
+
+def _with_key(plan: Plan, config: RelayConfig) -> RelayConfig:
+    """With the relay's key; it is only made once nothing else can be wrong any more."""
+    if plan.key_file is None:
+        return config
+    if read_key(plan.key_file) is None:
+        problems = Problems()
+        check_files(plan, problems)
+        problems.check()
+        log.info("a new key is made: %s", plan.key_file)
+    return replace(config, private_key=load_or_create_key(plan.key_file))
+
+
+def _reload(relay: Relay, load: Callable[[], Loaded]) -> None:
+    try:
+        loaded = load()
+        plan = loaded.plan()
+        config = replace(plan.config, private_key=relay.config.private_key)
+        if relay.config.stun_port is None and plan.stun_if_free:
+            config = replace(config, stun_port=None)
+        relay.reload(config)
+    except ConfigError as e:
+        log.error("settings not reloaded, the old ones stay in use: %s", e)
+        relay.reload()
+        return
+    logging.getLogger().setLevel(loaded.settings["log-level"].upper())
+    log.info("settings reloaded")
+
+
+def _announce(relay: Relay, plan: Plan) -> None:
+    config = relay.config
+    log.info("relay key %s", relay.public_key)
+    log.info("listening on %s, %s", _endpoint(relay.address), relay.url)
+    if relay.http_address is not None:
+        log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
+    log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
+    if relay.map_node is not None:
+        _announce_map(relay.map_node)
+    if not config.admission.any:
+        log.warning("this relay admits every client that can reach it")
+
+
+def _announce_map(node: dict[str, object]) -> None:
+    kind = "self-signed certificate; node" if "CertName" in node else "node"
+    log.info("%s for a DERP map: %s", kind, json.dumps(node, separators=(",", ":")))
+    if sys.stdout is not None and sys.stdout.isatty():
+        print_line(show_map(node, "all"))
+    else:
+        log.info("whole DERP maps, for Tailscale and headscale: the same with --show-map=all")
+
+
+def _endpoint(address: tuple[str, int]) -> str:
+    return address[0] if address[0].startswith("unix:") else format_address(*address)

@@ -1,0 +1,182 @@
+"""Bootstrap DNS: which addresses a client is told that cannot ask a name server. No I/O.
+
+Published names are told to everybody, all together. An unpublished one is told only to who
+asks for it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
+(`cmd/derper/bootstrap_dns.go`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyderp.errors import ConfigError
+
+__all__ = ["BootstrapAnswers", "BootstrapCounters", "BootstrapName", "in_percentage", "percentage"]
+
+MAX_QUERIED: Final = 500
+"""Names asked for that are told apart; one more, and counting begins anew."""
+_MAX_NAME: Final = 255
+"""Characters of a name asked for that are remembered; no DNS name is longer."""
+_PERCENT: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+
+# Go's math/rand/v2.PCG
+_MASK_64: Final = 2**64 - 1
+_MASK_128: Final = 2**128 - 1
+_PCG_MULTIPLIER: Final = 0x2360ED051FC65DA44385DF649FCCF645
+_PCG_INCREMENT: Final = 0x5851F42D4C957F2D14057B7EF767814F
+_PCG_CHEAP: Final = 0xDA942042E4DD58B5
+_FLOAT_RANGE: Final = 1 << 53
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapName:
+    """A name from the settings: `name`, or `name/txtname`."""
+
+    name: str
+    txt: str = ""
+    """The name of a TXT record that says to how many percent; empty: to all."""
+
+    @classmethod
+    def parse(cls, text: str) -> BootstrapName:
+        """Read an entry; space around it does not matter.
+
+        Raises:
+            ConfigError: a name is missing.
+        """
+        name, slash, txt = (part.strip() for part in text.partition("/"))
+        if not name or (slash and not txt):
+            raise ConfigError(f"bootstrap DNS name {text!r}: want NAME or NAME/TXTNAME")
+        return cls(name, txt)
+
+
+@dataclass(slots=True)
+class BootstrapCounters:
+    """What was asked for; the names are those of Go's metrics, after `bootstrap_dns_`."""
+
+    requests: int = 0
+    published_hits: int = 0
+    published_misses: int = 0
+    """Asked for by name, but it has no address."""
+    unpublished_hits: int = 0
+    """Known, whether or not the client is of the percentage."""
+    unpublished_misses: int = 0
+    """Not known, or not to be told to this client, and not published either."""
+    unpublished_percent_misses: int = 0
+    """Known, but the client is not of the percentage."""
+    queried_domains: int = 0
+    """How many different names were asked for; from 501 on it begins anew."""
+
+
+def percentage(texts: Iterable[str]) -> int:
+    """What the strings of a TXT record say: the last that is an integer from 0 to 100, or 0."""
+    found = 0
+    for text in texts:
+        if _PERCENT.fullmatch(text) and 0 <= int(text) <= 100:
+            found = int(text)
+    return found
+
+
+def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -> bool:
+    """Whether a client belongs to a percentage; the same address always gets the same answer.
+
+    Args:
+        address: its IP address; what is none belongs only to 100.
+        percent: from 0 to 100.
+        uniform: gives numbers from [0, 1): on loopback, where tests are, chance decides.
+    """
+    if percent <= 0 or percent >= 100:
+        return percent >= 100
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv4Address):
+        parsed = ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + parsed.packed)
+    if (parsed.ipv4_mapped or parsed).is_loopback:
+        return uniform() < 0.5
+    return percent / 100 > _pcg_float(parsed.packed)
+
+
+def _pcg_float(seed: bytes) -> float:
+    """The first number from [0, 1) of Go's PCG with a seed of 16 bytes."""
+    high, low = int.from_bytes(seed[:8], "little"), int.from_bytes(seed[8:], "little")
+    state = ((high << 64 | low) * _PCG_MULTIPLIER + _PCG_INCREMENT) & _MASK_128
+    high, low = state >> 64, state & _MASK_64
+    high ^= high >> 32
+    high = high * _PCG_CHEAP & _MASK_64
+    high ^= high >> 48
+    high = high * (low | 1) & _MASK_64
+    return (high & (_FLOAT_RANGE - 1)) / _FLOAT_RANGE
+
+
+@dataclass(slots=True)
+class BootstrapAnswers:
+    """What is known at the moment, and who is told what of it."""
+
+    counters: BootstrapCounters = field(default_factory=BootstrapCounters)
+    _published: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    _body: bytes = b""
+    _unpublished: Mapping[str, tuple[Sequence[str], int]] = field(default_factory=dict)
+    _queried: set[str] = field(default_factory=set)
+
+    def publish(self, addresses: Mapping[str, Sequence[str]]) -> None:
+        """Replace what everybody is told: the addresses of each name."""
+        self._published = addresses
+        self._body = _as_json(addresses) if addresses else b"null"
+
+    def keep_for_askers(self, addresses: Mapping[str, tuple[Sequence[str], int]]) -> None:
+        """Replace what is told by name only: addresses, and to how many percent."""
+        self._unpublished = addresses
+
+    def answer(self, name: str, address: str, *, uniform: Callable[[], float]) -> bytes:
+        """The JSON that a request is answered with; empty before anything was published.
+
+        Args:
+            name: what it asks for; empty: nothing by name. Upper and lower case differ.
+            address: of who asks.
+            uniform: as for `in_percentage`.
+        """
+        self.counters.requests += 1
+        if name:
+            self._remember(name)
+            addresses = self._unpublished_for(name, address, uniform)
+            if addresses:
+                return _as_json({name: addresses})
+            self._count_published(name)
+        return self._body
+
+    def _remember(self, name: str) -> None:
+        self._queried.add(name[:_MAX_NAME])
+        if len(self._queried) > MAX_QUERIED:
+            self._queried.clear()
+        self.counters.queried_domains = len(self._queried)
+
+    def _unpublished_for(
+        self, name: str, address: str, uniform: Callable[[], float]
+    ) -> Sequence[str]:
+        addresses, percent = self._unpublished.get(name, ((), 0))
+        if not addresses:
+            return ()
+        self.counters.unpublished_hits += 1
+        if in_percentage(address, percent, uniform=uniform):
+            return addresses
+        self.counters.unpublished_percent_misses += 1
+        return ()
+
+    def _count_published(self, name: str) -> None:
+        addresses = self._published.get(name)
+        if addresses is None:
+            self.counters.unpublished_misses += 1
+        elif addresses:
+            self.counters.published_hits += 1
+        else:
+            self.counters.published_misses += 1
+
+
+def _as_json(addresses: Mapping[str, Sequence[str]]) -> bytes:
+    return json.dumps(addresses, indent="\t", sort_keys=True, ensure_ascii=False).encode()

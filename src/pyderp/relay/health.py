@@ -1,0 +1,234 @@
+"""What a relay tells its clients of trouble, and when it takes it back.
+
+Health frames are part of the protocol, and stock Tailscale clients show their text as a
+warning; Go's `derper` never sends any. Time comes in as an argument, seconds of a monotonic
+clock; nothing here is called once a packet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from enum import Enum
+from itertools import islice
+from typing import Final
+
+from pyderp.relay.connection import Connection
+
+__all__ = ["HealthWatch", "Trouble", "expiry_text"]
+
+ALTERNATIONS: Final = 4
+"""So many changes between connections of one key …"""
+ALTERNATIONS_WITHIN: Final = 10.0
+"""… within so many seconds are a fight."""
+WAIT_WINDOW: Final = 30.0
+WAIT_SHARE: Final = 0.5
+"""A client that waited more than this share of `WAIT_WINDOW` is told."""
+QUIET: Final = 60.0
+"""A trouble that was not seen for so long is over."""
+_TOLD_AT_ONCE: Final = 1000
+"""Clients that one `tick` tells; the others follow in the next."""
+
+
+class Trouble(Enum):
+    """What a single client is told of; the value is the text."""
+
+    DUPLICATE = (
+        "another device is connected with the same node key, and the two take each other's "
+        "packets; this comes from a copied disk or state file: log one of them out and in again"
+    )
+    RATE_LIMITED = (
+        "this node sends faster than the relay allows and is slowed down most of the time; send "
+        "less, find out why it has no direct connection, or ask the relay's operator for a "
+        "higher limit"
+    )
+
+
+class _Waits:
+    """How long a client had to wait of late. Waits are known ahead, so the last may go on."""
+
+    __slots__ = ("_begin", "_end", "_past", "_since")
+
+    def __init__(self, now: float) -> None:
+        self._past: deque[tuple[float, float]] = deque()
+        self._since = 0.0
+        """Seconds of waits that ended since the last look."""
+        self._begin = self._end = now
+
+    def add(self, seconds: float, now: float) -> None:
+        """The client waits from now on."""
+        if now > self._end:
+            self._since += self._end - self._begin
+            self._begin = now
+        self._end = max(self._end, now + seconds)
+
+    def look(self, now: float) -> float:
+        """Seconds that it waited within the window that ends now; call it every second or so."""
+        until = max(min(now, self._end), self._begin)
+        waited = self._since + until - self._begin
+        self._begin = until
+        self._since = 0.0
+        past = self._past
+        if waited:
+            past.append((now, waited))
+        while past and past[0][0] <= now - WAIT_WINDOW:
+            past.popleft()
+        return sum(each for _, each in past)
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing left to remember."""
+        return not self._past and not self._since and now >= self._end
+
+
+class HealthWatch:
+    """Decides which client is told what, from what happens and the time.
+
+    It remembers only those who have trouble or were told of any. A client that is new
+    counts as healthy.
+
+    Args:
+        live: all connections that are logged in.
+        members: all connections of a raw key.
+    """
+
+    def __init__(
+        self,
+        live: Callable[[], Iterable[Connection]],
+        members: Callable[[bytes], Iterable[Connection]],
+    ) -> None:
+        self._live = live
+        self._members = members
+        self._certificate = ""
+        self._takeovers: dict[bytes, deque[float]] = {}
+        self._fights: set[bytes] = set()
+        self._waits: dict[Connection, _Waits] = {}
+        self._troubles: dict[Connection, dict[Trouble, float]] = {}
+        self._told: dict[Connection, str] = {}
+        self._changed: dict[Connection, None] = {}
+
+    # What happens
+
+    def on_login(self, connection: Connection) -> str:
+        """A client logged in; gives what it must be told at once: empty, nothing."""
+        if self._certificate:
+            self._told[connection] = self._certificate
+        return self._certificate
+
+    def on_leave(self, connection: Connection) -> None:
+        """A client left."""
+        for memory in (self._waits, self._troubles, self._told, self._changed):
+            memory.pop(connection, None)
+
+    def on_takeover(self, connection: Connection, now: float) -> None:
+        """A connection spoke, and takes its key's packets from another one."""
+        times = self._takeovers.get(connection.key)
+        if times is None:
+            times = self._takeovers[connection.key] = deque(maxlen=ALTERNATIONS)
+        times.append(now)
+        if len(times) == ALTERNATIONS and now - times[0] <= ALTERNATIONS_WITHIN:
+            self._fights.add(connection.key)
+
+    def on_wait(self, connection: Connection, seconds: float, now: float) -> None:
+        """A client is not read from for so long, because it exceeds its rate."""
+        waits = self._waits.get(connection)
+        if waits is None:
+            waits = self._waits[connection] = _Waits(now)
+        waits.add(seconds, now)
+
+    def set_certificate_problem(self, text: str | None) -> None:
+        """What is wrong with the relay's certificate, for all clients; `None`: nothing."""
+        text = text or ""
+        if text != self._certificate:
+            self._certificate = text
+            self._changed.update(dict.fromkeys(self._live()))
+
+    # What is told
+
+    def tick(self, now: float) -> list[tuple[Connection, str]]:
+        """Who must be told what by now; an empty text takes back what was told.
+
+        Call it every second or so.
+        """
+        if self._fights or self._takeovers:
+            self._look_at_fights(now)
+        if self._waits:
+            self._look_at_waits(now)
+        if self._troubles:
+            self._forget_old_troubles(now)
+        return self._take_changes() if self._changed else []
+
+    def _look_at_fights(self, now: float) -> None:
+        for key in self._fights:
+            for connection in self._members(key):
+                self._note(connection, Trouble.DUPLICATE, now)
+        self._fights.clear()
+        old = now - ALTERNATIONS_WITHIN
+        for key in [key for key, times in self._takeovers.items() if times[-1] < old]:
+            del self._takeovers[key]
+
+    def _look_at_waits(self, now: float) -> None:
+        over = []
+        for connection, waits in self._waits.items():
+            if waits.look(now) > WAIT_SHARE * WAIT_WINDOW:
+                self._note(connection, Trouble.RATE_LIMITED, now)
+            elif waits.is_over(now):
+                over.append(connection)
+        for connection in over:
+            del self._waits[connection]
+
+    def _note(self, connection: Connection, trouble: Trouble, now: float) -> None:
+        troubles = self._troubles.setdefault(connection, {})
+        if trouble not in troubles:
+            self._changed[connection] = None
+        troubles[trouble] = now
+
+    def _forget_old_troubles(self, now: float) -> None:
+        for connection, troubles in list(self._troubles.items()):
+            for trouble in [each for each, seen in troubles.items() if now - seen >= QUIET]:
+                del troubles[trouble]
+                self._changed[connection] = None
+            if not troubles:
+                del self._troubles[connection]
+
+    def _take_changes(self) -> list[tuple[Connection, str]]:
+        tell = []
+        for connection in list(islice(self._changed, _TOLD_AT_ONCE)):
+            del self._changed[connection]
+            text = self._text_for(connection)
+            if text == self._told.get(connection, ""):
+                continue
+            if text:
+                self._told[connection] = text
+            else:
+                del self._told[connection]
+            tell.append((connection, text))
+        return tell
+
+    def _text_for(self, connection: Connection) -> str:
+        troubles = self._troubles.get(connection)
+        if troubles is None:
+            return self._certificate
+        texts = [each.value for each in Trouble if each in troubles]
+        return "; ".join([*texts, self._certificate] if self._certificate else texts)
+
+
+def expiry_text(name: str, not_after: datetime, now: datetime) -> str:
+    """What clients are told of a certificate that should have been renewed long ago.
+
+    It stays the same until the certificate expires, so that they are told once.
+
+    Args:
+        name: what the certificate is for.
+        not_after: when it expires, and the time of day; both with their zone.
+    """
+    when = not_after.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    if now < not_after:
+        return (
+            f"the relay's certificate for {name} expires on {when} and was not renewed; nobody "
+            "can connect after that: tell the relay's operator"
+        )
+    return (
+        f"the relay's certificate for {name} expired on {when}; nobody can connect any more: "
+        "tell the relay's operator"
+    )

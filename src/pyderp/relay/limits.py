@@ -1,0 +1,231 @@
+"""How fast a client may send: the file that says so, and the bucket that measures it.
+
+The file is JSON. Two members are those of `derper -rate-config`, names in any case:
+
+    {"PerClientRateLimitBytesPerSec": 200000, "PerClientRateBurstBytes": 1000000}
+
+A third is only ours, and `derper` passes it over. It gives single keys limits of their own;
+0 bytes a second: no limit at all.
+
+    "PerKey": {"nodekey:…": {"BytesPerSec": 0, "BurstBytes": 0, "Label": "the office"}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.wire.frames import MAX_PACKET_SIZE
+from pyderp.wire.text import printable
+
+__all__ = ["MIN_BURST", "RateBucket", "RateConfig", "RateLimit", "parse_rate_config"]
+
+MIN_BURST: Final = KEY_LEN + MAX_PACKET_SIZE
+"""Bytes of the largest frame without its header; a smaller burst is raised to this."""
+
+_RATE: Final = "PerClientRateLimitBytesPerSec"
+_BURST: Final = "PerClientRateBurstBytes"
+_PER_KEY: Final = "PerKey"
+_KEY_RATE: Final = "BytesPerSec"
+_KEY_BURST: Final = "BurstBytes"
+_LABEL: Final = "Label"
+_MOST: Final = 2**64 - 1
+_QUOTED: Final = 80
+"""Characters of the file that an error repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How fast a client may send (`rate.Limiter` in Go)."""
+
+    bytes_per_second: int
+    """What it may send for ever; more than 0."""
+
+    burst_bytes: int
+    """What it may send at once after a time of silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateConfig:
+    """The limits of all clients (`derpserver.RateConfig`, and those of single keys)."""
+
+    default: RateLimit | None = None
+    """For clients that `keys` does not name; `None`: no limit."""
+
+    keys: Mapping[bytes, RateLimit | None] = field(default_factory=dict)
+    """Raw key → its limit; `None`: no limit."""
+
+    ignored: tuple[str, ...] = ()
+    """Members of the file that mean nothing here, printable: worth a warning."""
+
+    def limit_for(self, key: bytes) -> RateLimit | None:
+        """The limit of a raw key; `None`: no limit."""
+        return self.keys.get(key, self.default)
+
+
+class RateBucket:
+    """Bytes that a client may still send. Starts full and refills continuously.
+
+    What was sent is charged afterwards, whole, even if the bucket goes into debt: the answer
+    is how long to read nothing, until the debt is paid.
+
+    Args:
+        now: seconds of a monotonic clock, as for `charge`.
+    """
+
+    __slots__ = ("_last", "_tokens", "limit")
+
+    def __init__(self, limit: RateLimit, now: float) -> None:
+        self.limit = limit
+        self._tokens = float(limit.burst_bytes)
+        self._last = now
+
+    def charge(self, size: int, now: float) -> float:
+        """Take `size` bytes; gives the seconds until the bucket is out of debt.
+
+        A clock that goes back refills nothing.
+        """
+        limit = self.limit
+        tokens = self._tokens
+        if now > self._last:
+            tokens += (now - self._last) * limit.bytes_per_second
+            tokens = min(tokens, limit.burst_bytes)
+            self._last = now
+        self._tokens = tokens = tokens - size
+        return -tokens / limit.bytes_per_second if tokens < 0 else 0.0
+
+
+def parse_rate_config(data: bytes, where: str) -> RateConfig:
+    """Read a file of rate limits; see the module's text for its form.
+
+    A missing or null number is 0, and a rate of 0 is no limit. Members that nobody knows are
+    passed over, as `derper` does; within `PerKey` they are errors.
+
+    Args:
+        data: the file's content.
+        where: its name, for errors.
+
+    Raises:
+        ConfigError: not JSON, or not of this form; with the line where that is known.
+    """
+    document = _object(_load(data, where), where)
+    members: dict[str, object] = {}
+    ignored = []
+    for name, value in document.items():
+        known = _known(name, (_RATE, _BURST, _PER_KEY))
+        if known is None:
+            ignored.append(_cut(name))
+        else:
+            members[known] = value
+    rate = _number(members, _RATE, where)
+    burst = _number(members, _BURST, where)
+    keys = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
+    return RateConfig(_limit(rate, burst), keys, tuple(ignored))
+
+
+def _load(data: bytes, where: str) -> object:
+    try:
+        value: object = json.loads(
+            data.decode(), object_pairs_hook=_Members, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ConfigError(f"{where}, line {line}: not UTF-8; it must be JSON text") from None
+    except json.JSONDecodeError as e:
+        hint = f'; want for example {{"{_RATE}": 200000}}' if not data.strip() else ""
+        at = f"line {e.lineno}, column {e.colno}"
+        raise ConfigError(f"{where}, {at}: not JSON: {e.msg}{hint}") from None
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{where}: not JSON: {_cut(str(e))}") from None
+    return value
+
+
+class _Members(dict[str, object]):
+    """A JSON object; of a name that comes twice the last counts, as in Go."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__()
+        self.twice: set[str] = set()
+        for name, value in pairs:
+            if name in self:
+                self.twice.add(name)
+            self[name] = value
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number")
+
+
+def _object(value: object, where: str) -> _Members:
+    if not isinstance(value, _Members):
+        raise ConfigError(f"{where}: want an object {{…}}, got {_describe(value)}")
+    return value
+
+
+def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
+    if value is None:
+        return {}
+    members = _object(value, where)
+    keys: dict[bytes, RateLimit | None] = {}
+    for text, entry in members.items():
+        at = f"{where}[{_cut(text)}]"
+        try:
+            key = NodePublic.parse(text).raw
+        except InvalidKey as e:
+            raise ConfigError(f"{at}: {e}; want nodekey: and 64 hex digits") from None
+        if key in keys or text in members.twice:
+            raise ConfigError(f"{at}: this key is there twice; keep one")
+        keys[key] = _key_limit(_object(entry, at), at)
+    return keys
+
+
+def _key_limit(entry: _Members, where: str) -> RateLimit | None:
+    members: dict[str, object] = {}
+    for name, value in entry.items():
+        known = _known(name, (_KEY_RATE, _KEY_BURST, _LABEL))
+        if known is None:
+            raise ConfigError(
+                f"{where}: unknown member {_cut(name)!r}; want {_KEY_RATE}, {_KEY_BURST}, {_LABEL}"
+            )
+        members[known] = value
+    if members.get(_KEY_RATE) is None:
+        raise ConfigError(f"{where}: {_KEY_RATE} is missing; 0 means no limit for this key")
+    if not isinstance(members.get(_LABEL, ""), str):
+        raise ConfigError(f"{where}: {_LABEL}: want a string, got {_describe(members[_LABEL])}")
+    return _limit(_number(members, _KEY_RATE, where), _number(members, _KEY_BURST, where))
+
+
+def _limit(rate: int, burst: int) -> RateLimit | None:
+    return RateLimit(rate, max(burst, MIN_BURST)) if rate else None
+
+
+def _known(name: str, known: Collection[str]) -> str | None:
+    return next((each for each in known if each.lower() == name.lower()), None)
+
+
+def _number(members: Mapping[str, object], name: str, where: str) -> int:
+    value = members.get(name)
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        raise ConfigError(
+            f"{where}: {name}: want a whole number of bytes, 0 or more, got {_describe(value)}"
+        )
+    return value
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    return _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"

@@ -1,0 +1,557 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyderp import NodePublic
+from pyderp.admission import AdmissionCounters, Applicant, Gate, Verdict
+from pyderp.config import AdmissionConfig
+from pyderp.errors import ConfigError
+from tests.conftest import Run
+
+from .fakes import STALL, Reply, Request, applicant, key, response, serving
+
+ALLOW = response(b'{"Allow":true}')
+DENY = response(b'{"Allow":false}')
+KNOWN = response(b"{}")
+UNKNOWN = response(b"", "404 Not Found")
+NOT_LISTED = f"peer {key(3)} not authorized (not in the key file)"
+
+
+@dataclass
+class Decider:
+    """A function to be asked whose answers are futures that the test resolves."""
+
+    asked: list[Applicant] = field(default_factory=list)
+    answers: list[asyncio.Future[bool]] = field(default_factory=list)
+
+    async def __call__(self, key: NodePublic, address: str) -> bool:
+        self.asked.append(Applicant(key, address))
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return await self.answers[-1]
+
+
+@dataclass
+class Relay:
+    """What a gate needs of a relay, and a clock."""
+
+    connected: list[Applicant] = field(default_factory=list)
+    revoked: list[tuple[NodePublic, str]] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    now: float = 1000.0
+
+    def revoke(self, key: NodePublic, reason: str) -> None:
+        self.revoked.append((key, reason))
+        self.connected = [each for each in self.connected if each.key != key]
+        self.closed.set()
+
+    @contextlib.asynccontextmanager
+    async def gate(self, *, look: float = 3600, **settings: Any) -> AsyncIterator[Gate]:
+        config = AdmissionConfig(**{"recheck": 0} | settings)
+        gate = Gate(
+            config,
+            live=lambda: self.connected,
+            revoke=self.revoke,
+            look=look,
+            clock=lambda: self.now,
+        )
+        try:
+            await gate.start()
+            yield gate
+        finally:
+            await gate.aclose()
+
+
+@pytest.fixture
+def relay() -> Relay:
+    return Relay()
+
+
+def write_keys(path: Path, *keys: int) -> Path:
+    path.write_text("".join(f"{key(n)} label {n}\n" for n in keys))
+    return path
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_without_sources_everybody_comes_in(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        async with relay.gate() as gate:
+            assert gate.known(applicant()) == Verdict(True)
+            assert await gate.ask(applicant()) == Verdict(True)
+            assert gate.label(key(1)) == ""
+            assert await gate.check_self() is None
+            assert gate.counters == AdmissionCounters(allowed=2)
+
+    run(main())
+
+
+def test_a_key_file_alone_answers_at_once(run: Run, relay: Relay, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = write_keys(tmp_path / "keys", 1, 2)
+        async with relay.gate(keys_file=path) as gate:
+            assert gate.known(applicant(1)) == Verdict(True, label="label 1")
+            assert gate.known(applicant(3)) == Verdict(False, NOT_LISTED)
+            assert await gate.ask(applicant(3)) == Verdict(False, NOT_LISTED)
+            assert (gate.label(key(2)), gate.label(key(3))) == ("label 2", "")
+            assert gate.counters == AdmissionCounters(allowed=1, denied=2)
+
+    run(main())
+
+
+def test_a_key_file_that_cannot_be_used_stops_the_start(
+    run: Run, relay: Relay, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "keys"
+        path.write_text("nonsense\n")
+        with pytest.raises(ConfigError, match=r"keys, line 1: not a node key"):
+            async with relay.gate(keys_file=path):
+                pass
+        with pytest.raises(ConfigError, match="No such file"):
+            async with relay.gate(keys_file=tmp_path / "none"):
+                pass
+
+    run(main())
+
+
+def test_before_the_start_a_key_file_allows_nobody(relay: Relay, tmp_path: Path) -> None:
+    config = AdmissionConfig(keys_file=write_keys(tmp_path / "keys", 1))
+    gate = Gate(config, live=list, revoke=relay.revoke)
+    verdict = gate.known(applicant(1))
+    assert verdict is not None
+    assert not verdict.allowed
+
+
+SOURCES = ["keys_file", "tailscaled", "url", "decide"]
+REASONS = {
+    None: "",
+    "keys_file": f"peer {key(1)} not authorized (not in the key file)",
+    "tailscaled": f"peer {key(1)} not authorized (not found in local tailscaled)",
+    "url": "admission controller: ",
+    "decide": "admission function: ",
+}
+
+
+@pytest.mark.parametrize("against", [None, *SOURCES])
+def test_all_sources_must_agree_and_are_asked_in_order(
+    run: Run, relay: Relay, tmp_path: Path, against: str | None
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        asked = ["keys_file"]
+
+        def whois(_: Request) -> Reply:
+            asked.append("tailscaled")
+            return [UNKNOWN if against == "tailscaled" else KNOWN]
+
+        def admit(_: Request) -> Reply:
+            asked.append("url")
+            return [DENY if against == "url" else ALLOW]
+
+        def decide(key: NodePublic, address: str) -> bool:
+            asked.append("decide")
+            return against != "decide"
+
+        keys = write_keys(tmp_path / "keys", *([2] if against == "keys_file" else [1, 2]))
+        async with (
+            serving(whois, path=path),
+            serving(admit) as controller,
+            relay.gate(
+                keys_file=keys,
+                tailscaled=True,
+                tailscaled_socket=path,
+                url=controller.url,
+                decide=decide,
+            ) as gate,
+        ):
+            verdict = await gate.ask(applicant(1))
+        assert verdict.allowed is (against is None)
+        label = "" if against == "keys_file" else "label 1"
+        assert (verdict.label, verdict.sure) == (label, True)
+        assert asked == SOURCES[: SOURCES.index(against or "decide") + 1]
+        assert verdict.reason.startswith(REASONS[against])
+        assert (f"{key(1)}" in verdict.reason) is (against is not None)
+
+    run(main())
+
+
+def test_an_answer_is_remembered_for_its_time_and_place(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        calls: list[str] = []
+
+        def decide(key: NodePublic, address: str) -> bool:
+            calls.append(address)
+            return address != "bad"
+
+        async with relay.gate(decide=decide, remember=10) as gate:
+            for address in ("good", "bad"):
+                who = applicant(1, address)
+                assert gate.known(who) is None
+                verdict = await gate.ask(who)
+                relay.now += 9
+                assert gate.known(who) == await gate.ask(who) == verdict
+                assert verdict.allowed is (address == "good")
+                relay.now += 1
+                assert gate.known(who) is None
+            assert calls == ["good", "bad"]
+            assert gate.counters == AdmissionCounters(allowed=3, denied=3, cache_hits=4, queries=2)
+
+    run(main())
+
+
+def test_remembering_can_be_switched_off(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        async with relay.gate(decide=lambda *_: True, remember=0) as gate:
+            for _ in range(3):
+                assert (await gate.ask(applicant())).allowed
+                assert gate.known(applicant()) is None
+            assert gate.counters.queries == 3
+
+    run(main())
+
+
+def test_no_more_is_remembered_than_the_limit(
+    run: Run, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyderp.admission.gate.ADMISSION_CACHE", 3)
+
+    async def main() -> None:
+        async with relay.gate(decide=lambda *_: True) as gate:
+            for n in range(5):
+                await gate.ask(applicant(n))
+            known = [n for n in range(5) if gate.known(applicant(n)) is not None]
+            assert known == [2, 3, 4]
+
+    run(main())
+
+
+def test_who_could_not_be_asked_about_is_asked_about_again(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        replies: list[Reply] = [[response(b"", "500 Oops")], [ALLOW]]
+        async with (
+            serving(lambda _: replies.pop(0)) as server,
+            relay.gate(url=server.url) as gate,
+        ):
+            assert not (await gate.ask(applicant())).allowed
+            assert gate.known(applicant()) is None
+            assert (await gate.ask(applicant())).allowed
+            assert gate.known(applicant()) == Verdict(True)
+            assert gate.counters == AdmissionCounters(
+                allowed=2, denied=1, cache_hits=1, queries=2, errors=1
+            )
+
+    run(main())
+
+
+def test_who_was_let_in_unasked_is_asked_about_next_time(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        async with serving([ALLOW]) as server:
+            url = server.url
+        async with relay.gate(url=url) as gate:
+            for n in (1, 2):
+                assert await gate.ask(applicant()) == Verdict(True, sure=False)
+                assert gate.known(applicant()) is None
+                assert gate.counters == AdmissionCounters(
+                    allowed=n, queries=n, errors=n, failed_open=n
+                )
+
+    run(main())
+
+
+def test_concurrent_questions_about_one_client_are_one(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        decide = Decider()
+        async with relay.gate(decide=decide) as gate:
+            asking = [asyncio.ensure_future(gate.ask(applicant(1))) for _ in range(3)]
+            other = asyncio.ensure_future(gate.ask(applicant(1, "192.0.2.8")))
+            await turns()
+            assert decide.asked == [applicant(1), applicant(1, "192.0.2.8")]
+            asking[0].cancel()
+            await turns()
+            decide.answers[0].set_result(True)
+            decide.answers[1].set_result(False)
+            assert [await task for task in asking[1:]] == [Verdict(True)] * 2
+            assert not (await other).allowed
+            with pytest.raises(asyncio.CancelledError):
+                await asking[0]
+            assert gate.counters == AdmissionCounters(allowed=2, denied=1, queries=2)
+
+    run(main())
+
+
+def test_a_reload_forgets_answers_also_those_under_way(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        decide = Decider()
+        async with relay.gate(decide=decide) as gate:
+            early = asyncio.ensure_future(gate.ask(applicant(1)))
+            await turns()
+            gate.reload()
+            late = asyncio.ensure_future(gate.ask(applicant(1)))
+            await turns()
+            decide.answers[0].set_result(True)
+            assert (await early).allowed
+            assert gate.known(applicant(1)) is None
+            decide.answers[1].set_result(False)
+            assert not (await late).allowed
+            known = gate.known(applicant(1))
+            assert known is not None
+            assert not known.allowed
+            gate.reload()
+            assert gate.known(applicant(1)) is None
+
+    run(main())
+
+
+def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
+    run: Run, relay: Relay, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        decide = Decider()
+        path = write_keys(tmp_path / "keys", 3)
+        async with relay.gate(keys_file=path, decide=decide) as gate:
+            asking = asyncio.ensure_future(gate.ask(applicant(3)))
+            await turns()
+            write_keys(path, 1, 2)
+            gate.reload()
+            decide.answers[0].set_result(True)
+            assert await asking == Verdict(False, NOT_LISTED)
+
+    run(main())
+
+
+def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
+    run: Run, relay: Relay, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        path = write_keys(tmp_path / "keys", 1, 3)
+        async with relay.gate(keys_file=path) as gate:
+            relay.connected = [applicant(1), applicant(3), applicant(3, "192.0.2.8")]
+            path.write_text("half a li")
+            gate.reload()
+            assert relay.revoked == []
+            write_keys(path, 1, 2)
+            gate.reload()
+            assert relay.revoked == [(key(3), NOT_LISTED)]
+            assert gate.known(applicant(2)) == Verdict(True, label="label 2")
+            assert gate.counters.revoked == 1
+
+    run(main())
+
+
+def test_the_key_file_is_looked_at_without_a_reload(run: Run, relay: Relay, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = write_keys(tmp_path / "keys", 1, 3)
+        relay.connected = [applicant(1), applicant(3)]
+        async with relay.gate(keys_file=path, look=0.01):
+            write_keys(tmp_path / "new", 1, 2)
+            os.replace(tmp_path / "new", path)
+            await relay.closed.wait()
+        assert relay.revoked == [(key(3), NOT_LISTED)]
+
+    run(main())
+
+
+def test_rechecks_close_whom_a_source_denies_and_nobody_else(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        def reply(request: Request) -> Reply:
+            if str(key(1)).encode() in request.body:
+                return [ALLOW]
+            if str(key(2)).encode() in request.body:
+                return [response(b"", "503 Busy")]
+            return [DENY]
+
+        relay.connected = [applicant(n) for n in (1, 2, 3)]
+        async with (
+            serving(reply) as server,
+            relay.gate(url=server.url, recheck=0.05) as gate,
+        ):
+            await relay.closed.wait()
+            await server.wait_for_requests(6)
+            assert relay.revoked == [
+                (key(3), f"admission controller: {key(3)}/192.0.2.7 not allowed")
+            ]
+            # Nobody came in by this, and the denial is remembered.
+            assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
+            known = gate.known(applicant(3))
+            assert known is not None
+            assert not known.allowed
+
+    run(main())
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+def test_rechecks_that_reach_nobody_close_nobody(run: Run, relay: Relay, fail_open: bool) -> None:
+    async def main() -> None:
+        async with serving([ALLOW]) as server:
+            url = server.url
+        relay.connected = [applicant()]
+        async with relay.gate(url=url, url_fail_open=fail_open, recheck=0.01) as gate:
+            while gate.counters.errors < 3:  # noqa: ASYNC110 # nothing tells of an error
+                await asyncio.sleep(0.01)
+        assert relay.revoked == []
+
+    run(main())
+
+
+def test_a_source_with_a_bug_keeps_out(
+    run: Run, relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: object, applicant: Applicant) -> Verdict:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr("pyderp.admission.callable.AdmissionFunction.ask", broken)
+
+    async def main() -> None:
+        async with relay.gate(decide=lambda *_: True) as gate:
+            verdict = await gate.ask(applicant())
+            assert (verdict.allowed, verdict.sure) == (False, False)
+            assert gate.counters.errors == 1
+
+    run(main())
+    assert "RuntimeError: bug" in caplog.text
+
+
+def test_a_function_that_cancels_itself_keeps_out(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        async def decide(key: NodePublic, address: str) -> bool:
+            raise asyncio.CancelledError
+
+        async with relay.gate(decide=decide) as gate:
+            assert not (await gate.ask(applicant())).allowed
+
+    run(main())
+
+
+def test_closing_tells_who_waits_and_leaves_nothing(run: Run, relay: Relay, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = write_keys(tmp_path / "keys", 1)
+        before = asyncio.all_tasks()
+        async with serving([STALL]) as server:
+            own = asyncio.all_tasks()
+            relay.connected = [applicant(1, "elsewhere")]
+            async with relay.gate(keys_file=path, url=server.url, recheck=60) as gate:
+                asking = asyncio.ensure_future(gate.ask(applicant(1)))
+                await server.wait_for_requests(2)
+                await gate.aclose()
+                closing = Verdict(False, "the relay is stopping", "label 1", sure=False)
+                assert await asking == closing
+                assert await gate.ask(applicant(1)) == closing
+                assert await gate.check_self() is None
+            left = asyncio.all_tasks() - own
+            assert {task.get_name() for task in left if "pyderp" in task.get_name()} == set()
+        assert asyncio.all_tasks() == before
+
+    run(main())
+
+
+def self_check(own: bytes, whois: bytes) -> Any:
+    def reply(request: Request) -> Reply:
+        return [own if b"/status?" in request.line else whois]
+
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("own", "whois", "admit", "wrong"),
+    [
+        (key(9), KNOWN, ALLOW, None),
+        (None, KNOWN, ALLOW, "localClient.Status: HTTP 500: oops"),
+        (
+            key(9),
+            UNKNOWN,
+            ALLOW,
+            f"verifyClient for self nodekey: peer {key(9)} not authorized "
+            "(not found in local tailscaled)",
+        ),
+        (
+            key(9),
+            KNOWN,
+            DENY,
+            f"verifyClient for self nodekey: admission controller: {key(9)}/::1 not allowed",
+        ),
+    ],
+)
+def test_the_machines_own_node_is_verified(
+    run: Run,
+    relay: Relay,
+    tmp_path: Path,
+    own: NodePublic | None,
+    whois: bytes,
+    admit: bytes,
+    wrong: str | None,
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(own).encode())
+        if own is None:
+            status = response(b"oops", "500 Oops")
+        async with (
+            serving(self_check(status, whois), path=path),
+            serving([admit]) as controller,
+            relay.gate(tailscaled=True, tailscaled_socket=path, url=controller.url) as gate,
+        ):
+            assert await gate.check_self() == wrong
+            assert (gate.counters.allowed, gate.counters.denied) == (0, 0)
+            if wrong is None:
+                assert b'"Source":"::1"' in controller.requests[0].body
+
+    run(main())
+
+
+def test_closing_ends_a_self_check(run: Run, relay: Relay, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        async with (
+            serving([STALL], path=path) as server,
+            relay.gate(tailscaled=True, tailscaled_socket=path) as gate,
+        ):
+            checks = [asyncio.ensure_future(gate.check_self()) for _ in range(2)]
+            await server.wait_for_requests(1)
+            await gate.aclose()
+            assert await asyncio.gather(*checks) == [None, None]
+            assert len(server.requests) == 1
+
+    run(main())
+
+
+def test_the_machines_own_node_must_be_in_the_key_file(
+    run: Run, relay: Relay, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(3)).encode())
+        keys = write_keys(tmp_path / "keys", 1)
+        async with (
+            serving(self_check(status, KNOWN), path=path),
+            relay.gate(keys_file=keys, tailscaled=True, tailscaled_socket=path) as gate,
+        ):
+            assert await gate.check_self() == f"verifyClient for self nodekey: {NOT_LISTED}"
+
+    run(main())
+
+
+def test_an_http_client_is_loaded_only_when_somebody_is_asked() -> None:
+    script = """
+import sys
+from pyderp.admission import Gate
+from pyderp.config import AdmissionConfig
+def make(config):
+    Gate(config, live=lambda: [], revoke=lambda *_: None)
+    return "aiohttp" in sys.modules
+assert not make(AdmissionConfig(decide=lambda *_: True))
+assert make(AdmissionConfig(tailscaled=True))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any
+
+import pytest
+
+from pyderp.admission.recheck import recheck_for_ever
+from pyderp.admission.verdict import Applicant
+
+from .fakes import applicant
+
+
+@contextlib.asynccontextmanager
+async def rechecking(
+    interval: float,
+    live: Callable[[], Iterable[Applicant]],
+    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(recheck_for_ever(interval, live, check))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_each_client_is_checked_once_a_round_spread_over_it() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        checked: list[tuple[Applicant, float]] = []
+        enough = asyncio.Event()
+        begin = loop.time()
+
+        async def check(who: Applicant) -> None:
+            checked.append((who, loop.time() - begin))
+            if len(checked) == 8:
+                enough.set()
+
+        clients = [applicant(n) for n in range(4)]
+        # A client with two connections from one address is one client.
+        async with rechecking(0.4, lambda: clients + clients, check):
+            await enough.wait()
+        assert [who for who, _ in checked] == clients * 2
+        for n, (_, when) in enumerate(checked):
+            assert when >= 0.1 * n - 0.01
+
+    asyncio.run(main())
+
+
+def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
+    async def main() -> None:
+        running = 0
+        full = asyncio.Event()
+        go = asyncio.Event()
+        done: set[Applicant] = set()
+        enough = asyncio.Event()
+
+        async def check(who: Applicant) -> None:
+            nonlocal running
+            running += 1
+            assert running <= 16
+            if running == 16:
+                full.set()
+            await go.wait()
+            running -= 1
+            done.add(who)
+            if len(done) == 40:
+                enough.set()
+
+        async with rechecking(0.001, lambda: map(applicant, range(40)), check):
+            await full.wait()
+            go.set()
+            await enough.wait()
+
+    asyncio.run(main())
+
+
+def test_a_failure_ends_one_round_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        rounds = 0
+        enough = asyncio.Event()
+
+        def live() -> list[Applicant]:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 1:
+                raise RuntimeError("live failed")
+            return [applicant(rounds)]
+
+        async def check(who: Applicant) -> None:
+            if who == applicant(2):
+                raise RuntimeError("check failed")
+            enough.set()
+
+        async with rechecking(0.01, live, check):
+            await enough.wait()
+
+    asyncio.run(main())
+    assert "live failed" in caplog.text
+    assert "check failed" in caplog.text
+
+
+def test_cancelling_ends_checks_under_way() -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+        ended = asyncio.Event()
+
+        async def check(_: Applicant) -> None:
+            started.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.set()
+
+        async with rechecking(60, lambda: [applicant()], check):
+            await started.wait()
+        assert ended.is_set()
+
+    asyncio.run(main())
+
+
+def test_nobody_connected() -> None:
+    async def main() -> None:
+        looked = 0
+        enough = asyncio.Event()
+
+        def live() -> list[Applicant]:
+            nonlocal looked
+            looked += 1
+            if looked == 3:
+                enough.set()
+            return []
+
+        async def check(_: Applicant) -> None:
+            raise AssertionError
+
+        async with rechecking(0.01, live, check):
+            await enough.wait()
+
+    asyncio.run(main())

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pyderp.admission.shared import Shared
+
+
+class Query:
+    """A query whose end the test decides."""
+
+    def __init__(self) -> None:
+        self.started: list[asyncio.Future[int]] = []
+
+    async def __call__(self) -> int:
+        self.started.append(asyncio.get_running_loop().create_future())
+        return await self.started[-1]
+
+
+async def turns() -> None:
+    """Let everything run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_callers_of_one_key_share_a_query() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+        query = Query()
+        callers = [asyncio.ensure_future(shared.get("a", query)) for _ in range(5)]
+        other = asyncio.ensure_future(shared.get("b", query))
+        await turns()
+        assert len(query.started) == 2
+        query.started[0].set_result(7)
+        assert await asyncio.gather(*callers) == [7] * 5
+        assert not other.done()
+        query.started[1].set_result(8)
+        assert await other == 8
+        assert len(shared) == 0
+
+    asyncio.run(main())
+
+
+def test_a_query_that_has_ended_is_not_shared() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+
+        async def now() -> int:
+            return 1
+
+        async def later() -> int:
+            return 2
+
+        assert [await shared.get("a", now), await shared.get("a", later)] == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_cancelling_one_caller_leaves_the_query_to_the_others() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+        query = Query()
+        first, second = (asyncio.ensure_future(shared.get("a", query)) for _ in range(2))
+        await turns()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await turns()
+        query.started[0].set_result(7)
+        assert await second == 7
+
+    asyncio.run(main())
+
+
+def test_a_query_without_callers_is_cancelled_and_not_joined() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+        query = Query()
+        only = asyncio.ensure_future(shared.get("a", query))
+        await turns()
+        only.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await only
+        # At once: the old query has not even heard of its end.
+        again = asyncio.ensure_future(shared.get("a", query))
+        await turns()
+        assert query.started[0].cancelled()
+        query.started[1].set_result(8)
+        assert await again == 8
+        assert len(shared) == 0
+
+    asyncio.run(main())
+
+
+def test_a_failing_query_fails_for_all_callers() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+
+        async def fail() -> int:
+            raise ValueError("no")
+
+        results = await asyncio.gather(
+            *(shared.get("a", fail) for _ in range(3)), return_exceptions=True
+        )
+        assert [str(result) for result in results] == ["no"] * 3
+
+    asyncio.run(main())
+
+
+def test_after_renewing_newcomers_get_a_new_query() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+        query = Query()
+        old = asyncio.ensure_future(shared.get("a", query))
+        await turns()
+        shared.renew()
+        new = asyncio.ensure_future(shared.get("a", query))
+        await turns()
+        query.started[0].set_result(1)
+        assert await old == 1
+        joined = asyncio.ensure_future(shared.get("a", query))
+        await turns()
+        query.started[1].set_result(2)
+        assert (await new, await joined) == (2, 2)
+
+    asyncio.run(main())
+
+
+def test_closing_ends_queries_and_tells_callers_none() -> None:
+    async def main() -> None:
+        shared: Shared[str, int] = Shared("test")
+        query = Query()
+        callers = [asyncio.ensure_future(shared.get(key, query)) for key in "aab"]
+        await turns()
+        await shared.aclose()
+        assert len(shared) == 0
+        assert await asyncio.gather(*callers) == [None] * 3
+        await shared.aclose()
+
+    asyncio.run(main())

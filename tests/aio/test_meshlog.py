@@ -1,0 +1,100 @@
+"""What the log says of a link that fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyderp.aio.meshlog import MeshLog
+
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+
+
+class Clock:
+    """Time that a test sets."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def link(clock: Clock, caplog: pytest.LogCaptureFixture) -> MeshLog:
+    caplog.set_level("INFO", "pyderp.mesh")
+    return MeshLog("b", clock)
+
+
+def test_first_failure_and_recovery(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
+    """Both are told at once; so is a connection that works from the start."""
+    link.failed("refused", None)
+    link.connected()
+    assert caplog.messages == ["mesh with b: refused", "mesh with b: connected again"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_connected_at_once(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
+    link.connected()
+    assert caplog.messages == ["mesh with b: connected"]
+
+
+def test_a_host_that_is_away_for_a_day(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure each five seconds is a line now, after one minute, two, four, … each hour."""
+    begin = clock.now
+    times: list[float] = []
+    while clock.now < begin + 24 * HOUR:
+        lines = len(caplog.messages)
+        link.failed("refused", None)
+        if len(caplog.messages) > lines:
+            times.append((clock.now - begin) / MINUTE)
+        clock.now += 5
+    assert times[:8] == [0, 1, 3, 7, 15, 31, 63, 123]
+    assert len(times) < 35
+    assert caplog.messages[2] == "mesh with b: refused (failed 24 times in 120 s)"
+    link.connected()
+    assert caplog.messages[-1] == "mesh with b: connected again"
+
+
+def test_a_link_that_flaps(link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that breaks at once is no recovery that starts the lines anew."""
+    for _ in range(12):
+        link.failed("EOF", None)
+        clock.now += 5
+        link.connected()
+    assert caplog.messages == ["mesh with b: EOF", "mesh with b: connected again"]
+    link.failed("EOF", None)
+    link.connected()
+    assert caplog.messages[2:] == [
+        "mesh with b: EOF (failed 12 times in 60 s)",
+        "mesh with b: connected again",
+    ]
+
+
+def test_a_connection_that_held(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a minute of peace the next failure is told at once."""
+    link.failed("refused", None)
+    clock.now += 5
+    link.connected()
+    clock.now += MINUTE
+    link.failed("EOF", None)
+    clock.now += MINUTE
+    link.failed("refused", None)
+    assert caplog.messages[2:] == [
+        "mesh with b: EOF",
+        "mesh with b: refused (failed 1 times in 60 s)",
+    ]
+
+
+def test_a_bug_has_its_traceback(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
+    link.failed("oops", ZeroDivisionError("oops"))
+    assert caplog.records[0].exc_info is not None
+    assert "ZeroDivisionError: oops" in caplog.text

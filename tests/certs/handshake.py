@@ -1,0 +1,41 @@
+"""TLS handshakes in memory."""
+
+from __future__ import annotations
+
+import ssl
+
+from tests.aio.certificates import trusting_nobody
+
+NAME = "derp.example.com"
+
+
+def shake_hands(
+    context: ssl.SSLContext, server_name: str | None, client: ssl.SSLContext | None = None
+) -> ssl.SSLObject:
+    """A handshake in memory; gives the client's side."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = (client or trusting_nobody()).wrap_bio(to_client, to_server, server_hostname=server_name)
+    far = context.wrap_bio(to_server, to_client, server_side=True)
+    waiting: list[ssl.SSLObject] = [near, far]
+    for _ in range(10):
+        for side in list(waiting):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError:
+                if side is far:
+                    continue  # the client is told by an alert
+                raise
+            waiting.remove(side)
+        if not waiting:
+            break
+    assert not waiting
+    return near
+
+
+def presented(context: ssl.SSLContext, server_name: str | None = NAME) -> list[bytes]:
+    """The chain that a client is shown, DER."""
+    near = shake_hands(context, server_name)
+    chain = near._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in chain]

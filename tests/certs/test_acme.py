@@ -1,0 +1,537 @@
+"""Certificates by ACME, from an authority that is a Python object."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from pyderp.certs import make_certificates
+from pyderp.certs.acme import ACMECertificates
+from pyderp.certs.leaf import info_of
+from pyderp.certs.refusal import Refused
+from pyderp.certs.schedule import Pace
+from pyderp.certs.store import Record, Store
+from pyderp.config import ACMETLS, ManualTLS
+from pyderp.errors import ConfigError
+from pyderp.keys import NodePrivate
+from tests.aio.certificates import write_pair
+from tests.conftest import Run
+
+from .authority import FakeAuthority, issue
+from .handshake import NAME, presented
+
+SERVER = NodePrivate.generate().public
+IP4, IP6 = "203.0.113.7", "2001:db8::7"
+PRIVATE_CA = "https://ca.example/directory"
+QUICK = Pace(first_retry=0.01, longest_retry=0.02, fresh=0.01, advice_delay=0.005, save_every=0.01)
+
+
+def settings(directory: Path, **more: Any) -> ACMETLS:
+    return ACMETLS(**{"certdir": directory, "hostname": NAME, "directory": PRIVATE_CA, **more})
+
+
+def source_of(
+    directory: Path, authority: FakeAuthority, pace: Pace = QUICK, **more: Any
+) -> ACMECertificates:
+    tls = settings(directory, **more)
+    return ACMECertificates(tls, SERVER, authority=authority, pace=pace, address_pace=pace)
+
+
+@contextlib.asynccontextmanager
+async def started(source: ACMECertificates) -> AsyncIterator[ACMECertificates]:
+    await source.start()
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (another thread's doing)
+            await asyncio.sleep(0.002)
+
+
+def names(leaf: bytes) -> tuple[str, ...]:
+    return info_of(x509.load_der_x509_certificate(leaf)).names
+
+
+def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.1") -> bool:
+    """Whether a client that asks for this name is told that there is none."""
+    try:
+        presented(source.context(address), name)
+    except ssl.SSLError as e:
+        assert "INTERNAL_ERROR" in str(e)
+        return True
+    return False
+
+
+# The host name's
+
+
+def test_the_host_names_certificate_is_got_and_served(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        source = source_of(tmp_path / "certs", authority)
+        assert refused(source, NAME), "nothing was asked yet"
+        assert source.certificates() == []
+        async with started(source):
+            await until(source.certificates)
+            for name in (NAME, "DERP.Example.COM", f"{NAME}."):
+                chain = presented(source.context("127.0.0.1"), name)
+                assert names(chain[0]) == (NAME,)
+                assert b"derpkey" in chain[-1]
+            for other in (None, "other.example.com", "127.0.0.1", "x" + NAME):
+                assert refused(source, other)
+        assert authority.asked == [(NAME, 0)]
+        assert source.map_node() is None
+
+    run(main())
+
+
+def test_a_name_may_be_given_in_any_form(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority, hostname="Bücher.Example.")) as source:
+            await until(source.certificates)
+            assert presented(source.context("127.0.0.1"), "xn--bcher-kva.example")
+        assert authority.asked == [("xn--bcher-kva.example", 0)]
+
+    run(main())
+
+
+def test_a_restart_uses_the_disk(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(source.certificates)
+            first = presented(source.context("127.0.0.1"))[0]
+        async with started(source_of(tmp_path, authority)) as source:
+            assert presented(source.context("127.0.0.1"))[0] == first
+            await until(lambda: authority.advice_asked)
+        assert len(authority.asked) == 1
+
+    run(main())
+
+
+def test_one_from_another_authority_is_served_until_it_is_replaced(
+    run: Run, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(source.certificates)
+            first = source.certificates()
+        source = source_of(tmp_path, authority, directory="https://other.example/directory")
+        assert source.certificates() == first
+        async with started(source):
+            await until(lambda: source.certificates() != first)
+        assert source_of(tmp_path, authority).certificates() == source.certificates()
+
+    run(main())
+
+
+def test_what_autocert_left_is_not_asked_for(run: Run, tmp_path: Path) -> None:
+    chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+    (tmp_path / NAME).write_bytes(key + chain)
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: authority.advice_asked)
+            assert not refused(source, NAME)
+        assert authority.asked == []
+
+    run(main())
+
+
+# Renewal
+
+
+def test_renewal_replaces_the_certificate(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.lifetime, authority.age = timedelta(days=90), timedelta(days=70)
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(source.certificates)
+            first = source.certificates()
+            old = source.context("127.0.0.1")
+            await until(lambda: source.certificates() != first)
+            assert not refused(source, NAME)
+            assert source.context("127.0.0.1") is old, "it is only a door"
+
+    run(main())
+
+
+def test_the_authoritys_advice_is_followed(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)):
+            await until(lambda: authority.advice_asked)
+            assert len(authority.asked) == 1
+        authority.renew_at = 1.0
+        async with started(source_of(tmp_path, authority)) as source:
+            first = source.certificates()
+            await until(lambda: source.certificates() != first)
+
+    run(main())
+
+
+@pytest.mark.parametrize("failure", [Refused("no"), RuntimeError("a bug")])
+def test_no_advice_is_no_harm(run: Run, tmp_path: Path, failure: Exception) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.advice_failure = failure
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: authority.advice_asked)
+            assert not refused(source, NAME)
+
+    run(main())
+
+
+# Failures
+
+
+@pytest.mark.parametrize("failure", [Refused("rateLimited: no"), RuntimeError("a bug")])
+def test_a_failing_authority_is_asked_again(
+    run: Run, tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.failure = failure
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: len(authority.asked) >= 3)
+            assert refused(source, NAME)
+            authority.failure = None
+            await until(source.certificates)
+            assert not refused(source, NAME)
+        assert [attempt for _, attempt in authority.asked[:3]] == [0, 1, 2]
+
+    run(main())
+    assert f"no certificate for {NAME}" in caplog.text
+    assert str(failure) in caplog.text
+
+
+def test_the_old_certificate_is_served_while_renewal_fails(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.age = timedelta(days=70)
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(source.certificates)
+            authority.failure = Refused("down")
+            await until(lambda: "is not renewed: down" in caplog.text)
+            assert not refused(source, NAME)
+
+    run(main())
+
+
+def test_what_has_expired_already_is_no_certificate(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.age = timedelta(days=91)
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: len(authority.asked) >= 2)
+            assert source.certificates() == []
+
+    run(main())
+    assert "is the clock right?" in caplog.text
+
+
+def test_what_is_for_another_name_is_no_certificate(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        good = authority.obtain
+        authority.obtain = lambda _, attempt: good("other.example.com", attempt)  # type: ignore[method-assign]  # a lying authority
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: len(authority.asked) >= 2)
+            assert source.certificates() == []
+
+    run(main())
+    assert "it names other.example.com" in caplog.text
+
+
+def test_failures_are_remembered_across_restarts(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = Pace()
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.failure = Refused("port 80 is closed", retry_after=500.0)
+        async with started(source_of(tmp_path, authority, slow)):
+            await until(lambda: "next try" in caplog.text)
+        caplog.clear()
+        for _ in range(3):
+            async with started(source_of(tmp_path, authority, slow)) as source:
+                await asyncio.sleep(0)
+                source.reload(force=True)  # the authority's own word counts
+        assert len(authority.asked) == 1
+        assert "as the last failed: port 80 is closed" in caplog.text
+
+    run(main())
+
+
+def test_an_operator_may_hurry_it(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.failure = Refused("port 80 is closed")
+        async with started(source_of(tmp_path, authority, Pace())) as source:
+            await until(lambda: "next try" in caplog.text)
+            authority.failure = None
+            assert source.reload() is False
+            assert source.reload(force=True) is False
+            await until(source.certificates)
+
+    run(main())
+
+
+def test_a_crash_in_the_middle_is_a_failure(run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path, b"")
+    seen: list[Record] = []
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.before = lambda: seen.append(store.load_record(NAME))
+        async with started(source_of(tmp_path, authority, Pace())) as source:
+            await until(source.certificates)
+
+    run(main())
+    assert seen[0].failures == 1
+    assert seen[0].retry_at > 0
+    assert store.load_record(NAME) == Record(directory=PRIVATE_CA)
+
+
+def test_a_stop_in_the_middle_is_none(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        source = source_of(tmp_path, authority, Pace())
+        authority.before = lambda: source._worker.sleep(60)
+        async with started(source):
+            await until(lambda: authority.asked)
+        assert Store(tmp_path, b"").load_record(NAME) == Record()
+
+    run(main())
+
+
+def test_a_full_disk_loses_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fsync = os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)) as source:
+            monkeypatch.setattr(os, "fsync", full)
+            await until(source.certificates)
+            assert not refused(source, NAME)
+            assert source.reload(force=True) is False
+            await until(lambda: caplog.text.count("cannot save the certificate") >= 2)
+            monkeypatch.setattr(os, "fsync", fsync)
+            await until((tmp_path / NAME).exists)
+            saved = source.certificates()
+        assert source_of(tmp_path, authority).certificates() == saved
+        assert len(authority.asked) == 1
+
+    run(main())
+    assert "No space left on device" in caplog.text
+
+
+# Files that change
+
+
+def test_what_another_process_wrote_is_used(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        source = source_of(tmp_path, FakeAuthority())
+        assert source.reload() is False
+        chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+        (tmp_path / NAME).write_bytes(key + chain)
+        assert source.reload() is True
+        assert not refused(source, NAME)
+        assert source.reload() is False
+        assert source.reload(force=True) is False
+
+    run(main())
+
+
+@pytest.mark.parametrize("content", [b"garbage", "expired"])
+def test_what_cannot_be_used_is_not(
+    run: Run, tmp_path: Path, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        source = source_of(tmp_path, FakeAuthority())
+        data = content
+        if data == "expired":
+            chain, key = issue(NAME, timedelta(days=90), timedelta(days=91))
+            data = key + chain
+        assert isinstance(data, bytes)
+        (tmp_path / NAME).write_bytes(data)
+        assert source.reload() is False
+        assert source.certificates() == []
+        assert (tmp_path / NAME).exists()
+
+    run(main())
+    assert ("the old one stays in use" in caplog.text) == (content == b"garbage")
+
+
+@pytest.mark.parametrize("name", [NAME, "acme-account.key"])
+def test_files_that_cannot_be_read_are_told_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"cannot read .*{name}"):
+        source_of(tmp_path, FakeAuthority())
+
+
+# Addresses: derper's TestIPCertManager, TestIPCertManagerNextProvider
+
+
+def test_a_connection_to_an_address_gets_a_certificate_for_it(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
+            await until(source.certificates)
+            assert names(presented(source.context(IP4), None)[0]) == (IP4,)
+            assert refused(source, None, IP6), "asked for now"
+            await until(lambda: len(source.certificates()) == 2)
+            assert names(presented(source.context(IP6), None)[0]) == (IP6,)
+            assert names(presented(source.context(f"::ffff:{IP4}"), None)[0]) == (IP4,)
+            for own in (IP4, IP6):
+                assert names(presented(source.context(own), own)[0]) == (own,)
+            assert refused(source, "203.0.113.8", IP4), "an address of somebody else"
+            assert refused(source, IP6, IP4)
+            assert refused(source, NAME, IP4), "a name that is not ours"
+            assert authority.asked == [(IP4, 0), (IP6, 0)]
+            assert source.map_node() == {"HostName": IP4}
+        again = source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
+        assert not refused(again, None, IP4)
+        assert not refused(again, None, IP6)
+        assert len(authority.asked) == 2
+        assert again.http_challenge("/") is None
+
+    run(main())
+
+
+def test_names_and_addresses_side_by_side(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority, ip_certs=True)) as source:
+            await until(source.certificates)
+            assert names(presented(source.context(IP4), NAME)[0]) == (NAME,)
+            await until(lambda: len(source.certificates()) == 2)
+            assert names(presented(source.context(IP4), None)[0]) == (IP4,)
+
+    run(main())
+
+
+def test_without_ip_certs_no_address_is_asked_for(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(source.certificates)
+            assert refused(source, None, IP4)
+        assert len(authority.asked) == 1
+
+    run(main())
+
+
+def test_a_public_authority_is_not_asked_for_private_addresses(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        public = {"directory": ACMETLS.directory, "ip_certs": True}
+        async with started(source_of(tmp_path / "a", authority, **public)) as source:
+            await until(source.certificates)
+            assert refused(source, None, "10.0.0.1")
+        assert len(authority.asked) == 1
+        # Behind address translation: the address that clients use was told.
+        more = {**public, "hostname": "8.8.8.8"}
+        async with started(source_of(tmp_path / "b", authority, **more)) as source:
+            await until(source.certificates)
+            assert names(presented(source.context("10.0.0.1"), None)[0]) == ("8.8.8.8",)
+            assert not refused(source, "8.8.8.8", "10.0.0.1")
+            assert refused(source, "10.0.0.1", "10.0.0.1")
+
+    run(main())
+
+
+def test_a_machine_with_a_whole_network_asks_for_a_part_of_it(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
+        for n in range(70):
+            source.context(f"192.0.2.{n}")
+        assert len(source._slots) == 64
+        assert refused(source, None, "192.0.2.69")
+        assert refused(source, None, "no address")
+
+    run(main())
+
+
+def test_an_address_whose_file_cannot_be_read_is_refused(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
+        (tmp_path / IP4).mkdir()
+        assert refused(source, None, IP4)
+
+    run(main())
+    assert "cannot read" in caplog.text
+
+
+# Which source
+
+
+def test_make_certificates_gives_what_the_settings_ask_for(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        write_pair(tmp_path, NAME)
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME), SERVER)
+        assert len(manual.certificates()) == 1
+        await manual.start()
+        await manual.aclose()
+        acme = make_certificates(settings(tmp_path / "acme"), SERVER)
+        assert acme.certificates() == []
+        assert not acme.challenge_pending
+        assert acme.challenge_context(memoryview(b"")) is None
+        await acme.aclose()
+
+    run(main())
+
+
+def test_closing_does_not_wait_for_an_authority_that_hangs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pyderp.certs.worker._PATIENCE", 0.05)
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        hang = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        authority.before = lambda: asyncio.run_coroutine_threadsafe(
+            asyncio.wait_for(hang.wait(), 10), loop
+        ).result()
+        async with started(source_of(tmp_path, authority)):
+            await until(lambda: authority.asked)
+        assert "does not answer" in caplog.text
+        hang.set()
+        await asyncio.sleep(0)
+
+    run(main())

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pyderp.certs.expiry import ExpiryWatch
+from pyderp.certs.source import CertificateInfo
+
+ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
+END = ISSUED + timedelta(days=100)
+ONE = CertificateInfo(("derp.example.com", "192.0.2.1"), ISSUED, END)
+OTHER = CertificateInfo(("other.example.com",), ISSUED, END + timedelta(days=100))
+
+
+@pytest.mark.parametrize(
+    ("day", "says"), [(79, None), (81, "expires on 2026-04-11"), (101, "expired on 2026-04-11")]
+)
+def test_warns_in_the_last_fifth_of_the_lifetime(
+    caplog: pytest.LogCaptureFixture, day: int, says: str | None
+) -> None:
+    ExpiryWatch().look([ONE, OTHER], ISSUED + timedelta(days=day))
+    assert len(caplog.records) == bool(says)
+    assert f"derp.example.com, 192.0.2.1 {says}" in caplog.text or not says
+
+
+def test_warns_once_a_day_and_of_a_new_certificate_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watch = ExpiryWatch()
+    counts = []
+    for hours in (0, 1, 23, 24, 25, 49):
+        watch.look([ONE], ISSUED + timedelta(days=90, hours=hours))
+        counts.append(len(caplog.records))
+    assert counts == [1, 1, 1, 2, 2, 3]
+    watch.look([], END)
+    watch.look([ONE], END)
+    assert len(caplog.records) == 4
+
+
+def test_a_lifetime_of_nothing_divides_nothing() -> None:
+    assert CertificateInfo((), END, END).remaining(END) == 0

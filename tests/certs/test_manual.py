@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from pyderp.certs.manual import ManualCertificates, certificate_paths
+from pyderp.errors import ConfigError
+from pyderp.keys import NodePrivate
+from tests.aio.certificates import trusting_nobody, write_pair
+
+from .handshake import NAME, presented, shake_hands
+
+SERVER = NodePrivate.generate().public
+ANY = "127.0.0.1"
+
+
+def load(directory: Path, hostname: str = NAME) -> ManualCertificates:
+    return ManualCertificates(directory, hostname, SERVER)
+
+
+@pytest.mark.parametrize(
+    ("hostname", "stem"),
+    [(NAME, NAME), ("192.0.2.1", "192.0.2.1"), ("::1", "1"), ("a/../b_c", "a..bc")],
+)
+def test_files_are_named_after_the_host(hostname: str, stem: str) -> None:
+    want = (Path("/d") / f"{stem}.crt", Path("/d") / f"{stem}.key")
+    assert certificate_paths(Path("/d"), hostname) == want
+
+
+def test_a_pair_for_the_name_is_served_with_the_meta_certificate_last(tmp_path: Path) -> None:
+    leaf = write_pair(tmp_path, NAME)
+    chain = presented(load(tmp_path).context(ANY))
+    assert chain[0] == leaf
+    assert len(chain) == 2
+    assert f"derpkey{SERVER.untyped_hex()}".encode() in chain[1]
+
+
+def test_the_meta_certificate_comes_after_the_intermediates(tmp_path: Path) -> None:
+    write_pair(tmp_path, "issuer.example.com")
+    leaf = write_pair(tmp_path, NAME)
+    intermediate = (tmp_path / "issuer.example.com.crt").read_bytes()
+    certificate = tmp_path / f"{NAME}.crt"
+    certificate.write_bytes(certificate.read_bytes().rstrip() + b"\n" + intermediate.rstrip())
+    chain = presented(load(tmp_path).context(ANY))
+    assert len(chain) == 3
+    assert chain[0] == leaf
+    assert b"derpkey" in chain[2]
+
+
+@pytest.mark.parametrize("server_name", [None, "other.example.com", "DERP.example.com"])
+def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_alert(
+    tmp_path: Path, server_name: str | None
+) -> None:
+    write_pair(tmp_path, NAME)
+    context = load(tmp_path).context(ANY)
+    with pytest.raises(ssl.SSLError, match="INTERNAL_ERROR"):
+        shake_hands(context, server_name)
+
+
+@pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])
+def test_the_certificate_of_an_address_is_served_to_all(
+    tmp_path: Path, server_name: str | None
+) -> None:
+    context = load(tmp_path, "192.0.2.1").context(ANY)
+    assert len(presented(context, server_name)) == 2
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_1_2_and_1_3_are_spoken(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    write_pair(tmp_path, NAME)
+    client = trusting_nobody()
+    client.minimum_version = client.maximum_version = version
+    near = shake_hands(load(tmp_path).context(ANY), NAME, client)
+    assert near.version() == version.name.replace("_", ".")
+
+
+def test_older_versions_are_not_spoken(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    context = load(tmp_path).context(ANY)
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_http_1_1_is_the_only_protocol_offered(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    client = trusting_nobody()
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    near = shake_hands(load(tmp_path).context(ANY), NAME, client)
+    assert near.selected_alpn_protocol() == "http/1.1"
+
+
+@pytest.mark.parametrize(
+    "names", [[NAME], ["*.example.com"], ["DERP.Example.Com"], ["x.test", NAME], [NAME, "::1"]]
+)
+def test_certificates_that_name_the_host_are_taken(tmp_path: Path, names: list[str]) -> None:
+    write_pair(tmp_path, NAME, names=names)
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["other.example.com"], "other.example.com"),
+        (["*.derp.example.com"], "derp.example.com"),
+        (["*.com"], "com"),
+        (["example.com", "192.0.2.1"], "example.com, 192.0.2.1"),
+        ([], "no host at all"),
+    ],
+)
+def test_certificates_for_other_names_are_refused(
+    tmp_path: Path, names: list[str], told: str
+) -> None:
+    write_pair(tmp_path, NAME, names=names)
+    with pytest.raises(ConfigError, match=f"is not valid for '{NAME}'.*{told}"):
+        load(tmp_path)
+
+
+def test_an_existing_pair_for_an_address_must_name_it(tmp_path: Path) -> None:
+    write_pair(tmp_path, "192.0.2.1", names=["192.0.2.2"])
+    with pytest.raises(ConfigError, match=r"not valid for '192\.0\.2\.1'"):
+        load(tmp_path, "192.0.2.1")
+
+
+def test_an_expired_certificate_is_served_as_derper_does(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    key = load_pem_private_key((tmp_path / f"{NAME}.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    long_ago = datetime.now(UTC) - timedelta(days=400)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(long_ago)
+        .not_valid_after(long_ago + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / f"{NAME}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    assert len(presented(load(tmp_path).context(ANY))) == 2
+
+
+@pytest.mark.parametrize("missing", [".crt", ".key"])
+def test_a_missing_file_of_a_name_is_named(tmp_path: Path, missing: str) -> None:
+    write_pair(tmp_path, NAME)
+    (tmp_path / f"{NAME}{missing}").unlink()
+    with pytest.raises(ConfigError, match=rf"{NAME}\{missing}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_a_file_without_a_certificate_is_named(tmp_path: Path, text: str) -> None:
+    write_pair(tmp_path, NAME)
+    (tmp_path / f"{NAME}.crt").write_text(text)
+    with pytest.raises(ConfigError, match="holds no certificate in PEM form"):
+        load(tmp_path)
+
+
+def test_a_key_that_is_garbage_or_anothers_is_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, "other.example.com")
+    write_pair(tmp_path, NAME)
+    key = tmp_path / f"{NAME}.key"
+    for text in ("garbage", (tmp_path / "other.example.com.key").read_text()):
+        key.write_text(text)
+        with pytest.raises(ConfigError, match="cannot use certificate"):
+            load(tmp_path)
+
+
+def test_an_encrypted_key_is_refused_and_no_password_is_asked_for(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME, password="secret")
+    with pytest.raises(ConfigError, match="the key is encrypted"):
+        load(tmp_path)
+
+
+def test_text_around_the_certificate_may_have_any_encoding(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    certificate = tmp_path / f"{NAME}.crt"
+    certificate.write_bytes("Émetteur\n".encode("latin-1") + certificate.read_bytes())
+    assert len(presented(load(tmp_path).context(ANY))) == 2
+
+
+# Made for an address
+
+
+@pytest.mark.parametrize("hostname", ["192.0.2.1", "2001:db8::1"])
+def test_a_missing_pair_of_an_address_is_made_as_derper_makes_it(
+    tmp_path: Path, hostname: str
+) -> None:
+    directory = tmp_path / "deep" / "certs"
+    certificates = load(directory, hostname)
+    leaf = x509.load_pem_x509_certificate(certificates.certificate_file.read_bytes())
+    assert leaf.subject == leaf.issuer
+    assert leaf.subject.rfc4514_string() == f"CN={hostname}"
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == timedelta(days=365)
+    extensions = {each.value.oid: each for each in leaf.extensions}
+    san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(each) for each in san.get_values_for_type(x509.IPAddress)] == [hostname]
+    basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (basic.critical, basic.value.ca) == (True, False)
+    usage = leaf.extensions.get_extension_for_class(x509.KeyUsage)
+    assert usage.critical
+    assert usage.value.digital_signature
+    assert usage.value.key_encipherment
+    extended = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(extended) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert len(extensions) == 4
+    assert isinstance(leaf.public_key(), ec.EllipticCurvePublicKey)
+    key = certificates.key_file
+    assert b"BEGIN EC PRIVATE KEY" in key.read_bytes()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(certificates.certificate_file.stat().st_mode) == 0o644
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_an_existing_pair_of_an_address_is_kept(tmp_path: Path) -> None:
+    first = load(tmp_path, "192.0.2.1").map_node()
+    assert load(tmp_path, "192.0.2.1").map_node() == first
+
+
+@pytest.mark.parametrize("missing", [".crt", ".key"])
+def test_half_a_pair_of_an_address_is_made_anew(tmp_path: Path, missing: str) -> None:
+    first = load(tmp_path, "192.0.2.1").map_node()
+    (tmp_path / f"192.0.2.1{missing}").unlink()
+    assert load(tmp_path, "192.0.2.1").map_node() != first
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot save the self-signed certificate in .*file"):
+        load(tmp_path / "file", "192.0.2.1")
+
+
+def test_the_map_node_pins_the_leaf(tmp_path: Path) -> None:
+    certificates = load(tmp_path, "192.0.2.1")
+    digest = hashlib.sha256(presented(certificates.context(ANY))[0]).hexdigest()
+    assert certificates.map_node() == {
+        "HostName": "192.0.2.1",
+        "CertName": f"sha256-raw:{digest}",
+    }
+
+
+def test_a_name_has_no_map_node(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    assert load(tmp_path).map_node() is None
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_odd_files_are_named(tmp_path: Path, kind: str) -> None:
+    write_pair(tmp_path, NAME)
+    path = tmp_path / f"{NAME}.crt"
+    path.unlink()
+    if kind == "directory":
+        path.mkdir()
+        want = "cannot read certificate"
+    else:
+        os.mkfifo(path)
+        threading.Thread(target=path.write_text, args=("",)).start()
+        want = "holds no certificate"
+    with pytest.raises(ConfigError, match=want):
+        load(tmp_path)
+
+
+def test_what_is_no_name_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
+        load(tmp_path, "no name")
+
+
+def test_the_certificate_in_use_is_told(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME, names=[NAME, "192.0.2.1"], days=60)
+    (info,) = load(tmp_path).certificates()
+    assert info.names == (NAME, "192.0.2.1")
+    assert info.lifetime == timedelta(days=150)
+    assert info.remaining(datetime.now(UTC)) == pytest.approx(0.4, abs=0.01)
+
+
+def test_nobody_challenges_it(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    assert not certificates.challenge_pending
+    assert certificates.challenge_context(memoryview(b"")) is None
+    assert certificates.http_challenge("/.well-known/acme-challenge/token") is None

@@ -1,0 +1,97 @@
+"""Certificates that change while a relay runs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.aio.certificates import write_pair
+
+from .handshake import NAME, presented
+from .test_manual import ANY, load
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    context = certificates.context(ANY)
+    assert certificates.reload() is False
+    assert certificates.context(ANY) is context
+
+
+def test_changed_files_are_served_from_the_next_handshake_on(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    old = certificates.context(ANY)
+    leaf = write_pair(tmp_path, NAME)
+    assert certificates.reload() is True
+    assert presented(certificates.context(ANY))[0] == leaf
+    assert presented(old)[0] != leaf
+    assert certificates.reload() is False
+
+
+def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    context = certificates.context(ANY)
+    assert certificates.reload(force=True) is True
+    assert certificates.context(ANY) is not context
+
+
+def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
+    """Same size, same time: ACME clients swap symbolic links and keep times."""
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    paths = [certificates.certificate_file, certificates.key_file]
+    for path in paths:
+        copy = path.with_suffix(".new")
+        shutil.copy2(path, copy)
+        copy.replace(path)
+    assert certificates.reload() is True
+
+
+def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    context = certificates.context(ANY)
+    other = tmp_path / "new"
+    other.mkdir()
+    leaf = write_pair(other, NAME)
+    shutil.copy(other / f"{NAME}.crt", certificates.certificate_file)
+    assert certificates.reload() is False
+    assert certificates.context(ANY) is context
+    assert certificates.reload() is False
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1, "told once, not at every look"
+    shutil.copy(other / f"{NAME}.key", certificates.key_file)
+    assert certificates.reload() is True
+    assert presented(certificates.context(ANY))[0] == leaf
+
+
+def test_deleted_files_leave_the_old_certificate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    context = certificates.context(ANY)
+    certificates.certificate_file.unlink()
+    assert certificates.reload() is False
+    assert certificates.reload(force=True) is False
+    assert certificates.context(ANY) is context
+    assert "the old one stays in use" in caplog.text
+
+
+def test_a_bad_pair_after_a_good_one_is_told_each_time_it_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    write_pair(tmp_path, NAME, names=["other.example.com"])
+    assert certificates.reload(force=True) is False
+    assert certificates.reload(force=True) is False
+    assert caplog.text.count("not valid for") == 2

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pyderp.certs.schedule import Pace, Schedule
+from pyderp.certs.source import CertificateInfo
+
+DAY = 86400.0
+NOW = 1_800_000_000.0
+
+
+def info(start: float = NOW, days: float = 90) -> CertificateInfo:
+    times = [datetime.fromtimestamp(each, UTC) for each in (start, start + days * DAY)]
+    return CertificateInfo(("x",), times[0], times[1])
+
+
+def schedule(**pace: float) -> Schedule:
+    """Without jitter."""
+    return Schedule(Pace(**pace), lambda low, high: low)
+
+
+def test_a_new_one_asks_at_once() -> None:
+    assert schedule().next_request(NOW, None) <= NOW
+
+
+def test_failures_double_the_wait_up_to_a_bound() -> None:
+    each = schedule()
+    waits = []
+    for _ in range(12):
+        each.failed(NOW, None, limited=False)
+        waits.append(each.next_request(NOW, None) - NOW)
+    assert waits[:4] == [60, 120, 240, 480]
+    assert waits[-1] == 3 * 3600
+    assert waits == sorted(waits)
+
+
+def test_the_wait_is_jittered_upwards() -> None:
+    each = Schedule(Pace(), lambda low, high: high)
+    each.failed(NOW, None, limited=False)
+    assert each.retry_at - NOW == pytest.approx(75)
+
+
+@pytest.mark.parametrize(
+    ("told", "limited", "wait"),
+    [
+        (None, False, 60),
+        (5.0, False, 60),
+        (1800.0, False, 1800),
+        (None, True, 3600),
+        (120.0, True, 120),
+        (1e9, True, 86400),
+    ],
+)
+def test_the_authoritys_own_word_counts_within_a_day(
+    told: float | None, limited: bool, wait: float
+) -> None:
+    each = schedule()
+    each.failed(NOW, told, limited=limited)
+    assert each.next_request(NOW, None) - NOW == wait
+
+
+def test_an_operator_may_hurry_it_but_not_beyond_the_authoritys_word() -> None:
+    each = schedule()
+    each.failed(NOW, None, limited=False)
+    each.hurry(NOW + 1)
+    assert each.next_request(NOW + 1, None) == NOW + 1
+    each.failed(NOW + 1, 500.0, limited=False)
+    each.hurry(NOW + 2)
+    assert each.next_request(NOW + 2, None) == NOW + 501
+
+
+def test_success_forgets_failures() -> None:
+    each = schedule()
+    each.failed(NOW, None, limited=True)
+    each.obtained(NOW, info())
+    assert (each.failures, each.retry_at, each.told_at) == (0, 0, 0)
+
+
+def test_without_advice_renewal_is_due_with_a_third_left() -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    assert each.next_request(NOW, info()) == NOW + 60 * DAY
+    late = Schedule(Pace(), lambda low, high: high)
+    late.obtained(NOW, info())
+    assert late.next_request(NOW, info()) == NOW + 90 * DAY - 37.5 * DAY, "jitter: earlier"
+
+
+def test_advice_moves_renewal_both_ways_but_not_beyond_validity() -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    each.advised(NOW, info(), NOW + 10 * DAY, NOW + DAY)
+    assert each.next_request(NOW, info()) == NOW + 10 * DAY
+    each.advised(NOW, info(), NOW + 70 * DAY, NOW + DAY)
+    assert each.next_request(NOW, info()) == NOW + 70 * DAY
+    each.advised(NOW, info(), NOW + 1000 * DAY, NOW + DAY)
+    assert each.next_request(NOW, info()) == NOW + 81 * DAY
+    each.advised(NOW, info(), None, NOW + DAY)
+    assert each.next_request(NOW, info()) == NOW + 81 * DAY
+
+
+def test_advice_to_renew_at_once_waits_while_the_certificate_is_fresh() -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    each.advised(NOW, info(), NOW - DAY, NOW + DAY)
+    assert each.next_request(NOW, info()) == NOW + 3600
+    short = info(days=30 / DAY)
+    each.obtained(NOW, short)
+    assert each.next_request(NOW, short) == NOW + 20
+    each.advised(NOW, short, NOW - DAY, NOW + DAY)
+    assert each.next_request(NOW, short) == NOW + 10
+
+
+@pytest.mark.parametrize(("asks", "waits"), [(0, 60), (-5, 60), (7200, 7200), (1e9, 86400)])
+def test_advice_is_asked_for_again_within_bounds(asks: float, waits: float) -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    assert each.advice_at == NOW + 60
+    each.advised(NOW, info(), None, NOW + asks)
+    assert each.advice_at == NOW + waits
+
+
+def test_a_failed_renewal_waits_as_any_failure() -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    late = NOW + 61 * DAY
+    assert each.next_request(late, info()) < late
+    each.failed(late, None, limited=False)
+    assert each.next_request(late, info()) == late + 60
+
+
+def test_an_expired_certificate_is_asked_for_as_a_missing_one() -> None:
+    each = schedule()
+    each.obtained(NOW, info())
+    late = NOW + 91 * DAY
+    assert each.next_request(late, info()) <= late
+    each.failed(late, None, limited=False)
+    assert each.next_request(late, info()) == late + 60
+
+
+def test_one_from_a_file_is_renewed_when_it_is_due_also_right_away() -> None:
+    each = schedule()
+    each.obtained(NOW + 70 * DAY, info(), fresh=False)
+    assert each.next_request(NOW + 70 * DAY, info()) < NOW + 70 * DAY
+
+
+def test_one_from_another_authority_is_replaced_at_once() -> None:
+    each = schedule()
+    each.obtained(NOW, info(), fresh=False)
+    each.replace_now()
+    assert each.next_request(NOW, info()) <= NOW
+
+
+def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
+    each = schedule()
+    each.retry_at = NOW + 1000 * DAY
+    assert each.next_request(NOW, None) <= NOW + 1.25 * DAY

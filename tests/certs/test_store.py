@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from pyderp.certs.context import meta_certificate
+from pyderp.certs.store import Record, Store
+from pyderp.errors import ConfigError
+from pyderp.keys import NodePrivate
+from tests.aio.certificates import write_pair
+
+from .handshake import NAME, presented
+
+META = meta_certificate(NodePrivate.generate().public)
+RECORD = Record("https://ca.example/dir", 3, 12.5, 11.0, "why")
+
+
+def pair(folder: Path, host: str = NAME, *, days: int = 60) -> tuple[bytes, bytes]:
+    """A chain and its key, PEM."""
+    folder.mkdir(exist_ok=True)
+    write_pair(folder, host, days=days)
+    return (folder / f"{host}.crt").read_bytes(), (folder / f"{host}.key").read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "deep" / "certs", META)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("host", [NAME, "2001:db8::7"])
+def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: str) -> None:
+    issued = store.issued(host, *pair(tmp_path / "ca", host))
+    store.save(host, issued)
+    loaded = store.load(host)
+    assert loaded is not None
+    assert (loaded.info, loaded.chain.strip()) == (issued.info, issued.chain.strip())
+    assert len(presented(loaded.context, host if host == NAME else None)) == 2, "leaf and meta"
+    assert ":" not in store.path(host).name
+    assert mode(store.path(host)) == 0o600
+    assert mode(store.directory) == 0o700
+
+
+def test_the_file_is_in_autocerts_form(tmp_path: Path, store: Store) -> None:
+    store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+    text = (store.directory / NAME).read_text()
+    kinds = [line for line in text.splitlines() if line.startswith("-----BEGIN")]
+    assert kinds == ["-----BEGIN PRIVATE KEY-----", "-----BEGIN CERTIFICATE-----"]
+    assert text.endswith("-----END CERTIFICATE-----\n")
+
+
+def test_what_autocert_kept_is_adopted(tmp_path: Path, store: Store) -> None:
+    chain, key = pair(tmp_path / "ca")
+    loaded_key = serialization.load_pem_private_key(key, None)
+    sec1 = loaded_key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    assert b"EC PRIVATE KEY" in sec1
+    for name in (NAME, f"{NAME}+rsa"):
+        path = store.directory / name
+        path.write_bytes(sec1 + chain)
+        assert store.load(NAME) is not None
+        path.unlink()
+    assert store.load(NAME) is None
+
+
+def test_what_derper_kept_for_an_address_is_adopted(tmp_path: Path, store: Store) -> None:
+    chain, key = pair(tmp_path / "ca", "2001:db8::7")
+    (store.directory / "2001.db8..7.crt").write_bytes(chain)
+    assert store.load("2001:db8::7") is None
+    (store.directory / "2001.db8..7.key").write_bytes(key)
+    assert store.load("2001:db8::7") is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "other", "cut"])
+def test_a_damaged_file_is_kept_aside(
+    tmp_path: Path, store: Store, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if content == "other":
+        chain, key = pair(tmp_path / "ca", "other.example.com")
+        content = key + chain
+    elif content == "cut":
+        chain, key = pair(tmp_path / "ca")
+        content = key[:-60] + chain
+    assert isinstance(content, bytes)
+    store.path(NAME).write_bytes(content)
+    assert store.load(NAME) is None
+    assert not store.path(NAME).exists()
+    assert (store.directory / f"{NAME}.bad").read_bytes() == content
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert str(store.path(NAME)) in record.getMessage()
+
+
+@pytest.mark.parametrize("days", [-1, -89])
+def test_an_expired_one_is_not_used_and_stays(tmp_path: Path, store: Store, days: int) -> None:
+    chain, key = pair(tmp_path / "ca", days=days)
+    store.path(NAME).write_bytes(key + chain)
+    assert store.load(NAME) is None
+    assert store.path(NAME).exists()
+
+
+def test_a_file_that_cannot_be_read_is_told_at_once(store: Store) -> None:
+    store.path(NAME).mkdir()
+    with pytest.raises(ConfigError, match=rf"cannot read .*{NAME}: Is a directory"):
+        store.load(NAME)
+
+
+def test_a_full_disk_leaves_the_old_file(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+    before = store.path(NAME).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+    assert store.path(NAME).read_bytes() == before
+    assert [each.name for each in store.directory.iterdir()] == [NAME]
+
+
+def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot make the certificate directory .*file"):
+        Store(tmp_path / "file", META)
+
+
+def test_a_directory_without_permission_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root
+    with pytest.raises(ConfigError, match="cannot write to the certificate directory"):
+        Store(tmp_path, META)
+
+
+def test_a_directory_that_others_may_write_to_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
+    Store(tmp_path, META)
+    assert "mode 0777" in caplog.text
+
+
+def test_the_account_key_is_kept_safe_and_derpers_is_adopted(store: Store) -> None:
+    assert store.load_account() is None
+    (store.directory / "acme_account+key").write_bytes(b"derper's")
+    assert store.load_account() == b"derper's"
+    store.save_account(b"ours")
+    assert store.load_account() == b"ours"
+    assert mode(store.directory / "acme-account.key") == 0o600
+
+
+def test_an_account_key_is_put_aside(store: Store) -> None:
+    store.put_account_aside()
+    for name in ("acme_account+key", "acme-account.key"):
+        (store.directory / name).write_bytes(b"bad")
+        store.put_account_aside()
+        assert store.load_account() is None
+        assert (store.directory / f"{name}.bad").read_bytes() == b"bad"
+
+
+def test_records_are_remembered(store: Store) -> None:
+    assert store.load_record(NAME) == Record()
+    store.save_record(NAME, RECORD)
+    assert store.load_record(NAME) == RECORD
+    assert mode(store.record_path(NAME)) == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"directory": 1}', "[" * 100000, "\udcff"])
+def test_a_damaged_record_is_warned_of_and_not_used(
+    store: Store, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.record_path(NAME).write_text(text, errors="surrogateescape")
+    assert store.load_record(NAME) == Record()
+    assert "damaged" in caplog.text
+
+
+def test_a_record_that_cannot_be_read_is_warned_of(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.record_path(NAME).mkdir()
+    assert store.load_record(NAME) == Record()
+    assert "cannot be read" in caplog.text

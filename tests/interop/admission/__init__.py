@@ -1,0 +1,1 @@
+"""Admission beside Go's ``derper``, and with a real ``tailscaled``."""

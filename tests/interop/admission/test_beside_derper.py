@@ -1,0 +1,153 @@
+"""The same servers decide about the same clients for Go's ``derper`` and for ours, alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyderp import NodePrivate
+from pyderp.admission import AdmissionCounters, Applicant, Verdict
+from pyderp.admission.tailscaled import Tailscaled
+from pyderp.admission.url import AdmissionURL
+from tests.admission import test_tailscaled, test_url
+from tests.admission.fakes import CLOSE, STALL, FakeServer, Reply, Request, response, serving
+from tests.aio.dial import connect
+from tests.interop.relays import Relay, running
+
+pytestmark = pytest.mark.timeout(60)
+
+ADDRESS = "127.0.0.1"
+
+
+async def lets_in(derper: Relay, private: NodePrivate) -> bool:
+    """Connect to the relay; tell whether it completes the login."""
+    try:
+        client = await connect((ADDRESS, derper.port), private=private)
+    except (EOFError, OSError):
+        return False
+    await client.aclose()
+    return True
+
+
+async def start(directory: Path, *options: str) -> tuple[Relay, asyncio.Event]:
+    """Run ``derper`` in a thread until the event is set."""
+    loop = asyncio.get_running_loop()
+    started: asyncio.Future[Relay] = loop.create_future()
+    stop = asyncio.Event()
+
+    def work() -> None:
+        with running("derper", "plain", directory, options=options) as derper:
+            loop.call_soon_threadsafe(started.set_result, derper)
+            asyncio.run_coroutine_threadsafe(stop.wait(), loop).result()
+
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    await asyncio.wait((task, started), return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    return await started, stop
+
+
+def shape(request: Request) -> tuple[bytes, bytes, dict[str, str]]:
+    """All of a request but the name of the program."""
+    headers = {name: text for name, text in request.headers.items() if name != "User-Agent"}
+    return request.line, request.body, headers
+
+
+def always(reply: Reply) -> Callable[[Request], Reply]:
+    return lambda _: reply
+
+
+async def compare_urls(server: FakeServer, derper: Relay, controller: AdmissionURL) -> None:
+    answers: dict[str, Reply] = {name: [reply] for name, (reply, _) in test_url.ANSWERS.items()}
+    answers["close"] = [CLOSE]
+    answers["no HTTP"] = [b"SSH-2.0-x\r\n\r\n", CLOSE]
+    answers["last of two"] = [response(b'{"Allow":false,"ALLOW":true}')]
+    answers["null after true"] = [response(b'{"Allow":true,"Allow":null}')]
+    answers["bad UTF-8"] = [response(b'{"x":"\xff","Allow":true}')]
+    answers["byte order mark"] = [response(b'\xef\xbb\xbf{"Allow":true}')]
+    answers["more to come"] = [
+        b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"Allow":true}',
+        STALL,
+    ]
+    for name, reply in answers.items():
+        server.reply = always(reply)
+        server.requests.clear()
+        private = NodePrivate.generate()
+        theirs = await lets_in(derper, private)
+        verdict = await controller.ask(Applicant(private.public, ADDRESS))
+        assert verdict.allowed is theirs, name
+        assert shape(server.requests[0]) == shape(server.requests[-1]), name
+
+
+def test_an_admission_url(tmp_path: Path) -> None:
+    """Requests are equal but for User-Agent, and so is what comes of every kind of answer."""
+
+    async def main() -> None:
+        async with serving([]) as server:
+            derper, stop = await start(tmp_path, f"-verify-client-url={server.url}")
+            controller = AdmissionURL(server.url, AdmissionCounters())
+            try:
+                await compare_urls(server, derper, controller)
+                # Five seconds of silence, for both at once.
+                server.reply = always([STALL])
+                private = NodePrivate.generate()
+                theirs, ours = await asyncio.gather(
+                    lets_in(derper, private),
+                    controller.ask(Applicant(private.public, ADDRESS)),
+                )
+                assert (theirs, ours) == (True, Verdict(True, sure=False))
+            finally:
+                await controller.aclose()
+                stop.set()
+
+    asyncio.run(main())
+
+
+def test_an_admission_url_that_fails_closed(tmp_path: Path) -> None:
+    """Without a response nobody comes in."""
+
+    async def main() -> None:
+        async with serving([CLOSE]) as server:
+            option = "-verify-client-url-fail-open=false"
+            derper, stop = await start(tmp_path, f"-verify-client-url={server.url}", option)
+            controller = AdmissionURL(server.url, AdmissionCounters(), fail_open=False)
+            try:
+                private = NodePrivate.generate()
+                assert not await lets_in(derper, private)
+                verdict = await controller.ask(Applicant(private.public, ADDRESS))
+                assert not verdict.allowed
+            finally:
+                await controller.aclose()
+                stop.set()
+
+    asyncio.run(main())
+
+
+def test_a_local_tailscaled(tmp_path: Path) -> None:
+    """Requests and what comes of every kind of answer are equal."""
+    path = tmp_path / "d.sock"
+
+    async def main() -> None:
+        async with serving([], path=path) as server:
+            derper, stop = await start(tmp_path, "-verify-clients", f"-socket={path}")
+            daemon = Tailscaled(path, AdmissionCounters())
+            try:
+                for name, (reply, _) in test_tailscaled.ANSWERS.items():
+                    server.reply = always([reply, CLOSE])
+                    server.requests.clear()
+                    private = NodePrivate.generate()
+                    theirs = await lets_in(derper, private)
+                    verdict = await daemon.ask(Applicant(private.public, ADDRESS))
+                    assert verdict.allowed is theirs, name
+                    asked, again = (server.requests[n] for n in (0, -1))
+                    assert asked.line == again.line or name == "moved"
+                    assert asked.headers["Host"] == again.headers["Host"]
+                    assert "Tailscale-Cap" in asked.headers
+            finally:
+                await daemon.aclose()
+                stop.set()
+
+    asyncio.run(main())

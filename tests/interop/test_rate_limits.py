@@ -1,0 +1,103 @@
+"""Go's ``derper`` and our relay, side by side, with the same file of rate limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from typing import TYPE_CHECKING, Final, get_args
+
+import pytest
+
+from tests.aio.dial import BOUND, Client, connect, hang_up
+
+from .relays import Kind, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .relays import Relay
+
+pytestmark = pytest.mark.timeout(90)
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+RATE: Final = 20_000
+BURST: Final = 65_568
+"""The least, which is what a relay takes when none is given."""
+LIMITS: Final = json.dumps({"PerClientRateLimitBytesPerSec": RATE})
+PACKET: Final = bytes(1000)
+FRAME: Final = 32 + len(PACKET)
+"""What a packet costs: the header of its frame is free."""
+AT_ONCE: Final = 16
+"""Packets that are under way at a time."""
+READ: Final = 8 * 1024
+"""Our relay relays what it has read and lets the client pay afterwards."""
+
+
+async def deliver(sender: Client, receiver: Client, count: int) -> float:
+    """Send packets as fast as the relay takes them; gives the seconds until the last is there.
+
+    A few at a time: a relay drops what exceeds its queue of 32 packets.
+    """
+    begin = time.monotonic()
+    for start in range(0, count, AT_ONCE):
+        some = min(AT_ONCE, count - start)
+        for _ in range(some):
+            sender.session.send_packet(receiver.key, PACKET)
+        sender.write()
+        for _ in range(some):
+            assert await receiver.packet() == PACKET
+    return time.monotonic() - begin
+
+
+def reload(relay: Relay, path: Path, content: str) -> None:
+    """Have a relay read its file again, with this in it."""
+    path.write_text(content)
+    relay.process.send_signal(signal.SIGHUP)
+
+
+async def logged(relay: Relay, line: str, times: int = 1) -> None:
+    """Wait until a relay has said something so often."""
+    async with asyncio.timeout(BOUND):
+        while relay.log_text().count(line) < times:  # noqa: ASYNC110 (another process's log)
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_exceeds_the_burst_comes_at_the_rate(kind: Kind, tmp_path: Path) -> None:
+    """Nothing is lost, and files that are read again act on those who are connected."""
+    path = tmp_path / "rates.json"
+    path.write_text(LIMITS)
+    with running(kind, "plain", tmp_path, options=[f"--rate-config={path}"]) as relay:
+        applied = f"rate config applied: client-rate={RATE} bytes/sec, client-burst={BURST} bytes"
+        assert applied in relay.log_text()
+        asyncio.run(check(relay, path, applied))
+
+
+async def check(relay: Relay, path: Path, applied: str) -> None:
+    address = ("127.0.0.1", relay.port)
+    sender, receiver = await connect(address), await connect(address)
+    try:
+        # 109,392 bytes: the last frame is paid for after 2.19 seconds.
+        took = await deliver(sender, receiver, 106)
+        assert took >= (106 * FRAME - BURST - READ) / RATE
+        assert took < BOUND
+        # A file that cannot be used changes nothing: the bucket is still empty.
+        reload(relay, path, "{")
+        await logged(relay, "parsing rate config" if relay.kind == "derper" else "not JSON")
+        took = await deliver(sender, receiver, 40)
+        assert took >= (40 * FRAME - 2 * READ) / RATE
+        # The same limit again is a full bucket.
+        reload(relay, path, LIMITS)
+        await logged(relay, applied, times=2)
+        count = BURST // FRAME
+        took = await deliver(sender, receiver, count)
+        assert took < count * FRAME / RATE
+        reload(relay, path, "{}")
+        await logged(relay, "rate config applied: client-rate=0 bytes/sec, client-burst=0 bytes")
+        took = await deliver(sender, receiver, 200)
+        assert took < (200 * FRAME - BURST) / RATE
+    finally:
+        for client in (sender, receiver):
+            await hang_up(client.writer)

@@ -1,0 +1,220 @@
+"""STUN: Go's client against our server, and our server beside Go's, datagram by datagram."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+
+from pyderp.wire.stun import pack_request, parse_response_untrusted
+
+from .peers import need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SERVE = """
+import asyncio, sys
+from pyderp.aio.stun import StunServer, stun_sockets
+async def main():
+    server = StunServer(stun_sockets(sys.argv[1], 0))
+    server.start()
+    print(server.addresses[0][1], flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.aclose()
+    print(server.counters, flush=True)
+asyncio.run(main())
+"""
+_TRIES = 3
+TX = bytes(range(12))
+REQUEST = pack_request(TX)
+_END = pack_request(b"that is all!")
+
+Answers: TypeAlias = list[bytes]
+
+
+@contextmanager
+def ours(host: str) -> Iterator[int]:
+    """Our server in a process of its own; gives its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, host],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+        counters, _ = process.communicate("", timeout=10)
+        assert "read_error=0, write_error=0" in counters
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@contextmanager
+def derper(host: str, directory: Path) -> Iterator[int]:
+    """Go's server; gives its STUN port."""
+    log = directory / "derper.log"
+    for _ in range(_TRIES):
+        # It cannot pick ports, and keeps silent about a STUN port that is taken.
+        port = _free_port(socket.SOCK_DGRAM)
+        args = [str(need("derper")), "-c", str(directory / "derper.json"), "-http-port=-1"]
+        args += ["-a", f"{host}:{_free_port(socket.SOCK_STREAM)}", f"-stun-port={port}"]
+        with log.open("ab") as output:
+            process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            if _answers(process, port):
+                yield port
+                return
+        finally:
+            process.kill()
+            process.wait()
+    raise AssertionError(f"derper serves no STUN\n{log.read_text()[-2000:]}")
+
+
+def _free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET6, kind) as probe:
+        probe.bind(("::", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.1)
+        sock.connect(("127.0.0.1", port))
+        for _ in range(100):
+            try:
+                sock.send(REQUEST)
+                sock.recv(2048)
+            except TimeoutError:
+                continue
+            except ConnectionRefusedError:
+                # Nobody listens yet; wait as long as for an answer.
+                try:
+                    process.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    continue
+                return False
+            return True
+    return False
+
+
+@dataclass
+class Pair:
+    """Both servers, listening alike."""
+
+    derper: int
+    ours: int
+
+    def ask(self, datagrams: list[bytes], host: str = "127.0.0.1") -> tuple[Answers, Answers]:
+        """What each answers to the same datagrams from the same address."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        answers: list[Answers] = []
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            for port in (self.derper, self.ours):
+                answers.append([])
+                for datagram in datagrams:
+                    # One follows the other: what is answered at all is there before the end is.
+                    sock.sendto(datagram, (host, port))
+                    sock.sendto(_END, (host, port))
+                    while (answer := sock.recv(2048))[8:20] != _END[8:20]:
+                        answers[-1].append(answer)
+        return answers[0], answers[1]
+
+
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both on 127.0.0.1."""
+    with derper("127.0.0.1", tmp_path_factory.mktemp("stun")) as theirs, ours("127.0.0.1") as own:
+        yield Pair(theirs, own)
+
+
+@pytest.fixture(scope="module")
+def wildcard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both on all addresses of both families."""
+    with derper("", tmp_path_factory.mktemp("stun-all")) as theirs, ours("") as own:
+        yield Pair(theirs, own)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_stunc_reads_our_answer(wildcard: Pair, host: str) -> None:
+    done = subprocess.run(
+        [str(need("stunc")), host, str(wildcard.ours)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    # An IPv4 client hears its address as IPv4, without ::ffff: in front.
+    told = re.search(r"stun addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
+    assert told, done.stderr
+    assert told[1] == host
+
+
+def test_derper_and_we_answer_with_the_same_bytes(bound: Pair) -> None:
+    theirs, own = bound.ask([REQUEST])
+    assert theirs == own
+    assert [len(answer) for answer in own] == [32]
+
+
+def test_over_ipv6_too(wildcard: Pair) -> None:
+    theirs, own = wildcard.ask([REQUEST], "::1")
+    assert theirs == own
+    assert [len(answer) for answer in own] == [44]
+
+
+def test_on_all_addresses_we_tell_ipv4_as_such(wildcard: Pair) -> None:
+    theirs, own = wildcard.ask([REQUEST])
+    assert [len(answer) for answer in theirs] == [44]
+    assert [len(answer) for answer in own] == [32]
+    assert parse_response_untrusted(theirs[0]) == parse_response_untrusted(own[0])
+
+
+def _fingerprinted(datagram: bytes) -> bytes:
+    return datagram + struct.pack(">HHI", 0x8028, 4, zlib.crc32(datagram) ^ 0x5354554E)
+
+
+def _attribute(random_: random.Random) -> bytes:
+    kind = random_.choice([0x8022, 0x8028, 0x0020, 0x7777])
+    value = random_.choice([b"tailnode", b"tailnode\0", b"", b"abc", bytes(4)])
+    return struct.pack(">HH", kind, len(value)) + value + bytes(-len(value) % 4)
+
+
+def _variant(random_: random.Random) -> bytes:
+    """A request that may be good, damaged, or of unusual make."""
+    attributes = [REQUEST[20:32]] * random_.randint(0, 2)
+    attributes += [_attribute(random_) for _ in range(random_.randint(0, 3))]
+    random_.shuffle(attributes)
+    length = random_.choice([0, 20, sum(map(len, attributes)) + 8]).to_bytes(2)
+    kind = random_.choice([b"\x00\x01"] * 9 + [b"\x01\x01"])
+    datagram = _fingerprinted(kind + length + REQUEST[4:20] + b"".join(attributes))
+    match random_.randint(0, 4):
+        case 0:
+            return datagram[: random_.randint(0, len(datagram))]
+        case 1:
+            at = random_.randrange(len(datagram))
+            return datagram[:at] + random_.randbytes(1) + datagram[at + 1 :]
+        case 2:
+            return datagram + random_.randbytes(random_.randint(1, 8))
+    return datagram
+
+
+def test_derper_and_we_answer_the_same_requests(bound: Pair) -> None:
+    random_ = random.Random(8489)  # the same each time
+    datagrams = [_variant(random_) for _ in range(600)]
+    theirs, own = bound.ask(datagrams)
+    assert theirs == own
+    assert 50 < len(own) < 400

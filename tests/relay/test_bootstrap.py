@@ -1,0 +1,204 @@
+"""Who is told which addresses; the vectors are those of Go's tests and of a running derper."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyderp.errors import ConfigError
+from pyderp.relay.bootstrap import (
+    MAX_QUERIED,
+    BootstrapAnswers,
+    BootstrapCounters,
+    BootstrapName,
+    in_percentage,
+    percentage,
+)
+
+PUBLISHED = {"login.example.com": ["192.0.2.1", "2001:db8::1"]}
+PUBLIC = b'{\n\t"login.example.com": [\n\t\t"192.0.2.1",\n\t\t"2001:db8::1"\n\t]\n}'
+SECRET = b'{\n\t"new.example.com": [\n\t\t"192.0.2.9"\n\t]\n}'
+
+
+def never() -> float:
+    """No chance is asked for."""
+    raise AssertionError
+
+
+def make(percent: int = 100, addresses: tuple[str, ...] = ("192.0.2.9",)) -> BootstrapAnswers:
+    """One published and one unpublished name."""
+    answers = BootstrapAnswers()
+    answers.publish(PUBLISHED)
+    answers.keep_for_askers({"new.example.com": (addresses, percent)})
+    return answers
+
+
+class TestName:
+    @pytest.mark.parametrize(
+        ("text", "name", "txt"),
+        [
+            ("a.example", "a.example", ""),
+            ("a.example/t.example", "a.example", "t.example"),
+            (" a.example / t.example ", "a.example", "t.example"),
+            ("a/b/c", "a", "b/c"),
+        ],
+    )
+    def test_entries_are_read(self, text: str, name: str, txt: str) -> None:
+        assert BootstrapName.parse(text) == BootstrapName(name, txt)
+
+    @pytest.mark.parametrize("text", ["", " ", "/t.example", "a.example/"])
+    def test_a_missing_name_is_told(self, text: str) -> None:
+        with pytest.raises(ConfigError, match="want NAME or NAME/TXTNAME"):
+            BootstrapName.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "percent"),
+    [
+        ([], 0),
+        (["50"], 50),
+        (["0"], 0),
+        (["100"], 100),
+        (["+7"], 7),
+        (["007"], 7),
+        (["10", "20"], 20),
+        (["20", "101"], 20),
+        (["20", "-1", "x", "", " 30", "3_0", "1.5", "٣", "9" * 5000], 20),
+        (["50%"], 0),
+    ],
+)
+def test_a_txt_record_says_the_percentage(texts: list[str], percent: int) -> None:
+    assert percentage(texts) == percent
+
+
+class TestInPercentage:
+    @pytest.mark.parametrize("address", ["", "1.2.3.4", "127.0.0.1", "no address"])
+    def test_nobody_and_everybody_need_no_address(self, address: str) -> None:
+        assert not in_percentage(address, 0, uniform=never)
+        assert in_percentage(address, 100, uniform=never)
+
+    @pytest.mark.parametrize("address", ["", "@", "1.2.3.4:5"])
+    def test_who_has_no_address_belongs_to_no_part(self, address: str) -> None:
+        assert not in_percentage(address, 50, uniform=never)
+        assert not in_percentage(address, 99, uniform=never)
+
+    @pytest.mark.parametrize(
+        ("last", "inside"),
+        [(4, True), (5, True), (6, False), (7, True), (8, False), (9, True), (10, True)],
+    )
+    def test_addresses_are_spread_as_by_go(self, last: int, inside: bool) -> None:
+        assert in_percentage(f"1.2.3.{last}", 50, uniform=never) is inside
+        assert in_percentage(f"::ffff:1.2.3.{last}", 50, uniform=never) is inside
+
+    def test_the_share_is_the_percentage(self) -> None:
+        def inside(number: int) -> bool:
+            return in_percentage(f"1.2.{number >> 8}.{number & 255}", 50, uniform=never)
+
+        assert statistics.mean(map(inside, range(65536))) == pytest.approx(0.5, abs=0.005)
+
+    @given(st.ip_addresses(v=6).filter(lambda a: not (a.is_loopback or a.ipv4_mapped)))
+    def test_a_larger_percentage_only_adds(self, address: object) -> None:
+        belongs = [in_percentage(str(address), percent, uniform=never) for percent in range(101)]
+        assert belongs == sorted(belongs)
+
+    @pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+    def test_on_loopback_chance_decides(self, address: str) -> None:
+        assert in_percentage(address, 1, uniform=lambda: 0.49)
+        assert not in_percentage(address, 99, uniform=lambda: 0.5)
+
+
+class TestAnswers:
+    def test_before_the_first_round_it_is_empty(self) -> None:
+        assert BootstrapAnswers().answer("", "1.2.3.4", uniform=never) == b""
+
+    def test_everything_failed(self) -> None:
+        answers = make()
+        answers.publish({})
+        assert answers.answer("", "1.2.3.4", uniform=never) == b"null"
+
+    def test_what_is_published_is_told_together(self) -> None:
+        answers = make()
+        for name in ("", "login.example.com", "random.example.com", "NEW.example.com"):
+            assert answers.answer(name, "1.2.3.4", uniform=never) == PUBLIC
+
+    def test_names_are_sorted_and_addresses_are_not(self) -> None:
+        answers = BootstrapAnswers()
+        answers.publish({"b": ["2", "1"], "a": []})
+        body = answers.answer("", "", uniform=never)
+        assert body == b'{\n\t"a": [],\n\t"b": [\n\t\t"2",\n\t\t"1"\n\t]\n}'
+
+    def test_an_unpublished_name_is_told_alone(self) -> None:
+        answers = make()
+        assert answers.answer("new.example.com", "1.2.3.4", uniform=never) == SECRET
+        assert answers.counters == BootstrapCounters(
+            requests=1, unpublished_hits=1, queried_domains=1
+        )
+
+    def test_an_unpublished_name_with_an_empty_list_is_a_miss(self) -> None:
+        answers = make(addresses=())
+        assert answers.answer("new.example.com", "1.2.3.4", uniform=never) == PUBLIC
+        assert answers.counters == BootstrapCounters(
+            requests=1, unpublished_misses=1, queried_domains=1
+        )
+
+    def test_an_unknown_name_is_a_miss(self) -> None:
+        answers = make()
+        answers.answer("random.example.com", "1.2.3.4", uniform=never)
+        assert answers.counters == BootstrapCounters(
+            requests=1, unpublished_misses=1, queried_domains=1
+        )
+
+    def test_who_is_not_of_the_percentage_gets_what_is_public(self) -> None:
+        answers = make(50)
+        assert answers.answer("new.example.com", "1.2.3.4", uniform=never) == SECRET
+        assert answers.answer("new.example.com", "1.2.3.6", uniform=never) == PUBLIC
+        assert answers.counters == BootstrapCounters(
+            requests=2,
+            unpublished_hits=2,
+            unpublished_percent_misses=1,
+            unpublished_misses=1,
+            queried_domains=1,
+        )
+
+    def test_a_published_name_is_a_hit_if_it_has_addresses(self) -> None:
+        answers = make()
+        answers.publish({**PUBLISHED, "empty.example.com": []})
+        answers.answer("login.example.com", "", uniform=never)
+        answers.answer("empty.example.com", "", uniform=never)
+        assert answers.counters == BootstrapCounters(
+            requests=2, published_hits=1, published_misses=1, queried_domains=2
+        )
+
+    def test_without_a_name_only_the_request_counts(self) -> None:
+        answers = make()
+        answers.answer("", "", uniform=never)
+        assert answers.counters == BootstrapCounters(requests=1)
+
+    def test_names_asked_for_are_counted_once(self) -> None:
+        answers = BootstrapAnswers()
+        for name in ("a", "b", "c", "a", "b", "d", "e", "e"):
+            answers.answer(name, "", uniform=never)
+        assert answers.counters.queried_domains == 5
+
+    def test_too_many_of_them_are_forgotten(self) -> None:
+        answers = BootstrapAnswers()
+        for number in range(MAX_QUERIED):
+            answers.answer(str(number), "", uniform=never)
+        assert answers.counters.queried_domains == MAX_QUERIED
+        answers.answer("one more", "", uniform=never)
+        assert answers.counters.queried_domains == 0
+
+    def test_long_names_take_no_memory(self) -> None:
+        answers = BootstrapAnswers()
+        for number in range(100):
+            answers.answer("x" * 255 + str(number), "", uniform=never)
+        assert answers.counters.queried_domains == 1
+
+    @given(st.text(max_size=20), st.text(max_size=20))
+    def test_any_question_is_answered(self, name: str, address: str) -> None:
+        body = make(50).answer(name, address, uniform=never)
+        assert json.loads(body) in (PUBLISHED, json.loads(SECRET))

@@ -1,0 +1,314 @@
+"""Who is told of which trouble, and when it is taken back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from pyderp.relay.connection import Connection
+from pyderp.relay.health import HealthWatch, Trouble, expiry_text
+
+from .world import World
+
+DUPLICATE = Trouble.DUPLICATE.value
+LIMITED = Trouble.RATE_LIMITED.value
+CERTIFICATE = "the relay's certificate is about to expire"
+
+
+class Watched:
+    """A watch over a world's connections, looked at once a second."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.registry = self.world.registry
+        self.watch = HealthWatch(
+            lambda: [peer.connection for peer in self.world.peers], self.registry.connections_of
+        )
+        self.heard: dict[Connection, list[str]] = {}
+        """What each was told so far."""
+
+    def join(self, name: str) -> Connection:
+        connection = self.world.join(name).connection
+        if text := self.watch.on_login(connection):
+            self.heard.setdefault(connection, []).append(text)
+        return connection
+
+    def leave(self, connection: Connection) -> None:
+        peer = next(each for each in self.world.peers if each.connection is connection)
+        self.world.leave(peer)
+        self.watch.on_leave(connection)
+
+    def tick(self, seconds: float = 1.0) -> list[tuple[Connection, str]]:
+        """Let time pass, up to a second; gives who is told what."""
+        self.world.now += seconds
+        told = self.watch.tick(self.world.now)
+        for connection, text in told:
+            assert not connection.has_left
+            self.heard.setdefault(connection, []).append(text)
+        return told
+
+    def ticks(self, count: int) -> list[tuple[Connection, str]]:
+        return [each for _ in range(count) for each in self.tick()]
+
+    def take(self, *turns: Connection, every: float = 0.0) -> None:
+        """These speak in turn, each after so many seconds."""
+        for connection in turns:
+            self.watch.on_takeover(connection, self.world.now)
+            self.world.now += every
+
+    def wait(self, connection: Connection, seconds: float) -> None:
+        self.watch.on_wait(connection, seconds, self.world.now)
+
+    def remembers(self) -> int:
+        """Entries in the watch's books."""
+        books = [v for v in vars(self.watch).values() if isinstance(v, (dict, set))]
+        assert len(books) >= 6
+        return sum(map(len, books))
+
+
+@pytest.fixture
+def at() -> Watched:
+    return Watched()
+
+
+def test_without_trouble_nobody_is_told_and_nothing_remembered(at: Watched) -> None:
+    one = at.join("a")
+    assert at.ticks(100) == []
+    at.leave(one)
+    assert at.remembers() == 0
+
+
+# Duplicates
+
+
+def test_four_takeovers_in_ten_seconds_are_told_to_all_of_the_key(at: Watched) -> None:
+    one, two, other = at.join("a"), at.join("a"), at.join("b")
+    at.take(one, two, one, every=3.3)
+    assert at.tick(0) == []
+    at.take(two)
+    assert at.tick() == [(one, DUPLICATE), (two, DUPLICATE)]
+    assert other not in at.heard
+
+
+def test_slower_takeovers_are_no_fight(at: Watched) -> None:
+    one, two = at.join("a"), at.join("a")
+    for _ in range(10):
+        at.take(one, two, every=3.4)
+        assert at.tick() == []
+
+
+def test_takeovers_of_other_keys_do_not_count(at: Watched) -> None:
+    connections = [at.join(name) for name in "aabb"]
+    at.take(*connections)
+    assert at.tick() == []
+
+
+def test_a_fight_is_told_once_and_over_after_a_quiet_minute(at: Watched) -> None:
+    one, two = at.join("a"), at.join("a")
+    for _ in range(20):
+        at.take(one, two, one, two)
+        at.tick()
+    assert at.heard == {one: [DUPLICATE], two: [DUPLICATE]}
+    assert at.ticks(59) == []
+    assert at.tick() == [(one, ""), (two, "")]
+    assert at.ticks(100) == []
+    assert at.remembers() == 0
+
+
+def test_a_new_login_starts_healthy_in_the_midst_of_a_fight(at: Watched) -> None:
+    one, two = at.join("a"), at.join("a")
+    at.take(one, two, one, two)
+    at.tick()
+    late = at.join("a")
+    assert at.tick() == []
+    at.take(late, one, late, one)
+    assert at.tick() == [(late, DUPLICATE)]
+
+
+def test_who_left_is_told_nothing_and_forgotten(at: Watched) -> None:
+    one, two = at.join("a"), at.join("a")
+    at.take(one, two, one, two)
+    at.leave(two)
+    assert at.tick() == [(one, DUPLICATE)]
+    at.leave(one)
+    assert at.ticks(60) == []
+    assert at.remembers() == 0
+
+
+def test_a_lonely_takeover_is_forgotten(at: Watched) -> None:
+    one = at.join("a")
+    at.join("a")
+    at.take(one)
+    assert at.remembers() == 1
+    at.ticks(11)
+    assert at.remembers() == 0
+
+
+# Waiting
+
+
+def test_who_waits_most_of_the_time_is_told(at: Watched) -> None:
+    one, other = at.join("a"), at.join("b")
+    for _ in range(14):
+        at.wait(one, 0.6)
+        at.wait(other, 0.4)
+        assert at.tick() == []
+    for _ in range(30):
+        at.wait(one, 0.6)
+        at.wait(other, 0.4)
+        at.tick()
+    assert at.heard == {one: [LIMITED]}
+
+
+def test_more_than_half_of_thirty_seconds(at: Watched) -> None:
+    one = at.join("a")
+    at.wait(one, 15.0)
+    assert at.ticks(100) == []
+    at.wait(one, 15.1)
+    assert at.ticks(15) == []
+    assert at.tick() == [(one, LIMITED)]
+
+
+def test_a_wait_that_goes_on_is_seen_while_it_lasts(at: Watched) -> None:
+    one = at.join("a")
+    at.wait(one, 60_000.0)
+    assert at.ticks(15) == []
+    assert at.tick() == [(one, LIMITED)]
+    assert at.ticks(1000) == []
+
+
+def test_waits_that_overlap_count_once(at: Watched) -> None:
+    """A debt that grows is one wait that ends later."""
+    one = at.join("a")
+    for _ in range(100):
+        at.wait(one, 10.0)
+    assert at.ticks(100) == []
+    for seconds in (1.0, 5.0, 3.0):
+        at.wait(one, seconds)
+    at.tick(0.5)
+    at.wait(one, 14.0)
+    assert at.ticks(100) == []
+
+
+def test_many_short_waits_add_up(at: Watched) -> None:
+    one = at.join("a")
+    for _ in range(320):
+        at.wait(one, 0.06)
+        at.tick(0.1)
+    assert at.heard == {one: [LIMITED]}
+
+
+def test_being_limited_is_over_a_minute_after_it_was_last_so(at: Watched) -> None:
+    one = at.join("a")
+    at.wait(one, 20.0)
+    at.ticks(20)
+    assert at.heard == {one: [LIMITED]}
+    # The last 30 seconds hold more than 15 of waiting until 34 seconds after the start.
+    assert at.ticks(34 + 59 - 20) == []
+    assert at.tick() == [(one, "")]
+    assert at.remembers() == 0
+
+
+def test_who_left_while_waiting_is_forgotten(at: Watched) -> None:
+    one = at.join("a")
+    at.wait(one, 60_000.0)
+    at.ticks(20)
+    at.leave(one)
+    assert at.remembers() == 0
+    assert at.ticks(100) == []
+
+
+# The certificate
+
+
+def test_everybody_hears_of_the_certificate_once(at: Watched) -> None:
+    one, two = at.join("a"), at.join("b")
+    at.watch.set_certificate_problem(CERTIFICATE)
+    assert at.tick() == [(one, CERTIFICATE), (two, CERTIFICATE)]
+    at.watch.set_certificate_problem(CERTIFICATE)
+    assert at.tick() == []
+    at.watch.set_certificate_problem("it has expired")
+    assert at.tick() == [(one, "it has expired"), (two, "it has expired")]
+    at.watch.set_certificate_problem(None)
+    assert at.tick() == [(one, ""), (two, "")]
+    assert at.remembers() == 0
+
+
+def test_a_new_login_hears_of_the_certificate_at_once_and_only_once(at: Watched) -> None:
+    at.watch.set_certificate_problem(CERTIFICATE)
+    one = at.join("a")
+    assert at.heard == {one: [CERTIFICATE]}
+    assert at.ticks(10) == []
+    at.watch.set_certificate_problem(None)
+    assert at.tick() == [(one, "")]
+    assert at.watch.on_login(at.world.join("b").connection) == ""
+
+
+def test_a_problem_that_is_over_before_it_was_told_is_not_told(at: Watched) -> None:
+    at.join("a")
+    at.watch.set_certificate_problem(CERTIFICATE)
+    at.watch.set_certificate_problem(None)
+    assert at.tick() == []
+
+
+def test_a_crowd_is_told_bit_by_bit(at: Watched) -> None:
+    crowd = {at.join(f"{n:032}") for n in range(2500)}
+    at.watch.set_certificate_problem(CERTIFICATE)
+    told = [at.tick() for _ in range(4)]
+    assert [len(each) for each in told] == [1000, 1000, 500, 0]
+    assert {connection for each in told for connection, _ in each} == crowd
+
+
+# Several at once
+
+
+def test_several_troubles_are_one_text_and_go_one_by_one(at: Watched) -> None:
+    one, two = at.join("a"), at.join("a")
+    at.wait(one, 20.0)
+    at.ticks(20)
+    at.take(one, two, one, two)
+    at.watch.set_certificate_problem(CERTIFICATE)
+    at.ticks(200)
+    at.watch.set_certificate_problem(None)
+    at.tick()
+    assert at.heard[one] == [
+        LIMITED,
+        f"{DUPLICATE}; {LIMITED}; {CERTIFICATE}",
+        f"{LIMITED}; {CERTIFICATE}",
+        CERTIFICATE,
+        "",
+    ]
+    assert at.heard[two] == [f"{DUPLICATE}; {CERTIFICATE}", CERTIFICATE, ""]
+    assert at.remembers() == 0
+
+
+@pytest.mark.parametrize("text", [each.value for each in Trouble])
+def test_texts_fit_a_line_that_a_client_shows(text: str) -> None:
+    assert text.isprintable()
+    assert text.isascii()
+    assert len(text) < 250
+
+
+# What is said of the certificate
+
+END = datetime(2026, 4, 1, 12, 30, tzinfo=UTC)
+
+
+def test_a_certificate_that_is_about_to_expire() -> None:
+    text = expiry_text("derp.example.com", END, END - timedelta(days=18))
+    assert "derp.example.com expires on 2026-04-01 12:30 UTC" in text
+    assert text.isprintable()
+    assert expiry_text("derp.example.com", END, END - timedelta(seconds=1)) == text
+
+
+def test_a_certificate_that_expired() -> None:
+    text = expiry_text("derp.example.com", END, END)
+    assert "derp.example.com expired on 2026-04-01 12:30 UTC" in text
+
+
+def test_the_zone_of_the_times_does_not_matter() -> None:
+    zone = timezone(timedelta(hours=5))
+    now = END - timedelta(days=1)
+    text = expiry_text("derp.example.com", END.astimezone(zone), now.astimezone(zone))
+    assert text == expiry_text("derp.example.com", END, now)
