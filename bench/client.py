@@ -91,7 +91,7 @@ def running_relay(*, tls: bool) -> Iterator[RunningRelay]:
     """A relay of ours, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        flags = ["--dev"]
+        flags = ["--dev", "--no-stun"]
         if tls:
             flags = ["--certmode=manual", "--hostname=127.0.0.1", f"--certdir={folder}"]
             flags += ["--http-port=-1", "-c", f"{folder}/relay.key"]

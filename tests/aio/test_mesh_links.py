@@ -347,12 +347,12 @@ class TestHosts:
                     await ours.learns(c1, c2)
                     key = ours.relay.public_key.raw
                     kept = two.router.registry.connections_of(key)
-                    ours.mesh.set_hosts([f" {urls[1]}", urls[2], urls[2]])
+                    ours.mesh.set_hosts([urls[2], f" {urls[1]}", urls[2]])
                     await ours.learns(c2, c3)
                     await until(lambda: not one.router.registry.connections_of(key))
                     assert ours.way(c1) is None
                     assert two.router.registry.connections_of(key) == kept
-                    assert [s.host for s in ours.mesh.status()] == urls[1:]
+                    assert [s.host for s in ours.mesh.status()] == [urls[2], urls[1]]
                     assert two.counters.accepts == three.counters.accepts == 2
                 await ours.mesh.aclose()
                 assert ours.mesh.status() == []

@@ -25,6 +25,8 @@ class FakeAuthority:
         self.age = timedelta(minutes=1)
         self.renew_at: float | None = None
         self.advice_failure: Exception | None = None
+        self.names = ""
+        """What it certifies instead of what it is asked for."""
         self.before: Callable[[], None] = lambda: None
         """Called within a request."""
 
@@ -33,7 +35,7 @@ class FakeAuthority:
         self.before()
         if self.failure is not None:
             raise self.failure
-        return issue(subject, self.lifetime, self.age)
+        return issue(self.names or subject, self.lifetime, self.age)
 
     def renewal(self, chain: bytes) -> tuple[float | None, float]:
         self.advice_asked += 1

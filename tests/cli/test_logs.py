@@ -12,7 +12,6 @@ import pytest
 
 from pyderp.cli.logs import log_to_stderr
 
-
 Format = Callable[..., str]
 
 

@@ -172,10 +172,10 @@ def test_all_mistakes_in_the_file_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"drain = ", "line 1, column 9: Invalid value"),
+        (b"drain = ", ", line 1: Invalid value"),
         (b"drain = 1\nhome == 2", "line 2, column 7"),
-        (b"drain = 1\ndrain = 2", "line 2, column 10: Cannot overwrite a value"),
-        (b"drain = 'x", ": "),
+        (b"drain = 1\ndrain = 2", ", line 2: Cannot overwrite a value"),
+        (b"drain = 1\nloop = '''\n\n\n", ", line 2: "),
         (b"home = 1\n\n# \xff\n", "line 3: not UTF-8"),
         (b"x = " + b"[" * 100_000, "nested too deeply"),
         (b"#" * (1024 * 1024 + 1), "larger than 1 MiB"),
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_toml_is_told_where(tmp_path: Path, content: bytes, to
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the settings file .*none: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the settings file .*none: No such file"):
         toml_layer(tmp_path / "none", Problems())
 
 
@@ -207,5 +207,5 @@ def test_the_first_problem_says_how_many_there_are() -> None:
     with pytest.raises(ConfigError, match=r"^one \(and another problem: --check tells all\)$"):
         problems.check()
     del problems.found[1:]
-    with pytest.raises(ConfigError, match="^one$"):
+    with pytest.raises(ConfigError, match=r"^one$"):
         problems.check()

@@ -29,7 +29,7 @@ MESH_KEY = "0123456789abcdef" * 4
 _START_TIMEOUT = 20.0
 """Seconds a relay may take until it listens: mostly the interpreter's start on a busy machine."""
 _POLL = 0.02
-_LISTENING = re.compile(r"listening on \S*\d:(\d+)")
+_LISTENING = re.compile(r"(?<!server )listening on \S*\d:(\d+)")
 _PIN = re.compile(r"sha256-raw:[0-9a-f]{64}")
 
 
@@ -149,6 +149,8 @@ def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) 
             return relay
         raise AssertionError(f"derper does not start\n{log.read_text()[-2000:]}")
     mode = ["--dev"] if setup == "plain" else ["--http-port=-1"]
+    if not any(flag.startswith("--stun-port") for flag in flags):
+        mode.append("--no-stun")  # as derper above; the usual port may be taken
     program = [sys.executable, "-m", "pyderp", "relay", *mode, "-a", f"{address}:0", *flags]
     relay = _launch(kind, setup, log, program, address, 0)
     try:

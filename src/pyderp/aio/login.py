@@ -102,12 +102,12 @@ class LoginStage:
         protocol.pause_if_stalled(connection)
         core.router.send_control(connection, client.server_info)
         core.router.login(connection)
+        if protocol.websocket is None:
+            protocol.read_in_large()
         relaying: Stage = partial(lane.receive, core.router, connection)
         if core.limits is not None:
             relaying = core.limits.stage(protocol, connection, relaying)
         self._set_stage(relaying)
-        if protocol.websocket is None:
-            protocol.read_in_large()
         protocol.begin_keep_alive(KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform())
         if core.health is not None:
             core.health.on_login(connection)

@@ -119,18 +119,20 @@ class Mesh:
         if hosts and self._own.config.network is None:
             NetworkSettings.from_environment()  # as each attempt does; here somebody is told
         wanted = {(host.url, host.dial): host for host in map(parse_mesh_host, hosts)}
-        for key in [key for key in self._loops if key not in wanted]:
-            _, task = self._loops.pop(key)
+        loops = {
+            key: self._loops.pop(key) if key in self._loops else self._begin(host)
+            for key, host in wanted.items()
+        }
+        for _, task in self._loops.values():
             task.cancel()
             self._stopping.add(task)
             task.add_done_callback(self._stopping.discard)
-        for key, host in wanted.items():
-            if key not in self._loops:
-                neighbour = _Neighbour(host, self._own)
-                task = asyncio.get_running_loop().create_task(
-                    neighbour.run(), name=f"pyderp mesh with {host.label}"
-                )
-                self._loops[key] = neighbour, task
+        self._loops = loops
+
+    def _begin(self, host: MeshHost) -> tuple[_Neighbour, asyncio.Task[None]]:
+        neighbour = _Neighbour(host, self._own)
+        loop = asyncio.get_running_loop()
+        return neighbour, loop.create_task(neighbour.run(), name=f"pyderp mesh with {host.label}")
 
     async def aclose(self) -> None:
         """End all links, which takes a second at most."""
@@ -306,8 +308,11 @@ class _Neighbour:
 
     def _failed(self, error: Exception) -> None:
         text = describe(error)
-        if isinstance(error, ConnectionClosed) and not self._was_told and _hung_up(error):
-            text += f": {_KEYS_DIFFER if self._logged_in else _NOT_LET_IN}"
+        if isinstance(error, ConnectionClosed):
+            if not self._was_told and _hung_up(error):
+                text = f"{_KEYS_DIFFER if self._logged_in else _NOT_LET_IN} ({text})"
+            else:
+                text = f"connection lost: {text}"
         self._error = printable(text)[:_LONGEST_ERROR]
         self._log.failed(self._error, None if isinstance(error, (DerpError, OSError)) else error)
 

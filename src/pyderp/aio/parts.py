@@ -64,7 +64,6 @@ class Parts:
         core.trusted = config.trusted_proxies
         if config.health:
             core.health = HealthTeller(core.router, core.loop.time)
-            core.router.registry.on_takeover = core.health.on_takeover
         if config.rate_config is not None:
             core.limits = Limits(core, config.rate_config)
             self._closing.callback(core.limits.close)

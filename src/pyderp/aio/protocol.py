@@ -235,7 +235,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
             return self.room
         size = len(tail)
         self.core.buffer[:size] = tail
-        return self.core.view[size:]
+        return self.core.view[size : size + len(self.room)]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes arrived in the shared buffer (asyncio)."""

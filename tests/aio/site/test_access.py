@@ -17,8 +17,9 @@ from pyderp.errors import ConfigError
 from .world import STRANGER, ask
 
 
-def allowed(remote: str, config: DebugAccess | None = None, **more: bool) -> bool:
-    return Access(config or DebugAccess()).allows(ask("/debug/", remote=remote, **more))
+def allowed(remote: str, config: DebugAccess | None = None, *, forwarded: bool = False) -> bool:
+    request = ask("/debug/", remote=remote, forwarded=forwarded)
+    return Access(config or DebugAccess()).allows(request)
 
 
 @pytest.mark.parametrize(

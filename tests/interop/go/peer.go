@@ -220,6 +220,9 @@ func (p *peer) receive(onPacket func(key.NodePublic, []byte)) {
 			p.err = err
 			return
 		}
+		if _, ok := m.(derp.HealthMessage); ok && p.r.cfg.kind == kindPyderp {
+			continue // derper sends none; ours tells of duplicates that take each other's packets
+		}
 		if pkt, ok := m.(derp.ReceivedPacket); ok {
 			if onPacket != nil {
 				onPacket(pkt.Source, pkt.Data)

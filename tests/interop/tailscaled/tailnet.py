@@ -41,7 +41,7 @@ class Relay:
         if self.kind == "derper":
             program, dashes = [str(need("derper")), "-stun=false"], "-"
         else:
-            program, dashes = [sys.executable, "-m", "pyderp", "relay"], "--"
+            program, dashes = [sys.executable, "-m", "pyderp", "relay", "--no-stun"], "--"
         options = ["http-port=-1"]
         if self.tls:
             options += ["certmode=manual", f"hostname={HUB_ADDRESS}"]

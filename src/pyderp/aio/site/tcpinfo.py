@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection (`struct tcp_info`, Linux 4.6 and newer)."""
+"""What the kernel knows of a TCP connection (`struct tcp_info`, Linux 4.19 and newer)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 __all__ = ["NON_TCP", "HasOptions", "TCPInfo", "rtt_label", "rtt_sample", "tcp_info"]
 
-# Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_acked 120 (u64),
-# tcpi_bytes_received 128 (u64).
-_FIELDS: Final = struct.Struct("=68xI48xQQ")
+# Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_received 128 (u64),
+# tcpi_bytes_sent 200 (u64).
+_FIELDS: Final = struct.Struct("=68xI56xQ64xQ")
 _OPTION: Final = getattr(socket, "TCP_INFO", 11)
 _RTT_LABELS: Final = (
     (0.010, "10ms"),
@@ -47,7 +47,7 @@ class TCPInfo:
     """Smoothed round-trip time, in seconds."""
 
     sent: int
-    """Bytes that the other side acknowledged."""
+    """Bytes that were sent, those sent again included."""
 
     received: int
     """Bytes that came in order."""
@@ -71,8 +71,8 @@ def _ask(sock: HasOptions) -> TCPInfo | None:
         return None  # closed meanwhile
     if len(data) < _FIELDS.size:
         return None
-    rtt, acknowledged, received = _FIELDS.unpack(data)
-    return TCPInfo(rtt / 1e6, acknowledged, received)
+    rtt, received, sent = _FIELDS.unpack(data)
+    return TCPInfo(rtt / 1e6, sent, received)
 
 
 def rtt_sample(sock: HasOptions) -> float | None:

@@ -6,6 +6,7 @@ import difflib
 import functools
 import re
 import tomllib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ def toml_layer(path: Path, problems: Problems) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"settings file {path}: {_position(str(e))}") from None
+        raise ConfigError(f"settings file {path}, {_position(str(e), text)}") from None
     except RecursionError:
         raise ConfigError(f"settings file {path}: nested too deeply") from None
     values = {}
@@ -63,9 +64,14 @@ def _read(path: Path) -> str:
         raise ConfigError(f"settings file {path}, line {line}: not UTF-8") from None
 
 
-def _position(text: str) -> str:
-    match = _POSITION.match(text)
-    return f"{match[2]}: {match[1]}" if match else text
+def _position(told: str, text: str) -> str:
+    match = _POSITION.match(told)
+    if match is None:
+        return told
+    # At the end of the file, what began last lacks its end.
+    begin = [number for number, _ in _statements(text)][-1:]
+    where = match[2] if match[2].startswith("line") else f"line {begin[0] if begin else 1}"
+    return f"{where}: {match[1]}"
 
 
 def _value(name: str, value: object) -> Any:
@@ -92,16 +98,21 @@ def _spellings() -> dict[str, str]:
 
 
 def _line_of(name: str, text: str) -> int:
-    # Statements at the top stand alone, so each parses by itself.
+    return next((number for number, names in _statements(text) if name in names), 1)
+
+
+def _statements(text: str) -> Iterator[tuple[int, Collection[str]]]:
+    """The line that each begins at, and the names it sets. Each at the top parses by itself."""
     begin, statement = 0, ""
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         begin = begin if statement else number
         statement += line
         try:
-            parsed = tomllib.loads(statement)
+            names = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
             continue
-        if name in parsed:
-            return begin
+        if names:
+            yield begin, names
         statement = ""
-    return 1
+    if statement:
+        yield begin, ()
