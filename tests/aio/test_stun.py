@@ -280,12 +280,20 @@ def test_an_address_that_cannot_be_used_is_told(host: str, why: str) -> None:
         stun_sockets(host, 0)
 
 
-def test_a_low_port_needs_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (PermissionError(errno.EACCES, "x"), "CAP_NET_BIND_SERVICE"),
+        (OSError(errno.EMFILE, "x"), "UDP 127.0.0.1:1: Too many open files"),
+        (OSError("odd"), "UDP 127.0.0.1:1: odd"),
+    ],
+)
+def test_other_failures_are_told(monkeypatch: pytest.MonkeyPatch, error: OSError, why: str) -> None:
     def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+        raise error
 
     monkeypatch.setattr(stun, "_resolve", refuse)
-    with pytest.raises(ConfigError, match="CAP_NET_BIND_SERVICE"):
+    with pytest.raises(ConfigError, match=why):
         stun_sockets("127.0.0.1", 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ __all__ = ["derper"]
 
 
 def derper(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
+    _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
 ) -> None:
     """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
 
@@ -24,9 +25,9 @@ def derper(
     # Not at the top: the other commands begin without it.
     from pyderp.cli.relayrun import Loaded, carry_out
 
-    words = arguments or []
     try:
-        given = parse_go_flags(words)
+        # Not what typer makes of them: it takes a -- for its own.
+        given = parse_go_flags(sys.argv[2:])
     except GoHelp:
         print_line(usage("pyderp derper"))
         return

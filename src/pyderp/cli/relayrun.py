@@ -17,9 +17,11 @@ from typing import Any
 import typer
 
 import pyderp
+from pyderp.aio.accept import raise_file_limit
 from pyderp.aio.listeners import Listeners, open_listeners
 from pyderp.aio.relay import Relay
 from pyderp.aio.sockets import format_address
+from pyderp.aio.systemd import Supervisor, inherited_listeners
 from pyderp.cli.logs import log_to_stderr
 from pyderp.cli.output import print_line
 from pyderp.cli.relayflags.check import check_files, check_ports, read_key
@@ -116,6 +118,7 @@ def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     factory = _loop_factory(kind)
+    raise_file_limit()
     _quiet_collector()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
@@ -133,6 +136,7 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     relay: Relay | None = None
+    supervisor = Supervisor()
 
     def on_stop(signum: int) -> None:
         if stop.is_set():
@@ -140,6 +144,7 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
             logging.shutdown()
             os._exit(0)
         stop.set()
+        supervisor.stopping()
         log.info(
             "%s: stopping; clients are told and closed within %g s",
             signal.Signals(signum).name,
@@ -148,7 +153,9 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
 
     def on_reload() -> None:
         if relay is not None:
+            supervisor.reloading()
             _reload(relay, load)
+            supervisor.ready(_status(relay))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_stop, number)
@@ -156,13 +163,15 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
         loop.add_signal_handler(signal.SIGHUP, on_reload)
     relay = await _start(plan)
     _announce(relay, plan)
+    supervisor.ready(_status(relay))
     await stop.wait()
     await relay.aclose(drain=relay.config.drain)
+    supervisor.close()
     log.info("stopped")
 
 
 async def _start(plan: Plan) -> Relay:
-    config, listeners = _listen(plan)
+    config, listeners = _listen(plan, inherited_listeners())
     try:
         relay = Relay(_with_key(plan, config), listeners=listeners)
         await relay.start()
@@ -172,12 +181,12 @@ async def _start(plan: Plan) -> Relay:
     return relay
 
 
-def _listen(plan: Plan) -> tuple[RelayConfig, Listeners]:
+def _listen(plan: Plan, given: Listeners | None) -> tuple[RelayConfig, Listeners]:
     try:
-        return plan.config, open_listeners(plan.config)
+        return plan.config, open_listeners(plan.config, given)
     except ConfigError as e:
         config = replace(plan.config, stun_port=None)
-        if not plan.stun_if_free or config == plan.config:
+        if given is not None or not plan.stun_if_free or config == plan.config:
             raise
         listeners = open_listeners(config)
         log.warning("no STUN: %s", e)
@@ -210,6 +219,10 @@ def _reload(relay: Relay, load: Callable[[], Loaded]) -> None:
         return
     logging.getLogger().setLevel(loaded.settings["log-level"].upper())
     log.info("settings reloaded")
+
+
+def _status(relay: Relay) -> str:
+    return f"listening on {_endpoint(relay.address)}, {relay.url}"
 
 
 def _announce(relay: Relay, plan: Plan) -> None:

@@ -18,15 +18,12 @@ _PERIOD: Final = 2.0
 """Seconds between two rounds."""
 
 
-async def traffic(facts: Facts, period: float = _PERIOD) -> AsyncGenerator[bytes, None]:
+async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
     """In each round a line of JSON for each client whose bytes grew, then an empty line.
 
     `Sent` and `Recv` are bytes of its TCP connection so far, as the relay sees them: TLS, HTTP
     and frames included. `UniqueSenders` is how many other keys have written to it, exactly.
     Unix sockets are left out.
-
-    Args:
-        period: seconds between two rounds.
     """
     before: dict[Served, tuple[int, int]] = {}
     while True:
@@ -46,7 +43,7 @@ async def traffic(facts: Facts, period: float = _PERIOD) -> AsyncGenerator[bytes
             await asyncio.sleep(0)
         before = now
         yield b"\n"
-        await asyncio.sleep(period)
+        await asyncio.sleep(_PERIOD)
 
 
 def _line(connection: Connection, sent: int, received: int) -> bytes:

@@ -1,0 +1,159 @@
+"""What an authority may answer beside certificates; those come from Pebble, elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from acme import messages
+
+from pyderp.certs.challenges import Challenges
+from pyderp.certs.refusal import Refused
+from pyderp.certs.session import Session
+from pyderp.certs.store import Store
+from pyderp.certs.worker import Stopped, Worker
+from pyderp.config import ACMETLS
+from tests.aio.certificates import write_pair
+
+from .handshake import NAME
+
+LIMITED = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "come back later"}
+
+
+@contextlib.contextmanager
+def answering(folder: Path, status: int, body: bytes, **headers: str) -> Iterator[int]:
+    """An HTTPS server with one answer; gives its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    write_pair(folder, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "127.0.0.1.crt", folder / "127.0.0.1.key")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def session(folder: Path, port: int, worker: Worker | None = None, **more: Any) -> Session:
+    tls = ACMETLS(
+        certdir=folder / "certs",
+        hostname=NAME,
+        directory=f"https://127.0.0.1:{port}/dir",
+        ca_file=folder / "127.0.0.1.crt",
+        **more,
+    )
+    return Session(tls, Store(tls.certdir, b""), Challenges(), worker or Worker())
+
+
+@pytest.mark.parametrize(("header", "want"), [({"Retry_After": "70"}, 70), ({}, None)])
+def test_an_authority_may_want_to_be_left_alone(
+    tmp_path: Path, header: dict[str, str], want: float | None
+) -> None:
+    body = json.dumps(LIMITED).encode()
+    with (
+        answering(tmp_path, 429, body, Content_Type="application/problem+json", **header) as port,
+        pytest.raises(Refused, match="rateLimited: come back later") as caught,
+    ):
+        session(tmp_path, port).obtain(NAME, 0)
+    assert (caught.value.retry_after, caught.value.limited) == (want, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(500, b"<html>"), (200, b"<html>"), (200, b"[]"), (200, b"{}")]
+)
+def test_what_is_no_acme_is_refused(tmp_path: Path, status: int, body: bytes) -> None:
+    with (
+        answering(tmp_path, status, body) as port,
+        pytest.raises(Refused, match="is no ACME") as caught,
+    ):
+        session(tmp_path, port).obtain(NAME, 0)
+    assert not caught.value.limited
+
+
+def test_advice_from_who_gives_none(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    chain = (tmp_path / f"{NAME}.crt").read_bytes()
+    with answering(tmp_path, 200, b"{}") as port:
+        assert session(tmp_path, port).renewal(chain)[0] is None
+    with answering(tmp_path, 500, b"") as port, pytest.raises(Refused):
+        session(tmp_path, port).renewal(chain)
+
+
+def test_it_stops_when_told_to(tmp_path: Path) -> None:
+    worker = Worker()
+    worker.stop()
+    with answering(tmp_path, 200, b"{}") as port, pytest.raises(Stopped):
+        session(tmp_path, port, worker).obtain(NAME, 0)
+
+
+def test_an_account_that_cannot_be_saved_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "save_account", full)
+    write_pair(tmp_path, "127.0.0.1")
+    with pytest.raises(Refused, match="No space left on device"):
+        session(tmp_path, 1).obtain(NAME, 0)
+
+
+def offer(host: str, *kinds: str) -> messages.AuthorizationResource:
+    body = {
+        "status": "pending",
+        "identifier": {"type": "ip" if host[0].isdigit() else "dns", "value": host},
+        "challenges": [
+            {"type": kind, "url": "https://127.0.0.1/", "token": "a" * 43} for kind in kinds
+        ],
+    }
+    return messages.AuthorizationResource(
+        uri="https://127.0.0.1/", body=messages.Authorization.from_json(body)
+    )
+
+
+HTTP, TLS, DNS = "http-01", "tls-alpn-01", "dns-01"
+
+
+@pytest.mark.parametrize(
+    ("host", "offered", "http_port", "tried"),
+    [
+        (NAME, (DNS, TLS, HTTP), 80, [HTTP, TLS, HTTP]),
+        (NAME, (DNS, TLS, HTTP), None, [TLS, TLS]),
+        (NAME, (TLS,), 80, [TLS, TLS]),
+        (NAME, (HTTP, "unheard-of"), 80, [HTTP, HTTP]),
+        ("192.0.2.1", (TLS, HTTP), 80, [HTTP, HTTP]),
+    ],
+)
+def test_each_attempt_tries_the_next_kind_of_challenge(
+    tmp_path: Path, host: str, offered: tuple[str, ...], http_port: int | None, tried: list[str]
+) -> None:
+    each = session(tmp_path, 1, http_port=http_port)
+    chosen = [each._choose(offer(host, *offered), n).chall.typ for n in range(len(tried))]
+    assert chosen == tried
+
+
+def test_challenges_that_none_of_us_can_do_are_named(tmp_path: Path) -> None:
+    each = session(tmp_path, 1, http_port=None)
+    with pytest.raises(Refused, match=rf"for {NAME} the authority offers .* {HTTP}, .*{TLS}"):
+        each._choose(offer(NAME, HTTP), 0)
