@@ -15,6 +15,7 @@ from fuzz.targets.relay_frames import KEYS
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.frames import pack_frame
+from pyderp.wire.stun import pack_request, pack_response
 from pyderp.wire.upgrade import switching_protocols, upgrade_request
 
 __all__ = ["main", "make"]
@@ -52,6 +53,16 @@ _SERVER_INFO_RATES: Final = bytes.fromhex(
     "c34d7fdcb8e4ff5cbd71f6de313e30ebd62c7c1b97f1bb18cbbfe8b65361cf2f"
     "7ee00473c3016e6788c042bb6a5a63dd1596a47f5f48762acd284f7ddd54c08f"
     "74d580adbf53d08d7669307a7d0138c4d748cdef1348ef314801de"
+)
+_CLIENT_HELLO: Final = base64.b64decode(
+    "FgMBAgABAAH8AwMcm4US840qT9lxK3jKGtwPfXkOuBd340sXXPdlSoflnSAGhuuGKIa/j8gdpa97OXrPsNP9Ydn5"
+    "U4bNf8wz9qYTOgAkEwITAxMBwCzAMMArwC/MqcyowCTAKMAjwCcAnwCeAGsAZwD/AQABjwAAABUAEwAAEGRlcnAu"
+    "ZXhhbXBsZS5jb20ACwAEAwABAgAKABYAFAAdABcAHgAZABgBAAEBAQIBAwEEACMAAAAQAA0ACwphY21lLXRscy8x"
+    "ABYAAAAXAAAADQAqACgEAwUDBgMIBwgICAkICggLCAQIBQgGBAEFAQYBAwMDAQMCBAIFAgYCACsABQQDBAMDAC0A"
+    "AgEBADMAJgAkAB0AINTsoSQFwmasP5fMZNAsr8KlJlb4ZytmxG04bsPT9XAlABUAzAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
 )
 _META_CERTIFICATE: Final = base64.b64decode(
     "MIIBYzCCARWgAwIBAgIBAjAFBgMrZXAwUjFQME4GA1UEAxNHZGVycGtleTY0YjEwMWIxZDBiZTVhODcwNGJkMDc4"
@@ -308,10 +319,28 @@ def _metacert() -> Seeds:
     }
 
 
+def _first_bytes() -> Seeds:
+    hello, proxy, stun, stun_answer = (bytes((door,)) for door in range(4))
+    v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes((192, 0, 2, 1, 198, 51, 100, 2, 1, 2, 3, 4))
+    request = pack_request(bytes(range(12)))
+    return {
+        "client-hello": hello + _CLIENT_HELLO,
+        "client-hello-in-two": hello
+        + (b"\x16\3\1" + (99).to_bytes(2) + _CLIENT_HELLO[5:104])
+        + (b"\x16\3\1" + (len(_CLIENT_HELLO) - 104).to_bytes(2) + _CLIENT_HELLO[104:]),
+        "proxy-v1": proxy + b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.1 4711 443\r\nGET",
+        "proxy-v2": proxy + v2,
+        "stun": stun + request,
+        "stun-more-attributes": stun + request[:20] + b"\x80\x29\0\1x\0\0\0" + request[20:],
+        "stun-answer": stun_answer + pack_response(bytes(range(12)), bytes((192, 0, 2, 1)), 32853),
+    }
+
+
 def make() -> dict[str, Seeds]:
     """All seeds: target, name, contents."""
     return {
         "client_frames": _client_frames(),
+        "first_bytes": _first_bytes(),
         "http_requests": _http_requests(),
         "login": _login(),
         "metacert": _metacert(),

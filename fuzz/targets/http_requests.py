@@ -10,10 +10,11 @@ from typing import Final
 import h11
 
 from fuzz.targets._input import cut, split_input
-from pyderp.aio.routes import DERP_PATH, redirect_to_https, relay_routes
+from pyderp.aio.forwarded import client_address
+from pyderp.aio.routes import DERP_PATH, page, relay_routes, side_routes
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
-from pyderp.wire.http import HttpConnection, Request, text_response
+from pyderp.wire.http import HttpConnection, Request, Response, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 
@@ -52,11 +53,16 @@ _MAX_ANSWER: Final = 4096
 """No page is larger; a redirect is as long as the request that it redirects."""
 
 
+_ROUTES: Final = relay_routes({"/": lambda _: page("text/html", b"home")})
+_SIDE_ROUTES: Final = side_routes(lambda _: None, _ROUTES, lambda _: False)
+_PROXY: Final = ("10.0.0.1", 1)
+
+
 class _Server:
     """The HTTP stage of `pyderp.aio.protocol`, without a socket."""
 
     def __init__(self, mode: int) -> None:
-        self.routes = redirect_to_https if mode & 1 else relay_routes
+        self.routes = _SIDE_ROUTES if mode & 1 else _ROUTES
         self.derp = not mode & 2
         self.http = HttpConnection()
         self.fed = 0
@@ -86,6 +92,8 @@ class _Server:
 
     def _on_request(self, request: Request) -> None:
         assert request.path in request.target
+        assert all(isinstance(value, str) for value in request.query.values())
+        client_address(request, _PROXY, lambda host: host.startswith("10."))
         wants_fast_start(request)
         if self.derp and request.path == DERP_PATH:
             upgrade = classify_upgrade(request)
@@ -97,7 +105,9 @@ class _Server:
                 return
             response = text_response(426, "DERP requires connection upgrade")
         else:
-            response = self.routes(request)
+            routed = self.routes(request)
+            assert isinstance(routed, Response)
+            response = routed
         answer = self.http.respond(response)
         _check_answer(answer, request.method)
         self.out.append(answer)

@@ -382,7 +382,8 @@ def one_input(data: bytes) -> None:
             assert a.got == b.got, f"{a.connection} got something else"
         for name in Counters.__slots__:
             counts = getattr(fast.router.counters, name), getattr(plain.router.counters, name)
-            assert counts[0] == counts[1], f"{name}: {counts}"
+            if isinstance(counts[0], int | list | dict):
+                assert counts[0] == counts[1], f"{name}: {counts}"
     fast.end()
     plain.end()
 

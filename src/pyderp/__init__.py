@@ -14,11 +14,21 @@ if TYPE_CHECKING:
     from pyderp.client.mesh import watch_mesh
     from pyderp.client.sealed import SealedPeer
     from pyderp.client.stats import ClientStats
-    from pyderp.config import ManualTLS, RelayConfig
+    from pyderp.config import (
+        ACMETLS,
+        AdmissionConfig,
+        BootstrapDNSConfig,
+        DebugAccess,
+        Decide,
+        ManualTLS,
+        RelayConfig,
+        TLSSettings,
+    )
     from pyderp.derpmap import DERPMap, DERPNode, DERPRegion, HomeParams, MapProblems
     from pyderp.errors import (
         BadBox,
         BadMagic,
+        BadServerName,
         BadUpgrade,
         CertificateError,
         ClientClosed,
@@ -60,9 +70,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ACMETLS",
+    "AdmissionConfig",
     "BadBox",
     "BadMagic",
+    "BadServerName",
     "BadUpgrade",
+    "BootstrapDNSConfig",
     "CertificateError",
     "Client",
     "ClientClosed",
@@ -75,6 +89,8 @@ __all__ = [
     "DERPNode",
     "DERPRegion",
     "DNSCache",
+    "DebugAccess",
+    "Decide",
     "DerpError",
     "DialError",
     "FrameTooLarge",
@@ -112,6 +128,7 @@ __all__ = [
     "ServerInfo",
     "TLSConfig",
     "TLSError",
+    "TLSSettings",
     "TLSState",
     "UnexpectedFrame",
     "UpgradeRejected",
@@ -127,10 +144,13 @@ _NAMES: Final = {
     "pyderp.client.mesh": "watch_mesh",
     "pyderp.client.sealed": "SealedPeer",
     "pyderp.client.stats": "ClientStats",
-    "pyderp.config": "ManualTLS RelayConfig",
+    "pyderp.config": (
+        "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide ManualTLS "
+        "RelayConfig TLSSettings "
+    ),
     "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
     "pyderp.errors": (
-        "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
+        "BadBox BadMagic BadServerName BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
         "InvalidMap LocalProtocolError NotConnected PinMismatch ProtocolError ProxyError "
         "RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "

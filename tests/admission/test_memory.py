@@ -33,6 +33,13 @@ def test_the_least_recently_used_is_forgotten_first() -> None:
     assert [memory.get(key, 1) for key in "abc"] == [1, None, 3]
 
 
+def test_storing_again_is_a_use() -> None:
+    memory: Memory[str, int] = Memory(10, 2)
+    for key in "abac":
+        memory.put(key, 1, 0)
+    assert [memory.get(key, 0) for key in "abc"] == [1, None, 1]
+
+
 def test_without_a_lifetime_nothing_is_kept() -> None:
     memory: Memory[str, int] = Memory(0, 5)
     memory.put("a", 1, 0)

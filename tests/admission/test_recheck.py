@@ -53,16 +53,16 @@ def test_each_client_is_checked_once_a_round_spread_over_it() -> None:
 
 def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
     async def main() -> None:
-        running = 0
+        running = most = 0
         full = asyncio.Event()
         go = asyncio.Event()
         done: set[Applicant] = set()
         enough = asyncio.Event()
 
         async def check(who: Applicant) -> None:
-            nonlocal running
+            nonlocal running, most
             running += 1
-            assert running <= 16
+            most = max(most, running)
             if running == 16:
                 full.set()
             await go.wait()
@@ -73,8 +73,11 @@ def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
 
         async with rechecking(0.001, lambda: map(applicant, range(40)), check):
             await full.wait()
+            # Time for more to begin, if they could: their turns are long past.
+            await asyncio.sleep(0.05)
             go.set()
             await enough.wait()
+        assert most == 16
 
     asyncio.run(main())
 

@@ -80,10 +80,10 @@ def test_a_query_without_callers_is_cancelled_and_not_joined() -> None:
         only = asyncio.ensure_future(shared.get("a", query))
         await turns()
         only.cancel()
+        # Asks right after the other left: the query has been cancelled, and has not ended yet.
+        again = asyncio.ensure_future(shared.get("a", query))
         with pytest.raises(asyncio.CancelledError):
             await only
-        # At once: the old query has not even heard of its end.
-        again = asyncio.ensure_future(shared.get("a", query))
         await turns()
         assert query.started[0].cancelled()
         query.started[1].set_result(8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.aio.certs import ManualCertificates
+from pyderp.certs.manual import ManualCertificates
 from pyderp.keys import NodePrivate
 
 from .certificates import write_pair
@@ -18,4 +18,4 @@ from .ways import NAME
 def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     directory: Path = tmp_path_factory.mktemp("certificates")
     write_pair(directory, NAME)
-    return ManualCertificates(directory, NAME, NodePrivate.generate().public).context
+    return ManualCertificates(directory, NAME, NodePrivate.generate().public).context("")

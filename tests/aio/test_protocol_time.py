@@ -293,9 +293,7 @@ def test_a_client_that_stalls_before_login_is_given_up_too(core: Core, loop: Fak
     assert not core.protocols
 
 
-@pytest.mark.parametrize(
-    "last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"]
-)
+@pytest.mark.parametrize("last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"])
 def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
     core: Core, last: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

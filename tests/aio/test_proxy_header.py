@@ -130,5 +130,5 @@ def test_who_is_silent_does_not_hinder_the_end(run: Run) -> None:
 
 async def _until_accepted(relay: pyderp.Relay) -> None:
     async with asyncio.timeout(10):
-        while not relay._running().protocols:
+        while not relay._running().protocols:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.001)

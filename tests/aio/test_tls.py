@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import ssl
@@ -175,3 +176,48 @@ def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
     first.say()
     assert second.messages() == [ReceivedPacket(first.private.public, packet)]
     assert len(second.transport.writes) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
+    core: Core, context: ssl.SSLContext, chunk: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The ssl module would print a traceback for each."""
+    wire = TLSWire(core, context)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        wire.tls.do_handshake()
+    hello = wire.outgoing.read().replace(b"derp.example.com", b"derp.ex\xffmple.com")
+    for start in range(0, len(hello), chunk):
+        Wire.feed(wire, hello[start : start + chunk])
+    assert wire.gone
+    assert Wire.answer(wire) == bytes((21, 3, 3, 0, 2, 2, 112))
+    assert core.router.counters.protocol_errors == 1
+    assert capfd.readouterr().err == ""
+
+
+class Challenged(FixedCertificate):
+    """While an authority asks, it gets a context of its own."""
+
+    challenge_pending = True
+
+    def __init__(self, context: ssl.SSLContext, challenge: ssl.SSLContext) -> None:
+        super().__init__(context)
+        self._challenge = challenge
+        self.hellos: list[bytes] = []
+
+    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
+        self.hellos.append(bytes(hello))
+        return self._challenge
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_an_authority_gets_its_answer_however_its_hello_is_cut(
+    core: Core, context: ssl.SSLContext, chunk: int
+) -> None:
+    never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
+    certificates = Challenged(never, context)
+    wire = TLSWire(core, never)
+    Wire.__init__(wire, core, protocol_factory(core, ROUTES, certificates)())
+    wire.shake_hands(chunk)
+    assert len(certificates.hellos) == 1
+    wire.login()

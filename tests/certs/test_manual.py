@@ -292,3 +292,26 @@ def test_nobody_challenges_it(tmp_path: Path) -> None:
     assert not certificates.challenge_pending
     assert certificates.challenge_context(memoryview(b"")) is None
     assert certificates.http_challenge("/.well-known/acme-challenge/token") is None
+
+
+@pytest.mark.parametrize("lacks", ["memfd_create", "/proc"])
+def test_it_works_where_files_cannot_be_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    write_pair(tmp_path, NAME)
+    if lacks == "/proc":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    else:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert len(presented(load(tmp_path).context(ANY))) == 2
+
+
+def test_a_directory_that_cannot_be_looked_into_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)  # tests may run as root
+    with pytest.raises(ConfigError, match=r"cannot look into .*: Permission denied"):
+        load(tmp_path, "192.0.2.1")

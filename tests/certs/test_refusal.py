@@ -12,7 +12,10 @@ NOW = 1_800_000_000.0
 
 
 def problem(code: str, detail: str | None = None, **more: object) -> messages.Error:
-    return messages.Error.from_json({"type": PREFIX + code, "detail": detail, **more})
+    made: messages.Error = messages.Error.from_json(
+        {"type": PREFIX + code, "detail": detail, **more}
+    )
+    return made
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,23 @@ def pyderp(*args: object, **extra: str) -> subprocess.CompletedProcess[str]:
 
 
 class Process:
-    """A relay that runs."""
+    """A relay that runs.
 
-    def __init__(self, *args: object, **extra: str) -> None:
+    Args:
+        command: what is before its flags.
+        stdout: where its standard output goes.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        command: str = "relay",
+        stdout: int = subprocess.DEVNULL,
+        **extra: str,
+    ) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "pyderp", "relay", *map(str, args)],
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "pyderp", command, *map(str, args)],
+            stdout=stdout,
             stderr=subprocess.PIPE,
             env=environment(**extra),
         )
@@ -75,9 +86,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(*args: object, **extra: str) -> Iterator[Process]:
+def running(
+    *args: object, command: str = "relay", stdout: int = subprocess.DEVNULL, **extra: str
+) -> Iterator[Process]:
     """A relay; it is killed at the end if it still runs."""
-    process = Process(*args, **extra)
+    process = Process(*args, command=command, stdout=stdout, **extra)
     try:
         yield process
     finally:

@@ -104,8 +104,13 @@ def test_each_loop_serves_and_stops(loop: str) -> None:
 
 
 def test_settings_come_from_the_environment_and_flags_win() -> None:
-    extra = {"PYDERP_ADDRESS": "127.0.0.1:0", "PYDERP_LOG_LEVEL": "error", "PYDERP_DRAIN": "0"}
-    with running("--dev", "--log-level=info", **extra) as process:
+    with running(
+        "--dev",
+        "--log-level=info",
+        PYDERP_ADDRESS="127.0.0.1:0",
+        PYDERP_LOG_LEVEL="error",
+        PYDERP_DRAIN="0",
+    ) as process:
         assert process.address()[1] != 3340
         process.signal(signal.SIGTERM)
         process.wait_for("closed within 0 s")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,18 +112,24 @@ def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> No
         assert part in line
 
 
-def test_wrong_flags_do_not_hide_each_other(check: Callable[..., Done]) -> None:
-    done = check(
-        "-a", ":443", "--ace", "--mesh-psk-file=/none", "--debug-key-file=/none", "-c", "x"
-    )
+def test_wrong_flags_do_not_hide_each_other_or_files(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    wrong = ("--ace", "--proxy-protocol", "--mesh-psk-file=/none", "--mesh-with=x")
+    files = ("--debug-key-file=/none", "--rate-config=/none", "-c", tmp_path)
+    with taken_udp() as port:
+        address = ("-a", "127.0.0.1:0", "--certmode=gcp", "--stun-port", port)
+        done = check(*wrong, *files, *address)
     assert done.code == 1
-    assert [line.split(": ")[1] for line in done.err.splitlines()] == [
-        "--ace",
-        *[line.split(": ")[1] for line in done.err.splitlines()[1:2]],
-        "cannot read the mesh key file /none",
-        "cannot read the debug key file /none",
+    assert done.out.splitlines() == ["ok: listening on 127.0.0.1:0"]
+    problems = done.err.splitlines()
+    told = [
+        *("--ace", "--proxy-protocol", "--certmode=gcp needs --hostname", "mesh key file /none"),
+        *("debug key file /none", f"the key file {tmp_path}", "rate config /none", "STUN"),
     ]
-    assert "port 443 needs a certificate" in done.err
+    assert len(problems) == len(told)
+    for line, part in zip(problems, told, strict=True):
+        assert part in line
 
 
 def test_nothing_is_made_that_the_first_start_makes(
@@ -170,6 +177,17 @@ def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) ->
     assert "want unix:/absolute/path" in check("--dev", "-a", "unix:sock").err
 
 
+def test_a_tailscaled_that_is_not_there_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+    path = tmp_path / "tailscaled.sock"
+    flags = ("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
+    assert f"tailscaled does not answer at {path}: No such file" in check(*flags).err
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        assert f"tailscaled does not answer at {path}: Connection refused" in check(*flags).err
+        sock.listen()
+        assert f"ok: tailscaled at {path}\n" in check(*flags).out
+
+
 def test_a_taken_stun_port_is_none_where_nobody_asked_for_it(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,5 +212,21 @@ def test_a_file_that_is_no_toml_is_the_only_problem(
 def test_a_missing_uvloop_is_told(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "uvloop", None)
+    monkeypatch.setitem(sys.modules, "uvloop", None)
     assert "uvloop is not installed" in check("--dev", "--loop=uvloop", "-a", "127.0.0.1:0").err
+
+
+def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_path: Path) -> None:
+    ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt")
+    done = check(*ports, "--hostname=relay.example.com")
+    assert done.code == 0, done.err
+    assert (
+        "ok: certificate for relay.example.com: from https://acme-v02.api.letsencrypt.org"
+        in done.out
+    )
+    assert tree(tmp_path) == []
+    binding = ("--acme-eab-kid=k", "--acme-eab-key=%%")
+    assert (
+        "invalid base64 encoding for EAB key" in check(*ports, "--hostname=x.example", *binding).err
+    )
+    assert check(*ports, "--hostname=a b").code == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,11 @@ import pytest
 
 from pyderp.cli import relayrun
 from pyderp.cli.main import derper_main, main
+from pyderp.cli.relayflags.go import usage
 from pyderp.cli.relayflags.table import FLAGS
 from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, ManualTLS
 from pyderp.errors import ConfigError
+from tests.interop.peers import need
 
 from .commands import Done
 from .planning import Planned, planner
@@ -290,3 +294,29 @@ def test_it_is_a_command_of_pyderp_too(
         main()
     assert caught.value.code == 2
     assert "invalid value 'magic' for -certmode" in capsys.readouterr().err
+
+
+# Beside the real one
+
+
+def real(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [need("derper"), *words], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_all_flags_of_the_real_derper_are_known() -> None:
+    """With the same kind of value, or none."""
+    theirs = re.findall(r"^  -(\S+)(?: (\S+))?$", real("-h").stderr, re.MULTILINE)
+    ours = dict(re.findall(r"^  -(\S+)(?: (\S+))?$", usage("x"), re.MULTILINE))
+    assert len(theirs) > 30
+    for name, kind in theirs:
+        # Go takes a word in quotes in the help for the kind; derper has one such.
+        assert ours[name] == (kind if kind != "0" else "string"), name
+
+
+def test_the_real_derper_takes_the_same_lines() -> None:
+    for line, _ in SEEN:
+        assert real(*shlex.split(line), "-version").returncode == 0, line
+    for line in ("-foo", "-c", "-stun=maybe", "-http-port=x", "-tcp-user-timeout=soon", "---a=x"):
+        assert real(*shlex.split(line)).returncode == 2, line

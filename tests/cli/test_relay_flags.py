@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyderp.cli.relayflags.table import BY_NAME, FLAGS
-from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING, ManualTLS
+from pyderp.config import (
+    ACMETLS,
+    GOOGLE,
+    LETSENCRYPT,
+    LETSENCRYPT_STAGING,
+    AdmissionConfig,
+    BootstrapDNSConfig,
+    DebugAccess,
+    ManualTLS,
+    RelayConfig,
+)
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
 
@@ -301,6 +311,30 @@ def test_stun_may_only_be_missing_where_nobody_would_miss_it(
     made, _ = plan("-c", "k", *flags)
     assert made.config.stun_port == port
     assert made.stun_if_free == if_free
+
+
+def test_no_setting_is_without_a_flag() -> None:
+    by_hand = {
+        "address", "private_key", "tls", "mesh_key", "stun_port", "dev",
+        "debug.key",  # its file
+        "admission.decide",  # for programs
+    }  # fmt: skip
+    parts = {
+        "admission": AdmissionConfig, "bootstrap_dns": BootstrapDNSConfig, "debug": DebugAccess,
+    }  # fmt: skip
+    settings = {each.name for each in fields(RelayConfig)} - parts.keys()
+    settings |= {f"{part}.{each.name}" for part, kind in parts.items() for each in fields(kind)}
+    assert {flag.setting for flag in FLAGS if flag.setting} | by_hand == settings
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    config: Any = RelayConfig()
+    for flag in FLAGS:
+        if flag.setting:
+            found = config
+            for name in flag.setting.split("."):
+                found = getattr(found, name)
+            assert flag.default == found, flag.name
 
 
 def test_help_is_in_panels(

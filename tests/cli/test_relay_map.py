@@ -135,8 +135,12 @@ def test_tailscale_s_prober_reads_it(shown: Callable[..., Done], tmp_path: Path)
     derpprobe = need("derpprobe")
     path = tmp_path / "map.json"
     path.write_text(shown("json", *IP, "-a", "127.0.0.1:9", "--certmode=manual").out)
+    intervals = [f"-{each}-interval=0" for each in ("mesh", "tls", "stun")]
     done = subprocess.run(
-        [derpprobe, "-once", f"-derp-map=file://{path}", "-mesh-interval=0", "-tls-interval=0"],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    assert "900a" in done.stdout + done.stderr
+        [derpprobe, "-once", f"-derp-map=file://{path}", *intervals],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "good: derpmap-probe" in done.stdout + done.stderr

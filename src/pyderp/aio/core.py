@@ -49,6 +49,7 @@ class Served(Protocol):
     @property
     def tls_version(self) -> str:
         """The TLS version agreed on, such as `1.3`; empty: none."""
+
     def check_progress(self, now: float) -> None:
         """Look whether a stalled write went on."""
 

@@ -12,7 +12,7 @@ from pyderp.aio.login import LoginStage
 from pyderp.aio.protocol import HOLD_HTTP, RelayProtocol
 from pyderp.aio.routes import DERP_PATH, Answer, Routes
 from pyderp.aio.websocket import WebSocketStage
-from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
+from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, RemoteProtocolError
 from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
@@ -37,13 +37,14 @@ class HttpStage:
         derp: whether `/derp` is served here.
     """
 
-    __slots__ = ("_busy", "_derp", "_http", "_peer", "_protocol", "_routes")
+    __slots__ = ("_behind", "_busy", "_derp", "_http", "_peer", "_protocol", "_routes")
 
     def __init__(self, protocol: RelayProtocol, routes: Routes, *, derp: bool) -> None:
         self._protocol = protocol
         self._routes = routes
         self._derp = derp
         self._busy = False
+        self._behind = 0
         self._peer: tuple[str, int] | None = None
         # Made when bytes come: a silent connection should stay small.
         self._http: HttpConnection | None = None
@@ -51,6 +52,10 @@ class HttpStage:
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
         """Take bytes; gives how many are not DERP's yet (`Stage`)."""
         http = self._http = self._http or HttpConnection()
+        if self._busy:
+            self._behind += end
+            if self._behind > MAX_HTTP_HEAD:
+                raise RemoteProtocolError("too much behind an HTTP request that is being answered")
         http.receive_data(bytes(view[:end]))
         return end - len(self._serve(http))
 
@@ -123,10 +128,12 @@ class HttpStage:
     ) -> None:
         protocol = self._protocol
         self._busy = True
-        protocol.hold(HOLD_HTTP)
+        self._behind = 0
         if isinstance(answer, StreamedResponse):
+            # Reading goes on, to see when nobody listens any more.
             protocol.stop_timer()
         else:
+            protocol.hold(HOLD_HTTP)
             protocol.restart_timer(_ANSWER_TIMEOUT)
         protocol.task = task = protocol.core.spawn(self._finish(http, answer))
         if not isinstance(answer, StreamedResponse):
@@ -194,6 +201,7 @@ class HttpStage:
         return self._hand_over(http)
 
     def _hand_over(self, http: HttpConnection) -> bytes:
+        self._protocol.core.router.counters.derp_accepts += 1
         # A first request shares the budget of the accept; one on a kept-alive connection
         # begins a budget of its own.
         if self._protocol.kept_alive:

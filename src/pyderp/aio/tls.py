@@ -19,7 +19,8 @@ from pyderp.aio.http import HttpStage
 from pyderp.aio.protocol import RelayProtocol, Stage, closed_stage
 from pyderp.aio.routes import Routes
 from pyderp.certs.source import CertificateSource
-from pyderp.errors import RemoteProtocolError
+from pyderp.errors import BadServerName, RemoteProtocolError
+from pyderp.wire.clienthello import parse_client_hello_untrusted
 
 __all__ = ["TLSRelayProtocol", "protocol_factory"]
 
@@ -29,6 +30,9 @@ _PLAIN_HTTP: Final = (
     b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n"
     b"This port speaks HTTPS; the request was plain HTTP.\n"
 )
+
+_UNRECOGNIZED_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 112))
+"""A fatal alert (RFC 8446 §6.2), before anything is encrypted."""
 
 
 class TLSRelayProtocol(RelayProtocol):
@@ -42,6 +46,7 @@ class TLSRelayProtocol(RelayProtocol):
         "_certificates",
         "_closed_by_peer",
         "_established",
+        "_hello",
         "_incoming",
         "_outgoing",
         "_read_record",
@@ -62,6 +67,8 @@ class TLSRelayProtocol(RelayProtocol):
         self._outgoing = ssl.MemoryBIO()
         self._established = False
         self._closed_by_peer = False
+        # What came of the ClientHello; None once it was looked at.
+        self._hello: bytes | None = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected (asyncio)."""
@@ -86,10 +93,9 @@ class TLSRelayProtocol(RelayProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Encrypted bytes arrived (asyncio)."""
         view = self.core.encrypted
-        if self._certificates.challenge_pending and not self._established:
-            challenge = self._certificates.challenge_context(view[:nbytes])
-            if challenge is not None:
-                self._use(challenge)
+        if self._hello is not None:
+            self._on_hello(self._hello + view[:nbytes])
+            return
         try:
             if self._established and nbytes <= _SLICE:
                 self._incoming.write(view[:nbytes])
@@ -98,11 +104,48 @@ class TLSRelayProtocol(RelayProtocol):
                 self._receive_slices(view[:nbytes])
         except ssl.SSLError as e:
             self._fail_tls(e)
+        self._speak()
+        if nbytes >= self.fair_share:
+            self.let_others()
+
+    def _speak(self) -> None:
         # Whatever OpenSSL has to say by itself: handshake, alerts, key updates.
         if self._outgoing.pending and self.transport is not None:
             self.transport.write(self._outgoing.read())
-        if nbytes >= self.fair_share:
-            self.let_others()
+
+    def _on_hello(self, data: bytes) -> None:
+        """Look at the ClientHello before OpenSSL does, once it is whole.
+
+        An authority that checks this relay needs a certificate of its own. And the ssl module
+        prints a traceback for a name that is not ASCII, which strangers may send at will.
+        """
+        try:
+            hello = parse_client_hello_untrusted(data)
+        except BadServerName as e:
+            self._refuse(e)
+            return
+        except RemoteProtocolError:
+            pass  # OpenSSL knows best what to answer
+        else:
+            if hello is None:
+                self._hello = data
+                return
+            if self._certificates.challenge_pending:
+                challenge = self._certificates.challenge_context(memoryview(data))
+                if challenge is not None:
+                    self._use(challenge)
+        self._hello = None
+        try:
+            self._receive_slices(memoryview(data))
+        except ssl.SSLError as e:
+            self._fail_tls(e)
+        self._speak()
+
+    def _refuse(self, error: RemoteProtocolError) -> None:
+        self.count_problem(error)
+        if self.transport is not None:
+            self.transport.write(_UNRECOGNIZED_NAME)
+        self.finish()
 
     def _receive_slices(self, view: memoryview) -> None:
         for start in range(0, len(view), _SLICE):

@@ -226,9 +226,13 @@ class Client:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
         self._call(lambda: self._client.close_peer(peer))
 
-    def watch_connection_changes(self) -> None:
-        """Be told of all who come and go, now and on each later connect; needs the mesh key."""
-        self._call(self._client.watch_connection_changes)
+    def watch_connection_changes(self, *, again: bool = False) -> None:
+        """Be told of all who come and go, now and on each later connect; needs the mesh key.
+
+        Args:
+            again: have the relay tell once more who is there, if we watch already.
+        """
+        self._call(lambda: self._client.watch_connection_changes(again=again))
 
     def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""

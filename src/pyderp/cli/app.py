@@ -88,6 +88,8 @@ def _refuse_single_dashes(arguments: list[str]) -> None:
         else:
             continue
         text = f"{argument}: write {advice}; long flags have two dashes"
+        if arguments[0] == "relay":
+            text += ". `pyderp derper` takes them with one"
         _tell_in_json(text)
         typer.echo(f"pyderp: {text}", err=True)
         sys.exit(2)

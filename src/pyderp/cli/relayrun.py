@@ -24,7 +24,12 @@ from pyderp.aio.sockets import format_address
 from pyderp.aio.systemd import Supervisor, inherited_listeners
 from pyderp.cli.logs import log_to_stderr
 from pyderp.cli.output import print_line
-from pyderp.cli.relayflags.check import check_files, check_ports, read_key
+from pyderp.cli.relayflags.check import (
+    check_files,
+    check_ports,
+    check_tailscaled,
+    read_key,
+)
 from pyderp.cli.relayflags.plan import Plan, make_plan
 from pyderp.cli.relayflags.settings import Problems, Settings
 from pyderp.cli.relayflags.showmap import node_of, show_map
@@ -89,8 +94,10 @@ def _check(loaded: Loaded) -> None:
         _loop_factory(loaded.settings["loop"])
     if plan is not None:
         lines = check_files(plan, problems)
+        with problems.collect():
+            lines.append(check_tailscaled(plan.config))
         lines += check_ports(plan.config, problems, stun_if_free=plan.stun_if_free)
-    for line in lines:
+    for line in filter(None, lines):
         print_line(f"ok: {line}")
     for problem in problems.found:
         typer.echo(f"pyderp: {problem}", err=True)

@@ -81,6 +81,7 @@ class Counters:
         "accepts",
         "bytes_received",
         "bytes_sent",
+        "derp_accepts",
         "disco_received",
         "drops",
         "dup_client_conn_total",
@@ -115,6 +116,7 @@ class Counters:
         self.accepts = 0
         self.bytes_received = 0
         self.bytes_sent = 0
+        self.derp_accepts = 0
         self.disco_received = 0
         self.dup_client_conn_total = 0
         self.forwarder_delete_other_value = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tempfile
 from http import HTTPStatus
@@ -11,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, get_args
 
-from pyderp.aio.certs import ManualCertificates
 from pyderp.aio.relay import Relay
 from pyderp.aio.sockets import format_address
+from pyderp.certs.manual import ManualCertificates
 from pyderp.config import RelayConfig
 from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError, LocalProtocolError
@@ -70,7 +69,7 @@ class FaultyRelay:
         self._proxy = Proxy(
             self._plan,
             target=lambda: self.relay.address,
-            tls=lambda: None if self._certificates is None else self._certificates.context,
+            tls=lambda: None if self._certificates is None else self._certificates.context(HOST),
         )
         try:
             if self._tls:
@@ -144,7 +143,7 @@ class FaultyRelay:
     def _pin(self) -> str:
         if self._certificates is None:
             return ""
-        return str(json.loads(self._certificates.map_node(self.address[1]) or "")["CertName"])
+        return str((self._certificates.map_node() or {})["CertName"])
 
     @property
     def relay(self) -> Relay:

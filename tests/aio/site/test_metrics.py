@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 
+import pytest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -110,3 +111,10 @@ def test_text_is_escaped() -> None:
 def test_counters_of_the_library_keep_their_suffix() -> None:
     metric = CounterMetricFamily("x", "help", value=2)
     assert exposition([metric]) == b"# HELP x_total help\n# TYPE x_total counter\nx_total 2\n"
+
+
+def test_a_system_that_counts_no_bytes_gets_no_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyderp.aio.site.metrics.network_bytes", lambda: None)
+    text = scrape(bare())
+    assert "process_network" not in text
+    assert "process_virtual_memory_max_bytes" in text

@@ -9,7 +9,7 @@ def test_all_connections_come_in_small_parts() -> None:
     served = [FakeServed() for _ in range(250)]
     parts = list(slices(served))
     assert [each for part in parts for each in part] == served
-    assert max(map(len, parts)) == 100
+    assert max(map(len, parts)) == 50
 
 
 def test_connections_may_end_and_begin_meanwhile() -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from pyderp.aio.accept import open_files
 from pyderp.aio.site.facts import Facts
-from pyderp.aio.site.process import boot_time
+from pyderp.aio.site.process import boot_time, open_files_now
 from pyderp.aio.site.series import Labelled, Series
 from pyderp.aio.site.tally import slices
 from pyderp.relay.counters import Counters
@@ -24,7 +23,7 @@ _FAMILIES: Final = ("ipv4", "ipv6")
 
 # raw name, attribute of the counters, meaning
 _COUNTERS: Final = (
-    ("accepts", "accepts", "Connections accepted."),
+    ("accepts", "derp_accepts", "Connections handed to DERP."),
     ("bytes_received", "bytes_received", "Bytes of packets that clients sent."),
     ("bytes_sent", "bytes_sent", "Bytes of packets that clients were sent."),
     ("packets_received", "packets_received", "Packets that clients sent."),
@@ -149,7 +148,7 @@ def _gauges(facts: Facts) -> dict[str, tuple[int, str]]:
             "Keys that have several connections.",
         ),
         "current_dup_client_conns": (_duplicates(registry), "Connections that share a key."),
-        "current_file_descriptors": (open_files(), "Open file descriptors."),
+        "current_file_descriptors": (open_files_now(), "Open file descriptors."),
         "memstats_sys0": (facts.memory_at_start, "Memory of the process at its start, in bytes."),
     }
 

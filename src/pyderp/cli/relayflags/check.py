@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.admission.allowlist import read_allow_list
+from pyderp.aio.limits import read_rate_config
 from pyderp.aio.meshhost import parse_mesh_host
 from pyderp.aio.sockets import listen, parse_address, unix_path
 from pyderp.aio.stun import stun_sockets
 from pyderp.certs import make_certificates
+from pyderp.certs.check import check_acme
 from pyderp.certs.manual import certificate_paths
 from pyderp.config import ACMETLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
-from pyderp.relay.limits import parse_rate_config
 
 from .certificate import is_address
 from .plan import Plan
 from .settings import Problems
 
-__all__ = ["check_files", "check_ports", "read_key"]
+__all__ = ["check_files", "check_ports", "check_tailscaled", "read_key"]
 
 _SIDE: Final = "; this is the plain HTTP beside TLS, --http-port=-1 does without"
 
@@ -72,6 +73,8 @@ def _check_can_make(folder: Path, what: str) -> None:
 
 
 def _key_file(plan: Plan) -> str:
+    if "key_file" in plan.missing:
+        return ""
     if plan.key_file is None:
         return "key: a new one, in memory"
     key = read_key(plan.key_file)
@@ -82,10 +85,12 @@ def _key_file(plan: Plan) -> str:
 
 def _certificate(plan: Plan) -> str:
     tls = plan.config.tls
+    if "tls" in plan.missing:
+        return ""
     if tls is None:
         return "no TLS: plain HTTP"
     if isinstance(tls, ACMETLS):
-        make_certificates(tls, NodePrivate.generate().public)
+        check_acme(tls)
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
@@ -96,15 +101,32 @@ def _certificate(plan: Plan) -> str:
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
+def check_tailscaled(config: RelayConfig) -> str:
+    """Whether the tailscaled to ask is there; gives a line if it is.
+
+    Raises:
+        ConfigError: it is not. A relay would start, and let nobody in.
+    """
+    if not config.admission.tailscaled:
+        return ""
+    # Not at the top: it brings an HTTP library with it.
+    from pyderp.admission.tailscaled import default_socket
+
+    path = config.admission.tailscaled_socket or default_socket()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if error := probe.connect_ex(str(path)):
+            raise ConfigError(
+                f"tailscaled does not answer at {path}: {os.strerror(error)}; start it, or name "
+                "its socket with --socket"
+            )
+    return f"tailscaled at {path}"
+
+
 def _rate_config(plan: Plan) -> str:
     path = plan.config.rate_config
     if path is None:
         return ""
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"cannot read the rate limits {path}: {e.strerror}") from e
-    parse_rate_config(data, str(path))
+    read_rate_config(path)
     return f"rate limits {path}"
 
 

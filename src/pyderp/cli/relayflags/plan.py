@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,48 +43,53 @@ class Plan:
         stun_if_free: do without STUN if its port is taken, as nobody asked for it and nobody
             but this machine could use it.
         public_name: what clients connect to, also if something in front ends TLS; may be empty.
+        missing: parts that are not as asked for, since something is wrong there.
     """
 
     config: RelayConfig
     key_file: Path | None
     stun_if_free: bool
     public_name: str
+    missing: frozenset[str] = frozenset()
 
 
 def make_plan(
     settings: Settings, problems: Problems, environment: Mapping[str, str] = os.environ
 ) -> Plan | None:
-    """What the settings ask for; `None` if they cannot be made sense of.
+    """What the settings ask for, without the parts that are wrong; `None`: nothing makes sense.
 
     Args:
         problems: takes all that is wrong.
     """
-    before = len(problems.found)
     address = _address(settings)
     values = _simple_values(settings)
-    key_file = None
-    with problems.collect():
-        _refuse_unbuilt(settings)
-    with problems.collect():
-        values["tls"] = tls_settings(settings, address, environment)
-    with problems.collect():
-        values["mesh_key"] = _mesh_key(settings, environment)
-    with problems.collect():
-        values["admission"] = AdmissionConfig(**_below(values, "admission"))
-    with problems.collect():
-        debug = _below(values, "debug")
-        values["debug"] = DebugAccess(**debug, key=_debug_key(settings))
-    with problems.collect():
-        key_file = _key_file(settings, environment)
-    values["bootstrap_dns"] = BootstrapDNSConfig(**_below(values, "bootstrap_dns"))
-    if len(problems.found) > before:
-        return None
+    parts: dict[str, Callable[[], Any]] = {
+        "tls": lambda: tls_settings(settings, address, environment),
+        "mesh_key": lambda: _mesh_key(settings, environment),
+        "admission": lambda: AdmissionConfig(**_below(values, "admission")),
+        "debug": lambda: DebugAccess(**_below(values, "debug"), key=_debug_key(settings)),
+        "bootstrap_dns": lambda: BootstrapDNSConfig(**_below(values, "bootstrap_dns")),
+        "key_file": lambda: _key_file(settings, environment),
+    }
+    problems.found += [ConfigError(text) for text in _refused(settings)]
+    made: dict[str, Any] = {}
+    for name, make in parts.items():
+        with problems.collect():
+            made[name] = make()
+    missing = frozenset(parts.keys() - made.keys())
+    key_file = made.pop("key_file", None)
+    if "mesh_key" in missing:
+        values["mesh_with"] = ()
+    if settings["proxy-protocol"] and not settings["trusted-proxy"]:
+        values["proxy_protocol"] = False
+    simple = {name: value for name, value in values.items() if "." not in name}
     with problems.collect():
         config = RelayConfig(
             address=address,
             stun_port=_stun_port(settings, address),
             dev=settings["dev"],
-            **values,
+            **simple,
+            **made,
         )
         return Plan(
             config,
@@ -92,6 +97,7 @@ def make_plan(
             stun_if_free=not settings.given("stun", "stun-port")
             and (settings["dev"] or is_loopback(address)),
             public_name=settings["hostname"] or "",
+            missing=missing,
         )
     return None
 
@@ -108,20 +114,28 @@ def _simple_values(settings: Settings) -> dict[str, Any]:
     return {flag.setting: settings[flag.name] for flag in FLAGS if flag.setting}
 
 
-def _below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Take those of one part out."""
-    names = [name for name in values if name.startswith(f"{prefix}.")]
-    return {name.partition(".")[2]: values.pop(name) for name in names}
+def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Those of one part."""
+    return {
+        name.partition(".")[2]: value
+        for name, value in values.items()
+        if name.startswith(f"{prefix}.")
+    }
 
 
-def _refuse_unbuilt(settings: Settings) -> None:
+def _refused(settings: Settings) -> Iterator[str]:
     if settings["secrets-url"]:
-        raise ConfigError(
+        yield (
             f"{settings.flag('secrets-url')}: fetching the mesh key from setec is not built; put "
             f"it into a file and give {settings.flag('mesh-psk-file')}"
         )
     if settings["ace"]:
-        raise ConfigError(f"{settings.flag('ace')}: the ACE proxy is not built; leave the flag out")
+        yield f"{settings.flag('ace')}: the ACE proxy is not built; leave the flag out"
+    if settings["proxy-protocol"] and not settings["trusted-proxy"]:
+        yield (
+            f"{settings.flag('proxy-protocol')} needs {settings.flag('trusted-proxy')}: the "
+            "networks of the proxies whose word is taken"
+        )
 
 
 def _mesh_key(settings: Settings, environment: Mapping[str, str]) -> MeshKey | None:

@@ -62,11 +62,12 @@ class Problems:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Note a `ConfigError` of the block and go on."""
+        """Note a `ConfigError` of the block, once, and go on."""
         try:
             yield
         except ConfigError as e:
-            self.found.append(e)
+            if str(e) not in map(str, self.found):
+                self.found.append(e)
 
     def check(self) -> None:
         """Raise the first if there is any; it tells how many more there are."""

@@ -35,7 +35,7 @@ def toml_layer(path: Path, problems: Problems) -> dict[str, Any]:
     text = _read(path)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except ValueError as e:  # a TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"settings file {path}, {_position(str(e), text)}") from None
     except RecursionError:
         raise ConfigError(f"settings file {path}: nested too deeply") from None
@@ -109,7 +109,7 @@ def _statements(text: str) -> Iterator[tuple[int, Collection[str]]]:
         statement += line
         try:
             names = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             continue
         if names:
             yield begin, names

@@ -1,0 +1,268 @@
+"""nginx, HAProxy and Caddy in front of the relay, with the files of `contrib/`."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import Client
+from tests.cli import process
+from tests.conftest import Run
+from tests.interop.client.support import clients, deliver, url
+from tests.interop.gopeer import play
+from tests.interop.peers import REPOSITORY
+from tests.interop.relays import Relay, running
+
+from .fronts import Front, front
+from .seen import FROM, connections, present, settings, watcher
+
+END = ["nginx/end-tls.conf", "haproxy/end-tls.cfg", "caddy/Caddyfile"]
+PASS = ["nginx/pass-tls.conf", "haproxy/pass-tls.cfg"]
+TRUSTED = "--trusted-proxy=127.0.0.1"
+
+Behind: TypeAlias = tuple[Relay, Front]
+
+
+@contextmanager
+def ending(snippet: str, directory: Path, *options: str) -> Iterator[Behind]:
+    """A plain relay behind a proxy that ends TLS."""
+    with (
+        running("pyderp", "plain", directory, options=options) as relay,
+        front(snippet, f"127.0.0.1:{relay.port}", directory) as proxy,
+    ):
+        yield relay, proxy
+
+
+def through(proxy: Front, relay: Relay) -> Relay:
+    """The relay as Go's clients reach it."""
+    ca = relay.ca or proxy.ca
+    return replace(relay, setup="named", port=proxy.port, ca=ca)
+
+
+def by_proxy(proxy: Front) -> str:
+    return f"https://localhost:{proxy.port}/derp"
+
+
+@pytest.mark.parametrize(
+    ("snippet", "run"),
+    [(END[0], "uvloop"), (END[1], "asyncio"), (END[2], "uvloop")],
+    indirect=["run"],
+)
+def test_tls_ends_in_front(snippet: str, run: Run, tmp_path: Path) -> None:
+    """DERP and websockets pass, the relay knows where clients really are, and says so."""
+
+    async def main(relay: Relay, proxy: Front) -> None:
+        derp = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
+        web = Client.for_url(by_proxy(proxy), config=settings(proxy.ca, websocket=True))
+        watching = watcher(url(relay), None)
+        async with clients(derp, web, watching):
+            await deliver(derp, web, bytes(40_000))
+            await deliver(web, derp, bytes(40_000))
+            rows = await connections(relay.port, None)
+            told = await present(watching, derp.self_public_key)
+            for client, over in ((derp, "plain"), (web, "websocket, plain")):
+                row = rows[str(client.self_public_key)]
+                assert (row["address"].rpartition(":")[0], row["over"]) == (FROM, over)
+        assert told[0] == FROM
+
+    with ending(snippet, tmp_path, TRUSTED) as (relay, proxy):
+        run(main(relay, proxy))
+        run(answers_plain_http(proxy))
+        run(lies_in_vain(proxy))
+        for flags in ((), ("-mode", "ws")):
+            play(through(proxy, relay), "sendrecv", flags)
+
+
+async def exchange(
+    host: str, port: int, request: str, context: ssl.SSLContext | None, source: str = FROM
+) -> str:
+    """Send a request; gives the answer, nothing if the connection is closed instead."""
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(
+            host,
+            port,
+            ssl=context,
+            server_hostname="localhost" if context else None,
+            local_addr=(source, 0),
+        )
+        try:
+            writer.write(request.replace("\n", "\r\n").encode())
+            return (await reader.read()).decode()
+        except ConnectionResetError:
+            return ""
+        finally:
+            writer.close()
+
+
+async def answers_plain_http(proxy: Front) -> None:
+    """The check for captive portals reaches the relay, all else is redirected."""
+    head = " HTTP/1.1\nHost: localhost\nConnection: close\nX-Tailscale-Challenge: abc\n\n"
+    answer = await exchange("127.0.0.1", proxy.http_port, "GET /generate_204" + head, None)
+    assert answer.startswith("HTTP/1.1 204")
+    assert "x-tailscale-response: response abc" in answer.lower()
+    answer = await exchange("127.0.0.1", proxy.http_port, "GET /derp/probe?x=1" + head, None)
+    assert answer.startswith("HTTP/1.1 302")
+    assert "location: https://localhost/derp/probe?x=1\r\n" in answer.lower()
+
+
+async def lies_in_vain(proxy: Front) -> None:
+    """What a client says of where it is does not count: the relay still takes it for 127.0.0.2,
+    which may see `/debug/` as it is this machine."""
+    context = ssl.create_default_context(cafile=proxy.ca)
+    for lie in ("X-Forwarded-For: 8.8.8.8", "Forwarded: for=8.8.8.8"):
+        answer = await exchange("127.0.0.1", proxy.port, debug_page(lie), context)
+        assert answer.startswith("HTTP/1.1 200"), answer
+
+
+def debug_page(*headers: str) -> str:
+    lines = ("GET /debug/ HTTP/1.1", "Host: localhost", "Connection: close", *headers)
+    return "\n".join(lines) + "\n\n"
+
+
+@pytest.mark.parametrize("run", ["uvloop"], indirect=True)
+def test_whom_nobody_trusts_is_not_believed(run: Run, tmp_path: Path) -> None:
+    """Without --trusted-proxy the relay sees the proxy, and forwarded requests get no `/debug/`."""
+
+    async def main(relay: Relay, proxy: Front) -> None:
+        client = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
+        async with clients(client):
+            (row,) = (await connections(relay.port, None)).values()
+            assert row["address"].rpartition(":")[0] == "127.0.0.1"
+        context = ssl.create_default_context(cafile=proxy.ca)
+        answer = await exchange("127.0.0.1", proxy.port, debug_page(), context)
+        assert answer.startswith("HTTP/1.1 403"), answer
+
+    with ending("nginx/end-tls.conf", tmp_path) as (relay, proxy):
+        run(main(relay, proxy))
+
+
+@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
+def test_only_the_named_proxy_is_believed(run: Run, tmp_path: Path) -> None:
+    """Others may reach the relay, too: what they say of others is not taken."""
+
+    async def main(relay: Relay) -> None:
+        claim = debug_page("X-Forwarded-For: 8.8.8.8")
+        own = debug_page("X-Forwarded-For: 100.64.0.7")
+        for asked, trusted, answer in (
+            (claim, True, "403"),  # taken: that address may not see it
+            (own, True, "200"),  # taken: a Tailscale address may
+            (own, False, "403"),  # not taken, and not this machine's own request either
+            (debug_page(), False, "200"),
+        ):
+            source = "127.0.0.1" if trusted else FROM
+            got = await exchange("127.0.0.1", relay.port, asked, None, source)
+            assert got.startswith(f"HTTP/1.1 {answer}"), (asked, source, got)
+
+    with running("pyderp", "plain", tmp_path, options=[TRUSTED]) as relay:
+        run(main(relay))
+
+
+@contextmanager
+def passing(
+    snippet: str, directory: Path, changes: Mapping[str, str] | None = None
+) -> Iterator[Behind]:
+    """A relay with TLS behind a proxy that passes it on."""
+    options = (TRUSTED, "--proxy-protocol")
+    with (
+        running("pyderp", "named", directory, options=options) as relay,
+        front(snippet, f"127.0.0.1:{relay.port}", directory, changes) as proxy,
+    ):
+        yield relay, proxy
+
+
+@pytest.mark.parametrize(
+    ("snippet", "changes", "run"),
+    [
+        ("nginx/pass-tls.conf", {}, "uvloop"),
+        ("haproxy/pass-tls.cfg", {}, "asyncio"),
+        ("haproxy/pass-tls.cfg", {"send-proxy-v2": "send-proxy"}, "uvloop"),
+        # It asks again and again whether the relay is there; that is no noise in the log.
+        ("haproxy/pass-tls.cfg", {"send-proxy-v2": "send-proxy-v2 check inter 50ms"}, "asyncio"),
+    ],
+    indirect=["run"],
+    ids=["nginx", "haproxy-v2", "haproxy-v1", "haproxy-checks"],
+)
+def test_tls_passes_through(
+    snippet: str, changes: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    """PROXY headers of both versions tell where clients are; TLS is the relay's own."""
+
+    async def main(relay: Relay, proxy: Front) -> None:
+        assert relay.ca is not None
+        derp = Client.for_url(by_proxy(proxy), config=settings(relay.ca))
+        web = Client.for_url(by_proxy(proxy), config=settings(relay.ca, websocket=True))
+        watching = watcher(by_proxy(proxy), relay.ca)
+        async with clients(derp, web, watching):
+            await deliver(derp, web, bytes(40_000))
+            await deliver(web, derp, bytes(40_000))
+            rows = await connections(relay.port, relay.ca, before=b"PROXY UNKNOWN\r\n")
+            told = await present(watching, derp.self_public_key)
+            for client, over in ((derp, "TLS 1.3"), (web, "websocket, TLS 1.3")):
+                row = rows[str(client.self_public_key)]
+                assert (row["address"].rpartition(":")[0], row["over"]) == (FROM, over)
+            # The port as well, so that the firewall's log can be compared.
+            assert rows[str(derp.self_public_key)]["address"] == f"{told[0]}:{told[1]}"
+        await refuses_a_header_of_others(relay)
+        await refuses_another_name(proxy)
+
+    with passing(snippet, tmp_path, changes) as (relay, proxy):
+        run(main(relay, proxy))
+        play(through(proxy, relay), "sendrecv", ())
+        problems = [
+            line for line in relay.log_text().splitlines() if "no trusted proxy" not in line
+        ]
+        assert not [line for line in problems if "PROXY" in line or "handshake" in line]
+
+
+async def refuses_a_header_of_others(relay: Relay) -> None:
+    """Who connects past the proxy is closed, header or not."""
+    header = "PROXY TCP4 100.64.0.1 127.0.0.1 1 2\n"
+    answer = await exchange("127.0.0.1", relay.port, header, None)
+    assert answer == ""
+    assert f"from {FROM}:" in relay.log_text()
+
+
+async def refuses_another_name(proxy: Front) -> None:
+    """What is not for the relay does not come to it."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", proxy.port, ssl=context, server_hostname="other")
+
+
+@pytest.mark.parametrize("snippet", END)
+def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
+    """The relay has no port at all, and still knows where clients are."""
+    # Caddy has another way to write it.
+    path = f"{tmp_path}/relay.sock"
+    there = {"nginx": f"unix:{path}:", "haproxy": f"unix@{path}", "caddy": f"unix/{path}"}
+
+    async def main(proxy: Front) -> None:
+        client = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
+        async with clients(client):
+            await client.send(client.self_public_key, b"x")
+            context = ssl.create_default_context(cafile=proxy.ca)
+            page = debug_page().replace("/debug/", "/debug/connections?format=json")
+            answer = await exchange("127.0.0.1", proxy.port, page, context)
+        assert f'"address": "{FROM}:' in answer
+
+    with process.running("--dev", "--no-stun", "-a", f"unix:{path}", TRUSTED) as relay:
+        relay.wait_for("admits every client")
+        with front(snippet, there[snippet.partition("/")[0]], tmp_path) as proxy:
+            asyncio.run(main(proxy))
+
+
+@pytest.mark.parametrize("snippet", [*END, *PASS])
+def test_the_guide_quotes_what_is_tested(snippet: str) -> None:
+    text = (REPOSITORY / "contrib" / snippet).read_text()
+    while text.startswith("#"):  # which settings the relay needs; the guide has that in words
+        text = text.partition("\n")[2]
+    assert text in (REPOSITORY / "docs/howto/behind-a-proxy.md").read_text()

@@ -1,0 +1,193 @@
+"""A relay as a service manager runs it, and clients that never stop talking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from pyderp import Client, ClientConfig, ConnectionClosed, ReceivedPacket, Restarting
+from pyderp.errors import ConnectError
+from tests.cli.process import BOUND, environment
+from tests.interop.client.support import DIRECT
+
+_POLL = 0.02
+
+
+class Service:
+    """`pyderp relay` with its log in a file.
+
+    Args:
+        arguments: flags.
+        log: file of the log; it is added to.
+        sockets: handed down from descriptor 3 on, as systemd does.
+        extra: more environment.
+        files: limit of open files, soft and hard.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        log: Path,
+        *,
+        sockets: Sequence[socket.socket] = (),
+        extra: dict[str, str] | None = None,
+        files: int | None = None,
+    ) -> None:
+        self.log = log
+        self._read_from = log.stat().st_size if log.exists() else 0
+        command = [sys.executable, "-m", "pyderp", "relay", *map(str, arguments)]
+        env = environment(**(extra or {}))
+        if sockets:
+            # The process has to know its own number, so a shell sets it.
+            command = ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
+            env["LISTEN_FDS"] = str(len(sockets))
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+                close_fds=not sockets,
+                preexec_fn=_before_exec(sockets, files),
+            )
+
+    def text(self) -> str:
+        """What it has logged so far."""
+        return self.log.read_bytes()[self._read_from :].decode(errors="replace")
+
+    def wait_for(self, text: str, count: int = 1) -> None:
+        """Wait until the log has a text, so often."""
+        deadline = time.monotonic() + BOUND
+        while self.text().count(text) < count:
+            code = self.popen.poll()
+            assert code is None, f"ended with {code}\n{self.text()}"
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.text()}"
+            time.sleep(_POLL)
+
+    async def logs(self, text: str, count: int = 1) -> None:
+        """The same for coroutines."""
+        await asyncio.to_thread(self.wait_for, text, count)
+
+    @property
+    def port(self) -> int:
+        """Where it listens; waits until it does."""
+        self.wait_for("admits every client")
+        return int(self.text().partition("INFO listening on ")[2].partition(",")[0].rpartition(":")[2])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    async def ends(self) -> int:
+        """Wait until it has ended; gives its exit code."""
+        return await asyncio.to_thread(self.popen.wait, BOUND)
+
+    def check(self) -> None:
+        """Fail if it had an error that it did not foresee."""
+        text = self.text()
+        assert "Traceback" not in text, text[-4000:]
+        assert "never retrieved" not in text, text[-4000:]
+
+
+def _before_exec(sockets: Sequence[socket.socket], files: int | None) -> Callable[[], None]:
+    def prepare() -> None:
+        # First out of the way of each other.
+        copies = [os.dup2(sock.fileno(), 100 + i) for i, sock in enumerate(sockets)]
+        for i, copy in enumerate(copies):
+            os.dup2(copy, 3 + i)
+            os.close(copy)
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    return prepare
+
+
+@contextmanager
+def service(*arguments: object, log: Path, **options: object) -> Iterator[Service]:
+    """Run one until the block ends, and check its log."""
+    run = Service(arguments, log, **options)  # type: ignore[arg-type]  # passed on as they are
+    try:
+        yield run
+        run.check()
+    finally:
+        run.popen.kill()
+        run.popen.wait()
+
+
+def plain_config(**changes: object) -> ClientConfig:
+    return ClientConfig(network=DIRECT, **changes)  # type: ignore[arg-type]  # any of its fields
+
+
+class Talker:
+    """A client that receives all the time, over as many connections as it takes."""
+
+    def __init__(self, url: str, config: ClientConfig | None = None) -> None:
+        self.client = Client.for_url(url, config=config or plain_config())
+        self.received: list[tuple[float, bytes]] = []
+        """When and what."""
+        self.restarting: list[Restarting] = []
+        self.failures: list[Exception] = []
+
+    async def run(self) -> None:
+        """Receive until cancelled."""
+        async for message in self.client:
+            if isinstance(message, ReceivedPacket):
+                self.received.append((time.monotonic(), message.data))
+            elif isinstance(message, Restarting):
+                self.restarting.append(message)
+
+    async def send_to(self, other: Talker, every: float) -> None:
+        """Send the time again and again. What cannot be sent now is lost, as DERP has it."""
+        key = other.client.self_public_key
+        while True:
+            try:
+                await self.client.send(key, str(time.monotonic()).encode())
+            except (ConnectionClosed, ConnectError) as e:
+                self.failures.append(e)
+            await asyncio.sleep(every)
+
+
+@asynccontextmanager
+async def talking(talkers: Sequence[Talker], *, every: float = 0.05) -> AsyncIterator[None]:
+    """Each sends to the next one and receives, until the block ends."""
+    async with contextlib.AsyncExitStack() as stack:
+        for talker in talkers:
+            await stack.enter_async_context(talker.client)
+            await talker.client.connect()
+            await talker.client.ping()
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for talker, after in zip(talkers, (*talkers[1:], talkers[0]), strict=True):
+                tasks.append(group.create_task(talker.run()))
+                tasks.append(group.create_task(talker.send_to(after, every)))
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+
+async def hear(talkers: Sequence[Talker], since: float | None = None) -> None:
+    """Wait until each has received a packet that was sent after a moment; by default now."""
+    moment = time.monotonic() if since is None else since
+    async with asyncio.timeout(BOUND):
+        for talker in talkers:
+            while not any(float(data) >= moment for _, data in talker.received[-50:]):
+                await asyncio.sleep(_POLL)
+
+
+async def until(condition: Callable[[], bool], bound: float = BOUND) -> None:
+    """Wait until something holds that no event tells of."""
+    async with asyncio.timeout(bound):
+        while not condition():  # noqa: ASYNC110 (what is looked at lies outside of this loop)
+            await asyncio.sleep(_POLL)

@@ -1,0 +1,107 @@
+"""What the tests of the relay's own doings share: its metrics, and HTTP by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from tests.aio import dial
+from tests.interop.relays import Kind, Relay, Setup
+
+GetRelay = Callable[[Kind, Setup], Relay]
+
+KINDS: Final[tuple[Kind, ...]] = ("derper", "pyderp")
+both = pytest.mark.parametrize("kind", KINDS)
+BOUND: Final = 20.0
+"""Seconds that a step of a process may take on a busy machine."""
+_POLL: Final = 0.02
+_SERIES: Final = re.compile(r"^([a-z_]+(?:\{[^}]*\})?) ([0-9.e+]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    """By their names in lower case."""
+    body: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Answer:
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        pairs = (line.split(": ", 1) for line in lines)
+        headers = {name.lower(): value for name, value in pairs}
+        return cls(int(first.split()[1]), headers, body)
+
+
+def request(target: str, *headers: str, method: str = "GET", host: str = "relay.test") -> bytes:
+    """A request that is the last of its connection."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def ask(
+    address: tuple[str, int],
+    data: bytes,
+    *,
+    tls: ssl.SSLContext | None = None,
+    source: str = "",
+) -> Answer:
+    """Send a request, from a certain address if wanted; gives the answer."""
+    origin = (source, 0) if source else None
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(
+            socket.create_connection(address, timeout=BOUND, source_address=origin)
+        )
+        if tls is not None:
+            sock = stack.enter_context(tls.wrap_socket(sock))
+        sock.sendall(data)
+        answer = bytearray()
+        while chunk := sock.recv(65536):
+            answer += chunk
+    return Answer.parse(bytes(answer))
+
+
+Metrics = dict[str, float]
+"""What `/debug/varz` has: the value by name and labels, as they stand there."""
+
+
+def parse_metrics(text: str) -> Metrics:
+    return {name: float(value) for name, value in _SERIES.findall(text)}
+
+
+async def metrics(relay: Relay) -> Metrics:
+    """A relay's numbers now."""
+    reader, writer = await dial.open_stream((relay.address, relay.port))
+    writer.write(request("/debug/varz"))
+    answer = Answer.parse(await dial.drained(reader))
+    await dial.hang_up(writer)
+    assert answer.status == 200
+    return parse_metrics(answer.body.decode())
+
+
+def dropped(reason: str, kind: str = "other") -> str:
+    """The name of a series of dropped packets."""
+    return f'derp_packets_dropped{{reason="{reason}",kind="{kind}"}}'
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = BOUND) -> None:
+    """Wait until something holds that no event tells of."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(_POLL)
+
+
+def difference(before: Metrics, after: Metrics, names: Sequence[str]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in names}

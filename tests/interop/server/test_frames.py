@@ -1,0 +1,170 @@
+"""The borders of every frame's length and right, on the wire, for both relays alike.
+
+What lies within is acted on, and the connection stays; one byte more or less ends it without
+another byte. Go's own client plays more of this (scenarios `badframes`, `meshrights`,
+`unknownframes` and `pingflood`); here stand the numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+from pyderp.keys import MeshKey, NodePrivate
+from pyderp.wire.messages import Message, PeerPresent, Pong, ReceivedPacket
+from tests.aio import dial
+from tests.interop.relays import MESH_KEY, Kind, Relay
+
+from .support import GetRelay, both, difference, metrics
+
+MESH = MeshKey.parse(MESH_KEY)
+LARGEST = 65536
+SELF = b"(own key)"
+"""Stands for the sender's own key, 32 bytes."""
+NOBODY = NodePrivate.generate().public.raw
+
+
+@dataclass(frozen=True)
+class Row:
+    """A frame and what comes of it."""
+
+    type: int
+    body: tuple[bytes, ...]
+    stays: bool
+    mesh: bool = False
+    answer: type[Message] | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(32 if part == SELF else len(part) for part in self.body)
+
+    def pack(self, own: bytes) -> bytes:
+        body = b"".join(own if part == SELF else part for part in self.body)
+        return bytes([self.type]) + len(body).to_bytes(4, "big") + body
+
+
+def zeros(size: int) -> tuple[bytes]:
+    return (bytes(size),)
+
+
+ROWS = (
+    # Ping: 8 to 1000 bytes.
+    *(Row(0x12, zeros(size), stays=False) for size in (0, 7, 1001, 4096)),
+    *(Row(0x12, zeros(size), stays=True, answer=Pong) for size in (8, 9, 1000)),
+    # NotePreferred: one byte.
+    *(Row(0x07, zeros(size), stays=size == 1) for size in (0, 1, 2)),
+    # SendPacket: a key, and up to 64 KiB. Sending to oneself works.
+    *(Row(0x04, zeros(size), stays=False) for size in (0, 31)),
+    *(
+        Row(0x04, (SELF, bytes(size)), stays=True, answer=ReceivedPacket)
+        for size in (0, 1, LARGEST - 1, LARGEST)
+    ),
+    Row(0x04, (SELF, bytes(LARGEST + 1)), stays=False),
+    # ForwardPacket: two keys, and up to 64 KiB, for mesh peers.
+    *(Row(0x0A, zeros(size), stays=False, mesh=True) for size in (0, 32, 63)),
+    *(
+        Row(0x0A, (NOBODY, SELF, bytes(size)), stays=True, mesh=True, answer=ReceivedPacket)
+        for size in (0, LARGEST)
+    ),
+    Row(0x0A, (NOBODY, SELF, bytes(LARGEST + 1)), stays=False, mesh=True),
+    *(Row(0x0A, body, stays=False) for body in ((NOBODY, SELF, b"x"), (bytes(63),))),
+    # WatchConns: empty, for mesh peers.
+    Row(0x10, (), stays=True, mesh=True, answer=PeerPresent),
+    Row(0x10, zeros(1), stays=False, mesh=True),
+    *(Row(0x10, zeros(size), stays=False) for size in (0, 1)),
+    # ClosePeer: a key, for mesh peers.
+    Row(0x11, (NOBODY,), stays=True, mesh=True),
+    *(Row(0x11, zeros(size), stays=False, mesh=True) for size in (0, 31, 33)),
+    *(Row(0x11, body, stays=False) for body in ((NOBODY,), (bytes(31),))),
+)
+
+
+async def play(relay: Relay, row: Row) -> None:
+    name = f"{row.type:#04x} with {row.size} bytes, mesh {row.mesh}"
+    address = (relay.address, relay.port)
+    client = await dial.connect(address, mesh_key=MESH if row.mesh else None)
+    try:
+        client.writer.write(row.pack(client.key.raw))
+        if not row.stays:
+            assert await dial.drained(client.reader) == b"", name
+            return
+        if row.answer is not None:
+            assert isinstance(await client.receive(), row.answer), name
+        await client.ping()
+    except EOFError as e:
+        raise AssertionError(f"{name} ended the connection") from e
+    finally:
+        await client.aclose()
+
+
+@both
+def test_lengths_and_rights(kind: Kind, relays: GetRelay) -> None:
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        for row in ROWS:
+            await play(relay, row)
+
+    asyncio.run(main())
+
+
+@both
+def test_what_a_frame_holds_up_to_the_last_byte_arrives(kind: Kind, relays: GetRelay) -> None:
+    """64 KiB to oneself, byte for byte; each is counted once on both ways."""
+    relay = relays(kind, "plain")
+    names = ("derp_packets_received", "derp_packets_sent", "derp_bytes_received", "derp_bytes_sent")
+
+    async def main() -> None:
+        client = await dial.connect((relay.address, relay.port))
+        before = await metrics(relay)
+        sizes = (0, 1, 2047, 2048, LARGEST)
+        for size in sizes:
+            packet = os.urandom(size)
+            client.send(client, packet)
+            assert await client.packet() == packet
+        # derper counts after it has written.
+        await client.ping()
+        counted = difference(before, await metrics(relay), names)
+        assert list(counted.values()) == [len(sizes)] * 2 + [sum(sizes)] * 2
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+@both
+def test_a_flood_of_pings_earns_few_pongs(kind: Kind, relays: GetRelay) -> None:
+    """One pong waits at a time; all pings count, and the connection stays."""
+    relay = relays(kind, "plain")
+    flood = 2000
+
+    async def main() -> None:
+        client = await dial.connect((relay.address, relay.port))
+        before = await metrics(relay)
+        client.writer.write((b"\x12" + (8).to_bytes(4, "big") + bytes(8)) * flood)
+        pongs = 0
+        last = os.urandom(8)
+        client.session.send_ping(last)
+        client.write()
+        while True:
+            try:
+                async with asyncio.timeout(0.5):
+                    message = await client.receive()
+            except TimeoutError:
+                # The last one, too, found a pong waiting.
+                client.session.send_ping(last)
+                client.write()
+                flood_and_more.append(1)
+                continue
+            assert isinstance(message, Pong)
+            pongs += 1
+            if message.data == last:
+                break
+        counted = difference(before, await metrics(relay), ["derp_got_ping", "derp_sent_pong"])
+        assert counted["derp_got_ping"] == flood + 1 + len(flood_and_more)
+        assert counted["derp_sent_pong"] == pongs
+        assert pongs < flood / 2
+        await client.aclose()
+
+    flood_and_more: list[int] = []
+    asyncio.run(main())
