@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import bisect
 import functools
 import inspect
@@ -19,21 +20,33 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
+from pyderp.admission.verdict import AdmissionCounters
+from pyderp.aio.site.access import Access
+from pyderp.aio.site.facts import Facts
+from pyderp.aio.site.metrics import Metrics
+from pyderp.aio.site.own import own_series
+from pyderp.aio.site.series import Series
+from pyderp.aio.site.upstream import gather_upstream
+from pyderp.certs.source import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
+from pyderp.config import DebugAccess
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
+from pyderp.relay.limits import RateConfig
+from pyderp.relay.router import Router
 from pyderp.wire import frames
 from pyderp.wire.info import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted
@@ -421,6 +434,50 @@ def drop_reasons() -> str:
     return _table(*rows)
 
 
+def _all_on() -> Facts:
+    """A relay with everything switched on, as far as its metrics look at it."""
+    anything: Any = SimpleNamespace
+    now = datetime.now(UTC)
+    return Facts(
+        router=Router(bytes(32), lambda: 0.0),
+        protocols=tuple,
+        access=Access(DebugAccess()),
+        version="",
+        limits=anything(config=RateConfig(), waited=0, waiting=()),
+        admission=anything(counters=AdmissionCounters()),
+        mesh=anything(status=tuple),
+        certificates=lambda: [CertificateInfo(("relay.example.com",), now, now)],
+        accepts=anything(accepted=0, rejected=0, shed=0),
+    )
+
+
+def metrics(choose: Callable[[Facts], Iterable[Series]]) -> str:
+    """Some of a relay's own metrics."""
+    rows = [("Name", "Type", "Labels", "Meaning")]
+    for series in sorted(choose(_all_on()), key=lambda each: each.name):
+        labels = ", ".join(f"`{label}`" for label in series.labels)
+        kind = "untyped" if series.kind == "unknown" else series.kind
+        rows.append((f"`{series.name}`", kind, labels, series.help))
+    return _table(*rows)
+
+
+def _derper_series(facts: Facts) -> list[Series]:
+    return asyncio.run(gather_upstream(facts))
+
+
+def process_metrics() -> str:
+    """The metrics that are about the process."""
+    facts = _all_on()
+    ours = {series.name for series in (*_derper_series(facts), *own_series(facts))}
+    text = asyncio.run(Metrics(facts).text()).decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    rows = [("Name", "Type", "Meaning")]
+    for name, meaning in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
+        if name not in ours:
+            rows.append((f"`{name}`", kinds[name], meaning))
+    return _table(*rows)
+
+
 def frame_types() -> str:
     """Every frame: its layout as the pack function tells, its lengths as the readers have them."""
     rows = [("Type", "Name", "From", "Payload", "Bytes accepted")]
@@ -494,6 +551,9 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "frames": frame_types,
     "key-new-options": functools.partial(own_options, "key new"),
     "limits": limits,
+    "metrics-derper": functools.partial(metrics, _derper_series),
+    "metrics-own": functools.partial(metrics, own_series),
+    "metrics-process": process_metrics,
     "listen-options": functools.partial(own_options, "listen"),
     "ping-options": functools.partial(own_options, "ping"),
     "relay-options": functools.partial(own_options, "relay"),

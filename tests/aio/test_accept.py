@@ -12,7 +12,6 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.aio import accept
 from pyderp.aio.accept import AcceptGate, open_files, raise_file_limit
 from pyderp.aio.core import Core
 from tests.conftest import Run
@@ -165,5 +164,5 @@ def test_open_files_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: str) -> list[str]:
         raise OSError
 
-    monkeypatch.setattr(accept.os, "listdir", refuse)
+    monkeypatch.setattr("os.listdir", refuse)
     assert open_files() == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import select
 import socket
 from dataclasses import dataclass, field
+from typing import Final
 
 from pyderp.aio.sockets import listen, listen_unix, parse_address, tune, unix_path
 from pyderp.aio.stun import stun_sockets
@@ -12,6 +15,9 @@ from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError
 
 __all__ = ["Listeners", "open_listeners"]
+
+_LONGEST_WAIT: Final = 0.5
+"""Seconds; under a flood there is always somebody in the queue."""
 
 
 @dataclass
@@ -31,6 +37,20 @@ class Listeners:
         """Close all of them."""
         for sock in (*self.main, *self.side, *self.stun):
             sock.close()
+
+    async def queues_empty(self) -> None:
+        """Wait until the relay has accepted all who connected, half a second at most.
+
+        With SO_REUSEPORT each process has a queue of its own, and the kernel resets who still
+        waits in it when the socket is closed, though another relay would gladly serve them.
+        """
+        poll = select.poll()
+        for sock in (*self.main, *self.side):
+            poll.register(sock, select.POLLIN)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LONGEST_WAIT
+        while poll.poll(0) and loop.time() < end:  # noqa: ASYNC110 (the loop accepts meanwhile)
+            await asyncio.sleep(0)
 
 
 def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Listeners:

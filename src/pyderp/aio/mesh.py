@@ -189,11 +189,16 @@ class _Neighbour:
 
     async def run(self) -> None:
         """Be connected, again and again, until cancelled or the other relay is this one."""
+        task = asyncio.current_task()
+        assert task is not None
         while not self._is_self:
             try:
                 await self._connect()
             except Exception as e:  # whatever it is, the relay goes on without
                 self._failed(e)
+                if task.cancelling():
+                    # A task group that ends with an error forgets a cancel that comes meanwhile.
+                    raise asyncio.CancelledError from e
                 await asyncio.sleep(self._own.retry * (1 + _JITTER * random.random()))
 
     async def _connect(self) -> None:

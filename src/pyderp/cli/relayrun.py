@@ -159,7 +159,8 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
         )
 
     def on_reload() -> None:
-        if relay is not None:
+        # Who stops must not tell the manager that it is ready again.
+        if relay is not None and not stop.is_set():
             supervisor.reloading()
             _reload(relay, load)
             supervisor.ready(_status(relay))
@@ -168,16 +169,19 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
         loop.add_signal_handler(number, on_stop, number)
     with contextlib.suppress(AttributeError):
         loop.add_signal_handler(signal.SIGHUP, on_reload)
-    relay = await _start(plan)
+    relay, listeners = await _start(plan)
     _announce(relay, plan)
-    supervisor.ready(_status(relay))
+    if not stop.is_set():
+        supervisor.ready(_status(relay))
     await stop.wait()
+    if relay.config.reuse_port:
+        await listeners.queues_empty()
     await relay.aclose(drain=relay.config.drain)
     supervisor.close()
     log.info("stopped")
 
 
-async def _start(plan: Plan) -> Relay:
+async def _start(plan: Plan) -> tuple[Relay, Listeners]:
     config, listeners = _listen(plan, inherited_listeners())
     try:
         relay = Relay(_with_key(plan, config), listeners=listeners)
@@ -185,7 +189,7 @@ async def _start(plan: Plan) -> Relay:
     except BaseException:
         listeners.close()
         raise
-    return relay
+    return relay, listeners
 
 
 def _listen(plan: Plan, given: Listeners | None) -> tuple[RelayConfig, Listeners]:

@@ -83,7 +83,9 @@ class Service:
     def port(self) -> int:
         """Where it listens; waits until it does."""
         self.wait_for("admits every client")
-        return int(self.text().partition("INFO listening on ")[2].partition(",")[0].rpartition(":")[2])
+        return int(
+            self.text().partition("INFO listening on ")[2].partition(",")[0].rpartition(":")[2]
+        )
 
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
@@ -135,6 +137,7 @@ class Talker:
         self.client = Client.for_url(url, config=config or plain_config())
         self.received: list[tuple[float, bytes]] = []
         """When and what."""
+        self.sent: list[float] = []
         self.restarting: list[Restarting] = []
         self.failures: list[Exception] = []
 
@@ -150,8 +153,10 @@ class Talker:
         """Send the time again and again. What cannot be sent now is lost, as DERP has it."""
         key = other.client.self_public_key
         while True:
+            now = time.monotonic()
             try:
-                await self.client.send(key, str(time.monotonic()).encode())
+                await self.client.send(key, str(now).encode())
+                self.sent.append(now)
             except (ConnectionClosed, ConnectError) as e:
                 self.failures.append(e)
             await asyncio.sleep(every)
@@ -180,10 +185,8 @@ async def talking(talkers: Sequence[Talker], *, every: float = 0.05) -> AsyncIte
 async def hear(talkers: Sequence[Talker], since: float | None = None) -> None:
     """Wait until each has received a packet that was sent after a moment; by default now."""
     moment = time.monotonic() if since is None else since
-    async with asyncio.timeout(BOUND):
-        for talker in talkers:
-            while not any(float(data) >= moment for _, data in talker.received[-50:]):
-                await asyncio.sleep(_POLL)
+    for talker in talkers:
+        await until(lambda t=talker: any(float(d) >= moment for _, d in t.received[-50:]))  # type: ignore[misc]  # mypy infers no type for t
 
 
 async def until(condition: Callable[[], bool], bound: float = BOUND) -> None:

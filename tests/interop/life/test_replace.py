@@ -3,106 +3,151 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import socket
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
-from pyderp import Client
-from tests.interop.client.support import DIRECT
 from tests.interop.front.seen import connections
 
-from .support import Service, Talker, hear, plain_config, service, talking, until
+from .support import Service, Talker, hear, service, talking, until
 
-TALKERS = 24
-DRAIN = 1.0
+TALKERS = 16
+DRAIN = 0.6
+SWITCH = 3.0
+"""Seconds after the drain that a client may need to connect again on a busy machine."""
+
+Start: TypeAlias = Callable[[str], AbstractContextManager[Service]]
+"""Starts a relay, with a name for its log."""
+
+HTTP = b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Knocking:
-    """Connects, logs in and leaves, again and again."""
+    """Connects and asks for a page, again and again."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self) -> None:
         self.served = 0
-        self.refused: list[OSError] = []
-        self.cut = 0
-        """Logins that the old relay began and did not end."""
+        self.failed: list[str] = []
 
     async def run(self, port: int) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            with socket.socket() as sock:
-                sock.setblocking(False)
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
-                    await loop.sock_connect(sock, ("127.0.0.1", port))
-                except OSError as e:
-                    self.refused.append(e)
-                    continue
-                try:
-                    await loop.sock_sendall(sock, b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
-                    answer = await loop.sock_recv(sock, 1000)
-                except OSError:
-                    answer = b""
+                    writer.write(HTTP)
+                    answer = await reader.read(1000)
+                finally:
+                    writer.close()
+            except OSError as e:
+                self.failed.append(str(e))
+                continue
             if answer.startswith(b"HTTP/1.1 200"):
                 self.served += 1
             else:
-                self.cut += 1
-
-
-async def replace(old: Service, start_new: object, log: Path) -> None:
-    """What is common to both ways."""
+                self.failed.append(f"answered {answer!r}")
 
 
 def arguments(directory: Path, port: int, loop: str, *more: str) -> list[str]:
     key = directory / "relay.json"
-    return ["-a", f"127.0.0.1:{port}", "-c", str(key), "--no-stun", f"--drain={DRAIN}", f"--loop={loop}", *more]
+    address = f"127.0.0.1:{port}"
+    return ["-a", address, "-c", str(key), "--no-stun", f"--drain={DRAIN}", f"--loop={loop}", *more]
 
 
-async def take_over(old: Service, port: int, make_new: object) -> None:
-    assert callable(make_new)
-    url = f"http://127.0.0.1:{port}/derp"
-    talkers = [Talker(url) for _ in range(TALKERS)]
-    knocking = Knocking(url)
-    async with talking(talkers, every=0.02), asyncio.TaskGroup() as group:
-        knocks = group.create_task(knocking.run(port))
-        await hear(talkers)
-        with make_new() as new:
-            await asyncio.to_thread(lambda: new.port)
-            begin = time.monotonic()
-            old.signal(signal.SIGTERM)
-            assert await old.ends() == 0
-            end = time.monotonic()
-            print("old ended after", end - begin)
+async def take_over(start: Start) -> None:
+    """The sequence that a service manager or an operator goes through."""
+    with start("old") as old:
+        port = await asyncio.to_thread(lambda: old.port)
+        url = f"http://127.0.0.1:{port}/derp"
+        talkers = [Talker(url) for _ in range(TALKERS)]
+        knocking = Knocking()
+        async with talking(talkers), asyncio.TaskGroup() as group:
+            knocks = group.create_task(knocking.run(port))
             await hear(talkers)
-            knocks.cancel()
-            rows = await connections(port, None)
-            assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
-            print("served", knocking.served, "cut", knocking.cut, "refused", knocking.refused)
-            print("restarting", [len(each.restarting) for each in talkers], "failures", sum(len(t.failures) for t in talkers))
-            for t in talkers:
-                sent = [float(d) for _, d in t.received]
-                gaps = [(b-a, a-begin) for a, b in zip(sent, sent[1:]) if b-a > .15]
-                print(len(sent), gaps)
-            new.check()
+            with start("new") as new:
+                assert await asyncio.to_thread(lambda: new.port) == port
+                begin = time.monotonic()
+                old.signal(signal.SIGTERM)
+                assert await old.ends() == 0
+                await until(lambda: len(talkers) == sum(len(t.restarting) for t in talkers))
+                await hear(talkers)
+                end = time.monotonic()
+                knocks.cancel()
+                rows = await connections(port, None)
+                assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
+                assert all(each.client.generation == 2 for each in talkers)
+    assert knocking.failed == []
+    assert knocking.served > 10
+    assert end - begin < DRAIN + SWITCH
+    check_packets(talkers, begin, end)
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_sockets_handed_down(loop: str, tmp_path: Path) -> None:
+def check_packets(talkers: list[Talker], begin: float, end: float) -> None:
+    """What was sent before the switch all arrived, and in order."""
+    for sender, receiver in zip(talkers, (*talkers[1:], talkers[0]), strict=True):
+        arrived = [float(data) for _, data in receiver.received]
+        assert arrived == sorted(arrived)
+        # What was just being sent may have met a peer that was gone already.
+        before = [sent for sent in sender.sent if sent < begin - 0.2]
+        assert set(before) <= set(arrived)
+        assert len(arrived) > len(before) > 0
+        assert arrived[-1] > begin
+
+
+@pytest.mark.parametrize("loop", ["uvloop"])
+def test_with_sockets_that_are_handed_down(loop: str, tmp_path: Path) -> None:
+    """As systemd's socket units do: the socket outlives both relays."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-        def make():
-            return service(*arguments(tmp_path, 0, loop), log=tmp_path / "new.log", sockets=[sock])
-        with service(*arguments(tmp_path, 0, loop), log=tmp_path / "old.log", sockets=[sock]) as old:
-            assert old.port == port
-            asyncio.run(take_over(old, port, make))
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_reuse_port(loop: str, tmp_path: Path) -> None:
-    with service(*arguments(tmp_path, 0, loop, "--reuse-port"), log=tmp_path / "old.log") as old:
-        port = old.port
-        def make():
-            return service(*arguments(tmp_path, port, loop, "--reuse-port"), log=tmp_path / "new.log")
-        asyncio.run(take_over(old, port, make))
+        def start(name: str) -> AbstractContextManager[Service]:
+            # Another address in the settings does not count then.
+            flags = arguments(tmp_path, 0, loop)
+            return service(*flags, log=tmp_path / f"{name}.log", sockets=[sock])
+
+        asyncio.run(take_over(start))
+
+
+@pytest.mark.parametrize("loop", ["asyncio"])
+def test_with_reuse_port(loop: str, tmp_path: Path) -> None:
+    """Without anybody who keeps the socket."""
+    with socket.socket() as keeper:
+        # So that nobody else takes the port between the two.
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        keeper.bind(("127.0.0.1", 0))
+        flags = arguments(tmp_path, keeper.getsockname()[1], loop, "--reuse-port")
+        asyncio.run(take_over(lambda name: service(*flags, log=tmp_path / f"{name}.log")))
+
+
+@pytest.mark.parametrize("loop", ["uvloop"])
+def test_who_waits_in_the_queue_of_the_old_one_is_served(loop: str, tmp_path: Path) -> None:
+    """With --reuse-port the kernel deals connections out, also to a relay that is busy."""
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        keeper.bind(("127.0.0.1", 0))
+        port = keeper.getsockname()[1]
+        flags = arguments(tmp_path, port, loop, "--reuse-port")
+        with (
+            service(*flags, log=tmp_path / "old.log") as old,
+            service(*flags, log=tmp_path / "new.log") as new,
+        ):
+            assert old.port == new.port == port
+            old.signal(signal.SIGSTOP)
+            waiting = []
+            try:
+                for _ in range(60):
+                    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+                    waiting.append(sock)
+                    sock.sendall(HTTP)
+                old.signal(signal.SIGTERM)
+                old.signal(signal.SIGCONT)
+                answers = [sock.recv(1000).partition(b"\r\n")[0] for sock in waiting]
+            finally:
+                for sock in waiting:
+                    sock.close()
+            assert answers == [b"HTTP/1.1 200 OK"] * 60
+            assert old.popen.wait(10) == 0

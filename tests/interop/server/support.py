@@ -45,9 +45,8 @@ class Answer:
 
 
 def request(target: str, *headers: str, method: str = "GET", host: str = "relay.test") -> bytes:
-    """A request that is the last of its connection."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers]
-    return "\r\n".join([*lines, "", ""]).encode()
+    """A request that is the last of its connection; the answer is not chunked."""
+    return "\r\n".join([f"{method} {target} HTTP/1.0", f"Host: {host}", *headers, "", ""]).encode()
 
 
 def ask(
@@ -81,7 +80,7 @@ def parse_metrics(text: str) -> Metrics:
 
 
 async def metrics(relay: Relay) -> Metrics:
-    """A relay's numbers now."""
+    """The numbers now of a relay without TLS."""
     reader, writer = await dial.open_stream((relay.address, relay.port))
     writer.write(request("/debug/varz"))
     answer = Answer.parse(await dial.drained(reader))

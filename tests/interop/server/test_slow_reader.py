@@ -45,7 +45,9 @@ async def stall(relay: Relay) -> Seen:
         seconds = time.monotonic() - full
         assert gone.reason == 0
         await dial.passes(sender, other)
-        after = await metrics(relay)
+        async with asyncio.timeout(BOUND):
+            while (after := await metrics(relay))[TIMEOUTS] == before[TIMEOUTS]:
+                pass
         names = [TIMEOUTS, HEAD, WRITE_ERROR, GONE]
         return Seen(difference(before, after, names), seconds)
     finally:

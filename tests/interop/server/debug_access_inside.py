@@ -1,0 +1,32 @@
+"""Ask a relay's debug pages from many addresses, as a script in a network namespace of its own.
+
+The questions come as JSON, `[[port, tls, method, target, source, destination, [header, …]], …]`;
+the answers go out as `[[status, location, body], …]`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tests.aio.certificates import trusting_nobody
+from tests.interop.server.support import ask, request
+
+
+def main() -> None:
+    context = trusting_nobody()
+    answers = []
+    for port, tls, method, target, source, destination, headers in json.load(sys.stdin):
+        answer = ask(
+            (destination, port),
+            request(target, *headers, method=method, host="relay.test"),
+            tls=context if tls else None,
+            source=source,
+        )
+        location = answer.headers.get("location", "")
+        answers.append((answer.status, location, answer.body.decode(errors="replace")))
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The file of a relay's key: made alike, read by each other, and refused when it is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import stat
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyderp.errors import ConfigError
+from pyderp.keyfile import load_or_create_key
+from pyderp.keys import NodePrivate
+from tests.aio import dial
+from tests.interop.peers import need
+from tests.interop.relays import Kind, running
+
+from .support import BOUND, KINDS, both
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GOOD = "privkey:" + "40" + "00" * 30 + "40"
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    old = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def key_of(kind: Kind, directory: Path, file: Path) -> str:
+    """Run a relay with a key file; gives the key that it greets with."""
+
+    async def greeted(port: int) -> str:
+        client = await dial.connect(("127.0.0.1", port))
+        await client.aclose()
+        return str(client.session.server_key)
+
+    with running(kind, "plain", directory, options=["-c", str(file)]) as relay:
+        return asyncio.run(greeted(relay.port))
+
+
+@both
+def test_one_makes_it_and_the_other_uses_it(kind: Kind, tmp_path: Path) -> None:
+    """In new folders, for its owner only, in the same form; nobody writes it again."""
+    file = tmp_path / "new" / "folder" / "relay.key"
+    (other,) = set(KINDS) - {kind}
+    with umask(0o022):
+        made = key_of(kind, tmp_path, file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    text = file.read_text()
+    private = NodePrivate.parse(json.loads(text)["PrivateKey"])
+    assert re.fullmatch(r'\{\n\t"PrivateKey": "privkey:[0-9a-f]{64}"\n\}', text)
+    assert made == str(private.public)
+    written = file.stat()
+    assert key_of(other, tmp_path, file) == made
+    now = file.stat()
+    assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert os.listdir(file.parent) == ["relay.key"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '"x"',
+        "{}",
+        '{"PrivateKey": ""}',
+        '{"PrivateKey": 1}',
+        f'{{"PrivateKey": "{GOOD[:-1]}"}}',
+        f'{{"PrivateKey": "{GOOD}0"}}',
+        f'{{"PrivateKey": "{GOOD[8:]}"}}',
+        f'{{"PrivateKey": "nodekey:{GOOD[8:]}"}}',
+        f'{{"PrivateKey": "{GOOD[:-1]}g"}}',
+    ],
+)
+def test_what_is_no_key_ends_both_and_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "relay.key"
+    file.write_text(text)
+    file.chmod(0o600)
+    command = [str(need("derper")), "-a=127.0.0.1:0", "-stun=false", "-c", str(file)]
+    done = subprocess.run(command, capture_output=True, timeout=BOUND, check=False)
+    # An empty object is a panic.
+    assert done.returncode == (2 if text == "{}" else 1), done.stderr
+    with pytest.raises(ConfigError, match=str(file)):
+        load_or_create_key(file)
+    assert file.read_text() == text
+
+
+def test_a_good_key_ends_neither(tmp_path: Path) -> None:
+    """So that the keys above are refused for what is wrong with them."""
+    file = tmp_path / "relay.key"
+    file.write_text(json.dumps({"PrivateKey": GOOD}))
+    file.chmod(0o600)
+    assert key_of("derper", tmp_path, file) == str(load_or_create_key(file).public)

@@ -1,0 +1,30 @@
+"""SIGHUP to a relay without a file of rate limits; with one, see `test_rate_limits`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.interop.relays import running
+
+from .support import GetRelay, ask, request, until
+
+
+def test_it_kills_derper(tmp_path: Path) -> None:
+    def main() -> None:
+        with running("derper", "plain", tmp_path) as relay:
+            relay.process.send_signal(signal.SIGHUP)
+            until(lambda: relay.process.poll() is not None, "derper ends")
+
+    with pytest.raises(AssertionError, match=f"derper exited with {-signal.SIGHUP}"):
+        main()
+
+
+def test_ours_reloads_and_serves_on(relays: GetRelay) -> None:
+    relay = relays("pyderp", "plain")
+    times = relay.log_text().count("settings reloaded")
+    relay.process.send_signal(signal.SIGHUP)
+    until(lambda: relay.log_text().count("settings reloaded") > times, "ours reloads")
+    assert ask((relay.address, relay.port), request("/derp/probe")).status == 200
