@@ -13,7 +13,7 @@ from pathlib import Path
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
-__all__ = ["load_or_create_key", "read_mesh_key", "write_atomically"]
+__all__ = ["load_or_create_key", "read_mesh_key", "warn_if_open", "write_atomically"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -38,7 +38,7 @@ def load_or_create_key(path: Path) -> NodePrivate:
         except (OSError, UnicodeDecodeError) as e:
             reason = e.strerror if isinstance(e, OSError) else "it is not text"
             raise ConfigError(f"cannot read the key file {path}: {reason}") from e
-        _warn_if_open(path)
+        warn_if_open(path)
         return _parse(path, text)
     raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
 
@@ -69,7 +69,8 @@ def _create(path: Path, key: NodePrivate) -> bool:
         raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
 
 
-def _warn_if_open(path: Path) -> None:
+def warn_if_open(path: Path) -> None:
+    """Log a warning if others may read a file that holds a secret."""
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
@@ -87,7 +88,7 @@ def read_mesh_key(path: Path) -> MeshKey:
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e
-    _warn_if_open(path)
+    warn_if_open(path)
     try:
         return MeshKey.parse(text)
     except InvalidKey as e:

@@ -58,7 +58,7 @@ def test_home_is_a_page_for_browsers() -> None:
 def test_robots_are_sent_away() -> None:
     response = answer(ROUTES, ask("/robots.txt"))
     assert response.status == 200
-    assert dict(response.headers) == {"Content-Type": "text/plain", **BROWSER}
+    assert dict(response.headers) == {"Content-Type": "text/plain; charset=utf-8", **BROWSER}
     assert response.body == b"User-agent: *\nDisallow: /\n"
 
 
@@ -150,7 +150,10 @@ def test_home_of_the_plain_listener_leads_operators_to_the_debug_pages() -> None
     request = ask("/", host="h")
     assert answer(side, request).headers == [("Location", "https://h/")]
     request.remote = "127.0.0.1"
-    assert answer(side, request).headers == [("Location", "/debug/")]
+    assert answer(side, request).headers == [("Location", "https://h/debug/")]
+    request = ask("/?a=b", host="h")
+    request.remote = "127.0.0.1"
+    assert answer(side, request).headers == [("Location", "https://h/?a=b")]
 
 
 def test_challenges_of_an_authority_are_answered_on_the_plain_listener() -> None:

@@ -210,3 +210,20 @@ def test_the_first_problem_says_how_many_there_are() -> None:
     del problems.found[1:]
     with pytest.raises(ConfigError, match=r"^one$"):
         problems.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", []),
+        (" ", []),
+        ("10.0.0.0/8", ["10.0.0.0/8"]),
+        ("10.0.0.0/8,192.168.1.0/24", ["10.0.0.0/8", "192.168.1.0/24"]),
+        (" 10.0.0.0/8 , 192.168.1.0/24 ", ["10.0.0.0/8", "192.168.1.0/24"]),
+        ("10.0.0.0/8,,", ["10.0.0.0/8"]),
+        ("fd00::/8,10.9.9.9/8,192.0.2.1", ["fd00::/8", "10.0.0.0/8", "192.0.2.1/32"]),
+    ],
+)
+def test_networks_are_read_from_a_list(text: str, found: list[str]) -> None:
+    """Twin of TestParseTrustedCIDRs."""
+    assert [str(network) for network in networks().parse(text)] == found

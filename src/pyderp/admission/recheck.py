@@ -31,10 +31,11 @@ async def recheck_for_ever(
     """
     while True:
         try:
-            await _round(interval, list(dict.fromkeys(live())), check)
+            applicants = list(dict.fromkeys(live()))
         except Exception:
             log.exception("rechecking clients failed, the next round is in %g s", interval)
-            await asyncio.sleep(interval)
+            applicants = []
+        await _round(interval, applicants, check)
 
 
 async def _round(
@@ -50,6 +51,16 @@ async def _round(
         for n, applicant in enumerate(applicants):
             await asyncio.sleep(begin + n * step - loop.time())
             await slots.acquire()
-            task = group.create_task(check(applicant), name="pyderp admission: recheck")
+            task = group.create_task(
+                _carefully(check(applicant)), name="pyderp admission: recheck"
+            )
             task.add_done_callback(lambda _: slots.release())
     await asyncio.sleep(begin + interval - loop.time())
+
+
+async def _carefully(work: Coroutine[Any, Any, None]) -> None:
+    # A failure must not end the group: a cancellation at that moment would be lost.
+    try:
+        await work
+    except Exception:
+        log.exception("rechecking a client failed")

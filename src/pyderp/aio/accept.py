@@ -8,11 +8,11 @@ import math
 import os
 import resource
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from pyderp.aio.core import Core
 
-__all__ = ["AcceptGate", "open_files", "raise_file_limit"]
+__all__ = ["AcceptGate", "log_accept_errors", "open_files", "raise_file_limit"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -54,6 +54,8 @@ class AcceptGate:
         self.shed = 0
         """Closed because file descriptors ran out."""
         self._said_at = -math.inf
+        self._coming = 0
+        """Connections that were taken in this turn of the loop, and that the core knows in the next."""
 
     def guard(
         self, factory: Callable[[], asyncio.BaseProtocol], *, limited: bool = True
@@ -65,7 +67,7 @@ class AcceptGate:
         """
 
         def make() -> asyncio.BaseProtocol:
-            if len(self._core.protocols) >= self.most:
+            if len(self._core.protocols) + self._coming >= self.most:
                 self.shed += 1
                 self._say("out of file descriptors: %d connections shed so far", self.shed)
                 return _TurnedAway()
@@ -75,9 +77,14 @@ class AcceptGate:
                 return _TurnedAway()
             if limited:
                 self.accepted += 1
+            self._coming += 1
+            self._core.loop.call_soon(self._came)
             return factory()
 
         return make
+
+    def _came(self) -> None:
+        self._coming -= 1
 
     def _take(self) -> bool:
         if self._limit == math.inf:
@@ -102,6 +109,28 @@ class _TurnedAway(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()
+
+
+def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop tell in a line, now and then, that it cannot accept.
+
+    asyncio's own words are a traceback for each attempt, and a thousand attempts a second. It
+    tries again each second by itself; uvloop closes what it cannot accept, and says nothing.
+    """
+    said_at = -math.inf
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_at
+        message = str(context.get("message", ""))
+        if message.startswith("socket.accept() out of system resource"):
+            if loop.time() - said_at >= _SAY_AGAIN:
+                said_at = loop.time()
+                log.warning("cannot accept connections for now: %s", context.get("exception"))
+        # Its next attempt may come after the relay has closed its sockets.
+        elif "_start_serving" not in message:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
 
 
 def open_files() -> int:

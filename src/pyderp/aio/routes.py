@@ -102,9 +102,10 @@ def _redirect(request: Request, may_debug: Callable[[Request], bool]) -> Respons
     host = request.header(b"host")
     if request.method not in ("GET", "HEAD") or not host or not request.target.startswith("/"):
         return text_response(400, "Use HTTPS")
-    if request.path == "/" and may_debug(request):
-        return Response(302, [("Location", "/debug/")])
-    return Response(302, [("Location", f"https://{host}{request.target}")])
+    target = request.target
+    if target == "/" and may_debug(request):
+        target = "/debug/"
+    return Response(302, [("Location", f"https://{host}{target}")])
 
 
 def generate_204(request: Request) -> Response:
@@ -127,7 +128,7 @@ def _probe(request: Request) -> Response:
 
 
 def _robots(_: Request) -> Response:
-    return page("text/plain", b"User-agent: *\nDisallow: /\n")
+    return page("text/plain; charset=utf-8", b"User-agent: *\nDisallow: /\n")
 
 
 def _disabled(_: Request) -> Response:

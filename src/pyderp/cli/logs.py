@@ -51,3 +51,5 @@ def log_to_stderr(level: str, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JSON() if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=level.upper())
+    # A line for each attempt to reach a relay of the mesh; the mesh has its own.
+    logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 import pyderp
-from pyderp.aio.accept import raise_file_limit
+from pyderp.aio.accept import log_accept_errors, raise_file_limit
 from pyderp.aio.listeners import Listeners, open_listeners
 from pyderp.aio.relay import Relay
 from pyderp.aio.sockets import format_address
@@ -141,6 +141,7 @@ def _quiet_collector() -> None:
 
 async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
     loop = asyncio.get_running_loop()
+    log_accept_errors(loop)
     stop = asyncio.Event()
     relay: Relay | None = None
     supervisor = Supervisor()

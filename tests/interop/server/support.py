@@ -62,6 +62,8 @@ def ask(
         sock = stack.enter_context(
             socket.create_connection(address, timeout=BOUND, source_address=origin)
         )
+        # Behind a TLS handshake the request would wait for an acknowledgement.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             sock = stack.enter_context(tls.wrap_socket(sock))
         sock.sendall(data)

@@ -214,11 +214,11 @@ def test_plain_http_beside_tls(network: Network) -> None:
         Question(STRANGER, "/bootstrap-dns", method="HEAD", tls=False): (
             "https://relay.test/bootstrap-dns"
         ),
-        Question("100.100.100.100", "/", tls=False): "/debug/",
+        Question("100.100.100.100", "/", tls=False): "https://relay.test/debug/",
+        Question("100.100.100.100", "/?a=b", tls=False): "https://relay.test/?a=b",
+        Question(STRANGER, f"/{QUERY}", tls=False): f"https://relay.test/{QUERY}",
         Question("100.100.100.100", "/x", tls=False): "https://relay.test/x",
-        Question(LOOPBACK, "/", ("X-Forwarded-For: 1.2.3.4",), tls=False): (
-            "https://relay.test/"
-        ),
+        Question(LOOPBACK, "/", ("X-Forwarded-For: 1.2.3.4",), tls=False): ("https://relay.test/"),
     }
     for question, answers in network.both(list(location)):
         for answer in answers:

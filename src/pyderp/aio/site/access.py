@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
-import stat
-from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from pathlib import Path
 from typing import Final, TypeAlias
 
-from pyderp.config import DebugAccess, Network
-from pyderp.errors import ConfigError
+from pyderp.config import DebugAccess
 from pyderp.wire.http import Request, Response, text_response
 
-__all__ = ["Access", "debug_access_from_environment", "parse_networks", "refusal"]
+__all__ = ["Access", "refusal"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -93,60 +88,3 @@ def _address(text: str) -> Address | None:
 
 def _is_tailscale(address: Address) -> bool:
     return any(address in network for network in _TAILSCALE) and address not in _CHROMEOS
-
-
-def parse_networks(text: str, where: str = "TS_DEBUG_TRUSTED_CIDRS") -> tuple[Network, ...]:
-    """Networks from a list with commas; spaces and empty items are passed over.
-
-    Args:
-        where: what the list comes from, for the error.
-
-    Raises:
-        ConfigError: an item is no network; the text names it.
-    """
-    networks: list[Network] = []
-    for item in filter(None, (item.strip() for item in text.split(","))):
-        try:
-            # Bits beyond the prefix are taken as Go does: they do not count.
-            networks.append(ip_network(item, strict=False))
-        except ValueError as e:
-            raise ConfigError(
-                f"{where}: {item!r} is no network; want for example 10.0.0.0/8 or fd00::/8"
-            ) from e
-    return tuple(networks)
-
-
-def debug_access_from_environment(environ: Mapping[str, str]) -> DebugAccess:
-    """What `TS_ALLOW_DEBUG_IP`, `TS_DEBUG_TRUSTED_CIDRS` and `TS_DEBUG_KEY_PATH` say.
-
-    The key is read from its file here and now; outer white space does not belong to it.
-
-    Raises:
-        ConfigError: an address, a network or the file cannot be used.
-    """
-    allow_ip = environ.get("TS_ALLOW_DEBUG_IP", "").strip()
-    if allow_ip and _address(allow_ip) is None:
-        raise ConfigError(f"TS_ALLOW_DEBUG_IP: {allow_ip!r} is no IP address")
-    path = environ.get("TS_DEBUG_KEY_PATH", "")
-    return DebugAccess(
-        allow_ip=allow_ip,
-        trusted=parse_networks(environ.get("TS_DEBUG_TRUSTED_CIDRS", "")),
-        key=_read_key(Path(path)) if path else "",
-    )
-
-
-def _read_key(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(_LONGEST_KEY_FILE + 1)
-        text = data.decode().strip()
-    except OSError as e:
-        raise ConfigError(f"TS_DEBUG_KEY_PATH: cannot read {path}: {e.strerror}") from e
-    except UnicodeError as e:
-        raise ConfigError(f"TS_DEBUG_KEY_PATH: {path} is no text") from e
-    if not text or len(data) > _LONGEST_KEY_FILE:
-        raise ConfigError(f"TS_DEBUG_KEY_PATH: {path} holds no key; write a long random word")
-    if stat.S_IMODE(mode) & 0o077:
-        log.warning("%s can be read by others; chmod 600 it", path)
-    return text

@@ -17,7 +17,7 @@ from pyderp.config import (
     RelayConfig,
 )
 from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keyfile import read_mesh_key
+from pyderp.keyfile import read_mesh_key, warn_if_open
 from pyderp.keys import MeshKey
 
 from .certificate import is_loopback, tls_settings
@@ -180,6 +180,7 @@ def _debug_key(settings: Settings) -> str:
         raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
     if not key:
         raise ConfigError(f"the debug key file {file} is empty; put a secret into it")
+    warn_if_open(file)
     return key
 
 
