@@ -236,6 +236,7 @@ def test_a_websocket_without_a_subprotocol_is_an_old_client_that_speaks_plain_de
         (message((1000).to_bytes(2, "big"), CLOSE), 1000),
         (message((1001).to_bytes(2, "big") + b"bye", CLOSE), 1001),
     ],
+    ids=["text", "unmasked", "reserved bits", "too large", "continued", "close", "close with text"],
 )
 @pytest.mark.parametrize("logged_in", [False, True])
 def test_the_relay_ends_a_websocket_with_the_right_code(

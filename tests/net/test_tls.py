@@ -272,6 +272,7 @@ def test_another_certificate_than_the_pinned(insecure: bool, version: ssl.TLSVer
         "sha256-raw:",
         "sha256-raw:" + hashlib.sha256(ALONE.pem()).hexdigest(),
     ],
+    ids=["capitals", "too short", "too long", "newline", "empty", "of the PEM text"],
 )
 def test_a_pin_is_matched_to_the_letter(text: str) -> None:
     with pytest.raises(PinMismatch, match=r"^cert hash does not match expected cert hash"):
@@ -456,6 +457,10 @@ INTERCEPTED = "likely intercepted connection; certificate is self-signed by CN="
         ),
         (ALONE, pin(ALONE), False, None),
         (ALONE, pin(GOOD), False, None),  # self-signed is how a pinned one is
+    ],
+    ids=[
+        *("good", "self-signed", "insecure", "other name", "other name expected"),
+        *("self-signed for the expected name", "pinned", "pinned other"),
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)

@@ -184,6 +184,10 @@ def test_the_server_closes(run: Run) -> None:
         ("front.example.com", NAME, None),
         (NAME, "sha256-raw:" + hashlib.sha256(GOOD.der).hexdigest(), None),
     ],
+    ids=[
+        *("other name", "other address", "other expected name", "other pin"),
+        *("name", "address", "expected name", "pin"),
+    ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_byte_leaves_before_all_is_verified(

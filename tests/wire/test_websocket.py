@@ -280,6 +280,7 @@ def test_text_in_fragments_closes_with_1003() -> None:
         b"\x83\x80\0\0\0\0",  # a reserved opcode
         b"\x09\x80\0\0\0\0",  # a ping in fragments
     ],
+    ids=["unmasked", "continuation of nothing", "reserved bit", "reserved opcode", "ping in parts"],
 )
 def test_malformed_frame_closes_with_1002(data: bytes) -> None:
     client, server = connect()

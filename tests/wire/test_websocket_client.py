@@ -298,6 +298,7 @@ def test_text_closes_with_1003_and_what_came_before_counts() -> None:
         b"\x83\x00",  # a reserved opcode
         b"\x88\x02\x00\x00",  # a close with a code that may not be sent
     ],
+    ids=["masked", "continuation of nothing", "reserved bit", "reserved opcode", "close code"],
 )
 def test_malformed_frame_closes_with_1002(data: bytes) -> None:
     client, server = connect()
