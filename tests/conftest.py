@@ -23,6 +23,16 @@ Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_finish() -> None:
+    """Keep what is here before the first test out of every later search for garbage.
+
+    The thousands of tests themselves are most of the heap, and `run` searches it after each.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 _BOUND = 30.0
 """Seconds after which a test with sockets has hung."""
 
