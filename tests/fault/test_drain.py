@@ -7,6 +7,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -202,6 +203,11 @@ def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) ->
         await client.closed()
         closes.append(time.monotonic())
 
+    async def look(looks: list[float]) -> None:
+        while True:
+            looks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
     async def main() -> None:
         relay = pyderp.Relay()
         await relay.start()
@@ -209,16 +215,21 @@ def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) ->
         told: list[float] = []
         closes: list[float] = []
         following = [asyncio.ensure_future(follow(each, told, closes)) for each in opened]
-        begin = time.monotonic()
+        looks: list[float] = []
+        looking = asyncio.ensure_future(look(looks))
         await relay.aclose(drain=drain)
-        assert time.monotonic() - begin < drain + 1
         await asyncio.gather(*following)
+        looking.cancel()
+        # Where this process waits for a processor, what it would have closed is closed after.
+        pause = max(after - before for before, after in pairwise(looks))
+        assert looks[-1] - looks[0] < drain + 1 + pause
         for each in opened:
             await each.aclose()
         assert all(0 <= seconds <= drain for seconds in told)
         assert len(set(told)) > count / 4, "each has its own"
         assert max(told) > drain * 0.9
         assert min(told) < drain * 0.1
-        assert busiest(closes, drain / 50) <= count * 0.05
+        window = drain / 50
+        assert busiest(closes, window) <= 2 * count * (window + pause) / drain
 
     run(main())
