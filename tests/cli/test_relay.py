@@ -250,16 +250,19 @@ def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
         address = process.address()
 
         async def main() -> None:
-            client = await connect(address)
+            # One of two is closed at once, and the other after half an hour.
+            clients = [await connect(address) for _ in range(2)]
             process.signal(signal.SIGTERM)
-            await client.wait_for(Restarting)
+            for client in clients:
+                await client.wait_for(Restarting)
             assert process.popen.poll() is None
             begin = time.monotonic()
             process.signal(second)
             assert process.end() == 0
             assert time.monotonic() - begin < 5
-            await client.closed()
-            await client.aclose()
+            for client in clients:
+                await client.closed()
+                await client.aclose()
 
         asyncio.run(main())
         assert f"{second.name} again: exiting at once" in process.text
