@@ -85,8 +85,13 @@ def test_nodes_leave_the_relay_when_a_direct_path_opens(relay: Relay, tmp_path: 
         assert pong(net.a, net.b) == f"DERP({REGION_CODE})"
         net.network.open_direct_path()
         direct = rf"{re.escape(net.network.b.address)}:\d+"
-        eventually("a direct path", lambda: re.fullmatch(direct, pong(net.a, net.b)))
-        assert re.fullmatch(direct, net.a.peer()["CurAddr"])
+        eventually(
+            "a direct path",
+            lambda: (
+                re.fullmatch(direct, pong(net.a, net.b))
+                and re.fullmatch(direct, net.a.peer()["CurAddr"])
+            ),
+        )
         assert net.network.hub.forwarded_packets() > 0
 
 
