@@ -387,13 +387,14 @@ class TestStatus:
 
     def test_when_they_have_come(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A while after the last of the first peers."""
-        monkeypatch.setattr(module, "_SETTLED", 0.05)
+        monkeypatch.setattr(module, "_SETTLED", 60.0)
 
         async def main() -> None:
             async with watched() as watch:
                 await watch.generation(1)
                 await watch.feed(present(A))
                 assert not any("connected; " in line for line in watch.lines)
+                monkeypatch.setattr(module, "_SETTLED", 0.05)
                 await watch.feed(present(B))
                 await until(lambda: "connected; 2 peers" in watch.lines)
                 await watch.feed(present(C))
@@ -416,14 +417,15 @@ class TestStatus:
     def test_now_and_then(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a message about a peer, if the last line is old."""
         assert module.STATUS == 10.0
-        monkeypatch.setattr(module, "STATUS", 0.05)
+        monkeypatch.setattr(module, "_SETTLED", 60.0)  # that would be a line, too
 
         async def main() -> None:
             async with watched() as watch:
                 await watch.generation(1)
                 await watch.feed(present(A))
                 assert "1 peers" not in watch.lines
-                await asyncio.sleep(0.06)
+                monkeypatch.setattr(module, "STATUS", 0.2)
+                await asyncio.sleep(0.21)
                 assert "1 peers" not in watch.lines
                 await watch.feed(pack_ping(bytes(8)))
                 assert "1 peers" not in watch.lines
