@@ -9,8 +9,13 @@ GO_VERSION_OF_PEERS := v1.102.3
 # make relay TLS=1 ARGS='--log-level=debug'
 TLS ?=
 ARGS ?=
+# make test PYTEST_ARGS='tests/relay -x' WORKERS=0
 PYTEST_ARGS ?=
+# Processes that share the tests, 0: none but pytest's own. Most tests wait, so more than cores.
+WORKERS ?= 6
 FUZZ_SECONDS ?= 300
+# Without its cache every process rewrites all assertions of all tests, which takes 8 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help relay test test-all-pythons peers lint types bench fuzz docs requirements clean
@@ -27,8 +32,8 @@ else
 endif
 
 test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	VENV=$(VENV) scripts/other-pythons
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
+	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
 
 peers: ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
 	scripts/peers $(GO_VERSION_OF_PEERS) $(PEERS)
