@@ -55,7 +55,7 @@ class AcceptGate:
         """Closed because file descriptors ran out."""
         self._said_at = -math.inf
         self._coming = 0
-        """Connections that were taken in this turn of the loop, and that the core knows in the next."""
+        """Connections taken in this turn of the loop; the core knows them in the next."""
 
     def guard(
         self, factory: Callable[[], asyncio.BaseProtocol], *, limited: bool = True

@@ -9,6 +9,8 @@ from pyderp.config import DebugAccess
 
 from .world import STRANGER, ask
 
+TRUSTED = tuple(map(ip_network, ("10.0.0.0/8", "192.168.1.0/24", "fd00::/8")))
+
 
 def allowed(remote: str, config: DebugAccess | None = None, *, forwarded: bool = False) -> bool:
     request = ask("/debug/", remote=remote, forwarded=forwarded)

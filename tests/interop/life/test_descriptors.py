@@ -71,7 +71,7 @@ def test_a_flood_is_shed(loop: str, tmp_path: Path) -> None:
                 assert FILES / 2 < open_files(relay) < FILES
             said = relay.text().splitlines()[lines:]
             assert len(said) < 5
-            assert "out of file descriptors" in said[0]
+            assert any("out of file descriptors" in line for line in said)
             # The room comes back once the relay has seen them go.
             await until_served(url)
             assert all(talker.client.generation == 1 for talker in talkers)
