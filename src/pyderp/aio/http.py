@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from pyderp.aio.forwarded import client_address
 from pyderp.aio.login import LoginStage
-from pyderp.aio.protocol import HOLD_HTTP, RelayProtocol
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.reading import HOLD_HTTP
 from pyderp.aio.routes import DERP_PATH, Answer, Routes
 from pyderp.aio.websocket import WebSocketStage
 from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD

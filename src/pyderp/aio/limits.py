@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.aio.core import SMALL_READ, Core
-from pyderp.aio.protocol import HOLD_LIMIT, RelayProtocol, Stage
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.reading import HOLD_LIMIT, Stage
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError
 from pyderp.relay.connection import Connection

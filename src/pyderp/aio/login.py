@@ -7,7 +7,8 @@ from functools import partial
 from typing import Final
 
 from pyderp.admission.verdict import Applicant, Verdict
-from pyderp.aio.protocol import HOLD_LOGIN, RelayProtocol, Stage
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.reading import HOLD_LOGIN, Stage
 from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane

@@ -1,8 +1,7 @@
 """One connection of a relay: HTTP, then login, then frames; over plain TCP.
 
 `pyderp.aio.http` is its first stage, `pyderp.aio.tls` puts TLS under it, and
-`pyderp.aio.websocket` a websocket around it. Bytes arrive in buffers that all connections
-share; what a connection keeps is an incomplete frame, if any.
+`pyderp.aio.websocket` a websocket around it; `pyderp.aio.reading` brings the bytes.
 """
 
 from __future__ import annotations
@@ -10,40 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, Protocol, cast
 
-from pyderp.aio.core import SMALL_READ, Core
+from pyderp.aio.core import Core
+from pyderp.aio.reading import Stage, StagedReader
 from pyderp.aio.sockets import format_address, unacknowledged, unmap
 from pyderp.defaults import CLOSE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
-from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
 
-__all__ = [
-    "HOLD_HTTP",
-    "HOLD_LIMIT",
-    "HOLD_LOGIN",
-    "RelayProtocol",
-    "Stage",
-    "closed_stage",
-]
+__all__ = ["RelayProtocol"]
 
 log = logging.getLogger("pyderp.relay")
-
-_LARGE: Final = 4096
-"""An incomplete frame of more bytes is collected apart, instead of being copied to and fro."""
-
-_FAIR_SHARE: Final = 64 * 1024
-"""Who sends so much in one read waits a turn of the loop."""
-
-# Why a connection is not read from; several may hold at once.
-_HOLD_FAIR: Final = 1
-HOLD_LOGIN: Final = 2
-HOLD_HTTP: Final = 4
-HOLD_LIMIT: Final = 8
-
-Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
-"""Takes bytes in a buffer, how many there are; gives how many it used up."""
 
 
 class Wrapper(Protocol):
@@ -62,7 +39,7 @@ class Wrapper(Protocol):
         """Say that nothing more will come."""
 
 
-class RelayProtocol(asyncio.BufferedProtocol):
+class RelayProtocol(StagedReader):
     """A connection from accept to end.
 
     Args:
@@ -71,31 +48,22 @@ class RelayProtocol(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_need",
         "_period",
         "_progress",
         "_slot",
-        "_tail",
         "_waiter",
         "connection",
-        "core",
-        "fair_share",
-        "held",
         "kept_alive",
         "local",
         "not_ideal",
         "number",
         "peer",
-        "room",
-        "stage",
         "task",
-        "transport",
         "websocket",
     )
 
     def __init__(self, core: Core, first: Callable[[RelayProtocol], Stage]) -> None:
-        self.core = core
-        self.transport: asyncio.Transport | None = None
+        super().__init__(core)
         self.connection: Connection | None = None
         self.peer: tuple[str, int] = UNKNOWN
         """Address and port of the client, behind trusted proxies."""
@@ -106,17 +74,9 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self.kept_alive = False
         """Between two HTTP requests, where silence is no offence."""
         self.websocket: Wrapper | None = None
-        self.stage: Stage = first(self)
-        # The start of an incomplete frame; in a bytearray once it is large, and then
-        # _need says how long it must get.
-        self._tail: bytes | bytearray | None = None
-        self._need = 0
-        # Where bytes are read to, and how many of them are enough for one turn.
-        self.held = 0
+        self.stage = first(self)
         self.task: asyncio.Task[None] | None = None
         """What it waits for, if anything; ends with the connection."""
-        self.room = core.small_view
-        self.fair_share = SMALL_READ
         self._slot = 0
         self._period = 0.0
         self._waiter: asyncio.Future[None] | None = None
@@ -185,8 +145,7 @@ class RelayProtocol(asyncio.BufferedProtocol):
         core = self.core
         core.timers.cancel(self, self._slot)
         core.stalled.pop(self, None)
-        self.stage = closed_stage
-        self._tail = None
+        self.drop_rest()
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
@@ -214,7 +173,8 @@ class RelayProtocol(asyncio.BufferedProtocol):
             return where
         return f"{where} {self.connection.public.short()}"
 
-    def _fail(self, error: RemoteProtocolError) -> None:
+    def fail(self, error: RemoteProtocolError) -> None:
+        """Count and log what the client did wrong, and close."""
         self.count_problem(error)
         if self.websocket is None:
             self.abort()
@@ -226,116 +186,16 @@ class RelayProtocol(asyncio.BufferedProtocol):
         self.core.router.counters.protocol_errors += 1
         self.core.log_problem("%s closed: %s", self.who, error)
 
-    # In
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
-        tail = self._tail
-        if tail is None or self._need:
-            return self.room
-        size = len(tail)
-        self.core.buffer[:size] = tail
-        return self.core.view[size : size + len(self.room)]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Bytes arrived in the shared buffer (asyncio)."""
-        core = self.core
-        tail = self._tail
-        if tail is None:
-            stage = self.stage
-            try:
-                used = stage(core.buffer, core.view, nbytes)
-            except RemoteProtocolError as e:
-                self._fail(e)
-            else:
-                if used != nbytes:
-                    self._rest(stage, core.view[used:nbytes])
-        elif self._need:
-            self._collect(tail, nbytes)
-        else:
-            self._feed(core.buffer, core.view, len(tail) + nbytes)
-        if core.router.touched and not core.flush_scheduled:
-            core.schedule_flush()
-        if nbytes >= self.fair_share:
-            self.let_others()
-
-    def let_others(self) -> None:
-        """Read on only after the other sockets that are ready.
-
-        libuv goes on reading a socket that fills the buffer, up to 32 times in a row.
-        """
-        if not self.held:
-            self.hold(_HOLD_FAIR)
-            self.core.loop.call_soon(self.release, _HOLD_FAIR)
-
-    def hold(self, reason: int) -> None:
-        """Read nothing from the client until `release` with the same reason."""
-        transport = self.transport
-        if not self.held and transport is not None and not transport.is_closing():
-            transport.pause_reading()
-        self.held |= reason
-
-    def release(self, reason: int) -> None:
-        """Read on, unless there is another reason not to."""
-        self.held &= ~reason
-        transport = self.transport
-        if not self.held and transport is not None and not transport.is_closing():
-            transport.resume_reading()
+    # What a login changes; pyderp.aio.login has the stage
 
     def feed_rest(self) -> None:
         """Give the current stage what the one before did not use."""
         if self.websocket is not None:
             self.websocket.feed()
-        elif self._tail is not None:
-            rest, self._need = self._tail, 0
-            self.feed(rest)
+        else:
+            self.feed_tail()
         if self.core.router.touched:
             self.core.schedule_flush()
-
-    def feed(self, rest: bytes | bytearray | memoryview) -> None:
-        """Give bytes to the current stage that were read before it was."""
-        data = bytearray(rest)
-        with memoryview(data) as view:
-            self._feed(data, view, len(data))
-
-    def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
-        assert isinstance(tail, bytearray)
-        tail += self.core.view[:nbytes]
-        if len(tail) >= self._need:
-            self._need = 0
-            with memoryview(tail) as view:
-                self._feed(tail, view, len(tail))
-
-    def _feed(self, data: bytearray, view: memoryview, end: int) -> None:
-        self._tail = None
-        stage = self.stage
-        try:
-            used = stage(data, view, end)
-        except RemoteProtocolError as e:
-            self._fail(e)
-            return
-        if used != end:
-            self._rest(stage, view[used:end])
-
-    def _rest(self, stage: Stage, rest: memoryview) -> None:
-        """Keep the incomplete frame that a stage left, or give it to the stage after that."""
-        if self.stage is not stage:
-            self.feed(rest)
-            return
-        if len(rest) >= FRAME_HEADER_LEN:
-            need = FRAME_HEADER_LEN + HEADER.unpack_from(rest)[1]
-            if need > _LARGE:
-                self._tail = bytearray(rest)
-                self._need = need
-                return
-        self._tail = bytes(rest)
-
-    # What a login changes; pyderp.aio.login has the stage
-
-    def read_in_large(self) -> None:
-        """From now on read as much as there is: frames are taken from the buffer in place."""
-        self.room = self.core.view
-        self.fair_share = _FAIR_SHARE
 
     def pause_if_stalled(self, connection: Connection) -> None:
         """Tell the router of a new connection whose socket takes no more already."""
@@ -457,8 +317,3 @@ def endpoint(transport: asyncio.BaseTransport, which: str) -> tuple[str, int]:
     """IP address and port of one end of a connection; of a Unix socket, `UNKNOWN`."""
     name = transport.get_extra_info(which)
     return (unmap(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
-
-
-def closed_stage(_: bytearray, __: memoryview, end: int) -> int:
-    """The stage of a connection that is being closed."""
-    return end

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from pyderp.aio.core import Core
 from pyderp.aio.http import HttpStage
-from pyderp.aio.protocol import RelayProtocol, Stage, closed_stage
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.reading import Stage, closed_stage
 from pyderp.aio.routes import Routes
 from pyderp.certs.source import CertificateSource
 from pyderp.errors import BadServerName, RemoteProtocolError

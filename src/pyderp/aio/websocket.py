@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pyderp.aio.login import LoginStage
-from pyderp.aio.protocol import RelayProtocol, Stage
+from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.reading import Stage
 from pyderp.wire.websocket import WebSocketServer
 
 __all__ = ["WebSocketStage"]

@@ -49,7 +49,7 @@ def test_every_metric_stands_there_once() -> None:
 
 def test_counters_keep_their_names() -> None:
     facts = bare()
-    facts.router.counters.accepts = 5
+    facts.router.counters.derp_accepts = 5
     text = scrape(facts)
     assert "# TYPE derp_accepts counter\nderp_accepts 5\n" in text
     assert "derp_accepts_total" not in text

@@ -181,7 +181,7 @@ def test_metrics_may_be_asked_for_again() -> None:
         answer = debug.answer(ask("/debug/varz"))
         assert not isinstance(answer, Response | StreamedResponse)
         bodies.append(asyncio.run(answer).body)
-        facts.router.counters.accepts += 1
+        facts.router.counters.derp_accepts += 1
     assert b"\nderp_accepts 0\n" in bodies[0]
     assert b"\nderp_accepts 1\n" in bodies[1]
 
