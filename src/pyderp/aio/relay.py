@@ -90,6 +90,7 @@ class Relay:
             undo.push_async_callback(parts.aclose)
             listeners = open_listeners(config, self._given)
             undo.callback(listeners.close)
+            undo.callback(self._close_servers)
             # Whatever can still be wrong with settings is found before anybody is served.
             await parts.start(listeners)
             await self._serve(listeners)
@@ -187,6 +188,9 @@ class Relay:
                     loop.remove_reader(sock.fileno())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        self._close_servers()
+
+    def _close_servers(self) -> None:
         for server in self._servers:
             server.close()
 

@@ -44,7 +44,7 @@ class Service:
         files: int | None = None,
     ) -> None:
         self.log = log
-        self._read_from = log.stat().st_size if log.exists() else 0
+        self._read_from = log.stat().st_size if log.is_file() else 0
         command = [sys.executable, "-m", "pyderp", "relay", *map(str, arguments)]
         env = environment(**(extra or {}))
         if sockets:
@@ -63,7 +63,9 @@ class Service:
             )
 
     def text(self) -> str:
-        """What it has logged so far."""
+        """What it has logged so far; nothing if the log is no file."""
+        if not self.log.is_file():
+            return ""
         return self.log.read_bytes()[self._read_from :].decode(errors="replace")
 
     def wait_for(self, text: str, count: int = 1) -> None:

@@ -69,10 +69,9 @@ class Question:
 
     def task(self, kind: str) -> list[object]:
         secure, plain = PORTS[kind]
+        here = HERE6 if ":" in self.source else HERE
         if self.source == LOOPBACK:
             here = LOOPBACK
-        else:
-            here = HERE6 if ":" in self.source else HERE
         port = secure if self.tls else plain
         return [port, self.tls, self.method, self.target, self.source, here, self.headers]
 

@@ -29,7 +29,7 @@ NOBODY = NodePrivate.generate().public.raw
 class Row:
     """A frame and what comes of it."""
 
-    type: int
+    kind: int
     body: tuple[bytes, ...]
     stays: bool
     mesh: bool = False
@@ -41,7 +41,7 @@ class Row:
 
     def pack(self, own: bytes) -> bytes:
         body = b"".join(own if part == SELF else part for part in self.body)
-        return bytes([self.type]) + len(body).to_bytes(4, "big") + body
+        return bytes([self.kind]) + len(body).to_bytes(4, "big") + body
 
 
 def zeros(size: int) -> tuple[bytes]:
@@ -81,7 +81,7 @@ ROWS = (
 
 
 async def play(relay: Relay, row: Row) -> None:
-    name = f"{row.type:#04x} with {row.size} bytes, mesh {row.mesh}"
+    name = f"{row.kind:#04x} with {row.size} bytes, mesh {row.mesh}"
     address = (relay.address, relay.port)
     client = await dial.connect(address, mesh_key=MESH if row.mesh else None)
     try:
