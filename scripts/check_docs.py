@@ -1,8 +1,9 @@
 """Check the documentation against itself and the code. `--write` makes the generated tables anew.
 
 Checked in all Markdown files: relative links and their anchors, `pyderp` and `make` commands,
-names of environment variables, and that Python and JSON blocks parse. What stands between
-`<!-- generated: NAME -->` and `<!-- end -->` is compared with what the code says now.
+names of environment variables and metrics, settings files, and that Python and JSON blocks
+parse. What stands between `<!-- generated: NAME -->` and `<!-- end -->` is compared with what the
+code says now.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +43,7 @@ from pyderp.aio.site.upstream import gather_upstream
 from pyderp.certs.source import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
+from pyderp.cli.relayflags.table import FLAGS
 from pyderp.config import DebugAccess
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
@@ -66,6 +69,12 @@ _GENERATED: Final = re.compile(
 )
 _VARIABLE: Final = re.compile(r"\bPYDERP_[A-Z_]+\b")
 _OTHER_VARIABLES: Final = frozenset({"PYDERP_REQUIRE_PEERS"})
+_METRIC: Final = re.compile(
+    r"\b(?:pyderp|derp|derper_tls|stun|tls_listener|bootstrap_dns|process)_[a-z_]+\b(?!…)"
+)
+_NO_METRICS: Final = frozenset({"derp_clients", "derp_port", "derp_relay", "stun_addresses"})
+"""Fixtures and fields that look like some."""
+_CONTAINERS: Final = frozenset({"docker", "podman"})
 _SHELL: Final = frozenset({"sh", "console", "yaml", "ini", ""})
 _HELP_DEFAULT: Final = re.compile(r"\s*\[default: (.*)\]$")
 _FAR: Final = 2**20
@@ -173,6 +182,8 @@ def _wrong_in_command(line: str) -> Iterator[str]:
         words = shlex.split(line, comments=True)
     except ValueError:
         return
+    if words and words[0] in _CONTAINERS:
+        return  # an image may be called as a command is
     for i, word in enumerate(words):
         if word == "make" and i + 1 < len(words):
             yield from _wrong_in_make(words[i + 1 :])
@@ -239,6 +250,22 @@ def check_code(path: Path) -> Iterator[tuple[int, str]]:
             yield block.line, f"JSON block does not parse: {e}"
 
 
+def check_settings(path: Path) -> Iterator[tuple[int, str]]:
+    """TOML blocks are settings files of a relay that it would take."""
+    known = {flag.name: flag.kind for flag in FLAGS if flag.in_file}
+    for block in blocks(path):
+        if block.language != "toml":
+            continue
+        try:
+            for name, value in tomllib.loads(block.text).items():
+                if name not in known:
+                    yield block.line, f"{name}: no such setting"
+                else:
+                    known[name].from_toml(value)
+        except ValueError as e:
+            yield block.line, f"TOML block: {e}"
+
+
 def check_tables(path: Path) -> Iterator[tuple[int, str]]:
     """Generated tables say what the code says."""
     text = path.read_text()
@@ -261,13 +288,23 @@ def check_counters(path: Path) -> Iterator[tuple[int, str]]:
         yield 1, f"counter {name}: " + ("no such" if name in explained else "not explained")
 
 
+def check_metrics(path: Path) -> Iterator[tuple[int, str]]:
+    """Metrics that a page mentions exist."""
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for name in _METRIC.findall(line):
+            if name not in _metric_names() | _NO_METRICS:
+                yield number, f"{name}: no such metric"
+
+
 CHECKS: Final[Sequence[Callable[[Path], Iterator[tuple[int, str]]]]] = (
     check_links,
     check_commands,
     check_variables,
     check_code,
+    check_settings,
     check_tables,
     check_counters,
+    check_metrics,
 )
 
 
@@ -463,6 +500,12 @@ def metrics(choose: Callable[[Facts], Iterable[Series]]) -> str:
 
 def _derper_series(facts: Facts) -> list[Series]:
     return asyncio.run(gather_upstream(facts))
+
+
+@functools.cache
+def _metric_names() -> frozenset[str]:
+    tables = (TABLES[name]() for name in ("metrics-derper", "metrics-own", "metrics-process"))
+    return frozenset(re.findall(r"^\| `(\w+)` ", "".join(tables), re.MULTILINE))
 
 
 def process_metrics() -> str:

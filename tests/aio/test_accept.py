@@ -12,7 +12,7 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.aio.accept import AcceptGate, open_files, raise_file_limit
+from pyderp.aio.accept import AcceptGate, log_accept_errors, open_files, raise_file_limit
 from pyderp.aio.core import Core
 from tests.conftest import Run
 
@@ -166,3 +166,35 @@ def test_open_files_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("os.listdir", refuse)
     assert open_files() == 0
+
+
+def test_who_comes_in_the_same_turn_counts(core: Core, loop: FakeLoop) -> None:
+    """asyncio accepts many at once, before the core knows of the first."""
+    gate = AcceptGate(core, math.inf, 1)
+    gate.most = 3
+    assert taken(gate, 10) == 3
+    assert gate.shed == 7
+    for callback, args in loop.ready:
+        callback(*args)
+    assert taken(gate, 10) == 3  # those before were never made known here
+
+
+def test_accept_errors_are_a_line_now_and_then(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        handler = loop.get_exception_handler()
+        log_accept_errors(loop)
+        error = OSError(24, "Too many open files")
+        for _ in range(1000):
+            message = "socket.accept() out of system resource"
+            loop.call_exception_handler({"message": message, "exception": error})
+        message = "Exception in callback BaseSelectorEventLoop._start_serving(…)"
+        loop.call_exception_handler({"message": message})
+        assert [record.getMessage() for record in caplog.records] == [
+            "cannot accept connections for now: [Errno 24] Too many open files"
+        ]
+        loop.call_exception_handler({"message": "something else"})
+        assert caplog.records[1].getMessage().startswith("something else")
+        loop.set_exception_handler(handler)
+
+    run(main())

@@ -12,6 +12,7 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
+from pyderp.aio import listeners
 from pyderp.aio.listeners import Listeners, open_listeners
 from pyderp.aio.sockets import listen, listen_unix, unix_path
 from pyderp.aio.stun import stun_sockets
@@ -157,3 +158,27 @@ def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Pat
 def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         listen_unix(tmp_path / "missing" / "relay.sock")
+
+
+def test_queues_are_empty_when_all_who_connected_were_accepted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+            server.setblocking(False)
+            opened = Listeners(main=[server])
+            await opened.queues_empty()
+            client.connect(server.getsockname())
+            waiting = loop.create_task(opened.queues_empty())
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not waiting.done()
+            server.accept()[0].close()
+            await waiting
+
+            monkeypatch.setattr(listeners, "_LONGEST_WAIT", 0.02)
+            with socket.create_connection(server.getsockname()):
+                await opened.queues_empty()  # not for ever
+
+    run(main())

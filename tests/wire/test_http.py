@@ -42,6 +42,27 @@ def is_finished(http: HttpConnection) -> bool:
 # Heads
 
 
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/a?b=http://c", "/a?b=http://c"),
+        ("//a", "//a"),
+        ("/http://a", "/http://a"),
+        ("http://h/a?b=c", "/a?b=c"),
+        ("HTTPS://h:443/a", "/a"),
+        ("http://h", "/"),
+        ("http://h?b=c", "/?b=c"),
+        ("http://u@[::1]:80/", "/"),
+        ("http:///a", "/a"),
+        ("ftp://h/a", "ftp://h/a"),
+        ("*", "*"),
+    ],
+)
+def test_a_target_may_be_a_whole_url(target: str, path: str) -> None:
+    _, request = opened(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    assert request.target == path
+
+
 @pytest.mark.parametrize("chunks", chunkings(GET))
 def test_head_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     http = HttpConnection()

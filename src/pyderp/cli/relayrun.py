@@ -234,13 +234,16 @@ def _reload(relay: Relay, load: Callable[[], Loaded]) -> None:
 
 
 def _status(relay: Relay) -> str:
-    return f"listening on {_endpoint(relay.address)}, {relay.url}"
+    address = _endpoint(relay.address)
+    if address.startswith("unix:"):
+        return f"listening on {address}"  # for a proxy; clients have another URL
+    return f"listening on {address}, {relay.url}"
 
 
 def _announce(relay: Relay, plan: Plan) -> None:
     config = relay.config
     log.info("relay key %s", relay.public_key)
-    log.info("listening on %s, %s", _endpoint(relay.address), relay.url)
+    log.info("%s", _status(relay))
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -97,6 +98,16 @@ def text_response(status: int, text: str, *, close: bool = False) -> Response:
     return Response(status, headers, text.encode() + b"\n", close)
 
 
+def _origin_form(target: str) -> str:
+    """A target without scheme and host, which any request may have (RFC 9112 §3.2.2)."""
+    start = _SCHEME_AND_HOST.match(target)
+    if start is None:
+        return target
+    rest = target[start.end() :]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+_SCHEME_AND_HOST: Final = re.compile("https?://[^/?]*", re.IGNORECASE)
 _QUOTED: Final = 100
 """Characters of what a peer sent that an error repeats."""
 _MAX_LINES: Final = 200
@@ -168,7 +179,7 @@ class HttpConnection:
             raise BadUpgrade(f"HTTP request head of more than {MAX_HTTP_HEAD} bytes")
         return Request(
             event.method.decode("latin-1"),
-            event.target.decode("latin-1"),
+            _origin_form(event.target.decode("latin-1")),
             event.http_version.decode("latin-1"),
             headers,
         )

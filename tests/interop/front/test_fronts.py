@@ -256,6 +256,7 @@ def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
 
     with process.running("--dev", "--no-stun", "-a", f"unix:{path}", TRUSTED) as relay:
         relay.wait_for("admits every client")
+        assert f"INFO listening on unix:{path}\n" in relay.text
         with front(snippet, there[snippet.partition("/")[0]], tmp_path) as proxy:
             asyncio.run(main(proxy))
 

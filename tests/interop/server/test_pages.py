@@ -48,6 +48,10 @@ PAGES = (
     Page("/derp", 426, method="POST"),
     *(Page(f"/derp/{name}", 200) for name in ("probe", "latency-check")),
     *(Page("/derp/probe", 405, method=method) for method in ("POST", "OPTIONS", "DELETE")),
+    # A whole URL, as to a proxy.
+    *(Page(url, 200) for url in ("http://relay.test/derp/probe", "HTTPS://x/robots.txt?y")),
+    Page("http://relay.test/", 200, same_body=False),
+    Page("http://relay.test/derp?q", 426),
     Page("/debug/", 200, same_body=False),
     Page("/debug/check", 200),
     Page("/debug/none", 404),

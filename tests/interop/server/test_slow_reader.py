@@ -43,7 +43,7 @@ async def stall(relay: Relay) -> Seen:
             await sender.ping()
             await dial.passes(sender, other)
         async with asyncio.timeout(BOUND):
-            while (await metrics(relay))[TIMEOUTS] == before[TIMEOUTS]:
+            while (await metrics(relay))[TIMEOUTS] == before[TIMEOUTS]:  # noqa: ASYNC110 (nobody tells)
                 await asyncio.sleep(0.02)
         seconds = time.monotonic() - start
         await dial.passes(sender, other)
@@ -65,9 +65,10 @@ def test_a_slow_reader_is_closed_after_two_seconds(relays: GetRelay) -> None:
             assert 2 <= seen.seconds < BOUND / 2
         assert theirs.counted[WRITE_ERROR] == 1
         assert theirs.counted[GONE] == QUEUE
-        # Ours bounds what waits by bytes, too, in the queue and for the kernel together.
+        # Ours bounds what waits by bytes, too, in the queue and for the kernel together; of a
+        # packet the kernel may have taken a part.
         lost = ours.counted[WRITE_ERROR] + ours.counted[GONE]
         assert ours.counted[WRITE_ERROR] >= 1
-        assert SEND_QUEUE_BYTES / 2 < lost * PACKET <= SEND_QUEUE_BYTES
+        assert SEND_QUEUE_BYTES / 2 < lost * PACKET <= SEND_QUEUE_BYTES + PACKET
 
     asyncio.run(main())

@@ -1,0 +1,130 @@
+"""The units and the build file of `contrib/`: systemd takes them, and the flags in them exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyderp.cli.relayflags.table import FLAGS
+from tests.interop.peers import REPOSITORY, need
+
+UNITS = REPOSITORY / "contrib" / "systemd"
+SERVICES = ["pyderp.service", "pyderp@.service"]
+SOCKETS = ["pyderp.socket", "pyderp-http.socket"]
+CONTAINER = REPOSITORY / "contrib" / "oci" / "Containerfile"
+EXPOSED = 2.0
+"""What `systemd-analyze security` may give at most; 10 is a service without any protection."""
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with the units, whose program exists."""
+    program = tmp_path / "bin" / "pyderp"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    folder = tmp_path / "units"
+    folder.mkdir()
+    for path in UNITS.iterdir():
+        text = path.read_text().replace("/opt/pyderp", str(tmp_path))
+        (folder / path.name).write_text(text)
+    return folder
+
+
+def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(need("systemd-analyze")), "--no-pager", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_systemd_takes_the_units(units: Path) -> None:
+    """Not a warning: an option that systemd does not know is passed over otherwise."""
+    done = analyze("verify", "--man=no", *(units / name for name in (*SERVICES, *SOCKETS)))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_a_mistake_in_a_unit_would_be_found(units: Path) -> None:
+    path = units / "pyderp.service"
+    path.write_text(path.read_text().replace("ProtectSystem=strict", "ProtectSystem=very"))
+    assert "protect system" in analyze("verify", "--man=no", path).stderr
+
+
+@pytest.mark.parametrize("name", ["pyderp.service", "pyderp@a.service"])
+def test_the_services_are_hardened(units: Path, name: str) -> None:
+    if "@" in name:
+        (units / "pyderp@.service").rename(units / name)
+    done = analyze("security", "--offline=yes", units / name)
+    match = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert match, done.stderr
+    assert float(match[1]) <= EXPOSED
+
+
+def section(name: str, wanted: str) -> dict[str, list[str]]:
+    """A section of a unit; an option may be there several times."""
+    found: dict[str, list[str]] = {}
+    now = ""
+    for line in (UNITS / name).read_text().splitlines():
+        if line.startswith("["):
+            now = line.strip("[]")
+        elif now == wanted and "=" in line and not line.startswith("#"):
+            option, _, value = line.partition("=")
+            found.setdefault(option, []).append(value)
+    return found
+
+
+def commands() -> Iterator[list[str]]:
+    for name in SERVICES:
+        yield shlex.split(section(name, "Service")["ExecStart"][0])
+    lines = (REPOSITORY / "contrib").rglob("*")
+    for path in lines:
+        if path.is_file():
+            for line in re.findall(
+                r"^# .*?(pyderp relay .*(?:\n# {3}.*)*)", path.read_text(), re.M
+            ):
+                yield shlex.split(line.replace("\n#", ""))
+
+
+def test_each_flag_in_them_exists() -> None:
+    known = {f"--{flag.name}" for flag in FLAGS} | {each for flag in FLAGS for each in flag.also}
+    found = [word.partition("=")[0] for command in commands() for word in command]
+    flags = [word for word in found if word.startswith("-")]
+    assert {"--config-file", "--reuse-port", "--trusted-proxy", "--proxy-protocol"} <= set(flags)
+    assert set(flags) <= known
+
+
+def test_both_services_differ_in_what_they_must() -> None:
+    """The second is a copy, so what one learns the other must."""
+    plain, template = (section(name, "Service") for name in SERVICES)
+    differ = {name for name in plain | template if plain.get(name) != template.get(name)}
+    assert differ == {"ExecStart", "User"}
+    assert template["ExecStart"] == [f"{plain['ExecStart'][0]} --reuse-port"]
+
+
+def test_the_ports_are_those_of_the_relay() -> None:
+    main, side = (section(name, "Socket") for name in SOCKETS)
+    assert (main["ListenStream"], main["ListenDatagram"]) == (["443"], ["3478"])
+    assert (side["ListenStream"], side["FileDescriptorName"]) == (["80"], ["http"])
+    assert side["Service"] == ["pyderp.service"]
+    assert "EXPOSE 443/tcp 80/tcp 3478/udp" in CONTAINER.read_text()
+
+
+def test_what_the_image_is_built_from_exists() -> None:
+    text = CONTAINER.read_text()
+    copied = re.search(r"^COPY (.*) \./$", text, re.M)
+    assert copied
+    assert all((REPOSITORY / name).is_file() for name in copied[1].split())
+    assert "--require-hashes" in text
+    assert re.search(r"^USER pyderp$", text, re.M)
+    check = re.search(r'"-c", "(.*)"\]', text)
+    assert check
+    compile(check[1], "HEALTHCHECK", "exec")
+    assert not re.search(r"https?://(?!127)", text)

@@ -1,0 +1,390 @@
+"""Each test that Go has of its relay has a twin here, and what Go does not test has a test.
+
+The tables are facts about Go's tests of `derper` v1.102.3; a test that is renamed or removed here
+makes this fail. A Go scenario, which plays against both relays, counts as `test_scenario`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).parent
+
+TWINS: Final[Mapping[str, tuple[str, ...]]] = {
+    # derp/derpserver
+    "TestSetMeshKey": (
+        "test_keys.py::test_mesh_key_in_any_case_and_with_space_around",
+        "test_keys.py::test_no_mesh_key",
+        "cli/test_refusals.py::test_a_bad_mesh_key_is_refused_and_not_quoted",
+    ),
+    "TestIsMeshPeer": ("aio/test_protocol.py::test_the_mesh_key_and_no_other_grants_mesh_rights",),
+    "TestForwarderRegistration": ("relay/test_forwarders.py::TestRegistration",),
+    "TestMultiForwarder": (
+        "relay/test_forwarders.py"
+        "::test_each_of_5000_packets_reaches_one_forwarder_while_they_come_and_go",
+    ),
+    "TestMetaCert": ("wire/test_metacert.py::test_fields_of_the_certificate",),
+    "TestModifyTLSConfigToAddMetaCert": (
+        "aio/test_meta_chain.py::test_a_hundred_handshakes_show_the_same_two",
+    ),
+    "TestServerDupClients/one_comes_and_goes": (
+        "relay/test_registry.py::TestDuplicates::test_one_comes_and_goes",
+    ),
+    "TestServerDupClients/small_overlap_replacement": (
+        "relay/test_registry.py::TestDuplicates::test_small_overlap_replacement",
+    ),
+    "TestServerDupClients/concurrent_dups_three_parties_last_writer": (
+        "relay/test_registry.py::TestDuplicates::test_concurrent_dups_three_parties_last_writer",
+        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
+    ),
+    "TestLimiter": ("wire/test_bucket.py::test_never_more_than_burst_and_rate_and_never_less",),
+    # Bytes come from TCP_INFO instead of from `ss`.
+    "TestParseSSOutput": (
+        "aio/site/test_tcpinfo.py::test_the_kernel_knows_the_bytes_of_a_connection",
+    ),
+    # A set counts exactly what Go estimates.
+    "TestServeDebugTrafficUniqueSenders": (
+        "aio/site/test_traffic.py::test_unique_senders_are_exact",
+    ),
+    "TestSenderCardinality": ("aio/site/test_traffic.py::test_unique_senders_are_exact",),
+    "TestSenderCardinality100": ("aio/site/test_traffic.py::test_unique_senders_are_exact",),
+    "TestSenderCardinalityTracking": (
+        "relay/test_registry.py::TestMemory::test_a_source_is_remembered_once_on_both_sides",
+    ),
+    "TestPerClientRateLimit/throttled": (
+        "aio/test_limits.py::test_the_burst_passes_and_the_next_waits_until_it_is_paid",
+    ),
+    "TestPerClientRateLimit/context_canceled": (
+        "aio/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+    ),
+    "TestPerClientRateLimit/mesh_peer_exempt": (
+        "aio/test_limits.py::test_mesh_peers_have_no_limit",
+    ),
+    "TestPerClientRateLimit/zero_config_no_limiter": (
+        "aio/test_limits.py::test_without_a_limit_the_lane_stands_alone",
+        "relay/test_limits.py::test_no_rate_is_no_limit",
+    ),
+    # What exceeds the burst goes into debt and waits, where Go's limiter refuses it.
+    "TestRateLimitWait": (
+        "relay/test_limits.py::test_the_burst_is_free_and_what_exceeds_it_waits_for_its_rate",
+        "aio/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+    ),
+    "TestUpdateRateLimits": (
+        "aio/test_limits.py::test_a_new_limit_is_a_full_bucket_and_ends_a_wait",
+        "aio/test_limits.py::test_no_limit_any_more_ends_a_wait_for_good",
+        "aio/test_limits.py::test_mesh_peers_have_no_limit",
+        "aio/test_limits.py::test_each_of_several_connections_of_a_key_has_its_own_bucket",
+    ),
+    "TestLoadRateConfig": (
+        "relay/test_limits.py::test_rate_and_burst",
+        "relay/test_limits.py::test_a_rate_alone_has_the_least_burst",
+        "relay/test_limits.py::test_what_is_no_json_object_is_refused",
+        "aio/test_limits.py::test_a_relay_is_not_made_with_a_file_that_cannot_be_used",
+    ),
+    "TestLoadAndApplyRateConfig": (
+        "interop/test_rate_limits.py::test_what_exceeds_the_burst_comes_at_the_rate",
+        "relay/test_limits.py::test_a_small_burst_is_raised",
+        "aio/test_limits.py::test_a_broken_file_is_logged_and_the_limits_stay",
+    ),
+    "TestLookupDestHashTrieFastPath": ("aio/test_mesh.py::test_local_before_remote_and_back",),
+    "TestLookupDestHashTrieFallsBackForForwarder": (
+        "relay/test_forwarders.py"
+        "::TestRegistration::test_a_key_with_a_forwarder_survives_a_local_disconnect",
+    ),
+    # cmd/derper
+    "TestNoContent": (
+        "aio/test_routes.py::test_a_challenge_is_echoed",
+        "aio/test_routes.py::test_other_challenges_are_not_echoed",
+        "interop/server/test_pages.py::test_both_answer_alike",
+    ),
+    "TestTemplate": ("aio/site/test_home.py::test_with_all_options_on_the_page_shows_each",),
+    "TestUnpublishedDNS": (
+        "aio/test_bootstrap.py::test_published_and_unpublished_names_are_looked_up",
+        "interop/test_bootstrap.py::test_answers_and_counters_are_those_of_derper",
+    ),
+    "TestUnpublishedDNSEmptyList/CacheMiss": (
+        "relay/test_bootstrap.py"
+        "::TestAnswers::test_an_unpublished_name_with_an_empty_list_is_a_miss",
+        "relay/test_bootstrap.py::TestAnswers::test_an_unknown_name_is_a_miss",
+    ),
+    "TestUnpublishedDNSEmptyList/CacheHit": (
+        "relay/test_bootstrap.py::TestAnswers::test_an_unpublished_name_is_told_alone",
+    ),
+    "TestLookupMetric": (
+        "relay/test_bootstrap.py::TestAnswers::test_names_asked_for_are_counted_once",
+    ),
+    "TestRemoteAddrMatchesPercent": ("relay/test_bootstrap.py::TestInPercentage",),
+    "TestCertIP": (
+        "certs/test_manual.py::test_an_existing_pair_of_an_address_is_kept",
+        "certs/test_manual.py::test_the_certificate_of_an_address_is_served_to_all",
+        "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
+    ),
+    "TestPinnedCertRawIP": (
+        "aio/test_relay.py::test_an_address_gets_a_pinned_certificate",
+        "interop/client/test_modes.py::test_packets_pass_both_ways",
+        "interop/test_go_clients.py::test_wrong_pin_is_refused",
+    ),
+    "TestGCPCertMode": (
+        "certs/test_check.py::test_googles_authority_wants_all_of_its_settings",
+        "certs/test_check.py::test_the_key_of_a_binding_comes_in_both_base64s",
+        "certs/test_check.py::test_a_bad_key_is_refused_and_not_repeated",
+    ),
+    "TestIPCertManager": (
+        "certs/test_acme.py::test_a_connection_to_an_address_gets_a_certificate_for_it",
+        "certs/test_acme.py::test_a_restart_uses_the_disk",
+        "aio/test_routes.py::test_challenges_of_an_authority_are_answered_on_the_plain_listener",
+        "interop/acme/test_pebble.py::test_an_address_gets_a_short_lived_certificate",
+    ),
+    "TestIPCertManagerNextProvider": ("certs/test_acme.py::test_names_and_addresses_side_by_side",),
+    "TestCertModeIPCertsGating": (
+        "certs/test_check.py::test_an_address_needs_ip_certs_and_both_ways_out_are_named",
+        "certs/test_check.py::test_ip_certs_go_with_names_and_addresses",
+        "cli/test_refusals.py::test_flags_that_do_not_go_together_are_explained",
+    ),
+    # net/stunserver, net/stun
+    "TestSTUNServer": (
+        "aio/test_stun.py::test_a_request_is_answered",
+        "aio/test_stun.py::test_closing_frees_the_port",
+    ),
+    "TestIs": ("wire/test_stun.py::test_is_stun",),
+    "TestParseBindingRequest": ("wire/test_stun.py::TestRequest",),
+    "TestResponse": ("wire/test_stun.py::TestPackResponse",),
+    "TestParseResponse": ("wire/test_stun.py::TestParseResponse",),
+    # derp
+    "TestReadFrameHeader": (
+        "wire/test_buffer.py::test_any_chunking_gives_the_same_frames",
+        "relay/test_lane.py::TestSkip::test_four_gigabytes_are_announced_and_nothing_is_kept",
+    ),
+    "TestWriteFrameHeader": ("wire/test_frames.py::test_header_is_a_byte_and_four_of_length",),
+    "TestClientInfoUnmarshal": (
+        "wire/test_info.py::test_accepted_client_info",
+        "wire/test_info.py::test_malformed_mesh_key_rejects_the_whole_blob",
+    ),
+    "TestSendRecv": (
+        "client/test_with_relay.py::TestRelay::test_send_and_receive",
+        "interop/client/test_messages.py::test_packets_reach_their_addressee_only",
+        "relay/test_router.py::TestNotHere",
+        "relay/test_router.py::TestHome",
+        "relay/test_departures.py::TestPeerGone::test_only_who_received_from_it_is_told",
+    ),
+    "TestSendFreeze": (
+        "relay/test_queues.py::test_a_stalled_reader_costs_others_nothing",
+        "fault/test_stalled.py::test_a_stalled_reader_costs_its_sender_and_others_nothing",
+    ),
+    "TestWatch": ("relay/test_mesh.py::TestWatch", "interop/go/mesh.go::watchers"),
+    "TestServerRepliesToPing": (
+        "relay/test_router.py::TestPing::test_a_pong_has_the_first_eight_bytes_of_the_ping",
+    ),
+    # derp/derphttp
+    "TestPing": ("client/test_with_relay.py::TestRelay::test_ping",),
+    "TestProbe": (
+        "aio/test_routes.py::test_probes_are_answered_for_pages_of_any_origin",
+        "interop/server/test_pages.py::test_both_answer_alike",
+    ),
+    "TestRunWatchConnectionLoopServeConnect": (
+        "aio/test_mesh_links.py::TestSelf::test_is_found_out_and_left_alone",
+    ),
+    "TestBreakWatcherConn": ("aio/test_mesh_links.py::TestBreak::test_ten_times",),
+    "TestBreakWatcherConnRecv": ("aio/test_mesh_links.py::TestBreak::test_ten_times",),
+    "TestNotifyError": ("aio/test_mesh_links.py::TestBreak::test_nobody_listens_yet",),
+    # tsweb
+    "TestDebugger": (
+        "aio/site/test_pages.py::test_the_index_is_live",
+        "interop/server/test_debug_access.py::test_addresses",
+    ),
+    "TestDebuggerKV": ("aio/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
+    "TestDebuggerURL": ("aio/site/test_pages.py::test_the_index_links_every_page",),
+    "TestDebuggerSection": ("aio/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
+    "TestDebuggerHandle": (
+        "aio/site/test_pages.py::test_strangers_see_nothing",
+        "aio/site/test_pages.py::test_this_machine_and_tailscale_addresses_see_all",
+    ),
+    "TestParseTrustedCIDRs": ("cli/test_relay_values.py::test_networks_are_read_from_a_list",),
+    "TestAllowDebugAccessTrustedCIDRContains": (
+        "aio/site/test_access.py::test_trusted_networks_may",
+        "aio/site/test_access.py::test_what_is_outside_trusted_networks_may_not",
+    ),
+    # A host name to redirect to instead of the one asked for is an option that derper lacks.
+    "TestPort80Handler": (
+        "aio/test_routes.py::test_plain_http_beside_tls_is_redirected_with_host_and_query",
+        "interop/server/test_debug_access.py::test_plain_http_beside_tls",
+    ),
+    "TestHandler": (
+        "aio/site/test_metrics.py::test_the_relays_and_the_process_metrics_come_in_one_scrape",
+    ),
+    "TestVarzHandler": ("interop/test_metrics.py::test_metrics_have_the_same_names_and_types",),
+    # net/ktimeout
+    "TestSetUserTimeout": (
+        "aio/test_sockets.py::test_accepted_sockets_carry_the_options_of_the_listener",
+        "aio/test_sockets.py::test_zero_leaves_options_as_the_system_has_them",
+    ),
+}
+"""Go's tests, and the tests here that prove the same."""
+
+WITHOUT: Final[Mapping[str, str]] = {
+    "TestServerDupClients/concurrent_dups_get_disabled": "disableFighters, for tests",
+    "TestServerDupClients/concurrent_dups_three_parties": "disableFighters, for tests",
+    "TestServerDupClients/activity_promotes_primary_when_nil": "disableFighters, for tests",
+    "TestLookupDestHashTrieIgnoresInactiveSet": "only disableFighters leaves a set without one",
+    "TestLookupDestHashTrieNoAlloc": "about Go's memory",
+    "TestGetPerClientSendQueueDepth": "the depth is fixed, the bytes are bounded as well",
+    "TestProdAutocertHostPolicy": "nobody but Tailscale gets its names",
+    "TestDeps": "about Go's packages",
+    "TestAttrOrderForXdpDERP": "XDP: not built",
+    "TestXDP": "XDP: not built",
+    "TestCountersMapKey": "XDP: not built",
+}
+"""Go's tests that have no twin, and why."""
+
+BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
+    "admission URL: all answers": (
+        "admission/test_url.py::test_the_request_has_exactly_this_body_and_no_content_type",
+        "admission/test_url.py::test_a_response_decides_whether_or_not_failing_opens",
+        "admission/test_url.py::test_without_a_response_failing_opens_if_it_may",
+        "interop/admission/test_beside_derper.py::test_an_admission_url",
+        "interop/admission/test_beside_derper.py::test_an_admission_url_that_fails_closed",
+        "aio/test_login.py::test_mesh_peers_are_not_asked_about",
+    ),
+    "local tailscaled: all answers, and the self check": (
+        "admission/test_tailscaled.py::test_each_answer_of_the_daemon",
+        "admission/test_tailscaled.py::test_a_missing_socket_lets_nobody_in",
+        "interop/admission/test_beside_derper.py::test_a_local_tailscaled",
+        "aio/site/test_check.py::test_admission_that_would_not_let_this_machine_in_is_told",
+    ),
+    "login: lengths, keys, mesh keys, silence": (
+        "interop/go/login.go::login",
+        "interop/go/login.go::badlogin",
+        "interop/go/login.go::mutelogin",
+        "aio/test_protocol_time.py::test_a_silent_connection_has_ten_seconds",
+    ),
+    "frames: rights and lengths": (
+        "interop/server/test_frames.py::test_lengths_and_rights",
+        "interop/go/frames.go::badframes",
+        "interop/go/mesh.go::meshrights",
+    ),
+    "payloads of nothing to one byte too many": (
+        "interop/server/test_frames.py::test_what_a_frame_holds_up_to_the_last_byte_arrives",
+        "interop/go/sizes.go::sizes",
+    ),
+    "duplicates on the wire": ("interop/go/gone.go::duplicates", "interop/go/mesh.go::watchers"),
+    "PeerGone when a sender leaves, and leaves again": (
+        "interop/go/gone.go::peergone",
+        "interop/test_go_clients.py::test_second_departure_of_a_peer",
+        "relay/test_departures.py::TestPeerGone::test_a_second_departure_is_told_again",
+    ),
+    "a slow reader": (
+        "interop/server/test_slow_reader.py::test_a_slow_reader_is_closed_after_two_seconds",
+        "aio/test_protocol_time.py::test_a_client_that_takes_no_byte_is_aborted",
+        "aio/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
+    ),
+    "a flood of pings": (
+        "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",
+        "interop/go/basic.go::pingflood",
+    ),
+    "keep-alives": (
+        "aio/test_protocol_time.py::test_keepalives_come_after_sixty_seconds_and_jitter",
+        "aio/test_protocol_time.py::test_the_jitter_is_drawn_once_a_connection",
+    ),
+    "home moves count after five seconds": (
+        "interop/server/test_home.py::test_moves_count_after_five_seconds",
+        "relay/test_router.py::TestHome::test_moves_count_only_later_than_five_seconds_after_login",
+    ),
+    "HTTP": (
+        "interop/go/web.go::upgrade",
+        "interop/go/web.go::faststart",
+        "interop/go/web.go::httpanswers",
+        "interop/server/test_pages.py::test_both_answer_alike",
+        "interop/server/test_pages.py::test_unknown_paths_are_not_the_home_page",
+        "interop/server/test_pages.py::test_other_settings",
+        "aio/test_protocol_time.py"
+        "::test_an_answered_http_connection_idles_for_thirty_seconds_in_silence",
+    ),
+    "websocket": (
+        "interop/go/wsraw.go::wshandshake",
+        "interop/go/wsraw.go::wsframes",
+        "interop/go/sizes.go::wslimit",
+        "aio/test_websocket.py::test_a_full_packet_fits_one_message_and_leaves_in_small_ones",
+    ),
+    "two meshed relays": (
+        "aio/test_mesh.py::test_forwards_both_ways",
+        "aio/test_mesh.py::test_local_before_remote_and_back",
+        "aio/test_mesh.py::test_a_relay_that_dies_and_returns",
+        "relay/test_mesh.py"
+        "::TestForward::test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns",
+        "interop/mesh/test_mixed.py::test_four_nodes",
+        "interop/mesh/test_derpprobe.py::test_all_good",
+    ),
+    "accept limit": (
+        "interop/server/test_limits_of_accepting.py::test_derper_exits",
+        "interop/server/test_limits_of_accepting.py::test_ours_serves_on",
+        "aio/test_accept.py::test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on",
+    ),
+    "SIGHUP with and without rate limits": (
+        "interop/server/test_signals.py::test_it_kills_derper",
+        "interop/server/test_signals.py::test_ours_reloads_and_serves_on",
+        "interop/test_rate_limits.py::test_what_exceeds_the_burst_comes_at_the_rate",
+    ),
+    "STUN: everything but the usual request": (
+        "interop/test_stun.py::test_derper_and_we_answer_the_same_requests",
+        "interop/test_stun.py::test_derper_and_we_answer_with_the_same_bytes",
+        "aio/test_stun.py::test_what_is_no_request_is_ignored_and_counted",
+    ),
+    "key file": (
+        "interop/server/test_key_file.py::test_one_makes_it_and_the_other_uses_it",
+        "interop/server/test_key_file.py::test_what_is_no_key_ends_both_and_stays_as_it_is",
+    ),
+    "certificates from files": (
+        "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
+        "interop/server/test_manual_certificates.py::test_an_address_has_a_certificate_made",
+        "interop/server/test_manual_certificates.py::test_both_refuse_the_same",
+        "interop/server/test_manual_certificates.py"
+        "::test_both_make_a_folder_and_name_the_files_of_an_ipv6_address_alike",
+    ),
+    "who may see the debug pages": (
+        "interop/server/test_debug_access.py::test_addresses",
+        "interop/server/test_debug_access.py::test_the_key_and_forwarded_requests",
+        "aio/site/test_served.py::test_debug_access_matrix",
+    ),
+}
+"""What Go's tests do not prove, and the tests here that do."""
+
+WANTED: Final = sorted(
+    {each for table in (TWINS, BEYOND) for tests in table.values() for each in tests}
+)
+
+
+def defined(body: list[ast.stmt], above: str) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield f"{above}::{node.name}"
+            yield from defined(node.body, f"{above}::{node.name}")
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield f"{above}::{node.name}"
+
+
+@cache
+def names_in(file: str) -> frozenset[str]:
+    """The tests and their classes in a file; of a Go file the scenarios that are played."""
+    text = (TESTS / file).read_text(encoding="utf-8")
+    if file.endswith(".go"):
+        played = re.findall(r'"([a-z_]+)"', (TESTS / "interop/test_go_clients.py").read_text())
+        registered = re.findall(r'^\tregister\("([a-z_]+)",', text, re.MULTILINE)
+        return frozenset(f"{file}::{name}" for name in registered if name in played)
+    return frozenset(defined(ast.parse(text).body, file))
+
+
+@pytest.mark.parametrize("test", WANTED)
+def test_each_of_them_exists(test: str) -> None:
+    assert test in names_in(test.partition("::")[0])
+
+
+def test_no_test_of_go_is_both_here_and_missing() -> None:
+    assert not TWINS.keys() & WITHOUT.keys()
+    assert all(WITHOUT.values())
