@@ -64,18 +64,9 @@ def a_folder_as_key(folder: Path) -> list[str]:
 
 PROBLEMS: dict[str, tuple[Prepare, str]] = {
     "key is a folder": (a_folder_as_key, "cannot read the key file %/relay.json: Is a directory"),
-    "key is no JSON": (written("relay.json", "{"), "the key file %/relay.json is not JSON"),
-    "mesh key": (
-        written("mesh", "abc\n", "--mesh-psk-file=%"),
-        "the mesh key file %/mesh cannot be used",
-    ),
     "TOML": (
         written("relay.toml", 'home = "blank"\nhome = 1\n', "--config-file=%"),
         "settings file %/relay.toml, line 2",
-    ),
-    "TOML with an unknown name": (
-        written("relay.toml", '# mine\nadress = ":443"\n', "--config-file=%"),
-        "settings file %/relay.toml, line 2: adress: no such setting; did you mean address?",
     ),
     "rates": (written("rate", '{\n"PerKey":\n', "--rate-config=%"), "rate config %/rate, line 3"),
     "allowed keys": (
@@ -83,7 +74,6 @@ PROBLEMS: dict[str, tuple[Prepare, str]] = {
         "%/keys, line 2",
     ),
     "no allowed keys": (lambda folder: [*PLAIN, f"--allow-keys-file={folder}/keys"], "%/keys"),
-    "certificate of another": (certificate("other"), "localhost"),
     "broken key of a certificate": (half_a_certificate, "%/localhost.key"),
     "no such folder": (
         lambda folder: ["-a", f"unix:{folder}/none/sock", "--no-stun"],
