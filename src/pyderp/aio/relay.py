@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import socket
 from typing import TYPE_CHECKING, Final
 
 from pyderp.aio.core import Core, Served
@@ -36,6 +37,9 @@ log = logging.getLogger("pyderp.relay")
 _CERTIFICATE_LOOK: Final = 5.0
 """Seconds between two looks at whether the certificate's files changed."""
 _DRAIN_STEP: Final = 0.01
+_ACCEPT_AT_ONCE: Final = 5
+"""asyncio accepts as many in one turn of its loop as the backlog that it is told, before it
+asks us about the first: more than file descriptors may be left."""
 _LONGEST_RECONNECT: Final = 2**32 // 1000
 """Seconds that fit the frame, which has milliseconds in 32 bits."""
 
@@ -111,9 +115,10 @@ class Relay:
         for factory, sockets in ((main, listeners.main), (side, listeners.side)):
             for sock in sockets:
                 make = loop.create_server
-                if sock.family == sock.family.AF_UNIX:
+                if sock.family == socket.AF_UNIX:
                     make = loop.create_unix_server  # type: ignore[assignment]  # same arguments
-                self._servers.append(await make(factory, sock=sock, backlog=LISTEN_BACKLOG))
+                self._servers.append(await make(factory, sock=sock, backlog=_ACCEPT_AT_ONCE))
+                sock.listen(LISTEN_BACKLOG)
 
     def _look_at_certificate(self) -> None:
         assert self._parts is not None
@@ -249,9 +254,11 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
+        """What clients connect to; of a Unix socket, its address."""
         host, port = self.address
         tls = self.config.tls
+        if host.startswith("unix:"):
+            return host  # what is in front of it has the URL
         if tls is not None:
             return f"https://{format_address(tls.hostname, port)}/derp"
         if host in ("::", "0.0.0.0"):  # noqa: S104 (compared, not listened on)
@@ -282,7 +289,7 @@ class Relay:
         node: dict[str, object] = {"Name": "custom", "RegionID": 900, "HostName": tls.hostname}
         node |= self._parts.certificates.map_node() or {}
         port = self.address[1]
-        if port != HTTPS_PORT:
+        if port not in (0, HTTPS_PORT):  # 0: a Unix socket
             node["DERPPort"] = port
         stun = self._stun_addresses[0][1] if self._stun_addresses else -1
         if stun != STUN_PORT:

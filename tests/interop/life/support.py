@@ -32,6 +32,7 @@ class Service:
         sockets: handed down from descriptor 3 on, as systemd does.
         extra: more environment.
         files: limit of open files, soft and hard.
+        before: what the command begins with; it must become the relay by exec.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class Service:
         sockets: Sequence[socket.socket] = (),
         extra: dict[str, str] | None = None,
         files: int | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         self.log = log
         self._read_from = log.stat().st_size if log.is_file() else 0
-        command = [sys.executable, "-m", "pyderp", "relay", *map(str, arguments)]
+        command = [*before, sys.executable, "-m", "pyderp", "relay", *map(str, arguments)]
         env = environment(**(extra or {}))
         if sockets:
             # The process has to know its own number, so a shell sets it.

@@ -140,17 +140,20 @@ def test_each_is_told_in_one_line(tmp_path: Path) -> None:
             assert sorted(os.listdir(folder)) == before, name
 
 
-@contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[list[str]]:
-    """What a command begins with so that `folder` is on a disk of its own, which is full."""
+def on_a_full_disk(folder: Path, then: str) -> list[str]:
+    """What a command begins with so that `folder` is on a disk of its own, which is full.
+
+    Args:
+        then: what a shell does with the rest of the command, "$@".
+    """
     if os.geteuid() != 0:
         missing("permission for `unshare --mount`", "run as root")
     script = (
         'mount -t tmpfs -o size=16k none "$0" && chmod 700 "$0" && '
-        'head -c 16384 /dev/zero > "$0/fill"; "$@"; code=$?; ls -A "$0"; exit $code'
+        f'head -c 16384 /dev/zero > "$0/fill"; {then}'
     )
     folder.mkdir()
-    yield [str(need("unshare")), "--mount", "sh", "-c", script, str(folder)]
+    return [str(need("unshare")), "--mount", "sh", "-c", script, str(folder)]
 
 
 @pytest.mark.parametrize(
@@ -168,20 +171,35 @@ def test_a_full_disk_is_told_and_no_part_of_a_file_is_left(
     flags: list[str], told: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "full"
-    with full_disk(folder) as before:
-        flags = [f"-c{tmp_path}/relay.json", *PLAIN, *flags]
-        flags = [flag.replace("%", str(folder)) for flag in flags]
-        done = subprocess.run(
-            [*before, sys.executable, "-m", "pyderp", "relay", *flags],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=BOUND,
-            check=False,
-        )
+    before = on_a_full_disk(folder, '"$@"; code=$?; ls -A "$0"; exit $code')
+    flags = [f"-c{tmp_path}/relay.json", *PLAIN, *flags]
+    flags = [flag.replace("%", str(folder)) for flag in flags]
+    done = subprocess.run(
+        [*before, sys.executable, "-m", "pyderp", "relay", *flags],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=BOUND,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "pyderp: " + told.replace("%", str(folder))
     assert done.stdout == "fill\n"
+
+
+def test_on_a_full_disk_a_relay_with_acme_serves(tmp_path: Path) -> None:
+    """What it cannot note of its attempts is in the log, and it stops as any other."""
+    folder = tmp_path / "full"
+    before = on_a_full_disk(folder, 'exec "$@"')
+    flags = [*PLAIN, f"-c{tmp_path}/relay.json", "--hostname=relay.example.com", "--http-port=-1"]
+    flags += [f"--certdir={folder}", "--certmode=letsencrypt"]
+    flags += ["--acme-directory=https://127.0.0.1:1/none"]
+    with service(*flags, log=tmp_path / "log", before=before) as relay:
+        relay.wait_for(f"cannot write {folder}/relay.example.com.state.json: No space left")
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=BOUND):
+            assert os.listdir(f"/proc/{relay.popen.pid}/root{folder}") == ["fill"]
+        relay.signal(signal.SIGTERM)
+        assert relay.popen.wait(BOUND) == 0
 
 
 def test_a_relay_whose_log_is_full_serves_on(tmp_path: Path) -> None:

