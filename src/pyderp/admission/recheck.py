@@ -51,9 +51,7 @@ async def _round(
         for n, applicant in enumerate(applicants):
             await asyncio.sleep(begin + n * step - loop.time())
             await slots.acquire()
-            task = group.create_task(
-                _carefully(check(applicant)), name="pyderp admission: recheck"
-            )
+            task = group.create_task(_carefully(check(applicant)), name="pyderp admission: recheck")
             task.add_done_callback(lambda _: slots.release())
     await asyncio.sleep(begin + interval - loop.time())
 
