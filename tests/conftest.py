@@ -19,9 +19,12 @@ from .aio.ways import NAME
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
-# In a shell's background job Ctrl-C is ignored, also by what tests start and then stop by it.
+# In a shell's background job Ctrl-C is ignored, and under nohup SIGHUP, also by what tests start
+# and then stop by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

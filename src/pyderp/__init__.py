@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pyderp.errors import (
         BadBox,
         BadMagic,
-        BadServerName,
         BadUpgrade,
         CertificateError,
         ClientClosed,
@@ -74,7 +73,6 @@ __all__ = [
     "AdmissionConfig",
     "BadBox",
     "BadMagic",
-    "BadServerName",
     "BadUpgrade",
     "BootstrapDNSConfig",
     "CertificateError",
@@ -150,7 +148,7 @@ _NAMES: Final = {
     ),
     "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
     "pyderp.errors": (
-        "BadBox BadMagic BadServerName BadUpgrade CertificateError ClientClosed ConfigError "
+        "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
         "InvalidMap LocalProtocolError NotConnected PinMismatch ProtocolError ProxyError "
         "RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "

@@ -7,7 +7,6 @@ DerpError
 │       ├── FrameTooLarge    a frame header promised more than the limit
 │       ├── UnexpectedFrame  a frame of the wrong type during login
 │       ├── BadMagic         the server's greeting is not DERP's
-│       ├── BadServerName    a TLS client asks for a server by what is no name
 │       ├── BadBox           a sealed blob that does not open with these keys
 │       └── BadUpgrade       an HTTP or websocket exchange that is not an upgrade to DERP
 │           └── UpgradeRejected  a whole HTTP answer, but not 101; has .status and .body
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BadBox",
     "BadMagic",
-    "BadServerName",
     "BadUpgrade",
     "CertificateError",
     "ClientClosed",
@@ -101,10 +99,6 @@ class UnexpectedFrame(RemoteProtocolError):
 
 class BadMagic(RemoteProtocolError):
     """The greeting does not begin with DERP's magic."""
-
-
-class BadServerName(RemoteProtocolError):
-    """A TLS client asks for a server by a name that is not ASCII, or not one name."""
 
 
 class BadBox(RemoteProtocolError):

@@ -213,7 +213,7 @@ class FixedCertificate:
         self._context = context
         self.asked: list[str] = []
 
-    def context(self, local_address: str, hello: bytes = b"") -> ssl.SSLContext:
+    def context(self, local_address: str) -> ssl.SSLContext:
         self.asked.append(local_address)
         return self._context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 
 import pytest
 
@@ -10,7 +11,7 @@ from pyderp.aio.core import SMALL_READ, Core
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.wire.frames import pack_frame, pack_send_packet
 
-from .fakes import FakeLoop, Wire, make_core
+from .fakes import FakeLoop, TLSWire, Wire, make_core
 
 
 @pytest.fixture
@@ -51,6 +52,23 @@ def test_a_full_read_in_the_lane_waits_a_turn(core: Core, loop: FakeLoop) -> Non
     assert fill(wire, packet * 20) == 20 * len(packet)
     assert wire.transport.reading
     assert fill(wire, packet * 200) == RECEIVE_BUFFER
+    assert not wire.transport.reading
+    loop.turn()
+    assert wire.transport.reading
+
+
+def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
+    core: Core, loop: FakeLoop, context: ssl.SSLContext
+) -> None:
+    """What is decrypted comes in parts, each of them small."""
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    packet = pack_send_packet(wire.private.public, bytes(1000))
+    assert fill(wire, wire.encrypt(packet * 20)) < RECEIVE_BUFFER
+    assert wire.transport.reading
+    begun = wire.encrypt(pack_frame(0x7F, bytes(10)) * 10_000)
+    assert fill(wire, begun) == RECEIVE_BUFFER
     assert not wire.transport.reading
     loop.turn()
     assert wire.transport.reading

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.aio.core import Core
+import pyderp
+from pyderp import ManualTLS, RelayConfig
+from pyderp.aio.core import TICK, Core
 from pyderp.aio.health import HealthTeller
 from pyderp.aio.limits import Limits
 from pyderp.relay.health import Trouble
@@ -17,8 +19,12 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_ping, pack_send_packet
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Health
+from tests.conftest import Run
 
+from .certificates import write_pair
+from .dial import clients
 from .fakes import FakeLoop, Wire, make_core
+from .ways import NAME, over_tls
 
 PROBLEM = "the certificate is about to expire"
 
@@ -126,6 +132,40 @@ def test_who_waits_for_its_limit_most_of_the_time_is_told(
     assert problems(other) == []
 
 
+@pytest.mark.parametrize("lifted_after", [5.0, 20.0])
+def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
+    core: Core, loop: FakeLoop, tmp_path: Path, lifted_after: float
+) -> None:
+    """Half an hour was, and who was told hears a minute later that all is well."""
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1}))
+    core.limits = Limits(core, path)
+    wire, other = join(core), join(core)
+    for size in (MIN_BURST, 2000):
+        wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
+    loop.advance(lifted_after)
+    told = [Trouble.RATE_LIMITED.value] if lifted_after > 15 else []
+    assert problems(wire) == told
+    path.write_text("{}")
+    assert core.limits.reload()
+    loop.advance(15 + 61)
+    assert problems(wire) == [""] * len(told)
+    loop.advance(600)
+    assert problems(wire) == []
+
+
+def test_it_looks_once_a_second(core: Core, loop: FakeLoop) -> None:
+    wire = join(core)
+    health(core).set_certificate_problem(PROBLEM)
+    loop.advance(TICK)
+    assert problems(wire) == [PROBLEM]
+    health(core).set_certificate_problem(None)
+    loop.advance(1 - TICK)
+    assert problems(wire) == []
+    loop.advance(TICK)
+    assert problems(wire) == [""]
+
+
 def test_the_certificate_is_told_to_all_and_to_who_comes(core: Core, loop: FakeLoop) -> None:
     one = join(core)
     health(core).set_certificate_problem(PROBLEM)
@@ -165,3 +205,25 @@ def test_a_fight_costs_one_frame_however_long(core: Core, loop: FakeLoop) -> Non
         fight(one, two)
         loop.advance(0.9)
     assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
+
+
+def test_a_relay_tells_of_its_own_certificate(run: Run, tmp_path: Path) -> None:
+    """Whoever is there and whoever comes, until it is renewed."""
+
+    async def main() -> None:
+        write_pair(tmp_path, NAME, days=60)
+        config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME))
+        async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):
+            assert relay._parts is not None
+            write_pair(tmp_path, NAME, days=3)
+            relay._parts.look_at_certificates()
+            problem = (await first.wait_for(Health)).problem
+            assert problem.startswith(f"the relay's certificate for {NAME} expires on ")
+            async with clients(relay, 1, via=over_tls()) as (second,):
+                assert await second.wait_for(Health) == Health(problem)
+                write_pair(tmp_path, NAME, days=60)
+                relay._parts.look_at_certificates()
+                for client in (first, second):
+                    assert await client.wait_for(Health) == Health("")
+
+    run(main())

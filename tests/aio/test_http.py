@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_network
 
 import pytest
 
 from pyderp.aio.core import Core
+from pyderp.aio.routes import relay_routes
 from pyderp.aio.tls import protocol_factory
 from pyderp.keys import MeshKey
 from pyderp.wire import frames
 from pyderp.wire.frames import FrameType, pack_frame
-from pyderp.wire.messages import (
-    Pong,
-)
+from pyderp.wire.http import Request, Response
+from pyderp.wire.messages import Pong
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 
 from .fakes import SIDE_ROUTES, FakeLoop, Wire, make_core
@@ -207,3 +208,51 @@ def test_requests_go_on_once_late_answers_are_read(core: Core) -> None:
     wire.feed(request)
     assert wire.answer().count(b"HTTP/1.1 200 OK") == 2
     assert core.router.counters.protocol_errors == 0
+
+
+ASK_DEBUG = b"GET /who HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "remote", "forwarded"),
+    [
+        (b"", "10.0.0.1", False),
+        (b"X-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", False),
+        (b"X-Forwarded-For: unknown\r\n", "10.0.0.1", True),
+        (b"X-Forwarded-For:\r\n", "10.0.0.1", True),
+        (b"X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", False),
+    ],
+)
+def test_a_trusted_proxy_tells_who_asks(
+    core: Core, headers: bytes, remote: str, forwarded: bool
+) -> None:
+    core.trusted = (ip_network("10.0.0.0/8"),)
+    assert who_asks(core, headers) == (remote, forwarded)
+
+
+@pytest.mark.parametrize(
+    ("headers", "forwarded"),
+    [
+        (b"", False),
+        (b"X-Forwarded-For: 127.0.0.1\r\n", True),
+        (b"X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.7\r\n", True),
+        (b"Forwarded: for=127.0.0.1\r\n", True),
+    ],
+)
+def test_nobody_else_is_believed_but_noted(core: Core, headers: bytes, forwarded: bool) -> None:
+    assert who_asks(core, headers) == ("10.0.0.1", forwarded)
+
+
+def who_asks(core: Core, headers: bytes) -> tuple[str, bool]:
+    """Whom the routes see, of a request that comes from 10.0.0.1."""
+    seen: list[Request] = []
+
+    def who(request: Request) -> Response:
+        seen.append(request)
+        return Response(204)
+
+    protocol = protocol_factory(core, relay_routes({"/who": who}), None)()
+    wire = Wire(core, protocol, peername=("10.0.0.1", 4711))
+    wire.feed(ASK_DEBUG % headers)
+    (request,) = seen
+    return request.remote, request.forwarded

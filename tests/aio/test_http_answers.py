@@ -11,7 +11,6 @@ import pytest
 
 import pyderp
 from pyderp import RelayConfig
-from pyderp.aio.listeners import Listeners
 from pyderp.aio.routes import Routes, relay_routes
 from pyderp.aio.sockets import listen
 from pyderp.aio.tls import protocol_factory
@@ -76,8 +75,8 @@ class Stage:
 @asynccontextmanager
 async def serving(stage: Stage) -> AsyncIterator[pyderp.Relay]:
     """A relay, and on its second address the routes of a test."""
-    sock = listen("127.0.0.1", 0, keepalive_time=0, user_timeout=0)
-    async with pyderp.Relay(RelayConfig(), listeners=Listeners()) as relay:
+    sock = listen("127.0.0.1", 0)
+    async with pyderp.Relay(RelayConfig()) as relay:
         core = relay._running()
         server = await core.loop.create_server(
             protocol_factory(core, stage.routes, None), sock=sock
@@ -226,6 +225,39 @@ def test_a_stream_waits_for_its_reader(run: Run) -> None:
             before = len(await reader.read(1 << 20))
             assert before
             assert await reader.readexactly(3_000_000)
+            await hang_up(writer)
+            await until_gone(relay)
+
+    run(main())
+
+
+def test_too_many_requests_behind_a_slow_answer_end_the_connection(run: Run) -> None:
+    async def main() -> None:
+        stage = Stage()
+        async with serving(stage) as relay:
+            reader, writer = await open_stream(relay.address)
+            writer.write(get("/later", close=False) + 20 * get("/now", close=False))
+            await stage.begun.wait()
+            stage.go.set()
+            answer = await drained(reader)
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            await hang_up(writer)
+            await until_gone(relay)
+            assert relay.counters.protocol_errors == 1
+
+    run(main())
+
+
+def test_too_much_behind_a_stream_ends_the_connection(run: Run) -> None:
+    async def main() -> None:
+        stage = Stage()
+        async with serving(stage) as relay:
+            reader, writer = await open_stream(relay.address)
+            writer.write(get("/stream", close=False))
+            await stage.begun.wait()
+            writer.write(b"x" * 100_000)
+            await drained(reader)
+            await stage.ended.wait()
             await hang_up(writer)
             await until_gone(relay)
 

@@ -257,11 +257,17 @@ def test_each_of_several_connections_of_a_key_has_its_own_bucket(core: Core, pat
         assert not wire.transport.reading
 
 
-def test_who_is_limited_reads_little_at_a_time(core: Core, path: Path) -> None:
+def test_who_is_limited_reads_little_at_a_time(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
     """So it exceeds its limit by little; a high limit is worth no smaller reads."""
     limits = limit(core, path, 20_000)
     wire = join(core)
     assert len(wire.protocol.get_buffer(-1)) == SMALL_READ
+    wire.feed_only(bytes(SMALL_READ))
+    assert not wire.transport.reading, "a small share of the turn, too"
+    loop.turn()
+    assert wire.transport.reading
     wire.feed_only(pack_send_packet(wire.private.public, b"")[:-1])
     assert len(wire.protocol.get_buffer(-1)) <= SMALL_READ
     write(path, 100 * RECEIVE_BUFFER)

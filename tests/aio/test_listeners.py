@@ -25,7 +25,7 @@ from .ways import NAME, over_tls
 
 
 def bound(port: int = 0) -> socket.socket:
-    return listen("127.0.0.1", port, keepalive_time=0, user_timeout=0)
+    return listen("127.0.0.1", port)
 
 
 def test_sockets_that_are_given_are_used_and_closed(run: Run, tls: ManualTLS) -> None:
@@ -37,7 +37,7 @@ def test_sockets_that_are_given_are_used_and_closed(run: Run, tls: ManualTLS) ->
             stun_port=1,
             tls=ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=1),
         )
-        async with pyderp.Relay(config, listeners=given) as relay:
+        async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
             assert relay.address == names[0]
             assert relay.http_address == names[2]
             assert relay.stun_addresses == [names[3]]
@@ -62,6 +62,23 @@ def test_what_is_missing_among_the_given_is_opened() -> None:
     assert listeners.main == given.main
     assert len(listeners.stun) == 1
     listeners.close()
+
+
+def test_all_of_them_are_made_ready(tmp_path: Path) -> None:
+    """Whoever opened them: none blocks, and what comes over TCP has the options asked for."""
+    given = Listeners(main=[bound(), listen_unix(tmp_path / "sock")])
+    assert [sock.getblocking() for sock in given.main] == [True, True]
+    tls = ManualTLS(certdir=Path(), hostname="127.0.0.1", http_port=0)
+    config = RelayConfig(address="127.0.0.1:0", tls=tls, tcp_keepalive_time=77.0)
+    opened = open_listeners(config, given)
+    try:
+        assert len(opened.side) == 1
+        for sock in (*opened.main, *opened.side):
+            assert not sock.getblocking()
+        for sock in (opened.main[0], opened.side[0]):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 77
+    finally:
+        opened.close()
 
 
 def test_when_one_cannot_be_opened_all_are_closed() -> None:
@@ -156,6 +173,9 @@ def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Pat
 
 
 def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="Not a directory"):
+        listen_unix(tmp_path / "file" / "relay.sock")
     with pytest.raises(ConfigError, match="No such file"):
         listen_unix(tmp_path / "missing" / "relay.sock")
 

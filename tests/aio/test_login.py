@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -196,5 +198,59 @@ def test_what_waits_is_bounded_by_one_read(run: Run) -> None:
             await drained(reader)
             await hang_up(writer)
             await target.aclose()
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["plain", "websocket"])
+def test_a_bad_frame_behind_the_login_ends_the_connection(
+    run: Run, kind: str, tls: ManualTLS
+) -> None:
+    async def main() -> None:
+        keeper = Doorkeeper()
+        _, via = way(kind, tls)
+        async with pyderp.Relay(keeper.config()) as relay:
+            private = NodePrivate.generate()
+            joining = asyncio.ensure_future(connect(relay.address, private=private, via=via))
+            await keeper.was_asked.wait()
+            (protocol,) = relay._running().protocols
+            # As if it had come in one read with the ClientInfo.
+            frame = b"\x04\0\0\0\1x"
+            if protocol.websocket is None:
+                protocol._tail = frame  # type: ignore[attr-defined]  # of the one kind there is
+            else:
+                protocol.websocket._stream += frame  # type: ignore[attr-defined]  # likewise
+            keeper.answer.set_result(True)
+            with pytest.raises(EOFError):
+                await joining
+            await until_gone(relay)
+            assert relay.counters.protocol_errors == 1
+
+    run(main())
+
+
+def test_who_sends_more_than_fits_while_asked_about_is_closed(run: Run, tmp_path: Path) -> None:
+    """A load balancer's buffers may bring more in one go than the relay's own reads."""
+
+    async def main() -> None:
+        keeper = Doorkeeper()
+        config = keeper.config()
+        config = replace(
+            config,
+            address=f"unix:{tmp_path}/s",
+            proxy_protocol=True,
+            trusted_proxies=(ip_network("127.0.0.0/8"),),
+        )
+        async with pyderp.Relay(config) as relay:
+            reader, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
+            client = Client(reader, writer, NodePrivate.generate(), None)  # type: ignore[arg-type]
+            session = ClientSession(client.private, random=os.urandom, server_key=relay.public_key)
+            request = upgrade_request("relay.test", "/derp", user_agent="tests", fast_start=True)
+            pings = (b"\x12\0\0\0\x08" + bytes(8)) * 16_000
+            data = b"PROXY UNKNOWN\r\n" + request + b"".join(session.data_to_send()) + pings
+            writer.write(data)
+            await drained(reader)
+            await hang_up(writer)
+            await until_gone(relay)
 
     run(main())

@@ -12,6 +12,7 @@ import pytest
 
 from pyderp import ClientConfig, ConfigError, ManualTLS, NetworkSettings, NodePrivate, TLSConfig
 from pyderp.aio import mesh as module
+from pyderp.aio.meshlog import MeshLog
 from pyderp.client import connection as client_connection
 from pyderp.keys import MeshKey
 from pyderp.relay.counters import DropReason
@@ -82,13 +83,14 @@ class TestSelf:
                 ours.mesh.set_hosts([url])
                 await until(lambda: ours.status(url).is_self)
                 await until(lambda: ours.relay.clients == 0)
-                await asyncio.sleep(3 * RETRY)
+                ((_, task),) = ours.mesh._loops.values()
+                await until(task.done)
                 status = ours.status(url)
                 assert (status.connected, status.error, status.peers) == (False, "", 0)
                 assert ours.counters.accepts == 1
                 ours.mesh.set_hosts([url])
-                await asyncio.sleep(3 * RETRY)
-                assert ours.counters.accepts == 1
+                ((_, same),) = ours.mesh._loops.values()
+                assert same is task, "it is done for good"
             assert lines(caplog) == [f"mesh with {url}: that is this relay itself; left alone"]
 
         run(main())
@@ -296,16 +298,27 @@ class TestBreak:
 
         run(main())
 
-    def test_nobody_listens_yet(self, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    def test_nobody_listens_yet(
+        self, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Tried again and again (with a twin of TestNotifyError), told once, and mended."""
         caplog.set_level(logging.INFO)
+        failures: list[str] = []
+        failed = MeshLog.failed
+
+        def counted(log: MeshLog, text: str, bug: Exception | None) -> None:
+            failures.append(text)
+            failed(log, text, bug)
+
+        monkeypatch.setattr(MeshLog, "failed", counted)
 
         async def main() -> None:
             async with node() as gone:
                 address, url = "{}:{}".format(*gone.relay.address), gone.relay.url
+            failures.clear()
             async with node(hosts=[url]) as ours:
-                await until(lambda: "refused" in ours.status(url).error)
-                await asyncio.sleep(3 * RETRY)
+                await until(lambda: len(failures) == 3)
+                assert "refused" in ours.status(url).error
                 assert len(lines(caplog)) == 1
                 async with node(config(address=address)):
                     await linked(ours)

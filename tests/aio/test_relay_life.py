@@ -54,9 +54,9 @@ def test_a_relay_that_does_not_run_tells_nothing(ask_for: Callable[[pyderp.Relay
 def test_a_relay_starts_once(run: Run) -> None:
     async def main() -> None:
         async with pyderp.Relay() as relay:
-            with pytest.raises(LocalProtocolError, match="started before"):
+            with pytest.raises(LocalProtocolError, match="started or closed"):
                 await relay.start()
-        with pytest.raises(LocalProtocolError, match="started before"):
+        with pytest.raises(LocalProtocolError, match="started or closed"):
             await relay.start()
 
     run(main())
@@ -226,5 +226,24 @@ def test_a_relay_that_stopped_looks_at_its_certificate_no_more(run: Run, tls: Ma
             assert relay._certificate_timer is not None
             assert not relay._certificate_timer.cancelled()
         assert relay._certificate_timer.cancelled()
+
+    run(main())
+
+
+def test_a_relay_that_is_closed_while_it_starts_serves_nobody(run: Run) -> None:
+    async def main() -> None:
+        relay = pyderp.Relay()
+        starting = asyncio.ensure_future(relay.start())
+        await asyncio.sleep(0)
+        await relay.aclose(drain=0)
+        await asyncio.gather(starting, return_exceptions=True)
+        if starting.exception() is None:
+            with pytest.raises(OSError):
+                await open_stream(relay.address)
+
+        early = pyderp.Relay()
+        await early.aclose(drain=0)
+        with pytest.raises(LocalProtocolError, match="started or closed"):
+            await early.start()
 
     run(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pyderp
-from pyderp.aio.sockets import format_address, listen, parse_address, unacknowledged, unmap
+from pyderp.aio.sockets import format_address, listen, parse_address, tune, unacknowledged, unmap
 from pyderp.defaults import LISTEN_BACKLOG
 from pyderp.errors import ConfigError
 from tests.conftest import Run
@@ -76,18 +76,17 @@ def test_unmap_shows_ipv4_addresses_as_such(host: str, want: str) -> None:
     assert unmap(host) == want
 
 
-def test_a_listener_listens_on_a_free_port_and_does_not_block() -> None:
-    with listen("127.0.0.1", 0, keepalive_time=600, user_timeout=15) as sock:
+def test_a_listener_listens_on_a_free_port() -> None:
+    with listen("127.0.0.1", 0) as sock:
         host, port = sock.getsockname()
         assert host == "127.0.0.1"
         assert port != 0
-        assert sock.getblocking() is False
         with socket.create_connection((host, port), timeout=5):
             pass
 
 
 def test_an_empty_host_listens_on_both_families() -> None:
-    with listen("", 0, keepalive_time=0, user_timeout=0) as sock:
+    with listen("", 0) as sock:
         port = sock.getsockname()[1]
         for address in ("127.0.0.1", "::1"):
             with socket.create_connection((address, port), timeout=5):
@@ -96,15 +95,15 @@ def test_an_empty_host_listens_on_both_families() -> None:
 
 def test_without_ipv6_an_empty_host_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
-    with listen("", 0, keepalive_time=0, user_timeout=0) as sock:
+    with listen("", 0) as sock:
         assert sock.family is socket.AF_INET
         assert sock.getsockname()[0] == "0.0.0.0"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hands options on to accepted sockets")
 def test_accepted_sockets_carry_the_options_of_the_listener() -> None:
-    with listen("127.0.0.1", 0, keepalive_time=600, user_timeout=15, notsent_lowat=16384) as sock:
-        sock.setblocking(True)
+    with listen("127.0.0.1", 0) as sock:
+        tune(sock, keepalive_time=600, user_timeout=15, notsent_lowat=16384)
         with socket.create_connection(sock.getsockname(), timeout=5):
             accepted, _ = sock.accept()
             with accepted:
@@ -120,39 +119,41 @@ def test_accepted_sockets_carry_the_options_of_the_listener() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hands options on to accepted sockets")
 def test_zero_leaves_options_as_the_system_has_them() -> None:
-    with listen("127.0.0.1", 0, keepalive_time=0, user_timeout=0) as sock:
+    with listen("127.0.0.1", 0) as sock:
+        tune(sock, keepalive_time=0, user_timeout=0, notsent_lowat=0)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("seconds", [1e5, 1e12, float("inf")])
 def test_a_time_that_the_kernel_refuses_leaves_its_own(seconds: float) -> None:
-    with listen("127.0.0.1", 0, keepalive_time=seconds, user_timeout=seconds) as sock:
+    with listen("127.0.0.1", 0) as sock:
+        tune(sock, keepalive_time=seconds, user_timeout=seconds, notsent_lowat=0)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 def test_a_system_without_an_option_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
-    with listen("127.0.0.1", 0, keepalive_time=0, user_timeout=15):
-        pass
+    with listen("127.0.0.1", 0) as sock:
+        tune(sock, keepalive_time=0, user_timeout=15, notsent_lowat=0)
 
 
 def test_a_taken_port_is_explained() -> None:
-    with listen("127.0.0.1", 0, keepalive_time=0, user_timeout=0) as sock:
+    with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: the port is taken"):
-            listen("127.0.0.1", port, keepalive_time=0, user_timeout=0)
+            listen("127.0.0.1", port)
 
 
 def test_an_address_of_another_machine_is_explained() -> None:
     with pytest.raises(ConfigError, match="does not have that address"):
-        listen("192.0.2.1", 0, keepalive_time=0, user_timeout=0)
+        listen("192.0.2.1", 0)
 
 
 @pytest.mark.parametrize("host", ["no such host", "a" * 70, "a..b", "x\0y"])
 def test_a_host_that_is_no_name_is_explained(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot listen on"):
-        listen(host, 0, keepalive_time=0, user_timeout=0)
+        listen(host, 0)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_other_failures_are_explained(
 
     monkeypatch.setattr(socket, "create_server", fail)
     with pytest.raises(ConfigError, match=text):
-        listen("127.0.0.1", 80, keepalive_time=0, user_timeout=0)
+        listen("127.0.0.1", 80)
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="ss of iproute2 is not here")
@@ -213,7 +214,7 @@ def test_what_a_client_has_yet_to_acknowledge_is_counted() -> None:
 
 def test_all_addresses_of_both_families_may_be_written_as_two_colons() -> None:
     with (
-        listen("::", 0, keepalive_time=0, user_timeout=0) as sock,
+        listen("::", 0) as sock,
         socket.create_connection(("127.0.0.1", sock.getsockname()[1])),
     ):
         pass

@@ -190,7 +190,7 @@ def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
     for start in range(0, len(hello), chunk):
         Wire.feed(wire, hello[start : start + chunk])
     assert wire.gone
-    assert Wire.answer(wire) == bytes((21, 3, 3, 0, 2, 2, 112))
+    assert Wire.answer(wire) == bytes((21, 3, 3, 0, 2, 2, 47))
     assert core.router.counters.protocol_errors == 1
     assert capfd.readouterr().err == ""
 
@@ -221,3 +221,23 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
     wire.shake_hands(chunk)
     assert len(certificates.hellos) == 1
     wire.login()
+
+
+def test_records_that_bring_nothing_end_the_connection(
+    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as key updates, which cost a handshake's work each; the ssl module can make none."""
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    assert isinstance(wire.protocol, TLSRelayProtocol)
+
+    def nothing(size: int, room: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    monkeypatch.setattr(wire.protocol, "_read_record", nothing)
+    Wire.feed(wire, bytes(40 * 1024))
+    assert not wire.gone
+    Wire.feed(wire, b"x")
+    assert wire.gone
+    assert core.router.counters.protocol_errors == 1

@@ -318,3 +318,11 @@ def test_only_the_given_bytes_of_a_buffer_are_read(world: World) -> None:
             assert lane.receive(world.router, a.connection, data, view, end) == len(data) // 2
             assert data[len(data) // 2 :] == fresh[len(data) // 2 :]
     assert set(map(repr, world.got(b))) == {repr(packet("a", b"1"))}
+
+
+def test_a_flood_of_frames_that_are_no_packets_ends_the_connection(world: World) -> None:
+    client = world.join("a")
+    unknown = b"\x7f\0\0\0\0"
+    world.feed(client, unknown * 4096)
+    with pytest.raises(RemoteProtocolError, match="no packets"):
+        world.feed(client, unknown * 4097)

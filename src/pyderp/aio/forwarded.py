@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable
 from typing import Final
 
@@ -11,42 +10,40 @@ from pyderp.wire.http import Request
 
 __all__ = ["client_address"]
 
-_FOR: Final = re.compile(r'(?i)(?:^|[;,\s])for=("[^"]*"|[^;,\s]*)')
 _MOST_HOPS: Final = 32
 
 
 def client_address(
     request: Request, peer: tuple[str, int], trusts: Callable[[str], bool]
-) -> tuple[str, int]:
+) -> tuple[str, int] | None:
     """The last address that a trusted proxy vouches for and that is no trusted proxy itself.
 
-    Read from `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from the right: what stands
-    further left is the client's own word. An item that is no address ends the search.
+    Read from `X-Forwarded-For`, from the right: what stands further left is the client's own
+    word. `Forwarded` (RFC 7239) is not read: a proxy that writes the one header passes the
+    other on as the client made it, and nobody can tell which one to believe.
 
     Args:
-        peer: whom the connection comes from, a trusted proxy; the answer if no header helps.
+        peer: whom the connection comes from, a trusted proxy; the answer if there is no header.
         trusts: whether an address is a trusted proxy's.
 
     Returns:
-        address and port; port 0: not told.
+        address and port; port 0: not told. `None`: a proxy does not say who it was, or what it
+        says cannot be read; the client is then certainly not the proxy itself.
     """
-    found = peer
-    for item in reversed(_hops(request)[-_MOST_HOPS:]):
+    hops = _hops(request)
+    if hops is None:
+        return peer
+    for item in reversed(hops[-_MOST_HOPS:]):
         hop = _parse(item)
-        if hop is None:
-            break
-        found = hop
-        if not trusts(hop[0]):
-            break
-    return found
+        if hop is None or not trusts(hop[0]):
+            return hop
+    # All are trusted: it comes from the one furthest away, if that is the first.
+    return _parse(hops[0]) if 0 < len(hops) <= _MOST_HOPS else None
 
 
-def _hops(request: Request) -> list[str]:
+def _hops(request: Request) -> list[str] | None:
     values = request.header_values(b"x-forwarded-for")
-    if values:
-        return [item.strip() for item in ",".join(values).split(",")]
-    forwarded = ",".join(request.header_values(b"forwarded"))
-    return [match.strip('"') for match in _FOR.findall(forwarded)]
+    return [item.strip() for item in ",".join(values).split(",")] if values else None
 
 
 def _parse(item: str) -> tuple[str, int] | None:

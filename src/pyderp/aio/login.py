@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from pyderp.admission.verdict import Applicant, Verdict
+from pyderp.aio.core import SMALL_READ
 from pyderp.aio.protocol import RelayProtocol
 from pyderp.aio.reading import HOLD_LOGIN, Stage
-from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER
+from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEIVE_BUFFER
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.connection import Connection
@@ -48,6 +50,8 @@ class LoginStage:
     def _on_client(self, client: LoggedIn) -> None:
         protocol = self._protocol
         core = protocol.core
+        # It may be 256 KiB long, and many may be waiting.
+        client.info = replace(client.info, app_name=client.info.app_name[:_APP_NAME_LENGTH])
         mesh = client.info.mesh_key is not None and client.info.mesh_key == core.mesh_key
         gate = core.gate
         if gate is None or mesh:
@@ -60,7 +64,7 @@ class LoginStage:
             return
         self._set_stage(_wait)
         protocol.hold(HOLD_LOGIN)
-        protocol.restart_timer(ADMISSION_WAIT)
+        protocol.restart_timer(ADMISSION_WAIT, "nobody could say whether it may come in")
         protocol.task = core.spawn(self._ask(client, applicant))
 
     async def _ask(self, client: LoggedIn, applicant: Applicant) -> None:
@@ -96,7 +100,7 @@ class LoginStage:
             can_mesh=mesh,
             is_prober=info.is_prober,
             not_ideal=protocol.not_ideal,
-            app_name=info.app_name[:_APP_NAME_LENGTH],
+            app_name=info.app_name,
         )
         protocol.connection = connection
         # Others may write to it from the next line on; what they write comes after this.
@@ -132,4 +136,5 @@ def _wait(_: bytearray, __: memoryview, end: int) -> int:
     return 0
 
 
-_MOST_WAITING: Final = 128 * 1024
+_MOST_WAITING: Final = RECEIVE_BUFFER - SMALL_READ
+"""What is read behind it needs room in the shared buffer."""

@@ -18,9 +18,12 @@ from pyderp.defaults import CLOSE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
 
-__all__ = ["RelayProtocol"]
+__all__ = ["UNKNOWN", "RelayProtocol", "endpoint"]
 
 log = logging.getLogger("pyderp.relay")
+
+
+_NO_LOGIN: Final = f"no login within {LOGIN_TIMEOUT:g} s"
 
 
 class Wrapper(Protocol):
@@ -48,6 +51,7 @@ class RelayProtocol(StagedReader):
     """
 
     __slots__ = (
+        "_missing",
         "_period",
         "_progress",
         "_slot",
@@ -65,7 +69,7 @@ class RelayProtocol(StagedReader):
     def __init__(self, core: Core, first: Callable[[RelayProtocol], Stage]) -> None:
         super().__init__(core)
         self.connection: Connection | None = None
-        self.peer: tuple[str, int] = UNKNOWN
+        self.peer: tuple[str, int] = _NOT_TOLD
         """Address and port of the client, behind trusted proxies."""
         self.local = ""
         """IP address that it connected to."""
@@ -78,6 +82,7 @@ class RelayProtocol(StagedReader):
         self.task: asyncio.Task[None] | None = None
         """What it waits for, if anything; ends with the connection."""
         self._slot = 0
+        self._missing = _NO_LOGIN
         self._period = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._progress: tuple[tuple[int, int], float] | None = None
@@ -92,7 +97,7 @@ class RelayProtocol(StagedReader):
         # Any byte that the kernel does not take means pause_writing: what waits must wait
         # in the router's queues, where it is bounded and can be dropped.
         transport.set_write_buffer_limits(high=0)
-        if self.peer is UNKNOWN:
+        if self.peer is _NOT_TOLD:
             self.peer = endpoint(transport, "peername")
             self.local = endpoint(transport, "sockname")[0]
         core.protocols.add(self)
@@ -155,8 +160,7 @@ class RelayProtocol(StagedReader):
             if core.health is not None:
                 core.health.on_leave(connection)
             log.debug("%s %s left", self.who, connection.public.short())
-            if core.router.touched:
-                core.schedule_flush()
+            self.flush_soon()
 
     def _unsent(self) -> int:
         # A transport that failed has forgotten what it held.
@@ -190,10 +194,17 @@ class RelayProtocol(StagedReader):
 
     def feed_rest(self) -> None:
         """Give the current stage what the one before did not use."""
-        if self.websocket is not None:
-            self.websocket.feed()
-        else:
+        if self.websocket is None:
             self.feed_tail()
+        else:
+            try:
+                self.websocket.feed()
+            except RemoteProtocolError as e:
+                self.fail(e)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have what the router holds written, if it holds anything."""
         if self.core.router.touched:
             self.core.schedule_flush()
 
@@ -260,9 +271,14 @@ class RelayProtocol(StagedReader):
 
     # Time
 
-    def restart_timer(self, seconds: float) -> None:
-        """Have `on_timer` called in so many seconds, and not before."""
+    def restart_timer(self, seconds: float, missing: str = _NO_LOGIN) -> None:
+        """Have `on_timer` called in so many seconds, and not before.
+
+        Args:
+            missing: why the connection is closed then, if it has not logged in.
+        """
         core = self.core
+        self._missing = missing
         core.timers.cancel(self, self._slot)
         self._slot = core.timers.add(self, core.loop.time() + seconds)
 
@@ -279,7 +295,7 @@ class RelayProtocol(StagedReader):
             return
         closing = self.transport is None or self.transport.is_closing()
         if not closing and not self.kept_alive:
-            core.log_problem("%s closed: no login within %g s", self.who, LOGIN_TIMEOUT)
+            core.log_problem("%s closed: %s", self.who, self._missing)
         self.abort()
 
     @staticmethod
@@ -298,7 +314,9 @@ class RelayProtocol(StagedReader):
             return
         held = self._held(transport)
         last, since = self._progress
-        if held != last:
+        self._progress = (held, since)
+        # More waiting here is no progress; another figure in the kernel is, either way.
+        if held[0] < last[0] or held[1] != last[1]:
             self._progress = (held, now)
             return
         core = self.core
@@ -311,6 +329,9 @@ class RelayProtocol(StagedReader):
 
 
 UNKNOWN: Final = ("", 0)
+"""The address of nobody one could name."""
+_NOT_TOLD: Final = ("?", 0)
+"""Before it is asked for."""
 
 
 def endpoint(transport: asyncio.BaseTransport, which: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from pyderp.aio.core import Core
-from pyderp.aio.protocol import RelayProtocol, endpoint
+from pyderp.aio.protocol import UNKNOWN, RelayProtocol, endpoint
 from pyderp.aio.sockets import format_address
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
@@ -68,7 +68,8 @@ class _ProxyHeaderProtocol(asyncio.Protocol):
     def _hand_over(self, transport: asyncio.Transport, header: ProxyHeader) -> None:
         self._leave()
         protocol = self._factory()
-        protocol.peer = header.source or endpoint(transport, "peername")
+        # A health check of the balancer, say: it is nobody, and least of all this machine.
+        protocol.peer = header.source or UNKNOWN
         protocol.local = (header.destination or endpoint(transport, "sockname"))[0]
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -76,6 +77,7 @@ class _ProxyHeaderProtocol(asyncio.Protocol):
         while rest and not transport.is_closing():
             room = protocol.get_buffer(-1)
             count = min(len(room), len(rest))
+            assert count, "no stage leaves the shared buffer full"
             room[:count] = rest[:count]
             protocol.buffer_updated(count)
             rest = rest[count:]

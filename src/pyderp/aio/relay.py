@@ -52,8 +52,8 @@ class Relay:
 
     Args:
         config: by default a plain relay with a key in memory on a free port of 127.0.0.1.
-        listeners: sockets that are open already, to use in place of opening them; the relay
-            closes them.
+        listeners: what `open_listeners` gave for these settings; by default `start` asks for
+            it. The relay closes them.
     """
 
     def __init__(
@@ -62,6 +62,9 @@ class Relay:
         self.config = config or RelayConfig()
         self.private_key = self.config.private_key or NodePrivate.generate()
         self._given = listeners
+        self._changing = asyncio.Lock()
+        """One start or stop at a time."""
+        self._closed = False
         self._core: Core | None = None
         self._parts: Parts | None = None
         self._servers: list[asyncio.Server] = []
@@ -77,8 +80,12 @@ class Relay:
             ConfigError: an address, certificate or other setting cannot be used. Nothing
                 listens then.
         """
-        if self._core is not None:
-            raise LocalProtocolError("this relay was started before; make a new one")
+        async with self._changing:
+            if self._core is not None or self._closed:
+                raise LocalProtocolError("this relay was started or closed; make a new one")
+            await self._start()
+
+    async def _start(self) -> None:
         config = self.config
         core = self._core = Core(
             asyncio.get_running_loop(),
@@ -92,7 +99,7 @@ class Relay:
         async with contextlib.AsyncExitStack() as undo:
             parts = self._parts = Parts(config, core, self.private_key)
             undo.push_async_callback(parts.aclose)
-            listeners = open_listeners(config, self._given)
+            listeners = self._given or open_listeners(config)
             undo.callback(listeners.close)
             undo.callback(self._close_servers)
             # Whatever can still be wrong with settings is found before anybody is served.
@@ -159,6 +166,11 @@ class Relay:
         Args:
             drain: seconds to spread the closes over; 0: at once; by default the config's.
         """
+        self._closed = True
+        async with self._changing:
+            await self._stop(drain)
+
+    async def _stop(self, drain: float | None) -> None:
         core = self._core
         if core is None or self._parts is None:
             return

@@ -20,7 +20,7 @@ from pyderp.aio.protocol import RelayProtocol
 from pyderp.aio.reading import Stage, closed_stage
 from pyderp.aio.routes import Routes
 from pyderp.certs.source import CertificateSource
-from pyderp.errors import BadServerName, RemoteProtocolError
+from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 
 __all__ = ["TLSRelayProtocol", "protocol_factory"]
@@ -32,8 +32,13 @@ _PLAIN_HTTP: Final = (
     b"This port speaks HTTPS; the request was plain HTTP.\n"
 )
 
-_UNRECOGNIZED_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 112))
+_HANDSHAKE_RECORD: Final = 22
+_RECORD_HEADER: Final = 5
+_ILLEGAL_PARAMETER: Final = bytes((21, 3, 3, 0, 2, 2, 47))
 """A fatal alert (RFC 8446 §6.2), before anything is encrypted."""
+_MOST_WITHOUT_DATA: Final = 40 * 1024
+"""Bytes of records that bring nothing. The largest record has 16 KiB; a key update that asks for
+another one has 22 bytes, and costs as much as a handshake's part."""
 
 
 class TLSRelayProtocol(RelayProtocol):
@@ -53,6 +58,7 @@ class TLSRelayProtocol(RelayProtocol):
         "_read_record",
         "_tls",
         "_undelivered",
+        "_without_data",
         "_write_record",
     )
 
@@ -70,6 +76,7 @@ class TLSRelayProtocol(RelayProtocol):
         self._closed_by_peer = False
         # What came of the ClientHello; None once it was looked at.
         self._hello: bytes | None = b""
+        self._without_data = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected (asyncio)."""
@@ -100,7 +107,7 @@ class TLSRelayProtocol(RelayProtocol):
         try:
             if self._established and nbytes <= _SLICE:
                 self._incoming.write(view[:nbytes])
-                self._read()
+                self._read(nbytes)
             else:
                 self._receive_slices(view[:nbytes])
         except ssl.SSLError as e:
@@ -120,13 +127,18 @@ class TLSRelayProtocol(RelayProtocol):
         An authority that checks this relay needs a certificate of its own. And the ssl module
         prints a traceback for a name that is not ASCII, which strangers may send at will.
         """
+        if len(data) < _RECORD_HEADER or (
+            data[0] == _HANDSHAKE_RECORD and len(data) < _RECORD_HEADER + _record_length(data)
+        ):
+            self._hello = data  # nearly always it is one record
+            return
         try:
             hello = parse_client_hello_untrusted(data)
-        except BadServerName as e:
-            self._refuse(e)
-            return
-        except RemoteProtocolError:
-            pass  # OpenSSL knows best what to answer
+        except RemoteProtocolError as e:
+            if data[0] == _HANDSHAKE_RECORD:
+                self._refuse(e)
+                return
+            # No TLS at all: OpenSSL knows what it is.
         else:
             if hello is None:
                 self._hello = data
@@ -145,15 +157,16 @@ class TLSRelayProtocol(RelayProtocol):
     def _refuse(self, error: RemoteProtocolError) -> None:
         self.count_problem(error)
         if self.transport is not None:
-            self.transport.write(_UNRECOGNIZED_NAME)
+            self.transport.write(_ILLEGAL_PARAMETER)
         self.finish()
 
     def _receive_slices(self, view: memoryview) -> None:
         for start in range(0, len(view), _SLICE):
-            self._incoming.write(view[start : start + _SLICE])
+            records = view[start : start + _SLICE]
+            self._incoming.write(records)
             if not self._established and not self._handshake():
                 continue
-            if not self._read():
+            if not self._read(len(records)):
                 break
 
     def _handshake(self) -> bool:
@@ -164,18 +177,32 @@ class TLSRelayProtocol(RelayProtocol):
         self._established = True
         return True
 
-    def _read(self) -> bool:
-        """Decrypt all that is there; gives whether more may follow."""
+    def _read(self, size: int) -> bool:
+        """Decrypt all that is there; gives whether more may follow.
+
+        Args:
+            size: bytes that came.
+        """
         again = True
+        empty = True
         while again:
             filled, again = self._decrypt(RelayProtocol.get_buffer(self, -1))
             if filled:
+                empty = False
                 RelayProtocol.buffer_updated(self, filled)
             if self.stage is closed_stage:
                 return False
         if self._closed_by_peer:
             self.finish()
-        return not self._closed_by_peer
+            return False
+        if empty:
+            self._without_data += size
+            if self._without_data > _MOST_WITHOUT_DATA:
+                self.fail(RemoteProtocolError("TLS: records that bring nothing"))
+                return False
+        elif self._without_data:
+            self._without_data = 0
+        return True
 
     def _decrypt(self, room: memoryview) -> tuple[int, bool]:
         """Fill `room`; gives how many bytes there are, and whether there may be more."""
@@ -254,6 +281,10 @@ class TLSRelayProtocol(RelayProtocol):
     def tls_version(self) -> str:
         """The TLS version agreed on, such as `1.3`."""
         return (self._tls.version() or "").removeprefix("TLSv")
+
+
+def _record_length(record: bytes) -> int:
+    return int.from_bytes(record[3:_RECORD_HEADER], "big")
 
 
 def protocol_factory(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
 from pyderp.relay.backlog import MAX_UNSENT
 from pyderp.relay.connection import Connection
@@ -42,6 +43,9 @@ _PACKET: Final = _HEADER_AND_KEY.size
 """Where the packet starts in a frame."""
 _DISCO_FIRST: Final = DISCO_MAGIC[0]
 _DISCO_LENGTH: Final = KEY_LEN + DISCO_MIN_LEN
+
+_MOST_OTHERS: Final = 4096
+"""A packet's share of work for each: 26,000 empty frames in one read would stop all for 0.1 s."""
 
 _KNOWN_FRAMES: Final = frozenset(
     {
@@ -78,7 +82,7 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
     unpack = _HEADER_AND_KEY.unpack_from
     pack = _HEADER_AND_KEY.pack_into
     source = connection.key
-    pos = 0
+    pos = others = 0
     while True:
         begin = start = pos
         packets = disco = count = 0
@@ -118,6 +122,9 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
         if stop == pos:
             return pos
         pos = stop
+        others += 1
+        if others > _MOST_OTHERS:
+            raise RemoteProtocolError(f"more than {_MOST_OTHERS} frames in one read, no packets")
 
 
 def _other_frame(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pyderp.errors import BadServerName, RemoteProtocolError
+from pyderp.errors import RemoteProtocolError
 
 __all__ = ["MAX_CLIENT_HELLO", "ClientHello", "parse_client_hello_untrusted"]
 
@@ -145,7 +145,7 @@ def _server_name(extension: _Cursor) -> str:
     names = _Cursor(extension.block(2))
     kind, name = names.number(1), names.block(2)
     if kind != 0 or names or extension or not name.isascii() or b"\0" in name:
-        raise BadServerName("a ClientHello with a bad server name")
+        raise RemoteProtocolError("a ClientHello with a bad server name")
     return name.decode("ascii")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.aio.routes import Answer
 from pyderp.aio.site.access import Access
-from pyderp.aio.site.facts import Facts, Served
+from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.pages import DebugSite
 from pyderp.aio.stun import StunCounters
 from pyderp.certs.source import CertificateInfo
@@ -118,7 +118,7 @@ def router() -> Router:
     return Router(NodePrivate.generate().public.raw, lambda: 1000.0)
 
 
-def bare(*served: Served, **more: Any) -> Facts:
+def bare(*served: FakeServed, **more: Any) -> Facts:
     """A relay with nothing but connections."""
     facts: dict[str, Any] = {
         "router": router(),
@@ -130,7 +130,7 @@ def bare(*served: Served, **more: Any) -> Facts:
     return Facts(**{**facts, **more})
 
 
-def full(*served: Served, **more: Any) -> Facts:
+def full(*served: FakeServed, **more: Any) -> Facts:
     """A relay with everything switched on."""
     parts: dict[str, Any] = {
         "hostname": "derp.example.com",
