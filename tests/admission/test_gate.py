@@ -45,13 +45,17 @@ class Relay:
     """What a gate needs of a relay, and a clock."""
 
     connected: list[Applicant] = field(default_factory=list)
-    revoked: list[tuple[NodePublic, str]] = field(default_factory=list)
+    revoked: list[tuple[NodePublic, str | None, str]] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     now: float = 1000.0
 
-    def revoke(self, key: NodePublic, reason: str) -> None:
-        self.revoked.append((key, reason))
-        self.connected = [each for each in self.connected if each.key != key]
+    def revoke(self, key: NodePublic, address: str | None, reason: str) -> None:
+        self.revoked.append((key, address, reason))
+        self.connected = [
+            each
+            for each in self.connected
+            if each.key != key or address not in (None, each.address)
+        ]
         self.closed.set()
 
     @contextlib.asynccontextmanager
@@ -344,7 +348,7 @@ def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
             assert relay.revoked == []
             write_keys(path, 1, 2)
             gate.reload()
-            assert relay.revoked == [(key(3), NOT_LISTED)]
+            assert relay.revoked == [(key(3), None, NOT_LISTED)]
             assert gate.known(applicant(2)) == Verdict(True, label="label 2")
             assert gate.counters.revoked == 1
 
@@ -359,7 +363,7 @@ def test_the_key_file_is_looked_at_without_a_reload(run: Run, relay: Relay, tmp_
             write_keys(tmp_path / "new", 1, 2)
             os.replace(tmp_path / "new", path)
             await relay.closed.wait()
-        assert relay.revoked == [(key(3), NOT_LISTED)]
+        assert relay.revoked == [(key(3), None, NOT_LISTED)]
 
     run(main())
 
@@ -380,14 +384,34 @@ def test_rechecks_close_whom_a_source_denies_and_nobody_else(run: Run, relay: Re
         ):
             await relay.closed.wait()
             await server.wait_for_requests(6)
-            assert relay.revoked == [
-                (key(3), f"admission controller: {key(3)}/192.0.2.7 not allowed")
-            ]
+            reason = f"admission controller: {key(3)}/192.0.2.7 not allowed"
+            assert relay.revoked == [(key(3), "192.0.2.7", reason)]
             # Nobody came in by this, and the denial is remembered.
             assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
             known = gate.known(applicant(3))
             assert known is not None
             assert not known.allowed
+
+    run(main())
+
+
+def test_a_recheck_closes_a_key_only_where_it_is_denied(run: Run, relay: Relay) -> None:
+    async def main() -> None:
+        asked: list[str] = []
+        round_two = asyncio.Event()
+
+        def decide(key: NodePublic, address: str) -> bool:
+            asked.append(address)
+            if asked.count("good") == 2:
+                round_two.set()
+            return address == "good"
+
+        relay.connected = [applicant(1, "bad"), applicant(1, "good"), applicant(1, "worse")]
+        async with relay.gate(decide=decide, recheck=0.03) as gate:
+            await round_two.wait()
+            assert [address for _, address, _ in relay.revoked] == ["bad", "worse"]
+            assert relay.connected == [applicant(1, "good")]
+            assert gate.counters.revoked == 2
 
     run(main())
 

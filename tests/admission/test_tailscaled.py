@@ -137,6 +137,26 @@ def test_a_daemon_that_returns_is_asked_again(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("answer", [KNOWN, response(b"", "404 Not Found")])
+def test_every_decision_ends_the_trouble(
+    run: Run, tmp_path: Path, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pyderp.admission")
+
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        daemon = Tailscaled(path, AdmissionCounters())
+        await daemon.ask(applicant())
+        async with serving([answer], path=path):
+            await daemon.ask(applicant())
+            await daemon.ask(applicant())
+        await daemon.aclose()
+
+    run(main())
+    (_, again) = (record.getMessage() for record in caplog.records)
+    assert again == "local tailscaled: answers again"
+
+
 def test_a_cancelled_question_leaves_nothing(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "d.sock"

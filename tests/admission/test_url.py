@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -128,19 +129,15 @@ def test_without_a_response_failing_opens_if_it_may(
     run: Run, reply: Reply, fail_open: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
         async with serving(reply) as server:
             verdict = await ask(server.url, fail_open=fail_open, budget=BUDGET)
         assert verdict.allowed is fail_open
         assert not verdict.sure
-        if STALL in reply:
-            # Neither sooner nor much later than the budget.
-            assert BUDGET <= loop.time() - begin < BUDGET + 5
 
     with caplog.at_level(logging.WARNING, "pyderp.admission"):
         run(main())
     assert "unreachable" in caplog.text
+    assert ("no answer within 0.2 s" in caplog.text) is (STALL in reply)
     assert ("is let in" in caplog.text) is fail_open
 
 
@@ -254,16 +251,42 @@ def test_no_more_than_64_questions_at_once(run: Run) -> None:
     run(main())
 
 
-def test_waiting_for_ones_turn_is_part_of_the_time(run: Run) -> None:
+@pytest.mark.parametrize("reply", [[DENY], [CLOSE]])
+def test_who_never_has_a_turn_is_kept_out_even_if_failing_opens(run: Run, reply: Reply) -> None:
     async def main() -> None:
-        async with serving([STALL]) as server:
-            controller = AdmissionURL(server.url, AdmissionCounters(), timeout=1)
-            loop = asyncio.get_running_loop()
-            begin = loop.time()
-            verdicts = await asyncio.gather(*(controller.ask(applicant(n)) for n in range(100)))
-            # The 36 that never had a connection are let in when the others are.
-            assert loop.time() - begin < 1.9
-            assert set(verdicts) == {Verdict(True, sure=False)}
+        counters = AdmissionCounters()
+        async with serving(reply) as server:
+            controller = AdmissionURL(server.url, counters, timeout=BUDGET)
+            async with contextlib.AsyncExitStack() as taken:
+                for _ in range(64):
+                    await taken.enter_async_context(controller._slots)
+                verdicts = await asyncio.gather(*(controller.ask(applicant(n)) for n in range(3)))
+            reason = "admission controller: too many questions at once: no turn within 0.2 s"
+            assert set(verdicts) == {Verdict(False, reason, sure=False)}
+            assert server.requests == []
+            assert counters == AdmissionCounters(queries=3, errors=3)
+            # Who waited and gave up takes nobody's turn.
+            assert not controller._slots.locked()
+            await controller.aclose()
+
+    run(main())
+
+
+def test_a_flood_of_refused_keys_opens_nothing(run: Run) -> None:
+    async def main() -> None:
+        counters = AdmissionCounters()
+        async with serving([WAIT, DENY]) as server, asyncio.TaskGroup() as group:
+            controller = AdmissionURL(server.url, counters, timeout=LONG)
+            asking = [group.create_task(controller.ask(applicant(n))) for n in range(300)]
+            await server.wait_for_requests(64)
+            for task in asking[64:164]:
+                task.cancel()
+            server.released.set()
+            await asyncio.wait(asking)
+            verdicts = [task.result() for task in asking if not task.cancelled()]
+            assert [(each.allowed, each.sure) for each in verdicts] == [(False, True)] * 200
+            assert len(server.requests) == 200
+            assert counters.errors == 0
             await controller.aclose()
 
     run(main())

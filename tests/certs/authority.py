@@ -29,6 +29,7 @@ class FakeAuthority:
         """What it certifies instead of what it is asked for."""
         self.before: Callable[[], None] = lambda: None
         """Called within a request."""
+        self.before_advice: Callable[[], None] = lambda: None
 
     def obtain(self, subject: str, attempt: int) -> tuple[bytes, bytes]:
         self.asked.append((subject, attempt))
@@ -39,6 +40,7 @@ class FakeAuthority:
 
     def renewal(self, chain: bytes) -> tuple[float | None, float]:
         self.advice_asked += 1
+        self.before_advice()
         if self.advice_failure is not None:
             raise self.advice_failure
         return self.renew_at, time.time() + 3600

@@ -20,7 +20,7 @@ from pyderp.certs import make_certificates
 from pyderp.certs.acme import ACMECertificates
 from pyderp.certs.leaf import info_of
 from pyderp.certs.refusal import Refused
-from pyderp.certs.schedule import Pace
+from pyderp.certs.schedule import Pace, Schedule
 from pyderp.certs.store import Record, Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
@@ -376,7 +376,119 @@ def test_a_full_disk_loses_nothing(
     assert "No space left on device" in caplog.text
 
 
+# What should not happen
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_machine_without_a_free_thread_holds_nothing_up_for_good(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            source = source_of(tmp_path, FakeAuthority())
+            await source.start()
+            await until(lambda: f"no certificate for {NAME}" in caplog.text)
+        await until(source.certificates)
+        await source.aclose()
+
+    run(main())
+
+
+def test_a_save_that_fails_unexpectedly_is_tried_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def main() -> None:
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", full)
+            async with started(source_of(tmp_path, FakeAuthority())) as source:
+                await until(source.certificates)
+                with monkeypatch.context() as patch:
+                    patch.setattr(threading.Thread, "start", no_thread)
+                    await until(lambda: f"saving the certificate of {NAME} failed" in caplog.text)
+                disk.undo()
+                await until((tmp_path / NAME).exists)
+
+    run(main())
+    assert "keeping certificates failed" not in caplog.text
+
+
+def test_a_mistake_of_ours_does_not_end_the_renewals(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        source = source_of(tmp_path, FakeAuthority())
+        with monkeypatch.context() as patch:
+            patch.setattr(Schedule, "next_request", broken)
+            await source.start()
+            await until(lambda: caplog.text.count("keeping certificates failed") >= 2)
+        await until(source.certificates)
+        await source.aclose()
+
+    run(main())
+
+
 # Files that change
+
+
+def test_what_is_not_saved_yet_counts_more_than_the_disk(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def main() -> None:
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", full)
+            async with started(source_of(tmp_path, FakeAuthority())) as source:
+                await until(source.certificates)
+                ours = chain_of(source)
+                chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+                (tmp_path / NAME).write_bytes(key + chain)
+                assert source.reload(force=True) is False
+                disk.undo()
+                await until(lambda: (tmp_path / NAME).read_bytes() != key + chain)
+                assert chain_of(source) == ours
+        assert chain_of(source_of(tmp_path, FakeAuthority())) == ours
+
+    run(main())
+
+
+def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped(
+    run: Run, tmp_path: Path
+) -> None:
+    def write() -> None:
+        chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+        (tmp_path / NAME).write_bytes(key + chain)
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        replaced = threading.Event()
+
+        def say_now_for_the_first() -> None:
+            authority.renew_at = 1.0 if authority.advice_asked == 1 else None
+            assert replaced.wait(20)
+
+        authority.before_advice = say_now_for_the_first
+        write()
+        async with started(source_of(tmp_path, authority)) as source:
+            await until(lambda: authority.advice_asked)
+            write()
+            assert source.reload()
+            replaced.set()
+            await until(lambda: authority.advice_asked == 2)
+        assert authority.asked == []
+
+    run(main())
 
 
 def test_what_another_process_wrote_is_used(run: Run, tmp_path: Path) -> None:

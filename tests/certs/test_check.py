@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyderp.certs.check import check_acme, eab_key, google, normal_name
+from pyderp.certs.check import check_acme, eab_key, normal_name
 from pyderp.config import ACMETLS, GOOGLE
 from pyderp.errors import ConfigError
 from tests.aio.certificates import write_pair
@@ -53,23 +53,25 @@ def test_what_is_no_name_is_refused(hostname: str) -> None:
         check_acme(acme(hostname=hostname))
 
 
-def gcp(**more: Any) -> ACMETLS:
+def google(**more: Any) -> ACMETLS:
     given = {
-        "certdir": Path("/nowhere"),
-        "hostname": "derp.example.com",
+        "directory": GOOGLE,
         "email": "ops@example.com",
         "eab_kid": "kid",
         "eab_key": base64.b64encode(KEY).decode(),
     }
-    return google(**{**given, **more})
+    return acme(**{**given, **more})
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"eab_kid": ""}, "requires --acme-eab-kid and --acme-eab-key"),
-        ({"eab_key": ""}, "requires --acme-eab-kid and --acme-eab-key"),
-        ({"email": ""}, "requires --acme-email"),
+        (
+            {"eab_kid": "", "eab_key": "", "email": ""},
+            "--certmode=gcp needs --acme-eab-kid, --acme-eab-key, --acme-email$",
+        ),
+        ({"eab_kid": "", "eab_key": ""}, "needs --acme-eab-kid, --acme-eab-key$"),
+        ({"email": ""}, "needs --acme-email$"),
         ({"eab_key": "not base64!"}, "invalid base64 encoding for EAB key"),
         ({"hostname": "203.0.113.7"}, "needs a DNS name"),
         ({"ip_certs": True}, "--acme-ip-certs requires --certmode=letsencrypt"),
@@ -77,12 +79,11 @@ def gcp(**more: Any) -> ACMETLS:
 )
 def test_googles_authority_wants_all_of_its_settings(more: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        gcp(**more)
+        check_acme(google(**more))
 
 
-def test_googles_authority_without_binding_is_refused_also_as_plain_acme() -> None:
-    with pytest.raises(ConfigError, match="requires --acme-eab-kid"):
-        check_acme(acme(directory=GOOGLE))
+def test_googles_authority_is_content_with_all_of_them() -> None:
+    check_acme(google())
 
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
@@ -91,8 +92,7 @@ def test_the_key_of_a_binding_comes_in_both_base64s(encode: Any, padded: bool) -
     text = encode(KEY).decode()
     text = text if padded else text.rstrip("=")
     assert eab_key(text) == KEY
-    tls = gcp(eab_key=text)
-    assert (tls.directory, tls.eab_key) == (GOOGLE, text)
+    check_acme(google(eab_key=text))
 
 
 @pytest.mark.parametrize("text", ["", "=", "a", "ab cd", "é", "ab\x00c"])

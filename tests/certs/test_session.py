@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from acme import messages
 
+from pyderp.certs.account import load_key
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.refusal import Refused
 from pyderp.certs.session import Session
@@ -25,26 +26,27 @@ from tests.aio.certificates import write_pair
 from .handshake import NAME
 
 LIMITED = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "come back later"}
+STALE = b'{"type": "urn:ietf:params:acme:error:badNonce", "detail": "stale"}'
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
 
 
 @contextlib.contextmanager
-def answering(folder: Path, status: int, body: bytes, **headers: str) -> Iterator[int]:
-    """An HTTPS server with one answer; gives its port."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
+def serving(folder: Path, handler: type[Quiet]) -> Iterator[int]:
+    """An HTTPS server; gives its port."""
     write_pair(folder, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "127.0.0.1.crt", folder / "127.0.0.1.key")
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -53,6 +55,18 @@ def answering(folder: Path, status: int, body: bytes, **headers: str) -> Iterato
         finally:
             server.shutdown()
             thread.join()
+
+
+def answering(
+    folder: Path, status: int, body: bytes, **headers: str
+) -> contextlib.AbstractContextManager[int]:
+    """One that has one answer."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            self.answer(status, body, **headers)
+
+    return serving(folder, Handler)
 
 
 def session(folder: Path, port: int, worker: Worker | None = None, **more: Any) -> Session:
@@ -98,6 +112,35 @@ def test_advice_from_who_gives_none(tmp_path: Path) -> None:
         assert session(tmp_path, port).renewal(chain)[0] is None
     with answering(tmp_path, 500, b"") as port, pytest.raises(Refused):
         session(tmp_path, port).renewal(chain)
+
+
+@pytest.mark.parametrize("stale", [0, 3, 100])
+def test_a_stale_nonce_is_replaced_a_few_times(tmp_path: Path, stale: int) -> None:
+    """Authorities of many machines know each other's nonces late."""
+    asked = []
+
+    class Handler(Quiet):
+        def do_HEAD(self) -> None:
+            self.answer(200, b"", Replay_Nonce="bm9uY2U")
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            more = {"Content_Type": "application/problem+json", "Replay_Nonce": "bm9uY2U"}
+            self.answer(*((400, STALE) if len(asked) <= stale else (200, b"{}")), **more)
+
+    with serving(tmp_path, Handler) as port:
+        each = session(tmp_path, port)
+        url = f"https://127.0.0.1:{port}/"
+        with each._failures_told(), each._network() as net:
+            account = load_key(each._store)
+            net.key, net.alg = account.jwk, account.algorithm
+            if stale < 100:
+                assert net.post(url, None, new_nonce_url=url).ok
+                assert len(asked) == stale + 1
+            else:
+                with pytest.raises(messages.Error, match="badNonce"):
+                    net.post(url, None, new_nonce_url=url)
+                assert 5 <= len(asked) <= 10
 
 
 def test_it_stops_when_told_to(tmp_path: Path) -> None:

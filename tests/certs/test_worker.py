@@ -47,6 +47,24 @@ def test_a_second_job_waits_for_the_first_also_if_nobody_else_does(run: Run) -> 
     run(main())
 
 
+def test_when_no_thread_can_be_started_the_next_job_still_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        worker = Worker()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await worker.run(lambda: 1)
+        assert await worker.stopped()
+        assert await worker.run(lambda: 2) == 2
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run(main())
+
+
 def test_a_job_that_sleeps_is_stopped(run: Run) -> None:
     async def main() -> None:
         worker = Worker()

@@ -6,13 +6,23 @@ import datetime
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from pyderp.cli.logs import log_to_stderr
+from pyderp.cli.logs import log_to_stderr, set_level
 
 Format = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def levels() -> Iterator[None]:
+    """Leave the levels as they were."""
+    loggers = [logging.getLogger(), logging.getLogger("pyderp.client")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -22,12 +32,8 @@ def formatted(monkeypatch: pytest.MonkeyPatch) -> Format:
     def run(form: str, text: str, *values: object, error: Exception | None = None) -> str:
         root = logging.getLogger()
         monkeypatch.setattr(root, "handlers", [])
-        level = root.level
-        try:
-            log_to_stderr("warning", form)
-            assert root.level == logging.WARNING
-        finally:
-            root.setLevel(level)
+        log_to_stderr("warning", form)
+        assert root.level == logging.WARNING
         info = None if error is None else (type(error), error, None)
         record = logging.LogRecord("pyderp.relay", logging.ERROR, "f", 1, text, values, info)
         return root.handlers[0].format(record)
@@ -62,3 +68,14 @@ def test_json_is_one_object_a_line(formatted: Format) -> None:
         "exception": "ValueError: cause",
     }
     assert list(json.loads(formatted("json", "x"))) == ["time", "level", "logger", "message"]
+
+
+def test_the_client_warns_at_most_whatever_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    client = logging.getLogger("pyderp.client")
+    log_to_stderr("info", "text")
+    assert client.getEffectiveLevel() == logging.WARNING
+    for level, effective in (("error", logging.ERROR), ("debug", logging.WARNING)):
+        set_level(level)
+        assert logging.getLogger().level == logging.getLevelNamesMapping()[level.upper()]
+        assert client.getEffectiveLevel() == effective

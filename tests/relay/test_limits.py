@@ -89,7 +89,7 @@ def test_the_largest_number_that_upstream_takes() -> None:
 def test_unknown_members_are_passed_over_and_named() -> None:
     config = parse({"PerClientRateLimitBytesPerSecond": 5, "x\n" + "y" * 100: []})
     assert config.default is None
-    assert config.ignored == ("PerClientRateLimitBytesPerSecond", "x\\n" + "y" * 77 + "…")
+    assert config.ignored == ("PerClientRateLimitBytesPerSecond", "x\\n" + "y" * 76 + "…")
 
 
 # Limits of single keys

@@ -223,3 +223,16 @@ def test_a_pause_before_this_turn_s_end_queues_this_turn_in_order(world: World) 
     b.read()
     assert [p for p in data_of(world, b) if len(p) == 1] == numbered(1, 2)
     world.check()
+
+
+def test_what_waited_is_counted_with_its_time_and_its_writes(world: World) -> None:
+    a, b = world.join("a"), world.join("b")
+    b.block()
+    world.send(a, b, b"1", b"2", b"3")
+    world.now += 2.0
+    b.read()
+    assert data_of(world, b) == numbered(1, 2, 3)
+    # Each of the three counts a tenth of a moving average.
+    assert world.counters.average_queue_ms == pytest.approx(2000 * (1 - 0.9**3))
+    writes = world.counters.buffered_write_frames
+    assert (writes.count, writes.sum) == (1, 3)

@@ -32,3 +32,25 @@ def test_all_of_it_is_printable(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("12345", "12345"),
+        ("123456", "1234…"),
+        ("1\n345", "1\\n3…"),
+        ("12\x1b", "12\\x…"),
+        ("1\n34", "1\\n34"),
+    ],
+)
+def test_more_than_the_longest_is_cut(text: str, shown: str) -> None:
+    assert printable(text, 5) == shown
+
+
+@given(st.text(st.characters(), min_size=1), st.integers(1, 20))
+def test_what_is_cut_is_no_longer_and_the_start_of_the_whole(text: str, longest: int) -> None:
+    whole, shown = printable(text), printable(text, longest)
+    assert len(shown) == min(len(whole), longest)
+    assert shown == whole or (shown[-1] == "…" and whole.startswith(shown[:-1]))

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from typing import Final
 
-from pyderp.admission.trouble import Trouble
+from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict
 from pyderp.config import Decide
 from pyderp.defaults import ADMISSION_TIMEOUT
@@ -35,7 +35,7 @@ class AdmissionFunction:
         self._counters = counters
         self._timeout = timeout
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._trouble = Trouble("admission function")
+        self._failures = FailureLog("admission function")
 
     async def ask(self, applicant: Applicant) -> Verdict:
         """What the function says, as `Source.ask`."""
@@ -53,7 +53,7 @@ class AdmissionFunction:
             return self._failed("failed", e)
         if not isinstance(allowed, bool):
             return self._failed(f"gave a {type(allowed).__name__}; want True or False")
-        self._trouble.worked()
+        self._failures.worked()
         if allowed:
             return Verdict(True)
         who = f"{applicant.key}/{applicant.address}"
@@ -64,5 +64,5 @@ class AdmissionFunction:
 
     def _failed(self, what: str, error: Exception | None = None) -> Verdict:
         self._counters.errors += 1
-        self._trouble.failed(what, error)
+        self._failures.failed(what, error)
         return Verdict(False, f"admission function: {what}", sure=False)

@@ -42,7 +42,8 @@ class Gate:
     Args:
         config: who is asked, and for how long answers are remembered.
         live: the clients that are connected now, without mesh peers.
-        revoke: closes all connections of a key; the text says why.
+        revoke: closes the connections of a key from an address, or all of them if that is
+            `None`; the text says why.
         timeout: seconds for each question.
         look: seconds between two looks at whether the key file changed.
         clock: seconds of a monotonic clock.
@@ -53,7 +54,7 @@ class Gate:
         config: AdmissionConfig,
         *,
         live: Callable[[], Iterable[Applicant]],
-        revoke: Callable[[NodePublic, str], None],
+        revoke: Callable[[NodePublic, str | None, str], None],
         timeout: float = ADMISSION_TIMEOUT,
         look: float = _LOOK,
         clock: Callable[[], float] = time.monotonic,
@@ -206,7 +207,8 @@ class Gate:
     async def _check_again(self, applicant: Applicant) -> None:
         verdict = await self._query(applicant)
         if verdict.sure and not verdict.allowed:
-            self._close(applicant.key, verdict.reason)
+            # Others with the key are asked about by themselves: the answer may differ.
+            self._close(applicant.key, applicant.address, verdict.reason)
 
     async def _look_for_ever(self, keys: AllowList) -> None:
         while True:
@@ -221,11 +223,11 @@ class Gate:
         for key in {applicant.key for applicant in self._live()}:
             verdict = keys.verdict(key)
             if not verdict.allowed:
-                self._close(key, verdict.reason)
+                self._close(key, None, verdict.reason)
 
-    def _close(self, key: NodePublic, reason: str) -> None:
+    def _close(self, key: NodePublic, address: str | None, reason: str) -> None:
         self.counters.revoked += 1
-        self._revoke(key, reason)
+        self._revoke(key, address, reason)
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))

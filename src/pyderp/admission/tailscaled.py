@@ -13,7 +13,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from pyderp.admission.trouble import Trouble
+from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey
@@ -70,7 +70,7 @@ class Tailscaled:
         self._socket = socket
         self._counters = counters
         self._timeout = timeout
-        self._trouble = Trouble("local tailscaled")
+        self._failures = FailureLog("local tailscaled")
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, applicant: Applicant) -> Verdict:
@@ -80,7 +80,7 @@ class Tailscaled:
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.untyped_hex()}")
             if status == 404:
-                self._trouble.worked()
+                self._failures.worked()
                 return Verdict(False, f"peer {key} not authorized (not found in local tailscaled)")
             if b"invalid 'addr' parameter" in body and status != 200:
                 # One that knows nodes by address only.
@@ -90,12 +90,12 @@ class Tailscaled:
             _answer(status, body)
         except _NoAnswerError as e:
             return self._failed(f"failed to query local tailscaled status for {key}: {e}")
-        self._trouble.worked()
+        self._failures.worked()
         return Verdict(True)
 
     def _failed(self, reason: str) -> Verdict:
         self._counters.errors += 1
-        self._trouble.failed(reason)
+        self._failures.failed(reason)
         return Verdict(False, reason, sure=False)
 
     async def own_key(self) -> NodePublic | str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from pyderp.admission.trouble import Trouble
+from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError
@@ -39,8 +39,9 @@ class AdmissionURL:
         fail_open: let in whom no response came about: no connection, or no head in time. A
             response that is no good answer always keeps the client out.
         counters: queries and errors are counted there.
-        timeout: seconds for one question: waiting for a free connection, connecting,
-            redirects and body together.
+        timeout: seconds for one question: connecting, redirects and body together. Before,
+            a question waits at most as long for its turn; if that never comes, its client is
+            kept out, for nothing is known of the server then.
 
     Raises:
         ConfigError: the URL cannot be used.
@@ -59,12 +60,24 @@ class AdmissionURL:
         self._fail_open = fail_open
         self._counters = counters
         self._timeout = timeout
-        self._trouble = Trouble("admission controller")
+        self._failures = FailureLog("admission controller")
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, applicant: Applicant) -> Verdict:
         """What the server says, as `Source.ask`."""
         self._counters.queries += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError:
+            return self._failed(f"too many questions at once: no turn within {self._timeout:g} s")
+        try:
+            return await self._exchange(applicant)
+        finally:
+            self._slots.release()
+
+    async def _exchange(self, applicant: Applicant) -> Verdict:
         question = {"NodePublic": str(applicant.key), "Source": applicant.address}
         body = json.dumps(question, separators=(",", ":")).encode()
         deadline = asyncio.get_running_loop().time() + self._timeout
@@ -83,7 +96,7 @@ class AdmissionURL:
         finally:
             # To the end only if it is there; who says more than we read gets a new connection.
             response.release()
-        self._trouble.worked()
+        self._failures.worked()
         if allowed:
             return Verdict(True)
         who = f"{applicant.key}/{applicant.address}"
@@ -100,12 +113,12 @@ class AdmissionURL:
             return self._failed(f"unreachable: {what}")
         self._counters.errors += 1
         self._counters.failed_open += 1
-        self._trouble.failed(f"unreachable, {applicant.key} is let in: {what}")
+        self._failures.failed(f"unreachable, {applicant.key} is let in: {what}")
         return Verdict(True, sure=False)
 
     def _failed(self, what: str) -> Verdict:
         self._counters.errors += 1
-        self._trouble.failed(what)
+        self._failures.failed(what)
         return Verdict(False, f"admission controller: {what}", sure=False)
 
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
@@ -132,7 +145,7 @@ class AdmissionURL:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_AT_ONCE),
+                connector=aiohttp.TCPConnector(limit=0),  # there is one connection a slot
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(),
             )

@@ -57,7 +57,8 @@ class AdmissionCounters:
     """Of these: clients let in because the URL could not be asked."""
 
     revoked: int = 0
-    """Keys whose connections were closed because they are no longer allowed."""
+    """Keys whose connections were closed because they are no longer allowed; for each address
+    that somebody was asked about, once."""
 
 
 class Source(Protocol):
@@ -72,7 +73,4 @@ class Source(Protocol):
 
 def excerpt(text: str) -> str:
     """The start of what somebody else said, in one line that is safe to print."""
-    text = printable(text.strip())
-    if len(text) <= _LONGEST_EXCERPT:
-        return text
-    return text[: _LONGEST_EXCERPT - 1] + "…"
+    return printable(text.strip(), _LONGEST_EXCERPT)

@@ -55,6 +55,10 @@ class HealthTeller:
         """A client is not read from for so long."""
         self._watch.on_wait(connection, seconds, self._clock())
 
+    def end_wait(self, connection: Connection) -> None:
+        """A client is read from again, maybe earlier than `on_wait` was told."""
+        self._watch.end_wait(connection, self._clock())
+
     def set_certificate_problem(self, text: str | None) -> None:
         """What is wrong with the relay's certificate; all clients are told. `None`: nothing."""
         self._watch.set_certificate_problem(text)

@@ -198,4 +198,7 @@ class _LimitedStage:
             self._timer.cancel()
             self._timer = None
             self._limits.waiting.discard(self)
+            health = self._limits.core.health
+            if health is not None:
+                health.end_wait(self._connection)
             self._protocol.release(HOLD_LIMIT)

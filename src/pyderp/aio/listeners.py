@@ -93,17 +93,6 @@ def _host(config: RelayConfig) -> str:
     return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
 
 
-def _open(config: RelayConfig, host: str, port: int) -> socket.socket:
-    return listen(
-        host,
-        port,
-        keepalive_time=config.tcp_keepalive_time,
-        user_timeout=config.tcp_user_timeout,
-        notsent_lowat=config.tcp_notsent_lowat,
-        reuse_port=config.reuse_port,
-    )
-
-
 def _open_main(config: RelayConfig, listeners: Listeners) -> None:
     if listeners.main:
         return
@@ -112,15 +101,16 @@ def _open_main(config: RelayConfig, listeners: Listeners) -> None:
         listeners.main.append(listen_unix(path))
         return
     host, port = parse_address(config.address)
-    listeners.main.append(_open(config, host, port))
+    listeners.main.append(listen(host, port, reuse_port=config.reuse_port))
 
 
 def _open_side(config: RelayConfig, listeners: Listeners) -> None:
     if config.tls is None or config.tls.http_port is None or listeners.side:
         return
     try:
-        listeners.side.append(_open(config, _host(config), config.tls.http_port))
+        sock = listen(_host(config), config.tls.http_port, reuse_port=config.reuse_port)
     except ConfigError as e:
         raise ConfigError(
             f"{e}; this is the plain HTTP beside TLS, --http-port=-1 does without"
         ) from e
+    listeners.side.append(sock)

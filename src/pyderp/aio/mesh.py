@@ -304,7 +304,6 @@ class _Neighbour:
             disco = looks_like_disco(packet)
             router.counters.drop(DropReason.MESH_LINK_DOWN, disco=disco, size=len(packet))
         self._taken.clear()
-        self._work.clear()
         present, self._present = self._present, set()
         for key in present:
             router.remove_forwarder(key, self._link)
@@ -318,7 +317,7 @@ class _Neighbour:
                 text = f"{_KEYS_DIFFER if self._logged_in else _NOT_LET_IN} ({text})"
             else:
                 text = f"connection lost: {text}"
-        self._error = printable(text)[:_LONGEST_ERROR]
+        self._error = printable(text, _LONGEST_ERROR)
         self._log.failed(self._error, None if isinstance(error, (DerpError, OSError)) else error)
 
 

@@ -81,11 +81,12 @@ class Parts:
         self.bootstrap = BootstrapDNS(config.bootstrap_dns)
         self._closing.push_async_callback(self.bootstrap.aclose)
         self.stun: StunServer | None = None
-        self.site = DebugSite(self._facts())
+        self.facts = self._facts()
+        self.site = DebugSite(self.facts)
 
     def _facts(self) -> Facts:
         core, config = self._core, self._config
-        self.facts = Facts(
+        return Facts(
             router=core.router,
             protocols=lambda: core.protocols,
             access=Access(config.debug),
@@ -101,7 +102,6 @@ class Parts:
             tls_requests=core.tls_requests,
             accepts=self.accepts,
         )
-        return self.facts
 
     # Life
 
@@ -196,7 +196,7 @@ class Parts:
             if not connection.can_mesh:
                 yield Applicant(connection.public, connection.peer[0])
 
-    def _revoke(self, key: NodePublic, reason: str) -> None:
+    def _revoke(self, key: NodePublic, address: str | None, reason: str) -> None:
         for connection in self._core.router.registry.connections_of(key.raw):
-            if not connection.can_mesh:
+            if not connection.can_mesh and address in (None, connection.peer[0]):
                 connection.sink.close(f"no longer allowed: {reason}")

@@ -7,10 +7,10 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pyderp.defaults import (
     LISTEN_BACKLOG,
@@ -20,10 +20,13 @@ from pyderp.defaults import (
 from pyderp.errors import ConfigError
 
 __all__ = [
+    "explained",
     "format_address",
+    "is_left_over",
     "listen",
     "listen_unix",
     "parse_address",
+    "resolve",
     "tune",
     "unacknowledged",
     "unix_path",
@@ -103,47 +106,76 @@ def unacknowledged(transport: asyncio.BaseTransport) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
-def listen(
-    host: str,
-    port: int,
-    *,
-    keepalive_time: float,
-    user_timeout: float,
-    notsent_lowat: int = 0,
-    reuse_port: bool = False,
-) -> socket.socket:
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A listening TCP socket.
 
     Args:
-        host: an address, or empty for all addresses of both families.
+        host: an address, or empty or `::` for all addresses of both families.
         port: 0: any free one.
-        keepalive_time, user_timeout, notsent_lowat: as for `tune`.
         reuse_port: another process may listen there, too (SO_REUSEPORT).
 
     Raises:
         ConfigError: the address cannot be listened on; the text says why and what to do.
     """
-    try:
-        family, dual = _family(host)
-        sock = socket.create_server(
-            (host, port),
+    with explained(f"on {format_address(host, port)}", "stop what uses it or choose another"):
+        family, address, dual = resolve(host, port, socket.SOCK_STREAM)
+        return socket.create_server(
+            address,
             family=family,
             backlog=LISTEN_BACKLOG,
             dualstack_ipv6=dual,
             reuse_port=reuse_port,
         )
+
+
+def resolve(
+    host: str, port: int, kind: socket.SocketKind
+) -> tuple[socket.AddressFamily, tuple[Any, ...], bool]:
+    """What to bind a socket to; the last item: it is for both families.
+
+    Args:
+        host: an address, or empty or `::` for all addresses of both families, as for Go.
+
+    Raises:
+        OSError, UnicodeError: there is no such host.
+    """
+    if host and host != "::":
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
+        return family, address, False
+    if socket.has_dualstack_ipv6():
+        return socket.AF_INET6, ("::", port), True
+    return socket.AF_INET, ("", port), False
+
+
+@contextlib.contextmanager
+def explained(where: str, if_taken: str) -> Iterator[None]:
+    """Say why a port cannot be listened on, and what to do.
+
+    Args:
+        where: such as `on 192.0.2.1:80`.
+        if_taken: what to do when the port is taken.
+
+    Raises:
+        ConfigError: in place of what the system or a name that is none raises in the block.
+    """
+    try:
+        yield
     except OSError as e:
-        raise ConfigError(_explain(host, port, e)) from e
+        raise ConfigError(f"cannot listen {where}: {_reason(e, if_taken)}") from e
     except UnicodeError as e:
-        raise ConfigError(f"cannot listen on {format_address(host, port)}: no host name") from e
-    tune(
-        sock,
-        keepalive_time=keepalive_time,
-        user_timeout=user_timeout,
-        notsent_lowat=notsent_lowat,
-    )
-    sock.setblocking(False)
-    return sock
+        raise ConfigError(f"cannot listen {where}: no host name") from e
+
+
+def _reason(error: OSError, if_taken: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"the port is taken; {if_taken}"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    if isinstance(error, socket.gaierror):
+        return str(error.strerror)
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def tune(
@@ -176,8 +208,9 @@ def listen_unix(path: Path) -> socket.socket:
     Raises:
         ConfigError: somebody listens there, or it cannot be made.
     """
+    left_over = is_left_over(path)
     try:
-        if _is_left_over(path):
+        if left_over:
             path.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -187,37 +220,29 @@ def listen_unix(path: Path) -> socket.socket:
             sock.close()
             raise
     except OSError as e:
-        if e.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"cannot listen on unix:{path}: something is there; stop what uses it, or remove it"
-            ) from e
         raise ConfigError(f"cannot listen on unix:{path}: {e.strerror or e}") from e
-    sock.setblocking(False)
     return sock
 
 
-def _is_left_over(path: Path) -> bool:
+def is_left_over(path: Path) -> bool:
+    """Whether there is a Unix socket that nobody listens on any more; `False`: nothing is there.
+
+    Raises:
+        ConfigError: something else is there, or it cannot be told.
+    """
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
+        if not path.exists():
             return False
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return True
-    return False
-
-
-def _family(host: str) -> tuple[socket.AddressFamily, bool]:
-    # "::" means all addresses of both families, as for Go.
-    if host and host != "::":
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return infos[0][0], False
-    if socket.has_dualstack_ipv6():
-        return socket.AF_INET6, True
-    return socket.AF_INET, False
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.connect(str(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError as e:
+        raise ConfigError(f"cannot listen on unix:{path}: {e.strerror or e}") from e
+    raise ConfigError(
+        f"cannot listen on unix:{path}: something is there; stop what uses it, or remove it"
+    )
 
 
 def _set_tcp(sock: socket.socket, name: str, value: float) -> None:
@@ -226,19 +251,3 @@ def _set_tcp(sock: socket.socket, name: str, value: float) -> None:
     if option is not None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, round(min(value, _MAX_OPTION)))
-
-
-def _explain(host: str, port: int, error: OSError) -> str:
-    where = format_address(host, port)
-    if error.errno == errno.EADDRINUSE:
-        return f"cannot listen on {where}: the port is taken; stop what uses it or choose another"
-    if error.errno == errno.EACCES:
-        return (
-            f"cannot listen on {where}: ports below 1024 need root or the capability "
-            "CAP_NET_BIND_SERVICE"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"cannot listen on {where}: this machine does not have that address"
-    if isinstance(error, socket.gaierror):
-        return f"cannot listen on {where}: {error.strerror}"
-    return f"cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from pyderp.aio.sockets import format_address
+from pyderp.aio.sockets import explained, format_address, resolve
 from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.wire.stun import RequestReader, pack_response
 
@@ -58,22 +56,19 @@ def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[sock
     Raises:
         ConfigError: the address cannot be used; the text says why and what to do.
     """
-    try:
+    where = f"for STUN on UDP {format_address(host, port)}"
+    with explained(where, "stop what uses it, or choose another STUN port or none"):
         return [_bind(host, port, reuse_port=reuse_port)]
-    except OSError as e:
-        raise ConfigError(_explain(host, port, e)) from e
-    except UnicodeError as e:
-        raise ConfigError(f"cannot listen for STUN on {host!r}: no host name") from e
 
 
 def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    family, address = _resolve(host, port)
+    family, address, dual = resolve(host, port, socket.SOCK_DGRAM)
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         if family == socket.AF_INET6:
             # One socket for both families. Two would save 5 % of an answer by IPv4, and could
             # not take "any free port" in one step.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(host) and host != "::")
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
@@ -82,28 +77,6 @@ def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    if host and host != "::":
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        return family, address
-    if socket.has_dualstack_ipv6():
-        return socket.AF_INET6, ("::", port)
-    return socket.AF_INET, ("", port)
-
-
-def _explain(host: str, port: int, error: OSError) -> str:
-    where = f"cannot listen for STUN on UDP {format_address(host, port)}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{where}: the port is taken; stop what uses it, or choose another STUN port or none"
-    if error.errno == errno.EACCES:
-        return f"{where}: ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{where}: this machine does not have that address"
-    if isinstance(error, socket.gaierror):
-        return f"{where}: {error.strerror}"
-    return f"{where}: {os.strerror(error.errno) if error.errno else error}"
 
 
 class StunServer:

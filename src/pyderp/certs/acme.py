@@ -15,10 +15,9 @@ from typing import Final
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import PUBLIC, check_acme, normal_name
 from pyderp.certs.context import REFUSE_NAME, meta_certificate, plain_context
-from pyderp.certs.issuance import Authority, Issuance
+from pyderp.certs.issuance import Authority, Issuance, Slot
 from pyderp.certs.leaf import as_address
 from pyderp.certs.schedule import Pace, Schedule, Uniform
-from pyderp.certs.slot import Slot
 from pyderp.certs.source import CertificateInfo
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Worker
@@ -45,7 +44,8 @@ class ACMECertificates:
     The host name's certificate is served to clients that ask for it by SNI, in any case. With
     `ip_certs`, clients that ask for no name, or for the address that they connected to, get
     one for that address; it is asked for when the first of them comes, who is refused, as all
-    are until it is there. Nobody can have one asked for that is not the relay's own.
+    are until it is there. Nobody can have one asked for that is not the relay's own, or that a
+    trusted proxy names.
 
     Args:
         server: the relay's key, for the meta certificate.
@@ -100,7 +100,7 @@ class ACMECertificates:
         """Whether `challenge_context` may give something."""
         return self._challenges.tls_pending
 
-    def context(self, local_address: str, hello: bytes = b"") -> ssl.SSLContext:
+    def context(self, local_address: str) -> ssl.SSLContext:
         """A context without a certificate, which takes one when the client's name is known."""
         if not self._tls.ip_certs:
             return self._doors[None]
@@ -154,18 +154,26 @@ class ACMECertificates:
 
     async def _keep(self) -> None:
         while True:
-            self._wake.clear()
-            now = self._clock()
-            steps = [
-                step for slot in self._slots.values() for step in self._issuance.steps(slot, now)
-            ]
-            at, step = min(steps, key=operator.itemgetter(0))
-            if at <= now:
-                await step()
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(at - now, _LONGEST_SLEEP)):
-                    await self._wake.wait()
+            try:
+                await self._next_step()
+            except Exception:
+                # Without this task certificates would expire, and nobody would know why.
+                wait = self._pace.first_retry
+                log.exception("keeping certificates failed unexpectedly; on in %g s", wait)
+                await asyncio.sleep(wait)
+
+    async def _next_step(self) -> None:
+        """Do what is due, or wait until something may be."""
+        self._wake.clear()
+        now = self._clock()
+        steps = [step for slot in self._slots.values() for step in self._issuance.steps(slot, now)]
+        at, step = min(steps, key=operator.itemgetter(0))
+        if at <= now:
+            await step()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(at - now, _LONGEST_SLEEP)):
+                await self._wake.wait()
 
     # Names and addresses
 

@@ -12,44 +12,13 @@ from pyderp.certs.leaf import as_address, check_host_name
 from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError
 
-__all__ = ["PUBLIC", "authority_context", "check_acme", "eab_key", "google", "normal_name"]
+__all__ = ["PUBLIC", "authority_context", "check_acme", "eab_key", "normal_name"]
 
 PUBLIC: Final = frozenset({LETSENCRYPT, LETSENCRYPT_STAGING, GOOGLE})
 """Authorities that issue only for what the whole internet can reach."""
 
 _DIFFERENT_IN_IDNA: Final = frozenset("ßς\u200c\u200d")
 """Python knows the older IDNA, which maps these to something else."""
-
-
-def google(
-    *,
-    certdir: Path,
-    hostname: str,
-    email: str,
-    eab_kid: str,
-    eab_key: str,
-    http_port: int | None = 80,
-    ip_certs: bool = False,
-) -> ACMETLS:
-    """Settings for Google's certificate authority (`derper -certmode=gcp`).
-
-    Raises:
-        ConfigError: something is missing, or is nothing that Google does.
-    """
-    if not eab_kid or not eab_key:
-        raise ConfigError("--certmode=gcp requires --acme-eab-kid and --acme-eab-key")
-    tls = ACMETLS(
-        certdir=certdir,
-        hostname=hostname,
-        http_port=http_port,
-        directory=GOOGLE,
-        email=email,
-        eab_kid=eab_kid,
-        eab_key=eab_key,
-        ip_certs=ip_certs,
-    )
-    check_acme(tls)
-    return tls
 
 
 def check_acme(tls: ACMETLS) -> None:
@@ -88,10 +57,14 @@ def _check_google(tls: ACMETLS) -> None:
         raise ConfigError(
             f"hostname {tls.hostname} is an IP address; --certmode=gcp needs a DNS name"
         )
-    if not tls.eab_kid:
-        raise ConfigError("--certmode=gcp requires --acme-eab-kid and --acme-eab-key")
-    if not tls.email:
-        raise ConfigError("--certmode=gcp requires --acme-email")
+    needed = {
+        "--acme-eab-kid": tls.eab_kid,
+        "--acme-eab-key": tls.eab_key,
+        "--acme-email": tls.email,
+    }
+    missing = [flag for flag, value in needed.items() if not value]
+    if missing:
+        raise ConfigError(f"--certmode=gcp needs {', '.join(missing)}")
 
 
 def authority_context(ca_file: Path) -> ssl.SSLContext:

@@ -6,22 +6,39 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Protocol, TypeAlias
 
 from pyderp.certs.refusal import Refused
 from pyderp.certs.schedule import Schedule
-from pyderp.certs.slot import Slot
-from pyderp.certs.store import Certificate, Record, Store
+from pyderp.certs.store import Certificate, Record, Stamp, Store
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
 from pyderp.errors import ConfigError
 
-__all__ = ["Authority", "Issuance", "Step"]
+__all__ = ["Authority", "Issuance", "Slot", "Step"]
 
 log = logging.getLogger("pyderp.tls")
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Slot:
+    """A host name or address that a certificate is wanted for, and when to do what about it."""
+
+    subject: str
+    """DNS name or IP address, in normal form."""
+
+    schedule: Schedule
+    certificate: Certificate | None = None
+
+    stamp: Stamp = None
+    """Of the file when it was last read or written."""
+
+    unsaved: bool = False
+    save_at: float = 0.0
 
 
 class Authority(Protocol):
@@ -194,7 +211,11 @@ class Issuance:
             slot.schedule.advised(self._clock(), certificate.info, when, again)
 
     async def _save(self, slot: Slot, certificate: Certificate) -> None:
-        await self._worker.run(functools.partial(self._save_now, slot, certificate))
+        try:
+            await self._worker.run(functools.partial(self._save_now, slot, certificate))
+        except Exception:
+            log.exception("saving the certificate of %s failed unexpectedly", slot.subject)
+            slot.save_at = self._clock() + slot.schedule.pace.save_every
 
     def _save_now(self, slot: Slot, certificate: Certificate) -> None:
         """On the worker's thread."""

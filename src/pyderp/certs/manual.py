@@ -61,7 +61,7 @@ class ManualCertificates:
         self._stamp = self._stat()
         self._load()
 
-    def context(self, local_address: str, hello: bytes = b"") -> ssl.SSLContext:
+    def context(self, local_address: str) -> ssl.SSLContext:
         """The same for all, until the files change."""
         return self._context
 

@@ -67,8 +67,7 @@ def describe(error: BaseException) -> str:
         text = str(error.strerror or error)
     else:
         text = f"the authority's answer is no ACME: {error!r}"
-    text = printable(text)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return printable(text, _LONGEST)
 
 
 def _problem(error: messages.Error) -> str:

@@ -46,7 +46,7 @@ class CertificateSource(Protocol):
         """Whether `challenge_context` may give something; false nearly always."""
         ...
 
-    def context(self, local_address: str, hello: bytes = b"") -> ssl.SSLContext:
+    def context(self, local_address: str) -> ssl.SSLContext:
         """The server side of TLS for a new connection.
 
         A name that there is no certificate for ends the handshake with the alert
@@ -54,7 +54,6 @@ class CertificateSource(Protocol):
 
         Args:
             local_address: the relay's own IP address that the client connected to.
-            hello: what the client sent so far; today nothing depends on it.
         """
         ...
 

@@ -50,7 +50,11 @@ class Worker:
         self.check()
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Run a job and give what it gives, or raise what it raises."""
+        """Run a job and give what it gives, or raise what it raises.
+
+        Raises:
+            RuntimeError: no thread can be started now.
+        """
         await self._idle.wait()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -74,7 +78,11 @@ class Worker:
                 loop.call_soon_threadsafe(deliver, result, error)
 
         self._idle.clear()
-        threading.Thread(target=body, name="pyderp-acme", daemon=True).start()
+        try:
+            threading.Thread(target=body, name="pyderp-acme", daemon=True).start()
+        except RuntimeError:  # the system gives no thread
+            self._idle.set()
+            raise
         return await future
 
     def stop(self) -> None:

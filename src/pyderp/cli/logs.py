@@ -1,4 +1,4 @@
-"""How a relay logs: lines of text, or a JSON object a line."""
+"""How commands log: lines of text, or for a relay, if asked, a JSON object a line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ import datetime
 import json
 import logging
 import sys
+from typing import Any, Final
 
-__all__ = ["log_to_stderr"]
+from pyderp.wire.text import printable
+
+__all__ = ["LINE", "LineFormatter", "log_to_stderr", "set_level"]
 
 
-class _Text(logging.Formatter):
-    """A line that cannot steer a terminal; texts of strangers may be in it."""
+LINE: Final = "%(asctime)s %(levelname)s %(message)s"
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+class LineFormatter(logging.Formatter):
+    """A line that cannot steer a terminal; texts of strangers may be in it.
+
+    Lines of a traceback follow, indented, so that none looks like another event.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """The line, without a traceback that may follow."""
-        text = super().formatMessage(record)
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        """The line of the event."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        """The lines of the traceback."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 class _JSON(logging.Formatter):
@@ -49,7 +57,17 @@ def log_to_stderr(level: str, form: str) -> None:
         form: `text` or `json`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JSON() if form == "json" else _Text())
+    handler.setFormatter(_JSON() if form == "json" else LineFormatter(LINE))
     logging.basicConfig(handlers=[handler], level=level.upper())
+    _quieten_client()
+
+
+def set_level(level: str) -> None:
+    """Log from this level up from now on; as for `log_to_stderr`."""
+    logging.getLogger().setLevel(level.upper())
+    _quieten_client()
+
+
+def _quieten_client() -> None:
     # A line for each attempt to reach a relay of the mesh; the mesh has its own.
     logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))

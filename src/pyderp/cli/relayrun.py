@@ -22,7 +22,7 @@ from pyderp.aio.listeners import Listeners, open_listeners
 from pyderp.aio.relay import Relay
 from pyderp.aio.sockets import format_address
 from pyderp.aio.systemd import Supervisor, inherited_listeners
-from pyderp.cli.logs import log_to_stderr
+from pyderp.cli.logs import log_to_stderr, set_level
 from pyderp.cli.output import print_line
 from pyderp.cli.relayflags.check import (
     check_files,
@@ -32,7 +32,8 @@ from pyderp.cli.relayflags.check import (
 )
 from pyderp.cli.relayflags.plan import Plan, make_plan
 from pyderp.cli.relayflags.settings import Problems, Settings
-from pyderp.cli.relayflags.showmap import node_of, show_map
+from pyderp.cli.relayflags.showmap import map_command, node_of, show_map
+from pyderp.cli.running import loop_factory
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
@@ -91,7 +92,7 @@ def _check(loaded: Loaded) -> None:
     plan = make_plan(loaded.settings, problems)
     lines = []
     with problems.collect():
-        _loop_factory(loaded.settings["loop"])
+        loop_factory(loaded.settings["loop"])
     if plan is not None:
         lines = check_files(plan, problems)
         with problems.collect():
@@ -109,22 +110,8 @@ def _check(loaded: Loaded) -> None:
 # Running
 
 
-def _loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if kind == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError:
-        if kind == "uvloop":
-            raise ConfigError(
-                "uvloop is not installed; install it, or use --loop=asyncio"
-            ) from None
-        return None
-    return uvloop.new_event_loop
-
-
 def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    factory = _loop_factory(kind)
+    factory = loop_factory(kind)
     raise_file_limit()
     _quiet_collector()
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -229,7 +216,7 @@ def _reload(relay: Relay, load: Callable[[], Loaded]) -> None:
         log.error("settings not reloaded, the old ones stay in use: %s", e)
         relay.reload()
         return
-    logging.getLogger().setLevel(loaded.settings["log-level"].upper())
+    set_level(loaded.settings["log-level"])
     log.info("settings reloaded")
 
 
@@ -248,18 +235,20 @@ def _announce(relay: Relay, plan: Plan) -> None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
     if relay.map_node is not None:
-        _announce_map(relay.map_node)
+        _announce_map(relay, plan, relay.map_node)
     if not config.admission.any:
         log.warning("this relay admits every client that can reach it")
 
 
-def _announce_map(node: dict[str, object]) -> None:
+def _announce_map(relay: Relay, plan: Plan, node: dict[str, object]) -> None:
     kind = "self-signed certificate; node" if "CertName" in node else "node"
     log.info("%s for a DERP map: %s", kind, json.dumps(node, separators=(",", ":")))
     if sys.stdout is not None and sys.stdout.isatty():
         print_line(show_map(node, "all"))
-    else:
-        log.info("whole DERP maps, for Tailscale and headscale: the same with --show-map=all")
+    elif (tls := relay.config.tls) is not None:
+        stun = relay.stun_addresses
+        command = map_command(plan, tls, _endpoint(relay.address), stun[0][1] if stun else None)
+        log.info("whole DERP maps, for Tailscale and headscale: %s", command)
 
 
 def _endpoint(address: tuple[str, int]) -> str:

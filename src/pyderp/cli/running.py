@@ -13,10 +13,11 @@ from typing import Any
 import typer
 
 from pyderp.cli.advice import advice, notes
-from pyderp.cli.output import Output, escaped
-from pyderp.errors import DerpError
+from pyderp.cli.logs import LINE, LineFormatter
+from pyderp.cli.output import Output
+from pyderp.errors import ConfigError, DerpError
 
-__all__ = ["Refused", "run_command", "set_up_logging"]
+__all__ = ["Refused", "loop_factory", "run_command", "set_up_logging"]
 
 
 class Refused(DerpError):
@@ -36,7 +37,7 @@ def run_command(
         from_map: a DERP map says where the relay is.
     """
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_until_sigterm(work))
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
@@ -76,26 +77,31 @@ def _tell(error: Exception, output: Output, *, from_map: bool) -> None:
         output.note(line)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; `None`: asyncio does.
+
+    Args:
+        kind: `auto`, `uvloop` or `asyncio`.
+
+    Raises:
+        ConfigError: uvloop is asked for, and missing.
+    """
+    if kind == "asyncio":
+        return None
     try:
         import uvloop
     except ImportError:
-        return None
+        if kind == "auto":
+            return None
+        raise ConfigError("uvloop is not installed; install it, or use --loop=asyncio") from None
     return uvloop.new_event_loop
-
-
-class _Formatter(logging.Formatter):
-    """A line for each record, that cannot steer a terminal; texts of strangers may be in it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
 
 
 def set_up_logging(*, verbose: bool) -> None:
     """Log to standard error: everything of pyderp's, or only what goes wrong."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("pyderp: %(message)s"))
+    handler.setFormatter(LineFormatter("pyderp: %(message)s"))
     if verbose:
-        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(LineFormatter(LINE))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("pyderp").setLevel(logging.DEBUG if verbose else logging.WARNING)

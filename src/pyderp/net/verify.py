@@ -21,6 +21,7 @@ from pyderp.errors import CertificateError, PinMismatch, TLSError
 from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
+from pyderp.wire.text import printable
 
 __all__ = [
     "Rule",
@@ -247,6 +248,4 @@ def _quoted(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Text of a stranger, for a line of a log."""
-    if len(text) > _LONGEST_TEXT:
-        text = text[:_LONGEST_TEXT] + "…"
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return printable(text, _LONGEST_TEXT)

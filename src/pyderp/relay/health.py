@@ -63,6 +63,10 @@ class _Waits:
             self._begin = now
         self._end = max(self._end, now + seconds)
 
+    def stop(self, now: float) -> None:
+        """The client waits no longer."""
+        self._end = min(self._end, now)
+
     def look(self, now: float) -> float:
         """Seconds that it waited within the window that ends now; call it every second or so."""
         until = max(min(now, self._end), self._begin)
@@ -135,6 +139,12 @@ class HealthWatch:
         if waits is None:
             waits = self._waits[connection] = _Waits(now)
         waits.add(seconds, now)
+
+    def end_wait(self, connection: Connection, now: float) -> None:
+        """A client is read from again, maybe earlier than `on_wait` was told."""
+        waits = self._waits.get(connection)
+        if waits is not None:
+            waits.stop(now)
 
     def set_certificate_problem(self, text: str | None) -> None:
         """What is wrong with the relay's certificate, for all clients; `None`: nothing."""

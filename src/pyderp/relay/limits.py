@@ -118,7 +118,7 @@ def parse_rate_config(data: bytes, where: str) -> RateConfig:
     for name, value in document.items():
         known = _known(name, (_RATE, _BURST, _PER_KEY))
         if known is None:
-            ignored.append(_cut(name))
+            ignored.append(printable(name, _QUOTED))
         else:
             members[known] = value
     rate = _number(members, _RATE, where)
@@ -140,7 +140,7 @@ def _load(data: bytes, where: str) -> object:
         at = f"line {e.lineno}, column {e.colno}"
         raise ConfigError(f"{where}, {at}: not JSON: {e.msg}{hint}") from None
     except (ValueError, RecursionError) as e:
-        raise ConfigError(f"{where}: not JSON: {_cut(str(e))}") from None
+        raise ConfigError(f"{where}: not JSON: {printable(str(e), _QUOTED)}") from None
     return value
 
 
@@ -172,7 +172,7 @@ def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
     members = _object(value, where)
     keys: dict[bytes, RateLimit | None] = {}
     for text, entry in members.items():
-        at = f"{where}[{_cut(text)}]"
+        at = f"{where}[{printable(text, _QUOTED)}]"
         try:
             key = NodePublic.parse(text).raw
         except InvalidKey as e:
@@ -189,7 +189,8 @@ def _key_limit(entry: _Members, where: str) -> RateLimit | None:
         known = _known(name, (_KEY_RATE, _KEY_BURST, _LABEL))
         if known is None:
             raise ConfigError(
-                f"{where}: unknown member {_cut(name)!r}; want {_KEY_RATE}, {_KEY_BURST}, {_LABEL}"
+                f"{where}: unknown member {printable(name, _QUOTED)!r}; "
+                f"want {_KEY_RATE}, {_KEY_BURST}, {_LABEL}"
             )
         members[known] = value
     if members.get(_KEY_RATE) is None:
@@ -223,9 +224,4 @@ def _describe(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "an array"
-    return _cut(json.dumps(value, ensure_ascii=False))
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
+    return printable(json.dumps(value, ensure_ascii=False), _QUOTED)

@@ -156,7 +156,7 @@ class HttpConnection:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as e:
             self._refusal_status = HTTPStatus(e.error_status_hint)
-            raise BadUpgrade(f"bad HTTP request: {printable(str(e)[:_QUOTED])}") from e
+            raise BadUpgrade(f"bad HTTP request: {printable(str(e), _QUOTED)}") from e
         if event is h11.NEED_DATA:
             if self._lines > _MAX_LINES:
                 self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE

@@ -157,7 +157,7 @@ class UpgradeReply:
         except h11.RemoteProtocolError as e:
             if self._refused is not None or not data:
                 raise self._error() from e
-            problem = printable(str(e)[:100])
+            problem = printable(str(e), 100)
             raise BadUpgrade(f"the relay's answer is not HTTP: {problem}") from e
 
     def refusal(self) -> UpgradeRejected:
@@ -165,7 +165,7 @@ class UpgradeReply:
         assert self._refused is not None, "nothing was refused"
         status, reason = self._refused
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
-        text = f"upgrade refused: {status} {printable(reason)}: {printable(body)[:_MAX_REPLY_BODY]}"
+        text = f"upgrade refused: {status} {printable(reason)}: {printable(body, _MAX_REPLY_BODY)}"
         return UpgradeRejected(text, status=status, body=body)
 
     def _error(self) -> BadUpgrade:

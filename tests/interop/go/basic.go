@@ -125,8 +125,12 @@ func unknownDest(r *run) {
 	for range 6 {
 		a.send(nobody, r.disco(62))
 	}
-	a.wantGone(nobody, derp.PeerGoneReasonNotHere)
-	got := 1
+	// derper hands each to its sender in a goroutine: a ping's answer may overtake them.
+	const burst = 3
+	for range burst {
+		a.wantGone(nobody, derp.PeerGoneReasonNotHere)
+	}
+	got := burst
 	for _, m := range a.barrier() {
 		r.check(m == derp.PeerGoneMessage{Peer: nobody, Reason: derp.PeerGoneReasonNotHere}, "got %s", describe(m))
 		got++
@@ -134,7 +138,7 @@ func unknownDest(r *run) {
 	// The limiter refills one a second, which only a very slow machine can notice here.
 	most := 3 + int(time.Since(start)/time.Second)
 	r.fact("not_here", got)
-	r.check(got >= 3 && got <= most, "%d PeerGone for a burst of 6, want 3", got)
+	r.check(got <= most, "%d PeerGone for a burst of 6, want 3", got)
 
 	r.at("the limiter is the connection's, not the destination's")
 	other := key.NewNode().Public()

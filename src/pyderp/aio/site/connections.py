@@ -7,14 +7,17 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from html import escape
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from pyderp.aio.site.facts import Facts, Served
+from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.tally import slices
 from pyderp.aio.site.tcpinfo import tcp_info
 from pyderp.aio.sockets import format_address
 from pyderp.relay.connection import Connection
 from pyderp.wire.text import printable
+
+if TYPE_CHECKING:
+    from pyderp.aio.core import Served
 
 __all__ = ["connections_as_html", "connections_as_json"]
 

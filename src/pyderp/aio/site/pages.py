@@ -13,12 +13,13 @@ from pyderp.aio.routes import BROWSER_HEADERS, Answer, page
 from pyderp.aio.site.access import refusal
 from pyderp.aio.site.check import problems
 from pyderp.aio.site.connections import connections_as_html, connections_as_json
-from pyderp.aio.site.facts import Facts, MeshLinkStatus
+from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.traffic import traffic
 from pyderp.aio.site.vars import variables
 from pyderp.wire.http import Request, Response, StreamedResponse, text_response
 
 if TYPE_CHECKING:
+    from pyderp.aio.mesh import MeshStatus
     from pyderp.aio.site.metrics import Metrics
 
 __all__ = ["DebugSite"]
@@ -141,7 +142,7 @@ def _expiry(end: datetime, days: float) -> str:
     return f"expires {when}, in {days:.1f} days" if days > 0 else f"EXPIRED {when}"
 
 
-def _state(link: MeshLinkStatus) -> str:
+def _state(link: MeshStatus) -> str:
     if link.is_self:
         return "this relay itself"
     since = link.since.astimezone(UTC).isoformat(timespec="seconds")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from pyderp.aio.site.facts import Facts, Served
+from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.tally import slices
 from pyderp.aio.site.tcpinfo import tcp_info
 from pyderp.relay.connection import Connection
+
+if TYPE_CHECKING:
+    from pyderp.aio.core import Served
 
 __all__ = ["traffic"]
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pyderp import defaults
 from pyderp.aio.sockets import parse_address, unix_path
+from pyderp.certs.check import check_acme
+from pyderp.cli.relayflags.settings import Settings
+from pyderp.cli.relayflags.state import state_directory
 from pyderp.config import (
     ACMETLS,
     GOOGLE,
@@ -18,9 +21,6 @@ from pyderp.config import (
     TLSSettings,
 )
 from pyderp.errors import ConfigError
-
-from .settings import Settings
-from .state import state_directory
 
 __all__ = ["DERPER_HOSTNAME", "is_address", "is_loopback", "tls_settings"]
 
@@ -68,9 +68,9 @@ def tls_settings(
         )
     if mode == "manual":
         return _manual(settings, hostname, environment)
-    if mode == "gcp":
-        _check_gcp(settings, hostname)
-    return _acme(settings, hostname, mode, environment)
+    tls = _acme(settings, hostname, mode, environment)
+    check_acme(tls)
+    return tls
 
 
 def _speaks_tls(settings: Settings, address: str) -> bool:
@@ -124,21 +124,6 @@ def _manual(settings: Settings, hostname: str, environment: Mapping[str, str]) -
     return ManualTLS(
         certdir=_certdir(settings, environment), hostname=hostname, http_port=_http_port(settings)
     )
-
-
-def _check_gcp(settings: Settings, hostname: str) -> None:
-    missing = [
-        settings.flag(name)
-        for name in ("acme-eab-kid", "acme-eab-key", "acme-email")
-        if not settings[name]
-    ]
-    if missing:
-        raise ConfigError(f"{settings.flag('certmode')}=gcp needs {', '.join(missing)}")
-    if is_address(hostname):
-        raise ConfigError(
-            f"{settings.flag('certmode')}=gcp needs a DNS name as {settings.flag('hostname')}, "
-            f"not the IP address {hostname}"
-        )
 
 
 def _acme(settings: Settings, hostname: str, mode: str, environment: Mapping[str, str]) -> ACMETLS:

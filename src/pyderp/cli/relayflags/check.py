@@ -10,19 +10,17 @@ from typing import Final
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.aio.limits import read_rate_config
 from pyderp.aio.meshhost import parse_mesh_host
-from pyderp.aio.sockets import listen, parse_address, unix_path
+from pyderp.aio.sockets import is_left_over, listen, parse_address, unix_path
 from pyderp.aio.stun import stun_sockets
 from pyderp.certs import make_certificates
-from pyderp.certs.check import check_acme
 from pyderp.certs.manual import certificate_paths
+from pyderp.cli.relayflags.certificate import is_address
+from pyderp.cli.relayflags.plan import Plan
+from pyderp.cli.relayflags.settings import Problems
 from pyderp.config import ACMETLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
-
-from .certificate import is_address
-from .plan import Plan
-from .settings import Problems
 
 __all__ = ["check_files", "check_ports", "check_tailscaled", "read_key"]
 
@@ -90,7 +88,6 @@ def _certificate(plan: Plan) -> str:
     if tls is None:
         return "no TLS: plain HTTP"
     if isinstance(tls, ACMETLS):
-        check_acme(tls)
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
@@ -173,7 +170,7 @@ def check_ports(config: RelayConfig, problems: Problems, *, stun_if_free: bool) 
 
 def _check_tcp(host: str, port: int, config: RelayConfig, advice: str) -> None:
     try:
-        listen(host, port, keepalive_time=0, user_timeout=0, reuse_port=config.reuse_port).close()
+        listen(host, port, reuse_port=config.reuse_port).close()
     except ConfigError as e:
         raise ConfigError(f"{e}{advice}") from e
 
@@ -182,11 +179,7 @@ def _check_unix(path: Path) -> None:
     if not _exists(path.parent):
         raise ConfigError(f"cannot listen on unix:{path}: {path.parent} does not exist")
     _check_can_make(path.parent, f"the socket {path}")
-    if not _exists(path):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if not path.is_socket() or probe.connect_ex(str(path)) == 0:
-            raise ConfigError(f"cannot listen on unix:{path}: something is there")
+    is_left_over(path)
 
 
 def _check_stun(host: str, config: RelayConfig, *, stun_if_free: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .kinds import Kind
+from pyderp.cli.relayflags.kinds import Kind
 
 __all__ = ["Flag"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .certificate import DERPER_HOSTNAME
-from .flag import Flag
-from .kinds import Kind
-from .table import FLAGS
+from pyderp.cli.relayflags.certificate import DERPER_HOSTNAME
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.kinds import Kind
+from pyderp.cli.relayflags.table import FLAGS
 
 __all__ = ["GoFlagError", "GoHelp", "derper_defaults", "parse_go_flags", "usage"]
 

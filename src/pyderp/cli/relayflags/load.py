@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .flag import Flag
-from .go import derper_defaults
-from .settings import Problems, Settings, environment_layer
-from .tomlfile import toml_layer
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.go import derper_defaults
+from pyderp.cli.relayflags.settings import Problems, Settings, environment_layer
+from pyderp.cli.relayflags.tomlfile import toml_layer
 
 __all__ = ["load_settings"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from .flag import Flag
-from .table import FLAGS
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.table import FLAGS
 
 __all__ = ["flag_layer", "takes_flags"]
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyderp import defaults
+from pyderp.cli.relayflags.certificate import is_loopback, tls_settings
+from pyderp.cli.relayflags.settings import Problems, Settings
+from pyderp.cli.relayflags.state import default_key_file, derper_key_file
+from pyderp.cli.relayflags.table import FLAGS
 from pyderp.config import (
     AdmissionConfig,
     BootstrapDNSConfig,
@@ -19,11 +23,6 @@ from pyderp.config import (
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keyfile import read_mesh_key, warn_if_open
 from pyderp.keys import MeshKey
-
-from .certificate import is_loopback, tls_settings
-from .settings import Problems, Settings
-from .state import default_key_file, derper_key_file
-from .table import FLAGS
 
 __all__ = ["Plan", "make_plan"]
 

@@ -6,9 +6,17 @@ import math
 from typing import Final
 
 from pyderp import defaults
-
-from .flag import Flag
-from .kinds import boolean, duration, integer, names, networks, number, path, text
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.kinds import (
+    boolean,
+    duration,
+    integer,
+    names,
+    networks,
+    number,
+    path,
+    text,
+)
 
 __all__ = ["ADMISSION_FLAGS", "CONNECTION_FLAGS", "MESH_FLAGS", "SERVED_FLAGS"]
 

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.kinds import Kind
+from pyderp.cli.relayflags.table import BY_NAME, FLAGS
 from pyderp.errors import ConfigError
-
-from .flag import Flag
-from .kinds import Kind
-from .table import BY_NAME, FLAGS
 
 __all__ = ["Problems", "Settings", "environment_layer", "parse_value"]
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
 from pyderp.aio.sockets import parse_address, unix_path
 from pyderp.certs import make_certificates
-from pyderp.config import ManualTLS, RelayConfig
+from pyderp.certs.check import PUBLIC
+from pyderp.cli.relayflags.certificate import is_address
+from pyderp.cli.relayflags.plan import Plan
+from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
 
-from .certificate import is_address
-from .plan import Plan
-
-__all__ = ["node_of", "show_map"]
+__all__ = ["map_command", "node_of", "show_map"]
 
 _REGION: Final = 900
 """The first of those that Tailscale keeps free for relays of others."""
@@ -49,6 +50,32 @@ def node_of(plan: Plan) -> dict[str, Any]:
     if 0 in (node["DERPPort"], node["STUNPort"]):
         raise ConfigError("port 0 is another one at each start; a map needs fixed ports")
     return node
+
+
+def map_command(plan: Plan, tls: TLSSettings, address: str, stun_port: int | None) -> str:
+    """A command line for the maps of a relay that runs, as its settings are now.
+
+    It says all that a map depends on: whoever runs it may have another environment, and not
+    the right to read the settings. No secret is in it.
+
+    Args:
+        address: where the relay listens.
+        stun_port: where it answers STUN.
+    """
+    words = [f"--hostname={tls.hostname}", f"--address={address}"]
+    words.append("--no-stun" if stun_port is None else f"--stun-port={stun_port}")
+    words.append(f"--certdir={tls.certdir.absolute()}")
+    if isinstance(tls, ManualTLS):
+        words.append("--certmode=manual")
+    else:
+        words.append("--certmode=letsencrypt")
+        if tls.ip_certs:
+            words.append("--acme-ip-certs")
+        if tls.directory not in PUBLIC:
+            words.append(f"--acme-directory={tls.directory}")
+    # A command line without a place for the key is refused, though here none is read.
+    words.append("--dev" if plan.key_file is None else f"--key-file={plan.key_file.absolute()}")
+    return shlex.join(["pyderp", "relay", *words, "--show-map=all"])
 
 
 def _port(config: RelayConfig) -> int:

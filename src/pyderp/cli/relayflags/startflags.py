@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from pyderp import defaults
-
-from .flag import Flag
-from .kinds import boolean, choice, folder, integer, path, text
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.kinds import boolean, choice, folder, integer, path, text
 
 __all__ = ["BASIC_FLAGS", "CERTIFICATE_FLAGS", "PROCESS_FLAGS", "UNBUILT_FLAGS"]
 

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from .serviceflags import ADMISSION_FLAGS, CONNECTION_FLAGS, MESH_FLAGS, SERVED_FLAGS
-from .startflags import BASIC_FLAGS, CERTIFICATE_FLAGS, PROCESS_FLAGS, UNBUILT_FLAGS
+from pyderp.cli.relayflags.serviceflags import (
+    ADMISSION_FLAGS,
+    CONNECTION_FLAGS,
+    MESH_FLAGS,
+    SERVED_FLAGS,
+)
+from pyderp.cli.relayflags.startflags import (
+    BASIC_FLAGS,
+    CERTIFICATE_FLAGS,
+    PROCESS_FLAGS,
+    UNBUILT_FLAGS,
+)
 
 __all__ = ["BY_NAME", "FLAGS"]
 

@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pyderp.cli.relayflags.flag import Flag
+from pyderp.cli.relayflags.settings import Problems
+from pyderp.cli.relayflags.table import FLAGS
 from pyderp.errors import ConfigError
-
-from .flag import Flag
-from .settings import Problems
-from .table import FLAGS
 
 __all__ = ["toml_layer"]
 
