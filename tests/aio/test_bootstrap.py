@@ -18,13 +18,13 @@ import dns.message
 import dns.rrset
 import pytest
 
+from pyderp.addresses import IPAddress
 from pyderp.aio import bootstrap
 from pyderp.aio.bootstrap import BootstrapDNS
 from pyderp.aio.routes import BROWSER_HEADERS
 from pyderp.aio.txt import system_txt
 from pyderp.config import BootstrapDNSConfig
 from pyderp.errors import ConfigError, DialError
-from pyderp.net.resolve import IPAddress
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.wire.http import Request, Response
 from tests.conftest import Run

@@ -257,9 +257,7 @@ def test_each_of_several_connections_of_a_key_has_its_own_bucket(core: Core, pat
         assert not wire.transport.reading
 
 
-def test_who_is_limited_reads_little_at_a_time(
-    core: Core, loop: FakeLoop, path: Path
-) -> None:
+def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path: Path) -> None:
     """So it exceeds its limit by little; a high limit is worth no smaller reads."""
     limits = limit(core, path, 20_000)
     wire = join(core)

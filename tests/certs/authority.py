@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pyderp.certs.leaf import as_address
+from pyderp.addresses import parse_ip
 from pyderp.certs.selfsigned import pem_of_key
 
 
@@ -49,7 +49,7 @@ class FakeAuthority:
 def issue(subject: str, lifetime: timedelta, age: timedelta) -> tuple[bytes, bytes]:
     """A self-signed certificate and its key, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    address = as_address(subject)
+    address = parse_ip(subject)
     name = x509.DNSName(subject) if address is None else x509.IPAddress(address)
     issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Fake authority")])
     start = datetime.now(UTC) - age

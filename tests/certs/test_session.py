@@ -114,6 +114,14 @@ def test_advice_from_who_gives_none(tmp_path: Path) -> None:
         session(tmp_path, port).renewal(chain)
 
 
+def post(session: Session, url: str) -> None:
+    """Ask for something, signed, as all that `obtain` does."""
+    with session._failures_told(), session._network() as net:
+        account = load_key(session._store)
+        net.key, net.alg = account.jwk, account.algorithm
+        net.post(url, None, new_nonce_url=url)
+
+
 @pytest.mark.parametrize("stale", [0, 3, 100])
 def test_a_stale_nonce_is_replaced_a_few_times(tmp_path: Path, stale: int) -> None:
     """Authorities of many machines know each other's nonces late."""
@@ -125,22 +133,36 @@ def test_a_stale_nonce_is_replaced_a_few_times(tmp_path: Path, stale: int) -> No
 
         def do_POST(self) -> None:
             asked.append(self.path)
-            more = {"Content_Type": "application/problem+json", "Replay_Nonce": "bm9uY2U"}
-            self.answer(*((400, STALE) if len(asked) <= stale else (200, b"{}")), **more)
+            status, body = (400, STALE) if len(asked) <= stale else (200, b"{}")
+            kind = "application/problem+json"
+            self.answer(status, body, Content_Type=kind, Replay_Nonce="bm9uY2U")
 
     with serving(tmp_path, Handler) as port:
-        each = session(tmp_path, port)
-        url = f"https://127.0.0.1:{port}/"
-        with each._failures_told(), each._network() as net:
-            account = load_key(each._store)
-            net.key, net.alg = account.jwk, account.algorithm
-            if stale < 100:
-                assert net.post(url, None, new_nonce_url=url).ok
-                assert len(asked) == stale + 1
-            else:
-                with pytest.raises(messages.Error, match="badNonce"):
-                    net.post(url, None, new_nonce_url=url)
-                assert 5 <= len(asked) <= 10
+        each, url = session(tmp_path, port), f"https://127.0.0.1:{port}/"
+        if stale < 100:
+            post(each, url)
+            assert len(asked) == stale + 1
+        else:
+            with pytest.raises(Refused, match="badNonce"):
+                post(each, url)
+            assert 5 <= len(asked) <= 10
+
+
+def test_what_else_is_refused_is_not_asked_for_again(tmp_path: Path) -> None:
+    asked = []
+
+    class Handler(Quiet):
+        def do_HEAD(self) -> None:
+            self.answer(200, b"", Replay_Nonce="bm9uY2U")
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            body = json.dumps(LIMITED).encode()
+            self.answer(429, body, Content_Type="application/problem+json")
+
+    with serving(tmp_path, Handler) as port, pytest.raises(Refused, match="rateLimited"):
+        post(session(tmp_path, port), f"https://127.0.0.1:{port}/")
+    assert len(asked) == 1
 
 
 def test_it_stops_when_told_to(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ def test_text_is_a_line_that_cannot_steer_a_terminal(formatted: Format) -> None:
 
 
 def test_a_traceback_follows_the_line(formatted: Format) -> None:
-    line, *rest = formatted("text", "x", error=ValueError("cause")).splitlines()
+    line, *rest = formatted("text", "x", error=ValueError("cause")).split("\n")
     assert line.endswith("ERROR x")
-    assert rest == ["ValueError: cause"]
+    assert rest == ["  ValueError: cause"]
 
 
 def test_json_is_one_object_a_line(formatted: Format) -> None:

@@ -215,7 +215,6 @@ def test_nobody_gets_tailscale_s_name(plan: Callable[[str], Planned]) -> None:
     [
         ("-hostname=1.2.3.4", "give -acme-ip-certs .* or -certmode=manual"),
         ("-certmode=manual -hostname=x -acme-ip-certs", "-acme-ip-certs needs -certmode=letsenc"),
-        ("-certmode=gcp -hostname=x", "-acme-eab-kid, -acme-eab-key, -acme-email"),
         ("-a=:1 -mesh-with=a", "-mesh-with needs -mesh-psk-file"),
         ("-a=:1 -secrets-url=https://x", "-secrets-url: .* setec is not built"),
         ("-a=:1 -ace", "-ace: the ACE proxy is not built"),

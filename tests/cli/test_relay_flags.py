@@ -25,6 +25,7 @@ from pyderp.config import (
 )
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
+from tests.aio.certificates import write_pair
 
 from .planning import Planned, planner
 
@@ -39,6 +40,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Plann
             monkeypatch.delenv(variable, raising=False)
     (tmp_path / "mesh.key").write_text("ab" * 32)
     (tmp_path / "debug.key").write_text(" secret\n")
+    write_pair(tmp_path, "x")
     return planner(monkeypatch)
 
 
@@ -73,7 +75,7 @@ NETS = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1"))
 ACME = ("-c", "k", "--hostname=x.example", "--certdir=d")
 MANUAL = ("-c", "k", "--hostname=::1", "--certmode=manual")
 GCP = (*ACME, "--acme-email=a@b", "--acme-eab-kid=i", "--acme-eab-key=aa")
-PEM = Path("x.pem")
+PEM = Path("x.crt")
 
 CASES = [
     Case("dev", "", "true", "config.address", "127.0.0.1:3340", ()),
@@ -90,7 +92,7 @@ CASES = [
     Case("acme-ip-certs", "", "true", "config.tls.ip_certs", True, ACME),
     Case("acme-directory", "https://a", '"https://a"', "config.tls.directory", "https://a", ACME),
     Case("acme-staging", "", "true", "config.tls.directory", LETSENCRYPT_STAGING, ACME),
-    Case("acme-ca-file", "x.pem", '"x.pem"', "config.tls.ca_file", PEM, ACME),
+    Case("acme-ca-file", "x.crt", '"x.crt"', "config.tls.ca_file", PEM, ACME),
     Case("verify-clients", "", "true", "config.admission.tailscaled", True),
     Case("socket", "/s", '"/s"', "config.admission.tailscaled_socket", Path("/s")),
     Case("verify-client-url", "http://a", '"http://a"', "config.admission.url", "http://a"),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import ssl
 import stat
 from pathlib import Path
 
+import pytest
+
+from pyderp.cli.relayflags.showmap import map_command, node_of
 from pyderp.keys import NodePrivate
 from tests.aio.certificates import trusting_nobody, write_pair
 from tests.aio.ways import NAME
 
-from .process import Process, running
+from .planning import planner
+from .process import Process, pyderp, running
 from .test_relay import LOCAL, secure
 
 
@@ -107,11 +112,50 @@ def test_by_address_everything_needed_is_made_once(tmp_path: Path) -> None:
             process.address()
             pins.append(json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])["CertName"])
             key = process.wait_for("relay key (nodekey:[0-9a-f]+)")[1]
-            assert "--show-map=all" in process.text
     assert pins[0] == pins[1]
     file = state / "relay.key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert str(NodePrivate.parse(json.loads(file.read_text())["PrivateKey"]).public) == key
+
+
+def test_a_relay_without_a_terminal_tells_the_command_for_its_maps(tmp_path: Path) -> None:
+    flags = ("--hostname=127.0.0.1", "--certmode=manual", "--http-port=-1", "--stun-port=0", *LOCAL)
+    state = tmp_path / "with space"
+    with running(*flags, STATE_DIRECTORY=str(state)) as process:
+        _, port = process.address()
+        command = process.wait_for("whole DERP maps, for Tailscale and headscale: (.*)\\n")[1]
+        node = json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])
+    program, *words = shlex.split(command)
+    assert program == "pyderp"
+    shown = pyderp(*words, HOME="", STATE_DIRECTORY="")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert node["CertName"] in shown.stdout
+    assert f'"DERPPort": {port}' in shown.stdout
+    assert f'"STUNPort": {node["STUNPort"]}' in shown.stdout
+    for form in ("policy", "headscale", "--derp-map"):
+        assert form in shown.stdout
+
+
+def test_the_command_for_the_maps_fits_each_kind_of_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = ("-c", tmp_path / "k")
+    private = ("--certmode=letsencrypt", "--acme-directory=https://ca.example/dir")
+    lines = [
+        ("--hostname=relay.example.com", *key),
+        ("--hostname=relay", *private, "-a", "[::1]:99", *key),
+        ("--hostname=192.0.2.1", "--acme-ip-certs", "--stun-port=99", *key),
+        ("--hostname=192.0.2.1", "--no-stun", "-a", "unix:/run/x y", "--certmode=manual", "--dev"),
+    ]
+    planned = planner(monkeypatch)
+    for line in lines:
+        plan, _ = planned("--certdir", tmp_path, *line)
+        tls = plan.config.tls
+        assert tls is not None
+        command = map_command(plan, tls, plan.config.address, plan.config.stun_port)
+        again, settings = planned(*shlex.split(command)[2:])
+        assert settings["show-map"] == "all"
+        assert node_of(again) == node_of(plan)
 
 
 def test_on_loopback_a_taken_stun_port_is_only_warned_of() -> None:
@@ -125,6 +169,10 @@ def test_on_loopback_a_taken_stun_port_is_only_warned_of() -> None:
         first.address()
         second.address()
         assert "WARNING no STUN" in first.text + second.text
+        for process in (first, second):
+            process.signal(signal.SIGHUP)
+            process.wait_for("settings reloaded")
+            assert "needs a restart" not in process.text, "nothing has changed"
 
 
 def test_json_logs_are_an_object_a_line() -> None:

@@ -20,7 +20,7 @@ from pyderp.cli.relayflags.kinds import (
     path,
     text,
 )
-from pyderp.cli.relayflags.settings import Problems
+from pyderp.cli.relayflags.settings import Problems, Settings
 from pyderp.cli.relayflags.tomlfile import toml_layer
 from pyderp.errors import ConfigError
 
@@ -194,6 +194,15 @@ def test_a_file_that_is_no_toml_is_told_where(tmp_path: Path, content: bytes, to
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the settings file .*none: No such file"):
         toml_layer(tmp_path / "none", Problems())
+
+
+def test_empty_text_gives_nothing() -> None:
+    assert Settings({"hostname": "a"}).given("hostname")
+    assert Settings({"hostname": "a"}, {"hostname": ""}).given("certdir", "hostname")
+    empty = Settings({"hostname": ""})
+    assert not empty.given("hostname")
+    assert empty["hostname"] == ""
+    assert not Settings({"hostname": None}).given("hostname")
 
 
 def test_the_first_problem_says_how_many_there_are() -> None:

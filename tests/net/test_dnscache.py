@@ -8,10 +8,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from pyderp.addresses import IPAddress
 from pyderp.errors import DialError
 from pyderp.net import dnscache
 from pyderp.net.dnscache import Addresses, DNSCache
-from pyderp.net.resolve import IPAddress
 from tests.conftest import Run
 
 from .ways_out import Names

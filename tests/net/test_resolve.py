@@ -13,7 +13,7 @@ import pytest
 
 from pyderp.errors import DialError
 from pyderp.net import resolve
-from pyderp.net.resolve import lookup, parse_ip, system_resolver
+from pyderp.net.resolve import lookup, system_resolver
 from tests.conftest import Run
 
 from .ways_out import Names
@@ -228,10 +228,3 @@ def test_what_no_name_can_be(run: Run, host: str) -> None:
         assert repr(host) in str(caught.value)
 
     run(main())
-
-
-def test_parse_ip() -> None:
-    assert parse_ip("derp.example.com") is None
-    assert parse_ip("none") is None
-    assert parse_ip("192.0.2.01") is None
-    assert parse_ip("::ffff:192.0.2.1") == ip_address("192.0.2.1")

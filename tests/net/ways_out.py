@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
+from pyderp.addresses import IPAddress
 from pyderp.net.link import Link
-from pyderp.net.resolve import IPAddress, Resolver
+from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
 
 BOUND = 10.0

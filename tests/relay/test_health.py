@@ -178,6 +178,19 @@ def test_a_wait_that_goes_on_is_seen_while_it_lasts(at: Watched) -> None:
     assert at.ticks(1000) == []
 
 
+def test_a_wait_may_end_before_its_time(at: Watched) -> None:
+    """And the next one begins where it begins."""
+    one, other = at.join("a"), at.join("b")
+    at.wait(one, 60_000.0)
+    at.ticks(14)
+    at.watch.end_wait(one, at.world.now)
+    at.watch.end_wait(other, at.world.now)
+    assert at.ticks(5) == []
+    at.wait(one, 1.0)
+    assert at.ticks(100) == []
+    assert at.remembers() == 0
+
+
 def test_waits_that_overlap_count_once(at: Watched) -> None:
     """A debt that grows is one wait that ends later."""
     one = at.join("a")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import Final
 
+from pyderp.addresses import parse_ip
 from pyderp.wire.http import Request
 
 __all__ = ["client_address"]
@@ -53,11 +53,8 @@ def _parse(item: str) -> tuple[str, int] | None:
         port = port.removeprefix(":")
     elif item.count(":") == 1:
         host, _, port = item.partition(":")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    address = parse_ip(host)
+    if address is None:
         return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     return str(address), number if number <= 65535 else 0

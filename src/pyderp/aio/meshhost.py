@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from pyderp.addresses import parse_ip
 from pyderp.client.target import parse_url
 from pyderp.errors import ConfigError
 from pyderp.net.dial import dial_host
@@ -83,14 +83,13 @@ def parse_mesh_host(text: str) -> MeshHost:
 
 def _dial_host(dial: str, text: str) -> str:
     bare = dial[1:-1] if dial.startswith("[") and dial.endswith("]") else dial
-    try:
-        ipaddress.ip_address(bare)
-    except ValueError:
-        if not dial or ":" in dial or any(c.isspace() or c in _NOT_IN_HOSTS for c in dial):
-            raise ConfigError(
-                f"mesh host {text!r}: {dial!r} is no dial host; want a name or an IP address, "
-                f"the port is that before the slash"
-            ) from None
+    if parse_ip(bare) is not None:
+        return bare
+    if not dial or ":" in dial or any(c.isspace() or c in _NOT_IN_HOSTS for c in dial):
+        raise ConfigError(
+            f"mesh host {text!r}: {dial!r} is no dial host; want a name or an IP address, "
+            f"the port is that before the slash"
+        )
     return bare
 
 

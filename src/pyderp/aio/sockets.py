@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pyderp.addresses import parse_ip
 from pyderp.defaults import (
     LISTEN_BACKLOG,
     TCP_KEEPALIVE_INTERVAL,
@@ -88,7 +89,7 @@ def format_address(host: str, port: int) -> str:
 
 def unmap(host: str) -> str:
     """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
-    return host.removeprefix("::ffff:") if "." in host else host
+    return str(parse_ip(host) or host)
 
 
 def unacknowledged(transport: asyncio.BaseTransport) -> int:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from pyderp.addresses import parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import PUBLIC, check_acme, normal_name
 from pyderp.certs.context import REFUSE_NAME, meta_certificate, plain_context
 from pyderp.certs.issuance import Authority, Issuance, Slot
-from pyderp.certs.leaf import as_address
 from pyderp.certs.schedule import Pace, Schedule, Uniform
 from pyderp.certs.source import CertificateInfo
 from pyderp.certs.store import Store
@@ -88,7 +88,7 @@ class ACMECertificates:
         self._doors: dict[str | None, ssl.SSLContext] = {None: self._door(None)}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
-        address = as_address(tls.hostname)
+        address = parse_ip(tls.hostname)
         self._hostname = normal_name(tls.hostname) if address is None else str(address)
         self._host_address = None if address is None else self._hostname
         self._add(self._hostname)
@@ -186,7 +186,7 @@ class ACMECertificates:
 
     def _subject_of(self, local_address: str) -> str | None:
         """The address that a certificate for this connection is for."""
-        address = as_address(local_address)
+        address = parse_ip(local_address)
         if address is None:
             return None
         if self._tls.directory in PUBLIC and not address.is_global:
@@ -210,7 +210,7 @@ class ACMECertificates:
         return True
 
     def _add(self, subject: str) -> None:
-        pace = self._pace if as_address(subject) is None else self._address_pace
+        pace = self._pace if parse_ip(subject) is None else self._address_pace
         slot = Slot(subject, Schedule(pace, self._uniform))
         self._issuance.load(slot)
         self._slots[subject] = slot
@@ -241,7 +241,7 @@ class ACMECertificates:
         if name is None:
             return address
         asked = name.lower().removesuffix(".")
-        literal = as_address(asked)
+        literal = parse_ip(asked)
         if literal is not None:
             return address if str(literal) == address else None
         return asked if asked == self._hostname else None

@@ -8,7 +8,8 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-from pyderp.certs.leaf import as_address, check_host_name
+from pyderp.addresses import parse_ip
+from pyderp.certs.leaf import check_host_name
 from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError
 
@@ -29,7 +30,7 @@ def check_acme(tls: ACMETLS) -> None:
     """
     if tls.directory == GOOGLE:
         _check_google(tls)
-    address = as_address(tls.hostname)
+    address = parse_ip(tls.hostname)
     if address is None:
         name = normal_name(tls.hostname)
         if tls.directory in PUBLIC and "." not in name:
@@ -53,7 +54,7 @@ def check_acme(tls: ACMETLS) -> None:
 def _check_google(tls: ACMETLS) -> None:
     if tls.ip_certs:
         raise ConfigError("--acme-ip-certs requires --certmode=letsencrypt")
-    if as_address(tls.hostname) is not None:
+    if parse_ip(tls.hostname) is not None:
         raise ConfigError(
             f"hostname {tls.hostname} is an IP address; --certmode=gcp needs a DNS name"
         )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 from cryptography import x509
 
+from pyderp.addresses import parse_ip
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 
 __all__ = [
-    "Address",
-    "as_address",
     "check_host_name",
     "info_of",
     "parse_leaf",
@@ -22,20 +20,7 @@ __all__ = [
     "valid_for",
 ]
 
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
-
-
-def as_address(text: str) -> Address | None:
-    """The IP address that a text is; an IPv4 one that is mapped into IPv6 comes out of it."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 def check_host_name(hostname: str) -> None:
@@ -44,7 +29,7 @@ def check_host_name(hostname: str) -> None:
     Raises:
         ConfigError: it is neither.
     """
-    if as_address(hostname) is None and not _HOST_NAME.fullmatch(hostname):
+    if parse_ip(hostname) is None and not _HOST_NAME.fullmatch(hostname):
         raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
 
 
@@ -84,9 +69,9 @@ def valid_for(info: CertificateInfo, hostname: str) -> bool:
 
     Only subject alternative names count, as for every TLS client today. Its dates do not.
     """
-    address = as_address(hostname)
+    address = parse_ip(hostname)
     if address is not None:
-        return any(as_address(name) == address for name in info.names)
+        return any(parse_ip(name) == address for name in info.names)
     wanted = hostname.lower().rstrip(".")
     parent = wanted.partition(".")[2]
     for name in info.names:

@@ -12,8 +12,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives import serialization
 
+from pyderp.addresses import parse_ip
 from pyderp.certs.context import REFUSE_NAME, OnName, meta_certificate, server_context
-from pyderp.certs.leaf import as_address, check_host_name, info_of, parse_leaf, valid_for
+from pyderp.certs.leaf import check_host_name, info_of, parse_leaf, valid_for
 from pyderp.certs.selfsigned import make_self_signed
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
@@ -54,7 +55,7 @@ class ManualCertificates:
         check_host_name(hostname)
         self.hostname = hostname
         self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
-        self._address = as_address(hostname)
+        self._address = parse_ip(hostname)
         self._meta = meta_certificate(server)
         if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
             make_self_signed(self._address, self.certificate_file, self.key_file)

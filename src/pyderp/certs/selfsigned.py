@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pyderp.certs.leaf import Address, utc_now
+from pyderp.addresses import IPAddress
+from pyderp.certs.leaf import utc_now
 from pyderp.errors import ConfigError
 from pyderp.keyfile import write_atomically
 
@@ -33,7 +34,7 @@ def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def make_self_signed(address: Address, certificate_file: Path, key_file: Path) -> None:
+def make_self_signed(address: IPAddress, certificate_file: Path, key_file: Path) -> None:
     """Make key and certificate of an address; what the files held is lost.
 
     Raises:
@@ -53,7 +54,7 @@ def make_self_signed(address: Address, certificate_file: Path, key_file: Path) -
     log.info("made a self-signed certificate for %s: %s", address, certificate_file)
 
 
-def _certificate(address: Address, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _certificate(address: IPAddress, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(address))])
     now = utc_now()
     usage = x509.KeyUsage(

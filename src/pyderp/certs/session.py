@@ -16,10 +16,10 @@ from acme import errors as acme_errors
 from cryptography.hazmat.primitives.asymmetric import ec
 from josepy.jwk import JWK
 
+from pyderp.addresses import parse_ip
 from pyderp.certs.account import Account, account_of, load_key
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import authority_context
-from pyderp.certs.leaf import as_address
 from pyderp.certs.refusal import FAILURES, Refused, describe, retry_after
 from pyderp.certs.selfsigned import pem_of_key
 from pyderp.certs.store import Store
@@ -194,7 +194,7 @@ class Session:
         ways = []
         if self._tls.http_port is not None:
             ways.append(challenges.HTTP01.typ)
-        if as_address(host) is None:
+        if parse_ip(host) is None:
             ways.append(_TLSALPN01.typ)
         usable = [offered[way] for way in ways if way in offered]
         if not usable:
@@ -254,7 +254,7 @@ def _post_as_get(authority: client.ClientV2, url: str) -> requests.Response:
 
 
 def _csr(subject: str, key: bytes) -> bytes:
-    address = as_address(subject)
+    address = parse_ip(subject)
     if address is None:
         return crypto_util.make_csr(key, domains=[subject])
     return crypto_util.make_csr(key, ipaddrs=[address])
@@ -262,6 +262,6 @@ def _csr(subject: str, key: bytes) -> bytes:
 
 def _profile(directory: messages.Directory, subject: str) -> str | None:
     """Addresses change hands, so public authorities certify them for days only."""
-    if as_address(subject) is None:
+    if parse_ip(subject) is None:
         return None
     return _SHORT_LIVED if _SHORT_LIVED in (directory["meta"].profiles or ()) else None

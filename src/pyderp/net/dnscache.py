@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError
-from pyderp.net.resolve import IPAddress, Resolver, lookup, parse_ip, unmapped
+from pyderp.net.resolve import Resolver, lookup
 
 __all__ = ["Addresses", "DNSCache"]
 

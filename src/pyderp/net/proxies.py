@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from pyderp.addresses import IPAddress, parse_ip
 from pyderp.errors import ConfigError
-from pyderp.net.resolve import IPAddress, parse_ip
 from pyderp.net.settings import NetworkSettings
 
 __all__ = [

@@ -9,9 +9,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain, zip_longest
 from typing import Any, Final, TypeAlias
 
+from pyderp.addresses import IPAddress
 from pyderp.errors import DialError
 from pyderp.net.proxies import Proxy
-from pyderp.net.resolve import IPAddress, Resolver, lookup
+from pyderp.net.resolve import Resolver, lookup
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tcp import connect_socket
 

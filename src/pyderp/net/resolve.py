@@ -6,15 +6,14 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Final, TypeAlias
 from weakref import WeakValueDictionary
 
+from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError
 
-__all__ = ["IPAddress", "Resolver", "lookup", "parse_ip", "system_resolver", "unmapped"]
-
-IPAddress: TypeAlias = IPv4Address | IPv6Address
+__all__ = ["Resolver", "lookup", "system_resolver"]
 
 Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[IPAddress]]]
 """Gives the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
@@ -81,16 +80,3 @@ async def lookup(
     if not found:
         raise DialError(f'no IPs for "{host}" found')
     return [unmapped(ip) for ip in found]
-
-
-def parse_ip(text: str) -> IPAddress | None:
-    """The IP address that `text` is, IPv4 if it is that inside IPv6; `None`: a name."""
-    try:
-        return unmapped(ipaddress.ip_address(text))
-    except ValueError:
-        return None
-
-
-def unmapped(address: IPAddress) -> IPAddress:
-    """The IPv4 address inside an IPv6 one, or else `address` (`netip.Addr.Unmap`)."""
-    return getattr(address, "ipv4_mapped", None) or address

@@ -11,6 +11,7 @@ import socket
 import sys
 from typing import Final
 
+from pyderp.addresses import unmapped
 from pyderp.errors import ConfigError, DialError
 from pyderp.net.proxies import host_port
 from pyderp.net.settings import NetworkSettings
@@ -37,7 +38,6 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
     ip = ipaddress.ip_address(address)
     where = host_port(address, port)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    mapped = getattr(ip, "ipv4_mapped", None)  # ::ffff:127.0.0.1 is loopback, too
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as e:
@@ -46,7 +46,7 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
         sock.setblocking(False)
         _set_keepalive(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not (mapped or ip).is_loopback:
+        if not unmapped(ip).is_loopback:
             _apply(sock, settings)
         if settings.before_connect is not None:
             settings.before_connect(sock)

@@ -7,13 +7,13 @@ asks for it by name, and of those only to a percentage: for a slow roll-out. As 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pyderp.addresses import as_16_bytes, parse_ip
 from pyderp.errors import ConfigError
 
 __all__ = ["BootstrapAnswers", "BootstrapCounters", "BootstrapName", "in_percentage", "percentage"]
@@ -91,15 +91,12 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     """
     if percent <= 0 or percent >= 100:
         return percent >= 100
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
+    parsed = parse_ip(address)
+    if parsed is None:
         return False
-    if isinstance(parsed, ipaddress.IPv4Address):
-        parsed = ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + parsed.packed)
-    if (parsed.ipv4_mapped or parsed).is_loopback:
+    if parsed.is_loopback:
         return uniform() < 0.5
-    return percent / 100 > _pcg_float(parsed.packed)
+    return percent / 100 > _pcg_float(as_16_bytes(parsed))
 
 
 def _pcg_float(seed: bytes) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
+from pyderp.addresses import as_16_bytes, parse_ip
 from pyderp.defaults import NOT_HERE_BURST
 from pyderp.keys import NodePublic
 from pyderp.relay.backlog import Backlog
@@ -135,11 +135,5 @@ class Connection:
 
 
 def _ip16(host: str) -> bytes:
-    try:
-        # A zone (%eth0) means nothing to others.
-        address: IPv4Address | IPv6Address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return bytes(16)
-    if isinstance(address, IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed
+    address = parse_ip(host)
+    return bytes(16) if address is None else as_16_bytes(address)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
+from pyderp.addresses import unmapped
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.wire.frames import PING_LEN, FrameType, PeerPresentFlags
 
@@ -157,7 +158,7 @@ def _peer_present(payload: bytes) -> PeerPresent:
     ip6 = IPv6Address(payload[KEY_LEN : KEY_LEN + 16])
     port = int.from_bytes(payload[KEY_LEN + 16 : _ADDRESS_END], "big")
     flags = payload[_ADDRESS_END] if len(payload) > _ADDRESS_END else 0
-    return PeerPresent(peer, ip6.ipv4_mapped or ip6, port, PeerPresentFlags(flags))
+    return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags))
 
 
 def _restarting(payload: bytes) -> Restarting:

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from pyderp.addresses import unmapped
 from pyderp.errors import RemoteProtocolError
 
 __all__ = ["MAX_PROXY_HEADER", "ProxyHeader", "parse_proxy_header_untrusted"]
@@ -84,7 +85,7 @@ def _endpoint(host: str, port: str, version: int) -> Endpoint:
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
     if address.version != version or not 0 <= number <= 65535:
         raise RemoteProtocolError("PROXY header v1 with a bad address or port")
-    return _unmapped(address), number
+    return str(unmapped(address)), number
 
 
 def _parse_v2(data: bytes) -> ProxyHeader | None:
@@ -107,11 +108,6 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
     source, destination, source_port, destination_port = layout.unpack_from(data, _V2_HEAD.size)
     return ProxyHeader(
         length,
-        (_unmapped(ipaddress.ip_address(source)), source_port),
-        (_unmapped(ipaddress.ip_address(destination)), destination_port),
+        (str(unmapped(ipaddress.ip_address(source))), source_port),
+        (str(unmapped(ipaddress.ip_address(destination))), destination_port),
     )
-
-
-def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)

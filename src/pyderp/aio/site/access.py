@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Final, TypeAlias
+from ipaddress import ip_network
+from typing import Final
 
+from pyderp.addresses import IPAddress, parse_ip
 from pyderp.config import DebugAccess
 from pyderp.wire.http import Request, Response, text_response
 
 __all__ = ["Access", "refusal"]
-
-Address: TypeAlias = IPv4Address | IPv6Address
 
 _TAILSCALE: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 _CHROMEOS: Final = ip_network("100.115.92.0/23")
@@ -71,16 +70,10 @@ def refusal(request: Request, *, dev: bool) -> Response:
     return text_response(403, text)
 
 
-def _address(text: str) -> Address | None:
-    try:
-        # A zone (%eth0) says nothing about who it is.
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+def _address(text: str) -> IPAddress | None:
+    # A zone (%eth0) says nothing about who it is.
+    return parse_ip(text.partition("%")[0])
 
 
-def _is_tailscale(address: Address) -> bool:
+def _is_tailscale(address: IPAddress) -> bool:
     return any(address in network for network in _TAILSCALE) and address not in _CHROMEOS

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from pyderp import defaults
+from pyderp.addresses import parse_ip
 from pyderp.aio.sockets import parse_address, unix_path
-from pyderp.certs.check import check_acme
 from pyderp.cli.relayflags.settings import Settings
 from pyderp.cli.relayflags.state import state_directory
 from pyderp.config import (
@@ -22,7 +21,7 @@ from pyderp.config import (
 )
 from pyderp.errors import ConfigError
 
-__all__ = ["DERPER_HOSTNAME", "is_address", "is_loopback", "tls_settings"]
+__all__ = ["DERPER_HOSTNAME", "is_loopback", "tls_settings"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -30,21 +29,13 @@ DERPER_HOSTNAME = "derp.tailscale.com"
 """`derper`'s default; only Tailscale gets certificates for it."""
 
 
-def is_address(hostname: str) -> bool:
-    """Whether this is an IP address rather than a name."""
-    try:
-        ipaddress.ip_address(hostname)
-    except ValueError:
-        return False
-    return True
-
-
 def is_loopback(address: str) -> bool:
     """Whether only this machine reaches what listens there."""
     if unix_path(address) is not None:
         return False
     host, _ = parse_address(address)
-    return is_address(host) and ipaddress.ip_address(host).is_loopback
+    ip = parse_ip(host)
+    return ip is not None and ip.is_loopback
 
 
 def tls_settings(
@@ -68,6 +59,9 @@ def tls_settings(
         )
     if mode == "manual":
         return _manual(settings, hostname, environment)
+    # Not at the top: the other commands begin without it.
+    from pyderp.certs.check import check_acme
+
     tls = _acme(settings, hostname, mode, environment)
     check_acme(tls)
     return tls
@@ -102,7 +96,8 @@ def _hostname_missing(settings: Settings) -> str:
 
 
 def _guess_mode(settings: Settings, hostname: str) -> str:
-    return "manual" if is_address(hostname) and not settings["acme-ip-certs"] else "letsencrypt"
+    is_ip = parse_ip(hostname) is not None
+    return "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
 
 
 def _certdir(settings: Settings, environment: Mapping[str, str]) -> Path:
@@ -116,7 +111,7 @@ def _http_port(settings: Settings) -> int | None:
 
 
 def _manual(settings: Settings, hostname: str, environment: Mapping[str, str]) -> ManualTLS:
-    if settings["certdir"] is None and not is_address(hostname):
+    if settings["certdir"] is None and parse_ip(hostname) is None:
         raise ConfigError(
             f"{settings.flag('certmode')}=manual needs {settings.flag('certdir')}=DIR, "
             "the directory of the certificate"
@@ -127,7 +122,7 @@ def _manual(settings: Settings, hostname: str, environment: Mapping[str, str]) -
 
 
 def _acme(settings: Settings, hostname: str, mode: str, environment: Mapping[str, str]) -> ACMETLS:
-    if is_address(hostname) and not settings["acme-ip-certs"]:
+    if parse_ip(hostname) is not None and not settings["acme-ip-certs"]:
         raise ConfigError(
             f"{settings.flag('hostname')}={hostname} is an IP address: give "
             f"{settings.flag('acme-ip-certs')} for a certificate from Let's Encrypt, or "

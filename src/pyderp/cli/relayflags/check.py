@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from pyderp.addresses import parse_ip
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.aio.limits import read_rate_config
 from pyderp.aio.meshhost import parse_mesh_host
@@ -14,7 +15,6 @@ from pyderp.aio.sockets import is_left_over, listen, parse_address, unix_path
 from pyderp.aio.stun import stun_sockets
 from pyderp.certs import make_certificates
 from pyderp.certs.manual import certificate_paths
-from pyderp.cli.relayflags.certificate import is_address
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.cli.relayflags.settings import Problems
 from pyderp.config import ACMETLS, RelayConfig
@@ -91,7 +91,7 @@ def _certificate(plan: Plan) -> str:
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
-    if is_address(tls.hostname) and not all(map(_exists, files)):
+    if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
         return f"certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls, NodePrivate.generate().public).certificates()

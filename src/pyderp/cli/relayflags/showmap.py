@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pyderp.addresses import parse_ip
 from pyderp.aio.sockets import parse_address, unix_path
 from pyderp.certs import make_certificates
 from pyderp.certs.check import PUBLIC
-from pyderp.cli.relayflags.certificate import is_address
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
@@ -89,13 +89,13 @@ def _region(node: Mapping[str, Any]) -> dict[str, Any]:
     full: dict[str, Any] = {"Name": f"{_REGION}a", "RegionID": _REGION, "HostName": host}
     if node.get("CertName"):
         full["CertName"] = node["CertName"]
-    if is_address(host):
+    if parse_ip(host) is not None:
         full["IPv6" if ":" in host else "IPv4"] = host
     if node.get("STUNPort", STUN_PORT) != STUN_PORT:
         full["STUNPort"] = node["STUNPort"]
     if node.get("DERPPort", HTTPS_PORT) != HTTPS_PORT:
         full["DERPPort"] = node["DERPPort"]
-    code = "relay" if is_address(host) else host.partition(".")[0]
+    code = "relay" if parse_ip(host) is not None else host.partition(".")[0]
     return {
         "RegionID": _REGION,
         "RegionCode": code,
