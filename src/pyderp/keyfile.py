@@ -1,21 +1,56 @@
-"""Secrets in files: a relay's key as `derper` keeps it, and a mesh's key."""
+"""Files that an operator names, and secrets in them: a relay's key as `derper` keeps it."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
-__all__ = ["load_or_create_key", "read_mesh_key", "warn_if_open", "write_atomically"]
+__all__ = [
+    "load_or_create_key",
+    "read_mesh_key",
+    "read_regular",
+    "warn_if_open",
+    "write_atomically",
+]
 
 log = logging.getLogger("pyderp.relay")
+
+_MAX_SECRET: Final = 1024 * 1024
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file. It never waits for what is no file.
+
+    A FIFO or a device would stop the whole process until somebody writes to it, and files are
+    read again while a relay runs. So the shell's `<(…)` does not do either.
+
+    Args:
+        limit: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger; `strerror` says which.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+    return data
 
 
 def load_or_create_key(path: Path) -> NodePrivate:
@@ -29,7 +64,7 @@ def load_or_create_key(path: Path) -> NodePrivate:
     """
     for _ in range(2):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path, _MAX_SECRET).decode()
         except FileNotFoundError:
             key = NodePrivate.generate()
             if _create(path, key):
@@ -84,7 +119,7 @@ def read_mesh_key(path: Path) -> MeshKey:
         ConfigError: the file cannot be read or holds no mesh key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MAX_SECRET).decode()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keyfile import read_regular
 from pyderp.keys import NodePublic
 
 __all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
@@ -17,6 +18,8 @@ log = logging.getLogger("pyderp.admission")
 
 _Stamp: TypeAlias = "tuple[int, int, int] | None"
 _LONGEST_LABEL: Final = 200
+_LARGEST: Final = 16 * 1024 * 1024
+"""Bytes of a file: some 200,000 keys."""
 
 
 def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
@@ -93,7 +96,7 @@ def read_allow_list(path: Path) -> dict[NodePublic, str]:
         ConfigError: it cannot be read or is malformed.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except OSError as e:
         raise ConfigError(f"cannot read the key file {path}: {e.strerror or e}") from e
     return parse_allow_list(data, f"key file {path}")

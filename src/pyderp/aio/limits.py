@@ -12,14 +12,17 @@ from pyderp.aio.protocol import RelayProtocol
 from pyderp.aio.reading import HOLD_LIMIT, Stage
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError
+from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
-from pyderp.relay.limits import RateBucket, RateConfig, RateLimit, parse_rate_config
+from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
 from pyderp.wire.frames import FRAME_HEADER_LEN
 
 __all__ = ["Limits", "read_rate_config"]
 
 log = logging.getLogger("pyderp.relay")
 
+_LARGEST: Final = 16 * 1024 * 1024
+"""Bytes of a file: more than 100,000 keys."""
 _LEAST_WAIT: Final = 0.001
 """Seconds; timers are no finer. A smaller debt is paid with the next."""
 _LONGEST_TIMER: Final = 1.0
@@ -35,7 +38,7 @@ def read_rate_config(path: Path) -> RateConfig:
         ConfigError: the file cannot be read, or cannot be used.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except OSError as e:
         raise ConfigError(f"cannot read the rate config {path}: {e.strerror}") from e
     return parse_rate_config(data, f"rate config {path}")
@@ -44,9 +47,11 @@ def read_rate_config(path: Path) -> RateConfig:
 class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
-    Each connection has a bucket of its own, also when several share one key. What it sends
-    is relayed and then paid for: it is not read from until its bucket is out of debt. So it
-    may exceed its limit by what one read brings, and nothing is ever dropped or held here.
+    All connections of a key share a bucket, and so does the next after the last has left. What
+    one sends is relayed and then paid for: it is not read from until the debt of that moment is
+    paid, whatever the others have added by then, so that each has its turn. A key may exceed
+    its limit by what one read of each connection brings. Who comes while its key is in debt
+    waits before anything is relayed. Nothing is ever dropped.
 
     Args:
         core: the relay's.
@@ -63,6 +68,7 @@ class Limits:
         """How often a client was not read from (`rate_limit_per_client_waited`)."""
         self.waiting: set[_LimitedStage] = set()
         """Connections that are not read from at the moment."""
+        self.buckets = RateBuckets()
         self.config = read_rate_config(path)
         self._log_config()
 
@@ -93,6 +99,7 @@ class Limits:
             log.error("%s; the limits stay as they are", e)
             return False
         self._log_config()
+        self.buckets = RateBuckets()
         for protocol in list(self.core.protocols):
             if isinstance(protocol, RelayProtocol) and protocol.connection is not None:
                 self._renew(protocol, protocol.connection)
@@ -101,7 +108,9 @@ class Limits:
     def _renew(self, protocol: RelayProtocol, connection: Connection) -> None:
         websocket = protocol.websocket
         stage = protocol.stage if websocket is None else websocket.inner
+        entering = False
         if isinstance(stage, _LimitedStage):
+            entering = stage.entering
             stage.stop()
             stage = stage.relaying
         if websocket is None:
@@ -109,6 +118,8 @@ class Limits:
             protocol.stage = self.stage(protocol, connection, stage)
         else:
             websocket.inner = self.stage(protocol, connection, stage)
+        if entering:
+            protocol.feed_rest()
 
     def _log_config(self) -> None:
         config = self.config
@@ -130,12 +141,14 @@ class _LimitedStage:
 
     __slots__ = (
         "_bucket",
+        "_buckets",
         "_connection",
         "_limits",
         "_loop",
         "_protocol",
         "_timer",
         "_until",
+        "entering",
         "relaying",
     )
 
@@ -152,19 +165,28 @@ class _LimitedStage:
         self._protocol = protocol
         self._connection = connection
         self._loop = limits.core.loop
-        self._bucket = RateBucket(limit, self._loop.time())
+        now = self._loop.time()
+        self._buckets = limits.buckets
+        self._bucket = self._buckets.of(connection.key, limit, now)
         self._timer: asyncio.TimerHandle | None = None
         self._until = 0.0
+        debt = self._bucket.charge(0, now)
+        self.entering = debt >= _LEAST_WAIT
+        """Its key was in debt when it came; what stood behind its login waits."""
+        if self.entering:
+            self._wait(debt, now)
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
         """Take bytes in a buffer; gives how many were used up."""
+        if self.entering:
+            return 0
         counters = self._limits.core.router.counters
         packets = counters.packets_received
         used = self.relaying(data, view, end)
         # As upstream, the headers of packets are free.
         size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
         now = self._loop.time()
-        wait = self._bucket.charge(size, now)
+        wait = self._buckets.charge(self._bucket, size, now)
         if wait >= _LEAST_WAIT and not self._connection.has_left:
             self._wait(wait, now)
         return used
@@ -189,8 +211,11 @@ class _LimitedStage:
         # One read may bring several charges, and the timer was set by the first.
         if self._until - now >= _LEAST_WAIT and not self._connection.has_left:
             self._start_timer(now)
-        else:
-            self.stop()
+            return
+        entering, self.entering = self.entering, False
+        self.stop()
+        if entering:
+            self._protocol.feed_rest()
 
     def stop(self) -> None:
         """Wait no longer; the debt stays."""

@@ -13,12 +13,14 @@ log = logging.getLogger("pyderp.mesh")
 _FIRST_PAUSE: Final = 60.0
 _LONGEST_PAUSE: Final = 3600.0
 """Seconds between two lines about a link that keeps failing, at first and at most."""
+_MOST_REASONS: Final = 8
+"""That are told at once between two such lines; each is told once."""
 _STABLE: Final = 60.0
 """A connection that held so long has mended the link; sooner it is the old trouble."""
 
 
 class MeshLog:
-    """Lines about one link: the first failure, then ever fewer; and that it is mended.
+    """Lines about one link: each new failure, then ever fewer; and that it is mended.
 
     Args:
         host: what it is called.
@@ -33,6 +35,8 @@ class MeshLog:
         """When a failure was last told; `None`: not since all was well."""
         self._told = False
         """The last line says that it fails."""
+        self._reasons: set[str] = set()
+        """Told since the last line that was due."""
         self._failures = 0
         self._connected_at: float | None = None
 
@@ -55,6 +59,7 @@ class MeshLog:
         if self._said_at is None:
             self._pause = _FIRST_PAUSE
             log.warning("mesh with %s: %s", self._host, error, exc_info=bug)
+            self._begin_pause(now)
         elif now - self._said_at >= self._pause:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             log.warning(
@@ -65,8 +70,15 @@ class MeshLog:
                 now - self._said_at,
                 exc_info=bug,
             )
+            self._begin_pause(now)
+        elif error not in self._reasons and len(self._reasons) < _MOST_REASONS:
+            log.warning("mesh with %s: %s", self._host, error, exc_info=bug)
         else:
             return
         self._told = True
+        self._reasons.add(error)
+
+    def _begin_pause(self, now: float) -> None:
         self._said_at = now
         self._failures = 0
+        self._reasons.clear()

@@ -13,19 +13,33 @@ A third is only ours, and `derper` passes it over. It gives single keys limits o
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
+from weakref import WeakValueDictionary
 
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
 from pyderp.wire.text import printable
 
-__all__ = ["MIN_BURST", "RateBucket", "RateConfig", "RateLimit", "parse_rate_config"]
+__all__ = [
+    "MIN_BURST",
+    "MOST_KEPT",
+    "RateBucket",
+    "RateBuckets",
+    "RateConfig",
+    "RateLimit",
+    "parse_rate_config",
+]
 
 MIN_BURST: Final = KEY_LEN + MAX_PACKET_SIZE
 """Bytes of the largest frame without its header; a smaller burst is raised to this."""
+
+MOST_KEPT: Final = 16_384
+"""Buckets that are remembered after the last connection of their key, as strangers make keys."""
 
 _RATE: Final = "PerClientRateLimitBytesPerSec"
 _BURST: Final = "PerClientRateBurstBytes"
@@ -77,7 +91,7 @@ class RateBucket:
         now: seconds of a monotonic clock, as for `charge`.
     """
 
-    __slots__ = ("_last", "_tokens", "limit")
+    __slots__ = ("__weakref__", "_last", "_tokens", "limit")
 
     def __init__(self, limit: RateLimit, now: float) -> None:
         self.limit = limit
@@ -97,6 +111,55 @@ class RateBucket:
             self._last = now
         self._tokens = tokens = tokens - size
         return -tokens / limit.bytes_per_second if tokens < 0 else 0.0
+
+    def is_full(self, now: float) -> bool:
+        """Whether the whole burst may be sent, as from a new bucket."""
+        self.charge(0, now)
+        return self._tokens >= self.limit.burst_bytes
+
+
+class RateBuckets:
+    """One bucket for each key, shared by its connections, those of later included.
+
+    A bucket that is not full outlives its connections: nobody gets a full one by coming anew.
+    Full ones are forgotten, a few whenever one is added. Of those that are not full `MOST_KEPT`
+    are kept, and the one that was charged longest ago goes first, unless it has a connection.
+    """
+
+    def __init__(self) -> None:
+        self._of: WeakValueDictionary[bytes, RateBucket] = WeakValueDictionary()
+        """Those that a connection holds, and those that are kept."""
+        self._kept: OrderedDict[RateBucket, None] = OrderedDict()
+        """The one charged last comes last."""
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, key: bytes, limit: RateLimit, now: float) -> RateBucket:
+        """The bucket of a raw key; whoever charges it holds it.
+
+        Args:
+            limit: of a bucket that is made; all of one key must be given the same.
+        """
+        bucket = self._of.get(key)
+        if bucket is None:
+            bucket = self._of[key] = RateBucket(limit, now)
+        return bucket
+
+    def charge(self, bucket: RateBucket, size: int, now: float) -> float:
+        """`RateBucket.charge`, and keep the bucket until it is full again."""
+        if bucket in self._kept:
+            self._kept.move_to_end(bucket)
+        else:
+            self._forget(now)
+            self._kept[bucket] = None
+        return bucket.charge(size, now)
+
+    def _forget(self, now: float) -> None:
+        # Two for each that comes: so those that are full never become many.
+        for bucket in list(islice(self._kept, 2)):
+            if len(self._kept) >= MOST_KEPT or bucket.is_full(now):
+                del self._kept[bucket]
 
 
 def parse_rate_config(data: bytes, where: str) -> RateConfig:

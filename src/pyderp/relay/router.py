@@ -138,7 +138,10 @@ class Router:
     @staticmethod
     def _need_mesh(connection: Connection, kind: int) -> None:
         if not connection.can_mesh:
-            raise RemoteProtocolError("insufficient permissions", frame_type=kind)
+            raise RemoteProtocolError(
+                "insufficient permissions: it asked for what only a relay with our mesh key may",
+                frame_type=kind,
+            )
 
     def _on_ping(self, connection: Connection, payload: bytes) -> None:
         self.counters.got_ping += 1

@@ -21,7 +21,7 @@ from pyderp.config import (
     RelayConfig,
 )
 from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keyfile import read_mesh_key, warn_if_open
+from pyderp.keyfile import read_mesh_key, read_regular, warn_if_open
 from pyderp.keys import MeshKey
 
 __all__ = ["Plan", "make_plan"]
@@ -172,8 +172,7 @@ def _debug_key(settings: Settings) -> str:
     if file is None:
         return ""
     try:
-        with file.open("rb") as opened:
-            key = opened.read(_MAX_SECRET).decode().strip()
+        key = read_regular(file, _MAX_SECRET).decode().strip()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
