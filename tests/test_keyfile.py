@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from pyderp.errors import ConfigError
-from pyderp.keyfile import load_or_create_key, read_mesh_key, write_atomically
+from pyderp.keyfile import (
+    load_or_create_key,
+    read_mesh_key,
+    read_regular,
+    write_atomically,
+)
 from pyderp.keys import MeshKey, NodePrivate
 from tests import vectors as v
 
@@ -313,3 +318,48 @@ def test_missing_mesh_key_file_is_refused_and_not_made(path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory"):
         read_mesh_key(path)
     assert not path.exists()
+
+
+# Files that are none
+
+
+def test_a_regular_file_is_read_up_to_its_limit(path: Path) -> None:
+    path.write_bytes(b"x" * 100)
+    assert read_regular(path, 100) == b"x" * 100
+    with pytest.raises(OSError, match="larger than 99 bytes") as caught:
+        read_regular(path, 99)
+    assert caught.value.strerror == "larger than 99 bytes"
+    link = path.parent / "link"
+    link.symlink_to(path)
+    assert read_regular(link, 100) == b"x" * 100
+
+
+def test_what_is_no_file_is_refused_without_waiting(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+    for each in (path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file") as caught:
+            read_regular(each, 100)
+        assert caught.value.strerror == "not a regular file"
+    with pytest.raises(IsADirectoryError):
+        read_regular(path.parent, 100)
+    with pytest.raises(FileNotFoundError):
+        read_regular(path.parent / "none", 100)
+
+
+def test_a_fifo_is_no_key_file(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+    assert refused(path) == f"cannot read the key file {path}: not a regular file"
+    with pytest.raises(ConfigError, match=r"mesh key file .*: not a regular file"):
+        read_mesh_key(path)
+
+
+def test_a_fifo_with_a_key_in_it_is_no_key_file_either(path: Path) -> None:
+    """As the shell's process substitution makes one."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, v.MESH_KEY_TEXT.encode())
+        with pytest.raises(ConfigError, match="not a regular file"):
+            read_mesh_key(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -80,7 +80,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "aio/test_limits.py::test_a_new_limit_is_a_full_bucket_and_ends_a_wait",
         "aio/test_limits.py::test_no_limit_any_more_ends_a_wait_for_good",
         "aio/test_limits.py::test_mesh_peers_have_no_limit",
-        "aio/test_limits.py::test_each_of_several_connections_of_a_key_has_its_own_bucket",
+        "aio/test_limits.py::test_all_connections_of_a_key_share_one_bucket_and_get_new_limits",
     ),
     "TestLoadRateConfig": (
         "relay/test_limits.py::test_rate_and_burst",

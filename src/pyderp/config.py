@@ -182,7 +182,10 @@ class RelayConfig:
     """`False`: `/derp` is not served; STUN, probes and bootstrap DNS are."""
 
     stun_port: int | None = None
-    """UDP port for STUN on the same address; 0: any free one; `None`: no STUN."""
+    """UDP port for STUN; 0: any free one; `None`: no STUN."""
+
+    stun_host: str | None = None
+    """IP address for STUN; empty or `::`: all; `None`: the host of `address`."""
 
     # Who comes in
 
@@ -268,6 +271,11 @@ class RelayConfig:
             if not value >= 0:
                 raise ConfigError(f"{name} is {value}; want 0 or more")
         _check_port("stun_port", self.stun_port)
+        _check("stun_host", self.stun_host, str, type(None))
+        if self.accept_burst < 1 and self.accept_limit < math.inf:
+            raise ConfigError(
+                f"accept_burst is {self.accept_burst}, so nobody could connect; want 1 or more"
+            )
         if self.mesh_with and self.mesh_key is None:
             raise ConfigError("a mesh needs its key: mesh_with is given and mesh_key is not")
         if self.home not in ("", "blank") and not self.home.startswith(("http://", "https://")):

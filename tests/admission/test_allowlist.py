@@ -109,6 +109,19 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path / "keys")
 
 
+def test_a_file_that_is_replaced_by_a_fifo_stops_nobody(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    files.path.unlink()
+    os.mkfifo(files.path)
+    assert not files.list.look()
+    assert not files.list.look()
+    assert not files.list.reload()
+    assert files.keys() == {1, 2}
+    assert all("not a regular file" in line for line in caplog.messages)
+    assert len(caplog.messages) == 2
+
+
 def test_before_it_is_read_nobody_is_allowed(tmp_path: Path) -> None:
     assert not AllowList(tmp_path / "keys").verdict(key(1)).allowed
 

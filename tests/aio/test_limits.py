@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -63,10 +64,25 @@ def limit(core: Core, path: Path, rate: int = 0, burst: int = 0, **keys: int) ->
     return core.limits
 
 
-def join(core: Core, *, mesh: bool = False) -> Wire:
+def join(core: Core, *, mesh: bool = False, like: Wire | None = None) -> Wire:
     wire = Wire(core, mesh_key=MESH if mesh else None)
+    if like is not None:
+        take_key(wire, like)
     wire.login()
     return wire
+
+
+def come(core: Core, *, like: Wire) -> Wire:
+    """Somebody with another's key, who has yet to log in."""
+    wire = Wire(core)
+    take_key(wire, like)
+    wire.upgrade()
+    return wire
+
+
+def take_key(wire: Wire, other: Wire) -> None:
+    wire.private = other.private
+    wire.session = ClientSession(other.private, random=os.urandom, info=ClientInfo())
 
 
 def charge(wire: Wire, size: int) -> None:
@@ -235,26 +251,219 @@ def test_a_key_may_have_a_limit_of_its_own(core: Core, path: Path) -> None:
     assert limits.waited == 1
 
 
-def test_each_of_several_connections_of_a_key_has_its_own_bucket(core: Core, path: Path) -> None:
+def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
+    core: Core, path: Path
+) -> None:
     limits = limit(core, path, 1)
-    one, other = join(core), Wire(core)
-    other.private = one.private
-    other.session = ClientSession(one.private, random=os.urandom, info=ClientInfo())
-    other.login()
+    one, stranger = join(core), join(core)
+    other = join(core, like=one)
     charge(one, MIN_BURST)
-    charge(other, MIN_BURST)
     assert limits.waited == 0
+    charge(other, 1000)
+    assert not other.transport.reading
+    assert one.transport.reading, "until it sends"
     charge(one, 1000)
+    assert received(one) == 1, "what it sends meanwhile is held"
+    charge(stranger, MIN_BURST)
     assert not one.transport.reading
-    assert other.transport.reading
+    assert stranger.transport.reading
     write(path, 5)
     limits.reload()
     assert one.transport.reading
-    for wire in (one, other):
-        charge(wire, MIN_BURST)
-        assert wire.transport.reading
+    assert other.transport.reading
+    charge(one, MIN_BURST - 1000)
+    assert one.transport.reading
+    charge(other, 1000)
+    assert not other.transport.reading
+
+
+def test_who_waits_has_its_turn_whatever_the_others_of_its_key_add(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    """Each pays for all that was sent before it, so in the end the rate is that of one."""
+    limit(core, path, 1000)
+    one = join(core)
+    other = join(core, like=one)
+    charge(one, MIN_BURST)
+    charge(one, 1000)
+    loop.advance(0.5)
+    charge(other, 2000)
+    loop.advance(0.5)
+    assert one.transport.reading
+    charge(one, 1000)
+    loop.advance(1.999)
+    assert not other.transport.reading
+    loop.advance(0.001)
+    assert other.transport.reading
+    assert not one.transport.reading
+    loop.advance(0.999)
+    assert not one.transport.reading
+    loop.advance(0.001)
+    assert one.transport.reading
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_more_connections_are_no_higher_rate(
+    core: Core, loop: FakeLoop, path: Path, count: int
+) -> None:
+    """Burst and rate are exceeded by one read, and each connection has the same share."""
+    limit(core, path, 10_000)
+    wires = [join(core)]
+    wires += [join(core, like=wires[0]) for _ in range(count - 1)]
+    sent = dict.fromkeys(wires, 0)
+    for _ in range(1000):
+        for wire in wires:
+            if wire.transport.reading:
+                charge(wire, 1000)
+                sent[wire] += 1
+        loop.advance(0.01)
+    relayed = core.router.counters.packets_received * 1000
+    assert MIN_BURST + 98_000 <= relayed <= MIN_BURST + 101_000
+    assert min(sent.values()) >= relayed // 1000 // count - 1
+
+
+# Who comes again
+
+
+def leave(wire: Wire) -> None:
+    wire.transport.abort()
+    wire.loop.turn()
+    assert wire.gone
+
+
+def test_who_comes_again_finds_its_debt(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    leave(first)
+    del first.protocol, first.transport
+    gc.collect()
+    wire = join(core, like=first)
+    charge(wire, 1000)
+    assert limits.waited == 2
+    assert not wire.transport.reading
+    loop.advance(0.999)
+    assert received(wire) == 0
+    loop.advance(0.001)
+    assert received(wire) == 1
+    assert not wire.transport.reading, "out of debt is not full"
+    loop.advance(1)
+    assert wire.transport.reading
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_coming_again_and_again_is_no_higher_rate(
+    core: Core, loop: FakeLoop, path: Path, stay: bool
+) -> None:
+    """Also if those that wait stay, and have their turns later."""
+    limit(core, path, 10_000)
+    first = wire = join(core)
+    for _ in range(500):
         charge(wire, 1000)
-        assert not wire.transport.reading
+        if not stay:
+            leave(wire)
+        loop.advance(0.01)
+        wire = join(core, like=first)
+    relayed = core.router.counters.packets_received * 1000
+    assert MIN_BURST + (45_000 if stay else 0) <= relayed <= MIN_BURST + 51_000
+
+
+@pytest.mark.parametrize("size", [100, 6000])
+def test_what_stands_behind_the_login_waits_too(
+    core: Core, loop: FakeLoop, path: Path, size: int
+) -> None:
+    limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = come(core, like=first)
+    frame = pack_send_packet(wire.private.public, bytes(size))
+    wire.feed(b"".join(wire.session.data_to_send()) + frame + frame[:-1])
+    assert received(wire) == 0
+    loop.advance(0.999)
+    assert received(wire) == 0
+    loop.advance(0.001)
+    assert received(wire) == 1
+    assert not wire.transport.reading, "and is paid for"
+    loop.advance(10)
+    wire.feed(frame[-1:])
+    assert received(wire) == 1
+
+
+def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = come(core, like=first)
+    frame = pack_send_packet(wire.private.public, bytes(100))
+    wire.feed(b"".join(wire.session.data_to_send()) + frame)
+    assert received(wire) == 0
+    limits.reload()
+    loop.turn()
+    assert received(wire) == 1
+    assert wire.transport.reading
+
+
+def test_what_was_held_is_given_back_if_its_sender_leaves(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = join(core, like=first)
+    charge(wire, 5000)
+    leave(wire)
+    loop.advance(1.0)
+    assert not limits.waiting
+    assert core.router.counters.packets_received == 2
+    third = join(core, like=first)
+    charge(third, 1000)
+    assert received(third) == 1
+    leave(third)
+    leave(first)
+    loop.advance(1.0)
+    core.stop()
+    assert [handle for handle in loop.later if not handle.cancelled] == []
+
+
+def test_what_came_before_a_broken_frame_is_paid_for(core: Core, path: Path) -> None:
+    limits = limit(core, path, 1)
+    first = join(core)
+    packet = pack_send_packet(first.private.public, bytes(60_000))
+    for _ in range(2):
+        assert not first.gone
+        first.feed(packet + pack_frame(0x12, b"short"))
+        assert first.gone
+        first = join(core, like=first)
+    assert limits.waited == 0
+    charge(first, 1000)
+    assert received(first) == 0
+    assert not first.transport.reading
+
+
+def test_more_of_a_read_that_is_held_is_held_too(
+    core: Core, loop: FakeLoop, path: Path, context: ssl.SSLContext
+) -> None:
+    """Under TLS one read comes in several goes; the largest fits the shared buffer."""
+    limit(core, path, 100_000_000)
+    first = join(core)
+    for _ in range(300):
+        charge(first, MIN_BURST)
+    wire = TLSWire(core, context)
+    take_key(wire, first)
+    wire.shake_hands()
+    wire.login()
+    packet = pack_send_packet(wire.private.public, bytes(1000 - KEY_LEN))
+    wire.feed(packet * 100)
+    assert received(wire) == 0
+    loop.advance(1)
+    assert received(wire) == 100
+    assert wire.transport.reading
 
 
 def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path: Path) -> None:
@@ -271,7 +480,8 @@ def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path:
     write(path, 100 * RECEIVE_BUFFER)
     limits.reload()
     wire.feed(b"\x20")
-    assert len(wire.protocol.get_buffer(-1)) > SMALL_READ
+    room = len(wire.protocol.get_buffer(-1))
+    assert SMALL_READ < room <= RECEIVE_BUFFER // 2, "what follows a read that is held has room"
 
 
 # Reload

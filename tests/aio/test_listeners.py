@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from ipaddress import ip_network
@@ -170,6 +171,59 @@ def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Pat
     with pytest.raises(ConfigError, match="something is there"):
         listen_unix(path)
     assert path.read_text() == "a file of somebody's"
+
+
+def test_a_clean_stop_leaves_no_unix_socket(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+
+    async def main() -> None:
+        relay = pyderp.Relay(RelayConfig(address=f"unix:{path}"))
+        await relay.start()
+        assert path.is_socket()
+        await relay.aclose(drain=0)
+        assert not path.exists()
+
+    run(main())
+
+
+def test_the_unix_socket_of_a_successor_is_left_alone(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    config = RelayConfig(address=f"unix:{path}")
+
+    async def main() -> None:
+        first = pyderp.Relay(config)
+        await first.start()
+        path.unlink()
+        async with pyderp.Relay(config):
+            await first.aclose(drain=0)
+            assert b" 200 OK" in await over_unix(path, get("/derp/probe"))
+        assert not path.exists()
+
+    run(main())
+
+
+def test_a_unix_socket_that_was_given_is_left_alone(run: Run, tmp_path: Path) -> None:
+    """systemd's: it listens on, and starts the relay again when somebody connects."""
+    path = tmp_path / "relay.sock"
+
+    async def main() -> None:
+        with listen_unix(path) as sock:
+            given = Listeners(main=[socket.socket(fileno=os.dup(sock.fileno()))])
+            config = RelayConfig()
+            async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
+                assert relay.address == (f"unix:{path}", 0)
+            assert path.is_socket()
+            path.unlink()
+
+    run(main())
+
+
+def test_a_relay_that_does_not_start_leaves_no_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    opened = open_listeners(RelayConfig(address=f"unix:{path}"))
+    assert path.is_socket()
+    opened.close()
+    assert not path.exists()
 
 
 def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:

@@ -94,6 +94,48 @@ def test_a_connection_that_held(
     ]
 
 
+def test_a_new_reason_is_told_at_once_and_once(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    link.failed("refused", None)
+    for _ in range(11):
+        clock.now += 5
+        link.failed("keys differ", None)
+        link.failed("refused", None)
+    assert caplog.messages == ["mesh with b: refused", "mesh with b: keys differ"]
+    clock.now += 5
+    link.failed("keys differ", None)
+    link.failed("refused", None)
+    assert caplog.messages[2:] == [
+        "mesh with b: keys differ (failed 23 times in 60 s)",
+        "mesh with b: refused",
+    ]
+
+
+def test_a_new_reason_long_after_the_last_line(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(24 * 60):
+        link.failed("refused", None)
+        clock.now += MINUTE
+    lines = len(caplog.messages)
+    link.connected()
+    link.failed("keys differ", None)
+    assert caplog.messages[lines:] == [
+        "mesh with b: connected again",
+        "mesh with b: keys differ",
+    ]
+
+
+def test_reasons_that_never_repeat_are_no_flood(
+    link: MeshLog, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(1000):
+        link.failed(f"port {n} refused", None)
+        clock.now += 0.05
+    assert len(caplog.messages) == 8
+
+
 def test_a_bug_has_its_traceback(link: MeshLog, caplog: pytest.LogCaptureFixture) -> None:
     link.failed("oops", ZeroDivisionError("oops"))
     assert caplog.records[0].exc_info is not None

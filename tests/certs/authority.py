@@ -46,8 +46,21 @@ class FakeAuthority:
         return self.renew_at, time.time() + 3600
 
 
-def issue(subject: str, lifetime: timedelta, age: timedelta) -> tuple[bytes, bytes]:
-    """A self-signed certificate and its key, PEM."""
+_CA_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def issue(
+    subject: str,
+    lifetime: timedelta = timedelta(days=90),
+    age: timedelta = timedelta(days=1),
+    *,
+    self_signed: bool = False,
+) -> tuple[bytes, bytes]:
+    """A certificate and its key, PEM.
+
+    Args:
+        self_signed: by its own key; in any case issuer and subject have the same name.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     address = parse_ip(subject)
     name = x509.DNSName(subject) if address is None else x509.IPAddress(address)
@@ -62,6 +75,6 @@ def issue(subject: str, lifetime: timedelta, age: timedelta) -> tuple[bytes, byt
         .not_valid_before(start)
         .not_valid_after(start + lifetime)
         .add_extension(x509.SubjectAlternativeName([name]), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key if self_signed else _CA_KEY, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM), pem_of_key(key)

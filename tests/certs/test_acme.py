@@ -34,7 +34,14 @@ from .handshake import NAME, presented
 SERVER = NodePrivate.generate().public
 IP4, IP6 = "203.0.113.7", "2001:db8::7"
 PRIVATE_CA = "https://ca.example/directory"
-QUICK = Pace(first_retry=0.01, longest_retry=0.02, fresh=0.01, advice_delay=0.005, save_every=0.01)
+QUICK = Pace(
+    first_retry=0.01,
+    longest_retry=0.02,
+    fresh=0.01,
+    advice_delay=0.005,
+    save_every=0.01,
+    look_again=0.01,
+)
 
 
 def settings(certdir: Path, **more: Any) -> ACMETLS:
@@ -374,6 +381,100 @@ def test_a_full_disk_loses_nothing(
 
     run(main())
     assert "No space left on device" in caplog.text
+
+
+def test_a_failure_before_anybody_was_asked_is_none_of_the_authoritys(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The account cannot be saved, perhaps: no long wait once there is room."""
+    pace = Pace(save_every=0.01)
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        authority.failure = Refused("the disk is full", asked=False)
+        async with started(source_of(tmp_path, authority, pace)) as source:
+            await until(lambda: len(authority.asked) >= 3)
+            assert Store(tmp_path, b"").load_record(NAME).failures in (0, 1), "1 within a request"
+            authority.failure = None
+            await until(source.certificates)
+        assert {attempt for _, attempt in authority.asked} == {0}
+
+    run(main())
+    assert f"no certificate for {NAME}: the disk is full; next try in 0 s" in caplog.text
+
+
+# Two processes, one directory
+
+
+def test_what_one_process_asks_for_another_waits_for(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        authority = FakeAuthority()
+        go = threading.Event()
+        authority.before = lambda: assert_set(go)
+        async with started(source_of(tmp_path, authority)) as first:
+            await until(lambda: authority.asked)
+            async with started(source_of(tmp_path, authority)) as second:
+                await until(lambda: "another process asks" in caplog.text)
+                go.set()
+                await until(second.certificates)
+                await until(first.certificates)
+                assert chain_of(first) == chain_of(second)
+        assert len(authority.asked) == 1
+
+    run(main())
+    assert caplog.text.count("another process asks") == 1, "once, not at each look"
+    assert "another process got it" in caplog.text
+
+
+def test_what_one_process_was_told_another_heeds(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        go = threading.Event()
+        authority.before = lambda: assert_set(go)
+        authority.failure = Refused("too often", retry_after=500.0)
+        second = source_of(tmp_path, authority)  # before the first leaves a note
+        async with started(source_of(tmp_path, authority)):
+            await until(lambda: authority.asked)
+            async with started(second):
+                go.set()
+                (slot,) = second._slots.values()
+                await until(lambda: slot.schedule.told_at)
+        assert len(authority.asked) == 1
+
+    run(main())
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+# From a self-signed certificate to one of an authority
+
+
+def test_manual_mode_and_acme_take_nothing_from_each_other(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = FakeAuthority()
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4), SERVER)
+        pin = manual.map_node()
+        own = presented(manual.context(IP4), None)[0]
+        for _ in range(2):
+            async with started(
+                source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
+            ) as source:
+                await until(source.certificates)
+                assert presented(source.context(IP4), None)[0] != own
+                assert source.map_node() == {"HostName": IP4}
+        assert authority.asked == [(IP4, 0)]
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4), SERVER)
+        assert manual.map_node() == pin
+
+    run(main())
 
 
 # What should not happen

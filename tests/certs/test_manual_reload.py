@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from pyderp.certs import manual as manual_module
 from tests.aio.certificates import write_pair
 
+from .authority import issue
 from .handshake import NAME, presented
 from .test_manual import ANY, load
 
@@ -95,3 +98,57 @@ def test_a_bad_pair_after_a_good_one_is_told_each_time_it_is_asked_for(
     assert certificates.reload(force=True) is False
     assert certificates.reload(force=True) is False
     assert caplog.text.count("not valid for") == 2
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+
+
+def test_an_expired_certificate_does_not_replace_a_good_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    write_pair(tmp_path, NAME, days=-1)
+    for _ in range(2):
+        assert certificates.reload() is False
+        assert presented(certificates.context(ANY))[0] == old
+    (told,) = errors(caplog)
+    assert "the old one stays in use" in told
+    assert "has expired on" in told
+    new = write_pair(tmp_path, NAME)
+    assert certificates.reload() is True
+    assert presented(certificates.context(ANY))[0] == new
+
+
+def test_without_a_good_one_an_expired_one_is_served_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = write_pair(tmp_path, NAME, days=-2)
+    certificates = load(tmp_path)
+    assert presented(certificates.context(ANY))[0] == old
+    new = write_pair(tmp_path, NAME, days=-1)
+    assert certificates.reload() is True
+    assert presented(certificates.context(ANY))[0] == new
+    assert len(errors(caplog)) == 2
+    assert all("it is served all the same, and clients refuse it" in e for e in errors(caplog))
+
+
+def test_a_certificate_for_later_is_used_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = write_pair(tmp_path, NAME)
+    certificates = load(tmp_path)
+    chain, key = issue(NAME, age=timedelta(days=-1))
+    certificates.key_file.write_bytes(key)
+    certificates.certificate_file.write_bytes(chain)
+    for _ in range(2):
+        assert certificates.reload() is False
+        assert presented(certificates.context(ANY))[0] == old
+    (told,) = errors(caplog)
+    assert "is valid from" in told
+    tomorrow = datetime.now(UTC) + timedelta(days=1, minutes=1)
+    monkeypatch.setattr(manual_module, "utc_now", lambda: tomorrow)
+    assert certificates.reload() is True
+    assert presented(certificates.context(ANY))[0] != old
+    assert certificates.reload() is False

@@ -16,6 +16,7 @@ from acme import messages
 
 from pyderp.certs.account import load_key
 from pyderp.certs.challenges import Challenges
+from pyderp.certs.network import Budget
 from pyderp.certs.refusal import Refused
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
@@ -116,7 +117,7 @@ def test_advice_from_who_gives_none(tmp_path: Path) -> None:
 
 def post(session: Session, url: str) -> None:
     """Ask for something, signed, as all that `obtain` does."""
-    with session._failures_told(), session._network() as net:
+    with session._failures_told(), session._network(Budget(20, Worker())) as net:
         account = load_key(session._store)
         net.key, net.alg = account.jwk, account.algorithm
         net.post(url, None, new_nonce_url=url)
@@ -180,8 +181,9 @@ def test_an_account_that_cannot_be_saved_is_not_made(
 
     monkeypatch.setattr(Store, "save_account", full)
     write_pair(tmp_path, "127.0.0.1")
-    with pytest.raises(Refused, match="No space left on device"):
+    with pytest.raises(Refused, match=r"acme-account\.key: No space left on device") as caught:
         session(tmp_path, 1).obtain(NAME, 0)
+    assert not caught.value.asked
 
 
 def offer(host: str, *kinds: str) -> messages.AuthorizationResource:

@@ -3,28 +3,26 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 
 from pyderp.certs.context import meta_certificate
 from pyderp.certs.store import Record, Store
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
-from tests.aio.certificates import write_pair
 
+from .authority import issue
 from .handshake import NAME, presented
 
 META = meta_certificate(NodePrivate.generate().public)
 RECORD = Record("https://ca.example/dir", 3, 12.5, 11.0, "why")
 
 
-def pair(folder: Path, host: str = NAME, *, days: int = 60) -> tuple[bytes, bytes]:
+def pair(host: str = NAME, *, days: int = 60) -> tuple[bytes, bytes]:
     """A chain and its key, PEM."""
-    folder.mkdir(exist_ok=True)
-    write_pair(folder, host, days=days)
-    return (folder / f"{host}.crt").read_bytes(), (folder / f"{host}.key").read_bytes()
+    return issue(host, timedelta(days=90 + days), timedelta(days=90))
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def mode(path: Path) -> int:
 
 @pytest.mark.parametrize("host", [NAME, "2001:db8::7"])
 def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: str) -> None:
-    issued = store.issued(host, *pair(tmp_path / "ca", host))
+    issued = store.issued(host, *pair(host))
     store.save(host, issued)
     loaded = store.load(host)
     assert loaded is not None
@@ -50,47 +48,70 @@ def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: st
 
 
 def test_the_file_is_in_autocerts_form(tmp_path: Path, store: Store) -> None:
-    store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+    store.save(NAME, store.issued(NAME, *pair()))
     text = (store.directory / NAME).read_text()
     kinds = [line for line in text.splitlines() if line.startswith("-----BEGIN")]
-    assert kinds == ["-----BEGIN PRIVATE KEY-----", "-----BEGIN CERTIFICATE-----"]
+    assert kinds == ["-----BEGIN EC PRIVATE KEY-----", "-----BEGIN CERTIFICATE-----"]
     assert text.endswith("-----END CERTIFICATE-----\n")
 
 
 def test_what_autocert_kept_is_adopted(tmp_path: Path, store: Store) -> None:
-    chain, key = pair(tmp_path / "ca")
-    loaded_key = serialization.load_pem_private_key(key, None)
-    sec1 = loaded_key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-    assert b"EC PRIVATE KEY" in sec1
+    chain, key = pair()
     for name in (NAME, f"{NAME}+rsa"):
         path = store.directory / name
-        path.write_bytes(sec1 + chain)
+        path.write_bytes(key + chain)
         assert store.load(NAME) is not None
         path.unlink()
     assert store.load(NAME) is None
 
 
 def test_what_derper_kept_for_an_address_is_adopted(tmp_path: Path, store: Store) -> None:
-    chain, key = pair(tmp_path / "ca", "2001:db8::7")
+    chain, key = pair("2001:db8::7")
     (store.directory / "2001.db8..7.crt").write_bytes(chain)
     assert store.load("2001:db8::7") is None
     (store.directory / "2001.db8..7.key").write_bytes(key)
     assert store.load("2001:db8::7") is not None
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", "other", "cut"])
+@pytest.mark.parametrize("what", ["self-signed", "garbage", "for another host"])
+def test_a_pair_of_manual_mode_that_no_authority_issued_is_left(
+    store: Store, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain, key = issue("203.0.113.7", self_signed=True)
+    if what == "garbage":
+        chain = b"garbage"
+    elif what == "for another host":
+        chain, key = pair("203.0.113.8")
+    files = {"203.0.113.7.crt": chain, "203.0.113.7.key": key}
+    for name, content in files.items():
+        (store.directory / name).write_bytes(content)
+    assert store.load("203.0.113.7") is None
+    (record,) = caplog.records
+    assert f"one will be asked for and kept in {store.path('203.0.113.7')}" in record.getMessage()
+    store.save("203.0.113.7", store.issued("203.0.113.7", *pair("203.0.113.7")))
+    assert store.load("203.0.113.7") is not None
+    for name, content in files.items():
+        assert (store.directory / name).read_bytes() == content
+    assert len(list(store.directory.iterdir())) == 3
+
+
+def test_an_authority_that_lets_the_key_sign_for_itself_is_none(store: Store) -> None:
+    with pytest.raises(ConfigError, match="is self-signed, no authority issued it"):
+        store.issued(NAME, *issue(NAME, self_signed=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "other", "cut", "self-signed"])
 def test_a_damaged_file_is_kept_aside(
     tmp_path: Path, store: Store, content: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if content == "other":
-        chain, key = pair(tmp_path / "ca", "other.example.com")
+        chain, key = pair("other.example.com")
+        content = key + chain
+    elif content == "self-signed":
+        chain, key = issue(NAME, self_signed=True)
         content = key + chain
     elif content == "cut":
-        chain, key = pair(tmp_path / "ca")
+        chain, key = pair()
         content = key[:-60] + chain
     assert isinstance(content, bytes)
     store.path(NAME).write_bytes(content)
@@ -104,7 +125,7 @@ def test_a_damaged_file_is_kept_aside(
 
 @pytest.mark.parametrize("days", [-1, -89])
 def test_an_expired_one_is_not_used_and_stays(tmp_path: Path, store: Store, days: int) -> None:
-    chain, key = pair(tmp_path / "ca", days=days)
+    chain, key = pair(days=days)
     store.path(NAME).write_bytes(key + chain)
     assert store.load(NAME) is None
     assert store.path(NAME).exists()
@@ -119,7 +140,7 @@ def test_a_file_that_cannot_be_read_is_told_at_once(store: Store) -> None:
 def test_a_full_disk_leaves_the_old_file(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+    store.save(NAME, store.issued(NAME, *pair()))
     before = store.path(NAME).read_bytes()
 
     def full(_: int) -> None:
@@ -127,7 +148,7 @@ def test_a_full_disk_leaves_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.save(NAME, store.issued(NAME, *pair(tmp_path / "ca")))
+        store.save(NAME, store.issued(NAME, *pair()))
     assert store.path(NAME).read_bytes() == before
     assert [each.name for each in store.directory.iterdir()] == [NAME]
 

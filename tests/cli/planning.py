@@ -23,7 +23,7 @@ def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planned]:
     """A function that takes a command line and gives what would be run."""
     found: list[Loaded] = []
 
-    def carry_out(load: Callable[[], Loaded]) -> None:
+    def carry_out(load: Callable[[], Loaded], _: str | None = None) -> None:
         found.append(load())
 
     monkeypatch.setattr(relayrun, "carry_out", carry_out)

@@ -44,7 +44,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [
-        (["--dev", "-a", "127.0.0.1"], 1, "pyderp: invalid server address"),
+        (["--dev", "-a", "127.0.0.1"], 1, "pyderp: --address: invalid server address"),
         (["--dev", "--no-such-flag"], 2, "Usage:"),
         (["-a", "127.0.0.1:0", "-c", "/proc/none/key"], 1, "cannot make the key file"),
     ],
@@ -204,7 +204,10 @@ def test_tls_settings_without_tls_are_warned_of(
     refused: Refused, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused("--dev", "-a", "192.0.2.1:0", "--hostname=x")
-    assert "no TLS on port 0 without --certmode: --certdir, --hostname unused" in caplog.text
+    assert "plain HTTP on port 0: give --certmode for TLS, or --public-port if" in caplog.text
+    caplog.clear()
+    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x", "--public-port=443")
+    assert "plain HTTP" not in caplog.text
 
 
 def test_without_any_place_for_the_key_one_must_be_named(
@@ -266,7 +269,7 @@ def test_port_443_without_a_certificate_is_told_the_ways_out(refused: Refused) -
     assert "--dev" in told
 
 
-@pytest.mark.parametrize("hostname", ["localhost:8443", "[::1]", "a/b"])
+@pytest.mark.parametrize("hostname", ["localhost:8443", "[::1]", "a/b", "999.1.1.1", "1.2.3"])
 def test_a_hostname_that_is_none_is_refused(
     refused: Refused, tmp_path: Path, hostname: str
 ) -> None:
@@ -274,4 +277,5 @@ def test_a_hostname_that_is_none_is_refused(
         "-a", "127.0.0.1:0", "--certmode=manual", f"--certdir={tmp_path}",
         "--http-port=-1", f"--hostname={hostname}", "-c", tmp_path / "key",
     )  # fmt: skip
-    assert "neither a host name nor an IP address" in told
+    digits = hostname.replace(".", "").isdigit()
+    assert ("is no IP address" if digits else "neither a host name nor an IP address") in told

@@ -23,7 +23,7 @@ from tests.aio.ways import NAME, over_tls
 from tests.conftest import Run
 
 from .planning import planner
-from .process import running
+from .process import pyderp, running
 
 LOCAL = ("-a", "127.0.0.1:0")
 
@@ -126,6 +126,41 @@ def test_a_key_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     with running("--dev", *LOCAL, "-c", key_file) as process:
         process.address()
         assert "has mode 0644: others may read it" in process.text
+
+
+def test_a_tailscaled_that_is_not_there_is_told_and_the_relay_runs(tmp_path: Path) -> None:
+    socket_path = tmp_path / "tailscaled.sock"
+    flags = ("--verify-clients", "--socket", socket_path, "--no-stun")
+    with running("--dev", *LOCAL, *flags) as process:
+        process.wait_for(rf"WARNING nobody can be let in: tailscaled at {socket_path} cannot be")
+        process.signal(signal.SIGTERM)
+        assert process.end() == 0
+        assert process.text.count("nobody can be let in") == 1
+
+
+@pytest.mark.parametrize("where", ["flag", "file", "environment"])
+def test_an_error_at_the_start_is_json_if_the_log_is(tmp_path: Path, where: str) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text("log-format = 'json'\nhome = 'x'\n" if where == "file" else "home = \n")
+    flags = ("--log-format=json",) if where == "flag" else ()
+    extra = {"PYDERP_LOG_FORMAT": "json"} if where == "environment" else {}
+    done = pyderp("relay", "--dev", *LOCAL, "--config-file", file, *flags, **extra)
+    assert done.returncode == 1
+    entry = json.loads(done.stderr)
+    assert entry["level"] == "error"
+    assert f"settings file {file}, line" in entry["message"]
+
+
+def test_behind_a_proxy_the_map_is_told(tmp_path: Path) -> None:
+    flags = ("--hostname=derp.example.com", "--public-port=444", "--stun-port=0")
+    with running("--dev", *LOCAL, *flags, "--stun-host=::") as process:
+        node = json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])
+        port = process.wait_for(r"STUN server listening on \[::\]:(\d+)")[1]
+        assert (node["DERPPort"], node["STUNPort"]) == (444, int(port))
+    with running("--dev", *LOCAL, *flags) as process:
+        node = json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])
+        assert node["STUNPort"] == -1
+        process.wait_for("WARNING STUN answers this machine only")
 
 
 def test_tls_beside_dev_counts(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import json
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pyderp.keys import NodePrivate
+from pyderp.keys import NodePrivate, NodePublic
 from tests.aio.certificates import write_pair
 from tests.aio.ways import NAME
 
@@ -33,6 +34,27 @@ def taken_udp() -> Iterator[int]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def tailscaled(path: Path, key: NodePublic) -> Iterator[None]:
+    """A daemon that answers one question: who it is."""
+    body = json.dumps({"Self": {"PublicKey": str(key)}})
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            sock, _ = listening.accept()
+            with sock:
+                sock.recv(65536)
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                sock.sendall(f"{head}{body}".encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
 
 
 def tree(folder: Path) -> list[str]:
@@ -98,11 +120,11 @@ def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> No
     told = [
         f"{tmp_path}/relay.toml, line 1: drian",
         f"{tmp_path}/relay.toml, line 2: stun-port",
+        "--mesh-with: too many components in host tuple",
         f"the key file {tmp_path}/relay.key lacks",
         f"certificate {tmp_path}/{NAME}.crt is not valid for '{NAME}'",
         f"{tmp_path}/rate.json",
         f"{tmp_path}/keys",
-        "too many components in host tuple",
         "the port is taken",
         "--http-port=-1 does without",
         "STUN",
@@ -180,12 +202,118 @@ def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) ->
 def test_a_tailscaled_that_is_not_there_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "tailscaled.sock"
     flags = ("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
-    assert f"tailscaled does not answer at {path}: No such file" in check(*flags).err
+    assert f"cannot connect to {path}: No such file" in check(*flags).err
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
-        assert f"tailscaled does not answer at {path}: Connection refused" in check(*flags).err
-        sock.listen()
-        assert f"ok: tailscaled at {path}\n" in check(*flags).out
+        assert f"cannot connect to {path}: Connection refused" in check(*flags).err
+
+
+@pytest.mark.parametrize("key", [NodePrivate.generate().public, NodePublic(bytes(32))])
+def test_a_tailscaled_that_is_not_logged_in_is_told(
+    check: Callable[..., Done], tmp_path: Path, key: NodePublic
+) -> None:
+    path = tmp_path / "tailscaled.sock"
+    with tailscaled(path, key):
+        done = check("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
+    if key.is_zero():
+        assert "tailscaled is not logged in" in done.err
+        assert done.code == 1
+    else:
+        assert f"ok: tailscaled at {path}\n" in done.out
+
+
+def test_a_certificate_that_expires_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+    flags = (*secure(tmp_path), "--no-stun")
+    write_pair(tmp_path, NAME, days=-2)
+    done = check(*flags)
+    assert done.code == 1
+    assert f"{NAME}.crt: clients that check refuse it: it expired on 20" in done.err
+    write_pair(tmp_path, NAME, days=20)
+    done = check(*flags)
+    assert (done.code, done.err) == (0, "")
+    assert f"warning: certificate {tmp_path}/{NAME}.crt: clients that check refuse it from" in (
+        done.out
+    )
+    write_pair(tmp_path, NAME, days=60)
+    assert "warning: " not in check(*flags).out
+
+
+def test_unknown_members_of_the_rate_limits_are_told(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "rate.json"
+    file.write_text('{"PerClientRate": 5}')
+    done = check("--dev", "-a", "127.0.0.1:0", "--no-stun", "--rate-config", file)
+    assert done.code == 0
+    assert f"warning: rate limits {file}: unknown and passed over: PerClientRate\n" in done.out
+
+
+def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "-a", "127.0.0.1:0", "--hostname=x.example", "--public-port=443")
+    assert "warning: STUN answers this machine only" in check(*flags).out
+    assert "warning: " not in check(*flags, "--stun-host=::", "--stun-port=0").out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("verify-client-url = 'ftp://x'", "verify-client-url: admission URL 'ftp://x' begins"),
+        ("home = 'x'", "home: unknown home 'x'"),
+        ("address = 'x'", "address: invalid server address 'x'"),
+        ("ace = true", "ace: the ACE proxy is not built"),
+        ("mesh-with = ['a/b/c']\nmesh-psk-file='{}/mesh.key'", "mesh-with: too many components"),
+        ("bootstrap-dns-names = ['a/']", "bootstrap-dns-names: bootstrap DNS name 'a/'"),
+        ("hostname = '1.2.3'", "hostname: '1.2.3' is no IP address"),
+        ("hostname = 5\ncertmode = 'manual'", "hostname: it is an integer; want a string"),
+        ("trusted-proxy = 5\nproxy-protocol = true", "trusted-proxy: it is an integer"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_told_once_with_its_line(
+    check: Callable[..., Done], tmp_path: Path, line: str, told: str
+) -> None:
+    (tmp_path / "mesh.key").write_text("ab" * 32)
+    (tmp_path / "mesh.key").chmod(0o600)
+    file = tmp_path / "relay.toml"
+    file.write_text(f"\n{line.format(tmp_path)}\n")
+    address = () if line.startswith("address") else ("-a", "127.0.0.1:0")
+    done = check("--dev", "--no-stun", *address, "--config-file", file)
+    assert done.code == 1
+    assert done.err.startswith(f"pyderp: settings file {file}, line 2: {told}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_flag_in_an_error_is_told_with_its_line(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text("hostname = 'x.example'\ncertmode = 'gcp'\n")
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:0", "--config-file", file)
+    assert "pyderp: --certmode=gcp needs --acme-eab-kid" in done.err
+    assert f"(settings file {file}, line 2: certmode)\n" in done.err
+    file.write_text("hostname = 'x.example'\ncertmode = 'letsencrypt'\nacme-eab-kid = 'x'\n")
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:0", "--config-file", file)
+    assert "needs both --acme-eab-kid and --acme-eab-key" in done.err
+
+
+def test_no_burst_lets_nobody_in(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "-a", "127.0.0.1:0", "--accept-connection-burst=0")
+    assert check(*flags).code == 0
+    assert "nobody could connect" in check(*flags, "--accept-connection-limit=5").err
+
+
+def test_a_settings_file_with_a_secret_that_others_may_read(
+    check: Callable[..., Done], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text("acme-eab-key = 'aa'\nacme-eab-kid = 'x'\n")
+    file.chmod(0o644)
+    flags = ("--dev", "-a", "127.0.0.1:0", "--config-file", file)
+    check(*flags)
+    assert f"the secret in {file} has mode 0644" in caplog.text
+    caplog.clear()
+    file.chmod(0o600)
+    check(*flags)
+    assert "the secret" not in caplog.text
 
 
 def test_a_taken_stun_port_is_none_where_nobody_asked_for_it(

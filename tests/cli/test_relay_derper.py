@@ -267,6 +267,9 @@ def test_help_is_go_s_usage(run: Callable[[str], Done], line: str) -> None:
     assert "Usage of pyderp derper:\n  -a string\n    \t" in done.out
     assert "  -certmode string\n" in done.out
     assert '(default "letsencrypt")' in done.out
+    assert "listen on :3340 whatever -a says" in done.out
+    assert "(default 10m0s)" in done.out
+    assert not re.search(r"duration\n.*default [\d.]+\)", done.out)
     assert "  -tcp-user-timeout duration\n" in done.out
     assert "  -dev\n" in done.out
 
@@ -281,7 +284,7 @@ def test_the_version_is_printed(run: Callable[[str], Done]) -> None:
 def test_a_fatal_error_is_one_line_and_exit_1(run: Callable[[str], Done]) -> None:
     done = run("-a=127.0.0.1 -home=foo")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("pyderp: invalid server address '127.0.0.1'")
+    assert done.err.startswith("pyderp: -a: invalid server address '127.0.0.1'")
     assert done.err.count("\n") == 1
 
 

@@ -74,6 +74,25 @@ def test_behind_a_proxy_the_port_is_the_proxy_s(shown: Callable[..., Done]) -> N
         assert (node.host_name, node.derp_port) == ("derp.example.com", 0)
 
 
+def test_the_port_of_plain_http_is_told_unless_a_proxy_has_another(
+    shown: Callable[..., Done],
+) -> None:
+    line = ("-a", ":8443", "--hostname=derp.example.com")
+    (node,) = DERPMap.from_json(shown("json", *line).out).regions[900].nodes
+    assert (node.derp_port, node.stun_port) == (8443, 0)
+    (node,) = DERPMap.from_json(shown("json", *line, "--public-port=444").out).regions[900].nodes
+    assert node.derp_port == 444
+
+
+def test_behind_a_proxy_stun_is_told_if_clients_reach_it(shown: Callable[..., Done]) -> None:
+    line = ("-a", "127.0.0.1:8080", "--hostname=derp.example.com", "--public-port=443")
+    (node,) = DERPMap.from_json(shown("json", *line).out).regions[900].nodes
+    assert node.stun_port == -1
+    for flags, port in ((("--stun-host=::",), 0), (("--stun-host=192.0.2.1",), 0)):
+        (node,) = DERPMap.from_json(shown("json", *line, *flags).out).regions[900].nodes
+        assert (node.derp_port, node.stun_port) == (0, port)
+
+
 def test_own_certificates_are_not_pinned(shown: Callable[..., Done], tmp_path: Path) -> None:
     write_pair(tmp_path, "derp.example.com")
     done = shown("json", "--certmode=manual", "--certdir", tmp_path, "--hostname=derp.example.com")

@@ -12,6 +12,7 @@ from pyderp.cli.relayflags.kinds import (
     boolean,
     choice,
     duration,
+    go_duration,
     integer,
     names,
     networks,
@@ -78,6 +79,11 @@ def test_what_is_no_value_is_refused(kind: Kind, word: str, told: str) -> None:
         kind.parse(word)
 
 
+@pytest.mark.parametrize("text", ["0s", "500ms", "2s", "15s", "1.5s", "1m0s", "10m5s", "1h0m0s"])
+def test_durations_are_printed_as_go_does(text: str) -> None:
+    assert go_duration(parse_duration(text)) == text
+
+
 def test_empty_text_is_no_path() -> None:
     assert path.parse("") is None
     assert path.parse(".") == Path(".")
@@ -87,6 +93,7 @@ def test_empty_text_is_no_path() -> None:
     ("kind", "value", "result"),
     [
         (boolean, True, True),
+        (boolean, "true", True),
         (duration, 2, 2.0),
         (duration, 0.5, 0.5),
         (duration, "1m", 60.0),
@@ -106,8 +113,8 @@ def test_toml_has_types(kind: Kind, value: object, result: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "told"),
     [
-        (boolean, "true", "it is a string; want a boolean"),
-        (boolean, 1, "it is an integer; want a boolean"),
+        (boolean, "maybe", "want true or false"),
+        (boolean, 1, "it is an integer; want a boolean or a string"),
         (duration, True, "it is a boolean; want an integer or a float or a string"),
         (integer(0), 5.0, "it is a float; want an integer or a string"),
         (text("X"), 5, "it is an integer; want a string"),
@@ -144,7 +151,7 @@ def problems_of(tmp_path: Path, content: str) -> list[str]:
         ("HOSTNAME = 'x'", "1: HOSTNAME: no such setting; did you mean hostname?"),
         ("zzz = 5", "1: zzz: no such setting"),
         ("check = true", "1: check: no such setting"),
-        ("\n# c\nstun = 'yes'\n", "3: stun: it is a string; want a boolean"),
+        ("\n# c\nstun = 5\n", "3: stun: it is an integer; want a boolean or a string"),
         ("drain = 'soon'", "1: drain: want a duration such as 15s, 1m30s or 2.5 (seconds)"),
         ("drain = -1", "1: drain: want 0 or more seconds"),
         ("http-port = 70000", "1: http-port: want -1 to 65535"),

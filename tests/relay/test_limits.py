@@ -13,7 +13,9 @@ from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.relay.limits import (
     MIN_BURST,
+    MOST_KEPT,
     RateBucket,
+    RateBuckets,
     RateConfig,
     RateLimit,
     parse_rate_config,
@@ -250,3 +252,91 @@ def test_who_waits_as_told_keeps_the_limit(rate: int, burst: int, sizes: list[in
         assert sent <= burst + (now - 100.0) * rate + 1
         now += held.charge(size, now)
         sent += size
+
+
+# One bucket for each key
+
+SMALL = RateLimit(1000, MIN_BURST)
+
+
+def spend(buckets: RateBuckets, n: int, size: int = MIN_BURST, now: float = 0.0) -> None:
+    """A connection of key n comes, sends and leaves."""
+    buckets.charge(buckets.of(n.to_bytes(32), SMALL, now), size, now)
+
+
+def debt(buckets: RateBuckets, n: int, now: float) -> float:
+    return buckets.of(n.to_bytes(32), SMALL, now).charge(0, now)
+
+
+def test_a_key_has_one_bucket_and_another_key_another() -> None:
+    buckets = RateBuckets()
+    one = buckets.of(KEY.raw, SMALL, 0.0)
+    assert buckets.of(KEY.raw, SMALL, 0.0) is one
+    assert buckets.of(OTHER.raw, SMALL, 0.0) is not one
+
+
+def test_a_debt_outlives_its_connections() -> None:
+    buckets = RateBuckets()
+    spend(buckets, 1, MIN_BURST + 5000)
+    assert debt(buckets, 1, 2.0) == 3.0
+    spend(buckets, 1, 1000, now=2.0)
+    assert debt(buckets, 1, 2.0) == 4.0
+
+
+def test_who_sent_nothing_is_not_remembered() -> None:
+    buckets = RateBuckets()
+    held = buckets.of(KEY.raw, SMALL, 0.0)
+    assert len(buckets) == 1
+    del held
+    assert len(buckets) == 0
+
+
+def test_buckets_that_are_full_again_are_forgotten() -> None:
+    """With 10 new keys a second and 66 s until one is full, there are never more than 700."""
+    buckets = RateBuckets()
+    for n in range(5000):
+        spend(buckets, n, now=n / 10)
+        assert len(buckets) <= 700
+    assert debt(buckets, 4999, 500.0) == 0
+    spend(buckets, 5000, 1, now=10_000.0)
+    spend(buckets, 5001, 1, now=10_000.0)
+    assert len(buckets) <= 700
+
+
+def test_of_those_in_debt_the_one_that_was_quiet_longest_is_forgotten() -> None:
+    buckets = RateBuckets()
+    held = buckets.of((2).to_bytes(32), SMALL, 0.0)
+    for n in range(4):
+        spend(buckets, n, 2 * MIN_BURST)
+    spend(buckets, 0, 1)
+    for n in range(4, 2 * MOST_KEPT):
+        spend(buckets, n, 2 * MIN_BURST)
+        if n % 100 == 0:
+            spend(buckets, 0, 1)
+    assert len(buckets) == MOST_KEPT + 1
+    assert debt(buckets, 0, 0.0) > 0
+    assert debt(buckets, 1, 0.0) == 0
+    assert debt(buckets, 2, 0.0) > 0, "it has a connection"
+    assert debt(buckets, 3, 0.0) == 0
+    assert buckets.charge(held, 1, 0.0) > 0
+    assert len(buckets) == MOST_KEPT
+
+
+@given(
+    charges=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 200_000), st.floats(0, 100)), max_size=50
+    )
+)
+def test_coming_and_going_is_the_same_as_staying(
+    charges: list[tuple[int, int, float]],
+) -> None:
+    """For each key as if it had one connection all the time."""
+    buckets = RateBuckets()
+    staying = [RateBucket(SMALL, 0.0) for _ in range(4)]
+    now = 0.0
+    for n, size, pause in charges:
+        now += pause
+        bucket = buckets.of(n.to_bytes(32), SMALL, now)
+        wait = staying[n].charge(size, now)
+        assert buckets.charge(bucket, size, now) == pytest.approx(wait, abs=1e-6)
+        del bucket

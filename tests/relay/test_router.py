@@ -253,7 +253,9 @@ def test_an_illegal_length_ends_the_connection(
 )
 def test_mesh_frames_need_the_mesh_key(world: World, kind: FrameType, size: int) -> None:
     a, b = world.join("a"), world.join("\0")
-    with pytest.raises(RemoteProtocolError, match=r"^insufficient permissions: .* mesh key may$") as caught:
+    with pytest.raises(
+        RemoteProtocolError, match=r"^insufficient permissions: .* mesh key may$"
+    ) as caught:
         world.feed(a, frame(kind, size))
     assert caught.value.frame_type == kind
     assert a.writes == b.writes == []

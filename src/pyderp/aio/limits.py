@@ -11,7 +11,7 @@ from pyderp.aio.core import SMALL_READ, Core
 from pyderp.aio.protocol import RelayProtocol
 from pyderp.aio.reading import HOLD_LIMIT, Stage
 from pyderp.defaults import RECEIVE_BUFFER
-from pyderp.errors import ConfigError
+from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
 from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
@@ -48,10 +48,10 @@ class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
     All connections of a key share a bucket, and so does the next after the last has left. What
-    one sends is relayed and then paid for: it is not read from until the debt of that moment is
-    paid, whatever the others have added by then, so that each has its turn. A key may exceed
-    its limit by what one read of each connection brings. Who comes while its key is in debt
-    waits before anything is relayed. Nothing is ever dropped.
+    one sends is relayed and then paid for: it is not read from until the debt is paid. What comes
+    meanwhile by another connection of the key is held, one read of each, and has its turn once
+    all that came before it is paid. So a key may exceed its limit by what one read brings,
+    however many connections it has, and nothing is ever dropped.
 
     Args:
         core: the relay's.
@@ -69,6 +69,8 @@ class Limits:
         self.waiting: set[_LimitedStage] = set()
         """Connections that are not read from at the moment."""
         self.buckets = RateBuckets()
+        # Under TLS, more of the same read may follow what is held, in the same buffer.
+        self._room = core.view[: RECEIVE_BUFFER // 2]
         self.config = read_rate_config(path)
         self._log_config()
 
@@ -85,6 +87,8 @@ class Limits:
         if limit.bytes_per_second * _SMOOTH < RECEIVE_BUFFER:
             protocol.room = self.core.small_view
             protocol.fair_share = SMALL_READ
+        elif protocol.room is self.core.view:
+            protocol.room = self._room
         return _LimitedStage(self, protocol, connection, relaying, limit)
 
     def reload(self) -> bool:
@@ -108,9 +112,9 @@ class Limits:
     def _renew(self, protocol: RelayProtocol, connection: Connection) -> None:
         websocket = protocol.websocket
         stage = protocol.stage if websocket is None else websocket.inner
-        entering = False
+        held = False
         if isinstance(stage, _LimitedStage):
-            entering = stage.entering
+            held = stage.holds
             stage.stop()
             stage = stage.relaying
         if websocket is None:
@@ -118,7 +122,7 @@ class Limits:
             protocol.stage = self.stage(protocol, connection, stage)
         else:
             websocket.inner = self.stage(protocol, connection, stage)
-        if entering:
+        if held:
             protocol.feed_rest()
 
     def _log_config(self) -> None:
@@ -137,18 +141,27 @@ class Limits:
 
 
 class _LimitedStage:
-    """Relays what comes, and then reads nothing until that is paid for (`Stage`)."""
+    """Relays what comes, and then reads nothing until that is paid for (`Stage`).
+
+    What comes while others of the key are in debt is charged at once and relayed in its turn:
+    when the debt before it is paid, whatever came after it.
+
+    Attributes:
+        holds: something waits for its turn.
+    """
 
     __slots__ = (
         "_bucket",
         "_buckets",
+        "_charged",
         "_connection",
         "_limits",
         "_loop",
         "_protocol",
         "_timer",
+        "_turn",
         "_until",
-        "entering",
+        "holds",
         "relaying",
     )
 
@@ -161,35 +174,53 @@ class _LimitedStage:
         limit: RateLimit,
     ) -> None:
         self.relaying = relaying
+        self.holds = False
         self._limits = limits
         self._protocol = protocol
         self._connection = connection
         self._loop = limits.core.loop
-        now = self._loop.time()
         self._buckets = limits.buckets
-        self._bucket = self._buckets.of(connection.key, limit, now)
+        self._bucket = self._buckets.of(connection.key, limit, self._loop.time())
+        self._charged = 0
+        """Bytes that were charged, and not relayed yet."""
+        self._turn = False
         self._timer: asyncio.TimerHandle | None = None
         self._until = 0.0
-        debt = self._bucket.charge(0, now)
-        self.entering = debt >= _LEAST_WAIT
-        """Its key was in debt when it came; what stood behind its login waits."""
-        if self.entering:
-            self._wait(debt, now)
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
         """Take bytes in a buffer; gives how many were used up."""
-        if self.entering:
+        if self._must_hold(end):
             return 0
         counters = self._limits.core.router.counters
         packets = counters.packets_received
-        used = self.relaying(data, view, end)
+        charged, self._charged = self._charged, 0
+        try:
+            used = self.relaying(data, view, end)
+        except RemoteProtocolError:
+            # What stood before it was relayed, and would be free for who comes back.
+            self._buckets.charge(self._bucket, end - charged, self._loop.time())
+            raise
         # As upstream, the headers of packets are free.
         size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
         now = self._loop.time()
-        wait = self._buckets.charge(self._bucket, size, now)
+        wait = self._buckets.charge(self._bucket, size - charged, now)
         if wait >= _LEAST_WAIT and not self._connection.has_left:
             self._wait(wait, now)
         return used
+
+    def _must_hold(self, end: int) -> bool:
+        if self._turn or (self._timer is not None and not self.holds):
+            return False  # the latter: more of the read that it waits for
+        now = self._loop.time()
+        debt = self._bucket.charge(0, now)
+        if not self.holds:
+            if debt < _LEAST_WAIT:
+                return False
+            self.holds = True
+            self._wait(debt, now)
+        self._buckets.charge(self._bucket, end - self._charged, now)
+        self._charged = end
+        return True
 
     def _wait(self, seconds: float, now: float) -> None:
         self._until = now + seconds
@@ -208,14 +239,19 @@ class _LimitedStage:
 
     def _on_timer(self) -> None:
         now = self._loop.time()
+        has_left = self._connection.has_left
         # One read may bring several charges, and the timer was set by the first.
-        if self._until - now >= _LEAST_WAIT and not self._connection.has_left:
+        if self._until - now >= _LEAST_WAIT and not has_left:
             self._start_timer(now)
             return
-        entering, self.entering = self.entering, False
         self.stop()
-        if entering:
+        if has_left:
+            self._buckets.charge(self._bucket, -self._charged, now)
+        elif self.holds:
+            self.holds = False
+            self._turn = True
             self._protocol.feed_rest()
+            self._turn = False
 
     def stop(self) -> None:
         """Wait no longer; the debt stays."""

@@ -7,6 +7,7 @@ import contextlib
 import select
 import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from pyderp.aio.sockets import listen, listen_unix, parse_address, tune, unix_path
@@ -14,7 +15,7 @@ from pyderp.aio.stun import stun_sockets
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError
 
-__all__ = ["Listeners", "open_listeners"]
+__all__ = ["Listeners", "open_listeners", "stun_host"]
 
 _LONGEST_WAIT: Final = 0.5
 """Seconds; under a flood there is always somebody in the queue."""
@@ -33,10 +34,25 @@ class Listeners:
     stun: list[socket.socket] = field(default_factory=list)
     """UDP."""
 
+    paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Unix sockets that were made here, with device and inode; not those of who started it."""
+
     def close(self) -> None:
         """Close all of them."""
+        self.unlink()
         for sock in (*self.main, *self.side, *self.stun):
             sock.close()
+
+    def unlink(self) -> None:
+        """Remove the Unix sockets that were made here, unless something else is there by now.
+
+        Before they are closed: a successor replaces one that nobody listens on.
+        """
+        paths, self.paths = self.paths, {}
+        for path, made in paths.items():
+            with contextlib.suppress(OSError):
+                if _identity(path) == made:
+                    path.unlink()
 
     async def queues_empty(self) -> None:
         """Wait until the relay has accepted all who connected, half a second at most.
@@ -74,7 +90,7 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
         _open_side(config, listeners)
         if config.stun_port is not None and not listeners.stun:
             listeners.stun += stun_sockets(
-                _host(config), config.stun_port, reuse_port=config.reuse_port
+                stun_host(config), config.stun_port, reuse_port=config.reuse_port
             )
         for sock in (*listeners.main, *listeners.side):
             sock.setblocking(False)
@@ -88,8 +104,22 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
     return listeners
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def stun_host(config: RelayConfig) -> str:
+    """The IP address that STUN is answered on; empty: all.
+
+    Raises:
+        ConfigError: the relay's own address cannot be used.
+    """
+    return _host(config) if config.stun_host is None else config.stun_host
+
+
 def _host(config: RelayConfig) -> str:
-    # A relay behind a Unix socket answers STUN on all addresses.
+    # What is beside a Unix socket listens on all addresses.
     return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
 
 
@@ -99,6 +129,8 @@ def _open_main(config: RelayConfig, listeners: Listeners) -> None:
     path = unix_path(config.address)
     if path is not None:
         listeners.main.append(listen_unix(path))
+        with contextlib.suppress(OSError):  # somebody removed it already
+            listeners.paths[path] = _identity(path)
         return
     host, port = parse_address(config.address)
     listeners.main.append(listen(host, port, reuse_port=config.reuse_port))

@@ -8,7 +8,9 @@ import logging
 import os
 import random
 import socket
-from typing import TYPE_CHECKING, Final
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from pyderp.aio.core import Core, Served
 from pyderp.aio.listeners import Listeners, open_listeners
@@ -68,6 +70,7 @@ class Relay:
         self._core: Core | None = None
         self._parts: Parts | None = None
         self._servers: list[asyncio.Server] = []
+        self._listeners = Listeners()
         self._certificate_timer: asyncio.TimerHandle | None = None
         self._addresses: list[tuple[str, int]] = []
         self._http_address: tuple[str, int] | None = None
@@ -113,6 +116,7 @@ class Relay:
     async def _serve(self, listeners: Listeners) -> None:
         assert self._core is not None
         assert self._parts is not None
+        self._listeners = listeners
         main, side = self._parts.factories()
         loop = self._core.loop
         # asyncio hides what a listening socket is bound to once it has it.
@@ -121,9 +125,12 @@ class Relay:
         self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
         for factory, sockets in ((main, listeners.main), (side, listeners.side)):
             for sock in sockets:
-                make = loop.create_server
+                make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:
-                    make = loop.create_unix_server  # type: ignore[assignment]  # same arguments
+                    make = loop.create_unix_server
+                    if sys.version_info >= (3, 13):
+                        # It would remove those of systemd, too.
+                        make = partial(make, cleanup_socket=False)
                 self._servers.append(await make(factory, sock=sock, backlog=_ACCEPT_AT_ONCE))
                 sock.listen(LISTEN_BACKLOG)
 
@@ -208,6 +215,7 @@ class Relay:
         self._close_servers()
 
     def _close_servers(self) -> None:
+        self._listeners.unlink()
         for server in self._servers:
             server.close()
 

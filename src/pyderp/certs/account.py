@@ -38,8 +38,9 @@ def load_key(store: Store) -> Account:
     """The key in the store; made if there is none.
 
     Raises:
-        OSError: a new one cannot be saved. It is not used then: an authority may bind an
-            account, for ever, to the first key that asks.
+        Refused: a new one cannot be saved. It is not used then: a relay that restarts would
+            make an account, and get a certificate, each time, until the authority's limits
+            for a whole week are used up; and an external binding may be good for one key only.
     """
     pem = store.load_account()
     if pem is not None:
@@ -54,7 +55,15 @@ def load_key(store: Store) -> Account:
                 e,
             )
     pem = pem_of_key(ec.generate_private_key(ec.SECP256R1()))
-    store.save_account(pem)
+    try:
+        store.save_account(pem)
+    except OSError as e:
+        raise Refused(
+            f"cannot save the ACME account key in {store.account_path}: {e.strerror}; nobody is "
+            "asked without it, as each restart would make a new account and use up the "
+            "authority's limits",
+            asked=False,
+        ) from e
     return _account(pem, new=True)
 
 

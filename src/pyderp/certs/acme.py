@@ -16,8 +16,9 @@ from pyderp.addresses import parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import PUBLIC, check_acme, normal_name
 from pyderp.certs.context import REFUSE_NAME, meta_certificate, plain_context
-from pyderp.certs.issuance import Authority, Issuance, Slot
+from pyderp.certs.issuance import Authority, Issuance
 from pyderp.certs.schedule import Pace, Schedule, Uniform
+from pyderp.certs.slot import Slot
 from pyderp.certs.source import CertificateInfo
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Worker

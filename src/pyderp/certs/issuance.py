@@ -6,39 +6,27 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC
 from typing import Protocol, TypeAlias
 
+from pyderp.certs.leaf import day
+from pyderp.certs.lock import order_lock
 from pyderp.certs.refusal import Refused
 from pyderp.certs.schedule import Schedule
-from pyderp.certs.store import Certificate, Record, Stamp, Store
+from pyderp.certs.slot import Slot
+from pyderp.certs.store import Certificate, Record, Store
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
 from pyderp.errors import ConfigError
 
-__all__ = ["Authority", "Issuance", "Slot", "Step"]
+__all__ = ["Authority", "Issuance", "Step"]
 
 log = logging.getLogger("pyderp.tls")
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class Slot:
-    """A host name or address that a certificate is wanted for, and when to do what about it."""
-
-    subject: str
-    """DNS name or IP address, in normal form."""
-
-    schedule: Schedule
-    certificate: Certificate | None = None
-
-    stamp: Stamp = None
-    """Of the file when it was last read or written."""
-
-    unsaved: bool = False
-    save_at: float = 0.0
+class _Busy(Exception):
+    """Another process asks, or did so just now."""
 
 
 class Authority(Protocol):
@@ -136,10 +124,12 @@ class Issuance:
     # Steps
 
     async def _obtain(self, slot: Slot) -> None:
-        log.info("asking %s for a certificate for %s", self._directory, slot.subject)
         try:
-            certificate = await self._worker.run(functools.partial(self._obtain_now, slot))
+            found = await self._worker.run(functools.partial(self._obtain_locked, slot))
         except Stopped:
+            return
+        except _Busy:
+            self._wait_for_another(slot)
             return
         except Refused as e:
             self._failed(slot, e)
@@ -147,14 +137,66 @@ class Issuance:
             log.exception("getting a certificate for %s failed unexpectedly", slot.subject)
             self._failed(slot, Refused(repr(e)))
         else:
+            certificate, fresh = found
             slot.certificate = certificate
-            slot.schedule.obtained(self._clock(), certificate.info)
-            log.info("certificate of %s is good until %s", slot.subject, _date(certificate))
+            slot.schedule.obtained(self._clock(), certificate.info, fresh=fresh)
+            log.info(
+                "certificate of %s is good until %s%s",
+                slot.subject,
+                day(certificate.info.not_after),
+                "" if fresh else "; another process got it",
+            )
+        slot.waiting = False
 
-    def _obtain_now(self, slot: Slot) -> Certificate:
-        """On the worker's thread: ask, and save."""
+    def _wait_for_another(self, slot: Slot) -> None:
+        if not slot.waiting:
+            log.info(
+                "another process asks for certificates in %s, or just did; that of %s waits",
+                self._store.directory,
+                slot.subject,
+            )
+        slot.waiting = True
+        slot.schedule.postponed(self._clock() + slot.schedule.pace.look_again)
+
+    def _obtain_locked(self, slot: Slot) -> tuple[Certificate, bool]:
+        """On the worker's thread: ask, unless another process does; gives whether we did.
+
+        When one relay takes over from another, both use the directory for a while.
+        """
+        with order_lock(self._store.directory) as free:
+            if not free:
+                raise _Busy
+            before = self._store.load_record(slot.subject)
+            certificate = self._found(slot, before)
+            if certificate is not None:
+                return certificate, False
+            schedule = slot.schedule
+            if before.failures > schedule.failures and before.retry_at > self._clock():
+                schedule.failures = before.failures
+                schedule.retry_at, schedule.told_at = before.retry_at, before.told_at
+                raise _Busy
+            log.info("asking %s for a certificate for %s", self._directory, slot.subject)
+            return self._obtain_now(slot, before), True
+
+    def _found(self, slot: Slot, record: Record) -> Certificate | None:
+        """What another process got since we looked."""
+        stamp = self._store.stamp(slot.subject)
+        ours = record.directory in ("", self._directory)
+        if stamp in (None, slot.stamp) or slot.unsaved or not ours:
+            return None
+        try:
+            found = self._store.read_again(slot.subject)
+        except ConfigError:
+            return None
+        end = slot.certificate.info.not_after.timestamp() if slot.certificate else self._clock()
+        if found.info.not_after.timestamp() <= end:
+            return None
+        slot.stamp = stamp
+        return found
+
+    def _obtain_now(self, slot: Slot, before: Record) -> Certificate:
+        """Ask, and save."""
         schedule = slot.schedule
-        before = self._store.load_record(slot.subject)
         # Should this process die in the middle, over and over, each is a failure.
         presumed = dataclasses.replace(schedule)
         presumed.failed(self._clock(), None, limited=False)
@@ -163,6 +205,10 @@ class Issuance:
             chain, key = self._authority.obtain(slot.subject, schedule.failures)
         except Stopped:
             self._remember(slot, before)
+            raise
+        except Refused as e:
+            if not e.asked:
+                self._remember(slot, before)
             raise
         try:
             certificate = self._store.issued(slot.subject, chain, key)
@@ -177,9 +223,12 @@ class Issuance:
     def _failed(self, slot: Slot, why: Refused) -> None:
         now = self._clock()
         schedule = slot.schedule
-        schedule.failed(now, why.retry_after, limited=why.limited)
-        directory = self._store.load_record(slot.subject).directory
-        self._remember(slot, _record_of(schedule, directory, str(why)))
+        if why.asked:
+            schedule.failed(now, why.retry_after, limited=why.limited)
+            directory = self._store.load_record(slot.subject).directory
+            self._remember(slot, _record_of(schedule, directory, str(why)))
+        else:
+            schedule.postponed(now + schedule.pace.save_every)
         wait = schedule.retry_at - now
         certificate = slot.certificate
         if certificate is None:
@@ -188,7 +237,7 @@ class Issuance:
         log.warning(
             "the certificate of %s, good until %s, is not renewed: %s; next try in %.0f s",
             slot.subject,
-            _date(certificate),
+            day(certificate.info.not_after),
             why,
             wait,
         )
@@ -246,7 +295,3 @@ class Issuance:
 
 def _record_of(schedule: Schedule, directory: str, error: str) -> Record:
     return Record(directory, schedule.failures, schedule.retry_at, schedule.told_at, error)
-
-
-def _date(certificate: Certificate) -> str:
-    return certificate.info.not_after.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from pyderp.addresses import parse_ip
 from pyderp.certs.source import CertificateInfo
@@ -14,7 +15,9 @@ from pyderp.errors import ConfigError
 
 __all__ = [
     "check_host_name",
+    "day",
     "info_of",
+    "is_self_signed",
     "parse_leaf",
     "utc_now",
     "valid_for",
@@ -79,6 +82,26 @@ def valid_for(info: CertificateInfo, hostname: str) -> bool:
         if pattern == wanted or (parent and pattern == f"*.{parent}"):
             return True
     return False
+
+
+def is_self_signed(leaf: x509.Certificate) -> bool:
+    """Whether nobody vouches for a certificate but its own key."""
+    if leaf.issuer != leaf.subject:
+        return False
+    try:
+        leaf.verify_directly_issued_by(leaf)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def day(when: datetime) -> str:
+    """A time for the log.
+
+    Args:
+        when: aware time.
+    """
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def utc_now() -> datetime:

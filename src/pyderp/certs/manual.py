@@ -7,6 +7,8 @@ import hashlib
 import logging
 import re
 import ssl
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from pyderp.addresses import parse_ip
 from pyderp.certs.context import REFUSE_NAME, OnName, meta_certificate, server_context
-from pyderp.certs.leaf import check_host_name, info_of, parse_leaf, valid_for
+from pyderp.certs.leaf import check_host_name, day, info_of, parse_leaf, utc_now, valid_for
 from pyderp.certs.selfsigned import make_self_signed
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
@@ -33,12 +35,20 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
     return certdir / f"{name}.crt", certdir / f"{name}.key"
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    context: ssl.SSLContext
+    info: CertificateInfo
+    digest: str
+
+
 class ManualCertificates:
     """The certificate of one host name or IP address, from files (a `CertificateSource`).
 
     A DNS name is served to clients that ask for exactly it by SNI; the certificate of an IP
     address is served to all, and made here if a file is missing. When `reload` finds changed
     files, new connections get the new certificate; handshakes that have begun keep the old.
+    One that is not valid today does not replace one that is; if there is no other, it is served.
 
     Args:
         certdir: directory of the two files.
@@ -60,11 +70,13 @@ class ManualCertificates:
         if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
             make_self_signed(self._address, self.certificate_file, self.key_file)
         self._stamp = self._stat()
-        self._load()
+        self._valid_from: datetime | None = None
+        """Of a pair that is not valid yet, and not in use."""
+        self._use(self._load())
 
     def context(self, local_address: str) -> ssl.SSLContext:
         """The same for all, until the files change."""
-        return self._context
+        return self._loaded.context
 
     def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
         """Nobody challenges a certificate that is there."""
@@ -76,13 +88,13 @@ class ManualCertificates:
 
     def certificates(self) -> list[CertificateInfo]:
         """The one certificate."""
-        return [self._info]
+        return [self._loaded.info]
 
     def map_node(self) -> dict[str, object] | None:
         """For an IP address, it and the certificate's pin (`derper` logs the same)."""
         if self._address is None:
             return None
-        return {"HostName": self.hostname, "CertName": f"sha256-raw:{self._digest}"}
+        return {"HostName": self.hostname, "CertName": f"sha256-raw:{self._loaded.digest}"}
 
     async def start(self) -> None:
         """There is nothing to begin."""
@@ -99,17 +111,44 @@ class ManualCertificates:
             force: read them even if they look unchanged.
         """
         stamp = self._stat()
-        if stamp == self._stamp and not force:
+        due = self._valid_from is not None and self._valid_from <= utc_now()
+        if stamp == self._stamp and not (force or due):
             return False
         # Remembered also if it cannot be used: a pair that is half-written changes again.
-        self._stamp = stamp
+        self._stamp, self._valid_from = stamp, None
         try:
-            self._load()
+            found = self._load()
+            self._check_better(found.info)
         except ConfigError as e:
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
+        self._use(found)
         log.info("certificate of %s reloaded from %s", self.hostname, self.certificate_file)
         return True
+
+    def _check_better(self, new: CertificateInfo) -> None:
+        """Refuse a certificate that clients refuse, while they accept the one in use."""
+        now = utc_now()
+        old = self._loaded.info
+        if _valid(new, now) or not _valid(old, now):
+            return
+        if new.not_before > now:
+            self._valid_from = new.not_before
+        raise ConfigError(
+            f"the one in {self.certificate_file} {_dates(new, now)}, the old one is good until "
+            f"{day(old.not_after)}"
+        )
+
+    def _use(self, found: _Loaded) -> None:
+        now = utc_now()
+        if not _valid(found.info, now):
+            log.error(
+                "the certificate in %s %s: it is served all the same, and clients refuse it; "
+                "replace it",
+                self.certificate_file,
+                _dates(found.info, now),
+            )
+        self._loaded = found
 
     def _stat(self) -> tuple[tuple[int, int, int], ...]:
         stamps = []
@@ -119,7 +158,7 @@ class ManualCertificates:
                 stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
         return tuple(stamps)
 
-    def _load(self) -> None:
+    def _load(self) -> _Loaded:
         chain = _read(self.certificate_file, "certificate")
         leaf = parse_leaf(chain, self.certificate_file)
         info = info_of(leaf)
@@ -135,9 +174,18 @@ class ManualCertificates:
             # The callback keeps the name, not this object: a context lives as long as its
             # connections, and an old one should not keep its successor alive.
             context.sni_callback = _only(self.hostname)
-        self._context = context
-        self._info = info
-        self._digest = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
+        der = leaf.public_bytes(serialization.Encoding.DER)
+        return _Loaded(context, info, hashlib.sha256(der).hexdigest())
+
+
+def _valid(info: CertificateInfo, now: datetime) -> bool:
+    return info.not_before <= now < info.not_after
+
+
+def _dates(info: CertificateInfo, now: datetime) -> str:
+    if info.not_before > now:
+        return f"is valid from {day(info.not_before)} only"
+    return f"has expired on {day(info.not_after)}"
 
 
 def _only(hostname: str) -> OnName:

@@ -26,9 +26,11 @@ FAILURES: Final = (
     OSError,
     # What comes of an answer that is no ACME.
     ValueError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
     AttributeError,
     TypeError,
+    RecursionError,
 )
 """What asking an authority may end with."""
 
@@ -39,14 +41,21 @@ class Refused(Exception):
     Attributes:
         retry_after: seconds that the authority wants to be left alone, if it said so.
         limited: it said that it is asked too often.
+        asked: whether it was asked at all; otherwise there is no need to spare it.
     """
 
     def __init__(
-        self, reason: str, *, retry_after: float | None = None, limited: bool = False
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        limited: bool = False,
+        asked: bool = True,
     ) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
         self.limited = limited
+        self.asked = asked
 
 
 def describe(error: BaseException) -> str:
@@ -65,6 +74,8 @@ def describe(error: BaseException) -> str:
         text = str(error)
     elif isinstance(error, OSError):
         text = str(error.strerror or error)
+    elif isinstance(error, RecursionError):
+        text = "the authority's answer is no ACME: it is too deeply nested"
     else:
         text = f"the authority's answer is no ACME: {error!r}"
     return printable(text, _LONGEST)

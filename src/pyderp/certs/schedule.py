@@ -50,7 +50,10 @@ class Pace:
     """Unless the authority says another time."""
 
     save_every: float = 60.0
-    """Between two tries to save a certificate, to a disk that is full perhaps."""
+    """Between two tries to save a certificate or an account, to a disk that is full perhaps."""
+
+    look_again: float = 5.0
+    """While another process asks."""
 
 
 @dataclass(slots=True)
@@ -85,6 +88,10 @@ class Schedule:
         wait = min(pace.first_retry * 2.0 ** min(self.failures - 1, 30), pace.longest_retry)
         wait *= 1 + self.uniform(0, pace.jitter)
         self.retry_at = max(now + wait, self.told_at)
+
+    def postponed(self, until: float) -> None:
+        """Nobody was asked."""
+        self.retry_at = max(self.retry_at, until)
 
     def obtained(self, now: float, info: CertificateInfo, *, fresh: bool = True) -> None:
         """A certificate is there.

@@ -20,6 +20,7 @@ from pyderp.addresses import parse_ip
 from pyderp.certs.account import Account, account_of, load_key
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import authority_context
+from pyderp.certs.network import Budget, Network
 from pyderp.certs.refusal import FAILURES, Refused, describe, retry_after
 from pyderp.certs.selfsigned import pem_of_key
 from pyderp.certs.store import Store
@@ -28,15 +29,13 @@ from pyderp.config import ACMETLS
 
 __all__ = ["Session"]
 
-_AGENT: Final = "pyderp"
-_REQUEST_TIMEOUT: Final = 20
-"""Seconds for each of connecting and the next bytes of an answer."""
 _BUDGET: Final = 180.0
 """Seconds for all of one certificate."""
+_ADVICE_BUDGET: Final = 60.0
+"""Seconds for when to renew it."""
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_TOLD: Final = 30.0
-_NONCE_TRIES: Final = 5
 _SHORT_LIVED: Final = "shortlived"
 """The profile of certificates for addresses: six days at Let's Encrypt."""
 
@@ -55,19 +54,6 @@ class _TLSALPN01(challenges.KeyAuthorizationChallenge):
 
     def validation(self, account_key: JWK, **kwargs: Any) -> str:
         return self.key_authorization(account_key)
-
-
-class _Network(client.ClientNetwork):
-    """Tries again what was refused for a stale nonce only, as RFC 8555 §6.5 wants it."""
-
-    def post(self, *args: Any, **kwargs: Any) -> requests.Response:
-        for _ in range(_NONCE_TRIES - 1):
-            try:
-                return super().post(*args, **kwargs)
-            except messages.Error as e:
-                if e.code != "badNonce":
-                    raise
-        return super().post(*args, **kwargs)
 
 
 class Session:
@@ -95,18 +81,18 @@ class Session:
             Refused: there is none.
             Stopped: the worker was told to stop.
         """
-        with self._failures_told(), self._network() as net:
+        budget = Budget(_BUDGET, self._worker)
+        with self._failures_told(), self._network(budget) as net:
             account = load_key(self._store)
             net.key, net.alg = account.jwk, account.algorithm
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             authority = client.ClientV2(directory, net)
             net.account = account_of(authority, account, self._tls)
-            deadline = time.monotonic() + _BUDGET
             key = pem_of_key(ec.generate_private_key(ec.SECP256R1()))
             order = authority.new_order(_csr(subject, key), _profile(directory, subject))
             for each in order.authorizations:
-                self._prove(authority, account, each, attempt, deadline)
-            return self._finish(authority, order, deadline), key
+                self._prove(authority, account, each, attempt, budget)
+            return self._finish(authority, order, budget), key
 
     def renewal(self, chain: bytes) -> tuple[float | None, float]:
         """When the authority wants a certificate renewed (RFC 9773).
@@ -119,7 +105,8 @@ class Session:
             Refused: it does not answer.
             Stopped: the worker was told to stop.
         """
-        with self._failures_told(), self._network() as net:
+        budget = Budget(_ADVICE_BUDGET, self._worker)
+        with self._failures_told(), self._network(budget) as net:
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             try:
                 when, again = client.ClientV2(directory, net).renewal_time(chain)
@@ -142,15 +129,11 @@ class Session:
             raise Refused(describe(e), retry_after=self._retry_after, limited=limited) from e
 
     @contextlib.contextmanager
-    def _network(self) -> Iterator[_Network]:
-        net = _Network(user_agent=_AGENT, timeout=_REQUEST_TIMEOUT)
+    def _network(self, budget: Budget) -> Iterator[Network]:
+        ca_file = self._tls.ca_file
+        net = Network(budget, None if ca_file is None else authority_context(ca_file))
         with contextlib.closing(net.session):
             net.session.hooks["response"].append(self._look_at)
-            if self._tls.ca_file is not None:
-                context = authority_context(self._tls.ca_file)
-                adapter = requests.adapters.HTTPAdapter()
-                adapter.init_poolmanager(1, 1, ssl_context=context)
-                net.session.mount("https://", adapter)
             yield net
 
     def _look_at(self, response: requests.Response, **_: object) -> None:
@@ -164,7 +147,7 @@ class Session:
         account: Account,
         authorization: messages.AuthorizationResource,
         attempt: int,
-        deadline: float,
+        budget: Budget,
     ) -> None:
         """Show that the name or address is ours."""
         if authorization.body.status == messages.STATUS_VALID:
@@ -177,7 +160,7 @@ class Session:
             answering = self._challenges.by_http(challenge.chall.path, text)
         with answering:
             authority.answer_challenge(challenge, challenge.chall.response(account.jwk))
-            pauses = _Pauses(self._worker, deadline)
+            pauses = _Pauses(budget)
             while True:
                 authorization, response = authority.poll(authorization)
                 if authorization.body.status != messages.STATUS_PENDING:
@@ -205,11 +188,11 @@ class Session:
         return usable[attempt % len(usable)]
 
     def _finish(
-        self, authority: client.ClientV2, order: messages.OrderResource, deadline: float
+        self, authority: client.ClientV2, order: messages.OrderResource, budget: Budget
     ) -> bytes:
         """Hand in the request and wait for the certificate."""
         asked = False
-        pauses = _Pauses(self._worker, deadline)
+        pauses = _Pauses(budget)
         while True:
             response = _post_as_get(authority, order.uri)
             body = messages.Order.from_json(response.json())
@@ -230,9 +213,8 @@ class Session:
 class _Pauses:
     """Waits between two looks, longer each time."""
 
-    def __init__(self, worker: Worker, deadline: float) -> None:
-        self._worker = worker
-        self._deadline = deadline
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._next = _FIRST_PAUSE
 
     def wait(self, response: requests.Response) -> None:
@@ -243,10 +225,8 @@ class _Pauses:
         """
         told = retry_after(response.headers.get("Retry-After"), time.time())
         pause = self._next if told is None else min(max(told, _FIRST_PAUSE), _LONGEST_TOLD)
-        if time.monotonic() + pause > self._deadline:
-            raise acme_errors.TimeoutError
         self._next = min(self._next * 2, _LONGEST_PAUSE)
-        self._worker.sleep(pause)
+        self._budget.sleep(pause)
 
 
 def _post_as_get(authority: client.ClientV2, url: str) -> requests.Response:

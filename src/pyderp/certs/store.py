@@ -2,7 +2,8 @@
 
 A certificate is in a file of the name of its host, key first, in the form of Go's autocert:
 so a relay takes over from `derper` in the same directory, and the other way round. What
-`derper` keeps of certificates for addresses, two files, is read too.
+`derper` keeps of certificates for addresses, two files, is read too, and never changed: in
+manual mode a relay keeps its own in such a pair.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp.certs.context import server_context
-from pyderp.certs.leaf import info_of, parse_leaf, utc_now, valid_for
+from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, utc_now, valid_for
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 from pyderp.keyfile import write_atomically
@@ -72,9 +73,13 @@ def make_certificate(
         where: the file, for errors.
 
     Raises:
-        ConfigError: it cannot be served, or is for another host. Expiry is not looked at.
+        ConfigError: it cannot be served, is for another host, or self-signed, so that no
+            authority issued it. Expiry is not looked at.
     """
-    info = info_of(parse_leaf(chain, where))
+    leaf = parse_leaf(chain, where)
+    info = info_of(leaf)
+    if is_self_signed(leaf):
+        raise ConfigError(f"{where}: the certificate is self-signed, no authority issued it")
     if not valid_for(info, subject):
         raise ConfigError(f"{where} is not for {subject!r}: it names {', '.join(info.names)}")
     return Certificate(chain, key, info, server_context(chain, key, meta, where=str(where)))
@@ -120,20 +125,23 @@ class Store:
     def load(self, subject: str) -> Certificate | None:
         """The certificate of a host, if there is one that is valid now.
 
-        A file that holds none is kept aside with the ending `.bad`.
+        A file that holds none is kept aside with the ending `.bad`; a pair stays.
 
         Raises:
             ConfigError: a file is there but cannot be read.
         """
         path = self.path(subject)
-        own = self._load(subject, (path,))
-        if own is not None:
-            return own
-        rsa = path.with_name(f"{path.name}+rsa")
-        pair = (path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.crt"))
-        return self._load(subject, (rsa,)) or self._load(subject, pair)
+        for name in (path.name, f"{path.name}+rsa"):
+            own = self._load(subject, path.with_name(name))
+            if own is not None:
+                return own
+        pair = path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.crt")
+        found = self._load(subject, *pair)
+        if found is not None:
+            log.info("using the certificate in %s; later ones will be kept in %s", pair[1], path)
+        return found
 
-    def _load(self, subject: str, paths: tuple[Path, ...]) -> Certificate | None:
+    def _load(self, subject: str, *paths: Path) -> Certificate | None:
         parts = [_read(path) for path in paths]
         text = b"".join(part for part in parts if part is not None)
         if None in parts:
@@ -143,14 +151,21 @@ class Store:
         try:
             found = make_certificate(text[at:], text[:at], subject, self._meta, where)
         except ConfigError as e:
-            for path in paths:
-                _put_aside(path)
-            log.error("%s; kept aside with the ending .bad, a new one will be asked for", e)
+            self._tell_unusable(subject, paths, e)
             return None
         if not found.info.not_before <= utc_now() < found.info.not_after:
             log.warning("the certificate in %s is not valid today", where)
             return None
         return found
+
+    def _tell_unusable(self, subject: str, paths: tuple[Path, ...], why: ConfigError) -> None:
+        if len(paths) > 1:  # of manual mode, which it may be good for
+            path = self.path(subject)
+            log.warning("%s; left as it is, one will be asked for and kept in %s", why, path)
+            return
+        for path in paths:
+            _put_aside(path)
+        log.error("%s; kept aside with the ending .bad, a new one will be asked for", why)
 
     def read_again(self, subject: str) -> Certificate:
         """The certificate in the file of a host, whatever its dates.
@@ -190,6 +205,11 @@ class Store:
 
     # The account
 
+    @property
+    def account_path(self) -> Path:
+        """The file with the private key of the account."""
+        return self.directory / ACCOUNT
+
     def load_account(self) -> bytes | None:
         """The private key of the account at the authority, PEM; that of `derper` if need be.
 
@@ -208,7 +228,7 @@ class Store:
         Raises:
             OSError: it cannot be written.
         """
-        write_atomically(self.directory / ACCOUNT, key, mode=0o600)
+        write_atomically(self.account_path, key, mode=0o600)
 
     def put_account_aside(self) -> None:
         """Keep an account key that is none for somebody to look at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -39,4 +40,4 @@ def derper(
         problems = Problems()
         return Loaded(load_settings(given, problems, derper=True), problems)
 
-    carry_out(load)
+    carry_out(load, given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"))

@@ -6,11 +6,13 @@ import datetime
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pyderp.wire.text import printable
 
-__all__ = ["LINE", "LineFormatter", "log_to_stderr", "set_level"]
+__all__ = ["LINE", "LineFormatter", "errors_seen", "json_line", "log_to_stderr", "set_level"]
 
 
 LINE: Final = "%(asctime)s %(levelname)s %(message)s"
@@ -47,6 +49,32 @@ class _JSON(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
+
+
+def json_line(level: int, logger: str, message: str) -> str:
+    """A line of the JSON log."""
+    return _JSON().format(logging.LogRecord(logger, level, "", 0, "%s", (message,), None))
+
+
+class _Seen(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def errors_seen() -> Iterator[list[str]]:
+    """Gives a list; what is logged as an error in the block is added to it, too."""
+    seen = _Seen()
+    logger = logging.getLogger("pyderp")
+    logger.addHandler(seen)
+    try:
+        yield seen.messages
+    finally:
+        logger.removeHandler(seen)
 
 
 def log_to_stderr(level: str, form: str) -> None:

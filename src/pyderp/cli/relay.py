@@ -50,4 +50,4 @@ def relay(**values: Any) -> None:
         problems = Problems()
         return Loaded(load_settings(given, problems), problems)
 
-    carry_out(load)
+    carry_out(load, given["log-format"])

@@ -22,9 +22,12 @@ from pyderp.aio.listeners import Listeners, open_listeners
 from pyderp.aio.relay import Relay
 from pyderp.aio.sockets import format_address
 from pyderp.aio.systemd import Supervisor, inherited_listeners
-from pyderp.cli.logs import log_to_stderr, set_level
+from pyderp.cli.leaving import leave_soon
+from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
 from pyderp.cli.relayflags.check import (
+    ask_tailscaled,
+    check_content,
     check_files,
     check_ports,
     check_tailscaled,
@@ -32,10 +35,18 @@ from pyderp.cli.relayflags.check import (
 )
 from pyderp.cli.relayflags.plan import Plan, make_plan
 from pyderp.cli.relayflags.settings import Problems, Settings
-from pyderp.cli.relayflags.showmap import map_command, node_of, show_map
+from pyderp.cli.relayflags.showmap import (
+    STUN_HIDDEN,
+    map_command,
+    node_of,
+    public_node,
+    show_map,
+    stun_hidden,
+)
 from pyderp.cli.running import loop_factory
+from pyderp.cli.unraisable import log_unraisable
 from pyderp.config import RelayConfig
-from pyderp.errors import ConfigError
+from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
 
 __all__ = ["Loaded", "carry_out"]
@@ -62,16 +73,28 @@ class Loaded:
         return plan
 
 
-def carry_out(load: Callable[[], Loaded]) -> None:
+def carry_out(load: Callable[[], Loaded], log_format: str | None = None) -> None:
     """Do what the settings ask for: mostly, run a relay until a signal.
 
     Args:
         load: reads the settings; called again on SIGHUP.
+        log_format: of an error in reading them; then what they say counts.
 
     Raises:
-        ConfigError: they cannot be used.
+        ConfigError: they cannot be used, and the log has lines of text.
     """
-    loaded = load()
+    try:
+        loaded = load()
+        log_format = loaded.settings["log-format"]
+        _carry_out(loaded, load)
+    except DerpError as e:
+        if log_format != "json":
+            raise
+        typer.echo(json_line(logging.ERROR, log.name, str(e)), err=True)
+        raise typer.Exit(1) from None
+
+
+def _carry_out(loaded: Loaded, load: Callable[[], Loaded]) -> None:
     settings = loaded.settings
     if settings["version"]:
         print_line(f"pyderp {pyderp.__version__}")
@@ -90,16 +113,20 @@ def carry_out(load: Callable[[], Loaded]) -> None:
 def _check(loaded: Loaded) -> None:
     problems = loaded.problems
     plan = make_plan(loaded.settings, problems)
-    lines = []
+    lines: list[str] = []
+    warnings: list[str] = []
     with problems.collect():
         loop_factory(loaded.settings["loop"])
     if plan is not None:
         lines = check_files(plan, problems)
         with problems.collect():
             lines.append(check_tailscaled(plan.config))
-        lines += check_ports(plan.config, problems, stun_if_free=plan.stun_if_free)
+        lines += check_ports(plan, problems)
+        warnings = check_content(plan, problems)
     for line in filter(None, lines):
         print_line(f"ok: {line}")
+    for line in warnings:
+        print_line(f"warning: {line}")
     for problem in problems.found:
         typer.echo(f"pyderp: {problem}", err=True)
     if problems.found:
@@ -114,8 +141,10 @@ def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     factory = loop_factory(kind)
     raise_file_limit()
     _quiet_collector()
-    with asyncio.Runner(loop_factory=factory) as runner:
+    log_unraisable()
+    with contextlib.ExitStack() as end, asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+        end.callback(leave_soon().cancel)
 
 
 def _quiet_collector() -> None:
@@ -159,14 +188,24 @@ async def _serve(plan: Plan, load: Callable[[], Loaded]) -> None:
         loop.add_signal_handler(signal.SIGHUP, on_reload)
     relay, listeners = await _start(plan)
     _announce(relay, plan)
+    probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
     if not stop.is_set():
         supervisor.ready(_status(relay))
     await stop.wait()
+    probe.cancel()
+    await asyncio.wait([probe])
     if relay.config.reuse_port:
         await listeners.queues_empty()
     await relay.aclose(drain=relay.config.drain)
     supervisor.close()
     log.info("stopped")
+
+
+async def _probe_tailscaled(config: RelayConfig) -> None:
+    try:
+        await ask_tailscaled(config)
+    except ConfigError as e:
+        log.warning("nobody can be let in: %s", e)
 
 
 async def _start(plan: Plan) -> tuple[Relay, Listeners]:
@@ -211,13 +250,17 @@ def _reload(relay: Relay, load: Callable[[], Loaded]) -> None:
         config = replace(plan.config, private_key=relay.config.private_key)
         if relay.config.stun_port is None and plan.stun_if_free:
             config = replace(config, stun_port=None)
-        relay.reload(config)
+        with errors_seen() as errors:
+            relay.reload(config)
     except ConfigError as e:
         log.error("settings not reloaded, the old ones stay in use: %s", e)
         relay.reload()
         return
     set_level(loaded.settings["log-level"])
-    log.info("settings reloaded")
+    if errors:
+        log.warning("settings reloaded, but not all: %s", "; ".join(errors))
+    else:
+        log.info("settings reloaded")
 
 
 def _status(relay: Relay) -> str:
@@ -234,8 +277,12 @@ def _announce(relay: Relay, plan: Plan) -> None:
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
-    if relay.map_node is not None:
-        _announce_map(relay, plan, relay.map_node)
+    stun = relay.stun_addresses
+    node = public_node(plan, relay.map_node, stun[0][1] if stun else -1)
+    if node is not None:
+        _announce_map(relay, plan, node)
+        if stun and stun_hidden(plan):
+            log.warning("%s", STUN_HIDDEN)
     if not config.admission.any:
         log.warning("this relay admits every client that can reach it")
 
@@ -245,9 +292,9 @@ def _announce_map(relay: Relay, plan: Plan, node: dict[str, object]) -> None:
     log.info("%s for a DERP map: %s", kind, json.dumps(node, separators=(",", ":")))
     if sys.stdout is not None and sys.stdout.isatty():
         print_line(show_map(node, "all"))
-    elif (tls := relay.config.tls) is not None:
+    else:
         stun = relay.stun_addresses
-        command = map_command(plan, tls, _endpoint(relay.address), stun[0][1] if stun else None)
+        command = map_command(plan, _endpoint(relay.address), stun[0][1] if stun else None)
         log.info("whole DERP maps, for Tailscale and headscale: %s", command)
 
 

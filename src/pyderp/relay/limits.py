@@ -101,7 +101,7 @@ class RateBucket:
     def charge(self, size: int, now: float) -> float:
         """Take `size` bytes; gives the seconds until the bucket is out of debt.
 
-        A clock that goes back refills nothing.
+        Less than 0 gives back what was taken too much. A clock that goes back refills nothing.
         """
         limit = self.limit
         tokens = self._tokens
@@ -109,7 +109,7 @@ class RateBucket:
             tokens += (now - self._last) * limit.bytes_per_second
             tokens = min(tokens, limit.burst_bytes)
             self._last = now
-        self._tokens = tokens = tokens - size
+        self._tokens = tokens = min(tokens - size, limit.burst_bytes)
         return -tokens / limit.bytes_per_second if tokens < 0 else 0.0
 
     def is_full(self, now: float) -> bool:

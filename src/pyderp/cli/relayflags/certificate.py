@@ -76,9 +76,13 @@ def _speaks_tls(settings: Settings, address: str) -> bool:
         return bool(settings["certmode"] == "manual")
     if settings.given("certmode"):
         return True
-    if settings.given("certdir", "hostname"):
+    if settings.given("certdir", "hostname") and not settings["public-port"]:
         where = address if port is None else f"port {port}"
-        log.warning("no TLS on %s without --certmode: --certdir, --hostname unused", where)
+        log.warning(
+            "plain HTTP on %s: give --certmode for TLS, or --public-port if a proxy in front "
+            "ends TLS",
+            where,
+        )
     return False
 
 
@@ -132,6 +136,11 @@ def _acme(settings: Settings, hostname: str, mode: str, environment: Mapping[str
         raise ConfigError(
             f"{settings.flag('hostname')} is missing: derper's default, {DERPER_HOSTNAME}, "
             "is a name that only Tailscale gets a certificate for"
+        )
+    if bool(settings["acme-eab-kid"]) != bool(settings["acme-eab-key"]):
+        raise ConfigError(
+            f"an external account binding needs both {settings.flag('acme-eab-kid')} and "
+            f"{settings.flag('acme-eab-key')}"
         )
     return ACMETLS(
         certdir=_certdir(settings, environment),

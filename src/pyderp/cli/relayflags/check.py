@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pyderp.addresses import parse_ip
 from pyderp.admission.allowlist import read_allow_list
+from pyderp.admission.verdict import AdmissionCounters
 from pyderp.aio.limits import read_rate_config
+from pyderp.aio.listeners import stun_host
 from pyderp.aio.meshhost import parse_mesh_host
 from pyderp.aio.sockets import is_left_over, listen, parse_address, unix_path
 from pyderp.aio.stun import stun_sockets
 from pyderp.certs import make_certificates
+from pyderp.certs.expiry import EXPIRES_SOON
+from pyderp.certs.leaf import utc_now
 from pyderp.certs.manual import certificate_paths
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.cli.relayflags.settings import Problems
-from pyderp.config import ACMETLS, RelayConfig
+from pyderp.cli.relayflags.showmap import STUN_HIDDEN, stun_hidden
+from pyderp.config import ACMETLS, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
 
-__all__ = ["check_files", "check_ports", "check_tailscaled", "read_key"]
+__all__ = [
+    "ask_tailscaled",
+    "check_content",
+    "check_files",
+    "check_ports",
+    "check_tailscaled",
+    "read_key",
+]
 
 _SIDE: Final = "; this is the plain HTTP beside TLS, --http-port=-1 does without"
 
@@ -99,23 +113,32 @@ def _certificate(plan: Plan) -> str:
 
 
 def check_tailscaled(config: RelayConfig) -> str:
-    """Whether the tailscaled to ask is there; gives a line if it is.
+    """Whether the tailscaled to ask is there and logged in; gives a line if so.
 
     Raises:
         ConfigError: it is not. A relay would start, and let nobody in.
     """
+    return asyncio.run(ask_tailscaled(config))
+
+
+async def ask_tailscaled(config: RelayConfig) -> str:
+    """As `check_tailscaled`, on the running loop."""
     if not config.admission.tailscaled:
         return ""
     # Not at the top: it brings an HTTP library with it.
-    from pyderp.admission.tailscaled import default_socket
+    from pyderp.admission.tailscaled import Tailscaled, default_socket
 
     path = config.admission.tailscaled_socket or default_socket()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if error := probe.connect_ex(str(path)):
-            raise ConfigError(
-                f"tailscaled does not answer at {path}: {os.strerror(error)}; start it, or name "
-                "its socket with --socket"
-            )
+    daemon = Tailscaled(path, AdmissionCounters())
+    try:
+        key = await daemon.own_key()
+    finally:
+        await daemon.aclose()
+    if isinstance(key, str):
+        raise ConfigError(
+            f"tailscaled at {path} cannot be asked about clients: {key}; start it and log in, or "
+            "name its socket with --socket"
+        )
     return f"tailscaled at {path}"
 
 
@@ -137,34 +160,73 @@ def _mesh_hosts(plan: Plan) -> str:
     return f"mesh with {', '.join(hosts)}" if hosts else ""
 
 
-def check_ports(config: RelayConfig, problems: Problems, *, stun_if_free: bool) -> list[str]:
+def check_content(plan: Plan, problems: Problems) -> list[str]:
+    """Look at what a relay would start with, though not do well; gives a line for each doubt.
+
+    Args:
+        problems: takes what clients would refuse.
+    """
+    lines: list[str] = []
+    # What cannot be read was told by `check_files`.
+    with contextlib.suppress(ConfigError):
+        lines += _unknown_limits(plan)
+    with problems.collect():
+        lines += _expiry(plan)
+    if stun_hidden(plan):
+        lines.append(STUN_HIDDEN)
+    return lines
+
+
+def _unknown_limits(plan: Plan) -> Iterator[str]:
+    path = plan.config.rate_config
+    if path is not None and (ignored := read_rate_config(path).ignored):
+        yield f"rate limits {path}: unknown and passed over: {', '.join(ignored)}"
+
+
+def _expiry(plan: Plan) -> Iterator[str]:
+    tls = plan.config.tls
+    if not isinstance(tls, ManualTLS):
+        return
+    file, *_ = files = certificate_paths(tls.certdir, tls.hostname)
+    if not all(map(_exists, files)):
+        return
+    now = utc_now()
+    for info in make_certificates(tls, NodePrivate.generate().public).certificates():
+        told = f"certificate {file}: clients that check refuse it"
+        if now >= info.not_after:
+            raise ConfigError(f"{told}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")
+        if now < info.not_before:
+            raise ConfigError(f"{told} before {info.not_before:%Y-%m-%d %H:%M UTC}")
+        if info.remaining(now) < EXPIRES_SOON:
+            yield f"{told} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
+
+
+def check_ports(plan: Plan, problems: Problems) -> list[str]:
     """Check that all ports can be listened on; gives a line for each that can.
 
     Args:
         problems: takes what is wrong.
-        stun_if_free: STUN may be missing.
     """
+    if "address" in plan.missing:
+        return []
+    config = plan.config
     lines = []
-    path = host = None
+    host = ""
+    path = unix_path(config.address)
     with problems.collect():
-        path = unix_path(config.address)
         if path is not None:
-            host = ""  # of STUN
             _check_unix(path)
-            lines.append(f"listening on {config.address}")
         else:
             host, port = parse_address(config.address)
             _check_tcp(host, port, config, "")
-            lines.append(f"listening on {config.address}")
-    if host is None:
-        return lines
+        lines.append(f"listening on {config.address}")
     if config.tls is not None and config.tls.http_port is not None:
         with problems.collect():
             _check_tcp(host, config.tls.http_port, config, _SIDE)
             lines.append(f"plain HTTP on port {config.tls.http_port}")
     if config.stun_port is not None:
         with problems.collect():
-            lines.append(_check_stun(host, config, stun_if_free=stun_if_free))
+            lines.append(_check_stun(config, stun_if_free=plan.stun_if_free))
     return lines
 
 
@@ -182,10 +244,10 @@ def _check_unix(path: Path) -> None:
     is_left_over(path)
 
 
-def _check_stun(host: str, config: RelayConfig, *, stun_if_free: bool) -> str:
+def _check_stun(config: RelayConfig, *, stun_if_free: bool) -> str:
     assert config.stun_port is not None
     try:
-        for sock in stun_sockets(host, config.stun_port, reuse_port=config.reuse_port):
+        for sock in stun_sockets(stun_host(config), config.stun_port, reuse_port=config.reuse_port):
             sock.close()
     except ConfigError as e:
         if not stun_if_free:

@@ -30,6 +30,8 @@ class Flag:
     """What `derper` calls it, if not by name."""
     go_variable: str = ""
     """Environment variable that `derper` knows it by."""
+    go_help: str = ""
+    """What it does there, if something else."""
     in_environment: bool = True
     in_file: bool = True
 

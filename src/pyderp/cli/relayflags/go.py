@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pyderp.cli.relayflags.certificate import DERPER_HOSTNAME
 from pyderp.cli.relayflags.flag import Flag
-from pyderp.cli.relayflags.kinds import Kind
+from pyderp.cli.relayflags.kinds import Kind, go_duration
 from pyderp.cli.relayflags.table import FLAGS
 
 __all__ = ["GoFlagError", "GoHelp", "derper_defaults", "parse_go_flags", "usage"]
@@ -80,7 +80,7 @@ def usage(program: str) -> str:
     for name, flag in sorted(_FLAGS.items()):
         default = _told_default(flag.kind, derper_defaults().get(flag.name, flag.default))
         lines.append(f"  -{name} {flag.kind.go}".rstrip())
-        lines.append(f"    \t{flag.help}{default}")
+        lines.append(f"    \t{flag.go_help or flag.help}{default}")
     return "\n".join(lines)
 
 
@@ -89,6 +89,8 @@ def _told_default(kind: Kind, value: object) -> str:
         return ""
     if isinstance(value, bool):
         return " (default true)"
+    if kind.go == "duration" and isinstance(value, float):
+        return f" (default {go_duration(value)})"
     if kind.go == "string":
         return f' (default "{value}")'
     return f" (default {value:g})" if isinstance(value, float) else f" (default {value})"

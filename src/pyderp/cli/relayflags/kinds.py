@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from pyderp.config import Network
 
-__all__ = ["Kind", "boolean", "choice", "duration", "folder", "integer", "names", "networks"]
-__all__ += ["number", "parse_boolean", "parse_duration", "path", "text"]
+__all__ = ["Kind", "boolean", "choice", "duration", "folder", "go_duration", "integer", "names"]
+__all__ += ["networks", "number", "parse_boolean", "parse_duration", "path", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -61,16 +61,14 @@ class Kind:
             return self.of_list(value)
         if type(value) in self.toml:
             return self.parse(str(value).lower() if isinstance(value, bool) else str(value))
-        if isinstance(value, str) and not self.switch:
+        if isinstance(value, str):
             return self.parse(value)
         raise ValueError(
             f"it is {_TYPES.get(type(value), 'a date or time')}; want {self._wanted()}"
         )
 
     def _wanted(self) -> str:
-        wanted = [_TYPES[kind] for kind in self.toml]
-        if not self.switch:
-            wanted.append(_TYPES[str])
+        wanted = [_TYPES[kind] for kind in (*self.toml, str)]
         if self.of_list is not None:
             wanted.append("an array of strings")
         return " or ".join(wanted)
@@ -102,6 +100,18 @@ def parse_duration(word: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError("want 0 or more seconds")
     return seconds
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds as Go prints them: `1m0s`, `500ms`."""
+    if not seconds:
+        return "0s"
+    if seconds < 1:
+        return f"{seconds * 1e3:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    told = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{told}{rest:g}s"
 
 
 def integer(least: int | None = None, most: int | None = None, *, metavar: str = "NUMBER") -> Kind:

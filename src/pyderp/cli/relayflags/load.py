@@ -33,7 +33,7 @@ def load_settings(
         ConfigError: the TOML file cannot be read or is none. What else is wrong would follow
             from that.
     """
-    layers = [given]
+    layers: list[Mapping[str, Any]] = [given]
     if derper:
         layers.append(environment_layer(environment, lambda flag: flag.variable, problems))
     layers.append(environment_layer(environment, _derper_variable, problems))

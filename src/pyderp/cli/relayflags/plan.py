@@ -12,6 +12,8 @@ from typing import Any, Final
 from pyderp import defaults
 from pyderp.cli.relayflags.certificate import is_loopback, tls_settings
 from pyderp.cli.relayflags.settings import Problems, Settings
+from pyderp.cli.relayflags.singles import check_singles
+from pyderp.cli.relayflags.startflags import CERTIFICATE_FLAGS
 from pyderp.cli.relayflags.state import default_key_file, derper_key_file
 from pyderp.cli.relayflags.table import FLAGS
 from pyderp.config import (
@@ -30,6 +32,13 @@ log = logging.getLogger("pyderp.relay")
 
 _MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
 _MAX_SECRET: Final = 4096
+_STUN: Final = ("stun", "stun-host", "stun-port")
+_USES: Final = {
+    "tls": {"address", "hostname", *(flag.name for flag in CERTIFICATE_FLAGS)},
+    "mesh_key": {"mesh-psk-file", "mesh-with"},
+    "debug": {"debug-key-file"},
+    "key_file": {"key-file"},
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Plan:
         stun_if_free: do without STUN if its port is taken, as nobody asked for it and nobody
             but this machine could use it.
         public_name: what clients connect to, also if something in front ends TLS; may be empty.
+        public_port: the port that they use; `None`: the relay's own.
         missing: parts that are not as asked for, since something is wrong there.
     """
 
@@ -49,6 +59,7 @@ class Plan:
     key_file: Path | None
     stun_if_free: bool
     public_name: str
+    public_port: int | None = None
     missing: frozenset[str] = frozenset()
 
 
@@ -60,8 +71,9 @@ def make_plan(
     Args:
         problems: takes all that is wrong.
     """
-    address = _address(settings)
-    values = _simple_values(settings)
+    check_singles(settings, problems)
+    address = _address(settings, problems)
+    values = _simple_values(settings, problems)
     parts: dict[str, Callable[[], Any]] = {
         "tls": lambda: tls_settings(settings, address, environment),
         "mesh_key": lambda: _mesh_key(settings, environment),
@@ -70,19 +82,22 @@ def make_plan(
         "bootstrap_dns": lambda: BootstrapDNSConfig(**_below(values, "bootstrap_dns")),
         "key_file": lambda: _key_file(settings, environment),
     }
-    problems.found += [ConfigError(text) for text in _refused(settings)]
+    problems.found += [ConfigError(text) for text in _refused(settings, problems)]
     made: dict[str, Any] = {}
     for name, make in parts.items():
-        with problems.collect():
+        with problems.collect(*_uses(name)), settings.located():
             made[name] = make()
     missing = frozenset(parts.keys() - made.keys())
+    if "address" in problems.failed:
+        missing |= {"address"}
+    _warn(settings)
     key_file = made.pop("key_file", None)
     if "mesh_key" in missing:
         values["mesh_with"] = ()
     if settings["proxy-protocol"] and not settings["trusted-proxy"]:
         values["proxy_protocol"] = False
     simple = {name: value for name, value in values.items() if "." not in name}
-    with problems.collect():
+    with problems.collect(), settings.located():
         config = RelayConfig(
             address=address,
             stun_port=_stun_port(settings, address),
@@ -93,24 +108,40 @@ def make_plan(
         return Plan(
             config,
             key_file,
-            stun_if_free=not settings.given("stun", "stun-port")
-            and (settings["dev"] or is_loopback(address)),
+            stun_if_free=not settings.given(*_STUN) and (settings["dev"] or is_loopback(address)),
             public_name=settings["hostname"] or "",
+            public_port=settings["public-port"],
             missing=missing,
         )
     return None
 
 
-def _address(settings: Settings) -> str:
+def _uses(part: str) -> set[str]:
+    """The settings that a part is made of."""
+    return _USES.get(part, set()) | {
+        flag.name for flag in FLAGS if flag.setting.startswith(f"{part}.")
+    }
+
+
+def _warn(settings: Settings) -> None:
+    if settings.in_file("acme-eab-key"):
+        warn_if_open(settings["config-file"])
+
+
+def _address(settings: Settings, problems: Problems) -> str:
     if settings["dev"] and settings.derper:
         return f":{defaults.DEV_PORT}"  # whatever was given, as derper
-    given: str = settings["address"] or ""
+    given: str = "" if "address" in problems.failed else settings["address"] or ""
     dev = f"127.0.0.1:{defaults.DEV_PORT}"
     return given or (dev if settings["dev"] else f":{defaults.HTTPS_PORT}")
 
 
-def _simple_values(settings: Settings) -> dict[str, Any]:
-    return {flag.setting: settings[flag.name] for flag in FLAGS if flag.setting}
+def _simple_values(settings: Settings, problems: Problems) -> dict[str, Any]:
+    return {
+        flag.setting: flag.default if flag.name in problems.failed else settings[flag.name]
+        for flag in FLAGS
+        if flag.setting
+    }
 
 
 def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -122,17 +153,18 @@ def _below(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def _refused(settings: Settings) -> Iterator[str]:
+def _refused(settings: Settings, problems: Problems) -> Iterator[str]:
     if settings["secrets-url"]:
         yield (
-            f"{settings.flag('secrets-url')}: fetching the mesh key from setec is not built; put "
+            f"{settings.place('secrets-url')}: fetching the mesh key from setec is not built; put "
             f"it into a file and give {settings.flag('mesh-psk-file')}"
         )
     if settings["ace"]:
-        yield f"{settings.flag('ace')}: the ACE proxy is not built; leave the flag out"
-    if settings["proxy-protocol"] and not settings["trusted-proxy"]:
+        yield f"{settings.place('ace')}: the ACE proxy is not built; leave it out"
+    trusted = settings["trusted-proxy"] or "trusted-proxy" in problems.failed
+    if settings["proxy-protocol"] and not trusted:
         yield (
-            f"{settings.flag('proxy-protocol')} needs {settings.flag('trusted-proxy')}: the "
+            f"{settings.place('proxy-protocol')} needs {settings.flag('trusted-proxy')}: the "
             "networks of the proxies whose word is taken"
         )
 
@@ -183,6 +215,6 @@ def _debug_key(settings: Settings) -> str:
 
 
 def _stun_port(settings: Settings, address: str) -> int | None:
-    on_socket = address.startswith("unix:") and not settings.given("stun", "stun-port")
+    on_socket = address.startswith("unix:") and not settings.given(*_STUN)
     port: int = settings["stun-port"]
     return None if on_socket or not settings["stun"] else port

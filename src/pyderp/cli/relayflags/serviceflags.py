@@ -141,8 +141,16 @@ SERVED_FLAGS: Final = (
         kind=boolean,
         panel=_SERVED,
         default=True,
-        help="Answer STUN, by UDP on the same IP address. On 127.0.0.1 and ::1 the relay runs "
-        "without if the port is taken, unless this or --stun-port is given.",
+        help="Answer STUN, by UDP. On 127.0.0.1 and ::1 the relay runs without if the port is "
+        "taken, unless this, --stun-host or --stun-port is given.",
+    ),
+    Flag(
+        name="stun-host",
+        kind=text("IP"),
+        panel=_SERVED,
+        setting="stun_host",
+        shown="that of --address; all for a Unix socket",
+        help="IP address for STUN; :: for all. For a relay behind a proxy, which STUN passes by.",
     ),
     Flag(
         name="stun-port",

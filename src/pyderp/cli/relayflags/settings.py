@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pyderp.cli.relayflags.flag import Flag
 from pyderp.cli.relayflags.kinds import Kind
 from pyderp.cli.relayflags.table import BY_NAME, FLAGS
 from pyderp.errors import ConfigError
 
-__all__ = ["Problems", "Settings", "environment_layer", "parse_value"]
+__all__ = ["Layer", "Problems", "Settings", "environment_layer", "parse_value"]
+
+_FLAG_IN_TEXT: Final = re.compile(r"(?<![\w-])--?([a-z][a-z-]+)")
+
+
+class Layer(dict[str, Any]):
+    """Values by the flag's name, and where each was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, str] = {}
 
 
 class Settings:
@@ -34,11 +45,15 @@ class Settings:
         self._values: dict[str, Any] = {flag.name: flag.default for flag in FLAGS}
         self._values.update(fallbacks or {})
         self._given: set[str] = set()
+        self._places: dict[str, str] = {}
         for layer in reversed(layers):
             for name, value in layer.items():
                 if value is not None:
                     self._values[name] = value
                     self._given.add(name)
+                    self._places.pop(name, None)
+            if isinstance(layer, Layer):
+                self._places.update(layer.places)
 
     def __getitem__(self, name: str) -> Any:
         """The value of a flag."""
@@ -52,20 +67,45 @@ class Settings:
         """How a flag is spelled here."""
         return f"-{BY_NAME[name].go_name or name}" if self.derper else f"--{name}"
 
+    def place(self, name: str) -> str:
+        """Where the value was given: a line of the settings file, or else the flag."""
+        return self._places.get(name) or self.flag(name)
+
+    def in_file(self, name: str) -> bool:
+        """Whether the value is the settings file's."""
+        return self._places.get(name, "").startswith("settings file ")
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """A `ConfigError` of the block that names a flag tells where that was given, if known."""
+        try:
+            yield
+        except ConfigError as e:
+            for name in _FLAG_IN_TEXT.findall(str(e)):
+                if place := self._places.get(name):
+                    raise ConfigError(f"{e} ({place})") from e
+            raise
+
 
 @dataclass
 class Problems:
     """All that is wrong, found in one go."""
 
     found: list[ConfigError] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    """Settings of which something was told; what follows from that is not."""
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Note a `ConfigError` of the block, once, and go on."""
+    def collect(self, *uses: str) -> Iterator[None]:
+        """Note a `ConfigError` of the block, once, and go on.
+
+        Args:
+            uses: settings that the block depends on.
+        """
         try:
             yield
         except ConfigError as e:
-            if str(e) not in map(str, self.found):
+            if self.failed.isdisjoint(uses) and str(e) not in map(str, self.found):
                 self.found.append(e)
 
     def check(self) -> None:
@@ -96,17 +136,22 @@ def environment_layer(
     variables: Callable[[Flag], str],
     problems: Problems,
     flags: Sequence[Flag] = FLAGS,
-) -> dict[str, Any]:
+) -> Layer:
     """What the environment says, by the flag's name.
 
     Args:
         variables: the name of a flag's variable; empty: it has none.
         problems: takes what is wrong.
     """
-    values = {}
+    values = Layer()
     for flag in flags:
         variable = variables(flag)
         if text := environment.get(variable, "") if variable else "":
-            with problems.collect():
-                values[flag.name] = parse_value(flag.kind, text, f"{variable} in the environment")
+            where = f"{variable} in the environment"
+            try:
+                values[flag.name] = parse_value(flag.kind, text, where)
+                values.places[flag.name] = where
+            except ConfigError as e:
+                problems.failed.add(flag.name)
+                problems.found.append(e)
     return values

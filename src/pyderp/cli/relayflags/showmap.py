@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pyderp.addresses import parse_ip
+from pyderp.aio.listeners import stun_host
 from pyderp.aio.sockets import parse_address, unix_path
 from pyderp.certs import make_certificates
 from pyderp.certs.check import PUBLIC
+from pyderp.cli.relayflags.certificate import is_loopback
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
 
-__all__ = ["map_command", "node_of", "show_map"]
+__all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]
 
+STUN_HIDDEN: Final = (
+    "STUN answers this machine only, so the DERP map says that there is none: give --stun-host=::"
+)
 _REGION: Final = 900
 """The first of those that Tailscale keeps free for relays of others."""
 _HEADS: Final = {
@@ -41,18 +46,49 @@ def node_of(plan: Plan) -> dict[str, Any]:
             "clients find a relay by its name or IP address: give --hostname, also if something "
             "in front of the relay has the certificate"
         )
-    if config.tls is not None:
-        node["DERPPort"] = _port(config)
-        if isinstance(config.tls, ManualTLS):
-            certificates = make_certificates(config.tls, NodePrivate.generate().public)
-            node |= certificates.map_node() or {}
-    node["STUNPort"] = -1 if config.stun_port is None else config.stun_port
+    if isinstance(config.tls, ManualTLS):
+        certificates = make_certificates(config.tls, NodePrivate.generate().public)
+        node |= certificates.map_node() or {}
+    node["DERPPort"] = plan.public_port or _port(config)
+    node["STUNPort"] = -1 if config.stun_port is None or stun_hidden(plan) else config.stun_port
     if 0 in (node["DERPPort"], node["STUNPort"]):
         raise ConfigError("port 0 is another one at each start; a map needs fixed ports")
     return node
 
 
-def map_command(plan: Plan, tls: TLSSettings, address: str, stun_port: int | None) -> str:
+def public_node(
+    plan: Plan, node: Mapping[str, object] | None, stun_port: int
+) -> dict[str, object] | None:
+    """The map's node for a relay that runs; `None`: nobody said what clients connect to.
+
+    Args:
+        node: as the relay has it.
+        stun_port: where it answers STUN; -1: nowhere.
+    """
+    if plan.public_port is None or not plan.public_name:
+        return None if node is None else dict(node)
+    public = {
+        "DERPPort": (plan.public_port, HTTPS_PORT),
+        "STUNPort": (-1 if stun_hidden(plan) else stun_port, STUN_PORT),
+    }
+    node = node or {"Name": "custom", "RegionID": _REGION, "HostName": plan.public_name}
+    kept = {name: value for name, value in node.items() if name not in public}
+    return kept | {name: port for name, (port, usual) in public.items() if port != usual}
+
+
+def stun_hidden(plan: Plan) -> bool:
+    """Whether clients cannot reach STUN, though the relay answers it.
+
+    So it is on the loopback of a relay that a proxy stands before.
+    """
+    config = plan.config
+    if config.stun_port is None or plan.public_port is None:
+        return False
+    host = parse_ip(stun_host(config))
+    return host is not None and host.is_loopback
+
+
+def map_command(plan: Plan, address: str, stun_port: int | None) -> str:
     """A command line for the maps of a relay that runs, as its settings are now.
 
     It says all that a map depends on: whoever runs it may have another environment, and not
@@ -62,24 +98,36 @@ def map_command(plan: Plan, tls: TLSSettings, address: str, stun_port: int | Non
         address: where the relay listens.
         stun_port: where it answers STUN.
     """
-    words = [f"--hostname={tls.hostname}", f"--address={address}"]
+    words = [f"--hostname={plan.public_name}", f"--address={address}"]
+    if plan.public_port is not None:
+        words.append(f"--public-port={plan.public_port}")
     words.append("--no-stun" if stun_port is None else f"--stun-port={stun_port}")
-    words.append(f"--certdir={tls.certdir.absolute()}")
-    if isinstance(tls, ManualTLS):
-        words.append("--certmode=manual")
-    else:
-        words.append("--certmode=letsencrypt")
-        if tls.ip_certs:
-            words.append("--acme-ip-certs")
-        if tls.directory not in PUBLIC:
-            words.append(f"--acme-directory={tls.directory}")
+    if stun_port is not None and plan.config.stun_host is not None:
+        words.append(f"--stun-host={plan.config.stun_host}")
+    if plan.config.tls is not None:
+        words += _certificate_words(plan.config.tls)
     # A command line without a place for the key is refused, though here none is read.
     words.append("--dev" if plan.key_file is None else f"--key-file={plan.key_file.absolute()}")
     return shlex.join(["pyderp", "relay", *words, "--show-map=all"])
 
 
+def _certificate_words(tls: TLSSettings) -> Iterator[str]:
+    yield f"--certdir={tls.certdir.absolute()}"
+    if isinstance(tls, ManualTLS):
+        yield "--certmode=manual"
+        return
+    yield "--certmode=letsencrypt"
+    if tls.ip_certs:
+        yield "--acme-ip-certs"
+    if tls.directory not in PUBLIC:
+        yield f"--acme-directory={tls.directory}"
+
+
 def _port(config: RelayConfig) -> int:
-    if unix_path(config.address) is not None:
+    # What only this machine reaches, and without TLS, has a proxy in front.
+    if unix_path(config.address) is not None or (
+        config.tls is None and is_loopback(config.address)
+    ):
         return HTTPS_PORT
     return parse_address(config.address)[1]
 

@@ -24,6 +24,8 @@ BASIC_FLAGS: Final = (
         default=False,
         help="Defaults for trying things out: plain HTTP on 127.0.0.1:3340, a new key in memory. "
         "Every other flag still counts.",
+        go_help="For trying things out: listen on :3340 whatever -a says, with a new key in "
+        "memory whatever -c says, and take the mesh key from TAILSCALE_DERPER_MESH_KEY only.",
     ),
     Flag(
         name="address",
@@ -42,6 +44,13 @@ BASIC_FLAGS: Final = (
         help="What clients connect to, and the certificate is for. With a name the certificate "
         "comes from Let's Encrypt, for an IP address a self-signed one is made, unless "
         "--certmode says otherwise.",
+    ),
+    Flag(
+        name="public-port",
+        kind=integer(1, 65535, metavar="PORT"),
+        panel=_BASICS,
+        shown="that of --address",
+        help="The port that clients use, for the DERP map, if a proxy in front has another.",
     ),
     Flag(
         name="key-file",

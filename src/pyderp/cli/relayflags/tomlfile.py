@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyderp.cli.relayflags.flag import Flag
-from pyderp.cli.relayflags.settings import Problems
+from pyderp.cli.relayflags.settings import Layer, Problems
 from pyderp.cli.relayflags.table import FLAGS
 from pyderp.errors import ConfigError
 
@@ -22,7 +22,7 @@ _POSITION: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document
 _IN_FILE: Final = {flag.name: flag for flag in FLAGS if flag.in_file}
 
 
-def toml_layer(path: Path, problems: Problems) -> dict[str, Any]:
+def toml_layer(path: Path, problems: Problems) -> Layer:
     """What a file says, by the flag's name.
 
     Args:
@@ -38,13 +38,15 @@ def toml_layer(path: Path, problems: Problems) -> dict[str, Any]:
         raise ConfigError(f"settings file {path}, {_position(str(e), text)}") from None
     except RecursionError:
         raise ConfigError(f"settings file {path}: nested too deeply") from None
-    values = {}
+    values = Layer()
     for name, value in document.items():
+        place = f"settings file {path}, line {_line_of(name, text)}: {name}"
         try:
             values[name] = _value(name, value)
+            values.places[name] = place
         except ValueError as e:
-            where = f"settings file {path}, line {_line_of(name, text)}"
-            problems.found.append(ConfigError(f"{where}: {name}: {e}"))
+            problems.failed.add(name)
+            problems.found.append(ConfigError(f"{place}: {e}"))
     return values
 
 

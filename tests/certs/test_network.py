@@ -1,0 +1,164 @@
+"""Authorities that are hostile or broken."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyderp.certs import network as network_module
+from pyderp.certs import session as session_module
+from pyderp.certs.refusal import Refused
+from pyderp.certs.session import Session
+from pyderp.certs.worker import Stopped, Worker
+from tests.aio.certificates import write_pair
+
+from .handshake import NAME
+from .test_session import Quiet, serving, session
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def getting(answer: Callable[[Quiet], None]) -> type[Quiet]:
+    """What answers GET so."""
+    return type("Getting", (Quiet,), {"do_GET": answer})
+
+
+@contextlib.contextmanager
+def sending(folder: Path, head: bytes, rest: bytes, pause: float = 0.0) -> Iterator[int]:
+    """A server that sends the rest over and over, until nobody listens or the block ends.
+
+    Gives its port.
+    """
+    over = threading.Event()
+
+    def answer(self: Quiet) -> None:
+        with contextlib.suppress(OSError):
+            self.wfile.write(head)
+            while not over.wait(pause):
+                self.wfile.write(rest)
+
+    with serving(folder, getting(answer)) as port:
+        try:
+            yield port
+        finally:
+            over.set()
+
+
+CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (HEAD + b"\r\n", b" " * 65536),
+        (HEAD + b"Content-Length: 99999999999\r\n\r\n", b" " * 65536),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", CHUNK),
+    ],
+    ids=["until closed", "of a length", "chunked"],
+)
+def test_an_endless_body_is_not_read_for_long(tmp_path: Path, head: bytes, rest: bytes) -> None:
+    with (
+        sending(tmp_path, head, rest) as port,
+        pytest.raises(Refused, match="is no ACME: more than 1048576 bytes in one answer"),
+    ):
+        session(tmp_path, port).obtain(NAME, 0)
+
+
+def test_all_answers_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "_LONGEST_EXCHANGE", 50_000)
+    asked = []
+
+    def answer(self: Quiet) -> None:
+        asked.append(self.path)
+        self.answer(302, b" " * 20_000, Location=f"/{len(asked)}")
+
+    with (
+        serving(tmp_path, getting(answer)) as port,
+        pytest.raises(Refused, match="more than 50000 bytes in all"),
+    ):
+        session(tmp_path, port).obtain(NAME, 0)
+    assert len(asked) == 3
+
+
+DRIPS = pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (HEAD + b"\r\n", b" "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (HEAD + b"Odd: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b""),
+    ],
+    ids=["body", "length of a chunk", "header", "interim answers", "silence"],
+)
+
+
+@DRIPS
+def test_who_sends_a_byte_now_and_then_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, rest: bytes
+) -> None:
+    monkeypatch.setattr(session_module, "_BUDGET", 0.3)
+    monkeypatch.setattr(session_module, "_ADVICE_BUDGET", 0.3)
+    write_pair(tmp_path, NAME)
+    chain = (tmp_path / f"{NAME}.crt").read_bytes()
+    asks: list[Callable[[Session], object]] = [
+        lambda s: s.obtain(NAME, 0),
+        lambda s: s.renewal(chain),
+    ]
+    for ask in asks:
+        begun = time.monotonic()
+        with (
+            sending(tmp_path, head, rest, pause=0.02) as port,
+            pytest.raises(Refused, match="the authority takes too long"),
+        ):
+            ask(session(tmp_path, port))
+        assert time.monotonic() - begun < 5
+
+
+def test_reading_ends_when_the_worker_is_told_to_stop(tmp_path: Path) -> None:
+    worker = Worker()
+    timer = threading.Timer(0.1, worker.stop)
+    with sending(tmp_path, HEAD + b"\r\n", b" ", pause=0.02) as port:
+        timer.start()
+        with pytest.raises(Stopped):
+            session(tmp_path, port, worker).obtain(NAME, 0)
+    timer.join()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_nested_answers_are_no_acme(tmp_path: Path, status: int) -> None:
+    def answer(self: Quiet) -> None:
+        self.answer(status, b"[" * 500_000)
+
+    with (
+        serving(tmp_path, getting(answer)) as port,
+        pytest.raises(Refused, match="is no ACME: it is too deeply nested"),
+    ):
+        session(tmp_path, port).obtain(NAME, 0)
+
+
+def test_what_is_packed_stays_so(tmp_path: Path) -> None:
+    packed = gzip.compress(b" " * 50_000_000)
+    wanted: list[str | None] = []
+
+    def answer(self: Quiet) -> None:
+        wanted.append(self.headers["Accept-Encoding"])
+        self.answer(200, packed, Content_Encoding="gzip", Content_Type="application/json")
+
+    with serving(tmp_path, getting(answer)) as port, pytest.raises(Refused, match="is no ACME"):
+        session(tmp_path, port).obtain(NAME, 0)
+    assert wanted == ["identity"]
+
+
+def test_an_answer_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
+    def answer(self: Quiet) -> None:
+        self.answer(200, b"{", Content_Length="100")
+
+    with serving(tmp_path, getting(answer)) as port, pytest.raises(Refused, match="cannot reach"):
+        session(tmp_path, port).obtain(NAME, 0)
