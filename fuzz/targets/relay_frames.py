@@ -180,7 +180,7 @@ class PlainReader:
             kind, length = HEADER.unpack_from(data, pos)
             check_client_frame_untrusted(kind, length)
             if kind == FrameType.FORWARD_PACKET and not connection.can_mesh:
-                raise RemoteProtocolError("insufficient permissions", frame_type=kind)
+                router.on_frame(connection, kind, b"")  # refused before its payload is there
             stop = pos + FRAME_HEADER_LEN + length
             if stop > len(data) and kind in lane._KNOWN_FRAMES:
                 break

@@ -156,3 +156,30 @@ def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
     each = schedule()
     each.retry_at = NOW + 1000 * DAY
     assert each.next_request(NOW, None) <= NOW + 1.25 * DAY
+
+
+@pytest.mark.parametrize(
+    ("failures", "retry_at", "told_at", "heeded"),
+    [
+        (2, NOW + 300, 0.0, True),
+        (1, NOW + 300, NOW + 300, True),
+        (0, NOW + 300, NOW + 300, True),
+        (1, NOW + 300, 0.0, False),  # what we noted ourselves
+        (2, NOW - 1, 0.0, False),  # over
+    ],
+)
+def test_what_another_process_noted_counts_if_it_is_news(
+    failures: int, retry_at: float, told_at: float, heeded: bool
+) -> None:
+    each = schedule()
+    each.failed(NOW - 100, None, limited=False)
+    assert each.heed(NOW, failures, retry_at, told_at=told_at) is heeded
+    assert each.next_request(NOW, None) == (retry_at if heeded else NOW - 40)
+    assert each.failures == (max(failures, 1) if heeded else 1)
+
+
+def test_who_asked_nobody_waits_without_a_failure() -> None:
+    each = schedule()
+    each.postponed(NOW + 5)
+    assert each.next_request(NOW, None) == NOW + 5
+    assert each.failures == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,14 @@ from pyderp.cli.main import main
 from pyderp.testing import RelayThread
 
 from .commands import Done
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """What `pyderp relay` ignores until it serves is not ignored by what later tests start."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

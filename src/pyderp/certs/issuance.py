@@ -132,10 +132,12 @@ class Issuance:
             self._wait_for_another(slot)
             return
         except Refused as e:
-            self._failed(slot, e)
+            self._tell(slot, e)
         except Exception as e:
             log.exception("getting a certificate for %s failed unexpectedly", slot.subject)
-            self._failed(slot, Refused(repr(e)))
+            why = Refused(repr(e))
+            self._count(slot, why)
+            self._tell(slot, why)
         else:
             certificate, fresh = found
             slot.certificate = certificate
@@ -170,13 +172,16 @@ class Issuance:
             certificate = self._found(slot, before)
             if certificate is not None:
                 return certificate, False
-            schedule = slot.schedule
-            if before.failures > schedule.failures and before.retry_at > self._clock():
-                schedule.failures = before.failures
-                schedule.retry_at, schedule.told_at = before.retry_at, before.told_at
+            if slot.schedule.heed(
+                self._clock(), before.failures, before.retry_at, told_at=before.told_at
+            ):
                 raise _Busy
             log.info("asking %s for a certificate for %s", self._directory, slot.subject)
-            return self._obtain_now(slot, before), True
+            try:
+                return self._obtain_now(slot, before), True
+            except Refused as e:
+                self._count(slot, e)  # while nobody else looks
+                raise
 
     def _found(self, slot: Slot, record: Record) -> Certificate | None:
         """What another process got since we looked."""
@@ -220,16 +225,18 @@ class Issuance:
         self._save_now(slot, certificate)
         return certificate
 
-    def _failed(self, slot: Slot, why: Refused) -> None:
+    def _count(self, slot: Slot, why: Refused) -> None:
         now = self._clock()
         schedule = slot.schedule
-        if why.asked:
-            schedule.failed(now, why.retry_after, limited=why.limited)
-            directory = self._store.load_record(slot.subject).directory
-            self._remember(slot, _record_of(schedule, directory, str(why)))
-        else:
+        if not why.asked:
             schedule.postponed(now + schedule.pace.save_every)
-        wait = schedule.retry_at - now
+            return
+        schedule.failed(now, why.retry_after, limited=why.limited)
+        directory = self._store.load_record(slot.subject).directory
+        self._remember(slot, _record_of(schedule, directory, str(why)))
+
+    def _tell(self, slot: Slot, why: Refused) -> None:
+        wait = max(slot.schedule.retry_at - self._clock(), 0.0)
         certificate = slot.certificate
         if certificate is None:
             log.error("no certificate for %s: %s; next try in %.0f s", slot.subject, why, wait)

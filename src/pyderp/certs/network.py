@@ -127,25 +127,28 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["timeout"] = min(_PATIENCE, self._budget.left())
-        response = super().send(*args, **kwargs)
         try:
-            body = _body(response.raw)
-        except HTTPError as e:
-            raise requests.ConnectionError(e) from e
-        except acme_errors.Error:
-            response.close()
+            response = super().send(*args, **kwargs)
+            body = _body(response)
+        except requests.RequestException:
+            self._budget.left()  # that may be why
             raise
+        except HTTPError as e:
+            self._budget.left()
+            raise requests.ConnectionError(e) from e
         response.raw.release_conn()
         response.raw = io.BytesIO(body)
         return response
 
 
-def _body(raw: Any) -> bytes:
+def _body(response: requests.Response) -> bytes:
     """All of a body, not unpacked."""
     body = b""
+    raw: Any = response.raw
     while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
         body += piece
         if len(body) > _LONGEST_BODY:
+            response.close()
             raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
     return body
 

@@ -89,6 +89,15 @@ class Schedule:
         wait *= 1 + self.uniform(0, pace.jitter)
         self.retry_at = max(now + wait, self.told_at)
 
+    def heed(self, now: float, failures: int, retry_at: float, *, told_at: float) -> bool:
+        """Take over what another process noted; gives whether that is news and means to wait."""
+        news = failures > self.failures or told_at > self.told_at
+        if not news or retry_at <= now:
+            return False
+        self.failures = max(self.failures, failures)
+        self.retry_at, self.told_at = retry_at, told_at
+        return True
+
     def postponed(self, until: float) -> None:
         """Nobody was asked."""
         self.retry_at = max(self.retry_at, until)

@@ -23,6 +23,9 @@ from tests.interop.relays import Relay, running
 from .fronts import Front, front
 from .seen import FROM, connections, present, settings, watcher
 
+FROM_HERE = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"
+"""What a balancer says of a request from the relay's own machine."""
+
 END = ["nginx/end-tls.conf", "haproxy/end-tls.cfg", "caddy/Caddyfile"]
 PASS = ["nginx/pass-tls.conf", "haproxy/pass-tls.cfg"]
 TRUSTED = "--trusted-proxy=127.0.0.1"
@@ -202,7 +205,7 @@ def test_tls_passes_through(
         async with clients(derp, web, watching):
             await deliver(derp, web, bytes(40_000))
             await deliver(web, derp, bytes(40_000))
-            rows = await connections(relay.port, relay.ca, before=b"PROXY UNKNOWN\r\n")
+            rows = await connections(relay.port, relay.ca, before=FROM_HERE)
             told = await present(watching, derp.self_public_key)
             for client, over in ((derp, "TLS 1.3"), (web, "websocket, TLS 1.3")):
                 row = rows[str(client.self_public_key)]
