@@ -188,6 +188,7 @@ def make_core(
         mesh_write_timeout=mesh_write_timeout,
     )
     core.start()
+    core.server_name = b"derp.example.com"
     return core
 
 

@@ -77,14 +77,15 @@ class AcceptGate:
                 return _TurnedAway()
             if limited:
                 self.accepted += 1
+            if not self._coming:
+                self._core.loop.call_soon(self._they_came)
             self._coming += 1
-            self._core.loop.call_soon(self._came)
             return factory()
 
         return make
 
-    def _came(self) -> None:
-        self._coming -= 1
+    def _they_came(self) -> None:
+        self._coming = 0
 
     def _take(self) -> bool:
         if self._limit == math.inf:

@@ -111,6 +111,8 @@ class Core:
         self.rtt: RttSampler | None = None
         self.trusted: tuple[Network, ...] = ()
         """Peers whose word on the client's address is taken."""
+        self.server_name = b""
+        """What TLS clients ask for, if the certificate is for a name."""
         self.tls_requests: dict[str, int] = {}
         """HTTP requests by TLS version."""
         self._tasks: set[asyncio.Task[None]] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
@@ -181,6 +182,7 @@ class HttpStage:
                 async for chunk in chunks:
                     protocol.write(http.chunk(chunk))
                     await protocol.writable()
+                    await asyncio.sleep(0)  # a quick reader is no reason to keep others waiting
         protocol.write(http.end())
 
     # Upgrades

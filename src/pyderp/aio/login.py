@@ -50,8 +50,9 @@ class LoginStage:
     def _on_client(self, client: LoggedIn) -> None:
         protocol = self._protocol
         core = protocol.core
-        # It may be 256 KiB long, and many may be waiting.
-        client.info = replace(client.info, app_name=client.info.app_name[:_APP_NAME_LENGTH])
+        if len(client.info.app_name) > _APP_NAME_LENGTH:
+            # It may be 256 KiB long, and many may be waiting.
+            client.info = replace(client.info, app_name=client.info.app_name[:_APP_NAME_LENGTH])
         mesh = client.info.mesh_key is not None and client.info.mesh_key == core.mesh_key
         gate = core.gate
         if gate is None or mesh:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import pyderp
+from pyderp.addresses import parse_ip
 from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import Applicant
 from pyderp.aio.accept import AcceptGate
@@ -62,6 +63,8 @@ class Parts:
         self._expiry = ExpiryWatch()
         self.accepts = AcceptGate(core, config.accept_limit, config.accept_burst)
         core.trusted = config.trusted_proxies
+        if parse_ip(config.hostname) is None:
+            core.server_name = config.hostname.encode()
         if config.health:
             core.health = HealthTeller(core.router, core.loop.time)
         if config.rate_config is not None:

@@ -72,7 +72,7 @@ class RelayProtocol(StagedReader):
         self.peer: tuple[str, int] = _NOT_TOLD
         """Address and port of the client, behind trusted proxies."""
         self.local = ""
-        """IP address that it connected to."""
+        """IP address that it connected to; known under TLS, which may depend on it."""
         self.number = 0
         self.not_ideal = False
         self.kept_alive = False
@@ -99,7 +99,6 @@ class RelayProtocol(StagedReader):
         transport.set_write_buffer_limits(high=0)
         if self.peer is _NOT_TOLD:
             self.peer = endpoint(transport, "peername")
-            self.local = endpoint(transport, "sockname")[0]
         core.protocols.add(self)
         core.router.counters.accepts += 1
         self.number = core.router.counters.accepts

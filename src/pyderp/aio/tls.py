@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pyderp.aio.core import Core
 from pyderp.aio.http import HttpStage
-from pyderp.aio.protocol import RelayProtocol
+from pyderp.aio.protocol import RelayProtocol, endpoint
 from pyderp.aio.reading import Stage, closed_stage
 from pyderp.aio.routes import Routes
 from pyderp.certs.source import CertificateSource
@@ -82,6 +82,7 @@ class TLSRelayProtocol(RelayProtocol):
         """A client connected (asyncio)."""
         super().connection_made(transport)
         # Only now is it known which of the relay's addresses it came to.
+        self.local = self.local or endpoint(transport, "sockname")[0]
         self._use(self._certificates.context(self.local))
 
     def _use(self, context: ssl.SSLContext) -> None:
@@ -132,6 +133,9 @@ class TLSRelayProtocol(RelayProtocol):
         ):
             self._hello = data  # nearly always it is one record
             return
+        if not self._certificates.challenge_pending and self.core.server_name in data:
+            self._start(data)  # nearly all: they ask for the right name, or there is none
+            return
         try:
             hello = parse_client_hello_untrusted(data)
         except RemoteProtocolError as e:
@@ -147,6 +151,9 @@ class TLSRelayProtocol(RelayProtocol):
                 challenge = self._certificates.challenge_context(memoryview(data))
                 if challenge is not None:
                     self._use(challenge)
+        self._start(data)
+
+    def _start(self, data: bytes) -> None:
         self._hello = None
         try:
             self._receive_slices(memoryview(data))
