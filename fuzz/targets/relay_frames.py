@@ -375,7 +375,9 @@ def one_input(data: bytes) -> None:
     fast, plain = World(FastReader), World(PlainReader)
     for world in (fast, plain):
         _play(world, script)
-    if fast.is_exact and plain.is_exact:
+    # Only the lane counts the frames of one read that are no packets.
+    flooded = any("frames in one read" in each.ended for each in fast.past + fast.peers)
+    if fast.is_exact and plain.is_exact and not flooded:
         for a, b in zip(fast.past + fast.peers, plain.past + plain.peers, strict=True):
             assert a.ended == b.ended, f"{a.connection}: {a.ended!r} and {b.ended!r}"
             assert a.tail == b.tail
