@@ -29,7 +29,7 @@ def _as_root_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(flag.variable, raising=False)
     for name in ("XDG_CACHE_HOME", "STATE_DIRECTORY", "TAILSCALE_DERPER_MESH_KEY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/root/none")
+    monkeypatch.setenv("HOME", "/nowhere")
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
 
@@ -61,7 +61,7 @@ def manual(certdir: str, hostname: str, http_port: int | None = 80) -> ManualTLS
     return ManualTLS(certdir=Path(certdir), hostname=hostname, http_port=http_port)
 
 
-def acme(hostname: str, certdir: str = "/root/none/.cache/tailscale/derper-certs") -> ACMETLS:
+def acme(hostname: str, certdir: str = "/nowhere/.cache/tailscale/derper-certs") -> ACMETLS:
     return ACMETLS(certdir=Path(certdir), hostname=hostname, directory=LETSENCRYPT)
 
 
