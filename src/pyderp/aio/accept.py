@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from pyderp.aio.core import Core
+from pyderp.wire.bucket import TokenBucket
 
 __all__ = ["AcceptGate", "log_accept_errors", "open_files", "raise_file_limit"]
 
@@ -39,10 +40,8 @@ class AcceptGate:
 
     def __init__(self, core: Core, limit: float, burst: float) -> None:
         self._core = core
-        self._limit = limit
-        self._burst = burst
-        self._tokens = burst
-        self._at = core.loop.time()
+        now = core.loop.time()
+        self._bucket = None if limit == math.inf else TokenBucket(limit, burst, now)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = math.inf if soft == resource.RLIM_INFINITY else soft
         reserve = _RESERVE if files >= _SMALL else files // 4
@@ -71,7 +70,7 @@ class AcceptGate:
                 self.shed += 1
                 self._say("out of file descriptors: %d connections shed so far", self.shed)
                 return _TurnedAway()
-            if limited and not self._take():
+            if limited and not self._may_come():
                 self.rejected += 1
                 self._say("connections come too fast: %d rejected so far", self.rejected)
                 return _TurnedAway()
@@ -87,16 +86,8 @@ class AcceptGate:
     def _they_came(self) -> None:
         self._coming = 0
 
-    def _take(self) -> bool:
-        if self._limit == math.inf:
-            return True
-        now = self._core.loop.time()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._limit)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+    def _may_come(self) -> bool:
+        return self._bucket is None or self._bucket.take(1, self._core.loop.time())
 
     def _say(self, text: str, count: int) -> None:
         now = self._core.loop.time()
