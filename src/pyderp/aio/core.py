@@ -14,6 +14,7 @@ from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.connection import Connection
 from pyderp.relay.router import Router
+from pyderp.wire.bucket import TokenBucket
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
 
@@ -118,8 +119,7 @@ class Core:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self.flush_scheduled = False
-        self._log_tokens = _LOGGED_AT_ONCE
-        self._log_at = loop.time()
+        self._log_bucket = TokenBucket(_LOGGED_A_SECOND, _LOGGED_AT_ONCE, loop.time())
         self._not_logged = 0
 
     def start(self) -> None:
@@ -182,14 +182,9 @@ class Core:
 
     def log_problem(self, text: str, *args: object) -> None:
         """Log what a peer did wrong; a flood of such lines is cut and counted."""
-        now = self.loop.time()
-        tokens = self._log_tokens + (now - self._log_at) * _LOGGED_A_SECOND
-        self._log_at = now
-        self._log_tokens = min(tokens, _LOGGED_AT_ONCE)
-        if self._log_tokens < 1:
+        if not self._log_bucket.take(1, self.loop.time()):
             self._not_logged += 1
             return
-        self._log_tokens -= 1
         if self._not_logged:
             log.warning("%d further problems with peers were not logged", self._not_logged)
             self._not_logged = 0
