@@ -138,6 +138,8 @@ def test_an_answer_that_nobody_waits_for_is_given_up(run: Run) -> None:
             for protocol in list(relay._running().protocols):
                 protocol.abort()
             await stage.ended.wait()
+            assert not stage.go.is_set()
+            await until_gone(relay)
             await hang_up(writer)
 
     run(main())
@@ -260,5 +262,6 @@ def test_too_much_behind_a_stream_ends_the_connection(run: Run) -> None:
             await stage.ended.wait()
             await hang_up(writer)
             await until_gone(relay)
+            assert relay.counters.protocol_errors == 1
 
     run(main())

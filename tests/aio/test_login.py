@@ -252,5 +252,7 @@ def test_who_sends_more_than_fits_while_asked_about_is_closed(run: Run, tmp_path
             await drained(reader)
             await hang_up(writer)
             await until_gone(relay)
+            assert relay.clients == 0
+            assert relay.counters.got_ping == 0
 
     run(main())

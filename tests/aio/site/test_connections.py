@@ -6,6 +6,8 @@ import time
 from contextlib import aclosing
 from typing import Any
 
+import pytest
+
 from pyderp.aio.site.connections import connections_as_html, connections_as_json
 from pyderp.aio.site.facts import Facts
 from pyderp.keys import NodePrivate
@@ -148,8 +150,9 @@ def test_a_reader_may_leave_in_the_middle() -> None:
     async def main() -> None:
         for stream in (connections_as_html(bare(*served), ""), connections_as_json(bare(*served))):
             async with aclosing(stream) as chunks:
-                async for _ in chunks:
-                    break
+                assert await anext(chunks)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
 
     asyncio.run(main())
 
