@@ -33,6 +33,7 @@ from pyderp.relay import lane
 from pyderp.relay.backlog import MAX_UNSENT, PACKET_OVERHEAD
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import (
     FRAME_HEADER_LEN,
@@ -97,6 +98,7 @@ class Peer:
         self.tail = b""
         self.is_open = True
         self.blocks = False
+        self.held = 0
         self.ended = ""
         self.connection = Connection(
             KEYS[number],
@@ -109,7 +111,7 @@ class Peer:
         )
         router.login(self.connection)
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         """Take frames (`Sink`), each whole and legal."""
         assert self.is_open, "written to after it left"
         data = b"".join(chunks)
@@ -124,15 +126,22 @@ class Peer:
         self.got += data
         if self.blocks:
             self.blocks = False
+            self.held = len(data)
             self.router.pause(self.connection, len(data))
+        return True
 
-    def close(self, reason: str) -> None:
+    def unsent_size(self) -> int:
+        """All of the write that blocked (`Sink`)."""
+        return self.held
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         """Leave now (`Sink`)."""
         if self.is_open:
             self.is_open = False
-            self.ended = reason
+            self.ended = detail
             self.tail = b""
             self.router.leave(self.connection)
+            self.router.settle(self.connection, self.held)
 
     def check_queues(self) -> None:
         """What waits for it is bounded."""
@@ -146,7 +155,8 @@ class Peer:
             assert backlog.data_bytes == sum(map(len, backlog.data))
             assert backlog.disco_bytes == sum(map(len, backlog.disco))
             assert backlog.data_bytes + backlog.disco_bytes <= SEND_QUEUE_BYTES
-            assert all(behind < backlog.unsent for behind, _, _ in backlog.in_flight)
+            unsent = connection.sink.unsent_size()
+            assert all(behind < unsent for behind, _, _ in backlog.in_flight)
 
 
 class FastReader:
@@ -234,7 +244,7 @@ class World:
         try:
             tail = self.reader.read(peer, data)
         except RemoteProtocolError as e:
-            peer.close(str(e))
+            peer.end(EndReason.PROTOCOL_ERROR, How.NOW, str(e))
             tail = b""
         if peer.is_open:
             peer.tail = tail
@@ -285,7 +295,7 @@ class World:
             # and a frame where frames come singly; what is then dropped differs, and may.
             self.is_exact = False
         elif what == 23:
-            peer.close("left")
+            peer.end(EndReason.CLIENT_CLOSED, How.NOW, "left")
         elif what == 25:
             self.router.keep_alive(peer.connection)
 
@@ -293,7 +303,7 @@ class World:
         """Everybody leaves; the books must be empty."""
         router = self.router
         for peer in self.peers:
-            peer.close("left")
+            peer.end(EndReason.CLIENT_CLOSED, How.NOW, "left")
             router.remove_forwarder(peer.connection.key, self.link)
         router.remove_forwarder(_REMOTE, self.link)
         router.flush()
@@ -315,8 +325,7 @@ class World:
         self._check_output()
 
     def _check_counters(self, counters: Counters) -> None:
-        # A write error comes on top of having been sent: counters never go back.
-        dropped = sum(map(counters.dropped, set(DropReason) - {DropReason.WRITE_ERROR}))
+        dropped = sum(map(counters.dropped, DropReason))
         arrived = counters.packets_received + counters.packets_forwarded_in
         left = counters.packets_sent + counters.packets_forwarded_out + dropped
         assert arrived == left, f"{arrived} packets came and {left} went"

@@ -26,6 +26,8 @@ HOME_MOVE_GRACE: Final = 5.0
 """NotePreferred sooner after connecting is not counted as a move."""
 CLOSE_TIMEOUT: Final = 5.0
 """A connection that is closing gets so long to take what was written to it."""
+LINGER_TIMEOUT: Final = 2.0
+"""A client gets so long to close its half, once all was written and ours is closed."""
 
 # Queues of one destination
 SEND_QUEUE_DEPTH: Final = 32
@@ -46,6 +48,7 @@ TCP_KEEPALIVE_TIME: Final = 600
 TCP_KEEPALIVE_INTERVAL: Final = 15
 TCP_KEEPALIVE_PROBES: Final = 9
 TCP_USER_TIMEOUT: Final = 15.0
+"""A client whose kernel acknowledges nothing for so long, while it should, is gone."""
 TCP_NOTSENT_LOWAT: Final = 256 * 1024
 """What the kernel holds unsent can no longer be dropped and arrives late: with a reader
 that takes a sixth of what it is offered, packets are 0.19 s old at this value and 1.9 s

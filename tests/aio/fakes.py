@@ -102,6 +102,8 @@ class FakeTransport(asyncio.Transport):
         self.closing = False
         self.aborted = False
         self.lost = False
+        self.eof = False
+        """The relay closed its half."""
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
@@ -111,11 +113,18 @@ class FakeTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.lost, "written to a connection that is gone"
+        assert not self.eof, "written behind the end"
         if self.aborted or (self.closing and not self.held):
             return
         self.writes.append(bytes(data))
         self.held += data
         self.take(0)
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def take(self, more: int) -> None:
         """The kernel takes `more` bytes beyond what it had room for."""
@@ -269,7 +278,14 @@ class Wire:
 
     @property
     def gone(self) -> bool:
-        return self.transport.lost
+        """The connection is no more, or the relay waits for nothing but the client's end."""
+        return self.transport.lost or (self.transport.eof and not self.transport.held)
+
+    def hang_up(self) -> None:
+        """The client closes its half, and the connection is no more."""
+        if not self.transport.lost and not self.protocol.eof_received():
+            self.transport.close()
+        self.loop.turn()
 
     def feed(self, data: bytes) -> None:
         """Bytes reach the relay in one read, as large as its buffer allows, and a turn ends."""

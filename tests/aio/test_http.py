@@ -141,6 +141,7 @@ def test_some_requests_are_answered_and_end_the_connection(
     wire.feed(request_)
     assert wire.answer().startswith(b"HTTP/1.1 " + status)
     assert wire.gone
+    wire.hang_up()
     assert not core.protocols
     assert not core.timers
 

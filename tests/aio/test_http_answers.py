@@ -14,6 +14,7 @@ from pyderp import RelayConfig
 from pyderp.aio.routes import Routes, relay_routes
 from pyderp.aio.sockets import listen
 from pyderp.aio.tls import protocol_factory
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.http import Request, Response, StreamedResponse, text_response
 from tests.conftest import Run
 
@@ -136,7 +137,7 @@ def test_an_answer_that_nobody_waits_for_is_given_up(run: Run) -> None:
             writer.write(get("/later"))
             await stage.begun.wait()
             for protocol in list(relay._running().protocols):
-                protocol.abort()
+                protocol.end(EndReason.STOPPED, How.NOW)
             await stage.ended.wait()
             assert not stage.go.is_set()
             await until_gone(relay)

@@ -20,6 +20,7 @@ from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError
 from pyderp.keys import KEY_LEN, MeshKey
 from pyderp.relay import lane
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import MAX_PACKET_SIZE, pack_frame, pack_ping, pack_send_packet
@@ -615,7 +616,7 @@ def test_a_relay_that_stops_leaves_no_timer(core: Core, loop: FakeLoop, path: Pa
     wire = join(core)
     charge(wire, MIN_BURST)
     charge(wire, 1000)
-    wire.protocol.abort()
+    wire.protocol.end(EndReason.STOPPED, How.NOW)
     core.stop()
     limits.close()
     assert not limits.waiting

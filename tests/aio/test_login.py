@@ -17,6 +17,7 @@ from pyderp.config import AdmissionConfig
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_send_packet
+from pyderp.wire.messages import Restarting
 from pyderp.wire.upgrade import upgrade_request
 from tests.conftest import Run
 
@@ -202,6 +203,15 @@ def test_what_waits_is_bounded_by_one_read(run: Run) -> None:
     run(main())
 
 
+async def _follow(joining: asyncio.Future[Client]) -> None:
+    """Until the end; a websocket is closed behind what was said before."""
+    client = await joining
+    try:
+        await client.wait_for(Restarting)
+    finally:
+        await client.aclose()
+
+
 @pytest.mark.parametrize("kind", ["plain", "websocket"])
 def test_a_bad_frame_behind_the_login_ends_the_connection(
     run: Run, kind: str, tls: ManualTLS
@@ -222,7 +232,7 @@ def test_a_bad_frame_behind_the_login_ends_the_connection(
                 protocol.websocket._stream += frame  # type: ignore[attr-defined]  # likewise
             keeper.answer.set_result(True)
             with pytest.raises(EOFError):
-                await joining
+                await _follow(joining)
             await until_gone(relay)
             assert relay.counters.protocol_errors == 1
 

@@ -16,6 +16,7 @@ from pyderp.aio.meshlog import MeshLog
 from pyderp.client import connection as client_connection
 from pyderp.keys import MeshKey
 from pyderp.relay.counters import DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.forwarders import MeshLink
 from pyderp.wire.frames import FrameType, pack_peer_gone, pack_peer_present, pack_restarting
 from tests.client.fakes import FakeRelay, Peer, fake_relay
@@ -200,7 +201,7 @@ class TestBreak:
                 for _ in range(10):
                     since = left.status(url).since
                     (connection,) = right.router.registry.connections_of(left.relay.public_key.raw)
-                    connection.sink.close("for a test")
+                    connection.sink.end(EndReason.MESH_PEER, How.NOW, "for a test")
                     await until(lambda: left.status(url).since > since)  # noqa: B023
                     await linked(left)
                     await left.learns(b)

@@ -10,6 +10,7 @@ from pyderp.aio.core import Core
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.counters import DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire import frames
 from pyderp.wire.frames import HEADER, FrameType, pack_frame
 from pyderp.wire.messages import (
@@ -263,7 +264,7 @@ def test_debug_lines_tell_of_logins_and_departures(
     short = mesh.private.public.short()
     assert [each.getMessage() for each in caplog.records] == [
         f"client 1 192.0.2.1:4711 {short} logged in, mesh",
-        f"client 1 192.0.2.1:4711 {short} left",
+        f"client 1 192.0.2.1:4711 {short} ended: client_closed",
     ]
 
 
@@ -312,9 +313,9 @@ def test_after_the_end_nothing_more_happens(core: Core, caplog: pytest.LogCaptur
     wire.transport.abort()
     wire.loop.turn()
     writes = len(wire.transport.writes)
-    wire.protocol.close("again")
-    wire.protocol.abort()
-    wire.protocol.close_gracefully()
+    wire.protocol.end(EndReason.REVOKED, How.NOW, "again")
+    wire.protocol.end(EndReason.STOPPED, How.NOW)
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     wire.protocol.send([b"late"])
     wire.protocol.connection_lost(None)
     wire.loop.turn()
@@ -327,7 +328,7 @@ def test_after_the_end_nothing_more_happens(core: Core, caplog: pytest.LogCaptur
 def test_bytes_after_the_end_are_ignored(core: Core) -> None:
     wire = Wire(core)
     wire.login()
-    wire.protocol.abort()
+    wire.protocol.end(EndReason.STOPPED, How.NOW)
     wire.protocol.get_buffer(-1)[:13] = frames.pack_ping(b"12345678")
     wire.protocol.buffer_updated(13)
     wire.loop.turn()

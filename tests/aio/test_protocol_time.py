@@ -10,6 +10,7 @@ from pyderp.aio.core import TICK, Core
 from pyderp.defaults import CLOSE_TIMEOUT, HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.keys import MeshKey
 from pyderp.relay.counters import DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire import frames
 from pyderp.wire.messages import KeepAlive, ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
@@ -311,7 +312,7 @@ def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
 ) -> None:
     stalled, source = pair(core)
     stall(stalled, source)
-    stalled.protocol.close_gracefully()
+    stalled.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     assert core.router.registry.size == 1
     loop.advance(CLOSE_TIMEOUT - TICK)
     assert not stalled.gone, "what is buffered has its time"
@@ -323,7 +324,7 @@ def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
 def test_a_graceful_close_writes_what_is_buffered(core: Core) -> None:
     slow, source = pair(core)
     stall(slow, source)
-    slow.protocol.close_gracefully()
+    slow.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     slow.transport.take(1 << 20)
     slow.loop.turn()
     assert slow.gone

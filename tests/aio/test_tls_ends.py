@@ -10,6 +10,7 @@ import pytest
 from pyderp.aio.core import Core
 from pyderp.aio.tls import TLSRelayProtocol
 from pyderp.defaults import CLOSE_TIMEOUT
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire import frames
 from pyderp.wire.messages import ReceivedPacket
 
@@ -46,6 +47,7 @@ def test_a_close_alert_is_answered_and_ends_the_connection(
     assert not wire.transport.aborted
     wire.incoming.write(Wire.answer(wire))
     wire.tls.unwrap()
+    wire.hang_up()
     assert not core.protocols
     assert core.router.counters.protocol_errors == 0
 
@@ -70,7 +72,7 @@ def test_the_relay_closes_with_an_alert(core: Core, context: ssl.SSLContext) -> 
     wire = TLSWire(core, context)
     wire.shake_hands()
     wire.login()
-    wire.protocol.close_gracefully()
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     wire.loop.turn()
     assert wire.gone
     wire.incoming.write(Wire.answer(wire))
@@ -81,7 +83,7 @@ def test_a_graceful_close_during_the_handshake_is_silent(
     core: Core, context: ssl.SSLContext
 ) -> None:
     wire = TLSWire(core, context)
-    wire.protocol.close_gracefully()
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     wire.loop.turn()
     assert wire.gone
     assert wire.transport.writes == []
@@ -110,6 +112,7 @@ def test_garbage_ends_with_an_alert_one_line_and_one_count(
         wire.login()
     wire.feed_encrypted(b"\x17\x03\x03\x00\x20" + bytes(60))
     assert wire.gone
+    wire.hang_up()
     assert not core.protocols
     assert not core.timers
     assert core.router.registry.size == 0

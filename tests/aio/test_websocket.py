@@ -10,6 +10,7 @@ import pytest
 
 from pyderp.aio.core import Core
 from pyderp.keys import MeshKey
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire import frames
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, ServerInfo
 
@@ -200,6 +201,7 @@ def test_bad_handshakes_are_refused_over_http(core: Core, request_: bytes, statu
     assert core.router.counters.websocket_accepts == 0
     wire.loop.advance(11)
     assert wire.gone
+    wire.hang_up()
     assert not core.protocols
 
 
@@ -213,6 +215,7 @@ def test_a_subprotocol_that_is_not_derp_is_closed_with_1008(core: Core) -> None:
     assert opcode == CLOSE
     assert data == (1008).to_bytes(2, "big") + b"client must speak the derp subprotocol"
     assert wire.gone
+    wire.hang_up()
     assert not core.protocols
     assert not core.timers
 
@@ -251,6 +254,7 @@ def test_the_relay_ends_a_websocket_with_the_right_code(
     assert wire.close_code() == code
     assert wire.gone
     assert not wire.transport.aborted
+    wire.hang_up()
     assert not core.protocols
     assert not core.timers
     assert core.router.registry.size == 0
@@ -327,7 +331,7 @@ def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Core) -
 def test_a_graceful_close_closes_the_websocket_normally(core: Core) -> None:
     wire = WebSocketWire(core)
     wire.login()
-    wire.protocol.close_gracefully()
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     wire.loop.turn()
     assert wire.close_code() == 1000
     assert wire.gone

@@ -7,15 +7,19 @@ import pytest
 from pyderp.keys import NodePrivate
 from pyderp.relay.books import differences
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import FrameType
 
 
 class NullSink:
-    def send(self, chunks: list[bytes]) -> None:
-        pass
+    def send(self, chunks: list[bytes]) -> bool:
+        return True
 
-    def close(self, reason: str) -> None:
+    def unsent_size(self) -> int:
+        return 0
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         pass
 
 

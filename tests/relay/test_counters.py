@@ -20,6 +20,7 @@ GO_REASONS = [
 
 NOT_PLAIN = {
     "drops",
+    "ends",
     "mesh_update_batch_size",
     "mesh_update_loop_count",
     "queue_time",

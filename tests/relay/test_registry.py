@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.registry import Duplicates, Registry
 from tests.relay.world import Peer, World, key
 
@@ -15,10 +16,13 @@ from tests.relay.world import Peer, World, key
 class NoSink:
     """A sink for connections that nobody writes to."""
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         raise AssertionError(chunks)
 
-    def close(self, reason: str) -> None:
+    def unsent_size(self) -> int:
+        raise AssertionError("nothing was sent")
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         raise AssertionError(reason)
 
 

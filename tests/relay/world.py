@@ -14,6 +14,7 @@ from pyderp.relay import lane
 from pyderp.relay.backlog import PACKET_OVERHEAD
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import (
     DISCO_MAGIC,
@@ -132,7 +133,7 @@ class Peer:
 
     # The relay's side
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         """Take frames, as a transport without a write buffer does (`Sink`)."""
         assert not self.left, "written to after it left"
         data = b"".join(chunks)
@@ -142,11 +143,16 @@ class Peer:
         self._kernel_takes()
         if self.unsent and not self.blocked:
             self.block(len(self.unsent))
+        return True
 
-    def close(self, reason: str) -> None:
+    def unsent_size(self) -> int:
+        """What the kernel did not take (`Sink`)."""
+        return len(self.unsent)
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         """Leave, now (`Sink`)."""
         if not self.left:
-            self.closed.append(reason)
+            self.closed.append(detail)
             self.world.leave(self)
 
     def _kernel_takes(self) -> None:
@@ -234,7 +240,8 @@ class World:
         """A client's connection ends."""
         peer.left = True
         self.peers.remove(peer)
-        self.router.leave(peer.connection, unsent=len(peer.unsent))
+        self.router.leave(peer.connection)
+        self.router.settle(peer.connection, len(peer.unsent))
 
     def feed(self, peer: Peer, *frames: bytes) -> None:
         """One read brings bytes from a client; an error ends its connection, as in the shell."""
@@ -297,12 +304,12 @@ class World:
         return {at: (n, size) for at, (n, size) in self.counters.drops.items() if n or size}
 
     def waiting(self) -> int:
-        """Packets that wait in the relay."""
+        """Packets that wait in the relay, or in a transport."""
         total = 0
         for peer in self.peers:
             total += peer.connection.out_packets
             if (backlog := peer.connection.backlog) is not None:
-                total += len(backlog.data) + len(backlog.disco)
+                total += len(backlog.data) + len(backlog.disco) + len(backlog.in_flight)
         return total
 
     def check(self) -> None:
@@ -311,9 +318,7 @@ class World:
         self._check_memory()
         counters = self.counters
         arrived = counters.packets_received + counters.packets_forwarded_in
-        # A write error comes on top of having been sent: counters never go back.
-        reasons = set(DropReason) - {DropReason.WRITE_ERROR}
-        dropped = sum(self.counters.dropped(reason) for reason in reasons)
+        dropped = sum(self.counters.dropped(reason) for reason in DropReason)
         sent = counters.packets_sent + counters.packets_forwarded_out
         assert arrived == sent + dropped + self.waiting()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -13,6 +14,7 @@ from pyderp.config import Network
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.bucket import TokenBucket
 from pyderp.wire.server import ServerLogin
@@ -57,11 +59,8 @@ class Served(Protocol):
     def on_timer(self, now: float) -> None:
         """A deadline passed."""
 
-    def close_gracefully(self) -> None:
-        """Say goodbye and close."""
-
-    def abort(self) -> None:
-        """Close now."""
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        """Close, and count and log why."""
 
 
 class Core:
@@ -103,6 +102,8 @@ class Core:
         self.encrypted = memoryview(bytearray(RECEIVE_BUFFER))
         self.small_encrypted = self.encrypted[:SMALL_READ]
         self.protocols: set[Served] = set()
+        self.linger_until = math.inf
+        """When the last connection must be closed, on the loop's clock: a stop has a deadline."""
         self.stalled: dict[Served, None] = {}
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
         # Parts that a relay may have; the lane knows of none of them.

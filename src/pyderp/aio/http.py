@@ -16,6 +16,7 @@ from pyderp.aio.routes import DERP_PATH, Answer, Routes
 from pyderp.aio.websocket import WebSocketStage
 from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, RemoteProtocolError
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
@@ -77,10 +78,10 @@ class HttpStage:
                     raise RemoteProtocolError("HTTP answers are not read")
                 rest = self._on_request(http, request)
         except BadUpgrade as e:
-            protocol.count_problem(e)
             protocol.write(http.refusal())
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
         if protocol.stage is self and http.finished and not self._busy:
-            protocol.finish()
+            protocol.end(EndReason.ANSWERED, How.GRACEFUL)
         return rest
 
     def _on_request(self, http: HttpConnection, request: Request) -> bytes:
@@ -159,7 +160,7 @@ class HttpStage:
             # The head may be out already: closing is the only way left to tell.
             log.exception("%s: an HTTP answer failed", protocol.who)
             protocol.task = None
-            protocol.abort()
+            protocol.end(EndReason.FAILED, How.NOW)
             return
         protocol.task = None
         self._busy = False
@@ -168,7 +169,7 @@ class HttpStage:
         try:
             rest = self._serve(http)
         except RemoteProtocolError as e:
-            protocol.fail(e)
+            protocol.on_protocol_error(e)
             return
         if rest:
             protocol.feed(rest)
@@ -206,7 +207,7 @@ class HttpStage:
         stage = WebSocketStage(protocol)
         if not agreed:
             stage.close(1008, "client must speak the derp subprotocol", head=head)
-            protocol.finish()
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL)
             return b""
         protocol.core.router.counters.websocket_accepts += 1
         stage.open(head, protocol.core.login.greeting)

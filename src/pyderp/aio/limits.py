@@ -89,7 +89,9 @@ class Limits:
             protocol.fair_share = SMALL_READ
         elif protocol.room is self.core.view:
             protocol.room = self._room
-        return _LimitedStage(self, protocol, connection, relaying, limit)
+        stage = _LimitedStage(self, protocol, connection, relaying, limit)
+        protocol.on_end = stage.on_end
+        return stage
 
     def reload(self) -> bool:
         """Read the file again; every client begins anew, with what it may send at once.
@@ -117,6 +119,7 @@ class Limits:
             held = stage.holds
             stage.stop()
             stage = stage.relaying
+            protocol.on_end = None
         if websocket is None:
             protocol.read_in_large()
             protocol.stage = self.stage(protocol, connection, stage)
@@ -239,19 +242,21 @@ class _LimitedStage:
 
     def _on_timer(self) -> None:
         now = self._loop.time()
-        has_left = self._connection.has_left
         # One read may bring several charges, and the timer was set by the first.
-        if self._until - now >= _LEAST_WAIT and not has_left:
+        if self._until - now >= _LEAST_WAIT:
             self._start_timer(now)
             return
         self.stop()
-        if has_left:
-            self._buckets.charge(self._bucket, -self._charged, now)
-        elif self.holds:
+        if self.holds:
             self.holds = False
             self._turn = True
             self._protocol.feed_rest()
             self._turn = False
+
+    def on_end(self) -> None:
+        """The connection ended: what waited for its turn is discarded, and costs nothing."""
+        self.stop()
+        self._buckets.charge(self._bucket, -self._charged, self._loop.time())
 
     def stop(self) -> None:
         """Wait no longer; the debt stays."""

@@ -15,6 +15,7 @@ from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEI
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.server import LoggedIn
 
 __all__ = ["LoginStage"]
@@ -83,10 +84,8 @@ class LoginStage:
         if verdict.allowed:
             self._enter(client, mesh=False)
             return
-        protocol.core.log_problem(
-            "%s closed: client %s rejected: %s", protocol.who, client.client, verdict.reason
-        )
-        protocol.close_gracefully()
+        detail = f"client {client.client} rejected: {verdict.reason}"
+        protocol.end(EndReason.REFUSED, How.GRACEFUL, detail)
 
     def _enter(self, client: LoggedIn, *, mesh: bool) -> None:
         protocol = self._protocol

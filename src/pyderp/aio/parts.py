@@ -32,6 +32,7 @@ from pyderp.certs import CertificateSource, make_certificates
 from pyderp.certs.expiry import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.health import expiry_text
 from pyderp.wire.http import Request
 
@@ -202,4 +203,5 @@ class Parts:
     def _revoke(self, key: NodePublic, address: str | None, reason: str) -> None:
         for connection in self._core.router.registry.connections_of(key.raw):
             if not connection.can_mesh and address in (None, connection.peer[0]):
-                connection.sink.close(f"no longer allowed: {reason}")
+                detail = f"no longer allowed: {reason}"
+                connection.sink.end(EndReason.REVOKED, How.NOW, detail)

@@ -2,11 +2,16 @@
 
 `pyderp.aio.http` is its first stage, `pyderp.aio.tls` puts TLS under it, and
 `pyderp.aio.websocket` a websocket around it; `pyderp.aio.reading` brings the bytes.
+
+Every connection ends in `RelayProtocol.end`, whatever the cause, and `_forget` then drops all
+that it refers to. The collector runs rarely in a relay, so a cycle that is left would keep
+the memory of a connection for hours: tests/fault/endings shows that none is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final, Protocol, cast
@@ -14,9 +19,10 @@ from typing import Final, Protocol, cast
 from pyderp.aio.core import Core
 from pyderp.aio.reading import Stage, StagedReader
 from pyderp.aio.sockets import format_address, unacknowledged, unmap
-from pyderp.defaults import CLOSE_TIMEOUT, LOGIN_TIMEOUT
+from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 
 __all__ = ["UNKNOWN", "RelayProtocol", "endpoint"]
 
@@ -32,14 +38,20 @@ class Wrapper(Protocol):
     inner: Stage
     """The stage that gets the bytes inside."""
 
-    def send(self, chunks: list[bytes]) -> None:
-        """Write bytes of the stream inside."""
+    def send(self, chunks: list[bytes]) -> bool:
+        """Write bytes of the stream inside. Returns False if it takes no more."""
+
+    def unsent_size(self, outer: int) -> int:
+        """Bytes of the stream among the last `outer` bytes that `send` wrote."""
 
     def feed(self) -> None:
         """Give the stage inside what it left unused."""
 
     def close(self) -> None:
         """Say that nothing more will come."""
+
+    def discard(self) -> None:
+        """Drop what it refers to; it is not used again."""
 
 
 class RelayProtocol(StagedReader):
@@ -51,16 +63,21 @@ class RelayProtocol(StagedReader):
     """
 
     __slots__ = (
+        "_behind",
+        "_leaving",
+        "_lingering",
         "_missing",
         "_period",
         "_progress",
         "_slot",
         "_waiter",
         "connection",
+        "ended",
         "kept_alive",
         "local",
         "not_ideal",
         "number",
+        "on_end",
         "peer",
         "task",
         "websocket",
@@ -76,11 +93,21 @@ class RelayProtocol(StagedReader):
         self.number = 0
         self.not_ideal = False
         self.kept_alive = False
-        """Between two HTTP requests, where silence is no offence."""
+        """True while idle between keep-alive requests; a timeout now is not logged."""
         self.websocket: Wrapper | None = None
         self.stage = first(self)
         self.task: asyncio.Task[None] | None = None
         """What it waits for, if anything; ends with the connection."""
+        self.on_end: Callable[[], None] | None = None
+        """Called once when it ends: stops a timer that refers to it, say."""
+        self.ended = False
+        """`end` was called; at most its last bytes are still being written."""
+        self._lingering: asyncio.Transport | None = None
+        """The transport, once `end` was called: nobody else may write any more."""
+        self._leaving: Connection | None = None
+        """What logged in and has left, until it is known what became of its last packets."""
+        self._behind = 0
+        """Bytes that were written after the kernel had taken no more."""
         self._slot = 0
         self._missing = _NO_LOGIN
         self._period = 0.0
@@ -106,67 +133,148 @@ class RelayProtocol(StagedReader):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
-        self._leave()
-        self.core.protocols.discard(self)
-        self.transport = None
+        if not self.ended:
+            reason = EndReason.CLIENT_CLOSED if exc is None else _lost_reason(exc)
+            # Clients that exit, scanners and health checks reset connections all the time.
+            logged = exc is not None and reason is not EndReason.RESET
+            self.end(reason, How.LOST, f"connection lost: {exc}" if logged else "")
+        self._forget()
 
     def eof_received(self) -> bool:
-        """The client closed its half: nothing it could still be waiting for (asyncio)."""
+        """The client closed its half (asyncio).
+
+        Whoever logged in is unregistered at once, even if a write to it is stuck: its peers
+        must not wait for that.
+        """
+        self.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
         return False
 
-    def close(self, reason: str) -> None:
-        """Unregister and close, now (`Sink`)."""
-        if self.transport is not None:
-            self.core.log_problem("%s closed: %s", self.who, reason)
-            self.abort()
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        """Unregister and close: every connection ends here, and only once (`Sink`).
 
-    def close_gracefully(self) -> None:
-        """Unregister, say goodbye if there is a way to, and close."""
-        self._leave()
-        if self.websocket is not None:
-            self.websocket.close()
-        self.finish()
+        A second call changes nothing, but that `How.NOW` waits no longer for last bytes.
 
-    def finish(self) -> None:
-        """Unregister, and close once all that was written is out, or after a while."""
-        self._leave()
-        self._close_transport()
+        Args:
+            detail: why, for the log, in words; empty: the end is nothing to be logged.
+        """
+        if self.ended:
+            if how is How.NOW:
+                self._abort()
+            return
+        self.ended = True
+        core = self.core
+        core.router.counters.ends[reason] += 1
+        if reason is EndReason.PROTOCOL_ERROR:
+            core.router.counters.protocol_errors += 1
+        if detail:
+            core.log_problem("%s closed: %s", self.who, detail)
+        else:
+            log.debug("%s ended: %s", self.who, reason.value)
+        transport = self.transport
+        graceful = how is How.GRACEFUL and transport is not None and not transport.is_closing()
+        words = self._unregister(last_words=graceful)
+        if graceful:
+            self._say_goodbye(words)
+        self.transport, self._lingering = None, transport
+        if graceful:
+            self._linger()
+        else:
+            self._abort()
 
-    def _close_transport(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
-            if self._progress is not None:
-                core = self.core
-                self._slot = core.timers.add(self, core.loop.time() + CLOSE_TIMEOUT)
+    def _unregister(self, *, last_words: bool) -> list[bytes]:
+        """Leave everything that might give the connection more to do.
 
-    def abort(self) -> None:
-        """Unregister and close; what the transport holds is lost."""
-        self._leave()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _leave(self) -> None:
+        Returns:
+            frames that are still to be written.
+        """
         core = self.core
         core.timers.cancel(self, self._slot)
         core.stalled.pop(self, None)
-        self.drop_rest()
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
         connection, self.connection = self.connection, None
+        words: list[bytes] = []
         if connection is not None:
-            core.router.leave(connection, unsent=self._unsent())
+            self._leaving = connection
+            words = core.router.leave(connection, last_words=last_words)
             if core.health is not None:
                 core.health.on_leave(connection)
-            log.debug("%s %s left", self.who, connection.public.short())
             self.flush_soon()
+        self.drop_rest()
+        return words
 
-    def _unsent(self) -> int:
-        # A transport that failed has forgotten what it held.
+    def _say_goodbye(self, words: list[bytes]) -> None:
+        if words:
+            self._write_last(b"".join(words))
+        if self.websocket is not None:
+            self.websocket.close()
+
+    def _write_last(self, data: bytes) -> None:
+        if self.websocket is not None:
+            self.websocket.send([data])
+        else:
+            self.write(data)
+
+    def _linger(self) -> None:
+        """Write out what is written, close our half, and wait for the client's.
+
+        Bytes that nobody reads would make the kernel answer with a reset, which takes from
+        the client what the kernel has not delivered to it yet.
+        """
+        transport = self._lingering
+        if transport is None:
+            return
+        # A client that has reset the connection meanwhile is found out by the next read.
+        with contextlib.suppress(OSError):
+            transport.write_eof()
+        if self.held and not transport.is_closing():
+            transport.resume_reading()
+        self.held = 0
+        core = self.core
+        seconds = CLOSE_TIMEOUT if self.stalled else LINGER_TIMEOUT
+        when = min(core.loop.time() + seconds, core.linger_until)
+        self._slot = core.timers.add(self, when)
+
+    def _abort(self) -> None:
+        self._settle()
+        if self._lingering is not None:
+            self._lingering.abort()
+
+    def _settle(self) -> None:
+        """Count what the transport holds for a client that has left as lost."""
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            self.core.router.settle(leaving, self.unsent_size())
+
+    def _forget(self) -> None:
+        """Refer to nothing any more, and have nothing refer to this."""
+        self._settle()
+        core = self.core
+        core.timers.cancel(self, self._slot)
+        core.stalled.pop(self, None)
+        core.protocols.discard(self)
+        websocket, self.websocket = self.websocket, None
+        if websocket is not None:
+            websocket.discard()
+        self.transport = self._lingering = self._waiter = None
+
+    def unsent_size(self) -> int:
+        """Bytes at the end of what `send` last wrote that the kernel did not take (`Sink`)."""
         if self._progress is None:
             return 0
-        size = 0 if self.transport is None else self.transport.get_write_buffer_size()
-        return size or self._progress[0][0]
+        transport = self.transport or self._lingering
+        size = 0 if transport is None else transport.get_write_buffer_size()
+        # A transport that failed has forgotten what it held.
+        held = max((size or self._progress[0][0]) - self._behind, 0)
+        return self._unsent_stream(held)
+
+    def _unsent_stream(self, held: int) -> int:
+        """Bytes of frames among the last `held` bytes that `send` gave to the transport."""
+        return held if self.websocket is None else self.websocket.unsent_size(held)
 
     @property
     def who(self) -> str:
@@ -176,18 +284,10 @@ class RelayProtocol(StagedReader):
             return where
         return f"{where} {self.connection.public.short()}"
 
-    def fail(self, error: RemoteProtocolError) -> None:
-        """Count and log what the client did wrong, and close."""
-        self.count_problem(error)
-        if self.websocket is None:
-            self.abort()
-        else:
-            self.close_gracefully()
-
-    def count_problem(self, error: Exception) -> None:
-        """Count and log what the client did wrong; closing is the caller's."""
-        self.core.router.counters.protocol_errors += 1
-        self.core.log_problem("%s closed: %s", self.who, error)
+    def on_protocol_error(self, error: Exception) -> None:
+        """End the connection as the client broke the protocol; a websocket can tell it so."""
+        how = How.NOW if self.websocket is None else How.GRACEFUL
+        self.end(EndReason.PROTOCOL_ERROR, how, str(error))
 
     # What a login changes; pyderp.aio.login has the stage
 
@@ -199,7 +299,7 @@ class RelayProtocol(StagedReader):
             try:
                 self.websocket.feed()
             except RemoteProtocolError as e:
-                self.fail(e)
+                self.on_protocol_error(e)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -219,17 +319,22 @@ class RelayProtocol(StagedReader):
 
     # Out
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         """Write frames (`Sink`)."""
         if self.websocket is not None:
-            self.websocket.send(chunks)
-            return
-        self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            return self.websocket.send(chunks)
+        return self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    def write(self, data: bytes) -> None:
-        """Write bytes as they are, under TLS encrypted."""
-        if self.transport is not None and data:
-            self.transport.write(data)
+    def write(self, data: bytes) -> bool:
+        """Write bytes as they are, under TLS encrypted. Returns False if that failed."""
+        transport = self.transport
+        if transport is None:
+            return False
+        if self._progress is not None:
+            self._behind += len(data)
+        if data:
+            transport.write(data)
+        return True
 
     @property
     def tls_version(self) -> str:
@@ -243,11 +348,14 @@ class RelayProtocol(StagedReader):
 
     def pause_writing(self) -> None:
         """The kernel did not take all (asyncio)."""
-        transport = self.transport
+        transport = self.transport or self._lingering
         if transport is None:
             return
         size = transport.get_write_buffer_size()
         self._progress = ((size, -1), self.core.loop.time())
+        self._behind = 0
+        if self.ended:
+            return  # the deadline of the end counts
         self.core.stalled[self] = None
         if self.connection is not None:
             self.core.router.pause(self.connection, size)
@@ -256,10 +364,19 @@ class RelayProtocol(StagedReader):
         """The kernel took all (asyncio)."""
         self.core.stalled.pop(self, None)
         self._progress = None
-        if self.connection is not None:
+        if self.ended:
+            self._on_last_bytes_taken()
+        elif self.connection is not None:
             self.core.router.resume(self.connection)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _on_last_bytes_taken(self) -> None:
+        self._settle()
+        core = self.core
+        core.timers.cancel(self, self._slot)
+        when = min(core.loop.time() + LINGER_TIMEOUT, core.linger_until)
+        self._slot = core.timers.add(self, when)
 
     async def writable(self) -> None:
         """Wait until the kernel has taken what was written; before a login only."""
@@ -276,6 +393,8 @@ class RelayProtocol(StagedReader):
         Args:
             missing: why the connection is closed then, if it has not logged in.
         """
+        if self.ended:
+            return
         core = self.core
         self._missing = missing
         core.timers.cancel(self, self._slot)
@@ -283,6 +402,8 @@ class RelayProtocol(StagedReader):
 
     def stop_timer(self) -> None:
         """Have no deadline for now."""
+        if self.ended:
+            return
         self.core.timers.cancel(self, self._slot)
 
     def on_timer(self, now: float) -> None:
@@ -292,10 +413,12 @@ class RelayProtocol(StagedReader):
             core.router.keep_alive(self.connection)
             self._slot = core.timers.add(self, now + self._period)
             return
-        closing = self.transport is None or self.transport.is_closing()
-        if not closing and not self.kept_alive:
-            core.log_problem("%s closed: %s", self.who, self._missing)
-        self.abort()
+        if self.ended:
+            self._abort()  # the client had its time for the last bytes
+        elif self.kept_alive:
+            self.end(EndReason.ANSWERED, How.NOW)
+        else:
+            self.end(EndReason.NO_LOGIN, How.NOW, self._missing)
 
     @staticmethod
     def _held(transport: asyncio.Transport) -> tuple[int, int]:
@@ -323,12 +446,17 @@ class RelayProtocol(StagedReader):
         timeout = core.mesh_write_timeout if mesh else core.write_timeout
         if timeout and now - since >= timeout:
             core.router.counters.write_timeouts += 1
-            core.log_problem("%s closed: no byte taken for %g s", self.who, timeout)
-            self.abort()
+            self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
+
+
+def _lost_reason(error: Exception) -> EndReason:
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return EndReason.RESET
+    return EndReason.TIMED_OUT if isinstance(error, TimeoutError) else EndReason.LOST
 
 
 UNKNOWN: Final = ("", 0)
-"""The address of nobody one could name."""
+"""Used when the client's address is unknown (Unix socket, balancer health check)."""
 _NOT_TOLD: Final = ("?", 0)
 """Before it is asked for."""
 

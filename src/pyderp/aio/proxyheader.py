@@ -12,6 +12,7 @@ from pyderp.aio.sockets import format_address
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.proxyheader import ProxyHeader, parse_proxy_header_untrusted
 
 __all__ = ["with_proxy_header"]
@@ -82,21 +83,17 @@ class _ProxyHeaderProtocol(asyncio.Protocol):
             protocol.buffer_updated(count)
             rest = rest[count:]
 
-    def _refuse(self, reason: str) -> None:
-        core = self._core
-        core.router.counters.protocol_errors += 1
-        if self.transport is not None:
-            where = format_address(*endpoint(self.transport, "peername"))
-            core.log_problem("connection from %s closed: %s", where, reason)
-        self.abort()
+    def _refuse(self, detail: str) -> None:
+        self.end(EndReason.PROTOCOL_ERROR, How.NOW, detail)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-        self.transport = None
+        if self.transport is not None:
+            self.end(EndReason.CLIENT_CLOSED, How.LOST)
 
     def _leave(self) -> None:
         self._core.timers.cancel(self, self._slot)
         self._core.protocols.discard(self)
+        self.transport = None
 
     def check_progress(self, now: float) -> None:
         """Nothing is written here (`Served`)."""
@@ -105,12 +102,17 @@ class _ProxyHeaderProtocol(asyncio.Protocol):
         """No header in time (`Served`)."""
         self._refuse(f"no PROXY header within {LOGIN_TIMEOUT:g} s")
 
-    def close_gracefully(self) -> None:
-        """Close (`Served`)."""
-        self.abort()
-
-    def abort(self) -> None:
-        """Close now (`Served`)."""
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        """Close, now: nothing was written here (`Served`)."""
+        transport = self.transport
+        if transport is None:
+            return
+        core = self._core
+        core.router.counters.ends[reason] += 1
+        if reason is EndReason.PROTOCOL_ERROR:
+            core.router.counters.protocol_errors += 1
+        if detail:
+            where = format_address(*endpoint(transport, "peername"))
+            core.log_problem("connection from %s closed: %s", where, detail)
         self._leave()
-        if self.transport is not None:
-            self.transport.abort()
+        transport.abort()

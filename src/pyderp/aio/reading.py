@@ -60,7 +60,7 @@ class StagedReader(asyncio.BufferedProtocol):
         self.fair_share = SMALL_READ
 
     @abstractmethod
-    def fail(self, error: RemoteProtocolError) -> None:
+    def on_protocol_error(self, error: Exception) -> None:
         """End the connection: a stage cannot use what came."""
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -81,7 +81,7 @@ class StagedReader(asyncio.BufferedProtocol):
             try:
                 used = stage(core.buffer, core.view, nbytes)
             except RemoteProtocolError as e:
-                self.fail(e)
+                self.on_protocol_error(e)
             else:
                 if used != nbytes:
                     self._rest(stage, core.view[used:nbytes])
@@ -143,7 +143,7 @@ class StagedReader(asyncio.BufferedProtocol):
         try:
             used = stage(data, view, end)
         except RemoteProtocolError as e:
-            self.fail(e)
+            self.on_protocol_error(e)
             return
         if used != end:
             self._rest(stage, view[used:end])
@@ -167,9 +167,12 @@ class StagedReader(asyncio.BufferedProtocol):
         self.fair_share = _FAIR_SHARE
 
     def drop_rest(self) -> None:
-        """Forget what was left unused; whatever still comes is for no one."""
+        """Forget what was left unused, and discard what still comes."""
         self.stage = closed_stage
         self._tail = None
+        self._need = 0
+        self.room = self.core.small_view
+        self.fair_share = SMALL_READ
 
 
 def closed_stage(_: bytearray, __: memoryview, end: int) -> int:

@@ -19,6 +19,7 @@ from pyderp.aio.sockets import format_address
 from pyderp.config import LIVE_SETTINGS, RelayConfig
 from pyderp.defaults import (
     HTTPS_PORT,
+    LINGER_TIMEOUT,
     LISTEN_BACKLOG,
     MESH_WRITE_TIMEOUT,
     RECONNECT_TRY_FOR,
@@ -27,6 +28,7 @@ from pyderp.defaults import (
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import Counters
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.frames import pack_restarting
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ log = logging.getLogger("pyderp.relay")
 _CERTIFICATE_LOOK: Final = 5.0
 """Seconds between two looks at whether the certificate's files changed."""
 _DRAIN_STEP: Final = 0.01
+_LINGER_SHARE: Final = 0.4
+"""Of a stop's time, at most this part is kept for clients that are closed last."""
 _ACCEPT_AT_ONCE: Final = 5
 """asyncio accepts as many in one turn of its loop as the backlog that it is told, before it
 asks us about the first: more than file descriptors may be left."""
@@ -182,6 +186,7 @@ class Relay:
         if core is None or self._parts is None:
             return
         drain = self.config.drain if drain is None else drain
+        core.linger_until = core.loop.time() + drain
         await self._stop_accepting(core.loop)
         await self._parts.stop_answering()
         if self._certificate_timer is not None:
@@ -190,15 +195,16 @@ class Relay:
             self._tell_restarting(core, drain)
             if drain > 0:
                 await self._close_spread(core, drain)
-        finally:
             for protocol in list(core.protocols):
-                protocol.close_gracefully()
+                protocol.end(EndReason.STOPPED, How.GRACEFUL)
+            # Some turns for the transports to close, even if there is no time to wait.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await self._wait_for_ends(core)
+        finally:
             core.stop()
-        # A turn for the transports to close; one that cannot write is not waited for.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        for protocol in list(core.protocols):
-            protocol.abort()
+            for protocol in list(core.protocols):
+                protocol.end(EndReason.STOPPED, How.NOW)
         await core.cancel_tasks()
         await self._parts.aclose()
         await asyncio.sleep(0)
@@ -229,15 +235,26 @@ class Relay:
         core.router.flush()
 
     @staticmethod
+    async def _wait_for_ends(core: Core) -> None:
+        """Wait until all connections are gone, or until the stop must be over."""
+        while core.protocols:
+            left = core.linger_until - core.loop.time()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, _DRAIN_STEP))
+
+    @staticmethod
     async def _close_spread(core: Core, drain: float) -> None:
+        """Close all connections, so that also the last has time for its last bytes."""
         waiting: list[Served] = list(core.protocols)
         random.shuffle(waiting)
         total = len(waiting)
         begin = core.loop.time()
+        spread = drain - min(LINGER_TIMEOUT, drain * _LINGER_SHARE)
         while waiting:
-            left = 1 - (core.loop.time() - begin) / drain
+            left = 1 - (core.loop.time() - begin) / spread
             while waiting and len(waiting) > left * total:
-                waiting.pop().close_gracefully()
+                waiting.pop().end(EndReason.STOPPED, How.GRACEFUL)
             if waiting:
                 await asyncio.sleep(_DRAIN_STEP)
 

@@ -21,10 +21,13 @@ from pyderp.aio.reading import Stage, closed_stage
 from pyderp.aio.routes import Routes
 from pyderp.certs.source import CertificateSource
 from pyderp.errors import RemoteProtocolError
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 
 __all__ = ["TLSRelayProtocol", "protocol_factory"]
 
+_RECORD: Final = 16 * 1024
+"""The most plain bytes of one record (RFC 8446 §5.1)."""
 _SLICE: Final = 16 * 1024
 """A memory buffer of OpenSSL never shrinks again."""
 _PLAIN_HTTP: Final = (
@@ -54,6 +57,7 @@ class TLSRelayProtocol(RelayProtocol):
         "_established",
         "_hello",
         "_incoming",
+        "_layout",
         "_outgoing",
         "_read_record",
         "_tls",
@@ -77,6 +81,8 @@ class TLSRelayProtocol(RelayProtocol):
         # What came of the ClientHello; None once it was looked at.
         self._hello: bytes | None = b""
         self._without_data = 0
+        # Of the last write, if the kernel did not take all: bytes before and after encryption.
+        self._layout = (0, 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected (asyncio)."""
@@ -119,8 +125,8 @@ class TLSRelayProtocol(RelayProtocol):
 
     def _speak(self) -> None:
         # Whatever OpenSSL has to say by itself: handshake, alerts, key updates.
-        if self._outgoing.pending and self.transport is not None:
-            self.transport.write(self._outgoing.read())
+        if self._outgoing.pending:
+            super().write(self._outgoing.read())
 
     def _on_hello(self, data: bytes) -> None:
         """Look at the ClientHello before OpenSSL does, once it is whole.
@@ -128,6 +134,8 @@ class TLSRelayProtocol(RelayProtocol):
         An authority that checks this relay needs a certificate of its own. And the ssl module
         prints a traceback for a name that is not ASCII, which strangers may send at will.
         """
+        if self.ended:
+            return
         if len(data) < _RECORD_HEADER or (
             data[0] == _HANDSHAKE_RECORD and len(data) < _RECORD_HEADER + _record_length(data)
         ):
@@ -162,10 +170,8 @@ class TLSRelayProtocol(RelayProtocol):
         self._speak()
 
     def _refuse(self, error: RemoteProtocolError) -> None:
-        self.count_problem(error)
-        if self.transport is not None:
-            self.transport.write(_ILLEGAL_PARAMETER)
-        self.finish()
+        super().write(_ILLEGAL_PARAMETER)
+        self.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(error))
 
     def _receive_slices(self, view: memoryview) -> None:
         for start in range(0, len(view), _SLICE):
@@ -185,7 +191,7 @@ class TLSRelayProtocol(RelayProtocol):
         return True
 
     def _read(self, size: int) -> bool:
-        """Decrypt all that is there; gives whether more may follow.
+        """Decrypt all that is there; returns whether more may follow.
 
         Args:
             size: bytes that came.
@@ -200,12 +206,12 @@ class TLSRelayProtocol(RelayProtocol):
             if self.stage is closed_stage:
                 return False
         if self._closed_by_peer:
-            self.finish()
+            self.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
             return False
         if empty:
             self._without_data += size
             if self._without_data > _MOST_WITHOUT_DATA:
-                self.fail(RemoteProtocolError("TLS: records that bring nothing"))
+                self.on_protocol_error(RemoteProtocolError("TLS: records that bring nothing"))
                 return False
         elif self._without_data:
             self._without_data = 0
@@ -236,58 +242,87 @@ class TLSRelayProtocol(RelayProtocol):
         return filled, True
 
     def _fail_tls(self, error: ssl.SSLError) -> None:
-        transport = self.transport
-        if transport is None:
+        if self.ended:
             return
         if error.reason == "HTTP_REQUEST":
             self._outgoing.read()
-            transport.write(_PLAIN_HTTP)
-        elif self._outgoing.pending:
-            transport.write(self._outgoing.read())  # the alert
+            super().write(_PLAIN_HTTP)
+        self._speak()  # the alert
         self._established = False  # no close alert after this
         reason = error.reason or str(error)
         if reason == "HTTP_REQUEST":
             reason = "plain HTTP on the TLS port"
         elif reason == "CALLBACK_FAILED":
             reason = "the server name asked for has no certificate here"
-        self.count_problem(RemoteProtocolError(f"TLS: {reason}"))
-        self.finish()
+        self.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, f"TLS: {reason}")
 
-    def write(self, data: bytes) -> None:
-        """Encrypt and write."""
+    def write(self, data: bytes) -> bool:
+        """Encrypt and write. Returns False if that failed, which ends the connection."""
         transport = self.transport
         if transport is None or not data:
-            return
-        write, outgoing = self._write_record, self._outgoing
+            return False
         try:
-            sent = write(data)
-            if sent == len(data):
-                transport.write(outgoing.read())
-                return
-            # One write makes one record, of 16 KiB at most.
-            records = [outgoing.read()]
-            with memoryview(data) as view:
-                while sent < len(data):
-                    sent += write(view[sent:])
-                    records.append(outgoing.read())
+            sent = self._write_record(data)
+            encrypted = self._outgoing.read()
+            if sent != len(data):
+                encrypted = self._write_rest(data, sent, encrypted)
         except ssl.SSLError as e:
             self._fail_tls(e)
-            return
-        transport.write(b"".join(records))
+            return False
+        if self._progress is not None:
+            return super().write(encrypted)
+        transport.write(encrypted)
+        if self._progress is not None:
+            self._layout = (len(data), len(encrypted))
+        return True
 
-    def _close_transport(self) -> None:
-        transport = self.transport
-        if self._established and transport is not None and not transport.is_closing():
+    def _write_rest(self, data: bytes, sent: int, first: bytes) -> bytes:
+        # OpenSSL makes one record a call, of 16 KiB at most.
+        records = [first]
+        with memoryview(data) as view:
+            while sent < len(data):
+                sent += self._write_record(view[sent:])
+                records.append(self._outgoing.read())
+        return b"".join(records)
+
+    def _unsent_stream(self, held: int) -> int:
+        return super()._unsent_stream(unsent_plain(held, *self._layout))
+
+    def drop_rest(self) -> None:
+        """Forget what was left unused, and discard what still comes."""
+        super().drop_rest()
+        self._hello = b""
+
+    def _say_goodbye(self, words: list[bytes]) -> None:
+        super()._say_goodbye(words)
+        if self._established:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()  # the client's own close alert is not waited for
-            if alert := self._outgoing.read():
-                transport.write(alert)
-        super()._close_transport()
+            self._speak()
 
     @property
     def tls_version(self) -> str:
         """The TLS version agreed on, such as `1.3`."""
         return (self._tls.version() or "").removeprefix("TLSv")
+
+
+def unsent_plain(unsent: int, plain: int, encrypted: int) -> int:
+    """Bytes that a client cannot decrypt if the end of a write does not reach it.
+
+    Args:
+        unsent: how many encrypted bytes at its end are missing; a record counts as a whole.
+        plain: bytes of the write before encryption.
+        encrypted: and after it.
+    """
+    if unsent <= 0 or not plain:
+        return 0
+    records = -(-plain // _RECORD)
+    overhead = (encrypted - plain) // records
+    last = plain - (records - 1) * _RECORD
+    if unsent <= last + overhead:
+        return last
+    more = -(-(unsent - last - overhead) // (_RECORD + overhead))
+    return min(last + more * _RECORD, plain)
 
 
 def _record_length(record: bytes) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pyderp.aio.login import LoginStage
 from pyderp.aio.protocol import RelayProtocol
-from pyderp.aio.reading import Stage
-from pyderp.wire.websocket import WebSocketServer
+from pyderp.aio.reading import Stage, closed_stage
+from pyderp.relay.ending import EndReason, How
+from pyderp.wire.websocket import WebSocketServer, unsent_payload
 
 __all__ = ["WebSocketStage"]
 
@@ -17,13 +18,15 @@ class WebSocketStage:
         protocol: the connection.
     """
 
-    __slots__ = ("_protocol", "_stream", "_websocket", "inner")
+    __slots__ = ("_protocol", "_stream", "_websocket", "_written", "inner")
 
     def __init__(self, protocol: RelayProtocol) -> None:
         self._protocol = protocol
         self._websocket = WebSocketServer()
         # An incomplete frame; message borders mean nothing to DERP.
         self._stream = bytearray()
+        # Bytes of the last write, if the kernel did not take all of it.
+        self._written = 0
         self.inner: Stage = LoginStage(protocol)
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
@@ -54,15 +57,26 @@ class WebSocketStage:
         self._websocket.send((greeting,))
         self._protocol.write(head + b"".join(self._websocket.data_to_send()))
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         """Write bytes of the stream, in messages of at most 32 KiB.
 
-        Once either side has begun to close nothing more goes out. The connection itself
-        ends in `__call__`, never here, where the router may be in the middle of a run.
+        Once either side has begun to close nothing more goes out, and this returns False. The
+        connection itself ends in `__call__`, never here, where the router may be in the middle
+        of a run.
         """
-        if self._websocket.is_open:
-            self._websocket.send(chunks)
-            self._protocol.write(b"".join(self._websocket.data_to_send()))
+        if not self._websocket.is_open:
+            return False
+        protocol = self._protocol
+        was_stalled = protocol.stalled
+        self._websocket.send(chunks)
+        written = protocol.write(b"".join(self._websocket.data_to_send()))
+        if protocol.stalled and not was_stalled:
+            self._written = sum(map(len, chunks))
+        return written
+
+    def unsent_size(self, outer: int) -> int:
+        """Bytes of the stream among the last `outer` bytes that `send` wrote."""
+        return unsent_payload(outer, self._written)
 
     def close(self, code: int = 1000, reason: str = "", *, head: bytes = b"") -> None:
         """Send a close frame, behind an HTTP answer; its own answer is not waited for."""
@@ -74,6 +88,13 @@ class WebSocketStage:
         self._protocol.write(b"".join(chunks))
         if b"" in chunks:
             # The closing handshake is complete, or failed.
-            if (error := self._websocket.error) is not None:
-                self._protocol.count_problem(error)
-            self._protocol.finish()
+            error = self._websocket.error
+            if error is None:
+                self._protocol.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
+            else:
+                self._protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(error))
+
+    def discard(self) -> None:
+        """Drop what it refers to: the connection refers to it, and each to itself otherwise."""
+        self._websocket.release()
+        self.inner = closed_stage

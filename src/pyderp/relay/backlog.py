@@ -65,7 +65,6 @@ class Backlog:
         "in_flight",
         "limit",
         "since",
-        "unsent",
     )
 
     def __init__(self, limit: int = SEND_QUEUE_BYTES) -> None:
@@ -80,10 +79,9 @@ class Backlog:
         """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
         self.since = 0.0
         """When it began to wait, on the router's clock."""
-        self.unsent = 0
-        """Bytes that the transport held when it said that it takes no more."""
         self.in_flight: list[tuple[int, int, bool]] = []
-        """The packets among them: bytes written behind each, its size, whether it is disco."""
+        """Packets that the kernel did not take yet: bytes written behind each, its size, whether
+        it is disco. They count as sent once it did."""
 
     def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
         """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind.

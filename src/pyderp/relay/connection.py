@@ -8,6 +8,7 @@ from pyderp.addresses import as_16_bytes, parse_ip
 from pyderp.defaults import NOT_HERE_BURST
 from pyderp.keys import NodePublic
 from pyderp.relay.backlog import Backlog
+from pyderp.relay.ending import EndReason, How
 from pyderp.wire.frames import PeerPresentFlags, pack_peer_present
 
 __all__ = ["Connection", "Sink"]
@@ -16,14 +17,27 @@ __all__ = ["Connection", "Sink"]
 class Sink(Protocol):
     """Where a connection's frames go: the transport, or a list in a test."""
 
-    def send(self, chunks: list[bytes]) -> None:
+    def send(self, chunks: list[bytes]) -> bool:
         """Write whole frames. The list is the caller's again afterwards.
 
         May call `Router.pause` for this connection when the kernel does not take all.
+
+        Returns:
+            False: nothing was written, as the connection is about to end.
         """
 
-    def close(self, reason: str) -> None:
-        """Unregister the connection and close it, now."""
+    def unsent_size(self) -> int:
+        """Bytes at the end of what `send` last wrote that the kernel did not take.
+
+        They are bytes of frames: those that TLS or a websocket added are not among them.
+        """
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        """Unregister the connection and close it.
+
+        Args:
+            detail: for the log; empty: the end is nothing to be logged.
+        """
 
 
 class Connection:

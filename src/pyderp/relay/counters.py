@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+from pyderp.relay.ending import EndReason
 from pyderp.relay.histogram import Histogram
 
 __all__ = ["Counters", "DropReason", "QueueTime"]
@@ -24,7 +25,7 @@ class DropReason(Enum):
     QUEUE_TAIL = "queue_tail"
     """No room could be made for the newest packet."""
     WRITE_ERROR = "write_error"
-    """The packet was with the transport when the connection failed."""
+    """The packet was with the transport when the connection ended; it does not count as sent."""
     DUP_CLIENT = "dup_client"
     """Several connections have the key and none is active; the default policy never gets there."""
     MESH_LINK_FULL = "mesh_link_full"
@@ -85,6 +86,7 @@ class Counters:
         "disco_received",
         "drops",
         "dup_client_conn_total",
+        "ends",
         "forwarder_delete_other_value",
         "got_ping",
         "home_connections",
@@ -115,6 +117,8 @@ class Counters:
     def __init__(self) -> None:
         self.accepts = 0
         self.bytes_received = 0
+        self.ends = dict.fromkeys(EndReason, 0)
+        """Connections that ended, by why."""
         self.bytes_sent = 0
         self.derp_accepts = 0
         self.disco_received = 0

@@ -22,6 +22,7 @@ from pyderp.keys import KEY_LEN
 from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
 from pyderp.relay.registry import Registry
 from pyderp.relay.runs import packets_at_the_end, recv_frame, split_run
@@ -67,40 +68,73 @@ class Router:
         if self.registry.watchers:
             self._tell_watchers(connection.present_frame())
 
-    def leave(self, connection: Connection, *, unsent: int = 0) -> None:
-        """Take out a connection, count what it did not get, and tell those who care.
+    def leave(self, connection: Connection, *, last_words: bool = False) -> list[bytes]:
+        """Take out a connection, count the packets that waited, and tell those who care.
+
+        Packets that its transport holds are counted when it is known what becomes of them:
+        `settle` must follow, at once or later.
 
         Args:
-            unsent: bytes that its transport held and never wrote.
+            last_words: the transport stays open until it has written what it holds. What this
+                turn of the loop brought is written, too.
+
+        Returns:
+            with `last_words`, frames that are no packets and waited, to be written last.
         """
+        if last_words and not connection.paused:
+            self._flush_one(connection)
         connection.has_left = True
-        self._count_undelivered(connection, unsent)
+        words = self._drop_waiting(connection)
         if connection.preferred:
             self.counters.home_connections -= 1
-        if not self.registry.remove(connection):
-            return
-        key = connection.key
+        if self.registry.remove(connection):
+            self._tell_departure(connection.key)
+        connection.sent_to = None
+        return words if last_words else []
+
+    def _tell_departure(self, key: bytes) -> None:
         if self.registry.watchers:
             self.counters.peer_gone_disconnected += len(self.registry.watchers)
             self._tell_watchers(_PEER_GONE_HEADER + key + _DISCONNECTED)
         if key not in self.forwarders:
             self._tell_left_region(key)
 
-    def _count_undelivered(self, connection: Connection, unsent: int) -> None:
+    def _drop_waiting(self, connection: Connection) -> list[bytes]:
+        """Count the packets that waited as dropped; returns the other frames that did."""
         for run in connection.out:
             self._drop_run(run, DropReason.GONE_DISCONNECTED)
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
-        if connection.backlog is not None:
-            # Counted as sent when they were handed over, and lost all the same.
-            for behind, size, disco in connection.backlog.in_flight:
-                if behind < unsent:
-                    self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
-            for frame, disco in connection.backlog.drain_packets():
-                size = len(frame) - PACKET_OVERHEAD
-                self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
-            connection.backlog = None
         connection.paused = True  # nothing may be handed to the sink any more
+        backlog = connection.backlog
+        if backlog is None:
+            return []
+        for frame, disco in backlog.drain_packets():
+            size = len(frame) - PACKET_OVERHEAD
+            self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
+        words, backlog.control = backlog.control, []
+        backlog.changes.clear()
+        if not backlog.in_flight:
+            connection.backlog = None
+        return words
+
+    def settle(self, connection: Connection, unsent: int) -> None:
+        """Count what the transport held: as sent, or as lost with the connection.
+
+        Args:
+            unsent: bytes at the end of it that the kernel never took.
+        """
+        backlog = connection.backlog
+        if backlog is None or not backlog.in_flight:
+            return
+        counters = self.counters
+        for behind, size, disco in backlog.in_flight:
+            if behind < unsent:
+                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+            else:
+                counters.packets_sent += 1
+                counters.bytes_sent += size
+        backlog.in_flight = []
 
     def _drop_run(self, run: bytes, reason: DropReason) -> None:
         for frame in split_run(run):
@@ -131,7 +165,7 @@ class Router:
         elif kind == FrameType.CLOSE_PEER:
             self._need_mesh(connection, kind)
             for target in self.registry.connections_of(payload):
-                target.sink.close("closed by a mesh peer")
+                target.sink.end(EndReason.MESH_PEER, How.NOW, "closed by a mesh peer")
         else:
             self.counters.unknown_frames += 1
 
@@ -290,7 +324,8 @@ class Router:
         # A full picture may always wait; more than that means the watcher does not read.
         if len(changes) > MAX_PENDING_CHANGES + len(self.registry.active):
             self.counters.watchers_closed += 1
-            watcher.sink.close("watcher does not keep up")
+            detail = "watcher does not keep up"
+            watcher.sink.end(EndReason.WATCHER_BEHIND, How.NOW, detail)
         else:
             self.touch(watcher)
 
@@ -349,17 +384,24 @@ class Router:
                 connection.out_bytes = connection.out_packets = 0
             self.counters.wrote(packets or len(out))
             connection.pong_pending = False
-            connection.sink.send(out)
-            if connection.paused:
-                self._note_in_flight(connection, out)
+            self._write(connection, out)
         if connection.backlog is not None and not connection.paused:
             self._drain(connection)
 
-    @staticmethod
-    def _note_in_flight(connection: Connection, written: list[bytes]) -> None:
-        backlog = connection.backlog
-        if backlog is not None:  # it may have left meanwhile
-            backlog.in_flight = packets_at_the_end(written, backlog.unsent)
+    def _write(self, connection: Connection, frames: list[bytes]) -> None:
+        """Write frames that were counted as sent; take back what the kernel did not take."""
+        sink, counters = connection.sink, self.counters
+        if sink.send(frames):
+            backlog = connection.backlog
+            if not connection.paused or backlog is None:
+                return
+            not_sent = backlog.in_flight = packets_at_the_end(frames, sink.unsent_size())
+        else:
+            not_sent = packets_at_the_end(frames, sum(map(len, frames)))
+            for _, size, disco in not_sent:
+                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+        counters.packets_sent -= len(not_sent)
+        counters.bytes_sent -= sum(size for _, size, _ in not_sent)
 
     def pause(self, connection: Connection, unsent: int) -> None:
         """The kernel takes no more for a connection.
@@ -371,9 +413,7 @@ class Router:
         if connection.backlog is None:
             connection.backlog = Backlog()
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
-        connection.backlog.unsent = unsent
         connection.backlog.since = self.clock()
-        connection.backlog.in_flight = []
         if connection.out:
             self._queue_out(connection, connection.backlog)
 
@@ -392,6 +432,7 @@ class Router:
     def resume(self, connection: Connection) -> None:
         """The kernel took all; write what waits."""
         connection.paused = False
+        self.settle(connection, 0)
         self._drain(connection)
 
     def _drain(self, connection: Connection) -> None:
@@ -410,9 +451,7 @@ class Router:
             if batch.changes:
                 loops += 1
                 counters.mesh_update_batch_size.observe(batch.changes)
-            connection.sink.send(batch.chunks)
-            if connection.paused:
-                self._note_in_flight(connection, batch.chunks)
+            self._write(connection, batch.chunks)
         if loops:
             counters.mesh_update_loop_count.observe(loops)
         if not connection.paused:

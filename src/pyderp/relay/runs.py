@@ -34,8 +34,7 @@ def split_run(run: bytes) -> Iterator[bytes]:
 def packets_at_the_end(written: list[bytes], unsent: int) -> list[tuple[int, int, bool]]:
     """The packets that the last `unsent` bytes of a write belong to, last first.
 
-    Numbers and not the frames, because the transport has its own copy of those. Under TLS
-    or in a websocket they are off by the bytes that these add.
+    Numbers and not the frames, because the transport has its own copy of those.
 
     Returns:
         of each: how many bytes were written behind it, its size, whether it is disco.

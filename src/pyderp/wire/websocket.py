@@ -21,13 +21,18 @@ from websockets.utils import accept_key
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.http import Request, Response, text_response
 
-__all__ = ["WebSocketServer", "refuse_handshake", "websocket_accept"]
+__all__ = ["WebSocketServer", "refuse_handshake", "unsent_payload", "websocket_accept"]
 
 MAX_SENT_MESSAGE: Final = 32 * 1024
 """Go's client accepts no larger message."""
 MAX_RECEIVED_MESSAGE: Final = 256 * 1024
 """Holds a full 64 KiB packet and what a client may batch with it."""
 SUBPROTOCOL: Final = "derp"
+# Headers of messages that a server sends (RFC 6455 §5.2).
+_SHORT_HEADER: Final = 2
+_MEDIUM_HEADER: Final = 4
+_MEDIUM: Final = 126
+"""Bytes of a message from which on its header has a length field of its own."""
 
 
 def refuse_handshake(request: Request) -> Response | None:
@@ -84,6 +89,22 @@ def _offers_derp(request: Request) -> bool:
         if any(name.lower() == SUBPROTOCOL for name in offered):
             return True
     return False
+
+
+def unsent_payload(unsent: int, payload: int) -> int:
+    """Bytes of the stream among the last `unsent` bytes of what `WebSocketServer.send` made.
+
+    Args:
+        unsent: bytes of messages that the peer does not get.
+        payload: bytes that were sent.
+    """
+    missing = 0
+    while payload and unsent > 0:
+        size = payload % MAX_SENT_MESSAGE or MAX_SENT_MESSAGE
+        missing += min(size, unsent)
+        unsent -= size + (_SHORT_HEADER if size < _MEDIUM else _MEDIUM_HEADER)
+        payload -= size
+    return missing
 
 
 class WebSocketServer:
@@ -144,6 +165,9 @@ class WebSocketServer:
     def error(self) -> Exception | None:
         """What the peer did wrong, if it did."""
         return self._text or self._protocol.parser_exc
+
+    def release(self) -> None:
+        """Drop what refers to itself; it is not used again."""
 
     def data_to_send(self) -> list[bytes]:
         """What to write, in order."""

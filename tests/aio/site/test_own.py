@@ -26,6 +26,7 @@ def test_counters_end_in_total_and_gauges_do_not() -> None:
 def test_parts_that_are_off_are_missing() -> None:
     assert set(gather(bare())) == {
         "pyderp_connections",
+        "pyderp_connections_ended_total",
         "pyderp_protocol_errors_total",
         "pyderp_watchers_closed_total",
     }

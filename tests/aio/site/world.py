@@ -19,6 +19,7 @@ from pyderp.config import DebugAccess
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
 from pyderp.relay.limits import RateConfig, RateLimit
 from pyderp.relay.router import Router
 from pyderp.wire.http import Request, Response, StreamedResponse
@@ -45,10 +46,13 @@ def ask(
 class NullSink:
     """Where frames end."""
 
-    def send(self, chunks: list[bytes]) -> None:
-        pass
+    def send(self, chunks: list[bytes]) -> bool:
+        return True
 
-    def close(self, reason: str) -> None:
+    def unsent_size(self) -> int:
+        return 0
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         pass
 
 

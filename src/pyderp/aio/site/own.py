@@ -36,6 +36,12 @@ def own_series(facts: Facts) -> Iterator[Series]:
         counters.protocol_errors,
     )
     yield Series(
+        "pyderp_connections_ended_total",
+        "Connections that ended, by why.",
+        {(reason.value,): count for reason, count in counters.ends.items()},
+        ("reason",),
+    )
+    yield Series(
         "pyderp_watchers_closed_total",
         "Mesh peers closed as too many presence changes waited for them.",
         counters.watchers_closed,
