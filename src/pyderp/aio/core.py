@@ -22,6 +22,7 @@ from pyderp.wire.upgrade import switching_protocols
 
 if TYPE_CHECKING:
     from pyderp.admission.gate import Gate
+    from pyderp.aio.deadpath import PathWatch
     from pyderp.aio.health import HealthTeller
     from pyderp.aio.limits import Limits
     from pyderp.aio.rtt import RttSampler
@@ -111,6 +112,7 @@ class Core:
         self.limits: Limits | None = None
         self.health: HealthTeller | None = None
         self.rtt: RttSampler | None = None
+        self.paths: PathWatch | None = None
         self.trusted: tuple[Network, ...] = ()
         """Peers whose word on the client's address is taken."""
         self.server_name = b""
@@ -176,6 +178,8 @@ class Core:
             protocol.on_timer(now)
         if self.rtt is not None:
             self.rtt.tick(now)
+        if self.paths is not None:
+            self.paths.tick(now)
         if self.health is not None:
             self.health.tick(now)
         if self.router.touched:

@@ -97,7 +97,6 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             tune(
                 sock,
                 keepalive_time=config.tcp_keepalive_time,
-                user_timeout=config.tcp_user_timeout,
                 notsent_lowat=config.tcp_notsent_lowat,
             )
         undo.pop_all()

@@ -15,6 +15,7 @@ from pyderp.admission.verdict import Applicant
 from pyderp.aio.accept import AcceptGate
 from pyderp.aio.bootstrap import BootstrapDNS
 from pyderp.aio.core import Core
+from pyderp.aio.deadpath import PathWatch
 from pyderp.aio.health import HealthTeller
 from pyderp.aio.limits import Limits
 from pyderp.aio.listeners import Listeners
@@ -71,6 +72,8 @@ class Parts:
         if config.rate_config is not None:
             core.limits = Limits(core, config.rate_config)
             self._closing.callback(core.limits.close)
+        if config.tcp_user_timeout > 0:
+            core.paths = PathWatch(core, config.tcp_user_timeout)
         if config.rtt_stats:
             core.rtt = RttSampler(core)
         if config.admission.any:

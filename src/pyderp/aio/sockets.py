@@ -179,14 +179,11 @@ def _reason(error: OSError, if_taken: str) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def tune(
-    sock: socket.socket, *, keepalive_time: float, user_timeout: float, notsent_lowat: int
-) -> None:
+def tune(sock: socket.socket, *, keepalive_time: float, notsent_lowat: int) -> None:
     """Set the options of a listening socket that Linux hands on to each accepted one.
 
     Args:
         keepalive_time: seconds of silence before the first keepalive probe; 0: none.
-        user_timeout: seconds that sent data may stay unacknowledged; 0: the system's.
         notsent_lowat: bytes that the kernel holds unsent before it takes no more; 0: the system's.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -197,8 +194,6 @@ def tune(
         _set_tcp(sock, "TCP_KEEPIDLE", max(1, keepalive_time))
         _set_tcp(sock, "TCP_KEEPINTVL", TCP_KEEPALIVE_INTERVAL)
         _set_tcp(sock, "TCP_KEEPCNT", TCP_KEEPALIVE_PROBES)
-    if user_timeout > 0:
-        _set_tcp(sock, "TCP_USER_TIMEOUT", user_timeout * 1000)
     if notsent_lowat > 0:
         _set_tcp(sock, "TCP_NOTSENT_LOWAT", notsent_lowat)
 

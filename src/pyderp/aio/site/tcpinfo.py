@@ -9,11 +9,22 @@ import sys
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-__all__ = ["NON_TCP", "HasOptions", "TCPInfo", "rtt_label", "rtt_sample", "tcp_info"]
+__all__ = [
+    "NON_TCP",
+    "HasOptions",
+    "TCPInfo",
+    "Unanswered",
+    "rtt_label",
+    "rtt_sample",
+    "tcp_info",
+    "unanswered",
+]
 
 # Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_received 128 (u64),
 # tcpi_bytes_sent 200 (u64).
 _FIELDS: Final = struct.Struct("=68xI56xQ64xQ")
+# tcpi_retransmits 2 (u8), tcpi_probes 3 (u8), tcpi_last_ack_recv 56 (u32, milliseconds).
+_ANSWERS: Final = struct.Struct("=2xBB52xI")
 _OPTION: Final = getattr(socket, "TCP_INFO", 11)
 _RTT_LABELS: Final = (
     (0.010, "10ms"),
@@ -62,17 +73,46 @@ def tcp_info(transport: asyncio.BaseTransport | None) -> TCPInfo | None:
     return None if sock is None else _ask(sock)
 
 
-def _ask(sock: HasOptions) -> TCPInfo | None:
-    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """What the kernel waits for on one connection, at one moment."""
+
+    sent_again: bool
+    """It sent data again, or probed a closed window, and had no answer since."""
+
+    last_answer: float
+    """Seconds since the last acknowledgement."""
+
+
+def unanswered(transport: asyncio.BaseTransport | None) -> Unanswered | None:
+    """What the kernel waits for on a transport's socket; `None` as in `tcp_info`."""
+    if transport is None or transport.is_closing():
         return None
-    try:
-        data = sock.getsockopt(socket.IPPROTO_TCP, _OPTION, _FIELDS.size)
-    except OSError:
-        return None  # closed meanwhile
-    if len(data) < _FIELDS.size:
+    sock: HasOptions | None = transport.get_extra_info("socket")
+    data = None if sock is None else _option(sock, _ANSWERS.size)
+    if data is None:
+        return None
+    retransmits, probes, last_answer = _ANSWERS.unpack(data)
+    return Unanswered(bool(retransmits or probes), last_answer / 1e3)
+
+
+def _ask(sock: HasOptions) -> TCPInfo | None:
+    data = _option(sock, _FIELDS.size)
+    if data is None:
         return None
     rtt, received, sent = _FIELDS.unpack(data)
     return TCPInfo(rtt / 1e6, sent, received)
+
+
+def _option(sock: HasOptions, size: int) -> bytes | None:
+    """The first `size` bytes of `struct tcp_info`."""
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        data = sock.getsockopt(socket.IPPROTO_TCP, _OPTION, size)
+    except OSError:
+        return None  # closed meanwhile
+    return data if len(data) == size else None
 
 
 def rtt_sample(sock: HasOptions) -> float | None:

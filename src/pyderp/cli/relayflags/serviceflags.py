@@ -259,7 +259,7 @@ CONNECTION_FLAGS: Final = (
         panel=_CONNECTIONS,
         default=defaults.TCP_USER_TIMEOUT,
         setting="tcp_user_timeout",
-        help="TCP_USER_TIMEOUT of connections. 0: the system's.",
+        help="End connections whose kernel acknowledges nothing for so long. 0: the system's time.",
     ),
     Flag(
         name="tcp-write-timeout",
