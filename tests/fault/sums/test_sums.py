@@ -1,0 +1,183 @@
+"""Sent = delivered + dropped, to the packet, whatever clients and signals do to the relay.
+
+`run.py` has the equations. Every packet's source, order and content is checked, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from pyderp.keys import NodePrivate, NodePublic
+
+from .conftest import Sums
+from .peer import BOUND, Peer
+from .run import Run
+
+
+def test_steady_traffic(sums: Sums) -> None:
+    async def scenario(run: Run) -> None:
+        async with run.canaries(2):
+            peers = await run.some_peers(4)
+            keys = [peer.key for peer in peers]
+            await asyncio.gather(*(run.blast(peer, keys) for peer in peers))
+        await run.end()
+
+    sums(scenario)
+
+
+def test_logins_and_logouts_under_traffic(sums: Sums) -> None:
+    """Keys come, go and have several connections; some leave politely, some do not."""
+
+    async def come_and_go(run: Run, keys: list[NodePrivate]) -> None:
+        for _ in run.rounds(10):
+            peer = await run.peer(run.rng.choice(keys), 64 * 1024)
+            await run.blast(
+                peer, [key.public for key in keys], rounds=run.rng.randrange(8)
+            )
+            end = run.rng.choice((peer.leave, peer.leave, peer.leave, peer.close, peer.reset))
+            if (ending := end()) is not None:
+                await ending
+
+    async def scenario(run: Run) -> None:
+        keys = [run.key() for _ in range(6)]
+        run.ledger.shared_keys |= {key.public.raw for key in keys}
+        destinations = [key.public for key in keys]
+        async with run.canaries():
+            steady = await run.some_peers(2)
+            await asyncio.gather(
+                *(come_and_go(run, keys) for _ in range(4)),
+                *(run.blast(peer, destinations, rounds=150) for peer in steady),
+            )
+        await run.end()
+
+    sums(scenario)
+
+
+def test_clients_that_log_out_politely_under_traffic_lose_nothing(sums: Sums) -> None:
+    async def come_and_go(run: Run, key: NodePrivate) -> None:
+        for _ in run.rounds(12):
+            peer = await run.peer(key)
+            await run.blast(peer, [key.public], rounds=run.rng.randrange(8))
+            await peer.leave()
+
+    async def scenario(run: Run) -> None:
+        keys = [run.key() for _ in range(4)]
+        run.ledger.shared_keys |= {key.public.raw for key in keys}
+        steady = await run.some_peers(2)
+        destinations = [key.public for key in keys]
+        await asyncio.gather(
+            *(come_and_go(run, key) for key in keys),
+            *(run.blast(peer, destinations, rounds=150) for peer in steady),
+        )
+        await run.end()
+
+    sums(scenario)
+
+
+async def overrun(run: Run, senders: list[Peer], stalled: list[Peer]) -> None:
+    """Send until packets of each kind were dropped for clients that do not read."""
+    keys = [peer.key for peer in stalled]
+    enough = False
+
+    async def look() -> None:
+        nonlocal enough
+        while not enough:
+            totals = await run.relay.totals()
+            enough = sum(totals.dropped.values()) > 20 * len(stalled)
+
+    async def send(sender: Peer) -> None:
+        while not enough:
+            for key in keys:
+                disco = run.rng.random() < 0.3
+                await sender.send_run(key, [run.rng.randint(82, 64 * 1024)], disco=disco)
+            await sender.ping()
+
+    await asyncio.gather(look(), *map(send, senders))
+
+
+async def until_left(run: Run, count: int) -> None:
+    """Wait until the relay has so many clients."""
+    async with asyncio.timeout(BOUND):
+        while await run.relay.clients() > count:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.02)
+
+
+def test_stalled_readers_that_read_on(sums: Sums) -> None:
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        async with run.canaries():
+            for _ in run.rounds(1):
+                stalled = await run.some_peers(4, 16 * 1024)
+                for peer in stalled:
+                    peer.stop_reading()
+                await overrun(run, senders, stalled)
+                for peer in stalled:
+                    peer.read_on()
+                await run.check()
+                for peer in stalled:
+                    await peer.leave()
+        await run.end()
+
+    sums(scenario, "--tcp-write-timeout=30")
+
+
+def test_stalled_readers_that_the_relay_cuts(sums: Sums) -> None:
+    """What the kernel took, they find when they read on at last."""
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        async with run.canaries():
+            for _ in run.rounds(1):
+                stalled = await run.some_peers(4, 16 * 1024)
+                for peer in stalled:
+                    peer.stop_reading()
+                await overrun(run, senders, stalled)
+                await until_left(run, 4)
+                for peer in stalled:
+                    await peer.until_end()
+                await run.check()
+        await run.end()
+
+    sums(scenario, "--tcp-write-timeout=0.5")
+
+
+def test_slow_readers(sums: Sums) -> None:
+    async def scenario(run: Run) -> None:
+        async with run.canaries():
+            senders = await run.some_peers(2)
+            slow = await run.some_peers(6, 4096)
+            for peer in slow:
+                peer.read_slowly(20_000, 2000)
+            for _ in run.rounds(1):
+                await overrun(run, senders, slow)
+            for peer in slow:
+                peer.read_on()
+        await run.end()
+
+    sums(scenario)
+
+
+def test_resets_in_mid_traffic(sums: Sums) -> None:
+    async def come_and_break(run: Run, key: NodePrivate, others: list[NodePublic]) -> None:
+        for _ in run.rounds(10):
+            peer = await run.peer(key, 64 * 1024)
+            if run.rng.random() < 0.5:
+                peer.stop_reading()
+                await peer.send_run(run.rng.choice(others), run.sizes())
+            else:
+                await run.blast(peer, others, rounds=run.rng.randrange(10))
+            peer.reset()
+
+    async def scenario(run: Run) -> None:
+        async with run.canaries(2):
+            steady = await run.some_peers(3)
+            keys = [run.key() for _ in range(3)]
+            run.ledger.shared_keys |= {key.public.raw for key in keys}
+            everybody = [*(peer.key for peer in steady), *(key.public for key in keys)]
+            await asyncio.gather(
+                *(come_and_break(run, key, everybody) for key in keys),
+                *(run.blast(peer, everybody, rounds=150) for peer in steady),
+            )
+        await run.end()
+
+    sums(scenario)
