@@ -44,9 +44,7 @@ class Stamp:
     def packet(self) -> bytes:
         """The whole packet."""
         magic = DISCO_MAGIC if self.disco else _DATA_MAGIC
-        head = _HEAD.pack(
-            magic, self.sender, self.source, self.destination, self.number, self.size
-        )
+        head = _HEAD.pack(magic, self.sender, self.source, self.destination, self.number, self.size)
         digest = blake2b(head, digest_size=32).digest()
         rest = self.size - HEAD_SIZE
         return head + (digest * (rest // len(digest) + 1))[:rest]
@@ -115,7 +113,9 @@ class Ledger:
         self.stamped.add(size)
         return Stamp(sender, source.raw, destination.raw, disco, number, size)
 
-    def deliver(self, receiver: int, key: NodePublic, source: NodePublic, packet: bytes) -> Stamp | None:
+    def deliver(
+        self, receiver: int, key: NodePublic, source: NodePublic, packet: bytes
+    ) -> Stamp | None:
         """Check a packet that a connection got, and count it."""
         self.delivered.add(len(packet))
         stamp = Stamp.read(packet)

@@ -190,11 +190,10 @@ class Peer:
                 frames.append(pack_send_packet(destination, stamp.packet()))
             return await self._write(self.stack.wrap(b"".join(frames)))
 
-    async def write_raw(self, data: bytes, *, below: bool = False) -> bool:
-        """Write bytes as they are into the DERP stream, or in place of what carries it."""
+    async def write_raw(self, data: bytes) -> bool:
+        """Write bytes into the socket as they are."""
         async with self._writing:
-            wrap = self.stack.wrap_below if below else self.stack.wrap
-            return await self._write(wrap(data))
+            return await self._write(data)
 
     async def ping(self) -> bool:
         """Wait until the relay has acted on all that was sent before; gives whether it has."""

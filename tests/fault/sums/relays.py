@@ -149,7 +149,9 @@ class CountedRelay:
             reader, writer = await asyncio.open_connection(
                 *self.address, ssl=context, server_hostname=NAME if context else None
             )
-            writer.write(b"GET /debug/vars HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            writer.write(
+                b"GET /debug/vars HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+            )
             answer = await reader.read(-1)
             writer.close()
             with contextlib.suppress(OSError):

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from pyderp.keys import NodePrivate, NodePublic
 
 from .conftest import Sums
+from .junk import JUNK, Junk, garble
 from .peer import BOUND, Peer
 from .run import Run
 
@@ -31,9 +33,7 @@ def test_logins_and_logouts_under_traffic(sums: Sums) -> None:
     async def come_and_go(run: Run, keys: list[NodePrivate]) -> None:
         for _ in run.rounds(10):
             peer = await run.peer(run.rng.choice(keys), 64 * 1024)
-            await run.blast(
-                peer, [key.public for key in keys], rounds=run.rng.randrange(8)
-            )
+            await run.blast(peer, [key.public for key in keys], rounds=run.rng.randrange(8))
             end = run.rng.choice((peer.leave, peer.leave, peer.leave, peer.close, peer.reset))
             if (ending := end()) is not None:
                 await ending
@@ -113,7 +113,6 @@ def test_stalled_readers_that_read_on(sums: Sums) -> None:
                 await overrun(run, senders, stalled)
                 for peer in stalled:
                     peer.read_on()
-                await run.check()
                 for peer in stalled:
                     await peer.leave()
         await run.end()
@@ -135,7 +134,6 @@ def test_stalled_readers_that_the_relay_cuts(sums: Sums) -> None:
                 await until_left(run, 4)
                 for peer in stalled:
                     await peer.until_end()
-                await run.check()
         await run.end()
 
     sums(scenario, "--tcp-write-timeout=0.5")
@@ -181,3 +179,122 @@ def test_resets_in_mid_traffic(sums: Sums) -> None:
         await run.end()
 
     sums(scenario)
+
+
+def test_junk_of_other_clients(sums: Sums) -> None:
+    """Clients that break the protocol, while they are sent to, harm only themselves."""
+
+    async def spoil(run: Run, junk: Junk, key: NodePrivate, others: list[NodePublic]) -> None:
+        peer = await run.peer(key, 64 * 1024)
+        peer.spoilt = True
+        await peer.send_run(run.rng.choice(others), run.sizes())
+        await peer.ping()
+        await peer.write_raw(junk.bytes_for(peer, run.rng))
+        if junk.hangs_up:
+            peer.close()
+        else:
+            await peer.until_end()
+
+    async def scenario(run: Run) -> None:
+        done = False
+        async with run.canaries():
+            steady = await run.some_peers(2)
+            kinds = [junk for junk in JUNK if run.kind in junk.kinds]
+            keys = [run.key() for _ in kinds]
+            everybody = [*(peer.key for peer in steady), *(key.public for key in keys)]
+            sending = [
+                asyncio.create_task(run.blast(peer, everybody, rounds=10_000, stop=lambda: done))
+                for peer in steady
+            ]
+            for _ in run.rounds(1):
+                await asyncio.gather(
+                    *(garble(run) for _ in range(4)),
+                    *(
+                        spoil(run, junk, key, everybody)
+                        for junk, key in zip(kinds, keys, strict=True)
+                    ),
+                )
+            done = True
+            await asyncio.gather(*sending)
+        await run.end()
+
+    sums(scenario)
+
+
+def test_running_out_of_file_descriptors(sums: Sums) -> None:
+    """Connections that cannot be served are closed at once, and nobody else loses a packet."""
+
+    async def scenario(run: Run) -> None:
+        done = False
+        async with run.canaries():
+            steady = await run.some_peers(2)
+            keys = [peer.key for peer in steady]
+            sending = [
+                asyncio.create_task(run.blast(peer, keys, rounds=10_000, stop=lambda: done))
+                for peer in steady
+            ]
+            for _ in run.rounds(2):
+                crowd = [run.new_peer() for _ in range(60)]
+                await asyncio.gather(
+                    *(peer.connect(run.relay.address) for peer in crowd), return_exceptions=True
+                )
+                turned_away = [peer for peer in crowd if peer.end]
+                assert turned_away, "the relay took all of them"
+                for peer in crowd:
+                    await (peer.until_end() if peer.end else peer.leave())
+            done = True
+            await asyncio.gather(*sending)
+        await run.end()
+
+    sums(scenario, files=64)
+
+
+def test_a_relay_that_is_stopped_and_goes_on(sums: Sums) -> None:
+    """SIGSTOP until its clients can send no more, and SIGCONT."""
+
+    async def scenario(run: Run) -> None:
+        async with run.canaries():
+            peers = await run.some_peers(4)
+            keys = [peer.key for peer in peers]
+            for _ in run.rounds(2):
+                await asyncio.gather(*(run.blast(peer, keys, rounds=10) for peer in peers))
+                run.relay.signal(signal.SIGSTOP)
+                sending = [asyncio.create_task(run.blast(peer, keys, rounds=100)) for peer in peers]
+                # Each waits for the answer to a ping.
+                await until_still(run)
+                run.relay.signal(signal.SIGCONT)
+                await asyncio.gather(*sending)
+        await run.end()
+
+    sums(scenario)
+
+
+def test_a_stop_under_load_loses_nothing_that_counts_as_sent(sums: Sums) -> None:
+    """SIGTERM while all clients send: each gets all packets, a clean end, and is told of it."""
+
+    async def scenario(run: Run) -> None:
+        peers = await run.some_peers(8)
+        keys = [peer.key for peer in peers]
+        sending = [
+            asyncio.create_task(run.blast(peer, keys, rounds=1_000_000, pings=False))
+            for peer in peers
+        ]
+        async with asyncio.timeout(BOUND):
+            while run.ledger.delivered.packets < 500:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
+        run.relay.signal(signal.SIGTERM)
+        await asyncio.gather(*(peer.until_end() for peer in peers), *sending)
+        totals = await run.relay.ends()
+        run.check_totals(totals)
+        assert [peer for peer in peers if peer.end != "eof"] == []
+        assert [peer for peer in peers if peer.restarting is None] == []
+
+    sums(scenario, "--drain=1")
+
+
+async def until_still(run: Run) -> None:
+    """Wait until no client sends anything any more."""
+    before = -1
+    while before != run.ledger.stamped.packets:
+        before = run.ledger.stamped.packets
+        await asyncio.sleep(0.1)
