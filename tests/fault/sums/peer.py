@@ -131,15 +131,24 @@ class Peer:
 
     async def leave(self) -> None:
         """Send no more, say so, and read to the end."""
-        async with self._writing:
-            await self._write(self.stack.close())
-            if self.kind == "plain" and not self.end:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_WR)
+        await self.say_goodbye()
         await self.until_end()
         if self.end == "eof":
             # Nobody but us ended it, so the relay read all that stood before our goodbye.
             self._count_arrived(self.sent)
+
+    async def say_goodbye(self) -> None:
+        """Tell the relay that nothing more will come, in the way that the kind has."""
+        async with self._writing:
+            await self._write(self.stack.close())
+        if self.kind == "plain":
+            self.close_half()
+
+    def close_half(self) -> None:
+        """Have the kernel say that nothing more will come."""
+        if not self.end:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
 
     async def until_end(self) -> None:
         """Read until the relay ends the connection, and close."""
