@@ -23,12 +23,12 @@ _WAYS: Final = [
     ("plain", "uvloop"),
     ("tls", "asyncio"),
     ("websocket", "uvloop"),
-    ("websocket over tls", "asyncio"),
 ]
 _MORE_WAYS: Final = [
     ("plain", "asyncio"),
     ("tls", "uvloop"),
     ("websocket", "asyncio"),
+    ("websocket over tls", "asyncio"),
     ("websocket over tls", "uvloop"),
 ]
 """With plenty of time each way runs on each loop."""

@@ -86,6 +86,8 @@ class Peer:
         self._ended = asyncio.Event()
         self._pongs: dict[bytes, asyncio.Future[None]] = {}
         self._reading: asyncio.Task[None] | None = None
+        self._write_rest: asyncio.Future[None] | None = None
+        self._was_reset = False
 
     # Life
 
@@ -166,8 +168,10 @@ class Peer:
             self._finish("closed here")
         if self._reading is not None:
             self._reading.cancel()
+        if self._write_rest is not None:
+            self._write_rest.cancel()
         if self._socket.fileno() >= 0:
-            # At once, as the next socket may get its number before the reader is cancelled.
+            # At once, as the next socket may get its number before both are cancelled.
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._socket)
             loop.remove_writer(self._socket)
@@ -227,14 +231,30 @@ class Peer:
         self._arrived = sent
 
     async def _write(self, data: bytes) -> bool:
+        """Write; gives whether the kernel took all. Why not, the reader finds out."""
         if not data or self.end:
             return False
         try:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
-        except OSError:
-            # Why it ended the reader finds out, behind what is still to be read.
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as e:
+            self._note_reset(e)
             return False
-        return True
+        if sent == len(data):
+            return True
+        rest = asyncio.get_running_loop().sock_sendall(self._socket, memoryview(data)[sent:])
+        self._write_rest = asyncio.ensure_future(rest)
+        await asyncio.wait([self._write_rest])
+        if self._write_rest.cancelled():
+            return False
+        self._note_reset(self._write_rest.exception())
+        return self._write_rest.exception() is None
+
+    def _note_reset(self, error: BaseException | None) -> None:
+        # The kernel tells of a reset once: the reader would only see an end then. A reset
+        # behind the relay's FIN is another error, and takes nothing away.
+        self._was_reset |= isinstance(error, ConnectionResetError)
 
     # In
 
@@ -245,7 +265,8 @@ class Peer:
                 await self._may_read.wait()
                 data = await loop.sock_recv(self._socket, self._read_size)
                 if not data:
-                    self._finish("eof")
+                    self.may_lose |= self._was_reset
+                    self._finish("ConnectionResetError" if self._was_reset else "eof")
                     return
                 messages, answers = self.stack.receive(data)
                 for message in messages:

@@ -12,6 +12,9 @@ from .steps import overrun, until_left, until_still
 _SMALL_BUFFER = 4096
 """Of the client's kernel: what is sent stays with the relay's."""
 
+_BUSY_FOR = 0.5
+"""Seconds from the beginning of a stop until a client reads on, well within the drain."""
+
 
 def test_what_the_transport_held_when_the_relay_cut_a_client_is_dropped_and_not_sent(
     sums: Sums,
@@ -61,6 +64,8 @@ def test_a_packet_that_comes_with_the_end_of_its_destination(sums: Sums) -> None
         (sender,) = await run.some_peers(1)
         for _ in run.rounds(5):
             leaving = await run.peer()
+            # epoll tells of the sender first, as it was the last to be heard of.
+            await sender.ping()
             run.relay.signal(signal.SIGSTOP)
             await sender.send(leaving.key, 200)
             leaving.close_half()
@@ -89,6 +94,7 @@ def test_a_stop_takes_nothing_from_a_client_that_is_sending(sums: Sums) -> None:
         await until_still(run)
         run.relay.signal(signal.SIGTERM)
         run.relay.signal(signal.SIGCONT)
+        await asyncio.sleep(_BUSY_FOR)
         busy.read_on()
         await asyncio.gather(busy.until_end(), sending)
         totals = await run.relay.ends()
@@ -99,7 +105,7 @@ def test_a_stop_takes_nothing_from_a_client_that_is_sending(sums: Sums) -> None:
 
 
 def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
-    """It reads on as soon as the relay stops: Restarting and a clean end are among what comes."""
+    """It reads on soon after the relay began to stop: Restarting and a clean end come, too."""
 
     async def scenario(run: Run) -> None:
         (sender,) = await run.some_peers(1)
@@ -109,6 +115,7 @@ def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
         await sender.leave()
         run.relay.signal(signal.SIGTERM)
         await asyncio.to_thread(run.relay.wait_for, "SIGTERM: stopping")
+        await asyncio.sleep(_BUSY_FOR)
         await stalled.until_end()
         totals = await run.relay.ends()
         assert stalled.restarting is not None
@@ -116,3 +123,27 @@ def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
         run.check_totals(totals)
 
     sums(scenario, "--drain=2", "--tcp-write-timeout=30")
+
+
+def test_a_slow_reader_that_goes_on_reading_lives(sums: Sums) -> None:
+    """Its kernel's window is closed most of the time, for longer than the timeout at a time."""
+
+    async def scenario(run: Run) -> None:
+        done = False
+        (sender,) = await run.some_peers(1)
+        slow = await run.some_peers(4, 128 * 1024)
+        for peer in slow:
+            peer.read_slowly(40_000, 4000)
+        sending = asyncio.create_task(
+            run.blast(sender, [peer.key for peer in slow], rounds=10**9, stop=lambda: done)
+        )
+        await asyncio.sleep(8)
+        done = True
+        await sending
+        ended = [peer for peer in slow if peer.end]
+        for peer in slow:
+            peer.read_on()
+        assert ended == []
+        await run.end()
+
+    sums(scenario, "--tcp-user-timeout=1", "--tcp-write-timeout=10")
