@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from abc import ABC, abstractmethod
@@ -14,7 +15,6 @@ from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket_client import WebSocketClient
-
 from tests.aio.certificates import trusting_nobody
 from tests.aio.ways import NAME
 
@@ -94,10 +94,8 @@ class _Tls(_Layer):
 
     def close(self) -> bytes:
         if self._established:
-            try:
-                self._tls.unwrap()
-            except ssl.SSLError:
-                pass  # the peer's own alert is still to come
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()  # the relay's own alert is still to come
         return self._outgoing.read()
 
 
