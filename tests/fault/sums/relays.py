@@ -22,10 +22,11 @@ from tests.interop.life.support import _before_exec
 
 from .peer import BOUND
 
-__all__ = ["CountedRelay", "Totals", "counted_relay", "port_of"]
+__all__ = ["ROOT", "CountedRelay", "Totals", "counted_relay", "port_of"]
 
 _POLL: Final = 0.02
-_ROOT: Final = Path(__file__).parents[3]
+ROOT: Final = Path(__file__).parents[3]
+"""Where `python -m tests…` is started."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class CountedRelay:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=_ROOT,
+                cwd=ROOT,
                 env=environment(SUMS_COUNTERS=str(self._counters)),
                 preexec_fn=_before_exec((), files),
             )

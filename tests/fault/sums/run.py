@@ -16,7 +16,7 @@ from .packets import HEAD_SIZE, Count, Ledger
 from .peer import BOUND, Peer
 from .relays import CountedRelay, Totals
 
-__all__ = ["Run"]
+__all__ = ["LARGEST", "Run"]
 
 _POLL: Final = 0.02
 _STILL: Final = 20
@@ -27,7 +27,8 @@ _RELAY_HOLDS: Final = 512 * 1024
 write beyond it; what it has sent and not got acknowledged is bounded by the client's buffer."""
 _CANARY_BYTES: Final = 16 * 1024
 _SMALL: Final = 300
-_LARGEST: Final = 64 * 1024
+LARGEST: Final = 64 * 1024
+"""Bytes of the largest packet."""
 
 
 class Run:
@@ -82,7 +83,7 @@ class Run:
     def sizes(self) -> list[int]:
         """Sizes of packets that leave in one write: mostly few and small."""
         if self.rng.random() < 0.1:
-            return [self.rng.randint(HEAD_SIZE, _LARGEST)]
+            return [self.rng.randint(HEAD_SIZE, LARGEST)]
         count = self.rng.choice((1, 1, 2, 4, 16))
         return [self.rng.randint(HEAD_SIZE, _SMALL) for _ in range(count)]
 
@@ -92,16 +93,20 @@ class Run:
         destinations: Sequence[NodePublic],
         *,
         rounds: int = 40,
+        lasting: bool = False,
         stop: Callable[[], bool] = lambda: False,
         pings: bool = True,
     ) -> None:
         """Send without regard to what gets through, until the connection ends at the latest.
 
         Args:
+            rounds: writes, of some packets each.
+            lasting: of the main traffic of a run, which goes on for as long as it is to last.
+            stop: asked before each round.
             pings: wait for the relay now and then, so that its drops stay few; else only the
                 kernel slows it down.
         """
-        for number in self.rounds(rounds):
+        for number in self.rounds(rounds) if lasting else range(rounds):
             if stop():
                 break
             destination = self.rng.choice(destinations)
@@ -192,6 +197,7 @@ class Run:
             if not peer.end:
                 await peer.leave()
         before = await self.check()
+        assert await self.relay.clients() == 0
         self.relay.signal(signal.SIGTERM)
         after = await self.relay.ends()
         assert after == before, f"before the stop: {before}\nafter it: {after}"
@@ -208,6 +214,8 @@ class Run:
         received = Count(totals.received, totals.bytes_received)
         if not (ledger.arrived <= received <= ledger.stamped):
             found.append(f"received {received} is not within {ledger.arrived}, {ledger.stamped}")
+        if ledger.arrived == ledger.stamped and totals.disco_received != ledger.stamped_disco:
+            found.append(f"disco: received {totals.disco_received} of {ledger.stamped_disco}")
         lost = Count(totals.sent, totals.bytes_sent) - ledger.delivered
         allowed = self._allowed()
         if not Count() <= lost or lost.bytes > allowed or (lost.packets and not allowed):
@@ -215,6 +223,9 @@ class Run:
                 f"sent − delivered = {lost.packets} packets, {lost.bytes} bytes; "
                 f"the kernel may have kept {allowed} bytes of connections that were reset"
             )
+        disco_lost = totals.disco_received - totals.disco_dropped - ledger.delivered_disco
+        if disco_lost and not allowed and not found:
+            found.append(f"disco: received − dropped − delivered = {disco_lost}; it must be 0")
         return found
 
     def _allowed(self) -> int:

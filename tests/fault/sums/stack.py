@@ -155,7 +155,7 @@ class Stack:
         over_tls = [_Tls()] if kind in ("tls", "websocket over tls") else []
         inner = _WebSocket() if kind.startswith("websocket") else _Upgrade()
         self._layers: list[_Layer] = [*over_tls, inner]
-        info = ClientInfo(mesh_key=mesh_key, version=PROTOCOL_VERSION)
+        info = ClientInfo(mesh_key=mesh_key, version=PROTOCOL_VERSION, can_ack_pings=True)
         self.session = ClientSession(private, random=os.urandom, info=info)
 
     def begin(self) -> bytes:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import asyncio
 
-from .peer import BOUND, Peer
-from .run import Run
+from pyderp.keys import NodePublic
 
-__all__ = ["overrun", "until_left", "until_still"]
+from .packets import HEAD_SIZE
+from .peer import BOUND, Peer
+from .run import LARGEST, Run
+
+__all__ = ["overrun", "until_dropped", "until_left", "until_nothing_waits", "until_still"]
 
 
 async def overrun(run: Run, senders: list[Peer], stalled: list[Peer]) -> None:
-    """Send until packets of each kind were dropped for clients that do not read."""
-    keys = [peer.key for peer in stalled]
+    """Send until packets were dropped for clients that do not read."""
+    await until_dropped(run, senders, [peer.key for peer in stalled], 20 * len(stalled))
+
+
+async def until_dropped(
+    run: Run, senders: list[Peer], keys: list[NodePublic], packets: int
+) -> None:
+    """Send to these keys until the relay has dropped so many packets more than before."""
+    before = sum((await run.relay.totals()).dropped.values())
     enough = False
 
     async def look() -> None:
         nonlocal enough
         while not enough:
             totals = await run.relay.totals()
-            enough = sum(totals.dropped.values()) > 20 * len(stalled)
+            enough = sum(totals.dropped.values()) - before > packets
 
     async def send(sender: Peer) -> None:
         while not enough:
             for key in keys:
                 disco = run.rng.random() < 0.3
-                await sender.send_run(key, [run.rng.randint(82, 64 * 1024)], disco=disco)
+                await sender.send_run(key, [run.rng.randint(HEAD_SIZE, LARGEST)], disco=disco)
             await sender.ping()
 
     await asyncio.gather(look(), *map(send, senders))
@@ -36,6 +46,14 @@ async def until_left(run: Run, count: int) -> None:
     async with asyncio.timeout(BOUND):
         while await run.relay.clients() > count:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.02)
+
+
+async def until_nothing_waits(run: Run) -> None:
+    """Wait until no packet waits for a client in the relay, for as long as one can hope."""
+    for _ in range(100):
+        if not (await run.relay.totals()).unaccounted:
+            return
+        await asyncio.sleep(0.02)
 
 
 async def until_still(run: Run) -> None:
