@@ -13,15 +13,28 @@ from .run import LARGEST, Run
 __all__ = ["overrun", "until_dropped", "until_left", "until_nothing_waits", "until_still"]
 
 
-async def overrun(run: Run, senders: list[Peer], stalled: list[Peer]) -> None:
+async def overrun(
+    run: Run, senders: list[Peer], stalled: list[Peer], *, largest: int = LARGEST
+) -> None:
     """Send until packets were dropped for clients that do not read."""
-    await until_dropped(run, senders, [peer.key for peer in stalled], 20 * len(stalled))
+    keys = [peer.key for peer in stalled]
+    await until_dropped(run, senders, keys, 20 * len(stalled), largest=largest)
 
 
 async def until_dropped(
-    run: Run, senders: list[Peer], keys: list[NodePublic], packets: int
+    run: Run,
+    senders: list[Peer],
+    keys: list[NodePublic],
+    packets: int,
+    *,
+    largest: int = LARGEST,
 ) -> None:
-    """Send to these keys until the relay has dropped so many packets more than before."""
+    """Send to these keys until the relay has dropped so many packets more than before.
+
+    Args:
+        largest: bytes of a packet at most; with smaller ones more leave in one write.
+    """
+    count = max(1, LARGEST // largest // 2)
     before = sum((await run.relay.totals()).dropped.values())
     enough = False
 
@@ -35,7 +48,8 @@ async def until_dropped(
         while not enough:
             for key in keys:
                 disco = run.rng.random() < 0.3
-                await sender.send_run(key, [run.rng.randint(HEAD_SIZE, LARGEST)], disco=disco)
+                sizes = [run.rng.randint(HEAD_SIZE, largest) for _ in range(count)]
+                await sender.send_run(key, sizes, disco=disco)
             await sender.ping()
 
     await asyncio.gather(look(), *map(send, senders))

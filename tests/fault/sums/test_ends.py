@@ -38,6 +38,28 @@ def test_what_the_transport_held_when_the_relay_cut_a_client_is_dropped_and_not_
     sums(scenario, "--tcp-write-timeout=0.5")
 
 
+def test_how_many_packets_the_kernel_had_taken_of_the_last_write(sums: Sums) -> None:
+    """Many small packets leave in one write, and the kernel takes a part of it.
+
+    A packet counts as sent if its client can get it: under TLS and in a websocket only if all
+    of its record, and of its message, is with the kernel.
+    """
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        stalled = await run.some_peers(20, _SMALL_BUFFER)
+        for peer in stalled:
+            peer.stop_reading()
+        await overrun(run, senders, stalled, largest=1000)
+        await until_left(run, len(senders))
+        for peer in stalled:
+            await peer.until_end()
+        totals = await run.end()
+        assert totals.dropped["write_error"] >= len(stalled)
+
+    sums(scenario, "--tcp-write-timeout=0.5")
+
+
 def test_what_a_client_still_gets_after_its_goodbye_was_sent(sums: Sums) -> None:
     """It says goodbye while its queue waits, and reads all that comes only then."""
 
