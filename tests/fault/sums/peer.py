@@ -208,6 +208,12 @@ class Peer:
         async with self._writing:
             return await self._write(data)
 
+    async def close_peer(self, target: NodePublic) -> None:
+        """As a mesh peer, have the relay close a key's connections."""
+        async with self._writing:
+            self.stack.session.close_peer(target)
+            await self._write(self.stack.take())
+
     async def ping(self) -> bool:
         """Wait until the relay has acted on all that was sent before; gives whether it has."""
         data = os.urandom(8)

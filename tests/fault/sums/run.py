@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from pyderp.keys import NodePrivate, NodePublic
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
 
 from .packets import HEAD_SIZE, Count, Ledger
 from .peer import BOUND, Peer
@@ -59,9 +59,20 @@ class Run:
         """A new key."""
         return NodePrivate.generate(self.rng.randbytes(32))
 
-    def new_peer(self, private: NodePrivate | None = None, receive_buffer: int = 0) -> Peer:
+    def new_peer(
+        self,
+        private: NodePrivate | None = None,
+        receive_buffer: int = 0,
+        mesh_key: MeshKey | None = None,
+    ) -> Peer:
         """A client that has yet to connect."""
-        peer = Peer(self.kind, self.ledger, private or self.key(), receive_buffer=receive_buffer)
+        peer = Peer(
+            self.kind,
+            self.ledger,
+            private or self.key(),
+            receive_buffer=receive_buffer,
+            mesh_key=mesh_key,
+        )
         self.peers.append(peer)
         return peer
 

@@ -8,6 +8,8 @@ import ssl
 from abc import ABC, abstractmethod
 from typing import Final
 
+from websockets.frames import Opcode
+
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.frames import PROTOCOL_VERSION
@@ -119,18 +121,64 @@ class _Upgrade(_Layer):
         return data
 
 
+class _Payloads:
+    """The payloads of a relay's messages, each byte as soon as it is there.
+
+    Clients differ in whether they use a message that was cut off. This one does, so that what
+    was delivered does not depend on where messages end.
+    """
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._left = 0
+        self._is_data = False
+
+    def take(self, data: bytes) -> bytes:
+        parts = []
+        at = 0
+        while at < len(data):
+            if self._left:
+                part = data[at : at + self._left]
+                at += len(part)
+                self._left -= len(part)
+                if self._is_data:
+                    parts.append(part)
+            else:
+                self._head.append(data[at])
+                at += 1
+                self._read_head()
+        return b"".join(parts)
+
+    def _read_head(self) -> None:
+        head = self._head
+        if len(head) < 2:
+            return
+        length = head[1]  # a relay masks nothing
+        size = {126: 4, 127: 10}.get(length, 2)
+        if len(head) == size:
+            self._left = length if size == 2 else int.from_bytes(head[2:], "big")
+            self._is_data = head[0] & 0x0F in (Opcode.CONT, Opcode.BINARY)
+            head.clear()
+
+
 class _WebSocket(_Layer):
     def __init__(self) -> None:
         self._websocket = WebSocketClient(NAME, "/derp", user_agent="pyderp-sums")
+        self._head = b""
+        self._payloads = _Payloads()
 
     def begin(self) -> bytes:
         return self._websocket.data_to_send()
 
     def up(self, data: bytes) -> tuple[bytes, bytes]:
-        stream = self._websocket.receive_data(data)
+        opened = self._websocket.opened
+        self._websocket.receive_data(data)
+        if not opened:
+            self._head += data
+            data = self._head.partition(b"\r\n\r\n")[2] if self._websocket.opened else b""
         if self._websocket.opened and self._websocket.ended:
             self.ended = True
-        return stream, self._websocket.data_to_send()
+        return self._payloads.take(data), self._websocket.data_to_send()
 
     def down(self, data: bytes) -> bytes:
         self._websocket.send(data)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
-from pyderp.keys import NodePrivate, NodePublic
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
 
 from .conftest import Sums
 from .junk import JUNK, Junk, garble
-from .peer import BOUND
+from .peer import BOUND, Peer
 from .run import Run
 from .steps import overrun, until_left, until_nothing_waits, until_still
 
@@ -154,6 +155,45 @@ def test_resets_in_mid_traffic(sums: Sums) -> None:
         await run.end()
 
     sums(scenario)
+
+
+def test_clients_that_a_mesh_peer_has_closed(sums: Sums, tmp_path: Path) -> None:
+    """Without a warning, while they are sent to and send; so is a client whose key is revoked."""
+    mesh_key = MeshKey.parse("5a" * 32)
+    key_file = tmp_path / "mesh.key"
+    key_file.write_text(mesh_key.to_text())
+    key_file.chmod(0o600)
+
+    async def come_and_be_closed(run: Run, closer: Peer, everybody: list[NodePublic]) -> None:
+        for number in run.rounds(6):
+            peer = await run.peer(receive_buffer=64 * 1024)
+            everybody.append(peer.key)
+            sending = asyncio.create_task(
+                run.blast(peer, everybody, rounds=10**9, pings=number % 2 == 0)
+            )
+            async with asyncio.timeout(BOUND):
+                while not peer.delivered.packets:  # noqa: ASYNC110 (others tell its ledger)
+                    await asyncio.sleep(0.001)
+            await closer.close_peer(peer.key)
+            await asyncio.gather(peer.until_end(), sending)
+            everybody.remove(peer.key)
+
+    async def scenario(run: Run) -> None:
+        done = False
+        async with run.canaries():
+            steady = await run.some_peers(2)
+            closer = await run.new_peer(mesh_key=mesh_key).connect(run.relay.address)
+            everybody = [peer.key for peer in steady]
+            sending = [
+                asyncio.create_task(run.blast(peer, everybody, rounds=10**9, stop=lambda: done))
+                for peer in steady
+            ]
+            await asyncio.gather(*(come_and_be_closed(run, closer, everybody) for _ in range(2)))
+            done = True
+            await asyncio.gather(*sending)
+        await run.end()
+
+    sums(scenario, f"--mesh-psk-file={key_file}")
 
 
 def test_junk_of_other_clients(sums: Sums) -> None:
