@@ -14,7 +14,7 @@ from .steps import overrun, until_left, until_still
 _SMALL_BUFFER = 4096
 """Of the client's kernel: what is sent stays with the relay's."""
 
-_BUSY_FOR = 0.5
+_BUSY_FOR = 0.2
 """Seconds from the beginning of a stop until a client reads on, well within the drain."""
 
 
@@ -163,7 +163,13 @@ def test_slow_readers_that_go_on_reading_live(sums: Sums) -> None:
         for peer in slow:
             peer.read_slowly(20_000 if SECONDS else 10_000, 1000)
         sending = asyncio.create_task(
-            run.blast(sender, [peer.key for peer in slow], rounds=10**9, stop=lambda: done)
+            run.blast(
+                sender,
+                [peer.key for peer in slow],
+                rounds=10**9,
+                stop=lambda: done,
+                pings=not SECONDS,
+            )
         )
         await asyncio.wait([sending], timeout=max(4, SECONDS))
         done = True
