@@ -159,7 +159,7 @@ def test_slow_readers_that_go_on_reading_live(sums: Sums) -> None:
     async def scenario(run: Run) -> None:
         done = False
         (sender,) = await run.some_peers(1)
-        slow = await run.some_peers(50 if SECONDS else 4, 0 if SECONDS else 128 * 1024)
+        slow = await run.some_peers(50 if SECONDS else 4, _SMALL_BUFFER if SECONDS else 128 * 1024)
         for peer in slow:
             peer.read_slowly(20_000 if SECONDS else 10_000, 1000)
         sending = asyncio.create_task(
@@ -174,6 +174,7 @@ def test_slow_readers_that_go_on_reading_live(sums: Sums) -> None:
         await asyncio.wait([sending], timeout=max(4, SECONDS))
         done = True
         await sending
+        assert await run.relay.clients() == 1 + len(slow)
         for peer in slow:
             await peer.leave()
         assert [peer for peer in slow if peer.end != "eof"] == []
