@@ -1,0 +1,183 @@
+"""One connection's end at a time, and what becomes of the packets that were on their way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from .conftest import SECONDS, Sums
+from .run import Run
+from .steps import overrun, until_left, until_still
+
+_SMALL_BUFFER = 4096
+"""Of the client's kernel: what is sent stays with the relay's."""
+
+_BUSY_FOR = 0.2
+"""Seconds from the beginning of a stop until a client reads on, well within the drain."""
+
+
+def test_what_the_transport_held_when_the_relay_cut_a_client_is_dropped_and_not_sent(
+    sums: Sums,
+) -> None:
+    """Each of many stalled readers has a packet in the relay's transport when it is cut."""
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        stalled = await run.some_peers(20, _SMALL_BUFFER)
+        for peer in stalled:
+            peer.stop_reading()
+        await overrun(run, senders, stalled)
+        await until_left(run, len(senders))
+        for peer in stalled:
+            await peer.until_end()
+        totals = await run.end()
+        assert totals.dropped["write_error"] >= len(stalled)
+
+    sums(scenario, "--tcp-write-timeout=0.5")
+
+
+def test_how_many_packets_the_kernel_had_taken_of_the_last_write(sums: Sums) -> None:
+    """Many small packets leave in one write, and the kernel takes a part of it.
+
+    A packet counts as sent if its client can get it: under TLS and in a websocket only if all
+    of its record, and of its message, is with the kernel.
+    """
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        stalled = await run.some_peers(20, _SMALL_BUFFER)
+        for peer in stalled:
+            peer.stop_reading()
+        await overrun(run, senders, stalled, largest=1000)
+        await until_left(run, len(senders))
+        for peer in stalled:
+            await peer.until_end()
+        totals = await run.end()
+        assert totals.dropped["write_error"] >= len(stalled)
+
+    sums(scenario, "--tcp-write-timeout=0.5")
+
+
+def test_what_a_client_still_gets_after_its_goodbye_was_sent(sums: Sums) -> None:
+    """It says goodbye while its queue waits, and reads all that comes only then."""
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(2)
+        stalled = await run.some_peers(4, _SMALL_BUFFER)
+        for peer in stalled:
+            peer.stop_reading()
+        await overrun(run, senders, stalled)
+        for peer in stalled:
+            await peer.say_goodbye()
+        if run.kind != "plain":
+            # On plain TCP it is logged in until it has read all.
+            await until_left(run, len(senders))
+        for peer in stalled:
+            await peer.until_end()
+        await run.end()
+
+    sums(scenario, "--tcp-write-timeout=30")
+
+
+def test_a_packet_that_comes_with_the_end_of_its_destination(sums: Sums) -> None:
+    """One turn of the relay's loop brings a packet for a client, and then that client's FIN."""
+
+    async def scenario(run: Run) -> None:
+        (sender,) = await run.some_peers(1)
+        for _ in run.rounds(5):
+            leaving = await run.peer()
+            # epoll tells of the sender first, as it was the last to be heard of.
+            await sender.ping()
+            run.relay.signal(signal.SIGSTOP)
+            await sender.send(leaving.key, 200)
+            leaving.close_half()
+            run.relay.signal(signal.SIGCONT)
+            await leaving.until_end()
+        await sender.ping()
+        await run.end()
+
+    sums(scenario)
+
+
+def test_a_stop_takes_nothing_from_a_client_that_is_sending(sums: Sums) -> None:
+    """All packets counted as sent arrive, although the relay stops with input unread."""
+
+    async def scenario(run: Run) -> None:
+        (sender,) = await run.some_peers(1)
+        busy = await run.peer(receive_buffer=_SMALL_BUFFER)
+        busy.stop_reading()
+        for _ in range(9):
+            await sender.send(busy.key, 20_000)
+        await sender.ping()
+        assert (await run.relay.totals()).sent == 9
+        await sender.leave()
+        run.relay.signal(signal.SIGSTOP)
+        sending = asyncio.create_task(run.blast(busy, [sender.key], rounds=1_000_000, pings=False))
+        await until_still(run)
+        run.relay.signal(signal.SIGTERM)
+        run.relay.signal(signal.SIGCONT)
+        await asyncio.sleep(_BUSY_FOR)
+        busy.read_on()
+        await asyncio.gather(busy.until_end(), sending)
+        totals = await run.relay.ends()
+        assert (busy.delivered.packets, busy.end) == (totals.sent, "eof")
+        run.check_totals(totals)
+
+    sums(scenario, "--drain=2")
+
+
+def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
+    """It reads on soon after the relay began to stop: Restarting and a clean end come, too."""
+
+    async def scenario(run: Run) -> None:
+        (sender,) = await run.some_peers(1)
+        stalled = await run.peer(receive_buffer=_SMALL_BUFFER)
+        stalled.stop_reading()
+        await overrun(run, [sender], [stalled])
+        await sender.leave()
+        run.relay.signal(signal.SIGTERM)
+        await asyncio.to_thread(run.relay.wait_for, "SIGTERM: stopping")
+        await asyncio.sleep(_BUSY_FOR)
+        await stalled.until_end()
+        totals = await run.relay.ends()
+        assert stalled.restarting is not None
+        assert stalled.end == "eof"
+        run.check_totals(totals)
+
+    sums(scenario, "--drain=2", "--tcp-write-timeout=30")
+
+
+@pytest.mark.parametrize("way", [("plain", "uvloop")], ids=["plain"], indirect=True)
+def test_slow_readers_that_go_on_reading_live(sums: Sums) -> None:
+    """Their windows are closed most of the time, for longer than the timeout at a time.
+
+    All is the kernel's doing, so one way is enough. With plenty of time it is the real timeout.
+    """
+
+    async def scenario(run: Run) -> None:
+        done = False
+        (sender,) = await run.some_peers(1)
+        slow = await run.some_peers(50 if SECONDS else 4, _SMALL_BUFFER if SECONDS else 128 * 1024)
+        for peer in slow:
+            peer.read_slowly(20_000 if SECONDS else 10_000, 1000)
+        sending = asyncio.create_task(
+            run.blast(
+                sender,
+                [peer.key for peer in slow],
+                rounds=10**9,
+                stop=lambda: done,
+                pings=not SECONDS,
+            )
+        )
+        await asyncio.wait([sending], timeout=max(4, SECONDS))
+        done = True
+        await sending
+        assert await run.relay.clients() == 1 + len(slow)
+        for peer in slow:
+            await peer.leave()
+        assert [peer for peer in slow if peer.end != "eof"] == []
+        await run.end()
+
+    sums(scenario, *([] if SECONDS else ["--tcp-user-timeout=1", "--tcp-write-timeout=10"]))
