@@ -327,7 +327,7 @@ class World:
     def _check_counters(self, counters: Counters) -> None:
         dropped = sum(map(counters.dropped, DropReason))
         arrived = counters.packets_received + counters.packets_forwarded_in
-        left = counters.packets_sent + counters.packets_forwarded_out + dropped
+        left = counters.packets_sent + counters.packets_to_forward + dropped
         assert arrived == left, f"{arrived} packets came and {left} went"
 
     def _check_output(self) -> None:

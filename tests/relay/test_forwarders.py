@@ -144,7 +144,7 @@ def test_each_of_5000_packets_reaches_one_forwarder_while_they_come_and_go(world
     assert sorted(chain.from_iterable(numbers)) == list(range(5000))
     assert all(n == sorted(n) for n in numbers)
     assert all(len(n) > 200 for n in numbers), "each had its share"
-    assert world.counters.packets_forwarded_out == 5000
+    assert world.counters.packets_to_forward == 5000
     assert world.drops() == {}
     world.check()
 
@@ -159,7 +159,7 @@ def test_what_a_forwarder_refuses_is_dropped_for_its_reason(
     world.send(s, "u1", data)
     kind = "disco" if data == disco() else "other"
     assert world.drops() == {(reason, kind): (1, len(data))}
-    assert world.counters.packets_forwarded_out == 0
+    assert world.counters.packets_to_forward == 0
     assert world.got(s) == [], "the key is known: no NotHere"
 
 

@@ -118,7 +118,7 @@ class TestRuns:
         data = [b"x", disco(), b"", bytes(MAX_PACKET_SIZE)]
         world.send(a, "far", *data)
         assert link.take() == [pack_forward_packet(public("a"), public("far"), d) for d in data]
-        assert world.counters.packets_forwarded_out == 4
+        assert world.counters.packets_to_forward == 4
 
 
 STREAM = [

@@ -226,7 +226,7 @@ class TestForward:
         assert [frame[-1:] for frame in link.take()] == [b"1", b"4"]
         world.router.remove_forwarder(key("b"), link)
         assert world.got(a) == [gone("b")]
-        assert world.counters.packets_forwarded_out == 2
+        assert world.counters.packets_to_forward == 2
         world.check()
 
 
@@ -258,7 +258,7 @@ def test_a_packet_and_its_answer_cross_two_relays() -> None:
     assert one.world.got(a) == [packet("b", b"pong")]
     for side in (one, two):
         counters = side.world.counters
-        assert (counters.packets_forwarded_out, counters.packets_forwarded_in) == (1, 1)
+        assert (counters.packets_to_forward, counters.packets_forwarded_in) == (1, 1)
         assert (counters.packets_received, counters.packets_sent) == (1, 1)
     two.world.leave(b)
     one.world.send(a, "b", disco())

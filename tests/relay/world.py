@@ -319,7 +319,7 @@ class World:
         counters = self.counters
         arrived = counters.packets_received + counters.packets_forwarded_in
         dropped = sum(self.counters.dropped(reason) for reason in DropReason)
-        sent = counters.packets_sent + counters.packets_forwarded_out
+        sent = counters.packets_sent + counters.packets_to_forward
         assert arrived == sent + dropped + self.waiting()
 
     def _check_registry(self) -> None:

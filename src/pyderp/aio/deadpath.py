@@ -27,8 +27,8 @@ class PathWatch:
     """Ends connections to which the kernel sends again and again without an answer.
 
     A dead path is found at most a quarter of the timeout late. If it dies while the client's
-    window is closed, the next window probe is the first to go unanswered; Linux sends these at
-    most two minutes apart.
+    window is closed, three window probes must go unanswered; Linux sends these up to two
+    minutes apart.
 
     Args:
         core: has the connections.

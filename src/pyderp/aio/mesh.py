@@ -280,6 +280,8 @@ class _Neighbour:
                 while self._taken:
                     batch = list(_batch(self._taken))
                     await client.forward_frames(batch)
+                    # Only now: what a broken link takes with it is dropped, not forwarded.
+                    self._own.router.counters.packets_forwarded_out += len(batch)
                     for _ in batch:
                         self._taken.popleft()
         except (ConnectionClosed, NotConnected):

@@ -101,6 +101,7 @@ class Counters:
         "packets_forwarded_out",
         "packets_received",
         "packets_sent",
+        "packets_to_forward",
         "peer_gone_disconnected",
         "peer_gone_not_here",
         "protocol_errors",
@@ -134,6 +135,7 @@ class Counters:
         self.packets_forwarded_out = 0
         self.packets_received = 0
         self.packets_sent = 0
+        self.packets_to_forward = 0
         self.peer_gone_disconnected = 0
         self.peer_gone_not_here = 0
         self.protocol_errors = 0

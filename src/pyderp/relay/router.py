@@ -224,7 +224,7 @@ class Router:
             return
         reason = forwarder.forward(connection.key, dst, packet)
         if reason is None:
-            self.counters.packets_forwarded_out += 1
+            self.counters.packets_to_forward += 1
         else:
             self.counters.drop(reason, disco=disco, size=len(packet))
 

@@ -23,8 +23,11 @@ __all__ = [
 # Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_received 128 (u64),
 # tcpi_bytes_sent 200 (u64).
 _FIELDS: Final = struct.Struct("=68xI56xQ64xQ")
-# tcpi_retransmits 2 (u8), tcpi_probes 3 (u8), tcpi_last_ack_recv 56 (u32, milliseconds).
-_ANSWERS: Final = struct.Struct("=2xBB52xI")
+# tcpi_retransmits 2 (u8), tcpi_probes 3 (u8), tcpi_last_data_sent 44 and tcpi_last_ack_recv 56
+# (u32, milliseconds ago).
+_ANSWERS: Final = struct.Struct("=2xBB40xI8xI")
+_TRIES: Final = 3
+"""Linux may leave one without an answer: it limits the acknowledgements of what it drops."""
 _OPTION: Final = getattr(socket, "TCP_INFO", 11)
 _RTT_LABELS: Final = (
     (0.010, "10ms"),
@@ -78,7 +81,7 @@ class Unanswered:
     """What the kernel waits for on one connection, at one moment."""
 
     sent_again: bool
-    """It sent data again, or probed a closed window, and had no answer since."""
+    """It sent data again, or probed a closed window, several times without an answer."""
 
     last_answer: float
     """Seconds since the last acknowledgement."""
@@ -92,8 +95,12 @@ def unanswered(transport: asyncio.BaseTransport | None) -> Unanswered | None:
     data = None if sock is None else _option(sock, _ANSWERS.size)
     if data is None:
         return None
-    retransmits, probes, last_answer = _ANSWERS.unpack(data)
-    return Unanswered(bool(retransmits or probes), last_answer / 1e3)
+    retransmits, probes, last_sent, last_answer = _ANSWERS.unpack(data)
+    # A client whose buffer is full drops what is sent again, and acknowledges that: only what
+    # was sent after the last acknowledgement is unanswered. Probes are counted so already.
+    if last_sent >= last_answer:
+        retransmits = 0
+    return Unanswered(max(retransmits, probes) >= _TRIES, last_answer / 1e3)
 
 
 def _ask(sock: HasOptions) -> TCPInfo | None:
