@@ -119,8 +119,8 @@ def test_legal_lengths_are_waited_for(length: int) -> None:
 
 
 def test_longest_client_info_is_let_in() -> None:
-    name = "x" * (262144 - 56 - 16 - len('{"AppName":""}'))
-    assert say(f'{{"AppName":"{name}"}}').app_name == name
+    pad = "x" * (262144 - 56 - 16 - len('{"pad":"","version":3}'))
+    assert say(f'{{"pad":"{pad}","version":3}}').version == 3
 
 
 def test_client_with_the_zero_key_is_refused() -> None:
@@ -167,7 +167,13 @@ def test_well_formed_mesh_keys_are_told(json: str, mesh_key: str | None) -> None
     assert say(json).mesh_key == want
 
 
-@pytest.mark.parametrize("value", ['""', "null", f'"{v.MESH_KEY_TEXT[1:]}"', "1"])
+def test_an_empty_mesh_key_is_none() -> None:
+    """Some clients always send the field; derper refuses them."""
+    assert say('{"meshKey":""}').mesh_key is None
+    assert say(f'{{"meshKey":"{v.MESH_KEY_TEXT}","meshKey":""}}').mesh_key is None
+
+
+@pytest.mark.parametrize("value", ["null", f'"{v.MESH_KEY_TEXT[1:]}"', "1"])
 def test_malformed_mesh_keys_are_refused(value: str) -> None:
     with pytest.raises(RemoteProtocolError, match="invalid mesh key"):
         say(f'{{"meshKey":{value}}}')
