@@ -123,6 +123,31 @@ def test_longest_client_info_is_let_in() -> None:
     assert say(f'{{"pad":"{pad}","version":3}}').version == 3
 
 
+@pytest.mark.parametrize(("text", "name", "taken", "frame"), v.APP_NAMES)
+def test_names_are_taken_and_refused_as_by_go(
+    text: str, name: str, taken: bool, frame: bytes
+) -> None:
+    assert ClientInfo.from_json_untrusted(text.encode()).app_name == name
+    if taken:
+        _, logged_in = receive(frame)
+        assert logged_in is not None
+        assert logged_in.info.app_name == name
+        assert say(text) == logged_in.info
+    else:
+        with pytest.raises(RemoteProtocolError, match=r'^invalid AppName "') as caught:
+            receive(frame)
+        assert caught.value.frame_type == 2
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "\\n", "\\u0000", "\\ud83d\\ude00", "x" * 300])
+def test_a_refused_name_is_cut_and_escaped_in_the_error(name: str) -> None:
+    """Also if the client has the mesh key: nobody is exempt."""
+    with pytest.raises(RemoteProtocolError) as caught:
+        say(f'{{"meshKey":"{v.MESH_KEY_TEXT}","AppName":"{name}"}}')
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 60
+
+
 def test_client_with_the_zero_key_is_refused() -> None:
     """Go's server would crash."""
     with pytest.raises(RemoteProtocolError, match=r"^client key is zero$"):

@@ -32,6 +32,7 @@ from pyderp.wire.frames import (
     pack_server_info,
 )
 from pyderp.wire.messages import ServerInfo
+from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
 
@@ -49,6 +50,7 @@ class ClientInfo:
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
+    """Which program it is, in its own words; `pyderp.wire.text.is_app_name` has the rule."""
 
     def to_json(self) -> bytes:
         """The JSON in the order and with the omissions of Go's client."""
@@ -135,7 +137,8 @@ def open_client_info_untrusted(
         the client's key, the key shared with it (for ServerInfo), and what it says.
 
     Raises:
-        RemoteProtocolError: zero key, a box that does not open, or bad JSON.
+        RemoteProtocolError: zero key, a box that does not open, bad JSON, or an AppName that
+            breaks its rule. Mesh peers are not exempt from that.
     """
     client = NodePublic(payload[:KEY_LEN])
     if client.is_zero():
@@ -150,6 +153,8 @@ def open_client_info_untrusted(
             frame_type=FrameType.CLIENT_INFO,
         ) from e
     info = ClientInfo.from_json_untrusted(text)
+    if not is_app_name(info.app_name):
+        raise RemoteProtocolError(invalid_app_name(info.app_name), frame_type=FrameType.CLIENT_INFO)
     return client, shared, info
 
 
