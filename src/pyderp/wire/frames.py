@@ -75,6 +75,8 @@ MAX_PING_LEN: Final = 1000
 """Ping payload that a server accepts; the bytes after the eighth are dropped."""
 MIN_PEER_PRESENT_LEN: Final = KEY_LEN + 16 + 2 + 1 + 1
 """PeerPresent payload that a server sends when there is no AppName (`peerPresentBaseLen`)."""
+MAX_UNKNOWN_FRAME_LEN: Final = MAX_PACKET_SIZE + KEY_LEN
+"""Payload of a type that a server does not know; it is read and thrown away."""
 
 DISCO_MAGIC: Final = "TS💬".encode()
 """The first six bytes of a disco packet (`disco.Magic`)."""
@@ -340,7 +342,7 @@ _WRONG_SIZE: Final = {
 def check_client_frame_untrusted(kind: int, length: int) -> None:
     """Check the length of a frame that a logged-in client announces, before its payload arrives.
 
-    Unknown types may have any length; they are skipped.
+    Types that a server does not know are skipped, up to the length of the largest packet.
 
     Raises:
         RemoteProtocolError: the length is not legal for this type.
@@ -358,6 +360,9 @@ def check_client_frame_untrusted(kind: int, length: int) -> None:
         want, text = _WRONG_SIZE[FrameType(kind)]
         if length != want:
             raise RemoteProtocolError(f"{text}: {length}, want {want}", frame_type=kind)
+    elif length > MAX_UNKNOWN_FRAME_LEN:
+        # A relay that awaits 4 GiB for nothing keeps a connection that does nothing else.
+        raise FrameTooLarge(f"unknown frame type {kind} too large: {length} bytes", frame_type=kind)
 
 
 def _check_packet_frame(kind: int, length: int, keys: int, short: str) -> None:
