@@ -368,6 +368,28 @@ def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: Core, name: str) -
     assert watcher.answer().endswith(bytes((len(name),)) + name.encode())
 
 
+def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.disallowed_app_names = frozenset({"bad", "b ad"})
+    for name, mesh, taken in (
+        ("bad", "", False),
+        ("b ad", "", False),
+        ("Bad", "", True),
+        ("bad ", "", True),
+        ("", "", True),
+        ("bad", f'"meshKey":"{MESH.to_text()}",', True),
+    ):
+        private = NodePrivate.generate()
+        text = f'{{{mesh}"AppName":"{name}"}}'.encode()
+        sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+        wire = Wire(core)
+        wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
+        assert (private.public.raw in core.router.registry.active) is taken
+        told = f'client {private.public} rejected: disallowed app name "{name}"'
+        assert (told in caplog.text) is not taken
+
+
 def test_the_largest_login_arrives_in_small_reads(core: Core) -> None:
     private = NodePrivate.generate()
     text = b'{"pad":"' + b"a" * 261_000 + b'"}'

@@ -47,6 +47,10 @@ class LoginStage:
         protocol = self._protocol
         core = protocol.core
         mesh = client.info.mesh_key is not None and client.info.mesh_key == core.mesh_key
+        app_name = client.info.app_name
+        if app_name in core.disallowed_app_names and not mesh:
+            self._decide(client, Verdict(False, f'disallowed app name "{app_name}"'))
+            return
         gate = core.gate
         if gate is None or mesh:
             self._enter(client, mesh=mesh)
