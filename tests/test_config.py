@@ -21,6 +21,10 @@ from pyderp import ConfigError, ManualTLS, RelayConfig
         ("write_timeout", -1),
         ("drain", float("nan")),
         ("tcp_notsent_lowat", None),
+        ("send_queue_depth", 0),
+        ("send_queue_depth", "32"),
+        ("sender_cardinality", "yes"),
+        ("disallow_app_names", "bad"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: Any) -> None:
@@ -32,6 +36,16 @@ def test_a_wrong_value_is_named(name: str, value: Any) -> None:
 def test_a_port_that_is_none_is_refused(port: Any) -> None:
     with pytest.raises(ConfigError, match=r"^http_port is "):
         ManualTLS(certdir=Path(), hostname="h", http_port=port)
+
+
+def test_names_that_refuse_nobody_are_told() -> None:
+    config = RelayConfig(disallow_app_names=("bad", "", "é", "", "x" * 33, "b ad"))
+    empty, accent, long = config.idle_app_names()
+    assert empty.startswith("disallowed app names: an empty item is dropped")
+    assert 'é" refuses nobody' in accent
+    assert f'"{"x" * 33}" refuses nobody' in long
+    with pytest.raises(ConfigError, match="an item of disallow_app_names is a int"):
+        RelayConfig(disallow_app_names=(1,))  # type: ignore[arg-type]
 
 
 def test_a_folder_may_be_text() -> None:

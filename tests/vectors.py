@@ -191,7 +191,7 @@ SERVER_STREAMS: Final[list[tuple[str, list[Message], list[int]]]] = [
         [],
     ),
     (
-        f"09 00000035 {K1_HEX} {V4} 1f90 90 ffff",  # unknown bits are kept, spare bytes ignored
+        f"09 00000036 {K1_HEX} {V4} 1f90 90 00 ffff",  # unknown bits are kept, spare bytes ignored
         [PeerPresent(K1, EXAMPLE, 8080, PeerPresentFlags(0x90))],
         [],
     ),
@@ -209,6 +209,128 @@ SERVER_STREAMS: Final[list[tuple[str, list[Message], list[int]]]] = [
     ("13 00000007 01020304050607 06 00000000", [KeepAlive()], [0x13]),
     ("15 00000007 00000001 000000 06 00000000", [KeepAlive()], [0x15]),
     (f"04 00000020 {K1_HEX} 06 00000000", [KeepAlive()], [0x04]),  # not from a server
+]
+
+# What v1.104.7 reads: hex, the message, whether a name is cut off.
+
+REGULAR: Final = PeerPresentFlags.REGULAR
+
+PEERS_PRESENT: Final[list[tuple[str, PeerPresent, bool]]] = [
+    (f"09 00000020 {K1_HEX}", NOWHERE, False),
+    (
+        f"09 00000032 {K1_HEX} {V4} 1f90",
+        PeerPresent(K1, EXAMPLE, 8080, NO_FLAGS),
+        False,
+    ),
+    (f"09 00000033 {K1_HEX} {V4} 1f90 01", PeerPresent(K1, EXAMPLE, 8080, REGULAR), False),
+    (f"09 00000034 {K1_HEX} {V4} 1f90 01 00", PeerPresent(K1, EXAMPLE, 8080, REGULAR), False),
+    (
+        f"09 00000037 {K1_HEX} {V4} 1f90 01 03616263",
+        PeerPresent(K1, EXAMPLE, 8080, REGULAR, "abc"),
+        False,
+    ),
+    (
+        f"09 00000039 {K1_HEX} {V4} 1f90 01 03616263 dead",  # of a later version
+        PeerPresent(K1, EXAMPLE, 8080, REGULAR, "abc"),
+        False,
+    ),
+    (
+        f"09 00000037 {K1_HEX} {V4} 1f90 01 c8616263",  # 200 bytes, of which three are there
+        PeerPresent(K1, EXAMPLE, 8080, REGULAR),
+        True,
+    ),
+    (
+        f"09 00000037 {K1_HEX} {V4} 1f90 01 03010203",
+        PeerPresent(K1, EXAMPLE, 8080, REGULAR),
+        False,
+    ),
+    (f"09 00000035 {K1_HEX} {V4} 1f90 01 01ff", PeerPresent(K1, EXAMPLE, 8080, REGULAR), False),
+    (
+        f"09 00000037 {K1_HEX} {V4} 1f90 01 03612062",
+        PeerPresent(K1, EXAMPLE, 8080, REGULAR, "a b"),
+        False,
+    ),
+    (
+        f"09 00000054 {K1_HEX} {V4} 1f90 05 20 {'78' * 32}",
+        PeerPresent(K1, EXAMPLE, 8080, PeerPresentFlags(5), "x" * 32),
+        False,
+    ),
+    (
+        f"09 00000055 {K1_HEX} {V4} 1f90 05 21 {'78' * 33}",
+        PeerPresent(K1, EXAMPLE, 8080, PeerPresentFlags(5)),
+        False,
+    ),
+    (
+        f"09 00000038 {K1_HEX} 20010db8000000000000000000000000 1f90 00 04 7461696c",
+        PeerPresent(K1, IPv6Address("2001:db8::"), 8080, NO_FLAGS, "tail"),
+        False,
+    ),
+]
+
+# Logins that v1.104.7 takes or refuses for their AppName: the JSON, the name, whether it is
+# taken, the frame, sealed with `CLIENT_NONCE`. v1.102.3 takes them all.
+
+_COMMON_BOX: Final = (
+    "7dfbbfe74feceee2842379acdf7acb5bb387740e0e27b6d3d9ab25945f3ffc6e0da2ee7bc17b17d31d4f"
+)
+
+APP_NAMES: Final[list[tuple[str, str, bool, bytes]]] = [
+    (
+        text,
+        name,
+        taken,
+        bytes.fromhex(f"02 {length} {_INFO_HEAD} {tag} {_COMMON_BOX} {end}"),
+    )
+    for text, name, taken, length, tag, end in (
+        (
+            '{"version":2,"CanAckPings":true,"AppName":"app"}',
+            "app",
+            True,
+            "00000078",
+            "44d14d79d9ab5f8365e869dbc3da11b2",
+            "38bc531892ea",
+        ),
+        (
+            f'{{"version":2,"CanAckPings":true,"AppName":"{"x" * 32}"}}',
+            "x" * 32,
+            True,
+            "00000095",
+            "85d55841e6913bf34973f4314c5509f5",
+            "38a55b10c8ef0d4e9ea211c83c3251ef377b32f16ffd2fd268a7dae0fddc600706af6f",
+        ),
+        (
+            f'{{"version":2,"CanAckPings":true,"AppName":"{"x" * 33}"}}',
+            "x" * 33,
+            False,
+            "00000096",
+            "aa034521726641bffb2b6ddf4fe55b70",
+            "38a55b10c8ef0d4e9ea211c83c3251ef377b32f16ffd2fd268a7dae0fddc600706f530f7",
+        ),
+        (
+            '{"version":2,"CanAckPings":true,"AppName":"a\\u007f"}',
+            "a\x7f",
+            False,
+            "0000007c",
+            "cb9fbe130813540133f6b3ea9f69d170",
+            "38bc7f1d80a74250c4a7",
+        ),
+        (
+            '{"version":2,"CanAckPings":true,"AppName":"caf\\u00e9"}',
+            "café",
+            False,
+            "0000007e",
+            "7dc422d9cd319d270a215edb73d843b5",
+            "38be420eece2450683e34bcd",
+        ),
+        (
+            '{"version":2,"CanAckPings":true,"AppName":null}',
+            "",
+            True,
+            "00000077",
+            "791f21546518fdf977bab9ab1b5dc9bc",
+            "74a84f04cd",
+        ),
+    )
 ]
 
 # HTTP

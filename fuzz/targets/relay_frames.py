@@ -83,7 +83,7 @@ _LEGAL: Final = {
     FrameType.RECV_PACKET: range(32, 32 + MAX_PACKET_SIZE + 1),
     FrameType.KEEP_ALIVE: range(1),
     FrameType.PEER_GONE: range(33, 34),
-    FrameType.PEER_PRESENT: range(51, 52),
+    FrameType.PEER_PRESENT: range(52, 53),
     FrameType.PONG: range(8, 9),
 }
 """What a relay may say after login, and the lengths of it."""
@@ -334,7 +334,7 @@ class World:
         # At worst five bytes, WatchConns, buy a picture of all connections, and each
         # coming and going is told to all watchers and all who were written to.
         size = sum(len(peer.got) for peer in self.past + self.peers)
-        present = FRAME_HEADER_LEN + 51
+        present = FRAME_HEADER_LEN + 52
         comings = 2 * (len(self.past) + len(self.peers)) + self.told
         bound = self.fed + (self.fed // FRAME_HEADER_LEN + comings) * len(KEYS) * present
         assert size <= bound, f"{size} bytes out for {self.fed} bytes in"

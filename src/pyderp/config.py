@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from pyderp import defaults
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from pyderp.wire.text import MAX_APP_NAME_LEN, is_app_name, printable
 
 __all__ = [
     "ACMETLS",
@@ -192,6 +193,10 @@ class RelayConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     """By default everybody is let in."""
 
+    disallow_app_names: tuple[str, ...] = ()
+    """AppNames of clients that are refused, exactly as they are written. Mesh peers are exempt. An
+    empty one, and one that no client can have, is dropped with a warning."""
+
     accept_limit: float = math.inf
     """Connections a second; what exceeds it is closed at once."""
 
@@ -230,6 +235,9 @@ class RelayConfig:
     health: bool = True
     """Tell clients of trouble that they can see in `tailscale status`."""
 
+    sender_cardinality: bool = True
+    """Pages tell how many keys have written to a client (`TS_DERP_SENDER_CARDINALITY`)."""
+
     rtt_stats: bool = True
     """Sample the round-trip times of TCP connections for the metrics."""
 
@@ -237,6 +245,10 @@ class RelayConfig:
 
     write_timeout: float = defaults.WRITE_TIMEOUT
     """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
+
+    send_queue_depth: int = defaults.SEND_QUEUE_DEPTH
+    """Packets in each of the two queues of a client, disco and data, 1 or more; together they
+    hold at most 256 KiB, whatever their depth is."""
 
     tcp_keepalive_time: float = defaults.TCP_KEEPALIVE_TIME
     """Silence before the kernel probes a connection; 0: no probes."""
@@ -270,6 +282,11 @@ class RelayConfig:
             _check(name, value, int, float)
             if not value >= 0:
                 raise ConfigError(f"{name} is {value}; want 0 or more")
+        _check("send_queue_depth", self.send_queue_depth, int)
+        if self.send_queue_depth < 1:
+            raise ConfigError(f"send_queue_depth is {self.send_queue_depth}; want 1 or more")
+        _check("sender_cardinality", self.sender_cardinality, bool)
+        _check_app_names(self)
         _check_port("stun_port", self.stun_port)
         _check("stun_host", self.stun_host, str, type(None))
         if self.accept_burst < 1 and self.accept_limit < math.inf:
@@ -289,6 +306,22 @@ class RelayConfig:
     def hostname(self) -> str:
         """What the certificate is for; empty without TLS."""
         return "" if self.tls is None else self.tls.hostname
+
+    def idle_app_names(self) -> list[str]:
+        """A line for each item of `disallow_app_names` that refuses nobody, and why."""
+        lines = []
+        for name in dict.fromkeys(self.disallow_app_names):
+            if not name:
+                lines.append(
+                    "disallowed app names: an empty item is dropped; it would refuse every client "
+                    "that does not give a name, which are nearly all"
+                )
+            elif not is_app_name(name):
+                lines.append(
+                    f'disallowed app names: "{printable(name, 40)}" refuses nobody: a name has at '
+                    f"most {MAX_APP_NAME_LEN} printable ASCII characters"
+                )
+        return lines
 
     def changes(self, other: RelayConfig) -> list[str]:
         """Names of the settings that differ."""
@@ -317,6 +350,14 @@ def _check(name: str, value: object, *kinds: type) -> None:
     if not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
+
+
+def _check_app_names(config: RelayConfig) -> None:
+    if isinstance(config.disallow_app_names, str):
+        raise ConfigError("disallow_app_names is a str; want a tuple of them")
+    object.__setattr__(config, "disallow_app_names", tuple(config.disallow_app_names))
+    for name in config.disallow_app_names:
+        _check("an item of disallow_app_names", name, str)
 
 
 def _check_port(name: str, port: object) -> None:

@@ -23,7 +23,13 @@ from pyderp.relay import lane
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
 from pyderp.wire.client import ClientSession
-from pyderp.wire.frames import MAX_PACKET_SIZE, pack_frame, pack_ping, pack_send_packet
+from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    MAX_PACKET_SIZE,
+    pack_frame,
+    pack_ping,
+    pack_send_packet,
+)
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Pong, ReceivedPacket
 from tests.conftest import Run
@@ -472,7 +478,7 @@ def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path:
     limits = limit(core, path, 20_000)
     wire = join(core)
     assert len(wire.protocol.get_buffer(-1)) == SMALL_READ
-    wire.feed_only(bytes(SMALL_READ))
+    wire.feed_only(pack_frame(0xFF, bytes(SMALL_READ - FRAME_HEADER_LEN)))
     assert not wire.transport.reading, "a small share of the turn, too"
     loop.turn()
     assert wire.transport.reading

@@ -111,6 +111,32 @@ def test_who_is_refused_is_closed_and_logged(run: Run, caplog: pytest.LogCapture
     run(main())
 
 
+def test_a_name_that_is_not_allowed_is_refused_before_anybody_is_asked(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty item is dropped, so clients without a name come in; that is said at the start."""
+
+    async def main() -> None:
+        keeper = Doorkeeper()
+        keeper.answer.set_result(True)
+        config = replace(keeper.config(), disallow_app_names=("bad", ""))
+        async with pyderp.Relay(config) as relay:
+            assert "disallowed app names: an empty item is dropped" in caplog.text
+            url = f"http://127.0.0.1:{relay.address[1]}/derp"
+            bad = pyderp.ClientConfig(app_name="bad")
+            async with pyderp.Client.for_url(url, config=bad) as client:
+                await client.connect()
+                with pytest.raises(pyderp.ConnectionClosed):
+                    await client.recv()
+                told = f'client {client.self_public_key} rejected: disallowed app name "bad"'
+                assert told in caplog.text
+            assert keeper.asked == []
+            async with clients(relay, 1) as (other,):
+                assert [each for each, _ in keeper.asked] == [other.key]
+
+    run(main())
+
+
 def test_mesh_peers_are_not_asked_about(run: Run) -> None:
     async def main() -> None:
         keeper = Doorkeeper()

@@ -95,7 +95,7 @@ def test_a_login_of_many_bytes_may_be_cut_anywhere_behind_the_request(
 ) -> None:
     """A ClientInfo beyond 4 KiB is collected apart, wherever its start came from."""
     private = NodePrivate.generate()
-    text = b'{"AppName":"' + b"a" * 9000 + b'"}'
+    text = b'{"pad":"' + b"a" * 9000 + b'"}'
     sealed = private.seal_to(NodePrivate.generate().public, text, nonce=bytes(24))
     assert len(sealed) > 4096
     wire = Wire(core)
@@ -335,18 +335,65 @@ def test_bytes_after_the_end_are_ignored(core: Core) -> None:
     assert core.router.counters.got_ping == 0
 
 
-def test_a_long_name_that_a_client_gives_itself_is_not_kept(core: Core) -> None:
+@pytest.mark.parametrize("name", ["a" * 33, "a" * 100_000, "a\\n", "a\x7f", "é", "\\ud800"])
+@pytest.mark.parametrize("mesh", ["", f'"meshKey":"{MESH.to_text()}",'])
+def test_a_name_that_breaks_the_rule_ends_the_login(
+    core: Core, caplog: pytest.LogCaptureFixture, name: str, mesh: str
+) -> None:
+    """A mesh peer's as well; all it hears is the greeting, and the end."""
     private = NodePrivate.generate()
-    text = b'{"AppName":"' + b"a" * 100_000 + b'"}'
+    text = f'{{{mesh}"AppName":"{name}"}}'.encode()
     sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
     wire = Wire(core)
     wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
-    assert len(core.router.registry.active[private.public.raw].app_name) <= 1000
+    assert core.router.registry.size == 0
+    assert wire.transport.is_closing()
+    assert wire.answer() == core.greeting_with_head
+    (line,) = (each.getMessage() for each in caplog.records)
+    assert 'closed: invalid AppName "' in line
+    assert len(line) < 200
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("name", ["", "a" * 32, "my app ~"])
+def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: Core, name: str) -> None:
+    watcher = Wire(core, mesh_key=MESH)
+    watcher.login()
+    watcher.feed(frames.pack_watch_conns())
+    private = NodePrivate.generate()
+    text = f'{{"AppName":"{name}"}}'.encode()
+    sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+    wire = Wire(core)
+    wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
+    watcher.loop.turn()
+    assert watcher.answer().endswith(bytes((len(name),)) + name.encode())
+
+
+def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    core.disallowed_app_names = frozenset({"bad", "b ad"})
+    for name, mesh, taken in (
+        ("bad", "", False),
+        ("b ad", "", False),
+        ("Bad", "", True),
+        ("bad ", "", True),
+        ("", "", True),
+        ("bad", f'"meshKey":"{MESH.to_text()}",', True),
+    ):
+        private = NodePrivate.generate()
+        text = f'{{{mesh}"AppName":"{name}"}}'.encode()
+        sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+        wire = Wire(core)
+        wire.feed(GET_DERP + frames.pack_client_info(private.public, sealed))
+        assert (private.public.raw in core.router.registry.active) is taken
+        told = f'client {private.public} rejected: disallowed app name "{name}"'
+        assert (told in caplog.text) is not taken
 
 
 def test_the_largest_login_arrives_in_small_reads(core: Core) -> None:
     private = NodePrivate.generate()
-    text = b'{"AppName":"' + b"a" * 261_000 + b'"}'
+    text = b'{"pad":"' + b"a" * 261_000 + b'"}'
     sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
     login = frames.pack_client_info(private.public, sealed)
     wire = Wire(core)

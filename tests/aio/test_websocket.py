@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from pyderp.aio.core import Core
-from pyderp.keys import MeshKey
+from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.ending import EndReason, How
 from pyderp.wire import frames
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, ServerInfo
@@ -325,6 +325,22 @@ def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Core) -
         wire.feed(message(b"p" * 125, PING) * 500)
     assert len(wire.transport.held) < 128 * 1024
     wire.loop.advance(2.5)
+    assert wire.gone
+
+
+@pytest.mark.parametrize("name", ["x" * 33, "a\\n", "bad"])
+def test_a_refused_name_closes_the_websocket_normally(core: Core, name: str) -> None:
+    """What the client hears is that and no more, as from Go's relay."""
+    wire = WebSocketWire(core)
+    core.disallowed_app_names = frozenset({"bad"})
+    wire.feed(ask())
+    wire.answer()
+    private = NodePrivate.generate()
+    text = f'{{"AppName":"{name}"}}'.encode()
+    sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
+    wire.feed(message(frames.pack_client_info(private.public, sealed)))
+    wire.loop.turn()
+    assert unwrap(wire.answer()) == [(CLOSE, (1000).to_bytes(2, "big"))]
     assert wire.gone
 
 

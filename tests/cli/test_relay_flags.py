@@ -123,6 +123,9 @@ CASES = [
     Case("debug-allow-ip", "192.0.2.1", '"192.0.2.1"', "config.debug.allow_ip", "192.0.2.1"),
     Case("debug-trusted", "10.0.0.0/8,::1", '["10.0.0.0/8","::1"]', "config.debug.trusted", NETS),
     Case("debug-key-file", "debug.key", '"debug.key"', "config.debug.key", "secret"),
+    Case("disallow-app-names", "a, b", '["a", " b"]', "config.disallow_app_names", ("a", " b")),
+    Case("send-queue-depth", "7", "7", "config.send_queue_depth", 7),
+    Case("sender-cardinality", "no", "false", "config.sender_cardinality", False),
     Case("rtt-stats", "no", "false", "config.rtt_stats", False),
     Case("trusted-proxy", "10.0.0.0/8, ::1", '"10.0.0.0/8,::1"', "config.trusted_proxies", NETS),
     Case(
@@ -240,6 +243,56 @@ def test_variables_of_derper_count_below_ours(
     config = plan("--dev", "--mesh-psk-file=mesh.key")[0].config
     assert config.mesh_key == MeshKey.parse("ab" * 32)
     assert plan("-a", ":1", "-c", "k")[0].config.mesh_key is None
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"), [("7", 7), ("0", 32), ("-5", 32), ("1000", 1000), ("", 32)]
+)
+@pytest.mark.parametrize("derper", [False, True])
+def test_what_is_no_depth_of_a_queue_counts_as_not_given(
+    plan: Callable[..., Planned],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    depth: int,
+    derper: bool,
+) -> None:
+    monkeypatch.setenv("TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH", text)
+    arguments = ("-a", ":1", "-c", "k")
+    assert plan(*arguments, derper=derper)[0].config.send_queue_depth == depth
+    if not derper:
+        assert plan(*arguments, "--send-queue-depth=3")[0].config.send_queue_depth == 3
+
+
+@pytest.mark.parametrize("derper", [False, True])
+def test_senders_are_counted_unless_somebody_says_no(
+    plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, derper: bool
+) -> None:
+    arguments = ("-a", ":1", "-c", "k")
+    assert plan(*arguments, derper=derper)[0].config.sender_cardinality
+    for text, told in (("0", False), ("false", False), ("1", True), ("T", True)):
+        monkeypatch.setenv("TS_DERP_SENDER_CARDINALITY", text)
+        assert plan(*arguments, derper=derper)[0].config.sender_cardinality is told
+    if not derper:
+        assert not plan(*arguments, "--no-sender-cardinality")[0].config.sender_cardinality
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("bad", ("bad",)),
+        ("bad, b ad ,Bad", ("bad", " b ad ", "Bad")),
+        ("bad,", ("bad", "")),
+        (",", ("", "")),
+    ],
+)
+def test_names_that_are_not_allowed_are_taken_as_they_stand(
+    plan: Callable[..., Planned], text: str, names: tuple[str, ...]
+) -> None:
+    arguments = ("-a", ":1", "-c", "k")
+    config = plan(*arguments, f"--disallow-app-names={text}")[0].config
+    assert config.disallow_app_names == names
+    assert plan(*arguments, "-disallow-app-names", text, derper=True)[0].config == config
+    assert len(config.idle_app_names()) == ("" in names)
 
 
 # Defaults

@@ -30,6 +30,17 @@ def test_defaults() -> None:
     assert flags == (False, False, False)
 
 
+@pytest.mark.parametrize("name", ["x" * 33, "é", "a\n", "\x7f", "\ud800"])
+def test_a_name_that_relays_refuse_is_refused_before_anything_is_connected(name: str) -> None:
+    with pytest.raises(ConfigError, match=r'^invalid AppName ".*": want at most 32 printable'):
+        ClientConfig(app_name=name)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 32, " a b ~"])
+def test_a_name_that_relays_take_is_taken(name: str) -> None:
+    assert ClientConfig(app_name=name).app_name == name
+
+
 def test_frozen() -> None:
     """Settings are shared between clients, so they cannot change."""
     with pytest.raises(dataclasses.FrozenInstanceError):

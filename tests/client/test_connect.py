@@ -782,3 +782,42 @@ def test_url_without_tls_by_a_switch(run: Run, caplog: pytest.LogCaptureFixture)
 
     run(main())
     assert "no TLS for https://127.0.0.1" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["a/b", "a@b", 'a"b', "a<b", ""])
+def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(
+    run: Run, bad: str
+) -> None:
+    async def main() -> None:
+        async with fake_connect_proxy() as (port, targets):
+            network = NetworkSettings(proxy=f"http://127.0.0.1:{port}", use_derp_http=True)
+            nodes = [
+                DERPNode(name=name, region_id=7, host_name=host, derp_port=8443)
+                for name, host in (("a", bad), ("b", "relay.test"))
+            ]
+            client = Client.for_region(region(*nodes), config=ClientConfig(network=network))
+            with pytest.raises(ConnectError) as caught:
+                await client.connect()
+            await client.aclose()
+            first, _ = caught.value.attempts
+            assert isinstance(first, DialError)
+            assert str(first) == f'invalid DERP node hostname "{bad}"'
+            assert targets == ["relay.test:8443"]
+
+    run(main())
+
+
+@contextlib.asynccontextmanager
+async def fake_connect_proxy() -> AsyncIterator[tuple[int, list[str]]]:
+    """A proxy that refuses everything; its port, and what it was asked for."""
+    targets: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        targets.append((await reader.readuntil(b"\r\n\r\n")).split()[1].decode())
+        writer.write(b"HTTP/1.1 403 No\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], targets

@@ -202,14 +202,31 @@ def test_a_bad_peer_is_logged_once_with_its_address_and_counted(
     run(main())
 
 
-def test_an_unknown_frame_of_4_gib_is_thrown_away_as_it_comes(run: Run) -> None:
+@pytest.mark.parametrize("length", [65569, 0xFFFFFFFF])
+def test_an_unknown_frame_that_is_too_long_is_not_awaited(
+    run: Run, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    async def main() -> None:
+        async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
+            first.writer.write(struct.pack(">BI", 0xFE, length))
+            with pytest.raises((EOFError, ConnectionError)):
+                await first.packet()
+            assert f"closed: unknown frame type 254 too large: {length} bytes" in caplog.text
+            assert relay.counters.protocol_errors == 1
+            await passes(second, second)
+
+    run(main())
+
+
+def test_unknown_frames_are_thrown_away_as_they_come(run: Run) -> None:
     async def main() -> None:
         async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
             core = relay._running()
-            first.writer.write(struct.pack(">BI", 0x7F, 0xFFFFFFFF))
             for _ in range(50):
-                first.writer.write(bytes(1 << 20))
+                first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(65568))
                 await first.writer.drain()
+            first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(60000))
+            await first.writer.drain()
             (protocol,) = (
                 each
                 for each in core.protocols

@@ -14,6 +14,7 @@ from pyderp.net.link import Link, TcpLink
 from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
+from pyderp.wire.text import printable
 from tests.aio.certificates import write_pair
 from tests.conftest import Run
 
@@ -242,14 +243,61 @@ def test_a_broken_link_is_no_response(run: Run) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("host", ["a b", "a\r\nX: y", "bücher.example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "a b",
+        "a\r\nX: y",
+        "a\0",
+        "a\x7f",
+        "bücher.example",
+        *(f"a{c}b" for c in '/@"<>\\^`{|}#?'),
+    ],
+)
 def test_a_host_that_no_request_can_have(run: Run, host: str) -> None:
+    """The proxy is not even dialled: it would refuse the connection, with another error."""
+
     async def main() -> None:
-        sockets, proxy = Sockets(), FakeConnectProxy()
+        with pytest.raises(DialError) as caught:
+            await through(closed_port(), host=host)
+        assert str(caught.value) == f'invalid DERP node hostname "{printable(host)}"'
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "target"),
+    [
+        ("derp1.example.com", "derp1.example.com:8443"),
+        ("198.51.100.7", "198.51.100.7:8443"),
+        ("fe80::1", "[fe80::1]:8443"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:8443"),
+        ("a_b", "a_b:8443"),
+        ("a%20b", "a%20b:8443"),
+        ("a,b;c", "a,b;c:8443"),
+        ("a'b!$&()*+=~", "a'b!$&()*+=~:8443"),
+    ],
+)
+def test_any_host_that_go_asks_for_is_asked_for(run: Run, host: str, target: str) -> None:
+    async def main() -> None:
+        proxy = FakeConnectProxy()
+        async with serving(proxy) as port:
+            link = await through(port, host=host)
+            link.abort()
+        assert proxy.heads[0].startswith(f"CONNECT {target} HTTP/1.1\r\n".encode())
+
+    run(main())
+
+
+@pytest.mark.parametrize("authorization", ["x\r\ny", "x\0"])
+def test_an_authorization_that_no_request_can_have(run: Run, authorization: str) -> None:
+    async def main() -> None:
+        proxy = FakeConnectProxy()
+        settings = NetworkSettings(proxy_authorization=authorization)
         async with serving(proxy) as port:
             with pytest.raises(DialError, match="cannot be sent"):
-                await through(port, host=host, settings=sockets.watch())
-        await sockets.closed()
+                await through(port, settings=settings)
         assert not proxy.heads
 
     run(main())

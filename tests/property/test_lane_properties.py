@@ -231,7 +231,7 @@ relays = st.one_of(
 unknown = st.builds(
     lambda kind, size: pack_frame(kind, b"\x04" * size),
     st.sampled_from([0, 1, 5, 6, 0x13, 0x14, 0x16, 0x77, 0xFF]),
-    st.one_of(st.integers(0, 60), st.just(70_000)),
+    st.one_of(st.integers(0, 60), st.just(65_568)),
 )
 illegal = st.one_of(
     st.builds(
@@ -239,7 +239,11 @@ illegal = st.one_of(
         st.sampled_from(sorted(_KNOWN_FRAMES)),
         st.sampled_from([0, 1, 7, 31, 33, 63, 1001, 65569, 65601]),
     ),
-    st.builds(frame_header, st.sampled_from([*sorted(_KNOWN_FRAMES), 0x77]), st.just(2**32 - 1)),
+    st.builds(
+        frame_header,
+        st.sampled_from([*sorted(_KNOWN_FRAMES), 0x13, 0x77]),
+        st.sampled_from([65_569, 2**32 - 1]),
+    ),
     st.binary(min_size=1, max_size=60),
 )
 

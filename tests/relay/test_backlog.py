@@ -52,6 +52,13 @@ def test_the_oldest_packet_makes_room_for_the_33rd(is_disco: bool) -> None:
     assert list(queue) == [make(i) for i in range(2, 34)]
 
 
+@pytest.mark.parametrize("depth", [1, 5, 100])
+def test_the_depth_can_be_another(depth: int) -> None:
+    backlog = Backlog(depth=depth)
+    assert fill(backlog, depth) == fill(backlog, depth, is_disco=True) == []
+    assert backlog.put(data_frame(depth), disco=False) == [(data_frame(0), False)]
+
+
 @pytest.mark.parametrize("flood", [False, True])
 def test_a_flood_of_one_kind_leaves_the_other_alone(flood: bool) -> None:
     backlog = Backlog()

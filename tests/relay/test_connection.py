@@ -32,7 +32,7 @@ def test_regular_is_set_only_where_no_other_flag_is(
 ) -> None:
     peer = world.join("a", mesh=mesh, prober=prober, not_ideal=not_ideal)
     assert peer.connection.flags == flags
-    assert peer.connection.present_frame()[-1] == flags
+    assert peer.connection.present_frame()[-2] == flags
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_present_frame_tells_key_address_and_port(
 def test_an_ipv4_address_is_mapped_into_ipv6(world: World) -> None:
     frame = world.join("a", address=("192.0.2.1", 0x1234)).connection.present_frame()
     mapped = bytes.fromhex("00000000000000000000ffffc0000201")
-    assert frame == bytes.fromhex("09 00000033") + key("a") + mapped + b"\x12\x34\x01"
+    assert frame == bytes.fromhex("09 00000034") + key("a") + mapped + b"\x12\x34\x01\x00"
 
 
 def test_repr_has_number_short_key_and_address_and_not_the_whole_key(world: World) -> None:
@@ -74,6 +74,25 @@ def test_an_idle_connection_has_no_queues_no_sets_and_no_dict(world: World) -> N
     assert connection.public == public("a")
 
 
-def test_app_name_is_kept_for_logs(world: World) -> None:
+@pytest.mark.parametrize(
+    ("flags", "name", "hex_"),
+    [
+        ({}, "", "01 00"),
+        ({}, "app one", "01 07 617070206f6e65"),
+        ({"can_mesh": True}, "w", "02 01 77"),
+        ({"is_prober": True}, "y" * 32, f"04 20 {'79' * 32}"),
+    ],
+)
+def test_present_frame_ends_in_the_name_as_go_writes_it(
+    world: World, flags: dict[str, bool], name: str, hex_: str
+) -> None:
     peer = world.join("a")
-    assert Connection(peer.key, peer, app_name="derpprobe").app_name == "derpprobe"
+    connection = Connection(
+        peer.key,
+        peer,
+        peer=("127.0.0.1", 0xDC1A),
+        app_name=name,
+        **flags,
+    )
+    head = key("a") + bytes.fromhex("00000000000000000000ffff7f000001 dc1a")
+    assert connection.present_frame()[5:] == head + bytes.fromhex(hex_)

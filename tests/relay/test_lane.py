@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.errors import RemoteProtocolError
+from pyderp.errors import FrameTooLarge, RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
@@ -179,16 +179,30 @@ class TestCuts:
 
 
 class TestSkip:
-    """Unknown frames are thrown away as they come, however long they are."""
+    """Unknown frames are thrown away as they come, up to the length of the largest packet."""
 
-    def test_four_gigabytes_are_announced_and_nothing_is_kept(self, world: World) -> None:
+    @pytest.mark.parametrize("kind", [0xFE, 0x77, 0x13, 0x02, 0x05, 0x14])
+    def test_the_longest_is_announced_and_nothing_is_kept(self, world: World, kind: int) -> None:
         a, b = world.join("a"), world.join("b")
-        world.feed(a, send("b", b"before"), frame_header(0x77, 2**32 - 1))
-        assert (a.tail, a.connection.skip) == (b"", 2**32 - 1)
-        world.feed(a, bytes(100_000))
-        assert (a.tail, a.connection.skip) == (b"", 2**32 - 1 - 100_000)
+        world.feed(a, send("b", b"before"), frame_header(kind, 65568))
+        assert (a.tail, a.connection.skip) == (b"", 65568)
+        world.feed(a, bytes(60_000))
+        assert (a.tail, a.connection.skip) == (b"", 5568)
+        world.feed(a, bytes(5568) + send("a", b"behind"))
         assert world.counters.unknown_frames == 1
         assert world.got(b) == [packet("a", b"before")]
+        assert world.got(a) == [packet("a", b"behind")]
+
+    @pytest.mark.parametrize("kind", [0xFE, 0x77, 0x13, 0x02, 0x05, 0x14])
+    @pytest.mark.parametrize("length", [65569, 2**20, 2**32 - 1])
+    def test_a_longer_one_ends_the_connection_by_its_header(
+        self, world: World, kind: int, length: int
+    ) -> None:
+        a, b = world.join("a"), world.join("b")
+        with pytest.raises(FrameTooLarge) as caught:
+            world.feed(a, send("b", b"before"), frame_header(kind, length))
+        assert str(caught.value) == f"unknown frame type {kind} too large: {length} bytes"
+        assert world.got(b)[0] == packet("a", b"before")
 
     @pytest.mark.parametrize("first", [5, 6, 40, 104])
     def test_frames_behind_a_skipped_one_count_again(self, world: World, first: int) -> None:

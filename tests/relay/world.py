@@ -47,7 +47,7 @@ _LEGAL: Final = {
     FrameType.RECV_PACKET: range(KEY_LEN, KEY_LEN + MAX_PACKET_SIZE + 1),
     FrameType.KEEP_ALIVE: range(1),
     FrameType.PEER_GONE: range(33, 34),
-    FrameType.PEER_PRESENT: range(51, 52),
+    FrameType.PEER_PRESENT: range(52, 85),
     FrameType.PONG: range(8, 9),
     FrameType.HEALTH: range(2**32),
     FrameType.RESTARTING: range(8, 9),

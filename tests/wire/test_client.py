@@ -17,8 +17,9 @@ from pyderp.errors import (
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.client import ClientSession, ClientState
+from pyderp.wire.frames import KEEP_ALIVE_FRAME
 from pyderp.wire.info import ClientInfo
-from pyderp.wire.messages import KeepAlive, Message, ServerInfo, Skipped
+from pyderp.wire.messages import KeepAlive, Message, PeerPresent, ServerInfo, Skipped
 from tests import vectors as v
 
 from .chunks import chunkings
@@ -149,6 +150,30 @@ def test_messages_of_go_however_the_stream_is_cut(
         remarks: list[Skipped] = []
         assert feed(ready(remarks), chunks) == messages
         assert [remark.frame_type for remark in remarks] == skipped
+
+
+@pytest.mark.parametrize(("hex_", "message", "cut"), v.PEERS_PRESENT)
+def test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut(
+    hex_: str, message: PeerPresent, cut: bool
+) -> None:
+    stream = bytes.fromhex(hex_) + KEEP_ALIVE_FRAME
+    for chunks in chunkings(stream):
+        remarks: list[Skipped] = []
+        assert feed(ready(remarks), chunks) == [message, KeepAlive()]
+        want = Skipped(0x09, "short peerPresent app name from DERP server")
+        assert remarks == [want] * cut
+
+
+@pytest.mark.parametrize("name", ["x" * 33, "é", "a\n", "\x7f", "\ud800"])
+@pytest.mark.parametrize("server_key", [None, v.SERVER.public])
+def test_a_name_that_relays_refuse_is_never_sent(name: str, server_key: NodePublic | None) -> None:
+    with pytest.raises(LocalProtocolError, match=r"^invalid AppName "):
+        ClientSession(
+            v.CLIENT,
+            random=v.gives(v.CLIENT_NONCE),
+            info=ClientInfo(app_name=name),
+            server_key=server_key,
+        )
 
 
 @pytest.mark.parametrize(("info", "_", "frame"), v.SERVER_INFOS)

@@ -41,7 +41,11 @@ PACKED = [
     (frames.pack_peer_gone(v.K1, 1), f"08 00000021 {v.K1_HEX} 01"),
     (
         frames.pack_peer_present(v.K1, bytes.fromhex(v.V4), 8080, 5),
-        f"09 00000033 {v.K1_HEX} {v.V4} 1f90 05",
+        f"09 00000034 {v.K1_HEX} {v.V4} 1f90 05 00",
+    ),
+    (
+        frames.pack_peer_present(v.K1, bytes.fromhex(v.V4), 8080, 1, "app one"),
+        f"09 0000003b {v.K1_HEX} {v.V4} 1f90 01 07 617070206f6e65",
     ),
     (
         frames.pack_forward_packet(v.K1, v.K2, b"hello"),
@@ -92,9 +96,16 @@ def test_limits_are_those_of_go() -> None:
     assert frames.MAX_SERVER_KEY_FRAME == 1024
     assert frames.MIN_CLIENT_INFO == 56
     assert frames.SERVER_KEY_LEN == 40
-    assert frames.PEER_PRESENT_LEN == 51
+    assert frames.MIN_PEER_PRESENT_LEN == 52
+    assert frames.MAX_UNKNOWN_FRAME_LEN == 65568
     assert [int(r) for r in frames.PeerGoneReason] == [0x00, 0x01, 0xF0]
     assert [int(f) for f in frames.PeerPresentFlags] == [0x01, 0x02, 0x04, 0x08]
+
+
+@pytest.mark.parametrize("name", ["x" * 33, "é", "a\n", "\x7f"])
+def test_a_name_that_readers_throw_away_is_not_packed(name: str) -> None:
+    with pytest.raises(LocalProtocolError, match="invalid AppName"):
+        frames.pack_peer_present(v.K1, bytes(16), 1, 1, name)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +278,7 @@ def test_greeting_with_the_zero_key_says_so() -> None:
         (0x12, 8),
         (0x12, 1000),
         # types that a server does not know, or no longer expects
-        *[(kind, n) for kind in (0, 1, 2, 3, 5, 6, 8, 9, 0x13, 0xFF) for n in (0, 0xFFFFFFFF)],
+        *[(kind, n) for kind in (0, 1, 2, 3, 5, 6, 8, 9, 0x13, 0xFF) for n in (0, 65568)],
     ],
 )
 def test_legal_lengths(kind: int, length: int) -> None:

@@ -76,13 +76,18 @@ def test_other_types_are_passed_over(kind: int) -> None:
 
 @pytest.mark.parametrize("size", range(32, 60))
 def test_presence_is_read_in_whole_groups(size: int) -> None:
-    payload = v.K1.raw + bytes.fromhex(v.V4) + b"\x1f\x90" + b"\x08" + bytes(8)
+    """A name, too: of three bytes, here."""
+    payload = v.K1.raw + bytes.fromhex(v.V4) + b"\x1f\x90" + b"\x08" + b"\x03abc" + bytes(8)
     seen = unpack_message_untrusted(FrameType.PEER_PRESENT, payload[:size])
     with_address = size >= 50
     address = v.EXAMPLE if with_address else None
     flags = 8 if size >= 51 else 0
     assert seen == PeerPresent(
-        v.K1, address, 8080 if with_address else None, PeerPresentFlags(flags)
+        v.K1,
+        address,
+        8080 if with_address else None,
+        PeerPresentFlags(flags),
+        "abc" if size >= 55 else "",
     )
 
 

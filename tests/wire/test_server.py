@@ -119,8 +119,33 @@ def test_legal_lengths_are_waited_for(length: int) -> None:
 
 
 def test_longest_client_info_is_let_in() -> None:
-    name = "x" * (262144 - 56 - 16 - len('{"AppName":""}'))
-    assert say(f'{{"AppName":"{name}"}}').app_name == name
+    pad = "x" * (262144 - 56 - 16 - len('{"pad":"","version":3}'))
+    assert say(f'{{"pad":"{pad}","version":3}}').version == 3
+
+
+@pytest.mark.parametrize(("text", "name", "taken", "frame"), v.APP_NAMES)
+def test_names_are_taken_and_refused_as_by_go(
+    text: str, name: str, taken: bool, frame: bytes
+) -> None:
+    assert ClientInfo.from_json_untrusted(text.encode()).app_name == name
+    if taken:
+        _, logged_in = receive(frame)
+        assert logged_in is not None
+        assert logged_in.info.app_name == name
+        assert say(text) == logged_in.info
+    else:
+        with pytest.raises(RemoteProtocolError, match=r'^invalid AppName "') as caught:
+            receive(frame)
+        assert caught.value.frame_type == 2
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "\\n", "\\u0000", "\\ud83d\\ude00", "x" * 300])
+def test_a_refused_name_is_cut_and_escaped_in_the_error(name: str) -> None:
+    """Also if the client has the mesh key: nobody is exempt."""
+    with pytest.raises(RemoteProtocolError) as caught:
+        say(f'{{"meshKey":"{v.MESH_KEY_TEXT}","AppName":"{name}"}}')
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 60
 
 
 def test_client_with_the_zero_key_is_refused() -> None:
@@ -167,7 +192,13 @@ def test_well_formed_mesh_keys_are_told(json: str, mesh_key: str | None) -> None
     assert say(json).mesh_key == want
 
 
-@pytest.mark.parametrize("value", ['""', "null", f'"{v.MESH_KEY_TEXT[1:]}"', "1"])
+def test_an_empty_mesh_key_is_none() -> None:
+    """Some clients always send the field; derper refuses them."""
+    assert say('{"meshKey":""}').mesh_key is None
+    assert say(f'{{"meshKey":"{v.MESH_KEY_TEXT}","meshKey":""}}').mesh_key is None
+
+
+@pytest.mark.parametrize("value", ["null", f'"{v.MESH_KEY_TEXT[1:]}"', "1"])
 def test_malformed_mesh_keys_are_refused(value: str) -> None:
     with pytest.raises(RemoteProtocolError, match="invalid mesh key"):
         say(f'{{"meshKey":{value}}}')

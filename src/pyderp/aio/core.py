@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pyderp.aio.wheel import TimerWheel
 from pyderp.config import Network
-from pyderp.defaults import RECEIVE_BUFFER
+from pyderp.defaults import RECEIVE_BUFFER, SEND_QUEUE_DEPTH
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
@@ -74,6 +74,7 @@ class Core:
         uniform: a number from [0, 1); for jitter.
         write_timeout: seconds without progress of a write before a client is closed; 0: never.
         mesh_write_timeout: the same for clients with the mesh key.
+        send_queue_depth: packets in each of the two queues of a client.
     """
 
     def __init__(
@@ -86,9 +87,10 @@ class Core:
         uniform: Callable[[], float],
         write_timeout: float,
         mesh_write_timeout: float,
+        send_queue_depth: int = SEND_QUEUE_DEPTH,
     ) -> None:
         self.loop = loop
-        self.router = Router(private.public.raw, loop.time)
+        self.router = Router(private.public.raw, loop.time, send_queue_depth=send_queue_depth)
         self.login = ServerLogin(private, random=random)
         self.greeting_with_head = switching_protocols(private.public) + self.login.greeting
         self.mesh_key = mesh_key
@@ -113,6 +115,8 @@ class Core:
         self.health: HealthTeller | None = None
         self.rtt: RttSampler | None = None
         self.paths: PathWatch | None = None
+        self.disallowed_app_names: frozenset[str] = frozenset()
+        """What no client may call itself but a mesh peer."""
         self.trusted: tuple[Network, ...] = ()
         """Peers whose word on the client's address is taken."""
         self.server_name = b""

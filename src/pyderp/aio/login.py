@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -21,9 +20,6 @@ from pyderp.wire.server import LoggedIn
 __all__ = ["LoginStage"]
 
 log = logging.getLogger("pyderp.relay")
-
-_APP_NAME_LENGTH: Final = 128
-"""Characters of a client's name for itself that are kept; it may send 256 KiB."""
 
 
 class LoginStage:
@@ -51,10 +47,11 @@ class LoginStage:
     def _on_client(self, client: LoggedIn) -> None:
         protocol = self._protocol
         core = protocol.core
-        if len(client.info.app_name) > _APP_NAME_LENGTH:
-            # It may be 256 KiB long, and many may be waiting.
-            client.info = replace(client.info, app_name=client.info.app_name[:_APP_NAME_LENGTH])
         mesh = client.info.mesh_key is not None and client.info.mesh_key == core.mesh_key
+        app_name = client.info.app_name
+        if app_name in core.disallowed_app_names and not mesh:
+            self._decide(client, Verdict(False, f'disallowed app name "{app_name}"'))
+            return
         gate = core.gate
         if gate is None or mesh:
             self._enter(client, mesh=mesh)

@@ -65,6 +65,9 @@ class Parts:
         self._expiry = ExpiryWatch()
         self.accepts = AcceptGate(core, config.accept_limit, config.accept_burst)
         core.trusted = config.trusted_proxies
+        core.disallowed_app_names = frozenset(config.disallow_app_names) - {""}
+        for text in config.idle_app_names():
+            log.warning("%s", text)
         if parse_ip(config.hostname) is None:
             core.server_name = config.hostname.encode()
         if config.health:
@@ -101,6 +104,7 @@ class Parts:
             version=pyderp.__version__,
             hostname=config.hostname,
             has_mesh_key=config.mesh_key is not None,
+            sender_cardinality=config.sender_cardinality,
             limits=core.limits,
             bootstrap=self.bootstrap.counters,
             admission=core.gate,

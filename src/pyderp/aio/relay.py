@@ -102,6 +102,7 @@ class Relay:
             uniform=random.random,
             write_timeout=config.write_timeout,
             mesh_write_timeout=MESH_WRITE_TIMEOUT,
+            send_queue_depth=config.send_queue_depth,
         )
         async with contextlib.AsyncExitStack() as undo:
             parts = self._parts = Parts(config, core, self.private_key)

@@ -166,8 +166,11 @@ class _Listener:
                 self.output.remark(
                     "peer_gone", f"{peer} is gone ({why})", peer=str(peer), reason=why
                 )
-            case PeerPresent(peer):
-                self.output.remark("peer_present", f"{peer} is there", peer=str(peer))
+            case PeerPresent(peer, app_name=app_name):
+                program = f" ({app_name})" if app_name else ""
+                self.output.remark(
+                    "peer_present", f"{peer} is there{program}", peer=str(peer), app_name=app_name
+                )
             case Health(problem):
                 text = f"the relay reports: {problem}" if problem else "the relay: healthy again"
                 self.output.remark("health", text, problem=problem)

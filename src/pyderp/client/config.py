@@ -14,6 +14,7 @@ from pyderp.net.dnscache import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
 from pyderp.net.tls import HealthTracker, TLSConfig
+from pyderp.wire.text import MAX_APP_NAME_LEN, invalid_app_name, is_app_name
 
 __all__ = ["ClientConfig", "UrlDialer"]
 
@@ -34,7 +35,8 @@ class ClientConfig:
     """Tell the relay that this is a prober [IsProber]."""
 
     app_name: str = ""
-    """Tell the relay which program this is [AppName]."""
+    """Tell the relay which program this is [AppName]: printable ASCII, at most 32 characters. The
+    relay tells it those who watch its connections."""
 
     can_ack_pings: bool = False
     """Tell the relay that its pings will be answered; answering is the program's [CanAckPings]."""
@@ -83,8 +85,13 @@ class ClientConfig:
         """Refuse what would fail later.
 
         Raises:
-            ConfigError: a time that is not positive.
+            ConfigError: a time that is not positive, or a name that relays refuse.
         """
+        if not is_app_name(self.app_name):
+            raise ConfigError(
+                f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "
+                "ASCII characters"
+            )
         for name in ("connect_timeout", "receive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; want more than 0 seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from typing import Final
 
 import h11
@@ -23,6 +24,8 @@ _log = logging.getLogger("pyderp.net")
 
 _MAX_HEAD: Final = 64 * 1024
 """Bytes of the proxy's answer, interim answers included."""
+_HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]+")
+"""What may stand in a Host header, as Go sees it (`httpguts.ValidHostHeader`), and not nothing."""
 _PROXY_TLS: Final = TLSConfig()
 
 
@@ -47,6 +50,9 @@ async def connect_through_http(
         DialError: the proxy cannot be reached, or `host` cannot be asked for.
         ConfigError: mark, device or TLS files cannot be used.
     """
+    if _HOST.fullmatch(host) is None:
+        # Here already: a proxy that is asked for nonsense is a round trip for nothing.
+        raise DialError(f'invalid DERP node hostname "{printable(host, 100)}"')
     target = host_port(host, port)
     try:
         sock = await connect_to_proxy(proxy, settings=settings, resolver=resolver)

@@ -47,12 +47,13 @@ class Backlog:
     """The queues of one destination: data and disco packets, presence changes, other frames.
 
     Data and disco are kept apart, so that a flood of one cannot push out the other: each
-    holds at most `SEND_QUEUE_DEPTH` packets, both together at most `limit` bytes, and
+    holds at most `depth` packets, both together at most `limit` bytes, and
     only a queue that has more than half of them gives way to the other.
     It exists only while something waits.
 
     Args:
         limit: bytes of packets that may wait, at least one packet's.
+        depth: packets that may wait in each of the two.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class Backlog:
         "control",
         "data",
         "data_bytes",
+        "depth",
         "disco",
         "disco_bytes",
         "in_flight",
@@ -67,8 +69,9 @@ class Backlog:
         "since",
     )
 
-    def __init__(self, limit: int = SEND_QUEUE_BYTES) -> None:
+    def __init__(self, limit: int = SEND_QUEUE_BYTES, *, depth: int = SEND_QUEUE_DEPTH) -> None:
         self.limit = limit
+        self.depth = depth
         self.data: deque[bytes] = deque()
         self.disco: deque[bytes] = deque()
         self.data_bytes = 0
@@ -89,7 +92,7 @@ class Backlog:
         The frame itself is among them, as the last, if no room could be made.
         """
         dropped: list[tuple[bytes, bool]] = []
-        if len(self.disco if disco else self.data) >= SEND_QUEUE_DEPTH:
+        if len(self.disco if disco else self.data) >= self.depth:
             dropped.append((self._pop(disco=disco), disco))
         while self.data_bytes + self.disco_bytes + len(frame) > self.limit:
             other = self.data_bytes if disco else self.disco_bytes

@@ -49,6 +49,7 @@ class Connection:
         number: its number among all accepted connections, for logs.
         peer: remote address and port; un-mapped; port 0 and an empty address: unknown.
         connected_at: time of login, in seconds of the router's clock.
+        app_name: what the client calls itself; the login has checked that it keeps the rule.
     """
 
     __slots__ = (
@@ -142,7 +143,7 @@ class Connection:
     def present_frame(self) -> bytes:
         """The PeerPresent frame about this connection."""
         host, port = self.peer
-        return pack_peer_present(self.public, _ip16(host), port, self.flags)
+        return pack_peer_present(self.public, _ip16(host), port, self.flags, self.app_name)
 
     def __repr__(self) -> str:
         return f"<Connection {self.number} {self.public.short()} {self.peer[0]}:{self.peer[1]}>"

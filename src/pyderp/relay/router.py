@@ -16,6 +16,7 @@ from pyderp.defaults import (
     NOT_HERE_BURST,
     NOT_HERE_RATE,
     SEND_QUEUE_BYTES,
+    SEND_QUEUE_DEPTH,
 )
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
@@ -50,15 +51,23 @@ class Router:
     Args:
         own_key: the relay's public key, 32 raw bytes.
         clock: seconds, monotonic; asked only off the packet path.
+        send_queue_depth: packets in each of the two queues of a destination.
     """
 
-    def __init__(self, own_key: bytes, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        own_key: bytes,
+        clock: Callable[[], float],
+        *,
+        send_queue_depth: int = SEND_QUEUE_DEPTH,
+    ) -> None:
         self.own_key = own_key
         self.clock = clock
         self.counters = Counters()
         self.registry = Registry(self.counters)
         self.forwarders = ForwarderTable(self.counters)
         self.touched: list[Connection] = []
+        self._send_queue_depth = send_queue_depth
 
     # Life of a connection
 
@@ -317,7 +326,7 @@ class Router:
 
     def _changes(self, watcher: Connection, frames: Iterator[bytes] | tuple[bytes, ...]) -> None:
         if watcher.backlog is None:
-            watcher.backlog = Backlog()
+            watcher.backlog = Backlog(depth=self._send_queue_depth)
             watcher.backlog.since = self.clock()
         changes = watcher.backlog.changes
         changes.extend(frames)
@@ -411,7 +420,7 @@ class Router:
         """
         connection.paused = True
         if connection.backlog is None:
-            connection.backlog = Backlog()
+            connection.backlog = Backlog(depth=self._send_queue_depth)
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.since = self.clock()
         if connection.out:

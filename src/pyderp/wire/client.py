@@ -11,8 +11,14 @@ from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.frames import BytesLike, FrameType
 from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
-from pyderp.wire.messages import Message, Skipped, unpack_message_untrusted
+from pyderp.wire.messages import (
+    Message,
+    Skipped,
+    has_short_app_name,
+    unpack_message_untrusted,
+)
 from pyderp.wire.packets import PacketLane, pack_send_packets
+from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientSession", "ClientState"]
 
@@ -40,7 +46,10 @@ class ClientSession:
         info: what to say at login.
         server_key: the relay's key, if already known from its meta certificate; its
             greeting is then neither awaited nor compared.
-        on_skip: told of each frame that is passed over.
+        on_skip: told of each frame that is passed over, and of an AppName that was cut off.
+
+    Raises:
+        LocalProtocolError: the AppName of `info` is one that relays refuse.
     """
 
     def __init__(
@@ -52,11 +61,13 @@ class ClientSession:
         server_key: NodePublic | None = None,
         on_skip: Callable[[Skipped], None] | None = None,
     ) -> None:
+        self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
+        if not is_app_name(self._info.app_name):
+            raise LocalProtocolError(invalid_app_name(self._info.app_name))
         self.state = ClientState.GREETING
         self.server_key = server_key
         self.private = private
         self._random = random
-        self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
@@ -172,5 +183,8 @@ class ClientSession:
             message = unpack_message_untrusted(kind, payload)
             if not isinstance(message, Skipped):
                 messages.append(message)
-            elif self._on_skip is not None:
+                if kind != FrameType.PEER_PRESENT or not has_short_app_name(payload):
+                    return
+                message = Skipped(kind, "short peerPresent app name from DERP server")
+            if self._on_skip is not None:
                 self._on_skip(message)

@@ -21,6 +21,7 @@ from pyderp.errors import (
     UnexpectedFrame,
 )
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePublic
+from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = [
     "FRAME_HEADER_LEN",
@@ -72,7 +73,10 @@ SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
 PING_LEN: Final = 8
 MAX_PING_LEN: Final = 1000
 """Ping payload that a server accepts; the bytes after the eighth are dropped."""
-PEER_PRESENT_LEN: Final = KEY_LEN + 16 + 2 + 1
+MIN_PEER_PRESENT_LEN: Final = KEY_LEN + 16 + 2 + 1 + 1
+"""PeerPresent payload that a server sends when there is no AppName (`peerPresentBaseLen`)."""
+MAX_UNKNOWN_FRAME_LEN: Final = MAX_PACKET_SIZE + KEY_LEN
+"""Payload of a type that a server does not know; it is read and thrown away."""
 
 DISCO_MAGIC: Final = "TS💬".encode()
 """The first six bytes of a disco packet (`disco.Magic`)."""
@@ -290,15 +294,23 @@ def pack_peer_gone(peer: NodePublic, reason: int) -> bytes:
     return pack_frame(FrameType.PEER_GONE, peer.raw + bytes((reason,)))
 
 
-def pack_peer_present(peer: NodePublic, ip16: bytes, port: int, flags: int) -> bytes:
-    """09 PeerPresent: peer 32 ‖ address 16 ‖ port 2 ‖ flags 1.
+def pack_peer_present(
+    peer: NodePublic, ip16: bytes, port: int, flags: int, app_name: str = ""
+) -> bytes:
+    """09 PeerPresent: peer 32 ‖ address 16 ‖ port 2 ‖ flags 1 ‖ length 1 ‖ AppName.
 
     Args:
         ip16: the IPv6 form, `::ffff:a.b.c.d` for IPv4; 16 zero bytes when unknown.
+        app_name: what the client calls itself; its length is there even if it is empty.
+
+    Raises:
+        LocalProtocolError: the name breaks the rule, so that readers would throw it away.
     """
-    return pack_frame(
-        FrameType.PEER_PRESENT, peer.raw + ip16 + port.to_bytes(2, "big") + bytes((flags,))
-    )
+    if not is_app_name(app_name):
+        raise LocalProtocolError(invalid_app_name(app_name))
+    name = app_name.encode("ascii")
+    tail = port.to_bytes(2, "big") + bytes((flags, len(name)))
+    return pack_frame(FrameType.PEER_PRESENT, peer.raw + ip16 + tail + name)
 
 
 def pack_health(problem: str) -> bytes:
@@ -330,7 +342,7 @@ _WRONG_SIZE: Final = {
 def check_client_frame_untrusted(kind: int, length: int) -> None:
     """Check the length of a frame that a logged-in client announces, before its payload arrives.
 
-    Unknown types may have any length; they are skipped.
+    Types that a server does not know are skipped, up to the length of the largest packet.
 
     Raises:
         RemoteProtocolError: the length is not legal for this type.
@@ -348,6 +360,9 @@ def check_client_frame_untrusted(kind: int, length: int) -> None:
         want, text = _WRONG_SIZE[FrameType(kind)]
         if length != want:
             raise RemoteProtocolError(f"{text}: {length}, want {want}", frame_type=kind)
+    elif length > MAX_UNKNOWN_FRAME_LEN:
+        # A relay that awaits 4 GiB for nothing keeps a connection that does nothing else.
+        raise FrameTooLarge(f"unknown frame type {kind} too large: {length} bytes", frame_type=kind)
 
 
 def _check_packet_frame(kind: int, length: int, keys: int, short: str) -> None:

@@ -1,17 +1,20 @@
 """The two sealed JSON blobs of a login: ClientInfo and ServerInfo.
 
-Decoding has Go's manners: names match in any case, unknown ones are ignored, missing
-ones are zero, `null` is "nothing said"; a value of the wrong type rejects the blob.
+Decoding has Go's manners (`pyderp.gojson`): names match in any case, unknown ones are ignored
+whatever their value is, missing ones are zero, `null` is "nothing said"; a value of the wrong type
+rejects the blob.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from pyderp import gojson
 from pyderp.errors import (
     BadBox,
     FrameTooLarge,
@@ -29,10 +32,13 @@ from pyderp.wire.frames import (
     pack_server_info,
 )
 from pyderp.wire.messages import ServerInfo
+from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
 
 _INT64: Final = range(-(2**63), 2**63)
+_INTEGER: Final = re.compile("-?[0-9]{1,19}")
+"""What may be one of 64 bits; JSON has no leading zeros."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,7 @@ class ClientInfo:
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
+    """Which program it is, in its own words; `pyderp.wire.text.is_app_name` has the rule."""
 
     def to_json(self) -> bytes:
         """The JSON in the order and with the omissions of Go's client."""
@@ -130,7 +137,8 @@ def open_client_info_untrusted(
         the client's key, the key shared with it (for ServerInfo), and what it says.
 
     Raises:
-        RemoteProtocolError: zero key, a box that does not open, or bad JSON.
+        RemoteProtocolError: zero key, a box that does not open, bad JSON, or an AppName that
+            breaks its rule. Mesh peers are not exempt from that.
     """
     client = NodePublic(payload[:KEY_LEN])
     if client.is_zero():
@@ -144,7 +152,10 @@ def open_client_info_untrusted(
             f"msgbox: cannot open len={len(sealed)} with client key {client}",
             frame_type=FrameType.CLIENT_INFO,
         ) from e
-    return client, shared, ClientInfo.from_json_untrusted(text)
+    info = ClientInfo.from_json_untrusted(text)
+    if not is_app_name(info.app_name):
+        raise RemoteProtocolError(invalid_app_name(info.app_name), frame_type=FrameType.CLIENT_INFO)
+    return client, shared, info
 
 
 def open_server_info_untrusted(
@@ -176,21 +187,23 @@ def open_server_info_untrusted(
     )
 
 
-def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, object]:
+def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, list[str]]:
+    """The values of known members, each in its order, as JSON text; null says nothing.
+
+    Each is a list, because Go reads every one: a wrong type is an error wherever it stands.
+    """
     try:
-        document: object = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        pairs = gojson.members(data)
+    except TypeError as e:
+        raise RemoteProtocolError("login blob is not a JSON object", frame_type=kind) from e
+    except ValueError as e:
         raise RemoteProtocolError("login blob is not JSON", frame_type=kind) from e
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise RemoteProtocolError("login blob is not a JSON object", frame_type=kind)
-    by_lower = {name.lower(): name for name in names}
-    found: dict[str, object] = {}
-    for name, value in document.items():
-        known = by_lower.get(name.lower())
-        if known is not None:
-            found[known] = value
+    by_folded = {gojson.same_name(name): name for name in names}
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for name, value in pairs or ():
+        known = by_folded.get(gojson.same_name(name))
+        if known is not None and (value != "null" or known == "meshKey"):
+            found[known].append(value)
     return found
 
 
@@ -198,43 +211,44 @@ def _wrong(name: str, kind: int) -> RemoteProtocolError:
     return RemoteProtocolError(f"field {name} of the login blob has a wrong type", frame_type=kind)
 
 
-def _integer(found: Mapping[str, object], name: str, kind: int) -> int:
-    value = found.get(name)
-    if value is None:
-        return 0
-    if not isinstance(value, int) or isinstance(value, bool) or value not in _INT64:
-        raise _wrong(name, kind)
-    return value
+def _integer(found: Mapping[str, list[str]], name: str, kind: int) -> int:
+    number = 0
+    for value in found[name]:
+        if _INTEGER.fullmatch(value) is None or (number := int(value)) not in _INT64:
+            raise _wrong(name, kind)
+    return number
 
 
-def _boolean(found: Mapping[str, object], name: str) -> bool:
-    value = found.get(name)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
+def _boolean(found: Mapping[str, list[str]], name: str) -> bool:
+    if not all(value in ("true", "false") for value in found[name]):
         raise _wrong(name, FrameType.CLIENT_INFO)
-    return value
+    return found[name][-1:] == ["true"]
 
 
-def _text(found: Mapping[str, object], name: str) -> str:
-    value = found.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong(name, FrameType.CLIENT_INFO)
-    return value
+def _text(found: Mapping[str, list[str]], name: str) -> str:
+    text = ""
+    for value in found[name]:
+        said = gojson.text_value(value)
+        if said is None:
+            raise _wrong(name, FrameType.CLIENT_INFO)
+        text = said
+    return text
 
 
-def _mesh_key(found: Mapping[str, object]) -> MeshKey | None:
-    if "meshKey" not in found:
-        return None
-    value = found["meshKey"]
-    # Unlike the other fields, null is not "nothing said": Go's key type refuses it.
-    if not isinstance(value, str) or len(value) != 2 * KEY_LEN:
-        raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO)
-    if not value.strip("0"):
-        return None  # the zero key is well-formed, and grants nothing
-    try:
-        return MeshKey.parse(value)
-    except InvalidKey as e:
-        raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO) from e
+def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:
+    key = None
+    for value in found["meshKey"]:
+        # Unlike the other fields, null is not "nothing said": Go's key type refuses it.
+        text = gojson.text_value(value)
+        if text == "":
+            # Go refuses this, too. But there are clients that always send the field.
+            key = None
+            continue
+        if text is None or len(text) != 2 * KEY_LEN:
+            raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO)
+        try:
+            # The zero key is well-formed, and grants nothing.
+            key = MeshKey.parse(text) if text.strip("0") else None
+        except InvalidKey as e:
+            raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO) from e
+    return key

@@ -14,7 +14,8 @@ from typing import Final, TypeAlias
 
 from pyderp.addresses import unmapped
 from pyderp.keys import KEY_LEN, NodePublic
-from pyderp.wire.frames import PING_LEN, FrameType, PeerPresentFlags
+from pyderp.wire.frames import MIN_PEER_PRESENT_LEN, PING_LEN, FrameType, PeerPresentFlags
+from pyderp.wire.text import is_app_name
 
 __all__ = [
     "Health",
@@ -58,6 +59,9 @@ class PeerPresent:
     address: IPv4Address | IPv6Address | None
     port: int | None
     flags: PeerPresentFlags
+    app_name: str = ""
+    """What the client calls itself, which nobody has checked; empty: nothing, or a relay that
+    does not pass it on."""
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ class Restarting:
 
 @dataclass(slots=True)
 class Skipped:
-    """A frame that was not understood and is not an error; for a log line."""
+    """A frame, or the end of one, that was not understood and is not an error; for a log line."""
 
     frame_type: int
     remark: str
@@ -151,14 +155,27 @@ def _peer_gone(payload: bytes) -> PeerGone:
 
 
 def _peer_present(payload: bytes) -> PeerPresent:
-    # Three groups, 32 / 18 / 1 bytes, each there as a whole or not at all.
+    # Four groups, 32 / 18 / 1 / 1 + n bytes, each there as a whole or not at all.
     peer = NodePublic(payload[:KEY_LEN])
     if len(payload) < _ADDRESS_END:
         return PeerPresent(peer, None, None, PeerPresentFlags(0))
     ip6 = IPv6Address(payload[KEY_LEN : KEY_LEN + 16])
     port = int.from_bytes(payload[KEY_LEN + 16 : _ADDRESS_END], "big")
     flags = payload[_ADDRESS_END] if len(payload) > _ADDRESS_END else 0
-    return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags))
+    if len(payload) < MIN_PEER_PRESENT_LEN or has_short_app_name(payload):
+        return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags))
+    end = MIN_PEER_PRESENT_LEN + payload[MIN_PEER_PRESENT_LEN - 1]
+    # latin-1 takes any bytes, and what is not ASCII breaks the rule.
+    name = payload[MIN_PEER_PRESENT_LEN:end].decode("latin-1")
+    name = name if is_app_name(name) else ""
+    return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags), name)
+
+
+def has_short_app_name(payload: bytes) -> bool:
+    """Whether a PeerPresent ends before its AppName does, which is then left out."""
+    if len(payload) < MIN_PEER_PRESENT_LEN:
+        return False
+    return len(payload) - MIN_PEER_PRESENT_LEN < payload[MIN_PEER_PRESENT_LEN - 1]
 
 
 def _restarting(payload: bytes) -> Restarting:

@@ -1,8 +1,25 @@
-"""Text of a peer, for an error or a line of a log."""
+"""Text that a peer chose: what its name may be, and how it is shown in errors and logs."""
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+import re
+from typing import Final
+
+__all__ = ["MAX_APP_NAME_LEN", "invalid_app_name", "is_app_name", "printable"]
+
+MAX_APP_NAME_LEN: Final = 32
+"""Bytes of a client's AppName."""
+_APP_NAME: Final = re.compile(rf"[ -~]{{0,{MAX_APP_NAME_LEN}}}")
+
+
+def is_app_name(name: str) -> bool:
+    """Whether a client may give this as its AppName: printable ASCII, at most 32; may be empty."""
+    return _APP_NAME.fullmatch(name) is not None
+
+
+def invalid_app_name(name: str) -> str:
+    """What an error says of a name that breaks the rule."""
+    return f'invalid AppName "{printable(name, 40)}"'
 
 
 def printable(text: str, longest: int | None = None) -> str:

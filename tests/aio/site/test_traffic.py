@@ -135,6 +135,10 @@ def test_unique_senders_are_exact(run: Run, senders: int) -> None:
             async with aclosing(traffic(facts)) as chunks:
                 (line,) = lines(await anext(chunks))
             assert line.get("UniqueSenders", 0) == senders
+            facts.sender_cardinality = False
+            async with aclosing(traffic(facts)) as chunks:
+                (line,) = lines(await anext(chunks))
+            assert "UniqueSenders" not in line
             assert line["Key"] == str(receiver.key)
 
     run(main())

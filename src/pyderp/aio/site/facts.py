@@ -41,6 +41,9 @@ class Facts:
     """What the certificate is for; empty: no TLS."""
 
     has_mesh_key: bool = False
+    sender_cardinality: bool = True
+    """Pages tell how many keys have written to a client."""
+
     limits: Limits | None = None
     """`None`: it was started without a file of limits."""
 

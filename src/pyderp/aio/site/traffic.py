@@ -25,8 +25,8 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
     """In each round a line of JSON for each client whose bytes grew, then an empty line.
 
     `Sent` and `Recv` are bytes of its TCP connection so far, as the relay sees them: TLS, HTTP
-    and frames included. `UniqueSenders` is how many other keys have written to it, exactly.
-    Unix sockets are left out.
+    and frames included. `UniqueSenders` is how many other keys have written to it, exactly,
+    and is left out if the relay is not to tell. Unix sockets are left out.
     """
     before: dict[Served, tuple[int, int]] = {}
     while True:
@@ -40,7 +40,7 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
                     continue
                 now[protocol] = bytes_now = (info.sent, info.received)
                 if bytes_now != before.get(protocol):
-                    lines.append(_line(connection, *bytes_now))
+                    lines.append(_line(facts, connection, *bytes_now))
             if lines:
                 yield b"".join(lines)
             await asyncio.sleep(0)
@@ -49,8 +49,8 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
         await asyncio.sleep(_PERIOD)
 
 
-def _line(connection: Connection, sent: int, received: int) -> bytes:
+def _line(facts: Facts, connection: Connection, sent: int, received: int) -> bytes:
     line: dict[str, object] = {"Sent": sent, "Recv": received, "Key": str(connection.public)}
-    if connection.heard_from:
+    if connection.heard_from and facts.sender_cardinality:
         line["UniqueSenders"] = len(connection.heard_from)
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"

@@ -172,6 +172,7 @@ def check_content(plan: Plan, problems: Problems) -> list[str]:
         lines += _unknown_limits(plan)
     with problems.collect():
         lines += _expiry(plan)
+    lines += plan.config.idle_app_names()
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines

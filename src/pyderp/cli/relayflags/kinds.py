@@ -10,10 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pyderp import defaults
 from pyderp.config import Network
 
-__all__ = ["Kind", "boolean", "choice", "duration", "folder", "go_duration", "integer", "names"]
-__all__ += ["networks", "number", "parse_boolean", "parse_duration", "path", "text"]
+__all__ = [
+    "Kind",
+    "boolean",
+    "choice",
+    "depth",
+    "duration",
+    "folder",
+    "go_duration",
+    "integer",
+    "names",
+]
+__all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -133,6 +144,12 @@ def integer(least: int | None = None, most: int | None = None, *, metavar: str =
     return Kind(metavar, parse, (int,), go="int")
 
 
+def _depth(word: str) -> int:
+    # As derper: what is no depth counts as not given.
+    value: int = integer().parse(word)
+    return value if value > 0 else defaults.SEND_QUEUE_DEPTH
+
+
 def number(metavar: str = "NUMBER") -> Kind:
     """A number that is not negative; `inf` is one."""
 
@@ -169,6 +186,15 @@ def names(metavar: str) -> Kind:
     return Kind(metavar, lambda word: _split(word.split(",")), of_list=_split)
 
 
+def exact_names(metavar: str) -> Kind:
+    """Words with commas between, exactly as they stand: spaces and empty ones are kept."""
+    return Kind(
+        metavar,
+        lambda word: tuple(word.split(",")) if word else (),
+        of_list=lambda items: tuple(items),
+    )
+
+
 def _split(items: list[str]) -> tuple[str, ...]:
     return tuple(stripped for item in items if (stripped := item.strip()))
 
@@ -193,6 +219,7 @@ def _path(word: str) -> Path | None:
     return Path(word) if word else None
 
 
+depth: Final = Kind("NUMBER", _depth, (int,), go="int")
 boolean: Final = Kind("", parse_boolean, (bool,), go="")
 duration: Final = Kind("DURATION", parse_duration, (int, float), go="duration")
 path: Final = Kind("FILE", _path)

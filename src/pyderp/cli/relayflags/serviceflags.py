@@ -9,7 +9,9 @@ from pyderp import defaults
 from pyderp.cli.relayflags.flag import Flag
 from pyderp.cli.relayflags.kinds import (
     boolean,
+    depth,
     duration,
+    exact_names,
     integer,
     names,
     networks,
@@ -66,6 +68,15 @@ ADMISSION_FLAGS: Final = (
         setting="admission.keys_file",
         help="File of allowed node keys, one a line, each with an optional label. Read again "
         "when it changes.",
+    ),
+    Flag(
+        name="disallow-app-names",
+        kind=exact_names("NAME,…"),
+        panel=_ADMISSION,
+        default=(),
+        setting="disallow_app_names",
+        help="Refuse clients that give one of these as the name of their program, exactly so. An "
+        "empty item is dropped, with a warning. Mesh peers are exempt.",
     ),
     Flag(
         name="admission-remember",
@@ -219,6 +230,15 @@ SERVED_FLAGS: Final = (
         help="File of a secret that opens /debug/ as ?debugkey=SECRET.",
     ),
     Flag(
+        name="sender-cardinality",
+        kind=boolean,
+        panel=_SERVED,
+        default=True,
+        go_variable="TS_DERP_SENDER_CARDINALITY",
+        setting="sender_cardinality",
+        help="Tell in /debug/traffic how many keys have written to a client.",
+    ),
+    Flag(
         name="rtt-stats",
         kind=boolean,
         panel=_SERVED,
@@ -268,6 +288,16 @@ CONNECTION_FLAGS: Final = (
         default=defaults.WRITE_TIMEOUT,
         setting="write_timeout",
         help="Close a client that takes no byte for so long. 0: never.",
+    ),
+    Flag(
+        name="send-queue-depth",
+        kind=depth,
+        panel=_CONNECTIONS,
+        default=defaults.SEND_QUEUE_DEPTH,
+        go_variable="TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH",
+        setting="send_queue_depth",
+        help="Packets that wait for a client in each of its two queues, disco and data, before the "
+        "oldest is dropped. 0 and less: the default.",
     ),
     Flag(
         name="tcp-notsent-lowat",

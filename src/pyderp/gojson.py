@@ -1,0 +1,167 @@
+"""The members of a JSON object, read as tolerantly as Go's `encoding/json` reads unknown ones.
+
+Python's and msgspec's readers are stricter: they refuse bytes that are no UTF-8, halves of
+surrogate pairs, numbers that do not fit, and nesting beyond the interpreter's stack. Here values
+are skipped by pattern and by a list of open brackets, so the depth of a hostile text costs no
+stack, and a number is text until its reader converts it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+__all__ = ["MAX_DEPTH", "members", "same_name", "text_value"]
+
+MAX_DEPTH: Final = 10_000
+"""Arrays and objects inside each other, the outermost included; Go refuses more."""
+
+_MAX_STEPS: Final = 12_000
+"""Members of the object, and values that hold others. Go has no such bound; here each takes a
+microsecond or two in which nobody is served, and 256 KiB can hold 60,000."""
+
+_SPACE: Final = r"[ \t\n\r]*+"
+_STRING: Final = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+_NUMBER: Final = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
+_SCALAR: Final = rf"(?:{_STRING}|{_NUMBER}|true|false|null)"
+# Empty brackets count as scalars, so a bracket that is pushed is followed by a value.
+_FLAT: Final = rf"(?:{_SCALAR}|\[{_SPACE}\]|\{{{_SPACE}\}})"
+_NAME: Final = rf"{_STRING}{_SPACE}:{_SPACE}"
+
+_BLANK: Final = re.compile(_SPACE)
+_WHOLE_FLAT: Final = re.compile(_FLAT)
+_MEMBER_NAME: Final = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}")
+# All flat values in front of the next deep or last one, with their commas, in one match.
+_RUN: Final = {
+    "[": re.compile(rf"{_SPACE}(?:{_FLAT}{_SPACE},{_SPACE})*+"),
+    "{": re.compile(rf"{_SPACE}(?:{_NAME}{_FLAT}{_SPACE},{_SPACE})*+{_NAME}"),
+}
+_CLOSES: Final = {"[": "]", "{": "}"}
+_HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+def members(data: bytes) -> list[tuple[str, str]] | None:
+    """Names and values of an object's members, in their order, repeated names included.
+
+    Bytes that are no UTF-8 and halves of surrogate pairs become U+FFFD.
+
+    Returns:
+        the values as JSON text, for `json.loads` if they are of interest; `None` if all of the
+        text is `null`.
+
+    Raises:
+        TypeError: JSON, but not an object.
+        ValueError: not JSON, or more of it than any client has to say.
+    """
+    return _Scanner(data.decode("utf-8", "replace")).members()
+
+
+def same_name(name: str) -> str:
+    """A form in which two names are equal if Go takes them for the same: case does not count.
+
+    Among ASCII letters k and s have a third form each, KELVIN SIGN and LONG S; `lower` folds
+    only the first.
+    """
+    return name.lower().replace("\u017f", "s")
+
+
+def text_value(value: str) -> str | None:
+    """The text of a JSON string; `None`: the value is none."""
+    return _unquote(value) if value.startswith('"') else None
+
+
+def _unquote(quoted: str) -> str:
+    text: str = json.loads(quoted)
+    return _HALF.sub("\ufffd", text)
+
+
+class _Scanner:
+    """One pass over a text; counts its steps."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._steps = 0
+
+    def members(self) -> list[tuple[str, str]] | None:
+        text = self._text
+        at = self._blank(0)
+        if not text.startswith("{", at):
+            end = self._value(at, depth=0)
+            self._check_end(end)
+            if text[at:end] == "null":
+                return None
+            raise TypeError("not an object")
+        found: list[tuple[str, str]] = []
+        at = self._blank(at + 1)
+        more = not text.startswith("}", at)
+        while more:
+            self._step()
+            name = _MEMBER_NAME.match(text, at)
+            if name is None:
+                raise ValueError(f"no member at {at}")
+            end = self._value(name.end(), depth=1)
+            found.append((_unquote(name[1]), text[name.end() : end]))
+            at = self._blank(end)
+            more = text.startswith(",", at)
+            at += more
+        if not text.startswith("}", at):
+            raise ValueError(f"the object does not end at {at}")
+        self._check_end(at + 1)
+        return found
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise ValueError(f"more than {_MAX_STEPS} members and nested values")
+
+    def _blank(self, at: int) -> int:
+        match = _BLANK.match(self._text, at)
+        assert match is not None
+        return match.end()
+
+    def _check_end(self, at: int) -> None:
+        if self._blank(at) != len(self._text):
+            raise ValueError(f"more text behind the value at {at}")
+
+    def _value(self, at: int, *, depth: int) -> int:
+        """Check the value that begins at `at`, inside of `depth` others; returns its end."""
+        text = self._text
+        opened: list[str] = []
+        while True:
+            if flat := _WHOLE_FLAT.match(text, at):
+                at = flat.end()
+                _check_depth(depth + len(opened) + (text[at - 1] in "]}"))
+                at = self._close(at, opened)
+                if not opened:
+                    return at
+            elif (bracket := text[at : at + 1]) in _RUN:
+                self._step()
+                opened.append(bracket)
+                _check_depth(depth + len(opened))
+                at += 1
+            else:
+                raise ValueError(f"no value at {at}")
+            run = _RUN[opened[-1]].match(text, at)
+            if run is None:
+                raise ValueError(f"no member at {at}")
+            at = run.end()
+
+    def _close(self, at: int, opened: list[str]) -> int:
+        """Behind a value: close what ends here, and step over the comma before the next one."""
+        text = self._text
+        while opened:
+            at = self._blank(at)
+            mark = text[at : at + 1]
+            if mark not in (",", _CLOSES[opened[-1]]):
+                raise ValueError(f"neither a comma nor the end at {at}")
+            at += 1
+            if mark == ",":
+                break
+            opened.pop()
+        return at
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
