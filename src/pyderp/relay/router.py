@@ -170,6 +170,8 @@ class Router:
         self.counters.packets_received += 1
         self.counters.bytes_received += len(packet)
         self.counters.disco_received += disco
+        connection.packets_received += 1
+        connection.bytes_received += len(packet)
         frame = recv_frame(connection.key, packet)
         destination = self.registry.active.get(dst)
         if destination is not None:
@@ -199,6 +201,8 @@ class Router:
         packet = payload[2 * KEY_LEN :]
         disco = looks_like_disco(packet)
         self.counters.packets_forwarded_in += 1
+        connection.packets_received += 1
+        connection.bytes_received += len(packet)
         destination = self.registry.active.get(dst)
         if destination is None:
             # One hop: what was forwarded is never forwarded again.
@@ -344,8 +348,11 @@ class Router:
             connection.out = []
             packets = connection.out_packets
             if packets:
+                size = connection.out_bytes - PACKET_OVERHEAD * packets
                 self.counters.packets_sent += packets
-                self.counters.bytes_sent += connection.out_bytes - PACKET_OVERHEAD * packets
+                self.counters.bytes_sent += size
+                connection.packets_sent += packets
+                connection.bytes_sent += size
                 connection.out_bytes = connection.out_packets = 0
             self.counters.wrote(packets or len(out))
             connection.pong_pending = False
@@ -405,6 +412,8 @@ class Router:
             if batch.packets:
                 counters.packets_sent += batch.packets
                 counters.bytes_sent += batch.packet_bytes
+                connection.packets_sent += batch.packets
+                connection.bytes_sent += batch.packet_bytes
                 waited = (self.clock() - backlog.since) * 1000
                 counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
             if batch.changes:
