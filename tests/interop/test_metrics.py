@@ -28,6 +28,7 @@ RATES = '{"PerClientRateLimitBytesPerSec": 1000000, "PerClientRateBurstBytes": 2
 # What is left out: Go's runtime.
 GO = re.compile(r"(go_|goamd64_|memstats_|goroutines$)")
 GO_JSON = {"cmdline", "gauge_goroutines", "go_sync_mutex_wait_seconds", "go_version", "memstats"}
+GO_JSON |= {"gauge_goamd64_capable", "gauge_goamd64_compiled"}  # since v1.104
 # What derper has since v1.104, by its name for Prometheus and in JSON.
 NEW = {"stun_no_local_addr"}
 NEW_JSON = {"counter_no_local_addr"}
