@@ -36,8 +36,8 @@ _MULTICAST_V4: Final = range(224, 240)
 _MULTICAST_V6: Final = 0xFF
 
 ANCILLARY_SIZE: Final = 256
-"""Bytes for the control messages of a datagram. The two need 72; a socket that somebody else
-opened may have others switched on."""
+"""Bytes for the control messages of a datagram. The two need 72; an inherited socket may
+have others switched on."""
 _MOST_REMEMBERED: Final = 256
 """A /64 may be routed to this host, so a client can ask any number of addresses."""
 

@@ -322,7 +322,7 @@ def test_the_way_to_it_and_who_may_go_it(pair: Pair) -> None:
 
 
 def test_the_zero_key_has_no_connections_here(pair: Pair) -> None:
-    """derper shows everybody under its name."""
+    """derper lists all connections under that key."""
     theirs, ours = (json.loads(answer.body) for answer in pair.both(ZERO_QUERY))
     assert ours["query"] == theirs["query"] == f"connections for {ZERO}"
     assert (theirs["conns"], len(theirs["clients"])) == (6, 6)

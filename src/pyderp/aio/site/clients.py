@@ -31,7 +31,7 @@ class RelayTime:
     """The router's clock as nanoseconds since 1970.
 
     A login keeps its time from one page to the next: the difference of two clocks wanders, so
-    it is taken anew only once somebody has set the machine's.
+    it is taken anew only once the machine's clock was set.
     """
 
     __slots__ = ("_facts", "_offset")
@@ -93,7 +93,8 @@ class ClientsPage:
         """Look at all connections; others are served meanwhile."""
         query = self.query
         registry = self.facts.router.registry
-        # By key also for the zero key, which nobody has: derper then shows everybody.
+        # The zero key is a key like others here, and no client has it. derper takes it for
+        # "no filter" and lists all connections.
         among = (
             registry.connections() if query.key is None else registry.connections_of(query.key.raw)
         )
