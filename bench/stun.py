@@ -171,9 +171,10 @@ Answers a second of CPU, user and system, of the server's process alone; medians
 rounds of {total:,} requests, taken in turn. Written by `python bench/stun.py --write`. More is
 better, also of the ratios, ours to derper's; in brackets: the lowest and highest of a round.
 
-Both listen on all addresses of both families and are asked over IPv4 loopback. "One a turn" is
-uvloop with one packet a turn of the loop instead of up to {batch}: the difference is what batching
-gives. With one request at once there is nothing to batch, and waking up is most of the cost.
+Both listen on all addresses of both families, are asked over IPv4 loopback, and answer from the
+address that was asked (derper since v1.104). "One a turn" is uvloop with one packet a turn of the
+loop instead of up to {batch}: the difference is what batching gives. With one request at once there
+is nothing to batch, and waking up is most of the cost.
 
 {table}
 

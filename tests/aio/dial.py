@@ -166,13 +166,20 @@ async def connect(
     private: NodePrivate | None = None,
     mesh_key: MeshKey | None = None,
     via: Via | None = None,
+    is_prober: bool = False,
+    app_name: str = "",
 ) -> Client:
     """Connect and log in."""
     via = via or Via()
     private = private or NodePrivate.generate()
     async with asyncio.timeout(BOUND):
         reader, writer = await open_stream(address, via)
-        info = ClientInfo(mesh_key=mesh_key, version=PROTOCOL_VERSION)
+        info = ClientInfo(
+            mesh_key=mesh_key,
+            version=PROTOCOL_VERSION,
+            is_prober=is_prober,
+            app_name=app_name,
+        )
         session = ClientSession(private, random=os.urandom, info=info, server_key=via.fast_start)
         client = Client(reader, writer, private, session)
         try:

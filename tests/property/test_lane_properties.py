@@ -148,6 +148,10 @@ class Scene:
                 if isinstance(value := getattr(counters, name), int | list | dict)
                 and name != "drops"
             },
+            "connections": [
+                (c.packets_received, c.bytes_received, c.packets_sent, c.bytes_sent)
+                for c in (peer.connection for peer in self.peers)
+            ],
             "active": {k: number[c] for k, c in registry.active.items()},
             "watchers": [number[c] for c in registry.watchers],
             "sent to": {k: {number[c] for c in told} for k, told in registry.sent_to.items()},

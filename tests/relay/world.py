@@ -208,6 +208,8 @@ class World:
         self.registry = self.router.registry
         self.peers: list[Peer] = []
         """Those that have not left."""
+        self._joined: list[Connection] = []
+        """All that ever logged in."""
 
     # Clients come, send and go
 
@@ -233,6 +235,7 @@ class World:
             not_ideal=not_ideal,
         )
         self.peers.append(peer)
+        self._joined.append(peer.connection)
         self.router.login(peer.connection)
         return peer
 
@@ -316,11 +319,21 @@ class World:
         """The books agree with each other, and no packet is lost without a count."""
         self._check_registry()
         self._check_memory()
+        self._check_connections()
         counters = self.counters
         arrived = counters.packets_received + counters.packets_forwarded_in
         dropped = sum(self.counters.dropped(reason) for reason in DropReason)
         sent = counters.packets_sent + counters.packets_to_forward
         assert arrived == sent + dropped + self.waiting()
+
+    def _check_connections(self) -> None:
+        """The counts of the connections add up to those of the relay."""
+        counters = self.counters
+        everybody = self._joined
+        received = sum(c.packets_received for c in everybody)
+        assert received == counters.packets_received + counters.packets_forwarded_in
+        assert sum(c.packets_sent for c in everybody) == counters.packets_sent
+        assert sum(c.bytes_sent for c in everybody) == counters.bytes_sent
 
     def _check_registry(self) -> None:
         registry = self.registry

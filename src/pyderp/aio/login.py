@@ -98,6 +98,7 @@ class LoginStage:
             is_prober=info.is_prober,
             not_ideal=protocol.not_ideal,
             app_name=info.app_name,
+            version=info.version,
         )
         protocol.connection = connection
         # Others may write to it from the next line on; what they write comes after this.

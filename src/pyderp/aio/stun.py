@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pyderp.aio.pktinfo import ANCILLARY_SIZE, AnswerSources, enable_pktinfo
 from pyderp.aio.sockets import explained, format_address, resolve
 from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.wire.stun import RequestReader, pack_response
@@ -43,6 +44,9 @@ class StunCounters:
     ipv4: int = 0
     """Valid requests that came by IPv4, whether or not the answer could be sent."""
     ipv6: int = 0
+    no_local_addr: int = 0
+    """Valid requests for which the kernel did not say to which of our addresses they came,
+    though it should; the answer left from an address of its choice."""
 
 
 def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -82,8 +86,8 @@ def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
 class StunServer:
     """Answers valid STUN requests on UDP sockets, and nothing else (as Go's `stunserver`).
 
-    It does a bounded piece of work in a turn of the loop. Errors of the network are counted;
-    none ends it.
+    An answer leaves from the address that was asked. It does a bounded piece of work in a turn
+    of the loop. Errors of the network are counted; none ends it.
 
     Args:
         sockets: bound UDP sockets, of `stun_sockets` or inherited. They are this object's
@@ -102,7 +106,10 @@ class StunServer:
         self.counters = StunCounters()
         self._sockets = list(sockets)
         self._requests = RequestReader()
+        self._sources = AnswerSources()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._with_pktinfo: set[socket.socket] = set()
+        """Sockets for all addresses, with which the kernel tells the one that was asked."""
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
         self._logged: set[tuple[str, int | None]] = set()
 
@@ -116,8 +123,20 @@ class StunServer:
         self._loop = asyncio.get_running_loop()
         for sock, (host, port) in zip(self._sockets, self.addresses, strict=True):
             sock.setblocking(False)
+            self._learn_local_addresses(sock)
             self._read(sock)
             log.info("STUN server listening on %s", format_address(host, port))
+
+    def _learn_local_addresses(self, sock: socket.socket) -> None:
+        try:
+            if enable_pktinfo(sock):
+                self._with_pktinfo.add(sock)
+        except OSError as e:
+            log.warning(
+                "STUN answers leave from an address of the kernel's choice, which may not be the "
+                "one that was asked: the kernel does not tell that: %s",
+                e,
+            )
 
     async def aclose(self) -> None:
         """Stop, and close the sockets. Packets that wait in them are lost."""
@@ -129,41 +148,77 @@ class StunServer:
                 self._loop.remove_reader(sock)
             sock.close()
         self._sockets.clear()
+        self._with_pktinfo.clear()
 
     def _read(self, sock: socket.socket) -> None:
         assert self._loop is not None
+        reader = self._on_readable_any if sock in self._with_pktinfo else self._on_readable
         # To ask the socket for its family takes as long as to pack an answer.
-        self._loop.add_reader(sock, self._on_readable, sock, sock.family)
+        self._loop.add_reader(sock, reader, sock, sock.family)
 
     def _on_readable(self, sock: socket.socket, family: int) -> None:
-        counters, requests = self.counters, self._requests
+        buffer, counters = self._requests.buffer, self.counters
         for _ in range(BATCH):
             try:
-                size, address = sock.recvfrom_into(requests.buffer)
+                size, address = sock.recvfrom_into(buffer)
             except BlockingIOError:
                 return
             except OSError as e:
                 self._on_read_error(sock, e)
                 return
-            try:
-                tx_id = requests.read_untrusted(size)
-            except RemoteProtocolError:
-                counters.not_stun += 1
+            response = self._response(size, family, address)
+            if response is None:
                 continue
-            packed = _inet_pton(family, address[0])
-            response = pack_response(tx_id, packed, address[1])
-            if len(response) == _V4_ANSWER_LEN:
-                counters.ipv4 += 1
-            else:
-                counters.ipv6 += 1
             try:
                 sock.sendto(response, address)
             except OSError as e:
-                # No room, a firewall, no route, a forged source port 0. The client asks again.
-                counters.write_error += 1
-                self._log_once("write", e)
+                self._on_write_error(e)
             else:
                 counters.success += 1
+
+    def _on_readable_any(self, sock: socket.socket, family: int) -> None:
+        """As `_on_readable`, on a socket for all addresses: a quarter more CPU an answer."""
+        buffers, counters, source_of = (self._requests.buffer,), self.counters, self._sources.of
+        for _ in range(BATCH):
+            try:
+                size, ancillary, _, address = sock.recvmsg_into(buffers, ANCILLARY_SIZE)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                self._on_read_error(sock, e)
+                return
+            response = self._response(size, family, address)
+            if response is None:
+                continue
+            source = source_of(ancillary)
+            if source is None:
+                counters.no_local_addr += 1
+            try:
+                sock.sendmsg((response,), source or (), 0, address)
+            except OSError as e:
+                self._on_write_error(e)
+            else:
+                counters.success += 1
+
+    def _response(self, size: int, family: int, address: tuple[str, int]) -> bytes | None:
+        """The answer to what is in the buffer; `None`: it gets none."""
+        counters = self.counters
+        try:
+            tx_id = self._requests.read_untrusted(size)
+        except RemoteProtocolError:
+            counters.not_stun += 1
+            return None
+        response = pack_response(tx_id, _inet_pton(family, address[0]), address[1])
+        if len(response) == _V4_ANSWER_LEN:
+            counters.ipv4 += 1
+        else:
+            counters.ipv6 += 1
+        return response
+
+    def _on_write_error(self, error: OSError) -> None:
+        # No room, a firewall, no route, a forged source port 0. The client asks again.
+        self.counters.write_error += 1
+        self._log_once("write", error)
 
     def _on_read_error(self, sock: socket.socket, error: OSError) -> None:
         # The socket may stay readable, so reading on at once could be a busy loop.

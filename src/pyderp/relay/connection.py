@@ -50,11 +50,14 @@ class Connection:
         peer: remote address and port; un-mapped; port 0 and an empty address: unknown.
         connected_at: time of login, in seconds of the router's clock.
         app_name: what the client calls itself; the login has checked that it keeps the rule.
+        version: the protocol version that the client named when it logged in.
     """
 
     __slots__ = (
         "app_name",
         "backlog",
+        "bytes_received",
+        "bytes_sent",
         "can_mesh",
         "connected_at",
         "has_left",
@@ -69,6 +72,8 @@ class Connection:
         "out",
         "out_bytes",
         "out_packets",
+        "packets_received",
+        "packets_sent",
         "paused",
         "peer",
         "pong_pending",
@@ -77,6 +82,7 @@ class Connection:
         "sink",
         "skip",
         "touched",
+        "version",
     )
 
     def __init__(
@@ -91,6 +97,7 @@ class Connection:
         is_prober: bool = False,
         not_ideal: bool = False,
         app_name: str = "",
+        version: int = 0,
     ) -> None:
         self.key = key
         self.sink = sink
@@ -101,11 +108,18 @@ class Connection:
         self.is_prober = is_prober
         self.not_ideal = not_ideal
         self.app_name = app_name
+        self.version = version
         self.preferred = False
         self.is_dup = False
         """Another connection has the same key."""
         self.has_left = False
         """No longer registered: what it still sends or is sent is for no one."""
+        # Packets that the client sent, for peers here or forwarded, and packets written to it.
+        # The bytes are those of the packets alone, without frame headers and keys.
+        self.packets_received = 0
+        self.bytes_received = 0
+        self.packets_sent = 0
+        self.bytes_sent = 0
         # What leaves at the end of this turn of the loop: runs of whole frames.
         self.out: list[bytes] = []
         self.out_bytes = 0

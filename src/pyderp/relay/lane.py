@@ -112,10 +112,13 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
         if count:
             _relay_run(router, connection, run_key, view, start, pos, count)
             packets += count
+            size = pos - begin - packets * _PACKET
             counters = router.counters
             counters.packets_received += packets
-            counters.bytes_received += pos - begin - packets * _PACKET
+            counters.bytes_received += size
             counters.disco_received += disco
+            connection.packets_received += packets
+            connection.bytes_received += size
         if end - pos < FRAME_HEADER_LEN:
             return pos
         stop = _other_frame(router, connection, data, view, pos, end)

@@ -143,6 +143,8 @@ class Router:
             else:
                 counters.packets_sent += 1
                 counters.bytes_sent += size
+                connection.packets_sent += 1
+                connection.bytes_sent += size
         backlog.in_flight = []
 
     def _drop_run(self, run: bytes, reason: DropReason) -> None:
@@ -213,6 +215,8 @@ class Router:
         self.counters.packets_received += 1
         self.counters.bytes_received += len(packet)
         self.counters.disco_received += disco
+        connection.packets_received += 1
+        connection.bytes_received += len(packet)
         frame = recv_frame(connection.key, packet)
         destination = self.registry.active.get(dst)
         if destination is not None:
@@ -242,6 +246,8 @@ class Router:
         packet = payload[2 * KEY_LEN :]
         disco = looks_like_disco(packet)
         self.counters.packets_forwarded_in += 1
+        connection.packets_received += 1
+        connection.bytes_received += len(packet)
         destination = self.registry.active.get(dst)
         if destination is None:
             # One hop: what was forwarded is never forwarded again.
@@ -388,8 +394,11 @@ class Router:
             connection.out = []
             packets = connection.out_packets
             if packets:
+                size = connection.out_bytes - PACKET_OVERHEAD * packets
                 self.counters.packets_sent += packets
-                self.counters.bytes_sent += connection.out_bytes - PACKET_OVERHEAD * packets
+                self.counters.bytes_sent += size
+                connection.packets_sent += packets
+                connection.bytes_sent += size
                 connection.out_bytes = connection.out_packets = 0
             self.counters.wrote(packets or len(out))
             connection.pong_pending = False
@@ -409,8 +418,11 @@ class Router:
             not_sent = packets_at_the_end(frames, sum(map(len, frames)))
             for _, size, disco in not_sent:
                 counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+        size = sum(size for _, size, _ in not_sent)
         counters.packets_sent -= len(not_sent)
-        counters.bytes_sent -= sum(size for _, size, _ in not_sent)
+        counters.bytes_sent -= size
+        connection.packets_sent -= len(not_sent)
+        connection.bytes_sent -= size
 
     def pause(self, connection: Connection, unsent: int) -> None:
         """The kernel takes no more for a connection.
@@ -455,6 +467,8 @@ class Router:
             if batch.packets:
                 counters.packets_sent += batch.packets
                 counters.bytes_sent += batch.packet_bytes
+                connection.packets_sent += batch.packets
+                connection.bytes_sent += batch.packet_bytes
                 waited = (self.clock() - backlog.since) * 1000
                 counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
             if batch.changes:

@@ -16,7 +16,7 @@ from pyderp.wire.http import Response, StreamedResponse
 from .world import NOON, STRANGER, FakeAdmission, FakeServed, ask, bare, client, full, get, site
 
 POLICY = dict(BROWSER_HEADERS)["Content-Security-Policy"]
-SUB_PAGES = ["vars", "varz", "check", "traffic", "connections"]
+SUB_PAGES = ["vars", "varz", "check", "traffic", "clients/", "connections"]
 
 
 def text(target: str = "/debug/", **more: Any) -> str:
@@ -34,7 +34,23 @@ def test_the_way_to_the_index_keeps_the_key() -> None:
     assert response.headers == [("Location", "/debug/?debugkey=tomato")]
 
 
-@pytest.mark.parametrize("page", ["", *SUB_PAGES, "nonsense"])
+@pytest.mark.parametrize(
+    "target", ["/debug/clients", "/debug/clients?all&debugkey=tomato", "/debug/clients?"]
+)
+def test_the_clients_are_one_directory_down(target: str) -> None:
+    response = get(bare(), target, remote=STRANGER)
+    assert response.status == 307
+    path, mark, query = target.partition("?")
+    assert response.headers == [("Location", f"{path}/{mark}{query}")]
+
+
+def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
+    for path in ("", "x", "x/y", "../clients"):
+        body = get(bare(), f"/debug/clients/{path}?all&format=json").body
+        assert json.loads(body)["query"] == "all clients"
+
+
+@pytest.mark.parametrize("page", ["", *SUB_PAGES, "clients/?all", "clients/?ip=x", "nonsense"])
 def test_strangers_see_nothing(page: str) -> None:
     response = get(full(), f"/debug/{page}", remote=STRANGER)
     assert response.status == 403
@@ -75,7 +91,9 @@ def test_the_index_has_the_headers_for_browsers() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", ["vars", "varz", "check", "connections"])
+@pytest.mark.parametrize(
+    "page", ["vars", "varz", "check", "connections", "clients/", "clients/?all", "clients/?ip=x"]
+)
 def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
     headers = dict(get(bare(), f"/debug/{page}").headers)
     assert headers.pop("Content-Security-Policy") == f"{POLICY}; style-src 'self' 'unsafe-inline'"

@@ -35,6 +35,7 @@ def test_groups_are_objects() -> None:
         "not_stun": 0, "read_error": 0, "success": 3, "write_error": 0,
     }  # fmt: skip
     assert top["stun"]["counter_addrfamily"] == {"ipv4": 2, "ipv6": 1}
+    assert top["stun"]["counter_no_local_addr"] == 4
     assert top["tls_listener"] == {
         "counter_accepted_connections": 30,
         "counter_rejected_connections": 20,

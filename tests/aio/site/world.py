@@ -140,7 +140,7 @@ def full(*served: FakeServed, **more: Any) -> Facts:
         "hostname": "derp.example.com",
         "has_mesh_key": True,
         "limits": FakeLimits(),
-        "stun": StunCounters(success=3, ipv4=2, ipv6=1),
+        "stun": StunCounters(success=3, ipv4=2, ipv6=1, no_local_addr=4),
         "bootstrap": BootstrapCounters(requests=9, queried_domains=2),
         "admission": FakeAdmission(),
         "mesh": FakeMesh(

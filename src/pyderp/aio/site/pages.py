@@ -12,6 +12,9 @@ from urllib.parse import urlencode
 from pyderp.aio.routes import BROWSER_HEADERS, Answer, page
 from pyderp.aio.site.access import refusal
 from pyderp.aio.site.check import problems
+from pyderp.aio.site.clientquery import ClientsQuery, parse_fields, wants_json
+from pyderp.aio.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
+from pyderp.aio.site.clientshtml import clients_as_html, index_as_html
 from pyderp.aio.site.connections import connections_as_html, connections_as_json
 from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.traffic import traffic
@@ -28,6 +31,7 @@ _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
 _TEXT: Final = "text/plain; charset=utf-8"
 _ROOT: Final = "/debug/"
+_CLIENTS: Final = "clients/"
 _POLICY: Final = "Content-Security-Policy"
 # The pages below /debug/ may bring their own looks.
 _HEADERS: Final = tuple(
@@ -46,11 +50,13 @@ class DebugSite:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._metrics: Metrics | None = None
+        self._time = RelayTime(facts)
         self._pages: dict[str, tuple[str, Callable[[Request], Answer]]] = {
             "vars": ("Metrics (JSON)", self._vars),
             "varz": ("Metrics (Prometheus)", self._varz),
             "check": ("Consistency check", self._check),
             "traffic": ("Traffic, as it happens", self._traffic),
+            _CLIENTS: ("Connected clients", self._clients),
             "connections": ("Connections", self._connections),
         }
 
@@ -61,13 +67,15 @@ class DebugSite:
     def answer(self, request: Request) -> Answer:
         """The answer to a request whose path is `/debug` or begins with `/debug/`."""
         path = request.path
-        if path + "/" == _ROOT:
-            return Response(307, [("Location", _ROOT + request.target.removeprefix(path))])
+        if path + "/" in (_ROOT, _ROOT + _CLIENTS):
+            return Response(307, [("Location", f"{path}/{request.target.removeprefix(path)}")])
         if not self.allows(request):
             return refusal(request, dev=self._facts.dev)
         if path == _ROOT:
             return page(_HTML, self._index(request).encode())
-        known = self._pages.get(path.removeprefix(_ROOT))
+        name = path.removeprefix(_ROOT)
+        # Whatever stands behind the slash is the same page.
+        known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
         if known is None:
             return text_response(404, "404 page not found")
         return known[1](request)
@@ -94,6 +102,23 @@ class DebugSite:
 
     def _traffic(self, _: Request) -> Answer:
         return _stream(_TEXT, traffic(self._facts))
+
+    def _clients(self, request: Request) -> Answer:
+        fields = parse_fields(request.target)
+        try:
+            query = ClientsQuery.parse(fields, now=self._time.now())
+            json = wants_json(fields)
+        except ValueError as e:
+            return _refused(str(e))
+        if query is None:
+            if json:
+                return _sub_page("application/json", index_json(self._facts))
+            key = request.query.get("debugkey", "")
+            return _sub_page(_HTML, index_as_html(self._facts, key))
+        clients = ClientsPage(query, self._facts, self._time)
+        if json:
+            return _stream("application/json", clients_as_json(clients))
+        return _stream(_HTML, clients_as_html(clients))
 
     def _connections(self, request: Request) -> Answer:
         wants_json = "application/json" in request.header(b"accept")
@@ -153,6 +178,11 @@ def _state(link: MeshStatus) -> str:
 
 def _sub_page(content_type: str, body: bytes, *, status: int = 200) -> Response:
     return Response(status, [("Content-Type", content_type), *_HEADERS], body)
+
+
+def _refused(text: str) -> Response:
+    # Not `text_response`: a quoted value may hold what is no UTF-8.
+    return _sub_page(_TEXT, text.encode("utf-8", "surrogateescape") + b"\n", status=400)
 
 
 def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:

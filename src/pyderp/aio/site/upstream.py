@@ -251,6 +251,12 @@ def _stun(facts: Facts) -> Iterator[Series]:
     ):
         values = {name: 0 if stun is None else int(getattr(stun, name)) for name in names}
         yield Series(raw, help_text, _by_one(values), (label,), group="stun")
+    yield Series(
+        "counter_no_local_addr",
+        "Valid requests for which the kernel did not say which address they came to.",
+        0 if stun is None else stun.no_local_addr,
+        group="stun",
+    )
 
 
 def _process(facts: Facts) -> Iterator[Series]:

@@ -1,0 +1,37 @@
+"""Asks STUN servers from inside a network namespace, and tells which address each answer has.
+
+Its argument is a JSON list of questions: an address, a port, and the address to ask from, or
+nothing. It prints a list of answers: where each came from, and which address it tells.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from typing import TypeAlias
+
+from pyderp.wire.stun import pack_request, parse_response_untrusted
+
+TX = b"transaction!"
+Question: TypeAlias = tuple[str, int, str]
+
+
+def ask(host: str, port: int, source: str) -> tuple[str, str]:
+    """Where the answer came from, whatever it is, and which address it tells."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as sock:
+        sock.settimeout(20)
+        if source:
+            sock.bind(socket.getaddrinfo(source, 0, family, kind)[0][4])
+        sock.sendto(pack_request(TX), address)
+        answer, sender = sock.recvfrom(2048)
+    found = parse_response_untrusted(answer)
+    assert found.tx_id == TX
+    assert sender[1] == port
+    return sender[0], str(found.address)
+
+
+if __name__ == "__main__":
+    questions: list[Question] = json.loads(sys.argv[1])
+    sys.stdout.write(json.dumps([ask(*question) for question in questions]))

@@ -1,0 +1,183 @@
+"""A STUN server on a host with several addresses answers from the one that was asked.
+
+::
+
+    client                                   server
+    10.79.0.1/24, fd79::1/64     ── veth ──  10.79.0.2/24, 10.79.0.3/24,
+    fe80::1/64                               fd79::2/64, fd79::3/64, fe80::2/64, fe80::3/64
+                                             10.79.8.8/32, fd79:8::8/128 on lo
+
+The namespaces have no other links, so nothing can leave.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from .peers import REPOSITORY, need
+from .tailscaled.namespaces import Namespace
+from .tailscaled.peers import need_namespaces
+
+CLIENT = ("10.79.0.1/24", "fd79::1/64", "fe80::1/64")
+SERVER = (
+    *("10.79.0.2/24", "10.79.0.3/24"),
+    *("fd79::2/64", "fd79::3/64", "fe80::2/64", "fe80::3/64"),
+)
+ON_LO = ("10.79.8.8/32", "fd79:8::8/128")
+ROUTES = (("10.79.8.8/32", "10.79.0.2"), ("fd79:8::8/128", "fd79::2"))
+
+_serial = itertools.count(1)
+_SERVE = """
+import asyncio, sys
+from pyderp.aio.stun import StunServer, stun_sockets
+async def main():
+    server = StunServer(stun_sockets(sys.argv[1], 0))
+    server.start()
+    print(server.addresses[0][1], flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.aclose()
+    print(server.counters, flush=True)
+asyncio.run(main())
+"""
+
+
+@dataclass
+class Network:
+    client: Namespace
+    server: Namespace
+
+    def ask(self, *questions: tuple[str, int, str]) -> list[list[str]]:
+        """Where answers came from, and the address that they tell."""
+        argument = json.dumps(questions)
+        command = [sys.executable, "-m", "tests.interop.stun_inside", argument]
+        outcome = subprocess.run(
+            self.client.command(command), cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        seen: list[list[str]] = json.loads(outcome.stdout)
+        return seen
+
+    @contextmanager
+    def serving(self, host: str) -> Iterator[int]:
+        """Our server; gives its port."""
+        process = subprocess.Popen(
+            self.server.command([sys.executable, "-c", _SERVE, host]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+            counters, _ = process.communicate("", timeout=20)
+            assert "read_error=0, write_error=0" in counters
+            assert "no_local_addr=0" in counters
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def ip(namespace: Namespace, *command: str) -> None:
+    subprocess.run(["ip", "-n", namespace.name, *command], check=True, timeout=10)
+
+
+def add_addresses(namespace: Namespace, device: str, addresses: tuple[str, ...]) -> None:
+    for address in addresses:
+        # An IPv6 address that is still being checked for duplicates cannot be used.
+        nodad = ["nodad"] if ":" in address else []
+        ip(namespace, "address", "add", address, "dev", device, *nodad)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    need_namespaces()
+    prefix = f"pyderp-{os.getpid()}-stun{next(_serial)}"
+    client, server = (Namespace(f"{prefix}-{end}", "") for end in ("client", "server"))
+    with ExitStack() as stack:
+        for namespace in (client, server):
+            subprocess.run(["ip", "netns", "add", namespace.name], check=True, timeout=10)
+            stack.callback(
+                subprocess.run, ["ip", "netns", "del", namespace.name], check=True, timeout=10
+            )
+            ip(namespace, "link", "set", "lo", "up")
+        if not os.path.exists("/proc/sys/net/ipv6"):
+            pytest.skip("this kernel has no IPv6")
+        peer = ["type", "veth", "peer", "name", "veth", "netns", server.name]
+        ip(client, "link", "add", "name", "veth", *peer)
+        for namespace, addresses in ((client, CLIENT), (server, SERVER)):
+            add_addresses(namespace, "veth", addresses)
+            ip(namespace, "link", "set", "veth", "up")
+        add_addresses(server, "lo", ON_LO)
+        for destination, gateway in ROUTES:
+            ip(client, "route", "add", destination, "via", gateway, "dev", "veth")
+        yield Network(client, server)
+
+
+V4 = ("10.79.0.3", "10.79.0.2", "10.79.8.8")
+V6 = ("fd79::3", "fd79::2", "fd79:8::8")
+
+
+def test_each_address_answers_for_itself(net: Network) -> None:
+    with net.serving("") as port:
+        seen = net.ask(
+            *((host, port, "") for host in V4), *((host, port, "fd79::1") for host in V6)
+        )
+    assert seen == [
+        *([host, "10.79.0.1"] for host in V4),
+        *([host, "fd79::1"] for host in V6),
+    ]
+
+
+def test_on_an_ipv4_socket_too(net: Network) -> None:
+    with net.serving("0.0.0.0") as port:
+        seen = net.ask(*((host, port, "") for host in V4))
+    assert seen == [[host, "10.79.0.1"] for host in V4]
+
+
+def test_a_broadcast_is_answered_from_an_address_of_the_host(net: Network) -> None:
+    """It has none of its own, and nothing can be sent from a broadcast address."""
+    script = (
+        "import socket, sys; from tests.interop.stun_inside import pack_request, TX\n"
+        "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sock.settimeout(20)\n"
+        "sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)\n"
+        "sock.sendto(pack_request(TX), ('10.79.0.255', int(sys.argv[1])))\n"
+        "print(sock.recvfrom(100)[1][0])"
+    )
+    with net.serving("") as port:
+        command = net.client.command([sys.executable, "-c", script, str(port)])
+        outcome = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        )
+    assert outcome.stdout.strip() in ("10.79.0.2", "10.79.0.3"), outcome.stderr
+
+
+@pytest.mark.parametrize("source", ["fe80::1%veth", "fd79::1"])
+def test_link_local_addresses_answer_for_themselves(net: Network, source: str) -> None:
+    """A client with a global address gets an answer only if it keeps its interface."""
+    hosts = ("fe80::3", "fe80::2")
+    with net.serving("") as port:
+        seen = net.ask(*((f"{host}%veth", port, source) for host in hosts))
+    assert seen == [[host, source.partition("%")[0]] for host in hosts]
+
+
+def test_stunc_hears_from_the_address_that_it_asked(net: Network) -> None:
+    stunc = str(need("stunc"))
+    with net.serving("") as port:
+        for host in (*V4, *V6):
+            done = net.client.run(stunc, host, str(port))
+            assert done.returncode == 0, done.stderr
+            told = re.search(r"from addr:\s*\[?([0-9a-f.:]+?)\]?:\d+$", done.stderr, re.MULTILINE)
+            assert told, done.stderr
+            # Go shows IPv4 as its own socket does, mapped.
+            assert told[1].removeprefix("::ffff:") == host
