@@ -111,7 +111,7 @@ class AdmissionConfig:
     """Ask an admission controller by HTTP POST."""
 
     url_fail_open: bool = True
-    """Let in whom the controller could not be asked about."""
+    """Let in clients while nobody reaches the controller."""
 
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""

@@ -57,7 +57,7 @@ ADMISSION_FLAGS: Final = (
         panel=_ADMISSION,
         default=True,
         setting="admission.url_fail_open",
-        help="Let in whom the controller could not be asked about.",
+        help="Let in clients while nobody reaches the controller.",
     ),
     Flag(
         name="allow-keys-file",
