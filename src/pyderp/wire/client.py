@@ -11,7 +11,8 @@ from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.frames import BytesLike, FrameType
 from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
-from pyderp.wire.messages import Message, Skipped, unpack_message_untrusted
+from pyderp.wire.messages import Message, ServerInfo, Skipped, unpack_message_untrusted
+from pyderp.wire.nonces import OwnNonces
 from pyderp.wire.packets import PacketLane, pack_send_packets
 
 __all__ = ["ClientSession", "ClientState"]
@@ -55,7 +56,7 @@ class ClientSession:
         self.state = ClientState.GREETING
         self.server_key = server_key
         self.private = private
-        self._random = random
+        self._nonces = OwnNonces(private, b"client", random=random)
         self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
@@ -145,7 +146,7 @@ class ClientSession:
 
     def _login(self, server: NodePublic) -> None:
         self.server_key = server
-        nonce = self._random(NONCE_LEN)
+        nonce = self._nonces.make()
         self._out.append(seal_client_info(self.private, server, self._info, nonce=nonce))
         self._buffer.limit = frames.MAX_CLIENT_FRAME
         self.state = ClientState.READY
@@ -166,11 +167,21 @@ class ClientSession:
         if self.state is ClientState.GREETING:
             self._login(frames.unpack_server_key_untrusted(kind, payload))
         elif kind == FrameType.SERVER_INFO:
-            assert self.server_key is not None
-            messages.append(open_server_info_untrusted(self.private, self.server_key, payload))
+            messages.append(self._on_server_info_untrusted(payload))
         else:
             message = unpack_message_untrusted(kind, payload)
             if not isinstance(message, Skipped):
                 messages.append(message)
             elif self._on_skip is not None:
                 self._on_skip(message)
+
+    def _on_server_info_untrusted(self, payload: bytes) -> ServerInfo:
+        assert self.server_key is not None
+        info = open_server_info_untrusted(self.private, self.server_key, payload)
+        if self._nonces.made(payload[:NONCE_LEN]):
+            # The relay lacks the private half of the key that it showed.
+            raise RemoteProtocolError(
+                "invalid server info frame: a box that this client sealed",
+                frame_type=FrameType.SERVER_INFO,
+            )
+        return info
