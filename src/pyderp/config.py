@@ -161,6 +161,9 @@ class DebugAccess:
     trusted: tuple[Network, ...] = ()
     """Networks."""
 
+    hosts: tuple[str, ...] = ()
+    """Names under which it may be asked for, beside the relay's own; IP addresses always may."""
+
     key: str = ""
     """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
 

@@ -30,9 +30,14 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _ROOT: Final = "/debug/"
 _POLICY: Final = "Content-Security-Policy"
 # The pages below /debug/ may bring their own looks.
-_HEADERS: Final = tuple(
-    (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
-    for name, value in BROWSER_HEADERS
+_NO_STORE: Final = ("Cache-Control", "no-store")
+"""The pages tell of clients, and links on them may have the key."""
+_HEADERS: Final = (
+    *(
+        (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
+        for name, value in BROWSER_HEADERS
+    ),
+    _NO_STORE,
 )
 
 
@@ -62,11 +67,14 @@ class DebugSite:
         """The answer to a request whose path is `/debug` or begins with `/debug/`."""
         path = request.path
         if path + "/" == _ROOT:
-            return Response(307, [("Location", _ROOT + request.target.removeprefix(path))])
+            location = ("Location", _ROOT + request.target.removeprefix(path))
+            return Response(307, [location, _NO_STORE])
         if not self.allows(request):
-            return refusal(request, dev=self._facts.dev)
+            return refusal(request, self._facts.access, dev=self._facts.dev)
         if path == _ROOT:
-            return page(_HTML, self._index(request).encode())
+            index = page(_HTML, self._index(request).encode())
+            index.headers.append(_NO_STORE)
+            return index
         known = self._pages.get(path.removeprefix(_ROOT))
         if known is None:
             return text_response(404, "404 page not found")

@@ -212,6 +212,15 @@ SERVED_FLAGS: Final = (
         help="Networks that may see /debug/.",
     ),
     Flag(
+        name="debug-hosts",
+        kind=names("HOST,…"),
+        panel=_SERVED,
+        default=(),
+        setting="debug.hosts",
+        help="Names under which /debug/ may be asked for, beside IP addresses, localhost, the "
+        "machine's name and those of the certificate.",
+    ),
+    Flag(
         name="debug-key-file",
         kind=path,
         panel=_SERVED,
