@@ -90,6 +90,17 @@ def test_who_gives_up_leaves_no_trace() -> None:
         waiting[0].cancel()
         await settle()
         assert turns.waiting == 1
+        # Cancelled, and a turn becomes free before it has noticed.
+        late = queue(turns, "c")
+        await settle()
+        late.cancel()
+        first.end()
+        await settle()
+        assert late.cancelled()
+        waiting[1].result().end()
+        first = await turns.take("a")
+        waiting[1] = queue(turns, "b")
+        await settle()
         # Handed out and cancelled in the same moment: the turn is not lost.
         first.end()
         waiting[1].cancel()

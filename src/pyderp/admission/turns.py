@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Hashable
 from typing import Final
@@ -146,16 +147,20 @@ class Turns:
             if share is _NOBODY:
                 return
             queue = self._waiting.pop(share)
-            self._count(share, 1)
-            queue.popleft().set_result(None)
+            ready = queue.popleft()
             if queue:
                 self._waiting[share] = queue  # behind all others
+            # One that gave up is still here until its task runs again.
+            if not ready.cancelled():
+                self._count(share, 1)
+                ready.set_result(None)
 
     def _forget(self, share: Hashable, ready: asyncio.Future[None]) -> None:
-        queue = self._waiting[share]
-        queue.remove(ready)
+        queue = self._waiting.get(share, deque())
+        with contextlib.suppress(ValueError):  # handed out and passed over meanwhile
+            queue.remove(ready)
         if not queue:
-            del self._waiting[share]
+            self._waiting.pop(share, None)
 
 
 _NOBODY: Final = object()
