@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import socket
+import threading
 from typing import Any
 
 import aiohttp
@@ -506,3 +507,21 @@ def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
     except (Undecided, ValueError):
         return
     assert not allowed or b"true" in data
+
+
+def test_names_that_hang_elsewhere_do_not_keep_the_server_from_being_found(run: Run) -> None:
+    """Its name is looked up in threads of its own: those of the loop may all be taken."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        release = threading.Event()
+        taken = [loop.run_in_executor(None, release.wait) for _ in range(100)]
+        try:
+            async with serving([DENY]) as server:
+                verdict = await ask(server.url.replace("127.0.0.1", "localhost"))
+            assert verdict.sure
+        finally:
+            release.set()
+            await asyncio.gather(*taken)
+
+    run(main())
