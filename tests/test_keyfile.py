@@ -11,10 +11,14 @@ import traceback
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyderp.errors import ConfigError
 from pyderp.keyfile import (
     load_or_create_key,
+    make_private_folder,
+    numbered_lines,
     read_mesh_key,
     read_regular,
     write_atomically,
@@ -63,6 +67,70 @@ def test_missing_directories_are_made(tmp_path: Path) -> None:
     key = load_or_create_key(path)
     assert load_or_create_key(path) == key
     assert mode(path) == 0o600
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_folders_that_are_made_are_private(tmp_path: Path, umask: int) -> None:
+    """Each of them: whoever may write to one can put another in the place of the one below."""
+    before = os.umask(umask)
+    try:
+        load_or_create_key(tmp_path / "a" / "b" / "c" / "relay.key")
+    finally:
+        os.umask(before)
+    for folder in ("a", "a/b", "a/b/c"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    folder.chmod(0o750)
+    make_private_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"exists|Not a directory"):
+            make_private_folder(place)
+
+
+@pytest.mark.parametrize(
+    ("mode", "warns"), [(0o777, True), (0o1777, False), (0o775, False), (0o700, False)]
+)
+def test_a_folder_where_others_can_replace_the_key_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: bool
+) -> None:
+    folder = tmp_path / "keys"
+    load_or_create_key(folder / "relay.key")
+    folder.chmod(mode)
+    load_or_create_key(folder / "relay.key")
+    assert (f"others may write to the folder {folder} (mode 0777)" in caplog.text) is warns
+
+
+BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+def test_lines_end_with_lf_or_cr_lf_and_have_numbers() -> None:
+    assert list(numbered_lines("a\r\n\nb")) == [(1, "a"), (2, ""), (3, "b")]
+    assert list(numbered_lines("")) == [(1, "")]
+    assert list(numbered_lines("tab\tand unit\x1fseparator")) == [(1, "tab\tand unit\x1fseparator")]
+
+
+@pytest.mark.parametrize("character", BREAKS, ids=lambda each: f"U+{ord(each):04X}")
+@pytest.mark.parametrize("form", ["a{}b", "{}b", "#{}b", "{}\r", "a{}\r", "a{}\r\nb"])
+def test_any_other_line_break_is_refused_by_number(character: str, form: str) -> None:
+    text = "first\n" + form.format(character)
+    code = f"U\\+{ord(character):04X}"
+    with pytest.raises(ConfigError, match=f"^line 2: a line break {code}; end lines with LF$"):
+        list(numbered_lines(text))
+
+
+@given(st.text())
+def test_lines_are_those_that_any_editor_shows_or_none(text: str) -> None:
+    try:
+        lines = [line for _, line in numbered_lines(text)]
+    except ConfigError:
+        return
+    assert [line for line in lines if line] == [line for line in text.splitlines() if line]
 
 
 def test_mode_does_not_depend_on_the_umask(path: Path) -> None:

@@ -247,7 +247,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "admission URL: all answers": (
         "admission/test_url.py::test_the_request_has_exactly_this_body_and_no_content_type",
         "admission/test_url.py::test_a_response_decides_whether_or_not_failing_opens",
-        "admission/test_url.py::test_without_a_response_failing_opens_if_it_may",
+        "admission/test_url.py::test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens",
         "interop/admission/test_beside_derper.py::test_an_admission_url",
         "interop/admission/test_beside_derper.py::test_an_admission_url_that_fails_closed",
         "aio/test_login.py::test_mesh_peers_are_not_asked_about",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         InvalidKey,
         InvalidMap,
         LocalProtocolError,
+        NameNotFound,
         NotConnected,
         PinMismatch,
         ProtocolError,
@@ -103,6 +104,7 @@ __all__ = [
     "MapProblems",
     "MeshKey",
     "Message",
+    "NameNotFound",
     "NetworkSettings",
     "NodePrivate",
     "NodePublic",
@@ -150,8 +152,8 @@ _NAMES: Final = {
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
-        "InvalidMap LocalProtocolError NotConnected PinMismatch ProtocolError ProxyError "
-        "RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
+        "InvalidMap LocalProtocolError NameNotFound NotConnected PinMismatch ProtocolError "
+        "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),
     "pyderp.keys": "MeshKey NodePrivate NodePublic",
     "pyderp.net.dnscache": "DNSCache",

@@ -112,7 +112,7 @@ class AdmissionConfig:
     """Ask an admission controller by HTTP POST."""
 
     url_fail_open: bool = True
-    """Let in whom the controller could not be asked about."""
+    """Let in clients while nobody reaches the controller."""
 
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""
@@ -161,6 +161,9 @@ class DebugAccess:
 
     trusted: tuple[Network, ...] = ()
     """Networks."""
+
+    hosts: tuple[str, ...] = ()
+    """Names under which it may be asked for, beside the relay's own; IP addresses always may."""
 
     key: str = ""
     """A secret that opens it as `?debugkey=…` with GET; empty: none does."""

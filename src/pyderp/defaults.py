@@ -66,6 +66,12 @@ ADMISSION_RECHECK: Final = 60.0
 """Between two looks at whether connected clients are still allowed."""
 ADMISSION_CACHE: Final = 10_000
 """Answers that are remembered."""
+ADMISSION_QUESTIONS: Final = 64
+"""Newcomers about whom one source of answers is asked at once, at most."""
+ADMISSION_SHARE: Final = 8
+"""Of these, newcomers from one IPv4 address, or from one IPv6 /64."""
+ADMISSION_RECHECKS: Final = 16
+"""Connected clients about whom it is asked again at once, beside the newcomers."""
 
 # Stopping
 DRAIN: Final = 5.0

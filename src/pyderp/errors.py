@@ -12,6 +12,7 @@ DerpError
 │           └── UpgradeRejected  a whole HTTP answer, but not 101; has .status and .body
 ├── ConnectError             connecting failed; .attempts has an error for each way tried
 ├── DialError                no connection to one node or host (also an OSError)
+│   ├── NameNotFound         the name exists nowhere, as name servers say, or can be none
 │   └── ProxyError           a proxy refused, or spoke nonsense
 ├── TLSError                 a TLS handshake failed
 │   └── CertificateError     nobody vouches for the certificate, or it is for another name or time
@@ -53,6 +54,7 @@ __all__ = [
     "InvalidKey",
     "InvalidMap",
     "LocalProtocolError",
+    "NameNotFound",
     "NotConnected",
     "PinMismatch",
     "ProtocolError",
@@ -146,6 +148,10 @@ class ConnectError(DerpError):
 
 class DialError(DerpError, OSError):
     """No connection to one node or host."""
+
+
+class NameNotFound(DialError):
+    """A name has no address, or no such record: that is an answer, not the lack of one."""
 
 
 class ProxyError(DialError):

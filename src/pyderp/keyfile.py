@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,8 @@ from pyderp.keys import MeshKey, NodePrivate
 
 __all__ = [
     "load_or_create_key",
+    "make_private_folder",
+    "numbered_lines",
     "read_mesh_key",
     "read_regular",
     "warn_if_open",
@@ -26,6 +29,8 @@ __all__ = [
 log = logging.getLogger("pyderp.relay")
 
 _MAX_SECRET: Final = 1024 * 1024
+_LINE_BREAKS: Final = frozenset("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+"""What `str.splitlines` ends a line at, but for LF."""
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -56,7 +61,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 def load_or_create_key(path: Path) -> NodePrivate:
     """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
 
-    A missing file is made, with its parents: mode 0600, complete or not at all. Two relays
+    A missing file is made, with its parents: mode 0600 and 0700, complete or not at all. Two relays
     that start at once on one path end up with the same key.
 
     Raises:
@@ -74,6 +79,7 @@ def load_or_create_key(path: Path) -> NodePrivate:
             reason = e.strerror if isinstance(e, OSError) else "it is not text"
             raise ConfigError(f"cannot read the key file {path}: {reason}") from e
         warn_if_open(path)
+        _warn_if_replaceable(path)
         return _parse(path, text)
     raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
 
@@ -98,10 +104,45 @@ def _parse(path: Path, text: str) -> NodePrivate:
 def _create(path: Path, key: NodePrivate) -> bool:
     text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         return write_atomically(path, text.encode(), mode=0o600, replace=False)
     except OSError as e:
         raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for nobody but this user (0700).
+
+    `Path.mkdir` gives its mode to the last one only, and leaves those above to the umask. Whoever
+    may write to one of them can put another folder in the place of the one below.
+
+    Raises:
+        OSError: it cannot be made, or something else is there.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise
+        make_private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that an operator wrote, with their numbers, without LF or CR LF.
+
+    What else ends a line somewhere, as a lone CR did on old systems, is refused: editors show two
+    lines where this would see one, and the second would silently belong to the first.
+
+    Raises:
+        ConfigError: a line with such a character. The text names the line and the character.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if len(line.splitlines()) > 1 or line[-1:] in _LINE_BREAKS:
+            found = next(character for character in line if character in _LINE_BREAKS)
+            raise ConfigError(f"line {number}: a line break U+{ord(found):04X}; end lines with LF")
+        yield number, line
 
 
 def warn_if_open(path: Path) -> None:
@@ -110,6 +151,19 @@ def warn_if_open(path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             log.warning("the secret in %s has mode %04o: others may read it; use 0600", path, mode)
+
+
+def _warn_if_replaceable(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        mode = stat.S_IMODE(path.parent.stat().st_mode)
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            log.warning(
+                "others may write to the folder %s (mode %04o) and put another file in the place "
+                "of %s; use 0700",
+                path.parent,
+                mode,
+                path.name,
+            )
 
 
 def read_mesh_key(path: Path) -> MeshKey:

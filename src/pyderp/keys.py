@@ -7,6 +7,7 @@ Texts, binary form and error messages are those of Tailscale's `types/key`; see
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 from functools import total_ordering
 from typing import Final
@@ -185,6 +186,10 @@ class NodePrivate:
             return nacl.bindings.crypto_box_beforenm(peer.raw, self._raw)
         except (nacl.exceptions.RuntimeError, RuntimeError) as e:
             raise BadBox(f"no secret can be shared with key {peer}") from e
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 bytes for a purpose, which only who has this key can compute."""
+        return hashlib.blake2b(purpose, digest_size=KEY_LEN, key=self._raw).digest()
 
     def seal_to(self, peer: NodePublic, cleartext: bytes, *, nonce: bytes) -> bytes:
         """Box `cleartext` for `peer`: nonce 24 ‖ tag 16 ‖ ciphertext.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import selectors
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -84,6 +84,7 @@ class FakeServer:
     """A running server."""
 
     reply: Callable[[Request], Reply]
+    before_reply: Callable[[], Awaitable[None]] | None = None
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
@@ -109,6 +110,8 @@ class FakeServer:
         async with self.arrived:
             self.requests.append(request)
             self.arrived.notify_all()
+        if self.before_reply is not None:
+            await self.before_reply()
         for part in self.reply(request):
             if part == CLOSE:
                 return False

@@ -47,6 +47,8 @@ def test_a_file_of_all_forms() -> None:
         ("nodekey:" + "f" * 63 + "#", "invalid hex"),
         ("nodekey:" + "0" * 64, "zero key"),
         (str(key(7)), "the same key as in line 2"),
+        (f"{key(1)} {key(2)}", "two keys in one line"),
+        (f"{key(1)}\x1f{key(2)}", "two keys in one line"),
         (str(key(1)) + " " + "x" * 201, "a label of 201 characters"),
         (str(key(1)) + " a\x07b", "control characters"),
         (str(key(1)) + " a\u202eb", "control characters"),
@@ -58,6 +60,15 @@ def test_a_bad_line_is_named_and_not_shown(line: str, what: str) -> None:
     with pytest.raises(ConfigError, match=rf"^f, line 3: .*{what}") as caught:
         parse_allow_list(data, "f")
     assert line[:64] not in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+@pytest.mark.parametrize("form", ["{a}{s}{b}", "{a} label{s}{b}", "# comment{s}{b}", "{a}{s}\r"])
+def test_a_line_break_that_is_none_swallows_no_key(separator: str, form: str) -> None:
+    """An editor shows two lines; the second would be a label, or belong to the comment."""
+    line = form.format(a=key(1), b=key(2), s=separator)
+    with pytest.raises(ConfigError, match=r"^f, line 2: a line break U\+[0-9A-F]{4}; "):
+        parse_allow_list(f"{key(7)}\n{line}\n".encode(), "f")
 
 
 @given(st.binary() | st.text().map(str.encode))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pyderp import NodePublic
-from pyderp.admission import AdmissionCounters, Applicant, Gate, Verdict
+from pyderp.admission import AdmissionCounters, Applicant, Cause, Gate, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.errors import ConfigError
 from tests.conftest import Run
@@ -266,10 +266,11 @@ def test_who_was_let_in_unasked_is_asked_about_next_time(run: Run, relay: Relay)
             url = server.url
         async with relay.gate(url=url) as gate:
             for n in (1, 2):
-                assert await gate.ask(applicant()) == Verdict(True, sure=False)
+                assert await gate.ask(applicant()) == Verdict(True, cause=Cause.UNREACHABLE)
                 assert gate.known(applicant()) is None
+                # At the second time it is known that there is nobody to ask.
                 assert gate.counters == AdmissionCounters(
-                    allowed=n, queries=n, errors=n, failed_open=n
+                    allowed=n, queries=1, errors=1, failed_open=n
                 )
 
     run(main())
@@ -470,7 +471,7 @@ def test_closing_tells_who_waits_and_leaves_nothing(run: Run, relay: Relay, tmp_
                 asking = asyncio.ensure_future(gate.ask(applicant(1)))
                 await server.wait_for_requests(2)
                 await gate.aclose()
-                closing = Verdict(False, "the relay is stopping", "label 1", sure=False)
+                closing = Verdict(False, "the relay is stopping", "label 1", cause=Cause.STOPPING)
                 assert await asking == closing
                 assert await gate.ask(applicant(1)) == closing
                 assert await gate.check_self() is None

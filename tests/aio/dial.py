@@ -44,6 +44,8 @@ class Via:
     ideal_node: str = ""
     receive_buffer: int = 0
     """Bytes of the kernel's receive buffer; 0: the system's."""
+    source: str = ""
+    """IP address to connect from; empty: the system's choice."""
 
 
 @dataclass
@@ -148,6 +150,8 @@ async def open_stream(
     try:
         if via.receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, via.receive_buffer)
+        if via.source:
+            sock.bind((via.source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (host, address[1]))
         return await asyncio.open_connection(
             sock=sock,

@@ -24,7 +24,7 @@ from pyderp.aio.bootstrap import BootstrapDNS
 from pyderp.aio.routes import BROWSER_HEADERS
 from pyderp.aio.txt import system_txt
 from pyderp.config import BootstrapDNSConfig
-from pyderp.errors import ConfigError, DialError
+from pyderp.errors import ConfigError, DialError, NameNotFound
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.wire.http import Request, Response
 from tests.conftest import Run
@@ -38,6 +38,7 @@ class Names:
         self.asked: list[str] = []
         self.hanging: set[str] = set()
         self.hung = 0
+        self.errors: dict[str, Exception] = {}
 
     async def addresses(self, host: str, _: socket.AddressFamily) -> list[IPAddress]:
         return [ip_address(text) for text in await self.txt(host)]
@@ -51,6 +52,8 @@ class Names:
                 await asyncio.Event().wait()
             finally:
                 self.hung -= 1
+        if name in self.errors:
+            raise self.errors[name]
         if name not in self.names:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return self.names[name]
@@ -161,25 +164,103 @@ def test_an_unpublished_name_that_fails_disappears_too(
     run(main())
 
 
-def test_a_list_that_takes_too_long_keeps_what_it_has(
+def test_names_that_hang_keep_no_time_from_others(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bootstrap, "LIST_TIMEOUT", 0.05)
+    """Each has its own time, and what was found before stays while nobody answers."""
+    monkeypatch.setattr(bootstrap, "LOOKUP_TIMEOUT", 0.05)
+    monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
     async def main() -> None:
-        names = Names(a=["192.0.2.1"], slow=["192.0.2.2"], b=["192.0.2.3"])
-        names.hanging.add("slow")
-        served = make(names, published="a slow b", unpublished="b")
+        hanging = {f"slow{n}": ["192.0.2.2"] for n in range(10)}
+        names = Names(**hanging, a=["192.0.2.1"], b=["192.0.2.3"])
+        names.hanging.update(hanging)
+        served = make(names, published=" ".join([*hanging, "a", "b"]), unpublished="slow0 b")
         async with started(served):
-            await until(lambda: ask(served) != "")
-            # After the slow one there was no time for b; the other list has its own.
-            assert ask(served) == {"a": ["192.0.2.1"]}
-            await until(lambda: ask(served, "b") == {"b": ["192.0.2.3"]})
-            assert names.hung == 0
+            # The names found do not wait for the end of the round.
+            await until(lambda: ask(served) == {"a": ["192.0.2.1"], "b": ["192.0.2.3"]})
+            assert ask(served, "b") == {"b": ["192.0.2.3"]}
+            names.hanging.clear()
+            await until(lambda: len(ask(served)) == 12)
+            names.hanging.update(("a", "slow0"))
+            asked = len(names.asked)
+            await until(lambda: names.asked[asked:].count("a") == 3)
+            assert len(ask(served)) == 12
+            assert ask(served, "slow0") == {"slow0": ["192.0.2.2"]}
 
     with caplog.at_level(logging.WARNING, "pyderp.bootstrap"):
         run(main())
-    assert "slow: the list took longer than 0.05 s" in caplog.text
+    assert "slow9: no answer within 0.05 s; asked again" in caplog.text
+    assert "a: no answer within 0.05 s; what was found last stays; asked again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), True),
+        (socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"), True),
+        (DialError("no way"), True),
+        (OSError("odd"), True),
+        (socket.gaierror(socket.EAI_NONAME, "not known"), False),
+        (socket.gaierror(socket.EAI_NODATA, "no address"), False),
+        (ValueError("label too long"), False),
+        (NameNotFound("none"), False),
+    ],
+)
+def test_only_the_news_that_a_name_is_none_takes_it_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
+) -> None:
+    monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
+
+    async def main() -> None:
+        names = Names(a=["192.0.2.1"], b=["192.0.2.2"])
+        served = make(names, published="a b", unpublished="a")
+        async with started(served):
+            await until(lambda: len(ask(served) or ()) == 2)
+            names.errors["a"] = error
+            asked = len(names.asked)
+            await until(lambda: names.asked[asked:].count("b") == 3)
+            assert ("a" in ask(served)) is stays
+            assert (ask(served, "a") == {"a": ["192.0.2.1"]}) is stays
+
+    run(main())
+
+
+def test_a_percentage_stays_while_nobody_tells_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
+
+    async def main() -> None:
+        names = Names(new=["192.0.2.9"], share=["100"])
+        served = make(names, unpublished="new/share")
+        async with started(served):
+            await until(lambda: ask(served, "new") == {"new": ["192.0.2.9"]})
+            names.errors["share"] = DialError("no name server answers")
+            asked = len(names.asked)
+            await until(lambda: names.asked[asked:].count("share") == 3)
+            assert ask(served, "new") == {"new": ["192.0.2.9"]}
+            names.errors["share"] = NameNotFound("no such record")
+            await until(lambda: ask(served, "new") == "")
+
+    run(main())
+
+
+def test_what_nobody_confirms_for_a_day_is_told_no_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
+    monkeypatch.setattr(bootstrap, "KEEP", 0.05)
+
+    async def main() -> None:
+        names = Names(a=["192.0.2.1"])
+        served = make(names, published="a")
+        async with started(served):
+            await until(lambda: ask(served) == {"a": ["192.0.2.1"]})
+            names.errors["a"] = DialError("no name server answers")
+            await until(lambda: ask(served) is None)
+
+    run(main())
 
 
 def test_closing_in_the_middle_of_a_look_up_leaves_nothing(run: Run) -> None:
@@ -195,7 +276,7 @@ def test_closing_in_the_middle_of_a_look_up_leaves_nothing(run: Run) -> None:
     run(main())
 
 
-def test_an_unforeseen_error_ends_only_the_round(
+def test_an_unforeseen_error_ends_only_one_look_up(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
@@ -205,11 +286,12 @@ def test_an_unforeseen_error_ends_only_the_round(
         served = make(names, published="a", unpublished="n/t")
         async with started(served):
             await until(lambda: names.asked.count("t") == 2)
+            assert ask(served) == {"a": ["192.0.2.1"]}
             names.names["t"] = ["100"]
             await until(lambda: ask(served, "n") == {"n": ["192.0.2.9"]})
 
     run(main())
-    assert "bootstrap DNS failed in an unforeseen way" in caplog.text
+    assert "bootstrap DNS: t failed in an unforeseen way; again in 0.001 s" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -268,7 +350,7 @@ def test_the_system_is_asked_by_default(run: Run) -> None:
     async def main() -> None:
         served = BootstrapDNS(BootstrapDNSConfig(published=("localhost", "192.0.2.7")))
         async with started(served):
-            await until(lambda: ask(served) != "")
+            await until(lambda: len(ask(served) or ()) == 2)
         assert set(ask(served)["localhost"]) <= {"127.0.0.1", "::1"}
         assert ask(served)["192.0.2.7"] == ["192.0.2.7"]
 

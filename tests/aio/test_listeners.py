@@ -145,7 +145,8 @@ def test_a_relay_behind_a_unix_socket(run: Run, tmp_path: Path) -> None:
 def test_a_proxy_at_a_unix_socket_is_believed_if_any_is(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         request = (
-            b"GET /debug/ HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
+            b"GET /debug/ HTTP/1.1\r\nHost: localhost\r\n"
+            b"X-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
         )
         trusted = RelayConfig(
             address=f"unix:{tmp_path}/a", trusted_proxies=(ip_network("192.0.2.1/32"),)

@@ -34,6 +34,15 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def test_all_folders_that_are_made_are_private(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Store(tmp_path / "a" / "b" / "certs", b"")
+    finally:
+        os.umask(before)
+    assert [mode(tmp_path / each) for each in ("a", "a/b", "a/b/certs")] == [0o700] * 3
+
+
 @pytest.mark.parametrize("host", [NAME, "2001:db8::7"])
 def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: str) -> None:
     issued = store.issued(host, *pair(host))

@@ -121,6 +121,9 @@ CASES = [
         *("config.bootstrap_dns.unpublished", ("a/t",)),
     ),
     Case("debug-allow-ip", "192.0.2.1", '"192.0.2.1"', "config.debug.allow_ip", "192.0.2.1"),
+    Case(
+        "debug-hosts", "a.example, b", '["a.example","b"]', "config.debug.hosts", ("a.example", "b")
+    ),
     Case("debug-trusted", "10.0.0.0/8,::1", '["10.0.0.0/8","::1"]', "config.debug.trusted", NETS),
     Case("debug-key-file", "debug.key", '"debug.key"', "config.debug.key", "secret"),
     Case("disallow-app-names", "a, b", '["a", " b"]', "config.disallow_app_names", ("a", " b")),

@@ -185,6 +185,8 @@ def test_all_mistakes_in_the_file_are_told(tmp_path: Path) -> None:
         (b"drain = 1\nloop = '''\n\n\n", ", line 2: "),
         (b"loop = 1\ndrain = " + b"1" * 5000, "Exceeds the limit"),
         (b"home = 1\n\n# \xff\n", "line 3: not UTF-8"),
+        # These end a line for Python, and not for TOML.
+        ("# a\u2028b\x85c\ndrain = 1\nloop = '''\n".encode(), ", line 3: "),
         (b"x = " + b"[" * 100_000, "nested too deeply"),
         (b"#" * (1024 * 1024 + 1), "larger than 1 MiB"),
     ],

@@ -16,6 +16,7 @@ from pyderp.relay.bootstrap import (
     BootstrapAnswers,
     BootstrapCounters,
     BootstrapName,
+    LastGood,
     in_percentage,
     percentage,
 )
@@ -209,3 +210,16 @@ class TestAnswers:
     def test_any_question_is_answered(self, name: str, address: str) -> None:
         body = make(50).answer(name, address, uniform=never)
         assert json.loads(body) in (PUBLISHED, json.loads(SECRET))
+
+
+def test_what_was_found_last_is_good_until_it_is_too_old_or_known_to_be_gone() -> None:
+    known: LastGood[int] = LastGood(10)
+    assert known.get("a", 0) is None
+    known.found("a", 1, 0)
+    known.found("b", 2, 5)
+    assert [known.get(name, 9.9) for name in "ab"] == [1, 2]
+    assert [known.get(name, 10) for name in "ab"] == [None, 2]
+    known.found("a", 3, 12)
+    known.gone("b")
+    known.gone("c")
+    assert [known.get(name, 13) for name in "abc"] == [3, None, None]

@@ -17,15 +17,23 @@ from pyderp.errors import (
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.client import ClientSession, ClientState
-from pyderp.wire.frames import KEEP_ALIVE_FRAME
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType
+from pyderp.wire.info import ClientInfo, seal_client_info
 from pyderp.wire.messages import KeepAlive, Message, PeerPresent, ServerInfo, Skipped
+from pyderp.wire.nonces import OwnNonces
 from tests import vectors as v
 
 from .chunks import chunkings
 
 KEEP_ALIVE = bytes.fromhex("06 00000000")
 SERVER_INFO, _, SERVER_INFO_FRAME = v.SERVER_INFOS[0]
+NONCE = OwnNonces(v.CLIENT, b"client", random=v.gives(v.CLIENT_NONCE)).make()
+
+
+def sent(info: ClientInfo) -> bytes:
+    """The ClientInfo frame that a session of the vectors sends. Its bytes but for the nonce, and
+    so the box, are those of Go (`test_info`)."""
+    return seal_client_info(v.CLIENT, v.SERVER.public, info, nonce=NONCE)
 
 
 def session(
@@ -71,7 +79,7 @@ def test_login_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     assert feed(client, chunks) == [SERVER_INFO, KeepAlive()]
     assert state_of(client) is ClientState.READY
     assert client.server_key == v.SERVER.public
-    assert client.data_to_send() == [v.CLIENT_INFOS[0][2]]
+    assert client.data_to_send() == [sent(v.CLIENT_INFOS[0][0])]
     assert client.data_to_send() == []
 
 
@@ -82,14 +90,32 @@ def test_login_waits_for_nothing_but_the_greeting() -> None:
         client.receive_data(v.SERVER_KEY_FRAME[at : at + 1])
     assert state_of(client) is ClientState.READY
     client.send_packet(v.K1, b"hello")
-    assert client.data_to_send() == [v.CLIENT_INFOS[1][2], frames.pack_send_packet(v.K1, b"hello")]
+    assert client.data_to_send() == [
+        sent(v.CLIENT_INFOS[1][0]),
+        frames.pack_send_packet(v.K1, b"hello"),
+    ]
 
 
-@pytest.mark.parametrize(("info", "_", "frame"), v.CLIENT_INFOS)
-def test_login_says_what_it_was_told(info: ClientInfo, _: bytes, frame: bytes) -> None:
+@pytest.mark.parametrize("info", [info for info, _, _ in v.CLIENT_INFOS])
+def test_login_says_what_it_was_told(info: ClientInfo) -> None:
     client = session(info=info)
     client.receive_data(v.SERVER_KEY_FRAME)
-    assert client.data_to_send() == [frame]
+    assert client.data_to_send() == [sent(info)]
+
+
+def test_own_client_info_is_no_server_info() -> None:
+    """A relay that shows another's key and sends the box back does not have the other's key."""
+    for server_key in (None, v.SERVER.public):
+        early = session(server_key=server_key)
+        if server_key is None:
+            early.receive_data(v.SERVER_KEY_FRAME)
+        (frame,) = early.data_to_send()
+        reflected = frames.pack_frame(FrameType.SERVER_INFO, frame[5 + 32 :])
+        # It may be of an earlier connection as well.
+        for client in (early, ready()):
+            with pytest.raises(RemoteProtocolError, match="a box that this client sealed"):
+                client.receive_data(reflected)
+            assert state_of(client) is ClientState.FAILED
 
 
 def test_known_server_key_logs_in_at_once() -> None:
@@ -97,7 +123,7 @@ def test_known_server_key_logs_in_at_once() -> None:
     skipped: list[Skipped] = []
     client = session(server_key=v.SERVER.public, on_skip=skipped.append)
     assert state_of(client) is ClientState.READY
-    assert client.data_to_send() == [v.CLIENT_INFOS[1][2]]
+    assert client.data_to_send() == [sent(v.CLIENT_INFOS[1][0])]
     other_greeting = frames.pack_server_key(v.K1)
     assert client.receive_data(other_greeting + SERVER_INFO_FRAME) == [SERVER_INFO]
     assert client.server_key == v.SERVER.public

@@ -235,6 +235,24 @@ def test_what_is_not_http_is_refused_with_400(data: bytes) -> None:
     )
 
 
+@pytest.mark.parametrize("length", ["0", "4", "5"])
+@pytest.mark.parametrize("first", ["Content-Length", "Transfer-Encoding"])
+@pytest.mark.parametrize("what", ["GET / HTTP/1.1", "POST /derp HTTP/1.1\r\nUpgrade: DERP"])
+def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(
+    what: str, first: str, length: str
+) -> None:
+    """RFC 9112 §6.1: whoever stands in front may have taken the other one."""
+    lines = [f"Content-Length: {length}", "Transfer-Encoding: chunked"]
+    lines.sort(key=lambda line: not line.startswith(first))
+    head = "\r\n".join([what, "Host: h", *lines, "", ""])
+    http = HttpConnection()
+    answer = refused(http, head.encode() + b"0\r\n\r\n" + HEAD)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert is_finished(http)
+    assert http.next_request() is None
+
+
 def test_unknown_transfer_encoding_is_refused_with_501() -> None:
     answer = refused(
         HttpConnection(), b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n"

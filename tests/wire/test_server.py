@@ -8,12 +8,22 @@ from pyderp.errors import BadBox, FrameTooLarge, RemoteProtocolError, Unexpected
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import frame_header, pack_client_info
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.info import ClientInfo, seal_server_info
 from pyderp.wire.messages import ServerInfo
+from pyderp.wire.nonces import OwnNonces
 from pyderp.wire.server import LoggedIn, ServerLogin
 from tests import vectors as v
 
 FRAME = v.CLIENT_INFOS[0][2]
+
+
+def own(nonce: bytes) -> bytes:
+    """The nonce that the server of the vectors makes of random bytes."""
+    return OwnNonces(v.SERVER, b"relay", random=v.gives(nonce)).make()
+
+
+SERVER_INFO_FRAME = seal_server_info(v.SHARED_KEY, nonce=own(v.SERVER_NONCE))
+"""Its bytes but for the nonce, and so the box, are those of Go (`test_info`)."""
 
 
 def login() -> ServerLogin:
@@ -42,8 +52,8 @@ def test_greeting_is_that_of_go() -> None:
 
 @pytest.mark.parametrize(("info", "_", "frame"), v.CLIENT_INFOS)
 def test_client_of_go_is_let_in(info: ClientInfo, _: bytes, frame: bytes) -> None:
-    server_info = v.SERVER_INFOS[0][2]
-    assert receive(frame) == (len(frame), LoggedIn(v.CLIENT.public, info, server_info))
+    logged_in = LoggedIn(v.CLIENT.public, info, SERVER_INFO_FRAME)
+    assert receive(frame) == (len(frame), logged_in)
 
 
 @pytest.mark.parametrize(("_", "__", "frame"), v.CLIENT_INFOS)
@@ -82,8 +92,8 @@ def test_one_login_serves_many_with_a_nonce_each() -> None:
     _, second = server.receive_untrusted(bytearray(FRAME), len(FRAME))
     assert first is not None
     assert second is not None
-    assert first.server_info[5:29] == v.SERVER_NONCE
-    assert second.server_info[5:29] == v.CLIENT_NONCE
+    assert first.server_info[5:29] == own(v.SERVER_NONCE)
+    assert second.server_info[5:29] == own(v.CLIENT_NONCE)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +181,29 @@ def test_box_sealed_to_another_server_is_refused() -> None:
     sealed = v.CLIENT.seal_to(v.K1, b"{}", nonce=v.CLIENT_NONCE)
     with pytest.raises(BadBox, match="cannot open len=42 with client key nodekey:07a37c"):
         receive(pack_client_info(v.CLIENT.public, sealed))
+
+
+def test_own_server_info_is_no_client_info() -> None:
+    """Whoever caught it is not the client; Go's relay lets it in."""
+    _, logged_in = receive(FRAME)
+    assert logged_in is not None
+    sealed = logged_in.server_info[5:]
+    reflected = pack_client_info(v.CLIENT.public, sealed)
+    with pytest.raises(RemoteProtocolError, match=f"info of {v.CLIENT.public} is a box that this"):
+        receive(reflected)
+    # Only the nonce says so: a client may say just what a relay says.
+    assert say('{"version":2}') == ClientInfo(version=2)
+
+
+def test_a_relay_may_be_its_own_client() -> None:
+    """In a mesh it connects to itself, with its own key, before it knows that."""
+    server = ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE))
+    client = ClientSession(v.SERVER, random=v.gives(v.SERVER_NONCE))
+    client.receive_data(server.greeting)
+    data = bytearray(b"".join(client.data_to_send()))
+    _, logged_in = server.receive_untrusted(data, len(data))
+    assert logged_in is not None
+    assert client.receive_data(logged_in.server_info) == [ServerInfo(version=2)]
 
 
 # Mesh keys at login (derper: malformed drops, wrong only grants nothing)

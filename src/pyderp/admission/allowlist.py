@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keyfile import read_regular
+from pyderp.keyfile import numbered_lines, read_regular
 from pyderp.keys import NodePublic
 
 __all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
@@ -43,8 +43,8 @@ def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
         the label of each key, empty for none.
 
     Raises:
-        ConfigError: anything else in a line, a key twice, the zero key. The text names the
-            line and repeats nothing of it, as it may be secret.
+        ConfigError: anything else in a line, another line break than LF or CR LF, a key twice,
+            the zero key. The text names the line and repeats nothing of it, as it may be secret.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -53,7 +53,7 @@ def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
         raise ConfigError(f"{where}, line {bad}: not UTF-8 text") from None
     labels: dict[NodePublic, str] = {}
     lines: dict[NodePublic, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in _lines(text, where):
         try:
             entry = _parse_line(line)
             if entry is None:
@@ -66,6 +66,13 @@ def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
         labels[key] = label
         lines[key] = number
     return labels
+
+
+def _lines(text: str, where: str) -> Iterator[tuple[int, str]]:
+    try:
+        yield from numbered_lines(text)
+    except ConfigError as e:
+        raise ConfigError(f"{where}, {e}") from None
 
 
 def _parse_line(line: str) -> tuple[NodePublic, str] | None:
@@ -81,6 +88,8 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
     key = NodePublic.parse(words[0])
     if key.is_zero():
         raise ConfigError("the zero key is nobody's")
+    if any(word.startswith("nodekey:") for word in words[1:]):
+        raise ConfigError("two keys in one line; want one a line")
     label = " ".join(words[1:])
     if len(label) > _LONGEST_LABEL:
         raise ConfigError(f"a label of {len(label)} characters; at most {_LONGEST_LABEL}")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Final
 
 from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict
 from pyderp.config import Decide
 from pyderp.defaults import ADMISSION_TIMEOUT
 
 __all__ = ["AdmissionFunction"]
-
-_AT_ONCE: Final = 64
 
 
 class AdmissionFunction:
@@ -25,7 +22,7 @@ class AdmissionFunction:
     Args:
         decide: the function.
         counters: queries and errors are counted there.
-        timeout: seconds for one awaited answer, waiting for its turn included.
+        timeout: seconds for one awaited answer.
     """
 
     def __init__(
@@ -34,25 +31,27 @@ class AdmissionFunction:
         self._decide = decide
         self._counters = counters
         self._timeout = timeout
-        self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._failures = FailureLog("admission function")
+        self.name = "admission function"
+        self._failures = FailureLog(self.name)
 
     async def ask(self, applicant: Applicant) -> Verdict:
         """What the function says, as `Source.ask`."""
         self._counters.queries += 1
         try:
-            async with asyncio.timeout(self._timeout) as limit, self._slots:
+            async with asyncio.timeout(self._timeout) as limit:
                 allowed = self._decide(applicant.key, applicant.address)
                 if inspect.isawaitable(allowed):
                     allowed = await allowed
         except TimeoutError as e:
             if limit.expired():
-                return self._failed(f"no answer within {self._timeout:g} s")
+                what = f"no answer within {self._timeout:g} s"
+                return self._failed(what, cause=Cause.TIMED_OUT)
             return self._failed("failed", e)
         except Exception as e:
             return self._failed("failed", e)
         if not isinstance(allowed, bool):
-            return self._failed(f"gave a {type(allowed).__name__}; want True or False")
+            what = f"gave a {type(allowed).__name__}; want True or False"
+            return self._failed(what, cause=Cause.BAD_ANSWER)
         self._failures.worked()
         if allowed:
             return Verdict(True)
@@ -62,7 +61,9 @@ class AdmissionFunction:
     async def aclose(self) -> None:
         """Nothing is kept open."""
 
-    def _failed(self, what: str, error: Exception | None = None) -> Verdict:
+    def _failed(
+        self, what: str, error: Exception | None = None, *, cause: Cause = Cause.FAILED
+    ) -> Verdict:
         self._counters.errors += 1
         self._failures.failed(what, error)
-        return Verdict(False, f"admission function: {what}", sure=False)
+        return Verdict(False, f"admission function: {what}", cause=cause)

@@ -1,8 +1,12 @@
-"""Log that somebody cannot be asked: at once, then only now and then, and when it is over."""
+"""Log that somebody cannot be asked: at once, then only now and then, and when it is over.
+
+A source that fails and answers by turns is logged no more often than one that fails all the time.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -26,8 +30,9 @@ class FailureLog:
     def __init__(self, who: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._who = who
         self._clock = clock
-        self._failing = False
-        self._next = 0.0
+        self._told = False
+        """The log's last word is that it fails."""
+        self._next = -math.inf
         self._untold = 0
 
     def failed(self, text: str, error: BaseException | None = None) -> None:
@@ -38,18 +43,17 @@ class FailureLog:
             error: logged with its traceback.
         """
         now = self._clock()
-        if self._failing and now < self._next:
+        if now < self._next:
             self._untold += 1
             return
         more = f" ({self._untold} more failures since the last such line)" if self._untold else ""
         log.warning("%s: %s%s", self._who, text, more, exc_info=error)
-        self._failing = True
+        self._told = True
         self._next = now + _QUIET
         self._untold = 0
 
     def worked(self) -> None:
         """Log the end of the trouble, if there was any."""
-        if self._failing:
-            self._failing = False
-            self._untold = 0
+        if self._told:
+            self._told = False
             log.info("%s: answers again", self._who)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pyderp.admission.allowlist import AllowList
 from pyderp.admission.callable import AdmissionFunction
 from pyderp.admission.memory import Memory
+from pyderp.admission.questions import Questions
 from pyderp.admission.recheck import recheck_for_ever
 from pyderp.admission.shared import Shared
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Source, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Source, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_TIMEOUT
 from pyderp.keys import NodePublic
@@ -30,7 +31,7 @@ _LOOK: Final = 2.0
 """Seconds between two looks at the key file; a change counts when it is there for two."""
 _SELF_ADDRESS: Final = "::1"
 _ALLOWED: Final = Verdict(True)
-_CLOSING: Final = Verdict(False, "the relay is stopping", sure=False)
+_CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
 
 
 class Gate:
@@ -67,11 +68,15 @@ class Gate:
         self._clock = clock
         self._list = None if config.keys_file is None else AllowList(config.keys_file)
         self._tailscaled = _tailscaled(config, self.counters, timeout)
-        self._sources: list[Source] = [] if self._tailscaled is None else [self._tailscaled]
-        self._sources += _other_sources(config, self.counters, timeout)
+        sources: list[Source] = [] if self._tailscaled is None else [self._tailscaled]
+        sources += _other_sources(config, self.counters, timeout)
+        self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
         self._memory: Memory[Applicant, Verdict] = Memory(config.remember, ADMISSION_CACHE)
         self._shared: Shared[Applicant, Verdict] = Shared("pyderp admission")
+        # Apart: whoever logs in again and again must not make its recheck share the fate of a
+        # question that had no turn.
+        self._rechecks: Shared[Applicant, Verdict] = Shared("pyderp admission: recheck")
         self._checks: Shared[str, str] = Shared("pyderp admission: self check")
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -115,7 +120,7 @@ class Gate:
         # The file may have changed meanwhile.
         listed = self._listed(applicant.key)
         if verdict.allowed:
-            verdict = dataclasses.replace(listed, sure=verdict.sure)
+            verdict = dataclasses.replace(listed, cause=verdict.cause)
         return self._count(dataclasses.replace(verdict, label=listed.label))
 
     async def check_self(self) -> str | None:
@@ -137,6 +142,7 @@ class Gate:
         # A new one: what is being asked now, and may be about what was before, ends up in the old.
         self._memory = Memory(self._remember, ADMISSION_CACHE)
         self._shared.renew()
+        self._rechecks.renew()
         if self._list is not None and self._list.reload():
             self._close_unlisted(self._list)
 
@@ -153,6 +159,7 @@ class Gate:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
         await self._shared.aclose()
+        await self._rechecks.aclose()
         await self._checks.aclose()
         for source in self._sources:
             await source.aclose()
@@ -168,32 +175,35 @@ class Gate:
             self.counters.denied += 1
         return verdict
 
-    async def _query(self, applicant: Applicant) -> Verdict:
+    async def _query(self, applicant: Applicant, *, recheck: bool = False) -> Verdict:
         if self._closed:
             return _CLOSING
-        verdict = await self._shared.get(applicant, lambda: self._ask_and_remember(applicant))
+        verdict = await (self._rechecks if recheck else self._shared).get(
+            applicant, lambda: self._ask_and_remember(applicant, recheck=recheck)
+        )
         return _CLOSING if verdict is None else verdict
 
-    async def _ask_and_remember(self, applicant: Applicant) -> Verdict:
+    async def _ask_and_remember(self, applicant: Applicant, *, recheck: bool) -> Verdict:
         memory = self._memory
-        verdict = await self._ask_all(applicant)
+        verdict = await self._ask_all(applicant, recheck=recheck)
         if verdict.sure:
             memory.put(applicant, verdict, self._clock())
         return verdict
 
-    async def _ask_all(self, applicant: Applicant) -> Verdict:
-        sure = True
+    async def _ask_all(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+        cause = Cause.ANSWERED
         for source in self._sources:
             try:
-                verdict = await source.ask(applicant)
+                verdict = await source.ask(applicant, recheck=recheck)
             except Exception:
                 log.exception("asking about %s failed", applicant.key)
                 self.counters.errors += 1
-                return Verdict(False, "asking about the client failed", sure=False)
+                return Verdict(False, "asking about the client failed", cause=Cause.FAILED)
             if not verdict.allowed:
                 return verdict
-            sure = sure and verdict.sure
-        return Verdict(True, sure=sure)
+            if not verdict.sure:
+                cause = verdict.cause
+        return Verdict(True, cause=cause)
 
     async def _check_self(self, tailscaled: Tailscaled) -> str:
         key = await tailscaled.own_key()
@@ -201,11 +211,11 @@ class Gate:
             return key
         verdict = self._listed(key)
         if verdict.allowed:
-            verdict = await self._ask_all(Applicant(key, _SELF_ADDRESS))
+            verdict = await self._ask_all(Applicant(key, _SELF_ADDRESS), recheck=True)
         return "" if verdict.allowed else f"verifyClient for self nodekey: {verdict.reason}"
 
     async def _check_again(self, applicant: Applicant) -> None:
-        verdict = await self._query(applicant)
+        verdict = await self._query(applicant, recheck=True)
         if verdict.sure and not verdict.allowed:
             # Others with the key are asked about by themselves: the answer may differ.
             self._close(applicant.key, applicant.address, verdict.reason)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from pyderp.admission.verdict import Applicant
+from pyderp.defaults import ADMISSION_RECHECKS
 
 __all__ = ["recheck_for_ever"]
 
 log = logging.getLogger("pyderp.admission")
-
-_AT_ONCE: Final = 16
-"""Fewer than a source takes: newcomers wait for their answers, nobody waits for these."""
 
 
 async def recheck_for_ever(
@@ -46,7 +44,7 @@ async def _round(
     loop = asyncio.get_running_loop()
     begin = loop.time()
     step = interval / max(1, len(applicants))
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(ADMISSION_RECHECKS)
     async with asyncio.TaskGroup() as group:
         for n, applicant in enumerate(applicants):
             await asyncio.sleep(begin + n * step - loop.time())

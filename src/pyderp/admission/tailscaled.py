@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey
 from pyderp.keys import NodePublic
@@ -23,7 +23,6 @@ __all__ = ["Tailscaled", "default_socket"]
 
 _LONGEST_ANSWER: Final = 4 * 1024 * 1024
 """Bytes. A node with a large grant in the policy has a long `CapMap`."""
-_AT_ONCE: Final = 64
 _HEADERS: Final = {"Tailscale-Cap": "142"}
 """Which client we are; any daemon that knows `whois` by node key answers the same to all."""
 _MAC_SOCKET: Final = Path("/var/run/tailscaled.socket")
@@ -50,6 +49,10 @@ def default_socket(platform: str = sys.platform, sockets: Iterable[Path] = _SOCK
 class _NoAnswerError(Exception):
     """The daemon did not answer, or said something else than was asked; the text says what."""
 
+    def __init__(self, text: str, cause: Cause = Cause.BAD_ANSWER) -> None:
+        super().__init__(text)
+        self.cause = cause
+
 
 class Tailscaled:
     """The daemon's LocalAPI (`derper -verify-clients`). Who cannot be asked about stays out.
@@ -57,7 +60,7 @@ class Tailscaled:
     Args:
         socket: the daemon's; `None`: where the system has it, looked for at the first question.
         counters: queries and errors are counted there.
-        timeout: seconds for one question, waiting for a free connection included.
+        timeout: seconds for one question.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class Tailscaled:
         self._socket = socket
         self._counters = counters
         self._timeout = timeout
-        self._failures = FailureLog("local tailscaled")
+        self.name = "local tailscaled"
+        self._failures = FailureLog(self.name)
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, applicant: Applicant) -> Verdict:
@@ -89,14 +93,15 @@ class Tailscaled:
                 )
             _answer(status, body)
         except _NoAnswerError as e:
-            return self._failed(f"failed to query local tailscaled status for {key}: {e}")
+            reason = f"failed to query local tailscaled status for {key}: {e}"
+            return self._failed(reason, cause=e.cause)
         self._failures.worked()
         return Verdict(True)
 
-    def _failed(self, reason: str) -> Verdict:
+    def _failed(self, reason: str, *, cause: Cause = Cause.BAD_ANSWER) -> Verdict:
         self._counters.errors += 1
         self._failures.failed(reason)
-        return Verdict(False, reason, sure=False)
+        return Verdict(False, reason, cause=cause)
 
     async def own_key(self) -> NodePublic | str:
         """The daemon's own node key; otherwise what is wrong, as text."""
@@ -128,10 +133,12 @@ class Tailscaled:
             ):
                 return response.status, await _body(response)
         except TimeoutError:
-            raise _NoAnswerError(f"no answer within {self._timeout:g} s") from None
+            text = f"no answer within {self._timeout:g} s"
+            raise _NoAnswerError(text, Cause.TIMED_OUT) from None
         except aiohttp.ClientConnectorError as e:
             path = getattr(e, "path", self._socket)
-            raise _NoAnswerError(f"cannot connect to {path}: {e.strerror or e}") from e
+            text = f"cannot connect to {path}: {e.strerror or e}"
+            raise _NoAnswerError(text, Cause.UNREACHABLE) from e
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise _NoAnswerError(excerpt(str(e)) or type(e).__name__) from e
 
@@ -139,7 +146,7 @@ class Tailscaled:
         if self._session is None:
             path = self._socket or default_socket()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(path), limit=_AT_ONCE),
+                connector=aiohttp.UnixConnector(str(path), limit=0),  # one a turn
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(),

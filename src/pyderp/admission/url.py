@@ -11,7 +11,9 @@ import aiohttp
 from yarl import URL
 
 from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
+from pyderp.admission.httpconn import OwnThreadResolver, is_missing_connection, tracing
+from pyderp.admission.reach import Attempt, Reach
+from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError
 
@@ -19,7 +21,6 @@ __all__ = ["AdmissionURL", "Undecided", "allows_untrusted"]
 
 _LONGEST_ANSWER: Final = 4096
 """Bytes in which the JSON value must end."""
-_AT_ONCE: Final = 64
 _REDIRECTS: Final = 10
 _HEADERS: Final = {"User-Agent": "pyderp", "Accept-Encoding": "gzip"}
 
@@ -36,12 +37,12 @@ class AdmissionURL:
 
     Args:
         url: `http://` or `https://`; a user and password in it are sent as Basic.
-        fail_open: let in whom no response came about: no connection, or no head in time. A
-            response that is no good answer always keeps the client out.
+        fail_open: let in clients while nobody reaches the server: this question got no
+            connection, and no other has one or had one lately. A connection on which no good
+            answer comes always keeps the client out, whatever comes instead.
         counters: queries and errors are counted there.
-        timeout: seconds for one question: connecting, redirects and body together. Before,
-            a question waits at most as long for its turn; if that never comes, its client is
-            kept out, for nothing is known of the server then.
+        timeout: seconds for one question: connecting, redirects and body together.
+        reach: what other questions came to.
 
     Raises:
         ConfigError: the URL cannot be used.
@@ -54,48 +55,51 @@ class AdmissionURL:
         *,
         fail_open: bool = True,
         timeout: float = ADMISSION_TIMEOUT,
+        reach: Reach | None = None,
     ) -> None:
+        self.name = "admission controller"
         self._proxy = _proxy_for(url)
         self._url = url
         self._fail_open = fail_open
         self._counters = counters
         self._timeout = timeout
-        self._failures = FailureLog("admission controller")
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._failures = FailureLog(self.name)
+        self._reach = Reach() if reach is None else reach
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, applicant: Applicant) -> Verdict:
         """What the server says, as `Source.ask`."""
+        if self._fail_open and self._reach.is_known_missed():
+            return self._let_in(applicant, "nobody reaches it")
         self._counters.queries += 1
+        attempt = self._reach.begin()
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._slots.acquire()
-        except TimeoutError:
-            return self._failed(f"too many questions at once: no turn within {self._timeout:g} s")
-        try:
-            return await self._exchange(applicant)
+            return await self._exchange(applicant, attempt)
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            what = _describe(e, self._timeout)
+            if attempt.connected:
+                timed_out = isinstance(e, TimeoutError)
+                cause = Cause.TIMED_OUT if timed_out else Cause.BAD_ANSWER
+                return self._failed(f"no usable answer: {what}", cause)
+            if not is_missing_connection(e):
+                return self._failed(f"cannot be asked: {what}", Cause.FAILED)
+            return await self._unreachable(applicant, attempt, what)
         finally:
-            self._slots.release()
+            attempt.end()
 
-    async def _exchange(self, applicant: Applicant) -> Verdict:
+    async def _exchange(self, applicant: Applicant, attempt: Attempt) -> Verdict:
         question = {"NodePublic": str(applicant.key), "Source": applicant.address}
         body = json.dumps(question, separators=(",", ":")).encode()
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        try:
-            async with asyncio.timeout_at(deadline):
-                response = await self._post(body)
-        except (aiohttp.ClientError, OSError, ValueError) as e:
-            return self._unreachable(applicant, _describe(e, self._timeout))
-        try:
-            if response.status != 200:
-                return self._failed(excerpt(f"{response.status} {response.reason or ''}"))
-            async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout(self._timeout):
+            response = await self._post(body, attempt)
+            try:
+                if response.status != 200:
+                    what = excerpt(f"{response.status} {response.reason or ''}")
+                    return self._failed(what, Cause.BAD_ANSWER)
                 allowed = await _read_answer(response)
-        except (aiohttp.ClientError, OSError, ValueError) as e:
-            return self._failed(f"no usable answer: {_describe(e, self._timeout)}")
-        finally:
-            # To the end only if it is there; who says more than we read gets a new connection.
-            response.release()
+            finally:
+                # To the end only if it is there; who says more than we read gets a new connection.
+                response.release()
         self._failures.worked()
         if allowed:
             return Verdict(True)
@@ -108,31 +112,38 @@ class AdmissionURL:
             await self._session.close()
             self._session = None
 
-    def _unreachable(self, applicant: Applicant, what: str) -> Verdict:
+    async def _unreachable(self, applicant: Applicant, attempt: Attempt, what: str) -> Verdict:
         if not self._fail_open:
-            return self._failed(f"unreachable: {what}")
+            return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
+        if not await self._reach.is_missed_by_all(attempt):
+            # Connections can be made to fail by who wants in; all of them hardly.
+            return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1
+        return self._let_in(applicant, what)
+
+    def _let_in(self, applicant: Applicant, what: str) -> Verdict:
         self._counters.failed_open += 1
         self._failures.failed(f"unreachable, {applicant.key} is let in: {what}")
-        return Verdict(True, sure=False)
+        return Verdict(True, cause=Cause.UNREACHABLE)
 
-    def _failed(self, what: str) -> Verdict:
+    def _failed(self, what: str, cause: Cause) -> Verdict:
         self._counters.errors += 1
         self._failures.failed(what)
-        return Verdict(False, f"admission controller: {what}", sure=False)
+        return Verdict(False, f"admission controller: {what}", cause=cause)
 
-    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
+    async def _post(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
         try:
-            return await self._send(body)
-        except aiohttp.ClientConnectorError:
-            raise
+            return await self._send(body, attempt)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # A kept connection that the server closed meanwhile, most likely. It is no reason
-            # to let anybody in; the question changes nothing and can be asked twice.
-            return await self._send(body)
+            if not attempt.reused:
+                raise
+            # A kept connection that the server closed meanwhile, most likely. The question
+            # changes nothing and can be asked twice.
+            attempt.connected = attempt.reused = False
+            return await self._send(body, attempt)
 
-    async def _send(self, body: bytes) -> aiohttp.ClientResponse:
-        return await self._open().post(
+    async def _send(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
+        response = await self._open().post(
             self._url,
             data=body,
             headers=_HEADERS,
@@ -140,14 +151,19 @@ class AdmissionURL:
             skip_auto_headers=("Content-Type", "Accept"),
             max_redirects=_REDIRECTS,
             proxy=self._proxy,
+            trace_request_ctx=attempt,
         )
+        attempt.on_answered()
+        return response
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # there is one connection a slot
+                # There is one connection a turn.
+                connector=aiohttp.TCPConnector(limit=0, resolver=OwnThreadResolver()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(),
+                trace_configs=[tracing()],
             )
         return self._session
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Protocol
 
 from pyderp.keys import NodePublic
 from pyderp.wire.text import printable
 
-__all__ = ["AdmissionCounters", "Applicant", "Source", "Verdict", "excerpt"]
+__all__ = ["AdmissionCounters", "Applicant", "Cause", "Source", "Verdict", "excerpt"]
 
 _LONGEST_EXCERPT = 200
 
@@ -22,6 +23,31 @@ class Applicant:
     """Its IP address as text, without a port; empty: unknown."""
 
 
+class Cause(enum.Enum):
+    """What a verdict rests on."""
+
+    ANSWERED = "answered"
+    """Everybody who was asked said yes or no."""
+
+    UNREACHABLE = "unreachable"
+    """There was no connection to who should be asked."""
+
+    TIMED_OUT = "timed out"
+    """There was a connection, and no whole answer in time."""
+
+    BAD_ANSWER = "bad answer"
+    """There was an answer, and it was neither yes nor no; or a connection closed without one."""
+
+    CROWDED = "crowded"
+    """The question was not asked, as too many others were."""
+
+    FAILED = "failed"
+    """This program could not ask, or a function raised."""
+
+    STOPPING = "stopping"
+    """The relay is about to stop."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a client may come in."""
@@ -33,14 +59,21 @@ class Verdict:
     label: str = ""
     """What the key file calls the client."""
 
-    sure: bool = True
-    """`False`: somebody who should have been asked did not answer, or answered nonsense. Such a
-    verdict holds for this one connection: it is not remembered and ends no other."""
+    cause: Cause = Cause.ANSWERED
+    """What it rests on."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether all who were asked answered.
+
+        Any other verdict holds for this one connection: it is not remembered and ends no other.
+        """
+        return self.cause is Cause.ANSWERED
 
 
 @dataclass(slots=True)
 class AdmissionCounters:
-    """Counts since the start. Rechecks and self checks count only in the last four."""
+    """Counts since the start. Rechecks and self checks count only in the last five."""
 
     allowed: int = 0
     denied: int = 0
@@ -54,7 +87,10 @@ class AdmissionCounters:
     """Queries that brought no usable answer."""
 
     failed_open: int = 0
-    """Of these: clients let in because the URL could not be asked."""
+    """Clients let in because nobody reaches the URL."""
+
+    crowded: int = 0
+    """Clients kept out because too many were asked about at once; none of the queries."""
 
     revoked: int = 0
     """Keys whose connections were closed because they are no longer allowed; for each address
@@ -63,6 +99,9 @@ class AdmissionCounters:
 
 class Source(Protocol):
     """Somebody who is asked about each client."""
+
+    name: str
+    """How the log calls it."""
 
     async def ask(self, applicant: Applicant) -> Verdict:
         """Give the verdict; never raises anything but `CancelledError`."""

@@ -10,8 +10,15 @@ from typing import Final, TypeAlias, TypeVar
 
 from pyderp.aio.routes import page
 from pyderp.config import BootstrapDNSConfig
+from pyderp.errors import NameNotFound
 from pyderp.net.resolve import Resolver, lookup
-from pyderp.relay.bootstrap import BootstrapAnswers, BootstrapCounters, BootstrapName, percentage
+from pyderp.relay.bootstrap import (
+    BootstrapAnswers,
+    BootstrapCounters,
+    BootstrapName,
+    LastGood,
+    percentage,
+)
 from pyderp.wire.http import Request, Response
 
 __all__ = ["BootstrapDNS", "TxtResolver"]
@@ -25,8 +32,12 @@ TxtResolver: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
 
 REFRESH: Final = 600.0
 """Seconds from the end of a round to the next."""
-LIST_TIMEOUT: Final = 60.0
-"""Seconds that the names of one list may take together."""
+LOOKUP_TIMEOUT: Final = 20.0
+"""Seconds that one look-up may take. The system's usually gives up after 10 a name server."""
+KEEP: Final = 24 * 3600.0
+"""Seconds that addresses are told which cannot be looked up any more."""
+_AT_ONCE: Final = 4
+"""Look-ups at once, each in a thread that others need as well."""
 
 
 class BootstrapDNS:
@@ -64,6 +75,10 @@ class BootstrapDNS:
         self._uniform = uniform
         self._shuffle = shuffle
         self._answers = BootstrapAnswers()
+        # Under the texts that the log calls them by.
+        self._addresses: LastGood[list[str]] = LastGood(KEEP)
+        self._percents: LastGood[int] = LastGood(KEEP)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._failing: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -94,61 +109,84 @@ class BootstrapDNS:
         return response
 
     async def _run(self) -> None:
+        names = {entry.name: None for entry in (*self._published, *self._unpublished)}
+        records = {entry.txt: None for entry in self._unpublished if entry.txt}
         while True:
-            try:
-                await self._refresh()
-            except Exception:
-                log.exception("bootstrap DNS failed in an unforeseen way; again in %g s", REFRESH)
+            await asyncio.gather(
+                *(self._refresh(name, self._find_addresses) for name in names),
+                *(self._refresh(record, self._find_percent) for record in records),
+            )
+            # Also if nothing was found: what is known may have become too old.
+            self._publish(whole_round=True)
             await asyncio.sleep(REFRESH)
 
-    async def _refresh(self) -> None:
-        # What is not found now is unknown until the next round: an old address may be somebody
-        # else's by then.
-        if self._published:
-            deadline = _deadline()
-            published: dict[str, list[str]] = {}
-            for entry in self._published:
-                addresses = await self._addresses(entry.name, deadline)
-                if addresses is not None:
-                    self._shuffle(addresses)
-                    published[entry.name] = addresses
-            self._answers.publish(published)
-        if self._unpublished:
-            deadline = _deadline()
-            unpublished: dict[str, tuple[list[str], int]] = {}
-            for entry in self._unpublished:
-                addresses = await self._addresses(entry.name, deadline)
-                if addresses is not None:
-                    unpublished[entry.name] = addresses, await self._percent(entry, deadline)
-            self._answers.keep_for_askers(unpublished)
-
-    async def _addresses(self, name: str, deadline: float) -> list[str] | None:
-        found = await self._ask(name, deadline, lambda: lookup(name, resolver=self._resolver))
-        return None if found is None else [str(address) for address in found]
-
-    async def _percent(self, entry: BootstrapName, deadline: float) -> int:
-        txt = self._txt
-        if not entry.txt or txt is None:
-            return 100
-        return percentage(
-            await self._ask(f"TXT {entry.txt}", deadline, lambda: txt(entry.txt)) or ()
-        )
-
-    async def _ask(self, what: str, deadline: float, ask: Callable[[], Awaitable[T]]) -> T | None:
+    async def _refresh(self, name: str, find: Callable[[str], Awaitable[None]]) -> None:
+        """Look up one name; whatever becomes of it, the others have their own time and end."""
         try:
-            async with asyncio.timeout_at(deadline):
+            async with self._slots:
+                await find(name)
+        except Exception:
+            log.exception(
+                "bootstrap DNS: %s failed in an unforeseen way; again in %g s", name, REFRESH
+            )
+            return
+        self._publish()
+
+    async def _find_addresses(self, name: str) -> None:
+        async def look_up() -> list[str]:
+            addresses = [str(each) for each in await lookup(name, resolver=self._resolver)]
+            if any(name == entry.name for entry in self._published):
+                self._shuffle(addresses)
+            return addresses
+
+        await self._ask(name, name, self._addresses, look_up)
+
+    async def _find_percent(self, record: str) -> None:
+        txt = self._txt
+        if txt is None:
+            return
+
+        async def look_up() -> int:
+            return percentage(await txt(record))
+
+        await self._ask(record, f"TXT {record}", self._percents, look_up)
+
+    async def _ask(
+        self, name: str, what: str, known: LastGood[T], ask: Callable[[], Awaitable[T]]
+    ) -> None:
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT):
                 answer = await ask()
         except OSError as e:
+            if isinstance(e, NameNotFound):
+                known.gone(name)
             if what not in self._failing:
                 self._failing.add(what)
-                why = str(e) or f"the list took longer than {LIST_TIMEOUT:g} s"
-                log.warning("bootstrap DNS: %s: %s; asked again each %g s", what, why, REFRESH)
-            return None
+                why = str(e) or f"no answer within {LOOKUP_TIMEOUT:g} s"
+                kept = "" if known.get(name, now()) is None else "; what was found last stays"
+                log.warning(
+                    "bootstrap DNS: %s: %s%s; asked again each %g s", what, why, kept, REFRESH
+                )
+            return
+        known.found(name, answer, now())
         if what in self._failing:
             self._failing.remove(what)
             log.info("bootstrap DNS: %s is found again", what)
-        return answer
 
-
-def _deadline() -> float:
-    return asyncio.get_running_loop().time() + LIST_TIMEOUT
+    def _publish(self, *, whole_round: bool = False) -> None:
+        now = asyncio.get_running_loop().time()
+        published = {}
+        for entry in self._published:
+            addresses = self._addresses.get(entry.name, now)
+            if addresses is not None:
+                published[entry.name] = addresses
+        unpublished = {}
+        for entry in self._unpublished:
+            addresses = self._addresses.get(entry.name, now)
+            if addresses is not None:
+                percent = (self._percents.get(entry.txt, now) or 0) if entry.txt else 100
+                unpublished[entry.name] = addresses, percent
+        if published or (self._published and whole_round):
+            self._answers.publish(published)
+        self._answers.keep_for_askers(unpublished)

@@ -99,7 +99,7 @@ class Parts:
         return Facts(
             router=core.router,
             protocols=lambda: core.protocols,
-            access=Access(config.debug),
+            access=Access(config.debug, names=self._own_names),
             dev=config.dev,
             version=pyderp.__version__,
             hostname=config.hostname,
@@ -113,6 +113,13 @@ class Parts:
             tls_requests=core.tls_requests,
             accepts=self.accepts,
         )
+
+    def _own_names(self) -> Iterator[str]:
+        if self._config.hostname:
+            yield self._config.hostname
+        if self.certificates is not None:
+            for certificate in self.certificates.certificates():
+                yield from certificate.names
 
     # Life
 

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pyderp.addresses import IPAddress
 from pyderp.certs.leaf import utc_now
 from pyderp.errors import ConfigError
-from pyderp.keyfile import write_atomically
+from pyderp.keyfile import make_private_folder, write_atomically
 
 __all__ = ["make_self_signed", "pem_of_key"]
 
@@ -43,7 +43,7 @@ def make_self_signed(address: IPAddress, certificate_file: Path, key_file: Path)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _certificate(address, key)
     try:
-        certificate_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(certificate_file.parent)
         write_atomically(key_file, pem_of_key(key), mode=0o600)
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         write_atomically(certificate_file, pem, mode=0o644)

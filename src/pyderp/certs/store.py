@@ -22,7 +22,7 @@ from pyderp.certs.context import server_context
 from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, utc_now, valid_for
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
-from pyderp.keyfile import write_atomically
+from pyderp.keyfile import make_private_folder, write_atomically
 from pyderp.wire.text import printable
 
 __all__ = ["Certificate", "Record", "Stamp", "Store", "make_certificate"]
@@ -99,7 +99,7 @@ class Store:
         self.directory = directory
         self._meta = meta
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(directory)
             mode = stat.S_IMODE(directory.stat().st_mode)
         except OSError as e:
             raise ConfigError(

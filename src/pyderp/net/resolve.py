@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from weakref import WeakValueDictionary
 
 from pyderp.addresses import IPAddress, parse_ip, unmapped
-from pyderp.errors import DialError
+from pyderp.errors import DialError, NameNotFound
 
 __all__ = ["Resolver", "lookup", "system_resolver"]
 
@@ -65,7 +65,8 @@ async def lookup(
         resolver: by default `system_resolver`.
 
     Raises:
-        DialError: there are none.
+        NameNotFound: there are none.
+        DialError: it cannot be found out.
     """
     literal = parse_ip(host)
     if literal is not None:
@@ -74,9 +75,20 @@ async def lookup(
         found = await (resolver or system_resolver)(host, family)
     except OSError as e:
         reason = e.strerror or str(e) or type(e).__name__
-        raise DialError(f"look-up of {host!r}: {reason}") from e
+        error = NameNotFound if _says_none(e) else DialError
+        raise error(f"look-up of {host!r}: {reason}") from e
     except ValueError as e:  # labels too long or empty, zero bytes
-        raise DialError(f"{host!r} is not a host name: {e}") from e
+        raise NameNotFound(f"{host!r} is not a host name: {e}") from e
     if not found:
-        raise DialError(f'no IPs for "{host}" found')
+        raise NameNotFound(f'no IPs for "{host}" found')
     return [unmapped(ip) for ip in found]
+
+
+def _says_none(error: OSError) -> bool:
+    return isinstance(error, NameNotFound) or (
+        isinstance(error, socket.gaierror) and error.errno in _NONE
+    )
+
+
+# Where there is no EAI_NODATA, as on BSD, EAI_NONAME means both.
+_NONE: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})

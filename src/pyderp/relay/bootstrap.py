@@ -11,12 +11,21 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from pyderp.addresses import as_16_bytes, parse_ip
 from pyderp.errors import ConfigError
 
-__all__ = ["BootstrapAnswers", "BootstrapCounters", "BootstrapName", "in_percentage", "percentage"]
+__all__ = [
+    "BootstrapAnswers",
+    "BootstrapCounters",
+    "BootstrapName",
+    "LastGood",
+    "in_percentage",
+    "percentage",
+]
+
+T = TypeVar("T")
 
 MAX_QUERIED: Final = 500
 """Names asked for that are told apart; one more, and counting begins anew."""
@@ -109,6 +118,34 @@ def _pcg_float(seed: bytes) -> float:
     high ^= high >> 48
     high = high * (low | 1) & _MASK_64
     return (high & (_FLOAT_RANGE - 1)) / _FLOAT_RANGE
+
+
+class LastGood(Generic[T]):
+    """What was found out last about each name, while nothing newer is known.
+
+    A name server that does not answer for a while takes nothing away from clients whose DNS is
+    broken as well. But an address that nobody confirms is somebody else's some day.
+
+    Args:
+        keep: seconds that something is good without being found anew.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
+        self._found: dict[str, tuple[float, T]] = {}
+
+    def found(self, name: str, value: T, now: float) -> None:
+        """This is the news about a name."""
+        self._found[name] = now + self._keep, value
+
+    def gone(self, name: str) -> None:
+        """The name is known not to exist."""
+        self._found.pop(name, None)
+
+    def get(self, name: str, now: float) -> T | None:
+        """What is known about a name."""
+        until, value = self._found.get(name, (now, None))
+        return value if now < until else None
 
 
 @dataclass(slots=True)

@@ -13,10 +13,12 @@ from pyderp.wire.frames import BytesLike, FrameType
 from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
 from pyderp.wire.messages import (
     Message,
+    ServerInfo,
     Skipped,
     has_short_app_name,
     unpack_message_untrusted,
 )
+from pyderp.wire.nonces import OwnNonces
 from pyderp.wire.packets import PacketLane, pack_send_packets
 from pyderp.wire.text import invalid_app_name, is_app_name
 
@@ -67,7 +69,7 @@ class ClientSession:
         self.state = ClientState.GREETING
         self.server_key = server_key
         self.private = private
-        self._random = random
+        self._nonces = OwnNonces(private, b"client", random=random)
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
@@ -156,7 +158,7 @@ class ClientSession:
 
     def _login(self, server: NodePublic) -> None:
         self.server_key = server
-        nonce = self._random(NONCE_LEN)
+        nonce = self._nonces.make()
         self._out.append(seal_client_info(self.private, server, self._info, nonce=nonce))
         self._buffer.limit = frames.MAX_CLIENT_FRAME
         self.state = ClientState.READY
@@ -177,8 +179,7 @@ class ClientSession:
         if self.state is ClientState.GREETING:
             self._login(frames.unpack_server_key_untrusted(kind, payload))
         elif kind == FrameType.SERVER_INFO:
-            assert self.server_key is not None
-            messages.append(open_server_info_untrusted(self.private, self.server_key, payload))
+            messages.append(self._on_server_info_untrusted(payload))
         else:
             message = unpack_message_untrusted(kind, payload)
             if not isinstance(message, Skipped):
@@ -188,3 +189,14 @@ class ClientSession:
                 message = Skipped(kind, "short peerPresent app name from DERP server")
             if self._on_skip is not None:
                 self._on_skip(message)
+
+    def _on_server_info_untrusted(self, payload: bytes) -> ServerInfo:
+        assert self.server_key is not None
+        info = open_server_info_untrusted(self.private, self.server_key, payload)
+        if self._nonces.made(payload[:NONCE_LEN]):
+            # The relay lacks the private half of the key that it showed.
+            raise RemoteProtocolError(
+                "invalid server info frame: a box that this client sealed",
+                frame_type=FrameType.SERVER_INFO,
+            )
+        return info

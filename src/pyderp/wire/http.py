@@ -98,6 +98,11 @@ def text_response(status: int, text: str, *, close: bool = False) -> Response:
     return Response(status, headers, text.encode() + b"\n", close)
 
 
+def _has_two_lengths(headers: list[tuple[bytes, bytes]]) -> bool:
+    names = [name for name, _ in headers]
+    return b"transfer-encoding" in names and b"content-length" in names
+
+
 def _origin_form(target: str) -> str:
     """A target without scheme and host, which any request may have (RFC 9112 §3.2.2)."""
     start = _SCHEME_AND_HOST.match(target)
@@ -147,8 +152,8 @@ class HttpConnection:
         """The next request head, or `None` while bytes are missing.
 
         Raises:
-            BadUpgrade: not HTTP, CONNECT, or a head of more than 64 KiB. `refusal` has
-                the answer.
+            BadUpgrade: not HTTP, CONNECT, two ways of telling a body's length, or a head of more
+                than 64 KiB. `refusal` has the answer.
         """
         if self.finished:
             return None
@@ -173,6 +178,10 @@ class HttpConnection:
         self._head_only = event.method == b"HEAD"
         # Twice as fast as iterating over h11's own view with names in lower case.
         headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
+        if _has_two_lengths(headers):
+            # Whoever stands in front may take the other length, and what it takes for a body be a
+            # request here. RFC 9112 §6.1 lets us refuse, and wants the connection closed.
+            raise BadUpgrade("HTTP request with both Content-Length and Transfer-Encoding")
         # h11 looks at its limit only while a head is incomplete.
         if sum(len(k) + len(v) for k, v in headers) + len(event.target) > MAX_HTTP_HEAD:
             self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE

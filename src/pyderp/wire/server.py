@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
-from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, pack_server_key
+from pyderp.errors import RemoteProtocolError
+from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
+from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, FrameType, pack_server_key
 from pyderp.wire.info import (
     ClientInfo,
     check_client_info_frame_untrusted,
     open_client_info_untrusted,
     seal_server_info,
 )
+from pyderp.wire.nonces import OwnNonces
 
 __all__ = ["LoggedIn", "ServerLogin"]
 
@@ -38,14 +40,14 @@ class ServerLogin:
         random: gives n fresh random bytes; for the nonce of each ServerInfo.
     """
 
-    __slots__ = ("_private", "_random", "greeting")
+    __slots__ = ("_nonces", "_private", "greeting")
 
     greeting: bytes
     """The ServerKey frame: what the relay says first."""
 
     def __init__(self, private: NodePrivate, *, random: Callable[[int], bytes]) -> None:
         self._private = private
-        self._random = random
+        self._nonces = OwnNonces(private, b"relay", random=random)
         self.greeting = pack_server_key(private.public)
 
     def receive_untrusted(
@@ -68,8 +70,12 @@ class ServerLogin:
         stop = FRAME_HEADER_LEN + length
         if end < stop:
             return 0, None
-        client, shared, info = open_client_info_untrusted(
-            self._private, bytes(data[FRAME_HEADER_LEN:stop])
-        )
-        server_info = seal_server_info(shared, nonce=self._random(NONCE_LEN))
+        payload = bytes(data[FRAME_HEADER_LEN:stop])
+        client, shared, info = open_client_info_untrusted(self._private, payload)
+        if self._nonces.made(payload[KEY_LEN : KEY_LEN + NONCE_LEN]):
+            raise RemoteProtocolError(
+                f"client info of {client} is a box that this relay sealed",
+                frame_type=FrameType.CLIENT_INFO,
+            )
+        server_info = seal_server_info(shared, nonce=self._nonces.make())
         return stop, LoggedIn(client, info, server_info)

@@ -120,15 +120,98 @@ def test_without_a_key_an_empty_one_opens_nothing() -> None:
     assert not Access(DebugAccess()).allows(ask("/debug/?debugkey=", remote=STRANGER))
 
 
+def allowed_as(host: str, access: Access | None = None) -> bool:
+    request = ask("/debug/", headers=[(b"host", host.encode())])
+    return (access or Access(DebugAccess())).allows(request)
+
+
+OWN = ("relay.example.com", "*.wild.example", "2001:db8::7")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.0.0.1:3340",
+        "[::1]",
+        "[::1]:443",
+        "[fe80::1%25eth0]:443",
+        "192.0.2.1:1",
+        "localhost",
+        "LOCALHOST:3340",
+        "localhost.",
+        "relay.example.com",
+        "Relay.Example.COM.:443",
+        "any.wild.example",
+        "relay.tailnet.ts.net",
+        "box",
+        "box.lan:80",
+    ],
+)
+def test_names_of_the_relay_and_addresses_may(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
+    config = DebugAccess(hosts=("relay.tailnet.TS.net.",))
+    assert allowed_as(host, Access(config, names=lambda: OWN))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:3340",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil.localhost",
+        "relay.example.com.evil.example",
+        "xrelay.example.com",
+        "x.relay.example.com",
+        "a.b.wild.example",
+        "wild.example",
+        "other.ts.net",
+        "0x7f000001",
+        "127.1",
+        ":3340",
+        "[]",
+        "evil.example[::1]",
+        "a" * 301,
+    ],
+)
+def test_names_that_anybody_could_point_here_may_not(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: to the browser of who may see the pages, they are the attacker's own site."""
+    monkeypatch.setattr("socket.gethostname", lambda: "")
+    access = Access(DebugAccess(hosts=("relay.tailnet.ts.net", "")), names=lambda: OWN)
+    assert not allowed_as(host, access)
+    assert access.refuses_host(ask("/debug/", headers=[(b"host", host.encode())]))
+
+
+def test_without_a_name_as_in_http_1_0_an_address_is_enough() -> None:
+    assert Access(DebugAccess()).allows(ask("/debug/"))
+
+
+def test_the_key_opens_it_under_any_name() -> None:
+    access = Access(DebugAccess(key="tomato"))
+    evil = [(b"host", b"evil.example")]
+    assert access.allows(ask("/debug/?debugkey=tomato", remote=STRANGER, headers=evil))
+    assert not access.allows(ask("/debug/?debugkey=potato", headers=evil))
+
+
+def test_a_stranger_is_not_told_that_the_name_is_wrong() -> None:
+    request = ask("/debug/", remote=STRANGER, headers=[(b"host", b"evil.example")])
+    access = Access(DebugAccess())
+    assert refusal(request, access, dev=False).body == b"debug access denied\n"
+
+
 def test_a_refusal_names_no_way_in() -> None:
-    response = refusal(ask("/debug/varz", remote=STRANGER), dev=False)
+    response = refusal(ask("/debug/varz", remote=STRANGER), Access(DebugAccess()), dev=False)
     assert response.status == 403
     assert response.body == b"debug access denied\n"
     assert ("Content-Type", "text/plain; charset=utf-8") in response.headers
 
 
 def test_a_developer_is_told_how_to_permit_access() -> None:
-    response = refusal(ask("/debug/varz", remote=STRANGER), dev=True)
+    response = refusal(ask("/debug/varz", remote=STRANGER), Access(DebugAccess()), dev=True)
     assert response.body == (
         b"debug access denied; to permit access, set TS_ALLOW_DEBUG_IP=8.8.8.8\n"
     )
@@ -136,5 +219,6 @@ def test_a_developer_is_told_how_to_permit_access() -> None:
 
 @pytest.mark.parametrize(("remote", "forwarded"), [("", False), (STRANGER, True)])
 def test_nobody_is_told_what_would_not_help(remote: str, forwarded: bool) -> None:
-    response = refusal(ask("/debug/varz", remote=remote, forwarded=forwarded), dev=True)
+    request = ask("/debug/varz", remote=remote, forwarded=forwarded)
+    response = refusal(request, Access(DebugAccess()), dev=True)
     assert response.body == b"debug access denied\n"

@@ -18,6 +18,8 @@ from .world import NOON, STRANGER, FakeAdmission, FakeServed, ask, bare, client,
 POLICY = dict(BROWSER_HEADERS)["Content-Security-Policy"]
 SUB_PAGES = ["vars", "varz", "check", "traffic", "clients/", "connections"]
 
+NO_STORE = ("Cache-Control", "no-store")
+
 
 def text(target: str = "/debug/", **more: Any) -> str:
     return get(full(**more), target).body.decode()
@@ -26,12 +28,12 @@ def text(target: str = "/debug/", **more: Any) -> str:
 def test_the_index_is_one_directory_down() -> None:
     response = get(bare(), "/debug")
     assert response.status == 307
-    assert response.headers == [("Location", "/debug/")]
+    assert response.headers == [("Location", "/debug/"), NO_STORE]
 
 
 def test_the_way_to_the_index_keeps_the_key() -> None:
     response = get(bare(), "/debug?debugkey=tomato", remote=STRANGER)
-    assert response.headers == [("Location", "/debug/?debugkey=tomato")]
+    assert response.headers == [("Location", "/debug/?debugkey=tomato"), NO_STORE]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,8 @@ def test_the_clients_are_one_directory_down(target: str) -> None:
     response = get(bare(), target, remote=STRANGER)
     assert response.status == 307
     path, mark, query = target.partition("?")
-    assert response.headers == [("Location", f"{path}/{mark}{query}")]
+    location = ("Location", f"{path}/{mark}{query}")
+    assert response.headers == [location, ("Cache-Control", "no-store")]
 
 
 def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
@@ -88,6 +91,7 @@ def test_the_index_has_the_headers_for_browsers() -> None:
     assert get(full(), "/debug/").headers == [
         ("Content-Type", "text/html; charset=utf-8"),
         *BROWSER_HEADERS,
+        NO_STORE,
     ]
 
 
@@ -98,7 +102,31 @@ def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
     headers = dict(get(bare(), f"/debug/{page}").headers)
     assert headers.pop("Content-Security-Policy") == f"{POLICY}; style-src 'self' 'unsafe-inline'"
     assert headers.pop("Content-Type")
+    assert headers.pop("Cache-Control") == "no-store"
     assert headers == {k: v for k, v in BROWSER_HEADERS if k != "Content-Security-Policy"}
+
+
+@pytest.mark.parametrize("page", ["", "/", *(f"/{name}" for name in SUB_PAGES)])
+@pytest.mark.parametrize("query", ["", "?debugkey=tomato"])
+def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
+    """Its links may have the key, and its content is nobody else's business."""
+    facts = full(access=Access(DebugAccess(key="tomato")))
+    answer = site(facts).answer(ask(f"/debug{page}{query}"))
+    if isinstance(answer, StreamedResponse):
+        asyncio.run(answer.chunks.aclose())
+    elif not isinstance(answer, Response):
+        answer = asyncio.run(answer)
+    assert ("Cache-Control", "no-store") in answer.headers
+
+
+def test_a_page_from_elsewhere_is_refused_and_told_why() -> None:
+    for page in ("", *SUB_PAGES):
+        response = get(full(), f"/debug/{page}", headers=[(b"host", b"evil.example")])
+        assert response.status == 403
+        assert response.body == (
+            b"debug access denied under this name; ask by the relay's IP address, its hostname or "
+            b"localhost, or add the name to the setting debug-hosts\n"
+        )
 
 
 def test_the_index_links_every_page() -> None:

@@ -18,7 +18,7 @@ PROXIED = "127.0.0.0/8"
 
 async def fetch(relay: pyderp.Relay, target: str, *headers: str, method: str = "GET") -> bytes:
     reader, writer = await asyncio.open_connection(*relay.address)
-    lines = [f"{method} {target} HTTP/1.1", "Host: relay.test", "Connection: close", *headers]
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     writer.write("\r\n".join([*lines, "", ""]).encode())
     answer = await dial.drained(reader)
     await dial.hang_up(writer)

@@ -54,7 +54,7 @@ def test_busy_clients_are_told_until_the_reader_leaves(
                 sender.send(b, bytes(1000))
                 assert isinstance(await b.wait_for(ReceivedPacket), ReceivedPacket)
             reader, writer = await asyncio.open_connection(*relay.address)
-            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: relay.test\r\n\r\n")
+            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 ")
             rounds = Rounds(reader)
@@ -84,7 +84,7 @@ def test_a_relay_that_stops_ends_the_stream(run: Run) -> None:
     async def main() -> None:
         async with pyderp.Relay() as relay:
             reader, writer = await asyncio.open_connection(*relay.address)
-            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: relay.test\r\n\r\n")
+            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
         assert not (await dial.drained(reader)).endswith(b"0\r\n\r\n")  # cut, not ended
         await dial.hang_up(writer)

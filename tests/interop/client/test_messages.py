@@ -221,7 +221,7 @@ async def home_gauge(relay: Relay) -> int:
     """How many clients derper is the home of."""
     reader, writer = await asyncio.open_connection(relay.address, relay.port)
     try:
-        writer.write(b"GET /debug/vars HTTP/1.0\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /debug/vars HTTP/1.0\r\nHost: localhost\r\n\r\n")
         answer = await within(reader.read())
     finally:
         writer.close()

@@ -44,7 +44,7 @@ class Answer:
         return cls(int(first.split()[1]), headers, body)
 
 
-def request(target: str, *headers: str, method: str = "GET", host: str = "relay.test") -> bytes:
+def request(target: str, *headers: str, method: str = "GET", host: str = "localhost") -> bytes:
     """A request that is the last of its connection; the answer is not chunked."""
     return "\r\n".join([f"{method} {target} HTTP/1.0", f"Host: {host}", *headers, "", ""]).encode()
 

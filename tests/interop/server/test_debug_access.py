@@ -129,7 +129,8 @@ def command(kind: str, directory: Path) -> list[str]:
     if kind == "derper":
         start = [str(need("derper")), "-stun=false"]
     else:
-        start = [sys.executable, "-m", "pyderp", "relay", "--no-stun"]
+        # derper answers under any name.
+        start = [sys.executable, "-m", "pyderp", "relay", "--no-stun", "--debug-hosts=relay.test"]
     flags = {"hostname": HERE, "certmode": "manual", "http-port": plain, "certdir": directory}
     return [
         *start,

@@ -63,6 +63,10 @@ def compare(page: Page, theirs: Answer, ours: Answer) -> None:
     assert theirs.status == ours.status == page.status, page
     # Go has a page with a redirect that nobody looks at.
     unlike = UNLIKE | {"content-type"} if page.status == 302 else UNLIKE
+    if page.target.startswith("/debug") and page.status == 200:
+        # Go lets browsers and proxies keep its debug pages.
+        assert ours.headers["cache-control"] == "no-store"
+        unlike = unlike | {"cache-control"}
     headers = [
         {name: text for name, text in answer.headers.items() if name not in unlike}
         for answer in (theirs, ours)
@@ -83,6 +87,34 @@ def test_both_answer_alike(relays: GetRelay) -> None:
     pair = [relays(kind, "plain") for kind in KINDS]
     for page in PAGES:
         compare(page, *(page.fetch(address(relay)) for relay in pair))
+
+
+def test_a_debug_page_under_a_strange_name(relays: GetRelay) -> None:
+    """A page from elsewhere may ask so, after DNS rebinding; Go shows it everything."""
+    for kind, status in zip(KINDS, (200, 403), strict=True):
+        relay = relays(kind, "plain")
+        question = request("/debug/varz", host="evil.example")
+        assert ask((relay.address, relay.port), question).status == status
+
+
+def test_two_lengths_end_the_connection(relays: GetRelay) -> None:
+    """RFC 9112 §6.1: whoever stands in front may have taken the other. Go goes on."""
+    both = "\r\n".join(
+        ["{} HTTP/1.1", "Host: localhost", "Content-Length: 5", "Transfer-Encoding: chunked"]
+    )
+    paths = ["POST /generate_204", "GET /debug/", "GET /debug/traffic", "GET /nowhere"]
+    heads = [both.format(path) for path in paths]
+    heads.append(both.format("GET /derp") + "\r\nConnection: Upgrade\r\nUpgrade: DERP")
+    behind = "GET /derp/probe HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    relay = relays("pyderp", "plain")
+    for head in heads:
+        data = f"{head}\r\n\r\n0\r\n\r\n{behind}".encode()
+        answer = ask((relay.address, relay.port), data)
+        assert (answer.status, answer.headers["connection"]) == (400, "close"), head
+        assert answer.body == b"400 Bad Request", head
+    derper = relays("derper", "plain")
+    data = f"{heads[0]}\r\n\r\n0\r\n\r\n{behind}".encode()
+    assert b"HTTP/1.1 200 OK" in ask((derper.address, derper.port), data).body
 
 
 def test_unknown_paths_are_not_the_home_page(relays: GetRelay) -> None:

@@ -17,7 +17,8 @@ _ADMISSION: Final = (
     ("cache_hits", "Clients that a remembered answer decided about."),
     ("queries", "Questions to tailscaled, the admission URL or a function."),
     ("errors", "Questions that brought no usable answer."),
-    ("failed_open", "Clients let in as the admission URL could not be asked."),
+    ("failed_open", "Clients let in as nobody reached the admission URL."),
+    ("crowded", "Clients turned away as too many were asked about at once."),
     ("revoked", "Keys whose connections were closed as they are no longer allowed."),
 )
 

@@ -34,9 +34,14 @@ _ROOT: Final = "/debug/"
 _CLIENTS: Final = "clients/"
 _POLICY: Final = "Content-Security-Policy"
 # The pages below /debug/ may bring their own looks.
-_HEADERS: Final = tuple(
-    (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
-    for name, value in BROWSER_HEADERS
+_NO_STORE: Final = ("Cache-Control", "no-store")
+"""The pages tell of clients, and links on them may have the key."""
+_HEADERS: Final = (
+    *(
+        (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
+        for name, value in BROWSER_HEADERS
+    ),
+    _NO_STORE,
 )
 
 
@@ -68,11 +73,14 @@ class DebugSite:
         """The answer to a request whose path is `/debug` or begins with `/debug/`."""
         path = request.path
         if path + "/" in (_ROOT, _ROOT + _CLIENTS):
-            return Response(307, [("Location", f"{path}/{request.target.removeprefix(path)}")])
+            location = f"{path}/{request.target.removeprefix(path)}"
+            return Response(307, [("Location", location), _NO_STORE])
         if not self.allows(request):
-            return refusal(request, dev=self._facts.dev)
+            return refusal(request, self._facts.access, dev=self._facts.dev)
         if path == _ROOT:
-            return page(_HTML, self._index(request).encode())
+            index = page(_HTML, self._index(request).encode())
+            index.headers.append(_NO_STORE)
+            return index
         name = path.removeprefix(_ROOT)
         # Whatever stands behind the slash is the same page.
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)

@@ -59,7 +59,7 @@ ADMISSION_FLAGS: Final = (
         panel=_ADMISSION,
         default=True,
         setting="admission.url_fail_open",
-        help="Let in whom the controller could not be asked about.",
+        help="Let in clients while nobody reaches the controller.",
     ),
     Flag(
         name="allow-keys-file",
@@ -221,6 +221,15 @@ SERVED_FLAGS: Final = (
         go_variable="TS_DEBUG_TRUSTED_CIDRS",
         setting="debug.trusted",
         help="Networks that may see /debug/.",
+    ),
+    Flag(
+        name="debug-hosts",
+        kind=names("HOST,…"),
+        panel=_SERVED,
+        default=(),
+        setting="debug.hosts",
+        help="Names under which /debug/ may be asked for, beside IP addresses, localhost, the "
+        "machine's name and those of the certificate.",
     ),
     Flag(
         name="debug-key-file",

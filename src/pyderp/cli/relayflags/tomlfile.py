@@ -105,7 +105,8 @@ def _line_of(name: str, text: str) -> int:
 def _statements(text: str) -> Iterator[tuple[int, Collection[str]]]:
     """The line that each begins at, and the names it sets. Each at the top parses by itself."""
     begin, statement = 0, ""
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+    # Not `splitlines`: TOML takes its other line breaks for text, in strings and comments.
+    for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", text), start=1):
         begin = begin if statement else number
         statement += line
         try:

@@ -1,0 +1,166 @@
+"""Turns at asking: so many at once, a share for each address, fewer if the answers are slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Hashable
+from typing import Final
+
+from pyderp.addresses import parse_ip
+
+__all__ = ["Turn", "Turns", "share_of"]
+
+_FEWEST: Final = 4
+"""Turns that are left however slow the answers are: with none nobody would see them improve."""
+_GAIN: Final = 0.25
+"""Turns that a quick answer adds."""
+
+
+def share_of(address: str) -> Hashable:
+    """What has one share of the turns: an IPv4 address, or an IPv6 network of 64 bits.
+
+    One subscriber has at least a whole /64, and could give each question an address of its own.
+
+    Args:
+        address: an IP address. All that are none share one share.
+    """
+    ip = parse_ip(address)
+    return None if ip is None else ip.packed[:8]
+
+
+class Turn:
+    """The right to ask one question. Give it back with `end`."""
+
+    __slots__ = ("_ended", "_generation", "_share", "_turns")
+
+    def __init__(self, turns: Turns, share: Hashable, generation: int) -> None:
+        self._turns = turns
+        self._share = share
+        self._generation = generation
+        self._ended = False
+
+    def end(self, *, slow: bool | None = None) -> None:
+        """Give it back; the second time does nothing.
+
+        Args:
+            slow: whether the answer took long; `None`: says nothing about that.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if slow is not None:
+            self._turns.adapt(self._generation, slow=slow)
+        self._turns.give_back(self._share)
+
+
+class Turns:
+    """Hands out turns: first within a share, and round about among the shares.
+
+    A source that answers slowly is asked less at once. Otherwise questions queue at its end, all
+    run out of time, and the answers to all come too late.
+
+    Args:
+        most: turns at once.
+        share: turns at once for one share.
+    """
+
+    def __init__(self, most: int, share: int) -> None:
+        self._most = most
+        self._share = share
+        self._limit = float(most)
+        self._generation = 0
+        """How often the limit was cut. Many late answers to questions of one moment cut it once."""
+        self._taken: dict[Hashable, int] = {}
+        self._total = 0
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        """In the order in which the shares have their next turn."""
+
+    @property
+    def limit(self) -> int:
+        """How many turns there are at the moment."""
+        return int(self._limit)
+
+    @property
+    def taken(self) -> int:
+        """How many turns are taken."""
+        return self._total
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a turn."""
+        return sum(map(len, self._waiting.values()))
+
+    async def take(self, share: Hashable) -> Turn:
+        """Wait for a turn; cancelling gives up the place in the queue."""
+        # Who waits in another share is at the bounds of that share, or there would be no room.
+        if not self._has_room(share):
+            queue = self._waiting.setdefault(share, deque())
+            ready = asyncio.get_running_loop().create_future()
+            queue.append(ready)
+            try:
+                await ready
+            except asyncio.CancelledError:
+                if ready.done() and not ready.cancelled():
+                    self.give_back(share)  # it came at the moment of the cancellation
+                else:
+                    self._forget(share, ready)
+                raise
+        else:
+            self._count(share, 1)
+        return Turn(self, share, self._generation)
+
+    def give_back(self, share: Hashable) -> None:
+        """A turn ended; `Turn.end` calls it."""
+        self._count(share, -1)
+        self._hand_out()
+
+    def adapt(self, generation: int, *, slow: bool) -> None:
+        """Have fewer turns at once after a slow answer, and more after a quick one.
+
+        Args:
+            generation: of the turn. A slow answer counts only if its question was asked since the
+                limit was last cut.
+        """
+        if not slow:
+            self._limit = min(self._limit + _GAIN, self._most)
+        elif generation == self._generation:
+            self._generation += 1
+            self._limit = max(self._limit / 2, min(_FEWEST, self._most))
+
+    def _has_room(self, share: Hashable) -> bool:
+        return self._total < self.limit and self._taken.get(share, 0) < self._share
+
+    def _count(self, share: Hashable, change: int) -> None:
+        self._total += change
+        taken = self._taken.get(share, 0) + change
+        if taken:
+            self._taken[share] = taken
+        else:
+            del self._taken[share]
+
+    def _hand_out(self) -> None:
+        while self._total < self.limit:
+            # Only shares at their bounds are passed over, and there is room for a few of those.
+            share = next((each for each in self._waiting if self._has_room(each)), _NOBODY)
+            if share is _NOBODY:
+                return
+            queue = self._waiting.pop(share)
+            ready = queue.popleft()
+            if queue:
+                self._waiting[share] = queue  # behind all others
+            # One that gave up is still here until its task runs again.
+            if not ready.cancelled():
+                self._count(share, 1)
+                ready.set_result(None)
+
+    def _forget(self, share: Hashable, ready: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(share, deque())
+        with contextlib.suppress(ValueError):  # handed out and passed over meanwhile
+            queue.remove(ready)
+        if not queue:
+            self._waiting.pop(share, None)
+
+
+_NOBODY: Final = object()

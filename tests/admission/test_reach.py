@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+
+from pyderp.admission.reach import Reach
+
+from .fakes import JumpingLoop
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_attempt_that_fails_alone_finds_nobody() -> None:
+    async def main() -> None:
+        clock = Clock()
+        reach = Reach(clock=clock)
+        assert not reach.is_known_missed()
+        assert await reach.is_missed_by_all(reach.begin())
+        assert reach.is_known_missed()
+        clock.now += 1
+        assert not reach.is_known_missed()
+
+    asyncio.run(main())
+
+
+def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
+    async def main() -> None:
+        clock = Clock()
+        reach = Reach(clock=clock)
+        reach.begin().on_connected(reused=True)
+        assert await reach.is_missed_by_all(reach.begin())
+        reach.begin().on_connected(reused=False)
+        # What was found out before is over.
+        assert not reach.is_known_missed()
+        clock.now += 29
+        assert not await reach.is_missed_by_all(reach.begin())
+        clock.now += 1
+        assert await reach.is_missed_by_all(reach.begin())
+
+    asyncio.run(main())
+
+
+def test_one_that_fails_waits_for_those_that_began_before_and_for_no_others() -> None:
+    async def main() -> None:
+        reach = Reach(clock=Clock(), grace=1000)
+        first, second = reach.begin(), reach.begin()
+        missed = asyncio.ensure_future(reach.is_missed_by_all(first))
+        await asyncio.sleep(0)
+        later = reach.begin()
+        assert not missed.done()
+        assert await reach.is_missed_by_all(second) is await missed is True
+        later.end()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(main())
+
+
+def test_all_that_wait_hear_of_one_that_gets_through() -> None:
+    async def main() -> None:
+        reach = Reach(clock=Clock(), grace=1000)
+        attempts = [reach.begin() for _ in range(64)]
+        missed = [asyncio.ensure_future(reach.is_missed_by_all(each)) for each in attempts[:63]]
+        await asyncio.sleep(0)
+        attempts[63].on_answered()
+        assert await asyncio.gather(*missed) == [False] * 63
+
+    asyncio.run(main())
+
+
+def test_the_wait_for_others_has_an_end() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        reach = Reach(clock=loop.time, grace=1)
+        hanging, failed = reach.begin(), reach.begin()
+        begin = loop.time()
+        assert await reach.is_missed_by_all(failed)
+        assert loop.time() == begin + 1
+        hanging.end()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(main())

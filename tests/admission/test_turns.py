@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyderp.admission.turns import Turn, Turns, share_of
+
+
+async def settle() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def queue(turns: Turns, share: Hashable) -> asyncio.Task[Turn]:
+    return asyncio.get_running_loop().create_task(turns.take(share))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("", "@", True),
+        ("", "0.0.0.0", False),
+    ],
+)
+def test_a_share_is_an_address_or_a_network_of_64_bits(one: str, other: str, same: bool) -> None:
+    assert (share_of(one) == share_of(other)) is same
+
+
+def test_shares_have_their_turns_round_about() -> None:
+    """Who has a thousand questions waiting delays who has one by one turn."""
+
+    async def main() -> None:
+        turns = Turns(1, 1)
+        first = await turns.take("crowd")
+        order: list[str] = []
+
+        async def ask(share: str) -> None:
+            turn = await turns.take(share)
+            order.append(share)
+            await asyncio.sleep(0)
+            turn.end()
+
+        asking = [asyncio.create_task(ask(share)) for share in ["crowd"] * 5 + ["a", "b", "a"]]
+        await settle()
+        assert turns.waiting == 8
+        first.end()
+        await asyncio.wait(asking)
+        assert order == ["crowd", "a", "b", "crowd", "a", "crowd", "crowd", "crowd"]
+        assert (turns.taken, turns.waiting) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_share_is_bounded_though_there_is_room() -> None:
+    async def main() -> None:
+        turns = Turns(6, 2)
+        crowd = [queue(turns, "crowd") for _ in range(10)]
+        await settle()
+        assert (turns.taken, turns.waiting) == (2, 8)
+        other = await turns.take("other")
+        crowd[0].result().end()
+        await settle()
+        assert [task.done() for task in crowd] == [True] * 3 + [False] * 7
+        other.end()
+        other.end()  # the second time does nothing
+        assert turns.taken == 2
+        for task in crowd:
+            task.cancel()
+        await asyncio.wait(crowd)
+
+    asyncio.run(main())
+
+
+def test_who_gives_up_leaves_no_trace() -> None:
+    async def main() -> None:
+        turns = Turns(1, 1)
+        first = await turns.take("a")
+        waiting = [queue(turns, share) for share in ("a", "b")]
+        await settle()
+        waiting[0].cancel()
+        await settle()
+        assert turns.waiting == 1
+        # Cancelled, and a turn becomes free before it has noticed.
+        late = queue(turns, "c")
+        await settle()
+        late.cancel()
+        first.end()
+        await settle()
+        assert late.cancelled()
+        waiting[1].result().end()
+        first = await turns.take("a")
+        waiting[1] = queue(turns, "b")
+        await settle()
+        # Handed out and cancelled in the same moment: the turn is not lost.
+        first.end()
+        waiting[1].cancel()
+        await settle()
+        assert waiting[1].cancelled()
+        assert (turns.taken, turns.waiting) == (0, 0)
+        (await turns.take("a")).end()
+
+    asyncio.run(main())
+
+
+def test_slow_answers_halve_the_turns_once_and_quick_ones_bring_them_back() -> None:
+    async def main() -> None:
+        turns = Turns(64, 64)
+        early = [await turns.take(None) for _ in range(64)]
+        for turn in early:
+            turn.end(slow=True)
+        # Asked in one moment, they tell the same news.
+        assert turns.limit == 32
+        for _ in range(10):
+            (await turns.take(None)).end(slow=True)
+        assert turns.limit == 4
+        for _ in range(24):
+            (await turns.take(None)).end(slow=False)
+        assert turns.limit == 10
+        (await turns.take(None)).end()
+        assert turns.limit == 10
+        for _ in range(500):
+            (await turns.take(None)).end(slow=False)
+        assert turns.limit == 64
+
+    asyncio.run(main())
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 3))
+def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(
+    data: st.DataObject, most: int, share: int
+) -> None:
+    async def main() -> None:
+        turns = Turns(most, share)
+        asked: list[tuple[str, asyncio.Task[Turn]]] = []
+        ended: set[int] = set()
+        for _ in range(data.draw(st.integers(0, 25))):
+            what = data.draw(st.sampled_from(["take", "end", "cancel"]))
+            if what == "take":
+                who = data.draw(st.sampled_from("abc"))
+                asked.append((who, queue(turns, who)))
+            elif asked:
+                n = data.draw(st.integers(0, len(asked) - 1))
+                task = asked[n][1]
+                if what == "cancel":
+                    task.cancel()
+                elif task.done() and not task.cancelled() and n not in ended:
+                    ended.add(n)
+                    task.result().end(slow=data.draw(st.sampled_from([None, True, False])))
+            if data.draw(st.booleans()):
+                await settle()
+        await settle()
+        has = [
+            who
+            for n, (who, task) in enumerate(asked)
+            if task.done() and not task.cancelled() and n not in ended
+        ]
+        waits = {who for who, task in asked if not task.done()}
+        assert turns.taken == len(has)
+        assert all(has.count(who) <= share for who in has)
+        assert turns.taken <= most
+        if turns.taken < turns.limit:
+            assert all(has.count(who) == share for who in waits)
+        for _, task in asked:
+            task.cancel()
+        await settle()
+
+    asyncio.run(main())
