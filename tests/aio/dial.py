@@ -172,7 +172,7 @@ async def connect(
     private = private or NodePrivate.generate()
     async with asyncio.timeout(BOUND):
         reader, writer = await open_stream(address, via)
-        info = ClientInfo(mesh_key=mesh_key, version=PROTOCOL_VERSION)
+        info = ClientInfo(mesh_key=mesh_key, version=PROTOCOL_VERSION, takes_health=True)
         session = ClientSession(private, random=os.urandom, info=info, server_key=via.fast_start)
         client = Client(reader, writer, private, session)
         try:

@@ -102,6 +102,7 @@ class LoginStage:
             is_prober=info.is_prober,
             not_ideal=protocol.not_ideal,
             app_name=info.app_name,
+            takes_health=info.can_ack_pings or info.takes_health,
         )
         protocol.connection = connection
         # Others may write to it from the next line on; what they write comes after this.

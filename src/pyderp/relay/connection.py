@@ -61,6 +61,7 @@ class Connection:
         "sent_to",
         "sink",
         "skip",
+        "takes_health",
         "touched",
     )
 
@@ -76,6 +77,7 @@ class Connection:
         is_prober: bool = False,
         not_ideal: bool = False,
         app_name: str = "",
+        takes_health: bool = False,
     ) -> None:
         self.key = key
         self.sink = sink
@@ -86,6 +88,8 @@ class Connection:
         self.is_prober = is_prober
         self.not_ideal = not_ideal
         self.app_name = app_name
+        self.takes_health = takes_health
+        """Known to take Health and Restarting: others may end on a frame they do not know."""
         self.preferred = False
         self.is_dup = False
         """Another connection has the same key."""

@@ -32,6 +32,7 @@ from pyderp.wire.messages import ServerInfo
 
 __all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
 
+_TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -44,6 +45,8 @@ class ClientInfo:
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
+    takes_health: bool = False
+    """Takes Health and Restarting frames; a field of ours, which other relays ignore."""
 
     def to_json(self) -> bytes:
         """The JSON in the order and with the omissions of Go's client."""
@@ -57,6 +60,8 @@ class ClientInfo:
             fields["IsProber"] = True
         if self.app_name:
             fields["AppName"] = self.app_name
+        if self.takes_health:
+            fields[_TAKES_HEALTH] = True
         return msgspec.json.encode(fields)
 
     @classmethod
@@ -66,7 +71,7 @@ class ClientInfo:
         Raises:
             RemoteProtocolError: not JSON, a wrong type, or a malformed mesh key.
         """
-        names = ("meshKey", "version", "CanAckPings", "IsProber", "AppName")
+        names = ("meshKey", "version", "CanAckPings", "IsProber", "AppName", _TAKES_HEALTH)
         found = _fields(data, names, FrameType.CLIENT_INFO)
         return cls(
             mesh_key=_mesh_key(found),
@@ -74,6 +79,7 @@ class ClientInfo:
             can_ack_pings=_boolean(found, "CanAckPings"),
             is_prober=_boolean(found, "IsProber"),
             app_name=_text(found, "AppName"),
+            takes_health=_boolean(found, _TAKES_HEALTH),
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyderp.config import Network
+from pyderp.config import HealthRecipients, Network
 
 __all__ = ["Kind", "boolean", "choice", "duration", "folder", "go_duration", "integer", "names"]
 __all__ += ["networks", "number", "parse_boolean", "parse_duration", "path", "text"]
@@ -47,6 +47,8 @@ class Kind:
     toml: tuple[type, ...] = ()
     go: str = "string"
     of_list: Callable[[list[str]], Any] | None = None
+    alone: str = ""
+    """What its presence alone stands for, if it takes a value too."""
 
     @property
     def switch(self) -> bool:
@@ -193,6 +195,16 @@ def _path(word: str) -> Path | None:
     return Path(word) if word else None
 
 
+def _recipients(word: str) -> HealthRecipients:
+    if word in list(HealthRecipients):
+        return HealthRecipients(word)
+    try:
+        return HealthRecipients.KNOWN if parse_boolean(word) else HealthRecipients.NONE
+    except ValueError:
+        raise ValueError("want known, all or none") from None
+
+
+recipients: Final = Kind("known|all|none", _recipients, (bool,), alone="known")
 boolean: Final = Kind("", parse_boolean, (bool,), go="")
 duration: Final = Kind("DURATION", parse_duration, (int, float), go="duration")
 path: Final = Kind("FILE", _path)
