@@ -20,6 +20,7 @@ from pyderp.config import (
     AdmissionConfig,
     BootstrapDNSConfig,
     DebugAccess,
+    HealthRecipients,
     ManualTLS,
     RelayConfig,
 )
@@ -114,7 +115,7 @@ CASES = [
     Case("stun-host", "::", '"::"', "config.stun_host", "::"),
     Case("stun-port", "0", "0", "config.stun_port", 0),
     Case("home", "blank", '"blank"', "config.home", "blank"),
-    Case("health", "no", "false", "config.health", False),
+    Case("health", "all", '"all"', "config.health", HealthRecipients.ALL),
     Case("bootstrap-dns-names", "a,b", '"a,b"', "config.bootstrap_dns.published", ("a", "b")),
     Case(
         *("unpublished-bootstrap-dns-names", "a/t", '["a/t"]'),
@@ -215,7 +216,7 @@ def test_flag_wins_over_environment_over_file_over_default(
     monkeypatch.setenv("PYDERP_DRAIN", "2")
     monkeypatch.setenv("PYDERP_STUN", "true")
     config = plan("--drain=3", "--health")[0].config
-    assert (config.drain, config.health, config.rtt_stats) == (3, True, False)
+    assert (config.drain, config.health, config.rtt_stats) == (3, HealthRecipients.KNOWN, False)
     assert config.stun_port == 3478
     assert plan()[0].config.drain == 2
     assert plan("--no-stun")[0].config.stun_port is None

@@ -167,7 +167,7 @@ class Relay:
     async def aclose(self, *, drain: float | None = None) -> None:
         """Stop: no new connections, all clients told and closed.
 
-        Each client known to take one gets a Restarting frame with a reconnect-in of its own, drawn from
+        Each client known to take it gets a Restarting frame with its own reconnect-in, drawn from
         [0, `drain`); connections are closed one by one over the same time.
 
         Args:
