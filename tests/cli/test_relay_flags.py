@@ -194,6 +194,8 @@ def test_a_flag_does_the_same_in_go_s_spelling(
         lines = [[f"-{name}{each}"] for each in spellings]
     else:
         lines = [[f"-{name}", case.text], [f"-{name}={case.text}"], [f"--{name}={case.text}"]]
+    if flag.kind.alone:  # as a switch of Go's it takes no second word
+        del lines[0]
     for line in lines:
         assert case.seen(plan(*beside, *line, derper=True)) == case.value
     monkeypatch.setenv(flag.variable, case.text or "true")
@@ -356,3 +358,38 @@ def test_help_is_in_panels(
         assert f"--{flag.name} " in text
         assert f"─ {flag.panel} ─" in text
         assert flag.variable in text
+
+
+@pytest.mark.parametrize(
+    ("words", "recipients"),
+    [
+        (["--no-health"], HealthRecipients.NONE),
+        (["--health", "none"], HealthRecipients.NONE),
+        (["--health=false"], HealthRecipients.NONE),
+        (["--health=true"], HealthRecipients.KNOWN),
+        (["--health"], HealthRecipients.KNOWN),
+        (["--health", "--drain=1"], HealthRecipients.KNOWN),
+        ([], HealthRecipients.KNOWN),
+    ],
+)
+def test_health_may_stand_alone_or_take_a_word(
+    plan: Callable[..., Planned],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    recipients: HealthRecipients,
+) -> None:
+    if words:
+        monkeypatch.setenv("PYDERP_HEALTH", "all")
+    assert plan("--dev", *words)[0].config.health is recipients
+
+
+@pytest.mark.parametrize(("word", "recipients"), [("false", "none"), ("true", "known")])
+def test_health_of_old_settings_files_and_programs(
+    plan: Callable[..., Planned], tmp_path: Path, word: str, recipients: str
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text(f"health = {word}\n")
+    config = plan("--dev", "--config-file", file)[0].config
+    assert config.health is HealthRecipients(recipients)
+    old: Any = word == "true"
+    assert RelayConfig(health=old).health is config.health

@@ -54,7 +54,7 @@ def _option(flag: Flag) -> Any:
 def with_values(arguments: list[str]) -> list[str]:
     """A command line where flags that may stand alone, as `--no-NAME` too, have their value."""
     given = []
-    for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
         if flag is not None and word == f"--no-{flag.name}":
             given.append(f"--{flag.name}=false")
