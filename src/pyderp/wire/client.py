@@ -56,7 +56,7 @@ class ClientSession:
         self.server_key = server_key
         self.private = private
         self._random = random
-        self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION, takes_health=True)
+        self._info = info or ClientInfo(version=frames.PROTOCOL_VERSION)
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
