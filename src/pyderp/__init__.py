@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BootstrapDNSConfig,
         DebugAccess,
         Decide,
+        HealthRecipients,
         ManualTLS,
         RelayConfig,
         TLSSettings,
@@ -94,6 +95,7 @@ __all__ = [
     "DialError",
     "FrameTooLarge",
     "Health",
+    "HealthRecipients",
     "HealthTracker",
     "HomeParams",
     "InvalidKey",
@@ -145,8 +147,8 @@ _NAMES: Final = {
     "pyderp.client.sealed": "SealedPeer",
     "pyderp.client.stats": "ClientStats",
     "pyderp.config": (
-        "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide ManualTLS "
-        "RelayConfig TLSSettings "
+        "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide HealthRecipients "
+        "ManualTLS RelayConfig TLSSettings "
     ),
     "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
     "pyderp.errors": (

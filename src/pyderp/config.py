@@ -6,6 +6,7 @@ import ipaddress
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "BootstrapDNSConfig",
     "DebugAccess",
     "Decide",
+    "HealthRecipients",
     "ManualTLS",
     "RelayConfig",
     "TLSSettings",
@@ -169,6 +171,15 @@ class DebugAccess:
     """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
 
 
+class HealthRecipients(StrEnum):
+    """Which clients get Health frames. Go's relay never sends one, and some clients end on it."""
+
+    KNOWN = "known"
+    """Those that say `CanAckPings` at login, as tailscaled, or `pyderpTakesHealth`, as ours."""
+    ALL = "all"
+    NONE = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RelayConfig:
     """Everything a relay can be told. Times in seconds, sizes in bytes."""
@@ -235,8 +246,9 @@ class RelayConfig:
     dev: bool = False
     """Refusals of `/debug/` say how to permit access."""
 
-    health: bool = True
-    """Tell clients of trouble that they can see in `tailscale status`."""
+    health: HealthRecipients = HealthRecipients.KNOWN
+    """Which clients are told of trouble, as `tailscale status` shows it. A bool is taken too:
+    `True` is `KNOWN`, `False` is `NONE`."""
 
     sender_cardinality: bool = True
     """Pages tell how many keys have written to a client (`TS_DERP_SENDER_CARDINALITY`)."""
@@ -279,6 +291,10 @@ class RelayConfig:
         _check("private_key", self.private_key, NodePrivate, type(None))
         _check("mesh_key", self.mesh_key, MeshKey, type(None))
         _check("tls", self.tls, ManualTLS, ACMETLS, type(None))
+        if isinstance(self.health, bool):
+            health = HealthRecipients.KNOWN if self.health else HealthRecipients.NONE
+            object.__setattr__(self, "health", health)
+        _check("health", self.health, HealthRecipients)
         _check("admission", self.admission, AdmissionConfig)
         for name in _NUMBERS:
             value = getattr(self, name)

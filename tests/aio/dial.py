@@ -183,6 +183,7 @@ async def connect(
             version=PROTOCOL_VERSION,
             is_prober=is_prober,
             app_name=app_name,
+            takes_health=True,
         )
         session = ClientSession(private, random=os.urandom, info=info, server_key=via.fast_start)
         client = Client(reader, writer, private, session)

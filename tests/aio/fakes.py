@@ -267,7 +267,7 @@ class Wire:
         self.transport.protocol = self.protocol
         self.private = NodePrivate.generate()
         self.session = ClientSession(
-            self.private, random=os.urandom, info=ClientInfo(mesh_key=mesh_key)
+            self.private, random=os.urandom, info=ClientInfo(mesh_key=mesh_key, takes_health=True)
         )
         self.read = 0
         self.protocol.connection_made(self.transport)

@@ -56,7 +56,9 @@ def twin(wire: Wire) -> Wire:
     """Another connection with the same key."""
     other = Wire(wire.core)
     other.private = wire.private
-    other.session = ClientSession(wire.private, random=os.urandom, info=ClientInfo())
+    other.session = ClientSession(
+        wire.private, random=os.urandom, info=ClientInfo(takes_health=True)
+    )
     other.login()
     return other
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyderp.config import (
     AdmissionConfig,
     BootstrapDNSConfig,
     DebugAccess,
+    HealthRecipients,
     ManualTLS,
     RelayConfig,
 )
@@ -114,7 +116,7 @@ CASES = [
     Case("stun-host", "::", '"::"', "config.stun_host", "::"),
     Case("stun-port", "0", "0", "config.stun_port", 0),
     Case("home", "blank", '"blank"', "config.home", "blank"),
-    Case("health", "no", "false", "config.health", False),
+    Case("health", "all", '"all"', "config.health", HealthRecipients.ALL),
     Case("bootstrap-dns-names", "a,b", '"a,b"', "config.bootstrap_dns.published", ("a", "b")),
     Case(
         *("unpublished-bootstrap-dns-names", "a/t", '["a/t"]'),
@@ -199,6 +201,8 @@ def test_a_flag_does_the_same_in_go_s_spelling(
         lines = [[f"-{name}{each}"] for each in spellings]
     else:
         lines = [[f"-{name}", case.text], [f"-{name}={case.text}"], [f"--{name}={case.text}"]]
+    if flag.kind.alone:  # as a switch of Go's it takes no second word
+        del lines[0]
     for line in lines:
         assert case.seen(plan(*beside, *line, derper=True)) == case.value
     monkeypatch.setenv(flag.variable, case.text or "true")
@@ -221,7 +225,7 @@ def test_flag_wins_over_environment_over_file_over_default(
     monkeypatch.setenv("PYDERP_DRAIN", "2")
     monkeypatch.setenv("PYDERP_STUN", "true")
     config = plan("--drain=3", "--health")[0].config
-    assert (config.drain, config.health, config.rtt_stats) == (3, True, False)
+    assert (config.drain, config.health, config.rtt_stats) == (3, HealthRecipients.KNOWN, False)
     assert config.stun_port == 3478
     assert plan()[0].config.drain == 2
     assert plan("--no-stun")[0].config.stun_port is None
@@ -408,6 +412,41 @@ def test_help_is_in_panels(
         plan("--help")
     text = capsys.readouterr().out
     for flag in FLAGS:
-        assert f"--{flag.name} " in text
+        assert re.search(rf"--{flag.name}[ ,]", text)
         assert f"─ {flag.panel} ─" in text
         assert flag.variable in text
+
+
+@pytest.mark.parametrize(
+    ("words", "recipients"),
+    [
+        (["--no-health"], HealthRecipients.NONE),
+        (["--health", "none"], HealthRecipients.NONE),
+        (["--health=false"], HealthRecipients.NONE),
+        (["--health=true"], HealthRecipients.KNOWN),
+        (["--health"], HealthRecipients.KNOWN),
+        (["--health", "--drain=1"], HealthRecipients.KNOWN),
+        ([], HealthRecipients.KNOWN),
+    ],
+)
+def test_health_may_stand_alone_or_take_a_word(
+    plan: Callable[..., Planned],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    recipients: HealthRecipients,
+) -> None:
+    if words:
+        monkeypatch.setenv("PYDERP_HEALTH", "all")
+    assert plan("--dev", *words)[0].config.health is recipients
+
+
+@pytest.mark.parametrize(("word", "recipients"), [("false", "none"), ("true", "known")])
+def test_health_of_old_settings_files_and_programs(
+    plan: Callable[..., Planned], tmp_path: Path, word: str, recipients: str
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text(f"health = {word}\n")
+    config = plan("--dev", "--config-file", file)[0].config
+    assert config.health is HealthRecipients(recipients)
+    old: Any = word == "true"
+    assert RelayConfig(health=old).health is config.health

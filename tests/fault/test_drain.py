@@ -237,3 +237,22 @@ def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) ->
         assert busiest(closes, window) <= 2 * count * (window + pause) / spread
 
     run(main())
+
+
+def test_a_client_that_is_not_known_to_take_it_gets_no_restarting_frame(run: Run) -> None:
+    """It only sees its connection end."""
+
+    async def main() -> None:
+        relay = pyderp.Relay()
+        await relay.start()
+        async with clients(relay, 2) as (bare, known):
+            bare_connection = next(
+                iter(relay._running().router.registry.connections_of(bare.key.raw))
+            )
+            bare_connection.takes_health = False
+            await relay.aclose(drain=0)
+            assert isinstance(await known.receive(), Restarting)
+            with pytest.raises(EOFError):
+                await bare.receive()
+
+    run(main())

@@ -30,6 +30,7 @@ class Watched:
 
     def join(self, name: str) -> Connection:
         connection = self.world.join(name).connection
+        connection.takes_health = True
         if text := self.watch.on_login(connection):
             self.heard.setdefault(connection, []).append(text)
         return connection
@@ -325,3 +326,27 @@ def test_the_zone_of_the_times_does_not_matter() -> None:
     now = END - timedelta(days=1)
     text = expiry_text("derp.example.com", END.astimezone(zone), now.astimezone(zone))
     assert text == expiry_text("derp.example.com", END, now)
+
+
+# Clients that are not known to take the frame
+
+
+@pytest.mark.parametrize("tell_all", [False, True])
+def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all: bool) -> None:
+    """By none of the three triggers; a known connection of the same key is told all the same."""
+    at = Watched()
+    at.watch = HealthWatch(
+        lambda: [peer.connection for peer in at.world.peers],
+        at.registry.connections_of,
+        tell_all=tell_all,
+    )
+    bare, known = at.join("a"), at.join("a")
+    bare.takes_health = False
+    at.take(bare, known, bare, known)
+    at.wait(bare, 20.0)
+    at.ticks(20)
+    at.watch.set_certificate_problem(CERTIFICATE)
+    at.tick()
+    assert at.watch.on_login(bare) == (CERTIFICATE if tell_all else "")
+    assert (bare in at.heard) is tell_all
+    assert at.heard[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]

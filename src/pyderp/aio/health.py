@@ -22,17 +22,20 @@ class HealthTeller:
 
     Args:
         clock: seconds, monotonic.
+        tell_all: tell also clients that are not known to take Health frames.
 
     Attributes:
         told: problems that single clients were told of.
         cleared: clients that were told that all is well again.
     """
 
-    def __init__(self, router: Router, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, router: Router, clock: Callable[[], float], *, tell_all: bool = False
+    ) -> None:
         self._router = router
         self._clock = clock
         registry = router.registry
-        self._watch = HealthWatch(registry.connections, registry.connections_of)
+        self._watch = HealthWatch(registry.connections, registry.connections_of, tell_all=tell_all)
         registry.on_takeover = self.on_takeover
         self._next_look = -math.inf
         self.told = 0

@@ -99,6 +99,7 @@ class LoginStage:
             not_ideal=protocol.not_ideal,
             app_name=info.app_name,
             version=info.version,
+            takes_health=info.can_ack_pings or info.takes_health,
         )
         protocol.connection = connection
         # Others may write to it from the next line on; what they write comes after this.

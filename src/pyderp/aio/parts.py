@@ -31,7 +31,7 @@ from pyderp.aio.stun import StunServer
 from pyderp.aio.tls import protocol_factory
 from pyderp.certs import CertificateSource, make_certificates
 from pyderp.certs.expiry import EXPIRES_SOON, ExpiryWatch
-from pyderp.config import RelayConfig
+from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.health import expiry_text
@@ -70,8 +70,9 @@ class Parts:
             log.warning("%s", text)
         if parse_ip(config.hostname) is None:
             core.server_name = config.hostname.encode()
-        if config.health:
-            core.health = HealthTeller(core.router, core.loop.time)
+        if config.health is not HealthRecipients.NONE:
+            tell_all = config.health is HealthRecipients.ALL
+            core.health = HealthTeller(core.router, core.loop.time, tell_all=tell_all)
         if config.rate_config is not None:
             core.limits = Limits(core, config.rate_config)
             self._closing.callback(core.limits.close)

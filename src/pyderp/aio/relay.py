@@ -172,7 +172,7 @@ class Relay:
     async def aclose(self, *, drain: float | None = None) -> None:
         """Stop: no new connections, all clients told and closed.
 
-        Each client gets a Restarting frame with a reconnect-in of its own, drawn from
+        Each client known to take it gets a Restarting frame with its own reconnect-in, drawn from
         [0, `drain`); connections are closed one by one over the same time.
 
         Args:
@@ -229,7 +229,8 @@ class Relay:
     @staticmethod
     def _tell_restarting(core: Core, drain: float) -> None:
         for protocol in list(core.protocols):
-            if protocol.connection is not None:
+            # Other clients may end for good on a frame that they do not know.
+            if protocol.connection is not None and protocol.connection.takes_health:
                 reconnect_in = min(drain, _LONGEST_RECONNECT) * core.uniform()
                 frame = pack_restarting(reconnect_in, RECONNECT_TRY_FOR)
                 core.router.send_control(protocol.connection, frame)

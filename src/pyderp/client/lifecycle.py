@@ -151,6 +151,7 @@ class Lifecycle:
             can_ack_pings=self.can_ack_pings,
             is_prober=self._config.is_prober,
             app_name=self._config.app_name,
+            takes_health=True,
         )
         progress = Progress()
         login = Login(self.private, info, preferred=self.preferred, watch=self.watch)

@@ -81,6 +81,7 @@ class Connection:
         "sent_to",
         "sink",
         "skip",
+        "takes_health",
         "touched",
         "version",
     )
@@ -98,6 +99,7 @@ class Connection:
         not_ideal: bool = False,
         app_name: str = "",
         version: int = 0,
+        takes_health: bool = False,
     ) -> None:
         self.key = key
         self.sink = sink
@@ -109,6 +111,8 @@ class Connection:
         self.not_ideal = not_ideal
         self.app_name = app_name
         self.version = version
+        self.takes_health = takes_health
+        """Known to take Health and Restarting: others may end on a frame they do not know."""
         self.preferred = False
         self.is_dup = False
         """Another connection has the same key."""

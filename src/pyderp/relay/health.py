@@ -94,15 +94,19 @@ class HealthWatch:
     Args:
         live: all connections that are logged in.
         members: all connections of a raw key.
+        tell_all: tell also clients that are not known to take Health frames.
     """
 
     def __init__(
         self,
         live: Callable[[], Iterable[Connection]],
         members: Callable[[bytes], Iterable[Connection]],
+        *,
+        tell_all: bool = False,
     ) -> None:
         self._live = live
         self._members = members
+        self._tell_all = tell_all
         self._certificate = ""
         self._takeovers: dict[bytes, deque[float]] = {}
         self._fights: set[bytes] = set()
@@ -115,6 +119,8 @@ class HealthWatch:
 
     def on_login(self, connection: Connection) -> str:
         """A client logged in; gives what it must be told at once: empty, nothing."""
+        if not self._is_told(connection):
+            return ""
         if self._certificate:
             self._told[connection] = self._certificate
         return self._certificate
@@ -135,6 +141,8 @@ class HealthWatch:
 
     def on_wait(self, connection: Connection, seconds: float, now: float) -> None:
         """A client is not read from for so long, because it exceeds its rate."""
+        if not self._is_told(connection):
+            return
         waits = self._waits.get(connection)
         if waits is None:
             waits = self._waits[connection] = _Waits(now)
@@ -151,7 +159,11 @@ class HealthWatch:
         text = text or ""
         if text != self._certificate:
             self._certificate = text
-            self._changed.update(dict.fromkeys(self._live()))
+            self._changed.update(dict.fromkeys(filter(self._is_told, self._live())))
+
+    def _is_told(self, connection: Connection) -> bool:
+        # A client that does not know the frame may leave the relay for good.
+        return self._tell_all or connection.takes_health
 
     # What is told
 
@@ -170,7 +182,7 @@ class HealthWatch:
 
     def _look_at_fights(self, now: float) -> None:
         for key in self._fights:
-            for connection in self._members(key):
+            for connection in filter(self._is_told, self._members(key)):
                 self._note(connection, Trouble.DUPLICATE, now)
         self._fights.clear()
         old = now - ALTERNATIONS_WITHIN

@@ -36,6 +36,7 @@ from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
 
+_TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
 _INTEGER: Final = re.compile("-?[0-9]{1,19}")
 """What may be one of 64 bits; JSON has no leading zeros."""
@@ -51,6 +52,8 @@ class ClientInfo:
     is_prober: bool = False
     app_name: str = ""
     """Which program it is, in its own words; `pyderp.wire.text.is_app_name` has the rule."""
+    takes_health: bool = False
+    """Takes Health and Restarting frames; a field of ours, which other relays ignore."""
 
     def to_json(self) -> bytes:
         """The JSON in the order and with the omissions of Go's client."""
@@ -64,6 +67,8 @@ class ClientInfo:
             fields["IsProber"] = True
         if self.app_name:
             fields["AppName"] = self.app_name
+        if self.takes_health:
+            fields[_TAKES_HEALTH] = True
         return msgspec.json.encode(fields)
 
     @classmethod
@@ -73,7 +78,7 @@ class ClientInfo:
         Raises:
             RemoteProtocolError: not JSON, a wrong type, or a malformed mesh key.
         """
-        names = ("meshKey", "version", "CanAckPings", "IsProber", "AppName")
+        names = ("meshKey", "version", "CanAckPings", "IsProber", "AppName", _TAKES_HEALTH)
         found = _fields(data, names, FrameType.CLIENT_INFO)
         return cls(
             mesh_key=_mesh_key(found),
@@ -81,6 +86,7 @@ class ClientInfo:
             can_ack_pings=_boolean(found, "CanAckPings"),
             is_prober=_boolean(found, "IsProber"),
             app_name=_text(found, "AppName"),
+            takes_health=_boolean(found, _TAKES_HEALTH),
         )
 
 

@@ -66,7 +66,7 @@ def _split(argument: str) -> tuple[str, str, str]:
 
 
 def _next_word(flag: Flag, name: str, rest: Iterator[str]) -> str:
-    if flag.kind.switch:
+    if flag.kind.switch or flag.kind.alone:
         return "true"
     text = next(rest, None)
     if text is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyderp import defaults
-from pyderp.config import Network
+from pyderp.config import HealthRecipients, Network
 
 __all__ = [
     "Kind",
@@ -24,7 +24,8 @@ __all__ = [
     "integer",
     "names",
 ]
-__all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path", "text"]
+__all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path"]
+__all__ += ["recipients", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -58,6 +59,8 @@ class Kind:
     toml: tuple[type, ...] = ()
     go: str = "string"
     of_list: Callable[[list[str]], Any] | None = None
+    alone: str = ""
+    """What its presence alone stands for, if it takes a value too."""
 
     @property
     def switch(self) -> bool:
@@ -220,6 +223,18 @@ def _path(word: str) -> Path | None:
 
 
 depth: Final = Kind("NUMBER", _depth, (int,), go="int")
+
+
+def _recipients(word: str) -> HealthRecipients:
+    if word in list(HealthRecipients):
+        return HealthRecipients(word)
+    try:
+        return HealthRecipients.KNOWN if parse_boolean(word) else HealthRecipients.NONE
+    except ValueError:
+        raise ValueError("want known, all or none") from None
+
+
+recipients: Final = Kind("known|all|none", _recipients, (bool,), alone="known")
 boolean: Final = Kind("", parse_boolean, (bool,), go="")
 duration: Final = Kind("DURATION", parse_duration, (int, float), go="duration")
 path: Final = Kind("FILE", _path)

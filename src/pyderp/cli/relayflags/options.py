@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from pyderp.cli.relayflags.flag import Flag
 from pyderp.cli.relayflags.table import FLAGS
 
-__all__ = ["flag_layer", "takes_flags"]
+__all__ = ["flag_layer", "takes_flags", "with_values"]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -43,10 +43,29 @@ def _option(flag: Flag) -> Any:
         spelling = f"--{flag.name}/--no-{flag.name}" if flag.in_file else f"--{flag.name}"
         return Annotated[bool | None, typer.Option(spelling, **common)]
     spellings = [*flag.also, f"--{flag.name}"]
+    if flag.kind.alone:
+        spellings.append(f"--no-{flag.name}")  # `with_values` gives it its value
     return Annotated[
         str | None,
         typer.Option(*spellings, metavar=flag.kind.metavar, parser=_parser(flag), **common),
     ]
+
+
+def with_values(arguments: list[str]) -> list[str]:
+    """A command line where flags that may stand alone, as `--no-NAME` too, have their value."""
+    given = []
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
+        flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
+        if flag is not None and word == f"--no-{flag.name}":
+            given.append(f"--{flag.name}=false")
+        elif flag is not None and word == f"--{flag.name}" and following.startswith("-"):
+            given.append(f"{word}={flag.kind.alone}")
+        else:
+            given.append(word)
+    return given
+
+
+_ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
 
 
 def _parser(flag: Flag) -> Callable[[str], Any]:

@@ -17,8 +17,10 @@ from pyderp.cli.relayflags.kinds import (
     networks,
     number,
     path,
+    recipients,
     text,
 )
+from pyderp.config import HealthRecipients
 
 __all__ = ["ADMISSION_FLAGS", "CONNECTION_FLAGS", "MESH_FLAGS", "SERVED_FLAGS"]
 
@@ -181,11 +183,12 @@ SERVED_FLAGS: Final = (
     ),
     Flag(
         name="health",
-        kind=boolean,
+        kind=recipients,
         panel=_SERVED,
-        default=True,
+        default=HealthRecipients.KNOWN,
         setting="health",
-        help="Tell clients of trouble, which `tailscale status` shows.",
+        help="Which clients are told of trouble, as `tailscale status` shows it: those known to "
+        "take such frames, all, or none. --no-health: none.",
     ),
     Flag(
         name="bootstrap-dns-names",
