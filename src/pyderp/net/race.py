@@ -68,13 +68,18 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
     except BaseException:
         _close(winners)
         raise
-    if fatal:
-        _close(winners)
-        raise fatal[0]
-    if not winners:
-        raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
-    _close(winners[1:])
-    return winners[0]
+    try:
+        if fatal:
+            _close(winners)
+            raise fatal[0]
+        if not winners:
+            raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
+        _close(winners[1:])
+        return winners[0]
+    finally:
+        # The errors hold the frames that hold these lists.
+        failures.clear()
+        fatal.clear()
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:
