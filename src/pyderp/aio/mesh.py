@@ -20,13 +20,14 @@ from pyderp.aio.meshlog import MeshLog
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.defaults import CLIENT_WRITE_BUFFER
-from pyderp.errors import ConnectionClosed, DerpError, NotConnected
+from pyderp.errors import ConnectionClosed, DerpError, NotConnected, without_frames
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import describe
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
 from pyderp.relay.router import Router
+from pyderp.tasks import run_together
 from pyderp.wire.frames import FRAME_HEADER_LEN, PeerGoneReason, looks_like_disco
 from pyderp.wire.messages import Message, PeerGone, PeerPresent, ServerInfo
 from pyderp.wire.text import printable
@@ -197,8 +198,8 @@ class _Neighbour:
             except Exception as e:  # whatever it is, the relay goes on without
                 self._failed(e)
                 if task.cancelling():
-                    # A task group that ends with an error forgets a cancel that comes meanwhile.
-                    raise asyncio.CancelledError from e
+                    # Whatever ended with an error and forgot a cancel that came meanwhile.
+                    raise asyncio.CancelledError from without_frames(e)
                 await asyncio.sleep(self._own.retry * (1 + _JITTER * random.random()))
 
     async def _connect(self) -> None:
@@ -221,12 +222,10 @@ class _Neighbour:
 
     async def _use(self, client: Client) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(client), name=f"pyderp mesh to {self._host.label}")
-                await self._receive(client)
-        except ExceptionGroup as group:
-            # The first is why the other was stopped.
-            raise group.exceptions[0] from group.exceptions[0].__cause__
+            await run_together(
+                asyncio.create_task(self._receive(client)),
+                asyncio.create_task(self._pump(client), name=f"pyderp mesh to {self._host.label}"),
+            )
         finally:
             self._disconnected()
 

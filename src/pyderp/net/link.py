@@ -203,6 +203,14 @@ class TcpLink(Link, asyncio.Protocol):
         if self._transport is not None and not self._ended:
             self._transport.abort()
 
+    def drop(self) -> None:
+        """As `abort`, for a link that was cancelled while the loop made its transport.
+
+        uvloop tells nobody of the end of such a transport, and goes on holding its protocol.
+        """
+        self.abort()
+        self._transport = None
+
     def close(self) -> None:
         transport = self._transport
         if transport is None or self._ended or self._closing:
@@ -242,9 +250,11 @@ async def link_over_socket(sock: socket.socket) -> TcpLink:
     sock.setblocking(False)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link = TcpLink()
     try:
-        _, link = await loop.create_connection(TcpLink, sock=sock)
+        await loop.create_connection(lambda: link, sock=sock)
     except BaseException:
+        link.drop()
         sock.close()
         raise
     return link
