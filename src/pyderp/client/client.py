@@ -357,6 +357,8 @@ class Client:
         except TimeoutError as e:
             timeout = self._config.connect_timeout
             raise in_words(without_frames(e), progress, timeout) from e
+        finally:
+            progress.attempts = []  # the errors hold frames that hold `progress`
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.

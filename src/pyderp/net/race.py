@@ -67,18 +67,13 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
         finally:
             await cancel_and_wait(running)
             running = set()
-    except BaseException:
-        _close(winners)
-        raise
-    try:
         if fatal:
-            _close(winners)
             raise fatal[0]
         if not winners:
             raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
-        _close(winners[1:])
-        return winners[0]
+        return winners.pop(0)
     finally:
+        _close(winners)
         # The errors hold the frames that hold these lists.
         failures.clear()
         fatal.clear()

@@ -164,8 +164,14 @@ class StreamLink(Link):
         assert asyncio.iscoroutine(work)
         task: asyncio.Task[None] = self._loop.create_task(work, name=f"pyderp stream {what}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # One that was cancelled before it began could not do this itself.
+        if self._writer is task:
+            self._writer = None
 
     def _lose(self, error: Exception | None) -> None:
         if self._ended:

@@ -358,7 +358,7 @@ def flood(peer: Peer) -> None:
 
 
 def restart(peer: Peer) -> None:
-    peer.say(pack_restarting(10, 10))
+    peer.say(pack_restarting(0.001, 0.001))
     hang_up(peer)
 
 
