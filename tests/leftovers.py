@@ -19,6 +19,7 @@ import gc
 import os
 import socket
 import ssl
+import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _TRANSPORTS: Final = ("asyncio.selector_events", "asyncio.sslproto", "uvloop.loo
 _OUR_CODE: Final = f"{os.sep}pyderp{os.sep}"
 _LOOK_FOR_CYCLES: Final = 0.05
 """Seconds of a pause from which on cycles are looked for; after more than a second in all."""
+_PROXIES: Final = (weakref.ProxyType, weakref.CallableProxyType)
 _CHAINS: Final = 3
 """Chains of references that a report shows."""
 
@@ -76,12 +78,13 @@ class Snapshot:
 
     Args:
         but: types, by `module.name`, whose objects may stay: those that a cache is for.
-        also: further modules whose objects count.
+        libraries: packages that leave cycles of their own, which do not count as long as nothing
+            of pyderp's is in them.
     """
 
-    def __init__(self, *, but: Iterable[str] = (), also: Iterable[str] = ()) -> None:
+    def __init__(self, *, but: Iterable[str] = (), libraries: Iterable[str] = ()) -> None:
         self._but = frozenset(but)
-        self._roots = (*_ROOTS, *also)
+        self._libraries = frozenset(libraries)
         self._errors: list[str] = []
         self._loop = _running_loop()
         gc.collect()
@@ -123,6 +126,8 @@ class Snapshot:
             gc.set_debug(0)
         garbage = gc.garbage[:]
         gc.garbage.clear()
+        if self._libraries and not any(self._counts(o) for o in garbage):
+            return
         found.cycles.update(_kind(o) for o in garbage)
         found.chains = _chains([o for o in garbage if self._counts(o)] or garbage, garbage)
 
@@ -145,6 +150,9 @@ class Snapshot:
             loop.set_exception_handler(before)
 
     def _counts(self, o: object) -> bool:
+        # By type and not by isinstance, which asks what a weak proxy stands for.
+        if issubclass(type(o), _PROXIES):
+            return False
         code = _code(o)
         if code is not None:
             return _OUR_CODE in code and "/tests/" not in code
@@ -155,12 +163,19 @@ class Snapshot:
         if isinstance(o, socket.socket):
             return o.fileno() >= 0
         if module.startswith(_TRANSPORTS):
-            return kind.__name__.endswith(("Transport", "SSLProtocol")) and not _is_husk(o)
+            return kind.__name__.endswith(("Transport", "SSLProtocol")) and not (
+                _is_husk(o) or self._is_of_library(o)
+            )
         if isinstance(o, (ssl.SSLObject, ssl.SSLSocket)):
             return True
-        if module.partition(".")[0] not in self._roots:
+        root = module.partition(".")[0]
+        if root not in _ROOTS or root in self._libraries:
             return False
         return f"{module}.{kind.__qualname__}" not in self._but
+
+    def _is_of_library(self, transport: object) -> bool:
+        protocol = getattr(transport, "get_protocol", lambda: None)()
+        return type(protocol).__module__.partition(".")[0] in self._libraries
 
 
 @contextlib.contextmanager
@@ -179,7 +194,7 @@ def collector_off() -> Iterator[None]:
 async def none_left(
     *,
     but: Iterable[str] = (),
-    also: Iterable[str] = (),
+    libraries: Iterable[str] = (),
     patience: float = PATIENCE,
     settled: Callable[[], object] = lambda: True,
 ) -> AsyncIterator[Snapshot]:
@@ -187,13 +202,13 @@ async def none_left(
 
     Args:
         but: types, by `module.name`, whose objects may stay.
-        also: further modules whose objects count.
+        libraries: packages that may leave cycles of their own.
         patience: seconds to wait for what is on its way; what is left in a cycle or behind a
             long timer takes as long to be found.
         settled: whether the other side is ready as well; nothing is looked for before.
     """
     with collector_off():
-        snapshot = Snapshot(but=but, also=also)
+        snapshot = Snapshot(but=but, libraries=libraries)
         with snapshot.errors_noted():
             yield snapshot
             left = await _settle(snapshot, patience, settled)
@@ -201,10 +216,10 @@ async def none_left(
 
 
 @contextlib.contextmanager
-def none_left_now(*, but: Iterable[str] = (), also: Iterable[str] = ()) -> Iterator[Snapshot]:
+def none_left_now(*, but: Iterable[str] = (), libraries: Iterable[str] = ()) -> Iterator[Snapshot]:
     """As `none_left`, for code that needs no event loop."""
     with collector_off():
-        snapshot = Snapshot(but=but, also=also)
+        snapshot = Snapshot(but=but, libraries=libraries)
         yield snapshot
         left = snapshot.left()
     assert not left, f"left over:\n{left}"
@@ -264,7 +279,7 @@ def _descriptors() -> set[str]:
 def _is_husk(o: object) -> bool:
     """Whether it is a transport of asyncio's that has let go of all but itself."""
     return (
-        isinstance(o, asyncio.Transport)
+        issubclass(type(o), asyncio.Transport)
         and type(o).__module__ == "asyncio.selector_events"
         and getattr(o, "_protocol", None) is None
     )
@@ -299,6 +314,8 @@ def _code(o: object) -> str | None:
 
 def _kind(o: object) -> str:
     """The type of an object in words; for code with its name."""
+    if issubclass(type(o), _PROXIES):
+        return "weak proxy"
     for attribute in ("cr_code", "gi_code", "ag_code", "f_code"):
         code = getattr(type(o), attribute, None) and getattr(o, attribute)
         if code is not None:

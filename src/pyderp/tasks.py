@@ -42,7 +42,7 @@ async def run_together(*tasks: asyncio.Task[None]) -> None:
     """
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = next((e for task in tasks if task.done() and (e := _error_of(task))), None)
+        failed = _first_error(tasks)
     finally:
         await cancel_and_wait(tasks)
         tasks = ()  # they hold their errors, which hold this frame
@@ -53,5 +53,8 @@ async def run_together(*tasks: asyncio.Task[None]) -> None:
             del failed
 
 
-def _error_of(task: asyncio.Task[None]) -> BaseException | None:
-    return None if task.cancelled() else task.exception()
+def _first_error(tasks: Tasks) -> BaseException | None:
+    for task in tasks:
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            return task.exception()
+    return None

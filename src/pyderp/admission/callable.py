@@ -51,6 +51,8 @@ class AdmissionFunction:
             return self._failed("failed", e)
         except Exception as e:
             return self._failed("failed", e)
+        finally:
+            del limit  # it holds the task, which, cancelled, holds this frame
         if not isinstance(allowed, bool):
             return self._failed(f"gave a {type(allowed).__name__}; want True or False")
         self._failures.worked()

@@ -13,7 +13,7 @@ from yarl import URL
 from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
-from pyderp.errors import ConfigError
+from pyderp.errors import ConfigError, without_frames
 
 __all__ = ["AdmissionURL", "Undecided", "allows_untrusted"]
 
@@ -85,14 +85,15 @@ class AdmissionURL:
             async with asyncio.timeout_at(deadline):
                 response = await self._post(body)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            return self._unreachable(applicant, _describe(e, self._timeout))
+            # aiohttp's frames hold the errors that come through them.
+            return self._unreachable(applicant, _describe(without_frames(e), self._timeout))
         try:
             if response.status != 200:
                 return self._failed(excerpt(f"{response.status} {response.reason or ''}"))
             async with asyncio.timeout_at(deadline):
                 allowed = await _read_answer(response)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            return self._failed(f"no usable answer: {_describe(e, self._timeout)}")
+            return self._failed(f"no usable answer: {_describe(without_frames(e), self._timeout)}")
         finally:
             # To the end only if it is there; who says more than we read gets a new connection.
             response.release()

@@ -190,14 +190,12 @@ class _Neighbour:
 
     async def run(self) -> None:
         """Be connected, again and again, until cancelled or the other relay is this one."""
-        task = asyncio.current_task()
-        assert task is not None
         while not self._is_self:
             try:
                 await self._connect()
             except Exception as e:  # whatever it is, the relay goes on without
                 self._failed(e)
-                if task.cancelling():
+                if _is_cancelled():
                     # Whatever ended with an error and forgot a cancel that came meanwhile.
                     raise asyncio.CancelledError from without_frames(e)
                 await asyncio.sleep(self._own.retry * (1 + _JITTER * random.random()))
@@ -318,6 +316,12 @@ class _Neighbour:
                 text = f"connection lost: {text}"
         self._error = printable(text, _LONGEST_ERROR)
         self._log.failed(self._error, None if isinstance(error, (DerpError, OSError)) else error)
+
+
+def _is_cancelled() -> bool:
+    # Not a local of what runs in the task: cancelled, the task holds its frames.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _hung_up(error: ConnectionClosed) -> bool:
