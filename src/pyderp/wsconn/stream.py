@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
+from weakref import WeakMethod
 
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
@@ -58,8 +59,10 @@ class WebSocketStream:
         self._max_message = max_message
         self._inbox = Inbox(websocket, binary=binary)
         self._reads = asyncio.Lock()
-        self._read_deadline = Deadline("read", partial(self._drop, "a read deadline"))
-        self._write_deadline = Deadline("write", partial(self._drop, "a write deadline"))
+        # Weak: we hold the deadlines, and while one has a timer an operation of ours is running.
+        drop_us = WeakMethod(self._drop)
+        self._read_deadline = Deadline("read", partial(_cut, drop_us, "a read deadline"))
+        self._write_deadline = Deadline("write", partial(_cut, drop_us, "a write deadline"))
         # Why this side ended it; empty: it did not.
         self._over = ""
         self._closed = False
@@ -326,6 +329,12 @@ class WebSocketStream:
         except TimeoutError:
             drop(self._websocket)
             await self._websocket.wait_closed()
+
+
+def _cut(drop_stream: WeakMethod[Any], why: str) -> None:
+    method = drop_stream()
+    if method is not None:
+        method(why)
 
 
 def _end_of_character(view: memoryview, end: int) -> int:
