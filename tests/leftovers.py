@@ -175,7 +175,8 @@ class Snapshot:
 
     def _is_of_library(self, transport: object) -> bool:
         protocol = getattr(transport, "get_protocol", lambda: None)()
-        return type(protocol).__module__.partition(".")[0] in self._libraries
+        roots = {type(o).__module__.partition(".")[0] for o in (transport, protocol)}
+        return bool(roots & self._libraries)
 
 
 @contextlib.contextmanager

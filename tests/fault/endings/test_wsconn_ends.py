@@ -26,7 +26,7 @@ from .test_client_ends import SHORT
 Act: TypeAlias = Callable[[Peer], object]
 Use: TypeAlias = Callable[[WebSocketStream], Awaitable[object]]
 
-LIBRARIES: Final = ("websockets", "asyncio")
+LIBRARIES: Final = ("websockets", "asyncio", "uvloop")
 
 
 async def read_all(stream: WebSocketStream) -> None:
