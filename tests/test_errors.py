@@ -79,7 +79,11 @@ def test_no_module_names_a_thing_twice_or_one_it_lacks(name: str) -> None:
 
 
 def test_every_exception_of_the_module_is_exported() -> None:
-    defined = {n for n, o in vars(errors).items() if isinstance(o, type) and not n.startswith("_")}
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
     assert defined == set(errors.__all__)
 
 

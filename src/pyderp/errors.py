@@ -31,8 +31,9 @@ Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in py
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,9 @@ __all__ = [
     "UnexpectedFrame",
     "UpgradeRejected",
 ]
+
+
+E = TypeVar("E", bound=BaseException)
 
 
 class DerpError(Exception):
@@ -208,3 +212,37 @@ class InvalidMap(DerpError, ValueError):
 
 class InvalidKey(DerpError, ValueError):
     """Not a key. The text never repeats the input, which may be secret."""
+
+
+def without_frames(error: E) -> E:
+    """The same error for an object to keep; it and what led to it lose their tracebacks.
+
+    A traceback holds the frames that the error came through, and one of these holds the object,
+    as `self` or as another local. Object and error would keep each other until the cyclic
+    collector runs. So the objects of this package keep errors only in this way. And what is raised
+    because of a `TimeoutError` chains it in this way: the frames of `asyncio.timeout` hold the
+    task, and a task that fails holds its error.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        e = waiting.pop()
+        if e is None or id(e) in seen:
+            continue
+        seen.add(id(e))
+        e.__traceback__ = None
+        waiting += (e.__cause__, e.__context__)
+        if isinstance(e, BaseExceptionGroup):
+            waiting += e.exceptions
+    return error
+
+
+def raisable(error: E) -> E:
+    """A copy of an error that an object keeps, to be raised.
+
+    Raised itself it would get a traceback, and so lead back to the object (`without_frames`).
+    """
+    again = copy.copy(error)
+    again.__cause__ = error.__cause__
+    again.__suppress_context__ = error.__suppress_context__
+    return again

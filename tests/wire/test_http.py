@@ -7,6 +7,7 @@ import pytest
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
 from pyderp.wire.http import HttpConnection, Request, Response, text_response
+from tests.leftovers import none_left_now
 
 from .chunks import byte_by_byte, chunkings
 
@@ -339,3 +340,32 @@ def test_body_of_a_post_is_the_beginning_of_the_stream() -> None:
     )
     assert request.method == "POST"
     assert http.take_over() == DERP
+
+
+BROKEN = [
+    b"\x16\x03\x01 this is TLS\r\n\r\n",
+    b"GET /derp SPDY/9\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000,
+    b"GET / HTTP/1.1\r\n" + b"\r\n" * 5000,
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnot a chunk",
+]
+
+
+def end_with(data: bytes) -> None:
+    http = HttpConnection()
+    http.receive_data(data)
+    try:
+        if http.next_request() is not None:
+            http.respond(text_response(200, "x"))
+    except BadUpgrade:
+        http.refusal()
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_nothing_is_left_of_a_connection_that_speaks_no_http(data: bytes) -> None:
+    """An error of h11 holds itself, by the frames it came through."""
+    with none_left_now():
+        end_with(data)

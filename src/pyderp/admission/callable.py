@@ -49,6 +49,8 @@ class AdmissionFunction:
             return self._failed("failed", e)
         except Exception as e:
             return self._failed("failed", e)
+        finally:
+            del limit  # it holds the task, which, cancelled, holds this frame
         if not isinstance(allowed, bool):
             what = f"gave a {type(allowed).__name__}; want True or False"
             return self._failed(what, cause=Cause.BAD_ANSWER)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from pyderp.admission.verdict import Applicant
 from pyderp.defaults import ADMISSION_RECHECKS
+from pyderp.tasks import cancel_and_wait
 
 __all__ = ["recheck_for_ever"]
 
@@ -45,12 +46,24 @@ async def _round(
     begin = loop.time()
     step = interval / max(1, len(applicants))
     slots = asyncio.Semaphore(ADMISSION_RECHECKS)
-    async with asyncio.TaskGroup() as group:
+    running: set[asyncio.Task[None]] = set()
+
+    def over(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        slots.release()
+
+    try:
         for n, applicant in enumerate(applicants):
             await asyncio.sleep(begin + n * step - loop.time())
             await slots.acquire()
-            task = group.create_task(_carefully(check(applicant)), name="pyderp admission: recheck")
-            task.add_done_callback(lambda _: slots.release())
+            name = "pyderp admission: recheck"
+            task = asyncio.create_task(_carefully(check(applicant)), name=name)
+            running.add(task)
+            task.add_done_callback(over)
+        if running:
+            await asyncio.wait(running)
+    finally:
+        await cancel_and_wait(list(running))
     await asyncio.sleep(begin + interval - loop.time())
 
 

@@ -40,14 +40,17 @@ class Shared(Generic[K, V]):
             task = asyncio.get_running_loop().create_task(query(), name=self._name)
             self._current[key] = task
             self._waiting[task] = 0
-            task.add_done_callback(lambda task: self._forget(key, task))
+            task.add_done_callback(lambda done: self._forget(key, done))
         self._waiting[task] += 1
         try:
             # Not awaited itself: its cancellation would look like the caller's own.
             await asyncio.wait((task,))
         finally:
             self._leave(key, task)
-        return None if task.cancelled() else task.result()
+        try:
+            return None if task.cancelled() else task.result()
+        finally:
+            del task  # it may hold an error, which holds this frame
 
     def renew(self) -> None:
         """Share nothing that is under way with who comes from now on."""

@@ -16,7 +16,7 @@ from yarl import URL
 from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
-from pyderp.errors import InvalidKey
+from pyderp.errors import InvalidKey, without_frames
 from pyderp.keys import NodePublic
 
 __all__ = ["Tailscaled", "default_socket"]
@@ -138,9 +138,10 @@ class Tailscaled:
         except aiohttp.ClientConnectorError as e:
             path = getattr(e, "path", self._socket)
             text = f"cannot connect to {path}: {e.strerror or e}"
-            raise _NoAnswerError(text, Cause.UNREACHABLE) from e
+            raise _NoAnswerError(text, Cause.UNREACHABLE) from without_frames(e)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            raise _NoAnswerError(excerpt(str(e)) or type(e).__name__) from e
+            # aiohttp's frames hold the errors that come through them.
+            raise _NoAnswerError(excerpt(str(e)) or type(e).__name__) from without_frames(e)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

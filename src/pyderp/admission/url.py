@@ -15,7 +15,7 @@ from pyderp.admission.httpconn import OwnThreadResolver, is_missing_connection, 
 from pyderp.admission.reach import Attempt, Reach
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
-from pyderp.errors import ConfigError
+from pyderp.errors import ConfigError, without_frames
 
 __all__ = ["AdmissionURL", "Undecided", "allows_untrusted"]
 
@@ -76,7 +76,8 @@ class AdmissionURL:
         try:
             return await self._exchange(applicant, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            what = _describe(e, self._timeout)
+            # aiohttp's frames hold the errors that come through them.
+            what = _describe(without_frames(e), self._timeout)
             if attempt.connected:
                 timed_out = isinstance(e, TimeoutError)
                 cause = Cause.TIMED_OUT if timed_out else Cause.BAD_ANSWER

@@ -20,13 +20,14 @@ from pyderp.aio.meshlog import MeshLog
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.defaults import CLIENT_WRITE_BUFFER
-from pyderp.errors import ConnectionClosed, DerpError, NotConnected
+from pyderp.errors import ConnectionClosed, DerpError, NotConnected, without_frames
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import describe
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
 from pyderp.relay.router import Router
+from pyderp.tasks import run_together
 from pyderp.wire.frames import FRAME_HEADER_LEN, PeerGoneReason, looks_like_disco
 from pyderp.wire.messages import Message, PeerGone, PeerPresent, ServerInfo
 from pyderp.wire.text import printable
@@ -189,16 +190,14 @@ class _Neighbour:
 
     async def run(self) -> None:
         """Be connected, again and again, until cancelled or the other relay is this one."""
-        task = asyncio.current_task()
-        assert task is not None
         while not self._is_self:
             try:
                 await self._connect()
             except Exception as e:  # whatever it is, the relay goes on without
                 self._failed(e)
-                if task.cancelling():
-                    # A task group that ends with an error forgets a cancel that comes meanwhile.
-                    raise asyncio.CancelledError from e
+                if _is_cancelled():
+                    # Whatever ended with an error and forgot a cancel that came meanwhile.
+                    raise asyncio.CancelledError from without_frames(e)
                 await asyncio.sleep(self._own.retry * (1 + _JITTER * random.random()))
 
     async def _connect(self) -> None:
@@ -221,12 +220,10 @@ class _Neighbour:
 
     async def _use(self, client: Client) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(client), name=f"pyderp mesh to {self._host.label}")
-                await self._receive(client)
-        except ExceptionGroup as group:
-            # The first is why the other was stopped.
-            raise group.exceptions[0] from group.exceptions[0].__cause__
+            await run_together(
+                asyncio.create_task(self._receive(client)),
+                asyncio.create_task(self._pump(client), name=f"pyderp mesh to {self._host.label}"),
+            )
         finally:
             self._disconnected()
 
@@ -321,6 +318,12 @@ class _Neighbour:
                 text = f"connection lost: {text}"
         self._error = printable(text, _LONGEST_ERROR)
         self._log.failed(self._error, None if isinstance(error, (DerpError, OSError)) else error)
+
+
+def _is_cancelled() -> bool:
+    # Not a local of what runs in the task: cancelled, the task holds its frames.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _hung_up(error: ConnectionClosed) -> bool:

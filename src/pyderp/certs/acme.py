@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakMethod
 
 from pyderp.addresses import parse_ip
 from pyderp.certs.challenges import Challenges
@@ -25,6 +26,7 @@ from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
+from pyderp.tasks import cancel_and_wait
 
 __all__ = ["ACMECertificates"]
 
@@ -133,9 +135,9 @@ class ACMECertificates:
     async def aclose(self) -> None:
         """Stop. A request that hangs is left alone; its thread ends with it."""
         self._worker.stop()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        keeper, self._keeper = self._keeper, None  # cancelled, it holds frames that hold us
+        if keeper is not None:
+            await cancel_and_wait([keeper])
         if not await self._worker.stopped():
             log.info("the certificate authority does not answer; not waiting for it")
 
@@ -219,8 +221,12 @@ class ACMECertificates:
     def _door(self, address: str | None) -> ssl.SSLContext:
         """The context that a handshake begins with, at one local address."""
 
+        # Weak: we hold the context, which holds what it calls.
+        find = WeakMethod(self._find)
+
         def choose(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
-            found = self._find(name, address)
+            find_now = find()
+            found = None if find_now is None else find_now(name, address)
             if found is None:
                 return REFUSE_NAME
             tls.context = found

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 __all__ = ["Stopped", "Worker"]
@@ -56,34 +57,42 @@ class Worker:
             RuntimeError: no thread can be started now.
         """
         await self._idle.wait()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def deliver(result: T | None, error: BaseException | None) -> None:
-            self._idle.set()
-            if future.done():
-                return  # nobody waits for it any more
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]  # a T, as there is no error
-
-        def body() -> None:
-            result, error = None, None
-            try:
-                result = job()
-            except BaseException as e:
-                error = e
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(deliver, result, error)
-
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._idle.clear()
         try:
-            threading.Thread(target=body, name="pyderp-acme", daemon=True).start()
+            threading.Thread(
+                target=self._in_thread, args=(job, future), name="pyderp-acme", daemon=True
+            ).start()
         except RuntimeError:  # the system gives no thread
             self._idle.set()
             raise
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # it holds its error, which holds this frame
+
+    def _in_thread(self, job: Callable[[], T], future: asyncio.Future[T]) -> None:
+        deliver = partial(self._deliver, future)
+        try:
+            deliver = partial(deliver, job(), None)
+        except BaseException as e:
+            deliver = partial(deliver, None, e)
+        try:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                future.get_loop().call_soon_threadsafe(deliver)
+        finally:
+            del deliver, future  # they hold the error, which holds this frame
+
+    def _deliver(
+        self, future: asyncio.Future[T], result: T | None, error: BaseException | None
+    ) -> None:
+        self._idle.set()
+        if future.done():
+            return  # nobody waits for it any more
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # a T, as there is no error
 
     def stop(self) -> None:
         """Tell the job to stop."""

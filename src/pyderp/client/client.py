@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 
 from pyderp.client.config import ClientConfig
@@ -24,7 +25,7 @@ from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.derpmap import DERPNode, DERPRegion
-from pyderp.errors import ConnectionClosed
+from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import Stream
 from pyderp.net.tls import TlsLink, TLSState
@@ -58,7 +59,8 @@ class Client:
         self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
         self._config = config
         self._receiving: Connection | None = None
-        self._sealed = SealedPeers(self._life.private, send=self.send)
+        # Not our own `send`: then we and what has sealed packets to send would hold each other.
+        self._sealed = SealedPeers(self._life.private, send=partial(_send_one, self._life))
 
     # Making one
 
@@ -230,29 +232,11 @@ class Client:
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        await self._send("Send", dst, (as_packet(data),))
+        await _send_one(self._life, dst, data)
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""
-        await self._send("Send", dst, [as_packet(packet) for packet in packets])
-
-    async def _send(self, what: str, dst: NodePublic, packets: Sequence[bytes]) -> None:
-        life = self._life
-        connection = life.connection
-        if connection is None or life.unsent is not None:
-            connection = await life.sender(what)
-        try:
-            done = 0
-            while done < len(packets):
-                if connection.busy:
-                    # Before as well as after, or all who wait here would each have one queued.
-                    await connection.drain()
-                done = connection.send_packets(dst, packets, done)
-            if connection.busy:
-                await connection.drain()
-        except ConnectionClosed:
-            life.forget(connection, sending=True)
-            raise
+        await _send(self._life, dst, [as_packet(packet) for packet in packets])
 
     async def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
         """Send a packet on behalf of `src`; needs the mesh key, or the relay hangs up.
@@ -342,7 +326,7 @@ class Client:
             async with asyncio.timeout(PING_TIMEOUT):
                 return await connection.ping()
         except TimeoutError as e:
-            raise TimeoutError(f"no pong within {PING_TIMEOUT:g} s") from e
+            raise TimeoutError(f"no pong within {PING_TIMEOUT:g} s") from without_frames(e)
 
     async def send_ping(self, data: bytes) -> None:
         """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
@@ -371,7 +355,10 @@ class Client:
             async with asyncio.timeout(self._config.connect_timeout):
                 return await route.connect_tls(region, progress)
         except TimeoutError as e:
-            raise in_words(e, progress, self._config.connect_timeout) from e
+            timeout = self._config.connect_timeout
+            raise in_words(without_frames(e), progress, timeout) from e
+        finally:
+            progress.attempts = []  # the errors hold frames that hold `progress`
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.
@@ -426,3 +413,25 @@ class Client:
     def stats(self) -> ClientStats:
         """Counts over all connections; the object is live."""
         return self._life.stats
+
+
+async def _send_one(life: Lifecycle, dst: NodePublic, data: bytes) -> None:
+    await _send(life, dst, (as_packet(data),))
+
+
+async def _send(life: Lifecycle, dst: NodePublic, packets: Sequence[bytes]) -> None:
+    connection = life.connection
+    if connection is None or life.unsent is not None:
+        connection = await life.sender("Send")
+    try:
+        done = 0
+        while done < len(packets):
+            if connection.busy:
+                # Before as well as after, or all who wait here would each have one queued.
+                await connection.drain()
+            done = connection.send_packets(dst, packets, done)
+        if connection.busy:
+            await connection.drain()
+    except ConnectionClosed:
+        life.forget(connection, sending=True)
+        raise

@@ -14,7 +14,13 @@ from pyderp.client.config import ClientConfig
 from pyderp.client.login import LoggedIn, Login, over_http, over_stream, over_websocket
 from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
 from pyderp.derpmap import DERPNode, DERPRegion
-from pyderp.errors import ConnectError, DerpError, DialError, LocalProtocolError
+from pyderp.errors import (
+    ConnectError,
+    DerpError,
+    DialError,
+    LocalProtocolError,
+    without_frames,
+)
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
@@ -261,13 +267,16 @@ class RegionRoute(HttpRoute):
                     return await to_node(node)
             except TimeoutError as e:
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                error = DialError(f"node {node.name}: {why}")
-                error.__cause__ = e
-                progress.attempts.append(error)
+                progress.attempts.append(_because(DialError(f"node {node.name}: {why}"), e))
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
         raise progress.attempts[0]
+
+
+def _because(error: DialError, cause: TimeoutError) -> DialError:
+    error.__cause__ = without_frames(cause)
+    return error
 
 
 class StreamRoute(Route):

@@ -16,7 +16,13 @@ from typing import Final
 from pyderp.client.pings import Pings
 from pyderp.client.stats import ClientStats
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
-from pyderp.errors import ClientClosed, ConnectionClosed, LocalProtocolError, RemoteProtocolError
+from pyderp.errors import (
+    ClientClosed,
+    ConnectionClosed,
+    LocalProtocolError,
+    RemoteProtocolError,
+    without_frames,
+)
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.net.link import Link
 from pyderp.net.streams import describe
@@ -79,7 +85,7 @@ class Connection:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._receiver: asyncio.Future[None] | None = None
         self._senders: set[asyncio.Future[None]] = set()
-        self._pings = Pings(self._send_at_once)
+        self._pings = Pings()
         self._bucket: TokenBucket | None = None
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -334,7 +340,7 @@ class Connection:
 
     async def ping(self) -> float:
         """Seconds until the relay has answered a ping."""
-        seconds = await self._pings.ping()
+        seconds = await self._pings.ping(self._send_at_once)
         if seconds is None:
             raise self.error("derp.Recv")
         return seconds
@@ -363,7 +369,7 @@ class Connection:
         if self.ended:
             return
         self.ended = True
-        self._error = error
+        self._error = None if error is None else without_frames(error)
         self.write_failed = self.write_failed or bool(self._out) or self.backed_up
         if self.restarting is not None and reason in ("eof", "error"):
             reason = "restarting"

@@ -18,6 +18,7 @@ from pyderp.errors import (
     DerpError,
     LocalProtocolError,
     NotConnected,
+    without_frames,
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import describe
@@ -62,7 +63,9 @@ class Lifecycle:
         self._attempts = 0
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
-        """What the last of them ended with."""
+        """What the last of them ended with, as long as a caller waits that shares it."""
+        self._callers = 0
+        """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
 
     @property
@@ -90,26 +93,35 @@ class Lifecycle:
         Who waits for the attempt of another shares its failure.
         """
         attempts = self._attempts
-        async with self._lock:
-            connection = self.connection
-            if connection is not None:
-                if not connection.ended:
-                    return connection
-                self.forget(connection, sending=False)
-            if self._attempts > attempts and self._failure is not None and not self.closed:
-                raise ConnectError(
-                    str(self._failure), attempts=self._failure.attempts
-                ) from self._failure.__cause__
-            try:
-                connection = await self._attempt_connect(label)
-            except ConnectError as e:
-                self._attempts += 1
-                self._failure = e
-                raise
+        self._callers += 1
+        try:
+            async with self._lock:
+                return await self._connect_in_turn(label, attempts)
+        finally:
+            self._callers -= 1
+            if not self._callers:
+                self._failure = None  # it holds frames that hold us
+
+    async def _connect_in_turn(self, label: str, attempts: int) -> Connection:
+        connection = self.connection
+        if connection is not None:
+            if not connection.ended:
+                return connection
+            self.forget(connection, sending=False)
+        if self._attempts > attempts and self._failure is not None and not self.closed:
+            raise ConnectError(
+                str(self._failure), attempts=self._failure.attempts
+            ) from self._failure.__cause__
+        try:
+            connection = await self._attempt_connect(label)
+        except ConnectError as e:
             self._attempts += 1
-            self._failure = None
-            self._news.set()
-            return connection
+            self._failure = e
+            raise
+        self._attempts += 1
+        self._failure = None
+        self._news.set()
+        return connection
 
     async def news(self) -> None:
         """Wait until there is a connection, or the client was closed."""
@@ -128,16 +140,14 @@ class Lifecycle:
             return self.connection
         label = f"derphttp.Client.{what}"
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                if self._config.connect_scope is not None:
-                    await stack.enter_async_context(self._config.connect_scope())
+            async with (self._config.connect_scope or contextlib.nullcontext)():
                 return await self.connect(label)
             raise ConnectError(f"{label}: connect_scope swallowed an error")
         except TimeoutError as e:
             # The scope's: ours has become a ConnectError on its way.
             raise ConnectError(
                 f"{label} connect to {self.route.label}: the time of connect_scope is up",
-                attempts=[e],
+                attempts=[without_frames(e)],
             ) from e
 
     async def _attempt_connect(self, label: str) -> Connection:
@@ -164,10 +174,12 @@ class Lifecycle:
             self.stats.failed_connects += 1
             if isinstance(e, ConnectError):
                 raise
-            error = self._connect_error(label, e, progress)
-            raise error from ExceptionGroup("attempts to connect", error.attempts)
+            if isinstance(e, TimeoutError):
+                without_frames(e)
+            raise self._connect_error(label, e, progress)  # noqa: B904 (it has a cause)
         finally:
             self._attempt = None
+            progress.attempts = []  # the errors hold frames that hold `progress`
         return self._connected(made, login)
 
     def _connected(self, made: Connected, login: Login) -> Connection:
@@ -200,7 +212,10 @@ class Lifecycle:
         detail = describe(attempts[0])
         if len(attempts) > 1:
             detail += f" (the first of {len(attempts)} nodes that failed)"
-        return ConnectError(f"{label} connect to {self.route.label}: {detail}", attempts=attempts)
+        text = f"{label} connect to {self.route.label}: {detail}"
+        failed = ConnectError(text, attempts=attempts)
+        failed.__cause__ = ExceptionGroup("attempts to connect", failed.attempts)
+        return failed
 
     def forget(self, connection: Connection, *, sending: bool) -> None:
         """Close for reconnect: only if it is still the current one.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyderp.client.target import UrlTarget
-from pyderp.errors import RemoteProtocolError
+from pyderp.errors import RemoteProtocolError, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
 from pyderp.net.refusal import read_refusal
@@ -153,7 +153,7 @@ async def over_stream(
             if data:
                 messages += session.receive_data(data)
             if session.error is not None:
-                raise session.error
+                raise raisable(session.error)
             if session.state is ClientState.READY:
                 break
             data = await link.read()

@@ -67,19 +67,22 @@ async def watch_mesh(
                 return
             except ConnectError as e:
                 log.warning("mesh connect: %s", e)
-                error: Exception = e
+                _notify(notify_error, e)
             except ConnectionClosed as e:
                 watch.clear()
                 log.warning("Recv: %s", e)
-                error = e
-            if notify_error is not None:
-                notify_error(error)
+                _notify(notify_error, e)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(retry):
                     await client.wait_closed()
     finally:
         watch.stop()
         watch.clear()
+
+
+def _notify(notify_error: Callable[[Exception], None] | None, error: Exception) -> None:
+    if notify_error is not None:
+        notify_error(error)
 
 
 class _Watch:

@@ -32,23 +32,23 @@ class Pings:
     """One is on its way at a time; who comes meanwhile shares the next one.
 
     For a relay keeps one pong that waits, and of two pings in one read it answers the last.
-
-    Args:
-        send: sends a whole frame at once; raises if the connection has ended.
     """
 
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self._last: _Ping | None = None
         self._unanswered: dict[bytes, _Ping] = {}
 
-    async def ping(self) -> float | None:
-        """Seconds until the relay has answered a ping; `None`: the connection ended first."""
+    async def ping(self, send: Callable[[bytes], None]) -> float | None:
+        """Seconds until the relay has answered a ping; `None`: the connection ended first.
+
+        Args:
+            send: sends a whole frame at once; raises if the connection has ended.
+        """
         earlier = self._last
         if earlier is not None:
             await asyncio.wait([earlier.answer], timeout=NEXT_PING)
         if self._last is earlier:
-            self._last = self._leave()
+            self._last = self._leave(send)
         ping = self._last
         assert ping is not None
         ping.waiting += 1
@@ -61,9 +61,9 @@ class Pings:
                 ping.answer.cancel()  # nobody need wait for it; the next may leave
         return ping.answer.result()
 
-    def _leave(self) -> _Ping:
+    def _leave(self, send: Callable[[bytes], None]) -> _Ping:
         ping = _Ping(os.urandom(PING_LEN), asyncio.get_running_loop().create_future())
-        self._send(pack_ping(ping.data))
+        send(pack_ping(ping.data))
         self._unanswered[ping.data] = ping
         return ping
 

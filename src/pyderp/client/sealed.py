@@ -26,7 +26,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import WeakMethod, WeakValueDictionary
 
 from pyderp.errors import BadBox, InvalidKey, LocalProtocolError, SealError
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic, open_sealed, seal
@@ -330,7 +330,8 @@ class _KeptPeer(SealedPeer):
     ) -> None:
         super().__init__(private, peer, send=send, random=random, clock=clock)
         self._seen = _Seen(forgotten)
-        self._on_open = on_open
+        # Weak, as whoever is told holds us. Once it is gone, nobody else can open a packet again.
+        self._on_open = WeakMethod(on_open)
 
     @property
     def latest(self) -> int:
@@ -339,5 +340,7 @@ class _KeptPeer(SealedPeer):
 
     def open_untrusted(self, packet: bytes) -> bytes:
         payload = super().open_untrusted(packet)
-        self._on_open(self)
+        on_open = self._on_open()
+        if on_open is not None:
+            on_open(self)
         return payload

@@ -9,7 +9,7 @@ from typing import Final
 
 import h11
 
-from pyderp.errors import DialError, ProxyError, TLSError
+from pyderp.errors import DialError, ProxyError, TLSError, without_frames
 from pyderp.net.link import Link, Receiver, link_over_socket
 from pyderp.net.proxies import Proxy, host_port
 from pyderp.net.race import connect_to_proxy
@@ -113,7 +113,8 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     except OSError as e:
         raise ProxyError(f"no response from {what}: {e.strerror or e}") from e
     except h11.RemoteProtocolError as e:
-        raise ProxyError(f"bad response from {what}: {printable(str(e))}") from e
+        # h11 raises it in a method of itself: its own frames hold it.
+        raise ProxyError(f"bad response from {what}: {printable(str(e))}") from without_frames(e)
     reason = printable(response.reason.decode("latin-1"))
     status = f"{response.status_code} {reason}".strip()
     if response.status_code != 200:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from pyderp.derpmap import DERPNode
-from pyderp.errors import DialError, ProxyError
+from pyderp.errors import DialError, ProxyError, without_frames
 from pyderp.net.connect_proxy import connect_through_http
 from pyderp.net.dnscache import DNSCache
 from pyderp.net.link import Link, link_over_socket
@@ -148,7 +148,7 @@ async def dial_node(
         raise DialError(
             f"node {node.name} ({where}, port {port}): "
             f"no connection{by_way_of} within {NODE_TIMEOUT:g} s"
-        ) from e
+        ) from without_frames(e)
 
 
 def _check(node: DERPNode, port: int) -> None:

@@ -131,7 +131,7 @@ class DNSCache:
         if running is None:
             task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
             running = self._running[host] = _Lookup(task)
-            task.add_done_callback(lambda _: self._forget(host, task))
+            task.add_done_callback(lambda done: self._forget(host, done))
         task = running.task
         running.waiters += 1
         try:
@@ -144,7 +144,10 @@ class DNSCache:
                 await asyncio.wait((task,))
             if task.done() and not task.cancelled():
                 task.exception()  # it may have failed while we were cancelled
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            del task, running  # the task holds its error, which holds this frame
 
     def _forget(self, host: str, task: asyncio.Task[Addresses]) -> None:
         running = self._running.get(host)
@@ -161,16 +164,21 @@ class DNSCache:
         quick = self._use_last_good and host in self._known
         timeout = _TIMEOUT_WITH_LAST_GOOD if quick else _TIMEOUT
         failures: list[DialError] = []
-        for resolver in (self._resolver, *self._fallbacks):
-            try:
-                async with asyncio.timeout(timeout):
-                    return await lookup(host, resolver=resolver)
-            except DialError as e:
-                failures.append(e)
-            except TimeoutError:
-                failures.append(DialError(f"look-up of {host!r}: no answer within {timeout:g} s"))
-            timeout = _FALLBACK_TIMEOUT
-        raise DialError(str(failures[0])) from ExceptionGroup("all look-ups failed", failures)
+        try:
+            for resolver in (self._resolver, *self._fallbacks):
+                try:
+                    async with asyncio.timeout(timeout):
+                        return await lookup(host, resolver=resolver)
+                except DialError as e:
+                    failures.append(e)
+                except TimeoutError:
+                    failures.append(
+                        DialError(f"look-up of {host!r}: no answer within {timeout:g} s")
+                    )
+                timeout = _FALLBACK_TIMEOUT
+            raise DialError(str(failures[0])) from ExceptionGroup("all look-ups failed", failures)
+        finally:
+            failures.clear()  # they hold this frame
 
 
 def _debug(wanted: bool, host: str, text: str, *values: object) -> None:

@@ -12,7 +12,9 @@ import socket
 from abc import ABC, abstractmethod
 from typing import Final, Protocol, cast
 
-__all__ = ["Link", "Receiver", "TcpLink", "link_over_socket"]
+from pyderp.errors import raisable, without_frames
+
+__all__ = ["NO_RECEIVER", "Link", "Receiver", "TcpLink", "link_over_socket"]
 
 _UNREAD_HIGH: Final = 256 * 1024
 """Bytes that may wait for `read` before the socket is no longer read."""
@@ -29,6 +31,24 @@ class Receiver(Protocol):
 
     def writable(self) -> None:
         """What was written before is on its way; `pending` is low again."""
+
+
+class _NoReceiver:
+    """Takes the place of a receiver that was told of the end."""
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    def connection_lost(self, error: Exception | None) -> None:
+        pass
+
+    def writable(self) -> None:
+        pass
+
+
+NO_RECEIVER: Final = _NoReceiver()
+"""What a link has instead of its receiver once it has told it of the end. The receiver holds the
+link, so a link that went on holding the receiver would keep both until the collector runs."""
 
 
 class Link(ABC):
@@ -118,10 +138,11 @@ class TcpLink(Link, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
-        self._error = exc
+        self._error = None if exc is None else without_frames(exc)
         self._wake()
         if self._receiver is not None:
-            self._receiver.connection_lost(exc)
+            receiver, self._receiver = self._receiver, NO_RECEIVER
+            receiver.connection_lost(self._error)
 
     def resume_writing(self) -> None:
         if self._receiver is not None:
@@ -133,7 +154,7 @@ class TcpLink(Link, asyncio.Protocol):
         while not self._unread:
             if self._ended:
                 if self._error is not None:
-                    raise self._error
+                    raise raisable(self._error)
                 return b""
             self.resume_reading()
             self._waiter = asyncio.get_running_loop().create_future()
@@ -154,6 +175,7 @@ class TcpLink(Link, asyncio.Protocol):
             self._unread.clear()
             receiver.data_received(data)
         if self._ended:
+            self._receiver = NO_RECEIVER
             receiver.connection_lost(self._error)
 
     def write(self, data: bytes) -> None:
@@ -180,6 +202,14 @@ class TcpLink(Link, asyncio.Protocol):
         # asyncio's transports fail at this after a `close` that had to wait.
         if self._transport is not None and not self._ended:
             self._transport.abort()
+
+    def drop(self) -> None:
+        """As `abort`, for a link that was cancelled while the loop made its transport.
+
+        uvloop tells nobody of the end of such a transport, and goes on holding its protocol.
+        """
+        self.abort()
+        self._transport = None
 
     def close(self) -> None:
         transport = self._transport
@@ -220,9 +250,11 @@ async def link_over_socket(sock: socket.socket) -> TcpLink:
     sock.setblocking(False)
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link = TcpLink()
     try:
-        _, link = await loop.create_connection(TcpLink, sock=sock)
+        await loop.create_connection(lambda: link, sock=sock)
     except BaseException:
+        link.drop()
         sock.close()
         raise
     return link

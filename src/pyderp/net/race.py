@@ -15,6 +15,7 @@ from pyderp.net.proxies import Proxy
 from pyderp.net.resolve import Resolver, lookup
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tcp import connect_socket
+from pyderp.tasks import cancel_and_wait
 
 __all__ = [
     "Attempt",
@@ -55,26 +56,27 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
     waiting = deque(attempts)
     running: set[asyncio.Task[None]] = set()
     try:
-        async with asyncio.TaskGroup() as group:
+        try:
             while (waiting or running) and not (winners or fatal):
                 if waiting:
-                    running.add(group.create_task(run(waiting.popleft()), name="pyderp dial"))
+                    running.add(asyncio.create_task(run(waiting.popleft()), name="pyderp dial"))
                 pause = delay if waiting else None
                 _, running = await asyncio.wait(
                     running, timeout=pause, return_when=asyncio.FIRST_COMPLETED
                 )
-            for task in running:
-                task.cancel()
-    except BaseException:
+        finally:
+            await cancel_and_wait(running)
+            running = set()
+        if fatal:
+            raise fatal[0]
+        if not winners:
+            raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
+        return winners.pop(0)
+    finally:
         _close(winners)
-        raise
-    if fatal:
-        _close(winners)
-        raise fatal[0]
-    if not winners:
-        raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
-    _close(winners[1:])
-    return winners[0]
+        # The errors hold the frames that hold these lists.
+        failures.clear()
+        fatal.clear()
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from pyderp.errors import TLSError, UpgradeRejected
+from pyderp.errors import TLSError, UpgradeRejected, without_frames
 from pyderp.net.link import Link
 
 __all__ = ["read_refusal"]
@@ -32,4 +32,4 @@ async def read_refusal(
             while True:
                 take(await link.read())
     except (OSError, TLSError) as e:  # a TimeoutError is an OSError, too
-        raise refusal() from e
+        raise refusal() from without_frames(e)

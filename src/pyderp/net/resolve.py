@@ -39,7 +39,10 @@ async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAdd
         # Without it a failure that nobody waits for any more would be reported as forgotten.
         asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         _asking[key] = asking
-    return list(await asyncio.shield(asking))
+    try:
+        return list(await asyncio.shield(asking))
+    finally:
+        del asking  # the task holds its error, which holds this frame
 
 
 async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:

@@ -10,7 +10,7 @@ from python_socks import ProxyError as SocksProxyError
 from python_socks import ProxyTimeoutError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as SocksProxy
 
-from pyderp.errors import ProxyError
+from pyderp.errors import ProxyError, without_frames
 from pyderp.net.proxies import Proxy, host_port
 from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
@@ -87,7 +87,7 @@ class _Stream:
         try:
             await asyncio.get_running_loop().sock_sendall(self.socket, data)
         except OSError as e:
-            raise self._error(e.strerror or str(e)) from e
+            raise self._broken(e) from e
 
     async def read_exactly(self, n: int) -> bytes:
         loop = asyncio.get_running_loop()
@@ -96,7 +96,7 @@ class _Stream:
             try:
                 chunk = await loop.sock_recv(self.socket, n - len(data))
             except OSError as e:
-                raise self._error(e.strerror or str(e)) from e
+                raise self._broken(e) from e
             if not chunk:
                 raise self._error("it closed the connection")
             data += chunk
@@ -108,6 +108,10 @@ class _Stream:
 
     async def close(self) -> None:
         self.socket.close()
+
+    def _broken(self, error: OSError) -> ProxyError:
+        # A frame of asyncio holds the future that holds the error.
+        return self._error(without_frames(error).strerror or str(error))
 
     def _error(self, reason: str) -> ProxyError:
         return ProxyError(f"SOCKS5 proxy {self._proxy.redacted}: {reason}")

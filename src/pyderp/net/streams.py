@@ -7,8 +7,8 @@ import contextlib
 import socket
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from pyderp.errors import DerpError, LocalProtocolError
-from pyderp.net.link import Link, Receiver, link_over_socket
+from pyderp.errors import DerpError, LocalProtocolError, raisable, without_frames
+from pyderp.net.link import NO_RECEIVER, Link, Receiver, link_over_socket
 
 __all__ = ["ByteStream", "Stream", "StreamLink", "as_link", "describe"]
 
@@ -96,7 +96,7 @@ class StreamLink(Link):
     async def read(self) -> bytes:
         # The writer may have failed: then there is nothing to wait for.
         if self._error is not None:
-            raise self._error
+            raise raisable(self._error)
         if self._ended:
             return b""
         return await self._receive()
@@ -113,10 +113,11 @@ class StreamLink(Link):
             raise ConnectionError(f"reading failed: {describe(e)}") from e
 
     def start(self, receiver: Receiver) -> None:
-        self._receiver = receiver
         if self._ended:
+            self._receiver = NO_RECEIVER
             self._loop.call_soon(receiver.connection_lost, self._error)
         else:
+            self._receiver = receiver
             self._spawn(self._read_on(receiver), "reads")
 
     async def _read_on(self, receiver: Receiver) -> None:
@@ -163,21 +164,28 @@ class StreamLink(Link):
         assert asyncio.iscoroutine(work)
         task: asyncio.Task[None] = self._loop.create_task(work, name=f"pyderp stream {what}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # One that was cancelled before it began could not do this itself.
+        if self._writer is task:
+            self._writer = None
 
     def _lose(self, error: Exception | None) -> None:
         if self._ended:
             return
         self._ended = True
-        self._error = error
+        self._error = None if error is None else without_frames(error)
         current = asyncio.current_task() if self._loop.is_running() else None
         for task in self._tasks:
             if task is not current:
                 task.cancel()
         self._spawn(self._close(), "closes")
         if self._receiver is not None:
-            self._loop.call_soon(self._receiver.connection_lost, error)
+            receiver, self._receiver = self._receiver, NO_RECEIVER
+            self._loop.call_soon(receiver.connection_lost, self._error)
 
     @property
     def pending(self) -> int:

@@ -12,8 +12,8 @@ import ssl
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pyderp.errors import CertificateError, TLSError
-from pyderp.net.link import Link, Receiver
+from pyderp.errors import CertificateError, TLSError, raisable, without_frames
+from pyderp.net.link import NO_RECEIVER, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
 from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
@@ -227,7 +227,8 @@ class TlsLink(Link):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The link below ended; without a close alert that is an end, too (so in Go)."""
-        self._receiver.connection_lost(self._error if self._ended else error)
+        receiver, self._receiver = self._receiver, NO_RECEIVER
+        receiver.connection_lost(self._error if self._ended else error)
 
     def writable(self) -> None:
         """The link below has room again."""
@@ -264,7 +265,7 @@ class TlsLink(Link):
     def _fail(self, error: ssl.SSLError) -> None:
         self._ended = True
         self._error = TLSError(f"{self.state.server_name}: TLS: {_words(error.reason or '')}")
-        self._error.__cause__ = error
+        self._error.__cause__ = without_frames(error)
 
     # Called by us
 
@@ -278,7 +279,7 @@ class TlsLink(Link):
         data = b""
         while not (plain := self._decrypt(data)):
             if self._error is not None:
-                raise self._error
+                raise raisable(self._error)
             if self._ended or not (data := await self._lower.read()):
                 return b""
         return plain

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pyderp.net.link import Link, Receiver
+from pyderp.errors import raisable
+from pyderp.net.link import NO_RECEIVER, Link, Receiver
 from pyderp.net.refusal import read_refusal
 from pyderp.wire.websocket_client import WebSocketClient
 
@@ -42,7 +43,7 @@ class WebSocketLink(Link):
         while not data:
             if self._client.ended:
                 if self._client.error is not None:
-                    raise self._client.error
+                    raise raisable(self._client.error)
                 return b""
             if chunk := await self._link.read():
                 data = self._client.receive_data(chunk)
@@ -141,7 +142,8 @@ class WebSocketLink(Link):
         self._over = True
         self._link.abort()
         if self._receiver is not None:
-            self._receiver.connection_lost(error)
+            receiver, self._receiver = self._receiver, NO_RECEIVER
+            receiver.connection_lost(error)
 
 
 async def open_websocket(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
-from pyderp.errors import LocalProtocolError, RemoteProtocolError
+from pyderp.errors import LocalProtocolError, RemoteProtocolError, raisable, without_frames
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
@@ -84,12 +84,12 @@ class ClientSession:
 
         Raises:
             RemoteProtocolError: the relay broke the protocol. The session is finished:
-                later calls raise the same error. If there are messages before the bad
+                later calls raise its like. If there are messages before the bad
                 frame, they are given first: `state` is `FAILED` then, `error` says why,
                 and the next call raises it.
         """
         if self.error is not None:
-            raise self.error
+            raise raisable(self.error)
         chunk = data if type(data) is bytes else bytes(data)
         messages: list[Message] = []
         at = self._packets.take_untrusted(chunk, 0, messages) if self._between_frames else 0
@@ -97,7 +97,8 @@ class ClientSession:
             try:
                 self._read_untrusted(chunk, at, messages)
             except RemoteProtocolError as e:
-                self.error = e
+                # A copy, as this one may be on its way to the caller, and gets frames there.
+                self.error = without_frames(raisable(e))
                 self.state = ClientState.FAILED
                 if not messages:
                     raise

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import h11
 
 from pyderp.defaults import MAX_HTTP_HEAD
-from pyderp.errors import BadUpgrade
+from pyderp.errors import BadUpgrade, without_frames
 from pyderp.wire.text import printable
 
 __all__ = ["HttpConnection", "Request", "Response", "StreamedResponse", "text_response"]
@@ -161,7 +161,9 @@ class HttpConnection:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as e:
             self._refusal_status = HTTPStatus(e.error_status_hint)
-            raise BadUpgrade(f"bad HTTP request: {printable(str(e), _QUOTED)}") from e
+            problem = printable(str(e), _QUOTED)
+            # h11 raises it in a method of itself: its own frames hold it.
+            raise BadUpgrade(f"bad HTTP request: {problem}") from without_frames(e)
         if event is h11.NEED_DATA:
             if self._lines > _MAX_LINES:
                 self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
@@ -228,7 +230,8 @@ class HttpConnection:
     def _head(self, status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
         try:
             no_body = isinstance(self._h11.next_event(), h11.EndOfMessage)
-        except h11.RemoteProtocolError:
+        except h11.RemoteProtocolError as e:
+            without_frames(e)
             no_body = False
         if close or not no_body:
             headers = [*headers, _SERVER_ERROR_CLOSES]

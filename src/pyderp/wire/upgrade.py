@@ -8,7 +8,7 @@ from typing import Final
 
 import h11
 
-from pyderp.errors import BadUpgrade, UpgradeRejected
+from pyderp.errors import BadUpgrade, UpgradeRejected, without_frames
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import Request
@@ -155,6 +155,7 @@ class UpgradeReply:
                 else:
                     raise self._error()
         except h11.RemoteProtocolError as e:
+            without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
             if self._refused is not None or not data:
                 raise self._error() from e
             problem = printable(str(e), 100)

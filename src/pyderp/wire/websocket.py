@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Final
 
 from websockets.datastructures import Headers
@@ -18,10 +18,16 @@ from websockets.headers import parse_connection, parse_subprotocol
 from websockets.protocol import SERVER, Protocol, State
 from websockets.utils import accept_key
 
-from pyderp.errors import RemoteProtocolError
+from pyderp.errors import RemoteProtocolError, without_frames
 from pyderp.wire.http import Request, Response, text_response
 
-__all__ = ["WebSocketServer", "refuse_handshake", "unsent_payload", "websocket_accept"]
+__all__ = [
+    "WebSocketServer",
+    "refuse_handshake",
+    "release_protocol",
+    "unsent_payload",
+    "websocket_accept",
+]
 
 MAX_SENT_MESSAGE: Final = 32 * 1024
 """Go's client accepts no larger message."""
@@ -107,6 +113,27 @@ def unsent_payload(unsent: int, payload: int) -> int:
     return missing
 
 
+def release_protocol(protocol: Protocol) -> None:
+    """Break the cycles that the websocket library's `Protocol` is part of; it is over then.
+
+    Its parser is a generator that runs a method of the `Protocol`, and so holds it; an error that
+    the parser met holds the parser's frames. Only the cyclic collector would free a websocket,
+    with all that was read and not used.
+    """
+    protocol.parser.close()
+    protocol.parser = _deaf()
+    for error in (protocol.parser_exc, protocol.handshake_exc):
+        if error is not None:
+            without_frames(error)
+    protocol.state = State.CLOSED
+
+
+def _deaf() -> Generator[None, None, None]:
+    """A parser that takes bytes and makes nothing of them."""
+    while True:
+        yield
+
+
 class WebSocketServer:
     """Bytes of an open websocket in, bytes of the DERP stream out, and back.
 
@@ -118,6 +145,17 @@ class WebSocketServer:
     def __init__(self) -> None:
         self._protocol = Protocol(SERVER, state=State.OPEN, max_size=MAX_RECEIVED_MESSAGE)
         self._text: Exception | None = None
+
+    def __del__(self) -> None:
+        # Whoever ends a connection need not remember it, nor must a new way to end do.
+        self.release()
+
+    def release(self) -> None:
+        """Let go of all that only the cyclic collector would free; done when this is freed, too.
+
+        The websocket is closed for all calls then; what was to be sent can still be taken.
+        """
+        release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> list[bytes]:
         """Take bytes from the peer; gives the stream's bytes in order.
@@ -165,9 +203,6 @@ class WebSocketServer:
     def error(self) -> Exception | None:
         """What the peer did wrong, if it did."""
         return self._text or self._protocol.parser_exc
-
-    def release(self) -> None:
-        """Drop what refers to itself; it is not used again."""
 
     def data_to_send(self) -> list[bytes]:
         """What to write, in order."""

@@ -16,10 +16,15 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected
+from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, without_frames
 from pyderp.wire.text import printable
 from pyderp.wire.upgrade import UpgradeReply
-from pyderp.wire.websocket import MAX_RECEIVED_MESSAGE, MAX_SENT_MESSAGE, SUBPROTOCOL
+from pyderp.wire.websocket import (
+    MAX_RECEIVED_MESSAGE,
+    MAX_SENT_MESSAGE,
+    SUBPROTOCOL,
+    release_protocol,
+)
 
 __all__ = ["WebSocketClient"]
 
@@ -75,6 +80,16 @@ class WebSocketClient:
         self._reply: UpgradeReply | None = UpgradeReply()
         self._head = bytearray()
         self._text: RemoteProtocolError | None = None
+
+    def __del__(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of all that only the cyclic collector would free; done when this is freed, too.
+
+        The websocket is closed for all calls then; what was to be sent can still be taken.
+        """
+        release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> bytes:
         """Take bytes from the relay; gives those of the stream, in one piece, maybe none.
@@ -158,7 +173,7 @@ class WebSocketClient:
         if (cause := self._protocol.parser_exc) is not None:
             what = "not closed" if isinstance(cause, EOFError) else "malformed"
             error = RemoteProtocolError(f"websocket {what}: {printable(str(cause))}")
-            error.__cause__ = cause
+            error.__cause__ = without_frames(cause)
             return error
         close = self._protocol.close_rcvd
         if close is None or close.code in _CLEAN:
@@ -177,8 +192,10 @@ class WebSocketClient:
         protocol = self._protocol
         protocol.receive_data(bytes(self._head))
         if protocol.state is State.CONNECTING:
-            problem = printable(str(protocol.handshake_exc))
-            raise BadUpgrade(f"no websocket: {problem}") from protocol.handshake_exc
+            cause = protocol.handshake_exc
+            if cause is not None:
+                without_frames(cause)
+            raise BadUpgrade(f"no websocket: {printable(str(cause))}") from cause
         if protocol.subprotocol != SUBPROTOCOL:
             raise BadUpgrade("no websocket: the relay did not agree on the subprotocol derp")
         self._reply = None

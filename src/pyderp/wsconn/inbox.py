@@ -10,7 +10,7 @@ from typing import Final
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
 
-from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError
+from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError, without_frames
 from pyderp.wsconn.scope import Connection, drop
 
 __all__ = ["Inbox", "closed_error"]
@@ -87,7 +87,10 @@ class Inbox:
             self._receiving = asyncio.create_task(self._receive(), name="pyderp-wsconn-receive")
         task = self._receiving
         await asyncio.wait([task])
-        task.result()
+        try:
+            task.result()
+        finally:
+            del task  # it holds its error, which holds this frame
 
     async def _receive(self) -> None:
         try:
@@ -95,7 +98,7 @@ class Inbox:
         except WebSocketClosed as e:
             self.eof = _is_end(e)
             if not self.eof:
-                self.failure = closed_error(e)
+                self.failure = without_frames(closed_error(e))
         except asyncio.CancelledError:
             # Only a loop that is being shut down does that. No reader may wait for ever.
             self.failure = ConnectionClosed("the event loop is shutting down")

@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
+from weakref import WeakMethod
 
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError
+from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError, raisable
+from pyderp.tasks import run_together
 from pyderp.wsconn.deadline import Deadline
 from pyderp.wsconn.inbox import Inbox, closed_error
 from pyderp.wsconn.scope import Connection, Scope, drop
@@ -57,8 +59,10 @@ class WebSocketStream:
         self._max_message = max_message
         self._inbox = Inbox(websocket, binary=binary)
         self._reads = asyncio.Lock()
-        self._read_deadline = Deadline("read", partial(self._drop, "a read deadline"))
-        self._write_deadline = Deadline("write", partial(self._drop, "a write deadline"))
+        # Weak: we hold the deadlines, and while one has a timer an operation of ours is running.
+        drop_us = WeakMethod(self._drop)
+        self._read_deadline = Deadline("read", partial(_cut, drop_us, "a read deadline"))
+        self._write_deadline = Deadline("write", partial(_cut, drop_us, "a write deadline"))
         # Why this side ended it; empty: it did not.
         self._over = ""
         self._closed = False
@@ -191,8 +195,12 @@ class WebSocketStream:
         except TimeoutError:
             await self._websocket.wait_closed()
             # It may have answered, and left it to us to hang up.
-            if self._websocket.close_code == CloseCode.ABNORMAL_CLOSURE:
-                raise TimeoutError("the peer did not answer the close frame") from None
+            unanswered = self._websocket.close_code == CloseCode.ABNORMAL_CLOSURE
+        else:
+            return
+        if unanswered:
+            # Not in the handler: the frames of asyncio.timeout hold the task that fails with it.
+            raise TimeoutError("the peer did not answer the close frame")
 
     @property
     def closed(self) -> bool:
@@ -238,7 +246,7 @@ class WebSocketStream:
             await self._refuse()
         if inbox.failure is not None:
             self._check_open()  # if we ended it, that is the better reason
-            raise inbox.failure.with_traceback(None)
+            raise raisable(inbox.failure)
         self._end_was_read = inbox.eof
         return not inbox.eof
 
@@ -297,15 +305,20 @@ class WebSocketStream:
     async def _shake_hands(self, code: CloseCode, reason: str = "") -> None:
         """Close in order; TCP is gone afterwards, however this ends."""
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT), asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 # The answer may be behind more data than the library queues.
-                tasks.create_task(self._inbox.discard(), name="pyderp-wsconn-discard")
-                if self._websocket.state is State.OPEN:
-                    await self._websocket.close(code, reason)
-                else:
-                    await self._websocket.wait_closed()
+                await run_together(
+                    asyncio.create_task(self._inbox.discard(), name="pyderp-wsconn-discard"),
+                    asyncio.create_task(self._close(code, reason), name="pyderp-wsconn-close"),
+                )
         finally:
             drop(self._websocket)
+
+    async def _close(self, code: CloseCode, reason: str) -> None:
+        if self._websocket.state is State.OPEN:
+            await self._websocket.close(code, reason)
+        else:
+            await self._websocket.wait_closed()
 
     async def _wait_for_end(self) -> None:
         """Wait until a connection that is closing is closed; not for ever."""
@@ -316,6 +329,12 @@ class WebSocketStream:
         except TimeoutError:
             drop(self._websocket)
             await self._websocket.wait_closed()
+
+
+def _cut(drop_stream: WeakMethod[Any], why: str) -> None:
+    method = drop_stream()
+    if method is not None:
+        method(why)
 
 
 def _end_of_character(view: memoryview, end: int) -> int:

@@ -1,0 +1,60 @@
+"""Tasks that belong together, without what `asyncio.TaskGroup` leaves for the cyclic collector.
+
+The frames of a group that is cancelled, or whose tasks fail, hold the error that came through
+them, and the group holds the task around it, which fails with that error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, TypeAlias
+
+__all__ = ["cancel_and_wait", "run_together"]
+
+Tasks: TypeAlias = Collection[asyncio.Task[Any]]
+
+
+async def cancel_and_wait(tasks: Tasks) -> None:
+    """Cancel tasks and wait until they have ended; what they end with is dropped.
+
+    Cancelling this does not cut the waiting short: it is raised when all have ended.
+    """
+    cancelled = False
+    for task in tasks:
+        task.cancel()
+    while running := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError:
+            cancelled = True
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # retrieved, or the loop would report it
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def run_together(*tasks: asyncio.Task[None]) -> None:
+    """Wait until all tasks have ended. The first that fails ends the others and is raised.
+
+    Cancelling cancels all of them.
+    """
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failed = _first_error(tasks)
+    finally:
+        await cancel_and_wait(tasks)
+        tasks = ()  # they hold their errors, which hold this frame
+    if failed is not None:
+        try:
+            raise failed
+        finally:
+            del failed
+
+
+def _first_error(tasks: Tasks) -> BaseException | None:
+    for task in tasks:
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            return task.exception()
+    return None

@@ -1,0 +1,16 @@
+"""What all tests of endings share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def logged_nowhere() -> Iterator[None]:
+    """pytest keeps each record, and a record its arguments: an error among them would be left."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)

@@ -1,0 +1,114 @@
+"""Tasks that belong together: who ends whom, what is raised, and that nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from pyderp.tasks import cancel_and_wait, run_together
+
+from .conftest import Run
+from .leftovers import none_left
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def fail(text: str = "no") -> None:
+    await asyncio.sleep(0)
+    raise ValueError(text)
+
+
+async def stubborn() -> None:
+    """Takes a few turns to end."""
+    try:
+        await forever()
+    finally:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def together(*works: Coroutine[Any, Any, None]) -> None:
+    await run_together(*map(asyncio.create_task, works))
+
+
+def test_all_have_ended_when_it_returns(run: Run) -> None:
+    async def main() -> None:
+        done: list[int] = []
+
+        async def work(n: int) -> None:
+            await asyncio.sleep(0)
+            done.append(n)
+
+        await together(work(1), work(2))
+        assert sorted(done) == [1, 2]
+
+    run(main())
+
+
+def test_the_first_that_fails_ends_the_others(run: Run) -> None:
+    async def main() -> None:
+        other = asyncio.create_task(stubborn())
+        with pytest.raises(ValueError, match="first"):
+            await run_together(other, asyncio.create_task(fail("first")))
+        assert other.cancelled()
+
+    run(main())
+
+
+def test_cancelling_waits_for_all(run: Run) -> None:
+    async def main() -> None:
+        works = [asyncio.create_task(stubborn()) for _ in range(2)]
+        task = asyncio.create_task(run_together(*works))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()  # in the middle of the end
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        assert all(work.cancelled() for work in works)
+
+    run(main())
+
+
+def test_what_fails_while_it_is_cancelled_is_dropped(run: Run) -> None:
+    async def fails_at_the_end() -> None:
+        try:
+            await forever()
+        finally:
+            raise ValueError("nobody looks")
+
+    async def main() -> None:
+        task = asyncio.create_task(fails_at_the_end())
+        await asyncio.sleep(0)
+        await cancel_and_wait([task])
+
+    run(main())
+
+
+async def fails() -> None:
+    with contextlib.suppress(ValueError):
+        await together(forever(), fail())
+
+
+async def is_cancelled() -> None:
+    task = asyncio.create_task(together(forever(), stubborn()))
+    await asyncio.sleep(0)
+    await cancel_and_wait([task])
+
+
+@pytest.mark.parametrize("end", [fails, is_cancelled])
+def test_nothing_is_left(run: Run, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        await end()
+        async with none_left():
+            await end()
+
+    run(main())
