@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-all-pythons peers lint types bench fuzz docs requirements clean
+.PHONY: help relay test test-all-pythons peers peer-ts-derp lint types bench fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -35,8 +35,11 @@ test: $(VENV)/.dev lint types ## run all checks and tests; tests without their p
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
 
-peers: ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
+peers: peer-ts-derp ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
 	scripts/peers $(GO_VERSION_OF_PEERS) $(PEERS)
+
+peer-ts-derp: ## build the peer on Tailscale's Rust crate (Rust 1.92; skipped without it)
+	scripts/peer-ts-derp $(PEERS)
 
 lint: $(VENV)/.dev ## style, and the floors of the house
 	$(BIN)/ruff format --check .

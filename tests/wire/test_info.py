@@ -43,6 +43,12 @@ def test_only_the_answer_to_pings_is_always_written() -> None:
     assert ClientInfo().to_json() == b'{"CanAckPings":false}'
 
 
+def test_who_takes_health_says_so_behind_what_go_writes() -> None:
+    text = ClientInfo(takes_health=True).to_json()
+    assert text == b'{"CanAckPings":false,"pyderpTakesHealth":true}'
+    assert ClientInfo.from_json_untrusted(text).takes_health
+
+
 @pytest.mark.parametrize(("info", "text", "frame"), v.SERVER_INFOS)
 def test_server_info_of_go_is_read(info: ServerInfo, text: bytes, frame: bytes) -> None:
     assert server_info_json(info) == text
@@ -73,6 +79,10 @@ def test_empty_server_info_has_no_fields() -> None:
             '{"canackpings":true,"ISPROBER":true,"appname":"x"}',
             ClientInfo(can_ack_pings=True, is_prober=True, app_name="x"),
         ),
+        ('{"pyderpTakesHealth":true}', ClientInfo(takes_health=True)),
+        ('{"PYDERPTAKESHEALTH":true}', ClientInfo(takes_health=True)),
+        ('{"pyderpTakesHealth":null}', ClientInfo()),
+        ('{"can_ack_pings":true,"takes_health":true}', ClientInfo()),
         (
             '{"version":null,"CanAckPings":null,"IsProber":null,"AppName":null}',
             ClientInfo(),
@@ -155,6 +165,7 @@ def test_json_other_than_an_object_is_rejected(text: bytes) -> None:
         ("CanAckPings", ["1", "0", '"true"', "[]", "{}"]),
         ("IsProber", ["1", "0", '"true"', "[]", "{}"]),
         ("AppName", ["1", "true", "[]", "{}"]),
+        ("pyderpTakesHealth", ["1", "0", '"true"', "[]", "{}"]),
     ],
 )
 def test_wrong_type_rejects_the_whole_blob(field: str, values: list[str]) -> None:
