@@ -31,8 +31,7 @@ fn relay_at(port: u16) -> ServerConnInfo {
 async fn login(port: u16, keys: &NodeKeyPair) -> DefaultClient {
     loop {
         let keys = keys.clone();
-        let attempt =
-            tokio::spawn(async move { Client::connect(&[relay_at(port)], &keys).await });
+        let attempt = tokio::spawn(async move { Client::connect(&[relay_at(port)], &keys).await });
         if let Ok(Ok(client)) = attempt.await {
             return client;
         }
