@@ -40,6 +40,16 @@ def own_series(facts: Facts) -> Iterator[Series]:
         "Mesh peers closed as too many presence changes waited for them.",
         counters.watchers_closed,
     )
+    yield Series(
+        "pyderp_sources_not_noted_total",
+        "Forwarded packets whose new source was not noted, as a bound was reached.",
+        counters.sources_not_noted,
+    )
+    yield Series(
+        "pyderp_watch_repeats_ignored_total",
+        "WatchConns ignored as a whole picture waited for that watcher already.",
+        counters.watch_repeats_ignored,
+    )
     if facts.accepts is not None:
         yield Series(
             "pyderp_connections_shed_total",
