@@ -128,6 +128,26 @@ class TestNews:
 
         run(main())
 
+    def test_keys_beyond_the_bound_are_not_noted(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """They are counted, and the log says so once; who leaves makes room."""
+        monkeypatch.setattr(module, "MAX_MESH_KEYS", 3)
+        keys = [NodePrivate.generate().public for _ in range(10)]
+
+        async def main() -> None:
+            async with linked_to_fake() as (ours, fake, peer):
+                peer.say(present(*keys), present(keys[0]))
+                await until(lambda: ours.counters.mesh_keys_not_noted == 7)
+                assert [key for key in keys if ours.way(key)] == keys[:3]
+                assert ours.status(fake.url).peers == 3
+                peer.say(pack_peer_gone(keys[0], DISCONNECTED), present(keys[9]))
+                await until(lambda: ours.way(keys[9]))
+                assert len(ours.router.forwarders) == 3
+
+        run(main())
+        assert sum("more than 3 keys" in line for line in lines(caplog)) == 1
+
     def test_not_here_is_doubted(self, run: Run) -> None:
         """Go's relays tell "not here" and "present" in no fixed order: the picture is asked
         for again, but not for each such answer."""

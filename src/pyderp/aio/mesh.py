@@ -19,7 +19,7 @@ from pyderp.aio.meshhost import MeshHost, parse_mesh_host
 from pyderp.aio.meshlog import MeshLog
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
-from pyderp.defaults import CLIENT_WRITE_BUFFER
+from pyderp.defaults import CLIENT_WRITE_BUFFER, MAX_MESH_KEYS
 from pyderp.errors import ConnectionClosed, DerpError, NotConnected
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
@@ -171,6 +171,8 @@ class _Neighbour:
         self._logged_in = False
         self._was_told = False
         """The connection brought news of who is there."""
+        self._is_full = False
+        """The log says already that this connection brought too many keys."""
         self._doubt = False
         self._asked_at = -_ASK_AGAIN
         self._since = datetime.now(UTC)
@@ -210,7 +212,7 @@ class _Neighbour:
         async with Client.for_url(
             self._host.url, private_key=self._own.private_key, config=config
         ) as client:
-            self._logged_in = self._was_told = False
+            self._logged_in = self._was_told = self._is_full = False
             await client.connect()
             if client.server_public_key == self._own.private_key.public:
                 self._is_self = True
@@ -250,14 +252,24 @@ class _Neighbour:
                     self._connected()
                 # Our own login there: nothing leads to ourselves by way of others.
                 if peer != self._own.private_key.public:
-                    self._present.add(peer.raw)
-                    self._own.router.add_forwarder(peer.raw, self._link)
+                    self._came(peer.raw)
             case PeerGone(peer, reason):
                 self._gone(peer.raw, reason)
             case ServerInfo():
                 self._logged_in = True
             case _:
                 pass
+
+    def _came(self, key: bytes) -> None:
+        # Each key costs memory here, and the other relay may name any number.
+        if len(self._present) >= MAX_MESH_KEYS and key not in self._present:
+            self._own.router.counters.mesh_keys_not_noted += 1
+            if not self._is_full:
+                self._is_full = True
+                self._log.full(MAX_MESH_KEYS)
+            return
+        self._present.add(key)
+        self._own.router.add_forwarder(key, self._link)
 
     def _gone(self, key: bytes, reason: int) -> None:
         if key not in self._present:

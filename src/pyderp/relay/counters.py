@@ -90,6 +90,7 @@ class Counters:
         "home_connections",
         "home_moves_in",
         "home_moves_out",
+        "mesh_keys_not_noted",
         "large_writes",
         "mesh_update_batch_size",
         "mesh_update_loop_count",
@@ -136,6 +137,8 @@ class Counters:
         self.peer_gone_not_here = 0
         self.protocol_errors = 0
         self.sent_pong = 0
+        self.mesh_keys_not_noted = 0
+        """PeerPresent of another relay that had as many keys as it may."""
         self.sources_not_noted = 0
         """Forwarded packets whose new source was not noted, as a bound was reached."""
         self.unknown_frames = 0

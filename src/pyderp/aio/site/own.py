@@ -41,6 +41,11 @@ def own_series(facts: Facts) -> Iterator[Series]:
         counters.watchers_closed,
     )
     yield Series(
+        "pyderp_mesh_keys_not_noted_total",
+        "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
+        counters.mesh_keys_not_noted,
+    )
+    yield Series(
         "pyderp_sources_not_noted_total",
         "Forwarded packets whose new source was not noted, as a bound was reached.",
         counters.sources_not_noted,
