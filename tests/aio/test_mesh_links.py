@@ -140,7 +140,11 @@ class TestNews:
             async with linked_to_fake(retry=100) as (ours, fake, peer):
                 peer.say(present(*keys))
                 await until(lambda: ours.status(fake.url).peers == 11)
-                loop, router, other = asyncio.get_running_loop(), ours.router, MeshLink(int)
+                loop, router, other = (
+                    asyncio.get_running_loop(),
+                    ours.router,
+                    MeshLink(lambda: None),
+                )
                 remove, turn = router.remove_forwarder, 0
                 turns: list[int] = []
                 claimed: list[bytes] = []
