@@ -36,6 +36,12 @@ SEND_QUEUE_BYTES: Final = 256 * 1024
 """Bytes that wait for one destination, in both queues and in the transport."""
 MAX_PENDING_CHANGES: Final = 100_000
 """Presence changes that wait for one watcher before it is closed."""
+MAX_FORWARDED_SOURCES: Final = 100_000
+"""Sources of one client whose departure it is told, before forwarded packets add no more."""
+MAX_REMOTE_SOURCES: Final = 250_000
+"""Sources that are noted beyond the connections here, before forwarded packets add no more."""
+MAX_MESH_KEYS: Final = 250_000
+"""Keys that one other relay of the mesh may have; packets to further ones find no way."""
 
 # "Not here" replies, a token bucket for each connection
 NOT_HERE_RATE: Final = 1.0

@@ -17,7 +17,7 @@ from pyderp.client import connection as client_connection
 from pyderp.keys import MeshKey
 from pyderp.relay.counters import DropReason
 from pyderp.relay.ending import EndReason, How
-from pyderp.relay.forwarders import MeshLink
+from pyderp.relay.forwarders import Forwarder, MeshLink
 from pyderp.wire.frames import FrameType, pack_peer_gone, pack_peer_present, pack_restarting
 from tests.client.fakes import FakeRelay, Peer, fake_relay
 from tests.conftest import Run
@@ -128,6 +128,76 @@ class TestNews:
                 assert ours.counters.forwarder_delete_other_value == 0
 
         run(main())
+
+    @pytest.mark.parametrize("closed", [False, True], ids=["broken", "closed meanwhile"])
+    def test_keys_of_a_broken_link_go_in_slices(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, closed: bool
+    ) -> None:
+        """Packets to a key that waits are dropped; one that another relay has by then stays."""
+        monkeypatch.setattr(module, "_KEYS_A_TURN", 2)
+        keys = [NodePrivate.generate().public for _ in range(11)]
+
+        async def main() -> None:
+            async with linked_to_fake(retry=100) as (ours, fake, peer):
+                peer.say(present(*keys))
+                await until(lambda: ours.status(fake.url).peers == 11)
+                loop, router, other = (
+                    asyncio.get_running_loop(),
+                    ours.router,
+                    MeshLink(lambda: None),
+                )
+                remove, turn = router.remove_forwarder, 0
+                turns: list[int] = []
+                claimed: list[bytes] = []
+
+                def tick() -> None:
+                    nonlocal turn
+                    turn += 1
+                    if len(turns) < 11:
+                        loop.call_soon(tick)
+
+                def removed(key: bytes, forwarder: Forwarder) -> None:
+                    remove(key, forwarder)
+                    turns.append(turn)
+                    if claimed:
+                        return
+                    claimed.extend(k.raw for k in keys if k.raw in router.forwarders)
+                    way = router.forwarders.get(claimed[0])
+                    assert way is not None
+                    assert way.forward(A.raw, claimed[0], b"x") is DropReason.MESH_LINK_DOWN
+                    router.add_forwarder(claimed[0], other)
+                    if closed:
+                        ours.mesh.set_hosts([])
+
+                monkeypatch.setattr(router, "remove_forwarder", removed)
+                loop.call_soon(tick)
+                peer.cut()
+                await until(lambda: len(turns) == 11)
+                assert max(map(turns.count, turns)) == 2
+                assert router.forwarders.get(claimed[0]) is other
+                assert len(router.forwarders) == 1
+
+        run(main())
+
+    def test_keys_beyond_the_bound_are_not_noted(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """They are counted, and the log says so once; who leaves makes room."""
+        monkeypatch.setattr(module, "MAX_MESH_KEYS", 3)
+        keys = [NodePrivate.generate().public for _ in range(10)]
+
+        async def main() -> None:
+            async with linked_to_fake() as (ours, fake, peer):
+                peer.say(present(*keys), present(keys[0]))
+                await until(lambda: ours.counters.mesh_keys_not_noted == 7)
+                assert [key for key in keys if ours.way(key)] == keys[:3]
+                assert ours.status(fake.url).peers == 3
+                peer.say(pack_peer_gone(keys[0], DISCONNECTED), present(keys[9]))
+                await until(lambda: ours.way(keys[9]))
+                assert len(ours.router.forwarders) == 3
+
+        run(main())
+        assert sum("more than 3 keys" in line for line in lines(caplog)) == 1
 
     def test_not_here_is_doubted(self, run: Run) -> None:
         """Go's relays tell "not here" and "present" in no fixed order: the picture is asked

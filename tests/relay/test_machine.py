@@ -214,9 +214,13 @@ class Relay(RuleBasedStateMachine):
             return
         self.speak(peer)
         present = [other.connection.present_frame() for other in self.current.values()]
+        backlog = peer.connection.backlog
+        # A repeat is not answered again while all of the first answer still waits.
+        repeat = peer in self.watching and backlog is not None and backlog.picture_waits
         if self.refused(peer, pack_watch_conns()):
             return
-        self.news[peer].update(present)
+        if not repeat:
+            self.news[peer].update(present)
         if peer not in self.watching:
             self.watching.append(peer)
 

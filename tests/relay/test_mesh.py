@@ -7,6 +7,7 @@ from ipaddress import IPv6Address
 import pytest
 
 from pyderp.defaults import MAX_PENDING_CHANGES
+from pyderp.relay import registry as registry_module
 from pyderp.relay import router as router_module
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
@@ -82,6 +83,19 @@ class TestWatch:
         assert world.got(w) == [present("a"), relay("w"), present("a")]
         world.join("b")
         assert world.got(w) == [present("b")], "told once, though it asked twice"
+
+    def test_a_repeat_adds_nothing_while_the_picture_waits(self, world: World) -> None:
+        w = watcher(world)
+        world.join("a")
+        w.block()
+        world.got(w)
+        for _ in range(1000):
+            world.feed(w, pack_watch_conns())
+        backlog = w.connection.backlog
+        assert backlog is not None
+        assert len(backlog.changes) <= 2 * len(world.router.registry.active)
+        assert world.counters.watch_repeats_ignored == 999
+        assert w.closed == []
 
     def test_every_duplicate_is_present_and_only_the_last_is_gone(self, world: World) -> None:
         w = watcher(world)
@@ -179,6 +193,25 @@ class TestForward:
         assert world.counters.packets_forwarded_in == 2
         assert world.counters.packets_received == 0
         assert world.counters.packets_sent == 2
+        world.check()
+
+    @pytest.mark.parametrize("bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES"])
+    def test_sources_beyond_the_bound_are_delivered_and_not_noted(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, bound: str
+    ) -> None:
+        monkeypatch.setattr(registry_module, bound, 3)
+        r, a = world.join("relay 2", mesh=True), world.join("a")
+        for i in range(20):
+            world.forward(r, f"far {i}", "a", b"x")
+        assert world.got(a) == [packet(f"far {i}", b"x") for i in range(20)]
+        noted = a.connection.heard_from
+        assert noted is not None
+        assert len(noted) + world.counters.sources_not_noted == 20
+        assert len(noted) <= 3 + len(world.router.registry.active)
+        assert len(world.router.registry.sent_to) == len(noted)
+        # A source that was noted stays noted.
+        world.forward(r, "far 0", "a", b"y")
+        assert len(noted) + world.counters.sources_not_noted == 20
         world.check()
 
     def test_what_was_forwarded_is_never_forwarded_again(self, world: World) -> None:

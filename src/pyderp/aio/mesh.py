@@ -19,7 +19,7 @@ from pyderp.aio.meshhost import MeshHost, parse_mesh_host
 from pyderp.aio.meshlog import MeshLog
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
-from pyderp.defaults import CLIENT_WRITE_BUFFER
+from pyderp.defaults import CLIENT_WRITE_BUFFER, MAX_MESH_KEYS
 from pyderp.errors import ConnectionClosed, DerpError, NotConnected, without_frames
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
@@ -42,6 +42,8 @@ _JITTER: Final = 0.2
 """Part of it that is added at random, so that a mesh does not reconnect in step."""
 _ASK_AGAIN: Final = 60.0
 """Seconds between two questions for the whole picture."""
+_KEYS_A_TURN: Final = 2_000
+"""Keys of a broken link that are removed in one turn of the loop, in about 4 ms."""
 _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
 _KEYS_DIFFER: Final = (
@@ -172,6 +174,8 @@ class _Neighbour:
         self._logged_in = False
         self._was_told = False
         """The connection brought news of who is there."""
+        self._is_full = False
+        """The log says already that this connection brought too many keys."""
         self._doubt = False
         self._asked_at = -_ASK_AGAIN
         self._since = datetime.now(UTC)
@@ -209,7 +213,7 @@ class _Neighbour:
         async with Client.for_url(
             self._host.url, private_key=self._own.private_key, config=config
         ) as client:
-            self._logged_in = self._was_told = False
+            self._logged_in = self._was_told = self._is_full = False
             await client.connect()
             if client.server_public_key == self._own.private_key.public:
                 self._is_self = True
@@ -226,6 +230,7 @@ class _Neighbour:
             )
         finally:
             self._disconnected()
+            await self._forget_keys()
 
     # From the other relay
 
@@ -247,14 +252,24 @@ class _Neighbour:
                     self._connected()
                 # Our own login there: nothing leads to ourselves by way of others.
                 if peer != self._own.private_key.public:
-                    self._present.add(peer.raw)
-                    self._own.router.add_forwarder(peer.raw, self._link)
+                    self._came(peer.raw)
             case PeerGone(peer, reason):
                 self._gone(peer.raw, reason)
             case ServerInfo():
                 self._logged_in = True
             case _:
                 pass
+
+    def _came(self, key: bytes) -> None:
+        # Each key costs memory here, and the other relay may name any number.
+        if len(self._present) >= MAX_MESH_KEYS and key not in self._present:
+            self._own.router.counters.mesh_keys_not_noted += 1
+            if not self._is_full:
+                self._is_full = True
+                self._log.full(MAX_MESH_KEYS)
+            return
+        self._present.add(key)
+        self._own.router.add_forwarder(key, self._link)
 
     def _gone(self, key: bytes, reason: int) -> None:
         if key not in self._present:
@@ -303,11 +318,26 @@ class _Neighbour:
             disco = looks_like_disco(packet)
             router.counters.drop(DropReason.MESH_LINK_DOWN, disco=disco, size=len(packet))
         self._taken.clear()
-        present, self._present = self._present, set()
-        for key in present:
-            router.remove_forwarder(key, self._link)
         self._doubt = False
-        self._own.schedule_flush()
+
+    async def _forget_keys(self) -> None:
+        """Remove all keys of the broken link, a slice in each turn of the loop.
+
+        Until its turn comes, packets for a key are dropped as `mesh_link_down`. The link is
+        not used again before the last slice, as this runs in the task that connects.
+        """
+        router, present = self._own.router, self._present
+        cancelled: asyncio.CancelledError | None = None
+        while present:
+            for _ in range(min(len(present), _KEYS_A_TURN)):
+                router.remove_forwarder(present.pop(), self._link)
+            self._own.schedule_flush()
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as e:
+                cancelled = e  # keys that stayed would lead to a link that never returns
+        if cancelled is not None:
+            raise cancelled
 
     def _failed(self, error: Exception) -> None:
         text = describe(error)

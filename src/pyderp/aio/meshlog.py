@@ -49,6 +49,14 @@ class MeshLog:
             log.info("mesh with %s: connected", self._host)
         self._told = False
 
+    def full(self, keys: int) -> None:
+        """The other relay named more keys than are kept; the caller says so once a connection."""
+        log.warning(
+            "mesh with %s: it has more than %d keys; packets to the others are dropped",
+            self._host,
+            keys,
+        )
+
     def failed(self, error: str, bug: Exception | None) -> None:
         """It does not, or not any more."""
         now = self._clock()

@@ -66,6 +66,7 @@ class Backlog:
         "disco_bytes",
         "in_flight",
         "limit",
+        "picture_waits",
         "since",
     )
 
@@ -78,6 +79,8 @@ class Backlog:
         self.disco_bytes = 0
         self.changes: deque[bytes] = deque()
         """PeerPresent and PeerGone frames for a watcher."""
+        self.picture_waits = False
+        """All of a picture that the watcher asked for is still among the changes."""
         self.control: list[bytes] = []
         """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
         self.since = 0.0
@@ -127,6 +130,8 @@ class Backlog:
         for frame in self.control:
             batch.add(frame)
         self.control.clear()
+        if self.changes and batch.size < _BATCH_BYTES:
+            self.picture_waits = False
         while self.changes and batch.size < _BATCH_BYTES:
             batch.add(self.changes.popleft())
             batch.changes += 1

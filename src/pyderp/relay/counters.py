@@ -93,6 +93,7 @@ class Counters:
         "home_moves_in",
         "home_moves_out",
         "large_writes",
+        "mesh_keys_not_noted",
         "mesh_update_batch_size",
         "mesh_update_loop_count",
         "multiforwarder_created",
@@ -107,8 +108,10 @@ class Counters:
         "protocol_errors",
         "queue_time",
         "sent_pong",
+        "sources_not_noted",
         "tcp_rtt",
         "unknown_frames",
+        "watch_repeats_ignored",
         "watchers_closed",
         "websocket_accepts",
         "write_timeouts",
@@ -140,7 +143,13 @@ class Counters:
         self.peer_gone_not_here = 0
         self.protocol_errors = 0
         self.sent_pong = 0
+        self.mesh_keys_not_noted = 0
+        """PeerPresent of another relay that had as many keys as it may."""
+        self.sources_not_noted = 0
+        """Forwarded packets whose new source was not noted, as a bound was reached."""
         self.unknown_frames = 0
+        self.watch_repeats_ignored = 0
+        """WatchConns of a watcher for which a whole picture waited already."""
         self.watchers_closed = 0
         self.websocket_accepts = 0
         self.write_timeouts = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from pyderp.defaults import MAX_FORWARDED_SOURCES, MAX_REMOTE_SOURCES
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
 
@@ -151,6 +152,24 @@ class Registry:
             destination.heard_from = set()
         destination.heard_from.add(source)
         return told
+
+    def remember_forwarded(self, source: bytes, destination: Connection) -> None:
+        """Note a source that another relay named, as `remember`, within bounds.
+
+        A mesh peer may name any number of sources. At the bound the packet is still delivered;
+        only the later PeerGone for this source is not sent to this destination.
+        """
+        heard = destination.heard_from
+        if heard is not None and source in heard:
+            return
+        full = heard is not None and len(heard) >= MAX_FORWARDED_SOURCES
+        if full or (
+            source not in self.sent_to
+            and len(self.sent_to) >= MAX_REMOTE_SOURCES + len(self.active)
+        ):
+            self.counters.sources_not_noted += 1
+            return
+        self.remember(source, destination)
 
     def left_region(self, source: bytes) -> set[Connection]:
         """Forget a source that nobody here can reach any more; gives who must be told.

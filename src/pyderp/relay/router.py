@@ -255,7 +255,7 @@ class Router:
             if disco:
                 self._tell_not_here(connection, dst)
             return
-        self.registry.remember(src, destination)
+        self.registry.remember_forwarded(src, destination)
         self.enqueue(destination, recv_frame(src, packet), disco=disco)
 
     def enqueue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
@@ -304,7 +304,14 @@ class Router:
         if connection.key == self.own_key:
             return  # the relay itself, by way of its own mesh list: nothing to learn
         self.registry.watchers[connection] = None
+        backlog = connection.backlog
+        if backlog is not None and backlog.picture_waits:
+            # The picture that waits, with the changes behind it, is already the answer.
+            self.counters.watch_repeats_ignored += 1
+            return
         self._changes(connection, (c.present_frame() for c in self.registry.active.values()))
+        if connection.backlog is not None:  # it may have been closed as too slow
+            connection.backlog.picture_waits = True
 
     def add_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
         """Another relay has a key."""

@@ -47,6 +47,21 @@ def own_series(facts: Facts) -> Iterator[Series]:
         "Mesh peers closed as too many presence changes waited for them.",
         counters.watchers_closed,
     )
+    yield Series(
+        "pyderp_mesh_keys_not_noted_total",
+        "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
+        counters.mesh_keys_not_noted,
+    )
+    yield Series(
+        "pyderp_sources_not_noted_total",
+        "Forwarded packets whose new source was not noted, as a bound was reached.",
+        counters.sources_not_noted,
+    )
+    yield Series(
+        "pyderp_watch_repeats_ignored_total",
+        "WatchConns ignored as a whole picture waited for that watcher already.",
+        counters.watch_repeats_ignored,
+    )
     if facts.accepts is not None:
         yield Series(
             "pyderp_connections_shed_total",

@@ -1,0 +1,55 @@
+"""A mesh peer that floods a relay: what it makes the relay keep is bounded, and others go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyderp.aio import mesh as mesh_module
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.relay import registry as registry_module
+from pyderp.wire.frames import (
+    FrameType,
+    pack_forward_packet,
+    pack_peer_present,
+    pack_watch_conns,
+)
+from tests.aio.dial import connect
+from tests.aio.meshed import MESH, client_of, news, node, until
+from tests.client.fakes import fake_relay
+from tests.conftest import Run
+
+BOUND, FLOOD = 50, 2_000
+
+
+def test_flood_of_a_mesh_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh sources, PeerPresent and WatchConns; a client's pings are answered between them."""
+    monkeypatch.setattr(mesh_module, "MAX_MESH_KEYS", BOUND)
+    monkeypatch.setattr(registry_module, "MAX_FORWARDED_SOURCES", BOUND)
+    sources = [NodePublic(i.to_bytes(32, "big")) for i in range(1, FLOOD + 1)]
+
+    def fresh() -> list[NodePublic]:
+        return [NodePrivate.generate().public for _ in range(100)]
+
+    async def main() -> None:
+        async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
+            peer = await fake.serve()
+            await peer.expect(FrameType.WATCH_CONNS)
+            async with client_of(ours) as victim, client_of(ours) as other:
+                hostile = await connect(ours.relay.address, mesh_key=MESH)
+                for at in range(0, FLOOD, 500):
+                    for source in sources[at : at + 500]:
+                        hostile.writer.write(pack_forward_packet(source, victim.key, b"x"))
+                    hostile.writer.write(pack_watch_conns() * 500)
+                    peer.say(*(pack_peer_present(key, bytes(16), 0, 1) for key in fresh()))
+                    await news(other)
+                counters, router = ours.counters, ours.router
+                await until(lambda: counters.packets_forwarded_in == FLOOD)
+                await until(lambda: counters.mesh_keys_not_noted == 400 - BOUND)
+                await news(other)
+                assert len(router.forwarders) == BOUND
+                assert counters.sources_not_noted == FLOOD - BOUND
+                assert len(router.registry.sent_to) == BOUND
+                await hostile.aclose()
+            await ours.mesh.aclose()
+
+    run(main())
