@@ -197,24 +197,24 @@ func forward(r *run) {
 	for _, n := range []int{0, 1, 62, 1200, 30000} {
 		r.at("%d bytes", n)
 		data := r.bytes(n)
-		r.must(m.ForwardPacket(far, a.pub, data), "forward")
+		r.must(m.ForwardPacket(far, a.pub, lend(data)), "forward")
 		a.wantPacket(far, data)
 	}
 	disco := r.disco(80)
-	r.must(m.ForwardPacket(far, a.pub, disco), "forward")
+	r.must(m.ForwardPacket(far, a.pub, lend(disco)), "forward")
 	a.wantPacket(far, disco)
 	m.quiet()
 
 	r.at("unknown key")
-	r.must(m.ForwardPacket(far, nobody, r.bytes(100)), "forward")
+	r.must(m.ForwardPacket(far, nobody, lend(r.bytes(100))), "forward")
 	m.quiet()
-	r.must(m.ForwardPacket(far, nobody, disco), "forward")
+	r.must(m.ForwardPacket(far, nobody, lend(disco)), "forward")
 	m.wantGone(nobody, derp.PeerGoneReasonNotHere)
 	a.quiet()
 
 	r.at("from an ordinary client")
 	bad := r.peer("ordinary", peerOpts{})
-	r.must(bad.ForwardPacket(far, a.pub, []byte("x")), "forward")
+	r.must(bad.ForwardPacket(far, a.pub, lend([]byte("x"))), "forward")
 	bad.wantClosed()
 	a.quiet()
 }

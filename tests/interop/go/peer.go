@@ -21,7 +21,7 @@ import (
 // driver is what upstream's two clients have in common.
 type driver interface {
 	Send(dst key.NodePublic, b []byte) error
-	ForwardPacket(src, dst key.NodePublic, b []byte) error
+	ForwardPacket(src, dst key.NodePublic, b payload) error
 	ClosePeer(target key.NodePublic) error
 	SendPing(data [8]byte) error
 	Recv() (derp.ReceivedMessage, error)
