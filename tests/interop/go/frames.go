@@ -83,7 +83,7 @@ func unknownFrames(r *run) {
 		p.wantPacket(p.pub, data)
 	}
 	for _, t := range []byte{0x00, 0x0b, 0x0f, 0x16, 0x7f, 0xff} {
-		for _, n := range []int{0, 1, 5, 4096, 70000} {
+		for _, n := range []int{0, 1, 5, 4096, 65568} {
 			r.at("type %#02x with %d bytes", t, n)
 			p.sendRaw(frame(derp.FrameType(t), make([]byte, n)))
 			alive()

@@ -195,7 +195,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def headers(answer: Answer) -> dict[str, str]:
-    unlike = {"date", "content-length", "connection", "transfer-encoding"}
+    # Ours are not to be kept by browsers and proxies: docs/differences.md.
+    unlike = {"cache-control", "connection", "content-length", "date", "transfer-encoding"}
     return {name: text for name, text in answer.headers.items() if name not in unlike}
 
 
