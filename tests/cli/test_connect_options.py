@@ -12,7 +12,7 @@ import pytest
 from pyderp import NodePrivate
 from pyderp.testing import RelayThread
 from tests.aio.certificates import write_pair
-from tests.interop.relays import Setup
+from tests.interop.relays import Kind, Setup, each_derper
 from tests.interop.relays import running as interop_running
 
 from .commands import Done, listening
@@ -324,13 +324,16 @@ def test_warnings_about_a_map_are_logged(
 # Go's relay
 
 
+@each_derper
 @pytest.mark.parametrize("setup", ["plain", "named", "pinned"])
-def test_all_commands_work_with_go_s_relay(here: Here, tmp_path: Path, setup: Setup) -> None:
-    with interop_running("derper", setup, tmp_path) as derper:
+def test_all_commands_work_with_go_s_relay(
+    here: Here, tmp_path: Path, setup: Setup, derper: Kind
+) -> None:
+    with interop_running(derper, setup, tmp_path) as relay:
         host = "localhost" if setup == "named" else "127.0.0.1"
-        url = f"{'http' if setup == 'plain' else 'https'}://{host}:{derper.port}/derp"
-        flags: list[object] = ["--ca", derper.ca] if derper.ca else []
-        flags += ["--pin", derper.pin] if derper.pin else []
+        url = f"{'http' if setup == 'plain' else 'https'}://{host}:{relay.port}/derp"
+        flags: list[object] = ["--ca", relay.ca] if relay.ca else []
+        flags += ["--pin", relay.pin] if relay.pin else []
         with listening(url, *flags, "--sealed", "--count", 1) as (listener, key):
             done = here("ping", url, key, *ONCE, *flags)
             assert (done.code, "1 received" in done.out) == (0, True)

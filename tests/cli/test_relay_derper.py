@@ -18,6 +18,7 @@ from pyderp.cli.relayflags.table import FLAGS
 from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, ManualTLS
 from pyderp.errors import ConfigError
 from tests.interop.peers import need
+from tests.interop.relays import Kind, each_derper
 
 from .commands import Done
 from .planning import Planned, planner
@@ -301,15 +302,16 @@ def test_it_is_a_command_of_pyderp_too(
 # Beside the real one
 
 
-def real(*words: str) -> subprocess.CompletedProcess[str]:
+def real(derper: Kind, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [need("derper"), *words], capture_output=True, text=True, timeout=30, check=False
+        [need(derper), *words], capture_output=True, text=True, timeout=30, check=False
     )
 
 
-def test_all_flags_of_the_real_derper_are_known() -> None:
+@each_derper
+def test_all_flags_of_the_real_derper_are_known(derper: Kind) -> None:
     """With the same kind of value, or none."""
-    theirs = re.findall(r"^  -(\S+)(?: (\S+))?$", real("-h").stderr, re.MULTILINE)
+    theirs = re.findall(r"^  -(\S+)(?: (\S+))?$", real(derper, "-h").stderr, re.MULTILINE)
     ours = dict(re.findall(r"^  -(\S+)(?: (\S+))?$", usage("x"), re.MULTILINE))
     assert len(theirs) > 30
     for name, kind in theirs:
@@ -317,8 +319,9 @@ def test_all_flags_of_the_real_derper_are_known() -> None:
         assert ours[name] == (kind if kind != "0" else "string"), name
 
 
-def test_the_real_derper_takes_the_same_lines() -> None:
+@each_derper
+def test_the_real_derper_takes_the_same_lines(derper: Kind) -> None:
     for line, _ in SEEN:
-        assert real(*shlex.split(line), "-version").returncode == 0, line
+        assert real(derper, *shlex.split(line), "-version").returncode == 0, line
     for line in ("-foo", "-c", "-stun=maybe", "-http-port=x", "-tcp-user-timeout=soon", "---a=x"):
-        assert real(*shlex.split(line)).returncode == 2, line
+        assert real(derper, *shlex.split(line)).returncode == 2, line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .peers import need
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Facts: TypeAlias = dict[str, Any]
 """What a scenario reports: ``ok``, perhaps ``error``, and its own observations."""
 
+GOPEER: Final = "gopeer"
+"""Built with the clients of v1.102.3."""
+NEWER_GOPEER: Final = "gopeer-v1.104.7"
+
 _LIMIT = 90.0
 """Seconds until a scenario is killed; its own steps are bounded far below that."""
 
@@ -23,10 +27,10 @@ _LIMIT = 90.0
 class Scenario:
     """A scenario under way."""
 
-    def __init__(self, relay: Relay, name: str, *flags: str) -> None:
+    def __init__(self, relay: Relay, name: str, *flags: str, program: str = GOPEER) -> None:
         """Start it; the process runs until :meth:`facts` is asked for."""
         self._relay = relay
-        args = [str(need("gopeer")), "-scenario", name, *relay.client_args, *flags]
+        args = [str(need(program)), "-scenario", name, *relay.client_args, *flags]
         self._process = subprocess.Popen(
             args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -53,6 +57,6 @@ class Scenario:
             self._process.communicate()
 
 
-def play(relay: Relay, name: str, flags: Sequence[str] = ()) -> Facts:
+def play(relay: Relay, name: str, flags: Sequence[str] = (), *, program: str = GOPEER) -> Facts:
     """Run one scenario to its end."""
-    return Scenario(relay, name, *flags).facts()
+    return Scenario(relay, name, *flags, program=program).facts()

@@ -9,7 +9,9 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+import pytest
 
 from tests.aio.certificates import write_pair
 
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-Kind: TypeAlias = Literal["derper", "pyderp"]
+Kind: TypeAlias = Literal["derper", "derper-v1.104.7", "pyderp"]
+"""Go's relay, by the name of its program (the one without a version is v1.102.3), and ours."""
+OLDER: Final[Kind] = "derper"
+NEWER: Final[Kind] = "derper-v1.104.7"
+DERPERS: Final = (OLDER, NEWER)
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+each_derper = pytest.mark.parametrize("derper", DERPERS)
 Setup: TypeAlias = Literal["plain", "named", "pinned"]
 """No TLS; TLS with a certificate for ``localhost``; TLS with a self-signed one for 127.0.0.1."""
 
@@ -135,8 +143,8 @@ def _write_certificate(directory: Path, hostname: str) -> Path:
 
 
 def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) -> Relay:
-    if kind == "derper":
-        program = [str(need("derper")), "-stun=false", "-http-port=-1", *flags]
+    if kind != "pyderp":
+        program = [str(need(kind)), "-stun=false", "-http-port=-1", *flags]
         for _ in range(3):
             # derper cannot pick a port, so a free one is guessed; another process may be faster.
             port = _free_port(address)
@@ -147,7 +155,7 @@ def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) 
             except _Failed:
                 continue
             return relay
-        raise AssertionError(f"derper does not start\n{log.read_text()[-2000:]}")
+        raise AssertionError(f"{kind} does not start\n{log.read_text()[-2000:]}")
     mode = ["--dev"] if setup == "plain" else ["--http-port=-1"]
     if not any(flag.startswith("--stun-port") for flag in flags):
         mode.append("--no-stun")  # as derper above; the usual port may be taken

@@ -15,7 +15,7 @@ from pyderp.aio.bootstrap import BootstrapDNS
 from pyderp.config import BootstrapDNSConfig
 from pyderp.wire.http import Request
 
-from .relays import running
+from .relays import Kind, each_derper, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,12 +53,14 @@ def _get(url: str) -> tuple[bytes, Any]:
         return answer.read(), answer.headers
 
 
-def _theirs(published: tuple[str, ...], directory: Path) -> tuple[list[bytes], dict[str, int]]:
+def _theirs(
+    derper: Kind, published: tuple[str, ...], directory: Path
+) -> tuple[list[bytes], dict[str, int]]:
     options = [
         f"-bootstrap-dns-names={','.join(published)}",
         f"-unpublished-bootstrap-dns-names={SECRET}",
     ]
-    with running("derper", "plain", directory, options=options) as relay:
+    with running(derper, "plain", directory, options=options) as relay:
         base = f"http://127.0.0.1:{relay.port}"
         deadline = time.monotonic() + 10
         # The list of unpublished names is the second.
@@ -82,8 +84,9 @@ def _counters(base: str) -> dict[str, int]:
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
+@each_derper
 @pytest.mark.parametrize("published", [GOOD + BAD, BAD], ids=["some", "all failed"])
 def test_answers_and_counters_are_those_of_derper(
-    tmp_path: Path, published: tuple[str, ...]
+    derper: Kind, tmp_path: Path, published: tuple[str, ...]
 ) -> None:
-    assert _ours(published) == _theirs(published, tmp_path)
+    assert _ours(published) == _theirs(derper, published, tmp_path)

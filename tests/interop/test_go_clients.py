@@ -1,18 +1,19 @@
 """Tailscale's own Go clients drive our relay, and Go's ``derper`` for comparison.
 
-The scenarios live in ``go/``. Each runs against both relays, so that what it expects of ours is
-known to be what Go's does; where the two differ on purpose, the scenario says why.
+The scenarios live in ``go/``. The clients of each version of Go run them against ``derper`` of
+the same version and against ours, so that what a scenario expects of ours is known to be what
+Go's does; where relays differ, the scenario says why.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from .gopeer import Scenario, play
-from .relays import Kind, Setup
+from .gopeer import GOPEER, NEWER_GOPEER, Scenario, play
+from .relays import NEWER, OLDER, Kind, Setup, each_derper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +22,24 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(120)
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+
+class Pair(NamedTuple):
+    """A relay, and the program with Go's clients that drives it."""
+
+    kind: Kind
+    program: str
+
+    def __str__(self) -> str:
+        """Return the name by which test identifiers call it."""
+        return f"{self.kind}-{self.program}"
+
+
+PAIRS: Final = (
+    Pair(OLDER, GOPEER),
+    Pair(NEWER, NEWER_GOPEER),
+    Pair("pyderp", GOPEER),
+    Pair("pyderp", NEWER_GOPEER),
+)
 
 
 class Transport(NamedTuple):
@@ -81,24 +99,25 @@ CASES = [
 @pytest.fixture(scope="module")
 def mute_clients(
     relays: Callable[[Kind, Setup], Relay],
-) -> Iterator[Callable[[Kind], Scenario]]:
+) -> Iterator[Callable[[Pair], Scenario]]:
     """Clients that do not log in, for ten seconds during which the other tests can run."""
-    started: dict[Kind, Scenario] = {}
+    started: dict[Pair, Scenario] = {}
 
-    def mute_client(kind: Kind) -> Scenario:
-        if kind not in started:
-            started[kind] = Scenario(relays(kind, "plain"), "mutelogin")
-        return started[kind]
+    def mute_client(pair: Pair) -> Scenario:
+        if pair not in started:
+            relay = relays(pair.kind, "plain")
+            started[pair] = Scenario(relay, "mutelogin", program=pair.program)
+        return started[pair]
 
     yield mute_client
     for scenario in started.values():
         scenario.kill()
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest, mute_clients: Callable[[Kind], Scenario]) -> Kind:
-    """The relay under test, or the one that it is compared with."""
-    chosen: Kind = request.param
+@pytest.fixture(params=PAIRS, ids=str)
+def pair(request: pytest.FixtureRequest, mute_clients: Callable[[Pair], Scenario]) -> Pair:
+    """The relay under test, or one that it is compared with, and the clients."""
+    chosen: Pair = request.param
     mute_clients(chosen)
     return chosen
 
@@ -111,21 +130,22 @@ def flags_for(kind: Kind, transport: Transport) -> list[str]:
 
 @pytest.mark.parametrize(("name", "transport"), CASES)
 def test_scenario(
-    kind: Kind, name: str, transport: str, relays: Callable[[Kind, Setup], Relay]
+    pair: Pair, name: str, transport: str, relays: Callable[[Kind, Setup], Relay]
 ) -> None:
     """The scenario's expectations hold."""
     way = TRANSPORTS[transport]
-    facts = play(relays(kind, way.setup), name, flags_for(kind, way))
+    relay = relays(pair.kind, way.setup)
+    facts = play(relay, name, flags_for(pair.kind, way), program=pair.program)
     assert facts.get("websocket", transport in {"ws", "wss"}) is (transport in {"ws", "wss"})
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_transport_is_what_it_claims_to_be(
-    kind: Kind, transport: str, relays: Callable[[Kind, Setup], Relay]
+    pair: Pair, transport: str, relays: Callable[[Kind, Setup], Relay]
 ) -> None:
     """Websocket is websocket, TLS 1.3 starts fast, TLS 1.2 does not."""
     way = TRANSPORTS[transport]
-    facts = play(relays(kind, way.setup), "sendrecv", way.flags)
+    facts = play(relays(pair.kind, way.setup), "sendrecv", way.flags, program=pair.program)
     assert len(bytes.fromhex(facts["server_key"])) == 32
     expected = {
         "http": {"transport": "derp", "websocket": False},
@@ -139,33 +159,37 @@ def test_transport_is_what_it_claims_to_be(
     assert {name: facts[name] for name in expected} == expected
 
 
-def test_wrong_pin_is_refused(relays: Callable[[Kind, Setup], Relay]) -> None:
+@pytest.mark.parametrize("program", [GOPEER, NEWER_GOPEER])
+def test_wrong_pin_is_refused(program: str, relays: Callable[[Kind, Setup], Relay]) -> None:
     """The pin that the other tests use is really looked at."""
-    relay = replace(relays("derper", "pinned"), pin="sha256-raw:" + 64 * "0")
+    relay = replace(relays(OLDER, "pinned"), pin="sha256-raw:" + 64 * "0")
     with pytest.raises(AssertionError, match="cert hash does not match"):
-        play(relay, "sendrecv")
+        play(relay, "sendrecv", program=program)
 
 
-def test_second_departure_of_a_peer(kind: Kind, relays: Callable[[Kind, Setup], Relay]) -> None:
+def test_second_departure_of_a_peer(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
     """Go's relay tells a connection only once that a peer has left; ours tells it every time."""
-    facts = play(relays(kind, "plain"), "peergone")
-    assert facts["second_departure_told"] is (kind == "pyderp")
+    facts = play(relays(pair.kind, "plain"), "peergone", program=pair.program)
+    assert facts["second_departure_told"] is (pair.kind == "pyderp")
 
 
-def test_every_size(kind: Kind, relays: Callable[[Kind, Setup], Relay]) -> None:
+def test_every_size(pair: Pair, relays: Callable[[Kind, Setup], Relay]) -> None:
     """Every packet size around a buffer border, and a sample of those between, arrives whole."""
     # `gopeer -scenario everysize` without a stride sends all 65537 sizes: 2 GB, a few seconds.
-    assert play(relays(kind, "plain"), "everysize", ["-stride", "97"])["packets"] > 8000
+    flags = ["-stride", "97"]
+    facts = play(relays(pair.kind, "plain"), "everysize", flags, program=pair.program)
+    assert facts["packets"] > 8000
 
 
 @pytest.mark.slow
 def test_mute_client_is_dropped_after_ten_seconds(
-    kind: Kind, mute_clients: Callable[[Kind], Scenario]
+    pair: Pair, mute_clients: Callable[[Pair], Scenario]
 ) -> None:
     """A client that sends nothing, or half a ClientInfo, is hung up on."""
-    mute_clients(kind).facts()
+    mute_clients(pair).facts()
 
 
-def test_home_gauge(relays: Callable[[Kind, Setup], Relay]) -> None:
-    """Home notes move derper's gauge; ours publishes no metrics page yet."""
-    play(relays("derper", "plain"), "homegauge")
+@each_derper
+def test_home_gauge(derper: Kind, relays: Callable[[Kind, Setup], Relay]) -> None:
+    """Home notes move derper's gauge."""
+    play(relays(derper, "plain"), "homegauge")

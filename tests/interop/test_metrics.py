@@ -18,7 +18,7 @@ from pyderp.keys import MeshKey, NodePrivate
 from tests.aio import dial
 
 from .certificates import write_localhost
-from .relays import MESH_KEY, running
+from .relays import DERPERS, MESH_KEY, OLDER, Kind, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ RATES = '{"PerClientRateLimitBytesPerSec": 1000000, "PerClientRateBurstBytes": 2
 GO = re.compile(r"(go_|goamd64_|memstats_|goroutines$)")
 GO_JSON = {"cmdline", "gauge_goroutines", "go_sync_mutex_wait_seconds", "go_version", "memstats"}
 GO_JSON |= {"gauge_goamd64_capable", "gauge_goamd64_compiled"}  # since v1.104
-# What derper has since v1.104, by its name for Prometheus and in JSON.
+# What ours and derper have since v1.104, by its name for Prometheus and in JSON.
 NEW = {"stun_no_local_addr"}
 NEW_JSON = {"counter_no_local_addr"}
 # Labels that appear once there is something to count, after ten seconds.
@@ -44,6 +44,7 @@ class Scrape:
     types: dict[str, str] = field(default_factory=dict)
     series: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
     variables: dict[str, Any] = field(default_factory=dict)
+    kind: Kind = "pyderp"
 
     @classmethod
     def parse(cls, text: str, variables: str) -> Scrape:
@@ -119,13 +120,16 @@ def context(directory: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(directory / "localhost.crt"))
 
 
-@pytest.fixture(scope="module")
-def derper(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
+@pytest.fixture(scope="module", params=DERPERS)
+def derper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scrape:
+    kind: Kind = request.param
     directory = tmp_path_factory.mktemp("derper-metrics")
     rates = directory / "rates.json"
     rates.write_text(RATES)
-    with running("derper", "named", directory, options=[f"--rate-config={rates}"]) as relay:
-        return asyncio.run(measure(("127.0.0.1", relay.port), context(directory)))
+    with running(kind, "named", directory, options=[f"--rate-config={rates}"]) as relay:
+        scrape = asyncio.run(measure(("127.0.0.1", relay.port), context(directory)))
+    scrape.kind = kind
+    return scrape
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +154,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
 def test_metrics_have_the_same_names_and_types(derper: Scrape, ours: Scrape) -> None:
     theirs = {name: kind for name, kind in derper.types.items() if not GO.match(name)}
     mine = {name: kind for name, kind in ours.types.items() if not name.startswith("pyderp_")}
+    assert mine.keys() - theirs.keys() == (NEW if derper.kind == OLDER else set())
     assert {name: kind for name, kind in mine.items() if name in theirs} == theirs
-    assert mine.keys() - theirs.keys() in (set(), NEW)
 
 
 def test_metrics_have_the_same_labels(derper: Scrape, ours: Scrape) -> None:
@@ -175,7 +179,8 @@ def test_json_has_the_same_names(derper: Scrape, ours: Scrape) -> None:
     assert names(ours.variables) == names(derper.variables) - GO_JSON
     assert set(ours.variables["derp"]) == set(derper.variables["derp"])
     for group in ("stun", "tls_listener"):
-        assert set(ours.variables[group]) - NEW_JSON == set(derper.variables[group]) - NEW_JSON
+        missing = NEW_JSON if derper.kind == OLDER and group == "stun" else set()
+        assert set(ours.variables[group]) - missing == set(derper.variables[group])
     for histogram in ("buffered_write_frames", "mesh_update_batch_size", "mesh_update_loop_count"):
         name = f"counter_{histogram}"
         assert list(ours.variables["derp"][name]) == list(derper.variables["derp"][name])

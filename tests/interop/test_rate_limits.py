@@ -6,13 +6,13 @@ import asyncio
 import json
 import signal
 import time
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tests.aio.dial import BOUND, Client, connect, hang_up
 
-from .relays import Kind, running
+from .relays import KINDS, Kind, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(90)
 
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 RATE: Final = 20_000
 BURST: Final = 65_568
 """The least, which is what a relay takes when none is given."""
@@ -86,7 +85,7 @@ async def check(relay: Relay, path: Path, applied: str) -> None:
         # A file that cannot be used changes nothing: the bucket is still empty.
         begin = end
         reload(relay, path, "{")
-        await logged(relay, "parsing rate config" if relay.kind == "derper" else "not JSON")
+        await logged(relay, "not JSON" if relay.kind == "pyderp" else "parsing rate config")
         end = await deliver(sender, receiver, 40)
         assert end - begin >= (40 * FRAME - 2 * READ) / RATE
         # The same limit again is a full bucket.

@@ -23,7 +23,7 @@ from pyderp.wire.metacert import scan_chain_untrusted
 from tests.aio.certificates import write_pair
 from tests.conftest import Run
 from tests.interop.peers import need
-from tests.interop.relays import running
+from tests.interop.relays import Kind, each_derper, running
 
 from .certificates import META, RELAY, ROOT, certificate
 from .tlspeer import NAME, TRUSTING, TlsPeer
@@ -318,9 +318,9 @@ def test_our_relay(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-def test_derper(run: Run, tmp_path: Path) -> None:
-    need("derper")
-    with running("derper", "pinned", tmp_path) as relay:
+@each_derper
+def test_derper(derper: Kind, run: Run, tmp_path: Path) -> None:
+    with running(derper, "pinned", tmp_path) as relay:
         pin = relay.pin
         assert pin is not None
         run(greeted(("127.0.0.1", relay.port), pin))

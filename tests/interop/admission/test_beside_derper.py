@@ -15,7 +15,7 @@ from pyderp.admission.url import AdmissionURL
 from tests.admission import test_tailscaled, test_url
 from tests.admission.fakes import CLOSE, STALL, FakeServer, Reply, Request, response, serving
 from tests.aio.dial import connect
-from tests.interop.relays import Relay, running
+from tests.interop.relays import DERPERS, Kind, Relay, running
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -44,14 +44,14 @@ async def lets_in(derper: Relay, private: NodePrivate) -> bool:
     return True
 
 
-async def start(directory: Path, *options: str) -> tuple[Relay, asyncio.Event]:
-    """Run ``derper`` in a thread until the event is set."""
+async def start(kind: Kind, directory: Path, *options: str) -> tuple[Relay, asyncio.Event]:
+    """Run a ``derper`` in a thread until the event is set."""
     loop = asyncio.get_running_loop()
     started: asyncio.Future[Relay] = loop.create_future()
     stop = asyncio.Event()
 
     def work() -> None:
-        with running("derper", "plain", directory, options=options) as derper:
+        with running(kind, "plain", directory, options=options) as derper:
             loop.call_soon_threadsafe(started.set_result, derper)
             asyncio.run_coroutine_threadsafe(stop.wait(), loop).result()
 
@@ -94,12 +94,13 @@ async def compare_urls(server: FakeServer, derper: Relay, controller: AdmissionU
         assert shape(server.requests[0]) == shape(server.requests[asked]), name
 
 
-def test_an_admission_url(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DERPERS)
+def test_an_admission_url(kind: Kind, tmp_path: Path) -> None:
     """Requests are equal but for User-Agent, and so is what comes of every kind of answer."""
 
     async def main() -> None:
         async with serving([]) as server:
-            derper, stop = await start(tmp_path, f"-verify-client-url={server.url}")
+            derper, stop = await start(kind, tmp_path, f"-verify-client-url={server.url}")
             controller = AdmissionURL(server.url, AdmissionCounters())
             try:
                 await compare_urls(server, derper, controller)
@@ -120,13 +121,14 @@ def test_an_admission_url(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_admission_url_that_fails_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DERPERS)
+def test_an_admission_url_that_fails_closed(kind: Kind, tmp_path: Path) -> None:
     """Without a response nobody comes in."""
 
     async def main() -> None:
         async with serving([CLOSE]) as server:
             option = "-verify-client-url-fail-open=false"
-            derper, stop = await start(tmp_path, f"-verify-client-url={server.url}", option)
+            derper, stop = await start(kind, tmp_path, f"-verify-client-url={server.url}", option)
             controller = AdmissionURL(server.url, AdmissionCounters(), fail_open=False)
             try:
                 private = NodePrivate.generate()
@@ -140,13 +142,14 @@ def test_an_admission_url_that_fails_closed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_local_tailscaled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DERPERS)
+def test_a_local_tailscaled(kind: Kind, tmp_path: Path) -> None:
     """Requests and what comes of every kind of answer are equal."""
     path = tmp_path / "d.sock"
 
     async def main() -> None:
         async with serving([], path=path) as server:
-            derper, stop = await start(tmp_path, "-verify-clients", f"-socket={path}")
+            derper, stop = await start(kind, tmp_path, "-verify-clients", f"-socket={path}")
             daemon = Tailscaled(path, AdmissionCounters())
             try:
                 for name, (reply, _) in test_tailscaled.ANSWERS.items():

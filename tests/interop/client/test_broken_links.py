@@ -20,13 +20,12 @@ import pytest
 from pyderp import Client, ConnectError, ConnectionClosed, DERPNode, ReceivedPacket
 from tests.conftest import Run
 from tests.interop.peers import need
-from tests.interop.relays import Kind, Relay, running
+from tests.interop.relays import KINDS, Kind, Relay, running
 from tests.interop.tailscaled.namespaces import HUB_ADDRESS, Namespace, Network, private_network
 from tests.interop.tailscaled.peers import need_namespaces
 
 from .support import (
     EACH_KIND_ONCE,
-    KINDS,
     clients,
     config,
     deliver,

@@ -9,10 +9,10 @@ import pytest
 
 from pyderp import CertificateError, Client, ConnectError, PinMismatch, TLSConfig, is_transient
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay
+from tests.interop.relays import KINDS, Kind, Relay
 
 from .recorder import Recorder, recording
-from .support import KINDS, NOBODY, GetRelay, config, node, region, talk, until, url, within
+from .support import NOBODY, GetRelay, config, node, region, talk, until, url, within
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 

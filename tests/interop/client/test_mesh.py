@@ -21,11 +21,10 @@ from pyderp import (
     watch_mesh,
 )
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay
+from tests.interop.relays import KINDS, Kind, Relay
 
 from .recorder import recording
 from .support import (
-    KINDS,
     MESH,
     GetRelay,
     clients,

@@ -23,11 +23,10 @@ from pyderp import (
     ServerInfo,
 )
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay, Setup, running
+from tests.interop.relays import KINDS, Kind, Relay, Setup, each_derper, running
 
 from .support import (
     BOUND,
-    KINDS,
     MESH,
     GetRelay,
     clients,
@@ -231,10 +230,13 @@ async def home_gauge(relay: Relay) -> int:
     )
 
 
+@each_derper
 @pytest.mark.parametrize("websocket", [False, True], ids=["http", "ws"])
-def test_preferred_moves_the_home_gauge(websocket: bool, relays: GetRelay, run: Run) -> None:
+def test_preferred_moves_the_home_gauge(
+    derper: Kind, websocket: bool, relays: GetRelay, run: Run
+) -> None:
     """derper counts a home at once, again after a reconnect, and never after it is withdrawn."""
-    relay = relays("derper", "plain")
+    relay = relays(derper, "plain")
 
     async def main() -> None:
         before = await home_gauge(relay)
@@ -305,11 +307,12 @@ def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> Non
     run(main())
 
 
-def test_rate_limit_of_derper_slows_the_sender(tmp_path: Path, run: Run) -> None:
+@each_derper
+def test_rate_limit_of_derper_slows_the_sender(derper: Kind, tmp_path: Path, run: Run) -> None:
     """derper's token bucket reads no faster than it allows: the sender waits, nothing is lost."""
     limits = tmp_path / "rate.json"
     limits.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 200_000}))
-    with running("derper", "plain", tmp_path, options=["-rate-config", str(limits)]) as relay:
+    with running(derper, "plain", tmp_path, options=["-rate-config", str(limits)]) as relay:
 
         async def main() -> None:
             a, b = client_of(relay), client_of(relay)

@@ -11,11 +11,10 @@ import pytest
 from pyderp import Client, ClientConfig, ConnectError, ServerInfo
 from pyderp.net.websocket import WebSocketLink
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay, Setup
+from tests.interop.relays import KINDS, Kind, Relay, Setup
 
 from .recorder import recording
 from .support import (
-    KINDS,
     GetRelay,
     clients,
     config,

@@ -24,12 +24,11 @@ from pyderp import (
     is_transient,
 )
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay
+from tests.interop.relays import KINDS, Kind, Relay
 from tests.interop.tailscaled.peers import missing
 
 from .recorder import recording
 from .support import (
-    KINDS,
     GetRelay,
     clients,
     config,

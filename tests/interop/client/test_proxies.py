@@ -11,12 +11,11 @@ import pytest
 from pyderp import Client, ConnectError, NetworkSettings, ProxyError
 from pyderp.net.websocket import WebSocketLink
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay, Setup, running
+from tests.interop.relays import KINDS, Kind, Relay, Setup, running
 
 from .programs import PASSWORD, USER, Program, microsocks, tinyproxy
 from .support import (
     EACH_KIND_ONCE,
-    KINDS,
     GetRelay,
     clients,
     config,

@@ -19,11 +19,10 @@ from pyderp import (
     ServerInfo,
 )
 from tests.conftest import Run
-from tests.interop.relays import Kind, Relay, Setup, running
+from tests.interop.relays import KINDS, NEWER, Kind, Relay, Setup, running
 
 from .recorder import recording
 from .support import (
-    KINDS,
     GetRelay,
     clients,
     config,
@@ -108,6 +107,9 @@ def client_of(relay: Relay, way: str) -> Client:
         ("derper", "plain", "region", "uvloop"),
         ("derper", "plain", "ws", "asyncio"),
         ("derper", "named", "https", "uvloop"),
+        (NEWER, "plain", "http", "uvloop"),
+        (NEWER, "plain", "ws", "uvloop"),
+        (NEWER, "named", "https", "asyncio"),
         ("pyderp", "plain", "http", "uvloop"),
         ("pyderp", "named", "https", "asyncio"),
     ],

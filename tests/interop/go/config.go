@@ -30,8 +30,9 @@ const (
 
 // The relays whose documented differences the scenarios know.
 const (
-	kindDerper = "derper"
-	kindPyderp = "pyderp"
+	kindDerper      = "derper" // v1.102.3
+	kindNewerDerper = "derper-v1.104.7"
+	kindPyderp      = "pyderp"
 )
 
 type config struct {
@@ -59,7 +60,7 @@ func configFlags() *config {
 	c := &config{}
 	flag.StringVar(&c.rawURL, "url", "", "relay URL, e.g. http://127.0.0.1:3340/derp")
 	flag.StringVar(&c.mode, "mode", "", "http, https or ws; default: the URL's scheme")
-	flag.StringVar(&c.kind, "kind", kindPyderp, "derper or pyderp: which documented differences to expect")
+	flag.StringVar(&c.kind, "kind", kindPyderp, "derper, derper-v1.104.7 or pyderp: which documented differences to expect")
 	flag.StringVar(&c.meshHex, "mesh-key", "", "the relay's mesh key, 64 hex digits")
 	flag.StringVar(&c.caFile, "ca", "", "PEM file with the roots to trust")
 	flag.StringVar(&c.pin, "pin", "", "sha256-raw:HEX; dial through a DERP region whose node carries it as CertName")
@@ -72,6 +73,9 @@ func configFlags() *config {
 	flag.BoolVar(&c.verbose, "v", false, "let the upstream packages log to stderr")
 	return c
 }
+
+// derper tells whether the relay is Go's, of either version.
+func (c *config) derper() bool { return c.kind != kindPyderp }
 
 // prepare checks the flags and sets the process up for the chosen transport.
 func (c *config) prepare() (err error) {
@@ -87,8 +91,8 @@ func (c *config) prepare() (err error) {
 		return fmt.Errorf("-mode %q does not fit -url %q", c.mode, c.rawURL)
 	case c.url.Port() == "":
 		return errors.New("-url needs a port")
-	case c.kind != kindDerper && c.kind != kindPyderp:
-		return fmt.Errorf("-kind is %q, not derper or pyderp", c.kind)
+	case c.kind != kindDerper && c.kind != kindNewerDerper && c.kind != kindPyderp:
+		return fmt.Errorf("-kind is %q, not derper, derper-v1.104.7 or pyderp", c.kind)
 	case c.mode == modeWS && c.pin != "":
 		return errors.New("Go's websocket client knows no pins")
 	case c.stride < 1:

@@ -7,7 +7,7 @@ import (
 
 func init() {
 	register("badframes", "each illegal length ends exactly the connection that sent it", badFrames)
-	register("unknownframes", "unknown and misplaced frames within the bound are skipped", unknownFrames)
+	register("unknownframes", "unknown and misplaced frames are skipped, up to a length that only old relays do not know", unknownFrames)
 	register("fragments", "frames arrive whole however the bytes are cut or joined", fragments)
 }
 
@@ -83,12 +83,13 @@ func unknownFrames(r *run) {
 		p.wantPacket(p.pub, data)
 	}
 	for _, t := range []byte{0x00, 0x0b, 0x0f, 0x16, 0x7f, 0xff} {
-		for _, n := range []int{0, 1, 5, 4096, 65568} {
+		for _, n := range []int{0, 1, 5, 4096, longestUnknown} {
 			r.at("type %#02x with %d bytes", t, n)
 			p.sendRaw(frame(derp.FrameType(t), make([]byte, n)))
 			alive()
 		}
 	}
+	r.unknownTooLong()
 	for _, c := range []struct {
 		name  string
 		bytes []byte
@@ -111,6 +112,27 @@ func unknownFrames(r *run) {
 		alive()
 	}
 	p.quiet()
+}
+
+// longestUnknown is how long an unknown frame may be for derper since v1.104, and for pyderp.
+const longestUnknown = 65568
+
+// unknownTooLong sends more than that. The older derper reads as much as is announced; the others hang up
+// at the header, without waiting for what is announced.
+func (r *run) unknownTooLong() {
+	for _, n := range []int{longestUnknown + 1, 3 << 20} {
+		r.at("%d bytes of an unknown type", n)
+		p := r.peer("too long", peerOpts{low: true})
+		if r.cfg.kind != kindDerper {
+			p.sendRaw(frameHeader(0x7f, n))
+			p.wantClosed()
+			continue
+		}
+		data := r.bytes(33)
+		p.sendRaw(frame(0x7f, make([]byte, n)))
+		p.sendRaw(frame(derp.FrameSendPacket, p.pub.AppendTo(nil), data))
+		p.wantPacket(p.pub, data)
+	}
 }
 
 // fragments also covers what a websocket leaves open: its messages need not match the frames.

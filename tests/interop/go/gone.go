@@ -57,7 +57,7 @@ func peerGone(r *run) {
 
 // kindWait is how long to wait for what derper will never say and pyderp will.
 func (r *run) kindWait(derper, pyderp time.Duration) time.Duration {
-	if r.cfg.kind == kindDerper {
+	if r.cfg.derper() {
 		return derper
 	}
 	return pyderp

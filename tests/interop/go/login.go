@@ -125,7 +125,7 @@ func badLogin(r *run) {
 		{"mesh key not hex", text(`{"meshKey":"` + mesh[:63] + `g"}`)},
 		{"mesh key misspelt in case and short", text(`{"MESHKEY":"00"}`)},
 	}
-	if r.cfg.kind == kindDerper {
+	if r.cfg.derper() {
 		// pyderp takes an empty mesh key for none: some clients always send the field.
 		cases = append(cases, struct {
 			name string

@@ -168,7 +168,7 @@ func wsLimit(r *run) {
 	r.check(r.cfg.mode == modeWS, "wslimit is about websockets")
 	// Documented difference: derper's websocket library has a limit of 32768 bytes a message, so that legal
 	// packets break the connection. (One byte above it the packet still arrives, and then the end.)
-	limited := r.cfg.kind == kindDerper
+	limited := r.cfg.derper()
 	biggest := 0
 	for _, n := range []int{goWSSend, goWSSend + 1, goWSSend + 2, derp.MaxPacketSize} {
 		r.at("Go's client sends %d bytes", n)

@@ -247,7 +247,7 @@ func httpAnswers(r *run) {
 
 	// Documented difference: derper answers every unknown path with its home page.
 	unknown := 404
-	if r.cfg.kind == kindDerper {
+	if r.cfg.derper() {
 		unknown = 200
 	}
 	for _, path := range []string{"/derp/", "/derp/foo", "/nothing", "/favicon.ico"} {

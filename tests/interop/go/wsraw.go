@@ -257,7 +257,7 @@ func wsFrames(r *run) {
 	r.at("a whole 64 KiB frame in one message")
 	big := r.bytes(derp.MaxPacketSize)
 	d.write(binaryMsg(d.toSelf(big)))
-	if r.cfg.kind == kindDerper { // documented difference: see wslimit
+	if r.cfg.derper() { // documented difference: see wslimit
 		d.wantClose(1009, "")
 	} else {
 		d.wantBack(big)

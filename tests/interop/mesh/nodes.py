@@ -144,11 +144,11 @@ def mesh(
             f"--mesh-psk-file={key}",
             f"--mesh-with={','.join(hosts)}",
         ]
-        if kind == "derper":
-            command = [str(need("derper")), "-stun=false", *flags]
-        else:
+        if kind == "pyderp":
             udp = "--stun-port=0" if stun else "--no-stun"
             command = [sys.executable, "-m", "pyderp", "relay", udp, *flags, *options]
+        else:
+            command = [str(need(kind)), "-stun=false", *flags]
         nodes.append(Node(kind, port, directory / f"relay{number}.log", command, environment))
     with ExitStack() as stack:
         for node in nodes:

@@ -1,4 +1,4 @@
-"""A full mesh of two Go derpers and two of ours."""
+"""A full mesh of two Go derpers, one of each version, and two of ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import itertools
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
+
+import pytest
 
 from pyderp import (
     Client,
@@ -18,7 +20,7 @@ from pyderp import (
     ReceivedPacket,
     TLSConfig,
 )
-from tests.interop.relays import MESH_KEY
+from tests.interop.relays import DERPERS, MESH_KEY, Kind, each_derper
 
 from .nodes import BOUND, OTHER_MESH_KEY, mesh
 
@@ -81,7 +83,8 @@ async def all_reach_all(users: list[User]) -> None:
         assert set(user.got.values()) == {1}, "a packet came twice"
 
 
-def test_four_nodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("derpers", [DERPERS, DERPERS[::-1]], ids=["older dies", "newer dies"])
+def test_four_nodes(derpers: tuple[Kind, ...], tmp_path: Path) -> None:
     """Clients on different nodes reach each other in all directions; two nodes crash, and the
     others do not mind; they return, and all is as before."""
 
@@ -110,7 +113,7 @@ def test_four_nodes(tmp_path: Path) -> None:
                 user.got.clear()
             await all_reach_all(users)
 
-    with mesh(["derper", "derper", "pyderp", "pyderp"], tmp_path) as nodes:
+    with mesh([*derpers, "pyderp", "pyderp"], tmp_path) as nodes:
         asyncio.run(main(nodes))
         # The one of ours that stayed says what it saw, once each.
         text = nodes[3].text()
@@ -119,7 +122,8 @@ def test_four_nodes(tmp_path: Path) -> None:
         assert text.count(" WARNING mesh with ") <= 6
 
 
-def test_a_derper_with_another_mesh_key(tmp_path: Path) -> None:
+@each_derper
+def test_a_derper_with_another_mesh_key(derper: Kind, tmp_path: Path) -> None:
     """It hangs up without a word; our log has one that helps."""
-    with mesh(["derper", "pyderp"], tmp_path, keys=[OTHER_MESH_KEY, MESH_KEY]) as nodes:
+    with mesh([derper, "pyderp"], tmp_path, keys=[OTHER_MESH_KEY, MESH_KEY]) as nodes:
         nodes[1].logs("its mesh key probably differs from ours")

@@ -14,12 +14,16 @@ from typing import Final
 import pytest
 
 from tests.aio import dial
-from tests.interop.relays import Kind, Relay, Setup
+from tests.interop.relays import DERPERS, KINDS, Kind, Relay, Setup
 
 GetRelay = Callable[[Kind, Setup], Relay]
 
-KINDS: Final[tuple[Kind, ...]] = ("derper", "pyderp")
 both = pytest.mark.parametrize("kind", KINDS)
+one_and_other = pytest.mark.parametrize(
+    ("one", "other"),
+    [*((derper, "pyderp") for derper in DERPERS), *(("pyderp", derper) for derper in DERPERS)],
+)
+"""Ours and each version of derper, in both orders."""
 BOUND: Final = 20.0
 """Seconds that a step of a process may take on a busy machine."""
 _POLL: Final = 0.02

@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 from tests.interop.peers import REPOSITORY, need
+from tests.interop.relays import DERPERS, KINDS, NEWER, OLDER, Kind
 from tests.interop.tailscaled.namespaces import Namespace
 from tests.interop.tailscaled.peers import need_namespaces
 from tests.interop.tailscaled.processes import daemon
 
-from .support import BOUND, KINDS, Answer
+from .support import BOUND, Answer
 
 HERE, HERE6 = "203.0.113.1", "2001:db8::1"
 STRANGER, STRANGER6 = "8.8.8.8", "2001:db8::2"
@@ -54,7 +55,11 @@ MAY_NOT = (
     "100.128.0.1",
 )
 QUERY = "?debugkey=open%20sesame"
-PORTS = {"derper": (8443, 80), "pyderp": (8444, 81)}
+PORTS: dict[Kind, tuple[int, int]] = {
+    OLDER: (8443, 80),
+    "pyderp": (8444, 81),
+    NEWER: (8445, 82),
+}
 """With TLS, and without beside it."""
 _serial = itertools.count(1)
 
@@ -67,7 +72,7 @@ class Question:
     method: str = "GET"
     tls: bool = True
 
-    def task(self, kind: str) -> list[object]:
+    def task(self, kind: Kind) -> list[object]:
         secure, plain = PORTS[kind]
         here = HERE6 if ":" in self.source else HERE
         if self.source == LOOPBACK:
@@ -80,7 +85,7 @@ class Question:
 class Network:
     namespace: Namespace
 
-    def ask(self, kind: str, questions: Sequence[Question]) -> list[Answer]:
+    def ask(self, kind: Kind, questions: Sequence[Question]) -> list[Answer]:
         """All answers of one relay."""
         command = [sys.executable, "-m", "tests.interop.server.debug_access_inside"]
         done = subprocess.run(
@@ -99,10 +104,12 @@ class Network:
         ]
 
     def both(self, questions: Sequence[Question]) -> Iterator[tuple[Question, list[Answer]]]:
-        """Each question with the answers of derper and of ours."""
-        asked = [self.ask(kind, questions) for kind in KINDS]
-        for question, *answers in zip(questions, *asked, strict=True):
-            yield question, answers
+        """Each question with the answers of derper and of ours, for each version of derper."""
+        ours = self.ask("pyderp", questions)
+        for derper in DERPERS:
+            theirs = self.ask(derper, questions)
+            for question, *answers in zip(questions, theirs, ours, strict=True):
+                yield question, answers
 
 
 @contextmanager
@@ -124,10 +131,10 @@ def own_network() -> Iterator[Namespace]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
-def command(kind: str, directory: Path) -> list[str]:
+def command(kind: Kind, directory: Path) -> list[str]:
     secure, plain = PORTS[kind]
-    if kind == "derper":
-        start = [str(need("derper")), "-stun=false"]
+    if kind != "pyderp":
+        start = [str(need(kind)), "-stun=false"]
     else:
         # derper answers under any name.
         start = [sys.executable, "-m", "pyderp", "relay", "--no-stun", "--debug-hosts=relay.test"]

@@ -14,13 +14,11 @@ import pytest
 
 from pyderp.keys import MeshKey, NodePrivate
 from tests.aio import dial
-from tests.interop import relays
-from tests.interop.peers import need
-from tests.interop.relays import MESH_KEY, Relay
+from tests.interop.relays import MESH_KEY, NEWER, Kind, Relay, running
 
 from .support import Answer, ask, request
 
-NEWER: Final = "derper-v1.104.7"
+PAIR: Final[tuple[Kind, Kind]] = (NEWER, "pyderp")
 KEYS: Final = [NodePrivate(bytes([number]) * 32) for number in range(1, 6)]
 PUBLIC: Final = [str(private.public) for private in KEYS]
 ZERO: Final = "nodekey:" + 64 * "0"
@@ -32,11 +30,11 @@ SORTS: Final = ("key", "ip", "conn", "connected", "rx", "tx", "rxpkts", "txpkts"
 class Pair:
     """Both relays with the same clients, and what they answer."""
 
-    answers: dict[str, dict[str, Answer]]
+    answers: dict[Kind, dict[str, Answer]]
     """By relay and target."""
 
     def both(self, query: str) -> tuple[Answer, Answer]:
-        theirs, ours = (self.answers[name][query] for name in ("derper", "pyderp"))
+        theirs, ours = (self.answers[kind][query] for kind in PAIR)
         return theirs, ours
 
 
@@ -183,20 +181,18 @@ async def answers_of(relay: Relay) -> dict[str, Answer]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    program = need(NEWER)
-    answers = {}
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relays, "need", lambda _: program)
-        for kind in ("derper", "pyderp"):
+    answers: dict[Kind, dict[str, Answer]] = {}
+    with ExitStack() as stack:
+        for kind in PAIR:
             directory = tmp_path_factory.mktemp(f"clients-{kind}")
-            relay = stack.enter_context(relays.running(kind, "plain", directory))
+            relay = stack.enter_context(running(kind, "plain", directory))
             answers[kind] = asyncio.run(answers_of(relay))
     return Pair(answers)
 
 
 def headers(answer: Answer) -> dict[str, str]:
-    # Ours are not to be kept by browsers and proxies: docs/differences.md.
-    unlike = {"cache-control", "connection", "content-length", "date", "transfer-encoding"}
+    # Ours forbids to store any debug page, since its address may hold the key.
+    unlike = {"date", "content-length", "connection", "transfer-encoding", "cache-control"}
     return {name: text for name, text in answer.headers.items() if name not in unlike}
 
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from tests.aio import dial
-from tests.interop.relays import Relay
+from tests.interop.relays import KINDS, Relay
 
-from .support import BOUND, KINDS, GetRelay, difference, metrics
+from .support import BOUND, GetRelay, difference, metrics
 
 HOMES = "derp_current_home_connections"
 IN, OUT = "derp_home_moves_in", "derp_home_moves_out"
@@ -60,7 +60,7 @@ async def play(relay: Relay) -> None:
 
 @pytest.mark.slow
 def test_moves_count_after_five_seconds(relays: GetRelay) -> None:
-    """Both at once, as each takes its time."""
+    """All at once, as each takes its time."""
 
     async def main() -> None:
         await asyncio.gather(*(play(relays(kind, "plain")) for kind in KINDS))

@@ -28,12 +28,13 @@ from pyderp.wire.frames import (
 )
 from pyderp.wire.upgrade import switching_protocols, upgrade_request
 from tests.aio.dial import hang_up, open_stream
+from tests.interop.gopeer import GOPEER, NEWER_GOPEER
 from tests.interop.peers import need
-from tests.interop.relays import Kind, Relay, running
+from tests.interop.relays import NEWER, Kind, Relay, running
+
+from .support import both
 
 pytestmark = pytest.mark.timeout(60)
-
-KINDS: list[Kind] = ["derper", "pyderp"]
 
 
 async def read_frame(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -91,10 +92,10 @@ async def hostile(shown: NodePublic) -> AsyncIterator[tuple[str, asyncio.Queue[b
     await asyncio.gather(*serving)
 
 
-async def go_client(url: str) -> tuple[int, bytes]:
+async def go_client(url: str, program: str = GOPEER) -> tuple[int, bytes]:
     """Let Go's client connect, ping and be answered; gives exit code and report."""
     process = await asyncio.create_subprocess_exec(
-        need("gopeer"), "-scenario=ping", f"-url={url}", stdout=asyncio.subprocess.PIPE
+        need(program), "-scenario=ping", f"-url={url}", stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
     assert process.returncode is not None
@@ -105,7 +106,7 @@ def private_key(directory: Path) -> NodePrivate:
     return NodePrivate.parse(json.loads((directory / "relay.json").read_text())["PrivateKey"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@both
 def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
     """It opens the door of both relays: nothing in it says to whom it was given.
 
@@ -115,7 +116,8 @@ def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
     async def main() -> None:
         private = private_key(tmp_path)
         async with hostile(private.public) as (url, caught):
-            going = asyncio.ensure_future(go_client(url))
+            program = NEWER_GOPEER if kind == NEWER else GOPEER
+            going = asyncio.ensure_future(go_client(url, program))
             frame = await caught.get()
             client = NodePublic(frame[FRAME_HEADER_LEN:][:KEY_LEN])
             said = private.open_from(client, frame[FRAME_HEADER_LEN + KEY_LEN :])
@@ -133,13 +135,14 @@ def test_a_login_that_another_relay_caught(kind: Kind, tmp_path: Path) -> None:
             assert "is a box that this relay sealed" in relay.log_text()
 
 
-def test_a_relay_that_lacks_the_key_it_shows() -> None:
+@pytest.mark.parametrize("program", [GOPEER, NEWER_GOPEER])
+def test_a_relay_that_lacks_the_key_it_shows(program: str) -> None:
     """Go's client takes its own box for an answer; ours does not."""
 
     async def main() -> None:
         shown = NodePrivate.generate().public
         async with hostile(shown) as (url, caught):
-            code, output = await go_client(url)
+            code, output = await go_client(url, program)
             assert code == 0, output
             async with pyderp.Client.for_url(url) as client:
                 with pytest.raises(ConnectionClosed) as ended:

@@ -19,9 +19,9 @@ from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
 from tests.aio import dial
 from tests.interop.peers import need
-from tests.interop.relays import Kind, running
+from tests.interop.relays import Kind, each_derper, running
 
-from .support import BOUND, KINDS, both
+from .support import BOUND, one_and_other
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,13 +50,12 @@ def key_of(kind: Kind, directory: Path, file: Path) -> str:
         return asyncio.run(greeted(relay.port))
 
 
-@both
-def test_one_makes_it_and_the_other_uses_it(kind: Kind, tmp_path: Path) -> None:
+@one_and_other
+def test_one_makes_it_and_the_other_uses_it(one: Kind, other: Kind, tmp_path: Path) -> None:
     """In new folders, for its owner only, in the same form; nobody writes it again."""
     file = tmp_path / "new" / "folder" / "relay.key"
-    (other,) = set(KINDS) - {kind}
     with umask(0o022):
-        made = key_of(kind, tmp_path, file)
+        made = key_of(one, tmp_path, file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     text = file.read_text()
     private = NodePrivate.parse(json.loads(text)["PrivateKey"])
@@ -69,6 +68,7 @@ def test_one_makes_it_and_the_other_uses_it(kind: Kind, tmp_path: Path) -> None:
     assert os.listdir(file.parent) == ["relay.key"]
 
 
+@each_derper
 @pytest.mark.parametrize(
     "text",
     [
@@ -86,11 +86,13 @@ def test_one_makes_it_and_the_other_uses_it(kind: Kind, tmp_path: Path) -> None:
         f'{{"PrivateKey": "{GOOD[:-1]}g"}}',
     ],
 )
-def test_what_is_no_key_ends_both_and_stays_as_it_is(tmp_path: Path, text: str) -> None:
+def test_what_is_no_key_ends_both_and_stays_as_it_is(
+    derper: Kind, tmp_path: Path, text: str
+) -> None:
     file = tmp_path / "relay.key"
     file.write_text(text)
     file.chmod(0o600)
-    command = [str(need("derper")), "-a=127.0.0.1:0", "-stun=false", "-c", str(file)]
+    command = [str(need(derper)), "-a=127.0.0.1:0", "-stun=false", "-c", str(file)]
     done = subprocess.run(command, capture_output=True, timeout=BOUND, check=False)
     # An empty object is a panic.
     assert done.returncode == (2 if text == "{}" else 1), done.stderr
@@ -99,9 +101,10 @@ def test_what_is_no_key_ends_both_and_stays_as_it_is(tmp_path: Path, text: str) 
     assert file.read_text() == text
 
 
-def test_a_good_key_ends_neither(tmp_path: Path) -> None:
+@each_derper
+def test_a_good_key_ends_neither(derper: Kind, tmp_path: Path) -> None:
     """So that the keys above are refused for what is wrong with them."""
     file = tmp_path / "relay.key"
     file.write_text(json.dumps({"PrivateKey": GOOD}))
     file.chmod(0o600)
-    assert key_of("derper", tmp_path, file) == str(load_or_create_key(file).public)
+    assert key_of(derper, tmp_path, file) == str(load_or_create_key(file).public)

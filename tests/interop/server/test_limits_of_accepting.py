@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.aio.certificates import trusting_nobody
-from tests.interop.relays import Relay, running
+from tests.interop.relays import Kind, Relay, each_derper, running
 
 from .support import Answer, parse_metrics, request, until
 
@@ -26,11 +26,12 @@ def shake_hands(relay: Relay) -> ssl.SSLSocket | None:
         return None
 
 
-def test_derper_exits(tmp_path: Path) -> None:
+@each_derper
+def test_derper_exits(derper: Kind, tmp_path: Path) -> None:
     def main() -> None:
         # One more, as seeing whether it listens takes one.
         burst = "--accept-connection-burst=3"
-        with running("derper", "named", tmp_path, options=[LIMIT, burst]) as relay:
+        with running(derper, "named", tmp_path, options=[LIMIT, burst]) as relay:
             first, second = shake_hands(relay), shake_hands(relay)
             assert first is not None
             assert second is not None

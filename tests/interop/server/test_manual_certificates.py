@@ -23,9 +23,9 @@ from pyderp import ConfigError, ManualTLS
 from pyderp.config import RelayConfig
 from tests.aio.certificates import trusting_nobody, write_pair
 from tests.interop.peers import need
-from tests.interop.relays import Kind, Relay, Setup, running
+from tests.interop.relays import Kind, Relay, Setup, each_derper, running
 
-from .support import BOUND, KINDS, GetRelay, both
+from .support import BOUND, GetRelay, both, one_and_other
 
 NAME = "relay.test"
 
@@ -71,11 +71,11 @@ def test_the_name_that_is_asked_for(
 # What is made for an address
 
 
-@both
-def test_an_address_has_a_certificate_made(kind: Kind, tmp_path: Path) -> None:
+@one_and_other
+def test_an_address_has_a_certificate_made(one: Kind, other: Kind, tmp_path: Path) -> None:
     """The same but for key, serial number and times; the other relay uses it, and so keeps the
     pin that clients have."""
-    with running(kind, "pinned", tmp_path) as relay:
+    with running(one, "pinned", tmp_path) as relay:
         shown = leaf(relay, None)
         told = re.search(r'\{"Name":"custom".*?\}', relay.log_text())
         assert told is not None
@@ -91,7 +91,6 @@ def test_an_address_has_a_certificate_made(kind: Kind, tmp_path: Path) -> None:
     key = load_pem_private_key(text, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     assert key.public_key() == certificate.public_key()
-    (other,) = set(KINDS) - {kind}
     with running(other, "pinned", tmp_path) as second:
         assert second.pin == relay.pin
         assert leaf(second, None) == shown
@@ -123,10 +122,10 @@ def check_self_signed(certificate: x509.Certificate) -> None:
 # What is refused at the start
 
 
-def refusal_of_derper(certdir: Path, hostname: str) -> str:
+def refusal_of_derper(derper: Kind, certdir: Path, hostname: str) -> str:
     """Its last words; empty if it starts."""
     command = [
-        *(str(need("derper")), "-stun=false", "-http-port=-1", "-certmode=manual"),
+        *(str(need(derper)), "-stun=false", "-http-port=-1", "-certmode=manual"),
         # A port that cannot be listened on ends it, too: by then the certificate was taken.
         *("-a=192.0.2.254:443", f"-certdir={certdir}", f"-hostname={hostname}"),
         *("-c", str(certdir.parent / "derper.json")),
@@ -135,6 +134,12 @@ def refusal_of_derper(certdir: Path, hostname: str) -> str:
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     return "" if "cannot assign requested address" in last else last
+
+
+def refusal_of(kind: Kind, certdir: Path, hostname: str) -> str:
+    if kind == "pyderp":
+        return refusal_of_ours(certdir, hostname)
+    return refusal_of_derper(kind, certdir, hostname)
 
 
 def refusal_of_ours(certdir: Path, hostname: str) -> str:
@@ -150,6 +155,7 @@ def refusal_of_ours(certdir: Path, hostname: str) -> str:
     return ""
 
 
+@each_derper
 @pytest.mark.parametrize(
     ("hostname", "file", "names", "told"),
     [
@@ -170,43 +176,40 @@ def refusal_of_ours(certdir: Path, hostname: str) -> str:
     ],
 )
 def test_both_refuse_the_same(
-    tmp_path: Path, hostname: str, file: str, names: list[str], told: str
+    derper: Kind, tmp_path: Path, hostname: str, file: str, names: list[str], told: str
 ) -> None:
     """What is no certificate for the host, or is missing, ends both with its name."""
     write_pair(tmp_path, file, names=names)
-    theirs, ours = refusal_of_derper(tmp_path, hostname), refusal_of_ours(tmp_path, hostname)
+    theirs, ours = refusal_of(derper, tmp_path, hostname), refusal_of_ours(tmp_path, hostname)
     assert bool(theirs) is bool(ours) is bool(told)
     assert told in theirs
     assert told in ours
 
 
+@both
 @pytest.mark.parametrize("missing", ["crt", "key"])
-def test_half_a_pair_of_a_name_is_refused(tmp_path: Path, missing: str) -> None:
+def test_half_a_pair_of_a_name_is_refused(kind: Kind, tmp_path: Path, missing: str) -> None:
     write_pair(tmp_path, NAME)
     (tmp_path / f"{NAME}.{missing}").unlink()
-    assert f"{NAME}.{missing}" in refusal_of_derper(tmp_path, NAME)
-    assert f"{NAME}.{missing}" in refusal_of_ours(tmp_path, NAME)
+    assert f"{NAME}.{missing}" in refusal_of(kind, tmp_path, NAME)
 
 
+@both
 @pytest.mark.parametrize("missing", ["crt", "key"])
-@pytest.mark.parametrize("refused", [refusal_of_derper, refusal_of_ours])
-def test_half_a_pair_of_an_address_is_made_anew(
-    tmp_path: Path, missing: str, refused: object
-) -> None:
+def test_half_a_pair_of_an_address_is_made_anew(kind: Kind, tmp_path: Path, missing: str) -> None:
     old = write_pair(tmp_path, "192.0.2.1")
     (tmp_path / f"192.0.2.1.{missing}").unlink()
-    assert callable(refused)
-    assert refused(tmp_path, "192.0.2.1") == ""
+    assert refusal_of(kind, tmp_path, "192.0.2.1") == ""
     made = x509.load_pem_x509_certificate((tmp_path / "192.0.2.1.crt").read_bytes())
     assert made.public_bytes(Encoding.DER) != old
     assert (tmp_path / "192.0.2.1.key").exists()
 
 
-def test_both_make_a_folder_and_name_the_files_of_an_ipv6_address_alike(tmp_path: Path) -> None:
-    for refused, folder in (
-        (refusal_of_derper, tmp_path / "theirs"),
-        (refusal_of_ours, tmp_path / "ours"),
-    ):
-        assert refused(folder, "::1") == ""
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert {path.name for path in folder.iterdir()} == {"1.crt", "1.key"}
+@both
+def test_both_make_a_folder_and_name_the_files_of_an_ipv6_address_alike(
+    kind: Kind, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    assert refusal_of(kind, folder, "::1") == ""
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {path.name for path in folder.iterdir()} == {"1.crt", "1.key"}

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.relays import running
+from tests.interop.relays import Kind, each_derper, running
 
 from .support import GetRelay, ask, request, until
 
 
-def test_it_kills_derper(tmp_path: Path) -> None:
+@each_derper
+def test_it_kills_derper(derper: Kind, tmp_path: Path) -> None:
     def main() -> None:
-        with running("derper", "plain", tmp_path) as relay:
+        with running(derper, "plain", tmp_path) as relay:
             relay.process.send_signal(signal.SIGHUP)
             until(lambda: relay.process.poll() is not None, "derper ends")
 
-    with pytest.raises(AssertionError, match=f"derper exited with {-signal.SIGHUP}"):
+    with pytest.raises(AssertionError, match=f"{derper} exited with {-signal.SIGHUP}"):
         main()
 
 

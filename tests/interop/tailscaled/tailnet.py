@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.interop.relays import Kind
+
 from .namespaces import HUB_ADDRESS, Namespace, Network, private_network
 from .peers import need
 from .processes import Daemon, daemon, eventually, quiet_environment
@@ -27,9 +29,9 @@ RELAY_PORT = 8443
 
 @dataclass(frozen=True)
 class Relay:
-    """How to start one kind of relay; both kinds take the same options, ours in GNU spelling."""
+    """How to start one kind of relay; all kinds take the same options, ours in GNU spelling."""
 
-    kind: str
+    kind: Kind
     tls: bool
 
     def __str__(self) -> str:
@@ -38,10 +40,10 @@ class Relay:
 
     def command(self, directory: Path) -> list[str]:
         """Return the command line; key and certificate live in ``directory``."""
-        if self.kind == "derper":
-            program, dashes = [str(need("derper")), "-stun=false"], "-"
-        else:
+        if self.kind == "pyderp":
             program, dashes = [sys.executable, "-m", "pyderp", "relay", "--no-stun"], "--"
+        else:
+            program, dashes = [str(need(self.kind)), "-stun=false"], "-"
         options = ["http-port=-1"]
         if self.tls:
             options += ["certmode=manual", f"hostname={HUB_ADDRESS}"]

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.interop.relays import KINDS
+
 from .namespaces import HUB_ADDRESS
 from .peers import need_namespaces
 from .processes import daemon, eventually, quiet_environment, round_trip
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(120)
 
-TLS = [Relay("derper", tls=True), Relay("pyderp", tls=True)]
-PLAIN = [Relay("derper", tls=False), Relay("pyderp", tls=False)]
+TLS = [Relay(kind, tls=True) for kind in KINDS]
+PLAIN = [Relay(kind, tls=False) for kind in KINDS]
 BULK = 5_000_000
 """Bytes sent each way in the bulk transfer."""
 
