@@ -19,14 +19,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from .peers import REPOSITORY, need
+from .relays import NEWER, Kind
 from .tailscaled.namespaces import Namespace
 from .tailscaled.peers import need_namespaces
+from .tailscaled.processes import daemon
 
 CLIENT = ("10.79.0.1/24", "fd79::1/64", "fe80::1/64")
 SERVER = (
@@ -99,6 +102,18 @@ def add_addresses(namespace: Namespace, device: str, addresses: tuple[str, ...])
         ip(namespace, "address", "add", address, "dev", device, *nodad)
 
 
+@contextmanager
+def derper_serving(net: Network, host: str, directory: Path) -> Iterator[int]:
+    """Go's server, of the version that chooses the address; gives its port."""
+    port = 3478  # in this namespace nobody else can have it
+    args = [str(need(NEWER)), "-c", str(directory / "derper.json"), "-http-port=-1"]
+    args += [f"-a={host}:3340", f"-stun-port={port}"]
+    with daemon(net.server, args, directory / "derper.log", os.environ) as process:
+        listening = ("ss", "-HluN", net.server.name, f"sport = :{port}")
+        process.wait_for("derper's STUN", lambda: subprocess.check_output(listening).strip())
+        yield port
+
+
 @pytest.fixture(scope="module")
 def net() -> Iterator[Network]:
     need_namespaces()
@@ -124,12 +139,18 @@ def net() -> Iterator[Network]:
         yield Network(client, server)
 
 
+def serving(kind: Kind, net: Network, host: str, directory: Path) -> AbstractContextManager[int]:
+    return net.serving(host) if kind == "pyderp" else derper_serving(net, host, directory)
+
+
+of_both = pytest.mark.parametrize("kind", [NEWER, "pyderp"])
 V4 = ("10.79.0.3", "10.79.0.2", "10.79.8.8")
 V6 = ("fd79::3", "fd79::2", "fd79:8::8")
 
 
-def test_each_address_answers_for_itself(net: Network) -> None:
-    with net.serving("") as port:
+@of_both
+def test_each_address_answers_for_itself(kind: Kind, net: Network, tmp_path: Path) -> None:
+    with serving(kind, net, "", tmp_path) as port:
         seen = net.ask(
             *((host, port, "") for host in V4), *((host, port, "fd79::1") for host in V6)
         )
@@ -139,8 +160,9 @@ def test_each_address_answers_for_itself(net: Network) -> None:
     ]
 
 
-def test_on_an_ipv4_socket_too(net: Network) -> None:
-    with net.serving("0.0.0.0") as port:
+@of_both
+def test_on_an_ipv4_socket_too(kind: Kind, net: Network, tmp_path: Path) -> None:
+    with serving(kind, net, "0.0.0.0", tmp_path) as port:
         seen = net.ask(*((host, port, "") for host in V4))
     assert seen == [[host, "10.79.0.1"] for host in V4]
 
