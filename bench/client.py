@@ -94,7 +94,7 @@ def running_relay(*, tls: bool) -> Iterator[RunningRelay]:
         flags = ["--dev", "--no-stun"]
         if tls:
             flags = ["--certmode=manual", "--hostname=127.0.0.1", f"--certdir={folder}"]
-            flags += ["--http-port=-1", "-c", f"{folder}/relay.key"]
+            flags += ["--no-stun", "--http-port=-1", "-c", f"{folder}/relay.key"]
         command = [sys.executable, "-m", "pyderp", "relay", "-a", "127.0.0.1:0", *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -260,7 +260,7 @@ in [README.md](README.md). In brackets: the lowest and highest ratio of a round.
 
 {table}
 
-pyderp {version}; Go's client is `derp/derphttp` of Tailscale 1.102.3. {machine}
+pyderp {version}; Go's client is `derp/derphttp` of Tailscale {tailscale}. {machine}
 """
 
 
@@ -278,7 +278,7 @@ def main() -> int:
         worker(json.loads(args.worker))
         return 0
     try:
-        peers.build(SOURCE, "clientpeer")
+        go = machine.module_version(peers.build(SOURCE, "clientpeer"))
         table = compare(args.rounds, args.packets)
     except BenchError as e:
         sys.stderr.write(f"bench: {e}\n")
@@ -288,6 +288,7 @@ def main() -> int:
         packets=args.packets,
         table=table,
         version=pyderp.__version__,
+        tailscale=go,
         machine=machine.one_line(),
     )
     if args.write:

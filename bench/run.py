@@ -39,6 +39,7 @@ examples:
   python bench/run.py                          everything, about 8 minutes
   python bench/run.py --json raw.json          the same, with all that was measured
   python bench/run.py --only 1,4 --rounds 5    two rows, more often
+  python bench/run.py --derper derper          against derper v1.102.3
   python bench/run.py --only 4 --rounds 1 --seconds 60 --no-derper
                                                keep pyderp busy, to profile it
   python bench/run.py --only 1 --command-a "python -m pyderp relay --workers 2 \\
@@ -47,8 +48,8 @@ examples:
 
 A command may hold {{port}}, {{key}}, {{certdir}}, and as words of their own {{tls}}
 (the TLS flags, or nothing) and {{dev}} (--dev without TLS, or nothing). Its first word
-`python` means --python; `derper`, like the load generator, is looked for in .peers/bin
-and then in PATH. The exit status does not depend on the targets.
+`python` means --python, `derper` means --derper; that, like the load generator, is
+looked for in .peers/bin and then in PATH. The exit status does not depend on the targets.
 """
 
 
@@ -111,6 +112,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="where to write the page; default bench/RESULTS.md after a full run, "
         "else standard output",
+    )
+    add(
+        "--derper",
+        default=peers.DERPER,
+        metavar="PROGRAM",
+        help="derper to compare with, a path or a name in .peers/bin; default %(default)s",
     )
     add("--no-derper", action="store_true", help="measure pyderp alone")
     add(
@@ -176,7 +183,7 @@ def relay_commands(args: argparse.Namespace) -> list[RelayCommand]:
         programs: dict[str, str] = {}
         name = letter
         if words[0] == "derper":
-            programs["derper"] = str(peers.find_derper())
+            programs["derper"] = str(peers.find_derper(args.derper))
             name = "derper" if letter == "B" else letter
         elif words[0] == "python":
             programs["python"] = args.python
@@ -238,6 +245,8 @@ def _shown_command(args: argparse.Namespace) -> str:
     out += ["--seconds", f"{args.seconds:g}", "--conns", str(args.conns)]
     if args.only != rows.NUMBERS:
         out += ["--only", ",".join(map(str, sorted(args.only)))]
+    if args.derper != peers.DERPER:
+        out += ["--derper", Path(args.derper).name]
     for flag in ("no_derper", "pin"):
         if getattr(args, flag):
             out.append("--" + flag.replace("_", "-"))
@@ -270,6 +279,7 @@ def _is_full(args: argparse.Namespace) -> bool:
         and args.seconds >= MIN_SECONDS
         and not (args.no_derper or args.pin)
         and (args.command_a, args.command_b) == (PYDERP, DERPER)
+        and args.derper == peers.DERPER
     )
 
 

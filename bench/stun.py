@@ -67,12 +67,12 @@ def run_server(loop: str, batch: int) -> None:
 
 
 @contextmanager
-def running(name: str, folder: str) -> Iterator[tuple[int, int]]:
+def running(name: str, folder: str, derper: Path) -> Iterator[tuple[int, int]]:
     """A server; gives process id and port."""
     port = 0
     if name == "derper":
         port = _free_port(socket.SOCK_DGRAM)
-        command = [str(peers.find_derper()), "-c", f"{folder}/derper.json", "-http-port=-1"]
+        command = [str(derper), "-c", f"{folder}/derper.json", "-http-port=-1"]
         command += [f"-stun-port={port}", "-a", f":{_free_port(socket.SOCK_STREAM)}"]
     else:
         command = [sys.executable, __file__, "--serve", *SERVERS[name]]
@@ -92,11 +92,11 @@ def _free_port(kind: socket.SocketKind) -> int:
         return int(probe.getsockname()[1])
 
 
-def measure(name: str, at_once: int, total: int) -> float:
+def measure(name: str, at_once: int, total: int, derper: Path) -> float:
     """Answers a second of CPU of one run."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(name, folder) as (pid, port),
+        running(name, folder, derper) as (pid, port),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
     ):
         sock.settimeout(0.2)
@@ -135,7 +135,7 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def compare(rounds: int, total: int) -> str:
+def compare(rounds: int, total: int, derper: Path) -> str:
     """Measure all rows; gives the table."""
     ours = [name for name in SERVERS if name != "derper"]
     head = ["requests at once", *SERVERS, *(f"ratio, {name}" for name in ours)]
@@ -144,7 +144,7 @@ def compare(rounds: int, total: int) -> str:
         taken: dict[str, list[float]] = {name: [] for name in SERVERS}
         for _ in range(rounds):
             for name in SERVERS:
-                taken[name].append(measure(name, at_once, total))
+                taken[name].append(measure(name, at_once, total, derper))
         lines.append(_line(at_once, taken))
         sys.stderr.write(lines[-1] + "\n")
     return "\n".join(lines)
@@ -189,6 +189,9 @@ def main() -> int:
     parser.add_argument(
         "--requests", type=int, default=64_000, help="multiple of 64; default %(default)s"
     )
+    parser.add_argument(
+        "--derper", default=peers.DERPER, metavar="PROGRAM", help="default %(default)s"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--serve", nargs=2, metavar=("LOOP", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -196,8 +199,8 @@ def main() -> int:
         run_server(args.serve[0], int(args.serve[1]))
         return 0
     try:
-        table = compare(args.rounds, args.requests)
-        derper = machine.derper_version(peers.find_derper())
+        derper = peers.find_derper(args.derper)
+        table = compare(args.rounds, args.requests, derper)
     except BenchError as e:
         sys.stderr.write(f"bench: {e}\n")
         return 1
@@ -207,7 +210,7 @@ def main() -> int:
         batch=stun.BATCH,
         table=table,
         version=pyderp.__version__,
-        derper=derper,
+        derper=machine.derper_version(derper),
         machine=machine.one_line(),
     )
     if args.write:

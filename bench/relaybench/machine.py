@@ -65,17 +65,23 @@ def python_versions(python: str) -> dict[str, str]:
     return out
 
 
+def module_version(program: Path) -> str:
+    """Return the versions of Tailscale's module and of Go that a program was built with."""
+    if not shutil.which("go"):
+        return "unknown"
+    info = _output(["go", "version", "-m", str(program)])
+    module = re.search(r"\b(?:mod|dep)\s+tailscale\.com\s+(v\S+)", info)
+    go = re.search(r":\s*(go\S+)", info)
+    return " ".join([module[1] if module else "unknown", *([f"({go[1]})"] if go else [])])
+
+
 def derper_version(derper: Path) -> str:
     """Return the derper's version, and that of the Go which built it."""
+    built = module_version(derper)
+    if not built.startswith("unknown"):
+        return built
     version = _output([str(derper), "-version"]).splitlines()
-    out = version[0].strip() if version else "unknown"
-    if shutil.which("go"):
-        info = _output(["go", "version", "-m", str(derper)])
-        module = re.search(r"\bmod\s+tailscale\.com\s+(v\S+)", info)
-        go = re.search(r":\s*(go\S+)", info)
-        out = module[1] if module else out
-        out += f" ({go[1]})" if go else ""
-    return out
+    return version[0].strip() if version else "unknown"
 
 
 def _output(argv: Sequence[str]) -> str:

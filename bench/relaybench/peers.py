@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ from .errors import BenchError
 REPO = Path(__file__).resolve().parents[2]
 PEERS = REPO / ".peers" / "bin"
 LOADGEN_SOURCE = REPO / "bench" / "loadgen"
+DERPER = "derper-v1.104.7"
+"""What pyderp is compared with, unless another is asked for."""
 
 
 def find(name: str) -> Path | None:
@@ -22,13 +25,14 @@ def find(name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def find_derper() -> Path:
-    """Return Go's relay: the newest that is here, which is the one to compare with."""
-    found = find("derper-v1.104.7") or find("derper")
+def find_derper(chosen: str = DERPER) -> Path:
+    """Return Go's relay: a file if there is one of this name, else from where peers are."""
+    path = Path(chosen).absolute()  # not resolved: a link may have the better name
+    found = path if path.is_file() else find(chosen)
     if found is None:
         raise BenchError(
-            "no derper in .peers/bin or PATH: run `make peers`, or measure pyderp "
-            "alone with --no-derper"
+            f"no {chosen} here, in .peers/bin or in PATH: run `make peers`, or choose another "
+            "with --derper"
         )
     return found
 
@@ -53,6 +57,8 @@ def build(source: Path, name: str) -> Path:
     built = subprocess.run(
         ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(target), "."],
         cwd=source,
+        # The Go that go.mod asks for, where the installed one is older.
+        env={**os.environ, "GOTOOLCHAIN": "auto"},
         capture_output=True,
         text=True,
         check=False,
