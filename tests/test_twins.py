@@ -1,7 +1,8 @@
 """Each test that Go has of its relay has a twin here, and what Go does not test has a test.
 
-The tables are facts about Go's tests of `derper` v1.102.3; a test that is renamed or removed here
-makes this fail. A Go scenario, which plays against both relays, counts as `test_scenario`.
+The tables are facts about Go's tests of `derper` v1.102.3 and v1.104.7; a test that is renamed or
+removed here makes this fail. A Go scenario, which plays against Go's relay and ours, counts as
+`test_scenario`.
 """
 
 from __future__ import annotations
@@ -173,6 +174,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_router.py::TestNotHere",
         "relay/test_router.py::TestHome",
         "relay/test_departures.py::TestPeerGone::test_only_who_received_from_it_is_told",
+        # New in v1.104.7: what `/debug/clients/` counts.
+        "relay/test_connection_counts.py"
+        "::test_a_run_counts_for_the_sender_at_once_and_for_the_destination_when_written",
+        "interop/server/test_debug_clients.py::test_json_is_the_same_byte_by_byte",
     ),
     "TestSendFreeze": (
         "relay/test_queues.py::test_a_stalled_reader_costs_others_nothing",
@@ -225,6 +230,97 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "aio/test_sockets.py::test_accepted_sockets_carry_the_options_of_the_listener",
         "aio/test_sockets.py::test_zero_leaves_options_as_the_system_has_them",
     ),
+    # New in v1.104.7: derp
+    "TestClientRecvPeerPresent": (
+        "wire/test_client.py::test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut",
+    ),
+    "TestValidAppName": (
+        "wire/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "client/test_config.py"
+        "::test_a_name_that_relays_refuse_is_refused_before_anything_is_connected",
+        "client/test_config.py::test_a_name_that_relays_take_is_taken",
+    ),
+    "TestWatchAppName": (
+        "aio/test_protocol.py::test_a_name_that_keeps_the_rule_is_told_to_watchers",
+        "relay/test_connection.py::test_present_frame_ends_in_the_name_as_go_writes_it",
+        "interop/client/test_messages.py::test_watcher_sees_who_is_what",
+    ),
+    "FuzzReadFrameHeader": ("test_fuzz.py::TestTargets::test_mutations_of_seeds",),
+    "FuzzReadFrame": ("property/test_wire_properties.py::test_client_session_reads_any_frame",),
+    "FuzzRecvTimeout": ("property/test_wire_properties.py::test_client_session_refuses_rubbish",),
+    "FuzzRecvServerKey": (
+        "client/test_login.py::test_bad_greeting",
+        "property/test_wire_properties.py::test_client_session_refuses_rubbish",
+    ),
+    # New in v1.104.7: derp/derphttp
+    "TestConnectNon101ResponseBodyBounded": ("client/test_login.py::test_body_without_end",),
+    "TestDialNodeUsingProxyHostname": (
+        "client/test_connect.py::test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only",
+    ),
+    # New in v1.104.7: derp/derpserver
+    "TestRecvClientKeyAppName": (
+        "wire/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
+    ),
+    "TestVerifyClientDisallowedAppNames": (
+        "aio/test_protocol.py::test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers",
+        "interop/server/test_app_names.py::test_names_that_are_not_allowed",
+    ),
+    "TestUnknownFrameSizeLimit": (
+        "fault/test_hostile.py::test_an_unknown_frame_that_is_too_long_is_not_awaited",
+        "interop/go/frames.go::unknownframes",
+    ),
+    "TestHandlerUpgradeWriteTimeout": (
+        "aio/test_protocol_time.py::test_a_client_that_stalls_before_login_is_given_up_too",
+    ),
+    "TestPktQueue": (
+        "relay/test_backlog.py::test_the_oldest_packet_makes_room_for_the_33rd",
+        "relay/test_backlog.py::test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest",
+    ),
+    "TestWriterBufferedWriteFrames": (
+        "relay/test_queues.py::test_what_waited_is_counted_with_its_time_and_its_writes",
+    ),
+    "TestWriterFloodDoesNotStarveControlFrames": (
+        "relay/test_backlog.py::test_take_gives_control_then_changes_then_both_kinds_in_turn",
+    ),
+    "TestWriterParksWhenIdle": (
+        "relay/test_connection.py::test_an_idle_connection_has_no_queues_no_sets_and_no_dict",
+    ),
+    # No history is kept.
+    "TestServerDupClientSendHistoryBounded/last_writer_active": (
+        "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
+    ),
+    "TestSenderCardinalityEnv": (
+        "cli/test_relay_flags.py::test_senders_are_counted_unless_somebody_says_no",
+    ),
+    "TestGetPerClientSendQueueDepth": (
+        "cli/test_relay_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
+        "relay/test_backlog.py::test_the_depth_can_be_another",
+    ),
+    "TestServeDebugClients": (
+        "aio/site/test_clients.py::test_a_question_that_makes_no_sense_is_refused",
+        "interop/server/test_debug_clients.py::test_what_is_wrong_is_told_in_the_same_words",
+        "interop/server/test_debug_clients.py::test_people_see_the_same",
+    ),
+    "TestServeDebugClientsPagination": (
+        "aio/site/test_clients.py::test_the_links_lead_to_every_connection_once_and_in_order",
+        "aio/site/test_clients.py::test_cursors_by_hand",
+    ),
+    # New in v1.104.7: cmd/derper
+    "TestHijackTrackingResponseWriter/hijacked": (
+        "interop/server/test_tls_gauge.py::test_the_gauge_follows_each_connection",
+    ),
+    # New in v1.104.7: net/stunserver, net/stun, net/pktinfo
+    "TestReplySourceAddr": (
+        "aio/test_stun_sources.py::test_each_address_of_a_host_answers_for_itself",
+        "aio/test_stun_sources.py::test_without_the_option_it_serves_on_and_says_so_once",
+        "interop/test_stun_sources.py::test_each_address_answers_for_itself",
+    ),
+    "FuzzParseResponse": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    "FuzzParseBindingRequest": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    "FuzzForeachAttr": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    "FuzzMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    "FuzzXorMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
 }
 """Go's tests, and the tests here that prove the same."""
 
@@ -234,12 +330,20 @@ WITHOUT: Final[Mapping[str, str]] = {
     "TestServerDupClients/activity_promotes_primary_when_nil": "disableFighters, for tests",
     "TestLookupDestHashTrieIgnoresInactiveSet": "only disableFighters leaves a set without one",
     "TestLookupDestHashTrieNoAlloc": "about Go's memory",
-    "TestGetPerClientSendQueueDepth": "the depth is fixed, the bytes are bounded as well",
     "TestProdAutocertHostPolicy": "nobody but Tailscale gets its names",
     "TestDeps": "about Go's packages",
     "TestAttrOrderForXdpDERP": "XDP: not built",
     "TestXDP": "XDP: not built",
     "TestCountersMapKey": "XDP: not built",
+    # New in v1.104.7.
+    "TestServerDupClientSendHistoryBounded/disable_fighters": "disableFighters, for tests",
+    "TestPacketBufPool": "about Go's memory",
+    "TestHijackTrackingResponseWriter/not-hijackable": "about Go's HTTP server",
+    "TestHandlerTLSReaderSize": "about the size of Go's read buffers",
+    "TestRuntimeMetricsHandler": "about Go's runtime",
+    "TestCurrentFDsFast": "about one way of counting them; the number is the same",
+    "TestWriterWakeStress": "no task writes, so none is woken",
+    "TestSendPktHeadDropAttribution": "a drop is counted with its reason, and names nobody",
 }
 """Go's tests that have no twin, and why."""
 

@@ -23,7 +23,7 @@ from pyderp import (
     ServerInfo,
 )
 from tests.conftest import Run
-from tests.interop.relays import KINDS, Kind, Relay, Setup, each_derper, running
+from tests.interop.relays import KINDS, OLDER, Kind, Relay, Setup, each_derper, running
 
 from .support import (
     BOUND,
@@ -276,7 +276,10 @@ def test_preferred_moves_the_home_gauge(
 
 @both
 def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> None:
-    """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node."""
+    """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node.
+
+    And its name, which derper tells since v1.104.
+    """
     relay = relays(kind, "plain")
     first = node(relay, name="900a", stun_only=True)
     second = node(relay, name="900b")
@@ -286,7 +289,7 @@ def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> Non
         plain = config(relay, network=plain_region())
         regular = Client.for_region(region(second), config=plain)
         not_ideal = Client.for_region(region(first, second), config=plain)
-        prober = client_of(relay, is_prober=True)
+        prober = client_of(relay, is_prober=True, app_name="my app")
         watcher = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
         expected = {
             regular: flags.REGULAR,
@@ -303,6 +306,8 @@ def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> Non
                 present = seen[client.self_public_key]
                 assert present.flags == wanted
                 assert (str(present.address), present.port) == client.local_address
+                named = client is prober and kind != OLDER
+                assert present.app_name == ("my app" if named else "")
 
     run(main())
 

@@ -1,0 +1,71 @@
+"""The names that clients give themselves: which ones a relay takes, since v1.104 of Go's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
+from pyderp.wire.frames import FRAME_HEADER_LEN, MAGIC, FrameType, pack_client_info
+from pyderp.wire.upgrade import upgrade_request
+from tests.aio import dial
+from tests.interop.relays import MESH_KEY, NEWER, OLDER, Kind, Relay, running
+
+from .support import BOUND, GetRelay, both
+
+
+async def is_let_in(relay: Relay, name: str, *, mesh: bool = False) -> bool:
+    """Log in by hand, as no client of ours sends a name that relays refuse."""
+    info: dict[str, object] = {"version": 2, "AppName": name}
+    if mesh:
+        info["meshKey"] = MESH_KEY
+    private = NodePrivate.generate()
+    reader, writer = await dial.open_stream((relay.address, relay.port))
+    try:
+        async with asyncio.timeout(BOUND):
+            writer.write(upgrade_request("relay.test", "/derp", user_agent="tests"))
+            await reader.readuntil(b"\r\n\r\n")
+            greeting = await reader.readexactly(FRAME_HEADER_LEN + len(MAGIC) + KEY_LEN)
+            server = NodePublic(greeting[-KEY_LEN:])
+            box = private.seal_to(server, json.dumps(info).encode(), nonce=os.urandom(NONCE_LEN))
+            writer.write(pack_client_info(private.public, box))
+            return (await reader.read(1)) == bytes([FrameType.SERVER_INFO])
+    except ConnectionError:
+        return False
+    finally:
+        await dial.hang_up(writer)
+
+
+@both
+def test_a_name_is_printable_and_short(kind: Kind, relays: GetRelay) -> None:
+    """Of mesh peers too; v1.102.3 takes any."""
+    relay = relays(kind, "plain")
+
+    async def main() -> None:
+        for name in ("", "x" * 32, " a ~"):
+            assert await is_let_in(relay, name), name
+        for name in ("x" * 33, "a\n", "\x7f", "é"):
+            for mesh in (False, True):
+                assert await is_let_in(relay, name, mesh=mesh) is (kind == OLDER), name
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [NEWER, "pyderp"])
+def test_names_that_are_not_allowed(kind: Kind, tmp_path: Path) -> None:
+    """By the letter, and not of mesh peers."""
+
+    async def main() -> None:
+        assert not await is_let_in(relay, "bad")
+        assert not await is_let_in(relay, "b ad")
+        for name in ("", "Bad", "bad ", "good"):
+            assert await is_let_in(relay, name), name
+        assert await is_let_in(relay, "bad", mesh=True)
+
+    options = ["--disallow-app-names=bad,b ad"]
+    with running(kind, "plain", tmp_path, options=options) as relay:
+        asyncio.run(main())
