@@ -97,15 +97,16 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serve challenges and handshakes; the source is started, and closed at the end."""
     server = _Server(source)
-    http = await asyncio.start_server(server.http, host, http_port)
-    tls = await asyncio.start_server(server.tls, host, tls_port)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        ports = []
+        for answer, port in ((server.http, http_port), (server.tls, tls_port)):
+            listening = await asyncio.start_server(answer, host, port)
+            # Also if the other's port is taken.
+            stack.callback(listening.close)
+            ports.append(listening.sockets[0].getsockname()[1])
+        stack.push_async_callback(source.aclose)
         await source.start()
-        yield Served(http.sockets[0].getsockname()[1], tls.sockets[0].getsockname()[1])
-    finally:
-        await source.aclose()
-        for each in (http, tls):
-            each.close()
+        yield Served(*ports)
 
 
 @contextlib.asynccontextmanager

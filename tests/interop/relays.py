@@ -17,6 +17,7 @@ from tests.aio.certificates import write_pair
 
 from .certificates import write_localhost
 from .peers import need
+from .ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,7 +148,7 @@ def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) 
         program = [str(need(kind)), "-stun=false", "-http-port=-1", *flags]
         for _ in range(3):
             # derper cannot pick a port, so a free one is guessed; another process may be faster.
-            port = _free_port(address)
+            port = free_port(address)
             args = [*program, "-a", f"{address}:{port}"]
             relay = _launch(kind, setup, log, args, address, port)
             try:
@@ -179,12 +180,6 @@ def _spawn(args: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             args, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent
         )
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(relay: Relay) -> None:

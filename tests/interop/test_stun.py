@@ -18,6 +18,7 @@ import pytest
 from pyderp.wire.stun import pack_request, parse_response_untrusted
 
 from .peers import need
+from .ports import free_port
 from .relays import DERPERS, OLDER, Kind
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def theirs(kind: Kind, host: str, directory: Path) -> Iterator[int]:
     log = directory / "derper.log"
     for _ in range(_TRIES):
         # It cannot pick ports, and keeps silent about a STUN port that is taken.
-        port = _free_port(socket.SOCK_DGRAM)
+        port = free_port("::", socket.SOCK_DGRAM)
         args = [str(need(kind)), "-c", str(directory / "derper.json"), "-http-port=-1"]
-        args += ["-a", f"{host}:{_free_port(socket.SOCK_STREAM)}", f"-stun-port={port}"]
+        args += ["-a", f"{host}:{free_port('::')}", f"-stun-port={port}"]
         with log.open("ab") as output:
             process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
@@ -83,12 +84,6 @@ def theirs(kind: Kind, host: str, directory: Path) -> Iterator[int]:
             process.kill()
             process.wait()
     raise AssertionError(f"{kind} serves no STUN\n{log.read_text()[-2000:]}")
-
-
-def _free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET6, kind) as probe:
-        probe.bind(("::", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -16,16 +16,10 @@ from typing import Any
 
 from tests.aio.certificates import write_pair
 from tests.interop.peers import need
+from tests.interop.ports import free_port
 
 _START_TIMEOUT = 20.0
 _POLL = 0.02
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -20,8 +20,9 @@ from pyderp.config import ACMETLS
 from pyderp.keys import NodePrivate
 from tests.certs.serve import Served, connected, serving
 from tests.conftest import Run
+from tests.interop.ports import free_port
 
-from .pebble import Pebble, free_port, running
+from .pebble import Pebble, running
 
 NAME = "derp.example.com"
 SERVER = NodePrivate.generate().public

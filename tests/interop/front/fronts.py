@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import subprocess
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from tests.aio.certificates import write_pair
 from tests.interop.peers import REPOSITORY, need
+from tests.interop.ports import free_port
 
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 _BOUND = 15.0
@@ -54,7 +54,7 @@ def front(
     ca = _write_certificate(folder)
     log = folder / "front.log"
     for attempt in range(_ATTEMPTS):
-        port, http_port = _free_port(), _free_port()
+        port, http_port = free_port(), free_port()
         text = _settings(snippet, folder, port, http_port)
         for old, new in {
             **(changes or {}),
@@ -145,18 +145,6 @@ def _caddy(folder: Path, text: str) -> list[str]:
 
 
 _COMMANDS: dict[str, Command] = {"nginx": _nginx, "haproxy": _haproxy, "caddy": _caddy}
-
-
-def _free_port() -> int:
-    # From where the system takes none for outgoing connections.
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.interop.certificates import write_localhost
 from tests.interop.peers import need
+from tests.interop.ports import free_port
 from tests.interop.relays import MESH_KEY, Kind
 
 if TYPE_CHECKING:
@@ -164,18 +164,8 @@ def mesh(
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, from where the system takes none for outgoing connections.
-
-    They must be known before anybody listens, as each node is told of all.
-    """
-    found: list[int] = []
+    """Ports that must be known before anybody listens, as each node is told of all."""
+    found: set[int] = set()
     while len(found) < count:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
+        found.add(free_port())
+    return list(found)
