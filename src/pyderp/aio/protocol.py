@@ -209,15 +209,9 @@ class RelayProtocol(StagedReader):
 
     def _say_goodbye(self, words: list[bytes]) -> None:
         if words:
-            self._write_last(b"".join(words))
+            self.send(words)
         if self.websocket is not None:
             self.websocket.close()
-
-    def _write_last(self, data: bytes) -> None:
-        if self.websocket is not None:
-            self.websocket.send([data])
-        else:
-            self.write(data)
 
     def _linger(self) -> None:
         """Write out what is written, close our half, and wait for the client's.
