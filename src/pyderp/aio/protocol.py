@@ -164,8 +164,6 @@ class RelayProtocol(StagedReader):
         self.ended = True
         core = self.core
         core.router.counters.ends[reason] += 1
-        if reason is EndReason.PROTOCOL_ERROR:
-            core.router.counters.protocol_errors += 1
         if detail:
             core.log_problem("%s closed: %s", self.who, detail)
         else:

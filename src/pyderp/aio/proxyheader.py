@@ -109,8 +109,6 @@ class _ProxyHeaderProtocol(asyncio.Protocol):
             return
         core = self._core
         core.router.counters.ends[reason] += 1
-        if reason is EndReason.PROTOCOL_ERROR:
-            core.router.counters.protocol_errors += 1
         if detail:
             where = format_address(*endpoint(transport, "peername"))
             core.log_problem("connection from %s closed: %s", where, detail)

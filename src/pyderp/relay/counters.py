@@ -105,7 +105,6 @@ class Counters:
         "packets_to_forward",
         "peer_gone_disconnected",
         "peer_gone_not_here",
-        "protocol_errors",
         "queue_time",
         "sent_pong",
         "sources_not_noted",
@@ -141,7 +140,6 @@ class Counters:
         self.packets_to_forward = 0
         self.peer_gone_disconnected = 0
         self.peer_gone_not_here = 0
-        self.protocol_errors = 0
         self.sent_pong = 0
         self.mesh_keys_not_noted = 0
         """PeerPresent of another relay that had as many keys as it may."""
@@ -164,6 +162,11 @@ class Counters:
         self.queue_time = QueueTime()
         # (packets, bytes) of each reason and kind; every series is there from the start.
         self.drops = {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
+
+    @property
+    def protocol_errors(self) -> int:
+        """Connections that ended as the client broke a protocol."""
+        return self.ends[EndReason.PROTOCOL_ERROR]
 
     def drop(self, reason: DropReason, *, disco: bool, size: int) -> None:
         """Count a dropped packet of `size` bytes."""

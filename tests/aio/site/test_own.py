@@ -6,6 +6,7 @@ from typing import Any
 from pyderp.aio.site.facts import Facts
 from pyderp.aio.site.own import own_series
 from pyderp.certs.source import CertificateInfo
+from pyderp.relay.ending import EndReason
 
 from .world import NOON, FakeLink, FakeMesh, FakeServed, bare, full
 
@@ -37,7 +38,7 @@ def test_parts_that_are_off_are_missing() -> None:
 
 def test_each_part_is_counted() -> None:
     facts = full(FakeServed(), FakeServed())
-    facts.router.counters.protocol_errors = 6
+    facts.router.counters.ends[EndReason.PROTOCOL_ERROR] = 6
     values = gather(facts)
     assert values["pyderp_connections"] == 2
     assert values["pyderp_protocol_errors_total"] == 6

@@ -11,6 +11,22 @@ from pyderp.aio.site.series import Series
 __all__ = ["own_series"]
 
 # attribute of the counters, meaning
+_RELAY: Final = (
+    ("protocol_errors", "Connections closed as the peer broke the protocol."),
+    ("watchers_closed", "Mesh peers closed as too many presence changes waited for them."),
+    (
+        "mesh_keys_not_noted",
+        "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
+    ),
+    (
+        "sources_not_noted",
+        "Forwarded packets whose new source was not noted, as a bound was reached.",
+    ),
+    (
+        "watch_repeats_ignored",
+        "WatchConns ignored as a whole picture waited for that watcher already.",
+    ),
+)
 _ADMISSION: Final = (
     ("allowed", "Clients let in."),
     ("denied", "Clients turned away."),
@@ -32,36 +48,14 @@ def own_series(facts: Facts) -> Iterator[Series]:
         len(facts.protocols()),
     )
     yield Series(
-        "pyderp_protocol_errors_total",
-        "Connections closed as the peer broke the protocol.",
-        counters.protocol_errors,
-    )
-    yield Series(
         "pyderp_connections_ended_total",
         "Connections that ended, by why.",
         {(reason.value,): count for reason, count in counters.ends.items()},
         ("reason",),
     )
-    yield Series(
-        "pyderp_watchers_closed_total",
-        "Mesh peers closed as too many presence changes waited for them.",
-        counters.watchers_closed,
-    )
-    yield Series(
-        "pyderp_mesh_keys_not_noted_total",
-        "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
-        counters.mesh_keys_not_noted,
-    )
-    yield Series(
-        "pyderp_sources_not_noted_total",
-        "Forwarded packets whose new source was not noted, as a bound was reached.",
-        counters.sources_not_noted,
-    )
-    yield Series(
-        "pyderp_watch_repeats_ignored_total",
-        "WatchConns ignored as a whole picture waited for that watcher already.",
-        counters.watch_repeats_ignored,
-    )
+    for name, help_text in _RELAY:
+        value: int = getattr(counters, name)
+        yield Series(f"pyderp_{name}_total", help_text, value)
     if facts.accepts is not None:
         yield Series(
             "pyderp_connections_shed_total",
