@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import subprocess
-import sys
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,49 +19,18 @@ from pyderp.wire.stun import pack_request, parse_response_untrusted
 from .peers import need
 from .ports import free_port
 from .relays import DERPERS, OLDER, Kind
+from .stunserver import our_stun_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_SERVE = """
-import asyncio, sys
-from pyderp.aio.stun import StunServer, stun_sockets
-async def main():
-    server = StunServer(stun_sockets(sys.argv[1], 0))
-    server.start()
-    print(server.addresses[0][1], flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.aclose()
-    print(server.counters, flush=True)
-asyncio.run(main())
-"""
 _TRIES = 3
 TX = bytes(range(12))
 REQUEST = pack_request(TX)
 _END = pack_request(b"that is all!")
 
 Answers: TypeAlias = list[bytes]
-
-
-@contextmanager
-def ours(host: str) -> Iterator[int]:
-    """Our server in a process of its own; gives its port."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, host],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-        counters, _ = process.communicate("", timeout=10)
-        assert "read_error=0, write_error=0" in counters
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @contextmanager
@@ -135,7 +103,7 @@ class Pair:
 
 @contextmanager
 def both(kind: Kind, host: str, directory: Path) -> Iterator[Pair]:
-    with theirs(kind, host, directory) as derper, ours(host) as own:
+    with theirs(kind, host, directory) as derper, our_stun_server(host) as own:
         yield Pair(kind, derper, own)
 
 
@@ -159,7 +127,7 @@ def wildcard(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_stunc_reads_our_answer(host: str) -> None:
-    with ours("") as port:
+    with our_stun_server("") as port:
         done = subprocess.run(
             [str(need("stunc")), host, str(port)],
             capture_output=True,

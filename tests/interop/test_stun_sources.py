@@ -27,6 +27,7 @@ import pytest
 
 from .peers import REPOSITORY, need
 from .relays import NEWER, Kind
+from .stunserver import our_stun_server
 from .tailscaled.namespaces import Namespace
 from .tailscaled.peers import need_namespaces
 from .tailscaled.processes import daemon
@@ -40,18 +41,6 @@ ON_LO = ("10.79.8.8/32", "fd79:8::8/128")
 ROUTES = (("10.79.8.8/32", "10.79.0.2"), ("fd79:8::8/128", "fd79::2"))
 
 _serial = itertools.count(1)
-_SERVE = """
-import asyncio, sys
-from pyderp.aio.stun import StunServer, stun_sockets
-async def main():
-    server = StunServer(stun_sockets(sys.argv[1], 0))
-    server.start()
-    print(server.addresses[0][1], flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.aclose()
-    print(server.counters, flush=True)
-asyncio.run(main())
-"""
 
 
 @dataclass
@@ -70,25 +59,9 @@ class Network:
         seen: list[list[str]] = json.loads(outcome.stdout)
         return seen
 
-    @contextmanager
-    def serving(self, host: str) -> Iterator[int]:
+    def serving(self, host: str) -> AbstractContextManager[int]:
         """Our server; gives its port."""
-        process = subprocess.Popen(
-            self.server.command([sys.executable, "-c", _SERVE, host]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-            counters, _ = process.communicate("", timeout=20)
-            assert "read_error=0, write_error=0" in counters
-            assert "no_local_addr=0" in counters
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
+        return our_stun_server(host, self.server.command)
 
 
 def ip(namespace: Namespace, *command: str) -> None:
