@@ -40,6 +40,8 @@ MAX_FORWARDED_SOURCES: Final = 100_000
 """Sources of one client whose departure it is told, before forwarded packets add no more."""
 MAX_REMOTE_SOURCES: Final = 250_000
 """Sources that are noted beyond the connections here, before forwarded packets add no more."""
+MAX_REMOTE_PAIRS: Final = 1_000_000
+"""Pairs of source and destination that are noted, before forwarded packets add no more."""
 MAX_MESH_KEYS: Final = 250_000
 """Keys that one other relay of the mesh may have; packets to further ones find no way."""
 

@@ -7,6 +7,7 @@ import pytest
 from pyderp.aio import mesh as mesh_module
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay import registry as registry_module
+from pyderp.relay.registry import Registry
 from pyderp.wire.frames import (
     FrameType,
     pack_forward_packet,
@@ -25,6 +26,15 @@ def test_flood_of_a_mesh_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     """Fresh sources, PeerPresent and WatchConns; a client's pings are answered between them."""
     monkeypatch.setattr(mesh_module, "MAX_MESH_KEYS", BOUND)
     monkeypatch.setattr(registry_module, "MAX_FORWARDED_SOURCES", BOUND)
+    monkeypatch.setattr(registry_module, "_FORGET_A_TURN", BOUND // 10)
+    turns: list[None] = []
+    forget = Registry.forget_departed
+
+    def forget_departed(registry: Registry) -> None:
+        turns.append(None)
+        forget(registry)
+
+    monkeypatch.setattr(Registry, "forget_departed", forget_departed)
     sources = [NodePublic(i.to_bytes(32, "big")) for i in range(1, FLOOD + 1)]
 
     def fresh() -> list[NodePublic]:
@@ -49,6 +59,12 @@ def test_flood_of_a_mesh_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
                 assert len(router.forwarders) == BOUND
                 assert counters.sources_not_noted == FLOOD - BOUND
                 assert len(router.registry.sent_to) == BOUND
+                assert counters.watch_repeats_ignored > 0
+                # The client that heard from all of them leaves: they go a slice in each turn.
+                await victim.aclose()
+                await until(lambda: not router.registry.sent_to)
+                assert len(turns) >= 10
+                await news(other)
                 await hostile.aclose()
             await ours.mesh.aclose()
 

@@ -33,7 +33,7 @@ from pyderp.wire.frames import (
     pack_ping,
     pack_watch_conns,
 )
-from tests.relay.world import Peer, World, disco, key, public
+from tests.relay.world import Peer, World, disco, frames_of, key, public
 
 KEYS = ["a", "b", "c", "d"]
 DISCONNECTED, NOT_HERE = b"\x00", b"\x01"
@@ -64,6 +64,12 @@ def number_of(packet: bytes) -> int:
     return int.from_bytes(packet[6:10], "big")
 
 
+def presents_of(peer: Peer) -> int:
+    """How many PeerPresent frames a connection was written."""
+    frames = (frame for write in peer.writes for frame in frames_of(write))
+    return sum(frame[0] == FrameType.PEER_PRESENT for frame in frames)
+
+
 class Relay(RuleBasedStateMachine):
     """Clients do what they like; the model knows what they must see of each other."""
 
@@ -90,6 +96,8 @@ class Relay(RuleBasedStateMachine):
         self.forwarded: list[tuple[Far, int]] = []
         self.tokens: dict[Peer, tuple[float, float]] = {}
         self.watching: list[Peer] = []
+        self.pictured: dict[Peer, int] = {}
+        """PeerPresent frames that a watcher had been written when its last picture began."""
         self.slow: set[Peer] = set()
         """Who did not always read at once."""
         self.lost: Counter[DropReason] = Counter()
@@ -214,13 +222,14 @@ class Relay(RuleBasedStateMachine):
             return
         self.speak(peer)
         present = [other.connection.present_frame() for other in self.current.values()]
-        backlog = peer.connection.backlog
         # A repeat is not answered again while all of the first answer still waits.
-        repeat = peer in self.watching and backlog is not None and backlog.picture_waits
+        written = presents_of(peer)
+        repeat = self.pictured.get(peer) == written
         if self.refused(peer, pack_watch_conns()):
             return
         if not repeat:
             self.news[peer].update(present)
+            self.pictured[peer] = written
         if peer not in self.watching:
             self.watching.append(peer)
 
@@ -341,6 +350,7 @@ class Relay(RuleBasedStateMachine):
         for raw, known in self.forwarders.items():
             for far in list(known):
                 self.world.router.remove_forwarder(raw, far)
+        self.world.flush()
         self.world.check()
         assert not self.world.registry.sent_to
         assert not self.world.registry.watchers

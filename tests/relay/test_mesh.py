@@ -195,7 +195,9 @@ class TestForward:
         assert world.counters.packets_sent == 2
         world.check()
 
-    @pytest.mark.parametrize("bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES"])
+    @pytest.mark.parametrize(
+        "bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES", "MAX_REMOTE_PAIRS"]
+    )
     def test_sources_beyond_the_bound_are_delivered_and_not_noted(
         self, world: World, monkeypatch: pytest.MonkeyPatch, bound: str
     ) -> None:

@@ -352,8 +352,11 @@ class World:
             assert {c.is_dup for c in members} == {len(members) > 1}
         assert registry.duplicates.keys() <= by_key.keys()
         assert set(registry.watchers) <= {c for c in connections if c.can_mesh}
-        heard = {(source, c) for c in connections for source in c.heard_from or ()}
+        noted = (*connections, *registry.departed)
+        heard = {(source, c) for c in noted for source in c.heard_from or ()}
         assert heard == {(s, c) for s, told in registry.sent_to.items() for c in told}
+        assert registry.pairs == len(heard)
+        assert all(c.has_left for c in registry.departed)
         for c in connections:  # what the fast lane holds is what the registry knows
             assert c.sent_to is None or c.sent_to is registry.sent_to[c.key]
         for source, told in registry.sent_to.items():

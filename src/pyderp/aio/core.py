@@ -171,6 +171,8 @@ class Core:
     def _flush(self) -> None:
         self.flush_scheduled = False
         self.router.flush()
+        if self.router.registry.departed:
+            self.schedule_flush()
 
     def _tick(self) -> None:
         # First of all the next tick: whatever goes wrong below must not stop time.
@@ -186,7 +188,7 @@ class Core:
             self.paths.tick(now)
         if self.health is not None:
             self.health.tick(now)
-        if self.router.touched:
+        if self.router.wants_flush:
             self.schedule_flush()
 
     def log_problem(self, text: str, *args: object) -> None:

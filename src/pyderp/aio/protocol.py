@@ -296,7 +296,7 @@ class RelayProtocol(StagedReader):
 
     def flush_soon(self) -> None:
         """Have what the router holds written, if it holds anything."""
-        if self.core.router.touched:
+        if self.core.router.wants_flush:
             self.core.schedule_flush()
 
     def pause_if_stalled(self, connection: Connection) -> None:

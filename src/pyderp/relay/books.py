@@ -49,6 +49,7 @@ def _numbers(router: Router) -> Iterator[str]:
         ("not-ideal connections", registry.not_ideal, not_ideal),
         ("connections that share a key", conns, shared),
         ("registered connections that have left", 0, left),
+        ("noted pairs", registry.pairs, sum(map(len, registry.sent_to.values()))),
     ):
         if counted != found:
             yield f"{what} = {counted} != the connections say {found}"

@@ -385,7 +385,7 @@ class Router:
     @property
     def wants_flush(self) -> bool:
         """Whether something waits for the end of the turn."""
-        return bool(self.touched)
+        return bool(self.touched or self.registry.departed)
 
     def flush(self) -> None:
         """Write what this turn brought: one write a destination."""
@@ -394,6 +394,8 @@ class Router:
             for connection in touched:
                 connection.touched = False
                 self._flush_one(connection)
+        if self.registry.departed:
+            self.registry.forget_departed()
 
     def _flush_one(self, connection: Connection) -> None:
         out = connection.out
