@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 import pyderp
-from pyderp.aio import stun
+from pyderp.server.services import stun
 from pyderp.wire.stun import pack_request, parse_response_untrusted
 from relaybench import machine, peers
 from relaybench.errors import BenchError

@@ -34,12 +34,6 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.aio.site.access import Access
-from pyderp.aio.site.facts import Facts
-from pyderp.aio.site.metrics import Metrics
-from pyderp.aio.site.own import own_series
-from pyderp.aio.site.series import Series
-from pyderp.aio.site.upstream import gather_upstream
 from pyderp.certs.source import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
@@ -50,6 +44,12 @@ from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
+from pyderp.server.site.access import Access
+from pyderp.server.site.facts import Facts
+from pyderp.server.site.metrics import Metrics
+from pyderp.server.site.metrics_derper import gather_upstream
+from pyderp.server.site.metrics_pyderp import own_series
+from pyderp.server.site.series import Series
 from pyderp.wire import frames
 from pyderp.wire.info import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted

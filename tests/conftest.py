@@ -14,8 +14,8 @@ import uvloop
 
 from pyderp import ManualTLS
 
-from .aio.certificates import write_pair
-from .aio.ways import NAME
+from .server.certificates import write_pair
+from .server.ways import NAME
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 

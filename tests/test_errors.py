@@ -23,7 +23,7 @@ PUBLIC = {
     "pyderp.config": config.__all__,
     "pyderp.keys": ["MeshKey", "NodePrivate", "NodePublic"],
     "pyderp.derpmap": derpmap.__all__,
-    "pyderp.aio.relay": ["Relay"],
+    "pyderp.server.app.relay": ["Relay"],
     "pyderp.client.backoff": ["is_transient"],
     "pyderp.client.client": ["Client"],
     "pyderp.client.config": ["ClientConfig"],

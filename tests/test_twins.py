@@ -25,7 +25,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "test_keys.py::test_no_mesh_key",
         "cli/test_refusals.py::test_a_bad_mesh_key_is_refused_and_not_quoted",
     ),
-    "TestIsMeshPeer": ("aio/test_protocol.py::test_the_mesh_key_and_no_other_grants_mesh_rights",),
+    "TestIsMeshPeer": (
+        "server/conn/test_protocol.py::test_the_mesh_key_and_no_other_grants_mesh_rights",
+    ),
     "TestForwarderRegistration": ("relay/test_forwarders.py::TestRegistration",),
     "TestMultiForwarder": (
         "relay/test_forwarders.py"
@@ -33,7 +35,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestMetaCert": ("wire/test_metacert.py::test_fields_of_the_certificate",),
     "TestModifyTLSConfigToAddMetaCert": (
-        "aio/test_meta_chain.py::test_a_hundred_handshakes_show_the_same_two",
+        "server/conn/test_meta_chain.py::test_a_hundred_handshakes_show_the_same_two",
     ),
     "TestServerDupClients/one_comes_and_goes": (
         "relay/test_registry.py::TestDuplicates::test_one_comes_and_goes",
@@ -48,66 +50,68 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestLimiter": ("wire/test_bucket.py::test_never_more_than_burst_and_rate_and_never_less",),
     # Bytes come from TCP_INFO instead of from `ss`.
     "TestParseSSOutput": (
-        "aio/site/test_tcpinfo.py::test_the_kernel_knows_the_bytes_of_a_connection",
+        "server/conn/test_kernel.py::test_the_kernel_knows_the_bytes_of_a_connection",
     ),
     # A set counts exactly what Go estimates.
     "TestServeDebugTrafficUniqueSenders": (
-        "aio/site/test_traffic.py::test_unique_senders_are_exact",
+        "server/site/test_traffic.py::test_unique_senders_are_exact",
     ),
-    "TestSenderCardinality": ("aio/site/test_traffic.py::test_unique_senders_are_exact",),
-    "TestSenderCardinality100": ("aio/site/test_traffic.py::test_unique_senders_are_exact",),
+    "TestSenderCardinality": ("server/site/test_traffic.py::test_unique_senders_are_exact",),
+    "TestSenderCardinality100": ("server/site/test_traffic.py::test_unique_senders_are_exact",),
     "TestSenderCardinalityTracking": (
         "relay/test_registry.py::TestMemory::test_a_source_is_remembered_once_on_both_sides",
     ),
     "TestPerClientRateLimit/throttled": (
-        "aio/test_limits.py::test_the_burst_passes_and_the_next_waits_until_it_is_paid",
+        "server/conn/test_limits.py::test_the_burst_passes_and_the_next_waits_until_it_is_paid",
     ),
     "TestPerClientRateLimit/context_canceled": (
-        "aio/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+        "server/conn/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
     ),
     "TestPerClientRateLimit/mesh_peer_exempt": (
-        "aio/test_limits.py::test_mesh_peers_have_no_limit",
+        "server/conn/test_limits.py::test_mesh_peers_have_no_limit",
     ),
     "TestPerClientRateLimit/zero_config_no_limiter": (
-        "aio/test_limits.py::test_without_a_limit_the_lane_stands_alone",
+        "server/conn/test_limits.py::test_without_a_limit_the_lane_stands_alone",
         "relay/test_limits.py::test_no_rate_is_no_limit",
     ),
     # What exceeds the burst goes into debt and waits, where Go's limiter refuses it.
     "TestRateLimitWait": (
         "relay/test_limits.py::test_the_burst_is_free_and_what_exceeds_it_waits_for_its_rate",
-        "aio/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
+        "server/conn/test_limits.py::test_who_leaves_while_waiting_leaves_no_timer",
     ),
     "TestUpdateRateLimits": (
-        "aio/test_limits.py::test_a_new_limit_is_a_full_bucket_and_ends_a_wait",
-        "aio/test_limits.py::test_no_limit_any_more_ends_a_wait_for_good",
-        "aio/test_limits.py::test_mesh_peers_have_no_limit",
-        "aio/test_limits.py::test_all_connections_of_a_key_share_one_bucket_and_get_new_limits",
+        "server/conn/test_limits.py::test_a_new_limit_is_a_full_bucket_and_ends_a_wait",
+        "server/conn/test_limits.py::test_no_limit_any_more_ends_a_wait_for_good",
+        "server/conn/test_limits.py::test_mesh_peers_have_no_limit",
+        "server/conn/test_limits.py::test_all_connections_of_a_key_share_one_bucket_and_get_new_limits",
     ),
     "TestLoadRateConfig": (
         "relay/test_limits.py::test_rate_and_burst",
         "relay/test_limits.py::test_a_rate_alone_has_the_least_burst",
         "relay/test_limits.py::test_what_is_no_json_object_is_refused",
-        "aio/test_limits.py::test_a_relay_is_not_made_with_a_file_that_cannot_be_used",
+        "server/conn/test_limits.py::test_a_relay_is_not_made_with_a_file_that_cannot_be_used",
     ),
     "TestLoadAndApplyRateConfig": (
         "interop/test_rate_limits.py::test_what_exceeds_the_burst_comes_at_the_rate",
         "relay/test_limits.py::test_a_small_burst_is_raised",
-        "aio/test_limits.py::test_a_broken_file_is_logged_and_the_limits_stay",
+        "server/conn/test_limits.py::test_a_broken_file_is_logged_and_the_limits_stay",
     ),
-    "TestLookupDestHashTrieFastPath": ("aio/test_mesh.py::test_local_before_remote_and_back",),
+    "TestLookupDestHashTrieFastPath": (
+        "server/mesh/test_mesh.py::test_local_before_remote_and_back",
+    ),
     "TestLookupDestHashTrieFallsBackForForwarder": (
         "relay/test_forwarders.py"
         "::TestRegistration::test_a_key_with_a_forwarder_survives_a_local_disconnect",
     ),
     # cmd/derper
     "TestNoContent": (
-        "aio/test_routes.py::test_a_challenge_is_echoed",
-        "aio/test_routes.py::test_other_challenges_are_not_echoed",
+        "server/site/test_routes.py::test_a_challenge_is_echoed",
+        "server/site/test_routes.py::test_other_challenges_are_not_echoed",
         "interop/server/test_pages.py::test_both_answer_alike",
     ),
-    "TestTemplate": ("aio/site/test_home.py::test_with_all_options_on_the_page_shows_each",),
+    "TestTemplate": ("server/site/test_home.py::test_with_all_options_on_the_page_shows_each",),
     "TestUnpublishedDNS": (
-        "aio/test_bootstrap.py::test_published_and_unpublished_names_are_looked_up",
+        "server/services/test_bootstrap.py::test_published_and_unpublished_names_are_looked_up",
         "interop/test_bootstrap.py::test_answers_and_counters_are_those_of_derper",
     ),
     "TestUnpublishedDNSEmptyList/CacheMiss": (
@@ -128,7 +132,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/server/test_manual_certificates.py::test_the_name_that_is_asked_for",
     ),
     "TestPinnedCertRawIP": (
-        "aio/test_relay.py::test_an_address_gets_a_pinned_certificate",
+        "server/app/test_relay.py::test_an_address_gets_a_pinned_certificate",
         "interop/client/test_modes.py::test_packets_pass_both_ways",
         "interop/test_go_clients.py::test_wrong_pin_is_refused",
     ),
@@ -140,7 +144,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestIPCertManager": (
         "certs/test_acme.py::test_a_connection_to_an_address_gets_a_certificate_for_it",
         "certs/test_acme.py::test_a_restart_uses_the_disk",
-        "aio/test_routes.py::test_challenges_of_an_authority_are_answered_on_the_plain_listener",
+        "server/site/test_routes.py::test_challenges_of_an_authority_are_answered_on_the_plain_listener",
         "interop/acme/test_pebble.py::test_an_address_gets_a_short_lived_certificate",
     ),
     "TestIPCertManagerNextProvider": ("certs/test_acme.py::test_names_and_addresses_side_by_side",),
@@ -151,8 +155,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # net/stunserver, net/stun
     "TestSTUNServer": (
-        "aio/test_stun.py::test_a_request_is_answered",
-        "aio/test_stun.py::test_closing_frees_the_port",
+        "server/services/test_stun.py::test_a_request_is_answered",
+        "server/services/test_stun.py::test_closing_frees_the_port",
     ),
     "TestIs": ("wire/test_stun.py::test_is_stun",),
     "TestParseBindingRequest": ("wire/test_stun.py::TestRequest",),
@@ -190,45 +194,45 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     # derp/derphttp
     "TestPing": ("client/test_with_relay.py::TestRelay::test_ping",),
     "TestProbe": (
-        "aio/test_routes.py::test_probes_are_answered_for_pages_of_any_origin",
+        "server/site/test_routes.py::test_probes_are_answered_for_pages_of_any_origin",
         "interop/server/test_pages.py::test_both_answer_alike",
     ),
     "TestRunWatchConnectionLoopServeConnect": (
-        "aio/test_mesh_links.py::TestSelf::test_is_found_out_and_left_alone",
+        "server/mesh/test_mesh_links.py::TestSelf::test_is_found_out_and_left_alone",
     ),
-    "TestBreakWatcherConn": ("aio/test_mesh_links.py::TestBreak::test_ten_times",),
-    "TestBreakWatcherConnRecv": ("aio/test_mesh_links.py::TestBreak::test_ten_times",),
-    "TestNotifyError": ("aio/test_mesh_links.py::TestBreak::test_nobody_listens_yet",),
+    "TestBreakWatcherConn": ("server/mesh/test_mesh_links.py::TestBreak::test_ten_times",),
+    "TestBreakWatcherConnRecv": ("server/mesh/test_mesh_links.py::TestBreak::test_ten_times",),
+    "TestNotifyError": ("server/mesh/test_mesh_links.py::TestBreak::test_nobody_listens_yet",),
     # tsweb
     "TestDebugger": (
-        "aio/site/test_pages.py::test_the_index_is_live",
+        "server/site/test_pages.py::test_the_index_is_live",
         "interop/server/test_debug_access.py::test_addresses",
     ),
-    "TestDebuggerKV": ("aio/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
-    "TestDebuggerURL": ("aio/site/test_pages.py::test_the_index_links_every_page",),
-    "TestDebuggerSection": ("aio/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
+    "TestDebuggerKV": ("server/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
+    "TestDebuggerURL": ("server/site/test_pages.py::test_the_index_links_every_page",),
+    "TestDebuggerSection": ("server/site/test_pages.py::test_the_index_shows_what_the_relay_is",),
     "TestDebuggerHandle": (
-        "aio/site/test_pages.py::test_strangers_see_nothing",
-        "aio/site/test_pages.py::test_this_machine_and_tailscale_addresses_see_all",
+        "server/site/test_pages.py::test_strangers_see_nothing",
+        "server/site/test_pages.py::test_this_machine_and_tailscale_addresses_see_all",
     ),
     "TestParseTrustedCIDRs": ("cli/test_relay_values.py::test_networks_are_read_from_a_list",),
     "TestAllowDebugAccessTrustedCIDRContains": (
-        "aio/site/test_access.py::test_trusted_networks_may",
-        "aio/site/test_access.py::test_what_is_outside_trusted_networks_may_not",
+        "server/site/test_access.py::test_trusted_networks_may",
+        "server/site/test_access.py::test_what_is_outside_trusted_networks_may_not",
     ),
     # A host name to redirect to instead of the one asked for is an option that derper lacks.
     "TestPort80Handler": (
-        "aio/test_routes.py::test_plain_http_beside_tls_is_redirected_with_host_and_query",
+        "server/site/test_routes.py::test_plain_http_beside_tls_is_redirected_with_host_and_query",
         "interop/server/test_debug_access.py::test_plain_http_beside_tls",
     ),
     "TestHandler": (
-        "aio/site/test_metrics.py::test_the_relays_and_the_process_metrics_come_in_one_scrape",
+        "server/site/test_metrics.py::test_the_relays_and_the_process_metrics_come_in_one_scrape",
     ),
     "TestVarzHandler": ("interop/test_metrics.py::test_metrics_have_the_same_names_and_types",),
     # net/ktimeout
     "TestSetUserTimeout": (
-        "aio/test_sockets.py::test_accepted_sockets_carry_the_options_of_the_listener",
-        "aio/test_sockets.py::test_zero_leaves_options_as_the_system_has_them",
+        "server/conn/test_sockets.py::test_accepted_sockets_carry_the_options_of_the_listener",
+        "server/conn/test_sockets.py::test_zero_leaves_options_as_the_system_has_them",
     ),
     # New in v1.104.7: derp
     "TestClientRecvPeerPresent": (
@@ -241,7 +245,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "client/test_config.py::test_a_name_that_relays_take_is_taken",
     ),
     "TestWatchAppName": (
-        "aio/test_protocol.py::test_a_name_that_keeps_the_rule_is_told_to_watchers",
+        "server/conn/test_protocol.py::test_a_name_that_keeps_the_rule_is_told_to_watchers",
         "relay/test_connection.py::test_present_frame_ends_in_the_name_as_go_writes_it",
         "interop/client/test_messages.py::test_watcher_sees_who_is_what",
     ),
@@ -263,7 +267,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
     ),
     "TestVerifyClientDisallowedAppNames": (
-        "aio/test_protocol.py::test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers",
+        "server/conn/test_protocol.py::test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers",
         "interop/server/test_app_names.py::test_names_that_are_not_allowed",
     ),
     "TestUnknownFrameSizeLimit": (
@@ -271,7 +275,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/go/frames.go::unknownframes",
     ),
     "TestHandlerUpgradeWriteTimeout": (
-        "aio/test_protocol_time.py::test_a_client_that_stalls_before_login_is_given_up_too",
+        "server/conn/test_protocol_time.py::test_a_client_that_stalls_before_login_is_given_up_too",
     ),
     "TestPktQueue": (
         "relay/test_backlog.py::test_the_oldest_packet_makes_room_for_the_33rd",
@@ -298,13 +302,13 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_backlog.py::test_the_depth_can_be_another",
     ),
     "TestServeDebugClients": (
-        "aio/site/test_clients.py::test_a_question_that_makes_no_sense_is_refused",
+        "server/site/test_clients.py::test_a_question_that_makes_no_sense_is_refused",
         "interop/server/test_debug_clients.py::test_what_is_wrong_is_told_in_the_same_words",
         "interop/server/test_debug_clients.py::test_people_see_the_same",
     ),
     "TestServeDebugClientsPagination": (
-        "aio/site/test_clients.py::test_the_links_lead_to_every_connection_once_and_in_order",
-        "aio/site/test_clients.py::test_cursors_by_hand",
+        "server/site/test_clients.py::test_the_links_lead_to_every_connection_once_and_in_order",
+        "server/site/test_clients.py::test_cursors_by_hand",
     ),
     # New in v1.104.7: cmd/derper
     "TestHijackTrackingResponseWriter/hijacked": (
@@ -312,8 +316,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # New in v1.104.7: net/stunserver, net/stun, net/pktinfo
     "TestReplySourceAddr": (
-        "aio/test_stun_sources.py::test_each_address_of_a_host_answers_for_itself",
-        "aio/test_stun_sources.py::test_without_the_option_it_serves_on_and_says_so_once",
+        "server/services/test_stun_sources.py::test_each_address_of_a_host_answers_for_itself",
+        "server/services/test_stun_sources.py::test_without_the_option_it_serves_on_and_says_so_once",
         "interop/test_stun_sources.py::test_each_address_answers_for_itself",
     ),
     "FuzzParseResponse": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
@@ -354,19 +358,19 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "admission/test_url.py::test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens",
         "interop/admission/test_beside_derper.py::test_an_admission_url",
         "interop/admission/test_beside_derper.py::test_an_admission_url_that_fails_closed",
-        "aio/test_login.py::test_mesh_peers_are_not_asked_about",
+        "server/conn/test_login.py::test_mesh_peers_are_not_asked_about",
     ),
     "local tailscaled: all answers, and the self check": (
         "admission/test_tailscaled.py::test_each_answer_of_the_daemon",
         "admission/test_tailscaled.py::test_a_missing_socket_lets_nobody_in",
         "interop/admission/test_beside_derper.py::test_a_local_tailscaled",
-        "aio/site/test_check.py::test_admission_that_would_not_let_this_machine_in_is_told",
+        "server/site/test_check.py::test_admission_that_would_not_let_this_machine_in_is_told",
     ),
     "login: lengths, keys, mesh keys, silence": (
         "interop/go/login.go::login",
         "interop/go/login.go::badlogin",
         "interop/go/login.go::mutelogin",
-        "aio/test_protocol_time.py::test_a_silent_connection_has_ten_seconds",
+        "server/conn/test_protocol_time.py::test_a_silent_connection_has_ten_seconds",
     ),
     "frames: rights and lengths": (
         "interop/server/test_frames.py::test_lengths_and_rights",
@@ -385,16 +389,16 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "a slow reader": (
         "interop/server/test_slow_reader.py::test_a_slow_reader_is_closed_after_two_seconds",
-        "aio/test_protocol_time.py::test_a_client_that_takes_no_byte_is_aborted",
-        "aio/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
+        "server/conn/test_protocol_time.py::test_a_client_that_takes_no_byte_is_aborted",
+        "server/conn/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
     ),
     "a flood of pings": (
         "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",
         "interop/go/basic.go::pingflood",
     ),
     "keep-alives": (
-        "aio/test_protocol_time.py::test_keepalives_come_after_sixty_seconds_and_jitter",
-        "aio/test_protocol_time.py::test_the_jitter_is_drawn_once_a_connection",
+        "server/conn/test_protocol_time.py::test_keepalives_come_after_sixty_seconds_and_jitter",
+        "server/conn/test_protocol_time.py::test_the_jitter_is_drawn_once_a_connection",
     ),
     "home moves count after five seconds": (
         "interop/server/test_home.py::test_moves_count_after_five_seconds",
@@ -407,19 +411,19 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/server/test_pages.py::test_both_answer_alike",
         "interop/server/test_pages.py::test_unknown_paths_are_not_the_home_page",
         "interop/server/test_pages.py::test_other_settings",
-        "aio/test_protocol_time.py"
+        "server/conn/test_protocol_time.py"
         "::test_an_answered_http_connection_idles_for_thirty_seconds_in_silence",
     ),
     "websocket": (
         "interop/go/wsraw.go::wshandshake",
         "interop/go/wsraw.go::wsframes",
         "interop/go/sizes.go::wslimit",
-        "aio/test_websocket.py::test_a_full_packet_fits_one_message_and_leaves_in_small_ones",
+        "server/conn/test_websocket.py::test_a_full_packet_fits_one_message_and_leaves_in_small_ones",
     ),
     "two meshed relays": (
-        "aio/test_mesh.py::test_forwards_both_ways",
-        "aio/test_mesh.py::test_local_before_remote_and_back",
-        "aio/test_mesh.py::test_a_relay_that_dies_and_returns",
+        "server/mesh/test_mesh.py::test_forwards_both_ways",
+        "server/mesh/test_mesh.py::test_local_before_remote_and_back",
+        "server/mesh/test_mesh.py::test_a_relay_that_dies_and_returns",
         "relay/test_mesh.py"
         "::TestForward::test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns",
         "interop/mesh/test_mixed.py::test_four_nodes",
@@ -428,7 +432,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "accept limit": (
         "interop/server/test_limits_of_accepting.py::test_derper_exits",
         "interop/server/test_limits_of_accepting.py::test_ours_serves_on",
-        "aio/test_accept.py::test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on",
+        "server/conn/test_accept.py::test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on",
     ),
     "SIGHUP with and without rate limits": (
         "interop/server/test_signals.py::test_it_kills_derper",
@@ -438,7 +442,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "STUN: everything but the usual request": (
         "interop/test_stun.py::test_derper_and_we_answer_the_same_requests",
         "interop/test_stun.py::test_derper_and_we_answer_with_the_same_bytes",
-        "aio/test_stun.py::test_what_is_no_request_is_ignored_and_counted",
+        "server/services/test_stun.py::test_what_is_no_request_is_ignored_and_counted",
     ),
     "key file": (
         "interop/server/test_key_file.py::test_one_makes_it_and_the_other_uses_it",
@@ -454,7 +458,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "who may see the debug pages": (
         "interop/server/test_debug_access.py::test_addresses",
         "interop/server/test_debug_access.py::test_the_key_and_forwarded_requests",
-        "aio/site/test_served.py::test_debug_access_matrix",
+        "server/site/test_served.py::test_debug_access_matrix",
     ),
 }
 """What Go's tests do not prove, and the tests here that do."""

@@ -10,10 +10,10 @@ from typing import Final
 import h11
 
 from fuzz.targets._input import cut, split_input
-from pyderp.aio.forwarded import client_address
-from pyderp.aio.routes import DERP_PATH, page, relay_routes, side_routes
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
+from pyderp.server.conn.forwarded import client_address
+from pyderp.server.site.routes import DERP_PATH, page, relay_routes, side_routes
 from pyderp.wire.http import HttpConnection, Request, Response, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
@@ -59,7 +59,7 @@ _PROXY: Final = ("10.0.0.1", 1)
 
 
 class _Server:
-    """The HTTP stage of `pyderp.aio.protocol`, without a socket."""
+    """The HTTP stage of `pyderp.server.conn.protocol`, without a socket."""
 
     def __init__(self, mode: int) -> None:
         self.routes = _SIDE_ROUTES if mode & 1 else _ROUTES

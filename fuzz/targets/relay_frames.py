@@ -90,7 +90,7 @@ _LEGAL: Final = {
 
 
 class Peer:
-    """A connection and its socket, as `pyderp.aio.protocol` would have them."""
+    """A connection and its socket, as `pyderp.server.conn.protocol` would have them."""
 
     def __init__(self, router: Router, number: int, now: float) -> None:
         self.router = router

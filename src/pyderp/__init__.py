@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     __version__: str
-    from pyderp.aio.relay import Relay
     from pyderp.client.backoff import is_transient
     from pyderp.client.client import Client
     from pyderp.client.config import ClientConfig
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from pyderp.net.dnscache import DNSCache
     from pyderp.net.settings import NetworkSettings
     from pyderp.net.tls import HealthTracker, TLSConfig, TLSState
+    from pyderp.server.app.relay import Relay
     from pyderp.wire.frames import PeerGoneReason, PeerPresentFlags
     from pyderp.wire.messages import (
         Health,
@@ -139,7 +139,7 @@ __all__ = [
 ]
 
 _NAMES: Final = {
-    "pyderp.aio.relay": "Relay",
+    "pyderp.server.app.relay": "Relay",
     "pyderp.client.backoff": "is_transient",
     "pyderp.client.client": "Client",
     "pyderp.client.config": "ClientConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from tests.aio.certificates import trusting_nobody
+from tests.server.certificates import trusting_nobody
 
 NAME = "derp.example.com"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyderp.certs import CertificateSource
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
-from tests.aio.certificates import trusting_nobody
+from tests.server.certificates import trusting_nobody
 
 
 @dataclass

@@ -25,8 +25,8 @@ from pyderp.certs.store import Record, Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
-from tests.aio.certificates import write_pair
 from tests.conftest import Run
+from tests.server.certificates import write_pair
 
 from .authority import FakeAuthority, issue
 from .handshake import NAME, presented

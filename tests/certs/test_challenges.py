@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 
 from pyderp.certs.challenges import Challenges
-from tests.aio.certificates import trusting_nobody
+from tests.server.certificates import trusting_nobody
 
 from .handshake import NAME, presented, shake_hands
 

@@ -11,7 +11,7 @@ import pytest
 from pyderp.certs.check import check_acme, eab_key, normal_name
 from pyderp.config import ACMETLS, GOOGLE
 from pyderp.errors import ConfigError
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 KEY = b"\xfb\xef\xbe secret key \xff\xff"
 

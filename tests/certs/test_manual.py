@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pyderp.certs.manual import ManualCertificates, certificate_paths
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
-from tests.aio.certificates import trusting_nobody, write_pair
+from tests.server.certificates import trusting_nobody, write_pair
 
 from .handshake import NAME, presented, shake_hands
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyderp.certs import manual as manual_module
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .authority import issue
 from .handshake import NAME, presented

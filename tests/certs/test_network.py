@@ -16,7 +16,7 @@ from pyderp.certs import session as session_module
 from pyderp.certs.refusal import Refused
 from pyderp.certs.session import Session
 from pyderp.certs.worker import Stopped, Worker
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .handshake import NAME
 from .test_session import Quiet, serving, session

@@ -22,7 +22,7 @@ from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .handshake import NAME
 

@@ -25,7 +25,7 @@ from pyderp import (
 )
 from pyderp.cli.advice import advice
 from pyderp.testing import RelayThread
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .commands import Done
 

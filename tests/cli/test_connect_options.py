@@ -11,9 +11,9 @@ import pytest
 
 from pyderp import NodePrivate
 from pyderp.testing import RelayThread
-from tests.aio.certificates import write_pair
 from tests.interop.relays import Kind, Setup, each_derper
 from tests.interop.relays import running as interop_running
+from tests.server.certificates import write_pair
 
 from .commands import Done, listening
 from .commands import run as run_pyderp

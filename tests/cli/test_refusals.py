@@ -11,8 +11,8 @@ import pytest
 
 from pyderp.cli import relayrun
 from pyderp.cli.main import main
-from tests.aio.certificates import write_pair
-from tests.aio.ways import NAME
+from tests.server.certificates import write_pair
+from tests.server.ways import NAME
 
 from .process import pyderp
 from .test_relay import LOCAL, secure

@@ -17,10 +17,10 @@ from pyderp.cli.relayrun import Loaded, _serve
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.messages import PeerPresent, Restarting
-from tests.aio.certificates import trusting_nobody, write_pair
-from tests.aio.dial import connect, passes
-from tests.aio.ways import NAME, over_tls
 from tests.conftest import Run
+from tests.server.certificates import trusting_nobody, write_pair
+from tests.server.dial import connect, passes
+from tests.server.ways import NAME, over_tls
 
 from .planning import planner
 from .process import pyderp, running

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pyderp.keys import NodePrivate, NodePublic
-from tests.aio.certificates import write_pair
-from tests.aio.ways import NAME
+from tests.server.certificates import write_pair
+from tests.server.ways import NAME
 
 from .commands import Done
 from .test_relay import secure

@@ -27,7 +27,7 @@ from pyderp.config import (
 )
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .planning import Planned, planner
 

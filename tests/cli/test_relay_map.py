@@ -12,8 +12,8 @@ import pytest
 
 from pyderp.cli.relayflags.showmap import show_map
 from pyderp.derpmap import DERPMap
-from tests.aio.certificates import write_pair
 from tests.interop.peers import need
+from tests.server.certificates import write_pair
 
 from .commands import Done
 

@@ -16,8 +16,8 @@ import pytest
 
 from pyderp.cli.relayflags.showmap import map_command, node_of
 from pyderp.keys import NodePrivate
-from tests.aio.certificates import trusting_nobody, write_pair
-from tests.aio.ways import NAME
+from tests.server.certificates import trusting_nobody, write_pair
+from tests.server.ways import NAME
 
 from .planning import planner
 from .process import Process, pyderp, running

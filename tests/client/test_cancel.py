@@ -25,10 +25,10 @@ from pyderp import (
     TLSConfig,
     watch_mesh,
 )
-from tests.aio.dial import until_gone
-from tests.aio.ways import NAME
 from tests.conftest import Run
 from tests.net.ways_out import Sockets
+from tests.server.dial import until_gone
+from tests.server.ways import NAME
 
 from .fakes import PEER, bounded
 

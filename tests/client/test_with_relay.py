@@ -26,10 +26,10 @@ from pyderp import (
     ServerInfo,
     TLSConfig,
 )
-from tests.aio.dial import until_gone
-from tests.aio.ways import NAME
 from tests.conftest import Run
 from tests.net.ways_out import serving
+from tests.server.dial import until_gone
+from tests.server.ways import NAME
 
 from .fakes import (
     DIRECT,

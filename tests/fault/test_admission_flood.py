@@ -18,8 +18,8 @@ from pyderp.admission.verdict import AdmissionCounters
 from pyderp.config import AdmissionConfig
 from pyderp.keys import NodePrivate, NodePublic
 from tests.admission.fakes import Reply, Request, response, serving
-from tests.aio.dial import Via, connect
 from tests.conftest import Run
+from tests.server.dial import Via, connect
 
 ALLOW = response(b'{"Allow":true}')
 DENY = response(b'{"Allow":false}')
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyderp.aio.parts.Gate", functools.partial(Gate, timeout=BUDGET))
+    monkeypatch.setattr("pyderp.server.app.assemble.Gate", functools.partial(Gate, timeout=BUDGET))
 
 
 class Controller:

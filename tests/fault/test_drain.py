@@ -13,12 +13,12 @@ from typing import cast
 import pytest
 
 import pyderp
-from pyderp.aio.core import Core
 from pyderp.defaults import LINGER_TIMEOUT
 from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.context import Core
 from pyderp.wire.messages import Restarting
-from tests.aio.dial import Client, clients, connect, drained, hang_up, open_stream, passes
 from tests.conftest import Run
+from tests.server.dial import Client, clients, connect, drained, hang_up, open_stream, passes
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

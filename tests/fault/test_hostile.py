@@ -15,12 +15,13 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.aio.protocol import RelayProtocol
 from pyderp.keys import NodePrivate
+from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire import frames
 from pyderp.wire.client import ClientSession
 from pyderp.wire.upgrade import upgrade_request
-from tests.aio.dial import (
+from tests.conftest import Run
+from tests.server.dial import (
     Client,
     Via,
     clients,
@@ -31,8 +32,7 @@ from tests.aio.dial import (
     passes,
     until_gone,
 )
-from tests.aio.ways import NAME, over_tls
-from tests.conftest import Run
+from tests.server.ways import NAME, over_tls
 
 Attack = Callable[[pyderp.Relay, Via, random.Random], Awaitable[None]]
 

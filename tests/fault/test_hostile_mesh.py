@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.aio import mesh as mesh_module
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay import registry as registry_module
 from pyderp.relay.registry import Registry
+from pyderp.server.mesh import links as mesh_module
 from pyderp.wire.frames import (
     FrameType,
     pack_forward_packet,
     pack_peer_present,
     pack_watch_conns,
 )
-from tests.aio.dial import connect
-from tests.aio.meshed import MESH, client_of, news, node, until
 from tests.client.fakes import fake_relay
 from tests.conftest import Run
+from tests.server.dial import connect
+from tests.server.meshed import MESH, client_of, news, node, until
 
 BOUND, FLOOD = 50, 2_000
 

@@ -14,17 +14,17 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.aio.core import Core
-from pyderp.aio.protocol import RelayProtocol
 from pyderp.defaults import SEND_QUEUE_BYTES
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import DropReason
+from pyderp.server.conn.context import Core
+from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.client import ClientSession
 from pyderp.wire.upgrade import upgrade_request
-from tests.aio.dial import BOUND, Client, Via, clients, connect, passes
-from tests.aio.ways import KINDS, way
 from tests.conftest import Run
 from tests.owntime import own_time
+from tests.server.dial import BOUND, Client, Via, clients, connect, passes
+from tests.server.ways import KINDS, way
 
 PACKET = 64 * 1024
 

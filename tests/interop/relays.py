@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import pytest
 
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .certificates import write_localhost
 from .peers import need

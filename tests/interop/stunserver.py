@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _SERVE = """
 import asyncio, sys
-from pyderp.aio.stun import StunServer, stun_sockets
+from pyderp.server.services.stun import StunServer, stun_sockets
 async def main():
     server = StunServer(stun_sockets(sys.argv[1], 0))
     server.start()

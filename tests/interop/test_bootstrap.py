@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pyderp.aio.bootstrap import BootstrapDNS
 from pyderp.config import BootstrapDNSConfig
+from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.wire.http import Request
 
 from .relays import Kind, each_derper, running

@@ -15,7 +15,7 @@ import pyderp
 from pyderp import ManualTLS
 from pyderp.config import RelayConfig
 from pyderp.keys import MeshKey, NodePrivate
-from tests.aio import dial
+from tests.server import dial
 
 from .certificates import write_localhost
 from .relays import DERPERS, MESH_KEY, OLDER, Kind, running

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.aio.dial import BOUND, Client, connect, hang_up
+from tests.server.dial import BOUND, Client, connect, hang_up
 
 from .relays import KINDS, Kind, running
 

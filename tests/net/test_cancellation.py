@@ -17,8 +17,8 @@ from pyderp.net.dnscache import DNSCache
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
-from tests.aio.certificates import write_pair
 from tests.conftest import Run
+from tests.server.certificates import write_pair
 
 from .proxy_servers import FakeConnectProxy, FakeSocksProxy
 from .ways_out import Sockets, cancelled_everywhere, echo, fixed, serving

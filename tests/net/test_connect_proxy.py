@@ -15,8 +15,8 @@ from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
 from pyderp.wire.text import printable
-from tests.aio.certificates import write_pair
 from tests.conftest import Run
+from tests.server.certificates import write_pair
 
 from .proxy_servers import FakeConnectProxy
 from .ways_out import Sockets, carries, closed_port, fixed, read_exactly, serving

@@ -20,10 +20,10 @@ from pyderp.net.link import Link, TcpLink, link_over_socket
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig, TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
-from tests.aio.certificates import write_pair
 from tests.conftest import Run
 from tests.interop.peers import need
 from tests.interop.relays import Kind, each_derper, running
+from tests.server.certificates import write_pair
 
 from .certificates import META, RELAY, ROOT, certificate
 from .tlspeer import NAME, TRUSTING, TlsPeer

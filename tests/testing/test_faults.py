@@ -15,10 +15,10 @@ from pyderp.relay.counters import DropReason
 from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import pack_health
 from pyderp.wire.messages import Health, PeerGone, Ping, ReceivedPacket, Restarting
-from tests.aio.certificates import trusting_nobody
-from tests.aio.dial import Client, Via, connect, drained, hang_up, open_stream, passes
 from tests.conftest import Run
 from tests.owntime import own_time
+from tests.server.certificates import trusting_nobody
+from tests.server.dial import Client, Via, connect, drained, hang_up, open_stream, passes
 
 LATE = 0.05
 
@@ -753,7 +753,7 @@ def test_a_start_that_fails_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyP
         raise ConfigError("no")
 
     async def scenario() -> None:
-        monkeypatch.setattr("pyderp.aio.relay.Relay.start", fails)
+        monkeypatch.setattr("pyderp.server.app.relay.Relay.start", fails)
         with pytest.raises(ConfigError, match="no"):
             await FaultyRelay().start()
 

@@ -14,7 +14,7 @@ from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.testing import FaultyRelay, RelayThread
 from pyderp.wire.frames import pack_health
 from pyderp.wire.messages import Health, Restarting
-from tests.aio.dial import Client, connect, hang_up
+from tests.server.dial import Client, connect, hang_up
 
 Scenario = Callable[[RelayThread, Client], Coroutine[Any, Any, None]]
 
@@ -180,7 +180,7 @@ def test_a_start_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) ->
     async def fails(_: object) -> None:
         raise ConfigError("no")
 
-    monkeypatch.setattr("pyderp.aio.relay.Relay.start", fails)
+    monkeypatch.setattr("pyderp.server.app.relay.Relay.start", fails)
     before = threading.active_count()
     with pytest.raises(ConfigError, match="no"):
         RelayThread().start()

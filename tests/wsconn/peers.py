@@ -19,7 +19,7 @@ from websockets.uri import parse_uri
 
 from pyderp.wsconn import Connection, Scope, WebSocketStream, net_conn
 from pyderp.wsconn.scope import drop
-from tests.aio.dial import drained
+from tests.server.dial import drained
 
 Role: TypeAlias = Literal["client", "server"]
 """What the stream under test is."""

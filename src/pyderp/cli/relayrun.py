@@ -17,11 +17,6 @@ from typing import Any
 import typer
 
 import pyderp
-from pyderp.aio.accept import log_accept_errors, raise_file_limit
-from pyderp.aio.listeners import Listeners, open_listeners
-from pyderp.aio.relay import Relay
-from pyderp.aio.sockets import format_address
-from pyderp.aio.systemd import Supervisor, inherited_listeners
 from pyderp.cli.leaving import leave_soon
 from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
@@ -48,6 +43,11 @@ from pyderp.cli.unraisable import log_unraisable
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
+from pyderp.server.app.listeners import Listeners, open_listeners
+from pyderp.server.app.relay import Relay
+from pyderp.server.app.systemd import Supervisor, inherited_listeners
+from pyderp.server.conn.accept import log_accept_errors, raise_file_limit
+from pyderp.server.conn.sockets import format_address
 
 __all__ = ["Loaded", "carry_out"]
 

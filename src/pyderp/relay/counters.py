@@ -158,7 +158,7 @@ class Counters:
         self.mesh_update_batch_size = Histogram(_UPDATE_SIZES)
         self.mesh_update_loop_count = Histogram(_UPDATE_LOOPS)
         self.tcp_rtt: dict[str, int] = {}
-        """Samples of the round-trip time by label, as `pyderp.aio.rtt` takes them."""
+        """Samples of the round-trip time by label, as `pyderp.server.conn.rtt` takes them."""
         self.queue_time = QueueTime()
         # (packets, bytes) of each reason and kind; every series is there from the start.
         self.drops = {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}

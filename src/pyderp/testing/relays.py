@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from pyderp.aio.relay import Relay
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.config import RelayConfig
 from pyderp.net.settings import NetworkSettings
+from pyderp.server.app.relay import Relay
 from pyderp.testing.faults import FaultyRelay
 from pyderp.wire.messages import ServerInfo
 

@@ -17,9 +17,9 @@ import pyderp
 from pyderp import ManualTLS, RelayConfig
 from pyderp.relay.ending import EndReason, How
 from tests import leftovers
-from tests.aio.dial import Client, Via, connect, hang_up, open_stream, until_gone
-from tests.aio.ways import KINDS, way
 from tests.conftest import Run
+from tests.server.dial import Client, Via, connect, hang_up, open_stream, until_gone
+from tests.server.ways import KINDS, way
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Cause = Callable[[pyderp.Relay, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

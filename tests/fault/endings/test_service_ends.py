@@ -15,13 +15,13 @@ import pytest
 
 from pyderp import AdmissionConfig, BootstrapDNSConfig, ClientConfig, NetworkSettings, NodePrivate
 from pyderp.admission import Gate
-from pyderp.aio.bootstrap import BootstrapDNS
-from pyderp.aio.mesh import Mesh
-from pyderp.aio.stun import StunServer, stun_sockets
 from pyderp.certs.refusal import Refused
 from pyderp.errors import DialError
 from pyderp.keys import MeshKey
 from pyderp.relay.router import Router
+from pyderp.server.mesh.links import Mesh
+from pyderp.server.services.bootstrap import BootstrapDNS
+from pyderp.server.services.stun import StunServer, stun_sockets
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.stun import pack_request
 from tests.admission.fakes import CLOSE, STALL, applicant, response

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.aio.certificates import trusting_nobody, write_pair
-from tests.aio.ways import NAME
 from tests.cli.process import environment
 from tests.interop.life.support import _before_exec
+from tests.server.certificates import trusting_nobody, write_pair
+from tests.server.ways import NAME
 
 from .peer import BOUND
 

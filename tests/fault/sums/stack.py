@@ -17,8 +17,8 @@ from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket_client import WebSocketClient
-from tests.aio.certificates import trusting_nobody
-from tests.aio.ways import NAME
+from tests.server.certificates import trusting_nobody
+from tests.server.ways import NAME
 
 __all__ = ["KINDS", "Stack"]
 

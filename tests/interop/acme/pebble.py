@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.aio.certificates import write_pair
 from tests.interop.peers import need
 from tests.interop.ports import free_port
+from tests.server.certificates import write_pair
 
 _START_TIMEOUT = 20.0
 _POLL = 0.02

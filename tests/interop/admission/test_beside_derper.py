@@ -14,8 +14,8 @@ from pyderp.admission.tailscaled import Tailscaled
 from pyderp.admission.url import AdmissionURL
 from tests.admission import test_tailscaled, test_url
 from tests.admission.fakes import CLOSE, STALL, FakeServer, Reply, Request, response, serving
-from tests.aio.dial import connect
 from tests.interop.relays import DERPERS, Kind, Relay, running
+from tests.server.dial import connect
 
 pytestmark = pytest.mark.timeout(60)
 

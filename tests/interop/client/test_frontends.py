@@ -14,10 +14,10 @@ import pytest
 
 from pyderp import Client, ClientConfig, NodePublic, ServerInfo
 from pyderp.wire.metacert import make_meta_certificate
-from tests.aio.certificates import write_pair
 from tests.conftest import Run
 from tests.interop.relays import Kind, Relay
 from tests.net.certificates import to_pem
+from tests.server.certificates import write_pair
 
 from .programs import Program, haproxy, nginx
 from .recorder import recording

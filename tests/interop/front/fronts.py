@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.aio.certificates import write_pair
 from tests.interop.peers import REPOSITORY, need
 from tests.interop.ports import free_port
+from tests.server.certificates import write_pair
 
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 _BOUND = 15.0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.aio.certificates import trusting_nobody, write_pair
-from tests.aio.dial import Via, connect
+from tests.server.certificates import trusting_nobody, write_pair
+from tests.server.dial import Via, connect
 
 from .support import Service, Talker, hear, service, talking
 

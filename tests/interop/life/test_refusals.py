@@ -15,10 +15,10 @@ from typing import TypeAlias
 import pytest
 
 from pyderp import NodePrivate
-from tests.aio.certificates import write_pair
 from tests.cli.process import BOUND, environment
 from tests.interop.peers import need
 from tests.interop.tailscaled.peers import missing
+from tests.server.certificates import write_pair
 
 from .support import service
 from .test_notify import Manager

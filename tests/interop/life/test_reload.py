@@ -12,10 +12,10 @@ from pathlib import Path
 import pyderp
 from pyderp import Client, ClientConfig, NodePrivate, ReceivedPacket, RelayConfig
 from pyderp.errors import ConnectError, ConnectionClosed
-from tests.aio.certificates import trusting_nobody, write_pair
 from tests.cli.process import BOUND
 from tests.interop.client.support import DIRECT, MESH, NOBODY, next_of, until
 from tests.interop.relays import MESH_KEY
+from tests.server.certificates import trusting_nobody, write_pair
 
 from .support import Service, plain_config, service
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyderp.wire.stun import pack_request, parse_response_untrusted
-from tests.aio.certificates import trusting_nobody, write_pair
 from tests.cli.process import BOUND
+from tests.server.certificates import trusting_nobody, write_pair
 
 from .support import service
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.aio.certificates import trusting_nobody
 from tests.interop.server.support import ask, request
+from tests.server.certificates import trusting_nobody
 
 
 def main() -> None:

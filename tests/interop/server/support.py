@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 
-from tests.aio import dial
 from tests.interop.relays import DERPERS, KINDS, Kind, Relay, Setup
+from tests.server import dial
 
 GetRelay = Callable[[Kind, Setup], Relay]
 

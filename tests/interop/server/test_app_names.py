@@ -12,8 +12,8 @@ import pytest
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
 from pyderp.wire.frames import FRAME_HEADER_LEN, MAGIC, FrameType, pack_client_info
 from pyderp.wire.upgrade import upgrade_request
-from tests.aio import dial
 from tests.interop.relays import MESH_KEY, NEWER, OLDER, Kind, Relay, running
+from tests.server import dial
 
 from .support import BOUND, GetRelay, both
 

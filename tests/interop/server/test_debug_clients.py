@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 
 from pyderp.keys import MeshKey, NodePrivate
-from tests.aio import dial
 from tests.interop.relays import MESH_KEY, NEWER, Kind, Relay, running
+from tests.server import dial
 
 from .support import Answer, ask, request
 

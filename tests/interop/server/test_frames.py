@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.messages import Message, PeerPresent, Pong, ReceivedPacket
-from tests.aio import dial
 from tests.interop.relays import MESH_KEY, Kind, Relay
+from tests.server import dial
 
 from .support import GetRelay, both, difference, metrics
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.aio import dial
 from tests.interop.relays import KINDS, Relay
+from tests.server import dial
 
 from .support import BOUND, GetRelay, difference, metrics
 

@@ -27,10 +27,10 @@ from pyderp.wire.frames import (
     pack_server_key,
 )
 from pyderp.wire.upgrade import switching_protocols, upgrade_request
-from tests.aio.dial import hang_up, open_stream
 from tests.interop.gopeer import GOPEER, NEWER_GOPEER
 from tests.interop.peers import need
 from tests.interop.relays import NEWER, Kind, Relay, running
+from tests.server.dial import hang_up, open_stream
 
 from .support import both
 

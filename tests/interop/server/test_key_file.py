@@ -17,9 +17,9 @@ import pytest
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
-from tests.aio import dial
 from tests.interop.peers import need
 from tests.interop.relays import Kind, each_derper, running
+from tests.server import dial
 
 from .support import BOUND, one_and_other
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.aio.certificates import trusting_nobody
 from tests.interop.relays import Kind, Relay, each_derper, running
+from tests.server.certificates import trusting_nobody
 
 from .support import Answer, parse_metrics, request, until
 

@@ -21,9 +21,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 import pyderp
 from pyderp import ConfigError, ManualTLS
 from pyderp.config import RelayConfig
-from tests.aio.certificates import trusting_nobody, write_pair
 from tests.interop.peers import need
 from tests.interop.relays import Kind, Relay, Setup, each_derper, running
+from tests.server.certificates import trusting_nobody, write_pair
 
 from .support import BOUND, GetRelay, both, one_and_other
 

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 
 from pyderp.defaults import SEND_QUEUE_BYTES
-from tests.aio import dial
 from tests.interop.relays import KINDS, Relay
+from tests.server import dial
 
 from .support import BOUND, GetRelay, difference, dropped, metrics
 

@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.aio import dial
 from tests.interop.relays import Kind, Relay, running
+from tests.server import dial
 
 from .support import BOUND, Answer, both, request
 

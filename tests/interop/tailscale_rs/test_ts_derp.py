@@ -16,11 +16,11 @@ import pyderp
 import pyderp.relay.health
 from pyderp import HealthRecipients, ManualTLS, NodePrivate, RelayConfig
 from pyderp.wire.messages import Health, Restarting
-from tests.aio.certificates import write_pair
-from tests.aio.dial import BOUND, Client, connect
-from tests.aio.ways import NAME, over_tls
 from tests.conftest import Run
 from tests.interop.peers import need
+from tests.server.certificates import write_pair
+from tests.server.dial import BOUND, Client, connect
+from tests.server.ways import NAME, over_tls
 
 
 @dataclass

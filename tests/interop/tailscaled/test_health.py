@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.aio.certificates import write_pair
+from tests.server.certificates import write_pair
 
 from .namespaces import HUB_ADDRESS
 from .peers import need_namespaces

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pyderp import defaults
 from pyderp.addresses import parse_ip
-from pyderp.aio.sockets import parse_address, unix_path
 from pyderp.cli.relayflags.settings import Settings
 from pyderp.cli.relayflags.state import state_directory
 from pyderp.config import (
@@ -20,6 +19,7 @@ from pyderp.config import (
     TLSSettings,
 )
 from pyderp.errors import ConfigError
+from pyderp.server.conn.sockets import parse_address, unix_path
 
 __all__ = ["DERPER_HOSTNAME", "is_loopback", "tls_settings"]
 

@@ -12,11 +12,6 @@ from typing import Final
 from pyderp.addresses import parse_ip
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.aio.limits import read_rate_config
-from pyderp.aio.listeners import stun_host
-from pyderp.aio.meshhost import parse_mesh_host
-from pyderp.aio.sockets import is_left_over, listen, parse_address, unix_path
-from pyderp.aio.stun import stun_sockets
 from pyderp.certs import make_certificates
 from pyderp.certs.expiry import EXPIRES_SOON
 from pyderp.certs.leaf import utc_now
@@ -28,6 +23,11 @@ from pyderp.config import ACMETLS, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
+from pyderp.server.app.listeners import stun_host
+from pyderp.server.conn.limits import read_rate_config
+from pyderp.server.conn.sockets import is_left_over, listen, parse_address, unix_path
+from pyderp.server.mesh.hosts import parse_mesh_host
+from pyderp.server.services.stun import stun_sockets
 
 __all__ = [
     "ask_tailscaled",

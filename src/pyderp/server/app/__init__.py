@@ -1,0 +1,1 @@
+"""A whole relay: put together, started, reloaded, stopped."""

@@ -1,0 +1,350 @@
+"""A whole relay: listens, serves, reloads its certificate, stops without a stampede."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from pyderp.config import LIVE_SETTINGS, RelayConfig
+from pyderp.defaults import (
+    HTTPS_PORT,
+    LINGER_TIMEOUT,
+    LISTEN_BACKLOG,
+    MESH_WRITE_TIMEOUT,
+    RECONNECT_TRY_FOR,
+    STUN_PORT,
+)
+from pyderp.errors import LocalProtocolError
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.relay.counters import Counters
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.app.assemble import Parts
+from pyderp.server.app.listeners import Listeners, open_listeners
+from pyderp.server.conn.context import Core, Served
+from pyderp.server.conn.sockets import format_address
+from pyderp.wire.frames import pack_restarting
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Relay"]
+
+log = logging.getLogger("pyderp.relay")
+
+_CERTIFICATE_LOOK: Final = 5.0
+"""Seconds between two looks at whether the certificate's files changed."""
+_DRAIN_STEP: Final = 0.01
+_LINGER_SHARE: Final = 0.4
+"""Of a stop's time, at most this part is kept for clients that are closed last."""
+_ACCEPT_AT_ONCE: Final = 5
+"""asyncio accepts as many in one turn of its loop as the backlog that it is told, before it
+asks us about the first: more than file descriptors may be left."""
+_LONGEST_RECONNECT: Final = 2**32 // 1000
+"""Seconds that fit the frame, which has milliseconds in 32 bits."""
+
+
+class Relay:
+    """A DERP relay on the running event loop.
+
+    Use it as `async with Relay(config) as relay:`; leaving the block stops it, at once and
+    without draining. `start` and `aclose` do the same by hand.
+
+    Args:
+        config: by default a plain relay with a key in memory on a free port of 127.0.0.1.
+        listeners: what `open_listeners` gave for these settings; by default `start` asks for
+            it. The relay closes them.
+    """
+
+    def __init__(
+        self, config: RelayConfig | None = None, *, listeners: Listeners | None = None
+    ) -> None:
+        self.config = config or RelayConfig()
+        self.private_key = self.config.private_key or NodePrivate.generate()
+        self._given = listeners
+        self._changing = asyncio.Lock()
+        """One start or stop at a time."""
+        self._closed = False
+        self._core: Core | None = None
+        self._parts: Parts | None = None
+        self._servers: list[asyncio.Server] = []
+        self._listeners = Listeners()
+        self._certificate_timer: asyncio.TimerHandle | None = None
+        self._addresses: list[tuple[str, int]] = []
+        self._http_address: tuple[str, int] | None = None
+        self._stun_addresses: list[tuple[str, int]] = []
+
+    async def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            ConfigError: an address, certificate or other setting cannot be used. Nothing
+                listens then.
+        """
+        async with self._changing:
+            if self._core is not None or self._closed:
+                raise LocalProtocolError("this relay was started or closed; make a new one")
+            await self._start()
+
+    async def _start(self) -> None:
+        config = self.config
+        core = self._core = Core(
+            asyncio.get_running_loop(),
+            self.private_key,
+            mesh_key=config.mesh_key,
+            random=os.urandom,
+            uniform=random.random,
+            write_timeout=config.write_timeout,
+            mesh_write_timeout=MESH_WRITE_TIMEOUT,
+            send_queue_depth=config.send_queue_depth,
+        )
+        async with contextlib.AsyncExitStack() as undo:
+            parts = self._parts = Parts(config, core, self.private_key)
+            undo.push_async_callback(parts.aclose)
+            listeners = self._given or open_listeners(config)
+            undo.callback(listeners.close)
+            undo.callback(self._close_servers)
+            # Whatever can still be wrong with settings is found before anybody is served.
+            await parts.start(listeners)
+            await self._serve(listeners)
+            undo.pop_all()
+        core.start()
+        await parts.begin()
+        self._look_at_certificate()
+
+    async def _serve(self, listeners: Listeners) -> None:
+        assert self._core is not None
+        assert self._parts is not None
+        self._listeners = listeners
+        main, side = self._parts.factories()
+        loop = self._core.loop
+        # asyncio hides what a listening socket is bound to once it has it.
+        self._addresses = [_endpoint(sock.getsockname()) for sock in listeners.main]
+        self._http_address = _endpoint(listeners.side[0].getsockname()) if listeners.side else None
+        self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
+        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
+            for sock in sockets:
+                make: Any = loop.create_server
+                if sock.family == socket.AF_UNIX:
+                    make = loop.create_unix_server
+                    if sys.version_info >= (3, 13):
+                        # It would remove those of systemd, too.
+                        make = partial(make, cleanup_socket=False)
+                self._servers.append(await make(factory, sock=sock, backlog=_ACCEPT_AT_ONCE))
+                sock.listen(LISTEN_BACKLOG)
+
+    def _look_at_certificate(self) -> None:
+        assert self._parts is not None
+        if self._parts.certificates is None:
+            return
+        self._certificate_timer = asyncio.get_running_loop().call_later(
+            _CERTIFICATE_LOOK, self._look_at_certificate
+        )
+        self._parts.look_at_certificates()
+
+    def reload(self, config: RelayConfig | None = None) -> None:
+        """Read certificates, limits and allowed keys again (on SIGHUP).
+
+        Args:
+            config: new settings. The mesh's list is taken over; for the rest that changed, the
+                log says that it needs a restart.
+
+        Raises:
+            ConfigError: an entry of the mesh's list cannot be used. Nothing was changed then.
+        """
+        if self._parts is None:
+            raise LocalProtocolError("the relay is not started")
+        if config is not None:
+            changed = self.config.changes(config)
+            self._parts.set_mesh(config.mesh_with)
+            late = [name for name in changed if name not in LIVE_SETTINGS and name != "private_key"]
+            if late:
+                log.warning("changed, but needs a restart: %s", ", ".join(late))
+            self.config = self.config.with_live_settings(config)
+        self._parts.reload()
+
+    async def aclose(self, *, drain: float | None = None) -> None:
+        """Stop: no new connections, all clients told and closed.
+
+        Each client known to take it gets a Restarting frame with its own reconnect-in, drawn from
+        [0, `drain`); connections are closed one by one over the same time.
+
+        Args:
+            drain: seconds to spread the closes over; 0: at once; by default the config's.
+        """
+        self._closed = True
+        async with self._changing:
+            await self._stop(drain)
+
+    async def _stop(self, drain: float | None) -> None:
+        core = self._core
+        if core is None or self._parts is None:
+            return
+        drain = self.config.drain if drain is None else drain
+        core.linger_until = core.loop.time() + drain
+        await self._stop_accepting(core.loop)
+        await self._parts.stop_answering()
+        if self._certificate_timer is not None:
+            self._certificate_timer.cancel()
+        try:
+            self._tell_restarting(core, drain)
+            if drain > 0:
+                await self._close_spread(core, drain)
+            for protocol in list(core.protocols):
+                protocol.end(EndReason.STOPPED, How.GRACEFUL)
+            # Some turns for the transports to close, even if there is no time to wait.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await self._wait_for_ends(core)
+        finally:
+            core.stop()
+            for protocol in list(core.protocols):
+                protocol.end(EndReason.STOPPED, How.NOW)
+        await core.cancel_tasks()
+        await self._parts.aclose()
+        await asyncio.sleep(0)
+
+    async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
+        for server in self._servers:
+            if isinstance(server, asyncio.base_events.Server):
+                # asyncio accepts in a task of its own each, and closing the server under
+                # such a task leaves a socket behind (3.11) or trips an assertion (3.13).
+                for sock in server.sockets:
+                    loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._close_servers()
+
+    def _close_servers(self) -> None:
+        self._listeners.unlink()
+        for server in self._servers:
+            server.close()
+
+    @staticmethod
+    def _tell_restarting(core: Core, drain: float) -> None:
+        for protocol in list(core.protocols):
+            # Other clients may end for good on a frame that they do not know.
+            if protocol.connection is not None and protocol.connection.takes_health:
+                reconnect_in = min(drain, _LONGEST_RECONNECT) * core.uniform()
+                frame = pack_restarting(reconnect_in, RECONNECT_TRY_FOR)
+                core.router.send_control(protocol.connection, frame)
+        core.router.flush()
+
+    @staticmethod
+    async def _wait_for_ends(core: Core) -> None:
+        """Wait until all connections are gone, or until the stop must be over."""
+        while core.protocols:
+            left = core.linger_until - core.loop.time()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, _DRAIN_STEP))
+
+    @staticmethod
+    async def _close_spread(core: Core, drain: float) -> None:
+        """Close all connections, so that also the last has time for its last bytes."""
+        waiting: list[Served] = list(core.protocols)
+        random.shuffle(waiting)
+        total = len(waiting)
+        begin = core.loop.time()
+        spread = drain - min(LINGER_TIMEOUT, drain * _LINGER_SHARE)
+        while waiting:
+            left = 1 - (core.loop.time() - begin) / spread
+            while waiting and len(waiting) > left * total:
+                waiting.pop().end(EndReason.STOPPED, How.GRACEFUL)
+            if waiting:
+                await asyncio.sleep(_DRAIN_STEP)
+
+    async def __aenter__(self) -> Relay:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose(drain=0)
+
+    # What a running relay tells
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """IP address and port that it listens on; a Unix socket's path and 0."""
+        if not self._addresses:
+            raise LocalProtocolError("the relay is not started")
+        return self._addresses[0]
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        """Address and port of the plain listener beside TLS, if there is one."""
+        return self._http_address
+
+    @property
+    def stun_addresses(self) -> list[tuple[str, int]]:
+        """Addresses and ports that STUN is answered on."""
+        return self._stun_addresses
+
+    @property
+    def url(self) -> str:
+        """What clients connect to; of a Unix socket, its address."""
+        host, port = self.address
+        tls = self.config.tls
+        if host.startswith("unix:"):
+            return host  # what is in front of it has the URL
+        if tls is not None:
+            return f"https://{format_address(tls.hostname, port)}/derp"
+        if host in ("::", "0.0.0.0"):  # noqa: S104 (compared, not listened on)
+            host = "127.0.0.1"
+        return f"http://{format_address(host, port)}/derp"
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The relay's public key."""
+        return self.private_key.public
+
+    @property
+    def counters(self) -> Counters:
+        """What it has counted so far; the object is live."""
+        return self._running().router.counters
+
+    @property
+    def clients(self) -> int:
+        """Connections that are logged in."""
+        return self._running().router.registry.size
+
+    @property
+    def map_node(self) -> dict[str, object] | None:
+        """With TLS, the node for a DERP map."""
+        tls = self.config.tls
+        if self._parts is None or self._parts.certificates is None or tls is None:
+            return None
+        node: dict[str, object] = {"Name": "custom", "RegionID": 900, "HostName": tls.hostname}
+        node |= self._parts.certificates.map_node() or {}
+        port = self.address[1]
+        if port not in (0, HTTPS_PORT):  # 0: a Unix socket
+            node["DERPPort"] = port
+        stun = self._stun_addresses[0][1] if self._stun_addresses else -1
+        if stun != STUN_PORT:
+            node["STUNPort"] = stun
+        return node
+
+    def _running(self) -> Core:
+        if self._core is None:
+            raise LocalProtocolError("the relay is not started")
+        return self._core
+
+
+def _endpoint(name: str | tuple[object, ...]) -> tuple[str, int]:
+    if isinstance(name, tuple):
+        host, port = name[:2]
+        assert isinstance(host, str)
+        assert isinstance(port, int)
+        return host, port
+    return f"unix:{name}", 0

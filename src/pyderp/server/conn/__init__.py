@@ -1,0 +1,1 @@
+"""One connection from accept to end, and what all connections of a relay share."""

@@ -1,0 +1,224 @@
+"""A connection's first stage: HTTP requests, until one of them becomes DERP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD
+from pyderp.errors import BadUpgrade, RemoteProtocolError
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.forwarded import client_address
+from pyderp.server.conn.login import LoginStage
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.reading import HOLD_HTTP
+from pyderp.server.conn.websocket import WebSocketStage
+from pyderp.server.site.routes import DERP_PATH, Answer, Routes
+from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
+from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
+from pyderp.wire.websocket import refuse_handshake, websocket_accept
+
+__all__ = ["HttpStage"]
+
+log = logging.getLogger("pyderp.http")
+
+_PIPELINED: Final = 8
+"""Requests in one read. Each costs 0.1 ms in which nobody else is served."""
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
+_ANSWER_TIMEOUT: Final = 60.0
+"""What an answer that is not ready at once may take; a stream may go on for ever."""
+
+
+class HttpStage:
+    """Answers requests and hands the connection over to DERP's login; it is gone afterwards.
+
+    Args:
+        protocol: the connection.
+        routes: answers requests that are not for DERP.
+        derp: whether `/derp` is served here.
+    """
+
+    __slots__ = ("_behind", "_busy", "_derp", "_http", "_peer", "_protocol", "_routes")
+
+    def __init__(self, protocol: RelayProtocol, routes: Routes, *, derp: bool) -> None:
+        self._protocol = protocol
+        self._routes = routes
+        self._derp = derp
+        self._busy = False
+        self._behind = 0
+        self._peer: tuple[str, int] | None = None
+        # Made when bytes come: a silent connection should stay small.
+        self._http: HttpConnection | None = None
+
+    def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
+        """Take bytes; gives how many are not DERP's yet (`Stage`)."""
+        http = self._http = self._http or HttpConnection()
+        if self._busy:
+            self._behind += end
+            if self._behind > MAX_HTTP_HEAD:
+                raise RemoteProtocolError("too much behind an HTTP request that is being answered")
+        http.receive_data(bytes(view[:end]))
+        return end - len(self._serve(http))
+
+    def _serve(self, http: HttpConnection) -> bytes:
+        """Answer the requests that are there; gives the bytes that already belong to DERP."""
+        protocol = self._protocol
+        rest = b""
+        requests = 0
+        try:
+            while not self._busy and (request := http.next_request()) is not None:
+                requests += 1
+                if requests > _PIPELINED:
+                    raise RemoteProtocolError("too many HTTP requests at once")
+                if protocol.stalled:
+                    # More answers would pile up without bound.
+                    raise RemoteProtocolError("HTTP answers are not read")
+                rest = self._on_request(http, request)
+        except BadUpgrade as e:
+            protocol.write(http.refusal())
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
+        if protocol.stage is self and http.finished and not self._busy:
+            protocol.end(EndReason.ANSWERED, How.GRACEFUL)
+        return rest
+
+    def _on_request(self, http: HttpConnection, request: Request) -> bytes:
+        """Answer a request, or upgrade; gives the bytes that already belong to DERP."""
+        protocol = self._protocol
+        core = protocol.core
+        self._note_asker(request)
+        if self._derp and request.path == DERP_PATH:
+            upgrade = classify_upgrade(request)
+            if upgrade is Upgrade.DERP:
+                return self._upgrade(http, request)
+            if upgrade is Upgrade.WEBSOCKET:
+                return self._upgrade_websocket(http, request)
+            if asked := request.header(b"upgrade"):
+                core.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
+            answer: Answer = text_response(426, "DERP requires connection upgrade")
+        else:
+            answer = self._routes(request)
+        if isinstance(answer, Response):
+            protocol.write(http.respond(answer))
+            self._keep_alive()
+        else:
+            self._answer_later(http, answer)
+        return b""
+
+    def _note_asker(self, request: Request) -> None:
+        protocol = self._protocol
+        core = protocol.core
+        if self._peer is None:
+            self._peer = protocol.peer
+        if core.trusts(self._peer[0]):
+            client = client_address(request, self._peer, core.trusts)
+            protocol.peer = client or self._peer
+            request.forwarded = client is None
+        else:
+            # An empty one counts, too: a proxy may have added a second one behind it.
+            request.forwarded = any(name in _FORWARDED for name, _ in request.headers)
+        request.remote = protocol.peer[0]
+        request.tls = version = protocol.tls_version
+        if version:
+            core.tls_requests[version] = core.tls_requests.get(version, 0) + 1
+
+    def _keep_alive(self) -> None:
+        self._protocol.kept_alive = True
+        self._protocol.restart_timer(HTTP_IDLE_TIMEOUT)
+
+    # Answers that take their time
+
+    def _answer_later(
+        self, http: HttpConnection, answer: StreamedResponse | Coroutine[Any, Any, Response]
+    ) -> None:
+        protocol = self._protocol
+        self._busy = True
+        self._behind = 0
+        if isinstance(answer, StreamedResponse):
+            # Reading goes on, to see when nobody listens any more.
+            protocol.stop_timer()
+        else:
+            protocol.hold(HOLD_HTTP)
+            protocol.restart_timer(_ANSWER_TIMEOUT, "no answer to its request")
+        protocol.task = task = protocol.core.spawn(self._finish(http, answer))
+        if not isinstance(answer, StreamedResponse):
+            # It may end before it begins, and Python complains of a coroutine never run.
+            task.add_done_callback(lambda _: answer.close())
+
+    async def _finish(
+        self, http: HttpConnection, answer: StreamedResponse | Coroutine[Any, Any, Response]
+    ) -> None:
+        protocol = self._protocol
+        try:
+            if isinstance(answer, StreamedResponse):
+                await self._stream(http, answer)
+            else:
+                protocol.write(http.respond(await answer))
+        except Exception:
+            # The head may be out already: closing is the only way left to tell.
+            log.exception("%s: an HTTP answer failed", protocol.who)
+            protocol.task = None
+            protocol.end(EndReason.FAILED, How.NOW)
+            return
+        protocol.task = None
+        self._busy = False
+        self._keep_alive()
+        protocol.release(HOLD_HTTP)
+        try:
+            rest = self._serve(http)
+        except RemoteProtocolError as e:
+            protocol.on_protocol_error(e)
+            return
+        if rest:
+            protocol.feed(rest)
+        protocol.flush_soon()
+
+    async def _stream(self, http: HttpConnection, answer: StreamedResponse) -> None:
+        protocol = self._protocol
+        async with contextlib.aclosing(answer.chunks) as chunks:
+            protocol.write(http.begin(answer))
+            if not http.head_only:
+                async for chunk in chunks:
+                    protocol.write(http.chunk(chunk))
+                    await protocol.writable()
+                    await asyncio.sleep(0)  # a quick reader is no reason to keep others waiting
+        protocol.write(http.end())
+
+    # Upgrades
+
+    def _upgrade(self, http: HttpConnection, request: Request) -> bytes:
+        protocol = self._protocol
+        core = protocol.core
+        protocol.not_ideal = bool(request.header(b"ideal-node"))
+        fast_start = wants_fast_start(request)
+        protocol.write(core.login.greeting if fast_start else core.greeting_with_head)
+        protocol.stage = LoginStage(protocol)
+        return self._hand_over(http)
+
+    def _upgrade_websocket(self, http: HttpConnection, request: Request) -> bytes:
+        protocol = self._protocol
+        refusal = refuse_handshake(request)
+        if refusal is not None:
+            protocol.write(http.respond(refusal))
+            return b""
+        head, agreed = websocket_accept(request)
+        stage = WebSocketStage(protocol)
+        if not agreed:
+            stage.close(1008, "client must speak the derp subprotocol", head=head)
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL)
+            return b""
+        protocol.core.router.counters.websocket_accepts += 1
+        stage.open(head, protocol.core.login.greeting)
+        protocol.stage = protocol.websocket = stage
+        return self._hand_over(http)
+
+    def _hand_over(self, http: HttpConnection) -> bytes:
+        self._protocol.core.router.counters.derp_accepts += 1
+        # A first request shares the budget of the accept; one on a kept-alive connection
+        # begins a budget of its own.
+        if self._protocol.kept_alive:
+            self._protocol.kept_alive = False
+            self._protocol.restart_timer(LOGIN_TIMEOUT)
+        return http.take_over()

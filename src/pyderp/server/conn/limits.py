@@ -1,0 +1,270 @@
+"""Rate limits at work: between a connection and the lane, for those clients that have one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from pyderp.defaults import RECEIVE_BUFFER
+from pyderp.errors import ConfigError, RemoteProtocolError
+from pyderp.keyfile import read_regular
+from pyderp.relay.connection import Connection
+from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
+from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.reading import HOLD_LIMIT, Stage
+from pyderp.wire.frames import FRAME_HEADER_LEN
+
+__all__ = ["Limits", "read_rate_config"]
+
+log = logging.getLogger("pyderp.relay")
+
+_LARGEST: Final = 16 * 1024 * 1024
+"""Bytes of a file: more than 100,000 keys."""
+_LEAST_WAIT: Final = 0.001
+"""Seconds; timers are no finer. A smaller debt is paid with the next."""
+_LONGEST_TIMER: Final = 1.0
+"""Seconds; a low rate can mean hours, and the client may be gone long before."""
+_SMOOTH: Final = 0.1
+"""Seconds of a client's rate that one read may bring; with less it reads in small."""
+
+
+def read_rate_config(path: Path) -> RateConfig:
+    """Read a file of rate limits (`derper -rate-config`).
+
+    Raises:
+        ConfigError: the file cannot be read, or cannot be used.
+    """
+    try:
+        data = read_regular(path, _LARGEST)
+    except OSError as e:
+        raise ConfigError(f"cannot read the rate config {path}: {e.strerror}") from e
+    return parse_rate_config(data, f"rate config {path}")
+
+
+class Limits:
+    """The rate limits of one relay's clients. Mesh peers have none.
+
+    All connections of a key share a bucket, and so does the next after the last has left. What
+    one sends is relayed and then paid for: it is not read from until the debt is paid. What comes
+    meanwhile by another connection of the key is held, one read of each, and has its turn once
+    all that came before it is paid. So a key may exceed its limit by what one read brings,
+    however many connections it has, and nothing is ever dropped.
+
+    Args:
+        core: the relay's.
+        path: the file of limits; `reload` reads it again.
+
+    Raises:
+        ConfigError: the file cannot be read, or cannot be used.
+    """
+
+    def __init__(self, core: Core, path: Path) -> None:
+        self.core = core
+        self.path = path
+        self.waited = 0
+        """How often a client was not read from (`rate_limit_per_client_waited`)."""
+        self.waiting: set[_LimitedStage] = set()
+        """Connections that are not read from at the moment."""
+        self.buckets = RateBuckets()
+        # Under TLS, more of the same read may follow what is held, in the same buffer.
+        self._room = core.view[: RECEIVE_BUFFER // 2]
+        self.config = read_rate_config(path)
+        self._log_config()
+
+    def close(self) -> None:
+        """Let no timer run on; for the end of a relay, once all its connections are closed."""
+        for stage in list(self.waiting):
+            stage.stop()
+
+    def stage(self, protocol: RelayProtocol, connection: Connection, relaying: Stage) -> Stage:
+        """What a connection's bytes go to after its login: `relaying` itself without a limit."""
+        limit = None if connection.can_mesh else self.config.limit_for(connection.key)
+        if limit is None:
+            return relaying
+        if limit.bytes_per_second * _SMOOTH < RECEIVE_BUFFER:
+            protocol.room = self.core.small_view
+            protocol.fair_share = SMALL_READ
+        elif protocol.room is self.core.view:
+            protocol.room = self._room
+        stage = _LimitedStage(self, protocol, connection, relaying, limit)
+        protocol.on_end = stage.on_end
+        return stage
+
+    def reload(self) -> bool:
+        """Read the file again; every client begins anew, with what it may send at once.
+
+        Returns:
+            whether that worked. If not, the reason is logged and the limits stay.
+        """
+        try:
+            self.config = read_rate_config(self.path)
+        except ConfigError as e:
+            log.error("%s; the limits stay as they are", e)
+            return False
+        self._log_config()
+        self.buckets = RateBuckets()
+        for protocol in list(self.core.protocols):
+            if isinstance(protocol, RelayProtocol) and protocol.connection is not None:
+                self._renew(protocol, protocol.connection)
+        return True
+
+    def _renew(self, protocol: RelayProtocol, connection: Connection) -> None:
+        websocket = protocol.websocket
+        stage = protocol.stage if websocket is None else websocket.inner
+        held = False
+        if isinstance(stage, _LimitedStage):
+            held = stage.holds
+            stage.stop()
+            stage = stage.relaying
+            protocol.on_end = None
+        if websocket is None:
+            protocol.read_in_large()
+            protocol.stage = self.stage(protocol, connection, stage)
+        else:
+            websocket.inner = self.stage(protocol, connection, stage)
+        if held:
+            protocol.feed_rest()
+
+    def _log_config(self) -> None:
+        config = self.config
+        limit = config.default or RateLimit(0, 0)
+        log.info(
+            "rate config applied: client-rate=%d bytes/sec, client-burst=%d bytes%s",
+            limit.bytes_per_second,
+            limit.burst_bytes,
+            f", {len(config.keys)} keys with limits of their own" if config.keys else "",
+        )
+        if config.ignored:
+            log.warning(
+                "rate config %s: unknown and passed over: %s", self.path, ", ".join(config.ignored)
+            )
+
+
+class _LimitedStage:
+    """Relays what comes, and then reads nothing until that is paid for (`Stage`).
+
+    What comes while others of the key are in debt is charged at once and relayed in its turn:
+    when the debt before it is paid, whatever came after it.
+
+    Attributes:
+        holds: something waits for its turn.
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_buckets",
+        "_charged",
+        "_connection",
+        "_limits",
+        "_loop",
+        "_protocol",
+        "_timer",
+        "_turn",
+        "_until",
+        "holds",
+        "relaying",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        protocol: RelayProtocol,
+        connection: Connection,
+        relaying: Stage,
+        limit: RateLimit,
+    ) -> None:
+        self.relaying = relaying
+        self.holds = False
+        self._limits = limits
+        self._protocol = protocol
+        self._connection = connection
+        self._loop = limits.core.loop
+        self._buckets = limits.buckets
+        self._bucket = self._buckets.of(connection.key, limit, self._loop.time())
+        self._charged = 0
+        """Bytes that were charged, and not relayed yet."""
+        self._turn = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
+
+    def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
+        """Take bytes in a buffer; gives how many were used up."""
+        if self._must_hold(end):
+            return 0
+        counters = self._limits.core.router.counters
+        packets = counters.packets_received
+        charged, self._charged = self._charged, 0
+        try:
+            used = self.relaying(data, view, end)
+        except RemoteProtocolError:
+            # What stood before it was relayed, and would be free for who comes back.
+            self._buckets.charge(self._bucket, end - charged, self._loop.time())
+            raise
+        # As upstream, the headers of packets are free.
+        size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
+        now = self._loop.time()
+        wait = self._buckets.charge(self._bucket, size - charged, now)
+        if wait >= _LEAST_WAIT and not self._connection.has_left:
+            self._wait(wait, now)
+        return used
+
+    def _must_hold(self, end: int) -> bool:
+        if self._turn or (self._timer is not None and not self.holds):
+            return False  # the latter: more of the read that it waits for
+        now = self._loop.time()
+        debt = self._bucket.charge(0, now)
+        if not self.holds:
+            if debt < _LEAST_WAIT:
+                return False
+            self.holds = True
+            self._wait(debt, now)
+        self._buckets.charge(self._bucket, end - self._charged, now)
+        self._charged = end
+        return True
+
+    def _wait(self, seconds: float, now: float) -> None:
+        self._until = now + seconds
+        self._limits.waited += 1
+        health = self._limits.core.health
+        if health is not None:
+            health.on_wait(self._connection, seconds)
+        if self._timer is None:
+            self._limits.waiting.add(self)
+            self._protocol.hold(HOLD_LIMIT)
+            self._start_timer(now)
+
+    def _start_timer(self, now: float) -> None:
+        seconds = min(self._until - now, _LONGEST_TIMER)
+        self._timer = self._loop.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = self._loop.time()
+        # One read may bring several charges, and the timer was set by the first.
+        if self._until - now >= _LEAST_WAIT:
+            self._start_timer(now)
+            return
+        self.stop()
+        if self.holds:
+            self.holds = False
+            self._turn = True
+            self._protocol.feed_rest()
+            self._turn = False
+
+    def on_end(self) -> None:
+        """The connection ended: what waited for its turn is discarded, and costs nothing."""
+        self.stop()
+        self._buckets.charge(self._bucket, -self._charged, self._loop.time())
+
+    def stop(self) -> None:
+        """Wait no longer; the debt stays."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._limits.waiting.discard(self)
+            health = self._limits.core.health
+            if health is not None:
+                health.end_wait(self._connection)
+            self._protocol.release(HOLD_LIMIT)

@@ -1,0 +1,1 @@
+"""The links to the other relays of a mesh."""

@@ -1,0 +1,1 @@
+"""What a relay answers beside DERP: STUN, and names for bootstrapping."""

@@ -1,0 +1,192 @@
+"""Bootstrap DNS: keeps the addresses of some names at hand, and tells them at `/bootstrap-dns`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias, TypeVar
+
+from pyderp.config import BootstrapDNSConfig
+from pyderp.errors import NameNotFound
+from pyderp.net.resolve import Resolver, lookup
+from pyderp.relay.bootstrap import (
+    BootstrapAnswers,
+    BootstrapCounters,
+    BootstrapName,
+    LastGood,
+    percentage,
+)
+from pyderp.server.site.routes import page
+from pyderp.wire.http import Request, Response
+
+__all__ = ["BootstrapDNS", "TxtResolver"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("pyderp.bootstrap")
+
+TxtResolver: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
+"""Gives the texts of a name's TXT records. It may raise `OSError`, which `DialError` is."""
+
+REFRESH: Final = 600.0
+"""Seconds from the end of a round to the next."""
+LOOKUP_TIMEOUT: Final = 20.0
+"""Seconds that one look-up may take. The system's usually gives up after 10 a name server."""
+KEEP: Final = 24 * 3600.0
+"""Seconds that addresses are told which cannot be looked up any more."""
+_AT_ONCE: Final = 4
+"""Look-ups at once, each in a thread that others need as well."""
+
+
+class BootstrapDNS:
+    """Looks the names up, again and again, and answers requests from what it found.
+
+    Args:
+        config: the names; without any there is nothing to do and the answers are empty.
+        resolver: for addresses; by default the system's.
+        txt: for TXT records; by default dnspython with the system's name servers.
+        uniform: gives random numbers from [0, 1).
+        shuffle: puts published addresses into random order, so that not all clients take the
+            same one first.
+
+    Raises:
+        ConfigError: an entry is neither NAME nor NAME/TXTNAME.
+    """
+
+    def __init__(
+        self,
+        config: BootstrapDNSConfig,
+        *,
+        resolver: Resolver | None = None,
+        txt: TxtResolver | None = None,
+        uniform: Callable[[], float] = random.random,
+        shuffle: Callable[[list[str]], None] = random.shuffle,
+    ) -> None:
+        self._published = [BootstrapName.parse(text) for text in config.published]
+        self._unpublished = [BootstrapName.parse(text) for text in config.unpublished]
+        if txt is None and any(entry.txt for entry in self._unpublished):
+            from pyderp.server.services.txt import system_txt
+
+            txt = system_txt
+        self._resolver = resolver
+        self._txt = txt
+        self._uniform = uniform
+        self._shuffle = shuffle
+        self._answers = BootstrapAnswers()
+        # Under the texts that the log calls them by.
+        self._addresses: LastGood[list[str]] = LastGood(KEEP)
+        self._percents: LastGood[int] = LastGood(KEEP)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._failing: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def counters(self) -> BootstrapCounters:
+        """What it has counted so far; the object is live."""
+        return self._answers.counters
+
+    def start(self) -> None:
+        """Begin to look names up, on the running loop."""
+        if self._published or self._unpublished:
+            self._task = asyncio.create_task(self._run(), name="pyderp bootstrap DNS")
+
+    async def aclose(self) -> None:
+        """Stop looking names up."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def answer(self, request: Request) -> Response:
+        """The answer to a request for `/bootstrap-dns`, of any method."""
+        name = request.query.get("q", "")
+        body = self._answers.answer(name, request.remote, uniform=self._uniform)
+        response = page("application/json", body)
+        # A client asks once, and not this relay in particular.
+        response.close = True
+        return response
+
+    async def _run(self) -> None:
+        names = {entry.name: None for entry in (*self._published, *self._unpublished)}
+        records = {entry.txt: None for entry in self._unpublished if entry.txt}
+        while True:
+            await asyncio.gather(
+                *(self._refresh(name, self._find_addresses) for name in names),
+                *(self._refresh(record, self._find_percent) for record in records),
+            )
+            # Also if nothing was found: what is known may have become too old.
+            self._publish(whole_round=True)
+            await asyncio.sleep(REFRESH)
+
+    async def _refresh(self, name: str, find: Callable[[str], Awaitable[None]]) -> None:
+        """Look up one name; whatever becomes of it, the others have their own time and end."""
+        try:
+            async with self._slots:
+                await find(name)
+        except Exception:
+            log.exception(
+                "bootstrap DNS: %s failed in an unforeseen way; again in %g s", name, REFRESH
+            )
+            return
+        self._publish()
+
+    async def _find_addresses(self, name: str) -> None:
+        async def look_up() -> list[str]:
+            addresses = [str(each) for each in await lookup(name, resolver=self._resolver)]
+            if any(name == entry.name for entry in self._published):
+                self._shuffle(addresses)
+            return addresses
+
+        await self._ask(name, name, self._addresses, look_up)
+
+    async def _find_percent(self, record: str) -> None:
+        txt = self._txt
+        if txt is None:
+            return
+
+        async def look_up() -> int:
+            return percentage(await txt(record))
+
+        await self._ask(record, f"TXT {record}", self._percents, look_up)
+
+    async def _ask(
+        self, name: str, what: str, known: LastGood[T], ask: Callable[[], Awaitable[T]]
+    ) -> None:
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT):
+                answer = await ask()
+        except OSError as e:
+            if isinstance(e, NameNotFound):
+                known.gone(name)
+            if what not in self._failing:
+                self._failing.add(what)
+                why = str(e) or f"no answer within {LOOKUP_TIMEOUT:g} s"
+                kept = "" if known.get(name, now()) is None else "; what was found last stays"
+                log.warning(
+                    "bootstrap DNS: %s: %s%s; asked again each %g s", what, why, kept, REFRESH
+                )
+            return
+        known.found(name, answer, now())
+        if what in self._failing:
+            self._failing.remove(what)
+            log.info("bootstrap DNS: %s is found again", what)
+
+    def _publish(self, *, whole_round: bool = False) -> None:
+        now = asyncio.get_running_loop().time()
+        published = {}
+        for entry in self._published:
+            addresses = self._addresses.get(entry.name, now)
+            if addresses is not None:
+                published[entry.name] = addresses
+        unpublished = {}
+        for entry in self._unpublished:
+            addresses = self._addresses.get(entry.name, now)
+            if addresses is not None:
+                percent = (self._percents.get(entry.txt, now) or 0) if entry.txt else 100
+                unpublished[entry.name] = addresses, percent
+        if published or (self._published and whole_round):
+            self._answers.publish(published)
+        self._answers.keep_for_askers(unpublished)

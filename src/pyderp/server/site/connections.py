@@ -1,0 +1,150 @@
+"""`/debug/connections`: who is connected, as a table or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from pyderp.relay.connection import Connection
+from pyderp.server.conn.kernel import tcp_info
+from pyderp.server.conn.sockets import format_address
+from pyderp.server.site.facts import Facts
+from pyderp.server.site.tally import slices
+from pyderp.wire.text import printable
+
+if TYPE_CHECKING:
+    from pyderp.server.conn.context import Served
+
+__all__ = ["connections_as_html", "connections_as_json"]
+
+Row = dict[str, object]
+
+_COLUMNS: Final = (
+    ("key", "Key"),
+    ("label", "Label"),
+    ("address", "Address"),
+    ("since", "Since"),
+    ("app", "Program"),
+    ("flags", "Flags"),
+    ("over", "Over"),
+    ("received", "Bytes from it"),
+    ("sent", "Bytes to it"),
+    ("rtt_ms", "Round trip, ms"),
+    ("queued", "Packets waiting"),
+    ("limit", "Limit, bytes/s"),
+)
+_HEAD: Final = (
+    "<!doctype html>\n"
+    '<html lang="en"><head><meta charset="utf-8"><title>Connections</title>\n'
+    "<style>table{{border-collapse:collapse;font:14px monospace}}"
+    "th,td{{border:1px solid #999;padding:2px 6px;text-align:left}}</style></head>\n"
+    '<body><h1>Connections</h1>\n<p><a href="{link}">As JSON</a></p>\n'
+    "<table><thead><tr>"
+    + "".join(f'<th scope="col">{title}</th>' for _, title in _COLUMNS)
+    + "</tr></thead><tbody>\n"
+)
+_TAIL: Final = "</tbody></table>\n<p>{count} connections are logged in.</p></body></html>\n"
+
+
+async def connections_as_html(facts: Facts, json_link: str) -> AsyncGenerator[bytes, None]:
+    """A page with a row for each connection that is logged in, oldest first.
+
+    Args:
+        json_link: where the same is as JSON.
+    """
+    count = 0
+    yield _HEAD.format(link=escape(json_link)).encode()
+    for rows in _rows(facts):
+        count += len(rows)
+        yield "".join(map(_html, rows)).encode()
+        await asyncio.sleep(0)
+    yield _TAIL.format(count=count).encode()
+
+
+async def connections_as_json(facts: Facts) -> AsyncGenerator[bytes, None]:
+    """An array with an object for each connection that is logged in, oldest first."""
+    before = "[\n"
+    for rows in _rows(facts):
+        if rows:
+            yield (before + ",\n".join(map(json.dumps, rows))).encode()
+            before = ",\n"
+        await asyncio.sleep(0)
+    yield b"[]\n" if before == "[\n" else b"\n]\n"
+
+
+def _rows(facts: Facts) -> Iterator[list[Row]]:
+    everybody = [each for each in facts.protocols() if each.connection is not None]
+    everybody.sort(key=_number)
+    # The router's clock is none that people can read.
+    epoch = facts.wall() - facts.router.clock()
+    for some in slices(everybody):
+        yield [
+            _row(facts, protocol, connection, epoch)
+            for protocol in some
+            if (connection := protocol.connection) is not None
+        ]
+
+
+def _number(protocol: Served) -> int:
+    return 0 if protocol.connection is None else protocol.connection.number
+
+
+def _row(facts: Facts, protocol: Served, connection: Connection, epoch: float) -> Row:
+    info = tcp_info(protocol.transport)
+    backlog = connection.backlog
+    since = datetime.fromtimestamp(epoch + connection.connected_at, UTC)
+    return {
+        "number": connection.number,
+        "key": str(connection.public),
+        "label": "" if facts.admission is None else facts.admission.label(connection.public),
+        "address": format_address(*connection.peer) if connection.peer[0] else "",
+        "since": since.isoformat(timespec="seconds"),
+        "app": printable(connection.app_name),
+        "flags": list(_flags(connection)),
+        "over": _over(protocol),
+        "received": None if info is None else info.received,
+        "sent": None if info is None else info.sent,
+        "rtt_ms": None if info is None else round(info.rtt * 1000, 3),
+        "queued": 0 if backlog is None else len(backlog.data) + len(backlog.disco),
+        "limit": _limit(facts, connection),
+    }
+
+
+def _flags(connection: Connection) -> Iterator[str]:
+    for is_set, name in (
+        (connection.can_mesh, "mesh"),
+        (connection.is_prober, "prober"),
+        (connection.preferred, "home"),
+        (connection.not_ideal, "not-ideal"),
+        (connection.is_dup, "duplicate"),
+    ):
+        if is_set:
+            yield name
+
+
+def _over(protocol: Served) -> str:
+    version = protocol.tls_version
+    below = f"TLS {version}" if version else "plain"
+    return below if protocol.websocket is None else f"websocket, {below}"
+
+
+def _limit(facts: Facts, connection: Connection) -> int | None:
+    if facts.limits is None or connection.can_mesh:
+        return None
+    limit = facts.limits.config.limit_for(connection.key)
+    return None if limit is None else limit.bytes_per_second
+
+
+def _html(row: Row) -> str:
+    cells = "".join(f"<td>{_text(row[name])}</td>" for name, _ in _COLUMNS)
+    return f"<tr>{cells}</tr>\n"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "–"
+    return escape(", ".join(value) if isinstance(value, list) else str(value))

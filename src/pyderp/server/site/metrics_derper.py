@@ -1,0 +1,277 @@
+"""The metrics of a relay that `derper` has, too, so that dashboards made for it work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Final
+
+from pyderp.relay.counters import Counters
+from pyderp.relay.registry import Registry
+from pyderp.server.site.facts import Facts
+from pyderp.server.site.process import boot_time, open_files_now
+from pyderp.server.site.series import Labelled, Series
+from pyderp.server.site.tally import slices
+
+__all__ = ["gather_upstream"]
+
+_derp: Final = partial(Series, group="derp")
+_DISPOSITIONS: Final = ("not_stun", "read_error", "success", "write_error")
+_FAMILIES: Final = ("ipv4", "ipv6")
+
+# raw name, attribute of the counters, meaning
+_COUNTERS: Final = (
+    ("accepts", "derp_accepts", "Connections handed to DERP."),
+    ("bytes_received", "bytes_received", "Bytes of packets that clients sent."),
+    ("bytes_sent", "bytes_sent", "Bytes of packets that clients were sent."),
+    ("packets_received", "packets_received", "Packets that clients sent."),
+    ("packets_sent", "packets_sent", "Packets that clients were sent."),
+    ("got_ping", "got_ping", "Pings received."),
+    ("sent_pong", "sent_pong", "Pongs sent."),
+    ("home_moves_in", "home_moves_in", "Clients that made this relay their home."),
+    ("home_moves_out", "home_moves_out", "Clients that chose another home."),
+    ("unknown_frames", "unknown_frames", "Frames of unknown types."),
+    (
+        "peer_gone_disconnected_frames",
+        "peer_gone_disconnected",
+        "PeerGone frames about clients that left.",
+    ),
+    (
+        "peer_gone_not_here_frames",
+        "peer_gone_not_here",
+        "PeerGone frames about keys that are not here.",
+    ),
+    ("packets_forwarded_in", "packets_forwarded_in", "Packets that came from the mesh."),
+    ("packets_forwarded_out", "packets_forwarded_out", "Packets that went to the mesh."),
+    ("multiforwarder_created", "multiforwarder_created", "Keys that got a second relay."),
+    ("multiforwarder_deleted", "multiforwarder_deleted", "Keys that are left with one relay."),
+    (
+        "packet_forwarder_delete_other_value",
+        "forwarder_delete_other_value",
+        "Removals of ways to keys that were not there.",
+    ),
+    ("sclient_write_timeouts", "write_timeouts", "Connections closed as nothing could be written."),
+    (
+        "counter_total_dup_client_conns",
+        "dup_client_conn_total",
+        "Connections with a key that was connected already.",
+    ),
+)
+
+
+def _by_one(values: Mapping[str, int]) -> Labelled:
+    return {(label,): values[label] for label in sorted(values)}
+
+
+async def gather_upstream(facts: Facts) -> list[Series]:
+    """All of them, now."""
+    by_version: Counter[str] = Counter()
+    for some in slices(facts.protocols()):
+        by_version.update(protocol.tls_version for protocol in some)
+        await asyncio.sleep(0)
+    del by_version[""]
+    return [
+        *_relay(facts),
+        *_rates(facts),
+        *_drops(facts.router.counters),
+        *_bootstrap(facts),
+        *_tls(facts, by_version),
+        *_stun(facts),
+        *_process(facts),
+    ]
+
+
+def _relay(facts: Facts) -> Iterator[Series]:
+    counters = facts.router.counters
+    for raw, attribute, help_text in _COUNTERS:
+        value: int = getattr(counters, attribute)
+        yield _derp(raw, help_text, value)
+    disco = counters.disco_received
+    kinds = _by_one({"disco": disco, "other": counters.packets_received - disco})
+    yield _derp(
+        "average_queue_duration_ms",
+        "How long packets waited of late, in milliseconds.",
+        float(counters.average_queue_ms),
+        untyped=True,
+    )
+    yield _derp("counter_packets_received_kind", "Packets received by kind.", kinds, ("kind",))
+    yield _derp(
+        "counter_tcp_rtt",
+        "Samples of round-trip times, each in one of the labels.",
+        _by_one(counters.tcp_rtt),
+        ("le",),
+    )
+    yield _derp(
+        "counter_buffered_write_frames",
+        "Frames in one write to a client.",
+        counters.buffered_write_frames,
+    )
+    yield _derp(
+        "counter_mesh_update_batch_size",
+        "Presence changes in one write to a watcher.",
+        counters.mesh_update_batch_size,
+    )
+    yield _derp(
+        "counter_mesh_update_loop_count",
+        "Rounds until a watcher had all changes.",
+        counters.mesh_update_loop_count,
+    )
+    for raw, (value, help_text) in _gauges(facts).items():
+        yield _derp(f"gauge_{raw}", help_text, value)
+    yield Series(
+        "derp_websocket_accepts", "Websockets accepted for DERP.", counters.websocket_accepts
+    )
+
+
+def _gauges(facts: Facts) -> dict[str, tuple[int, str]]:
+    registry = facts.router.registry
+    remote = _remote_keys(facts)
+    local = len(registry.active)
+    return {
+        "watchers": (len(registry.watchers), "Mesh peers that are told who comes and goes."),
+        "current_connections": (registry.size, "Connections that are logged in."),
+        "current_home_connections": (
+            facts.router.counters.home_connections,
+            "Connections of clients that have their home here.",
+        ),
+        "current_notideal_connections": (
+            registry.not_ideal,
+            "Connections of clients that would rather be elsewhere.",
+        ),
+        "clients_total": (local + remote, "Keys that are here or at a mesh peer."),
+        "clients_local": (local, "Keys that are here."),
+        "clients_remote": (remote, "Keys that are only at a mesh peer."),
+        "current_dup_client_keys": (
+            len(registry.duplicates),
+            "Keys that have several connections.",
+        ),
+        "current_dup_client_conns": (_duplicates(registry), "Connections that share a key."),
+        "current_file_descriptors": (open_files_now(), "Open file descriptors."),
+        "memstats_sys0": (facts.memory_at_start, "Memory of the process at its start, in bytes."),
+    }
+
+
+def _remote_keys(facts: Facts) -> int:
+    forwarders = facts.router.forwarders
+    if not len(forwarders):
+        return 0
+    return len(forwarders) - sum(key in forwarders for key in facts.router.registry.active)
+
+
+def _duplicates(registry: Registry) -> int:
+    return sum(len(duplicates.members) for duplicates in registry.duplicates.values())
+
+
+def _rates(facts: Facts) -> Iterator[Series]:
+    if facts.limits is None:
+        return
+    limit = facts.limits.config.default
+    yield _derp(
+        "rate_limit_per_client_bytes_per_second",
+        "What a client may send for ever; 0: any amount.",
+        0 if limit is None else limit.bytes_per_second,
+        untyped=True,
+    )
+    yield _derp(
+        "rate_limit_per_client_burst_bytes",
+        "What a client may send at once.",
+        0 if limit is None else limit.burst_bytes,
+        untyped=True,
+    )
+    yield _derp(
+        "rate_limit_per_client_waited",
+        "Times that a client had to wait.",
+        facts.limits.waited,
+    )
+
+
+def _drops(counters: Counters) -> Iterator[Series]:
+    for index, what in enumerate(("packets", "bytes")):
+        values = {
+            (reason.value, kind): series[index] for (reason, kind), series in counters.drops.items()
+        }
+        yield Series(
+            f"derp_{what}_dropped",
+            f"DERP {what} dropped by reason and by kind.",
+            dict(sorted(values.items())),
+            ("reason", "kind"),
+        )
+
+
+def _bootstrap(facts: Facts) -> Iterator[Series]:
+    for name, help_text in (
+        ("requests", "Requests for bootstrap DNS."),
+        ("published_hits", "Names asked for that are published."),
+        ("published_misses", "Published names asked for that have no address."),
+        ("unpublished_hits", "Unpublished names asked for."),
+        ("unpublished_misses", "Names asked for that are unknown."),
+        ("unpublished_percent_misses", "Unpublished names not told to who asked."),
+        ("queried_domains", "Different names asked for lately."),
+    ):
+        value: int = 0 if facts.bootstrap is None else getattr(facts.bootstrap, name)
+        yield Series(f"counter_bootstrap_dns_{name}", help_text, value)
+
+
+def _tls(facts: Facts, by_version: Counter[str]) -> Iterator[Series]:
+    yield Series(
+        "derper_tls_request_version",
+        "HTTP requests by TLS version.",
+        _by_one(facts.tls_requests),
+        ("version",),
+        untyped=True,
+    )
+    yield Series(
+        "gauge_derper_tls_active_version",
+        "Open connections by TLS version.",
+        _by_one(by_version),
+        ("version",),
+    )
+    accepts = facts.accepts
+    yield Series(
+        "counter_accepted_connections",
+        "Connections accepted by the main listener.",
+        0 if accepts is None else accepts.accepted,
+        group="tls_listener",
+    )
+    yield Series(
+        "counter_rejected_connections",
+        "Connections closed at once, as they came too fast.",
+        0 if accepts is None else accepts.rejected,
+        group="tls_listener",
+    )
+
+
+def _stun(facts: Facts) -> Iterator[Series]:
+    stun = facts.stun
+    for raw, label, names, help_text in (
+        ("counter_requests", "disposition", _DISPOSITIONS, "Packets by what became of them."),
+        ("counter_addrfamily", "family", _FAMILIES, "Valid requests by address family."),
+    ):
+        values = {name: 0 if stun is None else int(getattr(stun, name)) for name in names}
+        yield Series(raw, help_text, _by_one(values), (label,), group="stun")
+    yield Series(
+        "counter_no_local_addr",
+        "Valid requests for which the kernel did not say which address they came to.",
+        0 if stun is None else stun.no_local_addr,
+        group="stun",
+    )
+
+
+def _process(facts: Facts) -> Iterator[Series]:
+    yield Series("counter_uptime_sec", "Seconds since the start.", int(facts.uptime))
+    yield Series(
+        "process_start_unix_time",
+        "When the relay started, in seconds since 1970.",
+        int(facts.started),
+        untyped=True,
+    )
+    boot = boot_time()
+    if boot:
+        yield Series(
+            "node_boot_time_seconds",
+            "When the machine started, in seconds since 1970.",
+            boot,
+            untyped=True,
+        )

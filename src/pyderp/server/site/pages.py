@@ -1,0 +1,197 @@
+"""`/debug/` and the pages below it, for who may see them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from html import escape
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+from pyderp.server.site.access import refusal
+from pyderp.server.site.check import problems
+from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
+from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
+from pyderp.server.site.clientshtml import clients_as_html, index_as_html
+from pyderp.server.site.connections import connections_as_html, connections_as_json
+from pyderp.server.site.facts import Facts
+from pyderp.server.site.routes import BROWSER_HEADERS, Answer, page
+from pyderp.server.site.traffic import traffic
+from pyderp.server.site.vars import variables
+from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+
+if TYPE_CHECKING:
+    from pyderp.server.mesh.links import MeshStatus
+    from pyderp.server.site.metrics import Metrics
+
+__all__ = ["DebugSite"]
+
+_HTML: Final = "text/html; charset=utf-8"
+_JSON: Final = "application/json; charset=utf-8"
+_TEXT: Final = "text/plain; charset=utf-8"
+_ROOT: Final = "/debug/"
+_CLIENTS: Final = "clients/"
+_POLICY: Final = "Content-Security-Policy"
+# The pages below /debug/ may bring their own looks.
+_NO_STORE: Final = ("Cache-Control", "no-store")
+"""The pages tell of clients, and links on them may have the key."""
+_HEADERS: Final = (
+    *(
+        (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
+        for name, value in BROWSER_HEADERS
+    ),
+    _NO_STORE,
+)
+
+
+class DebugSite:
+    """Answers `/debug` and everything below it.
+
+    Args:
+        facts: the relay that it is about.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._metrics: Metrics | None = None
+        self._time = RelayTime(facts)
+        self._pages: dict[str, tuple[str, Callable[[Request], Answer]]] = {
+            "vars": ("Metrics (JSON)", self._vars),
+            "varz": ("Metrics (Prometheus)", self._varz),
+            "check": ("Consistency check", self._check),
+            "traffic": ("Traffic, as it happens", self._traffic),
+            _CLIENTS: ("Connected clients", self._clients),
+            "connections": ("Connections", self._connections),
+        }
+
+    def allows(self, request: Request) -> bool:
+        """Whether who asks may see the pages, and is told of them."""
+        return self._facts.access.allows(request)
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request whose path is `/debug` or begins with `/debug/`."""
+        path = request.path
+        if path + "/" in (_ROOT, _ROOT + _CLIENTS):
+            location = f"{path}/{request.target.removeprefix(path)}"
+            return Response(307, [("Location", location), _NO_STORE])
+        if not self.allows(request):
+            return refusal(request, self._facts.access, dev=self._facts.dev)
+        if path == _ROOT:
+            index = page(_HTML, self._index(request).encode())
+            index.headers.append(_NO_STORE)
+            return index
+        name = path.removeprefix(_ROOT)
+        # Whatever stands behind the slash is the same page.
+        known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
+        if known is None:
+            return text_response(404, "404 page not found")
+        return known[1](request)
+
+    # The pages
+
+    async def _vars(self, _: Request) -> Response:
+        return _sub_page(_JSON, await variables(self._facts))
+
+    async def _varz(self, _: Request) -> Response:
+        # Not with the module: programs that only connect to relays need no metrics library.
+        from pyderp.server.site.metrics import CONTENT_TYPE, Metrics
+
+        if self._metrics is None:
+            self._metrics = Metrics(self._facts)
+        return _sub_page(CONTENT_TYPE, await self._metrics.text())
+
+    async def _check(self, _: Request) -> Response:
+        found = await problems(self._facts)
+        if found:
+            return _sub_page(_TEXT, (", ".join(found) + "\n").encode(), status=500)
+        # Monitoring looks for derper's words.
+        return _sub_page(_TEXT, b"derp.Server ConsistencyCheck okay")
+
+    def _traffic(self, _: Request) -> Answer:
+        return _stream(_TEXT, traffic(self._facts))
+
+    def _clients(self, request: Request) -> Answer:
+        fields = parse_fields(request.target)
+        try:
+            query = ClientsQuery.parse(fields, now=self._time.now())
+            json = wants_json(fields)
+        except ValueError as e:
+            return _refused(str(e))
+        if query is None:
+            if json:
+                return _sub_page("application/json", index_json(self._facts))
+            key = request.query.get("debugkey", "")
+            return _sub_page(_HTML, index_as_html(self._facts, key))
+        clients = ClientsPage(query, self._facts, self._time)
+        if json:
+            return _stream("application/json", clients_as_json(clients))
+        return _stream(_HTML, clients_as_html(clients))
+
+    def _connections(self, request: Request) -> Answer:
+        wants_json = "application/json" in request.header(b"accept")
+        if request.query.get("format", "json" if wants_json else "html") == "json":
+            return _stream(_JSON, connections_as_json(self._facts))
+        link = "?" + urlencode({**request.query, "format": "json"})
+        return _stream(_HTML, connections_as_html(self._facts, link))
+
+    def _index(self, request: Request) -> str:
+        # Who came in by the key needs it again on each page.
+        key = request.query.get("debugkey", "")
+        query = "?" + urlencode({"debugkey": key}) if key else ""
+        items = [f"<li><b>{escape(k)}:</b> {escape(v)}</li>" for k, v in self._lines()]
+        items += (
+            f'<li><a href="{_ROOT}{name}{escape(query)}">{_ROOT}{name}</a> ({title})</li>'
+            for name, (title, _) in self._pages.items()
+        )
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            "<title>pyderp debug</title></head>\n<body><h1>pyderp debug</h1>\n<ul>\n"
+            + "\n".join(items)
+            + "\n</ul></body></html>\n"
+        )
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        facts = self._facts
+        yield "Uptime", str(timedelta(seconds=int(facts.uptime)))
+        yield "Version", facts.version
+        yield "Machine", socket.gethostname()
+        yield "TLS hostname", facts.hostname or "none"
+        now = datetime.now(UTC)
+        for certificate in facts.certificates():
+            days = (certificate.not_after - now) / timedelta(days=1)
+            names = ", ".join(certificate.names)
+            yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
+        yield "Mesh key", "true" if facts.has_mesh_key else "false"
+        for link in facts.mesh.status() if facts.mesh is not None else ():
+            yield "Mesh link", f"{link.host}: {_state(link)}"
+        yield "STUN", "off" if facts.stun is None else "on"
+        yield "Admission", "everybody" if facts.admission is None else "checked"
+        yield "Connections", str(facts.router.registry.size)
+
+
+def _expiry(end: datetime, days: float) -> str:
+    when = end.astimezone(UTC).isoformat(timespec="seconds")
+    return f"expires {when}, in {days:.1f} days" if days > 0 else f"EXPIRED {when}"
+
+
+def _state(link: MeshStatus) -> str:
+    if link.is_self:
+        return "this relay itself"
+    since = link.since.astimezone(UTC).isoformat(timespec="seconds")
+    if link.connected:
+        return f"up since {since}, {link.peers} clients"
+    return f"down since {since}: {link.error or 'connecting'}"
+
+
+def _sub_page(content_type: str, body: bytes, *, status: int = 200) -> Response:
+    return Response(status, [("Content-Type", content_type), *_HEADERS], body)
+
+
+def _refused(text: str) -> Response:
+    # Not `text_response`: a quoted value may hold what is no UTF-8.
+    return _sub_page(_TEXT, text.encode("utf-8", "surrogateescape") + b"\n", status=400)
+
+
+def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:
+    return StreamedResponse(200, [("Content-Type", content_type), *_HEADERS], chunks)

@@ -1,0 +1,88 @@
+"""Who is asked about again while connected, and whose connections an answer closes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+import pyderp
+from pyderp import RelayConfig
+from pyderp.admission import Applicant
+from pyderp.config import AdmissionConfig
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from pyderp.server.app.assemble import Parts
+from pyderp.server.conn.context import Core
+from pyderp.wire.client import ClientSession
+from pyderp.wire.info import ClientInfo
+from tests.conftest import Run
+from tests.server.dial import connect
+from tests.server.fakes import FakeLoop, Wire, make_core
+
+MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
+
+
+def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them(run: Run) -> None:
+    async def main() -> None:
+        private, other = NodePrivate.generate(), NodePrivate.generate()
+        asked: set[NodePublic] = set()
+        banned: set[NodePublic] = set()
+
+        def decide(key: NodePublic, address: str) -> bool:
+            asked.add(key)
+            return key not in banned
+
+        admission = AdmissionConfig(decide=decide, remember=0, recheck=0.01)
+        async with pyderp.Relay(RelayConfig(mesh_key=MESH_KEY, admission=admission)) as relay:
+            client = await connect(relay.address, private=private)
+            twin = await connect(relay.address, private=private, mesh_key=MESH_KEY)
+            peer = await connect(relay.address, private=other, mesh_key=MESH_KEY)
+            banned.update((private.public, other.public))
+            await client.closed()
+            # A mesh peer with the same key stays, and with it whoever else is one.
+            await twin.ping()
+            await peer.ping()
+            assert asked == {private.public}
+            for each in (client, twin, peer):
+                await each.aclose()
+
+    run(main())
+
+
+@pytest.fixture
+def core() -> Core:
+    return make_core(FakeLoop(), mesh_key=MESH_KEY)
+
+
+def join(
+    core: Core, private: NodePrivate, address: str, *, mesh_key: MeshKey | None = None
+) -> Wire:
+    wire = Wire(core, peername=(address, 4711))
+    wire.private = private
+    wire.session = ClientSession(private, random=os.urandom, info=ClientInfo(mesh_key=mesh_key))
+    wire.login()
+    return wire
+
+
+def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(core: Core) -> None:
+    parts = Parts(RelayConfig(), core, NodePrivate.generate())
+    private, stranger = NodePrivate.generate(), NodePrivate.generate()
+    here, here_too = (join(core, private, "192.0.2.1") for _ in range(2))
+    there = join(core, private, "::ffff:192.0.2.2")
+    peer = join(core, private, "192.0.2.1", mesh_key=MESH_KEY)
+    other = join(core, stranger, "192.0.2.1")
+    assert Counter(parts._live()) == {
+        Applicant(private.public, "192.0.2.1"): 2,
+        Applicant(private.public, "192.0.2.2"): 1,
+        Applicant(stranger.public, "192.0.2.1"): 1,
+    }
+
+    def gone() -> list[Wire]:
+        here.loop.turn()
+        return [wire for wire in (here, here_too, there, peer, other) if wire.gone]
+
+    parts._revoke(private.public, "192.0.2.1", "not here")
+    assert gone() == [here, here_too]
+    parts._revoke(private.public, None, "nowhere")
+    assert gone() == [here, here_too, there]

@@ -1,0 +1,172 @@
+"""What systemd hands down and is told, without systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyderp.errors import ConfigError
+from pyderp.server.app.systemd import Supervisor, _watchdog_interval, inherited_listeners
+from tests.conftest import Run
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket that systemd would listen on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(10)
+        yield sock
+
+
+def told(manager: socket.socket) -> list[str]:
+    return manager.recv(4096).decode().split("\n")
+
+
+def test_ready_reloading_and_stopping_are_told(run: Run, manager: socket.socket) -> None:
+    async def main() -> None:
+        supervisor = Supervisor({"NOTIFY_SOCKET": manager.getsockname()})
+        supervisor.ready("listening on :443")
+        assert told(manager)[:2] == ["READY=1", "STATUS=listening on :443"]
+        supervisor.reloading()
+        reloading, when = told(manager)
+        assert reloading == "RELOADING=1"
+        assert int(when.removeprefix("MONOTONIC_USEC=")) > 0
+        supervisor.stopping()
+        assert told(manager)[0] == "STOPPING=1"
+        supervisor.close()
+
+    run(main())
+
+
+def test_an_abstract_socket_is_reached(run: Run) -> None:
+    async def main() -> None:
+        name = f"pyderp-test-{os.getpid()}-{id(run)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind("\0" + name)
+            sock.settimeout(10)
+            Supervisor({"NOTIFY_SOCKET": f"@{name}"}).ready("x")
+            assert told(sock)[0] == "READY=1"
+
+    run(main())
+
+
+def test_the_watchdog_is_fed_twice_as_often_as_it_wants(run: Run, manager: socket.socket) -> None:
+    async def main() -> None:
+        environ = {
+            "NOTIFY_SOCKET": manager.getsockname(),
+            "WATCHDOG_USEC": "40000",
+            "WATCHDOG_PID": str(os.getpid()),
+        }
+        assert _watchdog_interval(environ) == 0.02
+        supervisor = Supervisor(environ)
+        supervisor.ready("x")
+        assert told(manager)[0] == "READY=1"
+        manager.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(4):
+            assert await loop.sock_recv(manager, 100) == b"WATCHDOG=1"
+        supervisor.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"NOTIFY_SOCKET": "/nowhere/at/all"},
+        {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "soon"},
+    ],
+)
+def test_without_a_manager_nothing_happens(run: Run, environ: dict[str, str]) -> None:
+    async def main() -> None:
+        supervisor = Supervisor(environ)
+        supervisor.ready("x")
+        supervisor.reloading()
+        supervisor.stopping()
+        supervisor.close()
+
+    run(main())
+
+
+CHILD = """
+import os, socket, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+from pyderp.server.app.systemd import inherited_listeners
+from pyderp.errors import ConfigError
+try:
+    found = inherited_listeners()
+except ConfigError as e:
+    print("error", e)
+else:
+    kinds = (found.main, found.side, found.stun)
+    print([[sock.getsockname()[1] for sock in kind] for kind in kinds])
+    print([name for name in os.environ if name.startswith("LISTEN_")])
+    print(any(sock.get_inheritable() for kind in kinds for sock in kind))
+"""
+
+
+def in_child(sockets: list[socket.socket], names: str = "", count: str = "") -> list[str]:
+    """What a process says that was handed these sockets from descriptor 3 on."""
+
+    def hand_down() -> None:
+        # First out of the way of each other.
+        copies = [os.dup2(sock.fileno(), 100 + i) for i, sock in enumerate(sockets)]
+        for i, copy in enumerate(copies):
+            os.dup2(copy, 3 + i)
+
+    environ = {**os.environ, "LISTEN_FDS": count or str(len(sockets)), "LISTEN_FDNAMES": names}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        env=environ,
+        stdout=subprocess.PIPE,
+        preexec_fn=hand_down,
+        close_fds=False,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+    return child.stdout.splitlines()
+
+
+def test_sockets_are_sorted_by_kind_and_name() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+        socket.create_server(("127.0.0.1", 0)) as side,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stun,
+    ):
+        stun.bind(("127.0.0.1", 0))
+        ports = [sock.getsockname()[1] for sock in (first, side, stun, second)]
+        said = in_child([first, side, stun, second], "https:http:stun:unknown")
+        assert said == [str([[ports[0], ports[3]], [ports[1]], [ports[2]]]), "[]", "False"]
+
+
+def test_sockets_of_no_use_are_refused() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        assert in_child([sock], "deaf")[0].startswith("error the socket deaf of LISTEN_FDS")
+    with open("/dev/null", "rb") as file:
+        assert "is no socket" in in_child([file])[0]  # type: ignore[list-item]  # has a fileno
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"LISTEN_FDS": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, {"LISTEN_PID": "1"}],
+)
+def test_what_is_meant_for_others_is_left_alone(environ: dict[str, str]) -> None:
+    assert inherited_listeners(environ) is None
+    assert environ == {}
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no number"):
+        inherited_listeners({"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())})

@@ -1,0 +1,1 @@
+"""Tests of `pyderp.server.conn`."""

@@ -1,0 +1,208 @@
+"""Which connections are taken: a rate of accepts, and file descriptors that run out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import pyderp
+from pyderp import ManualTLS, RelayConfig
+from pyderp.server.conn.accept import AcceptGate, log_accept_errors, open_files, raise_file_limit
+from pyderp.server.conn.context import Core
+from tests.conftest import Run
+from tests.server.dial import (
+    Client,
+    clients,
+    connect,
+    drained,
+    hang_up,
+    open_stream,
+    passes,
+    until_gone,
+)
+from tests.server.fakes import FakeLoop, make_core
+from tests.server.ways import over_tls
+
+
+@contextmanager
+def file_limit(files: int) -> Iterator[None]:
+    """No more open files than this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def taken(gate: AcceptGate, attempts: int) -> int:
+    made: list[object] = []
+
+    def make() -> asyncio.BaseProtocol:
+        made.append(None)
+        return asyncio.Protocol()
+
+    factory = gate.guard(make)
+    for _ in range(attempts):
+        factory()
+    return len(made)
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop)
+
+
+def test_without_a_limit_all_are_taken(core: Core) -> None:
+    gate = AcceptGate(core, math.inf, 1)
+    assert taken(gate, 500) == 500
+    assert (gate.accepted, gate.rejected, gate.shed) == (500, 0, 0)
+
+
+def test_a_burst_is_taken_at_once_and_then_the_rate(core: Core, loop: FakeLoop) -> None:
+    gate = AcceptGate(core, 10, 5)
+    assert taken(gate, 8) == 5
+    loop.now += 0.31
+    assert taken(gate, 8) == 3
+    loop.now += 3600
+    assert taken(gate, 8) == 5
+    assert (gate.accepted, gate.rejected, gate.shed) == (13, 11, 0)
+
+
+def test_a_burst_of_nothing_takes_nobody(core: Core, loop: FakeLoop) -> None:
+    gate = AcceptGate(core, 10, 0)
+    loop.now += 3600
+    assert taken(gate, 3) == 0
+
+
+def test_the_side_listener_has_no_rate(core: Core) -> None:
+    gate = AcceptGate(core, 1, 1)
+    factory = gate.guard(asyncio.Protocol, limited=False)
+    assert all(type(factory()) is asyncio.Protocol for _ in range(5))
+
+
+def test_a_quarter_of_few_files_is_kept(core: Core) -> None:
+    with file_limit(200):
+        gate = AcceptGate(core, math.inf, 1)
+    assert gate.most <= 200 - 50
+    with file_limit(4096):
+        assert AcceptGate(core, math.inf, 1).most <= 4096 - 64
+
+
+def test_floods_are_told_of_now_and_then(
+    core: Core, loop: FakeLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = AcceptGate(core, 1, 1)
+    taken(gate, 100)
+    assert len(caplog.records) == 1
+    loop.now += 10
+    taken(gate, 100)
+    assert len(caplog.records) == 2
+
+
+def test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on(
+    run: Run, tls: ManualTLS
+) -> None:
+    async def main() -> None:
+        # So slow a rate that no further connection is let in within the test.
+        config = RelayConfig(tls=tls, accept_limit=1e-6, accept_burst=2)
+        async with pyderp.Relay(config) as relay, clients(relay, 2, via=over_tls()) as both:
+            for _ in range(3):
+                with pytest.raises((EOFError, OSError)):
+                    await connect(relay.address, via=over_tls())
+            await passes(*both)
+
+    run(main())
+
+
+def test_out_of_files_connections_are_shed_and_the_relay_recovers(run: Run) -> None:
+    async def main() -> None:
+        async with pyderp.Relay() as relay, clients(relay, 2) as both:
+            assert relay._parts is not None
+            gate = relay._parts.accepts
+            # As at a low limit of files, without taking them from the test itself.
+            gate.most = 5
+            more = [await connect(relay.address) for _ in range(3)]
+            reader, writer = await open_stream(relay.address)
+            assert await drained(reader) == b""
+            await hang_up(writer)
+            assert gate.shed == 1
+            await passes(*both)
+            for each in more:
+                await each.aclose()
+            again = await _until_let_in(relay)
+            await passes(both[0], again)
+            await again.aclose()
+        await until_gone(relay)
+
+    run(main())
+
+
+async def _until_let_in(relay: pyderp.Relay) -> Client:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await connect(relay.address)
+            except (EOFError, OSError):
+                await asyncio.sleep(0.01)
+
+
+def test_the_limit_of_files_is_raised_as_far_as_it_goes() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with file_limit(min(1000, hard)):
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+
+
+def test_open_files_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_files()
+    with open("/dev/null", "rb"):
+        assert open_files() == before + 1
+
+    def refuse(_: str) -> list[str]:
+        raise OSError
+
+    monkeypatch.setattr("os.listdir", refuse)
+    assert open_files() == 0
+
+
+def test_who_comes_in_the_same_turn_counts(core: Core, loop: FakeLoop) -> None:
+    """asyncio accepts many at once, before the core knows of the first."""
+    gate = AcceptGate(core, math.inf, 1)
+    gate.most = 3
+    assert taken(gate, 10) == 3
+    assert gate.shed == 7
+    for callback, args in loop.ready:
+        callback(*args)
+    assert taken(gate, 10) == 3  # those before were never made known here
+
+
+def test_accept_errors_are_a_line_now_and_then(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        handler = loop.get_exception_handler()
+        log_accept_errors(loop)
+        error = OSError(24, "Too many open files")
+        for _ in range(1000):
+            message = "socket.accept() out of system resource"
+            loop.call_exception_handler({"message": message, "exception": error})
+        message = "Exception in callback BaseSelectorEventLoop._start_serving(…)"
+        loop.call_exception_handler({"message": message})
+        assert [record.getMessage() for record in caplog.records] == [
+            "cannot accept connections for now: [Errno 24] Too many open files"
+        ]
+        loop.call_exception_handler({"message": "something else"})
+        assert caplog.records[1].getMessage().startswith("something else")
+        loop.set_exception_handler(handler)
+
+    run(main())

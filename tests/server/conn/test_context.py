@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import pytest
+
+from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.wire.messages import ReceivedPacket
+from tests.server.fakes import FakeLoop, Wire, make_core
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+
+
+def test_one_timer_serves_all_connections(loop: FakeLoop, core: Core) -> None:
+    for _ in range(100):
+        Wire(core).login()
+    assert len(loop.later) == 1
+    loop.advance(0.6)
+    assert len(loop.later) == 1
+
+
+class Probe:
+    """Stands in the timer wheel where a connection would."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.given_at: list[float] = []
+        self.error = error
+
+    def on_timer(self, now: float) -> None:
+        self.given_at.append(now)
+        if self.error is not None:
+            raise self.error
+
+
+def put(core: Core, probe: Probe, when: float) -> None:
+    core.timers.add(cast("RelayProtocol", probe), when)
+
+
+def test_timers_go_off_on_the_first_tick_that_is_not_too_early(loop: FakeLoop, core: Core) -> None:
+    start = loop.now
+    probes = {seconds: Probe() for seconds in (0.1, TICK, 0.9)}
+    for seconds, probe in probes.items():
+        put(core, probe, start + seconds)
+    loop.advance(2.0)
+    given = {seconds: probe.given_at for seconds, probe in probes.items()}
+    assert given == {0.1: [start + TICK], TICK: [start + TICK], 0.9: [start + 4 * TICK]}
+
+
+def test_a_stopped_core_ticks_no_more(loop: FakeLoop, core: Core) -> None:
+    core.stop()
+    core.stop()
+    assert all(handle.cancelled for handle in loop.later)
+
+
+def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: Core) -> None:
+    probe = Probe()
+    put(core, Probe(RuntimeError("boom")), loop.now + 1)
+    put(core, probe, loop.now + 2)
+    with pytest.raises(RuntimeError):
+        loop.advance(3.0)
+    loop.advance(3.0)
+    assert len(probe.given_at) == 1
+
+
+def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: Core) -> None:
+    core.schedule_flush()
+    core.schedule_flush()
+    assert len(loop.ready) == 1
+    loop.turn()
+    core.schedule_flush()
+    assert len(loop.ready) == 1
+
+
+def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: Core) -> None:
+    sources = [Wire(core), Wire(core)]
+    target = Wire(core)
+    for wire in (*sources, target):
+        wire.login()
+    target.transport.writes.clear()
+    for source in sources:
+        for packet in (b"a", b"b"):
+            source.session.send_packet(target.private.public, packet)
+        source.feed_only(b"".join(source.session.data_to_send()))
+    assert target.transport.writes == []
+    loop.turn()
+    assert len(target.transport.writes) == 1
+    packets = [each for each in target.messages() if isinstance(each, ReceivedPacket)]
+    assert [each.data for each in packets] == [b"a", b"b", b"a", b"b"]
+
+
+def test_problems_are_logged_up_to_a_flood(
+    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(80):
+        core.log_problem("problem %d", i)
+    assert warnings(caplog) == [f"problem {i}" for i in range(50)]
+
+
+def test_the_log_tells_later_how_much_was_cut(
+    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(80):
+        core.log_problem("problem %d", i)
+    caplog.clear()
+    loop.now += 0.2
+    for i in range(3):
+        core.log_problem("later %d", i)
+    assert warnings(caplog) == [
+        "30 further problems with peers were not logged",
+        "later 0",
+        "later 1",
+    ]
+
+
+def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
+    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.now += 3600
+    for i in range(200):
+        core.log_problem("problem %d", i)
+    assert len(warnings(caplog)) == 50

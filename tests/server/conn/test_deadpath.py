@@ -1,0 +1,132 @@
+"""Dead paths are found by what the kernel waits for, on a fake clock; tests/net has real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+
+import pytest
+
+from pyderp.relay.ending import EndReason
+from pyderp.server.conn.context import Core
+from pyderp.server.conn.deadpath import PathWatch
+from pyderp.server.conn.kernel import Unanswered, unanswered
+from tests.server.fakes import FakeLoop, Wire, make_core
+
+TIMEOUT = 15.0
+SLACK = TIMEOUT / 4 + 1
+
+
+class Kernel:
+    """What the kernel says of each connection; by default it waits for nothing."""
+
+    def __init__(self) -> None:
+        self.waits: dict[asyncio.BaseTransport, Unanswered | None] = {}
+        self.asked = 0
+
+    def ask(self, transport: asyncio.BaseTransport | None) -> Unanswered | None:
+        self.asked += 1
+        return None if transport is None else self.waits.get(transport, Unanswered(False, 3600.0))
+
+
+@pytest.fixture
+def core() -> Core:
+    return make_core(FakeLoop())
+
+
+@pytest.fixture
+def kernel(core: Core) -> Kernel:
+    kernel = Kernel()
+    core.paths = PathWatch(core, TIMEOUT, kernel.ask)
+    return kernel
+
+
+def logged_in(core: Core, count: int) -> list[Wire]:
+    wires = [Wire(core) for _ in range(count)]
+    for wire in wires:
+        wire.login()
+    return wires
+
+
+def go_silent(kernel: Kernel, wire: Wire, seconds: float) -> None:
+    """The client acknowledges nothing, and the clock goes on, a second at a time."""
+    for second in range(int(seconds)):
+        kernel.waits[wire.transport] = Unanswered(True, float(second))
+        wire.loop.advance(1.0)
+
+
+def test_a_path_that_is_dead_for_the_timeout_is_ended_counted_and_logged(
+    core: Core, kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead, other = logged_in(core, 2)
+    go_silent(kernel, dead, TIMEOUT - 1)
+    assert not dead.gone
+    for second in (15.0, 16.0, 17.0, 18.0, 19.0):
+        kernel.waits[dead.transport] = Unanswered(True, second)
+        dead.loop.advance(1.0)
+    assert dead.gone
+    assert not other.gone
+    assert core.router.counters.ends[EndReason.DEAD_PATH] == 1
+    (line,) = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert "acknowledged nothing for" in line
+
+
+def test_an_answer_in_between_begins_anew(core: Core, kernel: Kernel) -> None:
+    (wire,) = logged_in(core, 1)
+    for _ in range(4):
+        go_silent(kernel, wire, TIMEOUT - 1)
+        kernel.waits[wire.transport] = Unanswered(False, 0.0)
+        wire.loop.advance(1.0)
+    assert not wire.gone
+
+
+def test_a_connection_that_was_idle_for_long_has_the_whole_time(core: Core, kernel: Kernel) -> None:
+    """Its last acknowledgement is old, but only now does the kernel wait for one."""
+    (wire,) = logged_in(core, 1)
+    wire.loop.advance(3.0)
+    kernel.waits[wire.transport] = Unanswered(True, 50.0)
+    wire.loop.advance(TIMEOUT - SLACK)
+    assert not wire.gone
+    wire.loop.advance(2 * SLACK)
+    assert wire.gone
+
+
+def test_a_reader_whose_window_is_closed_and_who_answers_probes_lives(
+    core: Core, kernel: Kernel
+) -> None:
+    (wire,) = logged_in(core, 1)
+    for probe in range(40):
+        kernel.waits[wire.transport] = Unanswered(bool(probe % 4 == 0), 20.0)
+        wire.loop.advance(1.0)
+    assert not wire.gone
+
+
+def test_each_connection_is_looked_at_four_times_within_the_timeout(
+    core: Core, kernel: Kernel
+) -> None:
+    logged_in(core, 40)
+    core.router.flush()
+    kernel.asked = 0
+    loop = core.loop
+    assert isinstance(loop, FakeLoop)
+    loop.advance(TIMEOUT)
+    assert 3 * 40 <= kernel.asked <= 5 * 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells")
+def test_the_kernel_waits_for_nothing_on_a_healthy_connection() -> None:
+    class Transport(asyncio.BaseTransport):
+        def is_closing(self) -> bool:
+            return False
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        waits = unanswered(Transport({"socket": client}))
+        assert waits is not None
+        assert not waits.sent_again
+    assert unanswered(None) is None
+    assert unanswered(Transport()) is None

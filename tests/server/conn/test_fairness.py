@@ -1,0 +1,108 @@
+"""What one connection may take of a turn of the loop, and of the log."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+
+import pytest
+
+from pyderp.defaults import RECEIVE_BUFFER
+from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.wire.frames import pack_frame, pack_send_packet
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop)
+
+
+def fill(wire: Wire, data: bytes) -> int:
+    """Give a connection one read, as much as it has room for; gives how much that was."""
+    room = wire.protocol.get_buffer(-1)
+    count = min(len(room), len(data))
+    room[:count] = data[:count]
+    wire.protocol.buffer_updated(count)
+    return count
+
+
+def test_before_login_a_read_is_small_and_a_full_one_waits_a_turn(
+    core: Core, loop: FakeLoop
+) -> None:
+    wire = Wire(core)
+    assert fill(wire, b"GET / HTTP/1.1\r\nX: " + b"x" * RECEIVE_BUFFER) == SMALL_READ
+    assert not wire.transport.reading
+    loop.turn()
+    assert wire.transport.reading
+    assert fill(wire, b"y" * 100) == 100
+    assert wire.transport.reading
+
+
+def test_a_full_read_in_the_lane_waits_a_turn(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.login()
+    packet = pack_send_packet(wire.private.public, bytes(1000))
+    assert fill(wire, packet * 20) == 20 * len(packet)
+    assert wire.transport.reading
+    assert fill(wire, packet * 200) == RECEIVE_BUFFER
+    assert not wire.transport.reading
+    loop.turn()
+    assert wire.transport.reading
+
+
+def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
+    core: Core, loop: FakeLoop, context: ssl.SSLContext
+) -> None:
+    """What is decrypted comes in parts, each of them small."""
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    packet = pack_send_packet(wire.private.public, bytes(1000))
+    assert fill(wire, wire.encrypt(packet * 20)) < RECEIVE_BUFFER
+    assert wire.transport.reading
+    begun = wire.encrypt(pack_frame(0x7F, bytes(10)) * 10_000)
+    assert fill(wire, begun) == RECEIVE_BUFFER
+    assert not wire.transport.reading
+    loop.turn()
+    assert wire.transport.reading
+
+
+def test_who_is_closed_by_its_own_read_is_not_paused(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.login()
+    fill(wire, pack_frame(0x12, b"short") + bytes(RECEIVE_BUFFER))
+    loop.turn()
+    assert wire.gone
+
+
+def test_more_pipelined_requests_than_anyone_needs_close(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    fill(wire, b"GET /robots.txt HTTP/1.1\r\nHost: h\r\n\r\n" * 9)
+    loop.turn()
+    assert wire.gone
+    assert core.router.counters.protocol_errors == 1
+
+
+def test_a_head_of_many_lines_is_refused_before_it_is_whole(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    fill(wire, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 300)
+    loop.turn()
+    assert wire.answer().startswith(b"HTTP/1.1 431 ")
+    assert wire.gone
+
+
+def test_what_a_peer_sends_stands_in_the_log_only_cut(
+    core: Core, loop: FakeLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(core)
+    fill(wire, b"\x7f" * 6000 + b" / HTTP/1.1\r\n\r\n")
+    core.log_problem("%s", "x" * 100_000)
+    lines = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 400

@@ -1,0 +1,230 @@
+"""Health frames, from what happens to a connection to what its client reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import pyderp
+from pyderp import ManualTLS, RelayConfig
+from pyderp.relay.health import Trouble
+from pyderp.relay.limits import MIN_BURST
+from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.health import HealthTeller
+from pyderp.server.conn.limits import Limits
+from pyderp.wire.client import ClientSession
+from pyderp.wire.frames import pack_ping, pack_send_packet
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import Health
+from tests.conftest import Run
+from tests.server.certificates import write_pair
+from tests.server.dial import clients
+from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.ways import NAME, over_tls
+
+PROBLEM = "the certificate is about to expire"
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    core = make_core(loop)
+    core.health = HealthTeller(core.router, core.loop.time)
+    return core
+
+
+def health(core: Core) -> HealthTeller:
+    assert core.health is not None
+    return core.health
+
+
+def join(core: Core) -> Wire:
+    wire = Wire(core)
+    wire.login()
+    return wire
+
+
+def twin(wire: Wire) -> Wire:
+    """Another connection with the same key."""
+    other = Wire(wire.core)
+    other.private = wire.private
+    other.session = ClientSession(
+        wire.private, random=os.urandom, info=ClientInfo(takes_health=True)
+    )
+    other.login()
+    return other
+
+
+def problems(wire: Wire) -> list[str]:
+    """The texts of Health frames since the last look."""
+    return [each.problem for each in wire.messages() if isinstance(each, Health)]
+
+
+def fight(*wires: Wire) -> None:
+    for _ in range(4):
+        for wire in wires:
+            wire.feed(pack_ping(b"12345678"))
+
+
+def test_a_healthy_client_hears_nothing(core: Core, loop: FakeLoop) -> None:
+    wire = join(core)
+    loop.advance(300)
+    assert problems(wire) == []
+    assert health(core).told == health(core).cleared == 0
+
+
+def test_a_fight_is_told_within_a_second_and_taken_back_after_a_minute(
+    core: Core, loop: FakeLoop
+) -> None:
+    one, other = join(core), join(core)
+    two = twin(one)
+    fight(one, two, other)
+    loop.advance(1)
+    assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
+    assert problems(other) == []
+    assert health(core).told == 2
+    loop.advance(59)
+    assert problems(one) == problems(two) == []
+    loop.advance(2)
+    assert problems(one) == problems(two) == [""]
+    assert health(core).cleared == 2
+
+
+def test_a_duplicate_that_only_listens_is_no_fight(core: Core, loop: FakeLoop) -> None:
+    """Else each reconnect would be one, while the old connection is still there."""
+    one = join(core)
+    two = twin(one)
+    fight(two)
+    loop.advance(5)
+    assert problems(one) == problems(two) == []
+
+
+def test_a_fighter_that_left_is_not_written_to(core: Core, loop: FakeLoop) -> None:
+    one = join(core)
+    two = twin(one)
+    fight(one, two)
+    two.transport.abort()
+    loop.advance(100)
+    assert problems(one) == [Trouble.DUPLICATE.value, ""]
+
+
+def test_who_waits_for_its_limit_most_of_the_time_is_told(
+    core: Core, loop: FakeLoop, tmp_path: Path
+) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1000}))
+    core.limits = Limits(core, path)
+    wire, other = join(core), join(core)
+    for size in (MIN_BURST, 16_000):
+        wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
+    loop.advance(14.5)
+    assert problems(wire) == []
+    loop.advance(2)
+    assert problems(wire) == [Trouble.RATE_LIMITED.value]
+    loop.advance(120)
+    assert problems(wire) == [""]
+    assert problems(other) == []
+
+
+@pytest.mark.parametrize("lifted_after", [5.0, 20.0])
+def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
+    core: Core, loop: FakeLoop, tmp_path: Path, lifted_after: float
+) -> None:
+    """Half an hour was, and who was told hears a minute later that all is well."""
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1}))
+    core.limits = Limits(core, path)
+    wire, other = join(core), join(core)
+    for size in (MIN_BURST, 2000):
+        wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
+    loop.advance(lifted_after)
+    told = [Trouble.RATE_LIMITED.value] if lifted_after > 15 else []
+    assert problems(wire) == told
+    path.write_text("{}")
+    assert core.limits.reload()
+    loop.advance(15 + 61)
+    assert problems(wire) == [""] * len(told)
+    loop.advance(600)
+    assert problems(wire) == []
+
+
+def test_it_looks_once_a_second(core: Core, loop: FakeLoop) -> None:
+    wire = join(core)
+    health(core).set_certificate_problem(PROBLEM)
+    loop.advance(TICK)
+    assert problems(wire) == [PROBLEM]
+    health(core).set_certificate_problem(None)
+    loop.advance(1 - TICK)
+    assert problems(wire) == []
+    loop.advance(TICK)
+    assert problems(wire) == [""]
+
+
+def test_the_certificate_is_told_to_all_and_to_who_comes(core: Core, loop: FakeLoop) -> None:
+    one = join(core)
+    health(core).set_certificate_problem(PROBLEM)
+    loop.advance(1)
+    assert problems(one) == [PROBLEM]
+    late = Wire(core)
+    late.upgrade()
+    late.say()
+    info, *rest = late.messages()
+    assert type(info).__name__ == "ServerInfo"
+    assert rest == [Health(PROBLEM)]
+    health(core).set_certificate_problem(None)
+    loop.advance(1)
+    assert problems(one) == problems(late) == [""]
+    loop.advance(10)
+    assert problems(one) == problems(late) == []
+    assert problems(join(core)) == []
+
+
+def test_one_that_does_not_read_gets_it_behind_what_waits(core: Core, loop: FakeLoop) -> None:
+    wire, other = join(core), join(core)
+    wire.transport.room = 0
+    other.feed(pack_send_packet(wire.private.public, b"first"))
+    health(core).set_certificate_problem(PROBLEM)
+    loop.advance(1)
+    wire.transport.take(1 << 20)
+    loop.turn()
+    packet, problem = wire.messages()
+    assert type(packet).__name__ == "ReceivedPacket"
+    assert problem == Health(PROBLEM)
+
+
+def test_a_fight_costs_one_frame_however_long(core: Core, loop: FakeLoop) -> None:
+    one = join(core)
+    two = twin(one)
+    for _ in range(50):
+        fight(one, two)
+        loop.advance(0.9)
+    assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
+
+
+def test_a_relay_tells_of_its_own_certificate(run: Run, tmp_path: Path) -> None:
+    """Whoever is there and whoever comes, until it is renewed."""
+
+    async def main() -> None:
+        write_pair(tmp_path, NAME, days=60)
+        config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME))
+        async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):
+            assert relay._parts is not None
+            write_pair(tmp_path, NAME, days=3)
+            relay._parts.look_at_certificates()
+            problem = (await first.wait_for(Health)).problem
+            assert problem.startswith(f"the relay's certificate for {NAME} expires on ")
+            async with clients(relay, 1, via=over_tls()) as (second,):
+                assert await second.wait_for(Health) == Health(problem)
+                write_pair(tmp_path, NAME, days=60)
+                relay._parts.look_at_certificates()
+                for client in (first, second):
+                    assert await client.wait_for(Health) == Health("")
+
+    run(main())

@@ -1,0 +1,258 @@
+"""HTTP before DERP, on a fake transport."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import ip_network
+
+import pytest
+
+from pyderp.keys import MeshKey
+from pyderp.server.conn.context import Core
+from pyderp.server.conn.tls import protocol_factory
+from pyderp.server.site.routes import relay_routes
+from pyderp.wire import frames
+from pyderp.wire.frames import FrameType, pack_frame
+from pyderp.wire.http import Request, Response
+from pyderp.wire.messages import Pong
+from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+from tests.server.fakes import SIDE_ROUTES, FakeLoop, Wire, make_core
+
+MESH = MeshKey.parse("ab" * 32)
+GET_DERP = upgrade_request("relay.test", "/derp", user_agent="tests")
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop, mesh_key=MESH)
+
+
+def two(core: Core) -> tuple[Wire, Wire]:
+    first, second = Wire(core), Wire(core, peername=("192.0.2.2", 4712))
+    first.login()
+    second.login()
+    return first, second
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def login_bytes(core: Core, wire: Wire) -> bytes:
+    """The ClientInfo frame of a client that knows the relay's key."""
+    wire.session.receive_data(core.login.greeting)
+    return b"".join(wire.session.data_to_send())
+
+
+def test_the_101_and_server_key_leave_in_one_write(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(GET_DERP)
+    assert len(wire.transport.writes) == 1
+    head, _, rest = wire.transport.writes[0].partition(b"\r\n\r\n")
+    assert head.split(b"\r\n") == [
+        b"HTTP/1.1 101 Switching Protocols",
+        b"Upgrade: DERP",
+        b"Connection: Upgrade",
+        b"Derp-Version: 2",
+        b"Derp-Public-Key: " + core.router.own_key.hex().encode(),
+    ]
+    assert rest == pack_frame(FrameType.SERVER_KEY, frames.MAGIC + core.router.own_key)
+
+
+def test_fast_start_gets_server_key_and_no_http(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(upgrade_request("h", "/derp", user_agent="t", fast_start=True))
+    assert wire.transport.writes == [core.login.greeting]
+
+
+@pytest.mark.parametrize("value", ["true", "01", "1, 1", ""])
+def test_fast_start_with_another_value_gets_http(core: Core, value: str) -> None:
+    wire = Wire(core)
+    wire.feed(
+        b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nDerp-Fast-Start: %b\r\n\r\n"
+        % value.encode()
+    )
+    assert wire.answer().startswith(b"HTTP/1.1 101 ")
+
+
+def test_bytes_after_the_request_belong_to_derp(core: Core) -> None:
+    wire = Wire(core)
+    ping = frames.pack_ping(b"12345678")
+    wire.feed(GET_DERP + login_bytes(core, wire) + ping)
+    rest = UpgradeReply().receive_data(wire.answer())
+    assert rest is not None
+    messages = wire.session.receive_data(rest[len(core.login.greeting) :])
+    assert messages[1:] == [Pong(b"12345678")]
+
+
+@pytest.mark.parametrize("headers", ["", "Upgrade: h2c\r\n", "Upgrade: \r\n"])
+def test_derp_without_upgrade_is_426(core: Core, headers: str) -> None:
+    wire = Wire(core)
+    wire.feed(f"GET /derp HTTP/1.1\r\nHost: h\r\n{headers}\r\n".encode())
+    answer = wire.answer()
+    assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert answer.endswith(b"\r\n\r\nDERP requires connection upgrade\n")
+    assert not wire.transport.closing
+
+
+def test_an_odd_upgrade_is_logged(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    Wire(core).feed(b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: foo\r\n\r\n")
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 asks for upgrade to 'foo'"]
+
+
+def test_requests_on_one_connection_are_answered_in_turn(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+    wire.feed(b"GET /generate_204 HTTP/1.1\r\nHost: h\r\n\r\n")
+    answer = wire.answer()
+    assert [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/")] == [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 204 No Content",
+    ]
+    assert b"<html" not in answer, "HEAD has no body"
+    wire.feed(GET_DERP)
+    assert wire.answer().startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n", b"200"),
+        (b"GET /derp/probe HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", b"200"),
+        (b"GET /derp/probe HTTP/1.0\r\n\r\n", b"200"),
+        (b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n12345", b"404"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz", b"200"),
+        (b"\x16\x03\x01\x02\x00", b"400"),
+        (b"GET /\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+    ],
+)
+def test_some_requests_are_answered_and_end_the_connection(
+    core: Core, request_: bytes, status: bytes
+) -> None:
+    wire = Wire(core)
+    wire.feed(request_)
+    assert wire.answer().startswith(b"HTTP/1.1 " + status)
+    assert wire.gone
+    wire.hang_up()
+    assert not core.protocols
+    assert not core.timers
+
+
+def test_garbage_after_a_good_request_is_refused(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\n\0\0\0\r\n\r\n")
+    answer = wire.answer()
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"HTTP/1.1 400 Bad Request" in answer
+    assert wire.gone
+
+
+def test_bad_http_is_logged_and_counted_once(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    Wire(core).feed(b"nonsense\r\n\r\n")
+    assert core.router.counters.protocol_errors == 1
+    assert len(problems(caplog)) == 1
+    assert "192.0.2.1:4711 closed: bad HTTP request" in problems(caplog)[0]
+
+
+@pytest.mark.parametrize("lines", [66, 100, 4096])
+def test_a_head_of_more_than_64_kib_is_refused(core: Core, lines: int) -> None:
+    wire = Wire(core)
+    head = b"GET / HTTP/1.1\r\nHost: h\r\n"
+    line = b"X-Padding: " + b"a" * 1000 + b"\r\n"
+    wire.feed(head)
+    for _ in range(lines):
+        wire.feed(line)
+    wire.feed(b"\r\n")
+    assert wire.answer().startswith(b"HTTP/1.1 431 ")
+    assert wire.gone
+
+
+def test_a_head_of_nearly_64_kib_is_served(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(b"GET / HTTP/1.1\r\nHost: h\r\nX-Padding: " + b"a" * 65000 + b"\r\n\r\n")
+    assert wire.answer().startswith(b"HTTP/1.1 200 OK")
+
+
+def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(core: Core) -> None:
+    """What waits in our buffer stays below one answer and one read of the peer's."""
+    wire = Wire(core)
+    wire.transport.room = 5000
+    request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+    for _ in range(100):
+        wire.feed(request * 1000)
+        assert len(wire.transport.held) < 5000
+    assert wire.gone
+    assert core.router.counters.protocol_errors == 1
+
+
+def test_the_side_listener_does_not_serve_derp(core: Core) -> None:
+    wire = Wire(core, protocol_factory(core, SIDE_ROUTES, None, derp=False)())
+    wire.feed(GET_DERP)
+    assert wire.answer().startswith(b"HTTP/1.1 302 Found\r\nLocation: https://relay.test/derp\r\n")
+
+
+def test_requests_go_on_once_late_answers_are_read(core: Core) -> None:
+    wire = Wire(core)
+    wire.transport.room = 100
+    request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+    wire.feed(request)
+    assert wire.transport.held
+    wire.transport.take(1 << 20)
+    wire.feed(request)
+    assert wire.answer().count(b"HTTP/1.1 200 OK") == 2
+    assert core.router.counters.protocol_errors == 0
+
+
+ASK_DEBUG = b"GET /who HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "remote", "forwarded"),
+    [
+        (b"", "10.0.0.1", False),
+        (b"X-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", False),
+        (b"X-Forwarded-For: unknown\r\n", "10.0.0.1", True),
+        (b"X-Forwarded-For:\r\n", "10.0.0.1", True),
+        (b"X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.7\r\n", "192.0.2.7", False),
+    ],
+)
+def test_a_trusted_proxy_tells_who_asks(
+    core: Core, headers: bytes, remote: str, forwarded: bool
+) -> None:
+    core.trusted = (ip_network("10.0.0.0/8"),)
+    assert who_asks(core, headers) == (remote, forwarded)
+
+
+@pytest.mark.parametrize(
+    ("headers", "forwarded"),
+    [
+        (b"", False),
+        (b"X-Forwarded-For: 127.0.0.1\r\n", True),
+        (b"X-Forwarded-For:\r\nX-Forwarded-For: 192.0.2.7\r\n", True),
+        (b"Forwarded: for=127.0.0.1\r\n", True),
+    ],
+)
+def test_nobody_else_is_believed_but_noted(core: Core, headers: bytes, forwarded: bool) -> None:
+    assert who_asks(core, headers) == ("10.0.0.1", forwarded)
+
+
+def who_asks(core: Core, headers: bytes) -> tuple[str, bool]:
+    """Whom the routes see, of a request that comes from 10.0.0.1."""
+    seen: list[Request] = []
+
+    def who(request: Request) -> Response:
+        seen.append(request)
+        return Response(204)
+
+    protocol = protocol_factory(core, relay_routes({"/who": who}), None)()
+    wire = Wire(core, protocol, peername=("10.0.0.1", 4711))
+    wire.feed(ASK_DEBUG % headers)
+    (request,) = seen
+    return request.remote, request.forwarded

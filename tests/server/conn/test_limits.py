@@ -1,0 +1,681 @@
+"""Rate limits between a connection and the lane: who waits, how long, what a reload does."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import ssl
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import pyderp
+from pyderp.defaults import RECEIVE_BUFFER
+from pyderp.errors import ConfigError
+from pyderp.keys import KEY_LEN, MeshKey
+from pyderp.relay import lane
+from pyderp.relay.ending import EndReason, How
+from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
+from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.server.conn.limits import Limits, read_rate_config
+from pyderp.wire.client import ClientSession
+from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    MAX_PACKET_SIZE,
+    pack_frame,
+    pack_ping,
+    pack_send_packet,
+)
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import Pong, ReceivedPacket
+from tests.conftest import Run
+from tests.server.dial import BOUND, Client, Via, clients
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+
+MESH = MeshKey(bytes(range(32)))
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop, mesh_key=MESH)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rates.json"
+
+
+def write(path: Path, rate: int = 0, burst: int = 0, **keys: int) -> None:
+    """Write a file with a limit for all and some for single keys, given in hex."""
+    config: dict[str, object] = {
+        "PerClientRateLimitBytesPerSec": rate,
+        "PerClientRateBurstBytes": burst,
+        "PerKey": {f"nodekey:{key}": {"BytesPerSec": n} for key, n in keys.items()},
+    }
+    path.write_text(json.dumps(config))
+
+
+def limit(core: Core, path: Path, rate: int = 0, burst: int = 0, **keys: int) -> Limits:
+    write(path, rate, burst, **keys)
+    core.limits = Limits(core, path)
+    return core.limits
+
+
+def join(core: Core, *, mesh: bool = False, like: Wire | None = None) -> Wire:
+    wire = Wire(core, mesh_key=MESH if mesh else None)
+    if like is not None:
+        take_key(wire, like)
+    wire.login()
+    return wire
+
+
+def come(core: Core, *, like: Wire) -> Wire:
+    """Somebody with another's key, who has yet to log in."""
+    wire = Wire(core)
+    take_key(wire, like)
+    wire.upgrade()
+    return wire
+
+
+def take_key(wire: Wire, other: Wire) -> None:
+    wire.private = other.private
+    wire.session = ClientSession(other.private, random=os.urandom, info=ClientInfo())
+
+
+def charge(wire: Wire, size: int) -> None:
+    """Send one packet that costs so many bytes, in a read of its own."""
+    packet = bytes(size - KEY_LEN)
+    wire.feed(pack_send_packet(wire.private.public, packet))
+
+
+def received(wire: Wire) -> int:
+    return sum(isinstance(each, ReceivedPacket) for each in wire.messages())
+
+
+def in_the_lane(wire: Wire) -> bool:
+    """Whether what a client sends goes to the lane and nowhere else."""
+    stage = wire.protocol.stage
+    return isinstance(stage, partial) and stage.func is lane.receive
+
+
+# How long
+
+
+def test_the_burst_passes_and_the_next_waits_until_it_is_paid(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    """Rate and burst of 65568: the second full charge holds for a second, to the byte."""
+    limits = limit(core, path, MIN_BURST)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    assert wire.transport.reading
+    assert limits.waited == 0
+    charge(wire, MIN_BURST)
+    assert received(wire) == 2, "what was read is relayed, not held"
+    assert not wire.transport.reading
+    assert limits.waited == 1
+    assert len(limits.waiting) == 1
+    loop.advance(0.999)
+    assert not wire.transport.reading
+    loop.advance(0.001)
+    assert wire.transport.reading
+    assert not limits.waiting
+    charge(wire, 1000)
+    assert limits.waited == 2
+
+
+def test_headers_of_packets_are_free_and_pings_are_not(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1000)
+    wire = join(core)
+    for _ in range(MIN_BURST // 32):
+        wire.feed(pack_send_packet(wire.private.public, b""))
+    assert wire.transport.reading
+    assert limits.waited == 0
+    wire.feed(pack_ping(b"12345678"))
+    assert not wire.transport.reading
+    assert any(isinstance(each, Pong) for each in wire.messages())
+    loop.advance(0.013)
+    assert wire.transport.reading
+
+
+def test_what_is_thrown_away_costs_as_well(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1000)
+    wire = join(core)
+    wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))
+    assert limits.waited
+    assert not wire.transport.reading
+    loop.advance(0.006)
+    assert wire.transport.reading
+
+
+def test_a_frame_is_paid_for_when_it_is_whole(core: Core, path: Path) -> None:
+    limits = limit(core, path, 1000)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    frame = pack_send_packet(wire.private.public, bytes(100))
+    wire.feed(frame[:-1])
+    assert wire.transport.reading
+    wire.feed(frame[-1:])
+    assert not wire.transport.reading
+    assert limits.waited == 1
+
+
+def test_several_charges_in_one_read_are_one_wait_for_all(
+    core: Core, loop: FakeLoop, path: Path, context: ssl.SSLContext
+) -> None:
+    """Under TLS one read may be relayed in several goes; the last sets the time."""
+    limits = limit(core, path, 10_000)
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    charge(wire, MIN_BURST)
+    loop.turn()
+    packets = pack_send_packet(wire.private.public, bytes(1000 - KEY_LEN)) * 20
+    wire.feed(packets)
+    assert received(wire) == 21
+    assert limits.waited > 1
+    loop.advance(1.999)
+    assert not wire.transport.reading
+    loop.advance(0.001)
+    assert wire.transport.reading
+
+
+def test_a_long_wait_ends_in_its_time(core: Core, loop: FakeLoop, path: Path) -> None:
+    limit(core, path, 100)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 1234)
+    loop.advance(12.3)
+    assert not wire.transport.reading
+    loop.advance(0.041)
+    assert wire.transport.reading
+
+
+def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1_000_000)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 999)
+    assert limits.waited == 0
+    assert wire.transport.reading
+    charge(wire, 501)
+    assert limits.waited == 1
+    loop.advance(0.0015)
+    assert wire.transport.reading
+
+
+# Who
+
+
+def test_without_a_limit_the_lane_stands_alone(core: Core, path: Path) -> None:
+    free, other = Wire(core), Wire(core)
+    limits = limit(core, path)
+    for wire in (free, other):
+        wire.login()
+        assert in_the_lane(wire)
+    write(path, 1, **{free.key.hex(): 0})
+    assert limits.reload()
+    assert in_the_lane(free)
+    assert not in_the_lane(other)
+
+
+def test_mesh_peers_have_no_limit(core: Core, path: Path) -> None:
+    limits = limit(core, path, 1)
+    peer = join(core, mesh=True)
+    charge(peer, MIN_BURST)
+    charge(peer, MIN_BURST)
+    assert peer.transport.reading
+    write(path, 2)
+    limits.reload()
+    charge(peer, MIN_BURST)
+    assert limits.waited == 0
+
+
+def test_a_key_may_have_a_limit_of_its_own(core: Core, path: Path) -> None:
+    slow, fast = Wire(core), Wire(core)
+    limits = limit(core, path, 1, **{fast.key.hex(): 0})
+    slow.login()
+    fast.login()
+    for wire in (slow, fast):
+        charge(wire, MIN_BURST)
+        charge(wire, 1000)
+    assert not slow.transport.reading
+    assert fast.transport.reading
+    assert limits.waited == 1
+
+
+def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
+    core: Core, path: Path
+) -> None:
+    limits = limit(core, path, 1)
+    one, stranger = join(core), join(core)
+    other = join(core, like=one)
+    charge(one, MIN_BURST)
+    assert limits.waited == 0
+    charge(other, 1000)
+    assert not other.transport.reading
+    assert one.transport.reading, "until it sends"
+    charge(one, 1000)
+    assert received(one) == 1, "what it sends meanwhile is held"
+    charge(stranger, MIN_BURST)
+    assert not one.transport.reading
+    assert stranger.transport.reading
+    write(path, 5)
+    limits.reload()
+    assert one.transport.reading
+    assert other.transport.reading
+    charge(one, MIN_BURST - 1000)
+    assert one.transport.reading
+    charge(other, 1000)
+    assert not other.transport.reading
+
+
+def test_who_waits_has_its_turn_whatever_the_others_of_its_key_add(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    """Each pays for all that was sent before it, so in the end the rate is that of one."""
+    limit(core, path, 1000)
+    one = join(core)
+    other = join(core, like=one)
+    charge(one, MIN_BURST)
+    charge(one, 1000)
+    loop.advance(0.5)
+    charge(other, 2000)
+    loop.advance(0.5)
+    assert one.transport.reading
+    charge(one, 1000)
+    loop.advance(1.999)
+    assert not other.transport.reading
+    loop.advance(0.001)
+    assert other.transport.reading
+    assert not one.transport.reading
+    loop.advance(0.999)
+    assert not one.transport.reading
+    loop.advance(0.001)
+    assert one.transport.reading
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_more_connections_are_no_higher_rate(
+    core: Core, loop: FakeLoop, path: Path, count: int
+) -> None:
+    """Burst and rate are exceeded by one read, and each connection has the same share."""
+    limit(core, path, 10_000)
+    wires = [join(core)]
+    wires += [join(core, like=wires[0]) for _ in range(count - 1)]
+    sent = dict.fromkeys(wires, 0)
+    for _ in range(1000):
+        for wire in wires:
+            if wire.transport.reading:
+                charge(wire, 1000)
+                sent[wire] += 1
+        loop.advance(0.01)
+    relayed = core.router.counters.packets_received * 1000
+    assert MIN_BURST + 98_000 <= relayed <= MIN_BURST + 101_000
+    assert min(sent.values()) >= relayed // 1000 // count - 1
+
+
+# Who comes again
+
+
+def leave(wire: Wire) -> None:
+    wire.transport.abort()
+    wire.loop.turn()
+    assert wire.gone
+
+
+def test_who_comes_again_finds_its_debt(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    leave(first)
+    del first.protocol, first.transport
+    gc.collect()
+    wire = join(core, like=first)
+    charge(wire, 1000)
+    assert limits.waited == 2
+    assert not wire.transport.reading
+    loop.advance(0.999)
+    assert received(wire) == 0
+    loop.advance(0.001)
+    assert received(wire) == 1
+    assert not wire.transport.reading, "out of debt is not full"
+    loop.advance(1)
+    assert wire.transport.reading
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_coming_again_and_again_is_no_higher_rate(
+    core: Core, loop: FakeLoop, path: Path, stay: bool
+) -> None:
+    """Also if those that wait stay, and have their turns later."""
+    limit(core, path, 10_000)
+    first = wire = join(core)
+    for _ in range(500):
+        charge(wire, 1000)
+        if not stay:
+            leave(wire)
+        loop.advance(0.01)
+        wire = join(core, like=first)
+    relayed = core.router.counters.packets_received * 1000
+    assert MIN_BURST + (45_000 if stay else 0) <= relayed <= MIN_BURST + 51_000
+
+
+@pytest.mark.parametrize("size", [100, 6000])
+def test_what_stands_behind_the_login_waits_too(
+    core: Core, loop: FakeLoop, path: Path, size: int
+) -> None:
+    limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = come(core, like=first)
+    frame = pack_send_packet(wire.private.public, bytes(size))
+    wire.feed(b"".join(wire.session.data_to_send()) + frame + frame[:-1])
+    assert received(wire) == 0
+    loop.advance(0.999)
+    assert received(wire) == 0
+    loop.advance(0.001)
+    assert received(wire) == 1
+    assert not wire.transport.reading, "and is paid for"
+    loop.advance(10)
+    wire.feed(frame[-1:])
+    assert received(wire) == 1
+
+
+def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = come(core, like=first)
+    frame = pack_send_packet(wire.private.public, bytes(100))
+    wire.feed(b"".join(wire.session.data_to_send()) + frame)
+    assert received(wire) == 0
+    limits.reload()
+    loop.turn()
+    assert received(wire) == 1
+    assert wire.transport.reading
+
+
+def test_what_was_held_is_given_back_if_its_sender_leaves(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1000)
+    first = join(core)
+    charge(first, MIN_BURST)
+    charge(first, 1000)
+    wire = join(core, like=first)
+    charge(wire, 5000)
+    leave(wire)
+    loop.advance(1.0)
+    assert not limits.waiting
+    assert core.router.counters.packets_received == 2
+    third = join(core, like=first)
+    charge(third, 1000)
+    assert received(third) == 1
+    leave(third)
+    leave(first)
+    loop.advance(1.0)
+    core.stop()
+    assert [handle for handle in loop.later if not handle.cancelled] == []
+
+
+def test_what_came_before_a_broken_frame_is_paid_for(core: Core, path: Path) -> None:
+    limits = limit(core, path, 1)
+    first = join(core)
+    packet = pack_send_packet(first.private.public, bytes(60_000))
+    for _ in range(2):
+        assert not first.gone
+        first.feed(packet + pack_frame(0x12, b"short"))
+        assert first.gone
+        first = join(core, like=first)
+    assert limits.waited == 0
+    charge(first, 1000)
+    assert received(first) == 0
+    assert not first.transport.reading
+
+
+def test_more_of_a_read_that_is_held_is_held_too(
+    core: Core, loop: FakeLoop, path: Path, context: ssl.SSLContext
+) -> None:
+    """Under TLS one read comes in several goes; the largest fits the shared buffer."""
+    limit(core, path, 100_000_000)
+    first = join(core)
+    for _ in range(300):
+        charge(first, MIN_BURST)
+    wire = TLSWire(core, context)
+    take_key(wire, first)
+    wire.shake_hands()
+    wire.login()
+    packet = pack_send_packet(wire.private.public, bytes(1000 - KEY_LEN))
+    wire.feed(packet * 100)
+    assert received(wire) == 0
+    loop.advance(1)
+    assert received(wire) == 100
+    assert wire.transport.reading
+
+
+def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path: Path) -> None:
+    """So it exceeds its limit by little; a high limit is worth no smaller reads."""
+    limits = limit(core, path, 20_000)
+    wire = join(core)
+    assert len(wire.protocol.get_buffer(-1)) == SMALL_READ
+    wire.feed_only(pack_frame(0xFF, bytes(SMALL_READ - FRAME_HEADER_LEN)))
+    assert not wire.transport.reading, "a small share of the turn, too"
+    loop.turn()
+    assert wire.transport.reading
+    wire.feed_only(pack_send_packet(wire.private.public, b"")[:-1])
+    assert len(wire.protocol.get_buffer(-1)) <= SMALL_READ
+    write(path, 100 * RECEIVE_BUFFER)
+    limits.reload()
+    wire.feed(b"\x20")
+    room = len(wire.protocol.get_buffer(-1))
+    assert SMALL_READ < room <= RECEIVE_BUFFER // 2, "what follows a read that is held has room"
+
+
+# Reload
+
+
+def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
+    core: Core, loop: FakeLoop, path: Path
+) -> None:
+    limits = limit(core, path, 1)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 30_000)
+    loop.advance(100)
+    assert not wire.transport.reading
+    write(path, 2, 100_000)
+    assert limits.reload()
+    assert wire.transport.reading
+    charge(wire, MIN_BURST)
+    charge(wire, 30_000)
+    assert wire.transport.reading
+    charge(wire, 30_000)
+    assert not wire.transport.reading
+
+
+def test_no_limit_any_more_ends_a_wait_for_good(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 30_000)
+    path.write_text("{}")
+    assert limits.reload()
+    for _ in range(5):
+        charge(wire, MIN_BURST)
+    assert wire.transport.reading
+    assert received(wire) == 7
+    assert limits.config == RateConfig()
+    assert in_the_lane(wire)
+
+
+def test_who_has_yet_to_log_in_gets_the_limits_of_then(core: Core, path: Path) -> None:
+    limits = limit(core, path)
+    wire = Wire(core)
+    wire.upgrade()
+    write(path, 1)
+    limits.reload()
+    wire.say()
+    charge(wire, MIN_BURST)
+    charge(wire, 1000)
+    assert not wire.transport.reading
+
+
+def test_a_reload_in_the_midst_of_a_frame_loses_nothing(core: Core, path: Path) -> None:
+    limits = limit(core, path, 10**9)
+    wire = join(core)
+    for size in (100, MAX_PACKET_SIZE):
+        frame = pack_send_packet(wire.private.public, bytes(size))
+        for start in range(0, len(frame), 50 if size == 100 else 30_000):
+            wire.feed(frame[start : start + (50 if size == 100 else 30_000)])
+            limits.reload()
+        assert received(wire) == 1
+
+
+@pytest.mark.parametrize("content", [None, "", '{"PerClientRateLimitBytesPerSec": -1}'])
+def test_a_broken_file_is_logged_and_the_limits_stay(
+    core: Core, path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = limit(core, path, 7)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 1000)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert not limits.reload()
+    assert limits.config.default == RateLimit(7, MIN_BURST)
+    assert not wire.transport.reading, "a file that is not used forgives nothing"
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert str(path) in record.getMessage()
+    assert "the limits stay as they are" in record.getMessage()
+
+
+def test_what_is_applied_is_logged_as_upstream_does(
+    core: Core, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    limits = limit(core, path, 20_000, 10, **{"0" * 64: 0, "1" * 64: 5})
+    path.write_text('{"PerClientRateLimitBytePerSec": 1}')
+    limits.reload()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == (
+        "rate config applied: client-rate=20000 bytes/sec, client-burst=65568 bytes, "
+        "2 keys with limits of their own"
+    )
+    assert lines[1] == "rate config applied: client-rate=0 bytes/sec, client-burst=0 bytes"
+    assert lines[2].endswith("unknown and passed over: PerClientRateLimitBytePerSec")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
+    core: Core, path: Path, content: str | None
+) -> None:
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"rate config .*rates\.json"):
+        Limits(core, path)
+    with pytest.raises(ConfigError):
+        read_rate_config(path)
+
+
+# The end of a connection and of the relay
+
+
+def test_who_leaves_while_waiting_leaves_no_timer(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 1000)
+    wire.transport.abort()
+    loop.turn()
+    loop.advance(1.0)
+    assert not limits.waiting
+    core.stop()
+    assert [handle for handle in loop.later if not handle.cancelled] == []
+
+
+def test_a_relay_that_stops_leaves_no_timer(core: Core, loop: FakeLoop, path: Path) -> None:
+    limits = limit(core, path, 1)
+    wire = join(core)
+    charge(wire, MIN_BURST)
+    charge(wire, 1000)
+    wire.protocol.end(EndReason.STOPPED, How.NOW)
+    core.stop()
+    limits.close()
+    assert not limits.waiting
+    assert [handle for handle in loop.later if not handle.cancelled] == []
+
+
+def test_what_ends_the_connection_is_no_wait(core: Core, path: Path) -> None:
+    limits = limit(core, path, 1)
+    wire = join(core)
+    wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))
+    waited = limits.waited
+    wire.feed(pack_frame(0x12, b"short"))
+    assert wire.gone
+    assert limits.waited == waited
+
+
+# On real sockets
+
+AT_ONCE = 10
+"""Packets in a write, and in one message of a websocket: relayed before they are paid for."""
+
+
+@pytest.mark.parametrize("via", ["tcp", "websocket"])
+def test_a_limited_client_gets_its_rate_and_a_free_one_does_not_wait(
+    run: Run, path: Path, via: str
+) -> None:
+    """Whatever is sent arrives; the time it takes has the burst and the rate as its bound."""
+    rate, count = 200_000, 100
+    write(path, rate)
+
+    async def main() -> None:
+        config = pyderp.RelayConfig(rate_config=path)
+        async with (
+            pyderp.Relay(config) as relay,
+            clients(relay, 2, via=Via(websocket=via == "websocket")) as (sender, receiver),
+        ):
+            begin = time.monotonic()
+            await deliver(sender, receiver, count)
+            took = time.monotonic() - begin
+            assert took >= (count * 1032 - MIN_BURST - SMALL_READ - AT_ONCE * 1032) / rate
+            write(path)
+            relay.reload()
+            begin = time.monotonic()
+            await deliver(sender, receiver, count)
+            assert time.monotonic() - begin < BOUND
+
+    run(main())
+
+
+async def deliver(sender: Client, receiver: Client, count: int) -> None:
+    """Send packets that cost 1032 bytes each, few at a time, and wait for them."""
+    for _ in range(0, count, AT_ONCE):
+        for _ in range(AT_ONCE):
+            sender.session.send_packet(receiver.key, bytes(1000))
+        sender.write()
+        for _ in range(AT_ONCE):
+            await receiver.packet()

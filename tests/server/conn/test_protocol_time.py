@@ -1,0 +1,342 @@
+"""Deadlines, keepalives and write timeouts, by an exact clock."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pyderp.defaults import CLOSE_TIMEOUT, HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
+from pyderp.keys import MeshKey
+from pyderp.relay.counters import DropReason
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.context import TICK, Core
+from pyderp.wire import frames
+from pyderp.wire.messages import KeepAlive, ReceivedPacket
+from pyderp.wire.upgrade import upgrade_request
+from tests.server.fakes import FakeLoop, Wire, make_core
+
+MESH = MeshKey.parse("ab" * 32)
+GET = b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\n"
+GET_DERP = upgrade_request("h", "/derp", user_agent="t")
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop, mesh_key=MESH)
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def ends_after(wire: Wire, seconds: float) -> None:
+    """The connection ends on the first tick that is `seconds` from now, and not before."""
+    wire.loop.advance(seconds - TICK / 2)
+    assert not wire.gone
+    wire.loop.advance(TICK)
+    assert wire.gone
+    assert not wire.core.protocols
+    assert not wire.core.timers
+
+
+# Login and HTTP
+
+
+def test_a_silent_connection_has_ten_seconds(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    wire = Wire(core)
+    ends_after(wire, 10.0)
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
+
+
+def test_one_budget_covers_head_greeting_and_login(core: Core) -> None:
+    """Bytes that trickle in buy no time."""
+    wire = Wire(core)
+    wire.feed(GET_DERP[:10])
+    core_loop = wire.loop
+    core_loop.advance(4)
+    wire.feed(GET_DERP[10:])
+    core_loop.advance(4)
+    wire.feed(b"\x02\0")
+    ends_after(wire, 2.0)
+
+
+def test_a_client_that_logs_in_late_but_in_time_stays(core: Core) -> None:
+    wire = Wire(core)
+    wire.loop.advance(9.9)
+    wire.login()
+    wire.loop.advance(30)
+    assert not wire.gone
+
+
+def test_an_answered_http_connection_idles_for_thirty_seconds_in_silence(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(core)
+    wire.feed(GET)
+    ends_after(wire, 30.0)
+    assert problems(caplog) == []
+
+
+def test_each_request_begins_the_idle_time_anew(core: Core) -> None:
+    wire = Wire(core)
+    for _ in range(5):
+        wire.feed(GET)
+        wire.loop.advance(29)
+    assert not wire.gone
+    ends_after(wire, 1.0)
+
+
+def test_half_a_request_does_not_prolong_the_idle_time(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(GET)
+    wire.loop.advance(29)
+    wire.feed(GET[:20])
+    ends_after(wire, 1.0)
+
+
+def test_an_upgrade_on_a_kept_connection_has_ten_seconds_of_its_own(core: Core) -> None:
+    wire = Wire(core)
+    wire.feed(GET)
+    wire.loop.advance(25)
+    wire.feed(GET_DERP)
+    ends_after(wire, 10.0)
+
+
+def test_the_budgets_are_the_specified_ones() -> None:
+    assert (LOGIN_TIMEOUT, HTTP_IDLE_TIMEOUT) == (10.0, 30.0)
+
+
+# Keepalive
+
+
+def keep_alives(wire: Wire) -> int:
+    return sum(isinstance(each, KeepAlive) for each in wire.messages())
+
+
+@pytest.mark.parametrize(("uniform", "period"), [(0.0, 60.0), (0.5, 62.5), (0.999, 64.995)])
+def test_keepalives_come_after_sixty_seconds_and_jitter(
+    loop: FakeLoop, uniform: float, period: float
+) -> None:
+    wire = Wire(make_core(loop, uniform=lambda: uniform))
+    wire.login()
+    loop.advance(period - TICK)
+    assert keep_alives(wire) == 0
+    loop.advance(2 * TICK)
+    assert keep_alives(wire) == 1
+    loop.advance(period - 2 * TICK)
+    assert keep_alives(wire) == 0
+    loop.advance(3 * TICK)
+    assert keep_alives(wire) == 1
+
+
+def test_keepalives_go_on_for_hours_and_also_to_busy_clients(core: Core, loop: FakeLoop) -> None:
+    quiet, busy = Wire(core), Wire(core)
+    quiet.login()
+    busy.login()
+    count = 0
+    for _ in range(7200):
+        loop.advance(1.0)
+        busy.feed(frames.pack_ping(b"12345678"))
+        count += keep_alives(busy)
+    assert 7200 / 63 - 2 <= count <= 7200 / 62.5
+    assert keep_alives(quiet) == count
+
+
+def test_the_jitter_is_drawn_once_a_connection(loop: FakeLoop) -> None:
+    drawn: list[None] = []
+    wire = Wire(make_core(loop, uniform=lambda: drawn.append(None) or 0.5))  # type: ignore[func-returns-value, redundant-expr]
+    wire.login()
+    loop.advance(600)
+    assert len(drawn) == 1
+
+
+def test_a_client_that_left_gets_no_keepalive(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.login()
+    wire.transport.abort()
+    loop.turn()
+    writes = len(wire.transport.writes)
+    loop.advance(200)
+    assert len(wire.transport.writes) == writes
+
+
+# Write timeout
+
+
+def stall(wire: Wire, source: Wire, *, room: int = 0) -> None:
+    """From now on the client's kernel takes only `room` bytes; and a packet waits for it."""
+    wire.transport.room = room
+    source.session.send_packet(wire.private.public, bytes(1000))
+    source.say()
+    assert wire.transport.held
+
+
+def pair(core: Core, *, mesh_key: MeshKey | None = None) -> tuple[Wire, Wire]:
+    stalled, source = Wire(core, mesh_key=mesh_key), Wire(core)
+    stalled.login()
+    source.login()
+    return stalled, source
+
+
+def test_nothing_is_left_to_the_transports_own_buffer(core: Core) -> None:
+    assert Wire(core).transport.high == 0
+
+
+@pytest.mark.parametrize("timeout", [0.5, 2.0])
+def test_a_client_that_takes_no_byte_is_aborted(
+    loop: FakeLoop, timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = make_core(loop, write_timeout=timeout)
+    stalled, source = pair(core)
+    stall(stalled, source)
+    loop.advance(timeout - 0.01)
+    assert not stalled.gone
+    loop.advance(2 * TICK)
+    assert stalled.transport.aborted
+    assert not source.gone
+    assert core.router.counters.write_timeouts == 1
+    assert problems(caplog) == [
+        f"client 1 192.0.2.1:4711 {stalled.private.public.short()} closed: "
+        f"no byte taken for {timeout:g} s"
+    ]
+    assert not core.stalled
+
+
+def test_a_mesh_peer_has_thirty_seconds(core: Core, loop: FakeLoop) -> None:
+    stalled, source = pair(core, mesh_key=MESH)
+    stall(stalled, source)
+    loop.advance(29.5)
+    assert not stalled.gone
+    loop.advance(1.0)
+    assert stalled.transport.aborted
+
+
+def test_a_timeout_of_zero_is_none(loop: FakeLoop) -> None:
+    core = make_core(loop, write_timeout=0)
+    stalled, source = pair(core)
+    stall(stalled, source)
+    loop.advance(3600)
+    assert not stalled.gone
+
+
+def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(core: Core, loop: FakeLoop) -> None:
+    slow, source = pair(core)
+    stall(slow, source)
+    for _ in range(20):
+        loop.advance(1.5)
+        slow.transport.take(1)
+    assert not slow.gone
+    loop.advance(3.0)
+    assert slow.gone
+
+
+def test_a_client_that_catches_up_has_all_its_time_again(core: Core, loop: FakeLoop) -> None:
+    slow, source = pair(core)
+    stall(slow, source)
+    loop.advance(1.5)
+    slow.transport.take(1 << 20)
+    assert not core.stalled
+    assert not slow.protocol.stalled
+    assert isinstance(slow.messages()[0], ReceivedPacket)
+    loop.advance(60)
+    assert not slow.gone
+
+
+def test_an_idle_client_is_never_stalled(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.login()
+    wire.transport.room = 0
+    loop.advance(30)
+    assert not wire.gone
+
+
+def test_what_a_stalled_client_missed_is_counted(core: Core, loop: FakeLoop) -> None:
+    """In the transport: write_error. In the queues: gone_disconnected. Pushed out: queue_head."""
+    stalled, source = pair(core)
+    stall(stalled, source)
+    for _ in range(40):
+        source.session.send_packet(stalled.private.public, b"x" * 100)
+    source.say()
+    loop.advance(3.0)
+    dropped = core.router.counters.dropped
+    assert dropped(DropReason.WRITE_ERROR) == 1
+    assert dropped(DropReason.QUEUE_HEAD) == 8
+    assert dropped(DropReason.GONE_DISCONNECTED) == 32
+
+
+def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> None:
+    core = make_core(loop, write_timeout=0)
+    stalled, source = pair(core)
+    stall(stalled, source)
+    loop.advance(100)
+    writes = len(stalled.transport.writes)
+    stalled.transport.take(1 << 20)
+    assert len(stalled.transport.writes) == writes
+    stalled.messages()
+    loop.advance(63)
+    assert keep_alives(stalled) == 1
+
+
+def test_a_client_that_stalls_before_login_is_given_up_too(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.transport.room = 10
+    wire.feed(GET_DERP)
+    assert wire.transport.held
+    loop.advance(2.5)
+    assert wire.gone
+    assert not core.protocols
+
+
+@pytest.mark.parametrize("last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"])
+def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
+    core: Core, last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(core)
+    wire.transport.room = 10
+    wire.feed(last)
+    assert wire.transport.held
+    ends_after(wire, CLOSE_TIMEOUT)
+    assert not core.stalled
+    assert not [text for text in problems(caplog) if "no login" in text]
+
+
+def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
+    core: Core, loop: FakeLoop
+) -> None:
+    stalled, source = pair(core)
+    stall(stalled, source)
+    stalled.protocol.end(EndReason.STOPPED, How.GRACEFUL)
+    assert core.router.registry.size == 1
+    loop.advance(CLOSE_TIMEOUT - TICK)
+    assert not stalled.gone, "what is buffered has its time"
+    loop.advance(2 * TICK)
+    assert stalled.transport.aborted
+    assert core.protocols == {source.protocol}
+
+
+def test_a_graceful_close_writes_what_is_buffered(core: Core) -> None:
+    slow, source = pair(core)
+    stall(slow, source)
+    slow.protocol.end(EndReason.STOPPED, How.GRACEFUL)
+    slow.transport.take(1 << 20)
+    slow.loop.turn()
+    assert slow.gone
+    assert not slow.transport.aborted
+    assert isinstance(slow.messages()[0], ReceivedPacket)
+
+
+def test_pause_and_resume_after_the_end_are_harmless(core: Core, loop: FakeLoop) -> None:
+    wire = Wire(core)
+    wire.login()
+    wire.transport.abort()
+    loop.turn()
+    wire.protocol.pause_writing()
+    wire.protocol.check_progress(loop.now)
+    wire.protocol.resume_writing()
+    assert not core.stalled

@@ -1,0 +1,98 @@
+"""Round-trip times, sampled for the metrics."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import pyderp
+from pyderp.server.conn import rtt
+from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.kernel import NON_TCP
+from pyderp.server.conn.rtt import RttSampler
+from tests.conftest import Run
+from tests.server.dial import clients
+from tests.server.fakes import FakeLoop, Wire, make_core
+
+PERIOD = 10.0
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    core = make_core(loop)
+    core.rtt = RttSampler(core)
+    return core
+
+
+def join(core: Core, count: int) -> list[Wire]:
+    wires = [Wire(core) for _ in range(count)]
+    for wire in wires:
+        wire.login()
+    return wires
+
+
+def taken(core: Core) -> int:
+    """Samples so far; a fake transport has no socket to ask."""
+    samples = core.router.counters.tcp_rtt
+    assert samples.keys() <= {NON_TCP}
+    return samples.get(NON_TCP, 0)
+
+
+def test_each_client_is_sampled_once_in_ten_seconds(core: Core, loop: FakeLoop) -> None:
+    join(core, 3)
+    loop.advance(PERIOD - TICK)
+    assert taken(core) == 0
+    loop.advance(TICK)
+    assert taken(core) == 3
+    loop.advance(PERIOD - TICK)
+    assert taken(core) == 3
+    loop.advance(TICK)
+    assert taken(core) == 6
+
+
+def test_who_has_not_logged_in_is_not_sampled(core: Core, loop: FakeLoop) -> None:
+    join(core, 1)
+    loop.advance(PERIOD - TICK)
+    Wire(core).upgrade()
+    loop.advance(TICK)
+    assert taken(core) == 1
+
+
+def test_many_are_sampled_over_several_ticks(
+    core: Core, loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtt, "_AT_ONCE", 2)
+    wires = join(core, 5)
+    loop.advance(PERIOD)
+    assert taken(core) == 2
+    loop.advance(TICK)
+    assert taken(core) == 4
+    loop.advance(5 * TICK)
+    assert taken(core) == 5
+    loop.advance(PERIOD - 6 * TICK)
+    assert taken(core) == 7
+    for wire in wires:
+        wire.transport.abort()
+    loop.advance(PERIOD)
+    assert taken(core) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
+def test_a_socket_has_a_time(run: Run) -> None:
+    async def main() -> None:
+        config = pyderp.RelayConfig(rtt_stats=True)
+        async with pyderp.Relay(config) as relay, clients(relay, 2):
+            core = relay._running()
+            assert core.rtt is not None
+            core.rtt.tick(core.loop.time() + PERIOD)
+            samples = core.router.counters.tcp_rtt
+            assert sum(samples.values()) == 2
+            assert not samples.keys() & {NON_TCP, "error"}
+
+    run(main())

@@ -1,0 +1,251 @@
+"""TLS under a connection: on a fake transport here, on sockets in `test_relay.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+
+import pytest
+
+from pyderp.server.conn.context import Core
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.tls import TLSRelayProtocol, protocol_factory
+from pyderp.wire.messages import ReceivedPacket
+from pyderp.wire.upgrade import upgrade_request
+from tests.server.fakes import (
+    LOCAL,
+    ROUTES,
+    SIDE_ROUTES,
+    FakeLoop,
+    FixedCertificate,
+    TLSWire,
+    Wire,
+    make_core,
+)
+
+NAME = "derp.example.com"
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop)
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_login_and_packets_pass_under_both_versions(
+    core: Core, context: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    first, second = TLSWire(core, context, version), Wire(core)
+    first.shake_hands()
+    first.login()
+    second.login()
+    assert isinstance(first.protocol, TLSRelayProtocol)
+    assert first.protocol.tls_version == version.name.removeprefix("TLSv").replace("_", ".")
+    first.session.send_packet(second.private.public, b"there")
+    first.say()
+    second.session.send_packet(first.private.public, b"back")
+    second.say()
+    assert second.messages() == [ReceivedPacket(first.private.public, b"there")]
+    assert first.messages() == [ReceivedPacket(second.private.public, b"back")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_a_handshake_may_come_in_small_pieces(
+    core: Core, context: ssl.SSLContext, version: ssl.TLSVersion, chunk: int
+) -> None:
+    wire = TLSWire(core, context, version)
+    wire.shake_hands(chunk)
+    wire.login()
+    assert core.router.registry.size == 1
+
+
+def test_handshake_request_and_login_may_end_in_one_read(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    wire = TLSWire(core, context)
+    with pytest.raises(ssl.SSLWantReadError):
+        wire.tls.do_handshake()
+    wire.feed_encrypted(wire.outgoing.read())
+    wire.incoming.write(Wire.answer(wire))
+    wire.tls.do_handshake()
+    wire.session.receive_data(core.login.greeting)
+    finished = wire.outgoing.read()
+    request = upgrade_request("h", "/derp", user_agent="t", fast_start=True)
+    wire.feed_encrypted(finished + wire.encrypt(request + b"".join(wire.session.data_to_send())))
+    assert core.router.registry.size == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 16385, 65536])
+def test_packets_of_any_size_pass_both_ways(core: Core, context: ssl.SSLContext, size: int) -> None:
+    first, second = TLSWire(core, context), TLSWire(core, context)
+    for wire in (first, second):
+        wire.shake_hands()
+        wire.login()
+    packet = os.urandom(size)
+    first.session.send_packet(second.private.public, packet)
+    first.say()
+    assert second.messages() == [ReceivedPacket(first.private.public, packet)]
+
+
+@pytest.mark.parametrize("chunk", [1460, 16384, 40000, 1 << 20])
+def test_many_packets_in_reads_of_any_size_arrive_in_order(
+    core: Core, context: ssl.SSLContext, chunk: int
+) -> None:
+    first, second = TLSWire(core, context), Wire(core)
+    first.shake_hands()
+    first.login()
+    second.login()
+    packets = [os.urandom(1 + 7919 * i % 3000) for i in range(100)]
+    for packet in packets:
+        first.session.send_packet(second.private.public, packet)
+    first.feed_encrypted(first.encrypt(b"".join(first.session.data_to_send())), chunk)
+    received = [each.data for each in second.messages() if isinstance(each, ReceivedPacket)]
+    assert received == packets
+
+
+def test_what_a_turn_brings_is_one_write_of_full_records(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    first, second = Wire(core), TLSWire(core, context)
+    second.shake_hands()
+    second.login()
+    first.login()
+    second.transport.writes.clear()
+    for _ in range(2):
+        first.session.send_packet(second.private.public, bytes(40000))
+    first.say()
+    assert len(second.transport.writes) == 1
+    assert second.transport.writes[0].count(b"\x17\x03\x03\x40\x11") == 4
+
+
+def test_incomplete_frames_survive_reads_of_others(core: Core, context: ssl.SSLContext) -> None:
+    target = Wire(core)
+    target.login()
+    sources = [TLSWire(core, context) for _ in range(3)]
+    data = []
+    for i, source in enumerate(sources):
+        source.shake_hands()
+        source.login()
+        source.session.send_packet(target.private.public, bytes((i,)) * (1000 + 9000 * i))
+        data.append(b"".join(source.session.data_to_send()))
+    for start in range(0, max(map(len, data)), 777):
+        for source, each in zip(sources, data, strict=True):
+            source.feed(each[start : start + 777])
+    received = {
+        each.source: each.data for each in target.messages() if isinstance(each, ReceivedPacket)
+    }
+    assert received == {
+        source.private.public: bytes((i,)) * (1000 + 9000 * i) for i, source in enumerate(sources)
+    }
+
+
+def test_each_connection_gets_the_context_of_its_time_and_address(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    certificates = FixedCertificate(context)
+    for _ in range(2):
+        Wire(core, protocol_factory(core, ROUTES, certificates)())
+    assert certificates.asked == [LOCAL, LOCAL]
+
+
+def test_without_certificates_connections_are_plain(core: Core) -> None:
+    protocol = protocol_factory(core, SIDE_ROUTES, None, derp=False)()
+    assert type(protocol) is RelayProtocol
+    assert protocol.tls_version == ""
+
+
+def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
+    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether one call writes all depends on how Python was built."""
+    first, second = Wire(core), TLSWire(core, context)
+    second.shake_hands()
+    second.login()
+    first.login()
+    assert isinstance(second.protocol, TLSRelayProtocol)
+    write = second.protocol._write_record
+    monkeypatch.setattr(second.protocol, "_write_record", lambda data: write(data[:16384]))
+    second.transport.writes.clear()
+    packet = os.urandom(60000)
+    first.session.send_packet(second.private.public, packet)
+    first.say()
+    assert second.messages() == [ReceivedPacket(first.private.public, packet)]
+    assert len(second.transport.writes) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
+    core: Core, context: ssl.SSLContext, chunk: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The ssl module would print a traceback for each."""
+    wire = TLSWire(core, context)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        wire.tls.do_handshake()
+    hello = wire.outgoing.read().replace(b"derp.example.com", b"derp.ex\xffmple.com")
+    for start in range(0, len(hello), chunk):
+        Wire.feed(wire, hello[start : start + chunk])
+    assert wire.gone
+    assert Wire.answer(wire) == bytes((21, 3, 3, 0, 2, 2, 47))
+    assert core.router.counters.protocol_errors == 1
+    assert capfd.readouterr().err == ""
+
+
+class Challenged(FixedCertificate):
+    """While an authority asks, it gets a context of its own."""
+
+    challenge_pending = True
+
+    def __init__(self, context: ssl.SSLContext, challenge: ssl.SSLContext) -> None:
+        super().__init__(context)
+        self._challenge = challenge
+        self.hellos: list[bytes] = []
+
+    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
+        self.hellos.append(bytes(hello))
+        return self._challenge
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_an_authority_gets_its_answer_however_its_hello_is_cut(
+    core: Core, context: ssl.SSLContext, chunk: int
+) -> None:
+    never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
+    certificates = Challenged(never, context)
+    wire = TLSWire(core, never)
+    Wire.__init__(wire, core, protocol_factory(core, ROUTES, certificates)())
+    wire.shake_hands(chunk)
+    assert len(certificates.hellos) == 1
+    wire.login()
+
+
+def test_records_that_bring_nothing_end_the_connection(
+    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as key updates, which cost a handshake's work each; the ssl module can make none."""
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    assert isinstance(wire.protocol, TLSRelayProtocol)
+
+    def nothing(size: int, room: memoryview) -> int:
+        raise ssl.SSLWantReadError
+
+    monkeypatch.setattr(wire.protocol, "_read_record", nothing)
+    Wire.feed(wire, bytes(40 * 1024))
+    assert not wire.gone
+    Wire.feed(wire, b"x")
+    assert wire.gone
+    assert core.router.counters.protocol_errors == 1

@@ -1,0 +1,214 @@
+"""How connections under TLS end, on a fake transport."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+
+import pytest
+
+from pyderp.defaults import CLOSE_TIMEOUT
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.context import Core
+from pyderp.server.conn.tls import TLSRelayProtocol
+from pyderp.wire import frames
+from pyderp.wire.messages import ReceivedPacket
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+
+NAME = "derp.example.com"
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    return FakeLoop()
+
+
+@pytest.fixture
+def core(loop: FakeLoop) -> Core:
+    return make_core(loop)
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_a_close_alert_is_answered_and_ends_the_connection(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    with pytest.raises(ssl.SSLWantReadError):
+        wire.tls.unwrap()
+    wire.feed_encrypted(wire.outgoing.read())
+    assert wire.gone
+    assert not wire.transport.aborted
+    wire.incoming.write(Wire.answer(wire))
+    wire.tls.unwrap()
+    wire.hang_up()
+    assert not core.protocols
+    assert core.router.counters.protocol_errors == 0
+
+
+def test_frames_in_the_read_of_the_close_alert_are_relayed(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    first, second = TLSWire(core, context), Wire(core)
+    first.shake_hands()
+    first.login()
+    second.login()
+    first.session.send_packet(second.private.public, b"last words")
+    data = first.encrypt(b"".join(first.session.data_to_send()))
+    with pytest.raises(ssl.SSLWantReadError):
+        first.tls.unwrap()
+    first.feed_encrypted(data + first.outgoing.read())
+    assert first.gone
+    assert ReceivedPacket(first.private.public, b"last words") in second.messages()
+
+
+def test_the_relay_closes_with_an_alert(core: Core, context: ssl.SSLContext) -> None:
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
+    wire.loop.turn()
+    assert wire.gone
+    wire.incoming.write(Wire.answer(wire))
+    assert wire.tls.read(1) == b"", "an end that is authenticated"
+
+
+def test_a_graceful_close_during_the_handshake_is_silent(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    wire = TLSWire(core, context)
+    wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
+    wire.loop.turn()
+    assert wire.gone
+    assert wire.transport.writes == []
+
+
+def test_plain_http_on_the_tls_port_is_told_so(
+    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, context)
+    wire.feed_encrypted(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert Wire.answer(wire) == (
+        b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n"
+        b"This port speaks HTTPS; the request was plain HTTP.\n"
+    )
+    assert wire.gone
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: TLS: plain HTTP on the TLS port"]
+
+
+@pytest.mark.parametrize("established", [False, True])
+def test_garbage_ends_with_an_alert_one_line_and_one_count(
+    core: Core, context: ssl.SSLContext, established: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, context)
+    if established:
+        wire.shake_hands()
+        wire.login()
+    wire.feed_encrypted(b"\x17\x03\x03\x00\x20" + bytes(60))
+    assert wire.gone
+    wire.hang_up()
+    assert not core.protocols
+    assert not core.timers
+    assert core.router.registry.size == 0
+    assert core.router.counters.protocol_errors == 1
+    assert len(problems(caplog)) == 1
+    assert "192.0.2.1:4711" in problems(caplog)[0]
+    assert "closed: TLS: " in problems(caplog)[0]
+    assert b"\x03\x03\x00" in wire.transport.writes[-1]
+
+
+def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    wire = TLSWire(core, context)
+    wire.transport.room = 3
+    wire.feed_encrypted(b"GET / HTTP/1.1\r\n\r\n")
+    assert wire.transport.held
+    wire.loop.advance(CLOSE_TIMEOUT + 0.5)
+    assert wire.transport.aborted
+
+
+def test_the_ten_seconds_cover_the_handshake(
+    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, context)
+    wire.loop.advance(5)
+    wire.shake_hands()
+    wire.loop.advance(4.5)
+    assert not wire.gone
+    wire.loop.advance(1)
+    assert wire.gone
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
+
+
+def test_a_bad_frame_ends_what_the_same_read_still_holds(
+    core: Core, context: ssl.SSLContext
+) -> None:
+    first, second = TLSWire(core, context), Wire(core)
+    first.shake_hands()
+    first.login()
+    second.login()
+    bad = first.encrypt(frames.pack_frame(frames.FrameType.PING, b"short"))
+    first.session.send_packet(second.private.public, b"too late")
+    first.feed_encrypted(bad + first.encrypt(b"".join(first.session.data_to_send())))
+    assert first.gone
+    assert second.messages() == []
+
+
+def test_a_session_that_is_broken_ends_the_connection_when_written_to(
+    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL refuses to write after an error: that must not reach the one who sends."""
+    first, second = Wire(core), TLSWire(core, context)
+    second.shake_hands()
+    second.login()
+    first.login()
+    assert isinstance(second.protocol, TLSRelayProtocol)
+
+    def refuse(_: bytes) -> int:
+        error = ssl.SSLError(1, "broken")
+        error.reason = "BROKEN"
+        raise error
+
+    monkeypatch.setattr(second.protocol, "_write_record", refuse)
+    first.session.send_packet(second.private.public, b"x")
+    first.say()
+    assert second.gone
+    assert not first.gone
+    assert core.router.registry.size == 1
+
+
+def test_an_end_that_is_told_by_an_error_is_an_end(
+    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is a count of zero or an error depends on the version of OpenSSL."""
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+
+    def end(_: int, __: memoryview) -> int:
+        raise ssl.SSLZeroReturnError(6, "closed")
+
+    monkeypatch.setattr(wire.protocol, "_read_record", end)
+    wire.feed(frames.pack_ping(b"12345678"))
+    assert wire.gone
+    assert not wire.transport.aborted
+    assert core.router.counters.protocol_errors == 0
+
+
+def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
+    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.login()
+    bad = wire.encrypt(frames.pack_frame(frames.FrameType.PING, b"short"))
+    wire.feed_encrypted(bad + b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert wire.gone
+    assert len(problems(caplog)) == 1
+    assert core.router.counters.protocol_errors == 1

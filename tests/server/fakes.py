@@ -1,0 +1,388 @@
+"""A loop whose clock a test sets by hand, a transport whose kernel takes what a test allows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from pyderp.certs.source import CertificateInfo
+from pyderp.keys import MeshKey, NodePrivate
+from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.tls import protocol_factory
+from pyderp.server.site.routes import Answer, page, relay_routes, side_routes
+from pyderp.wire.client import ClientSession
+from pyderp.wire.http import Request, Response
+from pyderp.wire.info import ClientInfo
+from pyderp.wire.messages import Message
+from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+
+from .certificates import trusting_nobody
+
+ALL = 1 << 30
+
+
+class FakeHandle:
+    """What `call_later` gives."""
+
+    def __init__(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.callback = callback
+        self.args = args
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeLoop:
+    """The part of an event loop that a `Core` uses."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+        self.ready: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self.later: list[FakeHandle] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        self.ready.append((callback, args))
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: object
+    ) -> FakeHandle:
+        handle = FakeHandle(self.now + delay, callback, args)
+        self.later.append(handle)
+        return handle
+
+    def turn(self) -> None:
+        """Run what is ready, and what that makes ready."""
+        while self.ready:
+            callback, args = self.ready.pop(0)
+            callback(*args)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, running each callback at its time."""
+        end = self.now + seconds
+        self.turn()
+        while True:
+            self.later = [handle for handle in self.later if not handle.cancelled]
+            due = min(self.later, key=lambda handle: handle.when, default=None)
+            if due is None or due.when > end:
+                break
+            self.later.remove(due)
+            self.now = due.when
+            due.callback(*due.args)
+            self.turn()
+        self.now = end
+
+
+LOCAL = "198.51.100.1"
+"""The relay's address."""
+
+
+class FakeTransport(asyncio.Transport):
+    """Collects what is written; takes `room` bytes and keeps the rest, like a full socket."""
+
+    def __init__(self, loop: FakeLoop, peername: object = ("192.0.2.1", 4711)) -> None:
+        super().__init__({"peername": peername, "sockname": (LOCAL, 443)})
+        self.loop = loop
+        self.taken = bytearray()
+        self.writes: list[bytes] = []
+        self.room = ALL
+        self.held = bytearray()
+        self.high: int | None = None
+        self.reading = True
+        self.protocol: RelayProtocol | None = None
+        self.paused = False
+        self.closing = False
+        self.aborted = False
+        self.lost = False
+        self.eof = False
+        """The relay closed its half."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.held)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.lost, "written to a connection that is gone"
+        assert not self.eof, "written behind the end"
+        if self.aborted or (self.closing and not self.held):
+            return
+        self.writes.append(bytes(data))
+        self.held += data
+        self.take(0)
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def take(self, more: int) -> None:
+        """The kernel takes `more` bytes beyond what it had room for."""
+        assert self.protocol is not None
+        self.room += more
+        count = min(self.room, len(self.held))
+        self.room -= count
+        self.taken += self.held[:count]
+        del self.held[:count]
+        if self.held and not self.paused:
+            self.paused = True
+            self.protocol.pause_writing()
+        elif not self.held and self.paused:
+            self.paused = False
+            self.protocol.resume_writing()
+        if self.closing and not self.held:
+            self._lose()
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        assert not self.closing
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        assert not self.closing
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            if not self.held:
+                self._lose()
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+        self.held.clear()
+        self._lose()
+
+    def _lose(self) -> None:
+        def lose() -> None:
+            if not self.lost:
+                self.lost = True
+                assert self.protocol is not None
+                self.protocol.connection_lost(None)
+
+        self.loop.call_soon(lose)
+
+
+def make_core(
+    loop: FakeLoop,
+    *,
+    private: NodePrivate | None = None,
+    mesh_key: MeshKey | None = None,
+    uniform: Callable[[], float] = lambda: 0.5,
+    write_timeout: float = 2.0,
+    mesh_write_timeout: float = 30.0,
+) -> Core:
+    """A started core on a fake loop."""
+    core = Core(
+        cast("asyncio.AbstractEventLoop", loop),
+        private or NodePrivate.generate(),
+        mesh_key=mesh_key,
+        random=os.urandom,
+        uniform=uniform,
+        write_timeout=write_timeout,
+        mesh_write_timeout=mesh_write_timeout,
+    )
+    core.start()
+    core.server_name = b"derp.example.com"
+    return core
+
+
+def _home(_: Request) -> Answer:
+    return page("text/html; charset=utf-8", b"<h1>DERP</h1>")
+
+
+def _last(_: Request) -> Answer:
+    return Response(200, body=b"the last", close=True)
+
+
+ROUTES = relay_routes({"/": _home, "/last": _last})
+"""Those of the main listener."""
+SIDE_ROUTES = side_routes(lambda _: None, ROUTES, lambda _: False)
+
+
+class FixedCertificate:
+    """A source of certificates that has one context, for whoever asks."""
+
+    challenge_pending = False
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.asked: list[str] = []
+
+    def context(self, local_address: str) -> ssl.SSLContext:
+        self.asked.append(local_address)
+        return self._context
+
+    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
+        return None
+
+    def http_challenge(self, path: str) -> bytes | None:
+        return None
+
+    def certificates(self) -> list[CertificateInfo]:
+        return []
+
+    def map_node(self) -> dict[str, object] | None:
+        return None
+
+    async def start(self) -> None:
+        pass
+
+    def reload(self, *, force: bool = False) -> bool:
+        return False
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Wire:
+    """One connection to a core, seen from the client, with no socket in between."""
+
+    def __init__(
+        self,
+        core: Core,
+        protocol: RelayProtocol | None = None,
+        *,
+        peername: object = ("192.0.2.1", 4711),
+        mesh_key: MeshKey | None = None,
+    ) -> None:
+        self.core = core
+        self.loop = cast("FakeLoop", core.loop)
+        self.protocol = protocol or protocol_factory(core, ROUTES, None)()
+        self.transport = FakeTransport(self.loop, peername)
+        self.transport.protocol = self.protocol
+        self.private = NodePrivate.generate()
+        self.session = ClientSession(
+            self.private, random=os.urandom, info=ClientInfo(mesh_key=mesh_key, takes_health=True)
+        )
+        self.read = 0
+        self.protocol.connection_made(self.transport)
+
+    @property
+    def key(self) -> bytes:
+        return self.private.public.raw
+
+    @property
+    def gone(self) -> bool:
+        """The connection is no more, or the relay waits for nothing but the client's end."""
+        return self.transport.lost or (self.transport.eof and not self.transport.held)
+
+    def hang_up(self) -> None:
+        """The client closes its half, and the connection is no more."""
+        if not self.transport.lost and not self.protocol.eof_received():
+            self.transport.close()
+        self.loop.turn()
+
+    def feed(self, data: bytes) -> None:
+        """Bytes reach the relay in one read, as large as its buffer allows, and a turn ends."""
+        self.feed_only(data)
+        self.loop.turn()
+
+    def feed_only(self, data: bytes) -> None:
+        """The same within a turn of the loop."""
+        while data and not self.transport.closing:
+            buffer = self.protocol.get_buffer(-1)
+            assert len(buffer), "a loop cannot read into nothing"
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            self.protocol.buffer_updated(count)
+            data = data[count:]
+
+    def answer(self) -> bytes:
+        """What the relay wrote since the last look, as far as the kernel took it."""
+        data = bytes(self.transport.taken[self.read :])
+        self.read = len(self.transport.taken)
+        return data
+
+    def messages(self) -> list[Message]:
+        """What the relay told since the last look."""
+        return self.session.receive_data(self.answer())
+
+    def say(self) -> None:
+        """Feed what the session has to say."""
+        self.feed(b"".join(self.session.data_to_send()))
+
+    def upgrade(self) -> None:
+        """HTTP: ask for the upgrade and read the answer."""
+        self.feed(upgrade_request("relay.test", "/derp", user_agent="tests"))
+        rest = UpgradeReply().receive_data(self.answer())
+        assert rest is not None
+        self.session.receive_data(rest)
+
+    def login(self) -> None:
+        """Everything up to ServerInfo."""
+        self.upgrade()
+        self.say()
+        assert [type(message).__name__ for message in self.messages()] == ["ServerInfo"]
+
+
+def ticks(seconds: float) -> float:
+    """The first tick that is not before a time: when the relay notices."""
+    return -(-seconds // TICK) * TICK
+
+
+class TLSWire(Wire):
+    """A connection whose client speaks TLS."""
+
+    def __init__(
+        self,
+        core: Core,
+        context: ssl.SSLContext,
+        version: ssl.TLSVersion | None = None,
+        server_name: str = "derp.example.com",
+    ) -> None:
+        super().__init__(core, protocol_factory(core, ROUTES, FixedCertificate(context))())
+        client = trusting_nobody()
+        if version is not None:
+            client.minimum_version = client.maximum_version = version
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client.wrap_bio(self.incoming, self.outgoing, server_hostname=server_name)
+
+    def shake_hands(self, chunk: int = 1 << 20) -> None:
+        for _ in range(10):
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            else:
+                self.feed_encrypted(self.outgoing.read(), chunk)
+                return
+            self.feed_encrypted(self.outgoing.read(), chunk)
+            self.incoming.write(super().answer())
+        raise AssertionError("the handshake does not end")
+
+    def feed_encrypted(self, data: bytes, chunk: int = 1 << 20) -> None:
+        for start in range(0, len(data), chunk):
+            super().feed(data[start : start + chunk])
+
+    def encrypt(self, data: bytes) -> bytes:
+        while data:
+            data = data[self.tls.write(data) :]
+        return self.outgoing.read()
+
+    def feed(self, data: bytes) -> None:
+        self.feed_encrypted(self.encrypt(data))
+
+    def answer(self) -> bytes:
+        self.incoming.write(super().answer())
+        plain = bytearray()
+        try:
+            while chunk := self.tls.read(1 << 16):
+                plain += chunk
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            pass
+        return bytes(plain)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import asyncio
+
+from pyderp.keys import NodePrivate
+from pyderp.server.site.check import problems
+from pyderp.server.site.facts import Facts
+
+from .world import FakeAdmission, FakeServed, bare, client
+
+
+def found(facts: Facts) -> list[str]:
+    return asyncio.run(problems(facts))
+
+
+def with_clients(**more: object) -> Facts:
+    """Two connections of one key, which upstream's check trips over, and one before its login."""
+    key = NodePrivate.generate().public
+    served = [FakeServed(client(1, key=key)), FakeServed(client(2, key=key)), FakeServed()]
+    facts = bare(*served, **more)
+    for each in served:
+        if each.connection is not None:
+            facts.router.login(each.connection)
+    return facts
+
+
+def test_all_is_well_with_duplicates() -> None:
+    assert found(with_clients()) == []
+
+
+def test_books_that_do_not_agree_are_told() -> None:
+    facts = with_clients()
+    facts.router.counters.home_connections += 1
+    assert found(facts) == ["home connections = 1 != the connections say 0"]
+
+
+def test_a_login_without_a_socket_is_told() -> None:
+    facts = with_clients()
+    facts.router.login(client(3))
+    assert found(facts) == ["connections = 3 != 2 sockets are logged in"]
+
+
+def test_admission_that_lets_this_machine_in_is_well() -> None:
+    assert found(with_clients(admission=FakeAdmission())) == []
+
+
+def test_admission_that_would_not_let_this_machine_in_is_told() -> None:
+    trouble = "localClient.Status: no such socket"
+    assert found(with_clients(admission=FakeAdmission(trouble))) == [trouble]

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from pyderp.certs.source import CertificateInfo
+from pyderp.config import DebugAccess
+from pyderp.server.site.access import Access
+from pyderp.server.site.routes import BROWSER_HEADERS
+from pyderp.wire.http import Response, StreamedResponse
+
+from .world import NOON, STRANGER, FakeAdmission, FakeServed, ask, bare, client, full, get, site
+
+POLICY = dict(BROWSER_HEADERS)["Content-Security-Policy"]
+SUB_PAGES = ["vars", "varz", "check", "traffic", "clients/", "connections"]
+
+NO_STORE = ("Cache-Control", "no-store")
+
+
+def text(target: str = "/debug/", **more: Any) -> str:
+    return get(full(**more), target).body.decode()
+
+
+def test_the_index_is_one_directory_down() -> None:
+    response = get(bare(), "/debug")
+    assert response.status == 307
+    assert response.headers == [("Location", "/debug/"), NO_STORE]
+
+
+def test_the_way_to_the_index_keeps_the_key() -> None:
+    response = get(bare(), "/debug?debugkey=tomato", remote=STRANGER)
+    assert response.headers == [("Location", "/debug/?debugkey=tomato"), NO_STORE]
+
+
+@pytest.mark.parametrize(
+    "target", ["/debug/clients", "/debug/clients?all&debugkey=tomato", "/debug/clients?"]
+)
+def test_the_clients_are_one_directory_down(target: str) -> None:
+    response = get(bare(), target, remote=STRANGER)
+    assert response.status == 307
+    path, mark, query = target.partition("?")
+    location = ("Location", f"{path}/{mark}{query}")
+    assert response.headers == [location, ("Cache-Control", "no-store")]
+
+
+def test_whatever_stands_below_the_clients_is_the_same_page() -> None:
+    for path in ("", "x", "x/y", "../clients"):
+        body = get(bare(), f"/debug/clients/{path}?all&format=json").body
+        assert json.loads(body)["query"] == "all clients"
+
+
+@pytest.mark.parametrize("page", ["", *SUB_PAGES, "clients/?all", "clients/?ip=x", "nonsense"])
+def test_strangers_see_nothing(page: str) -> None:
+    response = get(full(), f"/debug/{page}", remote=STRANGER)
+    assert response.status == 403
+    assert response.body == b"debug access denied\n"
+
+
+@pytest.mark.parametrize("page", ["", *SUB_PAGES])
+@pytest.mark.parametrize("remote", ["127.0.0.1", "100.100.100.100"])
+def test_this_machine_and_tailscale_addresses_see_all(page: str, remote: str) -> None:
+    answer = site(full()).answer(ask(f"/debug/{page}", remote=remote))
+    if isinstance(answer, StreamedResponse):
+        assert answer.status == 200
+        asyncio.run(answer.chunks.aclose())
+    elif isinstance(answer, Response):
+        assert answer.status == 200
+    else:
+        assert asyncio.run(answer).status == 200
+
+
+def test_a_developer_is_told_how_to_permit_access() -> None:
+    response = get(full(dev=True), "/debug/varz", remote=STRANGER)
+    assert b"set TS_ALLOW_DEBUG_IP=8.8.8.8" in response.body
+
+
+@pytest.mark.parametrize(
+    "path", ["nonsense", "vars/", "varz/x", "pprof/", "gc", "set-mutex-profile-fraction", "/vars"]
+)
+def test_other_pages_are_not_found(path: str) -> None:
+    response = get(full(), f"/debug/{path}")
+    assert response.status == 404
+    assert response.body == b"404 page not found\n"
+
+
+def test_the_index_has_the_headers_for_browsers() -> None:
+    assert get(full(), "/debug/").headers == [
+        ("Content-Type", "text/html; charset=utf-8"),
+        *BROWSER_HEADERS,
+        NO_STORE,
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", ["vars", "varz", "check", "connections", "clients/", "clients/?all", "clients/?ip=x"]
+)
+def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
+    headers = dict(get(bare(), f"/debug/{page}").headers)
+    assert headers.pop("Content-Security-Policy") == f"{POLICY}; style-src 'self' 'unsafe-inline'"
+    assert headers.pop("Content-Type")
+    assert headers.pop("Cache-Control") == "no-store"
+    assert headers == {k: v for k, v in BROWSER_HEADERS if k != "Content-Security-Policy"}
+
+
+@pytest.mark.parametrize("page", ["", "/", *(f"/{name}" for name in SUB_PAGES)])
+@pytest.mark.parametrize("query", ["", "?debugkey=tomato"])
+def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
+    """Its links may have the key, and its content is nobody else's business."""
+    facts = full(access=Access(DebugAccess(key="tomato")))
+    answer = site(facts).answer(ask(f"/debug{page}{query}"))
+    if isinstance(answer, StreamedResponse):
+        asyncio.run(answer.chunks.aclose())
+    elif not isinstance(answer, Response):
+        answer = asyncio.run(answer)
+    assert ("Cache-Control", "no-store") in answer.headers
+
+
+def test_a_page_from_elsewhere_is_refused_and_told_why() -> None:
+    for page in ("", *SUB_PAGES):
+        response = get(full(), f"/debug/{page}", headers=[(b"host", b"evil.example")])
+        assert response.status == 403
+        assert response.body == (
+            b"debug access denied under this name; ask by the relay's IP address, its hostname or "
+            b"localhost, or add the name to the setting debug-hosts\n"
+        )
+
+
+def test_the_index_links_every_page() -> None:
+    body = text()
+    for page in SUB_PAGES:
+        assert f'<a href="/debug/{page}">/debug/{page}</a>' in body
+
+
+def test_the_index_shows_what_the_relay_is() -> None:
+    body = text(started=NOON.timestamp() - 3 * 86400 - 61)
+    assert "<title>pyderp debug</title>" in body
+    for line in (
+        "<b>Uptime:</b> 3 days, 0:01:01<",
+        "<b>Version:</b> 1.2.3<",
+        "<b>TLS hostname:</b> derp.example.com<",
+        "<b>Mesh key:</b> true<",
+        "<b>STUN:</b> on<",
+        "<b>Admission:</b> checked<",
+        "relay-b.example.com: up since 2030-01-01T12:00:00+00:00, 12 clients<",
+        "relay-c.example.com: down since 2030-01-01T12:00:00+00:00: no route<",
+        "relay-a.example.com: this relay itself<",
+        "derp.example.com, www.example.com; expires 2030-04-01T12:00:00+00:00, in ",
+    ):
+        assert line in body
+
+
+def test_the_index_of_a_bare_relay_shows_what_is_off() -> None:
+    body = get(bare(), "/debug/").body.decode()
+    for line in (
+        "<b>TLS hostname:</b> none<",
+        "<b>Mesh key:</b> false<",
+        "<b>STUN:</b> off<",
+        "<b>Admission:</b> everybody<",
+    ):
+        assert line in body
+    assert "Certificate" not in body
+    assert "Mesh link" not in body
+
+
+def test_the_index_is_live() -> None:
+    facts = bare()
+    debug = site(facts)
+    for expected in (0, 1, 2):
+        response = debug.answer(ask("/debug/"))
+        assert isinstance(response, Response)
+        assert f"<b>Connections:</b> {expected}<".encode() in response.body
+        facts.router.login(client(expected))
+
+
+def test_an_expired_certificate_is_shown_as_such() -> None:
+    past = CertificateInfo(("a.example",), NOON - timedelta(days=9999), NOON - timedelta(days=9000))
+    assert "a.example; EXPIRED 2005-05-" in text(certificates=lambda: [past])
+
+
+def test_what_configurations_say_is_escaped() -> None:
+    assert "&lt;b&gt;" in text(hostname="<b>")
+    assert "<b>Version:</b> &lt;1&gt;" in text(version="<1>")
+
+
+def test_who_came_by_the_key_has_it_in_the_links() -> None:
+    facts = bare(access=Access(DebugAccess(key='a"&b')))
+    response = get(facts, "/debug/?debugkey=a%22%26b", remote=STRANGER)
+    assert response.status == 200
+    assert b'<a href="/debug/varz?debugkey=a%22%26b">/debug/varz</a>' in response.body
+
+
+def test_the_check_says_okay_in_upstreams_words() -> None:
+    response = get(bare(), "/debug/check")
+    assert response.status == 200
+    assert response.body == b"derp.Server ConsistencyCheck okay"
+
+
+def test_the_check_says_all_that_is_wrong() -> None:
+    facts = bare(admission=FakeAdmission("tailscaled is away"))
+    facts.router.registry.size = 1
+    response = get(facts, "/debug/check")
+    assert response.status == 500
+    assert response.body == (
+        b"connections = 1 != the connections say 0, connections = 1 != 0 sockets are logged in, "
+        b"tailscaled is away\n"
+    )
+
+
+def test_metrics_are_text_or_json() -> None:
+    varz = get(bare(), "/debug/varz")
+    assert dict(varz.headers)["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert b"# TYPE derp_accepts counter" in varz.body
+    everything = get(bare(), "/debug/vars")
+    assert dict(everything.headers)["Content-Type"] == "application/json; charset=utf-8"
+    assert json.loads(everything.body)["derp"]["accepts"] == 0
+
+
+def test_metrics_may_be_asked_for_again() -> None:
+    facts = bare()
+    debug = site(facts)
+    bodies = []
+    for _ in range(2):
+        answer = debug.answer(ask("/debug/varz"))
+        assert not isinstance(answer, Response | StreamedResponse)
+        bodies.append(asyncio.run(answer).body)
+        facts.router.counters.derp_accepts += 1
+    assert b"\nderp_accepts 0\n" in bodies[0]
+    assert b"\nderp_accepts 1\n" in bodies[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "accept", "kind"),
+    [
+        ("/debug/connections", b"", "text/html"),
+        ("/debug/connections", b"text/html,*/*", "text/html"),
+        ("/debug/connections", b"application/json", "application/json"),
+        ("/debug/connections?format=json", b"text/html", "application/json"),
+        ("/debug/connections?format=html", b"application/json", "text/html"),
+    ],
+)
+def test_connections_are_a_table_or_json(target: str, accept: bytes, kind: str) -> None:
+    response = get(bare(FakeServed()), target, headers=[(b"accept", accept)])
+    assert dict(response.headers)["Content-Type"].startswith(kind)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pyderp.server.site import process
+from pyderp.server.site.metrics_derper import gather_upstream
+
+from .world import bare
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+
+
+def test_a_process_has_memory() -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak / 10 < process.memory_now() <= peak * 1.1
+
+
+def test_without_proc_the_peak_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert process.memory_now() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert process.network_bytes() is None
+
+
+@linux
+def test_the_machine_started_before_this() -> None:
+    assert 1_000_000_000 < process.boot_time() < 10_000_000_000
+
+
+@linux
+def test_bytes_of_the_network_only_grow() -> None:
+    first, second = process.network_bytes(), process.network_bytes()
+    assert first is not None
+    assert second is not None
+    assert first <= second
+
+
+def test_no_limit_is_a_large_number() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    expected = 2**64 if soft == resource.RLIM_INFINITY else soft
+    assert process.address_space_limit() == expected
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [["IpExt:", "InOctets", "OutOctets"]],
+        [["IpExt:", "InOctets"], ["IpExt:", "5"]],
+        [["IpExt:", "InOctets", "OutOctets"], ["IpExt:", "5", "x"]],
+    ],
+)
+def test_a_system_that_counts_no_bytes_is_believed(
+    monkeypatch: pytest.MonkeyPatch, lines: list[list[str]]
+) -> None:
+    monkeypatch.setattr(process, "_lines", lambda _: lines)
+    assert process.network_bytes() is None
+
+
+def test_a_machine_that_does_not_say_when_it_started_gets_no_metric(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "_lines", lambda _: [["cpu", "1"]])
+    monkeypatch.setattr(
+        "pyderp.server.site.metrics_derper.boot_time", process.boot_time.__wrapped__
+    )
+    names = {series.name for series in asyncio.run(gather_upstream(bare()))}
+    assert "node_boot_time_seconds" not in names
+    assert "process_start_unix_time" in names
+
+
+@linux
+@pytest.mark.parametrize("size", [None, 0])
+def test_open_files_are_counted_by_old_and_new_kernels(
+    monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    if size is not None:
+        monkeypatch.setattr("os.stat", lambda _: SimpleNamespace(st_size=size))
+    before = process.open_files_now()
+    with Path(__file__).open():
+        assert process.open_files_now() == before + 1
+
+
+def test_open_files_are_unknown_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("os.stat", missing)
+    assert process.open_files_now() == 0

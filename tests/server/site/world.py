@@ -1,0 +1,185 @@
+"""A relay's facts as a test wants them, and its parts in their simplest form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyderp.admission.verdict import AdmissionCounters
+from pyderp.certs.source import CertificateInfo
+from pyderp.config import DebugAccess
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.relay.bootstrap import BootstrapCounters
+from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
+from pyderp.relay.limits import RateConfig, RateLimit
+from pyderp.relay.router import Router
+from pyderp.server.services.stun import StunCounters
+from pyderp.server.site.access import Access
+from pyderp.server.site.facts import Facts
+from pyderp.server.site.pages import DebugSite
+from pyderp.server.site.routes import Answer
+from pyderp.wire.http import Request, Response, StreamedResponse
+
+LOOPBACK = "127.0.0.1"
+STRANGER = "8.8.8.8"
+NOON = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+
+
+def ask(
+    target: str,
+    method: str = "GET",
+    *,
+    remote: str = LOOPBACK,
+    forwarded: bool = False,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> Request:
+    request = Request(method, target, "1.1", list(headers))
+    request.remote = remote
+    request.forwarded = forwarded
+    return request
+
+
+class NullSink:
+    """Where frames end."""
+
+    def send(self, chunks: list[bytes]) -> bool:
+        return True
+
+    def unsent_size(self) -> int:
+        return 0
+
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        pass
+
+
+def client(number: int = 1, *, key: NodePublic | None = None, **more: Any) -> Connection:
+    """A logged-in connection, to be given to a router."""
+    key = key or NodePrivate.generate().public
+    return Connection(key.raw, NullSink(), number=number, **more)
+
+
+@dataclass(eq=False)
+class FakeServed:
+    """An accepted connection."""
+
+    connection: Connection | None = None
+    transport: asyncio.Transport | None = None
+    websocket: object | None = None
+    tls_version: str = ""
+
+
+class FakeAdmission:
+    def __init__(self, trouble: str | None = None, labels: dict[NodePublic, str] | None = None):
+        self.counters = AdmissionCounters(allowed=5, denied=4, cache_hits=3, failed_open=1)
+        self.trouble = trouble
+        self.labels = labels or {}
+
+    def label(self, key: NodePublic) -> str:
+        return self.labels.get(key, "")
+
+    async def check_self(self) -> str | None:
+        await asyncio.sleep(0)
+        return self.trouble
+
+
+@dataclass
+class FakeLink:
+    host: str
+    connected: bool = True
+    peers: int = 0
+    since: datetime = NOON
+    error: str = ""
+    is_self: bool = False
+
+
+class FakeMesh:
+    def __init__(self, *links: FakeLink) -> None:
+        self.links = links
+
+    def status(self) -> Sequence[FakeLink]:
+        return self.links
+
+
+@dataclass
+class FakeLimits:
+    config: RateConfig = field(default_factory=lambda: RateConfig(RateLimit(1000, 70_000)))
+    waited: int = 7
+    waiting: Collection[object] = (1, 2)
+
+
+@dataclass
+class FakeAccepts:
+    accepted: int = 30
+    rejected: int = 20
+    shed: int = 10
+
+
+def router() -> Router:
+    return Router(NodePrivate.generate().public.raw, lambda: 1000.0)
+
+
+def bare(*served: FakeServed, **more: Any) -> Facts:
+    """A relay with nothing but connections."""
+    facts: dict[str, Any] = {
+        "router": router(),
+        "access": Access(DebugAccess()),
+        "version": "1.2.3",
+        "protocols": lambda: served,
+        "wall": NOON.timestamp,
+    }
+    return Facts(**{**facts, **more})
+
+
+def full(*served: FakeServed, **more: Any) -> Facts:
+    """A relay with everything switched on."""
+    parts: dict[str, Any] = {
+        "hostname": "derp.example.com",
+        "has_mesh_key": True,
+        "limits": FakeLimits(),
+        "stun": StunCounters(success=3, ipv4=2, ipv6=1, no_local_addr=4),
+        "bootstrap": BootstrapCounters(requests=9, queried_domains=2),
+        "admission": FakeAdmission(),
+        "mesh": FakeMesh(
+            FakeLink("relay-b.example.com", peers=12),
+            FakeLink("relay-c.example.com", connected=False, error="no route"),
+            FakeLink("relay-a.example.com", connected=False, is_self=True),
+        ),
+        "certificates": lambda: [
+            CertificateInfo(
+                ("derp.example.com", "www.example.com"), NOON, NOON + timedelta(days=90)
+            ),
+        ],
+        "tls_requests": {"1.3": 8, "1.2": 1},
+        "accepts": FakeAccepts(),
+    }
+    return bare(*served, **{**parts, **more})
+
+
+def site(facts: Facts) -> DebugSite:
+    return DebugSite(facts)
+
+
+def settle(answer: Answer) -> Response:
+    """An answer that is complete, however it comes."""
+    if isinstance(answer, Response):
+        return answer
+    if isinstance(answer, StreamedResponse):
+        return Response(answer.status, answer.headers, asyncio.run(_joined(answer)))
+    return asyncio.run(_awaited(answer))
+
+
+async def _awaited(answer: Coroutine[Any, Any, Response]) -> Response:
+    return await answer
+
+
+async def _joined(answer: StreamedResponse) -> bytes:
+    return b"".join([chunk async for chunk in answer.chunks])
+
+
+def get(facts: Facts, target: str, **more: Any) -> Response:
+    """What a relay's `/debug/` answers."""
+    return settle(site(facts).answer(ask(target, **more)))
