@@ -46,7 +46,8 @@ from pyderp.keyfile import load_or_create_key
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.app.relay import Relay
 from pyderp.server.app.systemd import Supervisor, inherited_listeners
-from pyderp.server.conn.accept import log_accept_errors, raise_file_limit
+from pyderp.server.conn.accept import log_accept_errors
+from pyderp.server.conn.kernel import raise_file_limit
 from pyderp.server.conn.sockets import format_address
 
 __all__ = ["Loaded", "carry_out"]

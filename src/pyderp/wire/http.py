@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import h11
@@ -15,7 +15,31 @@ from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
 from pyderp.wire.text import printable
 
-__all__ = ["HttpConnection", "Request", "Response", "StreamedResponse", "text_response"]
+__all__ = [
+    "BROWSER_HEADERS",
+    "DERP_PATH",
+    "Answer",
+    "HttpConnection",
+    "Request",
+    "Response",
+    "Routes",
+    "StreamedResponse",
+    "page",
+    "text_response",
+]
+
+DERP_PATH: Final = "/derp"
+BROWSER_HEADERS: Final = (
+    ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
+    (
+        "Content-Security-Policy",
+        "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; "
+        "block-all-mixed-content; object-src 'none'",
+    ),
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
 
 _MAX_QUERY_FIELDS: Final = 50
 
@@ -98,6 +122,11 @@ def text_response(status: int, text: str, *, close: bool = False) -> Response:
     return Response(status, headers, text.encode() + b"\n", close)
 
 
+def page(content_type: str, body: bytes) -> Response:
+    """A page for browsers, with the headers that restrict what they do with it."""
+    return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)
+
+
 def _has_two_lengths(headers: list[tuple[bytes, bytes]]) -> bool:
     names = [name for name, _ in headers]
     return b"transfer-encoding" in names and b"content-length" in names
@@ -118,6 +147,11 @@ _QUOTED: Final = 100
 _MAX_LINES: Final = 200
 """Lines of a request head. h11 takes 64 KiB of empty ones, for a fifth of a second of CPU."""
 _SERVER_ERROR_CLOSES: Final = ("Connection", "close")
+
+
+Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
+Routes: TypeAlias = Callable[[Request], Answer]
+"""Answers requests."""
 
 
 class HttpConnection:

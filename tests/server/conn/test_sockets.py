@@ -13,12 +13,12 @@ import pytest
 import pyderp
 from pyderp.defaults import LISTEN_BACKLOG
 from pyderp.errors import ConfigError
+from pyderp.server.conn.kernel import unacknowledged
 from pyderp.server.conn.sockets import (
     format_address,
     listen,
     parse_address,
     tune,
-    unacknowledged,
     unmap,
 )
 from tests.conftest import Run

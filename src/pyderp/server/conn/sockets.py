@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -28,18 +26,9 @@ __all__ = [
     "parse_address",
     "resolve",
     "tune",
-    "unacknowledged",
     "unix_path",
     "unmap",
 ]
-
-try:
-    import fcntl
-    import termios
-
-    _SIOCOUTQ = termios.TIOCOUTQ
-except (ImportError, AttributeError):  # not a POSIX system
-    _SIOCOUTQ = 0
 
 _NAMED_PORTS: Final = {"http": 80, "https": 443}
 _MAX_OPTION: Final = 2**31 - 1
@@ -90,21 +79,6 @@ def unmap(host: str) -> str:
     """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
     # Asked for each connection: parsing an address would take ten times as long.
     return host.removeprefix("::ffff:") if "." in host else host
-
-
-def unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Bytes in the kernel's send buffer that the peer has yet to acknowledge (SIOCOUTQ).
-
-    0 where the system does not tell.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or not _SIOCOUTQ:
-        return 0
-    try:
-        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
-    except (OSError, ValueError):
-        return 0  # closed meanwhile
-    return int.from_bytes(answer, sys.byteorder)
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
