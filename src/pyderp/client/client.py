@@ -217,7 +217,7 @@ class Client:
                 and that the relay may set (Restarting). Before the first success, what
                 looks permanent is raised all the same (`is_transient`).
         """
-        return MessageIterator(self, self._life, reconnect=reconnect)
+        return MessageIterator(self.recv_detail, self._life, reconnect=reconnect)
 
     # Sending
 

@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from pyderp.client.backoff import Backoff, is_transient
 from pyderp.client.lifecycle import Lifecycle
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed, LocalProtocolError
 from pyderp.wire.messages import Message
-
-if TYPE_CHECKING:
-    from pyderp.client.client import Client
 
 __all__ = ["MessageIterator"]
 
@@ -29,10 +27,20 @@ class MessageIterator:
     """All messages of a client, over all its connections, until it is closed.
 
     Made by `Client.messages`. Cancelling a wait loses nothing: the iteration can go on.
+
+    Args:
+        receive: returns the next message and the generation of its connection.
+        life: the client's connections.
     """
 
-    def __init__(self, client: Client, life: Lifecycle, *, reconnect: bool) -> None:
-        self._client = client
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[tuple[Message, int]]],
+        life: Lifecycle,
+        *,
+        reconnect: bool,
+    ) -> None:
+        self._receive = receive
         self._life = life
         self._reconnect = reconnect
         self._backoff = Backoff(random.random)
@@ -50,7 +58,7 @@ class MessageIterator:
                     now = asyncio.get_running_loop().time()
                     await pause(self._life, self._wait_until - now)
                     self._wait_until = None
-                message, generation = await self._client.recv_detail()
+                message, generation = await self._receive()
             except ClientClosed:
                 raise StopAsyncIteration from None
             except (ConnectionClosed, ConnectError) as e:
@@ -71,7 +79,7 @@ class MessageIterator:
         attempts = error.attempts if isinstance(error, ConnectError) else ()
         if any(isinstance(e, LocalProtocolError) for e in attempts):
             return True
-        return self._client.generation == 0 and not is_transient(error)
+        return self._life.generation == 0 and not is_transient(error)
 
     def _plan(self, error: ConnectionClosed | ConnectError) -> None:
         now = asyncio.get_running_loop().time()
@@ -87,7 +95,7 @@ class MessageIterator:
 
 
 async def pause(life: Lifecycle, seconds: float) -> None:
-    """Wait until it is time, or the client was closed, or someone else has connected."""
+    """Wait until it is time, or the client was closed, or another task has connected."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await life.news()
