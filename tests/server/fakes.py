@@ -13,9 +13,9 @@ from pyderp.keys import MeshKey, NodePrivate
 from pyderp.server.conn.context import TICK, Core
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.tls import protocol_factory
-from pyderp.server.site.routes import Answer, page, relay_routes, side_routes
+from pyderp.server.site.routes import page, relay_routes, side_routes
 from pyderp.wire.client import ClientSession
-from pyderp.wire.http import Request, Response
+from pyderp.wire.http import Answer, Request, Response
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import h11
@@ -15,7 +15,19 @@ from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
 from pyderp.wire.text import printable
 
-__all__ = ["HttpConnection", "Request", "Response", "StreamedResponse", "text_response"]
+__all__ = [
+    "DERP_PATH",
+    "Answer",
+    "HttpConnection",
+    "Request",
+    "Response",
+    "Routes",
+    "StreamedResponse",
+    "text_response",
+]
+
+DERP_PATH: Final = "/derp"
+"""Where a relay answers requests for an upgrade to DERP."""
 
 _MAX_QUERY_FIELDS: Final = 50
 
@@ -87,6 +99,12 @@ class StreamedResponse:
     status: int
     headers: list[tuple[str, str]]
     chunks: AsyncGenerator[bytes, None]
+
+
+Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
+"""What a request is answered with, now or later."""
+Routes: TypeAlias = Callable[[Request], Answer]
+"""Decides on the answer to a request."""
 
 
 def text_response(status: int, text: str, *, close: bool = False) -> Response:

@@ -21,8 +21,7 @@ from pyderp.server.services.stun import StunCounters
 from pyderp.server.site.access import Access
 from pyderp.server.site.facts import Facts
 from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.routes import Answer
-from pyderp.wire.http import Request, Response, StreamedResponse
+from pyderp.wire.http import Answer, Request, Response, StreamedResponse
 
 LOOPBACK = "127.0.0.1"
 STRANGER = "8.8.8.8"

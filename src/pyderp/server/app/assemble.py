@@ -34,8 +34,8 @@ from pyderp.server.site.access import Access
 from pyderp.server.site.facts import Facts
 from pyderp.server.site.home import home_page
 from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.routes import Answer, relay_routes, side_routes
-from pyderp.wire.http import Request
+from pyderp.server.site.routes import relay_routes, side_routes
+from pyderp.wire.http import Answer, Request
 
 __all__ = ["Parts"]
 

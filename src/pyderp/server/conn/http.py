@@ -16,8 +16,16 @@ from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
 from pyderp.server.conn.websocket import WebSocketStage
-from pyderp.server.site.routes import DERP_PATH, Answer, Routes
-from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
+from pyderp.wire.http import (
+    DERP_PATH,
+    Answer,
+    HttpConnection,
+    Request,
+    Response,
+    Routes,
+    StreamedResponse,
+    text_response,
+)
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 

@@ -21,8 +21,8 @@ from pyderp.server.conn.context import Core
 from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.protocol import RelayProtocol, endpoint
 from pyderp.server.conn.reading import Stage, closed_stage
-from pyderp.server.site.routes import Routes
 from pyderp.wire.clienthello import parse_client_hello_untrusted
+from pyderp.wire.http import Routes
 
 __all__ = ["TLSRelayProtocol", "protocol_factory"]
 

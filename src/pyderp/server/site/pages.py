@@ -16,10 +16,10 @@ from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, 
 from pyderp.server.site.clientshtml import clients_as_html, index_as_html
 from pyderp.server.site.connections import connections_as_html, connections_as_json
 from pyderp.server.site.facts import Facts
-from pyderp.server.site.routes import BROWSER_HEADERS, Answer, page
+from pyderp.server.site.routes import BROWSER_HEADERS, page
 from pyderp.server.site.traffic import traffic
 from pyderp.server.site.vars import variables
-from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+from pyderp.wire.http import Answer, Request, Response, StreamedResponse, text_response
 
 if TYPE_CHECKING:
     from pyderp.server.mesh.links import MeshStatus

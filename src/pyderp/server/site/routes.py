@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+from pyderp.wire.http import DERP_PATH, Answer, Request, Response, Routes, text_response
 
 __all__ = [
     "BROWSER_HEADERS",
-    "DERP_PATH",
-    "Answer",
-    "Routes",
     "generate_204",
     "page",
     "relay_routes",
     "side_routes",
 ]
-
-DERP_PATH: Final = "/derp"
-
-Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
-Routes: TypeAlias = Callable[[Request], Answer]
 
 _PROBE_PATHS: Final = frozenset({"/derp/probe", "/derp/latency-check"})
 _CHALLENGE_CHARACTERS: Final = frozenset((string.ascii_letters + string.digits + ".-_:").encode())
