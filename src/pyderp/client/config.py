@@ -14,7 +14,7 @@ from pyderp.net.dnscache import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
 from pyderp.net.tls import HealthTracker, TLSConfig
-from pyderp.wire.text import MAX_APP_NAME_LEN, invalid_app_name, is_app_name
+from pyderp.text import MAX_APP_NAME_LEN, invalid_app_name, is_app_name
 
 __all__ = ["ClientConfig", "UrlDialer"]
 

@@ -27,7 +27,7 @@ from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.net.link import Link
 from pyderp.net.streams import describe
 from pyderp.net.tls import TLSState
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
     FRAME_HEADER_LEN,

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from pyderp.errors import LocalProtocolError, RemoteProtocolError, raisable, without_frames
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
+from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.frames import BytesLike, FrameType
@@ -20,7 +21,6 @@ from pyderp.wire.messages import (
 )
 from pyderp.wire.nonces import OwnNonces
 from pyderp.wire.packets import PacketLane, pack_send_packets
-from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientSession", "ClientState"]
 

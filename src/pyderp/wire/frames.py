@@ -21,7 +21,7 @@ from pyderp.errors import (
     UnexpectedFrame,
 )
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePublic
-from pyderp.wire.text import invalid_app_name, is_app_name
+from pyderp.text import invalid_app_name, is_app_name
 
 __all__ = [
     "FRAME_HEADER_LEN",

@@ -13,7 +13,7 @@ import h11
 
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = [
     "DERP_PATH",

@@ -23,6 +23,7 @@ from pyderp.errors import (
     UnexpectedFrame,
 )
 from pyderp.keys import KEY_LEN, MeshKey, NodePrivate, NodePublic, open_sealed, seal
+from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire.frames import (
     MAX_INFO_LEN,
     MIN_CLIENT_INFO,
@@ -32,7 +33,6 @@ from pyderp.wire.frames import (
     pack_server_info,
 )
 from pyderp.wire.messages import ServerInfo
-from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
 
@@ -51,7 +51,7 @@ class ClientInfo:
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
-    """Which program it is, in its own words; `pyderp.wire.text.is_app_name` has the rule."""
+    """Which program it is, in its own words; `pyderp.text.is_app_name` has the rule."""
     takes_health: bool = False
     """Takes Health and Restarting frames; a field of ours, which other relays ignore."""
 

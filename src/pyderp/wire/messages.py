@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 from pyderp.addresses import unmapped
 from pyderp.errors import Restarting
 from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.text import is_app_name
 from pyderp.wire.frames import MIN_PEER_PRESENT_LEN, PING_LEN, FrameType, PeerPresentFlags
-from pyderp.wire.text import is_app_name
 
 __all__ = [
     "Health",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from pyderp.server.conn.context import Core
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 
 __all__ = ["AcceptGate", "log_accept_errors", "open_files", "raise_file_limit"]
 

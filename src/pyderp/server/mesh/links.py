@@ -28,9 +28,9 @@ from pyderp.relay.router import Router
 from pyderp.server.mesh.hosts import MeshHost, parse_mesh_host
 from pyderp.server.mesh.log import MeshLog
 from pyderp.tasks import run_together
+from pyderp.text import printable
 from pyderp.wire.frames import FRAME_HEADER_LEN, PeerGoneReason, looks_like_disco
 from pyderp.wire.messages import Message, PeerGone, PeerPresent, ServerInfo
-from pyderp.wire.text import printable
 
 __all__ = ["Mesh", "MeshHost", "MeshStatus", "parse_mesh_host"]
 
