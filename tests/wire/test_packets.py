@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyderp.errors import FrameTooLarge, LocalProtocolError, RemoteProtocolError, UnexpectedFrame
 from pyderp.keys import NodePublic
 from pyderp.wire import frames
-from pyderp.wire.buffer import FrameBuffer
+from pyderp.wire.buffer import FrameBuffer, PacketLane, SendQueue
 from pyderp.wire.client import ClientSession
 from pyderp.wire.messages import (
     KeepAlive,
@@ -23,7 +23,6 @@ from pyderp.wire.messages import (
     Skipped,
     unpack_message_untrusted,
 )
-from pyderp.wire.packets import PacketLane, pack_send_packets
 from tests import vectors as v
 
 from .chunks import chunkings
@@ -235,18 +234,60 @@ def test_every_cut_in_two_and_byte_by_byte(stream: bytes) -> None:
 PACKETS = [b"a" * 40, b"b" * 40, b"", b"c", b"d" * 40, bytes(65536)]
 
 
+def frames_of(packets: list[bytes]) -> bytes:
+    return b"".join(frames.pack_send_packet(v.K1, data) for data in packets)
+
+
 def test_packets_are_packed_as_one_by_one() -> None:
-    expected = b"".join(frames.pack_send_packet(v.K1, data) for data in PACKETS)
-    assert pack_send_packets(v.K1, PACKETS) == expected
-    assert pack_send_packets(v.K1, iter(PACKETS)) == expected
-    assert pack_send_packets(v.K1, []) == b""
+    queue = SendQueue()
+    assert queue.add_packets(v.K1, PACKETS) == len(PACKETS)
+    assert (queue.packets, queue.size) == (len(PACKETS), len(frames_of(PACKETS)))
+    assert b"".join(queue.take()) == frames_of(PACKETS)
+    assert (queue.packets, queue.size, queue.take()) == (0, 0, [])
+    assert queue.add_packets(v.K1, []) == 0
+    assert queue.take() == []
+
+
+def test_frames_and_packets_leave_in_their_order() -> None:
+    queue = SendQueue()
+    queue.add(KEEP_ALIVE)
+    queue.add_packets(v.K1, [b"a"])
+    queue.add(KEEP_ALIVE * 2, packets=2)
+    assert (queue.packets, queue.size) == (3, 15 + 38)
+    assert b"".join(queue.take()) == KEEP_ALIVE + frames_of([b"a"]) + KEEP_ALIVE * 2
+
+
+def test_queue_stops_once_more_waits_than_the_limit() -> None:
+    """And goes on from there; what waited before counts, too."""
+    queue = SendQueue()
+    queue.add(bytes(100))
+    packets = [bytes(63)] * 5
+    assert queue.add_packets(v.K1, packets, limit=299) == 2
+    queue.take()
+    assert queue.add_packets(v.K1, packets, 2, limit=200) == 5
+    assert queue.packets == 3
+
+
+def test_packets_that_are_not_allowed_are_left_out() -> None:
+    """Asked with the size of the whole frame, in order, and not beyond the limit."""
+    queue = SendQueue()
+    asked: list[int] = []
+
+    def allowed(size: int) -> bool:
+        asked.append(size)
+        return size != 38
+
+    packets = [b"aa", b"b", b"cc", b"d"]
+    assert queue.add_packets(v.K1, packets, limit=78 - 1, allowed=allowed) == 3
+    assert asked == [39, 38, 39]
+    assert b"".join(queue.take()) == frames_of([b"aa", b"cc"])
 
 
 def test_session_sends_all_packets_or_none() -> None:
     session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
     session.data_to_send()
-    session.send_packets(v.K1, PACKETS)
-    assert session.data_to_send() == [pack_send_packets(v.K1, PACKETS)]
+    session.send_packets(v.K1, iter(PACKETS))
+    assert b"".join(session.data_to_send()) == frames_of(PACKETS)
     session.send_packets(v.K1, [])
     with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
         session.send_packets(v.K1, [*PACKETS, bytes(65537)])
@@ -256,9 +297,11 @@ def test_session_sends_all_packets_or_none() -> None:
 def test_packets_of_any_bytes_like_object_are_packed_with_all_their_bytes() -> None:
     numbers = array.array("I", [1, 2])
     plain = numbers.tobytes()
+    session = ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public)
+    session.data_to_send()
     # One of two bytes first: its length is the number of items of the next.
-    given: list[frames.BytesLike] = [b"ab", memoryview(numbers), bytearray(numbers), b"cd"]
-    assert pack_send_packets(v.K1, given) == pack_send_packets(v.K1, [b"ab", plain, plain, b"cd"])
+    session.send_packets(v.K1, [b"ab", memoryview(numbers), bytearray(numbers), b"cd"])
+    assert b"".join(session.data_to_send()) == frames_of([b"ab", plain, plain, b"cd"])
 
 
 @pytest.mark.parametrize("wrong", ["ab", [1, 2], 2, None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from types import TracebackType
 
 from pyderp.client.config import ClientConfig
@@ -60,7 +59,7 @@ class Client:
         self._config = config
         self._receiving: Connection | None = None
         # Not our own `send`: then we and what has sealed packets to send would hold each other.
-        self._sealed = SealedPeers(self._life.private, send=partial(_send_one, self._life))
+        self._sealed = SealedPeers(self._life.private, send=self._life.send_one)
 
     # Making one
 
@@ -199,7 +198,7 @@ class Client:
         # also when a sender has connected anew meanwhile.
         connection = self._receiving
         if connection is None:
-            connection = self._receiving = await self._life.ready("Recv")
+            connection = self._receiving = await self._life.for_receive("Recv")
         if not connection.messages:
             try:
                 await connection.wait()
@@ -232,11 +231,11 @@ class Client:
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        await _send_one(self._life, dst, data)
+        await self._life.send(dst, (as_packet(data),))
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""
-        await _send(self._life, dst, [as_packet(packet) for packet in packets])
+        await self._life.send(dst, [as_packet(packet) for packet in packets])
 
     async def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
         """Send a packet on behalf of `src`; needs the mesh key, or the relay hangs up.
@@ -245,7 +244,7 @@ class Client:
             as `send`; also `ConnectionClosed` when it cannot leave within five seconds.
         """
         packet = as_packet(data)
-        connection = await self._life.sender("ForwardPacket")
+        connection = await self._life.for_send("ForwardPacket")
         try:
             if connection.busy:
                 await connection.drain_forward()
@@ -265,7 +264,7 @@ class Client:
             NotConnected: no connection.
             ConnectionClosed: it ended, or the frames cannot leave within five seconds.
         """
-        connection = self._life.live()
+        connection = self._life.require()
         try:
             connection.forward_frames(frames)
             if connection.busy:
@@ -276,7 +275,7 @@ class Client:
 
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
-        connection = await self._life.sender("ClosePeer")
+        connection = await self._life.for_send("ClosePeer")
         await self._life.command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self, *, again: bool = False) -> None:
@@ -321,7 +320,7 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._life.live()
+        connection = self._life.require()
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 return await connection.ping()
@@ -407,31 +406,9 @@ class Client:
         Raises:
             NotConnected: no connection.
         """
-        return self._life.live().link.local_address
+        return self._life.require().link.local_address
 
     @property
     def stats(self) -> ClientStats:
         """Counts over all connections; the object is live."""
         return self._life.stats
-
-
-async def _send_one(life: Lifecycle, dst: NodePublic, data: bytes) -> None:
-    await _send(life, dst, (as_packet(data),))
-
-
-async def _send(life: Lifecycle, dst: NodePublic, packets: Sequence[bytes]) -> None:
-    connection = life.connection
-    if connection is None or life.unsent is not None:
-        connection = await life.sender("Send")
-    try:
-        done = 0
-        while done < len(packets):
-            if connection.busy:
-                # Before as well as after, or all who wait here would each have one queued.
-                await connection.drain()
-            done = connection.send_packets(dst, packets, done)
-        if connection.busy:
-            await connection.drain()
-    except ConnectionClosed:
-        life.forget(connection, sending=True)
-        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from pyderp.client.config import ClientConfig
@@ -22,7 +23,13 @@ from pyderp.errors import (
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import describe
-from pyderp.wire.frames import PROTOCOL_VERSION, pack_note_preferred, pack_watch_conns
+from pyderp.wire.frames import (
+    PROTOCOL_VERSION,
+    BytesLike,
+    as_packet,
+    pack_note_preferred,
+    pack_watch_conns,
+)
 from pyderp.wire.info import ClientInfo
 
 __all__ = ["ConnectionState", "Lifecycle"]
@@ -129,10 +136,13 @@ class Lifecycle:
         if not (self.closed or self.connected):
             await self._news.wait()
 
-    async def ready(self, what: str) -> Connection:
+    async def for_receive(self, what: str) -> Connection:
         """The connection to use for a call; made if there is none.
 
         It may have ended: then the call that gets it reports that.
+
+        Args:
+            what: the call, as errors name it.
         """
         if self.closed:
             raise ClientClosed(_CLOSED)
@@ -248,12 +258,42 @@ class Lifecycle:
         finally:
             await self.route.aclose()
 
-    async def sender(self, what: str) -> Connection:
-        """As `ready`; but first a sender hears of the write that failed before."""
+    async def for_send(self, what: str) -> Connection:
+        """As `for_receive`; but raises first if a write failed and no sender was told.
+
+        Raises:
+            ConnectionClosed: of the connection whose write failed.
+        """
         unsent, self.unsent = self.unsent, None
         if unsent is not None and not self.closed:
             raise unsent.error("derp.Send")
-        return self.connection or await self.ready(what)
+        return self.connection or await self.for_receive(what)
+
+    async def send_one(self, dst: NodePublic, data: BytesLike) -> None:
+        """Send a packet, as `Client.send`."""
+        await self.send(dst, (as_packet(data),))
+
+    async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
+        """Send packets to one peer; waits while more than 64 KiB wait to leave.
+
+        Args:
+            packets: they went through `as_packet`.
+        """
+        connection = self.connection
+        if connection is None or self.unsent is not None:
+            connection = await self.for_send("Send")
+        try:
+            done = 0
+            while done < len(packets):
+                if connection.busy:
+                    # Before as well as after, or all that wait here would each have one queued.
+                    await connection.drain()
+                done = connection.send_packets(dst, packets, done)
+            if connection.busy:
+                await connection.drain()
+        except ConnectionClosed:
+            self.forget(connection, sending=True)
+            raise
 
     async def command(self, connection: Connection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
@@ -265,10 +305,10 @@ class Lifecycle:
 
     async def unkept(self, frame: bytes) -> None:
         """Send a ping or pong on the connection there is; its failure is for others to find."""
-        await _send_frame(self.live(), frame)
+        await _send_frame(self.require(), frame)
 
-    def live(self) -> Connection:
-        """The connection, for what does not make one.
+    def require(self) -> Connection:
+        """The connection, for calls that do not make one.
 
         Raises:
             NotConnected: there is none.

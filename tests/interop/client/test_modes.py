@@ -76,7 +76,7 @@ def test_packets_pass_both_ways(
             await deliver(b, a, b"from b to a")
             version = None if a.tls_state is None else a.tls_state.version
             assert version == (None if mode.setup == "plain" else "TLSv1.3")
-            assert isinstance(a._life.live().link, WebSocketLink) is mode.websocket
+            assert isinstance(a._life.require().link, WebSocketLink) is mode.websocket
             assert a.server_public_key == b.server_public_key
             assert await a.ping() < 5
 
