@@ -27,6 +27,7 @@ PUBLIC = {
     "pyderp.client.backoff": ["is_transient"],
     "pyderp.client.client": ["Client"],
     "pyderp.client.config": ["ClientConfig"],
+    "pyderp.client.connect": ["dial_region_tls"],
     "pyderp.client.mesh": ["watch_mesh"],
     "pyderp.client.sealed": ["SealedPeer"],
     "pyderp.client.stats": ["ClientStats"],

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pyderp.client.backoff import is_transient
     from pyderp.client.client import Client
     from pyderp.client.config import ClientConfig
+    from pyderp.client.connect import dial_region_tls
     from pyderp.client.mesh import watch_mesh
     from pyderp.client.sealed import SealedPeer
     from pyderp.client.stats import ClientStats
@@ -134,6 +135,7 @@ __all__ = [
     "TLSState",
     "UnexpectedFrame",
     "UpgradeRejected",
+    "dial_region_tls",
     "is_transient",
     "watch_mesh",
 ]
@@ -143,6 +145,7 @@ _NAMES: Final = {
     "pyderp.client.backoff": "is_transient",
     "pyderp.client.client": "Client",
     "pyderp.client.config": "ClientConfig",
+    "pyderp.client.connect": "dial_region_tls",
     "pyderp.client.mesh": "watch_mesh",
     "pyderp.client.sealed": "SealedPeer",
     "pyderp.client.stats": "ClientStats",

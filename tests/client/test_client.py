@@ -61,10 +61,9 @@ class TestMaking:
             Client.for_url("https://derp.example.com/derp"),
             Client.for_region(region),
             Client.for_region(never),
-            Client.for_latency(),
             Client.over_stream(never),
         ]
-        assert len({client.self_public_key for client in made}) == 5
+        assert len({client.self_public_key for client in made}) == 4
         for client in made:
             assert client.connection_state == "not connected"
 

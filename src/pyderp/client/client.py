@@ -8,14 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from types import TracebackType
 
 from pyderp.client.config import ClientConfig
-from pyderp.client.connect import (
-    Progress,
-    RegionRoute,
-    Route,
-    StreamRoute,
-    UrlRoute,
-    in_words,
-)
+from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
 from pyderp.client.connection import Connection
 from pyderp.client.iterate import MessageIterator
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
@@ -23,11 +16,11 @@ from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
-from pyderp.derpmap import DERPNode, DERPRegion
+from pyderp.derpmap import DERPRegion
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import Stream
-from pyderp.net.tls import TlsLink, TLSState
+from pyderp.net.tls import TLSState
 from pyderp.wire.frames import (
     as_packet,
     pack_close_peer,
@@ -44,9 +37,9 @@ __all__ = ["Client"]
 class Client:
     """A client of a DERP relay (`derphttp.Client`).
 
-    Make one with `for_url`, `for_region`, `for_latency` or `over_stream`; none of them does
-    I/O. The first call that needs a connection makes one. When a connection ends, the call
-    that notices raises `ConnectionClosed`, and the next call that needs one connects again.
+    Make one with `for_url`, `for_region` or `over_stream`; none of them does I/O. The first
+    call that needs a connection makes one. When a connection ends, the call that notices
+    raises `ConnectionClosed`, and the next call that needs one connects again.
     `async for message in client` does that by itself.
 
     A relay's operator can read and forge what is sent: use `sealed` for what is private.
@@ -56,7 +49,6 @@ class Client:
 
     def __init__(self, route: Route, private_key: NodePrivate | None, config: ClientConfig) -> None:
         self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
-        self._config = config
         self._receiving: Connection | None = None
         # Not our own `send`: then we and what has sealed packets to send would hold each other.
         self._sealed = SealedPeers(self._life.private, send=self._life.send_one)
@@ -100,13 +92,6 @@ class Client:
         config = config or ClientConfig()
         get_region = region if callable(region) else lambda: region
         return cls(RegionRoute(get_region, config), private_key, config)
-
-    @classmethod
-    def for_latency(cls, *, config: ClientConfig | None = None) -> Client:
-        """A client for `dial_region_tls` only (`derphttp.NewNetcheckClient`)."""
-        client = cls.for_region(lambda: None, config=config)
-        client._life.latency_only = True  # noqa: SLF001 (one of our own)
-        return client
 
     @classmethod
     def over_stream(
@@ -336,28 +321,6 @@ class Client:
         await self._life.unkept(pack_pong(data))
 
     # Others
-
-    async def dial_region_tls(self, region: DERPRegion) -> tuple[TlsLink, DERPNode]:
-        """Connect to a region by TCP and TLS only; to measure (`DialRegionTLS`).
-
-        Returns:
-            the stream, which belongs to the caller (`abort` it), and the node it leads to.
-
-        Raises:
-            DialError: no node could be reached.
-            TLSError: no node that was reached passed the handshake.
-            TimeoutError: it took more than `connect_timeout`.
-        """
-        route = RegionRoute(lambda: region, self._config)
-        progress = Progress()
-        try:
-            async with asyncio.timeout(self._config.connect_timeout):
-                return await route.connect_tls(region, progress)
-        except TimeoutError as e:
-            timeout = self._config.connect_timeout
-            raise in_words(without_frames(e), progress, timeout) from e
-        finally:
-            progress.attempts = []  # the errors hold frames that hold `progress`
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.

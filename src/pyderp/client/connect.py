@@ -35,7 +35,8 @@ __all__ = [
     "Route",
     "StreamRoute",
     "UrlRoute",
-    "in_words",
+    "dial_region_tls",
+    "explain_timeout",
 ]
 
 log = logging.getLogger("pyderp.client")
@@ -61,15 +62,15 @@ class Progress:
         self.attempts: list[Exception] = []
 
 
-def in_words(error: Exception, progress: Progress, timeout: float) -> Exception:
-    """The same error, but a time-out that has words."""
+def explain_timeout(error: Exception, progress: Progress, timeout: float) -> Exception:
+    """The same error; for a `TimeoutError` without a text, one that says what was waited for."""
     if not isinstance(error, TimeoutError) or str(error):
         return error
     return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
 
 
-async def theirs(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
-    """Call a program's own function, with or without await; its errors are ours to tell.
+async def call_user_code(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
+    """Call a function of the program that uses the client, and await its result if need be.
 
     Raises:
         DialError: it raised something that is neither our error nor the system's.
@@ -174,7 +175,7 @@ class UrlRoute(HttpRoute):
     async def _dial(self) -> Link:
         target = self.target
         if self.config.dialer is not None:
-            return await as_link(await theirs(self.config.dialer, target.host, target.port))
+            return await as_link(await call_user_code(self.config.dialer, target.host, target.port))
         scheme = None
         if self.websocket:
             scheme = "wss" if target.tls else "ws"
@@ -200,7 +201,7 @@ class RegionRoute(HttpRoute):
         return "region" if self._region is None else region_label(self._region)
 
     async def connect(self, login: Login, progress: Progress) -> Connected:
-        region = self._region = await theirs(self.get_region)
+        region = self._region = await call_user_code(self.get_region)
         if region is None:
             raise ConnectError("DERP region not available")
         log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
@@ -214,7 +215,7 @@ class RegionRoute(HttpRoute):
 
         return await self._first(region, to_node, progress)
 
-    async def connect_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
+    async def dial_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
         """TCP and TLS only, to the first node of a region that can be reached."""
 
         async def to_node(node: DERPNode) -> tuple[TlsLink, DERPNode]:
@@ -306,7 +307,7 @@ class StreamRoute(Route):
                 "opens a stream"
             )
         if callable(stream):
-            return await theirs(stream)
+            return await call_user_code(stream)
         self._stream = None
         return stream
 
@@ -314,3 +315,27 @@ class StreamRoute(Route):
         stream, self._stream = self._stream, None
         if stream is not None and not callable(stream):
             (await as_link(stream)).abort()
+
+
+async def dial_region_tls(
+    region: DERPRegion, *, config: ClientConfig | None = None
+) -> tuple[TlsLink, DERPNode]:
+    """Connect to a region by TCP and TLS only; to measure (`derphttp.Client.DialRegionTLS`).
+
+    Returns:
+        the stream, which belongs to the caller (`abort` it), and the node it leads to.
+
+    Raises:
+        DialError: no node could be reached.
+        TLSError: no node that was reached passed the handshake.
+        TimeoutError: it took more than `connect_timeout`.
+    """
+    config = config or ClientConfig()
+    progress = Progress()
+    try:
+        async with asyncio.timeout(config.connect_timeout):
+            return await RegionRoute(lambda: region, config).dial_tls(region, progress)
+    except TimeoutError as e:
+        raise explain_timeout(without_frames(e), progress, config.connect_timeout) from e
+    finally:
+        progress.attempts = []  # the errors hold frames that hold `progress`

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from pyderp.client.config import ClientConfig
-from pyderp.client.connect import Connected, Progress, Route, in_words
+from pyderp.client.connect import Connected, Progress, Route, explain_timeout
 from pyderp.client.connection import Connection
 from pyderp.client.login import Login
 from pyderp.client.stats import ClientStats
@@ -17,7 +17,6 @@ from pyderp.errors import (
     ConnectError,
     ConnectionClosed,
     DerpError,
-    LocalProtocolError,
     NotConnected,
     without_frames,
 )
@@ -63,7 +62,6 @@ class Lifecycle:
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
-        self.latency_only = False
         self._config = config
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
@@ -163,8 +161,6 @@ class Lifecycle:
     async def _attempt_connect(self, label: str) -> Connection:
         if self.closed:
             raise ClientClosed(_CLOSED)
-        if self.latency_only:
-            raise LocalProtocolError("a client made by for_latency can only dial_region_tls")
         info = ClientInfo(
             mesh_key=self._config.mesh_key,
             version=PROTOCOL_VERSION,
@@ -218,7 +214,7 @@ class Lifecycle:
     def _connect_error(self, label: str, error: Exception, progress: Progress) -> ConnectError:
         attempts = progress.attempts
         if error not in attempts:
-            attempts = [*attempts, in_words(error, progress, self._config.connect_timeout)]
+            attempts = [*attempts, explain_timeout(error, progress, self._config.connect_timeout)]
         detail = describe(attempts[0])
         if len(attempts) > 1:
             detail += f" (the first of {len(attempts)} nodes that failed)"
