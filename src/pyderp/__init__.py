@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     __version__: str
-    from pyderp.client.backoff import is_transient
     from pyderp.client.client import Client
-    from pyderp.client.config import ClientConfig
+    from pyderp.client.config import ClientConfig, ClientStats
     from pyderp.client.connect import dial_region_tls
     from pyderp.client.mesh import watch_mesh
+    from pyderp.client.reconnect import is_transient
     from pyderp.client.sealed import SealedPeer
-    from pyderp.client.stats import ClientStats
     from pyderp.config import (
         ACMETLS,
         AdmissionConfig,
@@ -142,13 +141,12 @@ __all__ = [
 
 _NAMES: Final = {
     "pyderp.server.app.relay": "Relay",
-    "pyderp.client.backoff": "is_transient",
     "pyderp.client.client": "Client",
-    "pyderp.client.config": "ClientConfig",
+    "pyderp.client.config": "ClientConfig ClientStats",
     "pyderp.client.connect": "dial_region_tls",
     "pyderp.client.mesh": "watch_mesh",
+    "pyderp.client.reconnect": "is_transient",
     "pyderp.client.sealed": "SealedPeer",
-    "pyderp.client.stats": "ClientStats",
     "pyderp.config": (
         "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide HealthRecipients "
         "ManualTLS RelayConfig TLSSettings "

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from pyderp import Client, ClientConfig, ConnectionClosed, Message, NetworkSettings, ServerInfo
+from pyderp.client.config import ClientStats
 from pyderp.client.connection import Connection
-from pyderp.client.stats import ClientStats
 from pyderp.keys import NodePrivate, NodePublic, seal
 from pyderp.net.link import Link, Receiver
 from pyderp.wire.buffer import FrameBuffer

@@ -19,8 +19,8 @@ from pyderp import (
     ServerInfo,
 )
 from pyderp.client import connection as module
+from pyderp.client.config import ClientStats
 from pyderp.client.connection import Connection
-from pyderp.client.stats import ClientStats
 from pyderp.keys import NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (

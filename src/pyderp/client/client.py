@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 
-from pyderp.client.config import ClientConfig
+from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
 from pyderp.client.connection import Connection
-from pyderp.client.iterate import MessageIterator
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
+from pyderp.client.reconnect import MessageIterator
 from pyderp.client.sealed import SealedPeer, SealedPeers
-from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.derpmap import DERPRegion
@@ -160,9 +159,9 @@ class Client:
             ConnectionClosed: the connection ended; said once, after all that had come.
             ConnectError: there was none and none could be made.
         """
-        return (await self.recv_detail())[0]
+        return (await self.recv_with_generation())[0]
 
-    async def recv_detail(self) -> tuple[Message, int]:
+    async def recv_with_generation(self) -> tuple[Message, int]:
         """As `recv`, and the generation of the connection that brought it, from 1."""
         connection = await self._messages_wait()
         message = connection.messages.popleft()
@@ -201,7 +200,7 @@ class Client:
                 and that the relay may set (Restarting). Before the first success, what
                 looks permanent is raised all the same (`is_transient`).
         """
-        return MessageIterator(self.recv_detail, self._life, reconnect=reconnect)
+        return MessageIterator(self.recv_with_generation, self._life, reconnect=reconnect)
 
     # Sending
 

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from pyderp.client.config import ClientStats
 from pyderp.client.pings import Pings
-from pyderp.client.stats import ClientStats
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import (
     ClientClosed,

@@ -7,11 +7,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
-from pyderp.client.config import ClientConfig
+from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import Connected, Progress, Route, explain_timeout
 from pyderp.client.connection import Connection
 from pyderp.client.login import Login
-from pyderp.client.stats import ClientStats
 from pyderp.errors import (
     ClientClosed,
     ConnectError,
