@@ -9,7 +9,7 @@ from types import TracebackType
 
 from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
-from pyderp.client.connection import Connection
+from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
 from pyderp.client.reconnect import MessageIterator
 from pyderp.client.sealed import SealedPeer, SealedPeers
@@ -48,7 +48,7 @@ class Client:
 
     def __init__(self, route: Route, private_key: NodePrivate | None, config: ClientConfig) -> None:
         self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
-        self._receiving: Connection | None = None
+        self._receiving: ClientConnection | None = None
         # Not our own `send`: then we and what has sealed packets to send would hold each other.
         self._sealed = SealedPeers(self._life.private, send=self._life.send_one)
 
@@ -177,7 +177,7 @@ class Client:
         connection.taken()
         return found
 
-    async def _messages_wait(self) -> Connection:
+    async def _messages_wait(self) -> ClientConnection:
         # A receiver stays with a connection until it has had all that came and the error,
         # also when a sender has connected anew meanwhile.
         connection = self._receiving

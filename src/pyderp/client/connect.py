@@ -7,11 +7,11 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from pyderp.client.config import ClientConfig
-from pyderp.client.login import LoggedIn, Login, over_http, over_stream, over_websocket
+from pyderp.client.login import Established, Login, over_http, over_stream, over_websocket
 from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
 from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import (
@@ -25,11 +25,10 @@ from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream, as_link
-from pyderp.net.tls import TlsLink, TLSState, start_tls
+from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
 
 __all__ = [
-    "Connected",
     "Progress",
     "RegionRoute",
     "Route",
@@ -44,14 +43,6 @@ log = logging.getLogger("pyderp.client")
 T = TypeVar("T")
 
 _TLS13: Final = "TLSv1.3"
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """What an attempt gave."""
-
-    login: LoggedIn
-    tls: TLSState | None
 
 
 class Progress:
@@ -94,7 +85,7 @@ class Route(ABC):
         """Where it leads, for errors."""
 
     @abstractmethod
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         """Connect and log in; all that was opened on the way is closed if it fails."""
 
     async def aclose(self) -> None:  # noqa: B027 (most routes hold nothing)
@@ -119,7 +110,7 @@ class HttpRoute(Route):
         *,
         node: DERPNode | None = None,
         ideal_node: str = "",
-    ) -> Connected:
+    ) -> Established:
         """TLS if the target wants it, then upgrade and login, on a connected link."""
         state = None
         try:
@@ -138,7 +129,8 @@ class HttpRoute(Route):
         except BaseException:
             link.abort()
             raise
-        return Connected(done, state)
+        done.tls = state
+        return done
 
     async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
         return await start_tls(
@@ -166,7 +158,7 @@ class UrlRoute(HttpRoute):
     def label(self) -> str:
         return self.target.text
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
         progress.step = f"connecting to {self.target.host}"
         link = await self._dial()
@@ -200,13 +192,13 @@ class RegionRoute(HttpRoute):
     def label(self) -> str:
         return "region" if self._region is None else region_label(self._region)
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         region = self._region = await call_user_code(self.get_region)
         if region is None:
             raise ConnectError("DERP region not available")
         log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
 
-        async def to_node(node: DERPNode) -> Connected:
+        async def to_node(node: DERPNode) -> Established:
             target = node_url(node, tls=self.tls)
             progress.step = f"connecting to node {node.name}"
             link = await self._dial(node)
@@ -290,11 +282,13 @@ class StreamRoute(Route):
     def label(self) -> str:
         return "the given stream"
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         link = await as_link(await self._take())
         progress.step = "waiting for the relay's greeting"
         try:
-            return Connected(await over_stream(link, login), getattr(link, "state", None))
+            done = await over_stream(link, login)
+            done.tls = getattr(link, "state", None)
+            return done
         except BaseException:
             link.abort()
             raise

@@ -32,7 +32,7 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_forward_packet
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
-__all__ = ["Connection"]
+__all__ = ["ClientConnection"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -41,7 +41,7 @@ FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
 
 
-class Connection:
+class ClientConnection:
     """A login that holds; ends once, and never comes back.
 
     Made by `pyderp.client.login`. Calls raise `ConnectionClosed` once it has ended.

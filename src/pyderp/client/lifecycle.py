@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 from pyderp.client.config import ClientConfig, ClientStats
-from pyderp.client.connect import Connected, Progress, Route, explain_timeout
-from pyderp.client.connection import Connection
-from pyderp.client.login import Login
+from pyderp.client.connect import Progress, Route, explain_timeout
+from pyderp.client.connection import ClientConnection
+from pyderp.client.login import Established, Login
 from pyderp.errors import (
     ClientClosed,
     ConnectError,
@@ -50,13 +50,13 @@ class Lifecycle:
         self.route = route
         self.private = private
         self.stats = ClientStats()
-        self.connection: Connection | None = None
+        self.connection: ClientConnection | None = None
         """The current one; it may have ended, and nobody have noticed."""
         self.generation = 0
         self.server_key: NodePublic | None = None
         self.closing = asyncio.Event()
         """Set when the client is closed."""
-        self.unsent: Connection | None = None
+        self.unsent: ClientConnection | None = None
         """It ended with a failed write, of which no sender has heard."""
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
@@ -91,7 +91,7 @@ class Lifecycle:
             return "connecting"
         return "connected" if self.connected else "not connected"
 
-    async def connect(self, label: str) -> Connection:
+    async def connect(self, label: str) -> ClientConnection:
         """The current connection if it stands, or else a new one; one attempt at a time.
 
         Who waits for the attempt of another shares its failure.
@@ -106,7 +106,7 @@ class Lifecycle:
             if not self._callers:
                 self._failure = None  # it holds frames that hold us
 
-    async def _connect_in_turn(self, label: str, attempts: int) -> Connection:
+    async def _connect_in_turn(self, label: str, attempts: int) -> ClientConnection:
         connection = self.connection
         if connection is not None:
             if not connection.ended:
@@ -133,7 +133,7 @@ class Lifecycle:
         if not (self.closed or self.connected):
             await self._news.wait()
 
-    async def for_receive(self, what: str) -> Connection:
+    async def for_receive(self, what: str) -> ClientConnection:
         """The connection to use for a call; made if there is none.
 
         It may have ended: then the call that gets it reports that.
@@ -157,7 +157,7 @@ class Lifecycle:
                 attempts=[without_frames(e)],
             ) from e
 
-    async def _attempt_connect(self, label: str) -> Connection:
+    async def _attempt_connect(self, label: str) -> ClientConnection:
         if self.closed:
             raise ClientClosed(_CLOSED)
         info = ClientInfo(
@@ -187,16 +187,16 @@ class Lifecycle:
             progress.attempts = []  # the errors hold frames that hold `progress`
         return self._connected(made, login)
 
-    def _connected(self, made: Connected, login: Login) -> Connection:
+    def _connected(self, made: Established, login: Login) -> ClientConnection:
         if self.closed:
-            made.login.link.abort()
+            made.link.abort()
             raise ClientClosed(_CLOSED)
         self.generation += 1
         self.stats.connects += 1
-        connection = self.connection = Connection(
-            made.login.link,
-            made.login.session,
-            made.login.messages,
+        connection = self.connection = ClientConnection(
+            made.link,
+            made.session,
+            made.messages,
             generation=self.generation,
             stats=self.stats,
             tls=made.tls,
@@ -222,7 +222,7 @@ class Lifecycle:
         failed.__cause__ = ExceptionGroup("attempts to connect", failed.attempts)
         return failed
 
-    def forget(self, connection: Connection, *, sending: bool) -> None:
+    def forget(self, connection: ClientConnection, *, sending: bool) -> None:
         """Close for reconnect: only if it is still the current one.
 
         So a sender and a receiver that fail together cannot close each other's new one.
@@ -253,7 +253,7 @@ class Lifecycle:
         finally:
             await self.route.aclose()
 
-    async def for_send(self, what: str) -> Connection:
+    async def for_send(self, what: str) -> ClientConnection:
         """As `for_receive`; but raises first if a write failed and no sender was told.
 
         Raises:
@@ -290,7 +290,7 @@ class Lifecycle:
             self.forget(connection, sending=True)
             raise
 
-    async def command(self, connection: Connection, frame: bytes) -> None:
+    async def command(self, connection: ClientConnection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
         try:
             await _send_frame(connection, frame)
@@ -302,7 +302,7 @@ class Lifecycle:
         """Send a ping or pong on the connection there is; its failure is for others to find."""
         await _send_frame(self.require(), frame)
 
-    def require(self) -> Connection:
+    def require(self) -> ClientConnection:
         """The connection, for calls that do not make one.
 
         Raises:
@@ -315,7 +315,7 @@ class Lifecycle:
         return self.connection
 
 
-async def _send_frame(connection: Connection, frame: bytes) -> None:
+async def _send_frame(connection: ClientConnection, frame: bytes) -> None:
     if connection.busy:
         await connection.drain()
     connection.send_frame(frame)
