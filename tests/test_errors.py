@@ -7,10 +7,12 @@ import importlib
 import pickle
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
 import pyderp
+import pyderp.testing
 import pyderp.wire
 from pyderp import config, derpmap, errors
 from pyderp.wire import messages
@@ -24,12 +26,12 @@ PUBLIC = {
     "pyderp.keys": ["MeshKey", "NodePrivate", "NodePublic"],
     "pyderp.derpmap": derpmap.__all__,
     "pyderp.server.app.relay": ["Relay"],
-    "pyderp.client.backoff": ["is_transient"],
     "pyderp.client.client": ["Client"],
-    "pyderp.client.config": ["ClientConfig"],
+    "pyderp.client.config": ["ClientConfig", "ClientStats"],
+    "pyderp.client.connect": ["dial_region_tls"],
     "pyderp.client.mesh": ["watch_mesh"],
+    "pyderp.client.reconnect": ["is_transient"],
     "pyderp.client.sealed": ["SealedPeer"],
-    "pyderp.client.stats": ["ClientStats"],
     "pyderp.net.dnscache": ["DNSCache"],
     "pyderp.net.settings": ["NetworkSettings"],
     "pyderp.net.tls": ["HealthTracker", "TLSConfig", "TLSState"],
@@ -42,7 +44,15 @@ PUBLIC = {
 def test_top_level_names_are_those_of_the_modules_below() -> None:
     """All errors, settings, messages and maps, and the classes one works with."""
     union = [name for names in PUBLIC.values() for name in names]
-    assert sorted(pyderp.__all__) == sorted(union)
+    assert vars(pyderp)["__all__"] == sorted(union)
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    """The imports for them are the other list of names."""
+    for package in (pyderp, pyderp.testing):
+        assert package.__file__ is not None
+        text = Path(package.__file__).read_text()
+        assert sorted(re.findall(r"\b(\w+) as \1\b", text)) == vars(package)["__all__"]
 
 
 def test_top_level_names_are_the_same_objects_as_below() -> None:

@@ -33,12 +33,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pyderp.wire.messages import Restarting
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = [
     "BadBox",
@@ -176,6 +173,17 @@ class PinMismatch(CertificateError):
 
 class NotConnected(DerpError):
     """There is no connection, and this call does not make one."""
+
+
+@dataclass(slots=True)
+class Restarting:
+    """The relay is about to restart. Both times in seconds.
+
+    A message of the relay (`pyderp.wire.messages`); here because `ConnectionClosed` has it.
+    """
+
+    reconnect_in: float
+    try_for: float
 
 
 class ConnectionClosed(DerpError):

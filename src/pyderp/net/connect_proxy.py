@@ -16,7 +16,7 @@ from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig, start_tls
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["connect_through_http", "open_tunnel"]
 

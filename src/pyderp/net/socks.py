@@ -15,7 +15,7 @@ from pyderp.net.proxies import Proxy, host_port
 from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["connect_through_socks"]
 

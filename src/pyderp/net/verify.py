@@ -20,8 +20,8 @@ from cryptography import x509
 from pyderp.errors import CertificateError, PinMismatch, TLSError
 from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
+from pyderp.text import printable
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
-from pyderp.wire.text import printable
 
 __all__ = [
     "Rule",

@@ -13,7 +13,7 @@ import h11
 
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = [
     "BROWSER_HEADERS",
@@ -113,6 +113,12 @@ class StreamedResponse:
     chunks: AsyncGenerator[bytes, None]
 
 
+Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
+"""What a request is answered with, now or later."""
+Routes: TypeAlias = Callable[[Request], Answer]
+"""Decides on the answer to a request."""
+
+
 def text_response(status: int, text: str, *, close: bool = False) -> Response:
     """A plain-text error or note, in the form of Go's `http.Error`."""
     headers = [
@@ -147,11 +153,6 @@ _QUOTED: Final = 100
 _MAX_LINES: Final = 200
 """Lines of a request head. h11 takes 64 KiB of empty ones, for a fifth of a second of CPU."""
 _SERVER_ERROR_CLOSES: Final = ("Connection", "close")
-
-
-Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
-Routes: TypeAlias = Callable[[Request], Answer]
-"""Answers requests."""
 
 
 class HttpConnection:

@@ -10,9 +10,9 @@ import h11
 
 from pyderp.errors import BadUpgrade, UpgradeRejected, without_frames
 from pyderp.keys import NodePublic
+from pyderp.text import printable
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import Request
-from pyderp.wire.text import printable
 
 __all__ = [
     "Upgrade",

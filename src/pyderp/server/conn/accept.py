@@ -17,7 +17,7 @@ from pyderp.server.conn.kernel import open_files
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.proxyheader import ProxyHeaderStage
 from pyderp.server.conn.tls import TLSLayer
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 from pyderp.wire.http import Routes
 
 __all__ = [

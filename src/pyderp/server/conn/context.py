@@ -18,7 +18,7 @@ from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.server.conn.timers import TimerWheel
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
 

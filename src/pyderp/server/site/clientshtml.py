@@ -12,7 +12,7 @@ from pyderp.server.site.clientquery import COUNTERS, ClientsQuery
 from pyderp.server.site.clients import ClientsPage, Row
 from pyderp.server.site.gotext import duration_text
 from pyderp.server.site.view import RelayView
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["clients_as_html", "index_as_html"]
 

@@ -14,7 +14,7 @@ from pyderp.server.conn.kernel import tcp_info
 from pyderp.server.conn.sockets import format_address
 from pyderp.server.site.tally import slices
 from pyderp.server.site.view import RelayView
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 if TYPE_CHECKING:
     from pyderp.server.conn.context import Served

@@ -1,4 +1,4 @@
-"""The rate limit that a relay asks a client to keep, told in ServerInfo."""
+"""How often something may happen: bytes sent to a relay, connections accepted, lines logged."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ __all__ = ["TokenBucket"]
 
 
 class TokenBucket:
-    """Bytes that may be sent: a burst at once, then a rate (as `rate.Limiter` in Go).
+    """Allows a burst at once, then a rate (as `rate.Limiter` in Go); of bytes, or of events.
 
     Starts full and refills continuously. What is larger than the burst never passes;
     a burst of 0 lets nothing pass. No limit is no bucket.
 
     Args:
-        rate_bytes_per_second: how fast it refills.
-        burst_bytes: how much it holds.
+        rate: tokens a second.
+        burst: how many it holds.
         now: seconds of a monotonic clock, as for `take`.
     """
 
     __slots__ = ("_burst", "_last", "_rate", "_tokens")
 
-    def __init__(self, rate_bytes_per_second: float, burst_bytes: float, now: float) -> None:
-        self._rate = rate_bytes_per_second
-        self._burst = burst_bytes
-        self._tokens = burst_bytes
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
         self._last = now
 
     def take(self, n: int, now: float) -> bool:
-        """Take `n` bytes, all or none; whether they may be sent now.
+        """Take `n` tokens, all or none. Returns whether they were there.
 
         A clock that goes back refills nothing.
         """

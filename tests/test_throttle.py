@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 
 quick = settings(derandomize=True, deadline=None)
 
