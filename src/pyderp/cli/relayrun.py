@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 import pyderp
+from pyderp.addresses import format_address
 from pyderp.cli.leaving import leave_soon
 from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
@@ -47,7 +48,6 @@ from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.app.relay import Relay
 from pyderp.server.app.systemd import Supervisor, inherited_listeners
 from pyderp.server.conn.accept import log_accept_errors, raise_file_limit
-from pyderp.server.conn.sockets import format_address
 
 __all__ = ["Loaded", "carry_out"]
 

@@ -9,9 +9,10 @@ from typing import Final
 
 import h11
 
+from pyderp.addresses import format_address
 from pyderp.errors import DialError, ProxyError, TLSError, without_frames
 from pyderp.net.link import Link, Receiver, link_over_socket
-from pyderp.net.proxies import Proxy, host_port
+from pyderp.net.proxies import Proxy
 from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
@@ -53,7 +54,7 @@ async def connect_through_http(
     if _HOST.fullmatch(host) is None:
         # Here already: a proxy that is asked for nonsense is a round trip for nothing.
         raise DialError(f'invalid DERP node hostname "{printable(host, 100)}"')
-    target = host_port(host, port)
+    target = format_address(host, port)
     try:
         sock = await connect_to_proxy(proxy, settings=settings, resolver=resolver)
         link: Link = await link_over_socket(sock)
@@ -88,7 +89,7 @@ async def open_tunnel(
         DialError: `host` cannot stand in a request.
     """
     try:
-        early = await _connect(link, host_port(host, port), proxy, settings)
+        early = await _connect(link, format_address(host, port), proxy, settings)
     except BaseException:
         link.abort()
         raise

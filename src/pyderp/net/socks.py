@@ -10,8 +10,9 @@ from python_socks import ProxyError as SocksProxyError
 from python_socks import ProxyTimeoutError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as SocksProxy
 
+from pyderp.addresses import format_address
 from pyderp.errors import ProxyError, without_frames
-from pyderp.net.proxies import Proxy, host_port
+from pyderp.net.proxies import Proxy
 from pyderp.net.race import connect_to_proxy
 from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
@@ -39,7 +40,7 @@ async def connect_through_socks(
         DialError: the proxy cannot be reached.
         ConfigError: mark or device cannot be used.
     """
-    what = f"SOCKS5 proxy {proxy.redacted} to {host_port(host, port)}"
+    what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
     way = _Way(proxy, settings, resolver)
     dialer = SocksProxy(
         ProxyType.SOCKS5,

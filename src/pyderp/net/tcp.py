@@ -11,9 +11,8 @@ import socket
 import sys
 from typing import Final
 
-from pyderp.addresses import unmapped
+from pyderp.addresses import format_address, unmapped
 from pyderp.errors import ConfigError, DialError
-from pyderp.net.proxies import host_port
 from pyderp.net.settings import NetworkSettings
 
 __all__ = ["connect_socket"]
@@ -36,7 +35,7 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
         ConfigError: mark or device of `settings` cannot be used by this process or system.
     """
     ip = ipaddress.ip_address(address)
-    where = host_port(address, port)
+    where = format_address(address, port)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

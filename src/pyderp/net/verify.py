@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import ipaddress
 import ssl
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from pyderp.addresses import ip_literal
 from pyderp.errors import CertificateError, PinMismatch, TLSError
 from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
@@ -74,7 +74,7 @@ class Rule:
             CertificateError: it is for another name or time.
         """
         if self.pin is not None:
-            host = "" if _address(self.server_name) else self.server_name
+            host = "" if ip_literal(self.server_name) else self.server_name
             _check_pin(chain, self.pin, host, now)
         elif self.other_name and not _is_for(chain[0], self.other_name):
             raise CertificateError(
@@ -193,7 +193,7 @@ def _is_for(der: bytes, name: str) -> bool:
         alternatives = _alternatives(certificate)
         if alternatives is None:
             return False
-        if address := _address(name):
+        if address := ip_literal(name):
             return address in alternatives.get_values_for_type(x509.IPAddress)
         patterns = alternatives.get_values_for_type(x509.DNSName)
     wanted = name.rstrip(".").lower()
@@ -233,13 +233,6 @@ def _bare(server_name: str) -> str:
         return name.encode("idna").decode("ascii")
     except UnicodeError as e:
         raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
 
 
 def _quoted(text: str) -> str:

@@ -7,17 +7,15 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs import make_certificates
 from pyderp.certs.check import PUBLIC
-from pyderp.cli.relayflags.certificate import is_loopback
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePrivate
 from pyderp.server.app.listeners import stun_host
-from pyderp.server.conn.sockets import parse_address, unix_path
 
 __all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]
 

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pyderp.addresses import format_address
 from pyderp.config import LIVE_SETTINGS, RelayConfig
 from pyderp.defaults import (
     HTTPS_PORT,
@@ -28,7 +29,6 @@ from pyderp.relay.ending import EndReason, How
 from pyderp.server.app.assemble import Parts
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.context import Core, Served
-from pyderp.server.conn.sockets import format_address
 from pyderp.wire.frames import pack_restarting
 
 if TYPE_CHECKING:
