@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         RelayConfig,
         TLSSettings,
     )
-    from pyderp.derpmap import DERPMap, DERPNode, DERPRegion, HomeParams, MapProblems
     from pyderp.errors import (
         BadBox,
         BadMagic,
@@ -52,6 +51,8 @@ if TYPE_CHECKING:
         UpgradeRejected,
     )
     from pyderp.keys import MeshKey, NodePrivate, NodePublic
+    from pyderp.maps.derpmap import DERPMap, HomeParams, MapProblems
+    from pyderp.maps.region import DERPNode, DERPRegion
     from pyderp.net.dnscache import DNSCache
     from pyderp.net.settings import NetworkSettings
     from pyderp.net.tls import HealthTracker, TLSConfig, TLSState
@@ -150,7 +151,8 @@ _NAMES: Final = {
         "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide HealthRecipients "
         "ManualTLS RelayConfig TLSSettings "
     ),
-    "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
+    "pyderp.maps.derpmap": "DERPMap HomeParams MapProblems",
+    "pyderp.maps.region": "DERPNode DERPRegion",
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "

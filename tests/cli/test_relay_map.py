@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyderp.cli.relayflags.showmap import show_map
-from pyderp.derpmap import DERPMap
+from pyderp.maps.derpmap import DERPMap
 from tests.interop.peers import need
 from tests.server.certificates import write_pair
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyderp.derpmap import DERPNode
+from pyderp.maps.region import DERPNode
 from pyderp.net import connect_proxy
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.dnscache import DNSCache

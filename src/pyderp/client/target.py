@@ -12,8 +12,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyderp.addresses import bracketed, format_address
 from pyderp.defaults import DEV_PORT, HTTPS_PORT
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError
+from pyderp.maps.region import DERPNode, DERPRegion
 
 __all__ = ["GetRegion", "UrlTarget", "node_port", "node_url", "parse_url", "region_label"]
 
@@ -103,7 +103,7 @@ def _redacted(parts: SplitResult) -> str:
 
 def node_port(node: DERPNode, *, tls: bool) -> int:
     """The TCP port of a node; without TLS the default is that of a relay under `--dev`."""
-    return node.derp_port or (HTTPS_PORT if tls else DEV_PORT)
+    return node.derp_port_or(HTTPS_PORT if tls else DEV_PORT)
 
 
 def node_host_header(node: DERPNode, *, tls: bool) -> str:

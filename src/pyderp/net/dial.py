@@ -10,8 +10,8 @@ from functools import partial
 from typing import Final
 
 from pyderp.addresses import ip_literal
-from pyderp.derpmap import DERPNode
 from pyderp.errors import DialError, ProxyError, without_frames
+from pyderp.maps.region import DERPNode
 from pyderp.net.connect_proxy import connect_through_http
 from pyderp.net.dnscache import DNSCache
 from pyderp.net.link import Link, link_over_socket

@@ -18,6 +18,7 @@ from cryptography import x509
 
 from pyderp.addresses import ip_literal
 from pyderp.errors import CertificateError, PinMismatch, TLSError
+from pyderp.maps.region import PIN_PREFIX
 from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
@@ -31,8 +32,6 @@ __all__ = [
     "presented_chain",
     "self_signed_issuer",
 ]
-
-PIN_PREFIX: Final = "sha256-raw:"
 
 _DER: Final = 2
 """`_ssl.ENCODING_DER`."""

@@ -13,9 +13,9 @@ from typing import Final, get_args
 from pyderp.addresses import format_address
 from pyderp.certs.manual import ManualCertificates
 from pyderp.config import RelayConfig
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.server.app.relay import Relay
 from pyderp.testing.connection import Connection
 from pyderp.testing.plan import CutAfter, FaultCounters, Junk, Plan, Way, make_junk
