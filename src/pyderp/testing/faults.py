@@ -141,9 +141,7 @@ class FaultyRelay:
         )
 
     def _pin(self) -> str:
-        if self._certificates is None:
-            return ""
-        return str((self._certificates.map_node() or {})["CertName"])
+        return "" if self._certificates is None else self._certificates.cert_name
 
     @property
     def relay(self) -> Relay:
