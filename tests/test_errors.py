@@ -32,7 +32,7 @@ PUBLIC = {
     "pyderp.client.mesh": ["watch_mesh"],
     "pyderp.client.sealed": ["SealedPeer"],
     "pyderp.client.stats": ["ClientStats"],
-    "pyderp.net.dnscache": ["DNSCache"],
+    "pyderp.net.dns": ["DNSCache"],
     "pyderp.net.settings": ["NetworkSettings"],
     "pyderp.net.tls": ["HealthTracker", "TLSConfig", "TLSState"],
     "pyderp.wire.frames": ["PeerGoneReason", "PeerPresentFlags"],

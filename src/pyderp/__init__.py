@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from pyderp.keys import MeshKey, NodePrivate, NodePublic
     from pyderp.maps.derpmap import DERPMap, HomeParams, MapProblems
     from pyderp.maps.region import DERPNode, DERPRegion
-    from pyderp.net.dnscache import DNSCache
+    from pyderp.net.dns import DNSCache
     from pyderp.net.settings import NetworkSettings
     from pyderp.net.tls import HealthTracker, TLSConfig, TLSState
     from pyderp.server.app.relay import Relay
@@ -160,7 +160,7 @@ _NAMES: Final = {
         "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),
     "pyderp.keys": "MeshKey NodePrivate NodePublic",
-    "pyderp.net.dnscache": "DNSCache",
+    "pyderp.net.dns": "DNSCache",
     "pyderp.net.settings": "NetworkSettings",
     "pyderp.net.tls": "HealthTracker TLSConfig TLSState",
     "pyderp.wire.frames": "PeerGoneReason PeerPresentFlags",

@@ -12,8 +12,7 @@ from typing import Final
 from pyderp.addresses import ip_literal
 from pyderp.errors import DialError, ProxyError, without_frames
 from pyderp.maps.region import DERPNode
-from pyderp.net.connect_proxy import connect_through_http
-from pyderp.net.dnscache import DNSCache
+from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
 from pyderp.net.proxies import (
     Proxy,
@@ -21,10 +20,9 @@ from pyderp.net.proxies import (
     explicit_proxy,
     socks_proxy_from_environment,
 )
-from pyderp.net.race import connect_to_any, connect_to_host, staggered_race
-from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.socks import connect_through_socks
+from pyderp.net.tcp import connect_to_any, connect_to_host, staggered_race
+from pyderp.net.tunnel import connect_through_http, connect_through_socks
 
 __all__ = ["dial_host", "dial_node"]
 
