@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from pyderp.config import ManualTLS as ManualTLS
     from pyderp.config import RelayConfig as RelayConfig
     from pyderp.config import TLSSettings as TLSSettings
-    from pyderp.derpmap import DERPMap as DERPMap
-    from pyderp.derpmap import DERPNode as DERPNode
-    from pyderp.derpmap import DERPRegion as DERPRegion
-    from pyderp.derpmap import HomeParams as HomeParams
-    from pyderp.derpmap import MapProblems as MapProblems
     from pyderp.errors import BadBox as BadBox
     from pyderp.errors import BadMagic as BadMagic
     from pyderp.errors import BadUpgrade as BadUpgrade
@@ -55,7 +50,12 @@ if TYPE_CHECKING:
     from pyderp.keys import MeshKey as MeshKey
     from pyderp.keys import NodePrivate as NodePrivate
     from pyderp.keys import NodePublic as NodePublic
-    from pyderp.net.dnscache import DNSCache as DNSCache
+    from pyderp.maps.derpmap import DERPMap as DERPMap
+    from pyderp.maps.derpmap import HomeParams as HomeParams
+    from pyderp.maps.derpmap import MapProblems as MapProblems
+    from pyderp.maps.region import DERPNode as DERPNode
+    from pyderp.maps.region import DERPRegion as DERPRegion
+    from pyderp.net.dns import DNSCache as DNSCache
     from pyderp.net.settings import NetworkSettings as NetworkSettings
     from pyderp.net.tls import HealthTracker as HealthTracker
     from pyderp.net.tls import TLSConfig as TLSConfig
@@ -86,7 +86,8 @@ _NAMES: Final = {
         "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide HealthRecipients "
         "ManualTLS RelayConfig TLSSettings "
     ),
-    "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
+    "pyderp.maps.derpmap": "DERPMap HomeParams MapProblems",
+    "pyderp.maps.region": "DERPNode DERPRegion",
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
@@ -94,7 +95,7 @@ _NAMES: Final = {
         "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),
     "pyderp.keys": "MeshKey NodePrivate NodePublic",
-    "pyderp.net.dnscache": "DNSCache",
+    "pyderp.net.dns": "DNSCache",
     "pyderp.net.settings": "NetworkSettings",
     "pyderp.net.tls": "HealthTracker TLSConfig TLSState",
     "pyderp.wire.frames": "PeerGoneReason PeerPresentFlags",

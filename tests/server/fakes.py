@@ -257,8 +257,9 @@ class FixedCertificate:
     def certificates(self) -> list[CertificateInfo]:
         return []
 
-    def map_node(self) -> dict[str, object] | None:
-        return None
+    @property
+    def cert_name(self) -> str:
+        return ""
 
     async def start(self) -> None:
         pass

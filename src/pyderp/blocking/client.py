@@ -16,9 +16,9 @@ from pyderp.client import sealed
 from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.lifecycle import ConnectionState
 from pyderp.client.target import GetRegion
-from pyderp.derpmap import DERPRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.net.tls import TLSState
 from pyderp.wire.messages import Message
 

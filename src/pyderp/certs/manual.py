@@ -21,6 +21,7 @@ from pyderp.certs.selfsigned import make_self_signed
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
+from pyderp.maps.region import PIN_PREFIX
 
 __all__ = ["ManualCertificates", "certificate_paths"]
 
@@ -90,11 +91,10 @@ class ManualCertificates:
         """The one certificate."""
         return [self._loaded.info]
 
-    def map_node(self) -> dict[str, object] | None:
-        """For an IP address, it and the certificate's pin (`derper` logs the same)."""
-        if self._address is None:
-            return None
-        return {"HostName": self.hostname, "CertName": f"sha256-raw:{self._loaded.digest}"}
+    @property
+    def cert_name(self) -> str:
+        """For an IP address the certificate's pin (`derper` logs the same)."""
+        return "" if self._address is None else f"{PIN_PREFIX}{self._loaded.digest}"
 
     async def start(self) -> None:
         """There is nothing to begin."""

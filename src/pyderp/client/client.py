@@ -15,9 +15,9 @@ from pyderp.client.reconnect import MessageIterator
 from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
-from pyderp.derpmap import DERPRegion
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.net.streams import Stream
 from pyderp.net.tls import TLSState
 from pyderp.wire.frames import (

@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.config import RelayConfig
-from pyderp.derpmap import DERPRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.net.settings import NetworkSettings
 from pyderp.relay.counters import Counters
 from pyderp.server.app.relay import Relay

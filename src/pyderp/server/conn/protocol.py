@@ -17,12 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
+from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.relay import lane
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
-from pyderp.server.conn.sockets import format_address, unmap
 from pyderp.server.conn.writing import StagedWriter
 
 __all__ = ["UNKNOWN", "RelayProtocol"]
@@ -101,7 +101,7 @@ class RelayProtocol(StagedWriter):
     def endpoint(self, which: str) -> tuple[str, int]:
         """IP address and port of one end, `peername` or `sockname`; of a Unix socket, `UNKNOWN`."""
         name = None if self.transport is None else self.transport.get_extra_info(which)
-        return (unmap(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
+        return (unmapped_text(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
