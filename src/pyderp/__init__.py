@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ConnectionClosed,
         DerpError,
         DialError,
+        FailureReason,
         FrameTooLarge,
         InvalidKey,
         InvalidMap,
@@ -94,6 +95,7 @@ __all__ = [
     "Decide",
     "DerpError",
     "DialError",
+    "FailureReason",
     "FrameTooLarge",
     "Health",
     "HealthRecipients",
@@ -155,7 +157,7 @@ _NAMES: Final = {
     "pyderp.maps.region": "DERPNode DERPRegion",
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
-        "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
+        "ConnectError ConnectionClosed DerpError DialError FailureReason FrameTooLarge InvalidKey "
         "InvalidMap LocalProtocolError NameNotFound NotConnected PinMismatch ProtocolError "
         "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),
