@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyderp.errors import ConnectionClosed as ConnectionClosed
     from pyderp.errors import DerpError as DerpError
     from pyderp.errors import DialError as DialError
+    from pyderp.errors import FailureReason as FailureReason
     from pyderp.errors import FrameTooLarge as FrameTooLarge
     from pyderp.errors import InvalidKey as InvalidKey
     from pyderp.errors import InvalidMap as InvalidMap
@@ -90,7 +91,7 @@ _NAMES: Final = {
     "pyderp.maps.region": "DERPNode DERPRegion",
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
-        "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
+        "ConnectError ConnectionClosed DerpError DialError FailureReason FrameTooLarge InvalidKey "
         "InvalidMap LocalProtocolError NameNotFound NotConnected PinMismatch ProtocolError "
         "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),

@@ -17,6 +17,7 @@ from pyderp.errors import (
     ConnectError,
     DerpError,
     DialError,
+    FailureReason,
     LocalProtocolError,
     without_frames,
 )
@@ -25,6 +26,7 @@ from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream, as_link
+from pyderp.net.tcp import failure_reason
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
 
@@ -215,7 +217,8 @@ class RegionRoute(HttpRoute):
             try:
                 link = await self._dial(node)
             except OSError as e:
-                raise DialError(f"dialRegion({region.region_id}): {e}") from e
+                text = f"dialRegion({region.region_id}): {e}"
+                raise DialError(text, reason=failure_reason(e)) from e
             progress.step = "in the TLS handshake"
             return await self._start_tls(link, node.host_name, node), node
 
@@ -247,10 +250,12 @@ class RegionRoute(HttpRoute):
         takes the connection and then says nothing does not use up all of it.
         """
         if not region.nodes:
-            raise DialError(f"no nodes for {region_label(region)}")
+            text = f"no nodes for {region_label(region)}"
+            raise DialError(text, reason=FailureReason.BAD_MAP)
         nodes = [node for node in region.nodes if not node.stun_only]
         if not nodes:
-            raise DialError(f"no non-STUNOnly nodes for {region_label(region)}")
+            text = f"no non-STUNOnly nodes for {region_label(region)}"
+            raise DialError(text, reason=FailureReason.BAD_MAP)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.connect_timeout
         for position, node in enumerate(nodes):
@@ -260,7 +265,8 @@ class RegionRoute(HttpRoute):
                     return await to_node(node)
             except TimeoutError as e:
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                progress.attempts.append(_because(DialError(f"node {node.name}: {why}"), e))
+                error = DialError(f"node {node.name}: {why}", reason=FailureReason.TIMEOUT)
+                progress.attempts.append(_because(error, e))
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
