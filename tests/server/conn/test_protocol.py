@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pyderp.errors import LocalProtocolError
+from pyderp.defaults import RECONNECT_TRY_FOR
+from pyderp.errors import LocalProtocolError, Restarting
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.counters import DropReason
 from pyderp.relay.ending import EndReason, How
@@ -18,6 +19,7 @@ from pyderp.wire.messages import (
     PeerGone,
     PeerPresent,
     ReceivedPacket,
+    ServerInfo,
 )
 from pyderp.wire.upgrade import upgrade_request
 from tests.server.fakes import FakeLoop, Wire, make_context
@@ -210,6 +212,17 @@ def test_packets_for_a_client_that_left_this_turn_are_counted(core: ConnectionCo
     second.transport.lost = True
     first.loop.turn()
     assert core.router.counters.dropped(DropReason.GONE_DISCONNECTED) == 1
+
+
+def test_a_login_while_the_relay_stops_is_told_so(core: ConnectionContext) -> None:
+    """As those are that were there when the stop began."""
+    core.restarts_within = 8.0
+    wire = Wire(core)
+    wire.upgrade()
+    wire.say()
+    server_info, restarting = wire.messages()
+    assert isinstance(server_info, ServerInfo)
+    assert restarting == Restarting(4.0, RECONNECT_TRY_FOR)
 
 
 def test_a_mesh_peer_closes_a_client(

@@ -6,18 +6,15 @@ import asyncio
 import random
 from typing import Final
 
-from pyderp.defaults import LINGER_TIMEOUT, RECONNECT_TRY_FOR
+from pyderp.defaults import LINGER_TIMEOUT
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
-from pyderp.wire.frames import pack_restarting
 
 __all__ = ["close_all"]
 
 _STEP: Final = 0.01
 _LINGER_SHARE: Final = 0.4
 """Of a stop's time, at most this part is kept for clients that are closed last."""
-_LONGEST_RECONNECT: Final = 2**32 // 1000
-"""Seconds that fit the frame, which has milliseconds in 32 bits."""
 
 
 async def close_all(context: ConnectionContext, drain: float) -> None:
@@ -27,7 +24,11 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
         drain: seconds to spread that over; 0: at once.
     """
     try:
-        _tell_restarting(context, drain)
+        context.restarts_within = drain
+        for protocol in list(context.protocols):
+            if protocol.connection is not None:
+                context.tell_restarting(protocol.connection)
+        context.router.flush()
         if drain > 0:
             await _close_spread(context, drain)
         for protocol in list(context.protocols):
@@ -41,16 +42,6 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
         for protocol in list(context.protocols):
             protocol.end(EndReason.STOPPED, How.NOW)
     await context.cancel_tasks()
-
-
-def _tell_restarting(context: ConnectionContext, drain: float) -> None:
-    for protocol in list(context.protocols):
-        # Other clients may end for good on a frame that they do not know.
-        if protocol.connection is not None and protocol.connection.takes_health:
-            reconnect_in = min(drain, _LONGEST_RECONNECT) * context.uniform()
-            frame = pack_restarting(reconnect_in, RECONNECT_TRY_FOR)
-            context.router.send_control(protocol.connection, frame)
-    context.router.flush()
 
 
 async def _close_spread(context: ConnectionContext, drain: float) -> None:

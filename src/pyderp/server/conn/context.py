@@ -12,13 +12,19 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from pyderp.admission.verdict import Applicant, Verdict
 from pyderp.config import Network
-from pyderp.defaults import MESH_WRITE_TIMEOUT, RECEIVE_BUFFER, WRITE_TIMEOUT
+from pyderp.defaults import (
+    MESH_WRITE_TIMEOUT,
+    RECEIVE_BUFFER,
+    RECONNECT_TRY_FOR,
+    WRITE_TIMEOUT,
+)
 from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.server.conn.timers import TimerWheel
 from pyderp.throttle import TokenBucket
+from pyderp.wire.frames import pack_restarting
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
 
@@ -44,6 +50,8 @@ _MORE_THAN_READ: Final = 32 * 1024
 the rest of a record (16 KiB) that an earlier read began: the shared buffer has room for both."""
 TICK: Final = 0.25
 """Seconds between two looks at deadlines and stalled connections."""
+_LONGEST_RECONNECT: Final = 2**32 // 1000
+"""Seconds that fit a Restarting frame, which has milliseconds in 32 bits."""
 _LONGEST_LINE: Final = 400
 _LOGGED_A_SECOND: Final = 10.0
 _LOGGED_AT_ONCE: Final = 50.0
@@ -214,6 +222,8 @@ class ConnectionContext:
         self.protocols: set[Served] = set()
         self.linger_until = math.inf
         """When the last connection must be closed, on the loop's clock: a stop has a deadline."""
+        self.restarts_within: float | None = None
+        """Seconds within which a stop that has begun has clients come back; `None`: no stop."""
         self.stalled: dict[Stalled, None] = {}
         """Connections whose kernel takes no more: an index of `RelayProtocol.full`."""
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
@@ -253,6 +263,13 @@ class ConnectionContext:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def tell_restarting(self, connection: Connection) -> None:
+        """Send a client the Restarting frame if a stop has begun, and if the client knows it."""
+        # Other clients may end for good on a frame that they do not know.
+        if self.restarts_within is not None and connection.takes_health:
+            reconnect_in = min(self.restarts_within, _LONGEST_RECONNECT) * self.uniform()
+            self.router.send_control(connection, pack_restarting(reconnect_in, RECONNECT_TRY_FOR))
 
     def schedule_flush(self) -> None:
         """Have the router write what it holds, once all sockets that are ready were read."""

@@ -115,6 +115,7 @@ class LoginStage:
         protocol.pause_if_full(connection)
         context.router.send_control(connection, client.server_info)
         context.router.login(connection)
+        context.tell_restarting(connection)
         protocol.relay(connection)
         protocol.begin_keep_alive(KEEP_ALIVE + KEEP_ALIVE_JITTER * context.uniform())
         if context.observer is not None:
