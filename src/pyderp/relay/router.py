@@ -13,6 +13,7 @@ from typing import Final
 from pyderp.defaults import (
     HOME_MOVE_GRACE,
     MAX_PENDING_CHANGES,
+    MAX_PENDING_CONTROL,
     NOT_HERE_BURST,
     NOT_HERE_RATE,
     SEND_QUEUE_DEPTH,
@@ -273,6 +274,11 @@ class Router(Delivery):
     def _tell_left_region(self, source: bytes) -> None:
         told = self.registry.left_region(source)
         frame = _PEER_GONE_HEADER + source + _DISCONNECTED
-        self.counters.peer_gone_disconnected += len(told)
         for connection in told:
-            self._control(connection, frame)
+            backlog = connection.backlog
+            # A mesh peer may have any number of sources come and go while a client reads slowly.
+            if backlog is not None and len(backlog.control) >= MAX_PENDING_CONTROL:
+                self.counters.peer_gone_not_sent += 1
+            else:
+                self.counters.peer_gone_disconnected += 1
+                self._control(connection, frame)

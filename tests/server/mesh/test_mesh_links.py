@@ -178,6 +178,35 @@ class TestNews:
 
         run(main())
 
+    def test_many_departures_are_told_over_several_turns(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each of thousands of keys may be known to thousands of clients."""
+        monkeypatch.setattr(module, "_TOLD_A_TURN", 2)
+        keys = [NodePrivate.generate().public for _ in range(12)]
+        flushed: list[int] = []
+
+        async def main() -> None:
+            async with linked_to_fake() as (ours, fake, peer), client_of(ours) as client:
+                peer.say(present(*keys))
+                await until(lambda: ours.status(fake.url).peers == len(keys))
+                registry = ours.router.registry
+                for key in keys:
+                    registry.remember(key.raw, registry.active[client.key.raw])
+                flush = ours.router.flush
+
+                def note() -> None:
+                    flushed.append(ours.counters.peer_gone_disconnected)
+                    flush()
+
+                monkeypatch.setattr(ours.router, "flush", note)
+                peer.say(b"".join(pack_peer_gone(key, DISCONNECTED) for key in keys))
+                for key in keys:
+                    await told_gone(client, key, DISCONNECTED)
+
+        run(main())
+        assert [count for count in flushed if 0 < count < len(keys)], "told in one turn"
+
     def test_keys_beyond_the_bound_are_not_noted(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

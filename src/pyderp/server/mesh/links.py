@@ -42,6 +42,8 @@ _ASK_AGAIN: Final = 60.0
 """Seconds between two questions for the whole picture."""
 _KEYS_A_TURN: Final = 2_000
 """Keys of a broken link that are removed in one turn of the loop, in about 4 ms."""
+_TOLD_A_TURN: Final = 2_000
+"""PeerGone frames to clients here that the news of one link may cause in one turn of the loop."""
 _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
 _KEYS_DIFFER: Final = (
@@ -232,9 +234,17 @@ class _Neighbour:
 
     async def _receive(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
+        counters = self._own.router.counters
         while True:
-            for message in await client.receive_many():
+            messages = await client.receive_many()
+            told = counters.peer_gone_disconnected
+            for message in messages:
                 self._handle(message)
+                if counters.peer_gone_disconnected - told > _TOLD_A_TURN:
+                    # Thousands of keys may leave at once, each known to thousands of clients.
+                    self._own.schedule_flush()
+                    await asyncio.sleep(0)
+                    told = counters.peer_gone_disconnected
             self._own.schedule_flush()
             if self._doubt and loop.time() - self._asked_at >= _ASK_AGAIN:
                 self._doubt = False
@@ -316,9 +326,13 @@ class _Neighbour:
         """
         router, present = self._own.router, self._present
         cancelled: asyncio.CancelledError | None = None
+        counters = router.counters
         while present:
+            told = counters.peer_gone_disconnected
             for _ in range(min(len(present), _KEYS_A_TURN)):
                 router.remove_forwarder(present.pop(), self._link)
+                if counters.peer_gone_disconnected - told > _TOLD_A_TURN:
+                    break
             self._own.schedule_flush()
             try:
                 await asyncio.sleep(0)

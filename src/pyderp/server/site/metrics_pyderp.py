@@ -19,6 +19,10 @@ _RELAY: Final = (
         "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
     ),
     (
+        "peer_gone_not_sent",
+        "PeerGone frames not sent, as too many other frames waited for a slow client.",
+    ),
+    (
         "sources_not_noted",
         "Forwarded packets whose new source was not noted, as a bound was reached.",
     ),
