@@ -138,16 +138,21 @@ def _has_two_lengths(headers: list[tuple[bytes, bytes]]) -> bool:
     return b"transfer-encoding" in names and b"content-length" in names
 
 
-def _origin_form(target: str) -> str:
-    """A target without scheme and host, which any request may have (RFC 9112 §3.2.2)."""
+def _origin_form(target: str, headers: list[tuple[bytes, bytes]]) -> str:
+    """A target without scheme and host, which any request may have (RFC 9112 §3.2.2).
+
+    The host of such a target counts, and replaces that of the header.
+    """
     start = _SCHEME_AND_HOST.match(target)
     if start is None:
         return target
+    host = start[1].encode("latin-1")
+    headers[:] = [(name, host if name == b"host" else value) for name, value in headers]
     rest = target[start.end() :]
     return rest if rest.startswith("/") else "/" + rest
 
 
-_SCHEME_AND_HOST: Final = re.compile("https?://[^/?]*", re.IGNORECASE)
+_SCHEME_AND_HOST: Final = re.compile("https?://([^/?]*)", re.IGNORECASE)
 _QUOTED: Final = 100
 """Characters of what a peer sent that an error repeats."""
 _MAX_LINES: Final = 200
@@ -225,7 +230,7 @@ class HttpConnection:
             raise BadUpgrade(f"HTTP request head of more than {MAX_HTTP_HEAD} bytes")
         return Request(
             event.method.decode("latin-1"),
-            _origin_form(event.target.decode("latin-1")),
+            _origin_form(event.target.decode("latin-1"), headers),
             event.http_version.decode("latin-1"),
             headers,
         )

@@ -248,7 +248,7 @@ SERVED_FLAGS: Final = (
         default=True,
         go_variable="TS_DERP_SENDER_CARDINALITY",
         setting="sender_cardinality",
-        help="Tell in /debug/traffic how many keys have written to a client.",
+        help="Tell in /debug/traffic and /debug/clients/ how many keys have written to a client.",
     ),
     Flag(
         name="rtt-stats",

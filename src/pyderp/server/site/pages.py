@@ -89,6 +89,8 @@ class DebugSite:
             index.headers.append(_NO_STORE)
             return index
         name = path.removeprefix(_ROOT)
+        if ".." in name.split("/"):
+            return text_response(404, "404 page not found")
         # Whatever stands behind the slash is the same page.
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
         if known is None:
