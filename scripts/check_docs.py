@@ -46,9 +46,8 @@ from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
 from pyderp.server.site.access import Access
 from pyderp.server.site.metrics import Metrics
-from pyderp.server.site.metrics_derper import gather_upstream
+from pyderp.server.site.metrics_derper import Series, gather_upstream
 from pyderp.server.site.metrics_pyderp import own_series
-from pyderp.server.site.series import Series
 from pyderp.server.site.view import RelayView
 from pyderp.wire import frames
 from pyderp.wire.info import check_client_info_frame_untrusted

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pyderp.relay.histogram import Histogram
+from pyderp.relay.counters import Histogram
 
 
 def test_a_number_belongs_to_the_first_bound_that_is_not_smaller() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
 from pyderp.relay.ending import EndReason
-from pyderp.relay.histogram import Histogram
 
-__all__ = ["Counters", "DropReason", "QueueTime"]
+__all__ = ["Counters", "DropReason", "Histogram", "QueueTime"]
 
 
 class DropReason(Enum):
@@ -161,7 +162,7 @@ class Counters:
         self.mesh_update_batch_size = Histogram(_UPDATE_SIZES)
         self.mesh_update_loop_count = Histogram(_UPDATE_LOOPS)
         self.tcp_rtt: dict[str, int] = {}
-        """Samples of the round-trip time by label, as `pyderp.server.conn.rtt` takes them."""
+        """Samples of the round-trip time by label, as `pyderp.server.conn.paths` takes them."""
         self.queue_time = QueueTime()
         # (packets, bytes) of each reason and kind; every series is there from the start.
         self.drops = {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
@@ -202,3 +203,46 @@ class Counters:
     def dropped(self, reason: DropReason) -> int:
         """Packets dropped for a reason, of both kinds."""
         return sum(self.drops[reason, kind][0] for kind in KINDS)
+
+
+class Histogram:
+    """How often a number was at most each of some bounds, and not at most the one before.
+
+    Args:
+        bounds: upper bounds, ascending; each belongs to its own bucket. What is larger than
+            the last one has a bucket of its own.
+
+    Attributes:
+        counts: one for each bound and one more, not cumulative.
+        sum: all observed numbers together.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0
+
+    def observe(self, number: int) -> None:
+        """Count one number."""
+        self.add(number, 1)
+
+    def add(self, number: int, times: int) -> None:
+        """Count a number so many times."""
+        self.counts[bisect_left(self.bounds, number)] += times
+        self.sum += number * times
+
+    @property
+    def count(self) -> int:
+        """How many numbers were observed."""
+        return sum(self.counts)
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Each bound as text, the last one `+Inf`, with how many numbers were at most that."""
+        total = 0
+        pairs = []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            total += count
+            pairs.append((bound, total))
+        return pairs

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.server.conn.forwarded import client_address
+from pyderp.server.conn.http import client_address
 from pyderp.wire.http import Request
 
 PROXY = ("10.0.0.1", 1234)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from pyderp.keys import NodePrivate
-from pyderp.server.site.check import problems
+from pyderp.server.site.pages import problems
 from pyderp.server.site.view import RelayView
 
 from .world import FakeAdmission, FakeServed, bare, client

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.server.site.home import home_page
+from pyderp.server.site.routes import home_page
 from pyderp.wire.http import BROWSER_HEADERS
 
 

@@ -31,6 +31,7 @@ def test_parts_that_are_off_are_missing() -> None:
         "pyderp_protocol_errors_total",
         "pyderp_watchers_closed_total",
         "pyderp_mesh_keys_not_noted_total",
+        "pyderp_peer_gone_not_sent_total",
         "pyderp_sources_not_noted_total",
         "pyderp_watch_repeats_ignored_total",
     }

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.relay.histogram import Histogram
-from pyderp.server.site.series import Series
+from pyderp.relay.counters import Histogram
+from pyderp.server.site.metrics_derper import Series
 
 
 @pytest.mark.parametrize(

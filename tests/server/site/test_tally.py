@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pyderp.server.site.tally import slices
+from pyderp.server.site.connections import slices
 
 from .world import FakeServed
 

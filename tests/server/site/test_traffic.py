@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pyderp
-from pyderp.server.site.traffic import traffic
+from pyderp.server.site.connections import traffic
 from pyderp.wire.messages import ReceivedPacket
 from tests.conftest import Run
 from tests.server import dial
@@ -45,7 +45,7 @@ class Rounds:
 def test_busy_clients_are_told_until_the_reader_leaves(
     run: Run, via: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyderp.server.site.traffic._PERIOD", 0.05)
+    monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0.05)
 
     async def main() -> None:
         way = dial.Via(websocket=via == "websocket")
@@ -93,7 +93,7 @@ def test_a_relay_that_stops_ends_the_stream(run: Run) -> None:
 
 
 def test_who_has_no_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyderp.server.site.traffic._PERIOD", 0)
+    monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0)
 
     async def main() -> None:
         view = bare(FakeServed(client()), FakeServed())
@@ -104,7 +104,7 @@ def test_who_has_no_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_cancelling_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyderp.server.site.traffic._PERIOD", 3600)
+    monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 3600)
 
     async def main() -> None:
         async def read() -> None:

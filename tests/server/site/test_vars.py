@@ -6,7 +6,7 @@ from typing import Any
 
 from pyderp.relay.counters import DropReason
 from pyderp.server.site.metrics import Metrics
-from pyderp.server.site.vars import variables
+from pyderp.server.site.pages import variables
 from pyderp.server.site.view import RelayView
 
 from .world import bare, full

@@ -23,17 +23,15 @@ from pyderp.relay.router import Router
 from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, LoginRules
-from pyderp.server.conn.deadpath import PathWatch
 from pyderp.server.conn.health import HealthTeller
 from pyderp.server.conn.limits import Limits
-from pyderp.server.conn.rtt import RttSampler
+from pyderp.server.conn.paths import PathWatch, RttSampler
 from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer
 from pyderp.server.site.access import Access
-from pyderp.server.site.home import home_page
 from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.routes import relay_routes, side_routes
+from pyderp.server.site.routes import home_page, relay_routes, side_routes
 from pyderp.server.site.view import RelayView
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.server import ServerLogin

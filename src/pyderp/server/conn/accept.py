@@ -10,21 +10,18 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 from pyderp.certs.source import CertificateSource
+from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.kernel import open_files
-from pyderp.server.conn.protocol import RelayProtocol
-from pyderp.server.conn.proxyheader import ProxyHeaderStage
+from pyderp.server.conn.protocol import UNKNOWN, RelayProtocol
 from pyderp.server.conn.tls import TLSLayer
 from pyderp.throttle import TokenBucket
 from pyderp.wire.http import Routes
+from pyderp.wire.proxyheader import parse_proxy_header_untrusted
 
-__all__ = [
-    "AcceptGate",
-    "log_accept_errors",
-    "protocol_factory",
-]
+__all__ = ["AcceptGate", "ProxyHeaderStage", "log_accept_errors", "protocol_factory"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -179,3 +176,36 @@ def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
+
+
+class ProxyHeaderStage:
+    """Reads the PROXY header of a peer that is trusted, and has the connection begin behind it.
+
+    Args:
+        protocol: the connection.
+        begin: sets the stage of what follows, and its layers; gets the bytes behind the header.
+    """
+
+    __slots__ = ("_begin", "_data", "_protocol")
+
+    def __init__(
+        self, protocol: RelayProtocol, begin: Callable[[RelayProtocol, bytes], None]
+    ) -> None:
+        self._protocol = protocol
+        self._begin = begin
+        self._data = b""
+        protocol.restart_timer(LOGIN_TIMEOUT, f"no PROXY header within {LOGIN_TIMEOUT:g} s")
+
+    def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
+        """Take bytes; they are always used up (`Stage`)."""
+        self._data += view[:end]
+        header = parse_proxy_header_untrusted(self._data)
+        if header is not None:
+            protocol = self._protocol
+            # The balancer's own health checks name no source: least of all this machine.
+            protocol.peer = header.source or UNKNOWN
+            if header.destination is not None:
+                protocol.local = header.destination[0]
+            protocol.restart_timer(LOGIN_TIMEOUT)
+            self._begin(protocol, self._data[header.length :])
+        return end

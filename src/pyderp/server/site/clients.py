@@ -12,7 +12,7 @@ from typing import Any, Final
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.site.clientquery import COUNTERS, UNKNOWN_ADDRESS, ClientsQuery, address_key
-from pyderp.server.site.tally import slices
+from pyderp.server.site.connections import slices
 from pyderp.server.site.view import RelayView
 
 __all__ = ["ClientsPage", "RelayTime", "Row", "clients_as_json", "go_json", "index_json"]

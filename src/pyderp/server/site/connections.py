@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.kernel import tcp_info
-from pyderp.server.site.tally import slices
 from pyderp.server.site.view import RelayView
 from pyderp.text import printable
 
 if TYPE_CHECKING:
     from pyderp.server.conn.context import Served
 
-__all__ = ["connections_as_html", "connections_as_json"]
+from collections.abc import Collection
+from typing import TYPE_CHECKING, TypeVar
+
+__all__ = []
 
 Row = dict[str, object]
 
@@ -148,3 +150,63 @@ def _text(value: object) -> str:
     if value is None:
         return "–"
     return escape(", ".join(value) if isinstance(value, list) else str(value))
+
+
+T = TypeVar("T")
+
+_SLICE: Final = 50
+"""Connections looked at in one turn of the loop, for about 2 ms."""
+
+
+def slices(protocols: Collection[T]) -> Iterator[list[T]]:
+    """The connections that are open now, some at a time: let others work after each.
+
+    Those that end meanwhile may be among them.
+    """
+    everything = list(protocols)
+    for start in range(0, len(everything), _SLICE):
+        yield everything[start : start + _SLICE]
+
+
+if TYPE_CHECKING:
+    from pyderp.server.conn.context import Served
+
+__all__ = ["traffic"]
+
+_PERIOD: Final = 2.0
+"""Seconds between two rounds."""
+
+
+async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
+    """In each round a line of JSON for each client whose bytes grew, then an empty line.
+
+    `Sent` and `Recv` are bytes of its TCP connection so far, as the relay sees them: TLS, HTTP
+    and frames included. `UniqueSenders` is how many other keys have written to it, exactly,
+    and is left out if the relay is not to tell. Unix sockets are left out.
+    """
+    before: dict[Served, tuple[int, int]] = {}
+    while True:
+        now: dict[Served, tuple[int, int]] = {}
+        for some in slices(view.protocols()):
+            lines = []
+            for protocol in some:
+                connection = protocol.connection
+                info = None if connection is None else tcp_info(protocol.transport)
+                if connection is None or info is None:
+                    continue
+                now[protocol] = bytes_now = (info.sent, info.received)
+                if bytes_now != before.get(protocol):
+                    lines.append(_line(view, connection, *bytes_now))
+            if lines:
+                yield b"".join(lines)
+            await asyncio.sleep(0)
+        before = now
+        yield b"\n"
+        await asyncio.sleep(_PERIOD)
+
+
+def _line(view: RelayView, connection: Connection, sent: int, received: int) -> bytes:
+    line: dict[str, object] = {"Sent": sent, "Recv": received, "Key": str(connection.public)}
+    if connection.heard_from and view.sender_cardinality:
+        line["UniqueSenders"] = len(connection.heard_from)
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"

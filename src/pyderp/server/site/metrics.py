@@ -9,11 +9,10 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from pyderp.relay.histogram import Histogram
-from pyderp.server.site.metrics_derper import gather_upstream
+from pyderp.relay.counters import Histogram
+from pyderp.server.conn.kernel import address_space_limit, network_bytes
+from pyderp.server.site.metrics_derper import Series, gather_upstream
 from pyderp.server.site.metrics_pyderp import own_series
-from pyderp.server.site.process import address_space_limit, network_bytes
-from pyderp.server.site.series import Series
 from pyderp.server.site.view import RelayView
 
 __all__ = ["CONTENT_TYPE", "Metrics", "exposition"]

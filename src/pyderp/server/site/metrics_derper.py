@@ -5,17 +5,67 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
-from pyderp.relay.counters import Counters
+from pyderp.relay.counters import Counters, Histogram
 from pyderp.relay.registry import Registry
-from pyderp.server.site.process import boot_time, open_files_now
-from pyderp.server.site.series import Labelled, Series
-from pyderp.server.site.tally import slices
+from pyderp.server.conn.kernel import boot_time, open_files_now
+from pyderp.server.site.connections import slices
 from pyderp.server.site.view import RelayView
 
-__all__ = ["gather_upstream"]
+__all__ = ["Labelled", "Number", "Series", "gather_upstream"]
+
+Number: TypeAlias = int | float
+Labelled: TypeAlias = Mapping[tuple[str, ...], Number]
+"""Values of the labels → number."""
+
+_PREFIXES: Final = ("gauge_", "counter_")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A metric and what it is now.
+
+    Its raw name says what it is, as Go's `expvar` names do: `gauge_x`, `counter_x`; without
+    a prefix it is a counter.
+    """
+
+    raw: str
+    """The name in JSON, within its group."""
+
+    help: str
+    """What it counts, in one line."""
+
+    value: Number | Histogram | Labelled
+
+    labels: tuple[str, ...] = ()
+    """Names of the labels; empty: it has none."""
+
+    group: str = ""
+    """The object in JSON that it stands in; Prometheus has it as a prefix."""
+
+    untyped: bool = False
+    """`derper` gives it no type."""
+
+    @property
+    def name(self) -> str:
+        """The name for Prometheus."""
+        name = self.raw
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
+        return f"{self.group}_{name}" if self.group else name
+
+    @property
+    def kind(self) -> str:
+        """The type for Prometheus."""
+        if isinstance(self.value, Histogram):
+            return "histogram"
+        if self.untyped:
+            return "unknown"
+        return "gauge" if self.raw.startswith("gauge_") else "counter"
+
 
 _derp: Final = partial(Series, group="derp")
 _DISPOSITIONS: Final = ("not_stun", "read_error", "success", "write_error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pyderp.server.site.series import Series
+from pyderp.server.site.metrics_derper import Series
 from pyderp.server.site.view import RelayView
 
 __all__ = ["own_series"]

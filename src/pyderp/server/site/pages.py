@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from pyderp.server.site.access import refusal
-from pyderp.server.site.check import problems
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
 from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
 from pyderp.server.site.clientshtml import clients_as_html, index_as_html
-from pyderp.server.site.connections import connections_as_html, connections_as_json
-from pyderp.server.site.traffic import traffic
-from pyderp.server.site.vars import variables
+from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
 from pyderp.server.site.view import RelayView
 from pyderp.wire.http import (
     BROWSER_HEADERS,
@@ -32,7 +29,15 @@ if TYPE_CHECKING:
     from pyderp.server.mesh.links import MeshStatus
     from pyderp.server.site.metrics import Metrics
 
-__all__ = ["DebugSite"]
+import json
+from typing import Any
+
+from pyderp.relay.consistency import check
+from pyderp.relay.counters import Histogram
+from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
+from pyderp.server.site.metrics_pyderp import own_series
+
+__all__ = ["variables"]
 
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
@@ -204,3 +209,52 @@ def _refused(text: str) -> Response:
 
 def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:
     return StreamedResponse(200, [("Content-Type", content_type), *_HEADERS], chunks)
+
+
+async def problems(view: RelayView) -> list[str]:
+    """What is wrong, a line each; empty: nothing is.
+
+    With admission on, it asks as it would about a client, about this machine itself.
+    """
+    found = check(view.router)
+    logged_in = sum(protocol.connection is not None for protocol in view.protocols())
+    if logged_in != view.router.registry.size:
+        found.append(
+            f"connections = {view.router.registry.size} != {logged_in} sockets are logged in"
+        )
+    if view.admission is not None:
+        trouble = await view.admission.check_self()
+        if trouble is not None:
+            found.append(trouble)
+    return found
+
+
+async def variables(view: RelayView) -> bytes:
+    """All of them, now. Names are raw ones, with `gauge_` and `counter_` before them."""
+    top: dict[str, Any] = {"version": view.version, "derp": {"version": view.version}}
+    for series in [*await gather_upstream(view), *own_series(view)]:
+        group = top.setdefault(series.group, {}) if series.group else top
+        group[series.raw] = _value(series)
+    ordered = {
+        name: dict(sorted(value.items())) if name == "derp" else value
+        for name, value in sorted(top.items())
+    }
+    return json.dumps(ordered, indent=1).encode() + b"\n"
+
+
+def _value(series: Series) -> object:
+    value = series.value
+    if isinstance(value, Histogram):
+        return {**dict(value.cumulative()), "sum": value.sum, "count": value.count}
+    if isinstance(value, int | float):
+        return value
+    nested: dict[str, Any] = {}
+    for labels, number in value.items():
+        _put(nested, labels, number)
+    return nested
+
+
+def _put(into: dict[str, Any], labels: tuple[str, ...], number: Number) -> None:
+    for label in labels[:-1]:
+        into = into.setdefault(label, {})
+    into[labels[-1]] = number

@@ -12,11 +12,11 @@ from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import AcceptGate
 from pyderp.server.conn.context import Served
+from pyderp.server.conn.kernel import memory_now
 from pyderp.server.conn.limits import Limits
 from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.stun import StunCounters
 from pyderp.server.site.access import Access
-from pyderp.server.site.process import memory_now
 
 __all__ = ["RelayView"]
 

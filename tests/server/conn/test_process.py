@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyderp.server.site import process
+from pyderp.server.conn import kernel as process
 from pyderp.server.site.metrics_derper import gather_upstream
-
-from .world import bare
+from tests.server.site.world import bare
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 

@@ -1,6 +1,6 @@
-"""Connections whose other end can no longer be reached, found by what the kernel waits for.
+"""The network paths of connections: which are dead, and how long a round trip takes.
 
-Linux has `TCP_USER_TIMEOUT` for this, but it also ends a connection whose client reads slowly:
+For dead paths Linux has `TCP_USER_TIMEOUT`, but it also ends a connection whose client reads slowly:
 while the client's window is closed, the kernel sends window probes and counts their time, even
 though the client acknowledges each. So the relay asks the kernel instead, and ends only those
 that acknowledge nothing at all.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
+from pyderp.relay.counters import Counters
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import TICK, Served
-from pyderp.server.conn.kernel import Unanswered, unanswered
+from pyderp.server.conn.kernel import NON_TCP, Unanswered, rtt_label, rtt_sample, unanswered
 
-__all__ = ["PathWatch"]
+__all__ = ["PathWatch", "RttSampler"]
 
 _LOOKS: Final = 4
 """Each connection is looked at so often within the timeout."""
@@ -80,3 +82,42 @@ class PathWatch:
             del self._suspects[protocol]
             detail = f"the client's kernel acknowledged nothing for {waits.last_answer:.0f} s"
             protocol.end(EndReason.DEAD_PATH, How.NOW, detail)
+
+
+_PERIOD: Final = 10.0
+"""Seconds between two samples of one connection."""
+_AT_ONCE: Final = 500
+"""Connections looked at in one tick, for a millisecond at most."""
+
+
+class RttSampler:
+    """Samples each logged-in connection about every ten seconds, some of them in each tick.
+
+    Args:
+        connections: those that there are; live.
+        now: the loop's time.
+    """
+
+    def __init__(self, connections: Collection[Served], counters: Counters, now: float) -> None:
+        self._connections = connections
+        self._counters = counters
+        self._round: Iterator[Served] = iter(())
+        self._next = now + _PERIOD
+
+    def tick(self, now: float) -> None:
+        """Sample the next connections, if it is time for them."""
+        if now >= self._next:
+            self._next = now + _PERIOD
+            self._round = iter(list(self._connections))
+        for _, protocol in zip(range(_AT_ONCE), self._round, strict=False):
+            if protocol.connection is not None and protocol.transport is not None:
+                label = _label(protocol.transport)
+                samples = self._counters.tcp_rtt
+                samples[label] = samples.get(label, 0) + 1
+
+
+def _label(transport: asyncio.Transport) -> str:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family == socket.AF_UNIX:
+        return NON_TCP
+    return rtt_label(rtt_sample(sock))
