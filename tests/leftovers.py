@@ -109,26 +109,34 @@ class Snapshot:
             if id(t) not in self._timers and t.when() - t._loop.time() > LONGEST_TIMER
         ]
         found.descriptors = sorted(_descriptors() - self._descriptors)
-        objects = [o for o in gc.get_objects() if id(o) not in self._before and self._counts(o)]
-        found.objects.update(_kind(o) for o in objects)
-        del objects
+        found.objects = self._objects()
         if cycles:
             self._look_for_cycles(found)
             gc.collect()  # frees what was found
         return found
 
+    def _objects(self) -> Counter[str]:
+        """Objects that came later and count, by kind."""
+        return Counter(
+            _kind(o) for o in gc.get_objects() if id(o) not in self._before and self._counts(o)
+        )
+
     def _look_for_cycles(self, found: Leftovers) -> None:
         _free_husks()
+        before = self._objects()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             gc.collect()
         finally:
             gc.set_debug(0)
+        # A finalizer may break its cycle, as that of a generator does which was not used up.
+        # What it frees is no garbage any more, and no reference count would have freed it.
+        finalized = before - self._objects()
         garbage = gc.garbage[:]
         gc.garbage.clear()
-        if self._libraries and not any(self._counts(o) for o in garbage):
+        if self._libraries and not finalized and not any(self._counts(o) for o in garbage):
             return
-        found.cycles.update(_kind(o) for o in garbage)
+        found.cycles = Counter(_kind(o) for o in garbage) + finalized
         found.chains = _chains([o for o in garbage if self._counts(o)] or garbage, garbage)
 
     @contextlib.contextmanager

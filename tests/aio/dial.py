@@ -25,6 +25,7 @@ from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+from pyderp.wire.websocket import release_protocol
 
 M = TypeVar("M")
 
@@ -58,6 +59,11 @@ class Client:
     session: ClientSession
     websocket: ClientProtocol | None = None
     messages: deque[Message] = field(default_factory=deque)
+
+    def __del__(self) -> None:
+        # The library's parser holds its protocol; only the collector would free the two.
+        if self.websocket is not None:
+            release_protocol(self.websocket)
 
     @property
     def key(self) -> NodePublic:
