@@ -91,7 +91,8 @@ class Snapshot:
         # Kept alive, so that no later object has the identity of one of them.
         self._held = [o for o in gc.get_objects() if self._counts(o)]
         self._before = {id(o) for o in self._held}
-        self._tasks = _tasks(self._loop)
+        # Not kept alive: one that ends meanwhile would hold the error that it ends with.
+        self._tasks = weakref.WeakSet(_tasks(self._loop))
         self._timers = {id(t) for t in _timers(self._loop)}
         self._descriptors = _descriptors()
 
@@ -102,7 +103,7 @@ class Snapshot:
             cycles: look for cycles as well, which frees them.
         """
         found = Leftovers(errors=list(self._errors))
-        found.tasks = [repr(t) for t in _tasks(self._loop) - self._tasks]
+        found.tasks = [repr(t) for t in _tasks(self._loop) if t not in self._tasks]
         found.timers = [
             repr(t)
             for t in _timers(self._loop)
