@@ -92,6 +92,11 @@ class Connection:
         self.client_leg.abort()
         self.relay_leg.abort()
 
+    def discard(self) -> None:
+        """Drop what refers to each other: only the collector would free it."""
+        for each in (self.up, self.down, self.client_leg, self.relay_leg):
+            each.discard()
+
     def _finish(self, leg: Leg) -> None:
         self.over = True
         leg.close()

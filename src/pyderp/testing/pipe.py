@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
-from pyderp.testing.framing import Cutter
+from pyderp.testing.framing import Cutter, Mode
 from pyderp.testing.plan import PACKET_FRAMES, Plan, Way
 
 __all__ = ["Leg", "Pipe"]
@@ -60,6 +60,11 @@ class Leg(asyncio.Protocol):
         """Called by the event loop: little is waiting again."""
         self.full = False
         self._update()
+
+    def discard(self) -> None:
+        """Drop what it refers to; it is not used again."""
+        self.transport = None
+        self._update = _nothing
 
     def read(self, wanted: bool) -> None:
         """Read, or leave what comes to the kernel."""
@@ -173,6 +178,13 @@ class Pipe:
             self._timer.cancel()
             self._timer = None
 
+    def discard(self) -> None:
+        """Stop, and drop what it refers to; it is not used again."""
+        self.stop()
+        self.cutter = Cutter(_opaque)
+        self._change = _unchanged
+        self._deliver = self._finish = _nothing
+
     def run(self) -> None:
         """Deliver what is due."""
         if self._timer is not None:
@@ -201,3 +213,15 @@ class Pipe:
             self._finish()
         else:
             self._deliver(data)
+
+
+def _opaque(_: bytes) -> Mode:
+    return Mode.OPAQUE
+
+
+def _unchanged(_: int, frame: bytes) -> bytes:
+    return frame
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -110,6 +110,7 @@ class Proxy:
         connection = self.connections.pop(number)
         if connection.client_leg.transport is None:
             sock.close()
+        connection.discard()
         self._tasks.discard(task)
 
 
