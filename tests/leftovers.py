@@ -91,7 +91,8 @@ class Snapshot:
         # Kept alive, so that no later object has the identity of one of them.
         self._held = [o for o in gc.get_objects() if self._counts(o)]
         self._before = {id(o) for o in self._held}
-        self._tasks = _tasks(self._loop)
+        # Not kept alive: one that ends meanwhile would hold the error that it ends with.
+        self._tasks = weakref.WeakSet(_tasks(self._loop))
         self._timers = {id(t) for t in _timers(self._loop)}
         self._descriptors = _descriptors()
 
@@ -102,33 +103,41 @@ class Snapshot:
             cycles: look for cycles as well, which frees them.
         """
         found = Leftovers(errors=list(self._errors))
-        found.tasks = [repr(t) for t in _tasks(self._loop) - self._tasks]
+        found.tasks = [repr(t) for t in _tasks(self._loop) if t not in self._tasks]
         found.timers = [
             repr(t)
             for t in _timers(self._loop)
             if id(t) not in self._timers and t.when() - t._loop.time() > LONGEST_TIMER
         ]
         found.descriptors = sorted(_descriptors() - self._descriptors)
-        objects = [o for o in gc.get_objects() if id(o) not in self._before and self._counts(o)]
-        found.objects.update(_kind(o) for o in objects)
-        del objects
+        found.objects = self._objects()
         if cycles:
             self._look_for_cycles(found)
             gc.collect()  # frees what was found
         return found
 
+    def _objects(self) -> Counter[str]:
+        """Objects that came later and count, by kind."""
+        return Counter(
+            _kind(o) for o in gc.get_objects() if id(o) not in self._before and self._counts(o)
+        )
+
     def _look_for_cycles(self, found: Leftovers) -> None:
         _free_husks()
+        before = self._objects()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             gc.collect()
         finally:
             gc.set_debug(0)
+        # A finalizer may break its cycle, as that of a generator does which was not used up.
+        # What it frees is no garbage any more, and no reference count would have freed it.
+        finalized = before - self._objects()
         garbage = gc.garbage[:]
         gc.garbage.clear()
-        if self._libraries and not any(self._counts(o) for o in garbage):
+        if self._libraries and not finalized and not any(self._counts(o) for o in garbage):
             return
-        found.cycles.update(_kind(o) for o in garbage)
+        found.cycles = Counter(_kind(o) for o in garbage) + finalized
         found.chains = _chains([o for o in garbage if self._counts(o)] or garbage, garbage)
 
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -72,6 +73,24 @@ def test_a_cycle_without_an_object_of_ours_is_left() -> None:
 
     with pytest.raises(AssertionError, match=r"cycles: 1 × builtins\.list"):
         of_a_list()
+
+
+def test_a_cycle_that_a_finalizer_breaks_is_left() -> None:
+    """The collector closes a generator before it looks what is garbage; the rest is gone then."""
+
+    def numbers(held: list[object]) -> Iterator[int]:
+        yield len(held)
+
+    def through_a_generator() -> None:
+        with none_left_now():
+            held: list[object] = [Restarting(1.0, 1.0)]
+            generator = numbers(held)
+            next(generator)
+            held.append(generator)
+            del held, generator
+
+    with pytest.raises(AssertionError, match=r"cycles: 1 × pyderp\.wire\.messages\.Restarting"):
+        through_a_generator()
 
 
 def test_a_descriptor_is_left() -> None:

@@ -19,12 +19,14 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 import pyderp
+from pyderp.errors import without_frames
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+from pyderp.wire.websocket import release_protocol
 
 M = TypeVar("M")
 
@@ -46,6 +48,8 @@ class Via:
     """Bytes of the kernel's receive buffer; 0: the system's."""
     source: str = ""
     """IP address to connect from; empty: the system's choice."""
+    before: bytes = b""
+    """What comes first, before TLS: a load balancer's PROXY header."""
 
 
 @dataclass
@@ -59,13 +63,21 @@ class Client:
     websocket: ClientProtocol | None = None
     messages: deque[Message] = field(default_factory=deque)
 
+    def __del__(self) -> None:
+        # The library's parser holds its protocol; only the collector would free the two.
+        if self.websocket is not None:
+            release_protocol(self.websocket)
+
     @property
     def key(self) -> NodePublic:
         return self.private.public
 
     def write(self) -> None:
         """Hand what the session has to say to the transport."""
-        data = b"".join(self.session.data_to_send())
+        self.write_stream(b"".join(self.session.data_to_send()))
+
+    def write_stream(self, data: bytes) -> None:
+        """Hand bytes of the DERP stream to the transport."""
         if self.websocket is not None:
             self.websocket.send_binary(data)
             data = b"".join(self.websocket.data_to_send())
@@ -123,8 +135,10 @@ class Client:
 async def hang_up(writer: asyncio.StreamWriter) -> None:
     """Close a connection and wait for it to be gone."""
     writer.transport.abort()
-    with contextlib.suppress(OSError, ssl.SSLError):
+    try:
         await writer.wait_closed()
+    except (OSError, ssl.SSLError) as e:
+        without_frames(e)  # the stream keeps it
 
 
 async def drained(reader: asyncio.StreamReader) -> bytes:
@@ -153,6 +167,8 @@ async def open_stream(
         if via.source:
             sock.bind((via.source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (host, address[1]))
+        if via.before:
+            await asyncio.get_running_loop().sock_sendall(sock, via.before)
         return await asyncio.open_connection(
             sock=sock,
             ssl=via.tls,
@@ -174,17 +190,40 @@ async def connect(
     app_name: str = "",
 ) -> Client:
     """Connect and log in."""
+    info = ClientInfo(
+        mesh_key=mesh_key,
+        version=PROTOCOL_VERSION,
+        is_prober=is_prober,
+        app_name=app_name,
+        takes_health=True,
+    )
+    client = await knock(address, private=private, info=info, via=via)
+    try:
+        await client.wait_for(ServerInfo)
+    except BaseException:
+        await client.aclose()
+        raise
+    return client
+
+
+async def knock(
+    address: tuple[str, int],
+    *,
+    private: NodePrivate | None = None,
+    info: ClientInfo | None = None,
+    via: Via | None = None,
+    silent: bool = False,
+) -> Client:
+    """Connect and say who it is; the relay has yet to answer.
+
+    Args:
+        silent: only hear who the relay is; `Client.write` says the rest.
+    """
     via = via or Via()
     private = private or NodePrivate.generate()
     async with asyncio.timeout(BOUND):
         reader, writer = await open_stream(address, via)
-        info = ClientInfo(
-            mesh_key=mesh_key,
-            version=PROTOCOL_VERSION,
-            is_prober=is_prober,
-            app_name=app_name,
-            takes_health=True,
-        )
+        info = info or ClientInfo(version=PROTOCOL_VERSION)
         session = ClientSession(private, random=os.urandom, info=info, server_key=via.fast_start)
         client = Client(reader, writer, private, session)
         try:
@@ -192,7 +231,8 @@ async def connect(
                 await _open_websocket(client)
             else:
                 await _upgrade(client, via)
-            await client.wait_for(ServerInfo)
+            if not silent and (via.websocket or via.fast_start is None):
+                client.write()
         except BaseException:
             await hang_up(writer)
             raise
@@ -249,7 +289,6 @@ async def _greeting(client: Client, start: bytes) -> None:
         data = await client.reader.read(1 << 16)
         if not data:
             raise EOFError("the relay closed the connection during login")
-    client.write()
 
 
 @contextlib.asynccontextmanager

@@ -5,12 +5,13 @@ Imported only when ACME is on: it brings an HTTP library with it.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import requests
 from acme import client, messages
@@ -166,12 +167,15 @@ class _Secure(HTTPSConnection):
 
 
 def _reading_within(budget: Budget) -> type[http.client.HTTPResponse]:
-    class Response(http.client.HTTPResponse):
-        def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-            super().__init__(sock, *args, **kwargs)
-            self.fp = io.BufferedReader(_Pieces(sock, self.fp.detach(), budget))
+    # No class of its own for each connection: a class refers to itself, so that only the
+    # collector would free it, and with it the budget.
+    return cast("type[http.client.HTTPResponse]", functools.partial(_Response, budget))
 
-    return Response
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, budget: Budget, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Pieces(sock, self.fp.detach(), budget))
 
 
 class _Pieces(io.RawIOBase):

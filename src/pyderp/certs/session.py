@@ -26,6 +26,7 @@ from pyderp.certs.selfsigned import pem_of_key
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
+from pyderp.errors import without_frames
 
 __all__ = ["Session"]
 
@@ -122,9 +123,12 @@ class Session:
             yield
         except Stopped:
             raise
-        except acme_errors.TimeoutError:
+        # Frames of the HTTP library name errors that led here, and so keep each other and us.
+        except acme_errors.TimeoutError as e:
+            without_frames(e)
             raise Refused("the authority takes too long") from None
         except FAILURES as e:
+            without_frames(e)
             limited = isinstance(e, messages.Error) and e.code == "rateLimited"
             raise Refused(describe(e), retry_after=self._retry_after, limited=limited) from e
 

@@ -155,6 +155,11 @@ class Leg(asyncio.Protocol):
         self.full = False
         self._update()
 
+    def discard(self) -> None:
+        """Drop what it refers to; it is not used again."""
+        self.transport = None
+        self._update = _nothing
+
     def read(self, wanted: bool) -> None:
         """Read, or leave what comes to the kernel."""
         if self.transport is None or self.transport.is_closing() or wanted is self._reading:
@@ -267,6 +272,13 @@ class Pipe:
             self._timer.cancel()
             self._timer = None
 
+    def discard(self) -> None:
+        """Stop, and drop what it refers to; it is not used again."""
+        self.stop()
+        self.cutter = Cutter(_opaque)
+        self._change = _unchanged
+        self._deliver = self._finish = _nothing
+
     def run(self) -> None:
         """Deliver what is due."""
         if self._timer is not None:
@@ -295,3 +307,15 @@ class Pipe:
             self._finish()
         else:
             self._deliver(data)
+
+
+def _opaque(_: bytes) -> Mode:
+    return Mode.OPAQUE
+
+
+def _unchanged(_: int, frame: bytes) -> bytes:
+    return frame
+
+
+def _nothing(*_: object) -> None:
+    pass

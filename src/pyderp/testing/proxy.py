@@ -97,6 +97,11 @@ class ProxiedConnection:
         self.client_leg.abort()
         self.relay_leg.abort()
 
+    def discard(self) -> None:
+        """Drop what refers to each other: only the collector would free it."""
+        for each in (self.up, self.down, self.client_leg, self.relay_leg):
+            each.discard()
+
     def _finish(self, leg: Leg) -> None:
         self.over = True
         leg.close()
@@ -254,6 +259,7 @@ class Proxy:
         connection = self.connections.pop(number)
         if connection.client_leg.transport is None:
             sock.close()
+        connection.discard()
         self._tasks.discard(task)
 
 

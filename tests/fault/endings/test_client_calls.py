@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -243,7 +244,9 @@ async def scope_raises() -> None:
         yield
         raise NobodyExpects("a bug in the program")
 
-    async with unreachable(connect_scope=scope) as client:
+    # Not by the system, whose thread may take longer than the client waits for it.
+    cache = DNSCache(resolver=no_name)
+    async with unreachable(connect_scope=scope, dns_cache=cache) as client:
         await fails(client.send(DST, b"x"))
 
 
@@ -295,7 +298,8 @@ def own_stream(fails_in: str) -> Ending:
 
 def given(kind: str) -> Ending:
     async def end() -> None:
-        async with peer_at("greeting", peers.hang_up) as peer:
+        # As soon as it is there: on such a stream the client speaks no HTTP.
+        async with peer_at("tcp", peers.hang_up) as peer:
             stream: Any = socket.create_connection(("127.0.0.1", peer.port))
             if kind == "streams":
                 stream = await asyncio.open_connection(sock=stream)
@@ -441,26 +445,33 @@ def test_nothing_is_left(run: Run, name: str) -> None:
 def test_nothing_is_left_of_a_loop_that_ends_in_the_middle() -> None:
     """All tasks are cancelled by whoever runs the loop."""
 
-    async def abandon() -> None:
-        async with peer_at("idle") as peer:
-            client = Client.for_url(
-                f"http://127.0.0.1:{peer.port}/derp", config=ClientConfig(network=NetworkSettings())
-            )
-            await client.connect()
-            receiving = asyncio.create_task(receive(client, asyncio.Event()))
-            await asyncio.sleep(0)
-            del receiving
+    async def abandon(port: int) -> None:
+        client = Client.for_url(
+            f"http://127.0.0.1:{port}/derp", config=ClientConfig(network=NetworkSettings())
+        )
+        await client.connect()
+        receiving = asyncio.create_task(receive(client, asyncio.Event()))
+        await asyncio.sleep(0)
+        del receiving
 
-            async def close() -> None:
-                try:
-                    await asyncio.get_running_loop().create_future()
-                finally:
-                    await client.aclose()
+        async def close() -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await client.aclose()
 
-            closing = asyncio.create_task(close())
-            await asyncio.sleep(0)
-            del closing
+        closing = asyncio.create_task(close())
+        await asyncio.sleep(0)
+        del closing
 
-    asyncio.run(abandon())
-    with none_left_now():
-        asyncio.run(abandon())
+    peer = Peer(PLAIN, "idle", peers.stay, contexts=identities(), reached=lambda: None)
+    try:
+        asyncio.run(abandon(peer.port))
+        with none_left_now():
+            asyncio.run(abandon(peer.port))
+            gone = peer.sock
+            while gone is peer.sock and gone.fileno() >= 0:
+                time.sleep(0.001)  # until its thread has let go of the connection
+            del gone
+    finally:
+        peer.stop()
