@@ -17,9 +17,9 @@ import typer
 
 import pyderp
 from pyderp.addresses import format_address
-from pyderp.cli.leaving import leave_soon
 from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
+from pyderp.cli.process import leave_soon, log_unraisable, loop_factory
 from pyderp.cli.relayflags.check import (
     ask_tailscaled,
     check_content,
@@ -38,8 +38,6 @@ from pyderp.cli.relayflags.showmap import (
     show_map,
     stun_hidden,
 )
-from pyderp.cli.running import loop_factory
-from pyderp.cli.unraisable import log_unraisable
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key

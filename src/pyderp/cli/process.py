@@ -1,14 +1,17 @@
-"""How commands run: an event loop, Ctrl-C, and errors that say what to do."""
+"""How a command's process runs and ends: event loop, signals, errors and what to do about them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -16,8 +19,28 @@ from pyderp.cli.advice import advice, notes
 from pyderp.cli.logs import LINE, LineFormatter
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
+from pyderp.wire.text import printable
 
-__all__ = ["Refused", "loop_factory", "run_command", "set_up_logging"]
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = [
+    "Refused",
+    "UnraisableLog",
+    "leave_soon",
+    "log_unraisable",
+    "loop_factory",
+    "run_command",
+    "set_up_logging",
+]
+
+log = logging.getLogger("pyderp.relay")
+
+_PATIENCE: Final = 0.5
+"""Seconds. Nothing that matters is left to do."""
+_PAUSE: Final = 1.0
+"""Seconds between two lines about unraisable errors."""
+_LONGEST: Final = 200
 
 
 class Refused(DerpError):
@@ -105,3 +128,74 @@ def set_up_logging(*, verbose: bool) -> None:
         handler.setFormatter(LineFormatter(LINE))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("pyderp").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def leave_soon(patience: float = _PATIENCE) -> threading.Timer:
+    """End this process, with exit status 0, unless it ends by itself in time.
+
+    A name that is being looked up cannot be given up: the thread waits for the name server for
+    many seconds, and asyncio and Python wait for the thread.
+
+    Args:
+        patience: seconds.
+
+    Returns:
+        its `cancel` calls that off.
+    """
+    timer = threading.Timer(patience, _leave)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _leave() -> None:
+    logging.shutdown()
+    os._exit(0)
+
+
+class UnraisableLog:
+    """A hook for `sys.unraisablehook` that logs a line a second at most.
+
+    Python's own hook prints a traceback. Errors in OpenSSL's callbacks end there, so a client
+    could fill the log with the names that it asks for.
+
+    Args:
+        clock: seconds of a monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._left_out = 0
+
+    def __call__(self, unraisable: UnraisableHookArgs) -> None:
+        """Log it, or count it for the next line."""
+        now = self._clock()
+        if now < self._next:
+            self._left_out += 1
+            return
+        self._next = now + _PAUSE
+        left_out, self._left_out = self._left_out, 0
+        more = f"; {left_out} more since the last such line" if left_out else ""
+        log.warning("%s%s", _described(unraisable), more)
+
+
+def _described(unraisable: UnraisableHookArgs) -> str:
+    # The object may be what a peer sent, and one that is being deleted must not be kept.
+    where = _cut(repr(unraisable.object))
+    error = unraisable.exc_value
+    what = f"{unraisable.exc_type.__name__}: {_cut(str(error))}"
+    frame = unraisable.exc_traceback
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    line = "" if frame is None else f", {frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
+    return f"{unraisable.err_msg or 'exception ignored in'} {where}{line}: {what}"
+
+
+def _cut(text: str) -> str:
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def log_unraisable() -> None:
+    """Log such errors from now on."""
+    sys.unraisablehook = UnraisableLog()

@@ -1,15 +1,19 @@
-"""Errors that strangers cause where Python can raise none: a line, and not one for each."""
+"""How a process logs errors that Python cannot raise, and how it ends."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import ssl
+import subprocess
 import sys
+import time
 
 import pytest
 
-from pyderp.cli.unraisable import UnraisableLog
+from pyderp.cli.process import UnraisableLog
+
+from .process import BOUND, environment
 
 
 class _Broken:
@@ -80,3 +84,53 @@ def test_a_server_name_that_is_no_text(
     assert message.isascii()
     assert "UnicodeDecodeError" in message
     assert "ome.example" in message
+
+
+# The end does not wait for threads that wait for others
+
+_BLOCKED = """
+import asyncio, logging, threading
+from pyderp.cli import relayrun
+
+async def main():
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    logging.getLogger().warning("stopped")
+
+relayrun._run({loop!r}, main)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_name_server_that_does_not_answer_holds_nobody_up(loop: str) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _BLOCKED.format(loop=loop)],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "stopped\n")
+    assert time.monotonic() - started < BOUND / 2
+
+
+def test_a_process_that_ends_in_time_ends_by_itself() -> None:
+    script = """
+import atexit
+from pyderp.cli import relayrun
+
+async def main(): pass
+
+atexit.register(print, "by itself")
+relayrun._run("asyncio", main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "by itself\n", "")
