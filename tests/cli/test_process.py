@@ -90,7 +90,7 @@ def test_a_server_name_that_is_no_text(
 
 _BLOCKED = """
 import asyncio, logging, threading
-from pyderp.cli import relayrun
+from pyderp.cli.relay import run as relayrun
 
 async def main():
     asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
@@ -118,7 +118,7 @@ def test_a_name_server_that_does_not_answer_holds_nobody_up(loop: str) -> None:
 def test_a_process_that_ends_in_time_ends_by_itself() -> None:
     script = """
 import atexit
-from pyderp.cli import relayrun
+from pyderp.cli.relay import run as relayrun
 
 async def main(): pass
 

@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pyderp.addresses import format_address
-from pyderp.config import LIVE_SETTINGS, RelayConfig
+from pyderp.config import RelayConfig
+from pyderp.config.relay import LIVE_SETTINGS
 from pyderp.defaults import (
     HTTPS_PORT,
     LINGER_TIMEOUT,

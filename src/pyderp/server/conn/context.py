@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pyderp.config import Network
+from pyderp.config.relay import Network
 from pyderp.defaults import RECEIVE_BUFFER, SEND_QUEUE_DEPTH
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.connection import Connection
