@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -89,7 +90,7 @@ def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.Mon
 
     async def main() -> None:
         await mains[0]()
-        relay = Relay(configs[0])
+        relay = Relay(replace(configs[0], address="127.0.0.1:0", stun_port=None))
         await relay.start()
         with _traced(found):
             await relay.aclose(drain=configs[0].drain)
