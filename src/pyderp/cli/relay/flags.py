@@ -65,6 +65,8 @@ class Flag:
     """Heading in the help."""
     shown: str = ""
     """How the default is shown, if not by itself."""
+    instead: str = ""
+    """What an error says may stand for it where it is missing."""
     also: Sequence[str] = ()
     """More spellings, with dashes."""
     go_name: str = ""
@@ -200,7 +202,8 @@ _TABLE: Final = {
     "Mesh": (
         Flag("mesh-psk-file", path,
              "The mesh key, 64 hex digits. Who has it may watch, forward and close clients.",
-             setting="mesh_key"),
+             setting="mesh_key",
+             instead="for development TAILSCALE_DERPER_MESH_KEY in the environment"),
         Flag("mesh-with", names("HOST,…"),
              "Relays to mesh with, this one may be among them: HOST, HOST:PORT, either with "
              "/DIAL-HOST, or a URL."),

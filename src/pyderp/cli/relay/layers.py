@@ -125,6 +125,10 @@ class Settings:
         places = [self._places[name] for name in flags if name in self._places]
         if len(flags) == 1 and not error.names_settings:
             return f"{places[0] if places else self.flag(flags[0])}: {text}"
+        missing = [name for name in flags if name not in self._given]
+        text += "".join(
+            f", or {BY_NAME[name].instead}" for name in missing if BY_NAME[name].instead
+        )
         return f"{text} ({places[0]})" if places else text
 
     def _spell(self, setting: str) -> str:

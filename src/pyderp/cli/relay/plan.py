@@ -84,7 +84,7 @@ def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -
     tls = values.pop("tls")
     made: dict[str, Any] = {}
     for part, flags, make in (
-        ("tls", (), lambda: _tls(settings, tls, address, environment)),
+        ("tls", tuple(missing), lambda: _tls(settings, tls, address, environment)),
         ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings, environment)),
         ("debug_key", ("debug-key-file",), lambda: _debug_key(settings)),
         ("key_file", ("key-file",), lambda: _key_file(settings, environment)),
@@ -135,10 +135,11 @@ def _values(settings: Settings) -> dict[str, dict[str, Any]]:
     """The values that were given for settings, by the part of `RelayConfig` that has them."""
     values: dict[str, dict[str, Any]] = {part: {} for part in ("", *PARTS)}
     for flag in FLAGS:
-        used = flag.name in settings and flag.name not in settings.failed
-        if used and flag.setting and flag.setting not in _MADE_HERE:
+        if flag.setting and flag.name in settings and flag.setting not in _MADE_HERE:
             part, _, name = flag.setting.rpartition(".")
-            values[part][name] = settings[flag.name]
+            # Of TLS nothing is made if a part is wrong.
+            if part == "tls" or flag.name not in settings.failed:
+                values[part][name] = settings[flag.name]
     return values
 
 
