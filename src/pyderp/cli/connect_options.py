@@ -43,10 +43,10 @@ _REGION: Final = 900
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class _TellingClient(Client):
-    """A client that tells of each connection that ends, once all that came was received."""
+class _ReportingClient(Client):
+    """A client that reports each connection that ends, once all that came was received."""
 
-    told: Callable[[ConnectionClosed], None] | None = None
+    on_end: Callable[[ConnectionClosed], None] | None = None
     """Called with the reason."""
 
     async def recv_detail(self) -> tuple[Message, int]:
@@ -56,8 +56,8 @@ class _TellingClient(Client):
         except ClientClosed:
             raise
         except ConnectionClosed as e:
-            if self.told is not None:
-                self.told(e)
+            if self.on_end is not None:
+                self.on_end(e)
             raise
 
 
@@ -160,12 +160,12 @@ class ConnectOptions:
         return Output(as_json=self.json)
 
     def make_client(
-        self, url: str | None, told: Callable[[ConnectionClosed], None] | None = None
+        self, url: str | None, on_end: Callable[[ConnectionClosed], None] | None = None
     ) -> Client:
         """A client for a URL or for the map's region; nothing is connected.
 
         Args:
-            told: called when a connection ends, by whoever receives.
+            on_end: called when a connection ends, by the task that receives.
 
         Raises:
             typer.BadParameter: flags that do not go together.
@@ -175,10 +175,10 @@ class ConnectOptions:
             client = self._make_client(url)
         except (ConfigError, InvalidMap) as e:
             raise Refused(str(e)) from e
-        client.told = told
+        client.on_end = on_end
         return client
 
-    def _make_client(self, url: str | None) -> _TellingClient:
+    def _make_client(self, url: str | None) -> _ReportingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)
         private_key = None if self.key is None else read_private_key(self.key)
         config = ClientConfig(
@@ -194,11 +194,11 @@ class ConnectOptions:
             connect_timeout=self.connect_timeout,
         )
         if isinstance(target, str):
-            client = _TellingClient.for_url(target, private_key=private_key, config=config)
+            client = _ReportingClient.for_url(target, private_key=private_key, config=config)
         else:
             region = target.region if isinstance(target, _UrlNode) else target
-            client = _TellingClient.for_region(region, private_key=private_key, config=config)
-        assert isinstance(client, _TellingClient)
+            client = _ReportingClient.for_region(region, private_key=private_key, config=config)
+        assert isinstance(client, _ReportingClient)
         return client
 
     def _tls(self) -> TLSConfig:

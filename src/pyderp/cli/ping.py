@@ -115,7 +115,7 @@ def ping(
 
 
 class _Target(ABC):
-    """Who answers."""
+    """What answers: the relay, or a peer."""
 
     def __init__(self, client: Client, name: str) -> None:
         self.client = client
@@ -126,7 +126,7 @@ class _Target(ABC):
         """One round trip, in seconds."""
 
     async def receive(self) -> None:
-        """Take what comes, for ever: nobody else does, and the connection would fill up."""
+        """Take what comes, for ever, or the connection would fill up."""
         async for message in self.client:
             self.take(message)
 
@@ -198,7 +198,7 @@ class _Pings:
     times: list[float] = field(default_factory=list)
 
     async def run(self, count: int, interval: float) -> int:
-        """Ping, and tell the statistics at the end, also of Ctrl-C; gives the exit status."""
+        """Ping, and print the statistics at the end, also of Ctrl-C; returns the exit status."""
         await self.target.client.connect()
         loop = asyncio.get_running_loop()
         receiving = asyncio.create_task(self.target.receive(), name="pyderp ping: receiving")

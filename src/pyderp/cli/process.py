@@ -50,9 +50,9 @@ class Refused(DerpError):
 def run_command(
     work: Callable[[], Coroutine[Any, Any, int]], output: Output, *, from_map: bool = False
 ) -> None:
-    """Run a command's coroutine to its end and exit with the number that it gives.
+    """Run a command's coroutine to its end and exit with the number that it returns.
 
-    An error of pyderp's or of the network's is told, with what to do about it, and the exit
+    An error of pyderp's or of the network's is printed, with what to do about it, and the exit
     status is 1, or 2 for `Refused`. On Ctrl-C and SIGTERM the coroutine is cancelled; the exit
     status is 130 or 143.
 
@@ -65,7 +65,7 @@ def run_command(
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
     except (DerpError, OSError) as e:
-        _tell(e, output, from_map=from_map)
+        _report(e, output, from_map=from_map)
         code = 2 if isinstance(e, Refused) else 1
     raise typer.Exit(code)
 
@@ -89,7 +89,7 @@ async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return 128 + signal.SIGTERM
 
 
-def _tell(error: Exception, output: Output, *, from_map: bool) -> None:
+def _report(error: Exception, output: Output, *, from_map: bool) -> None:
     text = str(error) or type(error).__name__
     remarks = notes(error)
     if remarks:

@@ -47,7 +47,7 @@ class AdmissionConfig:
     """Ask an admission controller by HTTP POST."""
 
     url_fail_open: bool = True
-    """Let in clients while nobody reaches the controller."""
+    """Let in clients while the controller cannot be reached."""
 
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""
@@ -70,13 +70,13 @@ class AdmissionConfig:
 
     @property
     def any(self) -> bool:
-        """Whether anybody is asked at all."""
+        """Whether clients are checked at all."""
         return bool(self.tailscaled or self.url or self.keys_file or self.decide)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapDNSConfig:
-    """Names that `/bootstrap-dns` tells the addresses of, to clients whose DNS is broken."""
+    """Names whose addresses `/bootstrap-dns` returns, to clients whose DNS is broken."""
 
     published: tuple[str, ...] = ()
     unpublished: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class BootstrapDNSConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DebugAccess:
-    """Who may see `/debug/`, beside this machine and Tailscale addresses."""
+    """What may see `/debug/`, beside this machine and Tailscale addresses."""
 
     allow_ip: str = ""
     """One more IP address."""
@@ -116,7 +116,7 @@ class HealthRecipients(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RelayConfig:
-    """Everything a relay can be told. Times in seconds, sizes in bytes."""
+    """All settings of a relay. Times in seconds, sizes in bytes."""
 
     address: str = "127.0.0.1:0"
     """Where to listen: `ip:port`, `[ip]:port`, `:port` or `unix:/path`; port 0: any free one."""
@@ -136,7 +136,7 @@ class RelayConfig:
     stun_host: str | None = None
     """IP address for STUN; empty or `::`: all; `None`: the host of `address`."""
 
-    # Who comes in
+    # Admission
 
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     """By default everybody is let in."""
@@ -163,12 +163,12 @@ class RelayConfig:
     # Mesh
 
     mesh_key: MeshKey | None = None
-    """Clients that have it may watch, forward and close others; `None`: nobody may."""
+    """Clients that have it may watch, forward and close others; `None`: no client may."""
 
     mesh_with: tuple[str, ...] = ()
     """Other relays: `host`, `host:port`, either with `/dial-host`, or a whole URL."""
 
-    # What it tells
+    # Pages and messages
 
     home: str = ""
     """The page at `/`: a description, `blank`, or a URL to redirect to."""
@@ -262,7 +262,7 @@ class RelayConfig:
         return "" if self.tls is None else self.tls.hostname
 
     def idle_app_names(self) -> list[str]:
-        """A line for each item of `disallow_app_names` that refuses nobody, and why."""
+        """A line for each item of `disallow_app_names` that refuses no client, and why."""
         lines = []
         for name in dict.fromkeys(self.disallow_app_names):
             if not name:

@@ -57,7 +57,7 @@ class ACMETLS:
     """URL of the authority's ACME directory."""
 
     email: str = ""
-    """Contact that the authority is told."""
+    """Contact for the authority."""
 
     eab_kid: str = ""
     eab_key: str = ""

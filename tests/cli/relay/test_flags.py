@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ipaddress
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import pyderp
 from pyderp.cli.relay.flags import BY_NAME, FLAGS, PARTS
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
@@ -371,6 +373,24 @@ def test_no_setting_is_without_a_flag() -> None:
     settings = {each.name for each in fields(RelayConfig)} - PARTS.keys()
     settings |= {f"{part}.{each.name}" for part, kind in PARTS.items() for each in fields(kind)}
     assert {flag.setting for flag in FLAGS if flag.setting} == settings - {"admission.decide"}
+
+
+def test_only_the_command_line_names_flags() -> None:
+    """What is below names settings; a program that embeds a relay has no flags."""
+    root = Path(pyderp.__file__).parent
+    found = []
+    for path in root.rglob("*.py"):
+        if path.is_relative_to(root / "cli"):
+            continue
+        tree = ast.parse(path.read_text())
+        docstrings = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+        found += [
+            (path.name, each.value)
+            for each in ast.walk(tree)
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            if id(each) not in docstrings and re.search(r"--[a-z]", each.value)
+        ]
+    assert found == []
 
 
 def test_help_is_in_panels(

@@ -164,7 +164,7 @@ def check_content(plan: StartPlan, settings: Settings) -> list[str]:
         settings: take what clients would refuse.
     """
     lines: list[str] = []
-    # What cannot be read was told by `check_files`.
+    # What cannot be read is a problem of `check_files`.
     with contextlib.suppress(ConfigError):
         lines += _unknown_limits(plan)
     with settings.collect():
@@ -190,13 +190,13 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
         return
     now = utc_now()
     for info in make_certificates(tls, NodePrivate.generate().public).certificates():
-        told = f"certificate {file}: clients that check refuse it"
+        refused = f"certificate {file}: clients that check refuse it"
         if now >= info.not_after:
-            raise ConfigError(f"{told}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")
+            raise ConfigError(f"{refused}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")
         if now < info.not_before:
-            raise ConfigError(f"{told} before {info.not_before:%Y-%m-%d %H:%M UTC}")
+            raise ConfigError(f"{refused} before {info.not_before:%Y-%m-%d %H:%M UTC}")
         if info.remaining(now) < EXPIRES_SOON:
-            yield f"{told} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
+            yield f"{refused} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
 
 
 def check_ports(plan: StartPlan, settings: Settings) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -128,31 +128,14 @@ def _go_default(kind: Kind, value: object) -> str:
     return f" (default {value:g})" if isinstance(value, float) else f" (default {value})"
 
 
-def _derper_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def _derper_defaults() -> dict[str, Any]:
     """`derper`'s defaults where they differ from ours."""
+    home = os.environ.get("HOME", "")
+    cache = os.environ.get("XDG_CACHE_HOME", "") or (home and f"{home}/.cache")
+    mesh_keys = [Path(folder, "keys", "derp-mesh.key") for folder in ("/home/derp", home) if folder]
     return {
         "certmode": "letsencrypt",
         "hostname": DERPER_HOSTNAME,
-        "certdir": _cache(environment),
-        "mesh-psk-file": _mesh_key_file(environment),
+        "certdir": Path(cache, "tailscale", "derper-certs") if cache.startswith("/") else None,
+        "mesh-psk-file": next(filter(os.path.exists, mesh_keys), None),
     }
-
-
-def _cache(environment: Mapping[str, str]) -> Path | None:
-    cache = environment.get("XDG_CACHE_HOME", "")
-    if not cache and (home := environment.get("HOME", "")):
-        cache = f"{home}/.cache"
-    return Path(cache, "tailscale", "derper-certs") if cache.startswith("/") else None
-
-
-def _mesh_key_file(environment: Mapping[str, str]) -> Path | None:
-    places = [Path("/home/derp/keys/derp-mesh.key")]
-    if home := environment.get("HOME", ""):
-        places.append(Path(home, "keys", "derp-mesh.key"))
-    for place in places:
-        try:
-            if place.exists():
-                return place
-        except OSError:
-            continue
-    return None

@@ -86,7 +86,7 @@ class Settings:
         return name in self._given
 
     def given(self, *names: str) -> bool:
-        """Whether any of these was given; empty text gives nothing."""
+        """Whether any of these was given; empty text counts as none."""
         return any(self._given.get(name, "") != "" for name in names)
 
     def take(self, name: str, place: str, read: Callable[[Any], Any], given: object) -> None:

@@ -158,7 +158,7 @@ async def _serve(plan: StartPlan, load: Callable[[], Settings]) -> None:
         )
 
     def on_reload() -> None:
-        # Who stops must not tell the manager that it is ready again.
+        # A relay that stops must not tell the manager that it is ready again.
         if relay is not None and not stop.is_set():
             supervisor.reloading()
             _reload(relay, load)

@@ -84,7 +84,7 @@ def stun_hidden(plan: StartPlan) -> bool:
 def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
     """A command line for the maps of a relay that runs, as its settings are now.
 
-    It says all that a map depends on: whoever runs it may have another environment, and not
+    It says all that a map depends on: the user who runs it may have another environment, and not
     the right to read the settings. No secret is in it.
 
     Args:

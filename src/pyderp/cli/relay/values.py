@@ -127,8 +127,8 @@ def go_duration(seconds: float) -> str:
         return f"{seconds * 1e3:g}ms"
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
-    told = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{told}{rest:g}s"
+    whole = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{whole}{rest:g}s"
 
 
 def integer(least: int | None = None, most: int | None = None, *, metavar: str = "NUMBER") -> Kind:
