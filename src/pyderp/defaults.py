@@ -19,8 +19,10 @@ KEEP_ALIVE: Final = 60.0
 """Shortest time between two KeepAlive frames [derp.KeepAlive]."""
 KEEP_ALIVE_JITTER: Final = 5.0
 """Added to `KEEP_ALIVE`, drawn once a connection from [0, this)."""
-WRITE_TIMEOUT: Final = 2.0
-"""No byte taken by the kernel for so long ends a connection [-tcp-write-timeout]."""
+WRITE_TIMEOUT: Final = 30.0
+"""No byte taken by the kernel for so long ends a connection [-tcp-write-timeout, 2 s]. The kernel
+of a slow reader opens its window in steps of a sixteenth of its buffer and more, so that one that
+reads 20 kB/s shows no progress for five seconds and longer."""
 MESH_WRITE_TIMEOUT: Final = 30.0
 HOME_MOVE_GRACE: Final = 5.0
 """NotePreferred sooner after connecting is not counted as a move."""
@@ -36,6 +38,8 @@ SEND_QUEUE_BYTES: Final = 256 * 1024
 """Bytes that wait for one destination, in both queues and in the transport."""
 MAX_PENDING_CHANGES: Final = 100_000
 """Presence changes that wait for one watcher before it is closed."""
+MAX_PENDING_CONTROL: Final = 10_000
+"""Frames that are no packets and wait for one client, before PeerGone frames add no more."""
 MAX_FORWARDED_SOURCES: Final = 100_000
 """Sources of one client whose departure it is told, before forwarded packets add no more."""
 MAX_REMOTE_SOURCES: Final = 250_000

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pyderp.relay import router as router_module
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
 from pyderp.wire.frames import KEEP_ALIVE_FRAME
-from pyderp.wire.messages import Pong
+from pyderp.wire.messages import PeerGone, Pong
 from tests.relay.world import World, disco, gone, key, packet, public
 
 FRAME = 5 + 32
@@ -97,6 +100,31 @@ class TestPeerGone:
         b = world.join("b")
         world.leave(a)
         assert world.got(b) == []
+        world.check()
+
+
+class TestSlowClient:
+    """A client that does not read hears of departures as long as few frames wait for it."""
+
+    def test_peer_gone_frames_that_wait_are_bounded(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mesh peer may have any number of sources come and go."""
+        monkeypatch.setattr(router_module, "MAX_PENDING_CONTROL", 3)
+        relay, b = world.join("relay 2", mesh=True), world.join("b")
+        link = MeshLink(lambda: None)
+        b.block()
+        for i in range(10):
+            world.forward(relay, f"far {i}", "b", b"")
+            world.router.add_forwarder(key(f"far {i}"), link)
+            world.router.remove_forwarder(key(f"far {i}"), link)
+        assert world.counters.peer_gone_disconnected == 3
+        assert world.counters.peer_gone_not_sent == 7
+        b.read()
+        told = world.got(b)
+        assert [each for each in told if isinstance(each, PeerGone)] == [
+            gone(f"far {i}") for i in range(3)
+        ]
         world.check()
 
 
@@ -240,5 +268,5 @@ def test_nothing_is_left_behind_once_all_have_left(world: World) -> None:
         assert not registry.duplicates
         assert not registry.watchers
         assert not registry.sent_to
-        assert not world.router.touched
+        assert not world.router.dirty
         assert public("a") not in registry.active

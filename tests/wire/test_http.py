@@ -64,6 +64,12 @@ def test_a_target_may_be_a_whole_url(target: str, path: str) -> None:
     assert request.target == path
 
 
+def test_the_host_of_a_whole_url_counts_and_not_that_of_the_header() -> None:
+    """RFC 9112 §3.2.2; who may see `/debug/` depends on it."""
+    _, request = opened(b"GET http://evil.example/debug/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert request.header_values(b"host") == ["evil.example"]
+
+
 @pytest.mark.parametrize("chunks", chunkings(GET))
 def test_head_however_the_stream_is_cut(chunks: list[bytes]) -> None:
     http = HttpConnection()

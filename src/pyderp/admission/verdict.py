@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pyderp.keys import NodePublic
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["AdmissionCounters", "Applicant", "Cause", "Source", "Verdict", "excerpt"]
 

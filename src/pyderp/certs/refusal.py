@@ -11,7 +11,7 @@ from acme import messages
 from josepy.errors import Error as JoseError
 
 from pyderp.errors import ConfigError
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["FAILURES", "Refused", "describe", "retry_after"]
 

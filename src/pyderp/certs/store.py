@@ -23,7 +23,7 @@ from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, utc_now, vali
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 from pyderp.keyfile import make_private_folder, write_atomically
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["Certificate", "Record", "Stamp", "Store", "make_certificate"]
 

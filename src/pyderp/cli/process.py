@@ -19,7 +19,7 @@ from pyderp.cli.advice import advice, notes
 from pyderp.cli.logs import LINE, LineFormatter
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs

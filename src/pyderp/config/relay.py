@@ -15,7 +15,7 @@ from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
-from pyderp.wire.text import MAX_APP_NAME_LEN, is_app_name, printable
+from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
 
 __all__ = [
     "LIVE_SETTINGS",

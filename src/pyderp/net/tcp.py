@@ -1,4 +1,4 @@
-"""One TCP socket to one address, with the options that every way out needs."""
+"""TCP connections: a socket to one address, and the race over those of a host (RFC 8305)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,37 @@ import ipaddress
 import os
 import socket
 import sys
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain, zip_longest
+from typing import Any, Final, TypeAlias
 
-from pyderp.addresses import format_address, unmapped
-from pyderp.errors import ConfigError, DialError
+from pyderp.addresses import IPAddress, format_address, unmapped
+from pyderp.errors import ConfigError, DialError, FailureReason
+from pyderp.net.dns import Resolver, lookup
 from pyderp.net.settings import NetworkSettings
+from pyderp.tasks import cancel_and_wait
 
-__all__ = ["connect_socket"]
+__all__ = [
+    "Attempt",
+    "connect_socket",
+    "connect_to_any",
+    "connect_to_host",
+    "failure_reason",
+    "interleave",
+    "staggered_race",
+]
 
 _KEEPALIVE: Final = 30
 """Seconds of silence before the kernel asks, and between two questions."""
 _DENIED: Final = (errno.EPERM, errno.EACCES)
+_REASONS: Final = (
+    (TimeoutError, FailureReason.TIMEOUT),
+    (ConnectionRefusedError, FailureReason.REFUSED),
+    (socket.gaierror, FailureReason.UNKNOWN_NAME),
+    (ConnectionError, FailureReason.CUT),
+)
+_PRECEDENCE: Final = tuple(FailureReason)
 
 
 async def connect_socket(address: str, port: int, *, settings: NetworkSettings) -> socket.socket:
@@ -40,7 +60,7 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as e:
-        raise DialError(f"connect to {where}: {_reason(e)}") from e
+        raise DialError(f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)) from e
     try:
         sock.setblocking(False)
         _set_keepalive(sock)
@@ -52,11 +72,23 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
         try:
             await asyncio.get_running_loop().sock_connect(sock, (address, port))
         except OSError as e:
-            raise DialError(f"connect to {where}: {_reason(e)}") from e
+            raise DialError(
+                f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)
+            ) from e
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def failure_reason(error: OSError) -> FailureReason:
+    """The reason of a `DialError`, or that which an error of the system stands for."""
+    if isinstance(error, DialError):
+        return error.reason
+    return next(
+        (reason for kind, reason in _REASONS if isinstance(error, kind)),
+        FailureReason.UNREACHABLE,
+    )
 
 
 def _set_keepalive(sock: socket.socket) -> None:
@@ -90,11 +122,114 @@ def _set_option(sock: socket.socket, name: str, value: bytes, what: str) -> None
         sock.setsockopt(socket.SOL_SOCKET, option, value)
     except OSError as e:
         if e.errno in _DENIED:
-            raise ConfigError(f"{what}: {_reason(e)}: {name} needs CAP_NET_ADMIN") from e
+            raise ConfigError(f"{what}: {_system_text(e)}: {name} needs CAP_NET_ADMIN") from e
         # Interfaces come and go: a later attempt may find it.
-        raise DialError(f"{what}: {_reason(e)}") from e
+        raise DialError(f"{what}: {_system_text(e)}") from e
 
 
-def _reason(error: OSError) -> str:
+def _system_text(error: OSError) -> str:
     """The system's words; event loops have different ones of their own."""
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+STAGGER: Final = 0.3
+"""Seconds between two attempts at addresses of one host [net.Dialer.FallbackDelay]."""
+
+Attempt: TypeAlias = Callable[[], Coroutine[Any, Any, socket.socket]]
+
+
+async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket.socket:
+    """Run attempts until one gives a connected socket; the others are cancelled or closed.
+
+    Each starts `delay` seconds after the one before, or at once when one has failed.
+
+    Raises:
+        DialError: with the text of the first failure; its cause has all, as a group.
+        Exception: whatever else an attempt raises that is no `OSError` ends the race.
+    """
+    winners: list[socket.socket] = []
+    failures: list[OSError] = []
+    fatal: list[Exception] = []
+
+    async def run(attempt: Attempt) -> None:
+        try:
+            winners.append(await attempt())
+        except OSError as e:
+            failures.append(e)
+        except Exception as e:
+            fatal.append(e)
+
+    waiting = deque(attempts)
+    running: set[asyncio.Task[None]] = set()
+    try:
+        try:
+            while (waiting or running) and not (winners or fatal):
+                if waiting:
+                    running.add(asyncio.create_task(run(waiting.popleft()), name="pyderp dial"))
+                pause = delay if waiting else None
+                _, running = await asyncio.wait(
+                    running, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            await cancel_and_wait(running)
+            running = set()
+        if fatal:
+            raise fatal[0]
+        if not winners:
+            reason = min(map(failure_reason, failures), key=_PRECEDENCE.index)
+            raise DialError(str(failures[0]), reason=reason) from ExceptionGroup(
+                "all attempts failed", failures
+            )
+        return winners.pop(0)
+    finally:
+        _close(winners)
+        # The errors hold the frames that hold these lists.
+        failures.clear()
+        fatal.clear()
+
+
+def _close(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
+    """The same addresses, families in turn, beginning with that of the first."""
+    preferred = [ip for ip in addresses if ip.version == addresses[0].version]
+    others = [ip for ip in addresses if ip.version != addresses[0].version]
+    pairs = chain.from_iterable(zip_longest(preferred, others))
+    return [ip for ip in pairs if ip is not None]
+
+
+async def connect_to_any(
+    addresses: Sequence[IPAddress], port: int, *, settings: NetworkSettings
+) -> socket.socket:
+    """A connected socket to the first of a host's addresses that answers.
+
+    Raises:
+        DialError: none of them.
+        ConfigError: mark or device cannot be used.
+    """
+
+    def attempt(address: IPAddress) -> Attempt:
+        return lambda: connect_socket(str(address), port, settings=settings)
+
+    return await staggered_race([attempt(ip) for ip in interleave(addresses)], delay=STAGGER)
+
+
+async def connect_to_host(
+    host: str,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    resolver: Resolver | None = None,
+    family: socket.AddressFamily = socket.AF_UNSPEC,
+) -> socket.socket:
+    """Look `host` up and connect to the first of its addresses that answers.
+
+    Raises:
+        DialError: no address, or none answers.
+        ConfigError: mark or device cannot be used.
+    """
+    addresses = await lookup(host, family=family, resolver=resolver)
+    return await connect_to_any(addresses, port, settings=settings)

@@ -12,11 +12,12 @@ import ssl
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pyderp.errors import CertificateError, TLSError, raisable, without_frames
-from pyderp.net.link import NO_RECEIVER, Link, Receiver
+from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, without_frames
+from pyderp.net.certificate import describe, self_signed_issuer
+from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+from pyderp.net.verify import Rule, make_rule, presented_chain
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -147,16 +148,18 @@ class _Handshake:
                 self._link.write(self._outgoing.read())  # the alert
             if isinstance(e, ssl.SSLCertVerificationError):
                 raise self._rule.explain(e, presented_chain(self._tls)) from e
-            raise TLSError(f"{self._rule.server_name}: {self._problem(e)}") from e
+            raise self._failure(e) from e
         return True
 
-    def _problem(self, error: ssl.SSLError) -> str:
+    def _failure(self, error: ssl.SSLError) -> TLSError:
+        name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            return "the server does not speak TLS on this port"
+            text = f"{name}: the server does not speak TLS on this port"
+            return TLSError(text, reason=FailureReason.NO_TLS)
         reason = error.reason or str(error)
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return "the server speaks neither TLS 1.2 nor TLS 1.3"
-        return f"TLS handshake failed: {_words(reason)}"
+            return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
+        return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
 
     def tell(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
@@ -188,7 +191,7 @@ class _Handshake:
         )
 
 
-class TlsLink(Link):
+class TlsLink(LayeredLink):
     """A verified TLS connection over another link; made by `start_tls`."""
 
     def __init__(
@@ -199,7 +202,7 @@ class TlsLink(Link):
         outgoing: ssl.MemoryBIO,
         server_name: str,
     ) -> None:
-        self._lower = lower
+        super().__init__(lower)
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
@@ -302,37 +305,10 @@ class TlsLink(Link):
         else:
             self._lower.write(self._outgoing.read())
 
-    @property
-    def pending(self) -> int:
-        """Encrypted bytes that no kernel has taken yet."""
-        return self._lower.pending
-
-    def pause_reading(self) -> None:
-        """Bring nothing until `resume_reading`."""
-        self._lower.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on after `pause_reading`."""
-        self._lower.resume_reading()
-
-    def close(self) -> None:
-        """Close the link below once what was written is on its way, without a close alert."""
-        self._lower.close()
-
     def abort(self) -> None:
-        """Close the link below, without a close alert."""
+        """Close the link below, without a close alert (so does `close`, as in Go)."""
         self._ended = True
         self._lower.abort()
-
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        """Of the socket at the bottom."""
-        return self._lower.local_address
-
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        """Of the socket at the bottom."""
-        return self._lower.remote_address
 
 
 def _words(reason: str) -> str:

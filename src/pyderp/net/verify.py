@@ -14,30 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography import x509
-
 from pyderp.addresses import ip_literal
-from pyderp.errors import CertificateError, PinMismatch, TLSError
+from pyderp.errors import CertificateError, FailureReason, PinMismatch, TLSError
 from pyderp.maps.region import PIN_PREFIX
-from pyderp.net.certificate import reading
-from pyderp.net.interceptors import interceptor
+from pyderp.net.certificate import describe, intercepted, is_for, quotable, reading
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
-from pyderp.wire.text import printable
 
-__all__ = [
-    "Rule",
-    "describe",
-    "intercepted",
-    "make_rule",
-    "presented_chain",
-    "self_signed_issuer",
-]
+__all__ = ["Rule", "make_rule", "presented_chain"]
 
 _DER: Final = 2
 """`_ssl.ENCODING_DER`."""
-_NAMES_TOLD: Final = 4
-"""Names of a certificate in an error; one may have hundreds."""
-_LONGEST_TEXT: Final = 120
+_REASONS: Final = {
+    # Codes of OpenSSL: X509_V_ERR_…
+    9: FailureReason.CERTIFICATE_NOT_YET_VALID,  # CERT_NOT_YET_VALID
+    10: FailureReason.CERTIFICATE_EXPIRED,  # CERT_HAS_EXPIRED
+    62: FailureReason.CERTIFICATE_OTHER_NAME,  # HOSTNAME_MISMATCH
+    64: FailureReason.CERTIFICATE_OTHER_NAME,  # IP_ADDRESS_MISMATCH
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +68,11 @@ class Rule:
         if self.pin is not None:
             host = "" if ip_literal(self.server_name) else self.server_name
             _check_pin(chain, self.pin, host, now)
-        elif self.other_name and not _is_for(chain[0], self.other_name):
+        elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
                 f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
-                f" it was to have; {describe(chain[0])}"
+                f" it was to have; {describe(chain[0])}",
+                reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
 
     def explain(
@@ -89,7 +83,8 @@ class Rule:
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}"
+            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            reason=_REASONS.get(error.verify_code),
         )
 
 
@@ -127,35 +122,6 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
     return tuple(certificate.public_bytes(_DER) for certificate in chain)
 
 
-def describe(der: bytes) -> str:
-    """For whom a certificate is and who issued it, in words for an error."""
-    try:
-        with reading(der) as certificate:
-            names = _names(certificate)
-            issuer = certificate.issuer.rfc4514_string()
-    except CertificateError:
-        return "the certificate cannot be read"
-    told = ", ".join(names[:_NAMES_TOLD]) + (", …" if len(names) > _NAMES_TOLD else "")
-    return f"it is for {_plain(told) or 'no name'}, issued by {_plain(issuer) or 'nobody'}"
-
-
-def intercepted(chain: Sequence[bytes]) -> str:
-    """A warning, as the end of an error, if a known kind of firewall sits in between."""
-    maker = interceptor(chain[0]) if chain else None
-    return f"; firewalls of {maker} present such certificates when they read along" if maker else ""
-
-
-def self_signed_issuer(der: bytes) -> str | None:
-    """Who issued a certificate to themselves; `None`: someone else did, or it is unreadable."""
-    try:
-        with reading(der) as certificate:
-            if certificate.issuer != certificate.subject:
-                return None
-            return _plain(certificate.issuer.rfc4514_string())
-    except CertificateError:
-        return None
-
-
 def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.datetime) -> None:
     others = [der for der in chain if not _is_meta(der)]
     # Go takes the pinned certificate anywhere in the chain. But the handshake proves only that
@@ -165,61 +131,33 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
     got = hashlib.sha256(chain[0]).hexdigest()
     if got != pin:
         raise PinMismatch(
-            f"cert hash does not match expected cert hash: expected {_plain(pin)}, got {got};"
+            f"cert hash does not match expected cert hash: expected {quotable(pin)}, got {got};"
             f" {describe(chain[0])}"
         )
-    if host and not _is_for(chain[0], host):
+    if host and not is_for(chain[0], host):
         raise CertificateError(
-            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}"
+            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}",
+            reason=FailureReason.CERTIFICATE_OTHER_NAME,
         )
     with reading(chain[0]) as certificate:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
-        raise CertificateError(f"cert expired {end}; {describe(chain[0])}")
+        raise CertificateError(
+            f"cert expired {end}; {describe(chain[0])}", reason=FailureReason.CERTIFICATE_EXPIRED
+        )
     if now < start:
-        raise CertificateError(f"cert not yet valid until {start}; is your clock correct?")
+        raise CertificateError(
+            f"cert not yet valid until {start}; is your clock correct?",
+            reason=FailureReason.CERTIFICATE_NOT_YET_VALID,
+        )
     if len(others) > 1:
-        raise PinMismatch("unexpected multiple certs presented")
+        raise PinMismatch(
+            "unexpected multiple certs presented", reason=FailureReason.PIN_OF_SEVERAL
+        )
 
 
 def _is_meta(der: bytes) -> bool:
     return common_name_untrusted(der).startswith(META_NAME_PREFIX)
-
-
-def _is_for(der: bytes, name: str) -> bool:
-    """Whether a name is among a certificate's alternative names (RFC 9525, section 6)."""
-    with reading(der) as certificate:
-        alternatives = _alternatives(certificate)
-        if alternatives is None:
-            return False
-        if address := ip_literal(name):
-            return address in alternatives.get_values_for_type(x509.IPAddress)
-        patterns = alternatives.get_values_for_type(x509.DNSName)
-    wanted = name.rstrip(".").lower()
-    return any(_matches(pattern.lower(), wanted) for pattern in patterns)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("*."):
-        # A star is one whole label, and not the one below a top-level domain.
-        label, _, parent = name.partition(".")
-        return bool(label) and "." in parent and parent == pattern[2:]
-    return bool(name) and pattern == name
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    alternatives = _alternatives(certificate)
-    if alternatives is None:
-        return []
-    addresses = alternatives.get_values_for_type(x509.IPAddress)
-    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
-
-
-def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _bare(server_name: str) -> str:
@@ -235,9 +173,4 @@ def _bare(server_name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{_plain(text)}"'
-
-
-def _plain(text: str) -> str:
-    """Text of a stranger, for a line of a log."""
-    return printable(text, _LONGEST_TEXT)
+    return f'"{quotable(text)}"'

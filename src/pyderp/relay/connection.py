@@ -54,12 +54,14 @@ class Connection:
     """
 
     __slots__ = (
+        "_present",
         "app_name",
         "backlog",
         "bytes_received",
         "bytes_sent",
         "can_mesh",
         "connected_at",
+        "dirty",
         "has_left",
         "heard_from",
         "is_dup",
@@ -82,7 +84,6 @@ class Connection:
         "sink",
         "skip",
         "takes_health",
-        "touched",
         "version",
     )
 
@@ -128,7 +129,7 @@ class Connection:
         self.out: list[bytes] = []
         self.out_bytes = 0
         self.out_packets = 0
-        self.touched = False
+        self.dirty = False
         # What waits because the socket takes no more; None nearly always.
         self.backlog: Backlog | None = None
         self.paused = False
@@ -138,6 +139,7 @@ class Connection:
         # Who must be told when this key leaves, and whose leaving this connection is told.
         self.sent_to: set[Connection] | None = None
         self.heard_from: set[bytes] | None = None
+        self._present: bytes | None = None
         self.not_here_tokens = float(NOT_HERE_BURST)
         self.not_here_at = connected_at
 
@@ -159,9 +161,13 @@ class Connection:
         return flags or PeerPresentFlags.REGULAR
 
     def present_frame(self) -> bytes:
-        """The PeerPresent frame about this connection."""
-        host, port = self.peer
-        return pack_peer_present(self.public, _ip16(host), port, self.flags, self.app_name)
+        """The PeerPresent frame about this connection; made once, as each watcher gets it."""
+        if self._present is None:
+            host, port = self.peer
+            self._present = pack_peer_present(
+                self.public, _ip16(host), port, self.flags, self.app_name
+            )
+        return self._present
 
     def __repr__(self) -> str:
         return f"<Connection {self.number} {self.public.short()} {self.peer[0]}:{self.peer[1]}>"

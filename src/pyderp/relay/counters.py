@@ -105,6 +105,7 @@ class Counters:
         "packets_to_forward",
         "peer_gone_disconnected",
         "peer_gone_not_here",
+        "peer_gone_not_sent",
         "queue_time",
         "sent_pong",
         "sources_not_noted",
@@ -140,6 +141,8 @@ class Counters:
         self.packets_to_forward = 0
         self.peer_gone_disconnected = 0
         self.peer_gone_not_here = 0
+        self.peer_gone_not_sent = 0
+        """PeerGone frames not sent, as too many other frames waited for a slow client."""
         self.sent_pong = 0
         self.mesh_keys_not_noted = 0
         """PeerPresent of another relay that had as many keys as it may."""

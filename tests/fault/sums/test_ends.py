@@ -149,35 +149,57 @@ def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
     sums(scenario, "--drain=2", "--tcp-write-timeout=30")
 
 
+async def _keep_slow_readers(run: Run, *, buffer: int, rate: int, at_once: int, count: int) -> None:
+    """Clients read slowly and steadily while one sends them more: all of them stay connected."""
+    done = False
+    (sender,) = await run.some_peers(1)
+    slow = await run.some_peers(count, buffer)
+    for peer in slow:
+        peer.read_slowly(rate, at_once)
+    sending = asyncio.create_task(
+        run.blast(
+            sender,
+            [peer.key for peer in slow],
+            rounds=10**9,
+            stop=lambda: done,
+            pings=not SECONDS,
+        )
+    )
+    await asyncio.wait([sending], timeout=max(6, SECONDS))
+    done = True
+    await sending
+    assert await run.relay.clients() == 1 + len(slow)
+    for peer in slow:
+        await peer.leave()
+    assert [peer for peer in slow if peer.end != "eof"] == []
+    await run.end()
+
+
 @pytest.mark.parametrize("way", [("plain", "uvloop")], ids=["plain"], indirect=True)
-def test_slow_readers_that_go_on_reading_live(sums: Sums) -> None:
+def test_slow_readers_outlive_the_time_for_dead_paths(sums: Sums) -> None:
     """Their windows are closed most of the time, for longer than the timeout at a time.
 
     All is the kernel's doing, so one way is enough. With plenty of time it is the real timeout.
     """
 
     async def scenario(run: Run) -> None:
-        done = False
-        (sender,) = await run.some_peers(1)
-        slow = await run.some_peers(50 if SECONDS else 4, _SMALL_BUFFER if SECONDS else 128 * 1024)
-        for peer in slow:
-            peer.read_slowly(20_000 if SECONDS else 10_000, 1000)
-        sending = asyncio.create_task(
-            run.blast(
-                sender,
-                [peer.key for peer in slow],
-                rounds=10**9,
-                stop=lambda: done,
-                pings=not SECONDS,
-            )
-        )
-        await asyncio.wait([sending], timeout=max(4, SECONDS))
-        done = True
-        await sending
-        assert await run.relay.clients() == 1 + len(slow)
-        for peer in slow:
-            await peer.leave()
-        assert [peer for peer in slow if peer.end != "eof"] == []
-        await run.end()
+        if SECONDS:
+            await _keep_slow_readers(run, buffer=_SMALL_BUFFER, rate=20_000, at_once=1000, count=50)
+        else:
+            await _keep_slow_readers(run, buffer=128 * 1024, rate=10_000, at_once=1000, count=4)
 
     sums(scenario, *([] if SECONDS else ["--tcp-user-timeout=1", "--tcp-write-timeout=10"]))
+
+
+@pytest.mark.parametrize("way", [("plain", "uvloop")], ids=["plain"], indirect=True)
+def test_slow_readers_live_as_the_relay_comes(sums: Sums) -> None:
+    """With the system's buffers and the relay's defaults.
+
+    Such a client's kernel opens its window in steps of some 100 KB: for five seconds at a time
+    the relay sees no progress.
+    """
+
+    async def scenario(run: Run) -> None:
+        await _keep_slow_readers(run, buffer=0, rate=20_000, at_once=2000, count=4)
+
+    sums(scenario)

@@ -241,7 +241,7 @@ _TABLE: Final = {
         Flag("debug-key-file", path, "File of a secret that opens /debug/ as ?debugkey=SECRET.",
              setting="debug.key", default=None, go_variable="TS_DEBUG_KEY_PATH"),
         Flag("sender-cardinality", boolean,
-             "Tell in /debug/traffic how many keys have written to a client.",
+             "Tell in /debug/traffic and /debug/clients/ how many keys have written to a client.",
              go_variable="TS_DERP_SENDER_CARDINALITY"),
         Flag("rtt-stats", boolean, "Sample the round-trip times of connections for the metrics."),
     ),

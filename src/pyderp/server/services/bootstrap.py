@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from pyderp.config import BootstrapDNSConfig
 from pyderp.errors import NameNotFound
-from pyderp.net.resolve import Resolver, lookup
+from pyderp.net.dns import Resolver, lookup
 from pyderp.relay.bootstrap import (
     BootstrapAnswers,
     BootstrapCounters,
@@ -18,8 +18,7 @@ from pyderp.relay.bootstrap import (
     LastGood,
     percentage,
 )
-from pyderp.server.site.routes import page
-from pyderp.wire.http import Request, Response
+from pyderp.wire.http import Request, Response, page
 
 __all__ = ["BootstrapDNS", "TxtResolver"]
 

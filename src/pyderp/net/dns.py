@@ -1,0 +1,277 @@
+"""Names to IP addresses: the system's resolver, and a cache that outlives its failures."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
+
+from pyderp.addresses import IPAddress, parse_ip, unmapped
+from pyderp.errors import DialError, FailureReason, NameNotFound
+
+__all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
+
+Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[IPAddress]]]
+"""Returns the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
+It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
+
+# Weak, for a loop may be closed in the middle. As long as a task lives, so does its loop, and
+# its `id` is no other's.
+_asking: Final[WeakValueDictionary[tuple[int, str, int], asyncio.Task[list[IPAddress]]]] = (
+    WeakValueDictionary()
+)
+
+
+async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    """Ask the system (`getaddrinfo`, in a thread of the event loop's).
+
+    Cancelling returns at once; the thread ends when the system gives up. Until then, who asks
+    for the same again waits for the same answer: no host ever takes a second thread.
+    """
+    key = id(asyncio.get_running_loop()), host, family
+    asking = _asking.get(key)
+    if asking is None or asking.done():
+        asking = asyncio.create_task(_ask(host, family), name=f"pyderp look-up of {host}")
+        # Without it a failure that nobody waits for any more would be reported as forgotten.
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        _asking[key] = asking
+    try:
+        return list(await asyncio.shield(asking))
+    finally:
+        del asking  # the task holds its error, which holds this frame
+
+
+async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, None, family=family, type=socket.SOCK_STREAM
+    )
+    found: dict[IPAddress, None] = {}
+    for _, _, _, _, address in infos:
+        ip = ipaddress.ip_address(address[0])
+        zone = address[3] if len(address) == 4 else 0
+        if zone and isinstance(ip, IPv6Address) and ip.scope_id is None:
+            ip = IPv6Address(f"{ip}%{zone}")
+        found[ip] = None
+    return list(found)
+
+
+async def lookup(
+    host: str, *, family: socket.AddressFamily = socket.AF_UNSPEC, resolver: Resolver | None = None
+) -> list[IPAddress]:
+    """The addresses of `host`, at least one; an IP address is its own.
+
+    Args:
+        resolver: by default `system_resolver`.
+
+    Raises:
+        NameNotFound: there are none.
+        DialError: it cannot be found out.
+    """
+    literal = parse_ip(host)
+    if literal is not None:
+        return [literal]
+    try:
+        found = await (resolver or system_resolver)(host, family)
+    except OSError as e:
+        text = e.strerror or str(e) or type(e).__name__
+        error = NameNotFound if _says_none(e) else DialError
+        late = isinstance(e, TimeoutError)
+        reason = FailureReason.TIMEOUT if late else FailureReason.UNKNOWN_NAME
+        raise error(f"look-up of {host!r}: {text}", reason=reason) from e
+    except ValueError as e:  # labels too long or empty, zero bytes
+        raise NameNotFound(f"{host!r} is not a host name: {e}") from e
+    if not found:
+        raise NameNotFound(f'no IPs for "{host}" found')
+    return [unmapped(ip) for ip in found]
+
+
+def _says_none(error: OSError) -> bool:
+    return isinstance(error, NameNotFound) or (
+        isinstance(error, socket.gaierror) and error.errno in _NONE
+    )
+
+
+# Where there is no EAI_NODATA, as on BSD, EAI_NONAME means both.
+_NONE: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+
+
+_log = logging.getLogger("pyderp.net")
+
+TTL: Final = 600.0
+"""Seconds that an answer is used [Resolver.ttl]."""
+_TIMEOUT: Final = 10.0
+_TIMEOUT_WITH_LAST_GOOD: Final = 3.0
+_FALLBACK_TIMEOUT: Final = 30.0
+_PRIVATE: Final = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv6Network("fc00::/7"),
+)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What a name stands for."""
+
+    all: tuple[IPAddress, ...]
+    """At least one, IPv4 inside IPv6 taken out."""
+
+    @property
+    def primary(self) -> IPAddress:
+        """The first IPv4 address, or else the last IPv6 address."""
+        return next((ip for ip in self.all if ip.version == 4), self.all[-1])
+
+
+@dataclass
+class _Lookup:
+    task: asyncio.Task[Addresses]
+    waiters: int = 0
+
+
+class DNSCache:
+    """Looks names up, each at most once at a time and, if that works, once in `ttl` seconds.
+
+    It serves one event loop. Names are never forgotten, so ask for those of relays only. A
+    failure is not remembered, nor are private addresses (RFC 1918, fc00::/7): these come
+    from captive portals.
+
+    Args:
+        resolver: who is asked first; by default the system. It has 10 s, or 3 s if an
+            older answer is at hand.
+        fallbacks: who is asked in turn when that fails or has no addresses, 30 s each; a
+            cloud provider's resolver, say.
+        ttl: seconds that an answer is used.
+        use_last_good: an older answer is better than none.
+        single_host: the only name there is, with `single_host_addresses`; nobody is asked.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolver: Resolver | None = None,
+        fallbacks: Sequence[Resolver] = (),
+        ttl: float = TTL,
+        use_last_good: bool = True,
+        single_host: str = "",
+        single_host_addresses: Sequence[IPAddress] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if bool(single_host) != bool(single_host_addresses):
+            raise ValueError("single_host and single_host_addresses need each other")
+        self._resolver = resolver
+        self._fallbacks = tuple(fallbacks)
+        self._ttl = ttl
+        self._use_last_good = use_last_good
+        self._single_host = single_host
+        self._single = tuple(unmapped(ip) for ip in single_host_addresses)
+        self._clock = clock
+        self._known: dict[str, tuple[float, Addresses]] = {}
+        self._running: dict[str, _Lookup] = {}
+
+    async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
+        """The addresses of `host`; an IP address is its own.
+
+        Args:
+            debug: log what the cache did, at DEBUG.
+
+        Raises:
+            DialError: there are none.
+        """
+        if self._single:
+            if host != self._single_host:
+                raise DialError(
+                    f'dnscache: unexpected hostname "{host}" '
+                    f'doesn\'t match expected "{self._single_host}"'
+                )
+            return Addresses(self._single)
+        literal = parse_ip(host)
+        if literal is not None:
+            return Addresses((literal,))
+        expires, known = self._known.get(host, (0.0, None))
+        if known is not None and self._clock() < expires:
+            _debug(debug, host, "%s, cached", known)
+            return known
+        try:
+            found = await self._join(host)
+        except DialError as e:
+            if known is None or not self._use_last_good:
+                _debug(debug, host, "%s", e)
+                raise
+            _debug(debug, host, "%s, the last good answer, after %s", known, e)
+            return known
+        _debug(debug, host, "%s", found)
+        return found
+
+    async def _join(self, host: str) -> Addresses:
+        """Wait for the look-up of `host`; who waits last and is cancelled cancels it."""
+        running = self._running.get(host)
+        if running is None:
+            task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
+            running = self._running[host] = _Lookup(task)
+            task.add_done_callback(lambda done: self._forget(host, done))
+        task = running.task
+        running.waiters += 1
+        try:
+            await asyncio.wait((task,))
+        finally:
+            running.waiters -= 1
+            if not running.waiters and not task.done():
+                self._forget(host, task)  # who comes now starts anew
+                task.cancel()
+                await asyncio.wait((task,))
+            if task.done() and not task.cancelled():
+                task.exception()  # it may have failed while we were cancelled
+        try:
+            return task.result()
+        finally:
+            del task, running  # the task holds its error, which holds this frame
+
+    def _forget(self, host: str, task: asyncio.Task[Addresses]) -> None:
+        running = self._running.get(host)
+        if running is not None and running.task is task:
+            del self._running[host]
+
+    async def _refresh(self, host: str) -> Addresses:
+        found = Addresses(tuple(await self._ask(host)))
+        if not any(found.primary in network for network in _PRIVATE):
+            self._known[host] = (self._clock() + self._ttl, found)
+        return found
+
+    async def _ask(self, host: str) -> list[IPAddress]:
+        quick = self._use_last_good and host in self._known
+        timeout = _TIMEOUT_WITH_LAST_GOOD if quick else _TIMEOUT
+        failures: list[DialError] = []
+        try:
+            for resolver in (self._resolver, *self._fallbacks):
+                try:
+                    async with asyncio.timeout(timeout):
+                        return await lookup(host, resolver=resolver)
+                except DialError as e:
+                    failures.append(e)
+                except TimeoutError:
+                    text = f"look-up of {host!r}: no answer within {timeout:g} s"
+                    failures.append(DialError(text, reason=FailureReason.TIMEOUT))
+                timeout = _FALLBACK_TIMEOUT
+            raise DialError(str(failures[0]), reason=failures[0].reason) from ExceptionGroup(
+                "all look-ups failed", failures
+            )
+        finally:
+            failures.clear()  # they hold this frame
+
+
+def _debug(wanted: bool, host: str, text: str, *values: object) -> None:
+    if wanted:
+        shown = [
+            ", ".join(map(str, value.all)) if isinstance(value, Addresses) else value
+            for value in values
+        ]
+        _log.debug("dnscache: %s: " + text, host, *shown)

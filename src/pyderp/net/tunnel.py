@@ -1,0 +1,332 @@
+"""Connections through a proxy: HTTP CONNECT (RFC 9110, 9.3.6), SOCKS5 (RFC 1928 and 1929)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import re
+import socket
+from http import HTTPStatus
+from typing import Final, cast
+
+import h11
+from python_socks import ProxyError as SocksProxyError
+from python_socks import ProxyTimeoutError, ProxyType
+from python_socks.async_.asyncio.v2 import Proxy as SocksProxy
+
+from pyderp.addresses import format_address
+from pyderp.errors import DialError, FailureReason, ProxyError, TLSError, without_frames
+from pyderp.net.dns import Resolver
+from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
+from pyderp.net.proxies import Proxy
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tcp import connect_to_host
+from pyderp.net.tls import TLSConfig, start_tls
+from pyderp.text import printable
+
+__all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", "open_tunnel"]
+
+_log = logging.getLogger("pyderp.net")
+
+_MAX_HEAD: Final = 64 * 1024
+"""Bytes of the proxy's answer, interim answers included."""
+_HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]+")
+"""What may stand in a Host header, as Go sees it (`httpguts.ValidHostHeader`), and not nothing."""
+_PROXY_TLS: Final = TLSConfig()
+
+# Answers of SOCKS5
+_LOGIN_REPLY: Final = 2
+"""Bytes of an answer to the offer of logins (RFC 1928, section 3), and to a login (RFC 1929)."""
+_NO_METHOD: Final = b"\x05\xff"
+_LOGIN_VERSION: Final = 1
+_REFUSALS: Final = range(2, 7)
+"""Answers to the request: not allowed, network or host unreachable, refused, TTL expired."""
+
+
+async def connect_to_proxy(
+    proxy: Proxy, *, settings: NetworkSettings, resolver: Resolver | None = None
+) -> socket.socket:
+    """A connected socket to a proxy.
+
+    Raises:
+        DialError: no address, or none answers; the text names the proxy.
+        ConfigError: mark or device cannot be used.
+    """
+    try:
+        return await connect_to_host(proxy.host, proxy.port, settings=settings, resolver=resolver)
+    except OSError as e:
+        raise DialError(
+            f"proxy {proxy.redacted}: {e}", reason=FailureReason.PROXY_UNREACHABLE
+        ) from (e.__cause__ or e)
+
+
+async def connect_through_http(
+    proxy: Proxy,
+    host: str,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    resolver: Resolver | None = None,
+) -> Link:
+    """A tunnel to `host` through the proxy, with TLS to a proxy that is `https`.
+
+    There is no time limit here. Cancelling closes the connection.
+
+    Args:
+        host: a name, for the proxy to resolve, or an IP address.
+        resolver: for the name of the proxy itself.
+
+    Raises:
+        ProxyError: the proxy refused, or spoke neither TLS nor HTTP as it should.
+        DialError: the proxy cannot be reached, or `host` cannot be asked for.
+        ConfigError: mark, device or TLS files cannot be used.
+    """
+    if _HOST.fullmatch(host) is None:
+        # Here already: a proxy that is asked for nonsense is a round trip for nothing.
+        raise DialError(f'invalid DERP node hostname "{printable(host, 100)}"')
+    target = format_address(host, port)
+    try:
+        sock = await connect_to_proxy(proxy, settings=settings, resolver=resolver)
+        link: Link = await link_over_socket(sock)
+        if proxy.scheme == "https":
+            link = await _secure(link, proxy, settings)
+        return await open_tunnel(link, host, port, proxy=proxy, settings=settings)
+    except OSError as e:
+        _log.debug("derphttp: CONNECT dial to %s: %s", target, e)
+        raise
+
+
+async def _secure(link: Link, proxy: Proxy, settings: NetworkSettings) -> Link:
+    try:
+        return await start_tls(link, server_name=proxy.host, config=_PROXY_TLS, settings=settings)
+    except (TLSError, OSError) as e:
+        raise ProxyError(f"TLS to HTTP proxy {proxy.redacted}: {e}") from e
+
+
+async def open_tunnel(
+    link: Link, host: str, port: int, *, proxy: Proxy, settings: NetworkSettings
+) -> Link:
+    """Ask the proxy at the end of `link` for a tunnel to `host`.
+
+    Args:
+        link: to the proxy; it belongs to the tunnel then, and is closed if this fails.
+
+    Returns:
+        the tunnel; what the other end has already sent is not lost.
+
+    Raises:
+        ProxyError: it refused, or did not answer in HTTP.
+        DialError: `host` cannot stand in a request.
+    """
+    try:
+        early = await _connect(link, format_address(host, port), proxy, settings)
+    except BaseException:
+        link.abort()
+        raise
+    return _PrefixedLink(link, early) if early else link
+
+
+async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSettings) -> bytes:
+    """Send the request, read the answer; returns what follows it."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    headers = [("Host", target)]
+    authorization = settings.proxy_authorization or _basic(proxy)
+    if authorization:
+        headers.append(("Proxy-Authorization", authorization))
+    try:
+        request = h11.Request(method="CONNECT", target=target, headers=headers)
+    except (h11.LocalProtocolError, UnicodeEncodeError):
+        raise DialError(f"{target!r} or its proxy's authorization cannot be sent") from None
+    link.write((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
+    what = f"HTTP proxy {proxy.redacted} on CONNECT to {target}"
+    try:
+        response = await _response(link, connection)
+    except OSError as e:
+        raise ProxyError(f"no response from {what}: {e.strerror or e}") from e
+    except h11.RemoteProtocolError as e:
+        # h11 raises it in a method of itself: its own frames hold it.
+        raise ProxyError(f"bad response from {what}: {printable(str(e))}") from without_frames(e)
+    reason = printable(response.reason.decode("latin-1"))
+    status = f"{response.status_code} {reason}".strip()
+    if response.status_code != 200:
+        raise ProxyError(
+            f"invalid response status from {what}: {status}",
+            reason=_reason_of_status(response.status_code),
+        )
+    _log.debug("derphttp: CONNECT dial to %s: %s", target, status)
+    return connection.trailing_data[0]
+
+
+def _reason_of_status(status: int) -> FailureReason:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED):
+        return FailureReason.PROXY_LOGIN
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND) or 500 <= status < 600:
+        return FailureReason.PROXY_REFUSED
+    return FailureReason.PROXY_BROKEN
+
+
+async def _response(link: Link, connection: h11.Connection) -> h11.Response:
+    received = 0
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Response):
+            return event
+        if event is h11.NEED_DATA:
+            data = await link.read()
+            received += len(data)
+            connection.receive_data(data)
+            # What comes after a head in one piece with it is not counted against it.
+            if received - len(data) > _MAX_HEAD:
+                raise h11.RemoteProtocolError("the head is too long")
+            continue
+        # An end before the answer, or a switch to another protocol, has raised above.
+        assert isinstance(event, h11.InformationalResponse)
+
+
+def _basic(proxy: Proxy) -> str:
+    """Basic authorization (RFC 7617); as in Go's client only with a user and a password."""
+    if not proxy.user or proxy.password is None:
+        return ""
+    token = base64.b64encode(f"{proxy.user}:{proxy.password}".encode())
+    return f"Basic {token.decode('ascii')}"
+
+
+class _PrefixedLink(LayeredLink):
+    """A link whose first bytes have been read from it already."""
+
+    def __init__(self, lower: Link, prefix: bytes) -> None:
+        super().__init__(lower)
+        self._prefix = prefix
+
+    async def read(self) -> bytes:
+        if not self._prefix:
+            return await self._lower.read()
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def start(self, receiver: Receiver) -> None:
+        # From here on the link below brings everything by itself.
+        if self._prefix:
+            prefix, self._prefix = self._prefix, b""
+            receiver.data_received(prefix)
+        self._lower.start(receiver)
+
+
+async def connect_through_socks(
+    proxy: Proxy,
+    host: str,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    resolver: Resolver | None = None,
+) -> socket.socket:
+    """A socket on which the proxy carries bytes to `host`; cancelling closes it.
+
+    Args:
+        host: a name, for the proxy to resolve, or an IP address.
+        resolver: for the name of the proxy itself.
+
+    Raises:
+        ProxyError: the proxy refused, spoke nonsense, or took more than 60 s.
+        DialError: the proxy cannot be reached.
+        ConfigError: mark or device cannot be used.
+    """
+    what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
+    connector = _ProxyConnector(proxy, settings, resolver)
+    dialer = SocksProxy(
+        ProxyType.SOCKS5,
+        proxy.host,
+        proxy.port,
+        username=proxy.user,
+        password=proxy.password,
+        rdns=True,
+        # A proxy in front of the proxy is asked for the connection, so it may be our own
+        # socket; of such a proxy only `connect` is used, and of its stream what _Stream has.
+        forward=cast("SocksProxy", connector),
+    )
+    try:
+        stream = cast("_Stream", await dialer.connect(host, port))
+    except SocksProxyError as e:
+        raise ProxyError(
+            f"{what}: {printable(str(e))}", reason=connector.reason(e.error_code)
+        ) from e
+    except ProxyTimeoutError as e:
+        text = f"{what}: {printable(str(e))}"
+        raise ProxyError(text, reason=FailureReason.PROXY_TIMEOUT) from e
+    except ValueError as e:
+        # Neither name, user nor password have escaped: the cause may quote one of them.
+        raise ProxyError(f"{what}: cannot be encoded in SOCKS5: {type(e).__name__}") from None
+    return stream.socket
+
+
+class _ProxyConnector:
+    """How the proxy itself is reached."""
+
+    def __init__(self, proxy: Proxy, settings: NetworkSettings, resolver: Resolver | None) -> None:
+        self._proxy = proxy
+        self._settings = settings
+        self._resolver = resolver
+        self._stream: _Stream | None = None
+
+    def reason(self, reply: int | None) -> FailureReason:
+        """Why the proxy did not connect.
+
+        Args:
+            reply: its answer to the request (RFC 1928, section 6), if it came to that.
+        """
+        if self._stream is not None and self._stream.login_refused:
+            return FailureReason.PROXY_LOGIN
+        return FailureReason.PROXY_REFUSED if reply in _REFUSALS else FailureReason.PROXY_BROKEN
+
+    async def connect(self, dest_host: str, dest_port: int) -> _Stream:
+        """The arguments are the proxy's own address; names are python-socks'."""
+        sock = await connect_to_proxy(self._proxy, settings=self._settings, resolver=self._resolver)
+        self._stream = _Stream(sock, self._proxy)
+        return self._stream
+
+
+class _Stream:
+    """Whole reads on a socket; never a byte more, for those belong to the tunnel."""
+
+    def __init__(self, sock: socket.socket, proxy: Proxy) -> None:
+        self.socket = sock
+        self._proxy = proxy
+        self.login_refused = False
+        """The proxy takes no login that we have, or not this user and password."""
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
+        except OSError as e:
+            raise self._broken(e) from e
+
+    async def read_exactly(self, n: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < n:
+            try:
+                chunk = await loop.sock_recv(self.socket, n - len(data))
+            except OSError as e:
+                raise self._broken(e) from e
+            if not chunk:
+                raise self._error("it closed the connection")
+            data += chunk
+        # Before the answer to the request, only the answers to the login have two bytes.
+        if n == _LOGIN_REPLY and (data == _NO_METHOD or (data[0] == _LOGIN_VERSION and data[1])):
+            self.login_refused = True
+        return data
+
+    # The names of python-socks 2
+    write_all = write
+    read_exact = read_exactly
+
+    async def close(self) -> None:
+        self.socket.close()
+
+    def _broken(self, error: OSError) -> ProxyError:
+        # A frame of asyncio holds the future that holds the error.
+        return self._error(without_frames(error).strerror or str(error))
+
+    def _error(self, reason: str) -> ProxyError:
+        return ProxyError(f"SOCKS5 proxy {self._proxy.redacted}: {reason}")

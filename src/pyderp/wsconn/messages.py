@@ -1,0 +1,175 @@
+"""Between a byte stream and messages: what has come and was not read, what a write is sent as."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+from websockets.exceptions import ConnectionClosed as WebSocketClosed
+from websockets.frames import CloseCode
+
+from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError, without_frames
+from pyderp.wsconn.bounds import WebSocketConnection, drop
+
+__all__ = ["LONGEST_CHARACTER", "Inbox", "closed_error", "split"]
+
+LONGEST_CHARACTER: Final = 4
+"""Bytes of a character in UTF-8."""
+_END: Final = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
+_VIOLATIONS: Final = (
+    CloseCode.PROTOCOL_ERROR,
+    CloseCode.INVALID_DATA,
+    CloseCode.MESSAGE_TOO_BIG,
+)
+"""What the library closes with when it cannot make sense of the peer."""
+
+
+class Inbox:
+    """Fragments of messages, each as it came, and how they end.
+
+    Args:
+        binary: whether they must come in binary messages, or in text.
+    """
+
+    def __init__(self, websocket: WebSocketConnection, *, binary: bool) -> None:
+        self.size = 0
+        """Bytes that can be taken."""
+        self.eof = False
+        """The peer closed with 1000 or 1001."""
+        self.failure: DerpError | None = None
+        """How else the websocket ended."""
+        self.wrong_type = False
+        """A message of the wrong type came."""
+        self.discarding = False
+        """What comes is not kept any more."""
+        self._websocket = websocket
+        self._binary = binary
+        self._parts: deque[bytes] = deque()
+        self._fragments: AsyncIterator[str | bytes] | None = None
+        self._receiving: asyncio.Task[None] | None = None
+
+    def take(self, n: int) -> bytes:
+        """At most `n` bytes, of one message."""
+        if not self._parts or not n:
+            return b""
+        part = self._parts.popleft()
+        if len(part) > n:
+            self._parts.appendleft(part[n:])
+            part = part[:n]
+        self.size -= len(part)
+        return part
+
+    def take_exactly(self, n: int) -> bytes:
+        """`n` bytes that are there."""
+        pieces = []
+        while n:
+            pieces.append(self.take(n))
+            n -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def take_all(self) -> bytes:
+        """All bytes that are there."""
+        return self.take_exactly(self.size)
+
+    async def discard(self) -> None:
+        """Keep nothing of what still comes, until the websocket has ended."""
+        self.discarding = True
+        while not self.eof and self.failure is None:
+            await self.receive()
+
+    async def receive(self) -> None:
+        """Wait for a fragment or the end. Cancelling only stops the waiting.
+
+        The library loses the rest of a message when receiving it is cancelled. So that is
+        done by a task of its own, which whoever waits next finds still at work.
+        """
+        if self._receiving is None or self._receiving.done():
+            self._receiving = asyncio.create_task(self._receive(), name="pyderp-wsconn-receive")
+        task = self._receiving
+        await asyncio.wait([task])
+        try:
+            task.result()
+        finally:
+            del task  # it holds its error, which holds this frame
+
+    async def _receive(self) -> None:
+        try:
+            fragment = await self._next_fragment()
+        except WebSocketClosed as e:
+            self.eof = _is_end(e)
+            if not self.eof:
+                self.failure = without_frames(closed_error(e))
+        except asyncio.CancelledError:
+            # Only a loop that is being shut down does that. No reader may wait for ever.
+            self.failure = ConnectionClosed("the event loop is shutting down")
+            drop(self._websocket)
+        else:
+            self._on_fragment(fragment)
+
+    async def _next_fragment(self) -> str | bytes:
+        while True:
+            if self._fragments is None:
+                self._fragments = self._websocket.recv_streaming()
+            async for fragment in self._fragments:
+                # An empty text is still a text.
+                if fragment or isinstance(fragment, str) is self._binary:
+                    return fragment
+            self._fragments = None
+
+    def _on_fragment(self, fragment: str | bytes) -> None:
+        if self.discarding:
+            return
+        if isinstance(fragment, str) is self._binary:
+            self.wrong_type = True
+            return
+        part = fragment.encode() if isinstance(fragment, str) else bytes(fragment)
+        self._parts.append(part)
+        self.size += len(part)
+
+
+def _is_end(e: WebSocketClosed) -> bool:
+    # If the library gave up on the peer, what the peer said does not count. To the library
+    # a close frame without a code is normal as well, to Go it is not.
+    sent_in_order = e.sent is not None and e.sent.code in _END
+    return sent_in_order and e.rcvd is not None and e.rcvd.code in _END
+
+
+def closed_error(e: WebSocketClosed) -> DerpError:
+    """What the library says, as an error of ours."""
+    # A close frame of the peer is answered with the same code. If another one left, the
+    # library has given up on the peer.
+    answered = e.rcvd is not None and e.sent is not None and e.rcvd.code == e.sent.code
+    violated = e.sent is not None and e.sent.code in _VIOLATIONS and not answered
+    kind = RemoteProtocolError if violated else ConnectionClosed
+    error = kind(f"the websocket ended: {e}")
+    error.__cause__ = e
+    return error
+
+
+def split(
+    data: bytes | bytearray | memoryview, *, binary: bool, size: int | None
+) -> Iterator[memoryview]:
+    """The messages that bytes are sent as.
+
+    Args:
+        binary: whether they are binary messages, or text.
+        size: the most bytes of one, at least `LONGEST_CHARACTER`; `None`: any number.
+
+    Raises:
+        UnicodeDecodeError: text that is not whole characters of UTF-8 (RFC 6455, section 5.6).
+    """
+    view = memoryview(data).cast("B")
+    if not binary:
+        bytes(view).decode()
+    if size is None or len(view) <= size:
+        yield view
+        return
+    while view:
+        end = min(size, len(view))
+        # Text is not cut within a character.
+        while not binary and end < len(view) and view[end] & 0xC0 == 0x80:
+            end -= 1
+        yield view[:end]
+        view = view[end:]

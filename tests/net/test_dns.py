@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from pyderp.errors import DialError
+from pyderp.net import dns
+from pyderp.net.dns import lookup, system_resolver
+from tests.conftest import Run
+
+from .ways_out import Names
+
+BOUND = 20.0
+
+
+def test_the_system_knows_localhost(run: Run) -> None:
+    async def main() -> None:
+        assert await system_resolver("localhost", socket.AF_INET) == [ip_address("127.0.0.1")]
+        assert await lookup("localhost", family=socket.AF_INET) == [ip_address("127.0.0.1")]
+
+    run(main())
+
+
+def test_the_systems_answer_without_repetitions_and_with_zones(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        def answer(*_: object, **__: object) -> Sequence[object]:
+            tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            return [
+                (socket.AF_INET6, *tcp, ("fe80::1", 0, 0, 7)),
+                (socket.AF_INET6, *tcp, ("fe80::2%eth0", 0, 0, 8)),
+                (socket.AF_INET6, *tcp, ("2001:db8::1", 0, 0, 0)),
+                (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
+                (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
+            ]
+
+        class Loop:
+            async def getaddrinfo(self, *args: object, **kwargs: object) -> Sequence[object]:
+                return answer(*args, **kwargs)
+
+        monkeypatch.setattr("pyderp.net.dns.asyncio.get_running_loop", Loop)
+        found = await system_resolver("h", socket.AF_UNSPEC)
+        monkeypatch.undo()
+        assert [str(ip) for ip in found] == [
+            "fe80::1%7",
+            "fe80::2%eth0",
+            "2001:db8::1",
+            "192.0.2.1",
+        ]
+
+    run(main())
+
+
+class Hanging:
+    """A `socket.getaddrinfo` that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.answer = threading.Event()
+
+    def __call__(self, host: str, port: None, family: int, *_: object) -> Sequence[object]:
+        self.asked.append((host, family))
+        assert self.answer.wait(BOUND)
+        if host == "nobody":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", 0))]
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    """The system's look-ups hang; threads that still wait at the end of the test are let go."""
+    made = Hanging()
+    monkeypatch.setattr(socket, "getaddrinfo", made)
+    yield made
+    made.answer.set()
+
+
+def ask(host: str = "h", family: socket.AddressFamily = socket.AF_INET) -> asyncio.Task[list[Any]]:
+    return asyncio.create_task(system_resolver(host, family))
+
+
+async def until_asked(hanging: Hanging, count: int) -> None:
+    while len(hanging.asked) < count:  # noqa: ASYNC110 (a thread's doing)
+        await asyncio.sleep(0.001)
+
+
+def test_a_host_never_takes_a_second_thread(hanging: Hanging) -> None:
+    """Those who gave up leave their look-up to who comes next; other hosts get their answers."""
+
+    async def main() -> None:
+        for _ in range(40):
+            asking = ask()
+            await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        last = [ask(), ask(), ask("h", socket.AF_INET6), ask("other")]
+        await until_asked(hanging, 3)
+        assert sorted(hanging.asked) == [
+            ("h", socket.AF_INET),
+            ("h", socket.AF_INET6),
+            ("other", socket.AF_INET),
+        ]
+        last[0].cancel()
+        hanging.answer.set()
+        answers = await asyncio.gather(*last, return_exceptions=True)
+        assert isinstance(answers[0], asyncio.CancelledError)
+        assert answers[1:] == [[ip_address("192.0.2.1")]] * 3
+        assert answers[1] is not answers[2]
+        assert await system_resolver("h", socket.AF_INET) == [ip_address("192.0.2.1")]
+        assert hanging.asked[3:] == [("h", socket.AF_INET)]
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_that_of_all_who_wait(hanging: Hanging) -> None:
+    async def main() -> None:
+        asking = [ask("nobody"), ask("nobody")]
+        await until_asked(hanging, 1)
+        hanging.answer.set()
+        for each in await asyncio.gather(*asking, return_exceptions=True):
+            assert isinstance(each, socket.gaierror)
+        assert len(hanging.asked) == 1
+
+    asyncio.run(main())
+
+
+def test_a_failure_that_nobody_waits_for_is_no_complaint(
+    hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        asking = ask("nobody")
+        await until_asked(hanging, 1)
+        asking.cancel()
+        (look_up,) = (t for t in asyncio.all_tasks() if t.get_name() == "pyderp look-up of nobody")
+        hanging.answer.set()
+        await asyncio.wait([look_up])
+
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.records
+
+
+def test_every_loop_asks_for_itself_and_none_is_kept(hanging: Hanging) -> None:
+    """A loop that is closed in the middle of a look-up is not kept alive by it."""
+
+    async def begin(count: int) -> weakref.ref[asyncio.AbstractEventLoop]:
+        asking = ask()
+        await until_asked(hanging, count)
+        asking.cancel()
+        # `asyncio.run` would wait for the thread.
+        asyncio.get_running_loop().call_later(0.01, hanging.answer.set)
+        return weakref.ref(asyncio.get_running_loop())
+
+    for count in (1, 2):
+        hanging.answer.clear()
+        loop = asyncio.run(begin(count))
+        gc.collect()
+        assert loop() is None
+        assert not dns._asking
+    assert len(hanging.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:DB8::1", "2001:db8::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_an_address_is_its_own(run: Run, host: str, address: str) -> None:
+    async def main() -> None:
+        names = Names({})
+        assert await lookup(host, resolver=names) == [ip_address(address)]
+        assert not names.asked
+
+    run(main())
+
+
+def test_the_resolver_is_asked_for_the_family(run: Run) -> None:
+    async def main() -> None:
+        names = Names({"h": ["::ffff:192.0.2.1", "2001:db8::1"]})
+        found = await lookup("h", family=socket.AF_INET6, resolver=names)
+        assert found == [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
+        assert names.asked == [("h", socket.AF_INET6)]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([], 'no IPs for "h" found'),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "look-up of 'h': Name or service not known",
+        ),
+        (OSError("no network"), "look-up of 'h': no network"),
+        (TimeoutError(), "look-up of 'h': TimeoutError"),
+    ],
+)
+def test_no_address(run: Run, answer: list[str] | Exception, message: str) -> None:
+    async def main() -> None:
+        with pytest.raises(DialError) as caught:
+            await lookup("h", resolver=Names({"h": answer}))
+        assert str(caught.value) == message
+        assert caught.value.__cause__ is (answer if isinstance(answer, Exception) else None)
+
+    run(main())
+
+
+@pytest.mark.parametrize("host", ["a..b", "a\0b", "x" * 64 + ".net"])
+def test_what_no_name_can_be(run: Run, host: str) -> None:
+    async def main() -> None:
+        with pytest.raises(DialError) as caught:
+            await lookup(host)
+        assert repr(host) in str(caught.value)
+
+    run(main())

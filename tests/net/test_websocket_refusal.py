@@ -1,0 +1,88 @@
+"""The body of a refusal is waited for, but not for long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pyderp.errors import TLSError, UpgradeRejected
+from pyderp.net import websocket
+from pyderp.net.websocket import read_refusal
+from pyderp.wire.upgrade import UpgradeReply
+from tests.conftest import Run
+
+from .test_websocket import FakeLink
+
+HEAD = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\n"
+
+
+class Trickle(FakeLink):
+    """A peer that has something to say, a byte at a time."""
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(0.005)
+        return b"."
+
+
+def refused(data: bytes = HEAD) -> UpgradeReply:
+    reply = UpgradeReply()
+    assert reply.receive_data(data) is None
+    assert reply.refused
+    return reply
+
+
+async def told(link: FakeLink, reply: UpgradeReply) -> UpgradeRejected:
+    """What is raised."""
+    async with asyncio.timeout(10):
+        with pytest.raises(UpgradeRejected) as caught:
+            await read_refusal(link, reply.receive_data, reply.refusal)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("incoming", "body"),
+    [
+        ([b"go ", b"away".ljust(97)], "go away"),
+        ([b"go away", b""], "go away"),
+        ([b"go", ConnectionResetError()], "go"),
+        ([b"go", TLSError("tampered with")], "go"),
+        ([b"x" * 5000], "x" * 100),
+    ],
+)
+def test_what_comes_of_the_body_is_told(
+    run: Run, incoming: list[bytes | Exception], body: str
+) -> None:
+    async def main() -> None:
+        link = FakeLink()
+        for chunk in incoming:
+            link.incoming.put_nowait(chunk)
+        error = await told(link, refused())
+        assert (error.status, error.body) == (403, body)
+
+    run(main())
+
+
+@pytest.mark.parametrize("link", [FakeLink, Trickle])
+def test_slow_body_is_cut_off(
+    run: Run, monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]
+) -> None:
+    """Nothing comes, or a byte at a time."""
+    monkeypatch.setattr(websocket, "_BODY_WAIT", 0.05)
+
+    async def main() -> None:
+        error = await told(link(), refused(HEAD.replace(b"100", b"4000")))
+        assert error.status == 403
+        assert set(error.body) <= {"."}
+
+    run(main())
+
+
+def test_callers_own_time_limit_stays_one(run: Run) -> None:
+    async def main() -> None:
+        reply = refused()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await read_refusal(FakeLink(), reply.receive_data, reply.refusal)
+
+    run(main())
