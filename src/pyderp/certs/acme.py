@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakMethod
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.check import PUBLIC, check_acme, normal_name
-from pyderp.certs.context import REFUSE_NAME, meta_certificate, plain_context
+from pyderp.certs.context import REFUSE_NAME, authority_context, meta_certificate, plain_context
 from pyderp.certs.issuance import Authority, Issuance
 from pyderp.certs.schedule import Pace, Schedule, Uniform
 from pyderp.certs.slot import Slot
@@ -24,6 +23,7 @@ from pyderp.certs.source import CertificateInfo
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
+from pyderp.config.tls import PUBLIC
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.tasks import cancel_and_wait
@@ -71,7 +71,8 @@ class ACMECertificates:
         clock: Callable[[], float] = time.time,
         uniform: Uniform = random.uniform,
     ) -> None:
-        check_acme(tls)
+        if tls.ca_file is not None:
+            authority_context(tls.ca_file)  # an unusable file is told at once
         self._tls = tls
         self._clock = clock
         self._uniform = uniform

@@ -8,6 +8,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp.certs.leaf import utc_now
@@ -15,7 +16,14 @@ from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.wire.metacert import make_meta_certificate
 
-__all__ = ["REFUSE_NAME", "OnName", "meta_certificate", "plain_context", "server_context"]
+__all__ = [
+    "REFUSE_NAME",
+    "OnName",
+    "authority_context",
+    "meta_certificate",
+    "plain_context",
+    "server_context",
+]
 
 OnName: TypeAlias = Callable[[ssl.SSLObject, str | None, ssl.SSLContext], int | None]
 """Called with the name that a client asks for; gives an alert, or `None` to go on."""
@@ -100,3 +108,23 @@ def _explain(error: OSError) -> str:
     if isinstance(error, ssl.SSLError) and reason is None:
         return "the key is no private key in PEM form, or not a whole one"
     return str(reason or error.strerror or error)
+
+
+def authority_context(ca_file: Path) -> ssl.SSLContext:
+    """TLS to an authority whose own certificate this file vouches for, or the system does.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    context = ssl.create_default_context()
+    # A private authority's certificate is not always by the book.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as e:
+        reason = (
+            "it holds no certificate in PEM form" if isinstance(e, ssl.SSLError) else e.strerror
+        )
+        raise ConfigError(f"cannot use the CA file {ca_file}: {reason}") from e
+    return context

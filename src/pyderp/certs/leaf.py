@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
-from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -14,7 +12,6 @@ from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 
 __all__ = [
-    "check_host_name",
     "day",
     "info_of",
     "is_self_signed",
@@ -22,18 +19,6 @@ __all__ = [
     "utc_now",
     "valid_for",
 ]
-
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
-
-
-def check_host_name(hostname: str) -> None:
-    """Refuse what is neither a host name nor an IP address.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if parse_ip(hostname) is None and not _HOST_NAME.fullmatch(hostname):
-        raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
 
 
 def parse_leaf(chain: bytes, where: object) -> x509.Certificate:

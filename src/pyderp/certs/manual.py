@@ -14,9 +14,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives import serialization
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import check_host_name, parse_ip
 from pyderp.certs.context import REFUSE_NAME, OnName, meta_certificate, server_context
-from pyderp.certs.leaf import check_host_name, day, info_of, parse_leaf, utc_now, valid_for
+from pyderp.certs.leaf import day, info_of, parse_leaf, utc_now, valid_for
 from pyderp.certs.selfsigned import make_self_signed
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError

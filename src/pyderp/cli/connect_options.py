@@ -20,12 +20,11 @@ from pyderp import defaults
 from pyderp.cli.key import read_private_key
 from pyderp.cli.maps import STDIN, read_region
 from pyderp.cli.output import Output
-from pyderp.cli.running import Refused, set_up_logging
-from pyderp.cli.telling import TellingClient
+from pyderp.cli.process import Refused, set_up_logging
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.client.target import parse_url
-from pyderp.errors import ConfigError, ConnectionClosed, InvalidKey, InvalidMap
+from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keyfile import read_mesh_key
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
@@ -33,6 +32,7 @@ from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
+from pyderp.wire.messages import Message
 
 __all__ = ["ConnectOptions", "split_targets", "with_connect_options"]
 
@@ -41,6 +41,24 @@ log = logging.getLogger("pyderp.cli")
 _REGION: Final = 900
 """Of a region made up for a URL; ids from 900 on are for such uses."""
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class _ReportingClient(Client):
+    """A client that reports each connection that ends, once all that came was received."""
+
+    on_end: Callable[[ConnectionClosed], None] | None = None
+    """Called with the reason."""
+
+    async def recv_with_generation(self) -> tuple[Message, int]:
+        """As of any client."""
+        try:
+            return await super().recv_with_generation()
+        except ClientClosed:
+            raise
+        except ConnectionClosed as e:
+            if self.on_end is not None:
+                self.on_end(e)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +160,12 @@ class ConnectOptions:
         return Output(as_json=self.json)
 
     def make_client(
-        self, url: str | None, told: Callable[[ConnectionClosed], None] | None = None
+        self, url: str | None, on_end: Callable[[ConnectionClosed], None] | None = None
     ) -> Client:
         """A client for a URL or for the map's region; nothing is connected.
 
         Args:
-            told: called when a connection ends, by whoever receives.
+            on_end: called when a connection ends, by the task that receives.
 
         Raises:
             typer.BadParameter: flags that do not go together.
@@ -157,10 +175,10 @@ class ConnectOptions:
             client = self._make_client(url)
         except (ConfigError, InvalidMap) as e:
             raise Refused(str(e)) from e
-        client.told = told
+        client.on_end = on_end
         return client
 
-    def _make_client(self, url: str | None) -> TellingClient:
+    def _make_client(self, url: str | None) -> _ReportingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)
         private_key = None if self.key is None else read_private_key(self.key)
         config = ClientConfig(
@@ -176,11 +194,11 @@ class ConnectOptions:
             connect_timeout=self.connect_timeout,
         )
         if isinstance(target, str):
-            client = TellingClient.for_url(target, private_key=private_key, config=config)
+            client = _ReportingClient.for_url(target, private_key=private_key, config=config)
         else:
             region = target.region if isinstance(target, _UrlNode) else target
-            client = TellingClient.for_region(region, private_key=private_key, config=config)
-        assert isinstance(client, TellingClient)
+            client = _ReportingClient.for_region(region, private_key=private_key, config=config)
+        assert isinstance(client, _ReportingClient)
         return client
 
     def _tls(self) -> TLSConfig:

@@ -119,7 +119,7 @@ def _read(path: Path, name: str) -> str:
         raise ConfigError(f"{name} is not there; make one with: pyderp key new -o {path}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {name}: {e.strerror}") from e
-    # What is not text is no key, and is told so without showing it.
+    # What is not text is no key; the error says so without showing it.
     return data.decode(errors="replace")
 
 

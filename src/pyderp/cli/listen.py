@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.connect_options import ConnectOptions, with_connect_options
-from pyderp.cli.echo import PROBE, pong_for_untrusted
 from pyderp.cli.output import Output
-from pyderp.cli.running import run_command
+from pyderp.cli.ping import PROBE, pong_for_untrusted
+from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
 from pyderp.wire.frames import PeerGoneReason
@@ -86,11 +86,11 @@ def listen(
     output = options.make_output()
 
     async def work() -> int:
-        def told(error: ConnectionClosed) -> None:
+        def on_end(error: ConnectionClosed) -> None:
             # On standard error the log says it, and when it connects again.
             output.event("disconnected", reason=str(error))
 
-        async with options.make_client(url, told) as client:
+        async with options.make_client(url, on_end) as client:
             listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
             return await listener.run(count, timeout)
 
@@ -106,10 +106,10 @@ class _Listener:
     packets: int = 0
 
     async def run(self, count: int | None, seconds: float | None) -> int:
-        """Print until enough was printed or the time is up; gives the exit status."""
+        """Print until enough was printed or the time is up; returns the exit status."""
         key = str(self.client.self_public_key)
         self.output.remark("listening", f"listening as {key}", key=key)
-        # Reconnecting is for a relay that was there once; a wrong URL is told at once.
+        # Reconnecting is for a relay that was there once; a wrong URL is an error at once.
         logging.getLogger("pyderp.client").setLevel(logging.INFO)
         try:
             async with asyncio.timeout(seconds) as limit:

@@ -19,7 +19,7 @@ LINE: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 class LineFormatter(logging.Formatter):
-    """A line that cannot steer a terminal; texts of strangers may be in it.
+    """A line that cannot steer a terminal; texts of peers may be in it.
 
     Lines of a traceback follow, indented, so that none looks like another event.
     """

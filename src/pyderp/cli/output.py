@@ -28,7 +28,7 @@ __all__ = [
 
 
 class OutputError(DerpError):
-    """Standard output takes nothing more, and somebody wants to know."""
+    """Standard output takes nothing more."""
 
 
 def print_line(text: str) -> None:
@@ -36,11 +36,11 @@ def print_line(text: str) -> None:
 
     Raises:
         OutputError: it is closed, or full.
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: its reader is gone.
     """
     if sys.stdout is None:
         raise OutputError("cannot write to standard output: it is closed")
-    with _told():
+    with _explained():
         print(text, flush=True)  # noqa: T201 (a command's result)
 
 
@@ -52,12 +52,12 @@ def print_event(kind: str, values: dict[str, object]) -> None:
 def flush_stdout() -> None:
     """Write what others have printed; raises as `print_line`, but not if it is closed."""
     if sys.stdout is not None:
-        with _told():
+        with _explained():
             sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as e:
@@ -70,7 +70,7 @@ def _told() -> Iterator[None]:
 
 
 def escaped(text: str) -> str:
-    r"""Text of a stranger for a terminal: `\`, control and invisible characters escaped."""
+    r"""Text of a peer for a terminal: `\`, control and invisible characters escaped."""
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(_character(c) for c in text)
@@ -86,7 +86,7 @@ def _character(c: str) -> str:
 
 
 def escaped_bytes(data: bytes) -> str:
-    r"""Bytes of a stranger for a terminal, read as UTF-8; other bytes become `\xNN`."""
+    r"""Bytes of a peer for a terminal, read as UTF-8; other bytes become `\xNN`."""
     try:
         return escaped(data.decode())
     except UnicodeDecodeError:
@@ -121,13 +121,13 @@ class Output:
         self.note(text)
 
     def event(self, kind: str, /, **values: object) -> None:
-        """What happens beside it and is said on standard error by others: an object in JSON."""
+        """What happens beside it and is logged to standard error elsewhere: an object in JSON."""
         if self._as_json:
             print_event(kind, values)
 
     def note(self, text: str) -> None:
         """A line on standard error only."""
-        # Nobody has to listen there.
+        # Standard error may be closed.
         if sys.stderr is None:
             return
         with contextlib.suppress(OSError):

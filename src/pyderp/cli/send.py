@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
-from pyderp.cli.echo import PROBE
 from pyderp.cli.output import Output
-from pyderp.cli.running import run_command
+from pyderp.cli.ping import PROBE
+from pyderp.cli.process import run_command
 from pyderp.cli.stdin import Stdin, chunks_of, lines_of
 from pyderp.client.client import Client
 from pyderp.client.reconnect import Backoff
@@ -108,10 +108,10 @@ def send(
     output = options.make_output()
 
     async def work() -> int:
-        def told(error: ConnectionClosed) -> None:
+        def on_end(error: ConnectionClosed) -> None:
             sender.disconnected(error)
 
-        async with options.make_client(url, told) as client:
+        async with options.make_client(url, on_end) as client:
             sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
             return await sender.run(_packets(message, raw, sender.limit), wait)
 
@@ -147,7 +147,7 @@ class _Sender:
         return MAX_PACKET_SIZE if self.sealed is None else self.sealed.max_payload
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
-        """Send all, and sum up at the end, however it ends; gives the exit status."""
+        """Send all, and sum up at the end, however it ends; returns the exit status."""
         await self.client.connect()
         gone = False
         try:
@@ -198,7 +198,7 @@ class _Sender:
                         raise
                     except (ConnectionClosed, ConnectError) as e:
                         last = e
-                    # The receiver tells of the end, and connects again as well: who is first.
+                    # The receiver notices the end, and connects again as well, perhaps first.
                     await asyncio.sleep(backoff.failed(asyncio.get_running_loop().time()))
         except TimeoutError as e:
             text = f"the relay took no packet for {self.timeout:g} s"
@@ -234,7 +234,7 @@ class _Sender:
                     pass
 
     def _summary(self, *, gone: bool) -> int:
-        """Say what was sent; gives how many packets were dropped."""
+        """Print what was sent; returns how many packets were dropped."""
         dropped = self.client.stats.packets_dropped
         packets = "1 packet" if self.packets == 1 else f"{self.packets} packets"
         text = f"{packets}, {self.size} bytes handed to the relay"

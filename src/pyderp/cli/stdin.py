@@ -38,7 +38,7 @@ def _fileno() -> int:
 
 
 class Stdin:
-    """Reads in a thread that nobody waits for.
+    """Reads in a thread of its own, which the end of the process does not wait for.
 
     A pipe, a file and a terminal are all read alike. A read that blocks does not keep the
     process from ending, as it would in one of asyncio's own threads.
@@ -74,7 +74,7 @@ class Stdin:
                 result = os.read(self._fileno, _READ)
             except OSError as e:
                 result = e
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody wants it
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 
 
