@@ -1,9 +1,9 @@
 """The network paths of connections: which are dead, and how long a round trip takes.
 
 For dead paths Linux has `TCP_USER_TIMEOUT`, but it also ends a connection whose client reads
-slowly: while the client's window is closed, the kernel sends window probes and counts their time, even
-though the client acknowledges each. So the relay asks the kernel instead, and ends only those
-that acknowledge nothing at all.
+slowly: while the client's window is closed, the kernel sends window probes and counts their
+time, even though the client acknowledges each. So the relay asks the kernel instead, and ends
+only those that acknowledge nothing at all.
 """
 
 from __future__ import annotations
