@@ -85,8 +85,7 @@ async def start_tls(
 
     Raises:
         PinMismatch: not the certificate that `cert_name` pins.
-        CertificateError: no trusted authority signed the certificate, or it is for another name
-            or time.
+        CertificateError: the certificate is not trusted, or is for another name or time.
         TLSError: the other side does not speak TLS, or not as we do, or hung up.
         ConfigError: a file in `config` or `settings` cannot be used.
         OSError: the link broke.
