@@ -265,15 +265,15 @@ class RegionRoute(HttpRoute):
                     return await to_node(node)
             except TimeoutError as e:
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                error = DialError(f"node {node.name}: {why}", reason=FailureReason.TIMEOUT)
-                progress.attempts.append(_because(error, e))
+                progress.attempts.append(_late(f"node {node.name}: {why}", e))
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
         raise progress.attempts[0]
 
 
-def _because(error: DialError, cause: TimeoutError) -> DialError:
+def _late(text: str, cause: TimeoutError) -> DialError:
+    error = DialError(text, reason=FailureReason.TIMEOUT)
     error.__cause__ = without_frames(cause)
     return error
 

@@ -32,14 +32,14 @@ _asking: Final[WeakValueDictionary[tuple[int, str, int], asyncio.Task[list[IPAdd
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
     """Ask the system (`getaddrinfo`, in a thread of the event loop's).
 
-    Cancelling returns at once; the thread ends when the system gives up. Until then, who asks
-    for the same again waits for the same answer: no host ever takes a second thread.
+    Cancelling returns at once; the thread ends when the system gives up. Until then, the
+    next call for the same host waits for the same answer: no host ever takes a second thread.
     """
     key = id(asyncio.get_running_loop()), host, family
     asking = _asking.get(key)
     if asking is None or asking.done():
         asking = asyncio.create_task(_ask(host, family), name=f"pyderp look-up of {host}")
-        # Without it a failure that nobody waits for any more would be reported as forgotten.
+        # Without it a failure that no call waits for any more would be reported as forgotten.
         asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         _asking[key] = asking
     try:
@@ -144,13 +144,13 @@ class DNSCache:
     from captive portals.
 
     Args:
-        resolver: who is asked first; by default the system. It has 10 s, or 3 s if an
+        resolver: asked first; by default the system's. It has 10 s, or 3 s if an
             older answer is at hand.
-        fallbacks: who is asked in turn when that fails or has no addresses, 30 s each; a
+        fallbacks: asked in turn when that fails or has no addresses, 30 s each; a
             cloud provider's resolver, say.
         ttl: seconds that an answer is used.
         use_last_good: an older answer is better than none.
-        single_host: the only name there is, with `single_host_addresses`; nobody is asked.
+        single_host: the only name there is, with `single_host_addresses`; no resolver is asked.
         clock: seconds, monotonic.
     """
 
@@ -212,7 +212,7 @@ class DNSCache:
         return found
 
     async def _join(self, host: str) -> Addresses:
-        """Wait for the look-up of `host`; who waits last and is cancelled cancels it."""
+        """Wait for the look-up of `host`; the last waiter that is cancelled cancels it."""
         running = self._running.get(host)
         if running is None:
             task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
@@ -225,7 +225,7 @@ class DNSCache:
         finally:
             running.waiters -= 1
             if not running.waiters and not task.done():
-                self._forget(host, task)  # who comes now starts anew
+                self._forget(host, task)  # the next call starts a new one
                 task.cancel()
                 await asyncio.wait((task,))
             if task.done() and not task.cancelled():
