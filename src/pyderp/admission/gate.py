@@ -14,11 +14,11 @@ from pyderp.admission.callable import AdmissionFunction
 from pyderp.admission.memory import Memory
 from pyderp.admission.questions import Questions
 from pyderp.admission.recheck import recheck_for_ever
-from pyderp.admission.shared import Shared
 from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Source, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_TIMEOUT
 from pyderp.keys import NodePublic
+from pyderp.singleflight import SingleFlight
 
 if TYPE_CHECKING:
     from pyderp.admission.tailscaled import Tailscaled
@@ -73,11 +73,11 @@ class Gate:
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
         self._memory: Memory[Applicant, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        self._shared: Shared[Applicant, Verdict] = Shared("pyderp admission")
+        self._shared: SingleFlight[Applicant, Verdict] = SingleFlight()
         # Apart: whoever logs in again and again must not make its recheck share the fate of a
         # question that had no turn.
-        self._rechecks: Shared[Applicant, Verdict] = Shared("pyderp admission: recheck")
-        self._checks: Shared[str, str] = Shared("pyderp admission: self check")
+        self._rechecks: SingleFlight[Applicant, Verdict] = SingleFlight()
+        self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -132,7 +132,10 @@ class Gate:
         if self._tailscaled is None or self._closed:
             return None
         tailscaled = self._tailscaled
-        return await self._checks.get("self", lambda: self._check_self(tailscaled)) or None
+        wrong = await self._checks.get(
+            "self", lambda: self._check_self(tailscaled), name="pyderp admission: self check"
+        )
+        return wrong or None
 
     def reload(self) -> None:
         """Read the key file now, and forget all answers.
@@ -179,7 +182,9 @@ class Gate:
         if self._closed:
             return _CLOSING
         verdict = await (self._rechecks if recheck else self._shared).get(
-            applicant, lambda: self._ask_and_remember(applicant, recheck=recheck)
+            applicant,
+            lambda: self._ask_and_remember(applicant, recheck=recheck),
+            name=f"pyderp admission: {'recheck' if recheck else 'login'}",
         )
         return _CLOSING if verdict is None else verdict
 

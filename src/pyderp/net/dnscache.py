@@ -13,6 +13,7 @@ from typing import Final
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError
 from pyderp.net.resolve import Resolver, lookup
+from pyderp.singleflight import SingleFlight
 
 __all__ = ["Addresses", "DNSCache"]
 
@@ -42,12 +43,6 @@ class Addresses:
     def primary(self) -> IPAddress:
         """The first IPv4 address, or else the last IPv6 address."""
         return next((ip for ip in self.all if ip.version == 4), self.all[-1])
-
-
-@dataclass
-class _Lookup:
-    task: asyncio.Task[Addresses]
-    waiters: int = 0
 
 
 class DNSCache:
@@ -89,7 +84,7 @@ class DNSCache:
         self._single = tuple(unmapped(ip) for ip in single_host_addresses)
         self._clock = clock
         self._known: dict[str, tuple[float, Addresses]] = {}
-        self._running: dict[str, _Lookup] = {}
+        self._running: SingleFlight[str, Addresses] = SingleFlight()
 
     async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
         """The addresses of `host`; an IP address is its own.
@@ -126,33 +121,13 @@ class DNSCache:
         return found
 
     async def _join(self, host: str) -> Addresses:
-        """Wait for the look-up of `host`; who waits last and is cancelled cancels it."""
-        running = self._running.get(host)
-        if running is None:
-            task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
-            running = self._running[host] = _Lookup(task)
-            task.add_done_callback(lambda done: self._forget(host, done))
-        task = running.task
-        running.waiters += 1
-        try:
-            await asyncio.wait((task,))
-        finally:
-            running.waiters -= 1
-            if not running.waiters and not task.done():
-                self._forget(host, task)  # who comes now starts anew
-                task.cancel()
-                await asyncio.wait((task,))
-            if task.done() and not task.cancelled():
-                task.exception()  # it may have failed while we were cancelled
-        try:
-            return task.result()
-        finally:
-            del task, running  # the task holds its error, which holds this frame
-
-    def _forget(self, host: str, task: asyncio.Task[Addresses]) -> None:
-        running = self._running.get(host)
-        if running is not None and running.task is task:
-            del self._running[host]
+        """Wait for the look-up of `host` that runs, or a new one."""
+        found = await self._running.get(
+            host, lambda: self._refresh(host), name=f"pyderp look-up of {host}"
+        )
+        if found is None:  # not by us: the event loop ends
+            raise DialError(f"look-up of {host!r}: cancelled")
+        return found
 
     async def _refresh(self, host: str) -> Addresses:
         found = Addresses(tuple(await self._ask(host)))

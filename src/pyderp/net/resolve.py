@@ -8,10 +8,10 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv6Address
 from typing import Final, TypeAlias
-from weakref import WeakValueDictionary
 
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, NameNotFound
+from pyderp.singleflight import SingleFlight
 
 __all__ = ["Resolver", "lookup", "system_resolver"]
 
@@ -19,11 +19,8 @@ Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[I
 """Gives the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
 It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
 
-# Weak, for a loop may be closed in the middle. As long as a task lives, so does its loop, and
-# its `id` is no other's.
-_asking: Final[WeakValueDictionary[tuple[int, str, int], asyncio.Task[list[IPAddress]]]] = (
-    WeakValueDictionary()
-)
+_asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlight(keep=True)
+"""For all event loops: as long as a look-up runs, its loop lives, and its `id` is no other's."""
 
 
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
@@ -32,17 +29,13 @@ async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAdd
     Cancelling returns at once; the thread ends when the system gives up. Until then, who asks
     for the same again waits for the same answer: no host ever takes a second thread.
     """
-    key = id(asyncio.get_running_loop()), host, family
-    asking = _asking.get(key)
-    if asking is None or asking.done():
-        asking = asyncio.create_task(_ask(host, family), name=f"pyderp look-up of {host}")
-        # Without it a failure that nobody waits for any more would be reported as forgotten.
-        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        _asking[key] = asking
-    try:
-        return list(await asyncio.shield(asking))
-    finally:
-        del asking  # the task holds its error, which holds this frame
+    loop = asyncio.get_running_loop()
+    found = await _asking.get(
+        (id(loop), host, family), lambda: _ask(host, family), name=f"pyderp look-up of {host}"
+    )
+    if found is None:  # not by us: the event loop ends
+        raise DialError(f"look-up of {host!r}: cancelled")
+    return list(found)
 
 
 async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
