@@ -171,8 +171,9 @@ def test_the_last_caller_to_give_up_waits_for_the_end() -> None:
         may_end = asyncio.Event()
 
         async def reluctant() -> int:
+            never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             try:
-                return await asyncio.get_running_loop().create_future()
+                return await never
             finally:
                 await may_end.wait()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import re
@@ -20,6 +19,7 @@ from pyderp.certs.leaf import check_host_name, day, info_of, parse_leaf, utc_now
 from pyderp.certs.selfsigned import make_self_signed
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
+from pyderp.keyfile import FileStamp, file_stamp
 from pyderp.keys import NodePublic
 
 __all__ = ["ManualCertificates", "certificate_paths"]
@@ -69,7 +69,7 @@ class ManualCertificates:
         self._meta = meta_certificate(server)
         if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
             make_self_signed(self._address, self.certificate_file, self.key_file)
-        self._stamp = self._stat()
+        self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
         """Of a pair that is not valid yet, and not in use."""
         self._use(self._load())
@@ -110,12 +110,12 @@ class ManualCertificates:
         Args:
             force: read them even if they look unchanged.
         """
-        stamp = self._stat()
+        stamps = self._stamps()
         due = self._valid_from is not None and self._valid_from <= utc_now()
-        if stamp == self._stamp and not (force or due):
+        if stamps == self._stamps_read and not (force or due):
             return False
         # Remembered also if it cannot be used: a pair that is half-written changes again.
-        self._stamp, self._valid_from = stamp, None
+        self._stamps_read, self._valid_from = stamps, None
         try:
             found = self._load()
             self._check_better(found.info)
@@ -150,13 +150,8 @@ class ManualCertificates:
             )
         self._loaded = found
 
-    def _stat(self) -> tuple[tuple[int, int, int], ...]:
-        stamps = []
-        for path in (self.certificate_file, self.key_file):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
-        return tuple(stamps)
+    def _stamps(self) -> tuple[FileStamp | None, ...]:
+        return file_stamp(self.certificate_file), file_stamp(self.key_file)
 
     def _load(self) -> _Loaded:
         chain = _read(self.certificate_file, "certificate")

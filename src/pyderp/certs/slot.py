@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyderp.certs.schedule import Schedule
-from pyderp.certs.store import Certificate, Stamp
+from pyderp.certs.store import Certificate
+from pyderp.keyfile import FileStamp
 
 __all__ = ["Slot"]
 
@@ -20,7 +21,7 @@ class Slot:
     schedule: Schedule
     certificate: Certificate | None = None
 
-    stamp: Stamp = None
+    stamp: FileStamp | None = None
     """Of the file when it was last read or written."""
 
     unsaved: bool = False

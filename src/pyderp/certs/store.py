@@ -16,21 +16,18 @@ import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from pyderp.certs.context import server_context
 from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, utc_now, valid_for
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
-from pyderp.keyfile import make_private_folder, write_atomically
+from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.wire.text import printable
 
-__all__ = ["Certificate", "Record", "Stamp", "Store", "make_certificate"]
+__all__ = ["Certificate", "Record", "Store", "make_certificate"]
 
 log = logging.getLogger("pyderp.tls")
-
-Stamp: TypeAlias = tuple[int, int, int] | None
-"""Tells two versions of a file apart."""
 
 ACCOUNT: Final = "acme-account.key"
 _AUTOCERT_ACCOUNT: Final = "acme_account+key"
@@ -178,13 +175,9 @@ class Store:
         at = max(text.find(_BEGIN), 0)
         return make_certificate(text[at:], text[:at], subject, self._meta, path)
 
-    def stamp(self, subject: str) -> Stamp:
-        """Changes when the file of a host does; `None`: there is none."""
-        try:
-            status = self.path(subject).stat()
-        except OSError:
-            return None
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
+    def stamp(self, subject: str) -> FileStamp | None:
+        """Changes when the file of a host does."""
+        return file_stamp(self.path(subject))
 
     def issued(self, subject: str, chain: bytes, key: bytes) -> Certificate:
         """Prepare what an authority issued.
