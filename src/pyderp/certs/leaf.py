@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from pyderp.addresses import parse_ip
+from pyderp.certnames import alternative_names, is_for
 from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 
@@ -53,35 +54,19 @@ def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
 
 def info_of(leaf: x509.Certificate) -> CertificateInfo:
     """Names and times of a certificate."""
-    return CertificateInfo(_names(leaf), leaf.not_valid_before_utc, leaf.not_valid_after_utc)
-
-
-def _names(leaf: x509.Certificate) -> tuple[str, ...]:
     try:
-        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return ()
-    return (
-        *san.get_values_for_type(x509.DNSName),
-        *(str(address) for address in san.get_values_for_type(x509.IPAddress)),
-    )
+        names = alternative_names(leaf)
+    except ValueError:
+        names = ()  # as good as none
+    return CertificateInfo(names, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
-def valid_for(info: CertificateInfo, hostname: str) -> bool:
-    """Whether a certificate names a host.
-
-    Only subject alternative names count, as for every TLS client today. Its dates do not.
-    """
-    address = parse_ip(hostname)
-    if address is not None:
-        return any(parse_ip(name) == address for name in info.names)
-    wanted = hostname.lower().rstrip(".")
-    parent = wanted.partition(".")[2]
-    for name in info.names:
-        pattern = name.lower()
-        if pattern == wanted or (parent and pattern == f"*.{parent}"):
-            return True
-    return False
+def valid_for(leaf: x509.Certificate, hostname: str) -> bool:
+    """Whether a certificate names a host, as `derper` sees it. Its dates do not matter."""
+    try:
+        return is_for(leaf, hostname, star_below_top_level=True)
+    except ValueError:
+        return False
 
 
 def is_self_signed(leaf: x509.Certificate) -> bool:

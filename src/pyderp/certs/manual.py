@@ -157,7 +157,7 @@ class ManualCertificates:
         chain = _read(self.certificate_file, "certificate")
         leaf = parse_leaf(chain, self.certificate_file)
         info = info_of(leaf)
-        if not valid_for(info, self.hostname):
+        if not valid_for(leaf, self.hostname):
             raise ConfigError(
                 f"certificate {self.certificate_file} is not valid for {self.hostname!r}: "
                 f"it names {', '.join(info.names) or 'no host at all'}"

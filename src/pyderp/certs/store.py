@@ -77,7 +77,7 @@ def make_certificate(
     info = info_of(leaf)
     if is_self_signed(leaf):
         raise ConfigError(f"{where}: the certificate is self-signed, no authority issued it")
-    if not valid_for(info, subject):
+    if not valid_for(leaf, subject):
         raise ConfigError(f"{where} is not for {subject!r}: it names {', '.join(info.names)}")
     return Certificate(chain, key, info, server_context(chain, key, meta, where=str(where)))
 

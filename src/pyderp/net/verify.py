@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography import x509
-
+from pyderp.certnames import alternative_names, is_for
 from pyderp.errors import CertificateError, PinMismatch, TLSError
 from pyderp.net.certificate import reading
 from pyderp.net.interceptors import interceptor
@@ -132,7 +131,7 @@ def describe(der: bytes) -> str:
     """For whom a certificate is and who issued it, in words for an error."""
     try:
         with reading(der) as certificate:
-            names = _names(certificate)
+            names = alternative_names(certificate)
             issuer = certificate.issuer.rfc4514_string()
     except CertificateError:
         return "the certificate cannot be read"
@@ -188,39 +187,8 @@ def _is_meta(der: bytes) -> bool:
 
 
 def _is_for(der: bytes, name: str) -> bool:
-    """Whether a name is among a certificate's alternative names (RFC 9525, section 6)."""
     with reading(der) as certificate:
-        alternatives = _alternatives(certificate)
-        if alternatives is None:
-            return False
-        if address := _address(name):
-            return address in alternatives.get_values_for_type(x509.IPAddress)
-        patterns = alternatives.get_values_for_type(x509.DNSName)
-    wanted = name.rstrip(".").lower()
-    return any(_matches(pattern.lower(), wanted) for pattern in patterns)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("*."):
-        # A star is one whole label, and not the one below a top-level domain.
-        label, _, parent = name.partition(".")
-        return bool(label) and "." in parent and parent == pattern[2:]
-    return bool(name) and pattern == name
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    alternatives = _alternatives(certificate)
-    if alternatives is None:
-        return []
-    addresses = alternatives.get_values_for_type(x509.IPAddress)
-    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
-
-
-def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return None
+        return is_for(certificate, name)
 
 
 def _bare(server_name: str) -> str:
