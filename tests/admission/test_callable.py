@@ -9,13 +9,13 @@ from pyderp.admission.callable import AdmissionFunction
 from pyderp.admission.verdict import AdmissionCounters, Cause, Verdict
 from pyderp.config import Decide
 
-from .fakes import applicant, key
+from .fakes import identity, key
 
 REFUSED = Verdict(False, f"admission function: {key(1)}/192.0.2.7 not allowed")
 
 
 async def ask(decide: Decide, *, budget: float = 20) -> Verdict:
-    return await AdmissionFunction(decide, AdmissionCounters(), timeout=budget).ask(applicant())
+    return await AdmissionFunction(decide, AdmissionCounters(), timeout=budget).ask(identity())
 
 
 def test_a_plain_and_an_async_function() -> None:

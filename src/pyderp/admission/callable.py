@@ -6,7 +6,7 @@ import asyncio
 import inspect
 
 from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
 from pyderp.config import Decide
 from pyderp.defaults import ADMISSION_TIMEOUT
 
@@ -34,12 +34,12 @@ class AdmissionFunction:
         self.name = "admission function"
         self._failures = FailureLog(self.name)
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """What the function says, as `Source.ask`."""
         self._counters.queries += 1
         try:
             async with asyncio.timeout(self._timeout) as limit:
-                allowed = self._decide(applicant.key, applicant.address)
+                allowed = self._decide(client.key, client.address)
                 if inspect.isawaitable(allowed):
                     allowed = await allowed
         except TimeoutError as e:
@@ -57,7 +57,7 @@ class AdmissionFunction:
         self._failures.worked()
         if allowed:
             return Verdict(True)
-        who = f"{applicant.key}/{applicant.address}"
+        who = f"{client.key}/{client.address}"
         return Verdict(False, f"admission function: {who} not allowed")
 
     async def aclose(self) -> None:

@@ -14,7 +14,7 @@ from pyderp.admission.callable import AdmissionFunction
 from pyderp.admission.memory import Memory
 from pyderp.admission.questions import Questions
 from pyderp.admission.recheck import recheck_for_ever
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Source, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Source, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_TIMEOUT
 from pyderp.keys import NodePublic
@@ -54,7 +54,7 @@ class Gate:
         self,
         config: AdmissionConfig,
         *,
-        live: Callable[[], Iterable[Applicant]],
+        live: Callable[[], Iterable[ClientIdentity]],
         revoke: Callable[[NodePublic, str | None, str], None],
         timeout: float = ADMISSION_TIMEOUT,
         look: float = _LOOK,
@@ -72,11 +72,11 @@ class Gate:
         sources += _other_sources(config, self.counters, timeout)
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
-        self._memory: Memory[Applicant, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        self._shared: SingleFlight[Applicant, Verdict] = SingleFlight()
+        self._memory: Memory[ClientIdentity, Verdict] = Memory(config.remember, ADMISSION_CACHE)
+        self._shared: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
         # Apart: whoever logs in again and again must not make its recheck share the fate of a
         # question that had no turn.
-        self._rechecks: SingleFlight[Applicant, Verdict] = SingleFlight()
+        self._rechecks: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
         self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -96,29 +96,29 @@ class Gate:
                 "pyderp admission: rechecks",
             )
 
-    def known(self, applicant: Applicant) -> Verdict | None:
+    def known(self, client: ClientIdentity) -> Verdict | None:
         """The verdict, if nobody has to be asked for it.
 
         Returns:
             what the key file or a remembered answer says; `None`: use `ask`.
         """
-        verdict = self._listed(applicant.key)
+        verdict = self._listed(client.key)
         if verdict.allowed and self._sources:
-            remembered = self._memory.get(applicant, self._clock())
+            remembered = self._memory.get(client, self._clock())
             if remembered is None:
                 return None
             self.counters.cache_hits += 1
             verdict = dataclasses.replace(remembered, label=verdict.label)
         return self._count(verdict)
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """The verdict, from all who have to be asked; raises nothing but `CancelledError`."""
-        known = self.known(applicant)
+        known = self.known(client)
         if known is not None:
             return known
-        verdict = await self._query(applicant)
+        verdict = await self._query(client)
         # The file may have changed meanwhile.
-        listed = self._listed(applicant.key)
+        listed = self._listed(client.key)
         if verdict.allowed:
             verdict = dataclasses.replace(listed, cause=verdict.cause)
         return self._count(dataclasses.replace(verdict, label=listed.label))
@@ -178,35 +178,35 @@ class Gate:
             self.counters.denied += 1
         return verdict
 
-    async def _query(self, applicant: Applicant, *, recheck: bool = False) -> Verdict:
+    async def _query(self, client: ClientIdentity, *, recheck: bool = False) -> Verdict:
         if self._closed:
             return _CLOSING
         verdict = await (self._rechecks if recheck else self._shared).get(
-            applicant,
-            lambda: self._ask_and_remember(applicant, recheck=recheck),
+            client,
+            lambda: self._ask_and_remember(client, recheck=recheck),
             name=f"pyderp admission: {'recheck' if recheck else 'login'}",
         )
         return _CLOSING if verdict is None else verdict
 
-    async def _ask_and_remember(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+    async def _ask_and_remember(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         memory = self._memory
-        verdict = await self._ask_all(applicant, recheck=recheck)
-        if verdict.sure:
-            memory.put(applicant, verdict, self._clock())
+        verdict = await self._ask_all(client, recheck=recheck)
+        if verdict.definitive:
+            memory.put(client, verdict, self._clock())
         return verdict
 
-    async def _ask_all(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+    async def _ask_all(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         cause = Cause.ANSWERED
         for source in self._sources:
             try:
-                verdict = await source.ask(applicant, recheck=recheck)
+                verdict = await source.ask(client, recheck=recheck)
             except Exception:
-                log.exception("asking about %s failed", applicant.key)
+                log.exception("asking about %s failed", client.key)
                 self.counters.errors += 1
                 return Verdict(False, "asking about the client failed", cause=Cause.FAILED)
             if not verdict.allowed:
                 return verdict
-            if not verdict.sure:
+            if not verdict.definitive:
                 cause = verdict.cause
         return Verdict(True, cause=cause)
 
@@ -216,14 +216,14 @@ class Gate:
             return key
         verdict = self._listed(key)
         if verdict.allowed:
-            verdict = await self._ask_all(Applicant(key, _SELF_ADDRESS), recheck=True)
+            verdict = await self._ask_all(ClientIdentity(key, _SELF_ADDRESS), recheck=True)
         return "" if verdict.allowed else f"verifyClient for self nodekey: {verdict.reason}"
 
-    async def _check_again(self, applicant: Applicant) -> None:
-        verdict = await self._query(applicant, recheck=True)
-        if verdict.sure and not verdict.allowed:
+    async def _check_again(self, client: ClientIdentity) -> None:
+        verdict = await self._query(client, recheck=True)
+        if verdict.definitive and not verdict.allowed:
             # Others with the key are asked about by themselves: the answer may differ.
-            self._close(applicant.key, applicant.address, verdict.reason)
+            self._close(client.key, client.address, verdict.reason)
 
     async def _look_for_ever(self, keys: AllowList) -> None:
         while True:
@@ -235,7 +235,7 @@ class Gate:
                 log.exception("looking at the key file %s failed", keys.path)
 
     def _close_unlisted(self, keys: AllowList) -> None:
-        for key in {applicant.key for applicant in self._live()}:
+        for key in {client.key for client in self._live()}:
             verdict = keys.verdict(key)
             if not verdict.allowed:
                 self._close(key, None, verdict.reason)

@@ -7,7 +7,7 @@ from typing import Final
 
 from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.turns import Turns, share_of
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Source, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Source, Verdict
 from pyderp.defaults import ADMISSION_QUESTIONS, ADMISSION_RECHECKS, ADMISSION_SHARE
 
 __all__ = ["Questions"]
@@ -38,7 +38,7 @@ class Questions:
         self._rechecks = Turns(ADMISSION_RECHECKS, ADMISSION_RECHECKS)
         self._failures = FailureLog(source.name)
 
-    async def ask(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+    async def ask(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         """What the source says; raises nothing but `CancelledError` and what the source raises.
 
         Args:
@@ -47,14 +47,14 @@ class Questions:
         turns = self._rechecks if recheck else self._newcomers
         try:
             async with asyncio.timeout(None if recheck else self._timeout):
-                turn = await turns.take(share_of(applicant.address))
+                turn = await turns.take(share_of(client.address))
         except TimeoutError:
             return self._crowded()
         clock = asyncio.get_running_loop().time
         begin = clock()
         slow: bool | None = None
         try:
-            verdict = await self._source.ask(applicant)
+            verdict = await self._source.ask(client)
             if verdict.cause is not Cause.UNREACHABLE:
                 slow = clock() - begin > _SLOW * self._timeout
         finally:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
-from pyderp.admission.verdict import Applicant
+from pyderp.admission.verdict import ClientIdentity
 from pyderp.defaults import ADMISSION_RECHECKS
 from pyderp.tasks import cancel_and_wait
 
@@ -18,8 +18,8 @@ log = logging.getLogger("pyderp.admission")
 
 async def recheck_for_ever(
     interval: float,
-    live: Callable[[], Iterable[Applicant]],
-    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+    live: Callable[[], Iterable[ClientIdentity]],
+    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
 ) -> NoReturn:
     """Call `check` for each live client once an interval, spread over it.
 
@@ -30,21 +30,21 @@ async def recheck_for_ever(
     """
     while True:
         try:
-            applicants = list(dict.fromkeys(live()))
+            clients = list(dict.fromkeys(live()))
         except Exception:
             log.exception("rechecking clients failed, the next round is in %g s", interval)
-            applicants = []
-        await _round(interval, applicants, check)
+            clients = []
+        await _round(interval, clients, check)
 
 
 async def _round(
     interval: float,
-    applicants: list[Applicant],
-    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+    clients: list[ClientIdentity],
+    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
 ) -> None:
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    step = interval / max(1, len(applicants))
+    step = interval / max(1, len(clients))
     slots = asyncio.Semaphore(ADMISSION_RECHECKS)
     running: set[asyncio.Task[None]] = set()
 
@@ -53,11 +53,11 @@ async def _round(
         slots.release()
 
     try:
-        for n, applicant in enumerate(applicants):
+        for n, client in enumerate(clients):
             await asyncio.sleep(begin + n * step - loop.time())
             await slots.acquire()
             name = "pyderp admission: recheck"
-            task = asyncio.create_task(_carefully(check(applicant)), name=name)
+            task = asyncio.create_task(_carefully(check(client)), name=name)
             running.add(task)
             task.add_done_callback(over)
         if running:

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey, without_frames
 from pyderp.keys import NodePublic
@@ -77,9 +77,9 @@ class Tailscaled:
         self._failures = FailureLog(self.name)
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """Whether the daemon's network map has the node, as `Source.ask`."""
-        key = applicant.key
+        key = client.key
         self._counters.queries += 1
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.untyped_hex()}")

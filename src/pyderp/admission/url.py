@@ -13,7 +13,7 @@ from yarl import URL
 from pyderp.admission.failurelog import FailureLog
 from pyderp.admission.httpconn import OwnThreadResolver, is_missing_connection, tracing
 from pyderp.admission.reach import Attempt, Reach
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError, without_frames
 
@@ -67,14 +67,14 @@ class AdmissionURL:
         self._reach = Reach() if reach is None else reach
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """What the server says, as `Source.ask`."""
         if self._fail_open and self._reach.is_known_missed():
-            return self._let_in(applicant, "nobody reaches it")
+            return self._let_in(client, "nobody reaches it")
         self._counters.queries += 1
         attempt = self._reach.begin()
         try:
-            return await self._exchange(applicant, attempt)
+            return await self._exchange(client, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
             # aiohttp's frames hold the errors that come through them.
             what = _describe(without_frames(e), self._timeout)
@@ -84,12 +84,12 @@ class AdmissionURL:
                 return self._failed(f"no usable answer: {what}", cause)
             if not is_missing_connection(e):
                 return self._failed(f"cannot be asked: {what}", Cause.FAILED)
-            return await self._unreachable(applicant, attempt, what)
+            return await self._unreachable(client, attempt, what)
         finally:
             attempt.end()
 
-    async def _exchange(self, applicant: Applicant, attempt: Attempt) -> Verdict:
-        question = {"NodePublic": str(applicant.key), "Source": applicant.address}
+    async def _exchange(self, client: ClientIdentity, attempt: Attempt) -> Verdict:
+        question = {"NodePublic": str(client.key), "Source": client.address}
         body = json.dumps(question, separators=(",", ":")).encode()
         async with asyncio.timeout(self._timeout):
             response = await self._post(body, attempt)
@@ -104,7 +104,7 @@ class AdmissionURL:
         self._failures.worked()
         if allowed:
             return Verdict(True)
-        who = f"{applicant.key}/{applicant.address}"
+        who = f"{client.key}/{client.address}"
         return Verdict(False, f"admission controller: {who} not allowed")
 
     async def aclose(self) -> None:
@@ -113,18 +113,18 @@ class AdmissionURL:
             await self._session.close()
             self._session = None
 
-    async def _unreachable(self, applicant: Applicant, attempt: Attempt, what: str) -> Verdict:
+    async def _unreachable(self, client: ClientIdentity, attempt: Attempt, what: str) -> Verdict:
         if not self._fail_open:
             return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
         if not await self._reach.is_missed_by_all(attempt):
             # Connections can be made to fail by who wants in; all of them hardly.
             return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1
-        return self._let_in(applicant, what)
+        return self._let_in(client, what)
 
-    def _let_in(self, applicant: Applicant, what: str) -> Verdict:
+    def _let_in(self, client: ClientIdentity, what: str) -> Verdict:
         self._counters.failed_open += 1
-        self._failures.failed(f"unreachable, {applicant.key} is let in: {what}")
+        self._failures.failed(f"unreachable, {client.key} is let in: {what}")
         return Verdict(True, cause=Cause.UNREACHABLE)
 
     def _failed(self, what: str, cause: Cause) -> Verdict:

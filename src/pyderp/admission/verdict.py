@@ -9,13 +9,13 @@ from typing import Protocol
 from pyderp.keys import NodePublic
 from pyderp.wire.text import printable
 
-__all__ = ["AdmissionCounters", "Applicant", "Cause", "Source", "Verdict", "excerpt"]
+__all__ = ["AdmissionCounters", "Cause", "ClientIdentity", "Source", "Verdict", "excerpt"]
 
 _LONGEST_EXCERPT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Applicant:
+class ClientIdentity:
     """A client that has proven its key and wants to come in."""
 
     key: NodePublic
@@ -63,7 +63,7 @@ class Verdict:
     """What it rests on."""
 
     @property
-    def sure(self) -> bool:
+    def definitive(self) -> bool:
         """Whether all who were asked answered.
 
         Any other verdict holds for this one connection: it is not remembered and ends no other.
@@ -103,7 +103,7 @@ class Source(Protocol):
     name: str
     """How the log calls it."""
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """Give the verdict; never raises anything but `CancelledError`."""
 
     async def aclose(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pyderp
 from pyderp.addresses import parse_ip
 from pyderp.admission.gate import Gate
-from pyderp.admission.verdict import Applicant
+from pyderp.admission.verdict import ClientIdentity
 from pyderp.certs import CertificateSource, make_certificates
 from pyderp.certs.expiry import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import HealthRecipients, RelayConfig
@@ -210,10 +210,10 @@ class Parts:
     def _home(self, request: Request) -> Answer:
         return home_page(self._config.home, derp=self._config.derp, debug=self.site.allows(request))
 
-    def _live(self) -> Iterator[Applicant]:
+    def _live(self) -> Iterator[ClientIdentity]:
         for connection in self._core.router.registry.connections():
             if not connection.can_mesh:
-                yield Applicant(connection.public, connection.peer[0])
+                yield ClientIdentity(connection.public, connection.peer[0])
 
     def _revoke(self, key: NodePublic, address: str | None, reason: str) -> None:
         for connection in self._core.router.registry.connections_of(key.raw):

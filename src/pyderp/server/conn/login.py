@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import Final
 
-from pyderp.admission.verdict import Applicant, Verdict
+from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEIVE_BUFFER
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane
@@ -56,20 +56,20 @@ class LoginStage:
         if gate is None or mesh:
             self._enter(client, mesh=mesh)
             return
-        applicant = Applicant(client.client, protocol.peer[0])
-        verdict = gate.known(applicant)
+        identity = ClientIdentity(client.client, protocol.peer[0])
+        verdict = gate.known(identity)
         if verdict is not None:
             self._decide(client, verdict)
             return
         self._set_stage(_wait)
         protocol.hold(HOLD_LOGIN)
         protocol.restart_timer(ADMISSION_WAIT, "nobody could say whether it may come in")
-        protocol.task = core.spawn(self._ask(client, applicant))
+        protocol.task = core.spawn(self._ask(client, identity))
 
-    async def _ask(self, client: LoggedIn, applicant: Applicant) -> None:
+    async def _ask(self, client: LoggedIn, identity: ClientIdentity) -> None:
         protocol = self._protocol
         assert protocol.core.gate is not None
-        verdict = await protocol.core.gate.ask(applicant)
+        verdict = await protocol.core.gate.ask(identity)
         protocol.task = None
         self._decide(client, verdict)
         if verdict.allowed:
