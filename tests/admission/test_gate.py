@@ -437,7 +437,7 @@ def test_a_source_with_a_bug_keeps_out(
     async def broken(self: object, identity: ClientIdentity) -> Verdict:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr("pyderp.admission.callable.AdmissionFunction.ask", broken)
+    monkeypatch.setattr("pyderp.admission.source.AdmissionFunction.ask", broken)
 
     async def main() -> None:
         async with relay.gate(decide=lambda *_: True) as gate:

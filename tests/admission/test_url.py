@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from pyderp.admission.httpconn import _check_redirect
-from pyderp.admission.reach import Reach
+from pyderp.admission.reach import Reach, _check_redirect
 from pyderp.admission.url import AdmissionURL, Undecided, _proxy_for, allows_untrusted
 from pyderp.admission.verdict import AdmissionCounters, Cause, Verdict
 from pyderp.errors import ConfigError

@@ -10,9 +10,14 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.httpconn import OwnThreadResolver, is_missing_connection, tracing
-from pyderp.admission.reach import Attempt, Reach
+from pyderp.admission.reach import (
+    Attempt,
+    OwnThreadResolver,
+    Reach,
+    is_missing_connection,
+    tracing,
+)
+from pyderp.admission.source import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError, without_frames
@@ -104,8 +109,7 @@ class AdmissionURL:
         self._failures.worked()
         if allowed:
             return Verdict(True)
-        who = f"{client.key}/{client.address}"
-        return Verdict(False, f"admission controller: {who} not allowed")
+        return Verdict(False, f"{self.name}: {client} not allowed")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -130,7 +134,7 @@ class AdmissionURL:
     def _failed(self, what: str, cause: Cause) -> Verdict:
         self._counters.errors += 1
         self._failures.failed(what)
-        return Verdict(False, f"admission controller: {what}", cause=cause)
+        return Verdict(False, f"{self.name}: {what}", cause=cause)
 
     async def _post(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
         try:

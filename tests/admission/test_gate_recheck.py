@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyderp.admission.recheck import recheck_for_ever
+from pyderp.admission.gate import recheck_for_ever
 from pyderp.admission.verdict import ClientIdentity
 
 from .fakes import JumpingLoop, identity
