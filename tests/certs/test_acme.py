@@ -19,7 +19,7 @@ from cryptography import x509
 from pyderp.certs import make_certificates
 from pyderp.certs.acme import ACMECertificates
 from pyderp.certs.leaf import info_of
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.certs.schedule import Pace, Schedule
 from pyderp.certs.store import Record, Store
 from pyderp.config import ACMETLS, ManualTLS

@@ -16,8 +16,7 @@ from acme import messages
 
 from pyderp.certs.account import load_key
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.network import Budget
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Budget, Refused
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker

@@ -14,7 +14,7 @@ from josepy.jwa import ES256, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
 from pyderp.certs.check import eab_key
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.certs.selfsigned import pem_of_key
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 from pyderp.certs.leaf import day
 from pyderp.certs.lock import order_lock
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.certs.schedule import Schedule
 from pyderp.certs.slot import Slot
 from pyderp.certs.store import Certificate, Record, Store

@@ -20,8 +20,7 @@ from pyderp.addresses import parse_ip
 from pyderp.certs.account import Account, account_of, load_key
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.check import authority_context
-from pyderp.certs.network import Budget, Network
-from pyderp.certs.refusal import FAILURES, Refused, describe, retry_after
+from pyderp.certs.network import FAILURES, Budget, Network, Refused, describe, retry_after
 from pyderp.certs.selfsigned import pem_of_key
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker

@@ -15,7 +15,7 @@ import pytest
 
 from pyderp import AdmissionConfig, BootstrapDNSConfig, ClientConfig, NetworkSettings, NodePrivate
 from pyderp.admission import Gate
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.errors import DialError
 from pyderp.keys import MeshKey
 from pyderp.relay.router import Router
