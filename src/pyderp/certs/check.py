@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.addresses import parse_ip
-from pyderp.certs.leaf import check_host_name
+from pyderp.certs.credential import check_host_name
 from pyderp.config import ACMETLS, GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError
 

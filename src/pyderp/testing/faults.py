@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, get_args
 
+from pyderp.certs import ServerContexts, meta_certificate
 from pyderp.certs.manual import ManualCertificates
 from pyderp.config import RelayConfig
 from pyderp.derpmap import DERPNode, DERPRegion
@@ -57,6 +58,7 @@ class FaultyRelay:
         self._relay: Relay | None = None
         self._tls = tls
         self._certificates: ManualCertificates | None = None
+        self._contexts: ServerContexts | None = None
         self._certdir: tempfile.TemporaryDirectory[str] | None = None
         self._proxy: Proxy | None = None
 
@@ -69,7 +71,7 @@ class FaultyRelay:
         self._proxy = Proxy(
             self._plan,
             target=lambda: self.relay.address,
-            tls=lambda: None if self._certificates is None else self._certificates.context(HOST),
+            tls=lambda: None if self._contexts is None else self._contexts.context(HOST),
         )
         try:
             if self._tls:
@@ -106,9 +108,8 @@ class FaultyRelay:
         await relay.start()
         self._relay = relay
         if self._certdir is not None:
-            self._certificates = ManualCertificates(
-                Path(self._certdir.name), HOST, relay.public_key
-            )
+            self._certificates = ManualCertificates(Path(self._certdir.name), HOST)
+            self._contexts = ServerContexts(self._certificates, meta_certificate(relay.public_key))
 
     # What it is
 

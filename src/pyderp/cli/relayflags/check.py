@@ -13,9 +13,9 @@ from pyderp.addresses import parse_ip
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
-from pyderp.certs.expiry import EXPIRES_SOON
-from pyderp.certs.leaf import utc_now
+from pyderp.certs.credential import utc_now
 from pyderp.certs.manual import certificate_paths
+from pyderp.certs.source import EXPIRES_SOON
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.cli.relayflags.settings import Problems
 from pyderp.cli.relayflags.showmap import STUN_HIDDEN, stun_hidden
@@ -108,7 +108,7 @@ def _certificate(plan: Plan) -> str:
     if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
         return f"certificate {files[0]}: self-signed, made at the first start"
-    (info,) = make_certificates(tls, NodePrivate.generate().public).certificates()
+    (info,) = make_certificates(tls).certificates()
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
@@ -192,7 +192,7 @@ def _expiry(plan: Plan) -> Iterator[str]:
     if not all(map(_exists, files)):
         return
     now = utc_now()
-    for info in make_certificates(tls, NodePrivate.generate().public).certificates():
+    for info in make_certificates(tls).certificates():
         told = f"certificate {file}: clients that check refuse it"
         if now >= info.not_after:
             raise ConfigError(f"{told}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")

@@ -15,7 +15,6 @@ from pyderp.cli.relayflags.plan import Plan
 from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePrivate
 from pyderp.server.app.listeners import stun_host
 from pyderp.server.conn.sockets import parse_address, unix_path
 
@@ -47,7 +46,7 @@ def node_of(plan: Plan) -> dict[str, Any]:
             "in front of the relay has the certificate"
         )
     if isinstance(config.tls, ManualTLS):
-        certificates = make_certificates(config.tls, NodePrivate.generate().public)
+        certificates = make_certificates(config.tls)
         node |= certificates.map_node() or {}
     node["DERPPort"] = plan.public_port or _port(config)
     node["STUNPort"] = -1 if config.stun_port is None or stun_hidden(plan) else config.stun_port

@@ -12,8 +12,13 @@ import pyderp
 from pyderp.addresses import parse_ip
 from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import ClientIdentity
-from pyderp.certs import CertificateSource, make_certificates
-from pyderp.certs.expiry import EXPIRES_SOON, ExpiryWatch
+from pyderp.certs import (
+    CertificateSource,
+    ServerContexts,
+    make_certificates,
+    meta_certificate,
+)
+from pyderp.certs.source import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.ending import EndReason, How
@@ -59,8 +64,11 @@ class Parts:
         self._core = core
         self._closing = contextlib.AsyncExitStack()
         self.certificates: CertificateSource | None = None
+        self._contexts: ServerContexts | None = None
         if config.tls is not None:
-            self.certificates = make_certificates(config.tls, private_key.public)
+            self.certificates = make_certificates(config.tls)
+            meta = meta_certificate(private_key.public)
+            self._contexts = ServerContexts(self.certificates, meta)
             self._closing.push_async_callback(self.certificates.aclose)
         self._expiry = ExpiryWatch()
         self.accepts = AcceptGate(core, config.accept_limit, config.accept_burst)
@@ -198,7 +206,7 @@ class Parts:
         )
         side = side_routes(challenge, main, self.site.allows)
         core, config = self._core, self._config
-        make_main = protocol_factory(core, main, self.certificates, derp=config.derp)
+        make_main = protocol_factory(core, main, self._contexts, derp=config.derp)
         make_side = protocol_factory(core, side, None, derp=False)
         if config.proxy_protocol:
             return (

@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
-from pyderp.certs.source import CertificateSource
+from pyderp.certs.context import ServerContexts
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import Core
@@ -48,12 +48,12 @@ class TLSRelayProtocol(RelayProtocol):
     """A connection that begins with a TLS handshake.
 
     Args:
-        certificates: gives the server-side context for a new connection.
+        contexts: have the server-side context for a new connection.
     """
 
     __slots__ = (
-        "_certificates",
         "_closed_by_peer",
+        "_contexts",
         "_established",
         "_hello",
         "_incoming",
@@ -70,10 +70,10 @@ class TLSRelayProtocol(RelayProtocol):
         self,
         core: Core,
         first: Callable[[RelayProtocol], Stage],
-        certificates: CertificateSource,
+        contexts: ServerContexts,
     ) -> None:
         super().__init__(core, first)
-        self._certificates = certificates
+        self._contexts = contexts
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._established = False
@@ -89,7 +89,7 @@ class TLSRelayProtocol(RelayProtocol):
         super().connection_made(transport)
         # Only now is it known which of the relay's addresses it came to.
         self.local = self.local or endpoint(transport, "sockname")[0]
-        self._use(self._certificates.context(self.local))
+        self._use(self._contexts.context(self.local))
 
     def _use(self, context: ssl.SSLContext) -> None:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -141,7 +141,7 @@ class TLSRelayProtocol(RelayProtocol):
         ):
             self._hello = data  # nearly always it is one record
             return
-        if not self._certificates.challenge_pending and self.core.server_name in data:
+        if not self._contexts.challenge_pending and self.core.server_name in data:
             self._start(data)  # nearly all: they ask for the right name, or there is none
             return
         try:
@@ -155,8 +155,8 @@ class TLSRelayProtocol(RelayProtocol):
             if hello is None:
                 self._hello = data
                 return
-            if self._certificates.challenge_pending:
-                challenge = self._certificates.challenge_context(memoryview(data))
+            if self._contexts.challenge_pending:
+                challenge = self._contexts.challenge_context(memoryview(data))
                 if challenge is not None:
                     self._use(challenge)
         self._start(data)
@@ -330,18 +330,18 @@ def _record_length(record: bytes) -> int:
 
 
 def protocol_factory(
-    core: Core, routes: Routes, certificates: CertificateSource | None, *, derp: bool = True
+    core: Core, routes: Routes, contexts: ServerContexts | None, *, derp: bool = True
 ) -> Callable[[], RelayProtocol]:
     """Makes the protocol of each accepted connection.
 
     Args:
-        certificates: gives the TLS context of each connection; `None`: plain TCP.
+        contexts: have the TLS context of each connection; `None`: plain TCP.
         derp: whether `/derp` is served.
     """
 
     def first(protocol: RelayProtocol) -> HttpStage:
         return HttpStage(protocol, routes, derp=derp)
 
-    if certificates is None:
+    if contexts is None:
         return lambda: RelayProtocol(core, first)
-    return lambda: TLSRelayProtocol(core, first, certificates)
+    return lambda: TLSRelayProtocol(core, first, contexts)

@@ -11,7 +11,7 @@ from pyderp.server.site.process import memory_now
 
 if TYPE_CHECKING:
     from pyderp.admission.gate import Gate
-    from pyderp.certs.source import CertificateInfo
+    from pyderp.certs.credential import CertificateInfo
     from pyderp.relay.bootstrap import BootstrapCounters
     from pyderp.relay.router import Router
     from pyderp.server.conn.accept import AcceptGate

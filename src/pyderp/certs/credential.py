@@ -1,30 +1,78 @@
-"""A certificate of ours in PEM form: what it is for, and until when."""
+"""A certificate of the relay with its key: what it is for, until when, and whether it is sound."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyderp.addresses import parse_ip
 from pyderp.certnames import alternative_names, is_for
-from pyderp.certs.source import CertificateInfo
 from pyderp.errors import ConfigError
 
 __all__ = [
+    "CertificateInfo",
+    "Credential",
     "check_host_name",
     "day",
     "info_of",
     "is_self_signed",
     "parse_leaf",
+    "pem_of_key",
     "utc_now",
     "valid_for",
 ]
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateInfo:
+    """A leaf certificate in use."""
+
+    names: tuple[str, ...]
+    """DNS names and IP addresses that it is for."""
+
+    not_before: datetime
+    not_after: datetime
+    """Aware times."""
+
+    @property
+    def lifetime(self) -> timedelta:
+        """From the first to the last moment that it is valid."""
+        return self.not_after - self.not_before
+
+    def remaining(self, now: datetime) -> float:
+        """The part of its lifetime that is left, 1 to 0; negative once it has expired.
+
+        Args:
+            now: aware time.
+        """
+        return (self.not_after - now) / max(self.lifetime, timedelta(seconds=1))
+
+
+# Compared and hashed by identity: what is made of a credential is kept as long as it lives.
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Credential:
+    """What the relay proves itself with in a TLS handshake, for any TLS engine.
+
+    `pyderp.certs.context` makes an `ssl.SSLContext` of it.
+    """
+
+    chain: bytes = field(repr=False)
+    """The leaf, then the certificates of those that vouch for it; PEM, with any text around."""
+
+    key: bytes = field(repr=False)
+    """The leaf's private key, PEM, not encrypted."""
+
+    info: CertificateInfo
+    """Names and dates of the leaf."""
 
 
 def check_host_name(hostname: str) -> None:
@@ -70,7 +118,7 @@ def valid_for(leaf: x509.Certificate, hostname: str) -> bool:
 
 
 def is_self_signed(leaf: x509.Certificate) -> bool:
-    """Whether nobody vouches for a certificate but its own key."""
+    """Whether a certificate is signed by its own key."""
     if leaf.issuer != leaf.subject:
         return False
     try:
@@ -92,3 +140,12 @@ def day(when: datetime) -> str:
 def utc_now() -> datetime:
     """The time, aware."""
     return datetime.now(UTC)
+
+
+def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A key as `EC PRIVATE KEY`, the form that Go programs write."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
