@@ -83,7 +83,7 @@ class SingleFlight(Generic[K, V]):
         return task
 
     def _leave(self, key: K, task: asyncio.Task[V]) -> bool:
-        """A caller gives up; returns whether that cancelled the work."""
+        """A caller gives up. Returns whether that cancelled the work."""
         if task.done():
             return False
         self._callers[task] -= 1

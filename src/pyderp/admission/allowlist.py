@@ -111,7 +111,7 @@ def read_allow_list(path: Path) -> dict[NodePublic, str]:
 
 
 class AllowList:
-    """The keys of a file. Before the first `load` nobody is allowed.
+    """The keys of a file. Before the first `load` no key is allowed.
 
     Args:
         path: the file.

@@ -24,7 +24,7 @@ _FRESH: Final = 30.0
 _GRACE: Final = 1.0
 """Seconds that a failed attempt waits for those beside it to connect."""
 _KNOWN: Final = 1.0
-"""Seconds for which the finding that nobody reaches the server need not be made again."""
+"""Seconds for which the server is known to be out of reach without another attempt."""
 _THREADS: Final = 2
 """Look-ups at once: aiohttp makes one at a time for each host, and redirects may name others."""
 
@@ -80,9 +80,9 @@ class Attempt:
 class Reach:
     """What attempts to reach one server came to, taken together.
 
-    Whoever can make the server, or the way to it, refuse some connections must not make it look
-    as if there were no server. So it counts as out of reach only if nobody has reached it lately
-    and nobody reaches it now.
+    A client that makes the server, or the way to it, refuse some connections must not make it look
+    as if there were no server. So it counts as out of reach only if no attempt has reached it
+    lately and none reaches it now.
 
     Args:
         clock: seconds of a monotonic clock.
@@ -96,7 +96,7 @@ class Reach:
         self._grace = grace
         self._reached: float | None = None
         self._missed: float | None = None
-        """When it was last found out that nobody reaches it, if nobody did since."""
+        """When it was last found out of reach, if no attempt has reached it since."""
         self._trying: set[Attempt] = set()
         self._changed = asyncio.Event()
 
@@ -107,14 +107,14 @@ class Reach:
         return attempt
 
     def is_known_missed(self) -> bool:
-        """Whether it was found out just now that nobody reaches the server.
+        """Whether the server was found out of reach just now.
 
-        It need not be tried by each of many who would wait for the same in vain.
+        So that not each of many questions waits for the same in vain.
         """
         return self._missed is not None and self._clock() - self._missed < _KNOWN
 
     async def is_missed_by_all(self, failed: Attempt) -> bool:
-        """Whether nobody else reaches the server either, after an attempt without connection.
+        """Whether no other attempt reaches the server either, after one without connection.
 
         Waits for attempts on their way, but not for long.
         """
@@ -234,7 +234,7 @@ def _attempt(context: Any) -> Attempt:
 
 
 def _check_redirect(base: URL, location: str) -> None:
-    """Refuse a redirect from HTTPS to HTTP: anybody on the way could give the answer.
+    """Refuse a redirect from HTTPS to HTTP: anything on the way could forge the answer.
 
     Raises:
         ValueError: it is one, or no URL.

@@ -26,7 +26,7 @@ _LONGEST_ANSWER: Final = 4 * 1024 * 1024
 _HEADERS: Final = {"Tailscale-Cap": "142"}
 """Which client we are; any daemon that knows `whois` by node key answers the same to all."""
 _MAC_SOCKET: Final = Path("/var/run/tailscaled.socket")
-# QNAP's is left out: it is below /tmp, where on another machine anybody could put one.
+# QNAP's is left out: it is below /tmp, where on another machine any user could put one.
 _SOCKETS: Final = (
     Path("/var/run/tailscale/tailscaled.sock"),
     Path("/var/packages/Tailscale/var/tailscaled.sock"),  # Synology DSM 7

@@ -42,7 +42,7 @@ class AdmissionURL:
 
     Args:
         url: `http://` or `https://`; a user and password in it are sent as Basic.
-        fail_open: let in clients while nobody reaches the server: this question got no
+        fail_open: let in clients while the server is out of reach: this question got no
             connection, and no other has one or had one lately. A connection on which no good
             answer comes always keeps the client out, whatever comes instead.
         counters: queries and errors are counted there.
@@ -104,7 +104,7 @@ class AdmissionURL:
                     return self._failed(what, Cause.BAD_ANSWER)
                 allowed = await _read_answer(response)
             finally:
-                # To the end only if it is there; who says more than we read gets a new connection.
+                # A connection on which more comes than was read is not used again.
                 response.release()
         self._failures.worked()
         if allowed:
@@ -121,7 +121,7 @@ class AdmissionURL:
         if not self._fail_open:
             return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
         if not await self._reach.is_missed_by_all(attempt):
-            # Connections can be made to fail by who wants in; all of them hardly.
+            # A client that wants in can make connections fail; all of them hardly.
             return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1
         return self._let_in(client, what)
@@ -189,7 +189,7 @@ def _proxy_for(url: str) -> str | None:
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     if not proxy.startswith(("http://", "https://")):
-        # Found out only when it is used, it would let everybody in.
+        # Found out only when it is used, it would let every client in.
         raise ConfigError(
             f"the environment's proxy for {parts.scheme}:// is of a kind that the admission URL "
             f"cannot be asked through: want http://…, or {host} in NO_PROXY"

@@ -83,7 +83,7 @@ class ServerContexts:
         """The server side of TLS for a new connection.
 
         It has no certificate itself: the handshake switches to one that has when the
-        ClientHello tells the name, or ends with `REFUSE_NAME`.
+        ClientHello names the host, or ends with `REFUSE_NAME`.
 
         Args:
             local_address: the relay's own IP address that the client connected to.

@@ -60,7 +60,7 @@ class Session:
 
     Args:
         challenges: where answers are put while the authority checks.
-        worker: what runs these methods, and tells them to stop.
+        worker: runs these methods, and can stop them.
     """
 
     def __init__(self, tls: ACMETLS, store: Store, challenges: Challenges, worker: Worker) -> None:
@@ -222,8 +222,10 @@ class _Pauses:
         Raises:
             acme.errors.TimeoutError: it took too long altogether.
         """
-        told = retry_after(response.headers.get("Retry-After"), time.time())
-        pause = self._next if told is None else min(max(told, _FIRST_PAUSE), _LONGEST_DEMANDED)
+        demanded = retry_after(response.headers.get("Retry-After"), time.time())
+        pause = self._next
+        if demanded is not None:
+            pause = min(max(demanded, _FIRST_PAUSE), _LONGEST_DEMANDED)
         self._next = min(self._next * 2, _LONGEST_PAUSE)
         self._budget.sleep(pause)
 
