@@ -12,7 +12,8 @@ import pytest
 
 import pyderp
 import pyderp.wire
-from pyderp import config, derpmap, errors
+from pyderp import config, errors
+from pyderp.maps import derpmap
 from pyderp.wire import messages
 
 WIRE_MODULES = [f"pyderp.wire.{m.name}" for m in pkgutil.iter_modules(pyderp.wire.__path__)]
@@ -22,7 +23,8 @@ PUBLIC = {
     "pyderp.errors": errors.__all__,
     "pyderp.config": config.__all__,
     "pyderp.keys": ["MeshKey", "NodePrivate", "NodePublic"],
-    "pyderp.derpmap": derpmap.__all__,
+    "pyderp.maps.derpmap": derpmap.__all__,
+    "pyderp.maps.region": ["DERPNode", "DERPRegion"],
     "pyderp.server.app.relay": ["Relay"],
     "pyderp.client.backoff": ["is_transient"],
     "pyderp.client.client": ["Client"],
@@ -30,7 +32,7 @@ PUBLIC = {
     "pyderp.client.mesh": ["watch_mesh"],
     "pyderp.client.sealed": ["SealedPeer"],
     "pyderp.client.stats": ["ClientStats"],
-    "pyderp.net.dnscache": ["DNSCache"],
+    "pyderp.net.dns": ["DNSCache"],
     "pyderp.net.settings": ["NetworkSettings"],
     "pyderp.net.tls": ["HealthTracker", "TLSConfig", "TLSState"],
     "pyderp.wire.frames": ["PeerGoneReason", "PeerPresentFlags"],

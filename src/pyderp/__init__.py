@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         RelayConfig,
         TLSSettings,
     )
-    from pyderp.derpmap import DERPMap, DERPNode, DERPRegion, HomeParams, MapProblems
     from pyderp.errors import (
         BadBox,
         BadMagic,
@@ -52,7 +51,9 @@ if TYPE_CHECKING:
         UpgradeRejected,
     )
     from pyderp.keys import MeshKey, NodePrivate, NodePublic
-    from pyderp.net.dnscache import DNSCache
+    from pyderp.maps.derpmap import DERPMap, HomeParams, MapProblems
+    from pyderp.maps.region import DERPNode, DERPRegion
+    from pyderp.net.dns import DNSCache
     from pyderp.net.settings import NetworkSettings
     from pyderp.net.tls import HealthTracker, TLSConfig, TLSState
     from pyderp.server.app.relay import Relay
@@ -150,7 +151,8 @@ _NAMES: Final = {
         "ACMETLS AdmissionConfig BootstrapDNSConfig DebugAccess Decide HealthRecipients "
         "ManualTLS RelayConfig TLSSettings "
     ),
-    "pyderp.derpmap": "DERPMap DERPNode DERPRegion HomeParams MapProblems",
+    "pyderp.maps.derpmap": "DERPMap HomeParams MapProblems",
+    "pyderp.maps.region": "DERPNode DERPRegion",
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FrameTooLarge InvalidKey "
@@ -158,7 +160,7 @@ _NAMES: Final = {
         "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
     ),
     "pyderp.keys": "MeshKey NodePrivate NodePublic",
-    "pyderp.net.dnscache": "DNSCache",
+    "pyderp.net.dns": "DNSCache",
     "pyderp.net.settings": "NetworkSettings",
     "pyderp.net.tls": "HealthTracker TLSConfig TLSState",
     "pyderp.wire.frames": "PeerGoneReason PeerPresentFlags",

@@ -1,25 +1,48 @@
-"""IP addresses, from text and as bytes."""
+"""Addresses: IP addresses as text and bytes, and the addresses that settings and logs have."""
 
 from __future__ import annotations
 
 import ipaddress
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypeAlias
+from pathlib import Path
+from typing import Final, TypeAlias
 
-__all__ = ["IPAddress", "as_16_bytes", "parse_ip", "unmapped"]
+from pyderp.errors import ConfigError
+
+__all__ = [
+    "IPAddress",
+    "as_16_bytes",
+    "bracketed",
+    "format_address",
+    "ip_literal",
+    "is_loopback",
+    "parse_address",
+    "parse_ip",
+    "unix_path",
+    "unmapped",
+    "unmapped_text",
+]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
+_NAMED_PORTS: Final = {"http": 80, "https": 443}
 
-def parse_ip(text: str) -> IPAddress | None:
-    """The IP address that a text is, IPv4 if it is that inside IPv6; `None`: it is none.
+
+def ip_literal(text: str) -> IPAddress | None:
+    """The IP address that a text is, as it is written; `None`: it is none.
 
     A zone, as in `fe80::1%eth0`, is part of the address.
     """
     try:
-        return unmapped(ipaddress.ip_address(text))
+        return ipaddress.ip_address(text)
     except ValueError:
         return None
+
+
+def parse_ip(text: str) -> IPAddress | None:
+    """As `ip_literal`, but the IPv4 address if that is what the IPv6 address contains."""
+    address = ip_literal(text)
+    return None if address is None else unmapped(address)
 
 
 def unmapped(address: IPAddress) -> IPAddress:
@@ -29,8 +52,72 @@ def unmapped(address: IPAddress) -> IPAddress:
     return address
 
 
+def unmapped_text(host: str) -> str:
+    """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
+    # Called for each connection: parsing the address would take ten times as long.
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
 def as_16_bytes(address: IPAddress) -> bytes:
     """An address as IPv6, IPv4 mapped into it; without the zone (`netip.Addr.As16`)."""
     if isinstance(address, IPv4Address):
         return b"\0" * 10 + b"\xff\xff" + address.packed
     return address.packed
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port or in a URL: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def format_address(host: str, port: int) -> str:
+    """`host:port`, with the brackets that an IPv6 address needs (`net.JoinHostPort`)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split `:port`, `ip:port` or `[ip]:port` into host and port, as `derper` takes them.
+
+    Raises:
+        ConfigError: no port, or one that is none.
+    """
+    host, colon, port_text = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"invalid server address {text!r}: want HOST:PORT, [IPv6]:PORT or :PORT")
+    if host.startswith("[") != host.endswith("]"):
+        raise ConfigError(f"invalid server address {text!r}: a bracket is missing")
+    host = host.removeprefix("[").removesuffix("]")
+    port = _NAMED_PORTS.get(port_text)
+    if port is None:
+        # Five digits at most: Python refuses to read very long numbers.
+        digits = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
+        if not digits or int(port_text) > 65535:
+            raise ConfigError(f"invalid server address {text!r}: {port_text!r} is no port number")
+        port = int(port_text)
+    return host, port
+
+
+def unix_path(address: str) -> Path | None:
+    """The path of `unix:/path`; `None` for any other address.
+
+    Raises:
+        ConfigError: no absolute path.
+    """
+    if not address.startswith("unix:"):
+        return None
+    path = Path(address.removeprefix("unix:"))
+    if not path.is_absolute():
+        raise ConfigError(f"invalid server address {address!r}: want unix:/absolute/path")
+    return path
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only.
+
+    Raises:
+        ConfigError: the address cannot be read.
+    """
+    if unix_path(address) is not None:
+        return False
+    ip = parse_ip(parse_address(address)[0])
+    return ip is not None and ip.is_loopback

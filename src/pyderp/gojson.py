@@ -1,9 +1,10 @@
-"""The members of a JSON object, read as tolerantly as Go's `encoding/json` reads unknown ones.
+"""JSON as Go's `encoding/json` reads it: repeated names, names in any case, bytes beside UTF-8.
 
-Python's and msgspec's readers are stricter: they refuse bytes that are no UTF-8, halves of
-surrogate pairs, numbers that do not fit, and nesting beyond the interpreter's stack. Here values
-are skipped by pattern and by a list of open brackets, so the depth of a hostile text costs no
-stack, and a number is text until its reader converts it.
+`parse` makes Python objects, for files and for answers of programs that are trusted. `members` is
+for what any client may send: Python's and msgspec's readers refuse halves of surrogate pairs,
+numbers that do not fit, and nesting beyond the interpreter's stack, where Go does not. There
+values are skipped by pattern and by a list of open brackets, so the depth of a hostile text costs
+no stack, and a number is text until its reader converts it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ import json
 import re
 from typing import Final
 
-__all__ = ["MAX_DEPTH", "members", "same_name", "text_value"]
+__all__ = [
+    "MAX_DEPTH",
+    "Object",
+    "clean",
+    "members",
+    "parse",
+    "parse_start",
+    "same_name",
+    "text_value",
+]
 
 MAX_DEPTH: Final = 10_000
 """Arrays and objects inside each other, the outermost included; Go refuses more."""
@@ -39,6 +49,61 @@ _RUN: Final = {
 }
 _CLOSES: Final = {"[": "]", "{": "}"}
 _HALF: Final = re.compile("[\ud800-\udfff]")
+
+
+class Object(dict[str, object]):
+    """A JSON object that was parsed. Of a name that is repeated, the last value and place count."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__()
+        self.pairs = pairs
+        """All members in the order of the text, the repeated ones too."""
+        for name, value in pairs:
+            # Removed first, so that the order is that of the last ones.
+            self.pop(name, None)
+            self[name] = value
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number")
+
+
+# By itself Python takes NaN and Infinity, which are not JSON.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=Object, parse_constant=_refuse_constant)
+
+
+def parse(text: str | bytes) -> object:
+    """Read JSON into Python objects; objects are `Object`. Bytes that are no UTF-8: U+FFFD.
+
+    Raises:
+        ValueError: not JSON, nested too deep, or an integer of thousands of digits; with its
+            place, as `json.JSONDecodeError`, where that is known.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    try:
+        value: object = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return value
+
+
+def parse_start(text: str | bytes) -> object:
+    """As `parse`, but whatever follows the first value is ignored, as Go's `Decoder` leaves it."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    try:
+        value: object = _DECODER.raw_decode(text.lstrip(" \t\r\n"))[0]
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return value
+
+
+def clean(text: str) -> str:
+    """Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD."""
+    return _HALF.sub("\ufffd", text)
 
 
 def members(data: bytes) -> list[tuple[str, str]] | None:
@@ -73,7 +138,7 @@ def text_value(value: str) -> str | None:
 
 def _unquote(quoted: str) -> str:
     text: str = json.loads(quoted)
-    return _HALF.sub("\ufffd", text)
+    return clean(text)
 
 
 class _Scanner:

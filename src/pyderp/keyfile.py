@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
@@ -105,8 +106,8 @@ def load_or_create_key(path: Path) -> NodePrivate:
 
 def _parse(path: Path, text: str) -> NodePrivate:
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = gojson.parse(text)
+    except ValueError:
         # The parser's error would quote the file.
         raise ConfigError(f"the key file {path} is not JSON") from None
     value = document.get("PrivateKey") if isinstance(document, dict) else None

@@ -119,7 +119,7 @@ def test_the_host_names_certificate_is_got_and_served(run: Run, tmp_path: Path) 
                 assert refused(source, other)
             assert not asked_for(source, "127.0.0.1", "127.0.0.1")
         assert authority.asked == [(NAME, 0)]
-        assert source.map_node() is None
+        assert source.cert_name == ""
 
     run(main())
 
@@ -457,7 +457,7 @@ def test_manual_mode_and_acme_take_nothing_from_each_other(run: Run, tmp_path: P
     async def main() -> None:
         authority = FakeAuthority()
         manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
-        pin = manual.map_node()
+        pin = manual.cert_name
         own = presented(context_of(manual, IP4), None)[0]
         for _ in range(2):
             async with started(
@@ -465,10 +465,10 @@ def test_manual_mode_and_acme_take_nothing_from_each_other(run: Run, tmp_path: P
             ) as source:
                 await until(source.certificates)
                 assert presented(context_of(source, IP4), None)[0] != own
-                assert source.map_node() == {"HostName": IP4}
+                assert source.cert_name == ""
         assert authority.asked == [(IP4, 0)]
         manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
-        assert manual.map_node() == pin
+        assert manual.cert_name == pin
 
     run(main())
 
@@ -648,7 +648,7 @@ def test_a_connection_to_an_address_gets_a_certificate_for_it(run: Run, tmp_path
             assert not asked_for(source, IP6, IP4)
             assert refused(source, NAME, IP4), "a name that is not ours"
             assert authority.asked == [(IP4, 0), (IP6, 0)]
-            assert source.map_node() == {"HostName": IP4}
+            assert source.cert_name == ""
         again = source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
         assert not refused(again, None, IP4)
         assert not refused(again, None, IP6)

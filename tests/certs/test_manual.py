@@ -222,15 +222,15 @@ def test_a_missing_pair_of_an_address_is_made_as_derper_makes_it(
 
 
 def test_an_existing_pair_of_an_address_is_kept(tmp_path: Path) -> None:
-    first = load(tmp_path, "192.0.2.1").map_node()
-    assert load(tmp_path, "192.0.2.1").map_node() == first
+    first = load(tmp_path, "192.0.2.1").cert_name
+    assert load(tmp_path, "192.0.2.1").cert_name == first
 
 
 @pytest.mark.parametrize("missing", [".crt", ".key"])
 def test_half_a_pair_of_an_address_is_made_anew(tmp_path: Path, missing: str) -> None:
-    first = load(tmp_path, "192.0.2.1").map_node()
+    first = load(tmp_path, "192.0.2.1").cert_name
     (tmp_path / f"192.0.2.1{missing}").unlink()
-    assert load(tmp_path, "192.0.2.1").map_node() != first
+    assert load(tmp_path, "192.0.2.1").cert_name != first
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -239,18 +239,15 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         load(tmp_path / "file", "192.0.2.1")
 
 
-def test_the_map_node_pins_the_leaf(tmp_path: Path) -> None:
+def test_the_cert_name_pins_the_leaf(tmp_path: Path) -> None:
     certificates = load(tmp_path, "192.0.2.1")
     digest = hashlib.sha256(presented(context_of(certificates))[0]).hexdigest()
-    assert certificates.map_node() == {
-        "HostName": "192.0.2.1",
-        "CertName": f"sha256-raw:{digest}",
-    }
+    assert certificates.cert_name == f"sha256-raw:{digest}"
 
 
-def test_a_name_has_no_map_node(tmp_path: Path) -> None:
+def test_a_certificate_for_a_name_is_not_pinned(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
-    assert load(tmp_path).map_node() is None
+    assert load(tmp_path).cert_name == ""
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo"])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyderp.cli.relayflags.showmap import show_map
-from pyderp.derpmap import DERPMap
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.ownnode import own_node
 from tests.interop.peers import need
 from tests.server.certificates import write_pair
 
@@ -115,32 +116,14 @@ def test_a_relay_that_clients_cannot_find_has_no_map(
     assert told in done.err
 
 
-NODE = {"HostName": "2001:db8::7", "CertName": "sha256-raw:" + "ab" * 32, "DERPPort": 8443}
+NODE = own_node("relay.example.com", derp_port=8443, stun_port=3479)
 
 
 def test_the_policy_file_s_member_is_its_json() -> None:
-    text = show_map({**NODE, "STUNPort": 3479}, "policy")
+    text = show_map(NODE, "policy")
     assert json.loads("{" + text.removesuffix(",") + "}") == {
-        "derpMap": json.loads(show_map({**NODE, "STUNPort": 3479}, "json"))
+        "derpMap": json.loads(show_map(NODE, "json"))
     }
-
-
-def test_headscale_s_yaml() -> None:
-    assert show_map({**NODE, "STUNPort": -1}, "headscale").splitlines() == [
-        "regions:",
-        "  900:",
-        "    regionid: 900",
-        '    regioncode: "relay"',
-        '    regionname: "2001:db8::7"',
-        "    nodes:",
-        '      - name: "900a"',
-        "        regionid: 900",
-        '        hostname: "2001:db8::7"',
-        f'        certname: "sha256-raw:{"ab" * 32}"',
-        '        ipv6: "2001:db8::7"',
-        "        stunport: -1",
-        "        derpport: 8443",
-    ]
 
 
 def test_all_are_shown_under_headings() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pyderp.derpmap import DERPNode
-from pyderp.net import connect_proxy
+from pyderp.maps.region import DERPNode
+from pyderp.net import tunnel
 from pyderp.net.dial import dial_host, dial_node
-from pyderp.net.dnscache import DNSCache
+from pyderp.net.dns import DNSCache
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
@@ -109,7 +109,7 @@ def test_connect_proxy_over_tls(
         root = write_pair(tmp_path, "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tmp_path / "127.0.0.1.crt", tmp_path / "127.0.0.1.key")
-        monkeypatch.setattr(connect_proxy, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
+        monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
         sockets = Sockets()
         async with serving(FakeConnectProxy(), ssl=context) as port:
             settings = sockets.watch(NetworkSettings(proxy=f"https://127.0.0.1:{port}"))

@@ -8,23 +8,45 @@ import hashlib
 import ssl
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyderp.errors import CertificateError
-from pyderp.net.certificate import reading
-from pyderp.net.interceptors import interceptor
-from pyderp.net.verify import Rule, describe, self_signed_issuer
+from pyderp.net.certificate import describe, intercepted, interceptor, reading, self_signed_issuer
+from pyderp.net.verify import Rule
 
 from .certificates import ROOT, certificate
-from .test_interceptors import certificate as intercepting
+
+
+def issued_by(issuer: str, email: str = "") -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime(2026, 1, 1)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "derp.example.com")]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, issuer)]))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+    )
+    if email:
+        names = x509.SubjectAlternativeName([x509.RFC822Name(email)])
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, SHA256()).public_bytes(Encoding.DER)
+
 
 NAME = "derp.example.com"
 NOW = datetime.datetime.now(datetime.UTC)
 SEEDS = (
     ROOT.der,
     certificate(NAME, "192.0.2.1", common_name=NAME).der,
-    intercepting("Fortinet", "support@fortinet.com"),
+    issued_by("Fortinet", "support@fortinet.com"),
 )
 
 
@@ -84,3 +106,43 @@ def test_what_cannot_be_read(der: bytes) -> None:
 def test_what_can_be_read() -> None:
     with reading(ROOT.der) as read:
         assert read.version.name == "v3"
+
+
+# Firewalls that intercept TLS are known by their certificates
+
+
+@pytest.mark.parametrize(
+    ("issuer", "email", "maker"),
+    [
+        ("FORTINET", "", "Fortinet"),
+        ("Some CA", "support@fortinet.com", "Fortinet"),
+        ("Some CA", "mobile@huawei.com", "Huawei"),
+        ("PAN-FW 3", "", "Palo Alto Networks"),
+        ("UniFi OS", "", "Ubiquiti"),
+        ("Let's Encrypt", "", None),
+        ("Let's Encrypt", "me@example.com", None),
+    ],
+)
+def test_maker_is_told(issuer: str, email: str, maker: str | None) -> None:
+    """By the issuer, or by an address in the certificate."""
+    assert interceptor(issued_by(issuer, email)) == maker
+
+
+def test_what_is_no_certificate_has_no_maker() -> None:
+    assert interceptor(b"junk") is None
+
+
+def test_a_certificate_of_no_known_version_has_no_maker() -> None:
+    """`INTEGER 2` of the version becomes 5, which no X.509 has."""
+    der = issued_by("Fortinet")
+    assert interceptor(der) == "Fortinet"
+    v3, v6 = bytes.fromhex("a003020102"), bytes.fromhex("a003020105")
+    assert interceptor(der.replace(v3, v6, 1)) is None
+
+
+def test_error_names_the_maker() -> None:
+    assert intercepted([issued_by("Fortinet")]) == (
+        "; firewalls of Fortinet present such certificates when they read along"
+    )
+    assert intercepted([issued_by("Let's Encrypt")]) == ""
+    assert intercepted([]) == ""

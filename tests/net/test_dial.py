@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pyderp.derpmap import DERPNode
 from pyderp.errors import ConfigError, DialError, ProxyError
+from pyderp.maps.region import DERPNode
 from pyderp.net import dial as dial_module
 from pyderp.net.dial import dial_host, dial_node
-from pyderp.net.dnscache import DNSCache
+from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
 from tests.conftest import Run
 

@@ -9,7 +9,6 @@ from pyderp.net.proxies import (
     Proxy,
     connect_proxy_from_environment,
     explicit_proxy,
-    host_port,
     is_exempt,
     parse_proxy,
     socks_proxy_from_environment,
@@ -73,11 +72,6 @@ def test_printing_a_proxy_shows_no_password() -> None:
     assert proxy.redacted == "https://***@[2001:db8::1]:443"
     assert str(proxy) == repr(proxy) == "<Proxy https://***@[2001:db8::1]:443>"
     assert parse_proxy("h").redacted == "http://h:80"
-
-
-def test_host_port() -> None:
-    assert host_port("derp.example.com", 443) == "derp.example.com:443"
-    assert host_port("2001:db8::1", 443) == "[2001:db8::1]:443"
 
 
 EXEMPT = [

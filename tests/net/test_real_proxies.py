@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.derpmap import DERPNode
 from pyderp.errors import ProxyError
+from pyderp.maps.region import DERPNode
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.settings import NetworkSettings
 from tests.conftest import Run

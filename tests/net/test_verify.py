@@ -9,7 +9,8 @@ import pytest
 from cryptography import x509
 
 from pyderp.errors import CertificateError, PinMismatch, TLSError
-from pyderp.net.verify import Rule, describe, make_rule, self_signed_issuer
+from pyderp.net.certificate import describe, self_signed_issuer
+from pyderp.net.verify import Rule, make_rule
 
 from .certificates import META, ROOT, certificate
 

@@ -12,8 +12,8 @@ from ipaddress import ip_address
 from typing import Any, TypeAlias
 
 from pyderp.addresses import IPAddress
+from pyderp.net.dns import Resolver
 from pyderp.net.link import Link
-from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
 
 BOUND = 10.0

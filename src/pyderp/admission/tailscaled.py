@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from pyderp import gojson
 from pyderp.admission.source import FailureLog
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
@@ -172,8 +172,8 @@ def _answer(status: int, body: bytes) -> dict[str, Any]:
         said = excerpt(body.decode(errors="replace"))
         raise _NoAnswerError(": ".join(filter(None, (f"HTTP {status}", what, said))))
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = gojson.parse(body)
+    except ValueError:
         raise _NoAnswerError("the answer is not JSON") from None
     if not isinstance(document, dict):
         raise _NoAnswerError("the answer is no JSON object")

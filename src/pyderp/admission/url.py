@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 from yarl import URL
 
+from pyderp import gojson
 from pyderp.admission.reach import (
     Attempt,
     OwnThreadResolver,
@@ -231,23 +232,14 @@ def allows_untrusted(data: bytes) -> bool:
         Undecided: no whole JSON object.
         ValueError: `Allow` is something else than true, false or null.
     """
-    text = data.decode(errors="replace").lstrip(" \t\r\n")
     try:
-        # Objects become tuples of their pairs, which no other value does.
-        value, _ = _DECODER.raw_decode(text)
-    except (ValueError, RecursionError):
+        value = gojson.parse_start(data)
+    except ValueError:
         raise Undecided from None
     allowed = False
-    for name, setting in value if isinstance(value, tuple) else ():
-        if name.lower() == "allow" and setting is not None:
+    for name, setting in value.pairs if isinstance(value, gojson.Object) else ():
+        if gojson.same_name(name) == "allow" and setting is not None:
             if not isinstance(setting, bool):
                 raise ValueError("Allow is neither true nor false")
             allowed = setting
     return allowed
-
-
-def _refuse(_: str) -> Any:
-    raise ValueError("not JSON")  # Python's parser alone takes NaN and Infinity
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse)

@@ -17,9 +17,9 @@ from pyderp.client.config import ClientConfig
 from pyderp.client.lifecycle import ConnectionState
 from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion
-from pyderp.derpmap import DERPRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.net.tls import TLSState
 from pyderp.wire.messages import Message
 

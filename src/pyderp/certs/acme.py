@@ -111,9 +111,10 @@ class ACMECertificates:
         """Those that there are."""
         return [each.credential.info for each in self._managed.values() if each.credential]
 
-    def map_node(self) -> dict[str, object] | None:
-        """The address, if there is no name; the certificate is one that clients trust."""
-        return None if self._host_address is None else {"HostName": self._host_address}
+    @property
+    def cert_name(self) -> str:
+        """Empty: the certificate is one that clients trust."""
+        return ""
 
     # Life
 

@@ -30,6 +30,7 @@ from pyderp.certs.credential import (
 )
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
+from pyderp.maps.region import PIN_PREFIX
 
 __all__ = ["ManualCertificates", "certificate_paths"]
 
@@ -94,13 +95,14 @@ class ManualCertificates:
         """The one certificate."""
         return [self._credential.info]
 
-    def map_node(self) -> dict[str, object] | None:
-        """For an IP address, it and the certificate's pin (`derper` logs the same)."""
+    @property
+    def cert_name(self) -> str:
+        """For an IP address the certificate's pin (`derper` logs the same)."""
         if self._address is None:
-            return None
+            return ""
         leaf = parse_leaf(self._credential.chain, self.certificate_file)
         digest = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
-        return {"HostName": self.hostname, "CertName": f"sha256-raw:{digest}"}
+        return f"{PIN_PREFIX}{digest}"
 
     async def start(self) -> None:
         """There is nothing to begin."""

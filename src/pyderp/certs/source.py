@@ -66,12 +66,10 @@ class CertificateSource(Protocol):
         """The certificates in use."""
         ...
 
-    def map_node(self) -> dict[str, object] | None:
-        """What a DERP map must say of this relay's certificate; `None`: nothing special.
-
-        Returns:
-            `HostName`, the relay's IP address, and for a self-signed one `CertName`, its pin.
-        """
+    @property
+    def cert_name(self) -> str:
+        """`CertName` of the relay's node in a DERP map: the pin of a certificate that no authority
+        has signed; empty: clients trust it as it is."""
         ...
 
     async def start(self) -> None:

@@ -25,10 +25,10 @@ from pyderp.cli.telling import TellingClient
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.client.target import parse_url
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keyfile import read_mesh_key
 from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from pyderp import gojson
 from pyderp.cli.output import print_line
 from pyderp.cli.stdin import read_stdin
 from pyderp.errors import ConfigError, InvalidKey
@@ -91,8 +92,8 @@ def read_private_key(path: Path) -> NodePrivate:
     text = _read(path, name).strip()
     if not text.startswith("privkey:"):
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
+            document = gojson.parse(text)
+        except ValueError:
             document = None
         value = document.get("PrivateKey") if isinstance(document, dict) else None
         if not isinstance(value, str):

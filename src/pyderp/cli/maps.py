@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.cli.stdin import read_stdin
-from pyderp.derpmap import DERPMap, DERPRegion
 from pyderp.errors import ConfigError, InvalidMap
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.region import DERPRegion
 
 __all__ = ["STDIN", "read_region"]
 

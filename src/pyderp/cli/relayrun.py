@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import typer
 
 import pyderp
+from pyderp.addresses import format_address
 from pyderp.cli.leaving import leave_soon
 from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
@@ -43,11 +43,12 @@ from pyderp.cli.unraisable import log_unraisable
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
+from pyderp.maps import mapjson
+from pyderp.maps.region import DERPNode, node_json
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.app.relay import Relay
 from pyderp.server.app.systemd import Supervisor, inherited_listeners
 from pyderp.server.conn.accept import log_accept_errors, raise_file_limit
-from pyderp.server.conn.sockets import format_address
 
 __all__ = ["Loaded", "carry_out"]
 
@@ -278,7 +279,7 @@ def _announce(relay: Relay, plan: Plan) -> None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
     stun = relay.stun_addresses
-    node = public_node(plan, relay.map_node, stun[0][1] if stun else -1)
+    node = public_node(plan, relay.map_node, stun[0][1] if stun else None)
     if node is not None:
         _announce_map(relay, plan, node)
         if stun and stun_hidden(plan):
@@ -287,9 +288,9 @@ def _announce(relay: Relay, plan: Plan) -> None:
         log.warning("this relay admits every client that can reach it")
 
 
-def _announce_map(relay: Relay, plan: Plan, node: dict[str, object]) -> None:
-    kind = "self-signed certificate; node" if "CertName" in node else "node"
-    log.info("%s for a DERP map: %s", kind, json.dumps(node, separators=(",", ":")))
+def _announce_map(relay: Relay, plan: Plan, node: DERPNode) -> None:
+    kind = "self-signed certificate; node" if node.cert_name else "node"
+    log.info("%s for a DERP map: %s", kind, mapjson.dump(node_json(node)))
     if sys.stdout is not None and sys.stdout.isatty():
         print_line(show_map(node, "all"))
     else:

@@ -24,9 +24,9 @@ from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.streams import Stream
 from pyderp.net.tls import TlsLink, TLSState
 from pyderp.wire.frames import (

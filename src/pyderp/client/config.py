@@ -10,7 +10,7 @@ from typing import TypeAlias
 from pyderp import defaults
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
-from pyderp.net.dnscache import DNSCache
+from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
 from pyderp.net.tls import HealthTracker, TLSConfig

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 from pyderp.client.config import ClientConfig
 from pyderp.client.login import LoggedIn, Login, over_http, over_stream, over_websocket
 from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import (
     ConnectError,
     DerpError,
@@ -21,6 +20,7 @@ from pyderp.errors import (
     LocalProtocolError,
     without_frames,
 )
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings

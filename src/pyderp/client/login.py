@@ -11,8 +11,7 @@ from pyderp.client.target import UrlTarget
 from pyderp.errors import RemoteProtocolError, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
-from pyderp.net.refusal import read_refusal
-from pyderp.net.websocket import open_websocket
+from pyderp.net.websocket import open_websocket, read_refusal
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message, Skipped

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from pyderp.addresses import bracketed, format_address
 from pyderp.defaults import DEV_PORT, HTTPS_PORT
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError
+from pyderp.maps.region import DERPNode, DERPRegion
 
 __all__ = ["GetRegion", "UrlTarget", "node_port", "node_url", "parse_url", "region_label"]
 
@@ -100,21 +101,17 @@ def _redacted(parts: SplitResult) -> str:
     return parts._replace(netloc=netloc, query=query, fragment="").geturl()
 
 
-def bracketed(host: str) -> str:
-    """A host as it stands in a URL: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def node_port(node: DERPNode, *, tls: bool) -> int:
     """The TCP port of a node; without TLS the default is that of a relay under `--dev`."""
-    return node.derp_port or (HTTPS_PORT if tls else DEV_PORT)
+    return node.derp_port_or(HTTPS_PORT if tls else DEV_PORT)
 
 
 def node_host_header(node: DERPNode, *, tls: bool) -> str:
     """Host and, unless it is the scheme's own, the port."""
     default = HTTPS_PORT if tls else _HTTP_PORT
-    host = bracketed(node.host_name)
-    return f"{host}:{node.derp_port}" if node.derp_port not in (0, default) else host
+    if node.derp_port in (0, default):
+        return bracketed(node.host_name)
+    return format_address(node.host_name, node.derp_port)
 
 
 def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from pyderp.derpmap import DERPNode
+from pyderp.addresses import ip_literal
 from pyderp.errors import DialError, ProxyError, without_frames
-from pyderp.net.connect_proxy import connect_through_http
-from pyderp.net.dnscache import DNSCache
+from pyderp.maps.region import DERPNode
+from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
 from pyderp.net.proxies import (
     Proxy,
@@ -21,10 +20,9 @@ from pyderp.net.proxies import (
     explicit_proxy,
     socks_proxy_from_environment,
 )
-from pyderp.net.race import connect_to_any, connect_to_host, staggered_race
-from pyderp.net.resolve import Resolver
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.socks import connect_through_socks
+from pyderp.net.tcp import connect_to_any, connect_to_host, staggered_race
+from pyderp.net.tunnel import connect_through_http, connect_through_socks
 
 __all__ = ["dial_host", "dial_node"]
 
@@ -160,7 +158,7 @@ def _check(node: DERPNode, port: int) -> None:
         usable = name.isprintable() and " " not in name and name.encode("idna")
     except UnicodeError:
         usable = False
-    if name and not usable and _version(name) is None:
+    if name and not usable and ip_literal(name) is None:
         raise DialError(f"node {node.name}: HostName {name!r} is no host name")
 
 
@@ -182,18 +180,11 @@ def _ways(node: DERPNode) -> list[tuple[socket.AddressFamily, str]]:
         (socket.AF_INET6, 6, node.ipv6),
     ):
         destination = value or node.host_name
-        literal = _version(destination)
+        literal = ip_literal(destination)
         # Whatever is no address of the family turns it off; "none" is the custom.
-        if literal == version or (literal is None and not value):
+        if literal.version == version if literal is not None else not value:
             ways.append((family, destination))
     return ways
-
-
-def _version(text: str) -> int | None:
-    try:
-        return ipaddress.ip_address(text).version
-    except ValueError:
-        return None
 
 
 def _environment_proxy(

@@ -14,7 +14,7 @@ from typing import Final, Protocol, cast
 
 from pyderp.errors import raisable, without_frames
 
-__all__ = ["NO_RECEIVER", "Link", "Receiver", "TcpLink", "link_over_socket"]
+__all__ = ["NO_RECEIVER", "LayeredLink", "Link", "Receiver", "TcpLink", "link_over_socket"]
 
 _UNREAD_HIGH: Final = 256 * 1024
 """Bytes that may wait for `read` before the socket is no longer read."""
@@ -103,6 +103,40 @@ class Link(ABC):
     @abstractmethod
     def remote_address(self) -> tuple[str, int] | None:
         """The IP address and port that the socket below is connected to, if there is one."""
+
+
+class LayeredLink(Link):
+    """A link on top of another, to which everything goes that a subclass does not do itself."""
+
+    def __init__(self, lower: Link) -> None:
+        self._lower = lower
+
+    def write(self, data: bytes) -> None:
+        self._lower.write(data)
+
+    @property
+    def pending(self) -> int:
+        return self._lower.pending
+
+    def pause_reading(self) -> None:
+        self._lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._lower.resume_reading()
+
+    def close(self) -> None:
+        self._lower.close()
+
+    def abort(self) -> None:
+        self._lower.abort()
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        return self._lower.local_address
+
+    @property
+    def remote_address(self) -> tuple[str, int] | None:
+        return self._lower.remote_address
 
 
 class TcpLink(Link, asyncio.Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from pyderp.addresses import IPAddress, parse_ip
+from pyderp.addresses import IPAddress, format_address, parse_ip
 from pyderp.errors import ConfigError
 from pyderp.net.settings import NetworkSettings
 
@@ -20,7 +20,6 @@ __all__ = [
     "Proxy",
     "connect_proxy_from_environment",
     "explicit_proxy",
-    "host_port",
     "is_exempt",
     "parse_proxy",
     "socks_proxy_from_environment",
@@ -53,15 +52,10 @@ class Proxy:
     def redacted(self) -> str:
         """Its URL, for logs and errors."""
         userinfo = "***@" if self.user or self.password else ""
-        return f"{self.scheme}://{userinfo}{host_port(self.host, self.port)}"
+        return f"{self.scheme}://{userinfo}{format_address(self.host, self.port)}"
 
     def __repr__(self) -> str:
         return f"<Proxy {self.redacted}>"
-
-
-def host_port(host: str, port: int) -> str:
-    """`host:port`, with the brackets that an IPv6 address needs (`net.JoinHostPort`)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_proxy(text: str) -> Proxy:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyderp.errors import CertificateError, TLSError, raisable, without_frames
-from pyderp.net.link import NO_RECEIVER, Link, Receiver
+from pyderp.net.certificate import describe, self_signed_issuer
+from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+from pyderp.net.verify import Rule, make_rule, presented_chain
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -188,7 +189,7 @@ class _Handshake:
         )
 
 
-class TlsLink(Link):
+class TlsLink(LayeredLink):
     """A verified TLS connection over another link; made by `start_tls`."""
 
     def __init__(
@@ -199,7 +200,7 @@ class TlsLink(Link):
         outgoing: ssl.MemoryBIO,
         server_name: str,
     ) -> None:
-        self._lower = lower
+        super().__init__(lower)
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
@@ -302,37 +303,10 @@ class TlsLink(Link):
         else:
             self._lower.write(self._outgoing.read())
 
-    @property
-    def pending(self) -> int:
-        """Encrypted bytes that no kernel has taken yet."""
-        return self._lower.pending
-
-    def pause_reading(self) -> None:
-        """Bring nothing until `resume_reading`."""
-        self._lower.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on after `pause_reading`."""
-        self._lower.resume_reading()
-
-    def close(self) -> None:
-        """Close the link below once what was written is on its way, without a close alert."""
-        self._lower.close()
-
     def abort(self) -> None:
-        """Close the link below, without a close alert."""
+        """Close the link below, without a close alert (so does `close`, as in Go)."""
         self._ended = True
         self._lower.abort()
-
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        """Of the socket at the bottom."""
-        return self._lower.local_address
-
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        """Of the socket at the bottom."""
-        return self._lower.remote_address
 
 
 def _words(reason: str) -> str:

@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import ipaddress
 import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pyderp.certnames import alternative_names, is_for
+from pyderp.addresses import ip_literal
 from pyderp.errors import CertificateError, PinMismatch, TLSError
-from pyderp.net.certificate import reading
-from pyderp.net.interceptors import interceptor
+from pyderp.maps.region import PIN_PREFIX
+from pyderp.net.certificate import describe, intercepted, is_for, quotable, reading
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
-from pyderp.wire.text import printable
 
-__all__ = [
-    "Rule",
-    "describe",
-    "intercepted",
-    "make_rule",
-    "presented_chain",
-    "self_signed_issuer",
-]
-
-PIN_PREFIX: Final = "sha256-raw:"
+__all__ = ["Rule", "make_rule", "presented_chain"]
 
 _DER: Final = 2
 """`_ssl.ENCODING_DER`."""
-_NAMES_TOLD: Final = 4
-"""Names of a certificate in an error; one may have hundreds."""
-_LONGEST_TEXT: Final = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +59,9 @@ class Rule:
             CertificateError: it is for another name or time.
         """
         if self.pin is not None:
-            host = "" if _address(self.server_name) else self.server_name
+            host = "" if ip_literal(self.server_name) else self.server_name
             _check_pin(chain, self.pin, host, now)
-        elif self.other_name and not _is_for(chain[0], self.other_name):
+        elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
                 f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
                 f" it was to have; {describe(chain[0])}"
@@ -127,35 +113,6 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
     return tuple(certificate.public_bytes(_DER) for certificate in chain)
 
 
-def describe(der: bytes) -> str:
-    """For whom a certificate is and who issued it, in words for an error."""
-    try:
-        with reading(der) as certificate:
-            names = alternative_names(certificate)
-            issuer = certificate.issuer.rfc4514_string()
-    except CertificateError:
-        return "the certificate cannot be read"
-    told = ", ".join(names[:_NAMES_TOLD]) + (", …" if len(names) > _NAMES_TOLD else "")
-    return f"it is for {_plain(told) or 'no name'}, issued by {_plain(issuer) or 'nobody'}"
-
-
-def intercepted(chain: Sequence[bytes]) -> str:
-    """A warning, as the end of an error, if a known kind of firewall sits in between."""
-    maker = interceptor(chain[0]) if chain else None
-    return f"; firewalls of {maker} present such certificates when they read along" if maker else ""
-
-
-def self_signed_issuer(der: bytes) -> str | None:
-    """Who issued a certificate to themselves; `None`: someone else did, or it is unreadable."""
-    try:
-        with reading(der) as certificate:
-            if certificate.issuer != certificate.subject:
-                return None
-            return _plain(certificate.issuer.rfc4514_string())
-    except CertificateError:
-        return None
-
-
 def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.datetime) -> None:
     others = [der for der in chain if not _is_meta(der)]
     # Go takes the pinned certificate anywhere in the chain. But the handshake proves only that
@@ -165,10 +122,10 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
     got = hashlib.sha256(chain[0]).hexdigest()
     if got != pin:
         raise PinMismatch(
-            f"cert hash does not match expected cert hash: expected {_plain(pin)}, got {got};"
+            f"cert hash does not match expected cert hash: expected {quotable(pin)}, got {got};"
             f" {describe(chain[0])}"
         )
-    if host and not _is_for(chain[0], host):
+    if host and not is_for(chain[0], host):
         raise CertificateError(
             f"cert does not match server name {_quoted(host)}: {describe(chain[0])}"
         )
@@ -186,11 +143,6 @@ def _is_meta(der: bytes) -> bool:
     return common_name_untrusted(der).startswith(META_NAME_PREFIX)
 
 
-def _is_for(der: bytes, name: str) -> bool:
-    with reading(der) as certificate:
-        return is_for(certificate, name)
-
-
 def _bare(server_name: str) -> str:
     """Without what only an address bar or a resolver understands: brackets, zone, last dot."""
     name = server_name.removeprefix("[").removesuffix("]")
@@ -203,17 +155,5 @@ def _bare(server_name: str) -> str:
         raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
 
 
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
 def _quoted(text: str) -> str:
-    return f'"{_plain(text)}"'
-
-
-def _plain(text: str) -> str:
-    """Text of a stranger, for a line of a log."""
-    return printable(text, _LONGEST_TEXT)
+    return f'"{quotable(text)}"'

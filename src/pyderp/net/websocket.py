@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
 
-from pyderp.errors import raisable
-from pyderp.net.link import NO_RECEIVER, Link, Receiver
-from pyderp.net.refusal import read_refusal
+from pyderp.errors import TLSError, UpgradeRejected, raisable, without_frames
+from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.wire.websocket_client import WebSocketClient
 
-__all__ = ["WebSocketLink", "open_websocket"]
+__all__ = ["WebSocketLink", "open_websocket", "read_refusal"]
 
 _MAX_PENDING: Final = 256 * 1024
 """While so many bytes wait to be sent, pings are not answered: pongs would pile up."""
+_BODY_WAIT: Final = 1.0
+"""Seconds for the body of a refusal."""
 
 
-class WebSocketLink(Link):
+class WebSocketLink(LayeredLink):
     """The DERP stream inside of a websocket; made by `open_websocket`.
 
     The end of the stream is clean if the relay closed with 1000 or 1001. A connection
@@ -25,7 +27,7 @@ class WebSocketLink(Link):
     """
 
     def __init__(self, link: Link, client: WebSocketClient, unread: bytes) -> None:
-        self._link = link
+        super().__init__(link)
         self._client = client
         self._unread = unread
         self._receiver: Receiver | None = None
@@ -45,7 +47,7 @@ class WebSocketLink(Link):
                 if self._client.error is not None:
                     raise raisable(self._client.error)
                 return b""
-            if chunk := await self._link.read():
+            if chunk := await self._lower.read():
                 data = self._client.receive_data(chunk)
             else:
                 self._client.receive_eof()
@@ -60,7 +62,7 @@ class WebSocketLink(Link):
             receiver.data_received(data)
         if self._client.ended:
             self._end(self._client.error)
-        self._link.start(self)
+        self._lower.start(self)
 
     # Called by the link below
 
@@ -94,53 +96,30 @@ class WebSocketLink(Link):
     def write(self, data: bytes) -> None:
         """Send bytes, at once if the kernel takes them. After the end: silently nothing."""
         self._client.send(data)
-        self._link.write(self._client.data_to_send())
-
-    @property
-    def pending(self) -> int:
-        """Bytes written that no kernel has taken yet, those of the websocket's frames, too."""
-        return self._link.pending
-
-    def pause_reading(self) -> None:
-        """Bring nothing until `resume_reading`."""
-        self._link.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on after `pause_reading`."""
-        self._link.resume_reading()
+        self._lower.write(self._client.data_to_send())
 
     def close(self) -> None:
         """Say goodbye, and close once all is on its way; the answer is not awaited."""
         self._client.close()
-        self._link.write(self._client.data_to_send())
+        self._lower.write(self._client.data_to_send())
         self._aborted = True
-        self._link.close()
+        self._lower.close()
 
     def abort(self) -> None:
         """Close now, without a goodbye."""
         self._aborted = True
-        self._link.abort()
-
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        """That of the link below."""
-        return self._link.local_address
-
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        """That of the link below."""
-        return self._link.remote_address
+        self._lower.abort()
 
     def _answer(self) -> None:
         answer = self._client.data_to_send()
-        if answer and self._link.pending < _MAX_PENDING:
-            self._link.write(answer)
+        if answer and self._lower.pending < _MAX_PENDING:
+            self._lower.write(answer)
 
     def _end(self, error: Exception | None) -> None:
         if self._over:
             return
         self._over = True
-        self._link.abort()
+        self._lower.abort()
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, NO_RECEIVER
             receiver.connection_lost(error)
@@ -192,3 +171,24 @@ async def open_websocket(
         link.abort()
         raise
     return WebSocketLink(link, client, unread)
+
+
+async def read_refusal(
+    link: Link, take: Callable[[bytes], object], refusal: Callable[[], UpgradeRejected]
+) -> NoReturn:
+    """Read the body of a refusal, for one second at most, and raise the refusal.
+
+    Args:
+        take: takes what was read, `b""` at the end; raises the refusal when it is whole.
+        refusal: returns the refusal as far as it is known.
+
+    Raises:
+        UpgradeRejected: always; without the rest of the body if that came too slowly, or
+            the connection broke.
+    """
+    try:
+        async with asyncio.timeout(_BODY_WAIT):
+            while True:
+                take(await link.read())
+    except (OSError, TLSError) as e:  # a TimeoutError is an OSError, too
+        raise refusal() from without_frames(e)

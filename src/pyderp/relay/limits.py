@@ -20,6 +20,7 @@ from itertools import islice
 from typing import Final
 from weakref import WeakValueDictionary
 
+from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
@@ -192,9 +193,7 @@ def parse_rate_config(data: bytes, where: str) -> RateConfig:
 
 def _load(data: bytes, where: str) -> object:
     try:
-        value: object = json.loads(
-            data.decode(), object_pairs_hook=_Members, parse_constant=_no_constant
-        )
+        return gojson.parse(data.decode())
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
         raise ConfigError(f"{where}, line {line}: not UTF-8; it must be JSON text") from None
@@ -202,29 +201,12 @@ def _load(data: bytes, where: str) -> object:
         hint = f'; want for example {{"{_RATE}": 200000}}' if not data.strip() else ""
         at = f"line {e.lineno}, column {e.colno}"
         raise ConfigError(f"{where}, {at}: not JSON: {e.msg}{hint}") from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise ConfigError(f"{where}: not JSON: {printable(str(e), _QUOTED)}") from None
-    return value
 
 
-class _Members(dict[str, object]):
-    """A JSON object; of a name that comes twice the last counts, as in Go."""
-
-    def __init__(self, pairs: list[tuple[str, object]]) -> None:
-        super().__init__()
-        self.twice: set[str] = set()
-        for name, value in pairs:
-            if name in self:
-                self.twice.add(name)
-            self[name] = value
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number")
-
-
-def _object(value: object, where: str) -> _Members:
-    if not isinstance(value, _Members):
+def _object(value: object, where: str) -> gojson.Object:
+    if not isinstance(value, gojson.Object):
         raise ConfigError(f"{where}: want an object {{…}}, got {_describe(value)}")
     return value
 
@@ -234,19 +216,19 @@ def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
         return {}
     members = _object(value, where)
     keys: dict[bytes, RateLimit | None] = {}
-    for text, entry in members.items():
+    for text, entry in members.pairs:
         at = f"{where}[{printable(text, _QUOTED)}]"
         try:
             key = NodePublic.parse(text).raw
         except InvalidKey as e:
             raise ConfigError(f"{at}: {e}; want nodekey: and 64 hex digits") from None
-        if key in keys or text in members.twice:
+        if key in keys:
             raise ConfigError(f"{at}: this key is there twice; keep one")
         keys[key] = _key_limit(_object(entry, at), at)
     return keys
 
 
-def _key_limit(entry: _Members, where: str) -> RateLimit | None:
+def _key_limit(entry: gojson.Object, where: str) -> RateLimit | None:
     members: dict[str, object] = {}
     for name, value in entry.items():
         known = _known(name, (_KEY_RATE, _KEY_BURST, _LABEL))
@@ -268,7 +250,8 @@ def _limit(rate: int, burst: int) -> RateLimit | None:
 
 
 def _known(name: str, known: Collection[str]) -> str | None:
-    return next((each for each in known if each.lower() == name.lower()), None)
+    folded = gojson.same_name(name)
+    return next((each for each in known if gojson.same_name(each) == folded), None)
 
 
 def _number(members: Mapping[str, object], name: str, where: str) -> int:

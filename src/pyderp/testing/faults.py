@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, get_args
 
+from pyderp.addresses import format_address
 from pyderp.certs import ServerContexts, meta_certificate
 from pyderp.certs.manual import ManualCertificates
 from pyderp.config import RelayConfig
-from pyderp.derpmap import DERPNode, DERPRegion
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.server.app.relay import Relay
-from pyderp.server.conn.sockets import format_address
 from pyderp.testing.connection import Connection
 from pyderp.testing.plan import CutAfter, FaultCounters, Junk, Plan, Way, make_junk
 from pyderp.testing.proxy import HOST, Proxy
@@ -142,9 +142,7 @@ class FaultyRelay:
         )
 
     def _pin(self) -> str:
-        if self._certificates is None:
-            return ""
-        return str((self._certificates.map_node() or {})["CertName"])
+        return "" if self._certificates is None else self._certificates.cert_name
 
     @property
     def relay(self) -> Relay:

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from pyderp.config import RelayConfig
-from pyderp.derpmap import DERPRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.relay.counters import Counters
 from pyderp.testing.faults import FaultyRelay
 from pyderp.testing.plan import FaultCounters, Junk, Way

@@ -23,7 +23,7 @@ from pyderp import (
 )
 from pyderp.addresses import IPAddress, parse_ip
 from pyderp.net.dial import dial_node
-from pyderp.net.dnscache import DNSCache
+from pyderp.net.dns import DNSCache
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.frames import pack_server_key
 from tests.conftest import Run

@@ -38,7 +38,7 @@ def contexts() -> Identities:
 
 @pytest.fixture(autouse=True)
 def trusted_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyderp.net.connect_proxy._PROXY_TLS", TRUST)
+    monkeypatch.setattr("pyderp.net.tunnel._PROXY_TLS", TRUST)
 
 
 def config(way: Way, port: int) -> ClientConfig:

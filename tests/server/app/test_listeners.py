@@ -16,7 +16,7 @@ from pyderp import ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.server.app import listeners
 from pyderp.server.app.listeners import Listeners, open_listeners
-from pyderp.server.conn.sockets import listen, listen_unix, unix_path
+from pyderp.server.conn.sockets import listen, listen_unix
 from pyderp.server.services.stun import stun_sockets
 from tests.conftest import Run
 from tests.server.dial import clients, drained, hang_up, passes
@@ -110,17 +110,6 @@ def test_two_relays_share_a_port_when_told_to(run: Run) -> None:
 
 
 # Unix sockets
-
-
-@pytest.mark.parametrize("address", ["unix:", "unix:relay.sock", "unix:./relay.sock"])
-def test_a_unix_socket_needs_a_whole_path(address: str) -> None:
-    with pytest.raises(ConfigError, match="unix:/absolute/path"):
-        unix_path(address)
-
-
-def test_other_addresses_are_no_unix_sockets() -> None:
-    assert unix_path("127.0.0.1:443") is None
-    assert unix_path("unix:/run/x.sock") == Path("/run/x.sock")
 
 
 async def over_unix(path: Path, request: bytes) -> bytes:

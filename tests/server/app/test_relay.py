@@ -200,7 +200,7 @@ def test_an_address_gets_a_pinned_certificate(run: Run, tmp_path: Path) -> None:
         async with pyderp.Relay(config) as relay:
             assert relay.url == f"https://127.0.0.1:{relay.address[1]}/derp"
             assert relay.map_node is not None
-            assert str(relay.map_node["CertName"]).startswith("sha256-raw:")
+            assert relay.map_node.cert_name.startswith("sha256-raw:")
             trusted = ssl.create_default_context(cafile=str(tmp_path / "127.0.0.1.crt"))
             via = Via(tls=trusted, server_name="127.0.0.1")
             async with clients(relay, via=via) as (first, second):

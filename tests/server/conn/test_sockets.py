@@ -14,73 +14,11 @@ import pyderp
 from pyderp.defaults import LISTEN_BACKLOG
 from pyderp.errors import ConfigError
 from pyderp.server.conn.sockets import (
-    format_address,
     listen,
-    parse_address,
     tune,
     unacknowledged,
-    unmap,
 )
 from tests.conftest import Run
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        (":443", ("", 443)),
-        (":0", ("", 0)),
-        ("127.0.0.1:3340", ("127.0.0.1", 3340)),
-        ("[::1]:8443", ("::1", 8443)),
-        ("[::]:65535", ("::", 65535)),
-        ("derp.example.com:https", ("derp.example.com", 443)),
-        (":http", ("", 80)),
-    ],
-)
-def test_addresses_as_derper_takes_them(text: str, want: tuple[str, int]) -> None:
-    assert parse_address(text) == want
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "127.0.0.1",
-        "443",
-        "::1",
-        "::1:443",
-        "127.0.0.1:",
-        ":",
-        ":65536",
-        ":-1",
-        ":+1",
-        ": 80",
-        ":80x",
-        ":٤٤٣",
-        ":" + "9" * 5000,
-    ],
-)
-def test_other_addresses_are_refused_with_the_text_given(text: str) -> None:
-    with pytest.raises(ConfigError, match="invalid server address"):
-        parse_address(text)
-
-
-def test_format_puts_brackets_around_ipv6_only() -> None:
-    assert format_address("192.0.2.1", 80) == "192.0.2.1:80"
-    assert format_address("2001:db8::1", 80) == "[2001:db8::1]:80"
-
-
-@pytest.mark.parametrize(
-    ("host", "want"),
-    [
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:db8::1", "2001:db8::1"),
-        ("::1", "::1"),
-        ("fe80::1%eth0", "fe80::1%eth0"),
-    ],
-)
-def test_unmap_shows_ipv4_addresses_as_such(host: str, want: str) -> None:
-    assert unmap(host) == want
 
 
 def test_a_listener_listens_on_a_free_port() -> None:
@@ -225,8 +163,3 @@ def test_all_addresses_of_both_families_may_be_written_as_two_colons() -> None:
         socket.create_connection(("127.0.0.1", sock.getsockname()[1])),
     ):
         pass
-
-
-def test_a_bracket_that_is_missing_is_told() -> None:
-    with pytest.raises(ConfigError, match="a bracket is missing"):
-        parse_address("[::1:0")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyderp import defaults
-from pyderp.addresses import parse_ip
+from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.cli.relayflags.settings import Settings
 from pyderp.cli.relayflags.state import state_directory
 from pyderp.config import (
@@ -19,23 +19,13 @@ from pyderp.config import (
     TLSSettings,
 )
 from pyderp.errors import ConfigError
-from pyderp.server.conn.sockets import parse_address, unix_path
 
-__all__ = ["DERPER_HOSTNAME", "is_loopback", "tls_settings"]
+__all__ = ["DERPER_HOSTNAME", "tls_settings"]
 
 log = logging.getLogger("pyderp.relay")
 
 DERPER_HOSTNAME = "derp.tailscale.com"
 """`derper`'s default; only Tailscale gets certificates for it."""
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    if unix_path(address) is not None:
-        return False
-    host, _ = parse_address(address)
-    ip = parse_ip(host)
-    return ip is not None and ip.is_loopback
 
 
 def tls_settings(

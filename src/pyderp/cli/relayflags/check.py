@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
@@ -25,7 +25,7 @@ from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
 from pyderp.server.app.listeners import stun_host
 from pyderp.server.conn.limits import read_rate_config
-from pyderp.server.conn.sockets import is_left_over, listen, parse_address, unix_path
+from pyderp.server.conn.sockets import is_left_over, listen
 from pyderp.server.mesh.hosts import parse_mesh_host
 from pyderp.server.services.stun import stun_sockets
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyderp import defaults
-from pyderp.cli.relayflags.certificate import is_loopback, tls_settings
+from pyderp.addresses import is_loopback
+from pyderp.cli.relayflags.certificate import tls_settings
 from pyderp.cli.relayflags.settings import Problems, Settings
 from pyderp.cli.relayflags.singles import check_singles
 from pyderp.cli.relayflags.startflags import CERTIFICATE_FLAGS

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.cli.relayflags.settings import Problems, Settings
 from pyderp.config import ACMETLS, AdmissionConfig, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.relay.bootstrap import BootstrapName
-from pyderp.server.conn.sockets import parse_address, unix_path
 from pyderp.server.mesh.hosts import parse_mesh_host
 
 __all__ = ["check_singles"]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pyderp.addresses import parse_address, unix_path
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError
-from pyderp.server.conn.sockets import listen, listen_unix, parse_address, tune, unix_path
+from pyderp.server.conn.sockets import listen, listen_unix, tune
 from pyderp.server.services.stun import stun_sockets
 
 __all__ = ["Listeners", "open_listeners", "stun_host"]

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from pyderp.addresses import format_address
 from pyderp.config import LIVE_SETTINGS, RelayConfig
 from pyderp.defaults import (
     HTTPS_PORT,
@@ -19,16 +20,16 @@ from pyderp.defaults import (
     LISTEN_BACKLOG,
     MESH_WRITE_TIMEOUT,
     RECONNECT_TRY_FOR,
-    STUN_PORT,
 )
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.ownnode import own_node
+from pyderp.maps.region import DERPNode
 from pyderp.relay.counters import Counters
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.app.assemble import Parts
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.context import Core, Served
-from pyderp.server.conn.sockets import format_address
 from pyderp.wire.frames import pack_restarting
 
 if TYPE_CHECKING:
@@ -320,20 +321,17 @@ class Relay:
         return self._running().router.registry.size
 
     @property
-    def map_node(self) -> dict[str, object] | None:
+    def map_node(self) -> DERPNode | None:
         """With TLS, the node for a DERP map."""
         tls = self.config.tls
         if self._parts is None or self._parts.certificates is None or tls is None:
             return None
-        node: dict[str, object] = {"Name": "custom", "RegionID": 900, "HostName": tls.hostname}
-        node |= self._parts.certificates.map_node() or {}
-        port = self.address[1]
-        if port not in (0, HTTPS_PORT):  # 0: a Unix socket
-            node["DERPPort"] = port
-        stun = self._stun_addresses[0][1] if self._stun_addresses else -1
-        if stun != STUN_PORT:
-            node["STUNPort"] = stun
-        return node
+        return own_node(
+            tls.hostname,
+            cert_name=self._parts.certificates.cert_name,
+            derp_port=self.address[1] or HTTPS_PORT,  # 0: a Unix socket
+            stun_port=self._stun_addresses[0][1] if self._stun_addresses else None,
+        )
 
     def _running(self) -> Core:
         if self._core is None:

@@ -16,13 +16,14 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import Core
 from pyderp.server.conn.reading import Stage, StagedReader
-from pyderp.server.conn.sockets import format_address, unacknowledged, unmap
+from pyderp.server.conn.sockets import unacknowledged
 
 __all__ = ["UNKNOWN", "RelayProtocol", "endpoint"]
 
@@ -456,4 +457,4 @@ _NOT_TOLD: Final = ("?", 0)
 def endpoint(transport: asyncio.BaseTransport, which: str) -> tuple[str, int]:
     """IP address and port of one end of a connection; of a Unix socket, `UNKNOWN`."""
     name = transport.get_extra_info(which)
-    return (unmap(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
+    return (unmapped_text(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from pyderp.addresses import format_address
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import Core
 from pyderp.server.conn.protocol import UNKNOWN, RelayProtocol, endpoint
-from pyderp.server.conn.sockets import format_address
 from pyderp.wire.proxyheader import ProxyHeader, parse_proxy_header_untrusted
 
 __all__ = ["with_proxy_header"]

@@ -1,4 +1,4 @@
-"""Listening sockets: addresses as `derper` takes them, TCP options that accepted ones inherit."""
+"""Listening sockets, with the TCP options that accepted ones inherit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pyderp.addresses import format_address
 from pyderp.defaults import (
     LISTEN_BACKLOG,
     TCP_KEEPALIVE_INTERVAL,
@@ -21,16 +22,12 @@ from pyderp.errors import ConfigError
 
 __all__ = [
     "explained",
-    "format_address",
     "is_left_over",
     "listen",
     "listen_unix",
-    "parse_address",
     "resolve",
     "tune",
     "unacknowledged",
-    "unix_path",
-    "unmap",
 ]
 
 try:
@@ -41,55 +38,7 @@ try:
 except (ImportError, AttributeError):  # not a POSIX system
     _SIOCOUTQ = 0
 
-_NAMED_PORTS: Final = {"http": 80, "https": 443}
 _MAX_OPTION: Final = 2**31 - 1
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split `:port`, `ip:port` or `[ip]:port` into host and port.
-
-    Raises:
-        ConfigError: no port, or one that is none.
-    """
-    host, colon, port_text = text.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")):
-        raise ConfigError(f"invalid server address {text!r}: want HOST:PORT, [IPv6]:PORT or :PORT")
-    if host.startswith("[") != host.endswith("]"):
-        raise ConfigError(f"invalid server address {text!r}: a bracket is missing")
-    host = host.removeprefix("[").removesuffix("]")
-    port = _NAMED_PORTS.get(port_text)
-    if port is None:
-        # Five digits at most: Python refuses to read very long numbers.
-        digits = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
-        if not digits or int(port_text) > 65535:
-            raise ConfigError(f"invalid server address {text!r}: {port_text!r} is no port number")
-        port = int(port_text)
-    return host, port
-
-
-def unix_path(address: str) -> Path | None:
-    """The path of `unix:/path`; `None` for any other address.
-
-    Raises:
-        ConfigError: no absolute path.
-    """
-    if not address.startswith("unix:"):
-        return None
-    path = Path(address.removeprefix("unix:"))
-    if not path.is_absolute():
-        raise ConfigError(f"invalid server address {address!r}: want unix:/absolute/path")
-    return path
-
-
-def format_address(host: str, port: int) -> str:
-    """`ip:port`, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def unmap(host: str) -> str:
-    """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
-    # Asked for each connection: parsing an address would take ten times as long.
-    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def unacknowledged(transport: asyncio.BaseTransport) -> int:

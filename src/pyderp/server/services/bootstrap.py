@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from pyderp.config import BootstrapDNSConfig
 from pyderp.errors import NameNotFound
-from pyderp.net.resolve import Resolver, lookup
+from pyderp.net.dns import Resolver, lookup
 from pyderp.relay.bootstrap import (
     BootstrapAnswers,
     BootstrapCounters,

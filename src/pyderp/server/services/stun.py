@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pyderp.addresses import format_address
 from pyderp.errors import ConfigError, RemoteProtocolError
-from pyderp.server.conn.sockets import explained, format_address, resolve
+from pyderp.server.conn.sockets import explained, resolve
 from pyderp.server.services.pktinfo import ANCILLARY_SIZE, AnswerSources, enable_pktinfo
 from pyderp.wire.stun import RequestReader, pack_response
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
-from pyderp.server.conn.sockets import format_address
 from pyderp.server.site.clientquery import COUNTERS, UNKNOWN_ADDRESS, ClientsQuery, address_key
 from pyderp.server.site.facts import Facts
 from pyderp.server.site.tally import slices

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.kernel import tcp_info
-from pyderp.server.conn.sockets import format_address
 from pyderp.server.site.facts import Facts
 from pyderp.server.site.tally import slices
 from pyderp.wire.text import printable

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.derpmap import DERPMap, DERPNode, DERPRegion, HomeParams
 from pyderp.errors import InvalidMap
+from pyderp.maps.derpmap import DERPMap, HomeParams
+from pyderp.maps.region import DERPNode, DERPRegion
 
 quick = settings(derandomize=True, deadline=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyderp.errors import InvalidMap
-from pyderp.mapjson import JSONValue, Reader, dump, parse, parse_id
+from pyderp.maps.mapjson import JSONValue, Reader, dump, parse, parse_id
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,15 @@ from ipaddress import ip_address
 import pytest
 
 from pyderp.errors import ConfigError, DialError
-from pyderp.net import race
-from pyderp.net.proxies import parse_proxy
-from pyderp.net.race import (
+from pyderp.net import tcp
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tcp import (
     Attempt,
     connect_to_any,
     connect_to_host,
-    connect_to_proxy,
     interleave,
     staggered_race,
 )
-from pyderp.net.settings import NetworkSettings
 from tests.conftest import Run
 
 from .ways_out import Names, Sockets, closed_port, echo, serving
@@ -212,7 +210,7 @@ def test_the_stagger_is_300_ms(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         async def spy(_: object, *, delay: float) -> None:
             delays.append(delay)
 
-        monkeypatch.setattr(race, "staggered_race", spy)
+        monkeypatch.setattr(tcp, "staggered_race", spy)
         await connect_to_any([ip_address("127.0.0.1")], 1, settings=NetworkSettings())
         assert delays == [0.3]
 
@@ -228,19 +226,5 @@ def test_a_host_by_one_family(run: Run) -> None:
             ) as sock:
                 assert sock.getpeername()[0] == "127.0.0.1"
             assert names.asked == [("h", socket.AF_INET)]
-
-    run(main())
-
-
-def test_a_proxy_that_is_not_there_is_named(run: Run) -> None:
-    async def main() -> None:
-        port = closed_port()
-        proxy = parse_proxy(f"http://me:secret@127.0.0.1:{port}")
-        with pytest.raises(DialError) as caught:
-            await connect_to_proxy(proxy, settings=NetworkSettings())
-        assert str(caught.value) == (
-            f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
-        )
-        assert isinstance(caught.value.__cause__, ExceptionGroup)
 
     run(main())

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from pyderp.errors import TLSError, UpgradeRejected
-from pyderp.net import refusal
-from pyderp.net.refusal import read_refusal
+from pyderp.net import websocket
+from pyderp.net.websocket import read_refusal
 from pyderp.wire.upgrade import UpgradeReply
 from tests.conftest import Run
 
@@ -68,7 +68,7 @@ def test_slow_body_is_cut_off(
     run: Run, monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]
 ) -> None:
     """Nothing comes, or a byte at a time."""
-    monkeypatch.setattr(refusal, "_BODY_WAIT", 0.05)
+    monkeypatch.setattr(websocket, "_BODY_WAIT", 0.05)
 
     async def main() -> None:
         error = await told(link(), refused(HEAD.replace(b"100", b"4000")))

@@ -10,8 +10,8 @@ import pytest
 
 from pyderp.addresses import IPAddress
 from pyderp.errors import DialError
-from pyderp.net import dnscache
-from pyderp.net.dnscache import Addresses, DNSCache
+from pyderp.net import dns
+from pyderp.net.dns import Addresses, DNSCache
 from tests.conftest import Run
 
 from .ways_out import Names
@@ -200,7 +200,7 @@ def test_time_limits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             given.append(delay)
             return real(0.001)
 
-        monkeypatch.setattr("pyderp.net.dnscache.asyncio.timeout", timeout)
+        monkeypatch.setattr("pyderp.net.dns.asyncio.timeout", timeout)
         mute, clock = Names({"h": None}), Clock()
         cache = DNSCache(resolver=mute, fallbacks=[mute, mute], clock=clock)
         with pytest.raises(DialError) as caught:
@@ -208,11 +208,11 @@ def test_time_limits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(caught.value) == "look-up of 'h': no answer within 10 s"
         assert (given, mute.cancelled) == ([10, 30, 30], 3)
 
-        monkeypatch.setattr("pyderp.net.dnscache.asyncio.timeout", real)
+        monkeypatch.setattr("pyderp.net.dns.asyncio.timeout", real)
         mute.answers = {"h": [V4]}
         await cache.lookup("h")
         clock.now += 1000
-        monkeypatch.setattr("pyderp.net.dnscache.asyncio.timeout", timeout)
+        monkeypatch.setattr("pyderp.net.dns.asyncio.timeout", timeout)
         mute.answers = {"h": None}
         given.clear()
         assert texts(await cache.lookup("h")) == [V4]
@@ -230,7 +230,7 @@ def test_without_last_good_an_older_answer_gives_no_haste(
         cache = DNSCache(resolver=names, clock=clock, use_last_good=False)
         await cache.lookup("h")
         clock.now += 1000
-        monkeypatch.setattr(dnscache, "_TIMEOUT", 0.001)
+        monkeypatch.setattr(dns, "_TIMEOUT", 0.001)
         names.answers = {"h": None}
         with pytest.raises(DialError, match=r"no answer within 0\.001 s"):
             await cache.lookup("h")

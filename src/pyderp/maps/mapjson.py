@@ -1,4 +1,4 @@
-"""JSON in the manners of Go's `encoding/json`, for DERP maps: lenient in, byte-stable out."""
+"""The JSON of DERP maps: members of known types in, the bytes of Go's encoder out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Final, TypeAlias
 
+from pyderp import gojson
 from pyderp.errors import InvalidMap
 
 __all__ = ["JSONValue", "Reader", "dump", "parse", "parse_id"]
@@ -22,31 +23,15 @@ _ESCAPES: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def parse(text: str | bytes) -> object:
-    """Read JSON. Bytes that are no UTF-8 become U+FFFD, as in Go.
+    """Read JSON (`gojson.parse`).
 
     Raises:
         InvalidMap: not JSON.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
     try:
-        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
+        return gojson.parse(text)
+    except ValueError as e:
         raise InvalidMap(f"not JSON: {e}") from None
-    return value
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        # Last in the text is last in the dict, for spellings that differ in case only.
-        found.pop(name, None)
-        found[name] = value
-    return found
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number")
 
 
 def parse_id(text: str) -> int | None:
@@ -55,11 +40,6 @@ def parse_id(text: str) -> int | None:
         return None
     value = int(text)
     return value if value in _INT64 else None
-
-
-def clean(text: str) -> str:
-    """Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Reader:
@@ -78,21 +58,21 @@ class Reader:
     def __init__(self, value: object, path: str = "") -> None:
         self.path = path
         self._members = {
-            name.lower(): member
+            gojson.same_name(name): member
             for name, member in _mapping(value, path).items()
             if isinstance(name, str) and member is not None
         }
 
     def has(self, name: str) -> bool:
         """Whether it is there and not null."""
-        return name.lower() in self._members
+        return gojson.same_name(name) in self._members
 
     def text(self, name: str) -> str:
         """A string."""
         value = self._get(name, "")
         if not isinstance(value, str):
             raise self._wrong(name, "a string", value)
-        return clean(value)
+        return gojson.clean(value)
 
     def flag(self, name: str) -> bool:
         """A boolean."""
@@ -143,7 +123,7 @@ class Reader:
         return {number: _number(value, where) for number, value, where in self.by_id(name)}
 
     def _get(self, name: str, zero: object) -> object:
-        return self._members.get(name.lower(), zero)
+        return self._members.get(gojson.same_name(name), zero)
 
     def _at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -214,7 +194,7 @@ def _block(start: str, members: list[tuple[str, JSONValue]], end: str, line: str
 
 
 def _string(text: str) -> str:
-    return json.dumps(clean(text), ensure_ascii=False).translate(_ESCAPES)
+    return json.dumps(gojson.clean(text), ensure_ascii=False).translate(_ESCAPES)
 
 
 def _float(value: float) -> str:

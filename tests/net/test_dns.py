@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pyderp.errors import DialError
-from pyderp.net import resolve
-from pyderp.net.resolve import lookup, system_resolver
+from pyderp.net import dns
+from pyderp.net.dns import lookup, system_resolver
 from tests.conftest import Run
 
 from .ways_out import Names
@@ -47,7 +47,7 @@ def test_the_systems_answer_without_repetitions_and_with_zones(
             async def getaddrinfo(self, *args: object, **kwargs: object) -> Sequence[object]:
                 return answer(*args, **kwargs)
 
-        monkeypatch.setattr("pyderp.net.resolve.asyncio.get_running_loop", Loop)
+        monkeypatch.setattr("pyderp.net.dns.asyncio.get_running_loop", Loop)
         found = await system_resolver("h", socket.AF_UNSPEC)
         monkeypatch.undo()
         assert [str(ip) for ip in found] == [
@@ -166,7 +166,7 @@ def test_every_loop_asks_for_itself_and_none_is_kept(hanging: Hanging) -> None:
         loop = asyncio.run(begin(count))
         gc.collect()
         assert loop() is None
-        assert not resolve._asking
+        assert not dns._asking
     assert len(hanging.asked) == 2
 
 

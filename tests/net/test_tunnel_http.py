@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pyderp.errors import DialError, ProxyError
-from pyderp.net import connect_proxy
-from pyderp.net.connect_proxy import connect_through_http
+from pyderp.net import tunnel
 from pyderp.net.link import Link, TcpLink
 from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
+from pyderp.net.tunnel import connect_through_http
 from pyderp.wire.text import printable
 from tests.conftest import Run
 from tests.server.certificates import write_pair
@@ -233,7 +233,7 @@ def test_a_broken_link_is_no_response(run: Run) -> None:
         link = Broken()
         proxy = parse_proxy("http://p:1")
         with pytest.raises(ProxyError) as caught:
-            await connect_proxy.open_tunnel(link, HOST, 1, proxy=proxy, settings=NetworkSettings())
+            await tunnel.open_tunnel(link, HOST, 1, proxy=proxy, settings=NetworkSettings())
         assert str(caught.value) == (
             "no response from HTTP proxy http://p:1 on CONNECT to derp.example.com:1: "
             "Connection reset by peer"
@@ -332,7 +332,7 @@ def test_tls_to_the_proxy(
 ) -> None:
     async def main() -> None:
         context, root = certificate
-        monkeypatch.setattr(connect_proxy, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
+        monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
         proxy = FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\n" + tail)
         async with serving(proxy, ssl=context) as port:
             link = await connect_through_http(
@@ -362,5 +362,19 @@ def test_a_certificate_of_the_proxy_that_nobody_vouches_for(
         what = f"TLS to HTTP proxy https://***@127.0.0.1:{port}: "
         assert str(caught.value).startswith(what)
         assert not proxy.heads
+
+    run(main())
+
+
+def test_a_proxy_that_is_not_there_is_named(run: Run) -> None:
+    async def main() -> None:
+        port = closed_port()
+        proxy = parse_proxy(f"http://me:secret@127.0.0.1:{port}")
+        with pytest.raises(DialError) as caught:
+            await tunnel.connect_to_proxy(proxy, settings=NetworkSettings())
+        assert str(caught.value) == (
+            f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
+        )
+        assert isinstance(caught.value.__cause__, ExceptionGroup)
 
     run(main())

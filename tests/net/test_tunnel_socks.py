@@ -10,7 +10,7 @@ from pyderp.errors import DialError, ProxyError
 from pyderp.net.link import link_over_socket
 from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.socks import _Stream, connect_through_socks
+from pyderp.net.tunnel import _Stream, connect_through_socks
 from tests.conftest import Run
 
 from .proxy_servers import FakeSocksProxy
@@ -151,11 +151,11 @@ def test_a_wrong_password_is_not_repeated(run: Run) -> None:
         ("user:pass@", ".".join(["x" * 60] * 5)),
     ],
 )
-def test_what_cannot_be_said_in_socks5(run: Run, userinfo: str, host: str) -> None:
+def test_what_cannot_be_encoded_in_socks5(run: Run, userinfo: str, host: str) -> None:
     async def main() -> None:
         proxy = FakeSocksProxy([HELLO_USER, USER])
         text, name = await fails(proxy, userinfo=userinfo, host=host)
-        assert text.startswith(f"{name} to {host}:443: not to be said in SOCKS5: ")
+        assert text.startswith(f"{name} to {host}:443: cannot be encoded in SOCKS5: ")
 
     run(main())
 

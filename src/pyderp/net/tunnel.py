@@ -1,24 +1,30 @@
-"""A tunnel through an HTTP proxy: the CONNECT method (RFC 9110, section 9.3.6)."""
+"""Connections through a proxy: HTTP CONNECT (RFC 9110, 9.3.6), SOCKS5 (RFC 1928 and 1929)."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import re
-from typing import Final
+import socket
+from typing import Final, cast
 
 import h11
+from python_socks import ProxyError as SocksProxyError
+from python_socks import ProxyTimeoutError, ProxyType
+from python_socks.async_.asyncio.v2 import Proxy as SocksProxy
 
+from pyderp.addresses import format_address
 from pyderp.errors import DialError, ProxyError, TLSError, without_frames
-from pyderp.net.link import Link, Receiver, link_over_socket
-from pyderp.net.proxies import Proxy, host_port
-from pyderp.net.race import connect_to_proxy
-from pyderp.net.resolve import Resolver
+from pyderp.net.dns import Resolver
+from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
+from pyderp.net.proxies import Proxy
 from pyderp.net.settings import NetworkSettings
+from pyderp.net.tcp import connect_to_host
 from pyderp.net.tls import TLSConfig, start_tls
 from pyderp.wire.text import printable
 
-__all__ = ["connect_through_http", "open_tunnel"]
+__all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", "open_tunnel"]
 
 _log = logging.getLogger("pyderp.net")
 
@@ -27,6 +33,21 @@ _MAX_HEAD: Final = 64 * 1024
 _HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]+")
 """What may stand in a Host header, as Go sees it (`httpguts.ValidHostHeader`), and not nothing."""
 _PROXY_TLS: Final = TLSConfig()
+
+
+async def connect_to_proxy(
+    proxy: Proxy, *, settings: NetworkSettings, resolver: Resolver | None = None
+) -> socket.socket:
+    """A connected socket to a proxy.
+
+    Raises:
+        DialError: no address, or none answers; the text names the proxy.
+        ConfigError: mark or device cannot be used.
+    """
+    try:
+        return await connect_to_host(proxy.host, proxy.port, settings=settings, resolver=resolver)
+    except OSError as e:
+        raise DialError(f"proxy {proxy.redacted}: {e}") from (e.__cause__ or e)
 
 
 async def connect_through_http(
@@ -53,7 +74,7 @@ async def connect_through_http(
     if _HOST.fullmatch(host) is None:
         # Here already: a proxy that is asked for nonsense is a round trip for nothing.
         raise DialError(f'invalid DERP node hostname "{printable(host, 100)}"')
-    target = host_port(host, port)
+    target = format_address(host, port)
     try:
         sock = await connect_to_proxy(proxy, settings=settings, resolver=resolver)
         link: Link = await link_over_socket(sock)
@@ -88,7 +109,7 @@ async def open_tunnel(
         DialError: `host` cannot stand in a request.
     """
     try:
-        early = await _connect(link, host_port(host, port), proxy, settings)
+        early = await _connect(link, format_address(host, port), proxy, settings)
     except BaseException:
         link.abort()
         raise
@@ -96,7 +117,7 @@ async def open_tunnel(
 
 
 async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSettings) -> bytes:
-    """Send the request, read the answer; gives what follows it."""
+    """Send the request, read the answer; returns what follows it."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     headers = [("Host", target)]
     authorization = settings.proxy_authorization or _basic(proxy)
@@ -149,16 +170,16 @@ def _basic(proxy: Proxy) -> str:
     return f"Basic {token.decode('ascii')}"
 
 
-class _PrefixedLink(Link):
+class _PrefixedLink(LayeredLink):
     """A link whose first bytes have been read from it already."""
 
-    def __init__(self, inner: Link, prefix: bytes) -> None:
-        self._inner = inner
+    def __init__(self, lower: Link, prefix: bytes) -> None:
+        super().__init__(lower)
         self._prefix = prefix
 
     async def read(self) -> bytes:
         if not self._prefix:
-            return await self._inner.read()
+            return await self._lower.read()
         prefix, self._prefix = self._prefix, b""
         return prefix
 
@@ -167,28 +188,101 @@ class _PrefixedLink(Link):
         if self._prefix:
             prefix, self._prefix = self._prefix, b""
             receiver.data_received(prefix)
-        self._inner.start(receiver)
+        self._lower.start(receiver)
 
-    def write(self, data: bytes) -> None:
-        self._inner.write(data)
 
-    @property
-    def pending(self) -> int:
-        return self._inner.pending
+async def connect_through_socks(
+    proxy: Proxy,
+    host: str,
+    port: int,
+    *,
+    settings: NetworkSettings,
+    resolver: Resolver | None = None,
+) -> socket.socket:
+    """A socket on which the proxy carries bytes to `host`; cancelling closes it.
 
-    def pause_reading(self) -> None:
-        self._inner.pause_reading()
+    Args:
+        host: a name, for the proxy to resolve, or an IP address.
+        resolver: for the name of the proxy itself.
 
-    def resume_reading(self) -> None:
-        self._inner.resume_reading()
+    Raises:
+        ProxyError: the proxy refused, spoke nonsense, or took more than 60 s.
+        DialError: the proxy cannot be reached.
+        ConfigError: mark or device cannot be used.
+    """
+    what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
+    way = _Way(proxy, settings, resolver)
+    dialer = SocksProxy(
+        ProxyType.SOCKS5,
+        proxy.host,
+        proxy.port,
+        username=proxy.user,
+        password=proxy.password,
+        rdns=True,
+        # A proxy in front of the proxy is asked for the connection, so it may be our own
+        # socket; of such a proxy only `connect` is used, and of its stream what _Stream has.
+        forward=cast("SocksProxy", way),
+    )
+    try:
+        stream = cast("_Stream", await dialer.connect(host, port))
+    except (SocksProxyError, ProxyTimeoutError) as e:
+        raise ProxyError(f"{what}: {printable(str(e))}") from e
+    except ValueError as e:
+        # Neither name, user nor password have escaped: the cause may quote one of them.
+        raise ProxyError(f"{what}: cannot be encoded in SOCKS5: {type(e).__name__}") from None
+    return stream.socket
 
-    def abort(self) -> None:
-        self._inner.abort()
 
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        return self._inner.local_address
+class _Way:
+    """How the proxy itself is reached."""
 
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        return self._inner.remote_address
+    def __init__(self, proxy: Proxy, settings: NetworkSettings, resolver: Resolver | None) -> None:
+        self._proxy = proxy
+        self._settings = settings
+        self._resolver = resolver
+
+    async def connect(self, dest_host: str, dest_port: int) -> _Stream:
+        """The arguments are the proxy's own address; names are python-socks'."""
+        sock = await connect_to_proxy(self._proxy, settings=self._settings, resolver=self._resolver)
+        return _Stream(sock, self._proxy)
+
+
+class _Stream:
+    """Whole reads on a socket; never a byte more, for those belong to the tunnel."""
+
+    def __init__(self, sock: socket.socket, proxy: Proxy) -> None:
+        self.socket = sock
+        self._proxy = proxy
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.socket, data)
+        except OSError as e:
+            raise self._broken(e) from e
+
+    async def read_exactly(self, n: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = b""
+        while len(data) < n:
+            try:
+                chunk = await loop.sock_recv(self.socket, n - len(data))
+            except OSError as e:
+                raise self._broken(e) from e
+            if not chunk:
+                raise self._error("it closed the connection")
+            data += chunk
+        return data
+
+    # The names of python-socks 2
+    write_all = write
+    read_exact = read_exactly
+
+    async def close(self) -> None:
+        self.socket.close()
+
+    def _broken(self, error: OSError) -> ProxyError:
+        # A frame of asyncio holds the future that holds the error.
+        return self._error(without_frames(error).strerror or str(error))
+
+    def _error(self, reason: str) -> ProxyError:
+        return ProxyError(f"SOCKS5 proxy {self._proxy.redacted}: {reason}")

@@ -1,0 +1,1 @@
+"""DERP maps: regions and nodes, the JSON that describes them, and the node of a relay itself."""

@@ -1,0 +1,209 @@
+"""Regions of a DERP map and their nodes (`tailcfg.DERPRegion`, `tailcfg.DERPNode`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pyderp.addresses import ip_literal
+from pyderp.maps.mapjson import JSONValue, Reader
+
+__all__ = [
+    "MAX_REGION_ID",
+    "PIN_PREFIX",
+    "DERPNode",
+    "DERPRegion",
+    "has_no_family",
+    "node_errors",
+    "node_json",
+    "read_region",
+    "region_json",
+]
+
+MAX_REGION_ID: Final = 2**53 - 1
+PIN_PREFIX: Final = "sha256-raw:"
+"""How a `cert_name` begins that is the hash of a certificate, and not a name."""
+_PIN: Final = re.compile(r"sha256-raw:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DERPNode:
+    """One relay of a region (`tailcfg.DERPNode`)."""
+
+    name: str
+    """Unique in the whole map, such as `900a`; not a host name."""
+
+    region_id: int
+    """The region that it belongs to."""
+
+    host_name: str
+    """DNS name or IP address: the name for TLS and HTTP. Several nodes may share it."""
+
+    cert_name: str = ""
+    """What the certificate must be for: empty: `host_name`; another name: that one;
+    `sha256-raw:` and 64 lower-case hex digits: the SHA-256 of the certificate."""
+
+    ipv4: str = ""
+    """An IPv4 address instead of a look-up; empty: look up; else, such as `none`: no IPv4."""
+
+    ipv6: str = ""
+    """An IPv6 address instead of a look-up; empty: look up; else, such as `none`: no IPv6."""
+
+    stun_port: int = 0
+    """UDP port of STUN; 0: 3478; -1: no STUN."""
+
+    stun_only: bool = False
+    """No DERP here, only STUN."""
+
+    derp_port: int = 0
+    """TCP port of DERP; 0: 443 (without TLS, which only tests do, 3340)."""
+
+    insecure_for_tests: bool = False
+    """The certificate is not verified; `cert_name` still is."""
+
+    stun_test_ip: str = ""
+    """For tests: where STUN requests go instead."""
+
+    can_port_80: bool = False
+    """HTTP on port 80 is open, too: good for finding captive portals."""
+
+    def derp_port_or(self, default: int) -> int:
+        """The TCP port of DERP, if none is given `default`."""
+        return self.derp_port or default
+
+
+@dataclass(frozen=True, kw_only=True)
+class DERPRegion:
+    """Relays that stand together and know of each other's clients (`tailcfg.DERPRegion`)."""
+
+    region_id: int
+    """1 to 2^53-1; 900 to 999 are reserved for relays of one's own."""
+
+    region_code: str = ""
+    """A short name, such as `nyc`."""
+
+    region_name: str = ""
+    """A name for people."""
+
+    latitude: float = 0.0
+    """Degrees north; 0 with `longitude` 0: not told. For display only."""
+
+    longitude: float = 0.0
+    """Degrees east."""
+
+    avoid: bool = False
+    """Deprecated: measured less, but may still become home."""
+
+    no_measure_no_home: bool = False
+    """Never measured and never home; dialled only for a peer whose home it is."""
+
+    nodes: tuple[DERPNode, ...] = ()
+    """In the order in which this client tries them."""
+
+
+def read_region(reader: Reader) -> DERPRegion:
+    """Read a region from its JSON.
+
+    Raises:
+        InvalidMap: a member of a wrong type.
+    """
+    return DERPRegion(
+        region_id=reader.integer("RegionID"),
+        region_code=reader.text("RegionCode"),
+        region_name=reader.text("RegionName"),
+        latitude=reader.number("Latitude"),
+        longitude=reader.number("Longitude"),
+        avoid=reader.flag("Avoid"),
+        no_measure_no_home=reader.flag("NoMeasureNoHome"),
+        nodes=tuple(_node(node) for node in reader.items("Nodes")),
+    )
+
+
+def _node(reader: Reader) -> DERPNode:
+    return DERPNode(
+        name=reader.text("Name"),
+        region_id=reader.integer("RegionID"),
+        host_name=reader.text("HostName"),
+        cert_name=reader.text("CertName"),
+        ipv4=reader.text("IPv4"),
+        ipv6=reader.text("IPv6"),
+        stun_port=reader.integer("STUNPort"),
+        stun_only=reader.flag("STUNOnly"),
+        derp_port=reader.integer("DERPPort"),
+        insecure_for_tests=reader.flag("InsecureForTests"),
+        stun_test_ip=reader.text("STUNTestIP"),
+        can_port_80=reader.flag("CanPort80"),
+    )
+
+
+def region_json(region: DERPRegion) -> Mapping[str, JSONValue]:
+    """A region as Go writes it: its order of members, zeros left out."""
+    optional: dict[str, JSONValue] = {
+        "Latitude": region.latitude,
+        "Longitude": region.longitude,
+        "Avoid": region.avoid,
+        "NoMeasureNoHome": region.no_measure_no_home,
+    }
+    return {
+        "RegionID": region.region_id,
+        "RegionCode": region.region_code,
+        "RegionName": region.region_name,
+        **_without_zeros(optional),
+        "Nodes": [node_json(node) for node in region.nodes],
+    }
+
+
+def node_json(node: DERPNode) -> Mapping[str, JSONValue]:
+    """A node as Go writes it."""
+    optional: dict[str, JSONValue] = {
+        "CertName": node.cert_name,
+        "IPv4": node.ipv4,
+        "IPv6": node.ipv6,
+        "STUNPort": node.stun_port,
+        "STUNOnly": node.stun_only,
+        "DERPPort": node.derp_port,
+        "InsecureForTests": node.insecure_for_tests,
+        "STUNTestIP": node.stun_test_ip,
+        "CanPort80": node.can_port_80,
+    }
+    return {
+        "Name": node.name,
+        "RegionID": node.region_id,
+        "HostName": node.host_name,
+        **_without_zeros(optional),
+    }
+
+
+def _without_zeros(members: dict[str, JSONValue]) -> dict[str, JSONValue]:
+    return {name: value for name, value in members.items() if value}
+
+
+def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
+    """Why a node cannot work, a sentence each.
+
+    Args:
+        region_id: the region that it stands in.
+    """
+    if node.region_id != region_id:
+        yield f"its RegionID is {node.region_id}"
+    if not node.host_name:
+        yield "no HostName"
+    if not -1 <= node.stun_port <= 65535:
+        yield f"STUNPort {node.stun_port} is not from -1 to 65535"
+    if not 0 <= node.derp_port <= 65535:
+        yield f"DERPPort {node.derp_port} is not from 0 to 65535"
+    if node.cert_name.startswith(PIN_PREFIX) and _PIN.fullmatch(node.cert_name) is None:
+        yield f"CertName {PIN_PREFIX} wants 64 lower-case hex digits"
+
+
+def has_no_family(node: DERPNode) -> bool:
+    """Whether both IPv4 and IPv6 are turned off, so that no client can reach the node."""
+    return _turned_off(node.ipv4, 4) and _turned_off(node.ipv6, 6)
+
+
+def _turned_off(address: str, version: int) -> bool:
+    # Anything that is no address of the family turns it off; "none" is the custom.
+    literal = ip_literal(address)
+    return bool(address) and (literal is None or literal.version != version)

@@ -1,0 +1,1 @@
+"""DERP maps: one file for each module of `pyderp.maps`."""

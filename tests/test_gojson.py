@@ -1,0 +1,46 @@
+"""JSON as Go reads it; `members` is tested with the login, in tests/wire/test_info.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyderp import gojson
+
+
+def test_of_a_repeated_name_the_last_value_and_place_count() -> None:
+    found = gojson.parse('{"a":1,"b":2,"a":3}')
+    assert isinstance(found, gojson.Object)
+    assert list(found.items()) == [("b", 2), ("a", 3)]
+    assert found.pairs == [("a", 1), ("b", 2), ("a", 3)]
+
+
+@pytest.mark.parametrize("text", ["", "{", "NaN", '{"a":-Infinity}', "[" * 10**6, "9" * 5000])
+def test_what_is_not_json_is_a_value_error(text: str) -> None:
+    for read in (gojson.parse, gojson.parse_start):
+        with pytest.raises(ValueError):
+            read(text)
+
+
+def test_the_place_of_an_error_is_known() -> None:
+    with pytest.raises(json.JSONDecodeError) as caught:
+        gojson.parse('{\n"a" 1}')
+    assert caught.value.lineno == 2
+
+
+def test_what_follows_is_an_error_unless_only_the_start_is_read() -> None:
+    with pytest.raises(ValueError):
+        gojson.parse("{} x")
+    assert gojson.parse_start(b" \r\n{} \xff") == {}
+
+
+def test_bytes_that_are_no_utf_8_and_halves_of_pairs_become_replacement_characters() -> None:
+    assert gojson.parse(b'"a\xffb"') == "a\ufffdb"
+    assert gojson.clean("x\ud83dy") == "x\ufffdy"
+    assert gojson.clean("🔑") == "🔑"
+
+
+@pytest.mark.parametrize("name", ["MeshKey", "MESH\u212aEY", "me\u017fhkey"])
+def test_names_are_the_same_as_for_go(name: str) -> None:
+    assert gojson.same_name(name) == gojson.same_name("meshKey")
