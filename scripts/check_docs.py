@@ -45,11 +45,11 @@ from pyderp.relay import counters
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
 from pyderp.server.site.access import Access
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics import Metrics
 from pyderp.server.site.metrics_derper import gather_upstream
 from pyderp.server.site.metrics_pyderp import own_series
 from pyderp.server.site.series import Series
+from pyderp.server.site.view import RelayView
 from pyderp.wire import frames
 from pyderp.wire.info import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted
@@ -473,11 +473,11 @@ def drop_reasons() -> str:
     return _table(*rows)
 
 
-def _all_on() -> Facts:
+def _all_on() -> RelayView:
     """A relay with everything switched on, as far as its metrics look at it."""
     anything: Any = SimpleNamespace
     now = datetime.now(UTC)
-    return Facts(
+    return RelayView(
         router=Router(bytes(32), lambda: 0.0),
         protocols=tuple,
         access=Access(DebugAccess()),
@@ -490,7 +490,7 @@ def _all_on() -> Facts:
     )
 
 
-def metrics(choose: Callable[[Facts], Iterable[Series]]) -> str:
+def metrics(choose: Callable[[RelayView], Iterable[Series]]) -> str:
     """Some of a relay's own metrics."""
     rows = [("Name", "Type", "Labels", "Meaning")]
     for series in sorted(choose(_all_on()), key=lambda each: each.name):
@@ -500,8 +500,8 @@ def metrics(choose: Callable[[Facts], Iterable[Series]]) -> str:
     return _table(*rows)
 
 
-def _derper_series(facts: Facts) -> list[Series]:
-    return asyncio.run(gather_upstream(facts))
+def _derper_series(view: RelayView) -> list[Series]:
+    return asyncio.run(gather_upstream(view))
 
 
 @functools.cache
@@ -512,9 +512,9 @@ def _metric_names() -> frozenset[str]:
 
 def process_metrics() -> str:
     """The metrics that are about the process."""
-    facts = _all_on()
-    ours = {series.name for series in (*_derper_series(facts), *own_series(facts))}
-    text = asyncio.run(Metrics(facts).text()).decode()
+    view = _all_on()
+    ours = {series.name for series in (*_derper_series(view), *own_series(view))}
+    text = asyncio.run(Metrics(view).text()).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = [("Name", "Type", "Meaning")]
     for name, meaning in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):

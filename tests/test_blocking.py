@@ -211,8 +211,7 @@ def test_every_call_of_the_client_is_here() -> None:
     # Streams and events belong to an event loop; a generation is a number to be asked for;
     # frames that are ready are a relay's.
     assert missing == {
-        "aclose", "dial_region_tls", "for_latency", "forward_frames", "over_stream",
-        "recv_detail", "wait_closed",
+        "aclose", "forward_frames", "over_stream", "recv_with_generation", "wait_closed",
     }  # fmt: skip
     assert names(blocking.Client) - names(pyderp.Client) == {"close"}
     assert names(pyderp.SealedPeer) <= names(blocking.SealedPeer)

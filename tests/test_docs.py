@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from scripts import check_docs
 
 import pyderp
-from pyderp.client import client as client_module
 from pyderp.client.lifecycle import Lifecycle
 
 BLOCKS = {
@@ -146,13 +146,15 @@ def test_the_other_examples_survive_any_packet(
 ) -> None:
     """Each sends junk, too, before what it means to send."""
     # Below `Client.send`, which sealed packets do not go through.
-    send = client_module._send_one
+    send = Lifecycle.send
 
-    async def send_junk_first(life: Lifecycle, dst: pyderp.NodePublic, data: bytes) -> None:
-        await send(life, dst, b"junk")
-        await send(life, dst, data)
+    async def send_junk_first(
+        life: Lifecycle, dst: pyderp.NodePublic, packets: Sequence[bytes]
+    ) -> None:
+        await send(life, dst, [b"junk"])
+        await send(life, dst, packets)
 
-    monkeypatch.setattr(client_module, "_send_one", send_junk_first)
+    monkeypatch.setattr(Lifecycle, "send", send_junk_first)
     names = run_block(name)
     if name == "readme-client":
 

@@ -7,10 +7,12 @@ import importlib
 import pickle
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
 import pyderp
+import pyderp.testing
 import pyderp.wire
 from pyderp import config, errors
 from pyderp.maps import derpmap
@@ -26,12 +28,12 @@ PUBLIC = {
     "pyderp.maps.derpmap": derpmap.__all__,
     "pyderp.maps.region": ["DERPNode", "DERPRegion"],
     "pyderp.server.app.relay": ["Relay"],
-    "pyderp.client.backoff": ["is_transient"],
     "pyderp.client.client": ["Client"],
-    "pyderp.client.config": ["ClientConfig"],
+    "pyderp.client.config": ["ClientConfig", "ClientStats"],
+    "pyderp.client.connect": ["dial_region_tls"],
     "pyderp.client.mesh": ["watch_mesh"],
+    "pyderp.client.reconnect": ["is_transient"],
     "pyderp.client.sealed": ["SealedPeer"],
-    "pyderp.client.stats": ["ClientStats"],
     "pyderp.net.dns": ["DNSCache"],
     "pyderp.net.settings": ["NetworkSettings"],
     "pyderp.net.tls": ["HealthTracker", "TLSConfig", "TLSState"],
@@ -40,11 +42,21 @@ PUBLIC = {
 }
 """Module → its names that are public at the top."""
 
+EXCEPTIONS = [name for name in errors.__all__ if name != "FailureReason"]
+
 
 def test_top_level_names_are_those_of_the_modules_below() -> None:
     """All errors, settings, messages and maps, and the classes one works with."""
     union = [name for names in PUBLIC.values() for name in names]
-    assert sorted(pyderp.__all__) == sorted(union)
+    assert vars(pyderp)["__all__"] == sorted(union)
+
+
+def test_type_checkers_know_the_same_names() -> None:
+    """The imports for them are the other list of names."""
+    for package in (pyderp, pyderp.testing):
+        assert package.__file__ is not None
+        text = Path(package.__file__).read_text()
+        assert sorted(re.findall(r"\b(\w+) as \1\b", text)) == vars(package)["__all__"]
 
 
 def test_top_level_names_are_the_same_objects_as_below() -> None:
@@ -86,7 +98,7 @@ def test_every_exception_of_the_module_is_exported() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, BaseException)
     }
-    assert defined == set(errors.__all__)
+    assert defined == set(EXCEPTIONS)
 
 
 def test_docstring_draws_the_tree_of_errors() -> None:
@@ -102,14 +114,14 @@ def test_docstring_draws_the_tree_of_errors() -> None:
         path.append(name)
     real = {
         name: getattr(errors, name).__bases__[0].__name__
-        for name in errors.__all__
+        for name in EXCEPTIONS
         if name != "DerpError"
     }
     assert parents == real
 
 
 def test_every_error_has_a_sentence_of_its_own() -> None:
-    docs = [getattr(errors, name).__doc__ for name in errors.__all__]
+    docs = [getattr(errors, name).__doc__ for name in EXCEPTIONS]
     assert all(docs)
     assert len(set(docs)) == len(docs)
 
@@ -144,6 +156,9 @@ SAMPLES: dict[type[errors.DerpError], errors.DerpError] = {
     ),
     errors.ClientClosed: errors.ClientClosed("no", generation=3),
     errors.FrameTooLarge: errors.FrameTooLarge("no", frame_type=4),
+    errors.DialError: errors.DialError("no", reason=errors.FailureReason.REFUSED),
+    errors.PinMismatch: errors.PinMismatch("no", reason=errors.FailureReason.PIN_OF_SEVERAL),
+    errors.BadUpgrade: errors.BadUpgrade("no", reason=errors.FailureReason.NO_HTTP),
 }
 
 

@@ -1,11 +1,100 @@
+"""A burst at once, then the rate, and never more: of bytes and events, and of log lines."""
+
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.throttle import Throttle
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import Throttle, TokenBucket
+
+quick = settings(derandomize=True, deadline=None)
+
+
+def test_starts_full_and_is_then_empty() -> None:
+    bucket = TokenBucket(100, 1000, now=7.0)
+    assert bucket.take(999, 7.0)
+    assert bucket.take(1, 7.0)
+    assert not bucket.take(1, 7.0)
+
+
+def test_refills_continuously_up_to_the_burst() -> None:
+    bucket = TokenBucket(100, 1000, now=0.0)
+    assert bucket.take(1000, 0.0)
+    assert not bucket.take(51, 0.5)
+    assert bucket.take(50, 0.5)
+    assert not bucket.take(1, 0.5)
+    assert bucket.take(1000, 1e6)
+    assert not bucket.take(1, 1e6)
+
+
+def test_what_does_not_pass_costs_nothing() -> None:
+    bucket = TokenBucket(1, 100, now=0.0)
+    assert not bucket.take(101, 0.0)
+    assert bucket.take(100, 0.0)
+
+
+def test_larger_than_the_burst_never_passes() -> None:
+    bucket = TokenBucket(1_000_000, 100, now=0.0)
+    assert not bucket.take(101, 1e9)
+
+
+def test_burst_of_0_blocks_everything() -> None:
+    bucket = TokenBucket(1_000_000, 0, now=0.0)
+    assert not bucket.take(37, 0.0)
+    assert not bucket.take(37, 1e9)
+
+
+def test_clock_that_goes_back_takes_nothing_away() -> None:
+    bucket = TokenBucket(10, 100, now=50.0)
+    assert bucket.take(50, 50.0)
+    assert bucket.take(50, 40.0)
+    assert not bucket.take(1, 40.0)
+
+
+def test_clock_that_goes_back_refills_nothing() -> None:
+    bucket = TokenBucket(10, 100, now=50.0)
+    assert bucket.take(100, 50.0)
+    assert not bucket.take(1, 40.0)
+    assert not bucket.take(1, 50.0)
+    assert bucket.take(10, 51.0)
+
+
+@quick
+@given(
+    st.integers(1, 10**6),
+    st.integers(0, 10**6),
+    st.lists(st.tuples(st.floats(0, 10), st.integers(0, 200_000)), max_size=30),
+)
+def test_never_more_than_burst_and_rate_and_never_less(
+    rate: int, burst: int, steps: list[tuple[float, int]]
+) -> None:
+    """Compared with the bucket as it is defined, in exact arithmetic on the sums."""
+    bucket = TokenBucket(rate, burst, now=0.0)
+    now = taken = 0.0
+    level = float(burst)
+    for wait, n in steps:
+        now += wait
+        level = min(float(burst), level + wait * rate)
+        passed = bucket.take(n, now)
+        if not math.isclose(level, n, rel_tol=1e-6, abs_tol=1e-3):
+            assert passed is (n <= level)
+        if passed:
+            taken += n
+            level -= n
+        assert taken <= (burst + rate * now) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("size", [1237, 37])
+def test_flood_gets_the_rate(size: int) -> None:
+    bucket = TokenBucket(10_000, 2 * size, now=0.0)
+    passed = sum(bucket.take(size, step / 1000) for step in range(10_001))
+    assert passed == pytest.approx(2 + 100_000 / size, abs=1.5)
+
+
+# Lines of a log
 
 
 def test_one_line_an_interval_and_the_next_tells_how_many_were_left_out() -> None:
@@ -19,16 +108,6 @@ def test_a_burst_is_admitted_at_once_and_is_regained_by_silence() -> None:
     assert [throttle.admit(0) for _ in range(4)] == [0, 0, 0, None]
     assert [throttle.admit(10) for _ in range(2)] == [1, None]
     assert [throttle.admit(1000) for _ in range(4)] == [1, 0, 0, None]
-
-
-@given(st.lists(st.integers(0, 20), max_size=60), st.integers(1, 6))
-def test_what_is_admitted_is_what_a_bucket_of_tokens_admits(pauses: list[int], burst: int) -> None:
-    throttle = Throttle(8, burst=burst)
-    bucket = TokenBucket(1 / 8, burst, 0)
-    now = 0
-    for pause in pauses:
-        now += pause
-        assert (throttle.admit(now) is not None) == bucket.take(1, now)
 
 
 @pytest.mark.parametrize("now", [-1e9, 0.0, 1e9])

@@ -47,7 +47,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_registry.py::TestDuplicates::test_concurrent_dups_three_parties_last_writer",
         "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
     ),
-    "TestLimiter": ("wire/test_bucket.py::test_never_more_than_burst_and_rate_and_never_less",),
+    "TestLimiter": ("test_throttle.py::test_never_more_than_burst_and_rate_and_never_less",),
     # Bytes come from TCP_INFO instead of from `ss`.
     "TestParseSSOutput": (
         "server/conn/test_kernel.py::test_the_kernel_knows_the_bytes_of_a_connection",

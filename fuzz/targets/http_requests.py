@@ -13,8 +13,8 @@ from fuzz.targets._input import cut, split_input
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
 from pyderp.server.conn.forwarded import client_address
-from pyderp.server.site.routes import DERP_PATH, page, relay_routes, side_routes
-from pyderp.wire.http import HttpConnection, Request, Response, text_response
+from pyderp.server.site.routes import relay_routes, side_routes
+from pyderp.wire.http import DERP_PATH, HttpConnection, Request, Response, page, text_response
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 

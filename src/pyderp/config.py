@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from pyderp import defaults
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
-from pyderp.wire.text import MAX_APP_NAME_LEN, is_app_name, printable
+from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
 
 __all__ = [
     "ACMETLS",

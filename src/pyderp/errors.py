@@ -15,7 +15,7 @@ DerpError
 │   ├── NameNotFound         the name exists nowhere, as name servers say, or can be none
 │   └── ProxyError           a proxy refused, or spoke nonsense
 ├── TLSError                 a TLS handshake failed
-│   └── CertificateError     nobody vouches for the certificate, or it is for another name or time
+│   └── CertificateError     no trusted authority signed it, or it is for another name or time
 │       └── PinMismatch      not the certificate that was pinned
 ├── NotConnected             asked of a connection that is not there, by what does not connect
 ├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
@@ -25,6 +25,7 @@ DerpError
 ├── InvalidMap               a DERP map that cannot be used (also a ValueError)
 └── InvalidKey               text or bytes that are not a key (also a ValueError)
 
+Those of connecting have a `reason`, a `FailureReason`.
 Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in pyderp.
 `OSError` and `TimeoutError` of the operating system stay what they are.
 """
@@ -33,12 +34,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pyderp.wire.messages import Restarting
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
 
 __all__ = [
     "BadBox",
@@ -51,6 +50,7 @@ __all__ = [
     "ConnectionClosed",
     "DerpError",
     "DialError",
+    "FailureReason",
     "FrameTooLarge",
     "InvalidKey",
     "InvalidMap",
@@ -69,6 +69,53 @@ __all__ = [
 
 
 E = TypeVar("E", bound=BaseException)
+
+
+class FailureReason(Enum):
+    """Why connecting failed, for programs: the text of an error is for people, and may change.
+
+    `DialError`, `TLSError`, `BadUpgrade` and their subclasses have one as `reason`. Where several
+    ways to a host failed, the error has the reason that stands first here.
+    """
+
+    # No connection
+    BAD_MAP = "bad map"
+    """What the DERP map says of the region or node cannot be used."""
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    """Nothing listens at that address and port."""
+    UNKNOWN_NAME = "unknown name"
+    """The name has no address, or no name server said so in time."""
+    CUT = "cut"
+    """The connection was reset or closed."""
+    UNREACHABLE = "unreachable"
+    """Any other reason that the system had."""
+
+    # Proxies
+    PROXY_TIMEOUT = "proxy timeout"
+    PROXY_UNREACHABLE = "proxy unreachable"
+    PROXY_LOGIN = "proxy login"
+    """The proxy wants a user and a password, or others."""
+    PROXY_REFUSED = "proxy refused"
+    """The proxy works, and does not connect to the relay."""
+    PROXY_BROKEN = "proxy broken"
+    """What answers does not behave as a proxy of this kind."""
+
+    # TLS
+    NO_TLS = "no TLS"
+    """The server does not speak TLS on this port."""
+    TLS_FAILED = "TLS failed"
+    CERTIFICATE_NOT_YET_VALID = "certificate not yet valid"
+    CERTIFICATE_EXPIRED = "certificate expired"
+    CERTIFICATE_OTHER_NAME = "certificate for another name"
+    CERTIFICATE_UNTRUSTED = "certificate not trusted"
+    PIN_OTHER_CERTIFICATE = "not the pinned certificate"
+    PIN_OF_SEVERAL = "several certificates where one is pinned"
+
+    # HTTP and DERP
+    NO_HTTP = "no HTTP"
+    """The answer is not HTTP; with `http://` it may be TLS."""
+    NO_DERP = "no DERP"
 
 
 class DerpError(Exception):
@@ -112,7 +159,24 @@ class BadBox(RemoteProtocolError):
 
 
 class BadUpgrade(RemoteProtocolError):
-    """The HTTP or websocket exchange before DERP was malformed."""
+    """The HTTP or websocket exchange before DERP was malformed.
+
+    Attributes:
+        reason: `NO_HTTP`, or else `NO_DERP`.
+    """
+
+    reason = FailureReason.NO_DERP
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        frame_type: int | None = None,
+        reason: FailureReason | None = None,
+    ) -> None:
+        super().__init__(message, frame_type=frame_type)
+        if reason is not None:
+            self.reason = reason
 
 
 class UpgradeRejected(BadUpgrade):
@@ -130,6 +194,11 @@ class UpgradeRejected(BadUpgrade):
         super().__init__(message)
         self.status = status
         self.body = body
+
+    @property
+    def asks_for_tls(self) -> bool:
+        """Whether a web server said that this port is for TLS: 400, and HTTPS in its answer."""
+        return self.status == 400 and "https" in self.body.lower()
 
     def __reduce__(self) -> tuple[object, ...]:
         """To pickle and copy; by default that knows of no keywords."""
@@ -151,31 +220,72 @@ class ConnectError(DerpError):
 
 
 class DialError(DerpError, OSError):
-    """No connection to one node or host."""
+    """No connection to one node or host.
+
+    Attributes:
+        reason: why, for programs.
+    """
+
+    reason = FailureReason.UNREACHABLE
+
+    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+        super().__init__(*args)
+        if reason is not None:
+            self.reason = reason
 
 
 class NameNotFound(DialError):
     """A name has no address, or no such record: that is an answer, not the lack of one."""
 
+    reason = FailureReason.UNKNOWN_NAME
+
 
 class ProxyError(DialError):
     """A proxy on the way refused, or spoke nonsense. The text has no password."""
 
+    reason = FailureReason.PROXY_BROKEN
+
 
 class TLSError(DerpError):
-    """A TLS handshake failed."""
+    """A TLS handshake failed.
+
+    Attributes:
+        reason: why, for programs.
+    """
+
+    reason = FailureReason.TLS_FAILED
+
+    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+        super().__init__(*args)
+        if reason is not None:
+            self.reason = reason
 
 
 class CertificateError(TLSError):
-    """Nobody vouches for the certificate, or it is for another name or time."""
+    """No trusted authority signed the certificate, or it is for another name or time."""
+
+    reason = FailureReason.CERTIFICATE_UNTRUSTED
 
 
 class PinMismatch(CertificateError):
     """Not the certificate that was pinned."""
 
+    reason = FailureReason.PIN_OTHER_CERTIFICATE
+
 
 class NotConnected(DerpError):
     """There is no connection, and this call does not make one."""
+
+
+@dataclass(slots=True)
+class Restarting:
+    """The relay is about to restart. Both times in seconds.
+
+    A message of the relay (`pyderp.wire.messages`); here because `ConnectionClosed` has it.
+    """
+
+    reconnect_in: float
+    try_for: float
 
 
 class ConnectionClosed(DerpError):

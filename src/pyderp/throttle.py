@@ -1,10 +1,44 @@
-"""Limits how often something is logged."""
+"""How often something may happen: bytes sent to a relay, connections accepted, lines logged."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["Throttle"]
+__all__ = ["Throttle", "TokenBucket"]
+
+
+class TokenBucket:
+    """Allows a burst at once, then a rate (as `rate.Limiter` in Go); of bytes, or of events.
+
+    Starts full and refills continuously. What is larger than the burst never passes;
+    a burst of 0 lets nothing pass. No limit is no bucket.
+
+    Args:
+        rate: tokens a second.
+        burst: how many it holds.
+        now: seconds of a monotonic clock, as for `take`.
+    """
+
+    __slots__ = ("_burst", "_last", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._last = now
+
+    def take(self, n: int, now: float) -> bool:
+        """Take `n` tokens, all or none. Returns whether they were there.
+
+        A clock that goes back refills nothing.
+        """
+        if now > self._last:
+            self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+            self._last = now
+        if n > self._tokens:
+            return False
+        self._tokens -= n
+        return True
 
 
 class Throttle:
@@ -15,13 +49,14 @@ class Throttle:
         burst: lines at once after a quiet time.
     """
 
-    __slots__ = ("_burst", "_interval", "_left_out", "_next")
+    __slots__ = ("_ahead", "_interval", "_left_out", "_next")
 
     def __init__(self, interval: float, *, burst: int = 1) -> None:
         self._interval = interval
-        self._burst = (burst - 1) * interval
+        self._ahead = (burst - 1) * interval
         self._next = -math.inf
-        """When the next line is due if lines come evenly; a burst runs ahead of it."""
+        """When the next line is due; a burst may run ahead of it. A sum of tokens would not do:
+        rounding makes it reach a whole one a moment too late."""
         self._left_out = 0
 
     def admit(self, now: float) -> int | None:
@@ -34,7 +69,7 @@ class Throttle:
             `None`: leave it out. Otherwise log it; the number is how many were left out since
             the last line.
         """
-        if now < self._next - self._burst:
+        if now < self._next - self._ahead:
             self._left_out += 1
             return None
         self._next = max(self._next, now) + self._interval

@@ -20,6 +20,7 @@ from pyderp import (
     ConnectError,
     ConnectionClosed,
     DialError,
+    FailureReason,
     PinMismatch,
     UpgradeRejected,
 )
@@ -142,7 +143,7 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
         ("404 Not Found", "no relay at this path: its URL ends in /derp"),
         ("200 OK", "a web site answers here, and no relay"),
         ("401 Unauthorized", "wants a login: ask who runs it"),
-        ("403 Forbidden", "lets you not in: ask who runs it"),
+        ("403 Forbidden", "refuses you: ask who runs it"),
         ("407 Proxy Authentication Required", "give --proxy http://USER:PASSWORD@HOST:PORT"),
         ("429 Too Many Requests", "too many connections from here"),
         ("301 Moved Permanently", "the answer is a redirect"),
@@ -315,20 +316,33 @@ def test_a_proxy_of_the_environment(here: Here, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (CertificateError("cert not yet valid until 2099"), "check this machine's clock"),
         (OSError(113, "No route to host"), "cannot be reached from here"),
         (ConnectionResetError(104, "Connection reset by peer"), "the connection was cut"),
         (TimeoutError("the relay took no packet for 1 s"), "no answer in time"),
         (ConnectionClosed("derp.Recv: EOF"), "the relay ended the connection"),
         (BadMagic("bad"), "no DERP relay"),
-        (PinMismatch("unexpected multiple certs presented"), "that sends a single certificate"),
-        (DialError("node 1a: DERPPort 99999 is no port"), "the map is wrong"),
-        (DialError("no nodes for region 1 (x)"), "the map is wrong"),
+        (socket.gaierror(-2, "Name or service not known"), "the name is not known"),
+        (DialError("no route"), "cannot be reached from here"),
+        (
+            CertificateError("no", reason=FailureReason.CERTIFICATE_NOT_YET_VALID),
+            "check this machine's clock",
+        ),
+        (
+            PinMismatch("no", reason=FailureReason.PIN_OF_SEVERAL),
+            "that sends a single certificate",
+        ),
     ],
 )
 def test_other_errors(error: Exception, line: str) -> None:
     (found,) = advice(error)
     assert line in found
+
+
+@pytest.mark.parametrize("reason", FailureReason)
+def test_each_reason_has_a_line_of_its_own(reason: FailureReason) -> None:
+    others = {line for each in FailureReason for line in advice(DialError("", reason=each))}
+    assert len(others) == len(FailureReason)
+    assert advice(DialError("", reason=reason)) != []
 
 
 def test_errors_that_say_it_all_need_none() -> None:

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from pyderp import Client, ClientConfig, ConnectionClosed, Message, NetworkSettings, ServerInfo
-from pyderp.client.connection import Connection
-from pyderp.client.stats import ClientStats
+from pyderp.client.config import ClientStats
+from pyderp.client.connection import ClientConnection
 from pyderp.keys import NodePrivate, NodePublic, seal
 from pyderp.net.link import Link, Receiver
 from pyderp.wire.buffer import FrameBuffer
@@ -310,12 +310,12 @@ class FakeLink(Link):
 
 def over(
     link: FakeLink, *, receive_timeout: float = 60.0, stats: ClientStats | None = None
-) -> Connection:
+) -> ClientConnection:
     """A connection over a fake link, logged in."""
     private = NodePrivate.generate()
     session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
     session.data_to_send()
-    return Connection(link, session, [], receive_timeout=receive_timeout, stats=stats)
+    return ClientConnection(link, session, [], receive_timeout=receive_timeout, stats=stats)
 
 
 class Log(logging.Handler):

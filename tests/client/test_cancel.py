@@ -23,6 +23,7 @@ from pyderp import (
     Relay,
     RelayConfig,
     TLSConfig,
+    dial_region_tls,
     watch_mesh,
 )
 from tests.conftest import Run
@@ -298,7 +299,7 @@ def test_dial_region_tls(run: Run, tls: ManualTLS) -> None:
 
     async def test(world: World) -> None:
         async def work(client: Client) -> None:
-            link, node = await client.dial_region_tls(world.region)
+            link, node = await dial_region_tls(world.region, config=client._life._config)
             assert node == world.region.nodes[0]
             link.abort()
 

@@ -61,10 +61,9 @@ class TestMaking:
             Client.for_url("https://derp.example.com/derp"),
             Client.for_region(region),
             Client.for_region(never),
-            Client.for_latency(),
             Client.over_stream(never),
         ]
-        assert len({client.self_public_key for client in made}) == 5
+        assert len({client.self_public_key for client in made}) == 4
         for client in made:
             assert client.connection_state == "not connected"
 
@@ -163,7 +162,7 @@ class TestReconnect:
                 assert str(error) == "derp.Recv: EOF"
                 assert error.generation == 1
                 assert is_transient(error)
-                receiving = asyncio.create_task(client.recv_detail())
+                receiving = asyncio.create_task(client.recv_with_generation())
                 await relay.serve()
                 assert await receiving == (ServerInfo(2), 2)
                 assert client.generation == 2
@@ -201,11 +200,11 @@ class TestReconnect:
                     await client.send(PEER, b"x")
                 await client.send(PEER, b"y")
                 links.last.feed(packet_frame(b"3"))
-                assert await client.recv_detail() == (ReceivedPacket(PEER, b"2"), 1)
+                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"2"), 1)
                 with pytest.raises(ConnectionClosed) as caught:
                     await client.recv()
                 assert caught.value.generation == 1
-                assert await client.recv_detail() == (ReceivedPacket(PEER, b"3"), 2)
+                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"3"), 2)
 
         run(main())
 
@@ -226,7 +225,7 @@ class TestReconnect:
                     await receiving
                 assert client.connected
                 links.last.feed(packet_frame(b"z"))
-                assert await client.recv_detail() == (ReceivedPacket(PEER, b"z"), 2)
+                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"z"), 2)
                 assert not links.last.aborted
 
         run(main())

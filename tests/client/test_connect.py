@@ -20,13 +20,14 @@ from pyderp import (
     DERPRegion,
     DialError,
     DNSCache,
-    LocalProtocolError,
     NetworkSettings,
     RemoteProtocolError,
     TLSConfig,
     TLSError,
+    dial_region_tls,
 )
 from pyderp.net.streams import as_link
+from pyderp.net.tls import TlsLink
 from pyderp.wire.frames import FrameType, pack_frame
 from pyderp.wire.upgrade import switching_protocols
 from tests.conftest import Run
@@ -701,34 +702,22 @@ class TestRegion:
         run(main())
 
 
-@contextlib.asynccontextmanager
-async def measuring(**settings: Any) -> AsyncIterator[Client]:
+async def dial(*nodes: DERPNode, **settings: Any) -> tuple[TlsLink, DERPNode]:
     config = ClientConfig(network=DIRECT, tls=TRUSTING, **settings)
-    async with Client.for_latency(config=config) as client, bounded():
-        yield client
+    async with bounded():
+        return await dial_region_tls(region(*nodes), config=config)
 
 
-class TestLatency:
-    """A client that only measures."""
-
-    def test_does_nothing_else(self, run: Run) -> None:
-        """Everything that would connect is wrong use."""
-
-        async def main() -> None:
-            async with measuring() as client:
-                for call in (client.connect(), client.recv(), client.send(RELAY.public, b"x")):
-                    with pytest.raises(LocalProtocolError, match="can only dial_region_tls"):
-                        await call
-
-        run(main())
+class TestDialRegionTls:
+    """TCP and TLS without a client, to measure."""
 
     def test_dial(self, run: Run) -> None:
         """TCP and TLS to the first node that can be reached; no request is sent."""
 
         async def main() -> None:
-            async with fake_relay(SERVER) as relay, measuring() as client:
+            async with fake_relay(SERVER) as relay:
                 nodes = (node("0", 1, stun_only=True), node("1", closed_port()), node("2", relay))
-                link, found = await client.dial_region_tls(region(*nodes))
+                link, found = await dial(*nodes)
                 assert found.name == "2"
                 assert link.state.version == "TLSv1.3"
                 assert link.remote_address == ("127.0.0.1", relay.port)
@@ -742,13 +731,13 @@ class TestLatency:
         """TCP's errors name the region, those of TLS are bare; nothing stays open."""
 
         async def main() -> None:
-            async with fake_relay() as relay, measuring() as client:
+            async with fake_relay() as relay:
                 with pytest.raises(DialError, match=r"^dialRegion\(7\): ") as caught:
-                    await client.dial_region_tls(region(node("1", closed_port())))
+                    await dial(node("1", closed_port()))
                 assert caught.value.__cause__ is not None
                 with pytest.raises(DialError, match=r"^no nodes for region 7 \(x\)$"):
-                    await client.dial_region_tls(region())
-                dialling = asyncio.create_task(client.dial_region_tls(region(node("1", relay))))
+                    await dial()
+                dialling = asyncio.create_task(dial(node("1", relay)))
                 peer = await relay.accept()
                 peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
                 with pytest.raises(TLSError, match="does not speak TLS"):
@@ -761,9 +750,9 @@ class TestLatency:
         """It has as long as a connect."""
 
         async def main() -> None:
-            async with fake_relay() as relay, measuring(connect_timeout=0.1) as client:
+            async with fake_relay() as relay:
                 with pytest.raises(TimeoutError, match="in the TLS handshake"):
-                    await client.dial_region_tls(region(node("1", relay)))
+                    await dial(node("1", relay), connect_timeout=0.1)
                 await (await relay.accept()).gone()
 
         run(main())

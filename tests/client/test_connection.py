@@ -19,8 +19,8 @@ from pyderp import (
     ServerInfo,
 )
 from pyderp.client import connection as module
-from pyderp.client.connection import Connection
-from pyderp.client.stats import ClientStats
+from pyderp.client.config import ClientStats
+from pyderp.client.connection import ClientConnection
 from pyderp.keys import NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
@@ -47,11 +47,11 @@ from .fakes import (
 KIB = 1024
 
 
-def send(connection: Connection, packet: bytes) -> None:
+def send(connection: ClientConnection, packet: bytes) -> None:
     connection.send_packets(PEER, (packet,))
 
 
-def limit(link: FakeLink, connection: Connection, rate: int, burst: int) -> None:
+def limit(link: FakeLink, connection: ClientConnection, rate: int, burst: int) -> None:
     """The relay tells its token bucket."""
     info = ServerInfo(2, rate, burst)
     link.feed(server_info_frame(connection.session.private.public, info))
@@ -750,7 +750,7 @@ def test_messages_of_the_login_count(run: Run) -> None:
         private = NodePrivate.generate()
         session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
         stats = ClientStats()
-        connection = Connection(
+        connection = ClientConnection(
             FakeLink(), session, [ServerInfo(2), ReceivedPacket(PEER, b"x")], stats=stats
         )
         await connection.wait()

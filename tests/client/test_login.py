@@ -401,7 +401,7 @@ def test_server_info_is_the_first_message(run: Run) -> None:
         async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
             info = ServerInfo(2, 1000, 2000)
             await connects(client, relay, info=info)
-            assert await client.recv_detail() == (info, 1)
+            assert await client.recv_with_generation() == (info, 1)
 
     run(main())
 

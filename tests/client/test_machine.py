@@ -107,7 +107,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.receiver is None)
     @rule()
     def receive(self) -> None:
-        self.receiver = self.loop.create_task(self.client.recv_detail())
+        self.receiver = self.loop.create_task(self.client.recv_with_generation())
 
     @precondition(lambda self: self.receiver is not None)
     @rule()

@@ -138,7 +138,7 @@ def test_second_receiver(run: Run) -> None:
         async with linked() as (client, links):
             first = asyncio.create_task(client.recv())
             await asyncio.sleep(0)
-            for call in (client.recv(), client.recv_detail(), client.receive_many()):
+            for call in (client.recv(), client.recv_with_generation(), client.receive_many()):
                 with pytest.raises(LocalProtocolError, match="another task is receiving"):
                     await call
             links.last.feed(packet_frame(b"x"))
@@ -241,7 +241,7 @@ def test_silence(run: Run) -> None:
             assert str(error) == "derp.Recv: nothing received for 0.1 s"
             assert isinstance(error.__cause__, TimeoutError)
             await peer.gone()
-            receiving = asyncio.create_task(client.recv_detail())
+            receiving = asyncio.create_task(client.recv_with_generation())
             await relay.serve()
             assert await receiving == (ServerInfo(2), 2)
 
@@ -292,7 +292,7 @@ def test_received_packets_are_bytes(run: Run) -> None:
     run(main())
 
 
-def test_recv_detail_of_a_failed_connect(run: Run) -> None:
+def test_recv_with_generation_of_a_failed_connect(run: Run) -> None:
     """Messages have the generation of their connection, from 1."""
 
     async def main() -> None:
@@ -300,7 +300,10 @@ def test_recv_detail_of_a_failed_connect(run: Run) -> None:
             for generation in (1, 2, 3):
                 await client.connect()
                 links.last.feed(packet_frame(b"x"))
-                assert await client.recv_detail() == (ReceivedPacket(PEER, b"x"), generation)
+                assert await client.recv_with_generation() == (
+                    ReceivedPacket(PEER, b"x"),
+                    generation,
+                )
                 links.last.lose()
                 with pytest.raises(ConnectionClosed) as caught:
                     await client.recv()

@@ -89,7 +89,8 @@ async def comes_in(relay: pyderp.Relay, source: str) -> bool:
 
 
 def counters(relay: pyderp.Relay) -> AdmissionCounters:
-    gate = relay._running().gate
+    assert relay._parts is not None
+    gate = relay._parts.admission
     assert gate is not None
     return gate.counters
 

@@ -147,7 +147,7 @@ def test_a_receiver_hears_of_a_cut_and_connects_again(run: Run, reset: bool) -> 
             error = await ended(b)
             assert error.generation == 1
             assert isinstance(error.__cause__, ConnectionResetError) is reset
-            message, generation = await b.recv_detail()
+            message, generation = await b.recv_with_generation()
             assert isinstance(message, ServerInfo)
             assert generation == b.generation == 2
             await arrives(a, b)

@@ -15,7 +15,8 @@ import pytest
 import pyderp
 from pyderp.defaults import LINGER_TIMEOUT
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import Core
+from pyderp.server.app import stop
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.messages import Restarting
 from tests.conftest import Run
 from tests.server.dial import Client, clients, connect, drained, hang_up, open_stream, passes
@@ -52,7 +53,7 @@ class Closing:
 
 
 class JustEnough:
-    """What the drain looks at in a `Core`."""
+    """What the drain looks at in a `ConnectionContext`."""
 
     def __init__(self, protocols: list[Closing]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -65,7 +66,7 @@ def close_times(count: int, drain: float) -> tuple[list[float], list[int]]:
 
     async def main() -> None:
         core = JustEnough([Closing(number, closes) for number in range(count)])
-        await pyderp.Relay._close_spread(cast("Core", core), drain)
+        await stop._close_spread(cast("ConnectionContext", core), drain)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())

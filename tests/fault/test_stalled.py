@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pyderp import ManualTLS, RelayConfig
 from pyderp.defaults import SEND_QUEUE_BYTES
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.counters import DropReason
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.client import ClientSession
 from pyderp.wire.upgrade import upgrade_request
@@ -29,7 +30,7 @@ from tests.server.ways import KINDS, way
 PACKET = 64 * 1024
 
 
-def waiting(core: Core) -> list[int]:
+def waiting(core: ConnectionContext) -> list[int]:
     """Bytes that the relay holds for each client that does not read."""
     found = []
     for protocol in core.protocols:
@@ -43,7 +44,7 @@ def waiting(core: Core) -> list[int]:
     return found
 
 
-async def until_closed(core: Core, left: int, bound: float) -> None:
+async def until_closed(core: ConnectionContext, left: int, bound: float) -> None:
     """Wait until only `left` connections remain."""
     async with asyncio.timeout(bound):
         while len(core.protocols) > left:  # noqa: ASYNC110 (nobody tells)
@@ -238,7 +239,7 @@ def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_bounded(ru
             grown = resident() - before
             assert most > count * PACKET, "they did stall"
             assert grown < count * SEND_QUEUE_BYTES * 1.25 + (64 << 20)
-            core.write_timeout = 1.0
+            core.rules = replace(core.rules, write_timeout=1.0)
             await until_closed(core, 3, BOUND)
             assert relay.counters.write_timeouts == count
             chatting.cancel()

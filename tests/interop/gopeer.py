@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .relays import Relay
 
-Facts: TypeAlias = dict[str, Any]
+RelayView: TypeAlias = dict[str, Any]
 """What a scenario reports: ``ok``, perhaps ``error``, and its own observations."""
 
 GOPEER: Final = "gopeer"
@@ -35,7 +35,7 @@ class Scenario:
             args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
-    def facts(self) -> Facts:
+    def facts(self) -> RelayView:
         """Wait for the end and require success."""
         try:
             output, errors = self._process.communicate(timeout=_LIMIT)
@@ -44,7 +44,7 @@ class Scenario:
             raise
         if not output:
             raise AssertionError(f"gopeer said nothing (build it anew?): {errors.decode()[-2000:]}")
-        facts: Facts = json.loads(output)
+        facts: RelayView = json.loads(output)
         assert facts["ok"], f"{facts['scenario']}: {facts['error']}"
         assert self._process.returncode == 0, errors.decode()[-2000:]
         self._relay.check_health()
@@ -57,6 +57,6 @@ class Scenario:
             self._process.communicate()
 
 
-def play(relay: Relay, name: str, flags: Sequence[str] = (), *, program: str = GOPEER) -> Facts:
+def play(relay: Relay, name: str, flags: Sequence[str] = (), *, program: str = GOPEER) -> RelayView:
     """Run one scenario to its end."""
     return Scenario(relay, name, *flags, program=program).facts()

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from pyderp.errors import ConfigError, DialError
+from pyderp.errors import ConfigError, DialError, FailureReason
 from pyderp.net import tcp
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tcp import (
@@ -131,6 +131,34 @@ def test_all_failed(run: Run) -> None:
         group = caught.value.__cause__
         assert isinstance(group, ExceptionGroup)
         assert [str(e) for e in group.exceptions] == [f"failure of {n}" for n in (1, 2, 0)]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        ([OSError(101, "Network is unreachable")], FailureReason.UNREACHABLE),
+        ([OSError(101, "unreachable"), ConnectionRefusedError()], FailureReason.REFUSED),
+        ([ConnectionRefusedError(), TimeoutError()], FailureReason.TIMEOUT),
+        ([ConnectionResetError(), socket.gaierror()], FailureReason.UNKNOWN_NAME),
+        ([ConnectionResetError(), DialError("no")], FailureReason.CUT),
+        ([DialError("no", reason=FailureReason.REFUSED)], FailureReason.REFUSED),
+    ],
+)
+def test_of_several_reasons_the_one_that_stands_first_counts(
+    run: Run, failures: list[OSError], reason: FailureReason
+) -> None:
+    def failing(error: OSError) -> Attempt:
+        async def attempt() -> socket.socket:
+            raise error
+
+        return attempt
+
+    async def main() -> None:
+        with pytest.raises(DialError) as caught:
+            await staggered_race([failing(error) for error in failures], delay=0)
+        assert caught.value.reason is reason
 
     run(main())
 

@@ -14,7 +14,7 @@ from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tunnel import connect_through_http
-from pyderp.wire.text import printable
+from pyderp.text import printable
 from tests.conftest import Run
 from tests.server.certificates import write_pair
 

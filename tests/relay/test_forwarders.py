@@ -226,6 +226,36 @@ class TestMeshLink:
             assert sum(map(len, frames)) == MESH_QUEUE_BYTES
             assert {frame[0] for frame in frames} == {FrameType.FORWARD_PACKET}
 
+    def test_a_batch_stays_until_it_is_written(self) -> None:
+        """The first frames that have so many bytes; the queue is no shorter meanwhile."""
+        woken: list[int] = []
+        link = MeshLink(lambda: woken.append(1))
+        link.connected = True
+        assert link.batch(1000) == []
+        for i in range(10):
+            link.forward(U1, U2, b"%d" % i)
+        assert [frame[-1:] for frame in link.batch(200)] == [b"0", b"1", b"2"]
+        assert [frame[-1:] for frame in link.batch(210)] == [b"0", b"1", b"2"]
+        link.written(3)
+        assert [frame[-1:] for frame in link.batch(10**6)] == [b"%d" % i for i in range(3, 10)]
+        link.written(7)
+        assert link.batch(1) == []
+        assert woken == [1]
+        link.forward(U1, U2, bytes(MAX_PACKET_SIZE))
+        assert woken == [1, 1]
+        assert [len(frame) for frame in link.take()] == [5 + 64 + MAX_PACKET_SIZE]
+
+    def test_what_is_being_written_counts_for_the_bounds(self) -> None:
+        link = MeshLink(lambda: None)
+        link.connected = True
+        for i in range(MESH_QUEUE_DEPTH):
+            link.forward(U1, U2, b"%d" % i)
+        count = len(link.batch(700))
+        assert link.forward(U1, U2, b"x") is DropReason.MESH_LINK_FULL
+        link.written(count)
+        assert [link.forward(U1, U2, b"x") for _ in range(count)] == [None] * count
+        assert link.forward(U1, U2, b"x") is DropReason.MESH_LINK_FULL
+
     def test_the_packet_path_never_connects(self, world: World) -> None:
         link, s = MeshLink(lambda: pytest.fail("woken")), world.join("s")
         world.router.add_forwarder(U1, link)

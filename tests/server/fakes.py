@@ -6,18 +6,25 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from pyderp.certs import ServerContexts
 from pyderp.keys import MeshKey, NodePrivate
-from pyderp.server.conn.context import TICK, Core
+from pyderp.relay.router import Router
+from pyderp.server.conn.accept import protocol_factory
+from pyderp.server.conn.context import TICK, ConnectionContext, LoginRules
+from pyderp.server.conn.health import HealthTeller
+from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.protocol import RelayProtocol
-from pyderp.server.conn.tls import protocol_factory
-from pyderp.server.site.routes import Answer, page, relay_routes, side_routes
+from pyderp.server.conn.records import SSLRecords
+from pyderp.server.conn.tls import TLSLayer
+from pyderp.server.site.routes import relay_routes, side_routes
 from pyderp.wire.client import ClientSession
-from pyderp.wire.http import Request, Response
+from pyderp.wire.http import Answer, Request, Response, page
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message
+from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 
 from .certificates import trusting_nobody
@@ -39,7 +46,7 @@ class FakeHandle:
 
 
 class FakeLoop:
-    """The part of an event loop that a `Core` uses."""
+    """The part of an event loop that a `ConnectionContext` uses."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -177,7 +184,7 @@ class FakeTransport(asyncio.Transport):
         self.loop.call_soon(lose)
 
 
-def make_core(
+def make_context(
     loop: FakeLoop,
     *,
     private: NodePrivate | None = None,
@@ -185,20 +192,34 @@ def make_core(
     uniform: Callable[[], float] = lambda: 0.5,
     write_timeout: float = 2.0,
     mesh_write_timeout: float = 30.0,
-) -> Core:
-    """A started core on a fake loop."""
-    core = Core(
-        cast("asyncio.AbstractEventLoop", loop),
-        private or NodePrivate.generate(),
-        mesh_key=mesh_key,
-        random=os.urandom,
+    rate_config: Path | None = None,
+    health: bool = False,
+) -> ConnectionContext:
+    """A started context on a fake loop."""
+    private = private or NodePrivate.generate()
+    real = cast("asyncio.AbstractEventLoop", loop)
+    router = Router(private.public.raw, loop.time)
+    teller = HealthTeller(router, loop.time) if health else None
+    context = ConnectionContext(
+        real,
+        router,
+        ServerLogin(private, random=os.urandom),
         uniform=uniform,
-        write_timeout=write_timeout,
-        mesh_write_timeout=mesh_write_timeout,
+        rules=LoginRules(
+            mesh_key=mesh_key,
+            server_name=b"derp.example.com",
+            write_timeout=write_timeout,
+            mesh_write_timeout=mesh_write_timeout,
+        ),
+        limits=None
+        if rate_config is None
+        else Limits(real, router.counters, rate_config, observer=teller),
+        observer=teller,
     )
-    core.start()
-    core.server_name = b"derp.example.com"
-    return core
+    if teller is not None:
+        context.every_tick(teller.tick)
+    context.start()
+    return context
 
 
 def _home(_: Request) -> Answer:
@@ -233,7 +254,7 @@ class Wire:
 
     def __init__(
         self,
-        core: Core,
+        core: ConnectionContext,
         protocol: RelayProtocol | None = None,
         *,
         peername: object = ("192.0.2.1", 4711),
@@ -309,6 +330,13 @@ class Wire:
         assert [type(message).__name__ for message in self.messages()] == ["ServerInfo"]
 
 
+def records_of(wire: Wire) -> SSLRecords:
+    """The records of a connection under TLS."""
+    assert isinstance(wire.protocol.outmost, TLSLayer)
+    assert isinstance(wire.protocol.outmost._records, SSLRecords)
+    return wire.protocol.outmost._records
+
+
 def ticks(seconds: float) -> float:
     """The first tick that is not before a time: when the relay notices."""
     return -(-seconds // TICK) * TICK
@@ -319,7 +347,7 @@ class TLSWire(Wire):
 
     def __init__(
         self,
-        core: Core,
+        core: ConnectionContext,
         context: ssl.SSLContext,
         version: ssl.TLSVersion | None = None,
         server_name: str = "derp.example.com",

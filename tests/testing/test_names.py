@@ -7,7 +7,7 @@ import pytest
 import pyderp.testing
 
 
-@pytest.mark.parametrize("name", pyderp.testing.__all__)
+@pytest.mark.parametrize("name", vars(pyderp.testing)["__all__"])
 def test_public_names_are_there(name: str) -> None:
     """Each is found, though it is imported only when it is asked for."""
     assert getattr(pyderp.testing, name) is not None

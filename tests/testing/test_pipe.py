@@ -1,24 +1,105 @@
-"""What is lost depends on the seed, the connection and the frame's number, and on nothing else."""
+"""One way through the proxy: whole frames, however they are cut, in time and in order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.testing.framing import Cutter, Mode
-from pyderp.testing.pipe import Pipe
-from pyderp.testing.plan import Plan, Way
-from pyderp.wire.frames import pack_frame
+from pyderp.testing.pipe import Cutter, Mode, Pipe, read_request
+from pyderp.testing.plan import FaultPlan, Way
+from pyderp.wire.frames import MAX_CLIENT_FRAME, frame_header, pack_frame
+from pyderp.wire.upgrade import Upgrade, upgrade_request
 
-HEAD = b"GET / HTTP/1.1\r\n\r\n"
+quick = settings(deadline=None)
+
+HEAD = b"GET /derp HTTP/1.1\r\nHost: r\r\n\r\n"
+
+
+def cut(data: bytes, sizes: list[int], mode: Mode = Mode.FRAMES) -> list[tuple[int | None, bytes]]:
+    """The pieces of a stream that is read in chunks of these sizes, and then the rest."""
+    cutter = Cutter(lambda _: mode)
+    pieces: list[tuple[int | None, bytes]] = []
+    for size in sizes:
+        pieces += cutter.receive_data(data[:size])
+        data = data[size:]
+    pieces += cutter.receive_data(data)
+    if rest := cutter.rest():
+        pieces.append((None, rest))
+    return pieces
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=50)), max_size=6),
+    st.binary(max_size=4),
+    st.lists(st.integers(1, 20)),
+)
+def test_chunks_do_not_matter(
+    frames: list[tuple[int, bytes]], tail: bytes, sizes: list[int]
+) -> None:
+    """Head and whole frames come out, and half a frame at the end."""
+    wanted: list[tuple[int | None, bytes]] = [(None, HEAD)]
+    wanted += [(kind, pack_frame(kind, payload)) for kind, payload in frames]
+    wanted += [(None, tail)] if tail else []
+    assert cut(b"".join(piece for _, piece in wanted), sizes) == wanted
+
+
+@quick
+@given(st.binary(max_size=300), st.lists(st.integers(1, 50)), st.sampled_from(Mode))
+def test_nothing_is_lost_or_added(data: bytes, sizes: list[int], mode: Mode) -> None:
+    """Whatever the bytes are, joined together the pieces are they."""
+    assert b"".join(piece for _, piece in cut(data, sizes, mode)) == data
+
+
+def test_a_frame_too_large_is_not_waited_for() -> None:
+    """Its header passes at once, and everything after it."""
+    cutter = Cutter(lambda _: Mode.FRAMES)
+    list(cutter.receive_data(HEAD))
+    assert not list(cutter.receive_data(frame_header(5, MAX_CLIENT_FRAME)))
+    cutter = Cutter(lambda _: Mode.FRAMES)
+    list(cutter.receive_data(HEAD))
+    header = frame_header(5, MAX_CLIENT_FRAME + 1)
+    assert list(cutter.receive_data(header)) == [(None, header)]
+    assert list(cutter.receive_data(b"\x06\0\0\0\0")) == [(None, b"\x06\0\0\0\0")]
+
+
+def test_a_head_without_end_is_not_waited_for() -> None:
+    """After 64 KiB it is no head."""
+    cutter = Cutter(lambda _: Mode.FRAMES)
+    assert not list(cutter.receive_data(b"G" * 65536))
+    assert list(cutter.receive_data(b"G")) == [(None, b"G" * 65537)]
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (HEAD, (Upgrade.NONE, False)),
+        (upgrade_request("r", "/derp", user_agent="t"), (Upgrade.DERP, False)),
+        (upgrade_request("r", "/derp", user_agent="t", fast_start=True), (Upgrade.DERP, True)),
+        (
+            b"GET /derp HTTP/1.1\r\nHost: r\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Protocol: derp\r\n\r\n",
+            (Upgrade.WEBSOCKET, False),
+        ),
+        (b"nonsense\r\n\r\n", (Upgrade.NONE, False)),
+        (b"\r\n\r\n", (Upgrade.NONE, False)),
+    ],
+)
+def test_requests_are_understood(head: bytes, found: tuple[Upgrade, bool]) -> None:
+    """As the relay understands them."""
+    assert read_request(head) == found
+
+
+PLAIN_HEAD = b"GET / HTTP/1.1\r\n\r\n"
 FRAMES = [pack_frame(4, bytes(32) + bytes([n])) for n in range(60)]
 
 
 def make_pipe(
-    plan: Plan,
+    plan: FaultPlan,
     deliver: Callable[[bytes], None],
     *,
     way: Way = "up",
@@ -38,7 +119,7 @@ def make_pipe(
 
 
 def passed(
-    plan: Plan,
+    plan: FaultPlan,
     sizes: list[int] | None = None,
     *,
     way: Way = "up",
@@ -51,7 +132,7 @@ def passed(
     async def scenario() -> None:
         pipe = make_pipe(plan, out.extend, way=way, number=number)
         loss, plan.loss = plan.loss, 0
-        pipe.receive_data(HEAD + b"".join(FRAMES[:lossless]))
+        pipe.receive_data(PLAIN_HEAD + b"".join(FRAMES[:lossless]))
         plan.loss = loss
         data = b"".join(FRAMES[lossless:])
         for size in sizes or []:
@@ -60,48 +141,51 @@ def passed(
         pipe.receive_data(data)
 
     asyncio.run(scenario())
-    body = out.removeprefix(HEAD)
+    body = out.removeprefix(PLAIN_HEAD)
     return [body[at] for at in range(len(FRAMES[0]) - 1, len(body), len(FRAMES[0]))]
 
 
+@quick
 @given(st.lists(st.integers(1, 500), max_size=20))
 def test_reads_do_not_matter(sizes: list[int]) -> None:
     """However the stream is cut into reads, the same packets pass."""
-    assert passed(Plan(7, loss=0.5), sizes) == passed(Plan(7, loss=0.5))
+    assert passed(FaultPlan(7, loss=0.5), sizes) == passed(FaultPlan(7, loss=0.5))
 
 
 def test_seed_connection_and_way_matter() -> None:
     """Each has losses of its own."""
     everywhere = [
-        passed(Plan(7, loss=0.5)),
-        passed(Plan(8, loss=0.5)),
-        passed(Plan(7, loss=0.5), number=2),
-        passed(Plan(7, loss=0.5), way="down"),
+        passed(FaultPlan(7, loss=0.5)),
+        passed(FaultPlan(8, loss=0.5)),
+        passed(FaultPlan(7, loss=0.5), number=2),
+        passed(FaultPlan(7, loss=0.5), way="down"),
     ]
     assert all(10 < len(each) < 50 for each in everywhere)
     assert len({tuple(each) for each in everywhere}) == 4
 
 
+@quick
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_what_passes_with_more_loss_passes_with_less(one: float, other: float) -> None:
     """A packet's luck is drawn once, and the probability is the measure of it."""
     less, more = sorted((one, other))
-    assert set(passed(Plan(7, loss=more))) <= set(passed(Plan(7, loss=less)))
+    assert set(passed(FaultPlan(7, loss=more))) <= set(passed(FaultPlan(7, loss=less)))
 
 
+@quick
 @given(st.integers(0, 60))
 def test_when_the_loss_begins_does_not_matter(lossless: int) -> None:
     """A packet's luck does not depend on what was set for those before it."""
-    whole = passed(Plan(7, loss=0.5))
-    late = passed(Plan(7, loss=0.5), lossless=lossless)
+    whole = passed(FaultPlan(7, loss=0.5))
+    late = passed(FaultPlan(7, loss=0.5), lossless=lossless)
     assert late == list(range(lossless)) + [n for n in whole if n >= lossless]
 
 
 def test_drops_on_demand_do_not_change_the_luck_of_others() -> None:
     """`drop_next` takes its packets, and all others fare as without it."""
-    plan = Plan(7, loss=0.5)
+    plan = FaultPlan(7, loss=0.5)
     plan.drop_next["up"] = 10
-    assert passed(plan) == [n for n in passed(Plan(7, loss=0.5)) if n >= 10]
+    assert passed(plan) == [n for n in passed(FaultPlan(7, loss=0.5)) if n >= 10]
     assert plan.drop_next["up"] == 0
 
 
@@ -110,14 +194,14 @@ def test_half_a_frame_goes_on_before_the_end() -> None:
     out: list[bytes] = []
 
     async def scenario() -> None:
-        pipe = make_pipe(Plan(1), out.append, finish=lambda: out.append(b"the end"))
-        pipe.receive_data(HEAD + FRAMES[0] + FRAMES[1][:10])
+        pipe = make_pipe(FaultPlan(1), out.append, finish=lambda: out.append(b"the end"))
+        pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1][:10])
         pipe.receive_eof()
         pipe.receive_eof()
         pipe.put(b"late")
 
     asyncio.run(scenario())
-    assert out == [HEAD, FRAMES[0], FRAMES[1][:10], b"the end"]
+    assert out == [PLAIN_HEAD, FRAMES[0], FRAMES[1][:10], b"the end"]
 
 
 def test_after_a_stop_nothing_goes_on() -> None:
@@ -125,9 +209,9 @@ def test_after_a_stop_nothing_goes_on() -> None:
     out: list[bytes] = []
 
     async def scenario() -> None:
-        plan = Plan(1, frozen=True)
+        plan = FaultPlan(1, frozen=True)
         pipe = make_pipe(plan, out.append)
-        pipe.receive_data(HEAD + FRAMES[0])
+        pipe.receive_data(PLAIN_HEAD + FRAMES[0])
         pipe.stop()
         plan.frozen = False
         pipe.run()
@@ -140,10 +224,10 @@ def test_after_a_stop_nothing_goes_on() -> None:
             if data == FRAMES[0]:
                 pipe.stop()
 
-        plan = Plan(1)
+        plan = FaultPlan(1)
         pipe = make_pipe(plan, deliver_and_stop)
-        pipe.receive_data(HEAD + FRAMES[0] + FRAMES[1])
-        assert out == [HEAD, FRAMES[0]]
+        pipe.receive_data(PLAIN_HEAD + FRAMES[0] + FRAMES[1])
+        assert out == [PLAIN_HEAD, FRAMES[0]]
         assert plan.counters.passed == 1
 
     asyncio.run(scenario())

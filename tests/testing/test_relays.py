@@ -1,8 +1,13 @@
-"""Relays and pairs of clients are ready when they are handed over."""
+"""Relays and clients that are ready: in this event loop, and in a thread."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +22,12 @@ from pyderp import (
     ReceivedPacket,
     RelayConfig,
 )
-from pyderp.testing import FaultyRelay, client_pair, relay
+from pyderp.errors import ConfigError, LocalProtocolError
+from pyderp.testing import FaultyRelay, RelayThread, client_pair, relay
+from pyderp.wire.frames import pack_health
+from pyderp.wire.messages import Health, Restarting
 from tests.conftest import Run
+from tests.server.dial import Client, connect, hang_up
 
 
 def test_a_relay_serves(run: Run, tmp_path: Path) -> None:
@@ -87,3 +96,174 @@ def test_a_pair_has_its_settings(run: Run) -> None:
                 assert present == {each.self_public_key for each in pair}
 
     run(scenario())
+
+
+Scenario = Callable[[RelayThread, Client], Coroutine[Any, Any, None]]
+
+
+async def latency(relay: RelayThread, client: Client) -> None:
+    relay.latency, relay.jitter = 0.03, 0.01
+    begin = asyncio.get_running_loop().time()
+    await client.ping()
+    assert asyncio.get_running_loop().time() - begin > 0.05
+    assert (relay.latency, relay.jitter) == (0.03, 0.01)
+
+
+async def loss(relay: RelayThread, client: Client) -> None:
+    relay.loss = 1
+    client.send(client, b"lost")
+    await client.ping()
+    assert relay.loss == relay.counters.dropped == 1
+
+
+async def drop_next(relay: RelayThread, client: Client) -> None:
+    relay.drop_next(2)
+    for packet in (b"1", b"2", b"3"):
+        client.send(client, packet)
+    assert await client.packet() == b"3"
+    assert relay.relay_counters.packets_sent == 1
+
+
+async def cut(relay: RelayThread, client: Client) -> None:
+    assert relay.cut(reset=True, client=client.key) == 1
+    with pytest.raises(ConnectionResetError):
+        await client.reader.read(1)
+
+
+async def cut_after(relay: RelayThread, client: Client) -> None:
+    relay.cut_after(3)
+    client.send(client, b"1")
+    assert await client.reader.read() == b"\x05\0\0"
+
+
+async def freeze(relay: RelayThread, client: Client) -> None:
+    relay.freeze()
+    client.send(client, b"late")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.receive(), 0.05)
+    relay.thaw()
+    assert await client.packet() == b"late"
+
+
+async def refuse(relay: RelayThread, client: Client) -> None:
+    relay.refuse()
+    with pytest.raises(ConnectionRefusedError):
+        await connect(relay.address)
+    relay.accept()
+    await (await connect(relay.address)).aclose()
+
+
+async def restart(relay: RelayThread, client: Client) -> None:
+    key = relay.public_key
+    relay.restart(new_key=True)
+    await client.wait_for(Restarting)
+    assert relay.public_key != key
+    relay.wait_for_clients(0)
+
+
+async def wrong_key(relay: RelayThread, client: Client) -> None:
+    relay.wrong_key()
+    with pytest.raises(Exception, match="naclbox"):
+        await connect(relay.address)
+
+
+async def http_status(relay: RelayThread, client: Client) -> None:
+    relay.http_status(429)
+    with pytest.raises(Exception, match="429"):
+        await connect(relay.address)
+
+
+async def junk(relay: RelayThread, client: Client) -> None:
+    relay.junk("unknown")
+    assert relay.inject(pack_health("sick")) == 1
+    assert await client.receive() == Health("sick")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        latency,
+        loss,
+        drop_next,
+        cut,
+        cut_after,
+        freeze,
+        refuse,
+        restart,
+        wrong_key,
+        http_status,
+        junk,
+    ],
+)
+def test_faults_from_another_thread(scenario: Scenario) -> None:
+    """Each method has had its effect when it returns."""
+
+    async def main(relay: RelayThread) -> None:
+        client = await connect(relay.address)
+        try:
+            await scenario(relay, client)
+        finally:
+            await hang_up(client.writer)
+
+    with RelayThread(seed=1) as relay:
+        asyncio.run(main(relay))
+
+
+def test_every_fault_is_here() -> None:
+    """What `FaultyRelay` can do, a thread can ask for; with the same arguments."""
+    ours = {name for name in vars(RelayThread) if not name.startswith("_")}
+    theirs = {name for name in vars(FaultyRelay) if not name.startswith("_")}
+    assert theirs - ours == {"aclose", "connections", "relay"}
+
+
+def test_what_it_is() -> None:
+    """Address, URL, region and key are there from the start; it starts once."""
+    with RelayThread(tls=True) as relay:
+        assert relay.url == f"https://127.0.0.1:{relay.address[1]}/derp"
+        assert relay.region.nodes[0].derp_port == relay.address[1]
+        assert relay.call(lambda faulty: faulty.public_key) == relay.public_key
+        assert relay.call(lambda faulty: faulty.connections) == 0
+        with pytest.raises(LocalProtocolError):
+            relay.start()
+
+
+def test_waiting_for_clients() -> None:
+    """It ends when they are there, and says how many are when they are not."""
+
+    async def main(relay: RelayThread) -> None:
+        client = await connect(relay.address)
+        relay.wait_for_clients(1)
+        with pytest.raises(TimeoutError, match="1 clients are logged in, not 2"):
+            relay.wait_for_clients(2, timeout=0.01)
+        await client.aclose()
+
+    with RelayThread() as relay:
+        relay.wait_for_clients(0)
+        asyncio.run(main(relay))
+
+
+def test_the_thread_ends() -> None:
+    """With it the port is free; closing twice is fine, and afterwards nothing works."""
+    before = threading.active_count()
+    with RelayThread() as relay:
+        assert threading.active_count() == before + 1
+        address = relay.address
+    assert threading.active_count() == before
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    relay.close()
+    with pytest.raises(LocalProtocolError, match="not started"):
+        relay.cut()
+
+
+def test_a_start_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the caller's, and the thread is gone."""
+
+    async def fails(_: object) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr("pyderp.server.app.relay.Relay.start", fails)
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="no"):
+        RelayThread().start()
+    assert threading.active_count() == before

@@ -17,8 +17,8 @@ from websockets.protocol import Protocol, Side
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from pyderp.wsconn import Connection, Scope, WebSocketStream, net_conn
-from pyderp.wsconn.scope import drop
+from pyderp.wsconn import Scope, WebSocketConnection, WebSocketStream, net_conn
+from pyderp.wsconn.bounds import drop
 from tests.server.dial import drained
 
 Role: TypeAlias = Literal["client", "server"]
@@ -108,7 +108,7 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def connected(role: Role, **options: Any) -> AsyncIterator[tuple[Connection, Peer]]:
+async def connected(role: Role, **options: Any) -> AsyncIterator[tuple[WebSocketConnection, Peer]]:
     """A connection of the library, and its peer; both are dropped at the end."""
     opened = (_to_raw_server if role == "client" else _from_raw_client)(**{**OPTIONS, **options})
     async with opened as (websocket, peer):
@@ -143,7 +143,7 @@ async def stream(
 
 
 @contextlib.asynccontextmanager
-async def _to_raw_server(**options: Any) -> AsyncIterator[tuple[Connection, Peer]]:
+async def _to_raw_server(**options: Any) -> AsyncIterator[tuple[WebSocketConnection, Peer]]:
     accepted: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -162,8 +162,8 @@ async def _to_raw_server(**options: Any) -> AsyncIterator[tuple[Connection, Peer
 
 
 @contextlib.asynccontextmanager
-async def _from_raw_client(**options: Any) -> AsyncIterator[tuple[Connection, Peer]]:
-    accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+async def _from_raw_client(**options: Any) -> AsyncIterator[tuple[WebSocketConnection, Peer]]:
+    accepted: asyncio.Future[WebSocketConnection] = asyncio.get_running_loop().create_future()
 
     async def handle(websocket: ServerConnection) -> None:
         accepted.set_result(websocket)

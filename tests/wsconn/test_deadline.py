@@ -11,7 +11,7 @@ import pytest
 
 from pyderp.errors import ConnectionClosed
 from pyderp.wsconn import WebSocketStream
-from pyderp.wsconn.deadline import Deadline
+from pyderp.wsconn.bounds import Deadline
 from tests.conftest import Run
 
 from .peers import Peer, Role, stream
@@ -265,18 +265,18 @@ def test_time_that_was_up_too_early_stays_up(run: Run) -> None:
     """As with timers of uvloop, which round to milliseconds."""
 
     async def main() -> None:
-        cut: list[bool] = []
-        deadline = Deadline("read", lambda: cut.append(True))
+        cut: list[str] = []
+        deadline = Deadline("read", lambda: cut.append)
         deadline.set(asyncio.get_running_loop().time() + 60)
         with pytest.raises(TimeoutError), deadline.operation():
             deadline._fire()
-        assert cut == [True]
+        assert cut == ["a read deadline"]
         with pytest.raises(TimeoutError), deadline.operation():
             raise AssertionError
         deadline.set(None)
         with deadline.operation():
             pass
-        assert cut == [True]
+        assert cut == ["a read deadline"]
 
     run(main())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pyderp.keys import NodePublic
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["AdmissionCounters", "Cause", "ClientIdentity", "Memory", "Verdict", "excerpt"]
 

@@ -13,9 +13,8 @@ from typing import Final, TypeVar
 from pyderp.blocking.thread import LoopThread, shared
 from pyderp.client import client as asynchronous
 from pyderp.client import sealed
-from pyderp.client.config import ClientConfig
+from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.lifecycle import ConnectionState
-from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic

@@ -69,7 +69,7 @@ class ServerContexts:
     """
 
     def __init__(self, source: CertificateSource, meta: bytes) -> None:
-        self._source = source
+        self.source = source
         self._filled = _Filled(meta)
         self._sni_contexts: dict[str, ssl.SSLContext] = {}
         """By local address."""
@@ -77,7 +77,7 @@ class ServerContexts:
     @property
     def challenge_pending(self) -> bool:
         """Whether `challenge_context` may return one; false nearly always."""
-        return self._source.challenge_pending
+        return self.source.challenge_pending
 
     def context(self, local_address: str) -> ssl.SSLContext:
         """The server side of TLS for a new connection.
@@ -93,7 +93,7 @@ class ServerContexts:
             # A machine may have a whole network. What is forgotten is made anew in 0.1 ms.
             if len(self._sni_contexts) >= _MOST_ADDRESSES:
                 self._sni_contexts.clear()
-            context = _sni_context(self._source, local_address, self._filled)
+            context = _sni_context(self.source, local_address, self._filled)
             self._sni_contexts[local_address] = context
         return context
 
@@ -103,7 +103,7 @@ class ServerContexts:
         Args:
             hello: a whole ClientHello, as `pyderp.wire.clienthello` reads it.
         """
-        credential = self._source.challenge_credential(hello)
+        credential = self.source.challenge_credential(hello)
         return None if credential is None else self._filled.of(credential, challenge=True)
 
 

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from pyderp.certs.worker import Worker
 from pyderp.errors import ConfigError
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["FAILURES", "Budget", "Network", "Refused", "describe", "retry_after"]
 

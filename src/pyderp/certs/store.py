@@ -30,7 +30,7 @@ from pyderp.certs.credential import (
 )
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["Record", "Store", "issued_credential", "order_lock"]
 

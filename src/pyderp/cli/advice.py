@@ -1,107 +1,115 @@
-"""What to do about an error: a line for each kind, for people at a command line."""
+"""What to do about an error: a line for each reason, for people at a command line."""
 
 from __future__ import annotations
 
-import re
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Final
 
 from pyderp.errors import (
     BadUpgrade,
-    CertificateError,
     ConnectError,
     ConnectionClosed,
-    DialError,
-    PinMismatch,
-    ProxyError,
+    FailureReason,
     RemoteProtocolError,
     TLSError,
     UpgradeRejected,
 )
+from pyderp.net.tcp import failure_reason
 
 __all__ = ["advice", "notes"]
 
-_NAME: Final = (
-    "the certificate is for another name: put that name into the URL, or give it with --cert-name"
+_FIX_PROXY: Final = (
+    "check --proxy, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY in the environment; NO_PROXY exempts"
 )
-_NAME_OF_NODE: Final = (
-    "the certificate is for another name than the map says: the node's CertName has to be that "
-    "name; tell who made the map"
-)
-_UNKNOWN: Final = (
-    "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or --pin "
-    "with its SHA-256, from who runs the relay; otherwise someone may be listening in"
-)
-_UNKNOWN_OF_NODE: Final = (
-    "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or put "
-    "sha256-raw: and its SHA-256 into the map as the node's CertName, from who runs the relay; "
-    "otherwise someone may be listening in"
-)
-_OF_NODE: Final = {_NAME: _NAME_OF_NODE, _UNKNOWN: _UNKNOWN_OF_NODE}
-_CERTIFICATE: Final = (
-    # What the error says, and what follows.
-    ("not yet valid", "check this machine's clock; the certificate begins later"),
-    ("expired", "the certificate is too old, or this machine's clock is wrong: tell who runs it"),
-    ("mismatch", _NAME),
-    ("not valid for", _NAME),
-    ("does not match server name", _NAME),
-)
+_NO_RELAY: Final = "what answers there is no DERP relay: check host, port and path (/derp)"
+_USE_HTTPS: Final = "this port is for TLS: write https://"
+_ENDED: Final = "the relay ended the connection: try again; its log may say why"
 _STATUS: Final = {
     HTTPStatus.NOT_FOUND: "no relay at this path: its URL ends in /derp as a rule",
     HTTPStatus.OK: "a web site answers here, and no relay: check host, port and path (/derp)",
     HTTPStatus.UNAUTHORIZED: "the relay, or a proxy before it, wants a login: ask who runs it",
-    HTTPStatus.FORBIDDEN: "the relay, or a proxy before it, lets you not in: ask who runs it",
+    HTTPStatus.FORBIDDEN: "the relay, or a proxy before it, refuses you: ask who runs it",
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: (
         "a proxy wants a login: give --proxy http://USER:PASSWORD@HOST:PORT"
     ),
     HTTPStatus.TOO_MANY_REQUESTS: "too many connections from here: wait a while",
 }
-_FIX_PROXY: Final = (
-    "check --proxy, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY in the environment; NO_PROXY exempts"
-)
-_PROXY_LOGIN: Final = (
-    "the proxy wants a login, or another one: check user and password of the proxy, as in "
-    "--proxy http://USER:PASSWORD@HOST:PORT"
-)
-_PROXY_REFUSES: Final = (
-    "the proxy works, but cannot or does not want to reach the relay: check host and port, or ask "
-    "who runs the proxy; --websocket may get through"
-)
-_PROXY_AWAY: Final = f"the proxy cannot be reached: {_FIX_PROXY}"
-_PROXY_SILENT: Final = f"the proxy does not answer in time: {_FIX_PROXY}"
-_CUT: Final = (
-    "the connection was cut: try again; a firewall or proxy in between may do that, and with "
-    "http:// a port that is for TLS: then write https://"
-)
-_USE_HTTPS: Final = "this port is for TLS: write https://"
-_MAP: Final = (
-    "the map is wrong, or not for this client: tell who made it; --region takes another region"
-)
-_MAP_PROBLEMS: Final = (
-    "no nodes for ",
-    "no non-STUNOnly nodes",
-    "explicitly disabled for node",
-    ": DERPPort ",
-    ": HostName ",
-)
-
-_TIMEOUT: Final = (
-    "no answer in time: check host and port; a firewall may swallow the packets, and a proxy "
-    "may be needed (--proxy); --connect-timeout waits longer"
-)
-_NO_RELAY: Final = "what answers there is no DERP relay: check host, port and path (/derp)"
-_NO_HTTP: Final = f"{_NO_RELAY}; or, with http://, the port is for TLS: then write https://"
-
-_A_PROXY: Final = re.compile(r"\bproxy (https?|socks5h?)://")
-_LOGIN: Final = re.compile(r": 40[17]\b|authentication (failure|methods)", re.IGNORECASE)
-_REFUSES: Final = re.compile(
-    # Statuses of HTTP; what SOCKS5 knows (RFC 1928, section 6), in python-socks' words.
-    r"CONNECT to \S+: (403|404|5\d\d)\b"
-    r"|not allowed by ruleset|(network|host) unreachable|connection refused|TTL expired",
-    re.IGNORECASE,
-)
+_BY_REASON: Final = {
+    FailureReason.BAD_MAP: (
+        "the map is wrong, or not for this client: tell who made it; --region takes another region"
+    ),
+    FailureReason.TIMEOUT: (
+        "no answer in time: check host and port; a firewall may swallow the packets, and a proxy "
+        "may be needed (--proxy); --connect-timeout waits longer"
+    ),
+    FailureReason.REFUSED: "nothing listens there: check host and port, and that the relay runs",
+    FailureReason.UNKNOWN_NAME: (
+        "the name is not known: check its spelling, and this machine's DNS"
+    ),
+    FailureReason.CUT: (
+        "the connection was cut: try again; a firewall or proxy in between may do that, and with "
+        "http:// a port that is for TLS: then write https://"
+    ),
+    FailureReason.UNREACHABLE: (
+        "the relay cannot be reached from here: check host, port and this machine's network"
+    ),
+    FailureReason.PROXY_TIMEOUT: f"the proxy does not answer in time: {_FIX_PROXY}",
+    FailureReason.PROXY_UNREACHABLE: f"the proxy cannot be reached: {_FIX_PROXY}",
+    FailureReason.PROXY_LOGIN: (
+        "the proxy wants a login, or another one: check user and password of the proxy, as in "
+        "--proxy http://USER:PASSWORD@HOST:PORT"
+    ),
+    FailureReason.PROXY_REFUSED: (
+        "the proxy works, but cannot or does not want to reach the relay: check host and port, or "
+        "ask who runs the proxy; --websocket may get through"
+    ),
+    FailureReason.PROXY_BROKEN: _FIX_PROXY,
+    FailureReason.NO_TLS: (
+        "this port is without TLS: write http:// if you trust the way, or another port"
+    ),
+    FailureReason.TLS_FAILED: (
+        "no TLS with what answers here: check the port, and that nothing in between cuts it off"
+    ),
+    FailureReason.CERTIFICATE_NOT_YET_VALID: (
+        "check this machine's clock; the certificate begins later"
+    ),
+    FailureReason.CERTIFICATE_EXPIRED: (
+        "the certificate is too old, or this machine's clock is wrong: tell who runs it"
+    ),
+    FailureReason.CERTIFICATE_OTHER_NAME: (
+        "the certificate is for another name: put that name into the URL, or give it with "
+        "--cert-name"
+    ),
+    FailureReason.CERTIFICATE_UNTRUSTED: (
+        "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or --pin "
+        "with its SHA-256, from who runs the relay; otherwise someone may be listening in"
+    ),
+    FailureReason.PIN_OTHER_CERTIFICATE: (
+        "the relay has another certificate than the pinned one: if it was renewed, get the new "
+        "pin from who runs it; otherwise someone is in between, so do not go on"
+    ),
+    FailureReason.PIN_OF_SEVERAL: (
+        "a pin works only for a relay that sends a single certificate, and this one sends "
+        "several: leave the pin out, and give --ca FILE if its issuer is not known"
+    ),
+    FailureReason.NO_HTTP: (
+        f"{_NO_RELAY}; or, with http://, the port is for TLS: then write https://"
+    ),
+    FailureReason.NO_DERP: _NO_RELAY,
+}
+_OF_NODE: Final = {
+    # Where a map says what the certificate is for, and not the URL or a flag.
+    FailureReason.CERTIFICATE_OTHER_NAME: (
+        "the certificate is for another name than the map says: the node's CertName has to be "
+        "that name; tell who made the map"
+    ),
+    FailureReason.CERTIFICATE_UNTRUSTED: (
+        "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or put "
+        "sha256-raw: and its SHA-256 into the map as the node's CertName, from who runs the "
+        "relay; otherwise someone may be listening in"
+    ),
+}
 
 
 def advice(error: Exception, *, from_map: bool = False) -> list[str]:
@@ -110,14 +118,19 @@ def advice(error: Exception, *, from_map: bool = False) -> list[str]:
     Args:
         from_map: a DERP map says where the relay is, and not a URL.
     """
-    found: dict[str, None] = {}
+    lines = _BY_REASON | _OF_NODE if from_map else _BY_REASON
     silent_proxy = bool(notes(error))
+    found: dict[str, None] = {}
     for cause in _causes(error):
-        line = _advise(cause)
-        if silent_proxy and line == _TIMEOUT:
-            line = _PROXY_SILENT
-        if line is not None:
-            found[_OF_NODE.get(line, line) if from_map else line] = None
+        reason = _reason(cause)
+        if silent_proxy and reason is FailureReason.TIMEOUT:
+            reason = FailureReason.PROXY_TIMEOUT
+        if isinstance(cause, UpgradeRejected):
+            found[_rejected(cause)] = None
+        elif isinstance(cause, ConnectionClosed):
+            found[_ENDED] = None
+        elif reason is not None:
+            found[lines[reason]] = None
     return list(found)
 
 
@@ -148,43 +161,17 @@ def _causes(error: Exception) -> Iterator[Exception]:
         yield error
 
 
-def _advise(error: Exception) -> str | None:
-    for kind, tell in _RULES:
-        if isinstance(error, kind):
-            return tell(error)
-    return None
+def _reason(error: Exception) -> FailureReason | None:
+    if isinstance(error, TLSError | BadUpgrade):
+        return error.reason
+    if isinstance(error, RemoteProtocolError):
+        return FailureReason.NO_DERP
+    return failure_reason(error) if isinstance(error, OSError) else None
 
 
-def _pin(error: Exception) -> str:
-    if "multiple certs" in str(error):
-        return (
-            "a pin works only for a relay that sends a single certificate, and this one sends "
-            "several: leave the pin out, and give --ca FILE if its issuer is not known"
-        )
-    return (
-        "the relay has another certificate than the pinned one: if it was renewed, get the new "
-        "pin from who runs it; otherwise someone is in between, so do not go on"
-    )
-
-
-def _certificate(error: Exception) -> str:
-    text = str(error).partition("; it is for ")[0].lower()
-    for words, line in _CERTIFICATE:
-        if words in text:
-            return line
-    return _UNKNOWN
-
-
-def _tls(error: Exception) -> str:
-    if "does not speak TLS" in str(error):
-        return "this port is without TLS: write http:// if you trust the way, or another port"
-    return "no TLS with what answers here: check the port, and that nothing in between cuts it off"
-
-
-def _rejected(error: Exception) -> str:
-    assert isinstance(error, UpgradeRejected)
+def _rejected(error: UpgradeRejected) -> str:
     status = error.status
-    if status == HTTPStatus.BAD_REQUEST and "https" in error.body.lower():
+    if error.asks_for_tls:
         return _USE_HTTPS
     if status in _STATUS:
         return _STATUS[HTTPStatus(status)]
@@ -196,65 +183,3 @@ def _rejected(error: Exception) -> str:
         "what answers does not let the upgrade to DERP pass: try --websocket, which more proxies "
         "let pass, and check the path (/derp)"
     )
-
-
-def _proxy(error: Exception) -> str:
-    text = str(error)
-    if _LOGIN.search(text):
-        return _PROXY_LOGIN
-    if _REFUSES.search(text):
-        return _PROXY_REFUSES
-    return _FIX_PROXY
-
-
-def _network(error: Exception) -> str:
-    causes = list(_chain(error))
-    text = str(error)
-    if any(problem in text for problem in _MAP_PROBLEMS):
-        return _MAP
-    if _A_PROXY.search(text):
-        return _PROXY_SILENT if "within" in text else _PROXY_AWAY
-    if any(isinstance(e, TimeoutError) for e in causes) or "within" in text:
-        return _TIMEOUT
-    if any(isinstance(e, ConnectionRefusedError) for e in causes):
-        return "nothing listens there: check host and port, and that the relay runs"
-    if any(isinstance(e, socket.gaierror) for e in causes) or "look-up of" in text:
-        return "the name is not known: check its spelling, and this machine's DNS"
-    if any(isinstance(e, ConnectionError) for e in causes):
-        return _CUT
-    return "the relay cannot be reached from here: check host, port and this machine's network"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for each in error.exceptions:
-                yield from _chain(each)
-        error = error.__cause__
-
-
-def _no_relay(error: Exception) -> str:
-    text = str(error)
-    if "is not HTTP" in text or "without an answer" in text:
-        return _NO_HTTP
-    return _NO_RELAY
-
-
-def _closed(_: Exception) -> str:
-    return "the relay ended the connection: try again; its log may say why"
-
-
-_RULES: Final[tuple[tuple[type[Exception], Callable[[Exception], str]], ...]] = (
-    # Subclasses before their parents.
-    (PinMismatch, _pin),
-    (CertificateError, _certificate),
-    (TLSError, _tls),
-    (UpgradeRejected, _rejected),
-    (BadUpgrade, _no_relay),
-    (RemoteProtocolError, _no_relay),
-    (ProxyError, _proxy),
-    (DialError, _network),
-    (ConnectionClosed, _closed),
-    (OSError, _network),
-)

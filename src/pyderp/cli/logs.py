@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["LINE", "LineFormatter", "errors_seen", "json_line", "log_to_stderr", "set_level"]
 

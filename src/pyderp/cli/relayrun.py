@@ -48,7 +48,8 @@ from pyderp.maps.region import DERPNode, node_json
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.app.relay import Relay
 from pyderp.server.app.systemd import Supervisor, inherited_listeners
-from pyderp.server.conn.accept import log_accept_errors, raise_file_limit
+from pyderp.server.conn.accept import log_accept_errors
+from pyderp.server.conn.kernel import raise_file_limit
 
 __all__ = ["Loaded", "carry_out"]
 

@@ -15,8 +15,8 @@ from pyderp.cli.echo import PROBE
 from pyderp.cli.output import Output
 from pyderp.cli.running import run_command
 from pyderp.cli.stdin import Stdin, chunks_of, lines_of
-from pyderp.client.backoff import Backoff
 from pyderp.client.client import Client
+from pyderp.client.reconnect import Backoff
 from pyderp.client.sealed import SealedPeer
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
 from pyderp.keys import NodePublic

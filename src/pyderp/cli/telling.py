@@ -17,10 +17,10 @@ class TellingClient(Client):
     told: Callable[[ConnectionClosed], None] | None = None
     """Called with the reason."""
 
-    async def recv_detail(self) -> tuple[Message, int]:
+    async def recv_with_generation(self) -> tuple[Message, int]:
         """As of any client."""
         try:
-            return await super().recv_detail()
+            return await super().recv_with_generation()
         except ClientClosed:
             raise
         except ConnectionClosed as e:

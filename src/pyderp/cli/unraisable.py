@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs

@@ -5,30 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from types import TracebackType
 
-from pyderp.client.config import ClientConfig
-from pyderp.client.connect import (
-    Progress,
-    RegionRoute,
-    Route,
-    StreamRoute,
-    UrlRoute,
-    in_words,
-)
-from pyderp.client.connection import Connection
-from pyderp.client.iterate import MessageIterator
+from pyderp.client.config import ClientConfig, ClientStats
+from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
+from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
+from pyderp.client.reconnect import MessageIterator
 from pyderp.client.sealed import SealedPeer, SealedPeers
-from pyderp.client.stats import ClientStats
 from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
-from pyderp.maps.region import DERPNode, DERPRegion
+from pyderp.maps.region import DERPRegion
 from pyderp.net.streams import Stream
-from pyderp.net.tls import TlsLink, TLSState
+from pyderp.net.tls import TLSState
 from pyderp.wire.frames import (
     as_packet,
     pack_close_peer,
@@ -45,9 +36,9 @@ __all__ = ["Client"]
 class Client:
     """A client of a DERP relay (`derphttp.Client`).
 
-    Make one with `for_url`, `for_region`, `for_latency` or `over_stream`; none of them does
-    I/O. The first call that needs a connection makes one. When a connection ends, the call
-    that notices raises `ConnectionClosed`, and the next call that needs one connects again.
+    Make one with `for_url`, `for_region` or `over_stream`; none of them does I/O. The first
+    call that needs a connection makes one. When a connection ends, the call that notices
+    raises `ConnectionClosed`, and the next call that needs one connects again.
     `async for message in client` does that by itself.
 
     A relay's operator can read and forge what is sent: use `sealed` for what is private.
@@ -57,10 +48,9 @@ class Client:
 
     def __init__(self, route: Route, private_key: NodePrivate | None, config: ClientConfig) -> None:
         self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
-        self._config = config
-        self._receiving: Connection | None = None
+        self._receiving: ClientConnection | None = None
         # Not our own `send`: then we and what has sealed packets to send would hold each other.
-        self._sealed = SealedPeers(self._life.private, send=partial(_send_one, self._life))
+        self._sealed = SealedPeers(self._life.private, send=self._life.send_one)
 
     # Making one
 
@@ -101,13 +91,6 @@ class Client:
         config = config or ClientConfig()
         get_region = region if callable(region) else lambda: region
         return cls(RegionRoute(get_region, config), private_key, config)
-
-    @classmethod
-    def for_latency(cls, *, config: ClientConfig | None = None) -> Client:
-        """A client for `dial_region_tls` only (`derphttp.NewNetcheckClient`)."""
-        client = cls.for_region(lambda: None, config=config)
-        client._life.latency_only = True  # noqa: SLF001 (one of our own)
-        return client
 
     @classmethod
     def over_stream(
@@ -176,9 +159,9 @@ class Client:
             ConnectionClosed: the connection ended; said once, after all that had come.
             ConnectError: there was none and none could be made.
         """
-        return (await self.recv_detail())[0]
+        return (await self.recv_with_generation())[0]
 
-    async def recv_detail(self) -> tuple[Message, int]:
+    async def recv_with_generation(self) -> tuple[Message, int]:
         """As `recv`, and the generation of the connection that brought it, from 1."""
         connection = await self._messages_wait()
         message = connection.messages.popleft()
@@ -194,12 +177,12 @@ class Client:
         connection.taken()
         return found
 
-    async def _messages_wait(self) -> Connection:
+    async def _messages_wait(self) -> ClientConnection:
         # A receiver stays with a connection until it has had all that came and the error,
         # also when a sender has connected anew meanwhile.
         connection = self._receiving
         if connection is None:
-            connection = self._receiving = await self._life.ready("Recv")
+            connection = self._receiving = await self._life.for_receive("Recv")
         if not connection.messages:
             try:
                 await connection.wait()
@@ -217,7 +200,7 @@ class Client:
                 and that the relay may set (Restarting). Before the first success, what
                 looks permanent is raised all the same (`is_transient`).
         """
-        return MessageIterator(self, self._life, reconnect=reconnect)
+        return MessageIterator(self.recv_with_generation, self._life, reconnect=reconnect)
 
     # Sending
 
@@ -232,11 +215,11 @@ class Client:
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        await _send_one(self._life, dst, data)
+        await self._life.send(dst, (as_packet(data),))
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""
-        await _send(self._life, dst, [as_packet(packet) for packet in packets])
+        await self._life.send(dst, [as_packet(packet) for packet in packets])
 
     async def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
         """Send a packet on behalf of `src`; needs the mesh key, or the relay hangs up.
@@ -245,7 +228,7 @@ class Client:
             as `send`; also `ConnectionClosed` when it cannot leave within five seconds.
         """
         packet = as_packet(data)
-        connection = await self._life.sender("ForwardPacket")
+        connection = await self._life.for_send("ForwardPacket")
         try:
             if connection.busy:
                 await connection.drain_forward()
@@ -265,7 +248,7 @@ class Client:
             NotConnected: no connection.
             ConnectionClosed: it ended, or the frames cannot leave within five seconds.
         """
-        connection = self._life.live()
+        connection = self._life.require()
         try:
             connection.forward_frames(frames)
             if connection.busy:
@@ -276,7 +259,7 @@ class Client:
 
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
-        connection = await self._life.sender("ClosePeer")
+        connection = await self._life.for_send("ClosePeer")
         await self._life.command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self, *, again: bool = False) -> None:
@@ -321,7 +304,7 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._life.live()
+        connection = self._life.require()
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 return await connection.ping()
@@ -337,28 +320,6 @@ class Client:
         await self._life.unkept(pack_pong(data))
 
     # Others
-
-    async def dial_region_tls(self, region: DERPRegion) -> tuple[TlsLink, DERPNode]:
-        """Connect to a region by TCP and TLS only; to measure (`DialRegionTLS`).
-
-        Returns:
-            the stream, which belongs to the caller (`abort` it), and the node it leads to.
-
-        Raises:
-            DialError: no node could be reached.
-            TLSError: no node that was reached passed the handshake.
-            TimeoutError: it took more than `connect_timeout`.
-        """
-        route = RegionRoute(lambda: region, self._config)
-        progress = Progress()
-        try:
-            async with asyncio.timeout(self._config.connect_timeout):
-                return await route.connect_tls(region, progress)
-        except TimeoutError as e:
-            timeout = self._config.connect_timeout
-            raise in_words(without_frames(e), progress, timeout) from e
-        finally:
-            progress.attempts = []  # the errors hold frames that hold `progress`
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.
@@ -407,31 +368,9 @@ class Client:
         Raises:
             NotConnected: no connection.
         """
-        return self._life.live().link.local_address
+        return self._life.require().link.local_address
 
     @property
     def stats(self) -> ClientStats:
         """Counts over all connections; the object is live."""
         return self._life.stats
-
-
-async def _send_one(life: Lifecycle, dst: NodePublic, data: bytes) -> None:
-    await _send(life, dst, (as_packet(data),))
-
-
-async def _send(life: Lifecycle, dst: NodePublic, packets: Sequence[bytes]) -> None:
-    connection = life.connection
-    if connection is None or life.unsent is not None:
-        connection = await life.sender("Send")
-    try:
-        done = 0
-        while done < len(packets):
-            if connection.busy:
-                # Before as well as after, or all who wait here would each have one queued.
-                await connection.drain()
-            done = connection.send_packets(dst, packets, done)
-        if connection.busy:
-            await connection.drain()
-    except ConnectionClosed:
-        life.forget(connection, sending=True)
-        raise

@@ -1,7 +1,8 @@
-"""What a client may be told, beside where to connect and with which key."""
+"""What a client is told, beside where to connect and with which key; and what it counts."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
 from pyderp.net.tls import HealthTracker, TLSConfig
-from pyderp.wire.text import MAX_APP_NAME_LEN, invalid_app_name, is_app_name
+from pyderp.text import MAX_APP_NAME_LEN, invalid_app_name, is_app_name
 
-__all__ = ["ClientConfig", "UrlDialer"]
+__all__ = ["ClientConfig", "ClientStats", "UrlDialer"]
 
 UrlDialer: TypeAlias = Callable[[str, int], Awaitable[Stream]]
-"""Connects to a host, by name, and a port; gives a stream."""
+"""Connects to a host, by name, and a port; returns a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +96,30 @@ class ClientConfig:
         for name in ("connect_timeout", "receive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; want more than 0 seconds")
+
+
+@dataclass(slots=True)
+class ClientStats:
+    """Counts of one client over all its connections; the object is live."""
+
+    connects: int = 0
+    """Successful connects."""
+
+    failed_connects: int = 0
+
+    packets_sent: int = 0
+    """Packets handed to a connection; DERP never confirms delivery."""
+
+    packets_received: int = 0
+
+    bytes_sent: int = 0
+    """Bytes of the DERP stream: frames of every kind, without HTTP and TLS."""
+
+    bytes_received: int = 0
+
+    packets_dropped: int = 0
+    """Packets not sent because the relay's token bucket was empty."""
+
+    disconnects: Counter[str] = field(default_factory=Counter)
+    """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
+    `error` (the network), `protocol` (the relay broke it)."""

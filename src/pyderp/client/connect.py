@@ -7,16 +7,17 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from pyderp.client.config import ClientConfig
-from pyderp.client.login import LoggedIn, Login, over_http, over_stream, over_websocket
+from pyderp.client.login import Established, Login, over_http, over_stream, over_websocket
 from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
 from pyderp.errors import (
     ConnectError,
     DerpError,
     DialError,
+    FailureReason,
     LocalProtocolError,
     without_frames,
 )
@@ -25,17 +26,18 @@ from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream, as_link
-from pyderp.net.tls import TlsLink, TLSState, start_tls
+from pyderp.net.tcp import failure_reason
+from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
 
 __all__ = [
-    "Connected",
     "Progress",
     "RegionRoute",
     "Route",
     "StreamRoute",
     "UrlRoute",
-    "in_words",
+    "dial_region_tls",
+    "explain_timeout",
 ]
 
 log = logging.getLogger("pyderp.client")
@@ -43,14 +45,6 @@ log = logging.getLogger("pyderp.client")
 T = TypeVar("T")
 
 _TLS13: Final = "TLSv1.3"
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """What an attempt gave."""
-
-    login: LoggedIn
-    tls: TLSState | None
 
 
 class Progress:
@@ -61,15 +55,15 @@ class Progress:
         self.attempts: list[Exception] = []
 
 
-def in_words(error: Exception, progress: Progress, timeout: float) -> Exception:
-    """The same error, but a time-out that has words."""
+def explain_timeout(error: Exception, progress: Progress, timeout: float) -> Exception:
+    """The same error; for a `TimeoutError` without a text, one that says what was waited for."""
     if not isinstance(error, TimeoutError) or str(error):
         return error
     return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
 
 
-async def theirs(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
-    """Call a program's own function, with or without await; its errors are ours to tell.
+async def call_user_code(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
+    """Call a function of the program that uses the client, and await its result if need be.
 
     Raises:
         DialError: it raised something that is neither our error nor the system's.
@@ -93,7 +87,7 @@ class Route(ABC):
         """Where it leads, for errors."""
 
     @abstractmethod
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         """Connect and log in; all that was opened on the way is closed if it fails."""
 
     async def aclose(self) -> None:  # noqa: B027 (most routes hold nothing)
@@ -118,7 +112,7 @@ class HttpRoute(Route):
         *,
         node: DERPNode | None = None,
         ideal_node: str = "",
-    ) -> Connected:
+    ) -> Established:
         """TLS if the target wants it, then upgrade and login, on a connected link."""
         state = None
         try:
@@ -137,7 +131,8 @@ class HttpRoute(Route):
         except BaseException:
             link.abort()
             raise
-        return Connected(done, state)
+        done.tls = state
+        return done
 
     async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
         return await start_tls(
@@ -165,7 +160,7 @@ class UrlRoute(HttpRoute):
     def label(self) -> str:
         return self.target.text
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
         progress.step = f"connecting to {self.target.host}"
         link = await self._dial()
@@ -174,7 +169,7 @@ class UrlRoute(HttpRoute):
     async def _dial(self) -> Link:
         target = self.target
         if self.config.dialer is not None:
-            return await as_link(await theirs(self.config.dialer, target.host, target.port))
+            return await as_link(await call_user_code(self.config.dialer, target.host, target.port))
         scheme = None
         if self.websocket:
             scheme = "wss" if target.tls else "ws"
@@ -199,13 +194,13 @@ class RegionRoute(HttpRoute):
     def label(self) -> str:
         return "region" if self._region is None else region_label(self._region)
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
-        region = self._region = await theirs(self.get_region)
+    async def connect(self, login: Login, progress: Progress) -> Established:
+        region = self._region = await call_user_code(self.get_region)
         if region is None:
             raise ConnectError("DERP region not available")
         log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
 
-        async def to_node(node: DERPNode) -> Connected:
+        async def to_node(node: DERPNode) -> Established:
             target = node_url(node, tls=self.tls)
             progress.step = f"connecting to node {node.name}"
             link = await self._dial(node)
@@ -214,7 +209,7 @@ class RegionRoute(HttpRoute):
 
         return await self._first(region, to_node, progress)
 
-    async def connect_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
+    async def dial_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
         """TCP and TLS only, to the first node of a region that can be reached."""
 
         async def to_node(node: DERPNode) -> tuple[TlsLink, DERPNode]:
@@ -222,7 +217,8 @@ class RegionRoute(HttpRoute):
             try:
                 link = await self._dial(node)
             except OSError as e:
-                raise DialError(f"dialRegion({region.region_id}): {e}") from e
+                text = f"dialRegion({region.region_id}): {e}"
+                raise DialError(text, reason=failure_reason(e)) from e
             progress.step = "in the TLS handshake"
             return await self._start_tls(link, node.host_name, node), node
 
@@ -254,10 +250,12 @@ class RegionRoute(HttpRoute):
         takes the connection and then says nothing does not use up all of it.
         """
         if not region.nodes:
-            raise DialError(f"no nodes for {region_label(region)}")
+            text = f"no nodes for {region_label(region)}"
+            raise DialError(text, reason=FailureReason.BAD_MAP)
         nodes = [node for node in region.nodes if not node.stun_only]
         if not nodes:
-            raise DialError(f"no non-STUNOnly nodes for {region_label(region)}")
+            text = f"no non-STUNOnly nodes for {region_label(region)}"
+            raise DialError(text, reason=FailureReason.BAD_MAP)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.connect_timeout
         for position, node in enumerate(nodes):
@@ -267,7 +265,8 @@ class RegionRoute(HttpRoute):
                     return await to_node(node)
             except TimeoutError as e:
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                progress.attempts.append(_because(DialError(f"node {node.name}: {why}"), e))
+                error = DialError(f"node {node.name}: {why}", reason=FailureReason.TIMEOUT)
+                progress.attempts.append(_because(error, e))
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
@@ -289,11 +288,13 @@ class StreamRoute(Route):
     def label(self) -> str:
         return "the given stream"
 
-    async def connect(self, login: Login, progress: Progress) -> Connected:
+    async def connect(self, login: Login, progress: Progress) -> Established:
         link = await as_link(await self._take())
         progress.step = "waiting for the relay's greeting"
         try:
-            return Connected(await over_stream(link, login), getattr(link, "state", None))
+            done = await over_stream(link, login)
+            done.tls = getattr(link, "state", None)
+            return done
         except BaseException:
             link.abort()
             raise
@@ -306,7 +307,7 @@ class StreamRoute(Route):
                 "opens a stream"
             )
         if callable(stream):
-            return await theirs(stream)
+            return await call_user_code(stream)
         self._stream = None
         return stream
 
@@ -314,3 +315,27 @@ class StreamRoute(Route):
         stream, self._stream = self._stream, None
         if stream is not None and not callable(stream):
             (await as_link(stream)).abort()
+
+
+async def dial_region_tls(
+    region: DERPRegion, *, config: ClientConfig | None = None
+) -> tuple[TlsLink, DERPNode]:
+    """Connect to a region by TCP and TLS only; to measure (`derphttp.Client.DialRegionTLS`).
+
+    Returns:
+        the stream, which belongs to the caller (`abort` it), and the node it leads to.
+
+    Raises:
+        DialError: no node could be reached.
+        TLSError: no node that was reached passed the handshake.
+        TimeoutError: it took more than `connect_timeout`.
+    """
+    config = config or ClientConfig()
+    progress = Progress()
+    try:
+        async with asyncio.timeout(config.connect_timeout):
+            return await RegionRoute(lambda: region, config).dial_tls(region, progress)
+    except TimeoutError as e:
+        raise explain_timeout(without_frames(e), progress, config.connect_timeout) from e
+    finally:
+        progress.attempts = []  # the errors hold frames that hold `progress`

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from pyderp.client.config import ClientStats
 from pyderp.client.pings import Pings
-from pyderp.client.stats import ClientStats
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import (
     ClientClosed,
@@ -23,31 +23,25 @@ from pyderp.errors import (
     RemoteProtocolError,
     without_frames,
 )
-from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.keys import NodePublic
 from pyderp.net.link import Link
 from pyderp.net.streams import describe
 from pyderp.net.tls import TLSState
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 from pyderp.wire.client import ClientSession
-from pyderp.wire.frames import (
-    FRAME_HEADER_LEN,
-    HEADER,
-    FrameType,
-    pack_forward_packet,
-)
+from pyderp.wire.frames import pack_forward_packet
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
-__all__ = ["Connection"]
+__all__ = ["ClientConnection"]
 
 log = logging.getLogger("pyderp.client")
 
-_SEND_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
 _CLOSE_TIMEOUT: Final = 1.0
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
 
 
-class Connection:
+class ClientConnection:
     """A login that holds; ends once, and never comes back.
 
     Made by `pyderp.client.login`. Calls raise `ConnectionClosed` once it has ended.
@@ -87,9 +81,7 @@ class Connection:
         self._senders: set[asyncio.Future[None]] = set()
         self._pings = Pings()
         self._bucket: TokenBucket | None = None
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._out_packets = 0
+        self._out = session.out
         self._flush_scheduled = False
         self.backed_up = False
         """More than 64 KiB wait for the kernel."""
@@ -215,38 +207,25 @@ class Connection:
     # Sending
 
     def send_packets(self, dst: NodePublic, packets: Sequence[bytes], start: int = 0) -> int:
-        """Queue packets for one peer, from the one at `start`; gives the position after the last.
-
-        They have gone through `as_packet`.
+        """Queue packets for one peer, from the one at `start`.
 
         Stops early when the caller should `drain` first (`busy`). What the relay's
         token bucket does not allow is dropped in silence, and counted.
+
+        Args:
+            packets: they went through `as_packet`.
+
+        Returns:
+            the position after the last packet that was queued or dropped.
         """
         if self.ended:
             raise self.error("derp.Send")
-        out = self._out
-        position = start
-        size = -1
-        prefix = b""
-        for position in range(start, len(packets)):
-            packet = packets[position]
-            if len(packet) != size:
-                size = len(packet)
-                prefix = HEADER.pack(FrameType.SEND_PACKET, KEY_LEN + size) + dst.raw
-            if self._bucket is not None and not self._allowed(size + _SEND_OVERHEAD):
-                continue
-            # Header and packet stay apart until all is joined for the write.
-            out.append(prefix)
-            out.append(packet)
-            self._out_bytes += size + _SEND_OVERHEAD
-            self._out_packets += 1
-            if self._out_bytes > CLIENT_WRITE_BUFFER:
-                self.flush()
-                self.busy = True
-                break
-        if self._out:  # not so after a flush: then there is nothing to come back for
-            self._schedule_flush()
-        return position + 1
+        allowed = None if self._bucket is None else self._allowed
+        position = self._out.add_packets(
+            dst, packets, start, limit=CLIENT_WRITE_BUFFER, allowed=allowed
+        )
+        self._added()
+        return position
 
     def _allowed(self, size: int) -> bool:
         assert self._bucket is not None
@@ -260,31 +239,33 @@ class Connection:
         frame = pack_forward_packet(src, dst, packet)
         if self.ended:
             raise self.error("derp.ForwardPacket")
-        self._out_packets += 1
-        self.send_frame(frame)
+        self._out.add(frame, packets=1)
+        self._added()
 
     def forward_frames(self, frames: Sequence[bytes]) -> None:
-        """Write ForwardPacket frames that are ready, at once; needs the mesh key."""
+        """Write ForwardPacket frames that are ready, at once; needs the mesh key.
+
+        They are not queued here: the relay that calls this has a queue of them.
+        """
         if self.ended:
             raise self.error("derp.ForwardPacket")
-        self._out += frames
-        self._out_packets += len(frames)
-        self.flush()
+        packets = self._out.packets + len(frames)
+        self._write(b"".join([*self._out.take(), *frames]), packets)
 
     def send_frame(self, frame: bytes) -> None:
         """Queue a whole frame, or several."""
         if self.ended:
             raise self.error("derp.Send")
-        self._out.append(frame)
-        self._out_bytes += len(frame)
-        if self._out_bytes > CLIENT_WRITE_BUFFER:
+        self._out.add(frame)
+        self._added()
+
+    def _added(self) -> None:
+        """Write what is queued if it is much, or else at the end of this turn of the loop."""
+        size = self._out.size
+        if size > CLIENT_WRITE_BUFFER:
             self.flush()
             self.busy = True
-        else:
-            self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        if not self._flush_scheduled:
+        elif size and not self._flush_scheduled:
             self._loop.call_soon(self._scheduled_flush)  # raises if the loop is closed
             self._flush_scheduled = True
 
@@ -295,13 +276,12 @@ class Connection:
     def flush(self) -> None:
         """Write what is queued."""
         out = self._out
-        if not out or self.ended:
-            return
-        data = out[0] if len(out) == 1 else b"".join(out)
-        self._out = []
-        self._out_bytes = 0
-        self.stats.packets_sent += self._out_packets
-        self._out_packets = 0
+        if out.size and not self.ended:
+            packets = out.packets
+            self._write(b"".join(out.take()), packets)
+
+    def _write(self, data: bytes, packets: int) -> None:
+        self.stats.packets_sent += packets
         self.stats.bytes_sent += len(data)
         self.link.write(data)
         self.backed_up = self.link.pending > CLIENT_WRITE_BUFFER
@@ -370,7 +350,7 @@ class Connection:
             return
         self.ended = True
         self._error = None if error is None else without_frames(error)
-        self.write_failed = self.write_failed or bool(self._out) or self.backed_up
+        self.write_failed = self.write_failed or self._out.size > 0 or self.backed_up
         if self.restarting is not None and reason in ("eof", "error"):
             reason = "restarting"
         if not isinstance(error, ClientClosed):

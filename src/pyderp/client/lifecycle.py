@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
-from pyderp.client.config import ClientConfig
-from pyderp.client.connect import Connected, Progress, Route, in_words
-from pyderp.client.connection import Connection
-from pyderp.client.login import Login
-from pyderp.client.stats import ClientStats
+from pyderp.client.config import ClientConfig, ClientStats
+from pyderp.client.connect import Progress, Route, explain_timeout
+from pyderp.client.connection import ClientConnection
+from pyderp.client.login import Established, Login
 from pyderp.errors import (
     ClientClosed,
     ConnectError,
     ConnectionClosed,
     DerpError,
-    LocalProtocolError,
     NotConnected,
     without_frames,
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import describe
-from pyderp.wire.frames import PROTOCOL_VERSION, pack_note_preferred, pack_watch_conns
+from pyderp.wire.frames import (
+    PROTOCOL_VERSION,
+    BytesLike,
+    as_packet,
+    pack_note_preferred,
+    pack_watch_conns,
+)
 from pyderp.wire.info import ClientInfo
 
 __all__ = ["ConnectionState", "Lifecycle"]
@@ -45,18 +50,17 @@ class Lifecycle:
         self.route = route
         self.private = private
         self.stats = ClientStats()
-        self.connection: Connection | None = None
+        self.connection: ClientConnection | None = None
         """The current one; it may have ended, and nobody have noticed."""
         self.generation = 0
         self.server_key: NodePublic | None = None
         self.closing = asyncio.Event()
         """Set when the client is closed."""
-        self.unsent: Connection | None = None
+        self.unsent: ClientConnection | None = None
         """It ended with a failed write, of which no sender has heard."""
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
-        self.latency_only = False
         self._config = config
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
@@ -87,7 +91,7 @@ class Lifecycle:
             return "connecting"
         return "connected" if self.connected else "not connected"
 
-    async def connect(self, label: str) -> Connection:
+    async def connect(self, label: str) -> ClientConnection:
         """The current connection if it stands, or else a new one; one attempt at a time.
 
         Who waits for the attempt of another shares its failure.
@@ -102,7 +106,7 @@ class Lifecycle:
             if not self._callers:
                 self._failure = None  # it holds frames that hold us
 
-    async def _connect_in_turn(self, label: str, attempts: int) -> Connection:
+    async def _connect_in_turn(self, label: str, attempts: int) -> ClientConnection:
         connection = self.connection
         if connection is not None:
             if not connection.ended:
@@ -129,10 +133,13 @@ class Lifecycle:
         if not (self.closed or self.connected):
             await self._news.wait()
 
-    async def ready(self, what: str) -> Connection:
+    async def for_receive(self, what: str) -> ClientConnection:
         """The connection to use for a call; made if there is none.
 
         It may have ended: then the call that gets it reports that.
+
+        Args:
+            what: the call, as errors name it.
         """
         if self.closed:
             raise ClientClosed(_CLOSED)
@@ -150,11 +157,9 @@ class Lifecycle:
                 attempts=[without_frames(e)],
             ) from e
 
-    async def _attempt_connect(self, label: str) -> Connection:
+    async def _attempt_connect(self, label: str) -> ClientConnection:
         if self.closed:
             raise ClientClosed(_CLOSED)
-        if self.latency_only:
-            raise LocalProtocolError("a client made by for_latency can only dial_region_tls")
         info = ClientInfo(
             mesh_key=self._config.mesh_key,
             version=PROTOCOL_VERSION,
@@ -182,16 +187,16 @@ class Lifecycle:
             progress.attempts = []  # the errors hold frames that hold `progress`
         return self._connected(made, login)
 
-    def _connected(self, made: Connected, login: Login) -> Connection:
+    def _connected(self, made: Established, login: Login) -> ClientConnection:
         if self.closed:
-            made.login.link.abort()
+            made.link.abort()
             raise ClientClosed(_CLOSED)
         self.generation += 1
         self.stats.connects += 1
-        connection = self.connection = Connection(
-            made.login.link,
-            made.login.session,
-            made.login.messages,
+        connection = self.connection = ClientConnection(
+            made.link,
+            made.session,
+            made.messages,
             generation=self.generation,
             stats=self.stats,
             tls=made.tls,
@@ -208,7 +213,7 @@ class Lifecycle:
     def _connect_error(self, label: str, error: Exception, progress: Progress) -> ConnectError:
         attempts = progress.attempts
         if error not in attempts:
-            attempts = [*attempts, in_words(error, progress, self._config.connect_timeout)]
+            attempts = [*attempts, explain_timeout(error, progress, self._config.connect_timeout)]
         detail = describe(attempts[0])
         if len(attempts) > 1:
             detail += f" (the first of {len(attempts)} nodes that failed)"
@@ -217,7 +222,7 @@ class Lifecycle:
         failed.__cause__ = ExceptionGroup("attempts to connect", failed.attempts)
         return failed
 
-    def forget(self, connection: Connection, *, sending: bool) -> None:
+    def forget(self, connection: ClientConnection, *, sending: bool) -> None:
         """Close for reconnect: only if it is still the current one.
 
         So a sender and a receiver that fail together cannot close each other's new one.
@@ -248,14 +253,44 @@ class Lifecycle:
         finally:
             await self.route.aclose()
 
-    async def sender(self, what: str) -> Connection:
-        """As `ready`; but first a sender hears of the write that failed before."""
+    async def for_send(self, what: str) -> ClientConnection:
+        """As `for_receive`; but raises first if a write failed and no sender was told.
+
+        Raises:
+            ConnectionClosed: of the connection whose write failed.
+        """
         unsent, self.unsent = self.unsent, None
         if unsent is not None and not self.closed:
             raise unsent.error("derp.Send")
-        return self.connection or await self.ready(what)
+        return self.connection or await self.for_receive(what)
 
-    async def command(self, connection: Connection, frame: bytes) -> None:
+    async def send_one(self, dst: NodePublic, data: BytesLike) -> None:
+        """Send a packet, as `Client.send`."""
+        await self.send(dst, (as_packet(data),))
+
+    async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
+        """Send packets to one peer; waits while more than 64 KiB wait to leave.
+
+        Args:
+            packets: they went through `as_packet`.
+        """
+        connection = self.connection
+        if connection is None or self.unsent is not None:
+            connection = await self.for_send("Send")
+        try:
+            done = 0
+            while done < len(packets):
+                if connection.busy:
+                    # Before as well as after, or all that wait here would each have one queued.
+                    await connection.drain()
+                done = connection.send_packets(dst, packets, done)
+            if connection.busy:
+                await connection.drain()
+        except ConnectionClosed:
+            self.forget(connection, sending=True)
+            raise
+
+    async def command(self, connection: ClientConnection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
         try:
             await _send_frame(connection, frame)
@@ -265,10 +300,10 @@ class Lifecycle:
 
     async def unkept(self, frame: bytes) -> None:
         """Send a ping or pong on the connection there is; its failure is for others to find."""
-        await _send_frame(self.live(), frame)
+        await _send_frame(self.require(), frame)
 
-    def live(self) -> Connection:
-        """The connection, for what does not make one.
+    def require(self) -> ClientConnection:
+        """The connection, for calls that do not make one.
 
         Raises:
             NotConnected: there is none.
@@ -280,7 +315,7 @@ class Lifecycle:
         return self.connection
 
 
-async def _send_frame(connection: Connection, frame: bytes) -> None:
+async def _send_frame(connection: ClientConnection, frame: bytes) -> None:
     if connection.busy:
         await connection.drain()
     connection.send_frame(frame)

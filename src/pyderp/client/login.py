@@ -11,13 +11,14 @@ from pyderp.client.target import UrlTarget
 from pyderp.errors import RemoteProtocolError, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
+from pyderp.net.tls import TLSState
 from pyderp.net.websocket import open_websocket, read_refusal
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
 
-__all__ = ["LoggedIn", "Login", "over_http", "over_stream", "over_websocket"]
+__all__ = ["Established", "Login", "over_http", "over_stream", "over_websocket"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -57,13 +58,16 @@ class Login:
         return b"".join(session.data_to_send())
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedIn:
-    """A stream that speaks DERP now."""
+@dataclass(slots=True)
+class Established:
+    """A stream on which this client has logged in: what a connection is made of."""
 
     link: Link
     session: ClientSession
     messages: list[Message]
+    """What came with the login."""
+    tls: TLSState | None = None
+    """TLS of the stream; `None`: none."""
 
 
 async def over_http(
@@ -73,7 +77,7 @@ async def over_http(
     *,
     known: tuple[NodePublic, int] | None,
     ideal_node: str = "",
-) -> LoggedIn:
+) -> Established:
     """Ask for the upgrade, and log in.
 
     Args:
@@ -97,7 +101,7 @@ async def over_http(
     if fast_start:
         session = login.session(server_key)
         link.write(request + login.first_words(session))
-        return LoggedIn(link, session, [])
+        return Established(link, session, [])
     link.write(request)
     reply = UpgradeReply()
     data = await link.read()
@@ -113,7 +117,7 @@ async def over_http(
 
 async def over_websocket(
     link: Link, target: UrlTarget, login: Login, *, ideal_node: str = ""
-) -> LoggedIn:
+) -> Established:
     """Open a websocket, and log in through it.
 
     Raises:
@@ -133,7 +137,7 @@ async def over_websocket(
 
 async def over_stream(
     link: Link, login: Login, *, server_key: NodePublic | None = None, received: bytes = b""
-) -> LoggedIn:
+) -> Established:
     """Log in over a stream that speaks DERP.
 
     Args:
@@ -163,4 +167,4 @@ async def over_stream(
         e.args = (f"{_NO_GREETING}{e}",)
         raise
     link.write(login.first_words(session))
-    return LoggedIn(link, session, messages)
+    return Established(link, session, messages)

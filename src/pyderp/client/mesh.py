@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from pyderp.client.client import Client
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import Message, PeerGone, PeerPresent
-
-if TYPE_CHECKING:
-    from pyderp.client.client import Client
 
 __all__ = ["watch_mesh"]
 

@@ -14,6 +14,7 @@ from pyderp.addresses import bracketed, format_address
 from pyderp.defaults import DEV_PORT, HTTPS_PORT
 from pyderp.errors import ConfigError
 from pyderp.maps.region import DERPNode, DERPRegion
+from pyderp.wire.http import DERP_PATH
 
 __all__ = ["GetRegion", "UrlTarget", "node_port", "node_url", "parse_url", "region_label"]
 
@@ -21,7 +22,6 @@ GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | 
 """Asked at each attempt, with or without await; may give another region each time, or none."""
 
 _HTTP_PORT: Final = 80
-_DERP_PATH: Final = "/derp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,12 @@ def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
     scheme = "https" if tls else "http"
     host_header = node_host_header(node, tls=tls)
     return UrlTarget(
-        text=f"{scheme}://{host_header}{_DERP_PATH}",
+        text=f"{scheme}://{host_header}{DERP_PATH}",
         tls=tls,
         host=node.host_name,
         port=node_port(node, tls=tls),
         host_header=host_header,
-        request_target=_DERP_PATH,
+        request_target=DERP_PATH,
     )
 
 

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from pyderp import certnames
 from pyderp.errors import CertificateError
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = [
     "describe",

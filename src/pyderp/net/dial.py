@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from pyderp.addresses import ip_literal
-from pyderp.errors import DialError, ProxyError, without_frames
+from pyderp.errors import DialError, FailureReason, ProxyError, without_frames
 from pyderp.maps.region import DERPNode
 from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
@@ -21,7 +21,7 @@ from pyderp.net.proxies import (
     socks_proxy_from_environment,
 )
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.tcp import connect_to_any, connect_to_host, staggered_race
+from pyderp.net.tcp import connect_to_any, connect_to_host, failure_reason, staggered_race
 from pyderp.net.tunnel import connect_through_http, connect_through_socks
 
 __all__ = ["dial_host", "dial_node"]
@@ -31,6 +31,8 @@ NODE_TIMEOUT: Final = 1.5
 PREFERENCE: Final = 0.2
 """Seconds that IPv4 waits for an IPv6 that is preferred."""
 _MAX_PORT: Final = 65535
+_Way: TypeAlias = tuple[socket.AddressFamily, str]
+"""A family, and an address of it or a host name."""
 _HTTPS: Final = 443
 """Proxies of nodes are chosen as if for `https://HostName/`, whatever the port."""
 
@@ -65,8 +67,7 @@ async def dial_host(
     try:
         proxy = explicit_proxy(settings) or _environment_proxy(settings, scheme, host, port)
         if proxy is not None:
-            with _naming(proxy):
-                return await _through(proxy, host, port, settings, resolver)
+            return await _through(proxy, host, port, settings, resolver)
         if dns_cache is not None:
             found = await dns_cache.lookup(host, debug=settings.debug_dns)
             first = (found.primary, *(ip for ip in found.all if ip != found.primary))
@@ -76,7 +77,7 @@ async def dial_host(
         return await link_over_socket(sock)
     except OSError as e:
         kind = ProxyError if isinstance(e, ProxyError) else DialError
-        raise kind(f"dial of {host}: {e}") from (e.__cause__ or e)
+        raise kind(f"dial of {host}: {e}", reason=failure_reason(e)) from (e.__cause__ or e)
 
 
 async def dial_node(
@@ -112,54 +113,54 @@ async def dial_node(
         settings, node.host_name, _HTTPS, tls=True
     )
     if proxy is not None and not proxy.is_socks:
-        with _naming(proxy):
-            return await connect_through_http(
-                proxy, node.host_name, port, settings=settings, resolver=resolver
-            )
+        return await _through(proxy, node.host_name, port, settings, resolver)
     ways = _ways(node)
     if not ways:
-        raise DialError("both IPv4 and IPv6 are explicitly disabled for node")
+        raise DialError(
+            "both IPv4 and IPv6 are explicitly disabled for node", reason=FailureReason.BAD_MAP
+        )
     if prefer_ipv6:
         ways.reverse()
+    proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
     try:
         async with asyncio.timeout(NODE_TIMEOUT):
-            proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
             if proxy is not None:
-                with _naming(proxy):
-                    return await _through(proxy, ways[0][1], port, settings, resolver)
+                return await _through(proxy, ways[0][1], port, settings, resolver)
             attempts = [
                 partial(
-                    connect_to_host,
-                    host,
-                    port,
-                    settings=settings,
-                    resolver=resolver,
-                    family=family,
+                    connect_to_host, host, port, settings=settings, resolver=resolver, family=family
                 )
                 for family, host in ways
             ]
             delay = PREFERENCE if prefer_ipv6 else 0
             return await link_over_socket(await staggered_race(attempts, delay=delay))
     except TimeoutError as e:
-        where = " and ".join(dict.fromkeys(host for _, host in ways))
-        by_way_of = f" through proxy {proxy.redacted}" if proxy is not None else ""
-        raise DialError(
-            f"node {node.name} ({where}, port {port}): "
-            f"no connection{by_way_of} within {NODE_TIMEOUT:g} s"
-        ) from without_frames(e)
+        raise _too_slow(node, port, ways, proxy) from without_frames(e)
+
+
+def _too_slow(node: DERPNode, port: int, ways: Sequence[_Way], proxy: Proxy | None) -> DialError:
+    where = " and ".join(dict.fromkeys(host for _, host in ways))
+    by_way_of = f" through proxy {proxy.redacted}" if proxy is not None else ""
+    return DialError(
+        f"node {node.name} ({where}, port {port}): "
+        f"no connection{by_way_of} within {NODE_TIMEOUT:g} s",
+        reason=FailureReason.TIMEOUT if proxy is None else FailureReason.PROXY_TIMEOUT,
+    )
 
 
 def _check(node: DERPNode, port: int) -> None:
     # Event loops differ in what they make of such ports; one takes them modulo 65536.
     if not 0 < port <= _MAX_PORT:
-        raise DialError(f"node {node.name}: DERPPort {port} is no port")
+        text = f"node {node.name}: DERPPort {port} is no port"
+        raise DialError(text, reason=FailureReason.BAD_MAP)
     name = node.host_name
     try:
         usable = name.isprintable() and " " not in name and name.encode("idna")
     except UnicodeError:
         usable = False
     if name and not usable and ip_literal(name) is None:
-        raise DialError(f"node {node.name}: HostName {name!r} is no host name")
+        text = f"node {node.name}: HostName {name!r} is no host name"
+        raise DialError(text, reason=FailureReason.BAD_MAP)
 
 
 @contextlib.contextmanager
@@ -172,7 +173,7 @@ def _naming(proxy: Proxy) -> Iterator[None]:
         raise
 
 
-def _ways(node: DERPNode) -> list[tuple[socket.AddressFamily, str]]:
+def _ways(node: DERPNode) -> list[_Way]:
     """Families that the node has, IPv4 first, each with an address or the host name."""
     ways = []
     for family, version, value in (
@@ -209,7 +210,10 @@ def _socks_for_node(
 async def _through(
     proxy: Proxy, host: str, port: int, settings: NetworkSettings, resolver: Resolver | None
 ) -> Link:
-    if not proxy.is_socks:
-        return await connect_through_http(proxy, host, port, settings=settings, resolver=resolver)
-    sock = await connect_through_socks(proxy, host, port, settings=settings, resolver=resolver)
-    return await link_over_socket(sock)
+    with _naming(proxy):
+        if not proxy.is_socks:
+            return await connect_through_http(
+                proxy, host, port, settings=settings, resolver=resolver
+            )
+        sock = await connect_through_socks(proxy, host, port, settings=settings, resolver=resolver)
+        return await link_over_socket(sock)

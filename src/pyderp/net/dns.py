@@ -13,13 +13,13 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeAlias
 
 from pyderp.addresses import IPAddress, parse_ip, unmapped
-from pyderp.errors import DialError, NameNotFound
+from pyderp.errors import DialError, FailureReason, NameNotFound
 from pyderp.singleflight import SingleFlight
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
 Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[IPAddress]]]
-"""Gives the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
+"""Returns the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
 It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
 
 _asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlight(keep=True)
@@ -73,9 +73,11 @@ async def lookup(
     try:
         found = await (resolver or system_resolver)(host, family)
     except OSError as e:
-        reason = e.strerror or str(e) or type(e).__name__
+        text = e.strerror or str(e) or type(e).__name__
         error = NameNotFound if _says_none(e) else DialError
-        raise error(f"look-up of {host!r}: {reason}") from e
+        late = isinstance(e, TimeoutError)
+        reason = FailureReason.TIMEOUT if late else FailureReason.UNKNOWN_NAME
+        raise error(f"look-up of {host!r}: {text}", reason=reason) from e
     except ValueError as e:  # labels too long or empty, zero bytes
         raise NameNotFound(f"{host!r} is not a host name: {e}") from e
     if not found:
@@ -223,11 +225,12 @@ class DNSCache:
                 except DialError as e:
                     failures.append(e)
                 except TimeoutError:
-                    failures.append(
-                        DialError(f"look-up of {host!r}: no answer within {timeout:g} s")
-                    )
+                    text = f"look-up of {host!r}: no answer within {timeout:g} s"
+                    failures.append(DialError(text, reason=FailureReason.TIMEOUT))
                 timeout = _FALLBACK_TIMEOUT
-            raise DialError(str(failures[0])) from ExceptionGroup("all look-ups failed", failures)
+            raise DialError(str(failures[0]), reason=failures[0].reason) from ExceptionGroup(
+                "all look-ups failed", failures
+            )
         finally:
             failures.clear()  # they hold this frame
 

@@ -15,7 +15,7 @@ from itertools import chain, zip_longest
 from typing import Any, Final, TypeAlias
 
 from pyderp.addresses import IPAddress, format_address, unmapped
-from pyderp.errors import ConfigError, DialError
+from pyderp.errors import ConfigError, DialError, FailureReason
 from pyderp.net.dns import Resolver, lookup
 from pyderp.net.settings import NetworkSettings
 from pyderp.tasks import cancel_and_wait
@@ -25,6 +25,7 @@ __all__ = [
     "connect_socket",
     "connect_to_any",
     "connect_to_host",
+    "failure_reason",
     "interleave",
     "staggered_race",
 ]
@@ -32,6 +33,13 @@ __all__ = [
 _KEEPALIVE: Final = 30
 """Seconds of silence before the kernel asks, and between two questions."""
 _DENIED: Final = (errno.EPERM, errno.EACCES)
+_REASONS: Final = (
+    (TimeoutError, FailureReason.TIMEOUT),
+    (ConnectionRefusedError, FailureReason.REFUSED),
+    (socket.gaierror, FailureReason.UNKNOWN_NAME),
+    (ConnectionError, FailureReason.CUT),
+)
+_PRECEDENCE: Final = tuple(FailureReason)
 
 
 async def connect_socket(address: str, port: int, *, settings: NetworkSettings) -> socket.socket:
@@ -52,7 +60,7 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as e:
-        raise DialError(f"connect to {where}: {_reason(e)}") from e
+        raise DialError(f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)) from e
     try:
         sock.setblocking(False)
         _set_keepalive(sock)
@@ -64,11 +72,23 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
         try:
             await asyncio.get_running_loop().sock_connect(sock, (address, port))
         except OSError as e:
-            raise DialError(f"connect to {where}: {_reason(e)}") from e
+            raise DialError(
+                f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)
+            ) from e
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def failure_reason(error: OSError) -> FailureReason:
+    """The reason of a `DialError`, or that which an error of the system stands for."""
+    if isinstance(error, DialError):
+        return error.reason
+    return next(
+        (reason for kind, reason in _REASONS if isinstance(error, kind)),
+        FailureReason.UNREACHABLE,
+    )
 
 
 def _set_keepalive(sock: socket.socket) -> None:
@@ -102,12 +122,12 @@ def _set_option(sock: socket.socket, name: str, value: bytes, what: str) -> None
         sock.setsockopt(socket.SOL_SOCKET, option, value)
     except OSError as e:
         if e.errno in _DENIED:
-            raise ConfigError(f"{what}: {_reason(e)}: {name} needs CAP_NET_ADMIN") from e
+            raise ConfigError(f"{what}: {_system_text(e)}: {name} needs CAP_NET_ADMIN") from e
         # Interfaces come and go: a later attempt may find it.
-        raise DialError(f"{what}: {_reason(e)}") from e
+        raise DialError(f"{what}: {_system_text(e)}") from e
 
 
-def _reason(error: OSError) -> str:
+def _system_text(error: OSError) -> str:
     """The system's words; event loops have different ones of their own."""
     return os.strerror(error.errno) if error.errno else str(error)
 
@@ -156,7 +176,10 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
         if fatal:
             raise fatal[0]
         if not winners:
-            raise DialError(str(failures[0])) from ExceptionGroup("all attempts failed", failures)
+            reason = min(map(failure_reason, failures), key=_PRECEDENCE.index)
+            raise DialError(str(failures[0]), reason=reason) from ExceptionGroup(
+                "all attempts failed", failures
+            )
         return winners.pop(0)
     finally:
         _close(winners)

@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pyderp.errors import CertificateError, TLSError, raisable, without_frames
+from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, without_frames
 from pyderp.net.certificate import describe, self_signed_issuer
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
@@ -148,16 +148,18 @@ class _Handshake:
                 self._link.write(self._outgoing.read())  # the alert
             if isinstance(e, ssl.SSLCertVerificationError):
                 raise self._rule.explain(e, presented_chain(self._tls)) from e
-            raise TLSError(f"{self._rule.server_name}: {self._problem(e)}") from e
+            raise self._failure(e) from e
         return True
 
-    def _problem(self, error: ssl.SSLError) -> str:
+    def _failure(self, error: ssl.SSLError) -> TLSError:
+        name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            return "the server does not speak TLS on this port"
+            text = f"{name}: the server does not speak TLS on this port"
+            return TLSError(text, reason=FailureReason.NO_TLS)
         reason = error.reason or str(error)
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return "the server speaks neither TLS 1.2 nor TLS 1.3"
-        return f"TLS handshake failed: {_words(reason)}"
+            return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
+        return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
 
     def tell(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool

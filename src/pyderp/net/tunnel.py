@@ -7,6 +7,7 @@ import base64
 import logging
 import re
 import socket
+from http import HTTPStatus
 from typing import Final, cast
 
 import h11
@@ -15,14 +16,14 @@ from python_socks import ProxyTimeoutError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as SocksProxy
 
 from pyderp.addresses import format_address
-from pyderp.errors import DialError, ProxyError, TLSError, without_frames
+from pyderp.errors import DialError, FailureReason, ProxyError, TLSError, without_frames
 from pyderp.net.dns import Resolver
 from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
 from pyderp.net.proxies import Proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tcp import connect_to_host
 from pyderp.net.tls import TLSConfig, start_tls
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 __all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", "open_tunnel"]
 
@@ -33,6 +34,14 @@ _MAX_HEAD: Final = 64 * 1024
 _HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]+")
 """What may stand in a Host header, as Go sees it (`httpguts.ValidHostHeader`), and not nothing."""
 _PROXY_TLS: Final = TLSConfig()
+
+# Answers of SOCKS5
+_LOGIN_REPLY: Final = 2
+"""Bytes of an answer to the offer of logins (RFC 1928, section 3), and to a login (RFC 1929)."""
+_NO_METHOD: Final = b"\x05\xff"
+_LOGIN_VERSION: Final = 1
+_REFUSALS: Final = range(2, 7)
+"""Answers to the request: not allowed, network or host unreachable, refused, TTL expired."""
 
 
 async def connect_to_proxy(
@@ -47,7 +56,9 @@ async def connect_to_proxy(
     try:
         return await connect_to_host(proxy.host, proxy.port, settings=settings, resolver=resolver)
     except OSError as e:
-        raise DialError(f"proxy {proxy.redacted}: {e}") from (e.__cause__ or e)
+        raise DialError(
+            f"proxy {proxy.redacted}: {e}", reason=FailureReason.PROXY_UNREACHABLE
+        ) from (e.__cause__ or e)
 
 
 async def connect_through_http(
@@ -139,9 +150,20 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     reason = printable(response.reason.decode("latin-1"))
     status = f"{response.status_code} {reason}".strip()
     if response.status_code != 200:
-        raise ProxyError(f"invalid response status from {what}: {status}")
+        raise ProxyError(
+            f"invalid response status from {what}: {status}",
+            reason=_reason_of_status(response.status_code),
+        )
     _log.debug("derphttp: CONNECT dial to %s: %s", target, status)
     return connection.trailing_data[0]
+
+
+def _reason_of_status(status: int) -> FailureReason:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED):
+        return FailureReason.PROXY_LOGIN
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND) or 500 <= status < 600:
+        return FailureReason.PROXY_REFUSED
+    return FailureReason.PROXY_BROKEN
 
 
 async def _response(link: Link, connection: h11.Connection) -> h11.Response:
@@ -211,7 +233,7 @@ async def connect_through_socks(
         ConfigError: mark or device cannot be used.
     """
     what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
-    way = _Way(proxy, settings, resolver)
+    connector = _ProxyConnector(proxy, settings, resolver)
     dialer = SocksProxy(
         ProxyType.SOCKS5,
         proxy.host,
@@ -221,30 +243,47 @@ async def connect_through_socks(
         rdns=True,
         # A proxy in front of the proxy is asked for the connection, so it may be our own
         # socket; of such a proxy only `connect` is used, and of its stream what _Stream has.
-        forward=cast("SocksProxy", way),
+        forward=cast("SocksProxy", connector),
     )
     try:
         stream = cast("_Stream", await dialer.connect(host, port))
-    except (SocksProxyError, ProxyTimeoutError) as e:
-        raise ProxyError(f"{what}: {printable(str(e))}") from e
+    except SocksProxyError as e:
+        raise ProxyError(
+            f"{what}: {printable(str(e))}", reason=connector.reason(e.error_code)
+        ) from e
+    except ProxyTimeoutError as e:
+        text = f"{what}: {printable(str(e))}"
+        raise ProxyError(text, reason=FailureReason.PROXY_TIMEOUT) from e
     except ValueError as e:
         # Neither name, user nor password have escaped: the cause may quote one of them.
         raise ProxyError(f"{what}: cannot be encoded in SOCKS5: {type(e).__name__}") from None
     return stream.socket
 
 
-class _Way:
+class _ProxyConnector:
     """How the proxy itself is reached."""
 
     def __init__(self, proxy: Proxy, settings: NetworkSettings, resolver: Resolver | None) -> None:
         self._proxy = proxy
         self._settings = settings
         self._resolver = resolver
+        self._stream: _Stream | None = None
+
+    def reason(self, reply: int | None) -> FailureReason:
+        """Why the proxy did not connect.
+
+        Args:
+            reply: its answer to the request (RFC 1928, section 6), if it came to that.
+        """
+        if self._stream is not None and self._stream.login_refused:
+            return FailureReason.PROXY_LOGIN
+        return FailureReason.PROXY_REFUSED if reply in _REFUSALS else FailureReason.PROXY_BROKEN
 
     async def connect(self, dest_host: str, dest_port: int) -> _Stream:
         """The arguments are the proxy's own address; names are python-socks'."""
         sock = await connect_to_proxy(self._proxy, settings=self._settings, resolver=self._resolver)
-        return _Stream(sock, self._proxy)
+        self._stream = _Stream(sock, self._proxy)
+        return self._stream
 
 
 class _Stream:
@@ -253,6 +292,8 @@ class _Stream:
     def __init__(self, sock: socket.socket, proxy: Proxy) -> None:
         self.socket = sock
         self._proxy = proxy
+        self.login_refused = False
+        """The proxy takes no login that we have, or not this user and password."""
 
     async def write(self, data: bytes) -> None:
         try:
@@ -271,6 +312,9 @@ class _Stream:
             if not chunk:
                 raise self._error("it closed the connection")
             data += chunk
+        # Before the answer to the request, only the answers to the login have two bytes.
+        if n == _LOGIN_REPLY and (data == _NO_METHOD or (data[0] == _LOGIN_VERSION and data[1])):
+            self.login_refused = True
         return data
 
     # The names of python-socks 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyderp.addresses import ip_literal
-from pyderp.errors import CertificateError, PinMismatch, TLSError
+from pyderp.errors import CertificateError, FailureReason, PinMismatch, TLSError
 from pyderp.maps.region import PIN_PREFIX
 from pyderp.net.certificate import describe, intercepted, is_for, quotable, reading
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
@@ -24,6 +24,13 @@ __all__ = ["Rule", "make_rule", "presented_chain"]
 
 _DER: Final = 2
 """`_ssl.ENCODING_DER`."""
+_REASONS: Final = {
+    # Codes of OpenSSL: X509_V_ERR_…
+    9: FailureReason.CERTIFICATE_NOT_YET_VALID,  # CERT_NOT_YET_VALID
+    10: FailureReason.CERTIFICATE_EXPIRED,  # CERT_HAS_EXPIRED
+    62: FailureReason.CERTIFICATE_OTHER_NAME,  # HOSTNAME_MISMATCH
+    64: FailureReason.CERTIFICATE_OTHER_NAME,  # IP_ADDRESS_MISMATCH
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,8 @@ class Rule:
         elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
                 f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
-                f" it was to have; {describe(chain[0])}"
+                f" it was to have; {describe(chain[0])}",
+                reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
 
     def explain(
@@ -75,7 +83,8 @@ class Rule:
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}"
+            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            reason=_REASONS.get(error.verify_code),
         )
 
 
@@ -127,16 +136,24 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
         )
     if host and not is_for(chain[0], host):
         raise CertificateError(
-            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}"
+            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}",
+            reason=FailureReason.CERTIFICATE_OTHER_NAME,
         )
     with reading(chain[0]) as certificate:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
-        raise CertificateError(f"cert expired {end}; {describe(chain[0])}")
+        raise CertificateError(
+            f"cert expired {end}; {describe(chain[0])}", reason=FailureReason.CERTIFICATE_EXPIRED
+        )
     if now < start:
-        raise CertificateError(f"cert not yet valid until {start}; is your clock correct?")
+        raise CertificateError(
+            f"cert not yet valid until {start}; is your clock correct?",
+            reason=FailureReason.CERTIFICATE_NOT_YET_VALID,
+        )
     if len(others) > 1:
-        raise PinMismatch("unexpected multiple certs presented")
+        raise PinMismatch(
+            "unexpected multiple certs presented", reason=FailureReason.PIN_OF_SEVERAL
+        )
 
 
 def _is_meta(der: bytes) -> bool:

@@ -79,9 +79,11 @@ class ForwarderTable:
 
 
 class MeshLink:
-    """The queue to one other relay, of ForwardPacket frames, for whoever holds the connection.
+    """The queue to one other relay, of ForwardPacket frames, for the task that writes them.
 
-    Full or disconnected means dropped: a relay in trouble must not cost this one memory.
+    Full or disconnected means dropped: a relay in trouble must not cost this one memory. A frame
+    that is being written stays in the queue until it is `written`, so that it counts as dropped
+    if the link breaks meanwhile.
 
     Args:
         wake: called when the queue gets its first frame.
@@ -108,6 +110,21 @@ class MeshLink:
         if len(self._frames) == 1:
             self._wake()
         return None
+
+    def batch(self, size: int) -> list[bytes]:
+        """The first frames, which stay queued: as many as it takes to have `size` bytes, or all."""
+        frames = []
+        for frame in self._frames:
+            frames.append(frame)
+            size -= len(frame)
+            if size <= 0:
+                break
+        return frames
+
+    def written(self, count: int) -> None:
+        """The first `count` frames were written: take them out."""
+        for _ in range(count):
+            self._size -= len(self._frames.popleft())
 
     def take(self) -> list[bytes]:
         """Take out all queued frames."""

@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.text import printable
 from pyderp.wire.frames import MAX_PACKET_SIZE
-from pyderp.wire.text import printable
 
 __all__ = [
     "MIN_BURST",

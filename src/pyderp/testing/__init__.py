@@ -5,39 +5,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pyderp.testing.faults import FaultyRelay
-    from pyderp.testing.plan import FaultCounters, Junk, Way
-    from pyderp.testing.relays import client_pair, relay
-    from pyderp.testing.threads import RelayThread
+    from pyderp.testing.faults import FaultyRelay as FaultyRelay
+    from pyderp.testing.plan import FaultCounters as FaultCounters
+    from pyderp.testing.plan import Junk as Junk
+    from pyderp.testing.plan import Way as Way
+    from pyderp.testing.relays import (
+        RelayThread as RelayThread,
+    )
+    from pyderp.testing.relays import (
+        client_pair as client_pair,
+    )
+    from pyderp.testing.relays import (
+        relay as relay,
+    )
 
-__all__ = [
-    "FaultCounters",
-    "FaultyRelay",
-    "Junk",
-    "RelayThread",
-    "Way",
-    "client_pair",
-    "relay",
-]
-
-_HOMES = {
+_HOMES: Final = {
     "FaultCounters": "plan",
     "FaultyRelay": "faults",
     "Junk": "plan",
-    "RelayThread": "threads",
+    "RelayThread": "relays",
     "Way": "plan",
     "client_pair": "relays",
     "relay": "relays",
 }
+"""Name → its module. It is imported when it is first asked for: pytest imports this package, for
+the plugin, wherever pyderp is installed."""
 
 
-if not TYPE_CHECKING:  # where it would make every name look defined
+if not TYPE_CHECKING:  # type checkers know the imports above, and no other names
+    __all__ = sorted(_HOMES)
 
     def __getattr__(name: str) -> object:
-        # pytest imports this package, for the plugin, in every run of everybody who has pyderp.
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
@@ -46,4 +47,4 @@ if not TYPE_CHECKING:  # where it would make every name look defined
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

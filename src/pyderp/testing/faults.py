@@ -18,9 +18,8 @@ from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.server.app.relay import Relay
-from pyderp.testing.connection import Connection
-from pyderp.testing.plan import CutAfter, FaultCounters, Junk, Plan, Way, make_junk
-from pyderp.testing.proxy import HOST, Proxy
+from pyderp.testing.plan import CutAfter, FaultCounters, FaultPlan, Junk, Way, make_junk
+from pyderp.testing.proxy import HOST, ProxiedConnection, Proxy
 
 __all__ = ["FaultyRelay"]
 
@@ -53,7 +52,7 @@ class FaultyRelay:
         if config.tls is not None:
             raise ConfigError("the proxy ends TLS, not the relay: use FaultyRelay(tls=True)")
         self._config = dataclasses.replace(config, address=f"{HOST}:0")
-        self._plan = Plan(seed)
+        self._plan = FaultPlan(seed)
         self._junk = self._plan.random("junk")
         self._relay: Relay | None = None
         self._tls = tls
@@ -312,7 +311,7 @@ class FaultyRelay:
         """
         return sum(connection.inject(data) for connection in self._of(client))
 
-    def _of(self, client: NodePublic | None) -> list[Connection]:
+    def _of(self, client: NodePublic | None) -> list[ProxiedConnection]:
         return [
             connection
             for connection in self._running().connections.values()

@@ -65,7 +65,7 @@ class CutAfter:
 
 
 @dataclass(slots=True)
-class Plan:
+class FaultPlan:
     """The faults of a relay, shared by all its connections."""
 
     seed: int

@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pyderp.blocking import Client
-    from pyderp.testing.threads import RelayThread
+    from pyderp.testing.relays import RelayThread
 
 # pytest imports this in every run of everybody who has pyderp: what the fixtures need is
 # imported when they are used.
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def derp_relay(request: pytest.FixtureRequest) -> Iterator[RelayThread]:
     """A relay on a free port of 127.0.0.1, in a thread of its own, with faults on demand."""
-    from pyderp.testing.threads import RelayThread
+    from pyderp.testing.relays import RelayThread
 
     marker = request.node.get_closest_marker("derp_relay")
     args, kwargs = (marker.args, marker.kwargs) if marker is not None else ((), {})

@@ -1,4 +1,4 @@
-"""A TCP proxy whose port stays the same while nobody listens."""
+"""A TCP proxy that knows DERP; its port stays the same while nothing listens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,156 @@ import functools
 import socket
 import ssl
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final
 
-from pyderp.testing.connection import Connection
-from pyderp.testing.plan import Plan
+from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
+from pyderp.testing.pipe import Cutter, Leg, Mode, Pipe, read_request
+from pyderp.testing.plan import FaultPlan, Way
+from pyderp.wire.frames import FRAME_HEADER_LEN, FrameType
+from pyderp.wire.info import seal_server_info
+from pyderp.wire.upgrade import Upgrade
 
-__all__ = ["HOST", "Proxy"]
+__all__ = ["HOST", "ProxiedConnection", "Proxy"]
+
+
+class ProxiedConnection:
+    """A client's connection and the one to the relay that belongs to it.
+
+    Args:
+        plan: the faults.
+        number: counted from 1, in the order of accepting.
+    """
+
+    def __init__(self, plan: FaultPlan, number: int) -> None:
+        self.client_key: NodePublic | None = None
+        self.over = False
+        """Whether it was ended, maybe before it was complete."""
+        self._plan = plan
+        self._number = number
+        self.up = Pipe(
+            plan,
+            "up",
+            number,
+            cutter=Cutter(self._on_request),
+            change=self._change_up,
+            deliver=lambda data: self._deliver("up", data),
+            finish=lambda: self._finish(self.relay_leg),
+        )
+        self.down = Pipe(
+            plan,
+            "down",
+            number,
+            cutter=Cutter(self._on_answer),
+            change=self._change_down,
+            deliver=lambda data: self._deliver("down", data),
+            finish=lambda: self._finish(self.client_leg),
+        )
+        self.client_leg = Leg(self.up, self.update)
+        self.relay_leg = Leg(self.down, self.update)
+
+    async def closed(self) -> None:
+        """Wait until no side has a TCP connection."""
+        for leg in (self.relay_leg, self.client_leg):
+            if leg.transport is not None:
+                await leg.lost.wait()
+
+    def update(self) -> None:
+        """Read from where bytes can go on."""
+        self.client_leg.read(not self._plan.frozen and not self.relay_leg.full)
+        self.relay_leg.read(not self._plan.frozen and not self.client_leg.full)
+
+    def thaw(self) -> None:
+        """Go on after a freeze."""
+        self.up.run()
+        self.down.run()
+        self.update()
+
+    def inject(self, data: bytes) -> bool:
+        """Put bytes between two frames to the client; `False` outside of frames."""
+        if self.down.cutter.mode is not Mode.FRAMES:
+            return False
+        self._plan.counters.injected += 1
+        self.down.put(data)
+        return True
+
+    def cut(self, *, reset: bool) -> None:
+        """End both TCP connections; what is under way is lost."""
+        self.over = True
+        self._plan.counters.cut += 1
+        self.up.stop()
+        self.down.stop()
+        self.client_leg.cut(reset=reset)
+        self.relay_leg.abort()
+
+    def abort(self) -> None:
+        """End both TCP connections, uncounted."""
+        self.over = True
+        self.up.stop()
+        self.down.stop()
+        self.client_leg.abort()
+        self.relay_leg.abort()
+
+    def _finish(self, leg: Leg) -> None:
+        self.over = True
+        leg.close()
+
+    def _deliver(self, way: Way, data: bytes) -> None:
+        leg = self.relay_leg if way == "up" else self.client_leg
+        cut = self._plan.cut_after
+        if cut is None or cut.way != way or len(data) < cut.left:
+            if cut is not None and cut.way == way:
+                cut.left -= len(data)
+            leg.write(data)
+            return
+        leg.write(data[: cut.left])
+        self._plan.cut_after = None
+        self.cut(reset=cut.reset)
+
+    # What the pipes learn
+
+    def _on_request(self, head: bytes) -> Mode:
+        upgrade, fast_start = read_request(head)
+        if upgrade is not Upgrade.NONE and self._plan.statuses:
+            self._reject(self._plan.statuses.popleft())
+            return Mode.OPAQUE
+        if upgrade is not Upgrade.DERP:
+            self.down.cutter.mode = Mode.OPAQUE
+            return Mode.OPAQUE
+        if fast_start:
+            self.down.cutter.mode = Mode.FRAMES
+        return Mode.FRAMES
+
+    def _on_answer(self, head: bytes) -> Mode:
+        return Mode.FRAMES if head.startswith(b"HTTP/1.1 101 ") else Mode.OPAQUE
+
+    def _reject(self, status: int) -> None:
+        self._plan.counters.rejected += 1
+        line = f"{status} {HTTPStatus(status).phrase}"
+        self.up.stop()
+        self.down.put(
+            f"HTTP/1.1 {line}\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+            f"Content-Length: {len(line)}\r\n\r\n{line}".encode("ascii")
+        )
+        self.down.receive_eof()
+        self.relay_leg.abort()
+
+    def _change_up(self, kind: int, frame: bytes) -> bytes:
+        if kind == FrameType.CLIENT_INFO and self.client_key is None:
+            key = frame[FRAME_HEADER_LEN : FRAME_HEADER_LEN + KEY_LEN]
+            if len(key) == KEY_LEN:
+                self.client_key = NodePublic(key)
+        return frame
+
+    def _change_down(self, kind: int, frame: bytes) -> bytes:
+        if kind != FrameType.SERVER_INFO or not self._plan.wrong_keys or self.client_key is None:
+            return frame
+        self._plan.wrong_keys -= 1
+        self._plan.counters.wrong_keys += 1
+        rng = self._plan.random(self._number, "wrong key")
+        other = NodePrivate.generate(rng.randbytes(KEY_LEN))
+        return seal_server_info(other.shared_key(self.client_key), nonce=rng.randbytes(NONCE_LEN))
+
 
 HOST: Final = "127.0.0.1"
 _BACKLOG: Final = 128
@@ -27,12 +171,12 @@ class Proxy:
         tls: the TLS context to serve, asked for each connection; `None`: plain TCP.
     """
 
-    connections: dict[int, Connection]
+    connections: dict[int, ProxiedConnection]
     """Those that are open, by number."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: FaultPlan,
         *,
         target: Callable[[], tuple[str, int]],
         tls: Callable[[], ssl.SSLContext | None],
@@ -83,7 +227,7 @@ class Proxy:
                 return
             self._plan.counters.connections += 1
             number = self._plan.counters.connections
-            connection = self.connections[number] = Connection(self._plan, number)
+            connection = self.connections[number] = ProxiedConnection(self._plan, number)
             task = asyncio.get_running_loop().create_task(
                 self._serve(sock, connection), name=f"pyderp.testing connection {number}"
             )
@@ -91,7 +235,7 @@ class Proxy:
             # Not in the task itself: a task that is cancelled at once never runs.
             task.add_done_callback(functools.partial(self._forget, number, sock))
 
-    async def _serve(self, sock: socket.socket, connection: Connection) -> None:
+    async def _serve(self, sock: socket.socket, connection: ProxiedConnection) -> None:
         loop = asyncio.get_running_loop()
         try:
             sock.setblocking(False)

@@ -1,19 +1,239 @@
-"""Relays and clients that are ready when they are handed over."""
+"""Relays and clients that are ready to be used: in this event loop, or in a thread of their own."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, TypeVar
 
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.config import RelayConfig
+from pyderp.errors import LocalProtocolError
+from pyderp.keys import NodePublic
+from pyderp.maps.region import DERPRegion
 from pyderp.net.settings import NetworkSettings
+from pyderp.relay.counters import Counters
 from pyderp.server.app.relay import Relay
 from pyderp.testing.faults import FaultyRelay
+from pyderp.testing.plan import FaultCounters, Junk, Way
 from pyderp.wire.messages import ServerInfo
 
-__all__ = ["client_pair", "relay"]
+__all__ = ["RelayThread", "client_pair", "relay"]
+
+T = TypeVar("T")
+
+_BOUND: Final = 30.0
+"""Seconds after which a call into the thread has hung."""
+_POLL: Final = 0.002
+
+
+class RelayThread:
+    """A `FaultyRelay` with an event loop and a thread of its own.
+
+    Use it as `with RelayThread() as relay:`. Attributes and methods are those of
+    `FaultyRelay`, which documents them; they may be used from any thread. A method has done
+    its work when it returns. Clients may live in any thread and on any event loop.
+
+    Args:
+        config: of the relay.
+        seed: of all random decisions.
+        tls: serve TLS, with a certificate made for it.
+    """
+
+    def __init__(
+        self, config: RelayConfig | None = None, *, seed: int = 0, tls: bool = False
+    ) -> None:
+        self._faulty = FaultyRelay(config, seed=seed, tls=tls)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen and serve."""
+        if self._thread is not None:
+            raise LocalProtocolError("this relay was started before; make a new one")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="pyderp-relay", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._wait(self._faulty.start())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop at once, and wait until the thread has ended."""
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._faulty.aclose(), loop).result(_BOUND)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(_BOUND)
+            loop.close()
+
+    def __enter__(self) -> RelayThread:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise LocalProtocolError("the relay is not started")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
+
+    def call(self, function: Callable[[FaultyRelay], T]) -> T:
+        """Run a function in the relay's thread; gives what it returns."""
+
+        async def work() -> T:
+            return function(self._faulty)
+
+        return self._wait(work())
+
+    # What it is
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients connect to; the port stays the same."""
+        return self._faulty.address
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return self._faulty.url
+
+    @property
+    def region(self) -> DERPRegion:
+        """A region with this relay only."""
+        return self._faulty.region
+
+    @property
+    def public_key(self) -> NodePublic:
+        """The key of the relay."""
+        return self._faulty.public_key
+
+    @property
+    def counters(self) -> FaultCounters:
+        """What was done to whom so far; the object is live."""
+        return self._faulty.counters
+
+    @property
+    def relay_counters(self) -> Counters:
+        """What the relay behind the proxy counted; another object after `restart`."""
+        return self._faulty.relay.counters
+
+    @property
+    def clients(self) -> int:
+        """Connections that are logged in."""
+        return self._faulty.relay.clients
+
+    def wait_for_clients(self, count: int, *, timeout: float = 10.0) -> None:
+        """Wait until exactly so many connections are logged in.
+
+        Raises:
+            TimeoutError: they are not, after `timeout` seconds.
+        """
+
+        async def work() -> None:
+            async with asyncio.timeout(timeout):
+                while self.clients != count:  # noqa: ASYNC110 (nobody tells)
+                    await asyncio.sleep(_POLL)
+
+        try:
+            self._wait(work())
+        except TimeoutError:
+            raise TimeoutError(f"{self.clients} clients are logged in, not {count}") from None
+
+    # Faults
+
+    @property
+    def latency(self) -> float:
+        """Seconds that everything is late, each way."""
+        return self._faulty.latency
+
+    @latency.setter
+    def latency(self, seconds: float) -> None:
+        self._faulty.latency = seconds
+
+    @property
+    def jitter(self) -> float:
+        """Seconds, at most, that a frame is later than `latency` says."""
+        return self._faulty.jitter
+
+    @jitter.setter
+    def jitter(self, seconds: float) -> None:
+        self._faulty.jitter = seconds
+
+    @property
+    def loss(self) -> float:
+        """How probably a packet is lost, each way."""
+        return self._faulty.loss
+
+    @loss.setter
+    def loss(self, probability: float) -> None:
+        self._faulty.loss = probability
+
+    def drop_next(self, count: int = 1, *, way: Way = "up") -> None:
+        """Drop exactly the next packets."""
+        self.call(lambda relay: relay.drop_next(count, way=way))
+
+    def cut(self, *, reset: bool = False, client: NodePublic | None = None) -> int:
+        """End connections now; gives how many there were."""
+        return self.call(lambda relay: relay.cut(reset=reset, client=client))
+
+    def cut_after(self, nbytes: int, *, way: Way = "down", reset: bool = False) -> None:
+        """End one connection when so many bytes more went one way."""
+        self.call(lambda relay: relay.cut_after(nbytes, way=way, reset=reset))
+
+    def freeze(self) -> None:
+        """Pass nothing on until `thaw`."""
+        self.call(lambda relay: relay.freeze())
+
+    def thaw(self) -> None:
+        """Pass on what came since `freeze`, and what comes."""
+        self.call(lambda relay: relay.thaw())
+
+    def refuse(self) -> None:
+        """Refuse new connections until `accept`."""
+        self.call(lambda relay: relay.refuse())
+
+    def accept(self) -> None:
+        """Accept new connections again."""
+        self.call(lambda relay: relay.accept())
+
+    def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
+        """Stop the relay and start one anew behind the same port."""
+        self._wait(self._faulty.restart(new_key=new_key, announce=announce))
+
+    def wrong_key(self, logins: int = 1) -> None:
+        """Answer the next logins under another key than the one announced."""
+        self.call(lambda relay: relay.wrong_key(logins))
+
+    def http_status(self, status: int, *, count: int = 1) -> None:
+        """Answer the next requests for an upgrade with an HTTP error."""
+        self.call(lambda relay: relay.http_status(status, count=count))
+
+    def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
+        """Send what a relay should not send; gives what was sent."""
+        return self.call(lambda relay: relay.junk(kind, client=client))
+
+    def inject(self, data: bytes, *, client: NodePublic | None = None) -> int:
+        """Send bytes of your own between two frames; gives to how many connections."""
+        return self.call(lambda relay: relay.inject(data, client=client))
 
 
 @contextlib.asynccontextmanager

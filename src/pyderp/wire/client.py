@@ -7,10 +7,11 @@ from enum import Enum, auto
 
 from pyderp.errors import LocalProtocolError, RemoteProtocolError, raisable, without_frames
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
+from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire import frames
-from pyderp.wire.buffer import FrameBuffer
+from pyderp.wire.buffer import FrameBuffer, PacketLane, SendQueue
 from pyderp.wire.frames import BytesLike, FrameType
-from pyderp.wire.info import ClientInfo, open_server_info_untrusted, seal_client_info
+from pyderp.wire.info import ClientInfo, OwnNonces, open_server_info_untrusted, seal_client_info
 from pyderp.wire.messages import (
     Message,
     ServerInfo,
@@ -18,9 +19,6 @@ from pyderp.wire.messages import (
     has_short_app_name,
     unpack_message_untrusted,
 )
-from pyderp.wire.nonces import OwnNonces
-from pyderp.wire.packets import PacketLane, pack_send_packets
-from pyderp.wire.text import invalid_app_name, is_app_name
 
 __all__ = ["ClientSession", "ClientState"]
 
@@ -74,7 +72,8 @@ class ClientSession:
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
         self._between_frames = server_key is not None
-        self._out: list[bytes] = []
+        self.out = SendQueue()
+        """What `data_to_send` will return; a client that counts it and limits it may add to it."""
         self.error: RemoteProtocolError | None = None
         if server_key is not None:
             self._login(server_key)
@@ -105,9 +104,8 @@ class ClientSession:
         return messages
 
     def data_to_send(self) -> list[bytes]:
-        """What to write, in order; the list is handed over."""
-        out, self._out = self._out, []
-        return out
+        """What to write, in order and in pieces of any size; the list is handed over."""
+        return self.out.take()
 
     def send_packet(self, dst: NodePublic, packet: BytesLike) -> None:
         """Queue a packet of at most 64 KiB for `dst`.
@@ -116,7 +114,7 @@ class ClientSession:
             TypeError: not a bytes-like object.
             LocalProtocolError: too big, or not ready.
         """
-        self._send(frames.pack_send_packet(dst, packet))
+        self._send(frames.pack_send_packet(dst, packet), packets=1)
 
     def send_packets(self, dst: NodePublic, packets: Iterable[BytesLike]) -> None:
         """Queue packets of at most 64 KiB each for `dst`: all, or none if this raises.
@@ -125,12 +123,13 @@ class ClientSession:
             TypeError: one is not a bytes-like object.
             LocalProtocolError: one is too big, or not ready.
         """
-        if data := pack_send_packets(dst, packets):
-            self._send(data)
+        checked = [frames.as_packet(packet) for packet in packets]
+        self._check_ready()
+        self.out.add_packets(dst, checked)
 
     def forward_packet(self, src: NodePublic, dst: NodePublic, packet: BytesLike) -> None:
         """Queue a packet from `src` for `dst`; needs the mesh key."""
-        self._send(frames.pack_forward_packet(src, dst, packet))
+        self._send(frames.pack_forward_packet(src, dst, packet), packets=1)
 
     def send_ping(self, data: BytesLike) -> None:
         """Queue a Ping of eight bytes."""
@@ -152,15 +151,18 @@ class ClientSession:
         """Ask the relay to close all connections of `target`; needs the mesh key."""
         self._send(frames.pack_close_peer(target))
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes, *, packets: int = 0) -> None:
+        self._check_ready()
+        self.out.add(frame, packets=packets)
+
+    def _check_ready(self) -> None:
         if self.state is not ClientState.READY:
             raise LocalProtocolError(f"cannot send while {self.state.name.lower()}")
-        self._out.append(frame)
 
     def _login(self, server: NodePublic) -> None:
         self.server_key = server
         nonce = self._nonces.make()
-        self._out.append(seal_client_info(self.private, server, self._info, nonce=nonce))
+        self.out.add(seal_client_info(self.private, server, self._info, nonce=nonce))
         self._buffer.limit = frames.MAX_CLIENT_FRAME
         self.state = ClientState.READY
 

@@ -21,7 +21,7 @@ from pyderp.errors import (
     UnexpectedFrame,
 )
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePublic
-from pyderp.wire.text import invalid_app_name, is_app_name
+from pyderp.text import invalid_app_name, is_app_name
 
 __all__ = [
     "FRAME_HEADER_LEN",
@@ -54,6 +54,7 @@ __all__ = [
     "pack_server_info",
     "pack_server_key",
     "pack_watch_conns",
+    "send_packet_head",
 ]
 
 PROTOCOL_VERSION: Final = 2
@@ -213,13 +214,19 @@ def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
 # Packets
 
 
+def send_packet_head(dst: NodePublic, size: int) -> bytes:
+    """What stands before a packet of `size` bytes in a SendPacket frame: header and destination."""
+    return HEADER.pack(FrameType.SEND_PACKET, KEY_LEN + size) + dst.raw
+
+
 def pack_send_packet(dst: NodePublic, packet: BytesLike) -> bytes:
     """04 SendPacket: destination 32 ‖ packet.
 
     Raises:
         as `as_packet`.
     """
-    return pack_frame(FrameType.SEND_PACKET, dst.raw + as_packet(packet))
+    packet = as_packet(packet)
+    return send_packet_head(dst, len(packet)) + packet
 
 
 def pack_received_packet(src: NodePublic, packet: BytesLike) -> bytes:

@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
 import h11
 
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
-__all__ = ["HttpConnection", "Request", "Response", "StreamedResponse", "text_response"]
+__all__ = [
+    "BROWSER_HEADERS",
+    "DERP_PATH",
+    "Answer",
+    "HttpConnection",
+    "Request",
+    "Response",
+    "Routes",
+    "StreamedResponse",
+    "page",
+    "text_response",
+]
+
+DERP_PATH: Final = "/derp"
+BROWSER_HEADERS: Final = (
+    ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
+    (
+        "Content-Security-Policy",
+        "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; "
+        "block-all-mixed-content; object-src 'none'",
+    ),
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
 
 _MAX_QUERY_FIELDS: Final = 50
 
@@ -89,6 +113,12 @@ class StreamedResponse:
     chunks: AsyncGenerator[bytes, None]
 
 
+Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
+"""What a request is answered with, now or later."""
+Routes: TypeAlias = Callable[[Request], Answer]
+"""Decides on the answer to a request."""
+
+
 def text_response(status: int, text: str, *, close: bool = False) -> Response:
     """A plain-text error or note, in the form of Go's `http.Error`."""
     headers = [
@@ -96,6 +126,11 @@ def text_response(status: int, text: str, *, close: bool = False) -> Response:
         ("X-Content-Type-Options", "nosniff"),
     ]
     return Response(status, headers, text.encode() + b"\n", close)
+
+
+def page(content_type: str, body: bytes) -> Response:
+    """A page for browsers, with the headers that restrict what they do with it."""
+    return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)
 
 
 def _has_two_lengths(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -1,14 +1,20 @@
-"""The two sealed JSON blobs of a login: ClientInfo and ServerInfo.
+"""The two sealed JSON blobs of a login: ClientInfo and ServerInfo; and their nonces.
 
 Decoding has Go's manners (`pyderp.gojson`): names match in any case, unknown ones are ignored
 whatever their value is, missing ones are zero, `null` is "nothing said"; a value of the wrong type
 rejects the blob.
+
+Both boxes of a login are sealed under the one key that client and relay share. So a box opens
+at the side that sealed it as well, and DERP's JSON does not tell them apart: a ServerInfo passes
+as a ClientInfo that says little, and a ClientInfo as a ServerInfo. So each side makes nonces that
+it knows again, and refuses a box of its own that comes back (`OwnNonces`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +28,8 @@ from pyderp.errors import (
     RemoteProtocolError,
     UnexpectedFrame,
 )
-from pyderp.keys import KEY_LEN, MeshKey, NodePrivate, NodePublic, open_sealed, seal
+from pyderp.keys import KEY_LEN, NONCE_LEN, MeshKey, NodePrivate, NodePublic, open_sealed, seal
+from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire.frames import (
     MAX_INFO_LEN,
     MIN_CLIENT_INFO,
@@ -32,14 +39,46 @@ from pyderp.wire.frames import (
     pack_server_info,
 )
 from pyderp.wire.messages import ServerInfo
-from pyderp.wire.text import invalid_app_name, is_app_name
 
-__all__ = ["ClientInfo", "open_client_info_untrusted", "open_server_info_untrusted"]
+__all__ = ["ClientInfo", "OwnNonces", "open_client_info_untrusted", "open_server_info_untrusted"]
 
 _TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
 _INTEGER: Final = re.compile("-?[0-9]{1,19}")
 """What may be one of 64 bits; JSON has no leading zeros."""
+_MARK_LEN: Final = 8
+"""One of 2**64 foreign nonces is taken for an own one. 16 random bytes remain, which is plenty:
+2**64 boxes between the same two keys until two nonces may be equal."""
+
+
+class OwnNonces:
+    """Makes nonces that end in a keyed hash of their beginning. To others all of it is random.
+
+    Args:
+        private: whose nonces they are.
+        role: keeps apart what one key does as a relay and as a client.
+        random: gives n fresh random bytes.
+    """
+
+    __slots__ = ("_key", "_random")
+
+    def __init__(
+        self, private: NodePrivate, role: bytes, *, random: Callable[[int], bytes]
+    ) -> None:
+        self._key = private.derive(b"pyderp login nonces: " + role)
+        self._random = random
+
+    def make(self) -> bytes:
+        """A fresh nonce."""
+        start = self._random(NONCE_LEN)[:-_MARK_LEN]
+        return start + self._mark(start)
+
+    def made(self, nonce: bytes) -> bool:
+        """Whether it is one of these."""
+        return self._mark(nonce[:-_MARK_LEN]) == nonce[-_MARK_LEN:]
+
+    def _mark(self, start: bytes) -> bytes:
+        return hashlib.blake2b(start, digest_size=_MARK_LEN, key=self._key).digest()
 
 
 @dataclass(slots=True)
@@ -51,7 +90,7 @@ class ClientInfo:
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
-    """Which program it is, in its own words; `pyderp.wire.text.is_app_name` has the rule."""
+    """Which program it is, in its own words; `pyderp.text.is_app_name` has the rule."""
     takes_health: bool = False
     """Takes Health and Restarting frames; a field of ours, which other relays ignore."""
 

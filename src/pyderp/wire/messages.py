@@ -13,9 +13,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 from pyderp.addresses import unmapped
+from pyderp.errors import Restarting
 from pyderp.keys import KEY_LEN, NodePublic
+from pyderp.text import is_app_name
 from pyderp.wire.frames import MIN_PEER_PRESENT_LEN, PING_LEN, FrameType, PeerPresentFlags
-from pyderp.wire.text import is_app_name
 
 __all__ = [
     "Health",
@@ -97,14 +98,6 @@ class Health:
     """A problem the relay sees with this connection; empty text: healthy again."""
 
     problem: str
-
-
-@dataclass(slots=True)
-class Restarting:
-    """The relay is about to restart. Both times in seconds."""
-
-    reconnect_in: float
-    try_for: float
 
 
 @dataclass(slots=True)

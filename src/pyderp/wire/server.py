@@ -13,11 +13,11 @@ from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, FrameType, pack_server_key
 from pyderp.wire.info import (
     ClientInfo,
+    OwnNonces,
     check_client_info_frame_untrusted,
     open_client_info_untrusted,
     seal_server_info,
 )
-from pyderp.wire.nonces import OwnNonces
 
 __all__ = ["LoggedIn", "ServerLogin"]
 

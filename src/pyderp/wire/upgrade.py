@@ -8,11 +8,11 @@ from typing import Final
 
 import h11
 
-from pyderp.errors import BadUpgrade, UpgradeRejected, without_frames
+from pyderp.errors import BadUpgrade, FailureReason, UpgradeRejected, without_frames
 from pyderp.keys import NodePublic
+from pyderp.text import printable
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import Request
-from pyderp.wire.text import printable
 
 __all__ = [
     "Upgrade",
@@ -159,7 +159,8 @@ class UpgradeReply:
             if self._refused is not None or not data:
                 raise self._error() from e
             problem = printable(str(e), 100)
-            raise BadUpgrade(f"the relay's answer is not HTTP: {problem}") from e
+            text = f"the relay's answer is not HTTP: {problem}"
+            raise BadUpgrade(text, reason=FailureReason.NO_HTTP) from e
 
     def refusal(self) -> UpgradeRejected:
         """The error of a refusal, with as much of its body as has come; once it is `refused`."""
@@ -171,5 +172,6 @@ class UpgradeReply:
 
     def _error(self) -> BadUpgrade:
         if self._refused is None:
-            return BadUpgrade("the relay closed the connection without an answer")
+            text = "the relay closed the connection without an answer"
+            return BadUpgrade(text, reason=FailureReason.NO_HTTP)
         return self.refusal()

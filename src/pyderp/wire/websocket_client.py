@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, without_frames
-from pyderp.wire.text import printable
+from pyderp.text import printable
 from pyderp.wire.upgrade import UpgradeReply
 from pyderp.wire.websocket import (
     MAX_RECEIVED_MESSAGE,

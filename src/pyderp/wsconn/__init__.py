@@ -8,14 +8,14 @@
 For anyio's `ByteStream` see `pyderp.wsconn.for_anyio`, which needs anyio.
 """
 
-from pyderp.wsconn.scope import Connection, Scope
+from pyderp.wsconn.bounds import Scope, WebSocketConnection
 from pyderp.wsconn.stream import CLOSE_TIMEOUT, GO_READ_LIMIT, WebSocketStream, net_conn
 
 __all__ = [
     "CLOSE_TIMEOUT",
     "GO_READ_LIMIT",
-    "Connection",
     "Scope",
+    "WebSocketConnection",
     "WebSocketStream",
     "net_conn",
 ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
-from functools import partial
 from types import TracebackType
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 from weakref import WeakMethod
 
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
@@ -16,9 +14,8 @@ from websockets.protocol import State
 
 from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError, raisable
 from pyderp.tasks import run_together
-from pyderp.wsconn.deadline import Deadline
-from pyderp.wsconn.inbox import Inbox, closed_error
-from pyderp.wsconn.scope import Connection, Scope, drop
+from pyderp.wsconn.bounds import Deadline, Scope, WebSocketConnection, drop
+from pyderp.wsconn.messages import LONGEST_CHARACTER, Inbox, closed_error, split
 
 __all__ = ["CLOSE_TIMEOUT", "GO_READ_LIMIT", "WebSocketStream", "net_conn"]
 
@@ -28,8 +25,6 @@ GO_READ_LIMIT: Final = 32768
 """Bytes of the largest message that a Go peer takes unless it was told otherwise."""
 
 _UNKNOWN_ADDRESS: Final = "websocket/unknown-addr"
-_LONGEST_CHARACTER: Final = 4
-"""Bytes of a character in UTF-8."""
 _GO_NAMES: Final = {True: "MessageBinary", False: "MessageText"}
 
 
@@ -45,7 +40,7 @@ class WebSocketStream:
 
     def __init__(
         self,
-        websocket: Connection,
+        websocket: WebSocketConnection,
         *,
         binary: bool,
         remote_address: str,
@@ -60,9 +55,9 @@ class WebSocketStream:
         self._inbox = Inbox(websocket, binary=binary)
         self._reads = asyncio.Lock()
         # Weak: we hold the deadlines, and while one has a timer an operation of ours is running.
-        drop_us = WeakMethod(self._drop)
-        self._read_deadline = Deadline("read", partial(_cut, drop_us, "a read deadline"))
-        self._write_deadline = Deadline("write", partial(_cut, drop_us, "a write deadline"))
+        cut = WeakMethod(self._drop)
+        self._read_deadline = Deadline("read", cut)
+        self._write_deadline = Deadline("write", cut)
         # Why this side ended it; empty: it did not.
         self._over = ""
         self._closed = False
@@ -146,7 +141,7 @@ class WebSocketStream:
             raise LocalProtocolError("concurrent writes are not allowed")
         with self._write_deadline.operation():
             self._check_open()
-            for message in self._messages(data):
+            for message in split(data, binary=self._binary, size=self._max_message):
                 await self._send(message)
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
@@ -260,21 +255,6 @@ class WebSocketStream:
 
     # Inside: writing
 
-    def _messages(self, data: bytes | bytearray | memoryview) -> Iterator[memoryview]:
-        view = memoryview(data).cast("B")
-        if not self._binary:
-            bytes(view).decode()  # RFC 6455, section 5.6: text is UTF-8
-        size = self._max_message
-        if size is None or len(view) <= size:
-            yield view
-            return
-        while view:
-            end = min(size, len(view))
-            if not self._binary:
-                end = _end_of_character(view, end)
-            yield view[:end]
-            view = view[end:]
-
     async def _send(self, message: memoryview) -> None:
         try:
             if self._websocket.state is State.OPEN:
@@ -331,21 +311,8 @@ class WebSocketStream:
             await self._websocket.wait_closed()
 
 
-def _cut(drop_stream: WeakMethod[Any], why: str) -> None:
-    method = drop_stream()
-    if method is not None:
-        method(why)
-
-
-def _end_of_character(view: memoryview, end: int) -> int:
-    """The last end of a UTF-8 character at or before `end`."""
-    while end < len(view) and view[end] & 0xC0 == 0x80:
-        end -= 1
-    return end
-
-
 def net_conn(
-    websocket: Connection,
+    websocket: WebSocketConnection,
     *,
     binary: bool = True,
     remote_address: str = "",
@@ -370,8 +337,8 @@ def net_conn(
     Raises:
         ValueError: `max_message` is too small for one character.
     """
-    if max_message is not None and max_message < _LONGEST_CHARACTER:
-        raise ValueError(f"max_message must be at least {_LONGEST_CHARACTER}")
+    if max_message is not None and max_message < LONGEST_CHARACTER:
+        raise ValueError(f"max_message must be at least {LONGEST_CHARACTER}")
     return WebSocketStream(
         websocket,
         binary=binary,

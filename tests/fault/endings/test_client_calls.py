@@ -7,6 +7,7 @@ import contextlib
 import functools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -19,6 +20,7 @@ from pyderp import (
     DERPRegion,
     NetworkSettings,
     blocking,
+    dial_region_tls,
     watch_mesh,
 )
 from pyderp.addresses import IPAddress, parse_ip
@@ -195,11 +197,12 @@ async def get_region_raises() -> None:
 
 async def only_tls() -> None:
     async with peer_at("http", way=TLS) as good, for_region(lambda: None) as client:
-        link, _ = await client.dial_region_tls(region(1, good.port))
+        dial = partial(dial_region_tls, config=client._life._config)
+        link, _ = await dial(region(1, good.port))
         link.abort()
         del link
-        await fails(client.dial_region_tls(region(1, 2)))
-        await cancelled(client.dial_region_tls(region(good.port)))
+        await fails(dial(region(1, 2)))
+        await cancelled(dial(region(good.port)))
 
 
 # A program's own functions and streams

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pyderp import Client, ClientConfig, ConnectError, ServerInfo
+from pyderp import Client, ClientConfig, ConnectError, ServerInfo, dial_region_tls
 from pyderp.net.websocket import WebSocketLink
 from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Relay, Setup
@@ -76,7 +76,7 @@ def test_packets_pass_both_ways(
             await deliver(b, a, b"from b to a")
             version = None if a.tls_state is None else a.tls_state.version
             assert version == (None if mode.setup == "plain" else "TLSv1.3")
-            assert isinstance(a._life.live().link, WebSocketLink) is mode.websocket
+            assert isinstance(a._life.require().link, WebSocketLink) is mode.websocket
             assert a.server_public_key == b.server_public_key
             assert await a.ping() < 5
 
@@ -187,19 +187,19 @@ def test_probe_paths(kind: Kind, relays: GetRelay, run: Run) -> None:
 
 
 def test_dial_region_tls(kind: Kind, relays: GetRelay, run: Run) -> None:
-    """A client for latency gets a verified TLS stream and the node that it leads to."""
+    """Returns a verified TLS stream and the node that it leads to."""
     relay = relays(kind, "pinned")
 
     async def main() -> None:
         wanted = node(relay)
-        async with Client.for_latency(config=ClientConfig(network=config(relay).network)) as client:
-            link, found = await client.dial_region_tls(region(wanted))
-            try:
-                assert found is wanted
-                assert link.remote_address == (relay.address, relay.port)
-                link.write(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await within(link.read())).startswith(b"HTTP/1.1 200")
-            finally:
-                link.abort()
+        network = config(relay).network
+        link, found = await dial_region_tls(region(wanted), config=ClientConfig(network=network))
+        try:
+            assert found is wanted
+            assert link.remote_address == (relay.address, relay.port)
+            link.write(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await within(link.read())).startswith(b"HTTP/1.1 200")
+        finally:
+            link.abort()
 
     run(main())

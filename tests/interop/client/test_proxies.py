@@ -266,7 +266,7 @@ def test_websocket_by_environment_proxy(
         client = by_url(relay, network, websocket=True)
         async with client:
             await client.connect()
-            assert isinstance(client._life.live().link, WebSocketLink)
+            assert isinstance(client._life.require().link, WebSocketLink)
             await works(client, directly(relay))
 
     run(main())

@@ -162,7 +162,7 @@ def test_late_receiver_leaves_the_new_connection_alone(
                 assert caught.value.generation == 1
                 assert client.connected
                 await client.ping()
-                _, generation = await client.recv_detail()
+                _, generation = await client.recv_with_generation()
                 assert generation == client.generation == client.stats.connects == 2
 
     run(main())

@@ -97,7 +97,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 async def a_certificate_expires_soon(it: Scene) -> None:
     assert it.relay._parts is not None
     write_pair(it.directory, NAME, days=3)
-    it.relay._parts.look_at_certificates()
+    it.relay._look_at_certificates(it.relay._parts)
     await it.witness.wait_for(Health)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from pyderp.wsconn import Connection
+from pyderp.wsconn import WebSocketConnection
 from tests.interop.peers import REPOSITORY, need
 
 Role: TypeAlias = Literal["client", "server"]
@@ -73,7 +73,9 @@ async def _started(*args: str) -> AsyncIterator[GoEnd]:
 
 
 @contextlib.asynccontextmanager
-async def connected(role: Role, kind: str, *steps: str) -> AsyncIterator[tuple[Connection, GoEnd]]:
+async def connected(
+    role: Role, kind: str, *steps: str
+) -> AsyncIterator[tuple[WebSocketConnection, GoEnd]]:
     """Our end of a connection, and Go's, which goes through its steps.
 
     Args:
@@ -91,15 +93,19 @@ async def connected(role: Role, kind: str, *steps: str) -> AsyncIterator[tuple[C
 
 
 @contextlib.asynccontextmanager
-async def _to_go(*args: str, ended: asyncio.Event) -> AsyncIterator[tuple[Connection, GoEnd]]:
+async def _to_go(
+    *args: str, ended: asyncio.Event
+) -> AsyncIterator[tuple[WebSocketConnection, GoEnd]]:
     async with _started(*args) as go:
         url = f"ws://127.0.0.1:{await go.port()}/"
         yield await connect(url, proxy=None, **_OPTIONS), go
 
 
 @contextlib.asynccontextmanager
-async def _from_go(*args: str, ended: asyncio.Event) -> AsyncIterator[tuple[Connection, GoEnd]]:
-    accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+async def _from_go(
+    *args: str, ended: asyncio.Event
+) -> AsyncIterator[tuple[WebSocketConnection, GoEnd]]:
+    accepted: asyncio.Future[WebSocketConnection] = asyncio.get_running_loop().create_future()
 
     async def handle(websocket: ServerConnection) -> None:
         accepted.set_result(websocket)

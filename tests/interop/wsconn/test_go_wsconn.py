@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 
 from pyderp.errors import ConnectionClosed, RemoteProtocolError
-from pyderp.wsconn import GO_READ_LIMIT, Connection, Scope, net_conn
+from pyderp.wsconn import GO_READ_LIMIT, Scope, WebSocketConnection, net_conn
 from tests.conftest import Run
 
 from .gowsconn import Role, connected
@@ -267,7 +267,7 @@ def test_cancelled_reads_lose_nothing_of_what_go_sends(run: Run, role: Role) -> 
 # Sizes
 
 
-async def sends(websocket: Connection, size: int) -> None:
+async def sends(websocket: WebSocketConnection, size: int) -> None:
     """One message of so many bytes."""
     await net_conn(websocket).write(bytes(size))
 

@@ -12,13 +12,13 @@ from pyderp import RelayConfig
 from pyderp.admission import ClientIdentity
 from pyderp.config import AdmissionConfig
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
-from pyderp.server.app.assemble import Parts
-from pyderp.server.conn.context import Core
+from pyderp.server.app.assemble import live_clients, revoke
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.client import ClientSession
 from pyderp.wire.info import ClientInfo
 from tests.conftest import Run
 from tests.server.dial import connect
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
 
@@ -51,12 +51,12 @@ def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them(run: Run) -> No
 
 
 @pytest.fixture
-def core() -> Core:
-    return make_core(FakeLoop(), mesh_key=MESH_KEY)
+def core() -> ConnectionContext:
+    return make_context(FakeLoop(), mesh_key=MESH_KEY)
 
 
 def join(
-    core: Core, private: NodePrivate, address: str, *, mesh_key: MeshKey | None = None
+    core: ConnectionContext, private: NodePrivate, address: str, *, mesh_key: MeshKey | None = None
 ) -> Wire:
     wire = Wire(core, peername=(address, 4711))
     wire.private = private
@@ -65,14 +65,16 @@ def join(
     return wire
 
 
-def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(core: Core) -> None:
-    parts = Parts(RelayConfig(), core, NodePrivate.generate())
+def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(
+    core: ConnectionContext,
+) -> None:
+    router = core.router
     private, stranger = NodePrivate.generate(), NodePrivate.generate()
     here, here_too = (join(core, private, "192.0.2.1") for _ in range(2))
     there = join(core, private, "::ffff:192.0.2.2")
     peer = join(core, private, "192.0.2.1", mesh_key=MESH_KEY)
     other = join(core, stranger, "192.0.2.1")
-    assert Counter(parts._live()) == {
+    assert Counter(live_clients(router)) == {
         ClientIdentity(private.public, "192.0.2.1"): 2,
         ClientIdentity(private.public, "192.0.2.2"): 1,
         ClientIdentity(stranger.public, "192.0.2.1"): 1,
@@ -82,7 +84,7 @@ def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(cor
         here.loop.turn()
         return [wire for wire in (here, here_too, there, peer, other) if wire.gone]
 
-    parts._revoke(private.public, "192.0.2.1", "not here")
+    revoke(router, private.public, "192.0.2.1", "not here")
     assert gone() == [here, here_too]
-    parts._revoke(private.public, None, "nowhere")
+    revoke(router, private.public, None, "nowhere")
     assert gone() == [here, here_too, there]

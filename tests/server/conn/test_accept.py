@@ -12,8 +12,9 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.server.conn.accept import AcceptGate, log_accept_errors, open_files, raise_file_limit
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.accept import AcceptGate, log_accept_errors
+from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.kernel import open_files, raise_file_limit
 from tests.conftest import Run
 from tests.server.dial import (
     Client,
@@ -25,7 +26,7 @@ from tests.server.dial import (
     passes,
     until_gone,
 )
-from tests.server.fakes import FakeLoop, make_core
+from tests.server.fakes import FakeLoop, make_context
 from tests.server.ways import over_tls
 
 
@@ -59,18 +60,20 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop)
 
 
-def test_without_a_limit_all_are_taken(core: Core) -> None:
-    gate = AcceptGate(core, math.inf, 1)
+def test_without_a_limit_all_are_taken(core: ConnectionContext) -> None:
+    gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     assert taken(gate, 500) == 500
     assert (gate.accepted, gate.rejected, gate.shed) == (500, 0, 0)
 
 
-def test_a_burst_is_taken_at_once_and_then_the_rate(core: Core, loop: FakeLoop) -> None:
-    gate = AcceptGate(core, 10, 5)
+def test_a_burst_is_taken_at_once_and_then_the_rate(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
+    gate = AcceptGate(core.loop, core.protocols, limit=10, burst=5)
     assert taken(gate, 8) == 5
     loop.now += 0.31
     assert taken(gate, 8) == 3
@@ -79,30 +82,30 @@ def test_a_burst_is_taken_at_once_and_then_the_rate(core: Core, loop: FakeLoop) 
     assert (gate.accepted, gate.rejected, gate.shed) == (13, 11, 0)
 
 
-def test_a_burst_of_nothing_takes_nobody(core: Core, loop: FakeLoop) -> None:
-    gate = AcceptGate(core, 10, 0)
+def test_a_burst_of_nothing_takes_nobody(core: ConnectionContext, loop: FakeLoop) -> None:
+    gate = AcceptGate(core.loop, core.protocols, limit=10, burst=0)
     loop.now += 3600
     assert taken(gate, 3) == 0
 
 
-def test_the_side_listener_has_no_rate(core: Core) -> None:
-    gate = AcceptGate(core, 1, 1)
+def test_the_side_listener_has_no_rate(core: ConnectionContext) -> None:
+    gate = AcceptGate(core.loop, core.protocols, limit=1, burst=1)
     factory = gate.guard(asyncio.Protocol, limited=False)
     assert all(type(factory()) is asyncio.Protocol for _ in range(5))
 
 
-def test_a_quarter_of_few_files_is_kept(core: Core) -> None:
+def test_a_quarter_of_few_files_is_kept(core: ConnectionContext) -> None:
     with file_limit(200):
-        gate = AcceptGate(core, math.inf, 1)
+        gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     assert gate.most <= 200 - 50
     with file_limit(4096):
-        assert AcceptGate(core, math.inf, 1).most <= 4096 - 64
+        assert AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1).most <= 4096 - 64
 
 
 def test_floods_are_told_of_now_and_then(
-    core: Core, loop: FakeLoop, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, loop: FakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate = AcceptGate(core, 1, 1)
+    gate = AcceptGate(core.loop, core.protocols, limit=1, burst=1)
     taken(gate, 100)
     assert len(caplog.records) == 1
     loop.now += 10
@@ -176,9 +179,9 @@ def test_open_files_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_files() == 0
 
 
-def test_who_comes_in_the_same_turn_counts(core: Core, loop: FakeLoop) -> None:
+def test_who_comes_in_the_same_turn_counts(core: ConnectionContext, loop: FakeLoop) -> None:
     """asyncio accepts many at once, before the core knows of the first."""
-    gate = AcceptGate(core, math.inf, 1)
+    gate = AcceptGate(core.loop, core.protocols, limit=math.inf, burst=1)
     gate.most = 3
     assert taken(gate, 10) == 3
     assert gate.shed == 7

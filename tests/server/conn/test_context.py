@@ -5,10 +5,10 @@ from typing import cast
 
 import pytest
 
-from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.messages import ReceivedPacket
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 
 @pytest.fixture
@@ -17,15 +17,15 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
 
 
-def test_one_timer_serves_all_connections(loop: FakeLoop, core: Core) -> None:
+def test_one_timer_serves_all_connections(loop: FakeLoop, core: ConnectionContext) -> None:
     for _ in range(100):
         Wire(core).login()
     assert len(loop.later) == 1
@@ -46,11 +46,13 @@ class Probe:
             raise self.error
 
 
-def put(core: Core, probe: Probe, when: float) -> None:
+def put(core: ConnectionContext, probe: Probe, when: float) -> None:
     core.timers.add(cast("RelayProtocol", probe), when)
 
 
-def test_timers_go_off_on_the_first_tick_that_is_not_too_early(loop: FakeLoop, core: Core) -> None:
+def test_timers_go_off_on_the_first_tick_that_is_not_too_early(
+    loop: FakeLoop, core: ConnectionContext
+) -> None:
     start = loop.now
     probes = {seconds: Probe() for seconds in (0.1, TICK, 0.9)}
     for seconds, probe in probes.items():
@@ -60,13 +62,13 @@ def test_timers_go_off_on_the_first_tick_that_is_not_too_early(loop: FakeLoop, c
     assert given == {0.1: [start + TICK], TICK: [start + TICK], 0.9: [start + 4 * TICK]}
 
 
-def test_a_stopped_core_ticks_no_more(loop: FakeLoop, core: Core) -> None:
+def test_a_stopped_core_ticks_no_more(loop: FakeLoop, core: ConnectionContext) -> None:
     core.stop()
     core.stop()
     assert all(handle.cancelled for handle in loop.later)
 
 
-def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: Core) -> None:
+def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: ConnectionContext) -> None:
     probe = Probe()
     put(core, Probe(RuntimeError("boom")), loop.now + 1)
     put(core, probe, loop.now + 2)
@@ -76,7 +78,7 @@ def test_an_error_in_a_tick_does_not_stop_time(loop: FakeLoop, core: Core) -> No
     assert len(probe.given_at) == 1
 
 
-def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: Core) -> None:
+def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: ConnectionContext) -> None:
     core.schedule_flush()
     core.schedule_flush()
     assert len(loop.ready) == 1
@@ -85,7 +87,7 @@ def test_flushes_of_one_turn_are_one(loop: FakeLoop, core: Core) -> None:
     assert len(loop.ready) == 1
 
 
-def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: Core) -> None:
+def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: ConnectionContext) -> None:
     sources = [Wire(core), Wire(core)]
     target = Wire(core)
     for wire in (*sources, target):
@@ -103,7 +105,7 @@ def test_packets_of_one_turn_leave_in_one_write(loop: FakeLoop, core: Core) -> N
 
 
 def test_problems_are_logged_up_to_a_flood(
-    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+    loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in range(80):
         core.log_problem("problem %d", i)
@@ -111,7 +113,7 @@ def test_problems_are_logged_up_to_a_flood(
 
 
 def test_the_log_tells_later_how_much_was_cut(
-    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+    loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in range(80):
         core.log_problem("problem %d", i)
@@ -127,7 +129,7 @@ def test_the_log_tells_later_how_much_was_cut(
 
 
 def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
-    loop: FakeLoop, core: Core, caplog: pytest.LogCaptureFixture
+    loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.now += 3600
     for i in range(200):

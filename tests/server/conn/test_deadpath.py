@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from pyderp.relay.ending import EndReason
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.deadpath import PathWatch
 from pyderp.server.conn.kernel import Unanswered, unanswered
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 TIMEOUT = 15.0
 SLACK = TIMEOUT / 4 + 1
@@ -32,18 +32,19 @@ class Kernel:
 
 
 @pytest.fixture
-def core() -> Core:
-    return make_core(FakeLoop())
+def core() -> ConnectionContext:
+    return make_context(FakeLoop())
 
 
 @pytest.fixture
-def kernel(core: Core) -> Kernel:
+def kernel(core: ConnectionContext) -> Kernel:
     kernel = Kernel()
-    core.paths = PathWatch(core, TIMEOUT, kernel.ask)
+    paths = PathWatch(core.protocols, core.loop.time(), TIMEOUT, kernel.ask)
+    core.every_tick(paths.tick)
     return kernel
 
 
-def logged_in(core: Core, count: int) -> list[Wire]:
+def logged_in(core: ConnectionContext, count: int) -> list[Wire]:
     wires = [Wire(core) for _ in range(count)]
     for wire in wires:
         wire.login()
@@ -58,7 +59,7 @@ def go_silent(kernel: Kernel, wire: Wire, seconds: float) -> None:
 
 
 def test_a_path_that_is_dead_for_the_timeout_is_ended_counted_and_logged(
-    core: Core, kernel: Kernel, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, kernel: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     dead, other = logged_in(core, 2)
     go_silent(kernel, dead, TIMEOUT - 1)
@@ -73,7 +74,7 @@ def test_a_path_that_is_dead_for_the_timeout_is_ended_counted_and_logged(
     assert "acknowledged nothing for" in line
 
 
-def test_an_answer_in_between_begins_anew(core: Core, kernel: Kernel) -> None:
+def test_an_answer_in_between_begins_anew(core: ConnectionContext, kernel: Kernel) -> None:
     (wire,) = logged_in(core, 1)
     for _ in range(4):
         go_silent(kernel, wire, TIMEOUT - 1)
@@ -82,7 +83,9 @@ def test_an_answer_in_between_begins_anew(core: Core, kernel: Kernel) -> None:
     assert not wire.gone
 
 
-def test_a_connection_that_was_idle_for_long_has_the_whole_time(core: Core, kernel: Kernel) -> None:
+def test_a_connection_that_was_idle_for_long_has_the_whole_time(
+    core: ConnectionContext, kernel: Kernel
+) -> None:
     """Its last acknowledgement is old, but only now does the kernel wait for one."""
     (wire,) = logged_in(core, 1)
     wire.loop.advance(3.0)
@@ -94,7 +97,7 @@ def test_a_connection_that_was_idle_for_long_has_the_whole_time(core: Core, kern
 
 
 def test_a_reader_whose_window_is_closed_and_who_answers_probes_lives(
-    core: Core, kernel: Kernel
+    core: ConnectionContext, kernel: Kernel
 ) -> None:
     (wire,) = logged_in(core, 1)
     for probe in range(40):
@@ -104,7 +107,7 @@ def test_a_reader_whose_window_is_closed_and_who_answers_probes_lives(
 
 
 def test_each_connection_is_looked_at_four_times_within_the_timeout(
-    core: Core, kernel: Kernel
+    core: ConnectionContext, kernel: Kernel
 ) -> None:
     logged_in(core, 40)
     core.router.flush()

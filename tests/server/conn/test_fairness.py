@@ -8,9 +8,9 @@ import ssl
 import pytest
 
 from pyderp.defaults import RECEIVE_BUFFER
-from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.server.conn.context import SMALL_READ, ConnectionContext
 from pyderp.wire.frames import pack_frame, pack_send_packet
-from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop)
 
 
 def fill(wire: Wire, data: bytes) -> int:
@@ -33,7 +33,7 @@ def fill(wire: Wire, data: bytes) -> int:
 
 
 def test_before_login_a_read_is_small_and_a_full_one_waits_a_turn(
-    core: Core, loop: FakeLoop
+    core: ConnectionContext, loop: FakeLoop
 ) -> None:
     wire = Wire(core)
     assert fill(wire, b"GET / HTTP/1.1\r\nX: " + b"x" * RECEIVE_BUFFER) == SMALL_READ
@@ -44,7 +44,7 @@ def test_before_login_a_read_is_small_and_a_full_one_waits_a_turn(
     assert wire.transport.reading
 
 
-def test_a_full_read_in_the_lane_waits_a_turn(core: Core, loop: FakeLoop) -> None:
+def test_a_full_read_in_the_lane_waits_a_turn(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = Wire(core)
     wire.login()
     packet = pack_send_packet(wire.private.public, bytes(1000))
@@ -57,23 +57,25 @@ def test_a_full_read_in_the_lane_waits_a_turn(core: Core, loop: FakeLoop) -> Non
 
 
 def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
-    core: Core, loop: FakeLoop, context: ssl.SSLContext
+    core: ConnectionContext, loop: FakeLoop, context: ssl.SSLContext
 ) -> None:
-    """What is decrypted comes in parts, each of them small."""
+    """All that one read brings is one share of the turn."""
     wire = TLSWire(core, context)
     wire.shake_hands()
     wire.login()
     packet = pack_send_packet(wire.private.public, bytes(1000))
     assert fill(wire, wire.encrypt(packet * 20)) < RECEIVE_BUFFER
     assert wire.transport.reading
-    begun = wire.encrypt(pack_frame(0x7F, bytes(10)) * 10_000)
+    begun = wire.encrypt(pack_frame(0x7F, bytes(50)) * 3_000)
     assert fill(wire, begun) == RECEIVE_BUFFER
     assert not wire.transport.reading
     loop.turn()
     assert wire.transport.reading
 
 
-def test_who_is_closed_by_its_own_read_is_not_paused(core: Core, loop: FakeLoop) -> None:
+def test_who_is_closed_by_its_own_read_is_not_paused(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     wire.login()
     fill(wire, pack_frame(0x12, b"short") + bytes(RECEIVE_BUFFER))
@@ -81,7 +83,9 @@ def test_who_is_closed_by_its_own_read_is_not_paused(core: Core, loop: FakeLoop)
     assert wire.gone
 
 
-def test_more_pipelined_requests_than_anyone_needs_close(core: Core, loop: FakeLoop) -> None:
+def test_more_pipelined_requests_than_anyone_needs_close(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     fill(wire, b"GET /robots.txt HTTP/1.1\r\nHost: h\r\n\r\n" * 9)
     loop.turn()
@@ -89,7 +93,9 @@ def test_more_pipelined_requests_than_anyone_needs_close(core: Core, loop: FakeL
     assert core.router.counters.protocol_errors == 1
 
 
-def test_a_head_of_many_lines_is_refused_before_it_is_whole(core: Core, loop: FakeLoop) -> None:
+def test_a_head_of_many_lines_is_refused_before_it_is_whole(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     fill(wire, b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 300)
     loop.turn()
@@ -98,7 +104,7 @@ def test_a_head_of_many_lines_is_refused_before_it_is_whole(core: Core, loop: Fa
 
 
 def test_what_a_peer_sends_stands_in_the_log_only_cut(
-    core: Core, loop: FakeLoop, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, loop: FakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
     fill(wire, b"\x7f" * 6000 + b" / HTTP/1.1\r\n\r\n")

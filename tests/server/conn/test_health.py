@@ -12,7 +12,7 @@ import pyderp
 from pyderp import ManualTLS, RelayConfig
 from pyderp.relay.health import Trouble
 from pyderp.relay.limits import MIN_BURST
-from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.server.conn.health import HealthTeller
 from pyderp.server.conn.limits import Limits
 from pyderp.wire.client import ClientSession
@@ -22,7 +22,7 @@ from pyderp.wire.messages import Health
 from tests.conftest import Run
 from tests.server.certificates import write_pair
 from tests.server.dial import clients
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 from tests.server.ways import NAME, over_tls
 
 PROBLEM = "the certificate is about to expire"
@@ -34,18 +34,16 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    core = make_core(loop)
-    core.health = HealthTeller(core.router, core.loop.time)
-    return core
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, health=True)
 
 
-def health(core: Core) -> HealthTeller:
-    assert core.health is not None
-    return core.health
+def health(core: ConnectionContext) -> HealthTeller:
+    assert isinstance(core.observer, HealthTeller)
+    return core.observer
 
 
-def join(core: Core) -> Wire:
+def join(core: ConnectionContext) -> Wire:
     wire = Wire(core)
     wire.login()
     return wire
@@ -73,7 +71,7 @@ def fight(*wires: Wire) -> None:
             wire.feed(pack_ping(b"12345678"))
 
 
-def test_a_healthy_client_hears_nothing(core: Core, loop: FakeLoop) -> None:
+def test_a_healthy_client_hears_nothing(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = join(core)
     loop.advance(300)
     assert problems(wire) == []
@@ -81,7 +79,7 @@ def test_a_healthy_client_hears_nothing(core: Core, loop: FakeLoop) -> None:
 
 
 def test_a_fight_is_told_within_a_second_and_taken_back_after_a_minute(
-    core: Core, loop: FakeLoop
+    core: ConnectionContext, loop: FakeLoop
 ) -> None:
     one, other = join(core), join(core)
     two = twin(one)
@@ -97,7 +95,7 @@ def test_a_fight_is_told_within_a_second_and_taken_back_after_a_minute(
     assert health(core).cleared == 2
 
 
-def test_a_duplicate_that_only_listens_is_no_fight(core: Core, loop: FakeLoop) -> None:
+def test_a_duplicate_that_only_listens_is_no_fight(core: ConnectionContext, loop: FakeLoop) -> None:
     """Else each reconnect would be one, while the old connection is still there."""
     one = join(core)
     two = twin(one)
@@ -106,7 +104,7 @@ def test_a_duplicate_that_only_listens_is_no_fight(core: Core, loop: FakeLoop) -
     assert problems(one) == problems(two) == []
 
 
-def test_a_fighter_that_left_is_not_written_to(core: Core, loop: FakeLoop) -> None:
+def test_a_fighter_that_left_is_not_written_to(core: ConnectionContext, loop: FakeLoop) -> None:
     one = join(core)
     two = twin(one)
     fight(one, two)
@@ -116,11 +114,11 @@ def test_a_fighter_that_left_is_not_written_to(core: Core, loop: FakeLoop) -> No
 
 
 def test_who_waits_for_its_limit_most_of_the_time_is_told(
-    core: Core, loop: FakeLoop, tmp_path: Path
+    core: ConnectionContext, loop: FakeLoop, tmp_path: Path
 ) -> None:
     path = tmp_path / "rates.json"
     path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1000}))
-    core.limits = Limits(core, path)
+    core.limits = Limits(core.loop, core.router.counters, path, observer=health(core))
     wire, other = join(core), join(core)
     for size in (MIN_BURST, 16_000):
         wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
@@ -135,12 +133,12 @@ def test_who_waits_for_its_limit_most_of_the_time_is_told(
 
 @pytest.mark.parametrize("lifted_after", [5.0, 20.0])
 def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
-    core: Core, loop: FakeLoop, tmp_path: Path, lifted_after: float
+    core: ConnectionContext, loop: FakeLoop, tmp_path: Path, lifted_after: float
 ) -> None:
     """Half an hour was, and who was told hears a minute later that all is well."""
     path = tmp_path / "rates.json"
     path.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 1}))
-    core.limits = Limits(core, path)
+    core.limits = limits = Limits(core.loop, core.router.counters, path, observer=health(core))
     wire, other = join(core), join(core)
     for size in (MIN_BURST, 2000):
         wire.feed(pack_send_packet(other.private.public, bytes(size - 32)))
@@ -148,14 +146,16 @@ def test_a_limit_that_is_lifted_ends_the_wait_that_was_foreseen(
     told = [Trouble.RATE_LIMITED.value] if lifted_after > 15 else []
     assert problems(wire) == told
     path.write_text("{}")
-    assert core.limits.reload()
+    assert limits.reload()
+    wire.protocol.limit_again()
+    other.protocol.limit_again()
     loop.advance(15 + 61)
     assert problems(wire) == [""] * len(told)
     loop.advance(600)
     assert problems(wire) == []
 
 
-def test_it_looks_once_a_second(core: Core, loop: FakeLoop) -> None:
+def test_it_looks_once_a_second(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = join(core)
     health(core).set_certificate_problem(PROBLEM)
     loop.advance(TICK)
@@ -167,7 +167,9 @@ def test_it_looks_once_a_second(core: Core, loop: FakeLoop) -> None:
     assert problems(wire) == [""]
 
 
-def test_the_certificate_is_told_to_all_and_to_who_comes(core: Core, loop: FakeLoop) -> None:
+def test_the_certificate_is_told_to_all_and_to_who_comes(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     one = join(core)
     health(core).set_certificate_problem(PROBLEM)
     loop.advance(1)
@@ -186,7 +188,9 @@ def test_the_certificate_is_told_to_all_and_to_who_comes(core: Core, loop: FakeL
     assert problems(join(core)) == []
 
 
-def test_one_that_does_not_read_gets_it_behind_what_waits(core: Core, loop: FakeLoop) -> None:
+def test_one_that_does_not_read_gets_it_behind_what_waits(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire, other = join(core), join(core)
     wire.transport.room = 0
     other.feed(pack_send_packet(wire.private.public, b"first"))
@@ -199,7 +203,7 @@ def test_one_that_does_not_read_gets_it_behind_what_waits(core: Core, loop: Fake
     assert problem == Health(PROBLEM)
 
 
-def test_a_fight_costs_one_frame_however_long(core: Core, loop: FakeLoop) -> None:
+def test_a_fight_costs_one_frame_however_long(core: ConnectionContext, loop: FakeLoop) -> None:
     one = join(core)
     two = twin(one)
     for _ in range(50):
@@ -217,13 +221,13 @@ def test_a_relay_tells_of_its_own_certificate(run: Run, tmp_path: Path) -> None:
         async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):
             assert relay._parts is not None
             write_pair(tmp_path, NAME, days=3)
-            relay._parts.look_at_certificates()
+            relay._look_at_certificates(relay._parts)
             problem = (await first.wait_for(Health)).problem
             assert problem.startswith(f"the relay's certificate for {NAME} expires on ")
             async with clients(relay, 1, via=over_tls()) as (second,):
                 assert await second.wait_for(Health) == Health(problem)
                 write_pair(tmp_path, NAME, days=60)
-                relay._parts.look_at_certificates()
+                relay._look_at_certificates(relay._parts)
                 for client in (first, second):
                     assert await client.wait_for(Health) == Health("")
 

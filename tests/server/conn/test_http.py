@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
 from pyderp.keys import MeshKey
-from pyderp.server.conn.context import Core
-from pyderp.server.conn.tls import protocol_factory
+from pyderp.server.conn.accept import protocol_factory
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.site.routes import relay_routes
 from pyderp.wire import frames
 from pyderp.wire.frames import FrameType, pack_frame
 from pyderp.wire.http import Request, Response
 from pyderp.wire.messages import Pong
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
-from tests.server.fakes import SIDE_ROUTES, FakeLoop, Wire, make_core
+from tests.server.fakes import SIDE_ROUTES, FakeLoop, Wire, make_context
 
 MESH = MeshKey.parse("ab" * 32)
 GET_DERP = upgrade_request("relay.test", "/derp", user_agent="tests")
@@ -28,11 +29,11 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop, mesh_key=MESH)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, mesh_key=MESH)
 
 
-def two(core: Core) -> tuple[Wire, Wire]:
+def two(core: ConnectionContext) -> tuple[Wire, Wire]:
     first, second = Wire(core), Wire(core, peername=("192.0.2.2", 4712))
     first.login()
     second.login()
@@ -43,13 +44,13 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def login_bytes(core: Core, wire: Wire) -> bytes:
+def login_bytes(core: ConnectionContext, wire: Wire) -> bytes:
     """The ClientInfo frame of a client that knows the relay's key."""
     wire.session.receive_data(core.login.greeting)
     return b"".join(wire.session.data_to_send())
 
 
-def test_the_101_and_server_key_leave_in_one_write(core: Core) -> None:
+def test_the_101_and_server_key_leave_in_one_write(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(GET_DERP)
     assert len(wire.transport.writes) == 1
@@ -64,14 +65,14 @@ def test_the_101_and_server_key_leave_in_one_write(core: Core) -> None:
     assert rest == pack_frame(FrameType.SERVER_KEY, frames.MAGIC + core.router.own_key)
 
 
-def test_fast_start_gets_server_key_and_no_http(core: Core) -> None:
+def test_fast_start_gets_server_key_and_no_http(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(upgrade_request("h", "/derp", user_agent="t", fast_start=True))
     assert wire.transport.writes == [core.login.greeting]
 
 
 @pytest.mark.parametrize("value", ["true", "01", "1, 1", ""])
-def test_fast_start_with_another_value_gets_http(core: Core, value: str) -> None:
+def test_fast_start_with_another_value_gets_http(core: ConnectionContext, value: str) -> None:
     wire = Wire(core)
     wire.feed(
         b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nDerp-Fast-Start: %b\r\n\r\n"
@@ -80,7 +81,7 @@ def test_fast_start_with_another_value_gets_http(core: Core, value: str) -> None
     assert wire.answer().startswith(b"HTTP/1.1 101 ")
 
 
-def test_bytes_after_the_request_belong_to_derp(core: Core) -> None:
+def test_bytes_after_the_request_belong_to_derp(core: ConnectionContext) -> None:
     wire = Wire(core)
     ping = frames.pack_ping(b"12345678")
     wire.feed(GET_DERP + login_bytes(core, wire) + ping)
@@ -91,7 +92,7 @@ def test_bytes_after_the_request_belong_to_derp(core: Core) -> None:
 
 
 @pytest.mark.parametrize("headers", ["", "Upgrade: h2c\r\n", "Upgrade: \r\n"])
-def test_derp_without_upgrade_is_426(core: Core, headers: str) -> None:
+def test_derp_without_upgrade_is_426(core: ConnectionContext, headers: str) -> None:
     wire = Wire(core)
     wire.feed(f"GET /derp HTTP/1.1\r\nHost: h\r\n{headers}\r\n".encode())
     answer = wire.answer()
@@ -100,12 +101,14 @@ def test_derp_without_upgrade_is_426(core: Core, headers: str) -> None:
     assert not wire.transport.closing
 
 
-def test_an_odd_upgrade_is_logged(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_odd_upgrade_is_logged(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
     Wire(core).feed(b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: foo\r\n\r\n")
     assert problems(caplog) == ["client 1 192.0.2.1:4711 asks for upgrade to 'foo'"]
 
 
-def test_requests_on_one_connection_are_answered_in_turn(core: Core) -> None:
+def test_requests_on_one_connection_are_answered_in_turn(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\nHEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
     wire.feed(b"GET /generate_204 HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -134,7 +137,7 @@ def test_requests_on_one_connection_are_answered_in_turn(core: Core) -> None:
     ],
 )
 def test_some_requests_are_answered_and_end_the_connection(
-    core: Core, request_: bytes, status: bytes
+    core: ConnectionContext, request_: bytes, status: bytes
 ) -> None:
     wire = Wire(core)
     wire.feed(request_)
@@ -145,7 +148,7 @@ def test_some_requests_are_answered_and_end_the_connection(
     assert not core.timers
 
 
-def test_garbage_after_a_good_request_is_refused(core: Core) -> None:
+def test_garbage_after_a_good_request_is_refused(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\n\0\0\0\r\n\r\n")
     answer = wire.answer()
@@ -154,7 +157,9 @@ def test_garbage_after_a_good_request_is_refused(core: Core) -> None:
     assert wire.gone
 
 
-def test_bad_http_is_logged_and_counted_once(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_http_is_logged_and_counted_once(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
     Wire(core).feed(b"nonsense\r\n\r\n")
     assert core.router.counters.protocol_errors == 1
     assert len(problems(caplog)) == 1
@@ -162,7 +167,7 @@ def test_bad_http_is_logged_and_counted_once(core: Core, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("lines", [66, 100, 4096])
-def test_a_head_of_more_than_64_kib_is_refused(core: Core, lines: int) -> None:
+def test_a_head_of_more_than_64_kib_is_refused(core: ConnectionContext, lines: int) -> None:
     wire = Wire(core)
     head = b"GET / HTTP/1.1\r\nHost: h\r\n"
     line = b"X-Padding: " + b"a" * 1000 + b"\r\n"
@@ -174,13 +179,15 @@ def test_a_head_of_more_than_64_kib_is_refused(core: Core, lines: int) -> None:
     assert wire.gone
 
 
-def test_a_head_of_nearly_64_kib_is_served(core: Core) -> None:
+def test_a_head_of_nearly_64_kib_is_served(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(b"GET / HTTP/1.1\r\nHost: h\r\nX-Padding: " + b"a" * 65000 + b"\r\n\r\n")
     assert wire.answer().startswith(b"HTTP/1.1 200 OK")
 
 
-def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(core: Core) -> None:
+def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(
+    core: ConnectionContext,
+) -> None:
     """What waits in our buffer stays below one answer and one read of the peer's."""
     wire = Wire(core)
     wire.transport.room = 5000
@@ -192,13 +199,13 @@ def test_pipelined_requests_whose_answers_are_not_read_end_the_connection(core: 
     assert core.router.counters.protocol_errors == 1
 
 
-def test_the_side_listener_does_not_serve_derp(core: Core) -> None:
+def test_the_side_listener_does_not_serve_derp(core: ConnectionContext) -> None:
     wire = Wire(core, protocol_factory(core, SIDE_ROUTES, None, derp=False)())
     wire.feed(GET_DERP)
     assert wire.answer().startswith(b"HTTP/1.1 302 Found\r\nLocation: https://relay.test/derp\r\n")
 
 
-def test_requests_go_on_once_late_answers_are_read(core: Core) -> None:
+def test_requests_go_on_once_late_answers_are_read(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.transport.room = 100
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -224,9 +231,9 @@ ASK_DEBUG = b"GET /who HTTP/1.1\r\nHost: h\r\n%sConnection: close\r\n\r\n"
     ],
 )
 def test_a_trusted_proxy_tells_who_asks(
-    core: Core, headers: bytes, remote: str, forwarded: bool
+    core: ConnectionContext, headers: bytes, remote: str, forwarded: bool
 ) -> None:
-    core.trusted = (ip_network("10.0.0.0/8"),)
+    core.rules = replace(core.rules, trusted_proxies=(ip_network("10.0.0.0/8"),))
     assert who_asks(core, headers) == (remote, forwarded)
 
 
@@ -239,11 +246,13 @@ def test_a_trusted_proxy_tells_who_asks(
         (b"Forwarded: for=127.0.0.1\r\n", True),
     ],
 )
-def test_nobody_else_is_believed_but_noted(core: Core, headers: bytes, forwarded: bool) -> None:
+def test_nobody_else_is_believed_but_noted(
+    core: ConnectionContext, headers: bytes, forwarded: bool
+) -> None:
     assert who_asks(core, headers) == ("10.0.0.1", forwarded)
 
 
-def who_asks(core: Core, headers: bytes) -> tuple[str, bool]:
+def who_asks(core: ConnectionContext, headers: bytes) -> tuple[str, bool]:
     """Whom the routes see, of a request that comes from 10.0.0.1."""
     seen: list[Request] = []
 

@@ -12,10 +12,10 @@ import pytest
 import pyderp
 from pyderp import RelayConfig
 from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.sockets import listen
-from pyderp.server.conn.tls import protocol_factory
-from pyderp.server.site.routes import Routes, relay_routes
-from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+from pyderp.server.site.routes import relay_routes
+from pyderp.wire.http import Request, Response, Routes, StreamedResponse, text_response
 from tests.conftest import Run
 from tests.server.dial import drained, hang_up, open_stream, until_gone
 

@@ -20,7 +20,7 @@ from pyderp.keys import KEY_LEN, MeshKey
 from pyderp.relay import lane
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
-from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.server.conn.context import SMALL_READ, ConnectionContext
 from pyderp.server.conn.limits import Limits, read_rate_config
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
@@ -34,7 +34,9 @@ from pyderp.wire.info import ClientInfo
 from pyderp.wire.messages import Pong, ReceivedPacket
 from tests.conftest import Run
 from tests.server.dial import BOUND, Client, Via, clients
-from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context
+
+from .test_websocket import WebSocketWire, message
 
 MESH = MeshKey(bytes(range(32)))
 
@@ -45,8 +47,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop, mesh_key=MESH)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, mesh_key=MESH)
 
 
 @pytest.fixture
@@ -64,13 +66,23 @@ def write(path: Path, rate: int = 0, burst: int = 0, **keys: int) -> None:
     path.write_text(json.dumps(config))
 
 
-def limit(core: Core, path: Path, rate: int = 0, burst: int = 0, **keys: int) -> Limits:
+def limit(
+    core: ConnectionContext, path: Path, rate: int = 0, burst: int = 0, **keys: int
+) -> Limits:
     write(path, rate, burst, **keys)
-    core.limits = Limits(core, path)
-    return core.limits
+    core.limits = limits = Limits(core.loop, core.router.counters, path)
+    return limits
 
 
-def join(core: Core, *, mesh: bool = False, like: Wire | None = None) -> Wire:
+def reload(core: ConnectionContext, limits: Limits) -> bool:
+    """Read the file again, as a relay does."""
+    is_read = limits.reload()
+    for protocol in list(core.protocols):
+        protocol.limit_again()
+    return is_read
+
+
+def join(core: ConnectionContext, *, mesh: bool = False, like: Wire | None = None) -> Wire:
     wire = Wire(core, mesh_key=MESH if mesh else None)
     if like is not None:
         take_key(wire, like)
@@ -78,7 +90,7 @@ def join(core: Core, *, mesh: bool = False, like: Wire | None = None) -> Wire:
     return wire
 
 
-def come(core: Core, *, like: Wire) -> Wire:
+def come(core: ConnectionContext, *, like: Wire) -> Wire:
     """Somebody with another's key, who has yet to log in."""
     wire = Wire(core)
     take_key(wire, like)
@@ -111,7 +123,7 @@ def in_the_lane(wire: Wire) -> bool:
 
 
 def test_the_burst_passes_and_the_next_waits_until_it_is_paid(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     """Rate and burst of 65568: the second full charge holds for a second, to the byte."""
     limits = limit(core, path, MIN_BURST)
@@ -134,7 +146,7 @@ def test_the_burst_passes_and_the_next_waits_until_it_is_paid(
 
 
 def test_headers_of_packets_are_free_and_pings_are_not(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
     wire = join(core)
@@ -149,7 +161,9 @@ def test_headers_of_packets_are_free_and_pings_are_not(
     assert wire.transport.reading
 
 
-def test_what_is_thrown_away_costs_as_well(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_what_is_thrown_away_costs_as_well(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     limits = limit(core, path, 1000)
     wire = join(core)
     wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))
@@ -159,7 +173,7 @@ def test_what_is_thrown_away_costs_as_well(core: Core, loop: FakeLoop, path: Pat
     assert wire.transport.reading
 
 
-def test_a_frame_is_paid_for_when_it_is_whole(core: Core, path: Path) -> None:
+def test_a_frame_is_paid_for_when_it_is_whole(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1000)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -172,26 +186,24 @@ def test_a_frame_is_paid_for_when_it_is_whole(core: Core, path: Path) -> None:
 
 
 def test_several_charges_in_one_read_are_one_wait_for_all(
-    core: Core, loop: FakeLoop, path: Path, context: ssl.SSLContext
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
-    """Under TLS one read may be relayed in several goes; the last sets the time."""
+    """Of a websocket, one read may bring several messages; the last sets the time."""
     limits = limit(core, path, 10_000)
-    wire = TLSWire(core, context)
-    wire.shake_hands()
+    wire = WebSocketWire(core)
     wire.login()
-    charge(wire, MIN_BURST)
-    loop.turn()
-    packets = pack_send_packet(wire.private.public, bytes(1000 - KEY_LEN)) * 20
-    wire.feed(packets)
-    assert received(wire) == 21
+    wire.feed(message(pack_send_packet(wire.private.public, bytes(MIN_BURST - KEY_LEN))))
+    packet = message(pack_send_packet(wire.private.public, bytes(1000 - KEY_LEN)))
+    wire.feed(packet * 7)
+    assert received(wire) == 8
     assert limits.waited > 1
-    loop.advance(1.999)
+    loop.advance(0.699)
     assert not wire.transport.reading
-    loop.advance(0.001)
+    loop.advance(0.002)
     assert wire.transport.reading
 
 
-def test_a_long_wait_ends_in_its_time(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_a_long_wait_ends_in_its_time(core: ConnectionContext, loop: FakeLoop, path: Path) -> None:
     limit(core, path, 100)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -203,7 +215,7 @@ def test_a_long_wait_ends_in_its_time(core: Core, loop: FakeLoop, path: Path) ->
 
 
 def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1_000_000)
     wire = join(core)
@@ -220,31 +232,31 @@ def test_a_debt_that_no_timer_can_measure_is_paid_with_the_next(
 # Who
 
 
-def test_without_a_limit_the_lane_stands_alone(core: Core, path: Path) -> None:
+def test_without_a_limit_the_lane_stands_alone(core: ConnectionContext, path: Path) -> None:
     free, other = Wire(core), Wire(core)
     limits = limit(core, path)
     for wire in (free, other):
         wire.login()
         assert in_the_lane(wire)
     write(path, 1, **{free.key.hex(): 0})
-    assert limits.reload()
+    assert reload(core, limits)
     assert in_the_lane(free)
     assert not in_the_lane(other)
 
 
-def test_mesh_peers_have_no_limit(core: Core, path: Path) -> None:
+def test_mesh_peers_have_no_limit(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1)
     peer = join(core, mesh=True)
     charge(peer, MIN_BURST)
     charge(peer, MIN_BURST)
     assert peer.transport.reading
     write(path, 2)
-    limits.reload()
+    reload(core, limits)
     charge(peer, MIN_BURST)
     assert limits.waited == 0
 
 
-def test_a_key_may_have_a_limit_of_its_own(core: Core, path: Path) -> None:
+def test_a_key_may_have_a_limit_of_its_own(core: ConnectionContext, path: Path) -> None:
     slow, fast = Wire(core), Wire(core)
     limits = limit(core, path, 1, **{fast.key.hex(): 0})
     slow.login()
@@ -258,7 +270,7 @@ def test_a_key_may_have_a_limit_of_its_own(core: Core, path: Path) -> None:
 
 
 def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
-    core: Core, path: Path
+    core: ConnectionContext, path: Path
 ) -> None:
     limits = limit(core, path, 1)
     one, stranger = join(core), join(core)
@@ -274,7 +286,7 @@ def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
     assert not one.transport.reading
     assert stranger.transport.reading
     write(path, 5)
-    limits.reload()
+    reload(core, limits)
     assert one.transport.reading
     assert other.transport.reading
     charge(one, MIN_BURST - 1000)
@@ -284,7 +296,7 @@ def test_all_connections_of_a_key_share_one_bucket_and_get_new_limits(
 
 
 def test_who_waits_has_its_turn_whatever_the_others_of_its_key_add(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     """Each pays for all that was sent before it, so in the end the rate is that of one."""
     limit(core, path, 1000)
@@ -310,7 +322,7 @@ def test_who_waits_has_its_turn_whatever_the_others_of_its_key_add(
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_more_connections_are_no_higher_rate(
-    core: Core, loop: FakeLoop, path: Path, count: int
+    core: ConnectionContext, loop: FakeLoop, path: Path, count: int
 ) -> None:
     """Burst and rate are exceeded by one read, and each connection has the same share."""
     limit(core, path, 10_000)
@@ -337,7 +349,9 @@ def leave(wire: Wire) -> None:
     assert wire.gone
 
 
-def test_who_comes_again_finds_its_debt(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_who_comes_again_finds_its_debt(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     limits = limit(core, path, 1000)
     first = join(core)
     charge(first, MIN_BURST)
@@ -360,7 +374,7 @@ def test_who_comes_again_finds_its_debt(core: Core, loop: FakeLoop, path: Path) 
 
 @pytest.mark.parametrize("stay", [False, True])
 def test_coming_again_and_again_is_no_higher_rate(
-    core: Core, loop: FakeLoop, path: Path, stay: bool
+    core: ConnectionContext, loop: FakeLoop, path: Path, stay: bool
 ) -> None:
     """Also if those that wait stay, and have their turns later."""
     limit(core, path, 10_000)
@@ -377,7 +391,7 @@ def test_coming_again_and_again_is_no_higher_rate(
 
 @pytest.mark.parametrize("size", [100, 6000])
 def test_what_stands_behind_the_login_waits_too(
-    core: Core, loop: FakeLoop, path: Path, size: int
+    core: ConnectionContext, loop: FakeLoop, path: Path, size: int
 ) -> None:
     limit(core, path, 1000)
     first = join(core)
@@ -398,7 +412,7 @@ def test_what_stands_behind_the_login_waits_too(
 
 
 def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)
     first = join(core)
@@ -408,14 +422,14 @@ def test_what_waits_behind_a_login_is_relayed_when_the_limits_change(
     frame = pack_send_packet(wire.private.public, bytes(100))
     wire.feed(b"".join(wire.session.data_to_send()) + frame)
     assert received(wire) == 0
-    limits.reload()
+    reload(core, limits)
     loop.turn()
     assert received(wire) == 1
     assert wire.transport.reading
 
 
 def test_what_was_held_is_given_back_if_its_sender_leaves(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1000)
     first = join(core)
@@ -437,7 +451,7 @@ def test_what_was_held_is_given_back_if_its_sender_leaves(
     assert [handle for handle in loop.later if not handle.cancelled] == []
 
 
-def test_what_came_before_a_broken_frame_is_paid_for(core: Core, path: Path) -> None:
+def test_what_came_before_a_broken_frame_is_paid_for(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1)
     first = join(core)
     packet = pack_send_packet(first.private.public, bytes(60_000))
@@ -453,7 +467,7 @@ def test_what_came_before_a_broken_frame_is_paid_for(core: Core, path: Path) -> 
 
 
 def test_more_of_a_read_that_is_held_is_held_too(
-    core: Core, loop: FakeLoop, path: Path, context: ssl.SSLContext
+    core: ConnectionContext, loop: FakeLoop, path: Path, context: ssl.SSLContext
 ) -> None:
     """Under TLS one read comes in several goes; the largest fits the shared buffer."""
     limit(core, path, 100_000_000)
@@ -472,7 +486,9 @@ def test_more_of_a_read_that_is_held_is_held_too(
     assert wire.transport.reading
 
 
-def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_who_is_limited_reads_little_at_a_time(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     """So it exceeds its limit by little; a high limit is worth no smaller reads."""
     limits = limit(core, path, 20_000)
     wire = join(core)
@@ -484,17 +500,17 @@ def test_who_is_limited_reads_little_at_a_time(core: Core, loop: FakeLoop, path:
     wire.feed_only(pack_send_packet(wire.private.public, b"")[:-1])
     assert len(wire.protocol.get_buffer(-1)) <= SMALL_READ
     write(path, 100 * RECEIVE_BUFFER)
-    limits.reload()
+    reload(core, limits)
     wire.feed(b"\x20")
     room = len(wire.protocol.get_buffer(-1))
-    assert SMALL_READ < room <= RECEIVE_BUFFER // 2, "what follows a read that is held has room"
+    assert SMALL_READ < room <= RECEIVE_BUFFER
 
 
 # Reload
 
 
 def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
-    core: Core, loop: FakeLoop, path: Path
+    core: ConnectionContext, loop: FakeLoop, path: Path
 ) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
@@ -503,7 +519,7 @@ def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
     loop.advance(100)
     assert not wire.transport.reading
     write(path, 2, 100_000)
-    assert limits.reload()
+    assert reload(core, limits)
     assert wire.transport.reading
     charge(wire, MIN_BURST)
     charge(wire, 30_000)
@@ -512,13 +528,15 @@ def test_a_new_limit_is_a_full_bucket_and_ends_a_wait(
     assert not wire.transport.reading
 
 
-def test_no_limit_any_more_ends_a_wait_for_good(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_no_limit_any_more_ends_a_wait_for_good(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
     charge(wire, MIN_BURST)
     charge(wire, 30_000)
     path.write_text("{}")
-    assert limits.reload()
+    assert reload(core, limits)
     for _ in range(5):
         charge(wire, MIN_BURST)
     assert wire.transport.reading
@@ -527,32 +545,34 @@ def test_no_limit_any_more_ends_a_wait_for_good(core: Core, loop: FakeLoop, path
     assert in_the_lane(wire)
 
 
-def test_who_has_yet_to_log_in_gets_the_limits_of_then(core: Core, path: Path) -> None:
+def test_who_has_yet_to_log_in_gets_the_limits_of_then(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path)
     wire = Wire(core)
     wire.upgrade()
     write(path, 1)
-    limits.reload()
+    reload(core, limits)
     wire.say()
     charge(wire, MIN_BURST)
     charge(wire, 1000)
     assert not wire.transport.reading
 
 
-def test_a_reload_in_the_midst_of_a_frame_loses_nothing(core: Core, path: Path) -> None:
+def test_a_reload_in_the_midst_of_a_frame_loses_nothing(
+    core: ConnectionContext, path: Path
+) -> None:
     limits = limit(core, path, 10**9)
     wire = join(core)
     for size in (100, MAX_PACKET_SIZE):
         frame = pack_send_packet(wire.private.public, bytes(size))
         for start in range(0, len(frame), 50 if size == 100 else 30_000):
             wire.feed(frame[start : start + (50 if size == 100 else 30_000)])
-            limits.reload()
+            reload(core, limits)
         assert received(wire) == 1
 
 
 @pytest.mark.parametrize("content", [None, "", '{"PerClientRateLimitBytesPerSec": -1}'])
 def test_a_broken_file_is_logged_and_the_limits_stay(
-    core: Core, path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, path: Path, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = limit(core, path, 7)
     wire = join(core)
@@ -572,12 +592,12 @@ def test_a_broken_file_is_logged_and_the_limits_stay(
 
 
 def test_what_is_applied_is_logged_as_upstream_does(
-    core: Core, path: Path, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     limits = limit(core, path, 20_000, 10, **{"0" * 64: 0, "1" * 64: 5})
     path.write_text('{"PerClientRateLimitBytePerSec": 1}')
-    limits.reload()
+    reload(core, limits)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == (
         "rate config applied: client-rate=20000 bytes/sec, client-burst=65568 bytes, "
@@ -590,12 +610,12 @@ def test_what_is_applied_is_logged_as_upstream_does(
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
-    core: Core, path: Path, content: str | None
+    core: ConnectionContext, path: Path, content: str | None
 ) -> None:
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"rate config .*rates\.json"):
-        Limits(core, path)
+        Limits(core.loop, core.router.counters, path)
     with pytest.raises(ConfigError):
         read_rate_config(path)
 
@@ -603,7 +623,9 @@ def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
 # The end of a connection and of the relay
 
 
-def test_who_leaves_while_waiting_leaves_no_timer(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_who_leaves_while_waiting_leaves_no_timer(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -616,7 +638,9 @@ def test_who_leaves_while_waiting_leaves_no_timer(core: Core, loop: FakeLoop, pa
     assert [handle for handle in loop.later if not handle.cancelled] == []
 
 
-def test_a_relay_that_stops_leaves_no_timer(core: Core, loop: FakeLoop, path: Path) -> None:
+def test_a_relay_that_stops_leaves_no_timer(
+    core: ConnectionContext, loop: FakeLoop, path: Path
+) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
     charge(wire, MIN_BURST)
@@ -628,7 +652,7 @@ def test_a_relay_that_stops_leaves_no_timer(core: Core, loop: FakeLoop, path: Pa
     assert [handle for handle in loop.later if not handle.cancelled] == []
 
 
-def test_what_ends_the_connection_is_no_wait(core: Core, path: Path) -> None:
+def test_what_ends_the_connection_is_no_wait(core: ConnectionContext, path: Path) -> None:
     limits = limit(core, path, 1)
     wire = join(core)
     wire.feed(pack_frame(0x7F, bytes(MIN_BURST)))

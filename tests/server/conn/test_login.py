@@ -251,10 +251,7 @@ def test_a_bad_frame_behind_the_login_ends_the_connection(
             (protocol,) = relay._running().protocols
             # As if it had come in one read with the ClientInfo.
             frame = b"\x04\0\0\0\1x"
-            if protocol.websocket is None:
-                protocol._tail = frame  # type: ignore[attr-defined]  # of the one kind there is
-            else:
-                protocol.websocket._stream += frame  # type: ignore[attr-defined]  # likewise
+            protocol._tail = frame  # type: ignore[attr-defined]  # of the one kind there is
             keeper.answer.set_result(True)
             with pytest.raises(EOFError):
                 await _follow(joining)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from pyderp.errors import LocalProtocolError
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.counters import DropReason
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.frames import HEADER, FrameType, pack_frame
 from pyderp.wire.messages import (
@@ -19,7 +20,7 @@ from pyderp.wire.messages import (
     ReceivedPacket,
 )
 from pyderp.wire.upgrade import upgrade_request
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 MESH = MeshKey.parse("ab" * 32)
 GET_DERP = upgrade_request("relay.test", "/derp", user_agent="tests")
@@ -31,11 +32,11 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop, mesh_key=MESH)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, mesh_key=MESH)
 
 
-def two(core: Core) -> tuple[Wire, Wire]:
+def two(core: ConnectionContext) -> tuple[Wire, Wire]:
     first, second = Wire(core), Wire(core, peername=("192.0.2.2", 4712))
     first.login()
     second.login()
@@ -46,14 +47,14 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-def login_bytes(core: Core, wire: Wire) -> bytes:
+def login_bytes(core: ConnectionContext, wire: Wire) -> bytes:
     """The ClientInfo frame of a client that knows the relay's key."""
     wire.session.receive_data(core.login.greeting)
     return b"".join(wire.session.data_to_send())
 
 
 @pytest.mark.parametrize("stage", ["head", "greeting", "login", "frames"])
-def test_every_stage_takes_its_bytes_cut_anywhere(core: Core, stage: str) -> None:
+def test_every_stage_takes_its_bytes_cut_anywhere(core: ConnectionContext, stage: str) -> None:
     """Request, ClientInfo and frames in two reads, cut at each byte."""
     script = upgrade_request("h", "/derp", user_agent="t", fast_start=True)
     before = 0
@@ -81,7 +82,7 @@ def test_every_stage_takes_its_bytes_cut_anywhere(core: Core, stage: str) -> Non
         wire.loop.turn()
 
 
-def test_a_login_byte_by_byte_succeeds(core: Core) -> None:
+def test_a_login_byte_by_byte_succeeds(core: ConnectionContext) -> None:
     wire = Wire(core)
     for byte in GET_DERP + login_bytes(core, wire):
         wire.feed(bytes((byte,)))
@@ -90,7 +91,7 @@ def test_a_login_byte_by_byte_succeeds(core: Core) -> None:
 
 @pytest.mark.parametrize("after_head", [0, 3, 5, 40, 100])
 def test_a_login_of_many_bytes_may_be_cut_anywhere_behind_the_request(
-    core: Core, after_head: int
+    core: ConnectionContext, after_head: int
 ) -> None:
     """A ClientInfo beyond 4 KiB is collected apart, wherever its start came from."""
     private = NodePrivate.generate()
@@ -109,7 +110,7 @@ def test_a_login_of_many_bytes_may_be_cut_anywhere_behind_the_request(
     assert wire.answer().endswith(frames.pack_pong(b"12345678"))
 
 
-def test_a_login_is_known_by_key_address_and_number(core: Core) -> None:
+def test_a_login_is_known_by_key_address_and_number(core: ConnectionContext) -> None:
     wire = Wire(core, peername=("::ffff:198.51.100.7", 1234, 0, 0))
     wire.login()
     connection = core.router.registry.active[wire.key]
@@ -119,7 +120,7 @@ def test_a_login_is_known_by_key_address_and_number(core: Core) -> None:
     assert not connection.not_ideal
 
 
-def test_ideal_node_marks_a_client_that_is_elsewhere_at_home(core: Core) -> None:
+def test_ideal_node_marks_a_client_that_is_elsewhere_at_home(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(upgrade_request("h", "/derp", user_agent="t", ideal_node="derp1"))
     wire.feed(login_bytes(core, wire))
@@ -127,14 +128,16 @@ def test_ideal_node_marks_a_client_that_is_elsewhere_at_home(core: Core) -> None
 
 
 @pytest.mark.parametrize(("key", "mesh"), [(MESH, True), (MeshKey.parse("cd" * 32), False)])
-def test_the_mesh_key_and_no_other_grants_mesh_rights(core: Core, key: MeshKey, mesh: bool) -> None:
+def test_the_mesh_key_and_no_other_grants_mesh_rights(
+    core: ConnectionContext, key: MeshKey, mesh: bool
+) -> None:
     wire = Wire(core, mesh_key=key)
     wire.login()
     assert core.router.registry.active[wire.key].can_mesh is mesh
 
 
 def test_without_a_mesh_key_nobody_has_mesh_rights(loop: FakeLoop) -> None:
-    core = make_core(loop)
+    core = make_context(loop)
     wire = Wire(core)
     wire.login()
     assert not core.router.registry.active[wire.key].can_mesh
@@ -151,7 +154,7 @@ def test_without_a_mesh_key_nobody_has_mesh_rights(loop: FakeLoop) -> None:
     ],
 )
 def test_a_failed_login_is_closed_without_an_answer(
-    core: Core, data: bytes, reason: str, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, data: bytes, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
     wire.upgrade()
@@ -167,7 +170,7 @@ def test_a_failed_login_is_closed_without_an_answer(
 
 
 def test_a_bad_frame_after_login_is_logged_with_the_key_and_counted(
-    core: Core, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, other = two(core)
     bad.feed(frames.pack_ping(b"12345678") + HEADER.pack(FrameType.SEND_PACKET, 31))
@@ -181,7 +184,7 @@ def test_a_bad_frame_after_login_is_logged_with_the_key_and_counted(
 
 
 @pytest.mark.parametrize("exc", [None, ConnectionResetError()])
-def test_a_lost_connection_leaves_nothing(core: Core, exc: Exception | None) -> None:
+def test_a_lost_connection_leaves_nothing(core: ConnectionContext, exc: Exception | None) -> None:
     first, second = two(core)
     first.session.send_packet(second.private.public, b"x")
     first.say()
@@ -194,11 +197,11 @@ def test_a_lost_connection_leaves_nothing(core: Core, exc: Exception | None) -> 
     assert PeerGone(first.private.public, 0) in second.messages()
 
 
-def test_a_client_that_closes_its_half_is_closed(core: Core) -> None:
+def test_a_client_that_closes_its_half_is_closed(core: ConnectionContext) -> None:
     assert Wire(core).protocol.eof_received() is False
 
 
-def test_packets_for_a_client_that_left_this_turn_are_counted(core: Core) -> None:
+def test_packets_for_a_client_that_left_this_turn_are_counted(core: ConnectionContext) -> None:
     first, second = two(core)
     first.session.send_packet(second.private.public, b"x" * 100)
     first.feed_only(b"".join(first.session.data_to_send()))
@@ -209,7 +212,9 @@ def test_packets_for_a_client_that_left_this_turn_are_counted(core: Core) -> Non
     assert core.router.counters.dropped(DropReason.GONE_DISCONNECTED) == 1
 
 
-def test_a_mesh_peer_closes_a_client(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mesh_peer_closes_a_client(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
     mesh, victim = Wire(core, mesh_key=MESH), Wire(core)
     mesh.login()
     victim.login()
@@ -221,7 +226,7 @@ def test_a_mesh_peer_closes_a_client(core: Core, caplog: pytest.LogCaptureFixtur
     assert problems(caplog)[0].endswith("closed: closed by a mesh peer")
 
 
-def test_a_mesh_peer_may_close_itself_in_the_middle_of_a_read(core: Core) -> None:
+def test_a_mesh_peer_may_close_itself_in_the_middle_of_a_read(core: ConnectionContext) -> None:
     mesh, other = Wire(core, mesh_key=MESH), Wire(core)
     mesh.login()
     other.login()
@@ -233,7 +238,7 @@ def test_a_mesh_peer_may_close_itself_in_the_middle_of_a_read(core: Core) -> Non
     assert len(core.timers) == 1
 
 
-def test_a_watcher_sees_addresses_unmapped(core: Core) -> None:
+def test_a_watcher_sees_addresses_unmapped(core: ConnectionContext) -> None:
     mesh = Wire(core, mesh_key=MESH)
     mesh.login()
     mesh.session.watch_conns()
@@ -246,14 +251,16 @@ def test_a_watcher_sees_addresses_unmapped(core: Core) -> None:
 
 
 @pytest.mark.parametrize("peername", [None, ""])
-def test_a_connection_without_an_address_is_served(core: Core, peername: object) -> None:
+def test_a_connection_without_an_address_is_served(
+    core: ConnectionContext, peername: object
+) -> None:
     wire = Wire(core, peername=peername)
     wire.login()
     assert core.router.registry.active[wire.key].peer == ("", 0)
 
 
 def test_debug_lines_tell_of_logins_and_departures(
-    core: Core, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="pyderp.relay")
     mesh = Wire(core, mesh_key=MESH)
@@ -267,7 +274,7 @@ def test_debug_lines_tell_of_logins_and_departures(
     ]
 
 
-def test_large_frames_in_small_reads_arrive_whole(core: Core) -> None:
+def test_large_frames_in_small_reads_arrive_whole(core: ConnectionContext) -> None:
     first, second = two(core)
     packet = bytes(range(256)) * 256
     first.session.send_packet(second.private.public, packet)
@@ -279,7 +286,7 @@ def test_large_frames_in_small_reads_arrive_whole(core: Core) -> None:
     assert received == [packet, b"after"]
 
 
-def test_reads_of_different_connections_do_not_mix(core: Core) -> None:
+def test_reads_of_different_connections_do_not_mix(core: ConnectionContext) -> None:
     """Incomplete frames of many connections share one buffer, one after another."""
     target = Wire(core)
     target.login()
@@ -300,13 +307,15 @@ def test_reads_of_different_connections_do_not_mix(core: Core) -> None:
     }
 
 
-def test_sending_before_login_is_the_clients_own_error(core: Core) -> None:
+def test_sending_before_login_is_the_clients_own_error(core: ConnectionContext) -> None:
     wire = Wire(core)
     with pytest.raises(LocalProtocolError):
         wire.session.send_ping(b"12345678")
 
 
-def test_after_the_end_nothing_more_happens(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+def test_after_the_end_nothing_more_happens(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
     wire = Wire(core)
     wire.login()
     wire.transport.abort()
@@ -324,7 +333,7 @@ def test_after_the_end_nothing_more_happens(core: Core, caplog: pytest.LogCaptur
     assert not core.timers
 
 
-def test_bytes_after_the_end_are_ignored(core: Core) -> None:
+def test_bytes_after_the_end_are_ignored(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.login()
     wire.protocol.end(EndReason.STOPPED, How.NOW)
@@ -337,7 +346,7 @@ def test_bytes_after_the_end_are_ignored(core: Core) -> None:
 @pytest.mark.parametrize("name", ["a" * 33, "a" * 100_000, "a\\n", "a\x7f", "é", "\\ud800"])
 @pytest.mark.parametrize("mesh", ["", f'"meshKey":"{MESH.to_text()}",'])
 def test_a_name_that_breaks_the_rule_ends_the_login(
-    core: Core, caplog: pytest.LogCaptureFixture, name: str, mesh: str
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture, name: str, mesh: str
 ) -> None:
     """A mesh peer's as well; all it hears is the greeting, and the end."""
     private = NodePrivate.generate()
@@ -355,7 +364,7 @@ def test_a_name_that_breaks_the_rule_ends_the_login(
 
 
 @pytest.mark.parametrize("name", ["", "a" * 32, "my app ~"])
-def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: Core, name: str) -> None:
+def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: ConnectionContext, name: str) -> None:
     watcher = Wire(core, mesh_key=MESH)
     watcher.login()
     watcher.feed(frames.pack_watch_conns())
@@ -369,9 +378,9 @@ def test_a_name_that_keeps_the_rule_is_told_to_watchers(core: Core, name: str) -
 
 
 def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
-    core: Core, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    core.disallowed_app_names = frozenset({"bad", "b ad"})
+    core.rules = replace(core.rules, disallowed_app_names=frozenset({"bad", "b ad"}))
     for name, mesh, taken in (
         ("bad", "", False),
         ("b ad", "", False),
@@ -390,7 +399,7 @@ def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
         assert (told in caplog.text) is not taken
 
 
-def test_the_largest_login_arrives_in_small_reads(core: Core) -> None:
+def test_the_largest_login_arrives_in_small_reads(core: ConnectionContext) -> None:
     private = NodePrivate.generate()
     text = b'{"pad":"' + b"a" * 261_000 + b'"}'
     sealed = private.seal_to(core.login._private.public, text, nonce=bytes(24))
@@ -402,7 +411,7 @@ def test_the_largest_login_arrives_in_small_reads(core: Core) -> None:
     assert core.router.registry.size == 1
 
 
-def test_a_small_frame_behind_a_large_one_may_be_cut(core: Core) -> None:
+def test_a_small_frame_behind_a_large_one_may_be_cut(core: ConnectionContext) -> None:
     first, second = two(core)
     first.session.send_packet(second.private.public, bytes(20_000))
     large = b"".join(first.session.data_to_send())

@@ -10,11 +10,11 @@ from pyderp.defaults import CLOSE_TIMEOUT, HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.keys import MeshKey
 from pyderp.relay.counters import DropReason
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import KeepAlive, ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 MESH = MeshKey.parse("ab" * 32)
 GET = b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -27,8 +27,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop, mesh_key=MESH)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, mesh_key=MESH)
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -48,13 +48,15 @@ def ends_after(wire: Wire, seconds: float) -> None:
 # Login and HTTP
 
 
-def test_a_silent_connection_has_ten_seconds(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_connection_has_ten_seconds(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
     wire = Wire(core)
     ends_after(wire, 10.0)
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
 
 
-def test_one_budget_covers_head_greeting_and_login(core: Core) -> None:
+def test_one_budget_covers_head_greeting_and_login(core: ConnectionContext) -> None:
     """Bytes that trickle in buy no time."""
     wire = Wire(core)
     wire.feed(GET_DERP[:10])
@@ -66,7 +68,7 @@ def test_one_budget_covers_head_greeting_and_login(core: Core) -> None:
     ends_after(wire, 2.0)
 
 
-def test_a_client_that_logs_in_late_but_in_time_stays(core: Core) -> None:
+def test_a_client_that_logs_in_late_but_in_time_stays(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.loop.advance(9.9)
     wire.login()
@@ -75,7 +77,7 @@ def test_a_client_that_logs_in_late_but_in_time_stays(core: Core) -> None:
 
 
 def test_an_answered_http_connection_idles_for_thirty_seconds_in_silence(
-    core: Core, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
     wire.feed(GET)
@@ -83,7 +85,7 @@ def test_an_answered_http_connection_idles_for_thirty_seconds_in_silence(
     assert problems(caplog) == []
 
 
-def test_each_request_begins_the_idle_time_anew(core: Core) -> None:
+def test_each_request_begins_the_idle_time_anew(core: ConnectionContext) -> None:
     wire = Wire(core)
     for _ in range(5):
         wire.feed(GET)
@@ -92,7 +94,7 @@ def test_each_request_begins_the_idle_time_anew(core: Core) -> None:
     ends_after(wire, 1.0)
 
 
-def test_half_a_request_does_not_prolong_the_idle_time(core: Core) -> None:
+def test_half_a_request_does_not_prolong_the_idle_time(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(GET)
     wire.loop.advance(29)
@@ -100,7 +102,9 @@ def test_half_a_request_does_not_prolong_the_idle_time(core: Core) -> None:
     ends_after(wire, 1.0)
 
 
-def test_an_upgrade_on_a_kept_connection_has_ten_seconds_of_its_own(core: Core) -> None:
+def test_an_upgrade_on_a_kept_connection_has_ten_seconds_of_its_own(
+    core: ConnectionContext,
+) -> None:
     wire = Wire(core)
     wire.feed(GET)
     wire.loop.advance(25)
@@ -123,7 +127,7 @@ def keep_alives(wire: Wire) -> int:
 def test_keepalives_come_after_sixty_seconds_and_jitter(
     loop: FakeLoop, uniform: float, period: float
 ) -> None:
-    wire = Wire(make_core(loop, uniform=lambda: uniform))
+    wire = Wire(make_context(loop, uniform=lambda: uniform))
     wire.login()
     loop.advance(period - TICK)
     assert keep_alives(wire) == 0
@@ -135,7 +139,9 @@ def test_keepalives_come_after_sixty_seconds_and_jitter(
     assert keep_alives(wire) == 1
 
 
-def test_keepalives_go_on_for_hours_and_also_to_busy_clients(core: Core, loop: FakeLoop) -> None:
+def test_keepalives_go_on_for_hours_and_also_to_busy_clients(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     quiet, busy = Wire(core), Wire(core)
     quiet.login()
     busy.login()
@@ -150,13 +156,13 @@ def test_keepalives_go_on_for_hours_and_also_to_busy_clients(core: Core, loop: F
 
 def test_the_jitter_is_drawn_once_a_connection(loop: FakeLoop) -> None:
     drawn: list[None] = []
-    wire = Wire(make_core(loop, uniform=lambda: drawn.append(None) or 0.5))  # type: ignore[func-returns-value, redundant-expr]
+    wire = Wire(make_context(loop, uniform=lambda: drawn.append(None) or 0.5))  # type: ignore[func-returns-value, redundant-expr]
     wire.login()
     loop.advance(600)
     assert len(drawn) == 1
 
 
-def test_a_client_that_left_gets_no_keepalive(core: Core, loop: FakeLoop) -> None:
+def test_a_client_that_left_gets_no_keepalive(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = Wire(core)
     wire.login()
     wire.transport.abort()
@@ -177,14 +183,14 @@ def stall(wire: Wire, source: Wire, *, room: int = 0) -> None:
     assert wire.transport.held
 
 
-def pair(core: Core, *, mesh_key: MeshKey | None = None) -> tuple[Wire, Wire]:
+def pair(core: ConnectionContext, *, mesh_key: MeshKey | None = None) -> tuple[Wire, Wire]:
     stalled, source = Wire(core, mesh_key=mesh_key), Wire(core)
     stalled.login()
     source.login()
     return stalled, source
 
 
-def test_nothing_is_left_to_the_transports_own_buffer(core: Core) -> None:
+def test_nothing_is_left_to_the_transports_own_buffer(core: ConnectionContext) -> None:
     assert Wire(core).transport.high == 0
 
 
@@ -192,7 +198,7 @@ def test_nothing_is_left_to_the_transports_own_buffer(core: Core) -> None:
 def test_a_client_that_takes_no_byte_is_aborted(
     loop: FakeLoop, timeout: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    core = make_core(loop, write_timeout=timeout)
+    core = make_context(loop, write_timeout=timeout)
     stalled, source = pair(core)
     stall(stalled, source)
     loop.advance(timeout - 0.01)
@@ -208,7 +214,7 @@ def test_a_client_that_takes_no_byte_is_aborted(
     assert not core.stalled
 
 
-def test_a_mesh_peer_has_thirty_seconds(core: Core, loop: FakeLoop) -> None:
+def test_a_mesh_peer_has_thirty_seconds(core: ConnectionContext, loop: FakeLoop) -> None:
     stalled, source = pair(core, mesh_key=MESH)
     stall(stalled, source)
     loop.advance(29.5)
@@ -218,14 +224,16 @@ def test_a_mesh_peer_has_thirty_seconds(core: Core, loop: FakeLoop) -> None:
 
 
 def test_a_timeout_of_zero_is_none(loop: FakeLoop) -> None:
-    core = make_core(loop, write_timeout=0)
+    core = make_context(loop, write_timeout=0)
     stalled, source = pair(core)
     stall(stalled, source)
     loop.advance(3600)
     assert not stalled.gone
 
 
-def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(core: Core, loop: FakeLoop) -> None:
+def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     slow, source = pair(core)
     stall(slow, source)
     for _ in range(20):
@@ -236,19 +244,21 @@ def test_a_slow_reader_that_takes_a_byte_now_and_then_stays(core: Core, loop: Fa
     assert slow.gone
 
 
-def test_a_client_that_catches_up_has_all_its_time_again(core: Core, loop: FakeLoop) -> None:
+def test_a_client_that_catches_up_has_all_its_time_again(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     slow, source = pair(core)
     stall(slow, source)
     loop.advance(1.5)
     slow.transport.take(1 << 20)
     assert not core.stalled
-    assert not slow.protocol.stalled
+    assert slow.protocol.full is None
     assert isinstance(slow.messages()[0], ReceivedPacket)
     loop.advance(60)
     assert not slow.gone
 
 
-def test_an_idle_client_is_never_stalled(core: Core, loop: FakeLoop) -> None:
+def test_an_idle_client_is_never_stalled(core: ConnectionContext, loop: FakeLoop) -> None:
     wire = Wire(core)
     wire.login()
     wire.transport.room = 0
@@ -256,7 +266,7 @@ def test_an_idle_client_is_never_stalled(core: Core, loop: FakeLoop) -> None:
     assert not wire.gone
 
 
-def test_what_a_stalled_client_missed_is_counted(core: Core, loop: FakeLoop) -> None:
+def test_what_a_stalled_client_missed_is_counted(core: ConnectionContext, loop: FakeLoop) -> None:
     """In the transport: write_error. In the queues: gone_disconnected. Pushed out: queue_head."""
     stalled, source = pair(core)
     stall(stalled, source)
@@ -271,7 +281,7 @@ def test_what_a_stalled_client_missed_is_counted(core: Core, loop: FakeLoop) -> 
 
 
 def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> None:
-    core = make_core(loop, write_timeout=0)
+    core = make_context(loop, write_timeout=0)
     stalled, source = pair(core)
     stall(stalled, source)
     loop.advance(100)
@@ -283,7 +293,9 @@ def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> Non
     assert keep_alives(stalled) == 1
 
 
-def test_a_client_that_stalls_before_login_is_given_up_too(core: Core, loop: FakeLoop) -> None:
+def test_a_client_that_stalls_before_login_is_given_up_too(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     wire.transport.room = 10
     wire.feed(GET_DERP)
@@ -295,7 +307,7 @@ def test_a_client_that_stalls_before_login_is_given_up_too(core: Core, loop: Fak
 
 @pytest.mark.parametrize("last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"])
 def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
-    core: Core, last: bytes, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, last: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = Wire(core)
     wire.transport.room = 10
@@ -307,7 +319,7 @@ def test_a_last_answer_that_is_not_read_does_not_keep_the_socket(
 
 
 def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
-    core: Core, loop: FakeLoop
+    core: ConnectionContext, loop: FakeLoop
 ) -> None:
     stalled, source = pair(core)
     stall(stalled, source)
@@ -320,7 +332,7 @@ def test_a_graceful_close_that_is_not_taken_does_not_keep_the_socket(
     assert core.protocols == {source.protocol}
 
 
-def test_a_graceful_close_writes_what_is_buffered(core: Core) -> None:
+def test_a_graceful_close_writes_what_is_buffered(core: ConnectionContext) -> None:
     slow, source = pair(core)
     stall(slow, source)
     slow.protocol.end(EndReason.STOPPED, How.GRACEFUL)
@@ -331,7 +343,9 @@ def test_a_graceful_close_writes_what_is_buffered(core: Core) -> None:
     assert isinstance(slow.messages()[0], ReceivedPacket)
 
 
-def test_pause_and_resume_after_the_end_are_harmless(core: Core, loop: FakeLoop) -> None:
+def test_pause_and_resume_after_the_end_are_harmless(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     wire = Wire(core)
     wire.login()
     wire.transport.abort()

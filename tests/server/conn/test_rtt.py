@@ -8,12 +8,12 @@ import pytest
 
 import pyderp
 from pyderp.server.conn import rtt
-from pyderp.server.conn.context import TICK, Core
+from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.server.conn.kernel import NON_TCP
 from pyderp.server.conn.rtt import RttSampler
 from tests.conftest import Run
 from tests.server.dial import clients
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 PERIOD = 10.0
 
@@ -24,27 +24,30 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    core = make_core(loop)
-    core.rtt = RttSampler(core)
+def core(loop: FakeLoop) -> ConnectionContext:
+    core = make_context(loop)
+    sampler = RttSampler(core.protocols, core.router.counters, loop.now)
+    core.every_tick(sampler.tick)
     return core
 
 
-def join(core: Core, count: int) -> list[Wire]:
+def join(core: ConnectionContext, count: int) -> list[Wire]:
     wires = [Wire(core) for _ in range(count)]
     for wire in wires:
         wire.login()
     return wires
 
 
-def taken(core: Core) -> int:
+def taken(core: ConnectionContext) -> int:
     """Samples so far; a fake transport has no socket to ask."""
     samples = core.router.counters.tcp_rtt
     assert samples.keys() <= {NON_TCP}
     return samples.get(NON_TCP, 0)
 
 
-def test_each_client_is_sampled_once_in_ten_seconds(core: Core, loop: FakeLoop) -> None:
+def test_each_client_is_sampled_once_in_ten_seconds(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     join(core, 3)
     loop.advance(PERIOD - TICK)
     assert taken(core) == 0
@@ -56,7 +59,7 @@ def test_each_client_is_sampled_once_in_ten_seconds(core: Core, loop: FakeLoop) 
     assert taken(core) == 6
 
 
-def test_who_has_not_logged_in_is_not_sampled(core: Core, loop: FakeLoop) -> None:
+def test_who_has_not_logged_in_is_not_sampled(core: ConnectionContext, loop: FakeLoop) -> None:
     join(core, 1)
     loop.advance(PERIOD - TICK)
     Wire(core).upgrade()
@@ -65,7 +68,7 @@ def test_who_has_not_logged_in_is_not_sampled(core: Core, loop: FakeLoop) -> Non
 
 
 def test_many_are_sampled_over_several_ticks(
-    core: Core, loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
+    core: ConnectionContext, loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rtt, "_AT_ONCE", 2)
     wires = join(core, 5)
@@ -89,8 +92,8 @@ def test_a_socket_has_a_time(run: Run) -> None:
         config = pyderp.RelayConfig(rtt_stats=True)
         async with pyderp.Relay(config) as relay, clients(relay, 2):
             core = relay._running()
-            assert core.rtt is not None
-            core.rtt.tick(core.loop.time() + PERIOD)
+            (tick,) = (call for call in core._on_tick if call.__qualname__ == "RttSampler.tick")
+            tick(core.loop.time() + PERIOD)
             samples = core.router.counters.tcp_rtt
             assert sum(samples.values()) == 2
             assert not samples.keys() & {NON_TCP, "error"}

@@ -13,10 +13,10 @@ import pytest
 import pyderp
 from pyderp.defaults import LISTEN_BACKLOG
 from pyderp.errors import ConfigError
+from pyderp.server.conn.kernel import unacknowledged
 from pyderp.server.conn.sockets import (
     listen,
     tune,
-    unacknowledged,
 )
 from tests.conftest import Run
 

@@ -9,9 +9,9 @@ import ssl
 
 import pytest
 
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.accept import protocol_factory
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.protocol import RelayProtocol
-from pyderp.server.conn.tls import TLSRelayProtocol, protocol_factory
 from pyderp.wire.messages import ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
 from tests.server.fakes import (
@@ -22,7 +22,8 @@ from tests.server.fakes import (
     FixedContext,
     TLSWire,
     Wire,
-    make_core,
+    make_context,
+    records_of,
 )
 
 NAME = "derp.example.com"
@@ -35,8 +36,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop)
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -45,13 +46,12 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_login_and_packets_pass_under_both_versions(
-    core: Core, context: ssl.SSLContext, version: ssl.TLSVersion
+    core: ConnectionContext, context: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     first, second = TLSWire(core, context, version), Wire(core)
     first.shake_hands()
     first.login()
     second.login()
-    assert isinstance(first.protocol, TLSRelayProtocol)
     assert first.protocol.tls_version == version.name.removeprefix("TLSv").replace("_", ".")
     first.session.send_packet(second.private.public, b"there")
     first.say()
@@ -64,7 +64,7 @@ def test_login_and_packets_pass_under_both_versions(
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_a_handshake_may_come_in_small_pieces(
-    core: Core, context: ssl.SSLContext, version: ssl.TLSVersion, chunk: int
+    core: ConnectionContext, context: ssl.SSLContext, version: ssl.TLSVersion, chunk: int
 ) -> None:
     wire = TLSWire(core, context, version)
     wire.shake_hands(chunk)
@@ -73,7 +73,7 @@ def test_a_handshake_may_come_in_small_pieces(
 
 
 def test_handshake_request_and_login_may_end_in_one_read(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     wire = TLSWire(core, context)
     with pytest.raises(ssl.SSLWantReadError):
@@ -89,7 +89,9 @@ def test_handshake_request_and_login_may_end_in_one_read(
 
 
 @pytest.mark.parametrize("size", [0, 1, 16384, 16385, 65536])
-def test_packets_of_any_size_pass_both_ways(core: Core, context: ssl.SSLContext, size: int) -> None:
+def test_packets_of_any_size_pass_both_ways(
+    core: ConnectionContext, context: ssl.SSLContext, size: int
+) -> None:
     first, second = TLSWire(core, context), TLSWire(core, context)
     for wire in (first, second):
         wire.shake_hands()
@@ -102,7 +104,7 @@ def test_packets_of_any_size_pass_both_ways(core: Core, context: ssl.SSLContext,
 
 @pytest.mark.parametrize("chunk", [1460, 16384, 40000, 1 << 20])
 def test_many_packets_in_reads_of_any_size_arrive_in_order(
-    core: Core, context: ssl.SSLContext, chunk: int
+    core: ConnectionContext, context: ssl.SSLContext, chunk: int
 ) -> None:
     first, second = TLSWire(core, context), Wire(core)
     first.shake_hands()
@@ -117,7 +119,7 @@ def test_many_packets_in_reads_of_any_size_arrive_in_order(
 
 
 def test_what_a_turn_brings_is_one_write_of_full_records(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     first, second = Wire(core), TLSWire(core, context)
     second.shake_hands()
@@ -131,7 +133,9 @@ def test_what_a_turn_brings_is_one_write_of_full_records(
     assert second.transport.writes[0].count(b"\x17\x03\x03\x40\x11") == 4
 
 
-def test_incomplete_frames_survive_reads_of_others(core: Core, context: ssl.SSLContext) -> None:
+def test_incomplete_frames_survive_reads_of_others(
+    core: ConnectionContext, context: ssl.SSLContext
+) -> None:
     target = Wire(core)
     target.login()
     sources = [TLSWire(core, context) for _ in range(3)]
@@ -153,7 +157,7 @@ def test_incomplete_frames_survive_reads_of_others(core: Core, context: ssl.SSLC
 
 
 def test_each_connection_gets_the_context_of_its_time_and_address(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     contexts = FixedContext(context)
     for _ in range(2):
@@ -161,23 +165,23 @@ def test_each_connection_gets_the_context_of_its_time_and_address(
     assert contexts.asked == [LOCAL, LOCAL]
 
 
-def test_without_certificates_connections_are_plain(core: Core) -> None:
+def test_without_certificates_connections_are_plain(core: ConnectionContext) -> None:
     protocol = protocol_factory(core, SIDE_ROUTES, None, derp=False)()
     assert type(protocol) is RelayProtocol
     assert protocol.tls_version == ""
 
 
 def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
-    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether one call writes all depends on how Python was built."""
     first, second = Wire(core), TLSWire(core, context)
     second.shake_hands()
     second.login()
     first.login()
-    assert isinstance(second.protocol, TLSRelayProtocol)
-    write = second.protocol._write_record
-    monkeypatch.setattr(second.protocol, "_write_record", lambda data: write(data[:16384]))
+    records = records_of(second)
+    write = records._write_record
+    monkeypatch.setattr(records, "_write_record", lambda data: write(data[:16384]))
     second.transport.writes.clear()
     packet = os.urandom(60000)
     first.session.send_packet(second.private.public, packet)
@@ -188,7 +192,7 @@ def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
-    core: Core, context: ssl.SSLContext, chunk: int, capfd: pytest.CaptureFixture[str]
+    core: ConnectionContext, context: ssl.SSLContext, chunk: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The ssl module would print a traceback for each."""
     wire = TLSWire(core, context)
@@ -220,7 +224,7 @@ class Challenged(FixedContext):
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 def test_an_authority_gets_its_answer_however_its_hello_is_cut(
-    core: Core, context: ssl.SSLContext, chunk: int
+    core: ConnectionContext, context: ssl.SSLContext, chunk: int
 ) -> None:
     never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
     contexts = Challenged(never, context)
@@ -232,18 +236,18 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
 
 
 def test_records_that_bring_nothing_end_the_connection(
-    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as key updates, which cost a handshake's work each; the ssl module can make none."""
     wire = TLSWire(core, context)
     wire.shake_hands()
     wire.login()
-    assert isinstance(wire.protocol, TLSRelayProtocol)
+    records = records_of(wire)
 
     def nothing(size: int, room: memoryview) -> int:
         raise ssl.SSLWantReadError
 
-    monkeypatch.setattr(wire.protocol, "_read_record", nothing)
+    monkeypatch.setattr(records, "_read_record", nothing)
     Wire.feed(wire, bytes(40 * 1024))
     assert not wire.gone
     Wire.feed(wire, b"x")

@@ -9,11 +9,10 @@ import pytest
 
 from pyderp.defaults import CLOSE_TIMEOUT
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import Core
-from pyderp.server.conn.tls import TLSRelayProtocol
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import ReceivedPacket
-from tests.server.fakes import FakeLoop, TLSWire, Wire, make_core
+from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context, records_of
 
 NAME = "derp.example.com"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -25,8 +24,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop)
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -34,7 +33,7 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_close_alert_is_answered_and_ends_the_connection(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     wire = TLSWire(core, context)
     wire.shake_hands()
@@ -52,7 +51,7 @@ def test_a_close_alert_is_answered_and_ends_the_connection(
 
 
 def test_frames_in_the_read_of_the_close_alert_are_relayed(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     first, second = TLSWire(core, context), Wire(core)
     first.shake_hands()
@@ -67,7 +66,7 @@ def test_frames_in_the_read_of_the_close_alert_are_relayed(
     assert ReceivedPacket(first.private.public, b"last words") in second.messages()
 
 
-def test_the_relay_closes_with_an_alert(core: Core, context: ssl.SSLContext) -> None:
+def test_the_relay_closes_with_an_alert(core: ConnectionContext, context: ssl.SSLContext) -> None:
     wire = TLSWire(core, context)
     wire.shake_hands()
     wire.login()
@@ -79,7 +78,7 @@ def test_the_relay_closes_with_an_alert(core: Core, context: ssl.SSLContext) -> 
 
 
 def test_a_graceful_close_during_the_handshake_is_silent(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     wire = TLSWire(core, context)
     wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
@@ -89,7 +88,7 @@ def test_a_graceful_close_during_the_handshake_is_silent(
 
 
 def test_plain_http_on_the_tls_port_is_told_so(
-    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, context)
     wire.feed_encrypted(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -103,7 +102,10 @@ def test_plain_http_on_the_tls_port_is_told_so(
 
 @pytest.mark.parametrize("established", [False, True])
 def test_garbage_ends_with_an_alert_one_line_and_one_count(
-    core: Core, context: ssl.SSLContext, established: bool, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext,
+    context: ssl.SSLContext,
+    established: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     wire = TLSWire(core, context)
     if established:
@@ -123,7 +125,7 @@ def test_garbage_ends_with_an_alert_one_line_and_one_count(
 
 
 def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     wire = TLSWire(core, context)
     wire.transport.room = 3
@@ -134,7 +136,7 @@ def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
 
 
 def test_the_ten_seconds_cover_the_handshake(
-    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, context)
     wire.loop.advance(5)
@@ -147,7 +149,7 @@ def test_the_ten_seconds_cover_the_handshake(
 
 
 def test_a_bad_frame_ends_what_the_same_read_still_holds(
-    core: Core, context: ssl.SSLContext
+    core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
     first, second = TLSWire(core, context), Wire(core)
     first.shake_hands()
@@ -161,21 +163,21 @@ def test_a_bad_frame_ends_what_the_same_read_still_holds(
 
 
 def test_a_session_that_is_broken_ends_the_connection_when_written_to(
-    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL refuses to write after an error: that must not reach the one who sends."""
     first, second = Wire(core), TLSWire(core, context)
     second.shake_hands()
     second.login()
     first.login()
-    assert isinstance(second.protocol, TLSRelayProtocol)
+    records = records_of(second)
 
     def refuse(_: bytes) -> int:
         error = ssl.SSLError(1, "broken")
         error.reason = "BROKEN"
         raise error
 
-    monkeypatch.setattr(second.protocol, "_write_record", refuse)
+    monkeypatch.setattr(records, "_write_record", refuse)
     first.session.send_packet(second.private.public, b"x")
     first.say()
     assert second.gone
@@ -184,7 +186,7 @@ def test_a_session_that_is_broken_ends_the_connection_when_written_to(
 
 
 def test_an_end_that_is_told_by_an_error_is_an_end(
-    core: Core, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it is a count of zero or an error depends on the version of OpenSSL."""
     wire = TLSWire(core, context)
@@ -194,7 +196,7 @@ def test_an_end_that_is_told_by_an_error_is_an_end(
     def end(_: int, __: memoryview) -> int:
         raise ssl.SSLZeroReturnError(6, "closed")
 
-    monkeypatch.setattr(wire.protocol, "_read_record", end)
+    monkeypatch.setattr(records_of(wire), "_read_record", end)
     wire.feed(frames.pack_ping(b"12345678"))
     assert wire.gone
     assert not wire.transport.aborted
@@ -202,7 +204,7 @@ def test_an_end_that_is_told_by_an_error_is_an_end(
 
 
 def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
-    core: Core, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = TLSWire(core, context)
     wire.shake_hands()

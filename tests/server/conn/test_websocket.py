@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from dataclasses import replace
 
 import pytest
 
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import Core
+from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, ServerInfo
-from tests.server.fakes import FakeLoop, Wire, make_core
+from tests.server.fakes import FakeLoop, Wire, make_context
 
 MESH = MeshKey.parse("ab" * 32)
 BINARY, TEXT, CONTINUED, CLOSE, PING = 2, 1, 0, 8, 9
@@ -25,8 +26,8 @@ def loop() -> FakeLoop:
 
 
 @pytest.fixture
-def core(loop: FakeLoop) -> Core:
-    return make_core(loop, mesh_key=MESH)
+def core(loop: FakeLoop) -> ConnectionContext:
+    return make_context(loop, mesh_key=MESH)
 
 
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -111,7 +112,7 @@ class WebSocketWire(Wire):
         return int.from_bytes(data[:2], "big")
 
 
-def test_the_handshake_agrees_on_derp_and_counts(core: Core) -> None:
+def test_the_handshake_agrees_on_derp_and_counts(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.feed(ask())
     head = wire.answer().partition(b"\r\n\r\n")[0].split(b"\r\n")
@@ -122,7 +123,7 @@ def test_the_handshake_agrees_on_derp_and_counts(core: Core) -> None:
     assert core.router.counters.websocket_accepts == 1
 
 
-def test_packets_pass_both_ways(core: Core) -> None:
+def test_packets_pass_both_ways(core: ConnectionContext) -> None:
     web, plain = WebSocketWire(core), Wire(core)
     web.login()
     plain.login()
@@ -134,7 +135,7 @@ def test_packets_pass_both_ways(core: Core) -> None:
     assert web.messages() == [ReceivedPacket(plain.private.public, b"to web")]
 
 
-def test_login_may_follow_the_request_in_one_read(core: Core) -> None:
+def test_login_may_follow_the_request_in_one_read(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.session.receive_data(core.login.greeting)
     wire.feed(ask() + message(wire.outgoing()))
@@ -142,7 +143,7 @@ def test_login_may_follow_the_request_in_one_read(core: Core) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1000])
-def test_frames_may_span_and_share_messages(core: Core, size: int) -> None:
+def test_frames_may_span_and_share_messages(core: ConnectionContext, size: int) -> None:
     web, plain = WebSocketWire(core), Wire(core)
     plain.login()
     web.open()
@@ -156,7 +157,7 @@ def test_frames_may_span_and_share_messages(core: Core, size: int) -> None:
     ]
 
 
-def test_messages_may_be_fragmented_with_pings_between(core: Core) -> None:
+def test_messages_may_be_fragmented_with_pings_between(core: ConnectionContext) -> None:
     web = WebSocketWire(core)
     web.open()
     data = web.outgoing()
@@ -168,7 +169,7 @@ def test_messages_may_be_fragmented_with_pings_between(core: Core) -> None:
     assert core.router.registry.size == 1
 
 
-def test_a_full_packet_fits_one_message_and_leaves_in_small_ones(core: Core) -> None:
+def test_a_full_packet_fits_one_message_and_leaves_in_small_ones(core: ConnectionContext) -> None:
     web, plain = WebSocketWire(core), Wire(core)
     web.login()
     plain.login()
@@ -193,7 +194,9 @@ def test_a_full_packet_fits_one_message_and_leaves_in_small_ones(core: Core) -> 
         (ask(Sec_WebSocket_Key="short"), b"400"),
     ],
 )
-def test_bad_handshakes_are_refused_over_http(core: Core, request_: bytes, status: bytes) -> None:
+def test_bad_handshakes_are_refused_over_http(
+    core: ConnectionContext, request_: bytes, status: bytes
+) -> None:
     wire = Wire(core)
     wire.feed(request_)
     assert wire.answer().startswith(b"HTTP/1.1 " + status)
@@ -204,7 +207,7 @@ def test_bad_handshakes_are_refused_over_http(core: Core, request_: bytes, statu
     assert not core.protocols
 
 
-def test_a_subprotocol_that_is_not_derp_is_closed_with_1008(core: Core) -> None:
+def test_a_subprotocol_that_is_not_derp_is_closed_with_1008(core: ConnectionContext) -> None:
     wire = Wire(core)
     wire.feed(ask("derpx"))
     head, _, rest = wire.answer().partition(b"\r\n\r\n")
@@ -220,7 +223,7 @@ def test_a_subprotocol_that_is_not_derp_is_closed_with_1008(core: Core) -> None:
 
 
 def test_a_websocket_without_a_subprotocol_is_an_old_client_that_speaks_plain_derp(
-    core: Core,
+    core: ConnectionContext,
 ) -> None:
     wire = Wire(core)
     wire.feed(ask(""))
@@ -242,7 +245,7 @@ def test_a_websocket_without_a_subprotocol_is_an_old_client_that_speaks_plain_de
 )
 @pytest.mark.parametrize("logged_in", [False, True])
 def test_the_relay_ends_a_websocket_with_the_right_code(
-    core: Core, data: bytes, code: int, logged_in: bool
+    core: ConnectionContext, data: bytes, code: int, logged_in: bool
 ) -> None:
     wire = WebSocketWire(core)
     if logged_in:
@@ -261,7 +264,7 @@ def test_the_relay_ends_a_websocket_with_the_right_code(
 
 @pytest.mark.parametrize("data", [b"\x82\x05hello", b"\x82\xff" + struct.pack(">Q", 1 << 40)])
 def test_a_broken_websocket_is_logged_and_counted_once(
-    core: Core, data: bytes, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = WebSocketWire(core)
     wire.login()
@@ -272,7 +275,7 @@ def test_a_broken_websocket_is_logged_and_counted_once(
 
 
 def test_a_bad_frame_inside_a_websocket_ends_it(
-    core: Core, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = WebSocketWire(core)
     wire.login()
@@ -282,7 +285,7 @@ def test_a_bad_frame_inside_a_websocket_ends_it(
     assert problems(caplog)[0].endswith("closed: short ping: 5")
 
 
-def test_a_client_may_end_itself_between_two_messages_of_one_read(core: Core) -> None:
+def test_a_client_may_end_itself_between_two_messages_of_one_read(core: ConnectionContext) -> None:
     wire = WebSocketWire(core, mesh_key=MESH)
     wire.login()
     wire.session.close_peer(wire.private.public)
@@ -292,7 +295,7 @@ def test_a_client_may_end_itself_between_two_messages_of_one_read(core: Core) ->
     assert core.router.registry.size == 0
 
 
-def test_a_close_behind_more_than_can_wait_is_harmless(core: Core) -> None:
+def test_a_close_behind_more_than_can_wait_is_harmless(core: ConnectionContext) -> None:
     """The websocket closes while the frames that came before the close are still relayed."""
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
@@ -315,7 +318,7 @@ def test_a_close_behind_more_than_can_wait_is_harmless(core: Core) -> None:
     ]
 
 
-def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Core) -> None:
+def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: ConnectionContext) -> None:
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
     other.login()
@@ -328,10 +331,10 @@ def test_pings_of_a_client_that_does_not_read_leave_nothing_behind(core: Core) -
 
 
 @pytest.mark.parametrize("name", ["x" * 33, "a\\n", "bad"])
-def test_a_refused_name_closes_the_websocket_normally(core: Core, name: str) -> None:
+def test_a_refused_name_closes_the_websocket_normally(core: ConnectionContext, name: str) -> None:
     """What the client hears is that and no more, as from Go's relay."""
     wire = WebSocketWire(core)
-    core.disallowed_app_names = frozenset({"bad"})
+    core.rules = replace(core.rules, disallowed_app_names=frozenset({"bad"}))
     wire.feed(ask())
     wire.answer()
     private = NodePrivate.generate()
@@ -343,7 +346,7 @@ def test_a_refused_name_closes_the_websocket_normally(core: Core, name: str) -> 
     assert wire.gone
 
 
-def test_a_graceful_close_closes_the_websocket_normally(core: Core) -> None:
+def test_a_graceful_close_closes_the_websocket_normally(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.login()
     wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
@@ -353,7 +356,7 @@ def test_a_graceful_close_closes_the_websocket_normally(core: Core) -> None:
     assert not wire.transport.aborted
 
 
-def test_a_websocket_login_is_bound_by_the_same_ten_seconds(core: Core) -> None:
+def test_a_websocket_login_is_bound_by_the_same_ten_seconds(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.open()
     wire.loop.advance(9.5)
@@ -362,7 +365,7 @@ def test_a_websocket_login_is_bound_by_the_same_ten_seconds(core: Core) -> None:
     assert wire.gone
 
 
-def test_what_is_written_to_a_websocket_that_closed_goes_nowhere(core: Core) -> None:
+def test_what_is_written_to_a_websocket_that_closed_goes_nowhere(core: ConnectionContext) -> None:
     wire, other = WebSocketWire(core), Wire(core)
     wire.login()
     other.login()
@@ -373,7 +376,7 @@ def test_what_is_written_to_a_websocket_that_closed_goes_nowhere(core: Core) -> 
     assert wire.close_code() == 1000
 
 
-def test_login_and_frames_may_share_a_message(core: Core) -> None:
+def test_login_and_frames_may_share_a_message(core: ConnectionContext) -> None:
     wire = WebSocketWire(core)
     wire.open()
     wire.feed(message(wire.outgoing() + frames.pack_ping(b"12345678")))

@@ -25,8 +25,7 @@ from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.server.services import bootstrap
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.txt import system_txt
-from pyderp.server.site.routes import BROWSER_HEADERS
-from pyderp.wire.http import Request, Response
+from pyderp.wire.http import BROWSER_HEADERS, Request, Response
 from tests.conftest import Run
 
 

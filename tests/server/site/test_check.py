@@ -4,24 +4,24 @@ import asyncio
 
 from pyderp.keys import NodePrivate
 from pyderp.server.site.check import problems
-from pyderp.server.site.facts import Facts
+from pyderp.server.site.view import RelayView
 
 from .world import FakeAdmission, FakeServed, bare, client
 
 
-def found(facts: Facts) -> list[str]:
-    return asyncio.run(problems(facts))
+def found(view: RelayView) -> list[str]:
+    return asyncio.run(problems(view))
 
 
-def with_clients(**more: object) -> Facts:
+def with_clients(**more: object) -> RelayView:
     """Two connections of one key, which upstream's check trips over, and one before its login."""
     key = NodePrivate.generate().public
     served = [FakeServed(client(1, key=key)), FakeServed(client(2, key=key)), FakeServed()]
-    facts = bare(*served, **more)
+    view = bare(*served, **more)
     for each in served:
         if each.connection is not None:
-            facts.router.login(each.connection)
-    return facts
+            view.router.login(each.connection)
+    return view
 
 
 def test_all_is_well_with_duplicates() -> None:
@@ -29,15 +29,15 @@ def test_all_is_well_with_duplicates() -> None:
 
 
 def test_books_that_do_not_agree_are_told() -> None:
-    facts = with_clients()
-    facts.router.counters.home_connections += 1
-    assert found(facts) == ["home connections = 1 != the connections say 0"]
+    view = with_clients()
+    view.router.counters.home_connections += 1
+    assert found(view) == ["home connections = 1 != the connections say 0"]
 
 
 def test_a_login_without_a_socket_is_told() -> None:
-    facts = with_clients()
-    facts.router.login(client(3))
-    assert found(facts) == ["connections = 3 != 2 sockets are logged in"]
+    view = with_clients()
+    view.router.login(client(3))
+    assert found(view) == ["connections = 3 != 2 sockets are logged in"]
 
 
 def test_admission_that_lets_this_machine_in_is_well() -> None:

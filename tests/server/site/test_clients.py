@@ -17,7 +17,7 @@ from pyderp.keys import NodePrivate
 from pyderp.relay.connection import Connection
 from pyderp.server.site.access import Access
 from pyderp.server.site.clientquery import SORTS
-from pyderp.server.site.facts import Facts
+from pyderp.server.site.view import RelayView
 from pyderp.wire.http import Response, StreamedResponse
 
 from .world import NOON, STRANGER, ask, bare, client, settle, site
@@ -30,16 +30,16 @@ NEXT = re.compile(r'<a href="([^"]*)">Next page</a>')
 class Relay:
     """A relay and its connections, by number."""
 
-    facts: Facts = field(default_factory=bare)
+    view: RelayView = field(default_factory=bare)
     clients: list[Connection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.site = site(self.facts)
+        self.site = site(self.view)
 
     def add(self, peer: tuple[str, int] = ("", 0), **more: Any) -> Connection:
         connection = client(len(self.clients) + 1, peer=peer, **more)
         self.clients.append(connection)
-        self.facts.router.login(connection)
+        self.view.router.login(connection)
         return connection
 
     def get(self, query: str, **more: Any) -> Response:
@@ -151,8 +151,8 @@ def test_a_thousand_is_the_most_on_a_page() -> None:
 def test_a_walk_by_time_survives_clocks_that_drift_apart() -> None:
     """Wall clock and monotonic clock are never read in the same instant."""
     drift = iter(range(1000))
-    facts = bare(wall=lambda: NOON.timestamp() + 1e-4 * (next(drift) * 7919 % 13))
-    relay = Relay(facts)
+    view = bare(wall=lambda: NOON.timestamp() + 1e-4 * (next(drift) * 7919 % 13))
+    relay = Relay(view)
     for i in range(12):
         relay.add(connected_at=900.0 + i * 1e-6)
     for query in ("?all&sort=connected&limit=1", "?all&sort=-connected&limit=1"):
@@ -432,7 +432,7 @@ def test_a_connection_may_leave_while_it_is_listed() -> None:
         async for chunk in answer.chunks:
             if not body:
                 for connection in relay.clients[:60]:
-                    relay.facts.router.leave(connection)
+                    relay.view.router.leave(connection)
             body += chunk
         return body
 

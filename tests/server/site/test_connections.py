@@ -12,20 +12,20 @@ from pyderp.keys import NodePrivate
 from pyderp.relay.backlog import Backlog
 from pyderp.relay.limits import RateConfig, RateLimit
 from pyderp.server.site.connections import connections_as_html, connections_as_json
-from pyderp.server.site.facts import Facts
+from pyderp.server.site.view import RelayView
 
 from .world import FakeAdmission, FakeLimits, FakeServed, bare, client
 
 
-async def joined(facts: Facts) -> tuple[str, str]:
-    html = [chunk async for chunk in connections_as_html(facts, "?format=json")]
-    data = [chunk async for chunk in connections_as_json(facts)]
+async def joined(view: RelayView) -> tuple[str, str]:
+    html = [chunk async for chunk in connections_as_html(view, "?format=json")]
+    data = [chunk async for chunk in connections_as_json(view)]
     return b"".join(html).decode(), b"".join(data).decode()
 
 
-def show(facts: Facts) -> tuple[str, list[dict[str, Any]]]:
+def show(view: RelayView) -> tuple[str, list[dict[str, Any]]]:
     """The table, and the same as JSON."""
-    html, data = asyncio.run(joined(facts))
+    html, data = asyncio.run(joined(view))
     return html, json.loads(data)
 
 
@@ -45,12 +45,12 @@ def test_a_connection_is_described() -> None:
     for _ in range(3):
         connection.backlog.put(b"x" * 100, disco=False)
     connection.backlog.put(b"x" * 100, disco=True)
-    facts = bare(
-        FakeServed(connection, websocket=object(), tls_version="1.3"),
+    view = bare(
+        FakeServed(connection, is_websocket=True, tls_version="1.3"),
         admission=FakeAdmission(labels={key: "laptop"}),
         limits=FakeLimits(),
     )
-    html, (row,) = show(facts)
+    html, (row,) = show(view)
     assert row == {
         "number": 7,
         "key": str(key),
@@ -117,7 +117,7 @@ def test_the_oldest_comes_first() -> None:
 
 def test_others_are_served_while_ten_thousand_are_listed() -> None:
     served = [FakeServed(client(number)) for number in range(10_000)]
-    facts = bare(*served)
+    view = bare(*served)
 
     async def main() -> tuple[int, int, float]:
         turns, longest, last = 0, 0.0, time.perf_counter()
@@ -132,7 +132,7 @@ def test_others_are_served_while_ten_thousand_are_listed() -> None:
 
         task = asyncio.get_running_loop().create_task(others())
         rows = 0
-        async for chunk in connections_as_html(facts, ""):
+        async for chunk in connections_as_html(view, ""):
             rows += chunk.count(b"<tr><td>")
         done = True
         await task

@@ -31,9 +31,9 @@ def dashboard() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def labels() -> dict[str, set[str]]:
     """The metrics of a relay with everything on, each with its labels."""
-    facts = full(FakeServed(tls_version="1.3"))
-    facts.router.counters.tcp_rtt["10ms"] = 1
-    text = asyncio.run(Metrics(facts).text()).decode()
+    view = full(FakeServed(tls_version="1.3"))
+    view.router.counters.tcp_rtt["10ms"] = 1
+    text = asyncio.run(Metrics(view).text()).decode()
     found: dict[str, set[str]] = {}
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pyderp.server.site.home import home_page
-from pyderp.server.site.routes import BROWSER_HEADERS
+from pyderp.wire.http import BROWSER_HEADERS
 
 
 def test_a_page_says_what_this_is() -> None:

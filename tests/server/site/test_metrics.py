@@ -7,14 +7,14 @@ import pytest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics import Metrics, exposition
+from pyderp.server.site.view import RelayView
 
 from .world import bare, client, full
 
 
-def scrape(facts: Facts) -> str:
-    return asyncio.run(Metrics(facts).text()).decode()
+def scrape(view: RelayView) -> str:
+    return asyncio.run(Metrics(view).text()).decode()
 
 
 def types(text: str) -> dict[str, str]:
@@ -48,23 +48,23 @@ def test_every_metric_stands_there_once() -> None:
 
 
 def test_counters_keep_their_names() -> None:
-    facts = bare()
-    facts.router.counters.derp_accepts = 5
-    text = scrape(facts)
+    view = bare()
+    view.router.counters.derp_accepts = 5
+    text = scrape(view)
     assert "# TYPE derp_accepts counter\nderp_accepts 5\n" in text
     assert "derp_accepts_total" not in text
 
 
 def test_large_counters_lose_no_digit() -> None:
-    facts = bare()
-    facts.router.counters.bytes_sent = 2**60 + 1
-    assert f"\nderp_bytes_sent {2**60 + 1}\n" in scrape(facts)
+    view = bare()
+    view.router.counters.bytes_sent = 2**60 + 1
+    assert f"\nderp_bytes_sent {2**60 + 1}\n" in scrape(view)
 
 
 def test_gauges_lose_their_prefix() -> None:
-    facts = bare()
-    facts.router.login(client())
-    text = scrape(facts)
+    view = bare()
+    view.router.login(client())
+    text = scrape(view)
     assert "# TYPE derp_current_connections gauge\nderp_current_connections 1\n" in text
 
 
@@ -73,11 +73,11 @@ def test_drops_have_both_labels() -> None:
 
 
 def test_histograms_are_cumulative() -> None:
-    facts = bare()
-    counters = facts.router.counters
+    view = bare()
+    counters = view.router.counters
     for frames in (0, 3, 15, 16, 101, 200):
         counters.wrote(frames)
-    text = scrape(facts)
+    text = scrape(view)
     assert types(text)["derp_buffered_write_frames"] == "histogram"
     for bound, count in (("0", 1), ("2", 1), ("3", 2), ("15", 3), ("20", 4), ("100", 4)):
         assert f'\nderp_buffered_write_frames_bucket{{le="{bound}"}} {count}\n' in text

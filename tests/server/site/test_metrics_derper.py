@@ -6,14 +6,14 @@ from typing import Any
 from pyderp.keys import NodePrivate
 from pyderp.relay.counters import DropReason
 from pyderp.relay.limits import RateConfig
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics_derper import gather_upstream
+from pyderp.server.site.view import RelayView
 
 from .world import NOON, FakeLimits, FakeServed, bare, client, full
 
 
-def gather(facts: Facts) -> dict[str, Any]:
-    return {series.name: series.value for series in asyncio.run(gather_upstream(facts))}
+def gather(view: RelayView) -> dict[str, Any]:
+    return {series.name: series.value for series in asyncio.run(gather_upstream(view))}
 
 
 class Elsewhere:
@@ -24,27 +24,27 @@ class Elsewhere:
 
 
 def test_keys_count_once_wherever_they_are() -> None:
-    facts = bare()
+    view = bare()
     here = client()
-    facts.router.login(here)
-    facts.router.login(client(2))
+    view.router.login(here)
+    view.router.login(client(2))
     other = Elsewhere()
-    facts.router.add_forwarder(here.key, other)
+    view.router.add_forwarder(here.key, other)
     for _ in range(3):
-        facts.router.add_forwarder(NodePrivate.generate().public.raw, other)
-    values = gather(facts)
+        view.router.add_forwarder(NodePrivate.generate().public.raw, other)
+    values = gather(view)
     assert values["derp_clients_local"] == 2
     assert values["derp_clients_remote"] == 3
     assert values["derp_clients_total"] == 5
 
 
 def test_duplicates_count_by_key_and_by_connection() -> None:
-    facts = bare()
+    view = bare()
     key = NodePrivate.generate().public
     for number in (1, 2, 3):
-        facts.router.login(client(number, key=key))
-    facts.router.login(client(4))
-    values = gather(facts)
+        view.router.login(client(number, key=key))
+    view.router.login(client(4))
+    values = gather(view)
     assert values["derp_current_connections"] == 4
     assert values["derp_clients_local"] == 2
     assert values["derp_current_dup_client_keys"] == 1
@@ -53,10 +53,10 @@ def test_duplicates_count_by_key_and_by_connection() -> None:
 
 
 def test_packets_count_by_kind() -> None:
-    facts = bare()
-    facts.router.counters.packets_received = 10
-    facts.router.counters.disco_received = 4
-    assert gather(facts)["derp_packets_received_kind"] == {("disco",): 4, ("other",): 6}
+    view = bare()
+    view.router.counters.packets_received = 10
+    view.router.counters.disco_received = 4
+    assert gather(view)["derp_packets_received_kind"] == {("disco",): 4, ("other",): 6}
 
 
 def test_drops_have_all_reasons_from_the_start_and_the_mesh_ones() -> None:
@@ -93,9 +93,9 @@ def test_connections_count_by_tls_version() -> None:
 
 
 def test_round_trip_times_keep_their_labels() -> None:
-    facts = bare()
-    facts.router.counters.tcp_rtt.update({"inf": 2, "10ms": 5})
-    assert gather(facts)["derp_tcp_rtt"] == {("10ms",): 5, ("inf",): 2}
+    view = bare()
+    view.router.counters.tcp_rtt.update({"inf": 2, "10ms": 5})
+    assert gather(view)["derp_tcp_rtt"] == {("10ms",): 5, ("inf",): 2}
 
 
 def test_the_age_of_the_relay_is_in_whole_seconds() -> None:

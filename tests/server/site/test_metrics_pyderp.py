@@ -5,14 +5,14 @@ from typing import Any
 
 from pyderp.certs.credential import CertificateInfo
 from pyderp.relay.ending import EndReason
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics_pyderp import own_series
+from pyderp.server.site.view import RelayView
 
 from .world import NOON, FakeLink, FakeMesh, FakeServed, bare, full
 
 
-def gather(facts: Facts) -> dict[str, Any]:
-    return {series.name: series.value for series in own_series(facts)}
+def gather(view: RelayView) -> dict[str, Any]:
+    return {series.name: series.value for series in own_series(view)}
 
 
 def test_names_begin_with_ours() -> None:
@@ -37,9 +37,9 @@ def test_parts_that_are_off_are_missing() -> None:
 
 
 def test_each_part_is_counted() -> None:
-    facts = full(FakeServed(), FakeServed())
-    facts.router.counters.ends[EndReason.PROTOCOL_ERROR] = 6
-    values = gather(facts)
+    view = full(FakeServed(), FakeServed())
+    view.router.counters.ends[EndReason.PROTOCOL_ERROR] = 6
+    values = gather(view)
     assert values["pyderp_connections"] == 2
     assert values["pyderp_protocol_errors_total"] == 6
     assert values["pyderp_connections_shed_total"] == 10
@@ -53,8 +53,8 @@ def test_of_two_certificates_for_a_name_the_first_to_expire_counts() -> None:
     def until(days: int, *names: str) -> CertificateInfo:
         return CertificateInfo(names, NOON, NOON + timedelta(days=days))
 
-    facts = bare(certificates=lambda: [until(9, "a", "b"), until(3, "b"), until(5, "b")])
-    assert gather(facts)["pyderp_certificate_expiry_timestamp_seconds"] == {
+    view = bare(certificates=lambda: [until(9, "a", "b"), until(3, "b"), until(5, "b")])
+    assert gather(view)["pyderp_certificate_expiry_timestamp_seconds"] == {
         ("a",): (NOON + timedelta(days=9)).timestamp(),
         ("b",): (NOON + timedelta(days=3)).timestamp(),
     }

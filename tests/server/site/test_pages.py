@@ -10,8 +10,7 @@ import pytest
 from pyderp.certs.credential import CertificateInfo
 from pyderp.config import DebugAccess
 from pyderp.server.site.access import Access
-from pyderp.server.site.routes import BROWSER_HEADERS
-from pyderp.wire.http import Response, StreamedResponse
+from pyderp.wire.http import BROWSER_HEADERS, Response, StreamedResponse
 
 from .world import NOON, STRANGER, FakeAdmission, FakeServed, ask, bare, client, full, get, site
 
@@ -110,8 +109,8 @@ def test_sub_pages_may_bring_their_own_looks(page: str) -> None:
 @pytest.mark.parametrize("query", ["", "?debugkey=tomato"])
 def test_no_page_is_kept_by_a_browser_or_a_proxy(page: str, query: str) -> None:
     """Its links may have the key, and its content is nobody else's business."""
-    facts = full(access=Access(DebugAccess(key="tomato")))
-    answer = site(facts).answer(ask(f"/debug{page}{query}"))
+    view = full(access=Access(DebugAccess(key="tomato")))
+    answer = site(view).answer(ask(f"/debug{page}{query}"))
     if isinstance(answer, StreamedResponse):
         asyncio.run(answer.chunks.aclose())
     elif not isinstance(answer, Response):
@@ -167,13 +166,13 @@ def test_the_index_of_a_bare_relay_shows_what_is_off() -> None:
 
 
 def test_the_index_is_live() -> None:
-    facts = bare()
-    debug = site(facts)
+    view = bare()
+    debug = site(view)
     for expected in (0, 1, 2):
         response = debug.answer(ask("/debug/"))
         assert isinstance(response, Response)
         assert f"<b>Connections:</b> {expected}<".encode() in response.body
-        facts.router.login(client(expected))
+        view.router.login(client(expected))
 
 
 def test_an_expired_certificate_is_shown_as_such() -> None:
@@ -187,8 +186,8 @@ def test_what_configurations_say_is_escaped() -> None:
 
 
 def test_who_came_by_the_key_has_it_in_the_links() -> None:
-    facts = bare(access=Access(DebugAccess(key='a"&b')))
-    response = get(facts, "/debug/?debugkey=a%22%26b", remote=STRANGER)
+    view = bare(access=Access(DebugAccess(key='a"&b')))
+    response = get(view, "/debug/?debugkey=a%22%26b", remote=STRANGER)
     assert response.status == 200
     assert b'<a href="/debug/varz?debugkey=a%22%26b">/debug/varz</a>' in response.body
 
@@ -200,9 +199,9 @@ def test_the_check_says_okay_in_upstreams_words() -> None:
 
 
 def test_the_check_says_all_that_is_wrong() -> None:
-    facts = bare(admission=FakeAdmission("tailscaled is away"))
-    facts.router.registry.size = 1
-    response = get(facts, "/debug/check")
+    view = bare(admission=FakeAdmission("tailscaled is away"))
+    view.router.registry.size = 1
+    response = get(view, "/debug/check")
     assert response.status == 500
     assert response.body == (
         b"connections = 1 != the connections say 0, connections = 1 != 0 sockets are logged in, "
@@ -220,14 +219,14 @@ def test_metrics_are_text_or_json() -> None:
 
 
 def test_metrics_may_be_asked_for_again() -> None:
-    facts = bare()
-    debug = site(facts)
+    view = bare()
+    debug = site(view)
     bodies = []
     for _ in range(2):
         answer = debug.answer(ask("/debug/varz"))
         assert not isinstance(answer, Response | StreamedResponse)
         bodies.append(asyncio.run(answer).body)
-        facts.router.counters.derp_accepts += 1
+        view.router.counters.derp_accepts += 1
     assert b"\nderp_accepts 0\n" in bodies[0]
     assert b"\nderp_accepts 1\n" in bodies[1]
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.server.site.routes import Routes, generate_204, relay_routes, side_routes
-from pyderp.wire.http import Request, Response, text_response
+from pyderp.server.site.routes import generate_204, relay_routes, side_routes
+from pyderp.wire.http import Request, Response, Routes, text_response
 from tests.server.fakes import ROUTES, SIDE_ROUTES
 
 

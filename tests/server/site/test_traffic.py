@@ -96,8 +96,8 @@ def test_who_has_no_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pyderp.server.site.traffic._PERIOD", 0)
 
     async def main() -> None:
-        facts = bare(FakeServed(client()), FakeServed())
-        async with aclosing(traffic(facts)) as chunks:
+        view = bare(FakeServed(client()), FakeServed())
+        async with aclosing(traffic(view)) as chunks:
             assert [await anext(chunks) for _ in range(3)] == [b"\n"] * 3
 
     asyncio.run(main())
@@ -131,12 +131,12 @@ def test_unique_senders_are_exact(run: Run, senders: int) -> None:
             for number in range(senders):
                 for _ in range(2):
                     core.router.registry.remember(number.to_bytes(32, "big"), connection)
-            facts = bare(router=core.router, protocols=lambda: core.protocols)
-            async with aclosing(traffic(facts)) as chunks:
+            view = bare(router=core.router, protocols=lambda: core.protocols)
+            async with aclosing(traffic(view)) as chunks:
                 (line,) = lines(await anext(chunks))
             assert line.get("UniqueSenders", 0) == senders
-            facts.sender_cardinality = False
-            async with aclosing(traffic(facts)) as chunks:
+            view.sender_cardinality = False
+            async with aclosing(traffic(view)) as chunks:
                 (line,) = lines(await anext(chunks))
             assert "UniqueSenders" not in line
             assert line["Key"] == str(receiver.key)

@@ -5,15 +5,15 @@ import json
 from typing import Any
 
 from pyderp.relay.counters import DropReason
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics import Metrics
 from pyderp.server.site.vars import variables
+from pyderp.server.site.view import RelayView
 
 from .world import bare, full
 
 
-def read(facts: Facts) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(asyncio.run(variables(facts)))
+def read(view: RelayView) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(asyncio.run(variables(view)))
     return parsed
 
 
@@ -45,9 +45,9 @@ def test_groups_are_objects() -> None:
 
 
 def test_histograms_are_objects_in_order() -> None:
-    facts = bare()
-    facts.router.counters.mesh_update_loop_count.observe(3)
-    histogram = read(facts)["derp"]["counter_mesh_update_loop_count"]
+    view = bare()
+    view.router.counters.mesh_update_loop_count.observe(3)
+    histogram = read(view)["derp"]["counter_mesh_update_loop_count"]
     bounds = ["0", "1", "2", "5", "10", "20", "50", "100", "+Inf"]
     assert list(histogram) == [*bounds, "sum", "count"]
     assert [histogram[bound] for bound in bounds] == [0, 0, 0, 1, 1, 1, 1, 1, 1]
@@ -55,16 +55,16 @@ def test_histograms_are_objects_in_order() -> None:
 
 
 def test_drops_are_numbers_by_reason_and_kind() -> None:
-    facts = bare()
-    facts.router.counters.drop(DropReason.QUEUE_HEAD, disco=True, size=100)
-    top = read(facts)
+    view = bare()
+    view.router.counters.drop(DropReason.QUEUE_HEAD, disco=True, size=100)
+    top = read(view)
     assert top["derp_packets_dropped"]["queue_head"] == {"disco": 1, "other": 0}
     assert top["derp_bytes_dropped"]["queue_head"] == {"disco": 100, "other": 0}
 
 
 def test_it_has_what_prometheus_gets() -> None:
-    facts = full()
-    text = asyncio.run(Metrics(facts).text()).decode()
+    view = full()
+    text = asyncio.run(Metrics(view).text()).decode()
 
     def flat(value: object, name: str) -> list[str]:
         name = name.replace("gauge_", "").replace("counter_", "")
@@ -72,7 +72,7 @@ def test_it_has_what_prometheus_gets() -> None:
             return [each for k, v in value.items() for each in flat(v, f"{name}_{k}")]
         return [name]
 
-    for name in (each for k, v in read(facts).items() for each in flat(v, k)):
+    for name in (each for k, v in read(view).items() for each in flat(v, k)):
         assert name == "derp_version" or f"# TYPE {name} " in text or f"{name}{{" in text
 
 

@@ -1,4 +1,4 @@
-"""A relay's facts as a test wants them, and its parts in their simplest form."""
+"""A relay's view as a test wants them, and its parts in their simplest form."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from pyderp.relay.limits import RateConfig, RateLimit
 from pyderp.relay.router import Router
 from pyderp.server.services.stun import StunCounters
 from pyderp.server.site.access import Access
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.routes import Answer
-from pyderp.wire.http import Request, Response, StreamedResponse
+from pyderp.server.site.view import RelayView
+from pyderp.wire.http import Answer, Request, Response, StreamedResponse
 
 LOOPBACK = "127.0.0.1"
 STRANGER = "8.8.8.8"
@@ -68,7 +67,7 @@ class FakeServed:
 
     connection: Connection | None = None
     transport: asyncio.Transport | None = None
-    websocket: object | None = None
+    is_websocket: bool = False
     tls_version: str = ""
 
 
@@ -122,19 +121,19 @@ def router() -> Router:
     return Router(NodePrivate.generate().public.raw, lambda: 1000.0)
 
 
-def bare(*served: FakeServed, **more: Any) -> Facts:
+def bare(*served: FakeServed, **more: Any) -> RelayView:
     """A relay with nothing but connections."""
-    facts: dict[str, Any] = {
+    view: dict[str, Any] = {
         "router": router(),
         "access": Access(DebugAccess()),
         "version": "1.2.3",
         "protocols": lambda: served,
         "wall": NOON.timestamp,
     }
-    return Facts(**{**facts, **more})
+    return RelayView(**{**view, **more})
 
 
-def full(*served: FakeServed, **more: Any) -> Facts:
+def full(*served: FakeServed, **more: Any) -> RelayView:
     """A relay with everything switched on."""
     parts: dict[str, Any] = {
         "hostname": "derp.example.com",
@@ -159,8 +158,8 @@ def full(*served: FakeServed, **more: Any) -> Facts:
     return bare(*served, **{**parts, **more})
 
 
-def site(facts: Facts) -> DebugSite:
-    return DebugSite(facts)
+def site(view: RelayView) -> DebugSite:
+    return DebugSite(view)
 
 
 def settle(answer: Answer) -> Response:
@@ -180,6 +179,6 @@ async def _joined(answer: StreamedResponse) -> bytes:
     return b"".join([chunk async for chunk in answer.chunks])
 
 
-def get(facts: Facts, target: str, **more: Any) -> Response:
+def get(view: RelayView, target: str, **more: Any) -> Response:
     """What a relay's `/debug/` answers."""
-    return settle(site(facts).answer(ask(target, **more)))
+    return settle(site(view).answer(ask(target, **more)))

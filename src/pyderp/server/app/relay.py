@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
-import os
-import random
 import socket
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from types import TracebackType
+from typing import Any, Final
 
 from pyderp.addresses import format_address
+from pyderp.certs.source import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import LIVE_SETTINGS, RelayConfig
 from pyderp.defaults import (
     HTTPS_PORT,
-    LINGER_TIMEOUT,
     LISTEN_BACKLOG,
-    MESH_WRITE_TIMEOUT,
-    RECONNECT_TRY_FOR,
 )
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.ownnode import own_node
 from pyderp.maps.region import DERPNode
 from pyderp.relay.counters import Counters
-from pyderp.relay.ending import EndReason, How
-from pyderp.server.app.assemble import Parts
+from pyderp.relay.health import expiry_text
+from pyderp.server.app.assemble import RelayParts, assemble
 from pyderp.server.app.listeners import Listeners, open_listeners
-from pyderp.server.conn.context import Core, Served
-from pyderp.wire.frames import pack_restarting
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from pyderp.server.app.stop import close_all
+from pyderp.server.conn.context import ConnectionContext
 
 __all__ = ["Relay"]
 
@@ -41,14 +36,9 @@ log = logging.getLogger("pyderp.relay")
 
 _CERTIFICATE_LOOK: Final = 5.0
 """Seconds between two looks at whether the certificate's files changed."""
-_DRAIN_STEP: Final = 0.01
-_LINGER_SHARE: Final = 0.4
-"""Of a stop's time, at most this part is kept for clients that are closed last."""
 _ACCEPT_AT_ONCE: Final = 5
 """asyncio accepts as many in one turn of its loop as the backlog that it is told, before it
 asks us about the first: more than file descriptors may be left."""
-_LONGEST_RECONNECT: Final = 2**32 // 1000
-"""Seconds that fit the frame, which has milliseconds in 32 bits."""
 
 
 class Relay:
@@ -72,8 +62,9 @@ class Relay:
         self._changing = asyncio.Lock()
         """One start or stop at a time."""
         self._closed = False
-        self._core: Core | None = None
-        self._parts: Parts | None = None
+        self._parts: RelayParts | None = None
+        self._closing = contextlib.AsyncExitStack()
+        self._expiry = ExpiryWatch()
         self._servers: list[asyncio.Server] = []
         self._listeners = Listeners()
         self._certificate_timer: asyncio.TimerHandle | None = None
@@ -89,47 +80,41 @@ class Relay:
                 listens then.
         """
         async with self._changing:
-            if self._core is not None or self._closed:
+            if self._parts is not None or self._closed:
                 raise LocalProtocolError("this relay was started or closed; make a new one")
             await self._start()
 
     async def _start(self) -> None:
         config = self.config
-        core = self._core = Core(
-            asyncio.get_running_loop(),
-            self.private_key,
-            mesh_key=config.mesh_key,
-            random=os.urandom,
-            uniform=random.random,
-            write_timeout=config.write_timeout,
-            mesh_write_timeout=MESH_WRITE_TIMEOUT,
-            send_queue_depth=config.send_queue_depth,
-        )
         async with contextlib.AsyncExitStack() as undo:
-            parts = self._parts = Parts(config, core, self.private_key)
-            undo.push_async_callback(parts.aclose)
             listeners = self._given or open_listeners(config)
             undo.callback(listeners.close)
+            parts = assemble(config, self.private_key, listeners, undo)
             undo.callback(self._close_servers)
             # Whatever can still be wrong with settings is found before anybody is served.
-            await parts.start(listeners)
-            await self._serve(listeners)
-            undo.pop_all()
-        core.start()
-        await parts.begin()
-        self._look_at_certificate()
+            if parts.admission is not None:
+                await parts.admission.start()
+            if parts.mesh is not None:
+                parts.mesh.set_hosts(config.mesh_with)
+            if parts.stun is not None:
+                parts.stun.start()
+            await self._serve(parts, listeners)
+            self._parts, self._closing = parts, undo.pop_all()
+        parts.context.start()
+        # What needs a relay that answers: names to look up, certificates by ACME.
+        parts.bootstrap.start()
+        if parts.certificates is not None:
+            await parts.certificates.start()
+            self._watch_certificates(parts)
 
-    async def _serve(self, listeners: Listeners) -> None:
-        assert self._core is not None
-        assert self._parts is not None
+    async def _serve(self, parts: RelayParts, listeners: Listeners) -> None:
         self._listeners = listeners
-        main, side = self._parts.factories()
-        loop = self._core.loop
+        loop = parts.context.loop
         # asyncio hides what a listening socket is bound to once it has it.
         self._addresses = [_endpoint(sock.getsockname()) for sock in listeners.main]
         self._http_address = _endpoint(listeners.side[0].getsockname()) if listeners.side else None
         self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
-        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
+        for factory, sockets in ((parts.main, listeners.main), (parts.side, listeners.side)):
             for sock in sockets:
                 make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:
@@ -140,14 +125,23 @@ class Relay:
                 self._servers.append(await make(factory, sock=sock, backlog=_ACCEPT_AT_ONCE))
                 sock.listen(LISTEN_BACKLOG)
 
-    def _look_at_certificate(self) -> None:
-        assert self._parts is not None
-        if self._parts.certificates is None:
-            return
-        self._certificate_timer = asyncio.get_running_loop().call_later(
-            _CERTIFICATE_LOOK, self._look_at_certificate
+    def _watch_certificates(self, parts: RelayParts) -> None:
+        self._certificate_timer = parts.context.loop.call_later(
+            _CERTIFICATE_LOOK, self._watch_certificates, parts
         )
-        self._parts.look_at_certificates()
+        self._look_at_certificates(parts)
+
+    def _look_at_certificates(self, parts: RelayParts) -> None:
+        """See whether their files changed, and whether they are about to expire."""
+        assert parts.certificates is not None
+        parts.certificates.reload()
+        now = datetime.datetime.now(datetime.UTC)
+        in_use = parts.certificates.certificates()
+        self._expiry.look(in_use, now)
+        if parts.health is not None:
+            soon = [each for each in in_use if each.remaining(now) < EXPIRES_SOON]
+            texts = [expiry_text(", ".join(each.names), each.not_after, now) for each in soon]
+            parts.health.set_certificate_problem(texts[0] if texts else None)
 
     def reload(self, config: RelayConfig | None = None) -> None:
         """Read certificates, limits and allowed keys again (on SIGHUP).
@@ -159,16 +153,24 @@ class Relay:
         Raises:
             ConfigError: an entry of the mesh's list cannot be used. Nothing was changed then.
         """
-        if self._parts is None:
+        parts = self._parts
+        if parts is None:
             raise LocalProtocolError("the relay is not started")
         if config is not None:
             changed = self.config.changes(config)
-            self._parts.set_mesh(config.mesh_with)
+            if parts.mesh is not None:
+                parts.mesh.set_hosts(config.mesh_with)
             late = [name for name in changed if name not in LIVE_SETTINGS and name != "private_key"]
             if late:
                 log.warning("changed, but needs a restart: %s", ", ".join(late))
             self.config = self.config.with_live_settings(config)
-        self._parts.reload()
+        if parts.certificates is not None:
+            parts.certificates.reload(force=True)
+        if parts.admission is not None:
+            parts.admission.reload()
+        if parts.limits is not None and parts.limits.reload():
+            for protocol in list(parts.context.protocols):
+                protocol.limit_again()
 
     async def aclose(self, *, drain: float | None = None) -> None:
         """Stop: no new connections, all clients told and closed.
@@ -184,31 +186,18 @@ class Relay:
             await self._stop(drain)
 
     async def _stop(self, drain: float | None) -> None:
-        core = self._core
-        if core is None or self._parts is None:
+        if self._parts is None:
             return
+        context = self._parts.context
         drain = self.config.drain if drain is None else drain
-        core.linger_until = core.loop.time() + drain
-        await self._stop_accepting(core.loop)
-        await self._parts.stop_answering()
+        context.linger_until = context.loop.time() + drain
+        await self._stop_accepting(context.loop)
+        if self._parts.stun is not None:
+            await self._parts.stun.aclose()  # another relay may take over
         if self._certificate_timer is not None:
             self._certificate_timer.cancel()
-        try:
-            self._tell_restarting(core, drain)
-            if drain > 0:
-                await self._close_spread(core, drain)
-            for protocol in list(core.protocols):
-                protocol.end(EndReason.STOPPED, How.GRACEFUL)
-            # Some turns for the transports to close, even if there is no time to wait.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            await self._wait_for_ends(core)
-        finally:
-            core.stop()
-            for protocol in list(core.protocols):
-                protocol.end(EndReason.STOPPED, How.NOW)
-        await core.cancel_tasks()
-        await self._parts.aclose()
+        await close_all(context, drain)
+        await self._closing.aclose()
         await asyncio.sleep(0)
 
     async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -226,40 +215,6 @@ class Relay:
         self._listeners.unlink()
         for server in self._servers:
             server.close()
-
-    @staticmethod
-    def _tell_restarting(core: Core, drain: float) -> None:
-        for protocol in list(core.protocols):
-            # Other clients may end for good on a frame that they do not know.
-            if protocol.connection is not None and protocol.connection.takes_health:
-                reconnect_in = min(drain, _LONGEST_RECONNECT) * core.uniform()
-                frame = pack_restarting(reconnect_in, RECONNECT_TRY_FOR)
-                core.router.send_control(protocol.connection, frame)
-        core.router.flush()
-
-    @staticmethod
-    async def _wait_for_ends(core: Core) -> None:
-        """Wait until all connections are gone, or until the stop must be over."""
-        while core.protocols:
-            left = core.linger_until - core.loop.time()
-            if left <= 0:
-                break
-            await asyncio.sleep(min(left, _DRAIN_STEP))
-
-    @staticmethod
-    async def _close_spread(core: Core, drain: float) -> None:
-        """Close all connections, so that also the last has time for its last bytes."""
-        waiting: list[Served] = list(core.protocols)
-        random.shuffle(waiting)
-        total = len(waiting)
-        begin = core.loop.time()
-        spread = drain - min(LINGER_TIMEOUT, drain * _LINGER_SHARE)
-        while waiting:
-            left = 1 - (core.loop.time() - begin) / spread
-            while waiting and len(waiting) > left * total:
-                waiting.pop().end(EndReason.STOPPED, How.GRACEFUL)
-            if waiting:
-                await asyncio.sleep(_DRAIN_STEP)
 
     async def __aenter__(self) -> Relay:
         await self.start()
@@ -333,10 +288,10 @@ class Relay:
             stun_port=self._stun_addresses[0][1] if self._stun_addresses else None,
         )
 
-    def _running(self) -> Core:
-        if self._core is None:
+    def _running(self) -> ConnectionContext:
+        if self._parts is None:
             raise LocalProtocolError("the relay is not started")
-        return self._core
+        return self._parts.context
 
 
 def _endpoint(name: str | tuple[object, ...]) -> tuple[str, int]:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
-from pyderp.server.conn.context import Core
-from pyderp.wire.bucket import TokenBucket
+from pyderp.certs.context import ServerContexts
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.http import HttpStage
+from pyderp.server.conn.kernel import open_files
+from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.proxyheader import ProxyHeaderStage
+from pyderp.server.conn.tls import TLSLayer
+from pyderp.throttle import TokenBucket
+from pyderp.wire.http import Routes
 
-__all__ = ["AcceptGate", "log_accept_errors", "open_files", "raise_file_limit"]
+__all__ = [
+    "AcceptGate",
+    "log_accept_errors",
+    "protocol_factory",
+]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -33,14 +44,22 @@ class AcceptGate:
     comes to the point where it cannot accept, open its log or renew its certificate.
 
     Args:
-        core: knows how many connections there are.
+        connections: those that there are; live.
         limit: connections a second; `inf`: any number.
         burst: how many may exceed that for a moment.
     """
 
-    def __init__(self, core: Core, limit: float, burst: float) -> None:
-        self._core = core
-        now = core.loop.time()
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connections: Collection[object],
+        *,
+        limit: float = math.inf,
+        burst: float = math.inf,
+    ) -> None:
+        self._loop = loop
+        self._connections = connections
+        now = loop.time()
         self._bucket = None if limit == math.inf else TokenBucket(limit, burst, now)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = math.inf if soft == resource.RLIM_INFINITY else soft
@@ -66,7 +85,7 @@ class AcceptGate:
         """
 
         def make() -> asyncio.BaseProtocol:
-            if len(self._core.protocols) + self._coming >= self.most:
+            if len(self._connections) + self._coming >= self.most:
                 self.shed += 1
                 self._say("out of file descriptors: %d connections shed so far", self.shed)
                 return _TurnedAway()
@@ -77,7 +96,7 @@ class AcceptGate:
             if limited:
                 self.accepted += 1
             if not self._coming:
-                self._core.loop.call_soon(self._they_came)
+                self._loop.call_soon(self._they_came)
             self._coming += 1
             return factory()
 
@@ -87,13 +106,50 @@ class AcceptGate:
         self._coming = 0
 
     def _may_come(self) -> bool:
-        return self._bucket is None or self._bucket.take(1, self._core.loop.time())
+        return self._bucket is None or self._bucket.take(1, self._loop.time())
 
     def _say(self, text: str, count: int) -> None:
-        now = self._core.loop.time()
+        now = self._loop.time()
         if now - self._said_at >= _SAY_AGAIN:
             self._said_at = now
             log.warning(text, count)
+
+
+def protocol_factory(
+    context: ConnectionContext,
+    routes: Routes,
+    contexts: ServerContexts | None,
+    *,
+    derp: bool = True,
+    proxy_header: bool = False,
+) -> Callable[[], RelayProtocol]:
+    """Makes the protocol of each accepted connection, with its layers and first stage.
+
+    Args:
+        contexts: have the TLS context of each connection; `None`: plain TCP.
+        derp: whether `/derp` is served.
+        proxy_header: each connection begins with a PROXY header, from a trusted proxy.
+    """
+
+    def begin(protocol: RelayProtocol, behind: bytes = b"") -> None:
+        protocol.stage = HttpStage(protocol, routes, derp=derp)
+        if contexts is not None:
+            # Only now is it known which of the relay's addresses it came to.
+            protocol.local = protocol.local or protocol.endpoint("sockname")[0]
+            layer = TLSLayer(protocol, contexts, context.rules.server_name)
+            protocol.add_layer(layer, behind)
+        elif behind:
+            protocol.feed(behind)
+
+    def begin_with_header(protocol: RelayProtocol) -> None:
+        host = protocol.peer[0]
+        if context.rules.trusts(host):
+            protocol.stage = ProxyHeaderStage(protocol, begin)
+        else:
+            protocol.end(EndReason.PROTOCOL_ERROR, How.NOW, f"{host} is no trusted proxy")
+
+    first = begin_with_header if proxy_header else begin
+    return lambda: RelayProtocol(context, first)
 
 
 class _TurnedAway(asyncio.Protocol):
@@ -123,21 +179,3 @@ def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
-
-
-def open_files() -> int:
-    """File descriptors that this process has open; 0 where the system does not tell."""
-    try:
-        return len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
-    except OSError:
-        return 0
-
-
-def raise_file_limit() -> None:
-    """Allow this process as many file descriptors as it may allow itself; Go does so, too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as e:
-            log.debug("the limit of open files stays at %d: %s", soft, e)

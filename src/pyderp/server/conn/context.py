@@ -7,55 +7,70 @@ import ipaddress
 import logging
 import math
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
 
+from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.config import Network
-from pyderp.defaults import RECEIVE_BUFFER, SEND_QUEUE_DEPTH
-from pyderp.keys import MeshKey, NodePrivate
+from pyderp.defaults import MESH_WRITE_TIMEOUT, RECEIVE_BUFFER, WRITE_TIMEOUT
+from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.server.conn.timers import TimerWheel
-from pyderp.wire.bucket import TokenBucket
+from pyderp.throttle import TokenBucket
 from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
 
-if TYPE_CHECKING:
-    from pyderp.admission.gate import Gate
-    from pyderp.server.conn.deadpath import PathWatch
-    from pyderp.server.conn.health import HealthTeller
-    from pyderp.server.conn.limits import Limits
-    from pyderp.server.conn.rtt import RttSampler
-
-__all__ = ["Core", "Served"]
+__all__ = [
+    "TICK",
+    "Admission",
+    "ConnectionContext",
+    "LimitedConnection",
+    "LoginObserver",
+    "LoginRules",
+    "RateLimited",
+    "RateLimits",
+    "Served",
+    "Stage",
+]
 
 log = logging.getLogger("pyderp.relay")
 
 SMALL_READ: Final = 8 * 1024
 """Bytes of one read where they cost more than in the lane: before a login, in a websocket."""
+_MORE_THAN_READ: Final = 32 * 1024
+"""What a read brings goes behind an incomplete frame of up to 4 KiB, and under TLS it may bring
+the rest of a record (16 KiB) that an earlier read began: the shared buffer has room for both."""
 TICK: Final = 0.25
 """Seconds between two looks at deadlines and stalled connections."""
 _LONGEST_LINE: Final = 400
 _LOGGED_A_SECOND: Final = 10.0
 _LOGGED_AT_ONCE: Final = 50.0
 
+Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
+"""Takes bytes of a connection's stream: a buffer, a view of it, how many bytes there are.
+Returns how many it used up."""
+
+
+class Stalled(Protocol):
+    """A connection whose kernel takes no more."""
+
+    def check_progress(self, now: float) -> None:
+        """Look whether a stalled write went on."""
+
 
 class Served(Protocol):
-    """A connection, as far as the core looks at it."""
+    """A connection, as all but itself see it."""
 
     connection: Connection | None
+    """Its login; `None`: there was none yet, or it has ended."""
     transport: asyncio.Transport | None
-
-    @property
-    def websocket(self) -> object | None:
-        """What puts its bytes into a websocket; `None`: nothing does."""
+    is_websocket: bool
 
     @property
     def tls_version(self) -> str:
         """The TLS version agreed on, such as `1.3`; empty: none."""
-
-    def check_progress(self, now: float) -> None:
-        """Look whether a stalled write went on."""
 
     def on_timer(self, now: float) -> None:
         """A deadline passed."""
@@ -63,69 +78,151 @@ class Served(Protocol):
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         """Close, and count and log why."""
 
+    def limit_again(self) -> None:
+        """Relay under the rate limits as they are now."""
 
-class Core:
-    """State and services of one relay, on one event loop.
+
+class LimitedConnection(Protocol):
+    """A connection, as its rate limit sees it."""
+
+    def read_in_small(self) -> None:
+        """Take few bytes a read."""
+
+    def hold(self, reason: int) -> None:
+        """Read nothing."""
+
+    def release(self, reason: int) -> None:
+        """Read on."""
+
+    def feed_rest(self) -> None:
+        """Give the stage what it left unused."""
+
+
+class Admission(Protocol):
+    """Decides which clients may come in."""
+
+    def known(self, client: ClientIdentity) -> Verdict | None:
+        """What is known about a client already."""
+
+    async def ask(self, client: ClientIdentity) -> Verdict:
+        """Find out about a client."""
+
+
+class RateLimited(Protocol):
+    """The stage that relays for a client with a rate limit."""
+
+    holds: bool
+    """Something waits for its turn."""
+
+    def __call__(self, data: bytearray, view: memoryview, end: int, /) -> int:
+        """Take bytes (`Stage`)."""
+
+    def on_end(self) -> None:
+        """The connection ended."""
+
+    def stop(self) -> None:
+        """Wait no longer."""
+
+
+class RateLimits(Protocol):
+    """The rate limits of a relay's clients."""
+
+    def wrap(
+        self, protocol: LimitedConnection, connection: Connection, relaying: Stage
+    ) -> RateLimited | None:
+        """The stage to be used in place of `relaying`; `None`: the client has no limit."""
+
+
+class LoginObserver(Protocol):
+    """Hears of clients that come and go."""
+
+    def on_login(self, connection: Connection) -> None:
+        """A client logged in."""
+
+    def on_leave(self, connection: Connection) -> None:
+        """A client left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginRules:
+    """Settings that every connection is measured by."""
+
+    mesh_key: MeshKey | None = None
+    """The key that grants mesh rights, if any."""
+    disallowed_app_names: frozenset[str] = frozenset()
+    """What no client may call itself but a mesh peer."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """Peers whose word on the client's address is taken."""
+    server_name: bytes = b""
+    """What TLS clients ask for, if the certificate is for a name."""
+    write_timeout: float = WRITE_TIMEOUT
+    """Seconds without progress of a write before a client is closed; 0: never."""
+    mesh_write_timeout: float = MESH_WRITE_TIMEOUT
+    """The same for clients with the mesh key."""
+
+    def trusts(self, host: str) -> bool:
+        """Whether a peer's word on its client's address is taken; empty: a Unix socket's."""
+        if not self.trusted_proxies:
+            return False
+        if not host:
+            return True
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in network for network in self.trusted_proxies)
+
+
+class ConnectionContext:
+    """State and services that one relay's connections share, on one event loop.
 
     Args:
-        private: the relay's key.
-        mesh_key: the key that grants mesh rights, if any.
-        random: n fresh random bytes; for nonces.
+        router: decides where frames go.
+        login: the login with the relay's key.
         uniform: a number from [0, 1); for jitter.
-        write_timeout: seconds without progress of a write before a client is closed; 0: never.
-        mesh_write_timeout: the same for clients with the mesh key.
-        send_queue_depth: packets in each of the two queues of a client.
+        admission: asked about each client; `None`: all may come in.
+        limits: slow clients down; `None`: no limits.
+        observer: hears of logins and departures.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        private: NodePrivate,
+        router: Router,
+        login: ServerLogin,
         *,
-        mesh_key: MeshKey | None,
-        random: Callable[[int], bytes],
         uniform: Callable[[], float],
-        write_timeout: float,
-        mesh_write_timeout: float,
-        send_queue_depth: int = SEND_QUEUE_DEPTH,
+        rules: LoginRules = LoginRules(),
+        admission: Admission | None = None,
+        limits: RateLimits | None = None,
+        observer: LoginObserver | None = None,
     ) -> None:
         self.loop = loop
-        self.router = Router(private.public.raw, loop.time, send_queue_depth=send_queue_depth)
-        self.login = ServerLogin(private, random=random)
-        self.greeting_with_head = switching_protocols(private.public) + self.login.greeting
-        self.mesh_key = mesh_key
+        self.router = router
+        self.login = login
+        self.greeting_with_head = switching_protocols(NodePublic(router.own_key)) + login.greeting
         self.uniform = uniform
-        self.write_timeout = write_timeout
-        self.mesh_write_timeout = mesh_write_timeout
-        # One buffer for what is read and, under TLS, one for what is decrypted: each is
-        # used only between a get_buffer and the next buffer_updated.
-        self.buffer = bytearray(RECEIVE_BUFFER)
+        self.rules = rules
+        self.admission = admission
+        self.limits = limits
+        self.observer = observer
+        # One buffer for the stream, and one for what is read for a layer such as TLS: each
+        # is used only between a get_buffer and the next buffer_updated.
+        self.buffer = bytearray(RECEIVE_BUFFER + _MORE_THAN_READ)
         self.view = memoryview(self.buffer)
+        self.large_view = self.view[:RECEIVE_BUFFER]
         self.small_view = self.view[:SMALL_READ]
-        self.encrypted = memoryview(bytearray(RECEIVE_BUFFER))
-        self.small_encrypted = self.encrypted[:SMALL_READ]
+        self.raw = memoryview(bytearray(RECEIVE_BUFFER))
+        self.small_raw = self.raw[:SMALL_READ]
         self.protocols: set[Served] = set()
         self.linger_until = math.inf
         """When the last connection must be closed, on the loop's clock: a stop has a deadline."""
-        self.stalled: dict[Served, None] = {}
+        self.stalled: dict[Stalled, None] = {}
+        """Connections whose kernel takes no more: an index of `RelayProtocol.full`."""
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
-        # Parts that a relay may have; the lane knows of none of them.
-        self.gate: Gate | None = None
-        self.limits: Limits | None = None
-        self.health: HealthTeller | None = None
-        self.rtt: RttSampler | None = None
-        self.paths: PathWatch | None = None
-        self.disallowed_app_names: frozenset[str] = frozenset()
-        """What no client may call itself but a mesh peer."""
-        self.trusted: tuple[Network, ...] = ()
-        """Peers whose word on the client's address is taken."""
-        self.server_name = b""
-        """What TLS clients ask for, if the certificate is for a name."""
         self.tls_requests: dict[str, int] = {}
         """HTTP requests by TLS version."""
+        self.flush_scheduled = False
+        self._on_tick: list[Callable[[float], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
-        self.flush_scheduled = False
         self._log_bucket = TokenBucket(_LOGGED_A_SECOND, _LOGGED_AT_ONCE, loop.time())
         self._not_logged = 0
 
@@ -138,6 +235,10 @@ class Core:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+
+    def every_tick(self, call: Callable[[float], None]) -> None:
+        """Have something called with the loop's time in each tick, until the stop."""
+        self._on_tick.append(call)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something for a connection; it ends with the relay at the latest."""
@@ -152,15 +253,6 @@ class Core:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def trusts(self, host: str) -> bool:
-        """Whether a peer's word on its client's address is taken; empty: a Unix socket's."""
-        if not self.trusted:
-            return False
-        if not host:
-            return True
-        address = ipaddress.ip_address(host.partition("%")[0])
-        return any(address in network for network in self.trusted)
 
     def schedule_flush(self) -> None:
         """Have the router write what it holds, once all sockets that are ready were read."""
@@ -178,16 +270,12 @@ class Core:
         # First of all the next tick: whatever goes wrong below must not stop time.
         self._ticker = self.loop.call_later(TICK, self._tick)
         now = self.loop.time()
-        for protocol in list(self.stalled):
-            protocol.check_progress(now)
+        for stalled in list(self.stalled):
+            stalled.check_progress(now)
         for protocol in self.timers.advance(now):
             protocol.on_timer(now)
-        if self.rtt is not None:
-            self.rtt.tick(now)
-        if self.paths is not None:
-            self.paths.tick(now)
-        if self.health is not None:
-            self.health.tick(now)
+        for call in self._on_tick:
+            call(now)
         if self.router.wants_flush:
             self.schedule_flush()
 

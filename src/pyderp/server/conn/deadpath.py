@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import TICK, Core, Served
+from pyderp.server.conn.context import TICK, Served
 from pyderp.server.conn.kernel import Unanswered, unanswered
 
 __all__ = ["PathWatch"]
@@ -31,24 +31,26 @@ class PathWatch:
     minutes apart.
 
     Args:
-        core: has the connections.
+        connections: those that there are; live.
+        now: the loop's time.
         timeout: seconds without any acknowledgement, while the kernel waits for one.
         ask: what a connection's kernel waits for; `None`: it does not tell.
     """
 
     def __init__(
         self,
-        core: Core,
+        connections: Collection[Served],
+        now: float,
         timeout: float,
         ask: Callable[[asyncio.BaseTransport | None], Unanswered | None] = unanswered,
     ) -> None:
-        self._core = core
+        self._connections = connections
         self._timeout = timeout
         self._ask = ask
         self._period = max(timeout / _LOOKS, TICK)
         self._round: Iterator[Served] = iter(())
         self._at_once = 0
-        self._next = core.loop.time()
+        self._next = now
         # Connections that did not answer when last looked at, and since when.
         self._suspects: dict[Served, float] = {}
 
@@ -56,7 +58,7 @@ class PathWatch:
         """Look at the next connections, and at those that did not answer."""
         if now >= self._next:
             self._next = now + self._period
-            everyone = list(self._core.protocols)
+            everyone = list(self._connections)
             self._round = iter(everyone)
             # A round takes most of the period, so that no tick is long.
             self._at_once = math.ceil(len(everyone) * TICK / self._period)

@@ -15,9 +15,17 @@ from pyderp.server.conn.forwarded import client_address
 from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
-from pyderp.server.conn.websocket import WebSocketStage
-from pyderp.server.site.routes import DERP_PATH, Answer, Routes
-from pyderp.wire.http import HttpConnection, Request, Response, StreamedResponse, text_response
+from pyderp.server.conn.websocket import WebSocketLayer, close_frame
+from pyderp.wire.http import (
+    DERP_PATH,
+    Answer,
+    HttpConnection,
+    Request,
+    Response,
+    Routes,
+    StreamedResponse,
+    text_response,
+)
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 
@@ -73,12 +81,12 @@ class HttpStage:
                 requests += 1
                 if requests > _PIPELINED:
                     raise RemoteProtocolError("too many HTTP requests at once")
-                if protocol.stalled:
+                if protocol.full is not None:
                     # More answers would pile up without bound.
                     raise RemoteProtocolError("HTTP answers are not read")
                 rest = self._on_request(http, request)
         except BadUpgrade as e:
-            protocol.write(http.refusal())
+            protocol.send([http.refusal()])
             protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
         if protocol.stage is self and http.finished and not self._busy:
             protocol.end(EndReason.ANSWERED, How.GRACEFUL)
@@ -87,7 +95,7 @@ class HttpStage:
     def _on_request(self, http: HttpConnection, request: Request) -> bytes:
         """Answer a request, or upgrade; gives the bytes that already belong to DERP."""
         protocol = self._protocol
-        core = protocol.core
+        context = protocol.context
         self._note_asker(request)
         if self._derp and request.path == DERP_PATH:
             upgrade = classify_upgrade(request)
@@ -96,12 +104,12 @@ class HttpStage:
             if upgrade is Upgrade.WEBSOCKET:
                 return self._upgrade_websocket(http, request)
             if asked := request.header(b"upgrade"):
-                core.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
+                context.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
             answer: Answer = text_response(426, "DERP requires connection upgrade")
         else:
             answer = self._routes(request)
         if isinstance(answer, Response):
-            protocol.write(http.respond(answer))
+            protocol.send([http.respond(answer)])
             self._keep_alive()
         else:
             self._answer_later(http, answer)
@@ -109,11 +117,11 @@ class HttpStage:
 
     def _note_asker(self, request: Request) -> None:
         protocol = self._protocol
-        core = protocol.core
+        context = protocol.context
         if self._peer is None:
             self._peer = protocol.peer
-        if core.trusts(self._peer[0]):
-            client = client_address(request, self._peer, core.trusts)
+        if context.rules.trusts(self._peer[0]):
+            client = client_address(request, self._peer, context.rules.trusts)
             protocol.peer = client or self._peer
             request.forwarded = client is None
         else:
@@ -122,7 +130,7 @@ class HttpStage:
         request.remote = protocol.peer[0]
         request.tls = version = protocol.tls_version
         if version:
-            core.tls_requests[version] = core.tls_requests.get(version, 0) + 1
+            context.tls_requests[version] = context.tls_requests.get(version, 0) + 1
 
     def _keep_alive(self) -> None:
         self._protocol.kept_alive = True
@@ -142,7 +150,7 @@ class HttpStage:
         else:
             protocol.hold(HOLD_HTTP)
             protocol.restart_timer(_ANSWER_TIMEOUT, "no answer to its request")
-        protocol.task = task = protocol.core.spawn(self._finish(http, answer))
+        protocol.task = task = protocol.context.spawn(self._finish(http, answer))
         if not isinstance(answer, StreamedResponse):
             # It may end before it begins, and Python complains of a coroutine never run.
             task.add_done_callback(lambda _: answer.close())
@@ -155,7 +163,7 @@ class HttpStage:
             if isinstance(answer, StreamedResponse):
                 await self._stream(http, answer)
             else:
-                protocol.write(http.respond(await answer))
+                protocol.send([http.respond(await answer)])
         except Exception:
             # The head may be out already: closing is the only way left to tell.
             log.exception("%s: an HTTP answer failed", protocol.who)
@@ -178,22 +186,22 @@ class HttpStage:
     async def _stream(self, http: HttpConnection, answer: StreamedResponse) -> None:
         protocol = self._protocol
         async with contextlib.aclosing(answer.chunks) as chunks:
-            protocol.write(http.begin(answer))
+            protocol.send([http.begin(answer)])
             if not http.head_only:
                 async for chunk in chunks:
-                    protocol.write(http.chunk(chunk))
+                    protocol.send([http.chunk(chunk)])
                     await protocol.writable()
                     await asyncio.sleep(0)  # a quick reader is no reason to keep others waiting
-        protocol.write(http.end())
+        protocol.send([http.end()])
 
     # Upgrades
 
     def _upgrade(self, http: HttpConnection, request: Request) -> bytes:
         protocol = self._protocol
-        core = protocol.core
+        context = protocol.context
         protocol.not_ideal = bool(request.header(b"ideal-node"))
         fast_start = wants_fast_start(request)
-        protocol.write(core.login.greeting if fast_start else core.greeting_with_head)
+        protocol.send([context.login.greeting if fast_start else context.greeting_with_head])
         protocol.stage = LoginStage(protocol)
         return self._hand_over(http)
 
@@ -201,21 +209,28 @@ class HttpStage:
         protocol = self._protocol
         refusal = refuse_handshake(request)
         if refusal is not None:
-            protocol.write(http.respond(refusal))
+            protocol.send([http.respond(refusal)])
             return b""
         head, agreed = websocket_accept(request)
-        stage = WebSocketStage(protocol)
         if not agreed:
-            stage.close(1008, "client must speak the derp subprotocol", head=head)
+            closing = close_frame(1008, "client must speak the derp subprotocol")
+            protocol.send([head, closing])
             protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL)
             return b""
-        protocol.core.router.counters.websocket_accepts += 1
-        stage.open(head, protocol.core.login.greeting)
-        protocol.stage = protocol.websocket = stage
-        return self._hand_over(http)
+        context = protocol.context
+        context.router.counters.websocket_accepts += 1
+        protocol.is_websocket = True
+        protocol.stage = LoginStage(protocol)
+        rest = self._hand_over(http)
+        layer = WebSocketLayer(protocol)
+        protocol.add_layer(layer)
+        layer.open(head, context.login.greeting)
+        if rest:
+            layer.receive(memoryview(rest))
+        return b""
 
     def _hand_over(self, http: HttpConnection) -> bytes:
-        self._protocol.core.router.counters.derp_accepts += 1
+        self._protocol.context.router.counters.derp_accepts += 1
         # A first request shares the budget of the accept; one on a kept-alive connection
         # begins a budget of its own.
         if self._protocol.kept_alive:

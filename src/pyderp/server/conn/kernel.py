@@ -1,8 +1,14 @@
-"""What the kernel knows of a TCP connection (`struct tcp_info`, Linux 4.19 and newer)."""
+"""What the kernel tells of a connection and of this process.
+
+`struct tcp_info` is that of Linux 4.19 and newer. Elsewhere most answers are "unknown".
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import resource
 import socket
 import struct
 import sys
@@ -14,11 +20,24 @@ __all__ = [
     "HasOptions",
     "TCPInfo",
     "Unanswered",
+    "open_files",
+    "raise_file_limit",
     "rtt_label",
     "rtt_sample",
     "tcp_info",
+    "unacknowledged",
     "unanswered",
 ]
+
+log = logging.getLogger("pyderp.relay")
+
+try:
+    import fcntl
+    import termios
+
+    _SIOCOUTQ = termios.TIOCOUTQ
+except (ImportError, AttributeError):  # not a POSIX system
+    _SIOCOUTQ = 0
 
 # Offsets in bytes: tcpi_rtt 68 (u32, microseconds), tcpi_bytes_received 128 (u64),
 # tcpi_bytes_sent 200 (u64).
@@ -136,3 +155,36 @@ def rtt_label(seconds: float | None) -> str:
         if seconds <= bound:
             return label
     return "inf"
+
+
+def unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Bytes in the kernel's send buffer that the peer has yet to acknowledge (SIOCOUTQ).
+
+    0 where the system does not tell.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or not _SIOCOUTQ:
+        return 0
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
+    except (OSError, ValueError):
+        return 0  # closed meanwhile
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def open_files() -> int:
+    """File descriptors that this process has open; 0 where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
+    except OSError:
+        return 0
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many file descriptors as it may allow itself; Go does so, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as e:
+            log.debug("the limit of open files stays at %d: %s", soft, e)

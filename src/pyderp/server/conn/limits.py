@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
+from pyderp.relay.counters import Counters
 from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
-from pyderp.server.conn.context import SMALL_READ, Core
-from pyderp.server.conn.protocol import RelayProtocol
-from pyderp.server.conn.reading import HOLD_LIMIT, Stage
+from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
+from pyderp.server.conn.reading import HOLD_LIMIT
 from pyderp.wire.frames import FRAME_HEADER_LEN
 
 __all__ = ["Limits", "read_rate_config"]
@@ -44,6 +44,16 @@ def read_rate_config(path: Path) -> RateConfig:
     return parse_rate_config(data, f"rate config {path}")
 
 
+class WaitObserver(Protocol):
+    """Hears of clients that have to wait."""
+
+    def on_wait(self, connection: Connection, seconds: float) -> None:
+        """A client is not read from for so long."""
+
+    def end_wait(self, connection: Connection) -> None:
+        """A client is read from again."""
+
+
 class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
@@ -54,23 +64,31 @@ class Limits:
     however many connections it has, and nothing is ever dropped.
 
     Args:
-        core: the relay's.
+        loop: gives the time.
+        counters: of the relay's router.
         path: the file of limits; `reload` reads it again.
 
     Raises:
         ConfigError: the file cannot be read, or cannot be used.
     """
 
-    def __init__(self, core: Core, path: Path) -> None:
-        self.core = core
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: Counters,
+        path: Path,
+        *,
+        observer: WaitObserver | None = None,
+    ) -> None:
+        self.loop = loop
+        self.counters = counters
+        self.observer = observer
         self.path = path
         self.waited = 0
         """How often a client was not read from (`rate_limit_per_client_waited`)."""
         self.waiting: set[_LimitedStage] = set()
         """Connections that are not read from at the moment."""
         self.buckets = RateBuckets()
-        # Under TLS, more of the same read may follow what is held, in the same buffer.
-        self._room = core.view[: RECEIVE_BUFFER // 2]
         self.config = read_rate_config(path)
         self._log_config()
 
@@ -79,22 +97,19 @@ class Limits:
         for stage in list(self.waiting):
             stage.stop()
 
-    def stage(self, protocol: RelayProtocol, connection: Connection, relaying: Stage) -> Stage:
-        """What a connection's bytes go to after its login: `relaying` itself without a limit."""
+    def wrap(
+        self, protocol: LimitedConnection, connection: Connection, relaying: Stage
+    ) -> RateLimited | None:
+        """The stage of a client after its login; `None`: it has no limit (`RateLimits`)."""
         limit = None if connection.can_mesh else self.config.limit_for(connection.key)
         if limit is None:
-            return relaying
+            return None
         if limit.bytes_per_second * _SMOOTH < RECEIVE_BUFFER:
-            protocol.room = self.core.small_view
-            protocol.fair_share = SMALL_READ
-        elif protocol.room is self.core.view:
-            protocol.room = self._room
-        stage = _LimitedStage(self, protocol, connection, relaying, limit)
-        protocol.on_end = stage.on_end
-        return stage
+            protocol.read_in_small()
+        return _LimitedStage(self, protocol, connection, relaying, limit)
 
     def reload(self) -> bool:
-        """Read the file again; every client begins anew, with what it may send at once.
+        """Read the file again. Connections that `limit_again` begin anew, with a full bucket.
 
         Returns:
             whether that worked. If not, the reason is logged and the limits stay.
@@ -106,27 +121,7 @@ class Limits:
             return False
         self._log_config()
         self.buckets = RateBuckets()
-        for protocol in list(self.core.protocols):
-            if isinstance(protocol, RelayProtocol) and protocol.connection is not None:
-                self._renew(protocol, protocol.connection)
         return True
-
-    def _renew(self, protocol: RelayProtocol, connection: Connection) -> None:
-        websocket = protocol.websocket
-        stage = protocol.stage if websocket is None else websocket.inner
-        held = False
-        if isinstance(stage, _LimitedStage):
-            held = stage.holds
-            stage.stop()
-            stage = stage.relaying
-            protocol.on_end = None
-        if websocket is None:
-            protocol.read_in_large()
-            protocol.stage = self.stage(protocol, connection, stage)
-        else:
-            websocket.inner = self.stage(protocol, connection, stage)
-        if held:
-            protocol.feed_rest()
 
     def _log_config(self) -> None:
         config = self.config
@@ -171,7 +166,7 @@ class _LimitedStage:
     def __init__(
         self,
         limits: Limits,
-        protocol: RelayProtocol,
+        protocol: LimitedConnection,
         connection: Connection,
         relaying: Stage,
         limit: RateLimit,
@@ -181,7 +176,7 @@ class _LimitedStage:
         self._limits = limits
         self._protocol = protocol
         self._connection = connection
-        self._loop = limits.core.loop
+        self._loop = limits.loop
         self._buckets = limits.buckets
         self._bucket = self._buckets.of(connection.key, limit, self._loop.time())
         self._charged = 0
@@ -194,7 +189,7 @@ class _LimitedStage:
         """Take bytes in a buffer; gives how many were used up."""
         if self._must_hold(end):
             return 0
-        counters = self._limits.core.router.counters
+        counters = self._limits.counters
         packets = counters.packets_received
         charged, self._charged = self._charged, 0
         try:
@@ -228,9 +223,9 @@ class _LimitedStage:
     def _wait(self, seconds: float, now: float) -> None:
         self._until = now + seconds
         self._limits.waited += 1
-        health = self._limits.core.health
-        if health is not None:
-            health.on_wait(self._connection, seconds)
+        observer = self._limits.observer
+        if observer is not None:
+            observer.on_wait(self._connection, seconds)
         if self._timer is None:
             self._limits.waiting.add(self)
             self._protocol.hold(HOLD_LIMIT)
@@ -264,7 +259,7 @@ class _LimitedStage:
             self._timer.cancel()
             self._timer = None
             self._limits.waiting.discard(self)
-            health = self._limits.core.health
-            if health is not None:
-                health.end_wait(self._connection)
+            observer = self._limits.observer
+            if observer is not None:
+                observer.end_wait(self._connection)
             self._protocol.release(HOLD_LIMIT)

@@ -1,20 +1,28 @@
-"""A connection's second stage: who is it, may it come in, and then frames."""
+"""A connection's second stage: the login. Which key is it, may it come in?
+
+A TLS login passes, in this order:
+
+1. `accept`: a connection within the limits gets a `RelayProtocol` and its first layer and stage.
+2. `tls`: the ClientHello chooses the certificate; from then on `records` decrypts.
+3. `http`: `GET /derp` with an upgrade; the answer carries the relay's key.
+4. `login`, here: ClientInfo is opened, its rules are checked, the admission is asked.
+5. `Router.login`: the key is registered. ServerInfo is the first frame that leaves, with the
+   flush at the end of the turn; `RelayProtocol.relay` sets the stage that relays.
+"""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Final
 
 from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEIVE_BUFFER
 from pyderp.errors import RemoteProtocolError
-from pyderp.relay import lane
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import SMALL_READ
 from pyderp.server.conn.protocol import RelayProtocol
-from pyderp.server.conn.reading import HOLD_LOGIN, Stage
+from pyderp.server.conn.reading import HOLD_LOGIN
 from pyderp.wire.server import LoggedIn
 
 __all__ = ["LoginStage"]
@@ -39,37 +47,38 @@ class LoginStage:
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
         """Take bytes; gives how many were used up (`Stage`)."""
-        used, client = self._protocol.core.login.receive_untrusted(view, end)
+        used, client = self._protocol.context.login.receive_untrusted(view, end)
         if client is not None:
             self._on_client(client)
         return used
 
     def _on_client(self, client: LoggedIn) -> None:
         protocol = self._protocol
-        core = protocol.core
-        mesh = client.info.mesh_key is not None and client.info.mesh_key == core.mesh_key
+        context = protocol.context
+        mesh = client.info.mesh_key is not None and client.info.mesh_key == context.rules.mesh_key
         app_name = client.info.app_name
-        if app_name in core.disallowed_app_names and not mesh:
+        if app_name in context.rules.disallowed_app_names and not mesh:
             self._decide(client, Verdict(False, f'disallowed app name "{app_name}"'))
             return
-        gate = core.gate
-        if gate is None or mesh:
+        admission = context.admission
+        if admission is None or mesh:
             self._enter(client, mesh=mesh)
             return
         identity = ClientIdentity(client.client, protocol.peer[0])
-        verdict = gate.known(identity)
+        verdict = admission.known(identity)
         if verdict is not None:
             self._decide(client, verdict)
             return
-        self._set_stage(_wait)
+        protocol.stage = _wait
         protocol.hold(HOLD_LOGIN)
         protocol.restart_timer(ADMISSION_WAIT, "nobody could say whether it may come in")
-        protocol.task = core.spawn(self._ask(client, identity))
+        protocol.task = context.spawn(self._ask(client, identity))
 
     async def _ask(self, client: LoggedIn, identity: ClientIdentity) -> None:
         protocol = self._protocol
-        assert protocol.core.gate is not None
-        verdict = await protocol.core.gate.ask(identity)
+        admission = protocol.context.admission
+        assert admission is not None
+        verdict = await admission.ask(identity)
         protocol.task = None
         self._decide(client, verdict)
         if verdict.allowed:
@@ -86,14 +95,14 @@ class LoginStage:
 
     def _enter(self, client: LoggedIn, *, mesh: bool) -> None:
         protocol = self._protocol
-        core = protocol.core
+        context = protocol.context
         info = client.info
         connection = Connection(
             client.client.raw,
             protocol,
             number=protocol.number,
             peer=protocol.peer,
-            connected_at=core.loop.time(),
+            connected_at=context.loop.time(),
             can_mesh=mesh,
             is_prober=info.is_prober,
             not_ideal=protocol.not_ideal,
@@ -103,26 +112,15 @@ class LoginStage:
         )
         protocol.connection = connection
         # Others may write to it from the next line on; what they write comes after this.
-        protocol.pause_if_stalled(connection)
-        core.router.send_control(connection, client.server_info)
-        core.router.login(connection)
-        if protocol.websocket is None:
-            protocol.read_in_large()
-        relaying: Stage = partial(lane.receive, core.router, connection)
-        if core.limits is not None:
-            relaying = core.limits.stage(protocol, connection, relaying)
-        self._set_stage(relaying)
-        protocol.begin_keep_alive(KEEP_ALIVE + KEEP_ALIVE_JITTER * core.uniform())
-        if core.health is not None:
-            core.health.on_login(connection)
+        protocol.pause_if_full(connection)
+        context.router.send_control(connection, client.server_info)
+        context.router.login(connection)
+        protocol.relay(connection)
+        protocol.begin_keep_alive(KEEP_ALIVE + KEEP_ALIVE_JITTER * context.uniform())
+        if context.observer is not None:
+            context.observer.on_login(connection)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s logged in%s", protocol.who, ", mesh" if mesh else "")
-
-    def _set_stage(self, stage: Stage) -> None:
-        if self._protocol.websocket is None:
-            self._protocol.stage = stage
-        else:
-            self._protocol.websocket.inner = stage
 
 
 def _wait(_: bytearray, __: memoryview, end: int) -> int:

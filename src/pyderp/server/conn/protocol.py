@@ -1,7 +1,7 @@
-"""One connection of a relay: HTTP, then login, then frames; over plain TCP.
+"""One connection of a relay, from accept to end.
 
-`pyderp.server.conn.http` is its first stage, `pyderp.server.conn.tls` puts TLS under it, and
-`pyderp.server.conn.websocket` a websocket around it; `pyderp.server.conn.reading` brings the bytes.
+`reading` brings its bytes to the stage, `writing` takes frames to the kernel, `layers` are what
+stands between. The first stage is HTTP (`http`), then comes the login (`login`), then the lane.
 
 Every connection ends in `RelayProtocol.end`, whatever the cause, and `_forget` then drops all
 that it refers to. The collector runs rarely in a relay, so a cycle that is left would keep
@@ -14,18 +14,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from functools import partial
+from typing import Final, cast
 
 from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
-from pyderp.errors import RemoteProtocolError
+from pyderp.relay import lane
 from pyderp.relay.connection import Connection
 from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.context import Core
-from pyderp.server.conn.reading import Stage, StagedReader
-from pyderp.server.conn.sockets import unacknowledged
+from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
+from pyderp.server.conn.writing import StagedWriter
 
-__all__ = ["UNKNOWN", "RelayProtocol", "endpoint"]
+__all__ = ["UNKNOWN", "RelayProtocol"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -33,61 +33,35 @@ log = logging.getLogger("pyderp.relay")
 _NO_LOGIN: Final = f"no login within {LOGIN_TIMEOUT:g} s"
 
 
-class Wrapper(Protocol):
-    """What stands between DERP and the transport: a websocket."""
-
-    inner: Stage
-    """The stage that gets the bytes inside."""
-
-    def send(self, chunks: list[bytes]) -> bool:
-        """Write bytes of the stream inside. Returns False if it takes no more."""
-
-    def unsent_size(self, outer: int) -> int:
-        """Bytes of the stream among the last `outer` bytes that `send` wrote."""
-
-    def feed(self) -> None:
-        """Give the stage inside what it left unused."""
-
-    def close(self) -> None:
-        """Say that nothing more will come."""
-
-    def discard(self) -> None:
-        """Drop what it refers to; it is not used again."""
-
-
-class RelayProtocol(StagedReader):
+class RelayProtocol(StagedWriter):
     """A connection from accept to end.
 
     Args:
-        core: what it shares with the relay's other connections.
-        first: makes its first stage.
+        context: what it shares with the relay's other connections.
+        begin: sets its first stage, below it the layers that it begins with.
     """
 
     __slots__ = (
-        "_behind",
+        "_begin",
         "_leaving",
-        "_lingering",
+        "_limit",
         "_missing",
         "_period",
-        "_progress",
         "_slot",
-        "_waiter",
-        "connection",
-        "ended",
+        "is_websocket",
         "kept_alive",
         "local",
         "not_ideal",
         "number",
-        "on_end",
         "peer",
         "task",
-        "websocket",
+        "tls_version",
     )
 
-    def __init__(self, core: Core, first: Callable[[RelayProtocol], Stage]) -> None:
-        super().__init__(core)
-        self.connection: Connection | None = None
-        self.peer: tuple[str, int] = _NOT_TOLD
+    def __init__(self, context: ConnectionContext, begin: Callable[[RelayProtocol], None]) -> None:
+        super().__init__(context)
+        self._begin = begin
+        self.peer = UNKNOWN
         """Address and port of the client, behind trusted proxies."""
         self.local = ""
         """IP address that it connected to; known under TLS, which may depend on it."""
@@ -95,42 +69,39 @@ class RelayProtocol(StagedReader):
         self.not_ideal = False
         self.kept_alive = False
         """True while idle between keep-alive requests; a timeout now is not logged."""
-        self.websocket: Wrapper | None = None
-        self.stage = first(self)
+        self.is_websocket = False
+        self.tls_version = ""
+        """The TLS version agreed on, such as `1.3`; empty: none."""
         self.task: asyncio.Task[None] | None = None
         """What it waits for, if anything; ends with the connection."""
-        self.on_end: Callable[[], None] | None = None
-        """Called once when it ends: stops a timer that refers to it, say."""
-        self.ended = False
-        """`end` was called; at most its last bytes are still being written."""
-        self._lingering: asyncio.Transport | None = None
-        """The transport, once `end` was called: nobody else may write any more."""
+        self._limit: RateLimited | None = None
         self._leaving: Connection | None = None
         """What logged in and has left, until it is known what became of its last packets."""
-        self._behind = 0
-        """Bytes that were written after the kernel had taken no more."""
         self._slot = 0
         self._missing = _NO_LOGIN
         self._period = 0.0
-        self._waiter: asyncio.Future[None] | None = None
-        self._progress: tuple[tuple[int, int], float] | None = None
 
     # Life
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client connected (asyncio)."""
-        core = self.core
+        context = self.context
         # uvloop's transports have the interface and not the base class.
         transport = self.transport = cast("asyncio.Transport", transport)
         # Any byte that the kernel does not take means pause_writing: what waits must wait
         # in the router's queues, where it is bounded and can be dropped.
         transport.set_write_buffer_limits(high=0)
-        if self.peer is _NOT_TOLD:
-            self.peer = endpoint(transport, "peername")
-        core.protocols.add(self)
-        core.router.counters.accepts += 1
-        self.number = core.router.counters.accepts
-        self._slot = core.timers.add(self, core.loop.time() + LOGIN_TIMEOUT)
+        self.peer = self.endpoint("peername")
+        context.protocols.add(self)
+        context.router.counters.accepts += 1
+        self.number = context.router.counters.accepts
+        self._slot = context.timers.add(self, context.loop.time() + LOGIN_TIMEOUT)
+        self._begin(self)
+
+    def endpoint(self, which: str) -> tuple[str, int]:
+        """IP address and port of one end, `peername` or `sockname`; of a Unix socket, `UNKNOWN`."""
+        name = None if self.transport is None else self.transport.get_extra_info(which)
+        return (unmapped_text(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio)."""
@@ -144,8 +115,8 @@ class RelayProtocol(StagedReader):
     def eof_received(self) -> bool:
         """The client closed its half (asyncio).
 
-        Whoever logged in is unregistered at once, even if a write to it is stuck: its peers
-        must not wait for that.
+        A client that logged in is unregistered at once, even if a write to it is stuck: its
+        peers must not wait for that.
         """
         self.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
         return False
@@ -163,10 +134,10 @@ class RelayProtocol(StagedReader):
                 self._abort()
             return
         self.ended = True
-        core = self.core
-        core.router.counters.ends[reason] += 1
+        context = self.context
+        context.router.counters.ends[reason] += 1
         if detail:
-            core.log_problem("%s closed: %s", self.who, detail)
+            context.log_problem("%s closed: %s", self.who, detail)
         else:
             log.debug("%s ended: %s", self.who, reason.value)
         transport = self.transport
@@ -174,7 +145,7 @@ class RelayProtocol(StagedReader):
         words = self._unregister(last_words=graceful)
         if graceful:
             self._say_goodbye(words)
-        self.transport, self._lingering = None, transport
+        self.transport, self.lingering = None, transport
         if graceful:
             self._linger()
         else:
@@ -186,22 +157,22 @@ class RelayProtocol(StagedReader):
         Returns:
             frames that are still to be written.
         """
-        core = self.core
-        core.timers.cancel(self, self._slot)
-        core.stalled.pop(self, None)
+        context = self.context
+        context.timers.cancel(self, self._slot)
+        context.stalled.pop(self, None)
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end()
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            limit.on_end()
         connection, self.connection = self.connection, None
         words: list[bytes] = []
         if connection is not None:
             self._leaving = connection
-            words = core.router.leave(connection, last_words=last_words)
-            if core.health is not None:
-                core.health.on_leave(connection)
+            words = context.router.leave(connection, last_words=last_words)
+            if context.observer is not None:
+                context.observer.on_leave(connection)
             self.flush_soon()
         self.drop_rest()
         return words
@@ -209,8 +180,10 @@ class RelayProtocol(StagedReader):
     def _say_goodbye(self, words: list[bytes]) -> None:
         if words:
             self.send(words)
-        if self.websocket is not None:
-            self.websocket.close()
+        layer = self.inmost
+        while layer is not None:
+            layer.close()
+            layer = layer.outer
 
     def _linger(self) -> None:
         """Write out what is written, close our half, and wait for the client's.
@@ -218,7 +191,7 @@ class RelayProtocol(StagedReader):
         Bytes that nobody reads would make the kernel answer with a reset, which takes from
         the client what the kernel has not delivered to it yet.
         """
-        transport = self._lingering
+        transport = self.lingering
         if transport is None:
             return
         # A client that has reset the connection meanwhile is found out by the next read.
@@ -227,47 +200,35 @@ class RelayProtocol(StagedReader):
         if self.held and not transport.is_closing():
             transport.resume_reading()
         self.held = 0
-        core = self.core
-        seconds = CLOSE_TIMEOUT if self.stalled else LINGER_TIMEOUT
-        when = min(core.loop.time() + seconds, core.linger_until)
-        self._slot = core.timers.add(self, when)
+        context = self.context
+        seconds = LINGER_TIMEOUT if self.full is None else CLOSE_TIMEOUT
+        when = min(context.loop.time() + seconds, context.linger_until)
+        self._slot = context.timers.add(self, when)
 
     def _abort(self) -> None:
         self._settle()
-        if self._lingering is not None:
-            self._lingering.abort()
+        if self.lingering is not None:
+            self.lingering.abort()
 
     def _settle(self) -> None:
         """Count what the transport holds for a client that has left as lost."""
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
-            self.core.router.settle(leaving, self.unsent_size())
+            self.context.router.settle(leaving, self.unsent_size())
 
     def _forget(self) -> None:
         """Refer to nothing any more, and have nothing refer to this."""
         self._settle()
-        core = self.core
-        core.timers.cancel(self, self._slot)
-        core.stalled.pop(self, None)
-        core.protocols.discard(self)
-        websocket, self.websocket = self.websocket, None
-        if websocket is not None:
-            websocket.discard()
-        self.transport = self._lingering = self._waiter = None
-
-    def unsent_size(self) -> int:
-        """Bytes at the end of what `send` last wrote that the kernel did not take (`Sink`)."""
-        if self._progress is None:
-            return 0
-        transport = self.transport or self._lingering
-        size = 0 if transport is None else transport.get_write_buffer_size()
-        # A transport that failed has forgotten what it held.
-        held = max((size or self._progress[0][0]) - self._behind, 0)
-        return self._unsent_stream(held)
-
-    def _unsent_stream(self, held: int) -> int:
-        """Bytes of frames among the last `held` bytes that `send` gave to the transport."""
-        return held if self.websocket is None else self.websocket.unsent_size(held)
+        context = self.context
+        context.timers.cancel(self, self._slot)
+        context.stalled.pop(self, None)
+        context.protocols.discard(self)
+        layer = self.outmost
+        while layer is not None:
+            inner = layer.inner
+            layer.discard()
+            layer = inner
+        self.outmost = self.inmost = self.transport = self.lingering = self._waiter = None
 
     @property
     def who(self) -> str:
@@ -278,105 +239,42 @@ class RelayProtocol(StagedReader):
         return f"{where} {self.connection.public.short()}"
 
     def on_protocol_error(self, error: Exception) -> None:
-        """End the connection as the client broke the protocol; a websocket can tell it so."""
-        how = How.NOW if self.websocket is None else How.GRACEFUL
+        """End the connection as the client broke the protocol; some layers can tell it so."""
+        layer = self.inmost
+        how = How.GRACEFUL if layer is not None and layer.tells_errors else How.NOW
         self.end(EndReason.PROTOCOL_ERROR, how, str(error))
-
-    # What a login changes; pyderp.server.conn.login has the stage
-
-    def feed_rest(self) -> None:
-        """Give the current stage what the one before did not use."""
-        if self.websocket is None:
-            self.feed_tail()
-        else:
-            try:
-                self.websocket.feed()
-            except RemoteProtocolError as e:
-                self.on_protocol_error(e)
-        self.flush_soon()
-
-    def flush_soon(self) -> None:
-        """Have what the router holds written, if it holds anything."""
-        if self.core.router.wants_flush:
-            self.core.schedule_flush()
-
-    def pause_if_stalled(self, connection: Connection) -> None:
-        """Tell the router of a new connection whose socket takes no more already."""
-        if self._progress is not None:
-            self.core.router.pause(connection, self._progress[0][0])
 
     def begin_keep_alive(self, period: float) -> None:
         """Send a KeepAlive frame every so many seconds, in place of the login's deadline."""
         self._period = period
         self.restart_timer(period)
 
-    # Out
+    # Relaying
 
-    def send(self, chunks: list[bytes]) -> bool:
-        """Write frames (`Sink`)."""
-        if self.websocket is not None:
-            return self.websocket.send(chunks)
-        return self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+    def relay(self, connection: Connection) -> None:
+        """Relay what the client sends from now on, under its key's rate limit if it has one."""
+        context = self.context
+        relaying: Stage = partial(lane.receive, context.router, connection)
+        self.read_in_large()
+        if context.limits is not None:
+            self._limit = context.limits.wrap(self, connection, relaying)
+        self.stage = self._limit or relaying
 
-    def write(self, data: bytes) -> bool:
-        """Write bytes as they are, under TLS encrypted. Returns False if that failed."""
-        transport = self.transport
-        if transport is None:
-            return False
-        if self._progress is not None:
-            self._behind += len(data)
-        if data:
-            transport.write(data)
-        return True
-
-    @property
-    def tls_version(self) -> str:
-        """The TLS version of the connection, such as `1.3`; empty: none."""
-        return ""
-
-    @property
-    def stalled(self) -> bool:
-        """Whether bytes wait that the kernel did not take."""
-        return self._progress is not None
-
-    def pause_writing(self) -> None:
-        """The kernel did not take all (asyncio)."""
-        transport = self.transport or self._lingering
-        if transport is None:
+    def limit_again(self) -> None:
+        """Relay under the rate limits as they are now, after they were read again."""
+        connection, limit = self.connection, self._limit
+        if connection is None:
             return
-        size = transport.get_write_buffer_size()
-        self._progress = ((size, -1), self.core.loop.time())
-        self._behind = 0
-        if self.ended:
-            return  # the deadline of the end counts
-        self.core.stalled[self] = None
-        if self.connection is not None:
-            self.core.router.pause(self.connection, size)
+        if limit is not None:
+            limit.stop()
+        self.relay(connection)
+        if limit is not None and limit.holds:
+            self.feed_rest()
 
-    def resume_writing(self) -> None:
-        """The kernel took all (asyncio)."""
-        self.core.stalled.pop(self, None)
-        self._progress = None
-        if self.ended:
-            self._on_last_bytes_taken()
-        elif self.connection is not None:
-            self.core.router.resume(self.connection)
-        elif self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _on_last_bytes_taken(self) -> None:
-        self._settle()
-        core = self.core
-        core.timers.cancel(self, self._slot)
-        when = min(core.loop.time() + LINGER_TIMEOUT, core.linger_until)
-        self._slot = core.timers.add(self, when)
-
-    async def writable(self) -> None:
-        """Wait until the kernel has taken what was written; before a login only."""
-        if self.stalled:
-            self._waiter = self.core.loop.create_future()
-            await self._waiter
-            self._waiter = None
+    def feed_rest(self) -> None:
+        """Give the current stage what the one before did not use."""
+        self.feed_tail()
+        self.flush_soon()
 
     # Time
 
@@ -388,23 +286,23 @@ class RelayProtocol(StagedReader):
         """
         if self.ended:
             return
-        core = self.core
+        context = self.context
         self._missing = missing
-        core.timers.cancel(self, self._slot)
-        self._slot = core.timers.add(self, core.loop.time() + seconds)
+        context.timers.cancel(self, self._slot)
+        self._slot = context.timers.add(self, context.loop.time() + seconds)
 
     def stop_timer(self) -> None:
         """Have no deadline for now."""
         if self.ended:
             return
-        self.core.timers.cancel(self, self._slot)
+        self.context.timers.cancel(self, self._slot)
 
     def on_timer(self, now: float) -> None:
         """The deadline of the current stage passed, or it is time for a KeepAlive."""
-        core = self.core
+        context = self.context
         if self.connection is not None:
-            core.router.keep_alive(self.connection)
-            self._slot = core.timers.add(self, now + self._period)
+            context.router.keep_alive(self.connection)
+            self._slot = context.timers.add(self, now + self._period)
             return
         if self.ended:
             self._abort()  # the client had its time for the last bytes
@@ -413,33 +311,13 @@ class RelayProtocol(StagedReader):
         else:
             self.end(EndReason.NO_LOGIN, How.NOW, self._missing)
 
-    @staticmethod
-    def _held(transport: asyncio.Transport) -> tuple[int, int]:
-        """Bytes that the transport holds, and that the kernel holds unacknowledged.
-
-        The kernel asks for more only once a good part of its buffer is free: a client that
-        reads slowly but steadily shows in the second figure long before the first.
-        """
-        return transport.get_write_buffer_size(), unacknowledged(transport)
-
-    def check_progress(self, now: float) -> None:
-        """Give up a client whose kernel buffer took no byte for too long."""
-        transport = self.transport
-        if transport is None or self._progress is None:
-            return
-        held = self._held(transport)
-        last, since = self._progress
-        self._progress = (held, since)
-        # More waiting here is no progress; another figure in the kernel is, either way.
-        if held[0] < last[0] or held[1] != last[1]:
-            self._progress = (held, now)
-            return
-        core = self.core
-        mesh = self.connection is not None and self.connection.can_mesh
-        timeout = core.mesh_write_timeout if mesh else core.write_timeout
-        if timeout and now - since >= timeout:
-            core.router.counters.write_timeouts += 1
-            self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
+    def on_last_bytes_taken(self) -> None:
+        """The kernel took what it still held after the end: the client's half may follow."""
+        self._settle()
+        context = self.context
+        context.timers.cancel(self, self._slot)
+        when = min(context.loop.time() + LINGER_TIMEOUT, context.linger_until)
+        self._slot = context.timers.add(self, when)
 
 
 def _lost_reason(error: Exception) -> EndReason:
@@ -450,11 +328,3 @@ def _lost_reason(error: Exception) -> EndReason:
 
 UNKNOWN: Final = ("", 0)
 """Used when the client's address is unknown (Unix socket, balancer health check)."""
-_NOT_TOLD: Final = ("?", 0)
-"""Before it is asked for."""
-
-
-def endpoint(transport: asyncio.BaseTransport, which: str) -> tuple[str, int]:
-    """IP address and port of one end of a connection; of a Unix socket, `UNKNOWN`."""
-    name = transport.get_extra_info(which)
-    return (unmapped_text(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN

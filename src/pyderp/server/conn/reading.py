@@ -1,5 +1,6 @@
 """Reading: bytes in a buffer that all connections share, given to a connection's stage.
 
+The kernel's bytes go through the connection's layers, if it has any, and then to its stage.
 What a connection keeps is an incomplete frame, if any.
 """
 
@@ -7,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 from pyderp.errors import RemoteProtocolError
-from pyderp.server.conn.context import SMALL_READ, Core
+from pyderp.server.conn.context import SMALL_READ, ConnectionContext, Stage
+from pyderp.server.conn.layers import Layer
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
 
-__all__ = ["HOLD_HTTP", "HOLD_LIMIT", "HOLD_LOGIN", "Stage", "StagedReader", "closed_stage"]
+__all__ = ["HOLD_HTTP", "HOLD_LIMIT", "HOLD_LOGIN", "StagedReader", "closed_stage"]
 
 _LARGE: Final = 4096
 """An incomplete frame of more bytes is collected apart, instead of being copied to and fro."""
 
 _FAIR_SHARE: Final = 64 * 1024
-"""Who sends so much in one read waits a turn of the loop."""
+"""A client that sends so much in one read waits a turn of the loop."""
 
 # Why a connection is not read from; several may hold at once.
 _HOLD_FAIR: Final = 1
@@ -28,69 +29,74 @@ HOLD_LOGIN: Final = 2
 HOLD_HTTP: Final = 4
 HOLD_LIMIT: Final = 8
 
-Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
-"""Takes bytes in a buffer, how many there are; gives how many it used up."""
-
 
 class StagedReader(asyncio.BufferedProtocol):
     """The reading half of a connection.
 
     Args:
-        core: what it shares with the relay's other connections.
+        context: what it shares with the relay's other connections.
 
     Attributes:
-        stage: what the next bytes go to.
-        room: where they are read to.
-        fair_share: how many of them are enough for one turn of the loop.
+        stage: what the next bytes of the stream go to.
+        outmost: the layer at the socket; `None`: the socket brings the stream itself.
+        inmost: the layer at the stage.
+        room: where bytes are read to, unless an incomplete frame stands before them.
+        fair_share: how many bytes are enough for one turn of the loop.
         held: why nothing is read at the moment, as bits; 0: reading goes on.
     """
 
-    __slots__ = ("_need", "_tail", "core", "fair_share", "held", "room", "stage", "transport")
+    __slots__ = (
+        "_need",
+        "_tail",
+        "context",
+        "fair_share",
+        "held",
+        "inmost",
+        "outmost",
+        "room",
+        "stage",
+        "transport",
+    )
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, context: ConnectionContext) -> None:
+        self.context = context
         self.transport: asyncio.Transport | None = None
         self.stage: Stage = closed_stage
+        self.outmost: Layer | None = None
+        self.inmost: Layer | None = None
         # The start of an incomplete frame; in a bytearray once it is large, and then
         # _need says how long it must get.
         self._tail: bytes | bytearray | None = None
         self._need = 0
         self.held = 0
-        self.room = core.small_view
+        self.room = context.small_view
         self.fair_share = SMALL_READ
 
     @abstractmethod
     def on_protocol_error(self, error: Exception) -> None:
         """End the connection: a stage cannot use what came."""
 
+    # From the kernel
+
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
         tail = self._tail
-        if tail is None or self._need:
+        if tail is None or self._need or self.outmost is not None:
             return self.room
         size = len(tail)
-        self.core.buffer[:size] = tail
-        return self.core.view[size : size + len(self.room)]
+        self.context.buffer[:size] = tail
+        return self.context.view[size : size + len(self.room)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes arrived in the shared buffer (asyncio)."""
-        core = self.core
-        tail = self._tail
-        if tail is None:
-            stage = self.stage
-            try:
-                used = stage(core.buffer, core.view, nbytes)
-            except RemoteProtocolError as e:
-                self.on_protocol_error(e)
-            else:
-                if used != nbytes:
-                    self._rest(stage, core.view[used:nbytes])
-        elif self._need:
-            self._collect(tail, nbytes)
+        """Bytes arrived (asyncio)."""
+        context = self.context
+        layer = self.outmost
+        if layer is not None:
+            layer.receive(self.room[:nbytes])
         else:
-            self._feed(core.buffer, core.view, len(tail) + nbytes)
-        if core.router.touched and not core.flush_scheduled:
-            core.schedule_flush()
+            self.arrived(nbytes)
+        if context.router.touched and not context.flush_scheduled:
+            context.schedule_flush()
         if nbytes >= self.fair_share:
             self.let_others()
 
@@ -101,7 +107,7 @@ class StagedReader(asyncio.BufferedProtocol):
         """
         if not self.held:
             self.hold(_HOLD_FAIR)
-            self.core.loop.call_soon(self.release, _HOLD_FAIR)
+            self.context.loop.call_soon(self.release, _HOLD_FAIR)
 
     def hold(self, reason: int) -> None:
         """Read nothing from the client until `release` with the same reason."""
@@ -117,6 +123,64 @@ class StagedReader(asyncio.BufferedProtocol):
         if not self.held and transport is not None and not transport.is_closing():
             transport.resume_reading()
 
+    # Layers
+
+    def add_layer(self, layer: Layer, behind: bytes = b"") -> None:
+        """Put a layer between the stage and those that are there already.
+
+        Args:
+            behind: bytes for it that were read before it was there.
+        """
+        assert self._tail is None, "the stage before it leaves nothing"
+        layer.outer = self.inmost
+        if self.inmost is None:
+            self.outmost = layer
+        else:
+            self.inmost.inner = layer
+        self.inmost = layer
+        self.read_in_small()
+        if behind:
+            layer.receive(memoryview(behind))
+
+    def plain_room(self) -> memoryview:
+        """Where a layer is to put bytes of the stream, before it calls `arrived`."""
+        tail = self._tail
+        if tail is None or self._need:
+            return self.context.view
+        size = len(tail)
+        self.context.buffer[:size] = tail
+        return self.context.view[size:]
+
+    # To the stage
+
+    def arrived(self, nbytes: int) -> None:
+        """Bytes of the stream are in the shared buffer, behind the incomplete frame."""
+        context = self.context
+        tail = self._tail
+        if tail is None:
+            stage = self.stage
+            try:
+                used = stage(context.buffer, context.view, nbytes)
+            except RemoteProtocolError as e:
+                self.on_protocol_error(e)
+            else:
+                if used != nbytes:
+                    self._rest(stage, context.view[used:nbytes])
+        elif self._need:
+            self._collect(tail, context.view[:nbytes])
+        else:
+            self._feed(context.buffer, context.view, len(tail) + nbytes)
+
+    def take(self, data: bytes) -> None:
+        """Take bytes of the stream that a layer holds, behind the incomplete frame."""
+        tail = self._tail
+        if tail is None:
+            self.feed(data)
+        elif self._need:
+            self._collect(tail, data)
+        else:
+            self.feed(tail + data)
+
     def feed_tail(self) -> None:
         """Give the current stage what the one before did not use."""
         if self._tail is not None:
@@ -129,9 +193,9 @@ class StagedReader(asyncio.BufferedProtocol):
         with memoryview(data) as view:
             self._feed(data, view, len(data))
 
-    def _collect(self, tail: bytes | bytearray, nbytes: int) -> None:
+    def _collect(self, tail: bytes | bytearray, data: bytes | memoryview) -> None:
         assert isinstance(tail, bytearray)
-        tail += self.core.view[:nbytes]
+        tail += data
         if len(tail) >= self._need:
             self._need = 0
             with memoryview(tail) as view:
@@ -163,16 +227,23 @@ class StagedReader(asyncio.BufferedProtocol):
 
     def read_in_large(self) -> None:
         """From now on read as much as there is: frames are taken from the buffer in place."""
-        self.room = self.core.view
-        self.fair_share = _FAIR_SHARE
+        layer, context = self.inmost, self.context
+        if layer is None or layer.reads_large:
+            self.room = context.large_view if layer is None else context.raw
+            self.fair_share = _FAIR_SHARE
+
+    def read_in_small(self) -> None:
+        """From now on read a little at a time."""
+        context = self.context
+        self.room = context.small_view if self.outmost is None else context.small_raw
+        self.fair_share = SMALL_READ
 
     def drop_rest(self) -> None:
         """Forget what was left unused, and discard what still comes."""
         self.stage = closed_stage
         self._tail = None
         self._need = 0
-        self.room = self.core.small_view
-        self.fair_share = SMALL_READ
+        self.read_in_small()
 
 
 def closed_stage(_: bytearray, __: memoryview, end: int) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
-from pyderp.server.conn.context import Core, Served
+from pyderp.relay.counters import Counters
+from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import NON_TCP, rtt_label, rtt_sample
 
 __all__ = ["RttSampler"]
@@ -22,23 +23,25 @@ class RttSampler:
     """Samples each logged-in connection about every ten seconds, some of them in each tick.
 
     Args:
-        core: has the connections and the counters.
+        connections: those that there are; live.
+        now: the loop's time.
     """
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, connections: Collection[Served], counters: Counters, now: float) -> None:
+        self._connections = connections
+        self._counters = counters
         self._round: Iterator[Served] = iter(())
-        self._next = core.loop.time() + _PERIOD
+        self._next = now + _PERIOD
 
     def tick(self, now: float) -> None:
         """Sample the next connections, if it is time for them."""
         if now >= self._next:
             self._next = now + _PERIOD
-            self._round = iter(list(self._core.protocols))
+            self._round = iter(list(self._connections))
         for _, protocol in zip(range(_AT_ONCE), self._round, strict=False):
             if protocol.connection is not None and protocol.transport is not None:
                 label = _label(protocol.transport)
-                samples = self._core.router.counters.tcp_rtt
+                samples = self._counters.tcp_rtt
                 samples[label] = samples.get(label, 0) + 1
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -27,33 +25,9 @@ __all__ = [
     "listen_unix",
     "resolve",
     "tune",
-    "unacknowledged",
 ]
 
-try:
-    import fcntl
-    import termios
-
-    _SIOCOUTQ = termios.TIOCOUTQ
-except (ImportError, AttributeError):  # not a POSIX system
-    _SIOCOUTQ = 0
-
 _MAX_OPTION: Final = 2**31 - 1
-
-
-def unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Bytes in the kernel's send buffer that the peer has yet to acknowledge (SIOCOUTQ).
-
-    0 where the system does not tell.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is None or not _SIOCOUTQ:
-        return 0
-    try:
-        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
-    except (OSError, ValueError):
-        return 0  # closed meanwhile
-    return int.from_bytes(answer, sys.byteorder)
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pyderp.addresses import parse_ip
+from pyderp.client.config import UrlDialer
 from pyderp.client.target import parse_url
 from pyderp.errors import ConfigError
 from pyderp.net.dial import dial_host
+from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
-
-if TYPE_CHECKING:
-    from pyderp.client.config import UrlDialer
-    from pyderp.net.link import Link
 
 __all__ = ["MeshHost", "parse_mesh_host"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -19,18 +18,17 @@ from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.defaults import CLIENT_WRITE_BUFFER, MAX_MESH_KEYS
 from pyderp.errors import ConnectionClosed, DerpError, NotConnected, without_frames
-from pyderp.keys import KEY_LEN, MeshKey, NodePrivate
+from pyderp.keys import MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import describe
-from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import MeshLink
 from pyderp.relay.router import Router
 from pyderp.server.mesh.hosts import MeshHost, parse_mesh_host
 from pyderp.server.mesh.log import MeshLog
 from pyderp.tasks import run_together
-from pyderp.wire.frames import FRAME_HEADER_LEN, PeerGoneReason, looks_like_disco
+from pyderp.text import printable
+from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import Message, PeerGone, PeerPresent, ServerInfo
-from pyderp.wire.text import printable
 
 __all__ = ["Mesh", "MeshHost", "MeshStatus", "parse_mesh_host"]
 
@@ -168,8 +166,6 @@ class _Neighbour:
         self._log = MeshLog(host.label, asyncio.get_running_loop().time)
         self._work = asyncio.Event()
         self._link = MeshLink(self._work.set)
-        self._taken: deque[bytes] = deque()
-        """Frames out of the link's queue that are not written yet."""
         self._present: set[bytes] = set()
         self._logged_in = False
         self._was_told = False
@@ -288,14 +284,12 @@ class _Neighbour:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                self._taken.extend(self._link.take())
-                while self._taken:
-                    batch = list(_batch(self._taken))
+                # No more than may wait for the kernel before a write waits.
+                while batch := self._link.batch(CLIENT_WRITE_BUFFER):
                     await client.forward_frames(batch)
                     # Only now: what a broken link takes with it is dropped, not forwarded.
+                    self._link.written(len(batch))
                     self._own.router.counters.packets_forwarded_out += len(batch)
-                    for _ in batch:
-                        self._taken.popleft()
         except (ConnectionClosed, NotConnected):
             pass  # the receiver hears of it, too, and says why
 
@@ -311,13 +305,7 @@ class _Neighbour:
     def _disconnected(self) -> None:
         if self._link.connected:
             self._since = datetime.now(UTC)
-        router = self._own.router
-        router.disconnect_link(self._link)
-        for frame in self._taken:
-            packet = frame[FRAME_HEADER_LEN + 2 * KEY_LEN :]
-            disco = looks_like_disco(packet)
-            router.counters.drop(DropReason.MESH_LINK_DOWN, disco=disco, size=len(packet))
-        self._taken.clear()
+        self._own.router.disconnect_link(self._link)
         self._doubt = False
 
     async def _forget_keys(self) -> None:
@@ -361,13 +349,3 @@ def _hung_up(error: ConnectionClosed) -> bool:
     cause = error.__cause__
     by_them = cause is None or (isinstance(cause, OSError) and not isinstance(cause, TimeoutError))
     return by_them and error.restarting is None
-
-
-def _batch(frames: deque[bytes]) -> Iterator[bytes]:
-    """The first frames, up to what may wait for the kernel before a write waits."""
-    size = 0
-    for frame in frames:
-        yield frame
-        size += len(frame)
-        if size >= CLIENT_WRITE_BUFFER:
-            return

@@ -18,8 +18,7 @@ from pyderp.relay.bootstrap import (
     LastGood,
     percentage,
 )
-from pyderp.server.site.routes import page
-from pyderp.wire.http import Request, Response
+from pyderp.wire.http import Request, Response, page
 
 __all__ = ["BootstrapDNS", "TxtResolver"]
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pyderp.relay.books import differences
-from pyderp.server.site.facts import Facts
+from pyderp.server.site.view import RelayView
 
 __all__ = ["problems"]
 
 
-async def problems(facts: Facts) -> list[str]:
+async def problems(view: RelayView) -> list[str]:
     """What is wrong, a line each; empty: nothing is.
 
     With admission on, it asks as it would about a client, about this machine itself.
     """
-    found = differences(facts.router)
-    logged_in = sum(protocol.connection is not None for protocol in facts.protocols())
-    if logged_in != facts.router.registry.size:
+    found = differences(view.router)
+    logged_in = sum(protocol.connection is not None for protocol in view.protocols())
+    if logged_in != view.router.registry.size:
         found.append(
-            f"connections = {facts.router.registry.size} != {logged_in} sockets are logged in"
+            f"connections = {view.router.registry.size} != {logged_in} sockets are logged in"
         )
-    if facts.admission is not None:
-        trouble = await facts.admission.check_self()
+    if view.admission is not None:
+        trouble = await view.admission.check_self()
         if trouble is not None:
             found.append(trouble)
     return found

@@ -12,8 +12,8 @@ from typing import Any, Final
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.site.clientquery import COUNTERS, UNKNOWN_ADDRESS, ClientsQuery, address_key
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.tally import slices
+from pyderp.server.site.view import RelayView
 
 __all__ = ["ClientsPage", "RelayTime", "Row", "clients_as_json", "go_json", "index_json"]
 
@@ -34,21 +34,21 @@ class RelayTime:
     it is taken anew only once the machine's clock was set.
     """
 
-    __slots__ = ("_facts", "_offset")
+    __slots__ = ("_offset", "_view")
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, view: RelayView) -> None:
+        self._view = view
         self._offset = self._difference()
 
     def _difference(self) -> int:
-        return _nanoseconds(self._facts.wall()) - _nanoseconds(self._facts.router.clock())
+        return _nanoseconds(self._view.wall()) - _nanoseconds(self._view.router.clock())
 
     def now(self) -> int:
         """The time, after a look at the machine's clock."""
         offset = self._difference()
         if abs(offset - self._offset) > _LARGEST_CLOCK_ERROR:
             self._offset = offset
-        return self.of(self._facts.router.clock())
+        return self.of(self._view.router.clock())
 
     def of(self, seconds: float) -> int:
         """A time of the router's clock."""
@@ -74,12 +74,12 @@ class ClientsPage:
 
     Args:
         query: what to show.
-        facts: the relay.
+        view: the relay.
         time: its clock.
     """
 
     query: ClientsQuery
-    facts: Facts
+    view: RelayView
     time: RelayTime
     conns: int = 0
     """Connections that the filter lets through, on all pages."""
@@ -92,7 +92,7 @@ class ClientsPage:
     async def fill(self) -> None:
         """Look at all connections; others are served meanwhile."""
         query = self.query
-        registry = self.facts.router.registry
+        registry = self.view.router.registry
         # The zero key is a key like others here, and no client has it. derper takes it for
         # "no filter" and lists all connections.
         among = (
@@ -151,7 +151,7 @@ class ClientsPage:
             yield [self._row(entry.connection) for entry in some]
 
     def _row(self, connection: Connection) -> Row:
-        router = self.facts.router
+        router = self.view.router
         up = _nanoseconds(router.clock() - connection.connected_at)
         return {
             "connNum": connection.number,
@@ -172,7 +172,7 @@ class ClientsPage:
             "rxBytes": connection.bytes_received,
             "txPkts": connection.packets_sent,
             "txBytes": connection.bytes_sent,
-            "senders": len(connection.heard_from or ()) if self.facts.sender_cardinality else 0,
+            "senders": len(connection.heard_from or ()) if self.view.sender_cardinality else 0,
         }
 
 
@@ -188,9 +188,9 @@ def _go_time(nanoseconds: int) -> str:
     return text + f".{fraction:09d}".rstrip("0").rstrip(".") + "Z"
 
 
-def index_json(facts: Facts) -> bytes:
+def index_json(view: RelayView) -> bytes:
     """How many connections and keys there are."""
-    registry = facts.router.registry
+    registry = view.router.registry
     counts = {"conns": registry.size, "keys": len(registry.active)}
     return json.dumps(counts, separators=(",", ":")).encode() + b"\n"
 

@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 from pyderp.server.site.clientquery import COUNTERS, ClientsQuery
 from pyderp.server.site.clients import ClientsPage, Row
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.gotext import duration_text
-from pyderp.wire.text import printable
+from pyderp.server.site.view import RelayView
+from pyderp.text import printable
 
 __all__ = ["clients_as_html", "index_as_html"]
 
@@ -58,13 +58,13 @@ _NOTES: Final = (
 )
 
 
-def index_as_html(facts: Facts, debug_key: str) -> bytes:
+def index_as_html(view: RelayView, debug_key: str) -> bytes:
     """The page without a filter.
 
     Args:
         debug_key: the secret that let the request in; empty: none.
     """
-    registry = facts.router.registry
+    registry = view.router.registry
     secret = f'<input type="hidden" name="debugkey" value="{escape(debug_key)}">'
     hidden = secret if debug_key else ""
     forms = "".join(

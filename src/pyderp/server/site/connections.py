@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.kernel import tcp_info
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.tally import slices
-from pyderp.wire.text import printable
+from pyderp.server.site.view import RelayView
+from pyderp.text import printable
 
 if TYPE_CHECKING:
     from pyderp.server.conn.context import Served
@@ -50,7 +50,7 @@ _HEAD: Final = (
 _TAIL: Final = "</tbody></table>\n<p>{count} connections are logged in.</p></body></html>\n"
 
 
-async def connections_as_html(facts: Facts, json_link: str) -> AsyncGenerator[bytes, None]:
+async def connections_as_html(view: RelayView, json_link: str) -> AsyncGenerator[bytes, None]:
     """A page with a row for each connection that is logged in, oldest first.
 
     Args:
@@ -58,17 +58,17 @@ async def connections_as_html(facts: Facts, json_link: str) -> AsyncGenerator[by
     """
     count = 0
     yield _HEAD.format(link=escape(json_link)).encode()
-    for rows in _rows(facts):
+    for rows in _rows(view):
         count += len(rows)
         yield "".join(map(_html, rows)).encode()
         await asyncio.sleep(0)
     yield _TAIL.format(count=count).encode()
 
 
-async def connections_as_json(facts: Facts) -> AsyncGenerator[bytes, None]:
+async def connections_as_json(view: RelayView) -> AsyncGenerator[bytes, None]:
     """An array with an object for each connection that is logged in, oldest first."""
     before = "[\n"
-    for rows in _rows(facts):
+    for rows in _rows(view):
         if rows:
             yield (before + ",\n".join(map(json.dumps, rows))).encode()
             before = ",\n"
@@ -76,14 +76,14 @@ async def connections_as_json(facts: Facts) -> AsyncGenerator[bytes, None]:
     yield b"[]\n" if before == "[\n" else b"\n]\n"
 
 
-def _rows(facts: Facts) -> Iterator[list[Row]]:
-    everybody = [each for each in facts.protocols() if each.connection is not None]
+def _rows(view: RelayView) -> Iterator[list[Row]]:
+    everybody = [each for each in view.protocols() if each.connection is not None]
     everybody.sort(key=_number)
     # The router's clock is none that people can read.
-    epoch = facts.wall() - facts.router.clock()
+    epoch = view.wall() - view.router.clock()
     for some in slices(everybody):
         yield [
-            _row(facts, protocol, connection, epoch)
+            _row(view, protocol, connection, epoch)
             for protocol in some
             if (connection := protocol.connection) is not None
         ]
@@ -93,14 +93,14 @@ def _number(protocol: Served) -> int:
     return 0 if protocol.connection is None else protocol.connection.number
 
 
-def _row(facts: Facts, protocol: Served, connection: Connection, epoch: float) -> Row:
+def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float) -> Row:
     info = tcp_info(protocol.transport)
     backlog = connection.backlog
     since = datetime.fromtimestamp(epoch + connection.connected_at, UTC)
     return {
         "number": connection.number,
         "key": str(connection.public),
-        "label": "" if facts.admission is None else facts.admission.label(connection.public),
+        "label": "" if view.admission is None else view.admission.label(connection.public),
         "address": format_address(*connection.peer) if connection.peer[0] else "",
         "since": since.isoformat(timespec="seconds"),
         "app": printable(connection.app_name),
@@ -110,7 +110,7 @@ def _row(facts: Facts, protocol: Served, connection: Connection, epoch: float) -
         "sent": None if info is None else info.sent,
         "rtt_ms": None if info is None else round(info.rtt * 1000, 3),
         "queued": 0 if backlog is None else len(backlog.data) + len(backlog.disco),
-        "limit": _limit(facts, connection),
+        "limit": _limit(view, connection),
     }
 
 
@@ -129,13 +129,13 @@ def _flags(connection: Connection) -> Iterator[str]:
 def _over(protocol: Served) -> str:
     version = protocol.tls_version
     below = f"TLS {version}" if version else "plain"
-    return below if protocol.websocket is None else f"websocket, {below}"
+    return f"websocket, {below}" if protocol.is_websocket else below
 
 
-def _limit(facts: Facts, connection: Connection) -> int | None:
-    if facts.limits is None or connection.can_mesh:
+def _limit(view: RelayView, connection: Connection) -> int | None:
+    if view.limits is None or connection.can_mesh:
         return None
-    limit = facts.limits.config.limit_for(connection.key)
+    limit = view.limits.config.limit_for(connection.key)
     return None if limit is None else limit.bytes_per_second
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pyderp.server.site.routes import BROWSER_HEADERS
-from pyderp.wire.http import Response
+from pyderp.wire.http import BROWSER_HEADERS, Response
 
 __all__ = ["home_page"]
 

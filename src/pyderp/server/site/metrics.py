@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyderp.relay.histogram import Histogram
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics_derper import gather_upstream
 from pyderp.server.site.metrics_pyderp import own_series
 from pyderp.server.site.process import address_space_limit, network_bytes
 from pyderp.server.site.series import Series
+from pyderp.server.site.view import RelayView
 
 __all__ = ["CONTENT_TYPE", "Metrics", "exposition"]
 
@@ -26,18 +26,18 @@ class Metrics:
     """The metrics of one relay and of its process.
 
     Args:
-        facts: the relay.
+        view: the relay.
     """
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, view: RelayView) -> None:
+        self._view = view
         # A registry of its own: what a program around the relay counts stays its business.
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
     async def text(self) -> bytes:
         """All of them, now."""
-        series = [*await gather_upstream(self._facts), *own_series(self._facts)]
+        series = [*await gather_upstream(self._view), *own_series(self._view)]
         # The library counts file descriptors one by one, which takes its time, too.
         await asyncio.sleep(0)
         metrics = [
@@ -50,7 +50,7 @@ class Metrics:
 
     def _version(self) -> Metric:
         metric = Metric("version", "Which program this is.", "unknown")
-        metric.add_sample("version", {"version": self._facts.version, "binary": _BINARY}, 1)
+        metric.add_sample("version", {"version": self._view.version, "binary": _BINARY}, 1)
         return metric
 
 

@@ -10,10 +10,10 @@ from typing import Final
 
 from pyderp.relay.counters import Counters
 from pyderp.relay.registry import Registry
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.process import boot_time, open_files_now
 from pyderp.server.site.series import Labelled, Series
 from pyderp.server.site.tally import slices
+from pyderp.server.site.view import RelayView
 
 __all__ = ["gather_upstream"]
 
@@ -65,26 +65,26 @@ def _by_one(values: Mapping[str, int]) -> Labelled:
     return {(label,): values[label] for label in sorted(values)}
 
 
-async def gather_upstream(facts: Facts) -> list[Series]:
+async def gather_upstream(view: RelayView) -> list[Series]:
     """All of them, now."""
     by_version: Counter[str] = Counter()
-    for some in slices(facts.protocols()):
+    for some in slices(view.protocols()):
         by_version.update(protocol.tls_version for protocol in some)
         await asyncio.sleep(0)
     del by_version[""]
     return [
-        *_relay(facts),
-        *_rates(facts),
-        *_drops(facts.router.counters),
-        *_bootstrap(facts),
-        *_tls(facts, by_version),
-        *_stun(facts),
-        *_process(facts),
+        *_relay(view),
+        *_rates(view),
+        *_drops(view.router.counters),
+        *_bootstrap(view),
+        *_tls(view, by_version),
+        *_stun(view),
+        *_process(view),
     ]
 
 
-def _relay(facts: Facts) -> Iterator[Series]:
-    counters = facts.router.counters
+def _relay(view: RelayView) -> Iterator[Series]:
+    counters = view.router.counters
     for raw, attribute, help_text in _COUNTERS:
         value: int = getattr(counters, attribute)
         yield _derp(raw, help_text, value)
@@ -118,22 +118,22 @@ def _relay(facts: Facts) -> Iterator[Series]:
         "Rounds until a watcher had all changes.",
         counters.mesh_update_loop_count,
     )
-    for raw, (value, help_text) in _gauges(facts).items():
+    for raw, (value, help_text) in _gauges(view).items():
         yield _derp(f"gauge_{raw}", help_text, value)
     yield Series(
         "derp_websocket_accepts", "Websockets accepted for DERP.", counters.websocket_accepts
     )
 
 
-def _gauges(facts: Facts) -> dict[str, tuple[int, str]]:
-    registry = facts.router.registry
-    remote = _remote_keys(facts)
+def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
+    registry = view.router.registry
+    remote = _remote_keys(view)
     local = len(registry.active)
     return {
         "watchers": (len(registry.watchers), "Mesh peers that are told who comes and goes."),
         "current_connections": (registry.size, "Connections that are logged in."),
         "current_home_connections": (
-            facts.router.counters.home_connections,
+            view.router.counters.home_connections,
             "Connections of clients that have their home here.",
         ),
         "current_notideal_connections": (
@@ -149,25 +149,25 @@ def _gauges(facts: Facts) -> dict[str, tuple[int, str]]:
         ),
         "current_dup_client_conns": (_duplicates(registry), "Connections that share a key."),
         "current_file_descriptors": (open_files_now(), "Open file descriptors."),
-        "memstats_sys0": (facts.memory_at_start, "Memory of the process at its start, in bytes."),
+        "memstats_sys0": (view.memory_at_start, "Memory of the process at its start, in bytes."),
     }
 
 
-def _remote_keys(facts: Facts) -> int:
-    forwarders = facts.router.forwarders
+def _remote_keys(view: RelayView) -> int:
+    forwarders = view.router.forwarders
     if not len(forwarders):
         return 0
-    return len(forwarders) - sum(key in forwarders for key in facts.router.registry.active)
+    return len(forwarders) - sum(key in forwarders for key in view.router.registry.active)
 
 
 def _duplicates(registry: Registry) -> int:
     return sum(len(duplicates.members) for duplicates in registry.duplicates.values())
 
 
-def _rates(facts: Facts) -> Iterator[Series]:
-    if facts.limits is None:
+def _rates(view: RelayView) -> Iterator[Series]:
+    if view.limits is None:
         return
-    limit = facts.limits.config.default
+    limit = view.limits.config.default
     yield _derp(
         "rate_limit_per_client_bytes_per_second",
         "What a client may send for ever; 0: any amount.",
@@ -183,7 +183,7 @@ def _rates(facts: Facts) -> Iterator[Series]:
     yield _derp(
         "rate_limit_per_client_waited",
         "Times that a client had to wait.",
-        facts.limits.waited,
+        view.limits.waited,
     )
 
 
@@ -200,7 +200,7 @@ def _drops(counters: Counters) -> Iterator[Series]:
         )
 
 
-def _bootstrap(facts: Facts) -> Iterator[Series]:
+def _bootstrap(view: RelayView) -> Iterator[Series]:
     for name, help_text in (
         ("requests", "Requests for bootstrap DNS."),
         ("published_hits", "Names asked for that are published."),
@@ -210,15 +210,15 @@ def _bootstrap(facts: Facts) -> Iterator[Series]:
         ("unpublished_percent_misses", "Unpublished names not told to who asked."),
         ("queried_domains", "Different names asked for lately."),
     ):
-        value: int = 0 if facts.bootstrap is None else getattr(facts.bootstrap, name)
+        value: int = 0 if view.bootstrap is None else getattr(view.bootstrap, name)
         yield Series(f"counter_bootstrap_dns_{name}", help_text, value)
 
 
-def _tls(facts: Facts, by_version: Counter[str]) -> Iterator[Series]:
+def _tls(view: RelayView, by_version: Counter[str]) -> Iterator[Series]:
     yield Series(
         "derper_tls_request_version",
         "HTTP requests by TLS version.",
-        _by_one(facts.tls_requests),
+        _by_one(view.tls_requests),
         ("version",),
         untyped=True,
     )
@@ -228,7 +228,7 @@ def _tls(facts: Facts, by_version: Counter[str]) -> Iterator[Series]:
         _by_one(by_version),
         ("version",),
     )
-    accepts = facts.accepts
+    accepts = view.accepts
     yield Series(
         "counter_accepted_connections",
         "Connections accepted by the main listener.",
@@ -243,8 +243,8 @@ def _tls(facts: Facts, by_version: Counter[str]) -> Iterator[Series]:
     )
 
 
-def _stun(facts: Facts) -> Iterator[Series]:
-    stun = facts.stun
+def _stun(view: RelayView) -> Iterator[Series]:
+    stun = view.stun
     for raw, label, names, help_text in (
         ("counter_requests", "disposition", _DISPOSITIONS, "Packets by what became of them."),
         ("counter_addrfamily", "family", _FAMILIES, "Valid requests by address family."),
@@ -259,12 +259,12 @@ def _stun(facts: Facts) -> Iterator[Series]:
     )
 
 
-def _process(facts: Facts) -> Iterator[Series]:
-    yield Series("counter_uptime_sec", "Seconds since the start.", int(facts.uptime))
+def _process(view: RelayView) -> Iterator[Series]:
+    yield Series("counter_uptime_sec", "Seconds since the start.", int(view.uptime))
     yield Series(
         "process_start_unix_time",
         "When the relay started, in seconds since 1970.",
-        int(facts.started),
+        int(view.started),
         untyped=True,
     )
     boot = boot_time()

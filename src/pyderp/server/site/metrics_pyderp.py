@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.series import Series
+from pyderp.server.site.view import RelayView
 
 __all__ = ["own_series"]
 
@@ -39,13 +39,13 @@ _ADMISSION: Final = (
 )
 
 
-def own_series(facts: Facts) -> Iterator[Series]:
+def own_series(view: RelayView) -> Iterator[Series]:
     """All of them, now. Those of a part that the relay does not have are missing."""
-    counters = facts.router.counters
+    counters = view.router.counters
     yield Series(
         "gauge_pyderp_connections",
         "Open connections, logged in or not.",
-        len(facts.protocols()),
+        len(view.protocols()),
     )
     yield Series(
         "pyderp_connections_ended_total",
@@ -56,33 +56,33 @@ def own_series(facts: Facts) -> Iterator[Series]:
     for name, help_text in _RELAY:
         value: int = getattr(counters, name)
         yield Series(f"pyderp_{name}_total", help_text, value)
-    if facts.accepts is not None:
+    if view.accepts is not None:
         yield Series(
             "pyderp_connections_shed_total",
             "Connections closed at once, as file descriptors ran out.",
-            facts.accepts.shed,
+            view.accepts.shed,
         )
-    if facts.limits is not None:
+    if view.limits is not None:
         yield Series(
             "gauge_pyderp_rate_limited_connections",
             "Connections that are not read from at the moment, as they exceed their limit.",
-            len(facts.limits.waiting),
+            len(view.limits.waiting),
         )
-    yield from _admission(facts)
-    yield from _certificates(facts)
-    yield from _mesh(facts)
+    yield from _admission(view)
+    yield from _certificates(view)
+    yield from _mesh(view)
 
 
-def _admission(facts: Facts) -> Iterator[Series]:
-    if facts.admission is not None:
+def _admission(view: RelayView) -> Iterator[Series]:
+    if view.admission is not None:
         for name, help_text in _ADMISSION:
-            value: int = getattr(facts.admission.counters, name)
+            value: int = getattr(view.admission.counters, name)
             yield Series(f"pyderp_admission_{name}_total", help_text, value)
 
 
-def _certificates(facts: Facts) -> Iterator[Series]:
+def _certificates(view: RelayView) -> Iterator[Series]:
     expiry: dict[tuple[str, ...], float] = {}
-    for certificate in facts.certificates():
+    for certificate in view.certificates():
         end = certificate.not_after.timestamp()
         for name in certificate.names:
             expiry[(name,)] = min(end, expiry.get((name,), end))
@@ -95,10 +95,10 @@ def _certificates(facts: Facts) -> Iterator[Series]:
         )
 
 
-def _mesh(facts: Facts) -> Iterator[Series]:
-    if facts.mesh is None:
+def _mesh(view: RelayView) -> Iterator[Series]:
+    if view.mesh is None:
         return
-    links = [link for link in facts.mesh.status() if not link.is_self]
+    links = [link for link in view.mesh.status() if not link.is_self]
     yield Series(
         "gauge_pyderp_mesh_link_up",
         "Whether the link to another relay is up.",

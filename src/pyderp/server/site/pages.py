@@ -15,11 +15,18 @@ from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_jso
 from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
 from pyderp.server.site.clientshtml import clients_as_html, index_as_html
 from pyderp.server.site.connections import connections_as_html, connections_as_json
-from pyderp.server.site.facts import Facts
-from pyderp.server.site.routes import BROWSER_HEADERS, Answer, page
 from pyderp.server.site.traffic import traffic
 from pyderp.server.site.vars import variables
-from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+from pyderp.server.site.view import RelayView
+from pyderp.wire.http import (
+    BROWSER_HEADERS,
+    Answer,
+    Request,
+    Response,
+    StreamedResponse,
+    page,
+    text_response,
+)
 
 if TYPE_CHECKING:
     from pyderp.server.mesh.links import MeshStatus
@@ -49,13 +56,13 @@ class DebugSite:
     """Answers `/debug` and everything below it.
 
     Args:
-        facts: the relay that it is about.
+        view: the relay that it is about.
     """
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, view: RelayView) -> None:
+        self._view = view
         self._metrics: Metrics | None = None
-        self._time = RelayTime(facts)
+        self._time = RelayTime(view)
         self._pages: dict[str, tuple[str, Callable[[Request], Answer]]] = {
             "vars": ("Metrics (JSON)", self._vars),
             "varz": ("Metrics (Prometheus)", self._varz),
@@ -67,7 +74,7 @@ class DebugSite:
 
     def allows(self, request: Request) -> bool:
         """Whether who asks may see the pages, and is told of them."""
-        return self._facts.access.allows(request)
+        return self._view.access.allows(request)
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request whose path is `/debug` or begins with `/debug/`."""
@@ -76,7 +83,7 @@ class DebugSite:
             location = f"{path}/{request.target.removeprefix(path)}"
             return Response(307, [("Location", location), _NO_STORE])
         if not self.allows(request):
-            return refusal(request, self._facts.access, dev=self._facts.dev)
+            return refusal(request, self._view.access, dev=self._view.dev)
         if path == _ROOT:
             index = page(_HTML, self._index(request).encode())
             index.headers.append(_NO_STORE)
@@ -91,25 +98,25 @@ class DebugSite:
     # The pages
 
     async def _vars(self, _: Request) -> Response:
-        return _sub_page(_JSON, await variables(self._facts))
+        return _sub_page(_JSON, await variables(self._view))
 
     async def _varz(self, _: Request) -> Response:
         # Not with the module: programs that only connect to relays need no metrics library.
         from pyderp.server.site.metrics import CONTENT_TYPE, Metrics
 
         if self._metrics is None:
-            self._metrics = Metrics(self._facts)
+            self._metrics = Metrics(self._view)
         return _sub_page(CONTENT_TYPE, await self._metrics.text())
 
     async def _check(self, _: Request) -> Response:
-        found = await problems(self._facts)
+        found = await problems(self._view)
         if found:
             return _sub_page(_TEXT, (", ".join(found) + "\n").encode(), status=500)
         # Monitoring looks for derper's words.
         return _sub_page(_TEXT, b"derp.Server ConsistencyCheck okay")
 
     def _traffic(self, _: Request) -> Answer:
-        return _stream(_TEXT, traffic(self._facts))
+        return _stream(_TEXT, traffic(self._view))
 
     def _clients(self, request: Request) -> Answer:
         fields = parse_fields(request.target)
@@ -120,10 +127,10 @@ class DebugSite:
             return _refused(str(e))
         if query is None:
             if json:
-                return _sub_page("application/json", index_json(self._facts))
+                return _sub_page("application/json", index_json(self._view))
             key = request.query.get("debugkey", "")
-            return _sub_page(_HTML, index_as_html(self._facts, key))
-        clients = ClientsPage(query, self._facts, self._time)
+            return _sub_page(_HTML, index_as_html(self._view, key))
+        clients = ClientsPage(query, self._view, self._time)
         if json:
             return _stream("application/json", clients_as_json(clients))
         return _stream(_HTML, clients_as_html(clients))
@@ -131,9 +138,9 @@ class DebugSite:
     def _connections(self, request: Request) -> Answer:
         wants_json = "application/json" in request.header(b"accept")
         if request.query.get("format", "json" if wants_json else "html") == "json":
-            return _stream(_JSON, connections_as_json(self._facts))
+            return _stream(_JSON, connections_as_json(self._view))
         link = "?" + urlencode({**request.query, "format": "json"})
-        return _stream(_HTML, connections_as_html(self._facts, link))
+        return _stream(_HTML, connections_as_html(self._view, link))
 
     def _index(self, request: Request) -> str:
         # Who came in by the key needs it again on each page.
@@ -152,22 +159,22 @@ class DebugSite:
         )
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        facts = self._facts
-        yield "Uptime", str(timedelta(seconds=int(facts.uptime)))
-        yield "Version", facts.version
+        view = self._view
+        yield "Uptime", str(timedelta(seconds=int(view.uptime)))
+        yield "Version", view.version
         yield "Machine", socket.gethostname()
-        yield "TLS hostname", facts.hostname or "none"
+        yield "TLS hostname", view.hostname or "none"
         now = datetime.now(UTC)
-        for certificate in facts.certificates():
+        for certificate in view.certificates():
             days = (certificate.not_after - now) / timedelta(days=1)
             names = ", ".join(certificate.names)
             yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
-        yield "Mesh key", "true" if facts.has_mesh_key else "false"
-        for link in facts.mesh.status() if facts.mesh is not None else ():
+        yield "Mesh key", "true" if view.has_mesh_key else "false"
+        for link in view.mesh.status() if view.mesh is not None else ():
             yield "Mesh link", f"{link.host}: {_state(link)}"
-        yield "STUN", "off" if facts.stun is None else "on"
-        yield "Admission", "everybody" if facts.admission is None else "checked"
-        yield "Connections", str(facts.router.registry.size)
+        yield "STUN", "off" if view.stun is None else "on"
+        yield "Admission", "everybody" if view.admission is None else "checked"
+        yield "Connections", str(view.router.registry.size)
 
 
 def _expiry(end: datetime, days: float) -> str:

@@ -6,7 +6,7 @@ import functools
 import os
 import resource
 
-from pyderp.server.conn.accept import open_files
+from pyderp.server.conn.kernel import open_files
 
 __all__ = ["address_space_limit", "boot_time", "memory_now", "network_bytes", "open_files_now"]
 

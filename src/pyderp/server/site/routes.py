@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from pyderp.wire.http import Request, Response, StreamedResponse, text_response
+from pyderp.wire.http import DERP_PATH, Answer, Request, Response, Routes, page, text_response
 
 __all__ = [
-    "BROWSER_HEADERS",
-    "DERP_PATH",
-    "Answer",
-    "Routes",
     "generate_204",
-    "page",
     "relay_routes",
     "side_routes",
 ]
-
-DERP_PATH: Final = "/derp"
-
-Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
-Routes: TypeAlias = Callable[[Request], Answer]
 
 _PROBE_PATHS: Final = frozenset({"/derp/probe", "/derp/latency-check"})
 _CHALLENGE_CHARACTERS: Final = frozenset((string.ascii_letters + string.digits + ".-_:").encode())
 _MAX_CHALLENGE: Final = 64
 _ACME: Final = "/.well-known/acme-challenge/"
-
-BROWSER_HEADERS: Final = (
-    ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
-    (
-        "Content-Security-Policy",
-        "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; "
-        "block-all-mixed-content; object-src 'none'",
-    ),
-    ("X-Frame-Options", "DENY"),
-    ("X-Content-Type-Options", "nosniff"),
-)
 
 
 def relay_routes(
@@ -133,8 +112,3 @@ def _robots(_: Request) -> Response:
 
 def _disabled(_: Request) -> Response:
     return text_response(404, "derp server disabled")
-
-
-def page(content_type: str, body: bytes) -> Response:
-    """A page for browsers, with the headers that restrict what they do with it."""
-    return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.kernel import tcp_info
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.tally import slices
+from pyderp.server.site.view import RelayView
 
 if TYPE_CHECKING:
     from pyderp.server.conn.context import Served
@@ -21,7 +21,7 @@ _PERIOD: Final = 2.0
 """Seconds between two rounds."""
 
 
-async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
+async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
     """In each round a line of JSON for each client whose bytes grew, then an empty line.
 
     `Sent` and `Recv` are bytes of its TCP connection so far, as the relay sees them: TLS, HTTP
@@ -31,7 +31,7 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
     before: dict[Served, tuple[int, int]] = {}
     while True:
         now: dict[Served, tuple[int, int]] = {}
-        for some in slices(facts.protocols()):
+        for some in slices(view.protocols()):
             lines = []
             for protocol in some:
                 connection = protocol.connection
@@ -40,7 +40,7 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
                     continue
                 now[protocol] = bytes_now = (info.sent, info.received)
                 if bytes_now != before.get(protocol):
-                    lines.append(_line(facts, connection, *bytes_now))
+                    lines.append(_line(view, connection, *bytes_now))
             if lines:
                 yield b"".join(lines)
             await asyncio.sleep(0)
@@ -49,8 +49,8 @@ async def traffic(facts: Facts) -> AsyncGenerator[bytes, None]:
         await asyncio.sleep(_PERIOD)
 
 
-def _line(facts: Facts, connection: Connection, sent: int, received: int) -> bytes:
+def _line(view: RelayView, connection: Connection, sent: int, received: int) -> bytes:
     line: dict[str, object] = {"Sent": sent, "Recv": received, "Key": str(connection.public)}
-    if connection.heard_from and facts.sender_cardinality:
+    if connection.heard_from and view.sender_cardinality:
         line["UniqueSenders"] = len(connection.heard_from)
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"

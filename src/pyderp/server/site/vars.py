@@ -6,18 +6,18 @@ import json
 from typing import Any
 
 from pyderp.relay.histogram import Histogram
-from pyderp.server.site.facts import Facts
 from pyderp.server.site.metrics_derper import gather_upstream
 from pyderp.server.site.metrics_pyderp import own_series
 from pyderp.server.site.series import Number, Series
+from pyderp.server.site.view import RelayView
 
 __all__ = ["variables"]
 
 
-async def variables(facts: Facts) -> bytes:
+async def variables(view: RelayView) -> bytes:
     """All of them, now. Names are raw ones, with `gauge_` and `counter_` before them."""
-    top: dict[str, Any] = {"version": facts.version, "derp": {"version": facts.version}}
-    for series in [*await gather_upstream(facts), *own_series(facts)]:
+    top: dict[str, Any] = {"version": view.version, "derp": {"version": view.version}}
+    for series in [*await gather_upstream(view), *own_series(view)]:
         group = top.setdefault(series.group, {}) if series.group else top
         group[series.raw] = _value(series)
     ordered = {

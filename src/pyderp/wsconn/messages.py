@@ -1,20 +1,22 @@
-"""What has come from a websocket and was not read yet."""
+"""Between a byte stream and messages: what has come and was not read, what a write is sent as."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
 
 from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError, without_frames
-from pyderp.wsconn.scope import Connection, drop
+from pyderp.wsconn.bounds import WebSocketConnection, drop
 
-__all__ = ["Inbox", "closed_error"]
+__all__ = ["LONGEST_CHARACTER", "Inbox", "closed_error", "split"]
 
+LONGEST_CHARACTER: Final = 4
+"""Bytes of a character in UTF-8."""
 _END: Final = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
 _VIOLATIONS: Final = (
     CloseCode.PROTOCOL_ERROR,
@@ -31,7 +33,7 @@ class Inbox:
         binary: whether they must come in binary messages, or in text.
     """
 
-    def __init__(self, websocket: Connection, *, binary: bool) -> None:
+    def __init__(self, websocket: WebSocketConnection, *, binary: bool) -> None:
         self.size = 0
         """Bytes that can be taken."""
         self.eof = False
@@ -144,3 +146,30 @@ def closed_error(e: WebSocketClosed) -> DerpError:
     error = kind(f"the websocket ended: {e}")
     error.__cause__ = e
     return error
+
+
+def split(
+    data: bytes | bytearray | memoryview, *, binary: bool, size: int | None
+) -> Iterator[memoryview]:
+    """The messages that bytes are sent as.
+
+    Args:
+        binary: whether they are binary messages, or text.
+        size: the most bytes of one, at least `LONGEST_CHARACTER`; `None`: any number.
+
+    Raises:
+        UnicodeDecodeError: text that is not whole characters of UTF-8 (RFC 6455, section 5.6).
+    """
+    view = memoryview(data).cast("B")
+    if not binary:
+        bytes(view).decode()
+    if size is None or len(view) <= size:
+        yield view
+        return
+    while view:
+        end = min(size, len(view))
+        # Text is not cut within a character.
+        while not binary and end < len(view) and view[end] & 0xC0 == 0x80:
+            end -= 1
+        yield view[:end]
+        view = view[end:]

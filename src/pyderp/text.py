@@ -28,7 +28,7 @@ def printable(text: str, longest: int | None = None) -> str:
     So it stays in its line, and tells a terminal nothing.
 
     Args:
-        text: what a stranger said.
+        text: what a peer said.
         longest: characters of the outcome; what has more is cut, and ends in `…`.
     """
     if longest is not None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.wire.text import printable
+from pyderp.text import printable
 
 
 @pytest.mark.parametrize(

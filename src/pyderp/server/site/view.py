@@ -5,27 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from pyderp.admission.gate import Gate
+from pyderp.certs.credential import CertificateInfo
+from pyderp.relay.bootstrap import BootstrapCounters
+from pyderp.relay.router import Router
+from pyderp.server.conn.accept import AcceptGate
+from pyderp.server.conn.context import Served
+from pyderp.server.conn.limits import Limits
+from pyderp.server.mesh.links import Mesh
+from pyderp.server.services.stun import StunCounters
+from pyderp.server.site.access import Access
 from pyderp.server.site.process import memory_now
 
-if TYPE_CHECKING:
-    from pyderp.admission.gate import Gate
-    from pyderp.certs.credential import CertificateInfo
-    from pyderp.relay.bootstrap import BootstrapCounters
-    from pyderp.relay.router import Router
-    from pyderp.server.conn.accept import AcceptGate
-    from pyderp.server.conn.context import Served
-    from pyderp.server.conn.limits import Limits
-    from pyderp.server.mesh.links import Mesh
-    from pyderp.server.services.stun import StunCounters
-    from pyderp.server.site.access import Access
-
-__all__ = ["Facts"]
+__all__ = ["RelayView"]
 
 
 @dataclass(kw_only=True)
-class Facts:
+class RelayView:
     """One relay, as far as its pages show it. All of it is live."""
 
     router: Router

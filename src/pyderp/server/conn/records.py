@@ -1,0 +1,223 @@
+"""TLS records: encrypted bytes in, plain bytes out, and back; on the ssl module's memory buffers.
+
+The event loops' own TLS would do, but asyncio's keeps 256 KiB a connection, and neither tells
+how much the kernel still has to take. Here OpenSSL gets 16 KiB at a time, so that its own
+buffers stay small, and the transport below is plain TCP with all that the relay knows about it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+__all__ = ["BRINGS_NOTHING", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
+
+BRINGS_NOTHING: Final = "records that bring nothing"
+PLAIN_HTTP: Final = "plain HTTP on the TLS port"
+"""Reasons why a connection failed that the relay answers in its own way."""
+
+_RECORD: Final = 16 * 1024
+"""The most plain bytes of one record (RFC 8446 §5.1)."""
+_SLICE: Final = 16 * 1024
+"""A memory buffer of OpenSSL never shrinks again."""
+_MOST_WITHOUT_DATA: Final = 40 * 1024
+"""Bytes of records that bring nothing. The largest record has 16 KiB; a key update that asks for
+another one has 22 bytes, and costs as much as a handshake's part."""
+_REASONS: Final = {
+    "HTTP_REQUEST": PLAIN_HTTP,
+    "CALLBACK_FAILED": "the server name asked for has no certificate here",
+}
+
+
+class RecordLayer(Protocol):
+    """The TLS of one connection, without its socket.
+
+    Attributes:
+        is_closed: the client's close alert came: it sends nothing more.
+        failure: why the connection must end; empty: it need not. `feed` and `seal` are not
+            called again after it.
+    """
+
+    is_closed: bool
+    failure: str
+
+    def feed(self, encrypted: memoryview, room: memoryview) -> int:
+        """Take encrypted bytes and decrypt all whole records that are there.
+
+        Args:
+            room: gets the plain bytes; it must hold as many as `encrypted` and a record more.
+
+        Returns:
+            how many plain bytes there are now.
+        """
+
+    def seal(self, chunks: list[bytes]) -> bytes:
+        """Encrypt bytes of the stream; returns what to write, in front of it what `output` has."""
+
+    def output(self) -> bytes:
+        """What TLS itself has to write: handshake, alerts, key updates; mostly nothing."""
+
+    def close(self) -> bytes:
+        """Returns the close alert; empty if the handshake is not over."""
+
+    def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
+        """Plain bytes that the client cannot decrypt if the end of a `seal` does not reach it.
+
+        Args:
+            outer: encrypted bytes that are missing at its end; a record counts as a whole.
+            plain: bytes that were given to `seal`.
+            encrypted: bytes that it returned.
+        """
+
+    @property
+    def version(self) -> str:
+        """The version agreed on, such as `1.3`; empty before that."""
+
+
+class SSLRecords:
+    """A `RecordLayer` on the ssl module.
+
+    Args:
+        context: certificate and settings of the server's side.
+    """
+
+    __slots__ = (
+        "_established",
+        "_incoming",
+        "_outgoing",
+        "_read_record",
+        "_tls",
+        "_undelivered",
+        "_without_data",
+        "_write_record",
+        "failure",
+        "is_closed",
+    )
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.is_closed = False
+        self.failure = ""
+        self._established = False
+        self._without_data = 0
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # The object below SSLObject has the same methods without a Python call around
+        # each. It is private, so where it is missing the public one serves.
+        fast: Any = getattr(self._tls, "_sslobj", self._tls)
+        self._read_record: Callable[[int, memoryview], int] = fast.read
+        self._write_record: Callable[[bytes | memoryview], int] = fast.write
+        self._undelivered: Callable[[], int] = fast.pending
+
+    def feed(self, encrypted: memoryview, room: memoryview) -> int:
+        """Decrypt (`RecordLayer.feed`)."""
+        filled = 0
+        try:
+            if self._established and len(encrypted) <= _SLICE:
+                self._incoming.write(encrypted)
+                filled = self._decrypt(room, 0, len(encrypted))
+            else:
+                for start in range(0, len(encrypted), _SLICE):
+                    some = encrypted[start : start + _SLICE]
+                    self._incoming.write(some)
+                    if self._established or self._handshake():
+                        filled = self._decrypt(room, filled, len(some))
+                        if self.is_closed or self.failure:
+                            break
+        except ssl.SSLError as e:
+            self._fail(e)
+        return filled
+
+    def _handshake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self._established = True
+        return True
+
+    def _decrypt(self, room: memoryview, filled: int, came: int) -> int:
+        """Fill `room` from `filled` on; returns how many bytes are in it then."""
+        incoming = self._incoming
+        read = self._read_record
+        size = len(room)
+        before = filled
+        try:
+            # A call a record: one read never returns more than one. Asking for what is not
+            # there costs an exception.
+            while incoming.pending or self._undelivered():
+                count = read(size - filled, room[filled:] if filled else room)
+                if not count:
+                    self.is_closed = True
+                    break
+                filled += count
+        except ssl.SSLWantReadError:
+            pass  # the rest is an incomplete record
+        except ssl.SSLZeroReturnError:
+            self.is_closed = True
+        except ssl.SSLError as e:
+            self._fail(e)
+        if filled > before:
+            self._without_data = 0
+        else:
+            self._without_data += came
+            if self._without_data > _MOST_WITHOUT_DATA:
+                self.failure = BRINGS_NOTHING
+        return filled
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        reason = error.reason or str(error)
+        self.failure = _REASONS.get(reason, reason)
+        self._established = False  # no close alert after this
+
+    def seal(self, chunks: list[bytes]) -> bytes:
+        """Encrypt (`RecordLayer.seal`)."""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if not data:
+            return b""
+        try:
+            sent = self._write_record(data)
+            encrypted = self._outgoing.read()
+            return encrypted if sent == len(data) else self._seal_rest(data, sent, encrypted)
+        except ssl.SSLError as e:
+            self._fail(e)
+            return b""
+
+    def _seal_rest(self, data: bytes, sent: int, first: bytes) -> bytes:
+        # OpenSSL makes one record a call, of 16 KiB at most.
+        records = [first]
+        with memoryview(data) as view:
+            while sent < len(data):
+                sent += self._write_record(view[sent:])
+                records.append(self._outgoing.read())
+        return b"".join(records)
+
+    def output(self) -> bytes:
+        """Take out what OpenSSL has to write by itself (`RecordLayer.output`)."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
+    def close(self) -> bytes:
+        """Make the close alert; the client's own is not waited for (`RecordLayer.close`)."""
+        if self._established:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+        return self.output()
+
+    def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
+        """Count plain bytes of records that are not whole (`RecordLayer.unsent_size`)."""
+        if outer <= 0 or not plain:
+            return 0
+        records = -(-plain // _RECORD)
+        overhead = (encrypted - plain) // records
+        last = plain - (records - 1) * _RECORD
+        if outer <= last + overhead:
+            return last
+        more = -(-(outer - last - overhead) // (_RECORD + overhead))
+        return min(last + more * _RECORD, plain)
+
+    @property
+    def version(self) -> str:
+        """The version agreed on (`RecordLayer.version`)."""
+        return (self._tls.version() or "").removeprefix("TLSv")

@@ -1,0 +1,170 @@
+"""Writing: frames through the connection's layers to the kernel, and what it did not take.
+
+A socket is full from `pause_writing` to `resume_writing`. Until then the router keeps packets
+for it in its bounded queues, and the connection says how much of the last write is unsent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+
+from pyderp.relay.connection import Connection
+from pyderp.relay.ending import EndReason, How
+from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.kernel import unacknowledged
+from pyderp.server.conn.reading import StagedReader
+
+__all__ = ["FullSocket", "StagedWriter"]
+
+
+class FullSocket:
+    """What is known of a socket whose kernel takes no more.
+
+    Attributes:
+        held: bytes that the transport held when the kernel took no more.
+        behind: bytes that were written after that.
+        waits: bytes that the transport and the kernel held when last looked at.
+        since: when fewer of them were seen for the last time, on the loop's clock.
+    """
+
+    __slots__ = ("behind", "held", "since", "waits")
+
+    def __init__(self, held: int, now: float) -> None:
+        self.held = held
+        self.behind = 0
+        self.waits = (held, -1)
+        self.since = now
+
+
+class StagedWriter(StagedReader):
+    """The writing half of a connection.
+
+    Attributes:
+        connection: the client that logged in.
+        full: set while the kernel takes no more. The one place that knows: `context.stalled`
+            lists the connections that have it, `Connection.paused` is what the router was told.
+        ended: `end` was called; at most its last bytes are still being written.
+        lingering: the transport, once the connection has ended; only last bytes leave by it.
+    """
+
+    __slots__ = ("_waiter", "connection", "ended", "full", "lingering")
+
+    def __init__(self, context: ConnectionContext) -> None:
+        super().__init__(context)
+        self.connection: Connection | None = None
+        self.full: FullSocket | None = None
+        self.ended = False
+        self.lingering: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @abstractmethod
+    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+        """Unregister and close."""
+
+    @abstractmethod
+    def on_last_bytes_taken(self) -> None:
+        """The connection has ended, and the kernel took what it still held."""
+
+    def send(self, chunks: list[bytes]) -> bool:
+        """Write frames (`Sink`), or what else belongs to the stream."""
+        layer = self.inmost
+        if layer is not None:
+            return layer.send(chunks)
+        return self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    def write(self, data: bytes) -> bool:
+        """Write bytes to the socket as they are. Returns False if it is closed."""
+        transport = self.transport
+        if transport is None:
+            return False
+        if self.full is not None:
+            self.full.behind += len(data)
+        if data:
+            transport.write(data)
+        return True
+
+    def unsent_size(self) -> int:
+        """Bytes at the end of what `send` last wrote that the kernel did not take (`Sink`)."""
+        full = self.full
+        if full is None:
+            return 0
+        transport = self.transport or self.lingering
+        size = 0 if transport is None else transport.get_write_buffer_size()
+        # A transport that failed has forgotten what it held.
+        unsent = max((size or full.held) - full.behind, 0)
+        layer = self.outmost
+        while layer is not None:
+            unsent = layer.unsent_size(unsent)
+            layer = layer.inner
+        return unsent
+
+    # A full socket
+
+    def pause_writing(self) -> None:
+        """The kernel did not take all (asyncio)."""
+        transport = self.transport or self.lingering
+        if transport is None:
+            return
+        context = self.context
+        size = transport.get_write_buffer_size()
+        self.full = FullSocket(size, context.loop.time())
+        if self.ended:
+            return  # the deadline of the end counts
+        context.stalled[self] = None
+        if self.connection is not None:
+            context.router.pause(self.connection, size)
+
+    def resume_writing(self) -> None:
+        """The kernel took all (asyncio)."""
+        self.context.stalled.pop(self, None)
+        self.full = None
+        if self.ended:
+            self.on_last_bytes_taken()
+        elif self.connection is not None:
+            self.context.router.resume(self.connection)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def pause_if_full(self, connection: Connection) -> None:
+        """Tell the router of a new connection whose socket takes no more already."""
+        if self.full is not None:
+            self.context.router.pause(connection, self.full.held)
+
+    async def writable(self) -> None:
+        """Wait until the kernel has taken what was written; before a login only."""
+        if self.full is not None:
+            self._waiter = self.context.loop.create_future()
+            await self._waiter
+            self._waiter = None
+
+    @staticmethod
+    def _waits(transport: asyncio.Transport) -> tuple[int, int]:
+        """Bytes that the transport holds, and that the kernel holds unacknowledged.
+
+        The kernel asks for more only once a good part of its buffer is free: a client that
+        reads slowly but steadily shows in the second figure long before the first.
+        """
+        return transport.get_write_buffer_size(), unacknowledged(transport)
+
+    def check_progress(self, now: float) -> None:
+        """Give up a client whose kernel buffer took no byte for too long."""
+        transport, full = self.transport, self.full
+        if transport is None or full is None:
+            return
+        last, full.waits = full.waits, self._waits(transport)
+        # More waiting here is no progress; another figure in the kernel is, either way.
+        if full.waits[0] < last[0] or full.waits[1] != last[1]:
+            full.since = now
+            return
+        rules = self.context.rules
+        mesh = self.connection is not None and self.connection.can_mesh
+        timeout = rules.mesh_write_timeout if mesh else rules.write_timeout
+        if timeout and now - full.since >= timeout:
+            self.context.router.counters.write_timeouts += 1
+            self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
+
+    def flush_soon(self) -> None:
+        """Have what the router holds written, if it holds anything."""
+        if self.context.router.wants_flush:
+            self.context.schedule_flush()
