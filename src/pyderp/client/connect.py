@@ -265,8 +265,10 @@ class RegionRoute(HttpRoute):
                     return await to_node(node)
             except TimeoutError as e:
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                error = DialError(f"node {node.name}: {why}", reason=FailureReason.TIMEOUT)
-                progress.attempts.append(_because(error, e))
+                # No local may name it: this frame is in its traceback when it is raised below.
+                progress.attempts.append(
+                    _because(DialError(f"node {node.name}: {why}", reason=FailureReason.TIMEOUT), e)
+                )
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
