@@ -313,7 +313,7 @@ class World:
         assert not registry.watchers, "somebody still watches"
         assert not registry.sent_to, "who wrote to whom is still remembered"
         assert not router.forwarders
-        assert not router.touched
+        assert not router.dirty
         assert registry.size == registry.not_ideal == 0
         assert router.counters.home_connections == 0
         for peer in self.past + self.peers:

@@ -240,5 +240,5 @@ def test_nothing_is_left_behind_once_all_have_left(world: World) -> None:
         assert not registry.duplicates
         assert not registry.watchers
         assert not registry.sent_to
-        assert not world.router.touched
+        assert not world.router.dirty
         assert public("a") not in registry.active

@@ -47,7 +47,7 @@ class TestRuns:
         assert c.connection.out == [recv("a", b"3") + recv("a", b"4")]
         assert (b.connection.out_packets, c.connection.out_packets) == (4, 2)
         assert b.connection.out_bytes == sum(map(len, runs))
-        assert world.router.touched == [b.connection, c.connection]
+        assert world.router.dirty == [b.connection, c.connection]
         world.flush()
         assert b.writes == [b"".join(runs)]
         world.check()

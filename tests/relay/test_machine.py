@@ -304,7 +304,7 @@ class Relay(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.world.flush()
-        assert not self.world.router.touched
+        assert not self.world.router.dirty
 
     @rule(quarters=st.integers(1, 8))
     def wait(self, quarters: int) -> None:

@@ -60,6 +60,7 @@ class Connection:
         "bytes_sent",
         "can_mesh",
         "connected_at",
+        "dirty",
         "has_left",
         "heard_from",
         "is_dup",
@@ -82,7 +83,6 @@ class Connection:
         "sink",
         "skip",
         "takes_health",
-        "touched",
         "version",
     )
 
@@ -128,7 +128,7 @@ class Connection:
         self.out: list[bytes] = []
         self.out_bytes = 0
         self.out_packets = 0
-        self.touched = False
+        self.dirty = False
         # What waits because the socket takes no more; None nearly always.
         self.backlog: Backlog | None = None
         self.paused = False

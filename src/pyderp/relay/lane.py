@@ -169,7 +169,7 @@ def _relay_run(
     if destination is None:
         for frame in split_run(bytes(view[start:stop])):
             packet = frame[_PACKET:]
-            router.send_elsewhere(connection, key, packet, disco=looks_like_disco(packet))
+            router.forward_or_drop(connection, key, packet, disco=looks_like_disco(packet))
         return
     told = connection.sent_to
     if told is None or destination not in told:
@@ -177,10 +177,10 @@ def _relay_run(
     size = stop - start
     if (
         destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT
-    ) or router.has_room(destination, size):
-        if not destination.touched:
-            destination.touched = True
-            router.touched.append(destination)
+    ) or router.make_room(destination, size):
+        if not destination.dirty:
+            destination.dirty = True
+            router.dirty.append(destination)
         destination.out.append(bytes(view[start:stop]))
         destination.out_bytes += size
         destination.out_packets += count

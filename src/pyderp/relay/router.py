@@ -15,21 +15,19 @@ from pyderp.defaults import (
     MAX_PENDING_CHANGES,
     NOT_HERE_BURST,
     NOT_HERE_RATE,
-    SEND_QUEUE_BYTES,
     SEND_QUEUE_DEPTH,
 )
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
-from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog
+from pyderp.relay.backlog import Backlog
 from pyderp.relay.connection import Connection
-from pyderp.relay.counters import Counters, DropReason
+from pyderp.relay.counters import DropReason
+from pyderp.relay.delivery import Delivery
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
-from pyderp.relay.registry import Registry
-from pyderp.relay.runs import packets_at_the_end, recv_frame, split_run
+from pyderp.relay.runs import recv_frame
 from pyderp.wire.frames import (
     HEADER,
-    KEEP_ALIVE_FRAME,
     PING_LEN,
     FrameType,
     PeerGoneReason,
@@ -45,7 +43,7 @@ _DISCONNECTED: Final = bytes((PeerGoneReason.DISCONNECTED,))
 _NOT_HERE: Final = bytes((PeerGoneReason.NOT_HERE,))
 
 
-class Router:
+class Router(Delivery):
     """One relay's connections and the paths between them.
 
     Args:
@@ -61,13 +59,9 @@ class Router:
         *,
         send_queue_depth: int = SEND_QUEUE_DEPTH,
     ) -> None:
+        super().__init__(clock, send_queue_depth=send_queue_depth)
         self.own_key = own_key
-        self.clock = clock
-        self.counters = Counters()
-        self.registry = Registry(self.counters)
         self.forwarders = ForwarderTable(self.counters)
-        self.touched: list[Connection] = []
-        self._send_queue_depth = send_queue_depth
 
     # Life of a connection
 
@@ -107,51 +101,6 @@ class Router:
             self._tell_watchers(_PEER_GONE_HEADER + key + _DISCONNECTED)
         if key not in self.forwarders:
             self._tell_left_region(key)
-
-    def _drop_waiting(self, connection: Connection) -> list[bytes]:
-        """Count the packets that waited as dropped; returns the other frames that did."""
-        for run in connection.out:
-            self._drop_run(run, DropReason.GONE_DISCONNECTED)
-        connection.out.clear()
-        connection.out_bytes = connection.out_packets = 0
-        connection.paused = True  # nothing may be handed to the sink any more
-        backlog = connection.backlog
-        if backlog is None:
-            return []
-        for frame, disco in backlog.drain_packets():
-            size = len(frame) - PACKET_OVERHEAD
-            self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
-        words, backlog.control = backlog.control, []
-        backlog.changes.clear()
-        if not backlog.in_flight:
-            connection.backlog = None
-        return words
-
-    def settle(self, connection: Connection, unsent: int) -> None:
-        """Count what the transport held: as sent, or as lost with the connection.
-
-        Args:
-            unsent: bytes at the end of it that the kernel never took.
-        """
-        backlog = connection.backlog
-        if backlog is None or not backlog.in_flight:
-            return
-        counters = self.counters
-        for behind, size, disco in backlog.in_flight:
-            if behind < unsent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
-            else:
-                counters.packets_sent += 1
-                counters.bytes_sent += size
-                connection.packets_sent += 1
-                connection.bytes_sent += size
-        backlog.in_flight = []
-
-    def _drop_run(self, run: bytes, reason: DropReason) -> None:
-        for frame in split_run(run):
-            if frame[0] == FrameType.RECV_PACKET:
-                packet = frame[PACKET_OVERHEAD:]
-                self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
 
     # Frames other than runs of SendPacket
 
@@ -223,9 +172,9 @@ class Router:
             self.registry.remember(connection.key, destination)
             self.enqueue(destination, frame, disco=disco)
         else:
-            self.send_elsewhere(connection, dst, packet, disco=disco)
+            self.forward_or_drop(connection, dst, packet, disco=disco)
 
-    def send_elsewhere(
+    def forward_or_drop(
         self, connection: Connection, dst: bytes, packet: bytes, *, disco: bool
     ) -> None:
         """Relay a packet whose destination has no connection here: to the mesh, or nowhere."""
@@ -257,36 +206,6 @@ class Router:
             return
         self.registry.remember_forwarded(src, destination)
         self.enqueue(destination, recv_frame(src, packet), disco=disco)
-
-    def enqueue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
-        """Give a RecvPacket frame to a connection, or queue it if its socket takes no more."""
-        if self.has_room(destination, len(frame)):
-            self.touch(destination)
-            destination.out.append(frame)
-            destination.out_bytes += len(frame)
-            destination.out_packets += 1
-            return
-        self._queue(destination, frame, disco=disco)
-
-    def _queue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
-        backlog = destination.backlog
-        assert backlog is not None
-        for dropped, kind in backlog.put(frame, disco=disco):
-            reason = DropReason.QUEUE_TAIL if dropped is frame else DropReason.QUEUE_HEAD
-            self.counters.drop(reason, disco=kind, size=len(dropped) - PACKET_OVERHEAD)
-
-    def has_room(self, destination: Connection, size: int) -> bool:
-        """Whether `size` more bytes may be added to what leaves for a connection this turn.
-
-        Makes room by writing what is there already; if that blocks, the answer is no and
-        the connection has a backlog. A run too large for any room, as a websocket message
-        may bring, must be given frame by frame.
-        """
-        if destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT:
-            return True
-        if not destination.paused:
-            self._flush_one(destination)
-        return destination.backlog is None and size <= MAX_UNSENT
 
     def _tell_not_here(self, connection: Connection, dst: bytes) -> None:
         now = self.clock()
@@ -349,7 +268,7 @@ class Router:
             detail = "watcher does not keep up"
             watcher.sink.end(EndReason.WATCHER_BEHIND, How.NOW, detail)
         else:
-            self.touch(watcher)
+            self.mark_dirty(watcher)
 
     def _tell_left_region(self, source: bytes) -> None:
         told = self.registry.left_region(source)
@@ -357,134 +276,3 @@ class Router:
         self.counters.peer_gone_disconnected += len(told)
         for connection in told:
             self._control(connection, frame)
-
-    # Out
-
-    def keep_alive(self, connection: Connection) -> None:
-        """Send a KeepAlive frame; a peer that has yet to read what waits needs none."""
-        if not connection.paused:
-            self._control(connection, KEEP_ALIVE_FRAME)
-
-    def send_control(self, connection: Connection, frame: bytes) -> None:
-        """Send a frame that is no packet, such as Health or Restarting."""
-        self._control(connection, frame)
-
-    def _control(self, connection: Connection, frame: bytes) -> None:
-        self.touch(connection)
-        if connection.backlog is None:
-            connection.out.append(frame)
-        else:
-            connection.backlog.control.append(frame)
-
-    def touch(self, connection: Connection) -> None:
-        """Have `flush` look at a connection."""
-        if not connection.touched:
-            connection.touched = True
-            self.touched.append(connection)
-
-    @property
-    def wants_flush(self) -> bool:
-        """Whether something waits for the end of the turn."""
-        return bool(self.touched or self.registry.departed)
-
-    def flush(self) -> None:
-        """Write what this turn brought: one write a destination."""
-        while self.touched:
-            touched, self.touched = self.touched, []
-            for connection in touched:
-                connection.touched = False
-                self._flush_one(connection)
-        if self.registry.departed:
-            self.registry.forget_departed()
-
-    def _flush_one(self, connection: Connection) -> None:
-        out = connection.out
-        if out:
-            connection.out = []
-            packets = connection.out_packets
-            if packets:
-                size = connection.out_bytes - PACKET_OVERHEAD * packets
-                self.counters.packets_sent += packets
-                self.counters.bytes_sent += size
-                connection.packets_sent += packets
-                connection.bytes_sent += size
-                connection.out_bytes = connection.out_packets = 0
-            self.counters.wrote(packets or len(out))
-            connection.pong_pending = False
-            self._write(connection, out)
-        if connection.backlog is not None and not connection.paused:
-            self._drain(connection)
-
-    def _write(self, connection: Connection, frames: list[bytes]) -> None:
-        """Write frames that were counted as sent; take back what the kernel did not take."""
-        sink, counters = connection.sink, self.counters
-        if sink.send(frames):
-            backlog = connection.backlog
-            if not connection.paused or backlog is None:
-                return
-            not_sent = backlog.in_flight = packets_at_the_end(frames, sink.unsent_size())
-        else:
-            not_sent = packets_at_the_end(frames, sum(map(len, frames)))
-            for _, size, disco in not_sent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
-        size = sum(size for _, size, _ in not_sent)
-        counters.packets_sent -= len(not_sent)
-        counters.bytes_sent -= size
-        connection.packets_sent -= len(not_sent)
-        connection.bytes_sent -= size
-
-    def pause(self, connection: Connection, unsent: int) -> None:
-        """The kernel takes no more for a connection.
-
-        Args:
-            unsent: bytes that its transport holds; they count against the bound.
-        """
-        connection.paused = True
-        if connection.backlog is None:
-            connection.backlog = Backlog(depth=self._send_queue_depth)
-        connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
-        connection.backlog.since = self.clock()
-        if connection.out:
-            self._queue_out(connection, connection.backlog)
-
-    def _queue_out(self, connection: Connection, backlog: Backlog) -> None:
-        # The socket filled up by other means than a flush, say by a websocket's pong.
-        runs, connection.out = connection.out, []
-        connection.out_bytes = connection.out_packets = 0
-        for run in runs:
-            for frame in split_run(run):
-                if frame[0] == FrameType.RECV_PACKET:
-                    disco = looks_like_disco(frame[PACKET_OVERHEAD:])
-                    self._queue(connection, frame, disco=disco)
-                else:
-                    backlog.control.append(frame)
-
-    def resume(self, connection: Connection) -> None:
-        """The kernel took all; write what waits."""
-        connection.paused = False
-        self.settle(connection, 0)
-        self._drain(connection)
-
-    def _drain(self, connection: Connection) -> None:
-        backlog = connection.backlog
-        counters = self.counters
-        loops = 0
-        while backlog and not connection.paused:
-            batch = backlog.take()
-            connection.pong_pending = False
-            counters.wrote(len(batch.chunks))
-            if batch.packets:
-                counters.packets_sent += batch.packets
-                counters.bytes_sent += batch.packet_bytes
-                connection.packets_sent += batch.packets
-                connection.bytes_sent += batch.packet_bytes
-                waited = (self.clock() - backlog.since) * 1000
-                counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
-            if batch.changes:
-                loops += 1
-                counters.mesh_update_batch_size.observe(batch.changes)
-            self._write(connection, batch.chunks)
-        if loops:
-            counters.mesh_update_loop_count.observe(loops)
-        if not connection.paused:
-            connection.backlog = None

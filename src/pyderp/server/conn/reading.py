@@ -95,7 +95,7 @@ class StagedReader(asyncio.BufferedProtocol):
             layer.receive(self.room[:nbytes])
         else:
             self.arrived(nbytes)
-        if context.router.touched and not context.flush_scheduled:
+        if context.router.dirty and not context.flush_scheduled:
             context.schedule_flush()
         if nbytes >= self.fair_share:
             self.let_others()

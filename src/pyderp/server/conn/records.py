@@ -35,11 +35,13 @@ class RecordLayer(Protocol):
     """The TLS of one connection, without its socket.
 
     Attributes:
+        news: after `feed`: it failed, the client closed it, or `output` has something.
         is_closed: the client's close alert came: it sends nothing more.
         failure: why the connection must end; empty: it need not. `feed` and `seal` are not
             called again after it.
     """
 
+    news: bool
     is_closed: bool
     failure: str
 
@@ -94,9 +96,11 @@ class SSLRecords:
         "_write_record",
         "failure",
         "is_closed",
+        "news",
     )
 
     def __init__(self, context: ssl.SSLContext) -> None:
+        self.news = False
         self.is_closed = False
         self.failure = ""
         self._established = False
@@ -128,6 +132,7 @@ class SSLRecords:
                             break
         except ssl.SSLError as e:
             self._fail(e)
+        self.news = bool(self._outgoing.pending or self.failure or self.is_closed)
         return filled
 
     def _handshake(self) -> bool:

@@ -50,12 +50,25 @@ class TLSLayer(Layer):
 
     def receive(self, data: memoryview) -> None:
         """Take encrypted bytes (`Layer`)."""
-        if self._protocol.ended:
+        protocol = self._protocol
+        if protocol.ended:
             return
         if self._hello is not None:
             self._on_hello(self._hello + data)
-        else:
-            self._feed(data)
+            return
+        records = self._records
+        room = protocol.plain_room()
+        filled = records.feed(data, room)
+        if filled:
+            if not protocol.tls_version:
+                protocol.tls_version = records.version
+            inner = self.inner
+            if inner is None:
+                protocol.arrived(filled)
+            else:
+                inner.receive(room[:filled])
+        if records.news:
+            self._on_news()
 
     # The ClientHello
 
@@ -90,28 +103,17 @@ class TLSLayer(Layer):
                     if challenge is not None:
                         self._records = SSLRecords(challenge)
         self._hello = None
-        self._feed(memoryview(data))
+        self.receive(memoryview(data))
 
     # Records
 
-    def _feed(self, encrypted: memoryview) -> None:
+    def _on_news(self) -> None:
+        """TLS has something to write by itself, failed, or was closed by the client."""
         protocol, records = self._protocol, self._records
-        room = protocol.plain_room()
-        filled = records.feed(encrypted, room)
-        if filled:
-            if not protocol.tls_version:
-                protocol.tls_version = records.version
-            inner = self.inner
-            if inner is None:
-                protocol.arrived(filled)
-            else:
-                inner.receive(room[:filled])
         if records.failure:
             self._fail()
             return
-        output = records.output()
-        if output:
-            protocol.write(output)
+        protocol.write(records.output())
         if records.is_closed:
             protocol.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
 

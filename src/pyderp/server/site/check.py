@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyderp.relay.books import differences
+from pyderp.relay.consistency import check
 from pyderp.server.site.view import RelayView
 
 __all__ = ["problems"]
@@ -13,7 +13,7 @@ async def problems(view: RelayView) -> list[str]:
 
     With admission on, it asks as it would about a client, about this machine itself.
     """
-    found = differences(view.router)
+    found = check(view.router)
     logged_in = sum(protocol.connection is not None for protocol in view.protocols())
     if logged_in != view.router.registry.size:
         found.append(

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pyderp.relay.registry import Registry
 from pyderp.relay.router import Router
 
-__all__ = ["differences"]
+__all__ = ["check"]
 
 
-def differences(router: Router) -> list[str]:
+def check(router: Router) -> list[str]:
     """What does not agree, a line each; empty: all does.
 
     Several connections with one key are no difference, unlike in Go's `ConsistencyCheck`.

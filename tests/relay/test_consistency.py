@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from pyderp.keys import NodePrivate
-from pyderp.relay.books import differences
 from pyderp.relay.connection import Connection
+from pyderp.relay.consistency import check
 from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import FrameType
@@ -46,7 +46,7 @@ def busy() -> tuple[Router, list[Connection]]:
 
 def test_books_agree_with_duplicates_homes_and_watchers() -> None:
     router, _ = busy()
-    assert differences(router) == []
+    assert check(router) == []
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 3, 4, 1)])
@@ -54,7 +54,7 @@ def test_books_agree_whoever_leaves(order: tuple[int, ...]) -> None:
     router, connections = busy()
     for index in order:
         router.leave(connections[index])
-        assert differences(router) == []
+        assert check(router) == []
 
 
 def _size(router: Router, _: list[Connection]) -> None:
@@ -114,4 +114,4 @@ def test_a_difference_is_named(
 ) -> None:
     router, connections = busy()
     spoil(router, connections)
-    assert text in differences(router)
+    assert text in check(router)
