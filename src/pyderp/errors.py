@@ -15,7 +15,7 @@ DerpError
 │   ├── NameNotFound         the name exists nowhere, as name servers say, or can be none
 │   └── ProxyError           a proxy refused, or spoke nonsense
 ├── TLSError                 a TLS handshake failed
-│   └── CertificateError     no trusted authority signed it, or it is for another name or time
+│   └── CertificateError     the certificate is not trusted, or is for another name or time
 │       └── PinMismatch      not the certificate that was pinned
 ├── NotConnected             asked of a connection that is not there, by what does not connect
 ├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
@@ -85,7 +85,7 @@ class FailureReason(Enum):
     REFUSED = "refused"
     """Nothing listens at that address and port."""
     UNKNOWN_NAME = "unknown name"
-    """The name has no address, or no name server said so in time."""
+    """The name has no address, or the look-up failed."""
     CUT = "cut"
     """The connection was reset or closed."""
     UNREACHABLE = "unreachable"
@@ -262,7 +262,7 @@ class TLSError(DerpError):
 
 
 class CertificateError(TLSError):
-    """No trusted authority signed the certificate, or it is for another name or time."""
+    """The certificate is not trusted, or is for another name or time."""
 
     reason = FailureReason.CERTIFICATE_UNTRUSTED
 

@@ -29,7 +29,7 @@ MAX_DEPTH: Final = 10_000
 
 _MAX_STEPS: Final = 12_000
 """Members of the object, and values that hold others. Go has no such bound; here each takes a
-microsecond or two in which nobody is served, and 256 KiB can hold 60,000."""
+microsecond or two in which the relay serves no client, and 256 KiB can hold 60,000."""
 
 _SPACE: Final = r"[ \t\n\r]*+"
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'

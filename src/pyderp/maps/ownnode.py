@@ -43,7 +43,8 @@ def own_map(node: DERPNode) -> DERPMap:
     """A map of one region with one relay.
 
     Args:
-        node: as `own_node` makes it; an IP address is told as such, so that no client looks it up.
+        node: as `own_node` makes it. An IP address stands in the map as one, so that no client
+            looks it up.
     """
     host = node.host_name
     address = parse_ip(host)

@@ -88,7 +88,7 @@ class DERPRegion:
     """A name for people."""
 
     latitude: float = 0.0
-    """Degrees north; 0 with `longitude` 0: not told. For display only."""
+    """Degrees north; 0 with `longitude` 0: unknown. For display only."""
 
     longitude: float = 0.0
     """Degrees east."""

@@ -1,4 +1,4 @@
-"""A server's certificate: for whom it is, who issued it, which firewalls issue such ones."""
+"""What a server's certificate says: its names, its issuer, and whether a firewall issued it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def reading(der: bytes) -> Iterator[x509.Certificate]:
 
 
 def describe(der: bytes) -> str:
-    """For whom a certificate is and who issued it, in words for an error."""
+    """The names and the issuer of a certificate, for the text of an error."""
     try:
         with reading(der) as certificate:
             names = certnames.alternative_names(certificate)
@@ -84,7 +84,7 @@ def intercepted(chain: Sequence[bytes]) -> str:
 
 
 def self_signed_issuer(der: bytes) -> str | None:
-    """Who issued a certificate to themselves; `None`: someone else did, or it is unreadable."""
+    """The issuer of a certificate that signed itself; `None`: it did not, or it is unreadable."""
     try:
         with reading(der) as certificate:
             if certificate.issuer != certificate.subject:

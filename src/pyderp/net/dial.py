@@ -116,9 +116,7 @@ async def dial_node(
         return await _through(proxy, node.host_name, port, settings, resolver)
     ways = _ways(node)
     if not ways:
-        raise DialError(
-            "both IPv4 and IPv6 are explicitly disabled for node", reason=FailureReason.BAD_MAP
-        )
+        raise _bad_map("both IPv4 and IPv6 are explicitly disabled for node")
     if prefer_ipv6:
         ways.reverse()
     proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
@@ -126,14 +124,10 @@ async def dial_node(
         async with asyncio.timeout(NODE_TIMEOUT):
             if proxy is not None:
                 return await _through(proxy, ways[0][1], port, settings, resolver)
-            attempts = [
-                partial(
-                    connect_to_host, host, port, settings=settings, resolver=resolver, family=family
-                )
-                for family, host in ways
-            ]
-            delay = PREFERENCE if prefer_ipv6 else 0
-            return await link_over_socket(await staggered_race(attempts, delay=delay))
+            connect = partial(connect_to_host, port=port, settings=settings, resolver=resolver)
+            attempts = [partial(connect, host, family=family) for family, host in ways]
+            sock = await staggered_race(attempts, delay=PREFERENCE if prefer_ipv6 else 0)
+            return await link_over_socket(sock)
     except TimeoutError as e:
         raise _too_slow(node, port, ways, proxy) from without_frames(e)
 
@@ -151,16 +145,18 @@ def _too_slow(node: DERPNode, port: int, ways: Sequence[_Way], proxy: Proxy | No
 def _check(node: DERPNode, port: int) -> None:
     # Event loops differ in what they make of such ports; one takes them modulo 65536.
     if not 0 < port <= _MAX_PORT:
-        text = f"node {node.name}: DERPPort {port} is no port"
-        raise DialError(text, reason=FailureReason.BAD_MAP)
+        raise _bad_map(f"node {node.name}: DERPPort {port} is no port")
     name = node.host_name
     try:
         usable = name.isprintable() and " " not in name and name.encode("idna")
     except UnicodeError:
         usable = False
     if name and not usable and ip_literal(name) is None:
-        text = f"node {node.name}: HostName {name!r} is no host name"
-        raise DialError(text, reason=FailureReason.BAD_MAP)
+        raise _bad_map(f"node {node.name}: HostName {name!r} is no host name")
+
+
+def _bad_map(text: str) -> DialError:
+    return DialError(text, reason=FailureReason.BAD_MAP)
 
 
 @contextlib.contextmanager

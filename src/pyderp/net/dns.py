@@ -29,8 +29,8 @@ _asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlig
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
     """Ask the system (`getaddrinfo`, in a thread of the event loop's).
 
-    Cancelling returns at once; the thread ends when the system gives up. Until then, who asks
-    for the same again waits for the same answer: no host ever takes a second thread.
+    Cancelling returns at once; the thread ends when the system gives up. Until then, the
+    next call for the same host waits for the same answer: no host ever takes a second thread.
     """
     loop = asyncio.get_running_loop()
     found = await _asking.get(
@@ -131,13 +131,13 @@ class DNSCache:
     from captive portals.
 
     Args:
-        resolver: who is asked first; by default the system. It has 10 s, or 3 s if an
+        resolver: asked first; by default the system's. It has 10 s, or 3 s if an
             older answer is at hand.
-        fallbacks: who is asked in turn when that fails or has no addresses, 30 s each; a
+        fallbacks: asked in turn when that fails or has no addresses, 30 s each; a
             cloud provider's resolver, say.
         ttl: seconds that an answer is used.
         use_last_good: an older answer is better than none.
-        single_host: the only name there is, with `single_host_addresses`; nobody is asked.
+        single_host: the only name there is, with `single_host_addresses`; no resolver is asked.
         clock: seconds, monotonic.
     """
 

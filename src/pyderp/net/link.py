@@ -1,4 +1,4 @@
-"""A byte stream to a relay: TCP, what lies on top of it, or a stream that someone has already.
+"""A byte stream to a relay: TCP, what lies on top of it, or a stream that the program has already.
 
 Two phases. While a connection is being made, one task awaits `read`. Then `start` hands
 over to a `Receiver`, whose callbacks cost no task and no await.
@@ -21,7 +21,7 @@ _UNREAD_HIGH: Final = 256 * 1024
 
 
 class Receiver(Protocol):
-    """Who gets what a link brings."""
+    """Gets what a link receives."""
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -34,7 +34,7 @@ class Receiver(Protocol):
 
 
 class _NoReceiver:
-    """Takes the place of a receiver that was told of the end."""
+    """Takes the place of a receiver once `connection_lost` was called."""
 
     def data_received(self, data: bytes) -> None:
         pass
@@ -47,7 +47,7 @@ class _NoReceiver:
 
 
 NO_RECEIVER: Final = _NoReceiver()
-"""What a link has instead of its receiver once it has told it of the end. The receiver holds the
+"""What a link has instead of its receiver once it has reported the end. The receiver holds the
 link, so a link that went on holding the receiver would keep both until the collector runs."""
 
 
@@ -240,7 +240,7 @@ class TcpLink(Link, asyncio.Protocol):
     def drop(self) -> None:
         """As `abort`, for a link that was cancelled while the loop made its transport.
 
-        uvloop tells nobody of the end of such a transport, and goes on holding its protocol.
+        uvloop does not report the end of such a transport, and goes on holding its protocol.
         """
         self.abort()
         self._transport = None

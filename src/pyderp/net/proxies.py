@@ -134,7 +134,7 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
     Args:
         no_proxy: entries with commas between them: an IP address, a domain (itself and what
             is below), `.domain` or `*.domain` (only what is below), each with a `:port` if
-            only that is meant; a CIDR block; `*` for everybody.
+            only that is meant; a CIDR block; `*` for all hosts.
     """
     name = _ascii(host)
     address = parse_ip(name)

@@ -39,7 +39,7 @@ class NetworkSettings:
     """SOCKS5 proxy for what no other proxy is for [ALL_PROXY]; other schemes: direct."""
 
     no_proxy: str = ""
-    """Who is reached directly [NO_PROXY]. Does not hold for `proxy`."""
+    """Hosts that are reached directly [NO_PROXY]. Does not hold for `proxy`."""
 
     proxy_authorization: str = ""
     """`Proxy-Authorization` verbatim, instead of Basic [TS_DEBUG_FAKE_PROXY_AUTH]."""

@@ -139,7 +139,7 @@ Attempt: TypeAlias = Callable[[], Coroutine[Any, Any, socket.socket]]
 
 
 async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket.socket:
-    """Run attempts until one gives a connected socket; the others are cancelled or closed.
+    """Run attempts until one returns a connected socket; the others are cancelled or closed.
 
     Each starts `delay` seconds after the one before, or at once when one has failed.
 

@@ -49,7 +49,7 @@ class TLSState:
     """OpenSSL's name of the cipher suite."""
 
     server_name: str
-    """Whom we asked for: a host name or IP address."""
+    """The host name or IP address that the client asked for."""
 
     peer_chain: tuple[bytes, ...]
     """Certificates as the server presented them, DER. Its own is first, a relay's meta
@@ -79,13 +79,13 @@ async def start_tls(
             64 lower-case hex digits: the SHA-256 of the very certificate, which then needs no
             one to vouch for it. The same as `server_name`: nothing changes.
         insecure: no verification, unless `cert_name` asks for one.
-        config: whom to trust.
+        config: which authorities to trust.
         settings: `keylog_file` and `verbose_tls` hold here.
-        health: told after each verification.
+        health: called after each verification.
 
     Raises:
         PinMismatch: not the certificate that `cert_name` pins.
-        CertificateError: nobody vouches for the certificate, or it is for another name or time.
+        CertificateError: the certificate is not trusted, or is for another name or time.
         TLSError: the other side does not speak TLS, or not as we do, or hung up.
         ConfigError: a file in `config` or `settings` cannot be used.
         OSError: the link broke.
@@ -99,9 +99,9 @@ async def start_tls(
         try:
             await handshake.run()
         except CertificateError as e:
-            handshake.tell(health, e, verbose=settings.verbose_tls)
+            handshake.report(health, e, verbose=settings.verbose_tls)
             raise
-        handshake.tell(health, None, verbose=settings.verbose_tls)
+        handshake.report(health, None, verbose=settings.verbose_tls)
         return handshake.finish()
     except BaseException:
         link.abort()
@@ -161,7 +161,7 @@ class _Handshake:
             return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
         return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
 
-    def tell(
+    def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
     ) -> None:
         """Report what verification found."""

@@ -23,7 +23,7 @@ _CONTEXTS: Final = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TLSConfig:
-    """Whose certificates are believed. All that is on holds at once; nothing here skips a check."""
+    """Which authorities are trusted. All that is on holds at once; nothing here skips a check."""
 
     system_roots: bool = True
     """The system's certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` say where others are."""

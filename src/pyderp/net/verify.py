@@ -41,7 +41,7 @@ class Rule:
     """The name to connect to, or an IP address; sent in the handshake unless it is an address."""
 
     chain: bool = True
-    """Someone trusted must vouch for it."""
+    """A trusted authority must have signed it."""
 
     other_name: str = ""
     """It must be for this name, and need not be for `server_name`."""
@@ -116,7 +116,7 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
     """
     if sys.version_info >= (3, 13):
         return tuple(tls.get_unverified_chain())
-    # Before 3.13 the method is there, but not public, and gives objects of another class.
+    # Before 3.13 the method is there, but not public, and returns objects of another class.
     private: Any = tls
     chain = private._sslobj.get_unverified_chain() or ()  # noqa: SLF001
     return tuple(certificate.public_bytes(_DER) for certificate in chain)
