@@ -15,7 +15,7 @@ DerpError
 │   ├── NameNotFound         the name exists nowhere, as name servers say, or can be none
 │   └── ProxyError           a proxy refused, or spoke nonsense
 ├── TLSError                 a TLS handshake failed
-│   └── CertificateError     nobody vouches for the certificate, or it is for another name or time
+│   └── CertificateError     the certificate is not trusted, or is for another name or time
 │       └── PinMismatch      not the certificate that was pinned
 ├── NotConnected             asked of a connection that is not there, by what does not connect
 ├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
@@ -164,7 +164,7 @@ class TLSError(DerpError):
 
 
 class CertificateError(TLSError):
-    """Nobody vouches for the certificate, or it is for another name or time."""
+    """The certificate is not trusted, or is for another name or time."""
 
 
 class PinMismatch(CertificateError):

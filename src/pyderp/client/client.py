@@ -147,7 +147,7 @@ class Client:
         await self._life.aclose()
 
     async def wait_closed(self) -> None:
-        """Wait until somebody calls `aclose`."""
+        """Wait until `aclose` is called."""
         await self._life.closing.wait()
 
     # Receiving
@@ -263,10 +263,12 @@ class Client:
         await self._life.command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self, *, again: bool = False) -> None:
-        """Be told of all who come and go, now and on each later connect; needs the mesh key.
+        """Have the relay report all clients that come and go, now and on each later connect.
+
+        Needs the mesh key.
 
         Args:
-            again: have the relay tell once more who is there, if we watch already.
+            again: have it report once more all that are there, if we watch already.
         """
         life = self._life
         connection = life.connection
@@ -297,7 +299,7 @@ class Client:
     async def ping(self) -> float:
         """The round trip to the relay, in seconds; does not connect. May run side by side.
 
-        Nobody need receive meanwhile, as long as no megabyte waits to be received.
+        Works also if no task receives meanwhile, as long as less than 1 MiB waits to be received.
 
         Raises:
             NotConnected: no connection.

@@ -51,7 +51,7 @@ class Lifecycle:
         self.private = private
         self.stats = ClientStats()
         self.connection: ClientConnection | None = None
-        """The current one; it may have ended, and nobody have noticed."""
+        """The current one; it may have ended without a call that noticed."""
         self.generation = 0
         self.server_key: NodePublic | None = None
         self.closing = asyncio.Event()

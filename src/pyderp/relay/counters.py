@@ -16,7 +16,7 @@ class DropReason(Enum):
     """Why a packet was not delivered; the first seven are the labels of Go's metric."""
 
     UNKNOWN_DEST = "unknown_dest"
-    """Nobody here has the key, nor any relay of the mesh."""
+    """No client here has the key, nor any relay of the mesh."""
     UNKNOWN_DEST_ON_FWD = "unknown_dest_on_fwd"
     """The same, for a packet that another relay forwarded."""
     GONE_DISCONNECTED = "gone_disconnected"
@@ -49,7 +49,7 @@ class QueueTime:
     """A moving average of how long packets wait here, in milliseconds; each counts a tenth.
 
     Nearly all packets leave in the turn of the loop that brought them, and count as zero:
-    they are not looked at one by one, but added up when somebody asks.
+    they are not looked at one by one, but added up when the average is read.
     """
 
     __slots__ = ("_average", "_seen")
