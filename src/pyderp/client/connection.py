@@ -221,9 +221,7 @@ class ClientConnection:
         if self.ended:
             raise self.error("derp.Send")
         allowed = None if self._bucket is None else self._allowed
-        position = self._out.add_packets(
-            dst, packets, start, limit=CLIENT_WRITE_BUFFER, allowed=allowed
-        )
+        position = self._out.add_packets(dst, packets, start, CLIENT_WRITE_BUFFER, allowed)
         self._added()
         return position
 
