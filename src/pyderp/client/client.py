@@ -260,7 +260,7 @@ class Client:
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
         connection = await self._life.for_send("ClosePeer")
-        await self._life.command(connection, pack_close_peer(peer))
+        await self._life.send_command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self, *, again: bool = False) -> None:
         """Have the relay report all clients that come and go, now and on each later connect.
@@ -278,7 +278,7 @@ class Client:
         if connection is None:
             await life.connect("derphttp.Client.WatchConnectionChanges")
         else:
-            await life.command(connection, pack_watch_conns())
+            await life.send_command(connection, pack_watch_conns())
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
@@ -288,7 +288,7 @@ class Client:
         connection = self._life.connection
         if connection is not None:
             with contextlib.suppress(ConnectionClosed):
-                await self._life.command(connection, pack_note_preferred(preferred))
+                await self._life.send_command(connection, pack_note_preferred(preferred))
 
     def set_can_ack_pings(self, value: bool) -> None:
         """Whether later connects tell the relay that its pings will be answered."""
@@ -315,11 +315,11 @@ class Client:
 
     async def send_ping(self, data: bytes) -> None:
         """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
-        await self._life.unkept(pack_ping(data))
+        await self._life.send_on_current(pack_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
         """Answer a Ping with its eight bytes. Does not connect."""
-        await self._life.unkept(pack_pong(data))
+        await self._life.send_on_current(pack_pong(data))
 
     # Others
 

@@ -44,7 +44,7 @@ FORWARD_TIMEOUT: Final = 5.0
 class ClientConnection:
     """A login that holds; ends once, and never comes back.
 
-    Made by `pyderp.client.login`. Calls raise `ConnectionClosed` once it has ended.
+    Made of an `Established` login. Calls raise `ConnectionClosed` once it has ended.
 
     Args:
         link: the byte stream; it belongs to the connection.
