@@ -252,7 +252,7 @@ class FaultyRelay:
         self._running().accept()
 
     async def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
-        """Stop the relay and start one anew behind the same port, which nobody uses yet.
+        """Stop the relay and start one anew behind the same port; no client is connected to it.
 
         When this returns, the new relay serves. Old connections get what was on its way to
         them, and end. Faults stay as they are.
