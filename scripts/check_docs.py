@@ -37,7 +37,7 @@ from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs.credential import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
-from pyderp.cli.relayflags.table import FLAGS
+from pyderp.cli.relay.flags import FLAGS
 from pyderp.config import DebugAccess
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN

@@ -13,6 +13,7 @@ from pyderp.addresses import (
     format_address,
     ip_literal,
     is_loopback,
+    normal_name,
     parse_address,
     parse_ip,
     unix_path,
@@ -153,3 +154,21 @@ def test_other_addresses_are_no_unix_sockets() -> None:
 )
 def test_addresses_that_only_this_machine_reaches(address: str, want: bool) -> None:
     assert is_loopback(address) is want
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("DERP.Example.COM.", "derp.example.com"),
+        ("Bücher.example", "xn--bcher-kva.example"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ],
+)
+def test_names_have_one_form(given: str, normal: str) -> None:
+    assert normal_name(given) == normal
+
+
+@pytest.mark.parametrize("name", ["straße.example", "ü" * 70 + ".example", "ü..example"])
+def test_international_names_that_are_in_doubt_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"international|ASCII form"):
+        normal_name(name)

@@ -23,7 +23,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestSetMeshKey": (
         "test_keys.py::test_mesh_key_in_any_case_and_with_space_around",
         "test_keys.py::test_no_mesh_key",
-        "cli/test_refusals.py::test_a_bad_mesh_key_is_refused_and_not_quoted",
+        "cli/relay/test_refusals.py::test_a_bad_mesh_key_is_refused_and_not_quoted",
     ),
     "TestIsMeshPeer": (
         "server/conn/test_protocol.py::test_the_mesh_key_and_no_other_grants_mesh_rights",
@@ -137,9 +137,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/test_go_clients.py::test_wrong_pin_is_refused",
     ),
     "TestGCPCertMode": (
-        "certs/test_check.py::test_googles_authority_wants_all_of_its_settings",
-        "certs/test_check.py::test_the_key_of_a_binding_comes_in_both_base64s",
-        "certs/test_check.py::test_a_bad_key_is_refused_and_not_repeated",
+        "config/test_tls.py::test_googles_authority_wants_all_of_its_settings",
+        "config/test_tls.py::test_the_key_of_a_binding_comes_in_both_base64s",
+        "config/test_tls.py::test_a_bad_key_is_refused_and_not_repeated",
     ),
     "TestIPCertManager": (
         "certs/test_acme.py::test_a_connection_to_an_address_gets_a_certificate_for_it",
@@ -149,9 +149,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestIPCertManagerNextProvider": ("certs/test_acme.py::test_names_and_addresses_side_by_side",),
     "TestCertModeIPCertsGating": (
-        "certs/test_check.py::test_an_address_needs_ip_certs_and_both_ways_out_are_named",
-        "certs/test_check.py::test_ip_certs_go_with_names_and_addresses",
-        "cli/test_refusals.py::test_flags_that_do_not_go_together_are_explained",
+        "config/test_tls.py::test_an_address_needs_ip_certs_and_both_ways_out_are_named",
+        "config/test_tls.py::test_ip_certs_go_with_names_and_addresses",
+        "cli/relay/test_refusals.py::test_flags_that_do_not_go_together_are_explained",
     ),
     # net/stunserver, net/stun
     "TestSTUNServer": (
@@ -215,7 +215,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/site/test_pages.py::test_strangers_see_nothing",
         "server/site/test_pages.py::test_this_machine_and_tailscale_addresses_see_all",
     ),
-    "TestParseTrustedCIDRs": ("cli/test_relay_values.py::test_networks_are_read_from_a_list",),
+    "TestParseTrustedCIDRs": ("cli/relay/test_values.py::test_networks_are_read_from_a_list",),
     "TestAllowDebugAccessTrustedCIDRContains": (
         "server/site/test_access.py::test_trusted_networks_may",
         "server/site/test_access.py::test_what_is_outside_trusted_networks_may_not",
@@ -295,10 +295,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
     ),
     "TestSenderCardinalityEnv": (
-        "cli/test_relay_flags.py::test_senders_are_counted_unless_somebody_says_no",
+        "cli/relay/test_flags.py::test_senders_are_counted_unless_somebody_says_no",
     ),
     "TestGetPerClientSendQueueDepth": (
-        "cli/test_relay_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
+        "cli/relay/test_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
         "relay/test_backlog.py::test_the_depth_can_be_another",
     ),
     "TestServeDebugClients": (

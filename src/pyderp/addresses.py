@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -13,9 +14,11 @@ __all__ = [
     "IPAddress",
     "as_16_bytes",
     "bracketed",
+    "check_host_name",
     "format_address",
     "ip_literal",
     "is_loopback",
+    "normal_name",
     "parse_address",
     "parse_ip",
     "unix_path",
@@ -26,6 +29,9 @@ __all__ = [
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 _NAMED_PORTS: Final = {"http": 80, "https": 443}
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+_DIFFERENT_IN_IDNA: Final = frozenset("ßς\u200c\u200d")
+"""Python knows the older IDNA, which maps these to something else."""
 
 
 def ip_literal(text: str) -> IPAddress | None:
@@ -121,3 +127,31 @@ def is_loopback(address: str) -> bool:
         return False
     ip = parse_ip(parse_address(address)[0])
     return ip is not None and ip.is_loopback
+
+
+def check_host_name(hostname: str) -> None:
+    """Refuse what is neither a host name nor an IP address.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if parse_ip(hostname) is None and not _HOST_NAME.fullmatch(hostname):
+        raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
+
+
+def normal_name(hostname: str) -> str:
+    """A DNS name as certificates and clients spell it: lower case, ASCII, no dot at its end.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    name = hostname.lower().removesuffix(".")
+    if not name.isascii():
+        if _DIFFERENT_IN_IDNA.intersection(name):
+            raise ConfigError(f"hostname {hostname!r}: give it in its ASCII form (xn--…)")
+        try:
+            name = name.encode("idna").decode("ascii")
+        except UnicodeError as e:
+            raise ConfigError(f"hostname {hostname!r} is no international name: {e}") from e
+    check_host_name(name)
+    return name

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -313,7 +313,38 @@ class SealError(DerpError):
 
 
 class ConfigError(DerpError):
-    """A setting that cannot be used; the text says which, where and what to do."""
+    """A setting that cannot be used; the text says which, where and what to do.
+
+    Args:
+        text: what is wrong. With `settings` it is a format string, in which each `{}` is a
+            setting's name, and `{name}` one of the values.
+        settings: the settings that it is about: attributes of `RelayConfig`, dotted
+            (`tls.eab_kid`), or `certmode`; with `=VALUE` where one has that value or should.
+        values: what else is in the text.
+    """
+
+    def __init__(self, text: str, *, settings: Sequence[str] = (), **values: object) -> None:
+        self.settings = tuple(settings)
+        self._text = text
+        self._values = values
+        super().__init__(self.spelled(setting_name))
+
+    @property
+    def names_settings(self) -> bool:
+        """Whether the text names the settings."""
+        return "{}" in self._text
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The text with other names for the settings."""
+        if not self.settings:
+            return self._text
+        return self._text.format(*map(spell, self.settings), **self._values)
+
+
+def setting_name(setting: str) -> str:
+    """The name of a setting as its attribute has it: without the part that it belongs to."""
+    name, equals, value = setting.partition("=")
+    return f"{name.rpartition('.')[2]}{equals}{value}"
 
 
 class InvalidMap(DerpError, ValueError):

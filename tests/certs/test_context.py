@@ -6,12 +6,16 @@ import gc
 import ssl
 import weakref
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyderp.certs import CertificateInfo, Credential, ServerContexts
 from pyderp.certs import context as context_module
+from pyderp.certs.context import authority_context
+from pyderp.errors import ConfigError
+from tests.server.certificates import write_pair
 
 from .authority import issue
 from .handshake import ANY, META, NAME, SERVER, presented
@@ -92,3 +96,14 @@ def test_nothing_is_left_for_the_cyclic_collector() -> None:
 
 def test_a_credential_does_not_show_its_key() -> None:
     assert "PRIVATE" not in repr(Source().current)
+
+
+def test_a_ca_file_must_hold_certificates(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("none")
+    with pytest.raises(ConfigError, match=r"bad\.pem: it holds no certificate"):
+        authority_context(bad)
+    with pytest.raises(ConfigError, match=r"gone\.pem: No such file"):
+        authority_context(tmp_path / "gone.pem")
+    write_pair(tmp_path, "ca")
+    authority_context(tmp_path / "ca.crt")

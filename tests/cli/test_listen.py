@@ -11,7 +11,7 @@ from typing import TypeAlias
 import pytest
 
 from pyderp import ClientConfig, NetworkSettings, NodePrivate, ReceivedPacket, blocking
-from pyderp.cli.echo import PROBE, make_ping, pong_for_untrusted
+from pyderp.cli.ping import PROBE, make_ping, pong_for_untrusted
 from pyderp.keys import NodePublic
 from pyderp.testing import RelayThread
 from pyderp.wire.frames import pack_health, pack_peer_gone, pack_received_packet

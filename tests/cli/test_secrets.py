@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from pyderp.cli.running import set_up_logging
+from pyderp.cli.process import set_up_logging
 
 from .commands import Done
 

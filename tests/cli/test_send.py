@@ -20,8 +20,8 @@ from pyderp import (
     ReceivedPacket,
     blocking,
 )
-from pyderp.cli.echo import PROBE
 from pyderp.cli.output import Output
+from pyderp.cli.ping import PROBE
 from pyderp.cli.send import _Sender
 from pyderp.keys import NodePublic
 from pyderp.testing import RelayThread

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.cli.relayflags.table import FLAGS
+from pyderp.cli.relay.flags import FLAGS
 from tests.interop.peers import REPOSITORY, need
 
 UNITS = REPOSITORY / "contrib" / "systemd"

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from josepy.jwa import ES256, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
-from pyderp.certs.check import eab_key
 from pyderp.certs.credential import pem_of_key
 from pyderp.certs.network import Refused
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS
+from pyderp.config.rules import parse_eab_key
 
 __all__ = ["Account", "account_of", "load_key"]
 
@@ -96,7 +96,7 @@ def account_of(
     if authority.external_account_required() and not tls.eab_kid:
         raise Refused(
             "the authority wants an external account binding: get one from it, and set "
-            "--acme-eab-kid and --acme-eab-key"
+            "eab_kid and eab_key"
         )
     body = messages.NewRegistration.from_data(
         email=email,
@@ -116,7 +116,7 @@ def _binding(
 ) -> dict[str, object] | None:
     if not tls.eab_kid:
         return None
-    key = base64.urlsafe_b64encode(eab_key(tls.eab_key)).rstrip(b"=").decode("ascii")
+    key = base64.urlsafe_b64encode(parse_eab_key(tls.eab_key)).rstrip(b"=").decode("ascii")
     return messages.ExternalAccountBinding.from_data(
         account.jwk.public_key(), tls.eab_kid, key, authority.directory
     )

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.check import PUBLIC, check_acme, normal_name
+from pyderp.certs.context import authority_context
 from pyderp.certs.credential import CertificateInfo, Credential
 from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
 from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
@@ -21,6 +21,7 @@ from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
+from pyderp.config.tls import PUBLIC
 from pyderp.errors import ConfigError
 from pyderp.tasks import cancel_and_wait
 
@@ -65,7 +66,8 @@ class ACMECertificates:
         clock: Callable[[], float] = time.time,
         uniform: Uniform = random.uniform,
     ) -> None:
-        check_acme(tls)
+        if tls.ca_file is not None:
+            authority_context(tls.ca_file)  # an unusable file is told at once
         self._tls = tls
         self._clock = clock
         self._uniform = uniform

@@ -8,6 +8,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ __all__ = [
     "ACME_TLS",
     "REFUSE_NAME",
     "ServerContexts",
+    "authority_context",
     "check_credential",
     "meta_certificate",
     "plain_context",
@@ -197,3 +199,23 @@ def _explain(error: OSError) -> str:
     if isinstance(error, ssl.SSLError) and reason is None:
         return "the key is no private key in PEM form, or not a whole one"
     return str(reason or error.strerror or error)
+
+
+def authority_context(ca_file: Path) -> ssl.SSLContext:
+    """TLS to an authority whose own certificate this file vouches for, or the system does.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    context = ssl.create_default_context()
+    # A private authority's certificate is not always by the book.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as e:
+        reason = (
+            "it holds no certificate in PEM form" if isinstance(e, ssl.SSLError) else e.strerror
+        )
+        raise ConfigError(f"cannot use the CA file {ca_file}: {reason}") from e
+    return context

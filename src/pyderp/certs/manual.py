@@ -15,12 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pyderp.addresses import IPAddress, parse_ip
+from pyderp.addresses import IPAddress, check_host_name, parse_ip
 from pyderp.certs.context import check_credential
 from pyderp.certs.credential import (
     CertificateInfo,
     Credential,
-    check_host_name,
     day,
     info_of,
     parse_leaf,

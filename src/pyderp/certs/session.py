@@ -19,7 +19,7 @@ from josepy.jwk import JWK
 from pyderp.addresses import parse_ip
 from pyderp.certs.account import Account, account_of, load_key
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.check import authority_context
+from pyderp.certs.context import authority_context
 from pyderp.certs.credential import pem_of_key
 from pyderp.certs.network import FAILURES, Budget, Network, Refused, describe, retry_after
 from pyderp.certs.store import Store
@@ -182,7 +182,7 @@ class Session:
         if not usable:
             raise Refused(
                 f"for {host} the authority offers the challenges {', '.join(offered) or 'none'}, "
-                f"and this relay can do {', '.join(ways)} (http-01 needs --http-port)"
+                f"and this relay can do {', '.join(ways)} (http-01 needs http_port)"
             )
         return usable[attempt % len(usable)]
 

@@ -7,24 +7,16 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 import pyderp
-from pyderp.cli import derper, listen, ping, relay, send
+from pyderp.cli import listen, ping, send
 from pyderp.cli.key import key_app
 from pyderp.cli.output import flush_stdout, print_event, print_line
-from pyderp.cli.relayflags.options import with_values
+from pyderp.cli.relay import goflags, layers
 from pyderp.errors import DerpError
 
 __all__ = ["app", "run_app"]
-
-
-class _RelayCommand(TyperCommand):
-    """A command with flags that may stand alone or take a value: `--health`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the command line."""
-        return super().parse_args(ctx, with_values(args))
 
 
 class _Group(TyperGroup):
@@ -56,9 +48,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     cls=_Group,
 )
-app.command("relay", epilog=relay.EPILOG, cls=_RelayCommand)(relay.relay)
+app.command("relay", epilog=layers.EPILOG, cls=layers.RelayCommand)(layers.relay)
 app.command("derper", context_settings={"ignore_unknown_options": True}, add_help_option=False)(
-    derper.derper
+    goflags.derper
 )
 app.command("listen", epilog=listen.EPILOG)(listen.listen)
 app.command("send", epilog=send.EPILOG)(send.send)

@@ -20,12 +20,11 @@ from pyderp import defaults
 from pyderp.cli.key import read_private_key
 from pyderp.cli.maps import STDIN, read_region
 from pyderp.cli.output import Output
-from pyderp.cli.running import Refused, set_up_logging
-from pyderp.cli.telling import TellingClient
+from pyderp.cli.process import Refused, set_up_logging
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.client.target import parse_url
-from pyderp.errors import ConfigError, ConnectionClosed, InvalidKey, InvalidMap
+from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keyfile import read_mesh_key
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
@@ -33,6 +32,7 @@ from pyderp.net.proxies import parse_proxy
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
+from pyderp.wire.messages import Message
 
 __all__ = ["ConnectOptions", "split_targets", "with_connect_options"]
 
@@ -41,6 +41,24 @@ log = logging.getLogger("pyderp.cli")
 _REGION: Final = 900
 """Of a region made up for a URL; ids from 900 on are for such uses."""
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class _TellingClient(Client):
+    """A client that tells of each connection that ends, once all that came was received."""
+
+    told: Callable[[ConnectionClosed], None] | None = None
+    """Called with the reason."""
+
+    async def recv_with_generation(self) -> tuple[Message, int]:
+        """As of any client."""
+        try:
+            return await super().recv_with_generation()
+        except ClientClosed:
+            raise
+        except ConnectionClosed as e:
+            if self.told is not None:
+                self.told(e)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +178,7 @@ class ConnectOptions:
         client.told = told
         return client
 
-    def _make_client(self, url: str | None) -> TellingClient:
+    def _make_client(self, url: str | None) -> _TellingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)
         private_key = None if self.key is None else read_private_key(self.key)
         config = ClientConfig(
@@ -176,11 +194,11 @@ class ConnectOptions:
             connect_timeout=self.connect_timeout,
         )
         if isinstance(target, str):
-            client = TellingClient.for_url(target, private_key=private_key, config=config)
+            client = _TellingClient.for_url(target, private_key=private_key, config=config)
         else:
             region = target.region if isinstance(target, _UrlNode) else target
-            client = TellingClient.for_region(region, private_key=private_key, config=config)
-        assert isinstance(client, TellingClient)
+            client = _TellingClient.for_region(region, private_key=private_key, config=config)
+        assert isinstance(client, _TellingClient)
         return client
 
     def _tls(self) -> TLSConfig:

@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.connect_options import ConnectOptions, with_connect_options
-from pyderp.cli.echo import PROBE, pong_for_untrusted
 from pyderp.cli.output import Output
-from pyderp.cli.running import run_command
+from pyderp.cli.ping import PROBE, pong_for_untrusted
+from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
 from pyderp.wire.frames import PeerGoneReason

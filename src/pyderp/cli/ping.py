@@ -1,4 +1,16 @@
-"""`pyderp ping`: round trips to a relay, or through it to a peer."""
+"""`pyderp ping`: round trips to a relay, or through it to a peer; and the packets for that.
+
+    ping   "pyderp\\0ping" ‖ id 8 ‖ time 8
+    pong   "pyderp\\0pong" ‖ id 8 ‖ time 8, both as in the ping
+    probe  "TS💬" ‖ "pyderp\\0probe" ‖ zeros, 62 bytes
+
+The id is random. The time is the sender's wall clock, nanoseconds since 1970, big-endian; it
+is for people who look at packets, and nothing is computed from it.
+
+A relay reports that a peer is not there only in answer to packets that look like Tailscale's
+path discovery. A probe does. `pyderp listen` ignores it, and so does Tailscale, which does not
+know its sender.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +27,32 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
-from pyderp.cli.echo import ID_LEN, PROBE, make_ping, pong_id_untrusted
 from pyderp.cli.output import Output
-from pyderp.cli.running import run_command
+from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
 from pyderp.keys import NodePublic
+from pyderp.wire.frames import DISCO_MAGIC, DISCO_MIN_LEN
 from pyderp.wire.messages import Message, PeerGone, ReceivedPacket
 
-__all__ = ["EPILOG", "ping"]
+__all__ = [
+    "EPILOG",
+    "ID_LEN",
+    "PROBE",
+    "make_ping",
+    "ping",
+    "pong_for_untrusted",
+    "pong_id_untrusted",
+]
+
+ID_LEN: Final = 8
+_TIME_LEN: Final = 8
+_PING: Final = b"pyderp\0ping"
+_PONG: Final = b"pyderp\0pong"
+_LEN: Final = len(_PING) + ID_LEN + _TIME_LEN
+
+PROBE: Final = (DISCO_MAGIC + b"pyderp\0probe").ljust(DISCO_MIN_LEN, b"\0")
 
 EPILOG: Final = """**Examples**
 
@@ -233,3 +261,22 @@ def _percentile(values: list[float], share: float) -> float:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3f} ms"
+
+
+def make_ping(ping_id: bytes, now_ns: int) -> bytes:
+    """A ping's packet."""
+    return _PING + ping_id + now_ns.to_bytes(_TIME_LEN, "big")
+
+
+def pong_for_untrusted(packet: bytes) -> bytes | None:
+    """The answer to a packet, of the same length, if the packet is a ping; else `None`."""
+    if len(packet) != _LEN or not packet.startswith(_PING):
+        return None
+    return _PONG + packet[len(_PING) :]
+
+
+def pong_id_untrusted(packet: bytes) -> bytes | None:
+    """The id in a packet, if it is a pong; else `None`."""
+    if len(packet) != _LEN or not packet.startswith(_PONG):
+        return None
+    return packet[len(_PONG) : len(_PONG) + ID_LEN]

@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
-from pyderp.cli.echo import PROBE
 from pyderp.cli.output import Output
-from pyderp.cli.running import run_command
+from pyderp.cli.ping import PROBE
+from pyderp.cli.process import run_command
 from pyderp.cli.stdin import Stdin, chunks_of, lines_of
 from pyderp.client.client import Client
 from pyderp.client.reconnect import Backoff

@@ -102,7 +102,7 @@ def _redacted(parts: SplitResult) -> str:
 
 
 def node_port(node: DERPNode, *, tls: bool) -> int:
-    """The TCP port of a node; without TLS the default is that of a relay under `--dev`."""
+    """The TCP port of a node; without TLS the default is `DEV_PORT`."""
     return node.derp_port_or(HTTPS_PORT if tls else DEV_PORT)
 
 

@@ -138,7 +138,7 @@ def test_external_account_binding(
         with pebble_at(tmp_path, **eab) as pebble:
             source = source_of(settings(pebble, tmp_path / "without"))
             async with served(source, pebble):
-                await until(lambda: "--acme-eab-kid" in caplog.text)
+                await until(lambda: "eab_kid" in caplog.text)
             source = source_of(settings(pebble, tmp_path, eab_kid=KID, eab_key=KEY))
             async with served(source, pebble):
                 await until(source.certificates)

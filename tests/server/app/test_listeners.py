@@ -87,7 +87,7 @@ def test_when_one_cannot_be_opened_all_are_closed() -> None:
         port = taken.getsockname()[1]
         given = Listeners(main=[bound()])
         tls = ManualTLS(certdir=Path(), hostname="127.0.0.1", http_port=port)
-        with pytest.raises(ConfigError, match=r"taken.*--http-port=-1 does without"):
+        with pytest.raises(ConfigError, match=r"taken.*http_port=None does without"):
             open_listeners(RelayConfig(tls=tls), given)
         assert given.main[0].fileno() == -1
 

@@ -326,7 +326,7 @@ class TestBreak:
                 assert not status.connected
                 for text in (status.error, *lines(caplog)):
                     assert "its mesh key probably differs from ours" in text
-                    assert "--mesh-psk-file" in text
+                    assert "the same mesh key" in text
                 (line,) = lines(caplog)
                 assert line.startswith(f"mesh with {url}: ")
                 assert far.relay.clients <= 1

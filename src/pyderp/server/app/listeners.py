@@ -16,7 +16,7 @@ from pyderp.errors import ConfigError
 from pyderp.server.conn.sockets import listen, listen_unix, tune
 from pyderp.server.services.stun import stun_sockets
 
-__all__ = ["Listeners", "open_listeners", "stun_host"]
+__all__ = ["Listeners", "listen_beside", "open_listeners", "stun_host"]
 
 _LONGEST_WAIT: Final = 0.5
 """Seconds; under a flood there is always somebody in the queue."""
@@ -139,10 +139,20 @@ def _open_main(config: RelayConfig, listeners: Listeners) -> None:
 def _open_side(config: RelayConfig, listeners: Listeners) -> None:
     if config.tls is None or config.tls.http_port is None or listeners.side:
         return
+    listeners.side.append(listen_beside(config, config.tls.http_port))
+
+
+def listen_beside(config: RelayConfig, port: int) -> socket.socket:
+    """A socket for plain HTTP beside TLS.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     try:
-        sock = listen(_host(config), config.tls.http_port, reuse_port=config.reuse_port)
+        return listen(_host(config), port, reuse_port=config.reuse_port)
     except ConfigError as e:
         raise ConfigError(
-            f"{e}; this is the plain HTTP beside TLS, --http-port=-1 does without"
+            "{error}; this is the plain HTTP beside TLS, {} does without",
+            settings=("tls.http_port=None",),
+            error=e,
         ) from e
-    listeners.side.append(sock)

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from pyderp.addresses import format_address
 from pyderp.certs.source import EXPIRES_SOON, ExpiryWatch
-from pyderp.config import LIVE_SETTINGS, RelayConfig
+from pyderp.config import RelayConfig
+from pyderp.config.relay import LIVE_SETTINGS
 from pyderp.defaults import (
     HTTPS_PORT,
     LISTEN_BACKLOG,

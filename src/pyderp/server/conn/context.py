@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 from pyderp.admission.verdict import ClientIdentity, Verdict
-from pyderp.config import Network
+from pyderp.config.relay import Network
 from pyderp.defaults import MESH_WRITE_TIMEOUT, RECEIVE_BUFFER, WRITE_TIMEOUT
 from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection

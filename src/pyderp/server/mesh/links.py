@@ -46,11 +46,11 @@ _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
 _KEYS_DIFFER: Final = (
     "it took the login and hung up when asked who is there, so its mesh key probably differs "
-    "from ours: give both relays the same --mesh-psk-file"
+    "from ours: give both relays the same mesh key"
 )
 _NOT_LET_IN: Final = (
     "it hung up during the login; if it verifies its clients, its mesh key probably differs "
-    "from ours: give both relays the same --mesh-psk-file"
+    "from ours: give both relays the same mesh key"
 )
 
 

@@ -1,0 +1,201 @@
+"""How a command's process runs and ends: event loop, signals, errors and what to do about them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from pyderp.cli.advice import advice, notes
+from pyderp.cli.logs import LINE, LineFormatter
+from pyderp.cli.output import Output
+from pyderp.errors import ConfigError, DerpError
+from pyderp.text import printable
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = [
+    "Refused",
+    "UnraisableLog",
+    "leave_soon",
+    "log_unraisable",
+    "loop_factory",
+    "run_command",
+    "set_up_logging",
+]
+
+log = logging.getLogger("pyderp.relay")
+
+_PATIENCE: Final = 0.5
+"""Seconds. Nothing that matters is left to do."""
+_PAUSE: Final = 1.0
+"""Seconds between two lines about unraisable errors."""
+_LONGEST: Final = 200
+
+
+class Refused(DerpError):
+    """The command line, or a file that it names, cannot be used: exit status 2."""
+
+
+def run_command(
+    work: Callable[[], Coroutine[Any, Any, int]], output: Output, *, from_map: bool = False
+) -> None:
+    """Run a command's coroutine to its end and exit with the number that it gives.
+
+    An error of pyderp's or of the network's is told, with what to do about it, and the exit
+    status is 1, or 2 for `Refused`. On Ctrl-C and SIGTERM the coroutine is cancelled; the exit
+    status is 130 or 143.
+
+    Args:
+        from_map: a DERP map says where the relay is.
+    """
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            code = runner.run(_until_sigterm(work))
+    except BrokenPipeError:
+        raise  # standard output is gone; typer ends quietly
+    except (DerpError, OSError) as e:
+        _tell(e, output, from_map=from_map)
+        code = 2 if isinstance(e, Refused) else 1
+    raise typer.Exit(code)
+
+
+async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    working = asyncio.ensure_future(work())
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        working.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        return 128 + signal.SIGTERM
+
+
+def _tell(error: Exception, output: Output, *, from_map: bool) -> None:
+    text = str(error) or type(error).__name__
+    remarks = notes(error)
+    if remarks:
+        text += f" ({', '.join(remarks)})"
+    lines = advice(error, from_map=from_map)
+    output.remark("error", text, error=text, advice=lines)
+    for line in lines:
+        output.note(line)
+
+
+def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; `None`: asyncio does.
+
+    Args:
+        kind: `auto`, `uvloop` or `asyncio`.
+
+    Raises:
+        ConfigError: uvloop is asked for, and missing.
+    """
+    if kind == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if kind == "auto":
+            return None
+        raise ConfigError("uvloop is not installed; install it, or use --loop=asyncio") from None
+    return uvloop.new_event_loop
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Log to standard error: everything of pyderp's, or only what goes wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("pyderp: %(message)s"))
+    if verbose:
+        handler.setFormatter(LineFormatter(LINE))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("pyderp").setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def leave_soon(patience: float = _PATIENCE) -> threading.Timer:
+    """End this process, with exit status 0, unless it ends by itself in time.
+
+    A name that is being looked up cannot be given up: the thread waits for the name server for
+    many seconds, and asyncio and Python wait for the thread.
+
+    Args:
+        patience: seconds.
+
+    Returns:
+        its `cancel` calls that off.
+    """
+    timer = threading.Timer(patience, _leave)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _leave() -> None:
+    logging.shutdown()
+    os._exit(0)
+
+
+class UnraisableLog:
+    """A hook for `sys.unraisablehook` that logs a line a second at most.
+
+    Python's own hook prints a traceback. Errors in OpenSSL's callbacks end there, so a client
+    could fill the log with the names that it asks for.
+
+    Args:
+        clock: seconds of a monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._left_out = 0
+
+    def __call__(self, unraisable: UnraisableHookArgs) -> None:
+        """Log it, or count it for the next line."""
+        now = self._clock()
+        if now < self._next:
+            self._left_out += 1
+            return
+        self._next = now + _PAUSE
+        left_out, self._left_out = self._left_out, 0
+        more = f"; {left_out} more since the last such line" if left_out else ""
+        log.warning("%s%s", _described(unraisable), more)
+
+
+def _described(unraisable: UnraisableHookArgs) -> str:
+    # The object may be what a peer sent, and one that is being deleted must not be kept.
+    where = _cut(repr(unraisable.object))
+    error = unraisable.exc_value
+    what = f"{unraisable.exc_type.__name__}: {_cut(str(error))}"
+    frame = unraisable.exc_traceback
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    line = "" if frame is None else f", {frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
+    return f"{unraisable.err_msg or 'exception ignored in'} {where}{line}: {what}"
+
+
+def _cut(text: str) -> str:
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+
+
+def log_unraisable() -> None:
+    """Log such errors from now on."""
+    sys.unraisablehook = UnraisableLog()

@@ -1,0 +1,246 @@
+"""Whether files and ports can be used, found out without making anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyderp.addresses import parse_address, parse_ip, unix_path
+from pyderp.admission.allowlist import read_allow_list
+from pyderp.admission.verdict import AdmissionCounters
+from pyderp.certs import make_certificates
+from pyderp.certs.credential import utc_now
+from pyderp.certs.manual import certificate_paths
+from pyderp.certs.source import EXPIRES_SOON
+from pyderp.cli.relay.layers import Settings
+from pyderp.cli.relay.plan import StartPlan
+from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
+from pyderp.config import ACMETLS, ManualTLS, RelayConfig
+from pyderp.errors import ConfigError
+from pyderp.keyfile import load_or_create_key
+from pyderp.keys import NodePrivate
+from pyderp.server.app.listeners import listen_beside, stun_host
+from pyderp.server.conn.limits import read_rate_config
+from pyderp.server.conn.sockets import is_left_over, listen
+from pyderp.server.mesh.hosts import parse_mesh_host
+from pyderp.server.services.stun import stun_sockets
+
+__all__ = [
+    "ask_tailscaled",
+    "check_content",
+    "check_files",
+    "check_ports",
+    "check_tailscaled",
+    "read_key",
+]
+
+
+def check_files(plan: StartPlan, settings: Settings) -> list[str]:
+    """Check all files that a relay needs; returns a line for each that is fine.
+
+    Args:
+        settings: take what is wrong.
+    """
+    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
+    lines = []
+    for check in checks:
+        with settings.collect():
+            lines.append(check(plan))
+    return [line for line in lines if line]
+
+
+def read_key(path: Path) -> NodePrivate | None:
+    """The key in a file; `None`: there is no such file, but one can be made.
+
+    Raises:
+        ConfigError: it cannot be read or made.
+    """
+    if _exists(path):
+        return load_or_create_key(path)
+    _check_can_make(path.parent, f"the key file {path}")
+    return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as e:
+        raise ConfigError(f"cannot look for {path}: {e.strerror}") from e
+
+
+def _check_can_make(folder: Path, what: str) -> None:
+    there = folder.absolute()
+    while not _exists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"cannot make {what}: {there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make {what}: no permission to write in {there}")
+
+
+def _key_file(plan: StartPlan) -> str:
+    if "key_file" in plan.missing:
+        return ""
+    if plan.key_file is None:
+        return "key: a new one, in memory"
+    key = read_key(plan.key_file)
+    return f"key file {plan.key_file}: " + (
+        "made at the first start" if key is None else f"key {key.public}"
+    )
+
+
+def _certificate(plan: StartPlan) -> str:
+    tls = plan.config.tls
+    if "tls" in plan.missing:
+        return ""
+    if tls is None:
+        return "no TLS: plain HTTP"
+    if isinstance(tls, ACMETLS):
+        _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
+        return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
+    files = certificate_paths(tls.certdir, tls.hostname)
+    if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
+        _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
+        return f"certificate {files[0]}: self-signed, made at the first start"
+    (info,) = make_certificates(tls).certificates()
+    return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+
+
+def check_tailscaled(config: RelayConfig) -> str:
+    """Whether the tailscaled to ask is there and logged in; returns a line if so.
+
+    Raises:
+        ConfigError: it is not. A relay would start, and admit no client.
+    """
+    return asyncio.run(ask_tailscaled(config))
+
+
+async def ask_tailscaled(config: RelayConfig) -> str:
+    """As `check_tailscaled`, on the running loop."""
+    if not config.admission.tailscaled:
+        return ""
+    # Not at the top: it brings an HTTP library with it.
+    from pyderp.admission.tailscaled import Tailscaled, default_socket
+
+    path = config.admission.tailscaled_socket or default_socket()
+    daemon = Tailscaled(path, AdmissionCounters())
+    try:
+        key = await daemon.own_key()
+    finally:
+        await daemon.aclose()
+    if isinstance(key, str):
+        raise ConfigError(
+            f"tailscaled at {path} cannot be asked about clients: {key}; start it and log in, or "
+            "name its socket with --socket"
+        )
+    return f"tailscaled at {path}"
+
+
+def _rate_config(plan: StartPlan) -> str:
+    path = plan.config.rate_config
+    if path is None:
+        return ""
+    read_rate_config(path)
+    return f"rate limits {path}"
+
+
+def _allowed_keys(plan: StartPlan) -> str:
+    path = plan.config.admission.keys_file
+    return "" if path is None else f"allowed keys {path}: {len(read_allow_list(path))}"
+
+
+def _mesh_hosts(plan: StartPlan) -> str:
+    hosts = [parse_mesh_host(text).label for text in plan.config.mesh_with]
+    return f"mesh with {', '.join(hosts)}" if hosts else ""
+
+
+def check_content(plan: StartPlan, settings: Settings) -> list[str]:
+    """Look at what a relay would start with, though not do well; returns a line for each doubt.
+
+    Args:
+        settings: take what clients would refuse.
+    """
+    lines: list[str] = []
+    # What cannot be read was told by `check_files`.
+    with contextlib.suppress(ConfigError):
+        lines += _unknown_limits(plan)
+    with settings.collect():
+        lines += _expiry(plan)
+    lines += plan.config.idle_app_names()
+    if stun_hidden(plan):
+        lines.append(STUN_HIDDEN)
+    return lines
+
+
+def _unknown_limits(plan: StartPlan) -> Iterator[str]:
+    path = plan.config.rate_config
+    if path is not None and (ignored := read_rate_config(path).ignored):
+        yield f"rate limits {path}: unknown and passed over: {', '.join(ignored)}"
+
+
+def _expiry(plan: StartPlan) -> Iterator[str]:
+    tls = plan.config.tls
+    if not isinstance(tls, ManualTLS):
+        return
+    file, *_ = files = certificate_paths(tls.certdir, tls.hostname)
+    if not all(map(_exists, files)):
+        return
+    now = utc_now()
+    for info in make_certificates(tls).certificates():
+        told = f"certificate {file}: clients that check refuse it"
+        if now >= info.not_after:
+            raise ConfigError(f"{told}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")
+        if now < info.not_before:
+            raise ConfigError(f"{told} before {info.not_before:%Y-%m-%d %H:%M UTC}")
+        if info.remaining(now) < EXPIRES_SOON:
+            yield f"{told} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
+
+
+def check_ports(plan: StartPlan, settings: Settings) -> list[str]:
+    """Check that all ports can be listened on; returns a line for each that can.
+
+    Args:
+        settings: take what is wrong.
+    """
+    if "address" in plan.missing:
+        return []
+    config = plan.config
+    lines = []
+    path = unix_path(config.address)
+    with settings.collect():
+        if path is not None:
+            _check_unix(path)
+        else:
+            host, port = parse_address(config.address)
+            listen(host, port, reuse_port=config.reuse_port).close()
+        lines.append(f"listening on {config.address}")
+    if config.tls is not None and config.tls.http_port is not None:
+        with settings.collect():
+            listen_beside(config, config.tls.http_port).close()
+            lines.append(f"plain HTTP on port {config.tls.http_port}")
+    if config.stun_port is not None:
+        with settings.collect():
+            lines.append(_check_stun(config, stun_if_free=plan.stun_if_free))
+    return lines
+
+
+def _check_unix(path: Path) -> None:
+    if not _exists(path.parent):
+        raise ConfigError(f"cannot listen on unix:{path}: {path.parent} does not exist")
+    _check_can_make(path.parent, f"the socket {path}")
+    is_left_over(path)
+
+
+def _check_stun(config: RelayConfig, *, stun_if_free: bool) -> str:
+    assert config.stun_port is not None
+    try:
+        for sock in stun_sockets(stun_host(config), config.stun_port, reuse_port=config.reuse_port):
+            sock.close()
+    except ConfigError as e:
+        if not stun_if_free:
+            raise
+        return f"no STUN: {e}"
+    return f"STUN on UDP port {config.stun_port}"

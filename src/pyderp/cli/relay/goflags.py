@@ -1,0 +1,158 @@
+"""Flags as Go's `flag` package reads them: `derper`'s command lines, word for word."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from pyderp.cli.output import print_line
+from pyderp.cli.relay.flags import FLAGS, Flag
+from pyderp.cli.relay.layers import Settings, load_settings
+from pyderp.cli.relay.values import Kind, go_duration
+
+__all__ = ["DERPER_HOSTNAME", "derper", "usage"]
+
+DERPER_HOSTNAME: Final = "derp.tailscale.com"
+"""`derper`'s default; only Tailscale gets certificates for it."""
+_FLAGS: Final = {flag.go_name or flag.name: flag for flag in FLAGS}
+
+
+class GoFlagError(Exception):
+    """A command line that Go would refuse."""
+
+
+class GoHelp(Exception):
+    """The user asks for help."""
+
+
+def derper(
+    _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
+) -> None:
+    """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
+
+    All flags of `pyderp relay` can be given, with one dash or two; defaults are derper's.
+    """
+    # Not at the top: the other commands begin without it.
+    from pyderp.cli.relay.run import carry_out
+
+    try:
+        # Not what typer makes of them: it takes a -- for its own.
+        given = _parse_go_flags(sys.argv[2:])
+    except GoHelp:
+        print_line(usage("pyderp derper"))
+        return
+    except GoFlagError as e:
+        typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
+        raise typer.Exit(2) from None
+
+    def load() -> Settings:
+        return load_settings(given, defaults=_derper_defaults(), derper=True)
+
+    carry_out(load, given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"))
+
+
+def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of a command line, by the flag's name.
+
+    Raises:
+        GoFlagError: an unknown flag, a value that is none, or something that is no flag.
+        GoHelp: -h or -help.
+    """
+    values = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, text = _split(argument)
+        flag = _FLAGS.get(name)
+        if flag is None:
+            if name in ("h", "help"):
+                raise GoHelp
+            raise GoFlagError(f"flag provided but not defined: -{name}")
+        if not equals:
+            text = _next_word(flag, name, rest)
+        try:
+            values[flag.name] = flag.kind.parse(text)
+        except ValueError as e:
+            what = "boolean value" if flag.kind.switch else "value"
+            raise GoFlagError(f"invalid {what} {text!r} for -{name}: {e}") from None
+    return values
+
+
+def _split(argument: str) -> tuple[str, str, str]:
+    if len(argument) < 2 or argument[0] != "-" or argument == "--":
+        # Go stops reading here, and a relay would run without the flags that follow.
+        raise GoFlagError(
+            f"{argument!r} is no flag, and derper would ignore it and all after it; a switch is "
+            "turned off with -flag=false"
+        )
+    bare = argument[2:] if argument.startswith("--") else argument[1:]
+    name, equals, text = bare.partition("=")
+    if not name or name.startswith("-"):
+        raise GoFlagError(f"bad flag syntax: {argument}")
+    return name, equals, text
+
+
+def _next_word(flag: Flag, name: str, rest: Iterator[str]) -> str:
+    if flag.kind.switch or flag.kind.alone:
+        return "true"
+    text = next(rest, None)
+    if text is None:
+        raise GoFlagError(f"flag needs an argument: -{name}")
+    return text
+
+
+def usage(program: str) -> str:
+    """What Go prints for -h, with our texts."""
+    defaults = _derper_defaults()
+    lines = [f"Usage of {program}:"]
+    for name, flag in sorted(_FLAGS.items()):
+        default = _go_default(flag.kind, defaults.get(flag.name, flag.default))
+        lines.append(f"  -{name} {flag.kind.go}".rstrip())
+        lines.append(f"    \t{flag.go_help or flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _go_default(kind: Kind, value: object) -> str:
+    if value in (None, "", (), False):
+        return ""
+    if isinstance(value, bool):
+        return " (default true)"
+    if kind.go == "duration" and isinstance(value, int | float):
+        return f" (default {go_duration(value)})"
+    if kind.go == "string":
+        return f' (default "{value}")'
+    return f" (default {value:g})" if isinstance(value, float) else f" (default {value})"
+
+
+def _derper_defaults(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """`derper`'s defaults where they differ from ours."""
+    return {
+        "certmode": "letsencrypt",
+        "hostname": DERPER_HOSTNAME,
+        "certdir": _cache(environment),
+        "mesh-psk-file": _mesh_key_file(environment),
+    }
+
+
+def _cache(environment: Mapping[str, str]) -> Path | None:
+    cache = environment.get("XDG_CACHE_HOME", "")
+    if not cache and (home := environment.get("HOME", "")):
+        cache = f"{home}/.cache"
+    return Path(cache, "tailscale", "derper-certs") if cache.startswith("/") else None
+
+
+def _mesh_key_file(environment: Mapping[str, str]) -> Path | None:
+    places = [Path("/home/derp/keys/derp-mesh.key")]
+    if home := environment.get("HOME", ""):
+        places.append(Path(home, "keys", "derp-mesh.key"))
+    for place in places:
+        try:
+            if place.exists():
+                return place
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,354 @@
+"""From the values of all flags to a `RelayConfig`, and what to do beside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pyderp import defaults
+from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
+from pyderp.certs.context import authority_context
+from pyderp.cli.relay.flags import FLAGS, PARTS
+from pyderp.cli.relay.goflags import DERPER_HOSTNAME
+from pyderp.cli.relay.layers import Settings
+from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
+from pyderp.config.rules import RULES, check_setting
+from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
+from pyderp.errors import ConfigError, InvalidKey, setting_name
+from pyderp.keyfile import read_mesh_key, read_regular, warn_if_open
+from pyderp.keys import MeshKey
+from pyderp.server.mesh.hosts import parse_mesh_host
+
+__all__ = ["StartPlan", "checked_plan", "make_plan"]
+
+log = logging.getLogger("pyderp.relay")
+
+_T = TypeVar("_T")
+
+DERPER_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
+"""Where `derper` keeps root's key."""
+_MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
+_MAX_SECRET: Final = 4096
+_STUN: Final = ("stun", "stun-host", "stun-port")
+_MADE_HERE: Final = {"address", "private_key", "mesh_key", "debug.key", "stun_port"}
+"""Settings that are not the value of a flag as it stands."""
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """What a command line asks for.
+
+    Args:
+        config: the relay's settings, without its key.
+        key_file: file of that; `None`: a new key in memory.
+        stun_if_free: do without STUN if its port is taken, as no flag asks for it and only this
+            machine could use it.
+        public_name: what clients connect to, also if something in front ends TLS; may be empty.
+        public_port: the port that they use; `None`: the relay's own.
+        missing: parts that are not as asked for, since something is wrong there.
+    """
+
+    config: RelayConfig
+    key_file: Path | None
+    stun_if_free: bool
+    public_name: str
+    public_port: int | None = None
+    missing: frozenset[str] = frozenset()
+
+
+def checked_plan(settings: Settings) -> StartPlan:
+    """What the settings ask for.
+
+    Raises:
+        ConfigError: something is wrong; the text is the first problem, and how many there are.
+    """
+    plan = make_plan(settings)
+    settings.check()
+    assert plan is not None
+    return plan
+
+
+def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -> StartPlan | None:
+    """What the settings ask for, without the parts that are wrong; `None`: nothing makes sense.
+
+    What is wrong is added to the settings' problems.
+    """
+    _check_each(settings)
+    missing = {"address"} & settings.failed
+    address = _address(settings)
+    values = _values(settings)
+    tls = values.pop("tls")
+    made: dict[str, Any] = {}
+    for part, flags, make in (
+        ("tls", tuple(missing), lambda: _tls(settings, tls, address, environment)),
+        ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings, environment)),
+        ("debug_key", ("debug-key-file",), lambda: _debug_key(settings)),
+        ("key_file", ("key-file",), lambda: _key_file(settings, environment)),
+    ):
+        made[part] = None
+        missing.add(part)
+        with settings.collect(*flags):
+            made[part] = make()
+            missing.discard(part)
+    if settings.in_file("acme-eab-key"):
+        warn_if_open(settings["config-file"])
+    values["debug"]["key"] = made["debug_key"] or ""
+    top = values.pop("")
+    top |= {part: _build(PARTS[part], each, settings) for part, each in values.items()}
+    top |= {
+        "address": address,
+        "tls": made["tls"],
+        "mesh_key": made["mesh_key"],
+        "stun_port": _stun_port(settings, address),
+    }
+    config = _build(RelayConfig, top, settings)
+    if config is None:
+        return None
+    return StartPlan(
+        config,
+        made["key_file"],
+        stun_if_free=not settings.given(*_STUN) and (settings["dev"] or is_loopback(address)),
+        public_name=settings["hostname"] or "",
+        public_port=settings["public-port"],
+        missing=frozenset(missing),
+    )
+
+
+def _build(kind: Callable[..., _T], values: dict[str, Any], settings: Settings) -> _T | None:
+    """Make a part of the configuration without what is wrong, which is noted."""
+    while True:
+        try:
+            return kind(**values)
+        except ConfigError as e:
+            settings.note(e)
+            wrong = values.keys() & {setting_name(each) for each in e.settings}
+            if not wrong:
+                return None
+            values = {name: value for name, value in values.items() if name not in wrong}
+
+
+def _values(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The values that were given for settings, by the part of `RelayConfig` that has them."""
+    values: dict[str, dict[str, Any]] = {part: {} for part in ("", *PARTS)}
+    for flag in FLAGS:
+        if flag.setting and flag.name in settings and flag.setting not in _MADE_HERE:
+            part, _, name = flag.setting.rpartition(".")
+            # Of TLS nothing is made if a part is wrong.
+            if part == "tls" or flag.name not in settings.failed:
+                values[part][name] = settings[flag.name]
+    return values
+
+
+def _check_each(settings: Settings) -> None:
+    """Look at each value by itself. Of one that is wrong, nothing else is a problem."""
+    for flag in FLAGS:
+        if settings[flag.name] and (flag.setting in RULES or flag.setting in _READERS):
+            with settings.collect(flag.name):
+                _check(flag.setting, settings[flag.name])
+    if settings["secrets-url"]:
+        advice = f"put it into a file and give {settings.flag('mesh-psk-file')}"
+        text = f"fetching the mesh key from setec is not built; {advice}"
+        settings.note(ConfigError(text, settings=("secrets-url",)))
+    if settings["ace"]:
+        settings.note(ConfigError("the ACE proxy is not built; leave it out", settings=("ace",)))
+
+
+def _check(setting: str, value: Any) -> None:
+    check_setting(setting, value)
+    try:
+        if setting in _READERS:
+            _READERS[setting](value)
+    except ConfigError as e:
+        raise ConfigError("{error}", settings=(setting,), error=e) from None
+
+
+_READERS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "address": lambda address: unix_path(address) or parse_address(address),
+    "mesh_with": lambda hosts: [parse_mesh_host(host) for host in hosts],
+}
+"""What reads a setting later, for rules that stand where the reader is."""
+
+
+def _address(settings: Settings) -> str:
+    if settings["dev"] and settings.derper:
+        return f":{defaults.DEV_PORT}"  # whatever was given, as derper
+    given: str = "" if "address" in settings.failed else settings["address"] or ""
+    dev = f"127.0.0.1:{defaults.DEV_PORT}"
+    return given or (dev if settings["dev"] else f":{defaults.HTTPS_PORT}")
+
+
+def _stun_port(settings: Settings, address: str) -> int | None:
+    on_socket = address.startswith("unix:") and not settings.given(*_STUN)
+    port: int = settings["stun-port"]
+    return None if on_socket or not settings["stun"] else port
+
+
+# Certificate
+
+
+def _tls(
+    settings: Settings, values: dict[str, Any], address: str, environment: Mapping[str, str]
+) -> TLSSettings | None:
+    """What the flags say about TLS; `None`: the relay speaks none.
+
+    Args:
+        values: those for `ManualTLS` and `ACMETLS`.
+
+    Raises:
+        ConfigError: flags are missing, or do not fit together.
+    """
+    if not _speaks_tls(settings, address):
+        return None
+    hostname = settings["hostname"]
+    if not hostname:
+        raise _no_hostname(settings)
+    is_ip = parse_ip(hostname) is not None
+    by_hostname = "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
+    mode = settings["certmode"] or by_hostname
+    certdir: Path = settings["certdir"] or _state_directory(environment) / "certs"
+    http_port = None if settings["http-port"] < 0 else settings["http-port"]
+    if mode == "manual":
+        if settings["acme-ip-certs"]:
+            raise ConfigError(
+                "{} needs {}; it is manual", settings=("tls.ip_certs", "certmode=letsencrypt")
+            )
+        if settings["certdir"] is None and not is_ip:
+            raise ConfigError(
+                "{} needs {}=DIR, the directory of the certificate",
+                settings=("certmode=manual", "tls.certdir"),
+            )
+        return ManualTLS(certdir=certdir, hostname=hostname, http_port=http_port)
+    if hostname == DERPER_HOSTNAME and not settings.given("hostname"):
+        raise ConfigError(
+            "{} is missing: derper's default, {name}, is a name that only Tailscale gets a "
+            "certificate for",
+            settings=("tls.hostname",),
+            name=DERPER_HOSTNAME,
+        )
+    directory = _directory(settings, mode)
+    values |= {"certdir": certdir, "hostname": hostname, "http_port": http_port}
+    tls = ACMETLS(**values | {"directory": directory})
+    if tls.ca_file is not None:
+        authority_context(tls.ca_file)
+    return tls
+
+
+def _speaks_tls(settings: Settings, address: str) -> bool:
+    port = None if unix_path(address) is not None else parse_address(address)[1]
+    if port == defaults.HTTPS_PORT:
+        return True
+    if settings.derper:
+        # As derper: with other modes, no TLS on other ports.
+        return bool(settings["certmode"] == "manual")
+    if settings.given("certmode"):
+        return True
+    if settings.given("certdir", "hostname") and not settings["public-port"]:
+        where = address if port is None else f"port {port}"
+        log.warning(
+            "plain HTTP on %s: give --certmode for TLS, or --public-port if a proxy in front "
+            "ends TLS",
+            where,
+        )
+    return False
+
+
+def _no_hostname(settings: Settings) -> ConfigError:
+    if settings.given("certmode"):
+        return ConfigError(
+            "{} needs {}, the name that the certificate is for",
+            settings=(f"certmode={settings['certmode']}", "tls.hostname"),
+        )
+    return ConfigError(
+        "port 443 needs a certificate: give --hostname=NAME for one from Let's Encrypt, "
+        "--hostname=IP for a self-signed one, --certmode=manual with --certdir for your own, "
+        "another port with -a for plain HTTP, or --dev to try things out",
+        settings=("address", "tls.hostname"),
+    )
+
+
+def _directory(settings: Settings, mode: str) -> str:
+    directory: str = settings["acme-directory"] or ""
+    if settings["acme-staging"]:
+        text = "{} is Let's Encrypt's; it does not go with "
+        if directory:
+            raise ConfigError(text + "{}", settings=("acme-staging", "acme-directory"))
+        if mode == "gcp":
+            raise ConfigError(text + "certmode gcp", settings=("acme-staging", "certmode"))
+        return LETSENCRYPT_STAGING
+    return directory or (GOOGLE if mode == "gcp" else LETSENCRYPT)
+
+
+# Files
+
+
+def _mesh_key(settings: Settings, environment: Mapping[str, str]) -> MeshKey | None:
+    file: Path | None = settings["mesh-psk-file"]
+    text = environment.get(_MESH_KEY_VARIABLE, "")
+    if settings["dev"] and text and (settings.derper or file is None):
+        try:
+            return MeshKey.parse(text)
+        except InvalidKey as e:
+            raise ConfigError(f"{_MESH_KEY_VARIABLE} in the environment: {e}") from None
+    if file is not None and not (settings["dev"] and settings.derper):
+        return read_mesh_key(file)
+    return None
+
+
+def _debug_key(settings: Settings) -> str:
+    file: Path | None = settings["debug-key-file"]
+    if file is None:
+        return ""
+    try:
+        key = read_regular(file, _MAX_SECRET).decode().strip()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
+    if not key:
+        raise ConfigError(f"the debug key file {file} is empty; put a secret into it")
+    warn_if_open(file)
+    return key
+
+
+def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
+    given: Path | None = settings["key-file"]
+    if settings["dev"]:
+        return None if settings.derper else given
+    if given is not None:
+        return given
+    as_root = os.geteuid() == 0
+    if settings.derper:
+        if not as_root:
+            raise ConfigError(
+                "-c FILE is missing: where to keep the relay's key; it is made if missing"
+            )
+        return DERPER_KEY_FILE
+    # derper's of root is taken over if it is there.
+    if as_root and not environment.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
+        return DERPER_KEY_FILE
+    return _state_directory(environment) / "relay.key"
+
+
+def _state_directory(environment: Mapping[str, str]) -> Path:
+    """The directory for what outlives a restart.
+
+    Raises:
+        ConfigError: this user has none.
+    """
+    # Of systemd, for a unit with StateDirectory=; several have colons between.
+    if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/pyderp")
+    home = environment.get("XDG_STATE_HOME", "")
+    if not home and (user := environment.get("HOME", "")):
+        home = f"{user}/.local/state"
+    if not home.startswith("/"):
+        raise ConfigError(
+            "there is no place to keep the relay's key: -c FILE is missing, and neither "
+            "STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set"
+        )
+    return Path(home, "pyderp")

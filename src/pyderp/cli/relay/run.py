@@ -1,0 +1,285 @@
+"""What is done with a relay's settings: run it, check them, or show its DERP map."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+import pyderp
+from pyderp.addresses import format_address
+from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
+from pyderp.cli.output import print_line
+from pyderp.cli.process import leave_soon, log_unraisable, loop_factory
+from pyderp.cli.relay.check import (
+    ask_tailscaled,
+    check_content,
+    check_files,
+    check_ports,
+    check_tailscaled,
+    read_key,
+)
+from pyderp.cli.relay.layers import Settings
+from pyderp.cli.relay.plan import StartPlan, checked_plan, make_plan
+from pyderp.cli.relay.showmap import (
+    STUN_HIDDEN,
+    map_command,
+    node_of,
+    public_node,
+    show_map,
+    stun_hidden,
+)
+from pyderp.config import RelayConfig
+from pyderp.errors import ConfigError, DerpError
+from pyderp.keyfile import load_or_create_key
+from pyderp.maps import mapjson
+from pyderp.maps.region import DERPNode, node_json
+from pyderp.server.app.listeners import Listeners, open_listeners
+from pyderp.server.app.relay import Relay
+from pyderp.server.app.systemd import Supervisor, inherited_listeners
+from pyderp.server.conn.accept import log_accept_errors
+from pyderp.server.conn.kernel import raise_file_limit
+
+__all__ = ["carry_out"]
+
+log = logging.getLogger("pyderp.relay")
+
+
+def carry_out(load: Callable[[], Settings], log_format: str | None = None) -> None:
+    """Do what the settings ask for: mostly, run a relay until a signal.
+
+    Args:
+        load: reads the settings; called again on SIGHUP.
+        log_format: of an error in reading them; then what they say counts.
+
+    Raises:
+        ConfigError: they cannot be used, and the log has lines of text.
+    """
+    settings = None
+    try:
+        settings = load()
+        log_format = settings["log-format"]
+        _carry_out(settings, load)
+    except DerpError as e:
+        text = str(e) if settings is None else settings.explain(e)
+        if log_format == "json":
+            typer.echo(json_line(logging.ERROR, log.name, text), err=True)
+            raise typer.Exit(1) from None
+        if isinstance(e, ConfigError):
+            raise ConfigError(text) from e
+        raise
+
+
+def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
+    if settings["version"]:
+        print_line(f"pyderp {pyderp.__version__}")
+        return
+    log_to_stderr(settings["log-level"], settings["log-format"])
+    if settings["check"]:
+        _check(settings)
+        return
+    plan = checked_plan(settings)
+    if settings["show-map"]:
+        print_line(show_map(node_of(plan), settings["show-map"]))
+        return
+    _run(settings["loop"], lambda: _serve(plan, load))
+
+
+def _check(settings: Settings) -> None:
+    plan = make_plan(settings)
+    lines: list[str] = []
+    warnings: list[str] = []
+    with settings.collect():
+        loop_factory(settings["loop"])
+    if plan is not None:
+        lines = check_files(plan, settings)
+        with settings.collect():
+            lines.append(check_tailscaled(plan.config))
+        lines += check_ports(plan, settings)
+        warnings = check_content(plan, settings)
+    for line in filter(None, lines):
+        print_line(f"ok: {line}")
+    for line in warnings:
+        print_line(f"warning: {line}")
+    for problem in settings.problems:
+        typer.echo(f"pyderp: {problem}", err=True)
+    if settings.problems:
+        raise typer.Exit(1)
+    print_line("ok: the relay can start")
+
+
+# Running
+
+
+def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    factory = loop_factory(kind)
+    raise_file_limit()
+    _quiet_collector()
+    log_unraisable()
+    with contextlib.ExitStack() as end, asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+        end.callback(leave_soon().cancel)
+
+
+def _quiet_collector() -> None:
+    # A relay makes few cycles and many objects that live as long as a connection. Looking
+    # at all of them again and again costs a sixth of the CPU of a connect (bench row 8).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def _serve(plan: StartPlan, load: Callable[[], Settings]) -> None:
+    loop = asyncio.get_running_loop()
+    log_accept_errors(loop)
+    stop = asyncio.Event()
+    relay: Relay | None = None
+    supervisor = Supervisor()
+
+    def on_stop(signum: int) -> None:
+        if stop.is_set():
+            log.warning("%s again: exiting at once", signal.Signals(signum).name)
+            logging.shutdown()
+            os._exit(0)
+        stop.set()
+        supervisor.stopping()
+        log.info(
+            "%s: stopping; clients are told and closed within %g s",
+            signal.Signals(signum).name,
+            (plan if relay is None else relay).config.drain,
+        )
+
+    def on_reload() -> None:
+        # Who stops must not tell the manager that it is ready again.
+        if relay is not None and not stop.is_set():
+            supervisor.reloading()
+            _reload(relay, load)
+            supervisor.ready(_status(relay))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_stop, number)
+    with contextlib.suppress(AttributeError):
+        loop.add_signal_handler(signal.SIGHUP, on_reload)
+    relay, listeners = await _start(plan)
+    _announce(relay, plan)
+    probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
+    if not stop.is_set():
+        supervisor.ready(_status(relay))
+    await stop.wait()
+    probe.cancel()
+    await asyncio.wait([probe])
+    if relay.config.reuse_port:
+        await listeners.queues_empty()
+    await relay.aclose(drain=relay.config.drain)
+    supervisor.close()
+    log.info("stopped")
+
+
+async def _probe_tailscaled(config: RelayConfig) -> None:
+    try:
+        await ask_tailscaled(config)
+    except ConfigError as e:
+        log.warning("nobody can be let in: %s", e)
+
+
+async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
+    config, listeners = _listen(plan, inherited_listeners())
+    try:
+        relay = Relay(_with_key(plan, config), listeners=listeners)
+        await relay.start()
+    except BaseException:
+        listeners.close()
+        raise
+    return relay, listeners
+
+
+def _listen(plan: StartPlan, given: Listeners | None) -> tuple[RelayConfig, Listeners]:
+    try:
+        return plan.config, open_listeners(plan.config, given)
+    except ConfigError as e:
+        config = replace(plan.config, stun_port=None)
+        if given is not None or not plan.stun_if_free or config == plan.config:
+            raise
+        listeners = open_listeners(config)
+        log.warning("no STUN: %s", e)
+        return config, listeners
+
+
+def _with_key(plan: StartPlan, config: RelayConfig) -> RelayConfig:
+    """With the relay's key; it is only made once nothing else can be wrong any more."""
+    if plan.key_file is None:
+        return config
+    if read_key(plan.key_file) is None:
+        settings = Settings({})
+        check_files(plan, settings)
+        settings.check()
+        log.info("a new key is made: %s", plan.key_file)
+    return replace(config, private_key=load_or_create_key(plan.key_file))
+
+
+def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
+    try:
+        settings = load()
+        plan = checked_plan(settings)
+        config = replace(plan.config, private_key=relay.config.private_key)
+        if relay.config.stun_port is None and plan.stun_if_free:
+            config = replace(config, stun_port=None)
+        with errors_seen() as errors:
+            relay.reload(config)
+    except ConfigError as e:
+        log.error("settings not reloaded, the old ones stay in use: %s", e)
+        relay.reload()
+        return
+    set_level(settings["log-level"])
+    if errors:
+        log.warning("settings reloaded, but not all: %s", "; ".join(errors))
+    else:
+        log.info("settings reloaded")
+
+
+def _status(relay: Relay) -> str:
+    address = _endpoint(relay.address)
+    if address.startswith("unix:"):
+        return f"listening on {address}"  # for a proxy; clients have another URL
+    return f"listening on {address}, {relay.url}"
+
+
+def _announce(relay: Relay, plan: StartPlan) -> None:
+    config = relay.config
+    log.info("relay key %s", relay.public_key)
+    log.info("%s", _status(relay))
+    if relay.http_address is not None:
+        log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
+    log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
+    stun = relay.stun_addresses
+    node = public_node(plan, relay.map_node, stun[0][1] if stun else None)
+    if node is not None:
+        _announce_map(relay, plan, node)
+        if stun and stun_hidden(plan):
+            log.warning("%s", STUN_HIDDEN)
+    if not config.admission.any:
+        log.warning("this relay admits every client that can reach it")
+
+
+def _announce_map(relay: Relay, plan: StartPlan, node: DERPNode) -> None:
+    kind = "self-signed certificate; node" if node.cert_name else "node"
+    log.info("%s for a DERP map: %s", kind, mapjson.dump(node_json(node)))
+    if sys.stdout is not None and sys.stdout.isatty():
+        print_line(show_map(node, "all"))
+    else:
+        stun = relay.stun_addresses
+        command = map_command(plan, _endpoint(relay.address), stun[0][1] if stun else None)
+        log.info("whole DERP maps, for Tailscale and headscale: %s", command)
+
+
+def _endpoint(address: tuple[str, int]) -> str:
+    return address[0] if address[0].startswith("unix:") else format_address(*address)

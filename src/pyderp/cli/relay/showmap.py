@@ -1,0 +1,143 @@
+"""The DERP map of a relay, in the forms that Tailscale, headscale and our own tools read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Final
+
+from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
+from pyderp.certs import make_certificates
+from pyderp.cli.relay.plan import StartPlan
+from pyderp.config import ManualTLS, RelayConfig, TLSSettings
+from pyderp.config.tls import PUBLIC
+from pyderp.defaults import HTTPS_PORT
+from pyderp.errors import ConfigError
+from pyderp.maps.ownnode import headscale_yaml, own_map, own_node
+from pyderp.maps.region import DERPNode
+from pyderp.server.app.listeners import stun_host
+
+__all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]
+
+STUN_HIDDEN: Final = (
+    "STUN answers this machine only, so the DERP map says that there is none: give --stun-host=::"
+)
+_HEADS: Final = {
+    "policy": "For the policy file of a tailnet, at its top level",
+    "headscale": "For headscale: a file that derp.paths in its config.yaml names",
+    "json": "For --derp-map, and other programs",
+}
+
+
+def node_of(plan: StartPlan) -> DERPNode:
+    """The map's node for a relay that does not run. A missing self-signed certificate is made.
+
+    Raises:
+        ConfigError: clients cannot reach it as it is, or a port is not fixed.
+    """
+    config = plan.config
+    if not plan.public_name:
+        raise ConfigError(
+            "clients find a relay by its name or IP address: give --hostname, also if something "
+            "in front of the relay has the certificate"
+        )
+    cert_name = ""
+    if isinstance(config.tls, ManualTLS):
+        cert_name = make_certificates(config.tls).cert_name
+    derp_port = plan.public_port or _port(config)
+    stun_port = None if stun_hidden(plan) else config.stun_port
+    if 0 in (derp_port, stun_port):
+        raise ConfigError("port 0 is another one at each start; a map needs fixed ports")
+    return own_node(plan.public_name, cert_name=cert_name, derp_port=derp_port, stun_port=stun_port)
+
+
+def public_node(plan: StartPlan, node: DERPNode | None, stun_port: int | None) -> DERPNode | None:
+    """The map's node for a relay that runs; `None`: no setting says what clients connect to.
+
+    Args:
+        node: as the relay has it.
+        stun_port: where it answers STUN; `None`: nowhere.
+    """
+    if plan.public_port is None or not plan.public_name:
+        return node
+    return own_node(
+        plan.public_name if node is None else node.host_name,
+        cert_name="" if node is None else node.cert_name,
+        derp_port=plan.public_port,
+        stun_port=None if stun_hidden(plan) else stun_port,
+    )
+
+
+def stun_hidden(plan: StartPlan) -> bool:
+    """Whether clients cannot reach STUN, though the relay answers it.
+
+    So it is on the loopback of a relay that a proxy stands before.
+    """
+    config = plan.config
+    if config.stun_port is None or plan.public_port is None:
+        return False
+    host = parse_ip(stun_host(config))
+    return host is not None and host.is_loopback
+
+
+def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
+    """A command line for the maps of a relay that runs, as its settings are now.
+
+    It says all that a map depends on: whoever runs it may have another environment, and not
+    the right to read the settings. No secret is in it.
+
+    Args:
+        address: where the relay listens.
+        stun_port: where it answers STUN.
+    """
+    words = [f"--hostname={plan.public_name}", f"--address={address}"]
+    if plan.public_port is not None:
+        words.append(f"--public-port={plan.public_port}")
+    words.append("--no-stun" if stun_port is None else f"--stun-port={stun_port}")
+    if stun_port is not None and plan.config.stun_host is not None:
+        words.append(f"--stun-host={plan.config.stun_host}")
+    if plan.config.tls is not None:
+        words += _certificate_words(plan.config.tls)
+    # A command line without a place for the key is refused, though here none is read.
+    words.append("--dev" if plan.key_file is None else f"--key-file={plan.key_file.absolute()}")
+    return shlex.join(["pyderp", "relay", *words, "--show-map=all"])
+
+
+def _certificate_words(tls: TLSSettings) -> Iterator[str]:
+    yield f"--certdir={tls.certdir.absolute()}"
+    if isinstance(tls, ManualTLS):
+        yield "--certmode=manual"
+        return
+    yield "--certmode=letsencrypt"
+    if tls.ip_certs:
+        yield "--acme-ip-certs"
+    if tls.directory not in PUBLIC:
+        yield f"--acme-directory={tls.directory}"
+
+
+def _port(config: RelayConfig) -> int:
+    # What only this machine reaches, and without TLS, has a proxy in front.
+    if unix_path(config.address) is not None or (
+        config.tls is None and is_loopback(config.address)
+    ):
+        return HTTPS_PORT
+    return parse_address(config.address)[1]
+
+
+def show_map(node: DERPNode, form: str) -> str:
+    """The map with one region of one node.
+
+    Args:
+        node: as `own_node` makes it.
+        form: `policy`, `headscale`, `json` or `all`.
+    """
+    derp_map = own_map(node)
+    whole = derp_map.to_json(pretty=True)
+    texts = {
+        "policy": f'"derpMap": {whole},',
+        "headscale": headscale_yaml(derp_map),
+        "json": whole,
+    }
+    if form != "all":
+        return texts[form]
+    return "\n\n".join(f"# {_HEADS[each]}:\n\n{text}" for each, text in texts.items())

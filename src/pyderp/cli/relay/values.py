@@ -1,0 +1,247 @@
+"""What a flag's value can be: read from text, as in flags and the environment, or from TOML."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pyderp import defaults
+from pyderp.config import HealthRecipients
+from pyderp.config.relay import Network
+
+__all__ = [
+    "Kind",
+    "boolean",
+    "choice",
+    "depth",
+    "duration",
+    "folder",
+    "go_duration",
+    "integer",
+    "names",
+]
+__all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path"]
+__all__ += ["port_or_none", "recipients", "text"]
+
+_DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
+_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST: Final = 64
+"""Characters of a number; beyond, Python's own parser refuses in words of its own."""
+_TYPES: Final = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the values of a flag are written.
+
+    Args:
+        metavar: what stands for a value in help; empty: a switch, which has none.
+        parse: makes a value of text; raises `ValueError` with what is wanted.
+        toml: types that are taken from TOML beside strings.
+        go: what Go's `flag` package calls it in a usage text.
+        of_list: makes a value of a list of strings, if a TOML array may stand for it.
+    """
+
+    metavar: str
+    parse: Callable[[str], Any]
+    toml: tuple[type, ...] = ()
+    go: str = "string"
+    of_list: Callable[[list[str]], Any] | None = None
+    alone: str = ""
+    """What its presence alone stands for, if it takes a value too."""
+    none: str = ""
+    """The text for `None`, if there is one."""
+
+    @property
+    def switch(self) -> bool:
+        """Whether its presence alone says yes."""
+        return not self.metavar
+
+    def from_toml(self, value: object) -> Any:
+        """A value as TOML has it; raises `ValueError` with what is wanted."""
+        if self.of_list is not None and isinstance(value, list):
+            if not all(isinstance(item, str) for item in value):
+                raise ValueError("want an array of strings")
+            return self.of_list(value)
+        if type(value) in self.toml:
+            return self.parse(str(value).lower() if isinstance(value, bool) else str(value))
+        if isinstance(value, str):
+            return self.parse(value)
+        raise ValueError(
+            f"it is {_TYPES.get(type(value), 'a date or time')}; want {self._wanted()}"
+        )
+
+    def _wanted(self) -> str:
+        wanted = [_TYPES[kind] for kind in (*self.toml, str)]
+        if self.of_list is not None:
+            wanted.append("an array of strings")
+        return " or ".join(wanted)
+
+
+def parse_boolean(word: str) -> bool:
+    """Yes or no, in the words of Go's `strconv.ParseBool` and a few more."""
+    lower = word.lower()
+    if lower in ("1", "t", "true", "y", "yes", "on"):
+        return True
+    if lower in ("0", "f", "false", "n", "no", "off"):
+        return False
+    raise ValueError("want true or false")
+
+
+def parse_duration(word: str) -> float:
+    """Seconds from Go's syntax, as `1m30s` or `500ms`, or from a plain number of seconds."""
+    if len(word) > _LONGEST:
+        raise ValueError("want a duration such as 15s or 1m30s")
+    if _DURATION.fullmatch(word):
+        units = [
+            (float(n), unit.replace("µ", "u").replace("μ", "u")) for n, unit in _PART.findall(word)
+        ]
+        return math.fsum(n * _SECONDS[unit] for n, unit in units)
+    try:
+        seconds = float(word)
+    except ValueError:
+        raise ValueError("want a duration such as 15s, 1m30s or 2.5 (seconds)") from None
+    if not 0 <= seconds < math.inf:
+        raise ValueError("want 0 or more seconds")
+    return seconds
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds as Go prints them: `1m0s`, `500ms`."""
+    if not seconds:
+        return "0s"
+    if seconds < 1:
+        return f"{seconds * 1e3:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    told = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{told}{rest:g}s"
+
+
+def integer(least: int | None = None, most: int | None = None, *, metavar: str = "NUMBER") -> Kind:
+    """A whole number in a range."""
+
+    def parse(word: str) -> int:
+        try:
+            # As Go, also 0x10 and 1_000.
+            value = int(word, 0) if len(word) <= _LONGEST else None
+        except ValueError:
+            value = None
+        if value is None:
+            raise ValueError("want a whole number")
+        if (least is not None and value < least) or (most is not None and value > most):
+            wanted = f"{least} or more" if most is None else f"{least} to {most}"
+            raise ValueError(f"want {wanted}")
+        return value
+
+    return Kind(metavar, parse, (int,), go="int")
+
+
+port_or_none: Final = replace(integer(-1, 65535), none="-1")
+
+
+def _depth(word: str) -> int:
+    # As derper: what is no depth counts as not given.
+    value: int = integer().parse(word)
+    return value if value > 0 else defaults.SEND_QUEUE_DEPTH
+
+
+def number(metavar: str = "NUMBER") -> Kind:
+    """A number that is not negative; `inf` is one."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            raise ValueError("want a number") from None
+        if not value >= 0:
+            raise ValueError("want 0 or more")
+        return value
+
+    return Kind(metavar, parse, (int, float), go="float")
+
+
+def choice(*words: str) -> Kind:
+    """One of some words."""
+
+    def parse(word: str) -> str:
+        if word not in words:
+            raise ValueError(f"want {', '.join(words[:-1])} or {words[-1]}")
+        return word
+
+    return Kind("|".join(words), parse)
+
+
+def text(metavar: str) -> Kind:
+    """Any text."""
+    return Kind(metavar, str)
+
+
+def names(metavar: str) -> Kind:
+    """Words with commas between; white space around them and empty ones count nothing."""
+    return Kind(metavar, lambda word: _split(word.split(",")), of_list=_split)
+
+
+def exact_names(metavar: str) -> Kind:
+    """Words with commas between, exactly as they stand: spaces and empty ones are kept."""
+    return Kind(
+        metavar,
+        lambda word: tuple(word.split(",")) if word else (),
+        of_list=lambda items: tuple(items),
+    )
+
+
+def _split(items: list[str]) -> tuple[str, ...]:
+    return tuple(stripped for item in items if (stripped := item.strip()))
+
+
+def networks(metavar: str = "CIDR,…") -> Kind:
+    """Networks with commas between; an address is a network of one."""
+
+    def make(items: list[str]) -> tuple[Network, ...]:
+        found = []
+        for item in _split(items):
+            try:
+                found.append(ipaddress.ip_network(item, strict=False))
+            except ValueError:
+                raise ValueError(f"{item!r} is no network; want one such as 10.0.0.0/8") from None
+        return tuple(found)
+
+    return Kind(metavar, lambda word: make(word.split(",")), of_list=make)
+
+
+def _path(word: str) -> Path | None:
+    # Empty is what an unset variable of a script or compose file leaves.
+    return Path(word) if word else None
+
+
+depth: Final = Kind("NUMBER", _depth, (int,), go="int")
+
+
+def _recipients(word: str) -> HealthRecipients:
+    if word in list(HealthRecipients):
+        return HealthRecipients(word)
+    try:
+        return HealthRecipients.KNOWN if parse_boolean(word) else HealthRecipients.NONE
+    except ValueError:
+        raise ValueError("want known, all or none") from None
+
+
+recipients: Final = Kind("known|all|none", _recipients, (bool,), alone="known")
+boolean: Final = Kind("", parse_boolean, (bool,), go="")
+duration: Final = Kind("DURATION", parse_duration, (int, float), go="duration")
+path: Final = Kind("FILE", _path)
+folder: Final = Kind("DIR", _path)

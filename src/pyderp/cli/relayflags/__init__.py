@@ -1,1 +1,0 @@
-"""The relay's flags: one table, from which come options, environment, file and help."""

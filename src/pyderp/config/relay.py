@@ -1,0 +1,316 @@
+"""The settings of a relay, filled alike by the command line, tests and programs."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pyderp import defaults
+from pyderp.config.rules import check_port, check_setting, check_type
+from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
+from pyderp.errors import ConfigError
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
+
+__all__ = [
+    "LIVE_SETTINGS",
+    "AdmissionConfig",
+    "BootstrapDNSConfig",
+    "DebugAccess",
+    "Decide",
+    "HealthRecipients",
+    "Network",
+    "RelayConfig",
+]
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Decide: TypeAlias = Callable[[NodePublic, str], "bool | Awaitable[bool]"]
+"""Whether a client may come in: its key and its IP address (empty: unknown)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """Who may use the relay; all that are given must agree. Mesh peers are not asked about."""
+
+    tailscaled: bool = False
+    """Ask the `tailscaled` of this machine whether it knows the node."""
+
+    tailscaled_socket: Path | None = None
+    """Its socket; `None`: where the system has it."""
+
+    url: str = ""
+    """Ask an admission controller by HTTP POST."""
+
+    url_fail_open: bool = True
+    """Let in clients while nobody reaches the controller."""
+
+    keys_file: Path | None = None
+    """File of allowed node keys, one a line, each with an optional label."""
+
+    decide: Decide | None = None
+    """Ask this function, plain or async; for programs that embed a relay."""
+
+    remember: float = defaults.ADMISSION_REMEMBER
+    """Seconds that an answer of tailscaled, the URL or `decide` is good for further connections
+    of the same key; 0: ask each time."""
+
+    recheck: float = defaults.ADMISSION_RECHECK
+    """Seconds between two looks at whether connected clients are still allowed; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        check_setting("admission.url", self.url)
+        for name in ("remember", "recheck"):
+            _check_number(f"admission.{name}", getattr(self, name))
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody is asked at all."""
+        return bool(self.tailscaled or self.url or self.keys_file or self.decide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapDNSConfig:
+    """Names that `/bootstrap-dns` tells the addresses of, to clients whose DNS is broken."""
+
+    published: tuple[str, ...] = ()
+    unpublished: tuple[str, ...] = ()
+    """Returned only for queries by name; `name/txtname`: to the percentage in a TXT record."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no name."""
+        check_setting("bootstrap_dns.published", self.published)
+        check_setting("bootstrap_dns.unpublished", self.unpublished)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebugAccess:
+    """Who may see `/debug/`, beside this machine and Tailscale addresses."""
+
+    allow_ip: str = ""
+    """One more IP address."""
+
+    trusted: tuple[Network, ...] = ()
+    """Networks."""
+
+    hosts: tuple[str, ...] = ()
+    """Names under which it may be asked for, beside the relay's own; IP addresses always may."""
+
+    key: str = ""
+    """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
+
+
+class HealthRecipients(StrEnum):
+    """Which clients get Health frames. Go's relay never sends one, and some clients end on it."""
+
+    KNOWN = "known"
+    """Those that say `CanAckPings` at login, as tailscaled, or `pyderpTakesHealth`, as ours."""
+    ALL = "all"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayConfig:
+    """Everything a relay can be told. Times in seconds, sizes in bytes."""
+
+    address: str = "127.0.0.1:0"
+    """Where to listen: `ip:port`, `[ip]:port`, `:port` or `unix:/path`; port 0: any free one."""
+
+    private_key: NodePrivate | None = None
+    """The relay's key; `None`: a new one at each start, in memory only."""
+
+    tls: TLSSettings | None = None
+    """`None`: plain HTTP, for tests or behind a proxy that ends TLS."""
+
+    derp: bool = True
+    """`False`: `/derp` is not served; STUN, probes and bootstrap DNS are."""
+
+    stun_port: int | None = None
+    """UDP port for STUN; 0: any free one; `None`: no STUN."""
+
+    stun_host: str | None = None
+    """IP address for STUN; empty or `::`: all; `None`: the host of `address`."""
+
+    # Who comes in
+
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    """By default everybody is let in."""
+
+    disallow_app_names: tuple[str, ...] = ()
+    """AppNames of clients that are refused, exactly as they are written. Mesh peers are exempt. An
+    empty one, and one that no client can have, is dropped with a warning."""
+
+    accept_limit: float = math.inf
+    """Connections a second; what exceeds it is closed at once."""
+
+    accept_burst: int = 2**31
+    """Connections that may exceed `accept_limit` for a moment."""
+
+    rate_config: Path | None = None
+    """JSON file of rate limits (`derper -rate-config`), also per key."""
+
+    proxy_protocol: bool = False
+    """Every connection must begin with a PROXY header, v1 or v2, from `trusted_proxies`."""
+
+    trusted_proxies: tuple[Network, ...] = ()
+    """Peers whose word on the client's address is taken: PROXY headers, `X-Forwarded-For`."""
+
+    # Mesh
+
+    mesh_key: MeshKey | None = None
+    """Clients that have it may watch, forward and close others; `None`: nobody may."""
+
+    mesh_with: tuple[str, ...] = ()
+    """Other relays: `host`, `host:port`, either with `/dial-host`, or a whole URL."""
+
+    # What it tells
+
+    home: str = ""
+    """The page at `/`: a description, `blank`, or a URL to redirect to."""
+
+    bootstrap_dns: BootstrapDNSConfig = field(default_factory=BootstrapDNSConfig)
+
+    debug: DebugAccess = field(default_factory=DebugAccess)
+
+    dev: bool = False
+    """Refusals of `/debug/` say how to permit access."""
+
+    health: HealthRecipients = HealthRecipients.KNOWN
+    """Which clients are told of trouble, as `tailscale status` shows it. A bool is taken too:
+    `True` is `KNOWN`, `False` is `NONE`."""
+
+    sender_cardinality: bool = True
+    """Pages tell how many keys have written to a client (`TS_DERP_SENDER_CARDINALITY`)."""
+
+    rtt_stats: bool = True
+    """Sample the round-trip times of TCP connections for the metrics."""
+
+    # Sockets
+
+    write_timeout: float = defaults.WRITE_TIMEOUT
+    """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
+
+    send_queue_depth: int = defaults.SEND_QUEUE_DEPTH
+    """Packets in each of the two queues of a client, disco and data, 1 or more; together they
+    hold at most 256 KiB, whatever their depth is."""
+
+    tcp_keepalive_time: float = defaults.TCP_KEEPALIVE_TIME
+    """Silence before the kernel probes a connection; 0: no probes."""
+
+    tcp_user_timeout: float = defaults.TCP_USER_TIMEOUT
+    """Sent data unacknowledged for so long ends a connection; 0: the system's. Linux only."""
+
+    tcp_notsent_lowat: int = defaults.TCP_NOTSENT_LOWAT
+    """Bytes that the kernel holds unsent for a connection before it takes no more; 0: the
+    system's. What waits here instead can still be dropped for something newer."""
+
+    reuse_port: bool = False
+    """Let a second process listen on the same port, to take over from this one."""
+
+    drain: float = defaults.DRAIN
+    """On a graceful stop, closes are spread at random over so long; 0: all at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or silently do nothing.
+
+        Raises:
+            ConfigError: a value of the wrong type, a negative one, or two that do not fit.
+        """
+        check_type("address", self.address, str)
+        check_type("private_key", self.private_key, NodePrivate, type(None))
+        check_type("mesh_key", self.mesh_key, MeshKey, type(None))
+        check_type("tls", self.tls, ManualTLS, ACMETLS, type(None))
+        if isinstance(self.health, bool):
+            health = HealthRecipients.KNOWN if self.health else HealthRecipients.NONE
+            object.__setattr__(self, "health", health)
+        check_type("health", self.health, HealthRecipients)
+        check_type("admission", self.admission, AdmissionConfig)
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        check_type("send_queue_depth", self.send_queue_depth, int)
+        _check_number("send_queue_depth", self.send_queue_depth, least=1)
+        check_type("sender_cardinality", self.sender_cardinality, bool)
+        _check_app_names(self)
+        check_port("stun_port", self.stun_port)
+        check_type("stun_host", self.stun_host, str, type(None))
+        if self.accept_burst < 1 and self.accept_limit < math.inf:
+            raise ConfigError(
+                "{} is {burst}, so nobody could connect; want 1 or more",
+                settings=("accept_burst", "accept_limit"),
+                burst=self.accept_burst,
+            )
+        if self.mesh_with and self.mesh_key is None:
+            raise ConfigError(
+                "{} needs {}, the key that all relays of the mesh share",
+                settings=("mesh_with", "mesh_key"),
+            )
+        check_setting("home", self.home)
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ConfigError(
+                "{} needs {}: the networks of the proxies whose word is taken",
+                settings=("proxy_protocol", "trusted_proxies"),
+            )
+
+    @property
+    def hostname(self) -> str:
+        """What the certificate is for; empty without TLS."""
+        return "" if self.tls is None else self.tls.hostname
+
+    def idle_app_names(self) -> list[str]:
+        """A line for each item of `disallow_app_names` that refuses nobody, and why."""
+        lines = []
+        for name in dict.fromkeys(self.disallow_app_names):
+            if not name:
+                lines.append(
+                    "disallowed app names: an empty item is dropped; it would refuse every client "
+                    "that does not give a name, which are nearly all"
+                )
+            elif not is_app_name(name):
+                lines.append(
+                    f'disallowed app names: "{printable(name, 40)}" refuses nobody: a name has at '
+                    f"most {MAX_APP_NAME_LEN} printable ASCII characters"
+                )
+        return lines
+
+    def changes(self, other: RelayConfig) -> list[str]:
+        """Names of the settings that differ."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+    def with_live_settings(self, other: RelayConfig) -> RelayConfig:
+        """These settings, with those of another that a running relay can take over."""
+        return replace(self, **{name: getattr(other, name) for name in LIVE_SETTINGS})
+
+
+LIVE_SETTINGS: Final = ("mesh_with", "drain")
+"""Settings that a running relay can change."""
+
+_NUMBERS: Final = (
+    "accept_limit",
+    "accept_burst",
+    "write_timeout",
+    "tcp_keepalive_time",
+    "tcp_user_timeout",
+    "tcp_notsent_lowat",
+    "drain",
+)
+
+
+def _check_number(name: str, value: object, least: int = 0) -> None:
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{name} is a {type(value).__name__}; want int or float")
+    if not value >= least:
+        text = "{} is {value}; want {least} or more"
+        raise ConfigError(text, settings=(name,), value=value, least=least)
+
+
+def _check_app_names(config: RelayConfig) -> None:
+    if isinstance(config.disallow_app_names, str):
+        raise ConfigError("disallow_app_names is a str; want a tuple of them")
+    object.__setattr__(config, "disallow_app_names", tuple(config.disallow_app_names))
+    for name in config.disallow_app_names:
+        check_type("an item of disallow_app_names", name, str)

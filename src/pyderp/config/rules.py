@@ -1,0 +1,106 @@
+"""Rules about one setting, whatever the others are."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pyderp.addresses import parse_ip
+from pyderp.errors import ConfigError
+from pyderp.relay.bootstrap import BootstrapName
+
+__all__ = ["RULES", "check_port", "check_setting", "check_type", "parse_eab_key"]
+
+
+def check_type(name: str, value: object, *kinds: type) -> None:
+    """Refuse a value that is of none of these types."""
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
+
+
+def check_port(name: str, port: object) -> None:
+    """Refuse what is neither a port nor `None`."""
+    if port is None:
+        return
+    check_type(name, port, int)
+    assert isinstance(port, int)
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{name} is {port}; want 0 to 65535, or None")
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Refuse a value that is wrong whatever the other settings are.
+
+    Args:
+        name: an attribute of `RelayConfig`, dotted; one without a rule takes any value.
+
+    Raises:
+        ConfigError: says what is wrong.
+    """
+    try:
+        if name in RULES:
+            RULES[name](value)
+    except ConfigError as e:
+        raise ConfigError("{error}", settings=(name,), error=e) from None
+
+
+def parse_eab_key(text: str) -> bytes:
+    """The key of an external account binding, from base64url or base64, padded or not.
+
+    Raises:
+        ConfigError: it is neither; the text is not repeated, it is a secret.
+    """
+    plain = text.strip().replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        key = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key:
+        raise ConfigError("invalid base64 encoding for EAB key")
+    return key
+
+
+def _check_home(home: str) -> None:
+    if home not in ("", "blank") and not home.startswith(("http://", "https://")):
+        raise ConfigError(f"unknown home {home!r}: want nothing, 'blank' or an http(s) URL")
+
+
+def _check_admission_url(url: str) -> None:
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"admission URL {url!r} begins with neither http:// nor https://")
+
+
+def _check_directory(url: str) -> None:
+    if not url.startswith("https://"):
+        raise ConfigError(f"ACME directory {url!r} is no https:// URL")
+
+
+def _check_hostname(name: str) -> None:
+    if re.fullmatch(r"[0-9.]+", name) and parse_ip(name) is None:
+        raise ConfigError(f"{name!r} is no IP address, and no name ends in a number")
+
+
+def _check_eab_key(text: str) -> None:
+    if text:
+        parse_eab_key(text)
+
+
+def _check_bootstrap(names: tuple[str, ...]) -> None:
+    for name in names:
+        BootstrapName.parse(name)
+
+
+RULES: Final[Mapping[str, Callable[[Any], None]]] = {
+    "admission.url": _check_admission_url,
+    "bootstrap_dns.published": _check_bootstrap,
+    "bootstrap_dns.unpublished": _check_bootstrap,
+    "home": _check_home,
+    "tls.directory": _check_directory,
+    "tls.eab_key": _check_eab_key,
+    "tls.hostname": _check_hostname,
+}
+"""By the attribute of `RelayConfig`, dotted."""

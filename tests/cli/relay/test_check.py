@@ -1,0 +1,361 @@
+"""`pyderp relay --check`: everything that is wrong in one go, and nothing made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyderp.keys import NodePrivate, NodePublic
+from tests.cli.commands import Done
+from tests.server.certificates import write_pair
+from tests.server.ways import NAME
+
+from .test_run import secure
+
+
+@pytest.fixture
+def check(
+    here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Done]:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    return lambda *args: here("relay", "--check", *args)
+
+
+@contextlib.contextmanager
+def taken_udp() -> Iterator[int]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@contextlib.contextmanager
+def tailscaled(path: Path, key: NodePublic) -> Iterator[None]:
+    """A daemon that answers one question: who it is."""
+    body = json.dumps({"Self": {"PublicKey": str(key)}})
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            sock, _ = listening.accept()
+            with sock:
+                sock.recv(65536)
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                sock.sendall(f"{head}{body}".encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_what_is_right_is_listed(check: Callable[..., Done], tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    key = NodePrivate.generate()
+    (tmp_path / "relay.key").write_text(json.dumps({"PrivateKey": key.to_text()}))
+    (tmp_path / "relay.key").chmod(0o600)
+    (tmp_path / "mesh.key").write_text("ab" * 32)
+    (tmp_path / "mesh.key").chmod(0o600)
+    (tmp_path / "rate.json").write_text("{}")
+    (tmp_path / "keys").write_text(f"{NodePrivate.generate().public} a laptop\n")
+    (tmp_path / "relay.toml").write_text(f"""
+key-file = "{tmp_path}/relay.key"
+rate-config = "{tmp_path}/rate.json"
+allow-keys-file = "{tmp_path}/keys"
+mesh-psk-file = "{tmp_path}/mesh.key"
+mesh-with = ["a.example.com", "b.example.com/10.0.0.1"]
+stun-port = 0
+""")
+    before = tree(tmp_path)
+    done = check(*secure(tmp_path), "--config-file", tmp_path / "relay.toml")
+    assert done.err == ""
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert all(line.startswith("ok: ") for line in lines)
+    assert f"ok: key file {tmp_path}/relay.key: key {key.public}" in lines
+    assert any(f"{NAME}.crt: for {NAME}, until 20" in line for line in lines)
+    assert f"ok: rate limits {tmp_path}/rate.json" in lines
+    assert f"ok: allowed keys {tmp_path}/keys: 1" in lines
+    assert any(line.startswith("ok: mesh with a.example.com, b.example.com") for line in lines)
+    assert "ok: listening on 127.0.0.1:0" in lines
+    assert "ok: STUN on UDP port 0" in lines
+    assert lines[-1] == "ok: the relay can start"
+    assert tree(tmp_path) == before
+
+
+def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME, names=["other.example.com"])
+    (tmp_path / "relay.key").write_text("{}")
+    (tmp_path / "rate.json").write_text("{")
+    (tmp_path / "keys").write_text("nodekey:x\n")
+    (tmp_path / "mesh.key").write_text("ab" * 32)
+    (tmp_path / "mesh.key").chmod(0o600)
+    (tmp_path / "relay.toml").write_text("drian = 5\nstun-port = 'x'\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken, taken_udp() as udp:
+        done = check(
+            *("--certmode=manual", "--certdir", tmp_path, "--hostname", NAME),
+            *("-a", f"127.0.0.1:{taken.getsockname()[1]}"),
+            *("--http-port", taken.getsockname()[1], "--stun-port", udp),
+            *("-c", tmp_path / "relay.key", "--rate-config", tmp_path / "rate.json"),
+            *("--allow-keys-file", tmp_path / "keys", "--mesh-with=a/b/c"),
+            *("--mesh-psk-file", tmp_path / "mesh.key"),
+            *("--config-file", tmp_path / "relay.toml"),
+        )
+    assert done.code == 1
+    assert "the relay can start" not in done.out
+    problems = done.err.splitlines()
+    assert all(line.startswith("pyderp: ") for line in problems)
+    told = [
+        f"{tmp_path}/relay.toml, line 1: drian",
+        f"{tmp_path}/relay.toml, line 2: stun-port",
+        "--mesh-with: too many components in host tuple",
+        f"the key file {tmp_path}/relay.key lacks",
+        f"certificate {tmp_path}/{NAME}.crt is not valid for '{NAME}'",
+        f"{tmp_path}/rate.json",
+        f"{tmp_path}/keys",
+        "the port is taken",
+        "--http-port=-1 does without",
+        "STUN",
+    ]
+    assert len(problems) == len(told)
+    for line, part in zip(problems, told, strict=True):
+        assert part in line
+
+
+def test_wrong_flags_do_not_hide_each_other_or_files(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    wrong = ("--ace", "--proxy-protocol", "--mesh-psk-file=/none", "--mesh-with=x")
+    files = ("--debug-key-file=/none", "--rate-config=/none", "-c", tmp_path)
+    with taken_udp() as port:
+        address = ("-a", "127.0.0.1:0", "--certmode=gcp", "--stun-port", port)
+        done = check(*wrong, *files, *address)
+    assert done.code == 1
+    assert done.out.splitlines() == ["ok: listening on 127.0.0.1:0"]
+    problems = done.err.splitlines()
+    told = [
+        *("--ace", "--certmode=gcp needs --hostname", "mesh key file /none"),
+        *("debug key file /none", "--proxy-protocol needs --trusted-proxy"),
+        *(f"the key file {tmp_path}", "rate config /none", "STUN"),
+    ]
+    assert len(problems) == len(told)
+    for line, part in zip(problems, told, strict=True):
+        assert part in line
+
+
+def test_nothing_is_made_that_the_first_start_makes(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
+    assert done.code == 0, done.err
+    state = tmp_path / "state"
+    assert f"ok: key file {state}/relay.key: made at the first start" in done.out
+    assert f"ok: certificate {state}/certs/1.crt: self-signed, made at the first start" in done.out
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_in_is_told(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o500)
+    done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
+    assert done.err.count(f"no permission to write in {tmp_path}") == 2
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "state").touch()
+    done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
+    assert done.code == 1
+    assert "cannot look for" in done.err or done.err.count("state is no directory") == 2
+
+
+def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    assert check("--dev", "-a", f"unix:{path}").code == 0
+    assert not path.exists()
+    assert "none does not exist" in check("--dev", "-a", f"unix:{tmp_path}/none/sock").err
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        assert f"unix:{path}: something is there" in check("--dev", "-a", f"unix:{path}").err
+    assert check("--dev", "-a", f"unix:{path}").code == 0  # left over
+    path.unlink()
+    path.touch()
+    assert "something is there" in check("--dev", "-a", f"unix:{path}").err
+    assert "want unix:/absolute/path" in check("--dev", "-a", "unix:sock").err
+
+
+def test_a_tailscaled_that_is_not_there_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+    path = tmp_path / "tailscaled.sock"
+    flags = ("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
+    assert f"cannot connect to {path}: No such file" in check(*flags).err
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        assert f"cannot connect to {path}: Connection refused" in check(*flags).err
+
+
+@pytest.mark.parametrize("key", [NodePrivate.generate().public, NodePublic(bytes(32))])
+def test_a_tailscaled_that_is_not_logged_in_is_told(
+    check: Callable[..., Done], tmp_path: Path, key: NodePublic
+) -> None:
+    path = tmp_path / "tailscaled.sock"
+    with tailscaled(path, key):
+        done = check("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
+    if key.is_zero():
+        assert "tailscaled is not logged in" in done.err
+        assert done.code == 1
+    else:
+        assert f"ok: tailscaled at {path}\n" in done.out
+
+
+def test_a_certificate_that_expires_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+    flags = (*secure(tmp_path), "--no-stun")
+    write_pair(tmp_path, NAME, days=-2)
+    done = check(*flags)
+    assert done.code == 1
+    assert f"{NAME}.crt: clients that check refuse it: it expired on 20" in done.err
+    write_pair(tmp_path, NAME, days=20)
+    done = check(*flags)
+    assert (done.code, done.err) == (0, "")
+    assert f"warning: certificate {tmp_path}/{NAME}.crt: clients that check refuse it from" in (
+        done.out
+    )
+    write_pair(tmp_path, NAME, days=60)
+    assert "warning: " not in check(*flags).out
+
+
+def test_unknown_members_of_the_rate_limits_are_told(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "rate.json"
+    file.write_text('{"PerClientRate": 5}')
+    done = check("--dev", "-a", "127.0.0.1:0", "--no-stun", "--rate-config", file)
+    assert done.code == 0
+    assert f"warning: rate limits {file}: unknown and passed over: PerClientRate\n" in done.out
+
+
+def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "-a", "127.0.0.1:0", "--hostname=x.example", "--public-port=443")
+    assert "warning: STUN answers this machine only" in check(*flags).out
+    assert "warning: " not in check(*flags, "--stun-host=::", "--stun-port=0").out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("verify-client-url = 'ftp://x'", "verify-client-url: admission URL 'ftp://x' begins"),
+        ("home = 'x'", "home: unknown home 'x'"),
+        ("address = 'x'", "address: invalid server address 'x'"),
+        ("ace = true", "ace: the ACE proxy is not built"),
+        ("mesh-with = ['a/b/c']\nmesh-psk-file='{}/mesh.key'", "mesh-with: too many components"),
+        ("bootstrap-dns-names = ['a/']", "bootstrap-dns-names: bootstrap DNS name 'a/'"),
+        ("hostname = '1.2.3'", "hostname: '1.2.3' is no IP address"),
+        ("hostname = 5\ncertmode = 'manual'", "hostname: it is an integer; want a string"),
+        ("trusted-proxy = 5\nproxy-protocol = true", "trusted-proxy: it is an integer"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_told_once_with_its_line(
+    check: Callable[..., Done], tmp_path: Path, line: str, told: str
+) -> None:
+    (tmp_path / "mesh.key").write_text("ab" * 32)
+    (tmp_path / "mesh.key").chmod(0o600)
+    file = tmp_path / "relay.toml"
+    file.write_text(f"\n{line.format(tmp_path)}\n")
+    address = () if line.startswith("address") else ("-a", "127.0.0.1:0")
+    done = check("--dev", "--no-stun", *address, "--config-file", file)
+    assert done.code == 1
+    assert done.err.startswith(f"pyderp: settings file {file}, line 2: {told}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_flag_in_an_error_is_told_with_its_line(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text("hostname = 'x.example'\ncertmode = 'gcp'\n")
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:0", "--config-file", file)
+    assert "pyderp: --certmode=gcp needs --acme-eab-kid" in done.err
+    assert f"(settings file {file}, line 2: certmode)\n" in done.err
+    file.write_text("hostname = 'x.example'\ncertmode = 'letsencrypt'\nacme-eab-kid = 'x'\n")
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:0", "--config-file", file)
+    assert "needs both --acme-eab-kid and --acme-eab-key" in done.err
+
+
+def test_no_burst_lets_nobody_in(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "-a", "127.0.0.1:0", "--accept-connection-burst=0")
+    assert check(*flags).code == 0
+    assert "nobody could connect" in check(*flags, "--accept-connection-limit=5").err
+
+
+def test_a_settings_file_with_a_secret_that_others_may_read(
+    check: Callable[..., Done], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text("acme-eab-key = 'aa'\nacme-eab-kid = 'x'\n")
+    file.chmod(0o644)
+    flags = ("--dev", "-a", "127.0.0.1:0", "--config-file", file)
+    check(*flags)
+    assert f"the secret in {file} has mode 0644" in caplog.text
+    caplog.clear()
+    file.chmod(0o600)
+    check(*flags)
+    assert "the secret" not in caplog.text
+
+
+def test_a_taken_stun_port_is_none_where_nobody_asked_for_it(
+    check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with taken_udp() as port:
+        monkeypatch.setattr("pyderp.cli.relay.plan._stun_port", lambda *_: port)
+        done = check("--dev", "-a", "127.0.0.1:0")
+        assert done.code == 0
+        assert "ok: no STUN: " in done.out
+        assert check("--dev", "-a", "127.0.0.1:0", "--stun").code == 1
+
+
+def test_a_file_that_is_no_toml_is_the_only_problem(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "relay.toml").write_text("hostname = 'x\n")
+    done = check("--config-file", tmp_path / "relay.toml")
+    assert done.code == 1
+    assert "relay.toml, line 1" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_missing_uvloop_is_told(
+    check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert "uvloop is not installed" in check("--dev", "--loop=uvloop", "-a", "127.0.0.1:0").err
+
+
+def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_path: Path) -> None:
+    ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt")
+    done = check(*ports, "--hostname=relay.example.com")
+    assert done.code == 0, done.err
+    assert (
+        "ok: certificate for relay.example.com: from https://acme-v02.api.letsencrypt.org"
+        in done.out
+    )
+    assert tree(tmp_path) == []
+    binding = ("--acme-eab-kid=k", "--acme-eab-key=%%")
+    assert (
+        "invalid base64 encoding for EAB key" in check(*ports, "--hostname=x.example", *binding).err
+    )
+    assert check(*ports, "--hostname=a b").code == 1

@@ -1,0 +1,281 @@
+"""Command lines that cannot be: what the user is told, and the exit code."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from pyderp.cli.main import main
+from pyderp.cli.relay import run as relayrun
+from tests.cli.process import pyderp
+from tests.server.certificates import write_pair
+from tests.server.ways import NAME
+
+from .test_run import LOCAL, secure
+
+
+class Refused(Protocol):
+    def __call__(self, *args: object, code: int = 1) -> str: ...
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run `pyderp relay` in this process; gives what it says when it refuses."""
+
+    # It would change how this process collects garbage for good.
+    monkeypatch.setattr(relayrun, "_quiet_collector", lambda: None)
+
+    def run(*args: object, code: int = 1) -> str:
+        monkeypatch.setattr(sys, "argv", ["pyderp", "relay", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert caught.value.code == code, err
+        assert out == ""
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--dev", "-a", "127.0.0.1"], 1, "pyderp: --address: invalid server address"),
+        (["--dev", "--no-such-flag"], 2, "Usage:"),
+        (["-a", "127.0.0.1:0", "-c", "/proc/none/key"], 1, "cannot make the key file"),
+    ],
+)
+def test_a_refusal_is_an_exit_code_and_no_traceback(flags: list[str], code: int, told: str) -> None:
+    result = pyderp("relay", *flags)
+    assert result.returncode == code
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1", "invalid server address '127.0.0.1'"),
+        ("127.0.0.1:x", "'x' is no port number"),
+        ("192.0.2.1:0", "this machine does not have that address"),
+    ],
+)
+def test_a_bad_address_is_explained(refused: Refused, address: str, told: str) -> None:
+    text = refused("--dev", "-a", address)
+    assert text.startswith("pyderp: ")
+    assert told in text
+    assert "another problem" not in text
+    assert text.count("\n") == 1
+
+
+def test_a_taken_port_is_explained(refused: Refused) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "the port is taken" in refused("--dev", "-a", f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-such-flag"],
+        ["--http-port=70000"],
+        ["--drain=-1"],
+        ["--drain=soon"],
+        ["--loop=trio"],
+        ["--certmode=magic"],
+        ["surplus"],
+    ],
+)
+def test_a_wrong_command_line_exits_2(refused: Refused, flags: list[str]) -> None:
+    assert "Usage:" in refused("--dev", *flags, code=2)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"not json", b"{}", b'{"PrivateKey": 1}'])
+def test_an_unusable_key_file_is_named(
+    refused: Refused, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "relay.key"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert f"the key file {path}" in refused("--dev", *LOCAL, "-c", path)
+
+
+def test_a_key_file_is_never_quoted(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "relay.key"
+    path.write_text('{"PrivateKey": "privkey:secretsecret"}')
+    assert "secret" not in refused("--dev", *LOCAL, "-c", path)
+
+
+@pytest.mark.parametrize("content", ["", "ab" * 31, "zz" * 32, "ab" * 33, "secret"])
+def test_a_bad_mesh_key_is_refused_and_not_quoted(
+    refused: Refused, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "mesh.key"
+    path.write_text(content)
+    text = refused("--dev", *LOCAL, "--mesh-psk-file", path)
+    assert f"the mesh key file {path} cannot be used" in text
+    assert not content or content not in text.replace(str(path), "")
+
+
+def test_a_missing_mesh_key_file_is_named(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert f"cannot read the mesh key file {path}" in refused(
+        "--dev", *LOCAL, "--mesh-psk-file", path
+    )
+
+
+def test_a_missing_certificate_directory_is_named(refused: Refused, tmp_path: Path) -> None:
+    assert f"cannot read certificate {tmp_path / 'none'}" in refused(*secure(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("names", "is not valid for 'derp.example.com': it names other.example.com"),
+        ("password", "the key is encrypted"),
+        ("certificate", "holds no certificate in PEM form"),
+        ("key", "cannot use certificate"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_explained(
+    refused: Refused, tmp_path: Path, fault: str, told: str
+) -> None:
+    names = ["other.example.com"] if fault == "names" else None
+    write_pair(tmp_path, NAME, names=names, password="p" if fault == "password" else "")
+    if fault == "certificate":
+        (tmp_path / f"{NAME}.crt").write_text("garbage")
+    if fault == "key":
+        (tmp_path / f"{NAME}.key").write_text("garbage")
+    assert told in refused(*secure(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--certmode=manual", "--hostname=x"], "needs --certdir"),
+        (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
+        (["--certmode=letsencrypt"], "needs --hostname"),
+        (["--certmode=letsencrypt", "--hostname=192.0.2.1"], "--acme-ip-certs"),
+        (["--certmode=gcp", "--hostname=x"], "needs --acme-eab-kid, --acme-eab-key, --acme-email"),
+        (["--certmode=manual", "--hostname=::1", "--acme-ip-certs"], "it is manual"),
+        (["--mesh-with=x"], "needs --mesh-psk-file"),
+        (["--secrets-url=http://x"], "setec is not built"),
+        (["--ace"], "not built"),
+        (["--proxy-protocol"], "needs --trusted-proxy"),
+        (["--home=nowhere"], "unknown home 'nowhere'"),
+        (["--verify-client-url=x"], "neither http:// nor https://"),
+        (["-a", "127.0.0.1:443"], "--certmode=manual"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_explained(
+    refused: Refused, flags: list[str], told: str
+) -> None:
+    assert told in refused("--dev", *LOCAL, *flags)
+
+
+def test_no_key_file_is_made_for_a_relay_that_cannot_start(
+    refused: Refused, tmp_path: Path
+) -> None:
+    """Whatever is wrong: flags, certificate, other files, or a port."""
+    path = tmp_path / "keys" / "relay.key"
+    broken = tmp_path / "broken"
+    broken.write_text("{")
+    write_pair(tmp_path, NAME)
+    refused(*secure(tmp_path / "none"), "-c", path)
+    refused(*secure(tmp_path), "-c", path, "--no-derp", "--http-port=x", code=2)
+    refused("-a", "nonsense", "-c", path)
+    refused(*secure(tmp_path), "-c", path, "--rate-config", broken)
+    refused(*secure(tmp_path), "-c", path, "--allow-keys-file", broken)
+    refused(*secure(tmp_path), "-c", path, "--mesh-psk-file", broken)
+    refused(*secure(tmp_path), "-c", path, "--config-file", broken)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused("-a", f"127.0.0.1:{taken.getsockname()[1]}", "-c", path)
+    assert not path.parent.exists()
+
+
+def test_tls_settings_without_tls_are_warned_of(
+    refused: Refused, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x")
+    assert "plain HTTP on port 0: give --certmode for TLS, or --public-port if" in caplog.text
+    caplog.clear()
+    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x", "--public-port=443")
+    assert "plain HTTP" not in caplog.text
+
+
+def test_without_any_place_for_the_key_one_must_be_named(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert "-c FILE is missing" in refused("-a", "127.0.0.1:0")
+
+
+def test_without_uvloop_asking_for_it_is_refused_and_auto_is_not(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert "uvloop is not installed" in refused("--dev", *LOCAL, "--loop=uvloop")
+    assert "does not have that address" in refused("--dev", "-a", "192.0.2.1:0")
+
+
+def test_ctrl_c_before_the_relay_runs_exits_130(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relayrun, "_run", interrupt)
+    refused("--dev", code=130)
+
+
+def test_the_version_and_help_are_printed() -> None:
+    assert pyderp("--version").stdout.startswith("pyderp ")
+    result = pyderp("relay", "--help")
+    assert result.returncode == 0
+    for flag in ("--address", "--config", "--hostname", "--certdir", "--drain", "--dev"):
+        assert flag in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "advice"),
+    [
+        ("-certmode=manual", "--certmode=manual"),
+        ("-config=x", "--config=x"),
+        ("-a=127.0.0.1:0", "-a 127.0.0.1:0"),
+        ("-dev", "--dev"),
+    ],
+)
+def test_go_s_spelling_is_refused_and_nothing_is_made(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, advice: str
+) -> None:
+    """It would be read as a bundle of short flags: a relay without TLS, a key file `ertmode`."""
+    monkeypatch.chdir(tmp_path)
+    assert advice in refused(flag, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_port_443_without_a_certificate_is_told_the_ways_out(refused: Refused) -> None:
+    told = refused("-a", "127.0.0.1:443")
+    assert "--certmode=manual" in told
+    assert "--dev" in told
+
+
+@pytest.mark.parametrize("hostname", ["localhost:8443", "[::1]", "a/b", "999.1.1.1", "1.2.3"])
+def test_a_hostname_that_is_none_is_refused(
+    refused: Refused, tmp_path: Path, hostname: str
+) -> None:
+    told = refused(
+        "-a", "127.0.0.1:0", "--certmode=manual", f"--certdir={tmp_path}",
+        "--http-port=-1", f"--hostname={hostname}", "-c", tmp_path / "key",
+    )  # fmt: skip
+    digits = hostname.replace(".", "").isdigit()
+    assert ("is no IP address" if digits else "neither a host name nor an IP address") in told

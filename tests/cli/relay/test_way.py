@@ -1,0 +1,100 @@
+"""The way of a flag's value through the code: which files it enters until it acts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import pyderp
+from pyderp.cli.app import app
+from pyderp.cli.relay import run as relayrun
+from pyderp.config import RelayConfig
+from pyderp.server.app.relay import Relay
+from tests.conftest import Run
+
+ROOT = Path(pyderp.__file__).parent
+VALUE = 0.03125
+
+WAY = [
+    "cli/relay/layers.py",  # the command's arguments
+    "cli/relay/values.py",  # text becomes a number
+    "cli/relay/run.py",
+    "cli/relay/plan.py",
+    "config/relay.py",
+    "server/app/relay.py",  # where it acts
+]
+
+
+def _holds(thing: object, depth: int = 4) -> bool:
+    """Whether something is the value, or contains it."""
+    if isinstance(thing, float):
+        return thing == VALUE
+    if isinstance(thing, str):
+        return str(VALUE) in thing
+    if not depth:
+        return False
+    if isinstance(thing, dict):
+        inside = list(thing.values())
+    elif isinstance(thing, list | tuple):
+        inside = list(thing)
+    elif type(thing).__module__.startswith("pyderp."):
+        inside = list(getattr(thing, "__dict__", {}).values())
+    else:
+        return False
+    return any(_holds(each, depth - 1) for each in inside)
+
+
+@contextmanager
+def _traced(found: list[str]) -> Iterator[None]:
+    """Note each file of ours a function of which is called with the value, or what contains it."""
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event != "call" or not path.is_relative_to(ROOT) or WAY[-1] in found:
+            return  # once it acts, the relay's other parts are called, which have all settings
+        name = str(path.relative_to(ROOT))
+        if name not in found and _holds(list(frame.f_locals.values())):
+            found.append(name)
+
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the arguments of `pyderp relay` on: what chooses the command is the same for all."""
+    found: list[str] = []
+    mains: list[Callable[[], Coroutine[Any, Any, None]]] = []
+    configs: list[RelayConfig] = []
+
+    async def serve(plan: Any, _: object) -> None:
+        configs.append(plan.config)
+
+    monkeypatch.setattr(relayrun, "_run", lambda _, main: mains.append(main))
+    monkeypatch.setattr(relayrun, "_serve", serve)
+    command: Any = get_command(app)
+    relay_command = command.commands["relay"]
+    with _traced(found):
+        relay_command.main(["--dev", f"--drain={VALUE}"], standalone_mode=False)
+
+    async def main() -> None:
+        await mains[0]()
+        relay = Relay(replace(configs[0], address="127.0.0.1:0", stun_port=None))
+        await relay.start()
+        with _traced(found):
+            await relay.aclose(drain=configs[0].drain)
+
+    run(main())
+    assert found == WAY
+    assert len(found) <= 6

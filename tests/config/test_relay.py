@@ -1,0 +1,107 @@
+"""Settings that cannot be used are refused where they are given."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyderp import ConfigError, ManualTLS, RelayConfig
+from pyderp.config import AdmissionConfig, BootstrapDNSConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("address", 3340),
+        ("private_key", "privkey:00"),
+        ("mesh_key", "0123"),
+        ("tls", "manual"),
+        ("write_timeout", "2"),
+        ("write_timeout", -1),
+        ("drain", float("nan")),
+        ("tcp_notsent_lowat", None),
+        ("send_queue_depth", 0),
+        ("send_queue_depth", "32"),
+        ("sender_cardinality", "yes"),
+        ("disallow_app_names", "bad"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        RelayConfig(**{name: value})
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "80"])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^http_port is "):
+        ManualTLS(certdir=Path(), hostname="h", http_port=port)
+
+
+def test_names_that_refuse_nobody_are_told() -> None:
+    config = RelayConfig(disallow_app_names=("bad", "", "é", "", "x" * 33, "b ad"))
+    empty, accent, long = config.idle_app_names()
+    assert empty.startswith("disallowed app names: an empty item is dropped")
+    assert 'é" refuses nobody' in accent
+    assert f'"{"x" * 33}" refuses nobody' in long
+    with pytest.raises(ConfigError, match="an item of disallow_app_names is a int"):
+        RelayConfig(disallow_app_names=(1,))  # type: ignore[arg-type]
+
+
+def test_a_folder_may_be_text() -> None:
+    tls: Any = ManualTLS(certdir="folder", hostname="h")  # type: ignore[arg-type]
+    assert tls.certdir == Path("folder")
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "settings"),
+    [
+        (
+            {"mesh_with": ("a",)},
+            "mesh_with needs mesh_key, the key that all relays of the mesh share",
+            ("mesh_with", "mesh_key"),
+        ),
+        (
+            {"proxy_protocol": True},
+            "proxy_protocol needs trusted_proxies: the networks",
+            ("proxy_protocol", "trusted_proxies"),
+        ),
+        (
+            {"accept_limit": 1, "accept_burst": 0},
+            "accept_burst is 0, so nobody could connect",
+            ("accept_burst", "accept_limit"),
+        ),
+        ({"home": "{x}"}, "unknown home '{x}'", ("home",)),
+        ({"drain": -1}, "drain is -1; want 0 or more", ("drain",)),
+        ({"send_queue_depth": 0}, "send_queue_depth is 0; want 1 or more", ("send_queue_depth",)),
+    ],
+)
+def test_an_error_has_the_settings_that_it_is_about(
+    values: dict[str, Any], told: str, settings: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RelayConfig(**values)
+    assert str(caught.value).startswith(told)
+    assert caught.value.settings == settings
+
+
+def test_parts_name_their_settings_in_full() -> None:
+    with pytest.raises(ConfigError, match="admission URL 'x' begins") as caught:
+        AdmissionConfig(url="x")
+    assert caught.value.settings == ("admission.url",)
+    with pytest.raises(ConfigError, match=r"^recheck is -1") as caught:
+        AdmissionConfig(recheck=-1)
+    assert caught.value.settings == ("admission.recheck",)
+    with pytest.raises(ConfigError, match="bootstrap DNS name 'a/'") as caught:
+        BootstrapDNSConfig(unpublished=("b/c", "a/"))
+    assert caught.value.settings == ("bootstrap_dns.unpublished",)
+
+
+def test_a_copied_error_is_the_same() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RelayConfig(proxy_protocol=True)
+    again = copy.copy(caught.value)
+    assert str(again) == str(caught.value)
+    assert again.spelled(str.upper).startswith("PROXY_PROTOCOL needs TRUSTED_PROXIES")
