@@ -34,7 +34,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
 from pyderp.cli.relay.flags import FLAGS

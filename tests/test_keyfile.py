@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pyderp.errors import ConfigError
 from pyderp.keyfile import (
+    file_stamp,
     load_or_create_key,
     make_private_folder,
     numbered_lines,
@@ -431,3 +432,18 @@ def test_a_fifo_with_a_key_in_it_is_no_key_file_either(path: Path) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_stamp_tells_versions_of_a_file_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert file_stamp(path) is None
+    path.write_text("one")
+    first = file_stamp(path)
+    assert first is not None
+    assert file_stamp(path) == first
+    os.utime(path, ns=(0, 1))
+    assert file_stamp(path) != first
+    (tmp_path / "other").write_text("one")
+    os.utime(tmp_path / "other", ns=(first.changed_ns, first.changed_ns))
+    (tmp_path / "other").replace(path)
+    assert file_stamp(path) != first

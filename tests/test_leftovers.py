@@ -39,7 +39,7 @@ def test_what_is_freed_by_itself_is_not_left() -> None:
 
 def test_an_object_that_is_held_is_left() -> None:
     with (
-        pytest.raises(AssertionError, match=r"1 × pyderp\.wire\.messages\.Restarting"),
+        pytest.raises(AssertionError, match=r"1 × pyderp\.errors\.Restarting"),
         none_left_now(),
     ):
         _HELD.append([Restarting(1.0, 1.0)])
@@ -47,7 +47,7 @@ def test_an_object_that_is_held_is_left() -> None:
 
 
 def test_an_object_that_may_stay_is_not_left() -> None:
-    with none_left_now(but=("pyderp.wire.messages.Restarting",)):
+    with none_left_now(but=("pyderp.errors.Restarting",)):
         _HELD.append([Restarting(1.0, 1.0)])
     _HELD.clear()
 
@@ -89,7 +89,7 @@ def test_a_cycle_that_a_finalizer_breaks_is_left() -> None:
             held.append(generator)
             del held, generator
 
-    with pytest.raises(AssertionError, match=r"cycles: 1 × pyderp\.wire\.messages\.Restarting"):
+    with pytest.raises(AssertionError, match=r"cycles: 1 × pyderp\.errors\.Restarting"):
         through_a_generator()
 
 

@@ -1,4 +1,4 @@
-"""TokenBucket: a burst at once, then the rate, and never more."""
+"""A burst at once, then the rate, and never more: of bytes and events, and of log lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.throttle import TokenBucket
+from pyderp.throttle import Throttle, TokenBucket
 
 quick = settings(derandomize=True, deadline=None)
 
@@ -92,3 +92,24 @@ def test_flood_gets_the_rate(size: int) -> None:
     bucket = TokenBucket(10_000, 2 * size, now=0.0)
     passed = sum(bucket.take(size, step / 1000) for step in range(10_001))
     assert passed == pytest.approx(2 + 100_000 / size, abs=1.5)
+
+
+# Lines of a log
+
+
+def test_one_line_an_interval_and_the_next_tells_how_many_were_left_out() -> None:
+    throttle = Throttle(60)
+    times = [0, 1, 59.9, 60, 119, 120, 1000]
+    assert [throttle.admit(now) for now in times] == [0, None, None, 2, None, 1, 0]
+
+
+def test_a_burst_is_admitted_at_once_and_is_regained_by_silence() -> None:
+    throttle = Throttle(10, burst=3)
+    assert [throttle.admit(0) for _ in range(4)] == [0, 0, 0, None]
+    assert [throttle.admit(10) for _ in range(2)] == [1, None]
+    assert [throttle.admit(1000) for _ in range(4)] == [1, 0, 0, None]
+
+
+@pytest.mark.parametrize("now", [-1e9, 0.0, 1e9])
+def test_the_first_line_is_admitted_whatever_the_clock_says(now: float) -> None:
+    assert Throttle(60).admit(now) == 0

@@ -11,13 +11,15 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
 __all__ = [
+    "FileStamp",
+    "file_stamp",
     "load_or_create_key",
     "make_private_folder",
     "numbered_lines",
@@ -32,6 +34,23 @@ log = logging.getLogger("pyderp.relay")
 _MAX_SECRET: Final = 1024 * 1024
 _LINE_BREAKS: Final = frozenset("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 """What `str.splitlines` ends a line at, but for LF."""
+
+
+class FileStamp(NamedTuple):
+    """Tells two versions of a file apart, whether it was written anew or replaced."""
+
+    changed_ns: int
+    size: int
+    inode: int
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """The stamp of the file that is there now; `None`: there is none, or it cannot be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return FileStamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def read_regular(path: Path, limit: int) -> bytes:

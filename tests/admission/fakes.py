@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from pyderp import NodePublic
-from pyderp.admission.verdict import Applicant
+from pyderp.admission.verdict import ClientIdentity
 
 STALL: Final = "stall"
 """Say nothing more until the end."""
@@ -50,8 +50,8 @@ def key(n: int) -> NodePublic:
     return NodePublic(n.to_bytes(32, "big"))
 
 
-def applicant(n: int = 1, address: str = "192.0.2.7") -> Applicant:
-    return Applicant(key(n), address)
+def identity(n: int = 1, address: str = "192.0.2.7") -> ClientIdentity:
+    return ClientIdentity(key(n), address)
 
 
 def response(body: bytes = b"", status: str = "200 OK", headers: str = "") -> bytes:

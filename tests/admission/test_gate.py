@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from pyderp import NodePublic
-from pyderp.admission import AdmissionCounters, Applicant, Cause, Gate, Verdict
+from pyderp.admission import AdmissionCounters, Cause, ClientIdentity, Gate, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.errors import ConfigError
 from tests.conftest import Run
 
-from .fakes import STALL, Reply, Request, applicant, key, response, serving
+from .fakes import STALL, Reply, Request, identity, key, response, serving
 
 ALLOW = response(b'{"Allow":true}')
 DENY = response(b'{"Allow":false}')
@@ -31,11 +31,11 @@ NOT_LISTED = f"peer {key(3)} not authorized (not in the key file)"
 class Decider:
     """A function to be asked whose answers are futures that the test resolves."""
 
-    asked: list[Applicant] = field(default_factory=list)
+    asked: list[ClientIdentity] = field(default_factory=list)
     answers: list[asyncio.Future[bool]] = field(default_factory=list)
 
     async def __call__(self, key: NodePublic, address: str) -> bool:
-        self.asked.append(Applicant(key, address))
+        self.asked.append(ClientIdentity(key, address))
         self.answers.append(asyncio.get_running_loop().create_future())
         return await self.answers[-1]
 
@@ -44,7 +44,7 @@ class Decider:
 class Relay:
     """What a gate needs of a relay, and a clock."""
 
-    connected: list[Applicant] = field(default_factory=list)
+    connected: list[ClientIdentity] = field(default_factory=list)
     revoked: list[tuple[NodePublic, str | None, str]] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     now: float = 1000.0
@@ -93,8 +93,8 @@ async def turns() -> None:
 def test_without_sources_everybody_comes_in(run: Run, relay: Relay) -> None:
     async def main() -> None:
         async with relay.gate() as gate:
-            assert gate.known(applicant()) == Verdict(True)
-            assert await gate.ask(applicant()) == Verdict(True)
+            assert gate.known(identity()) == Verdict(True)
+            assert await gate.ask(identity()) == Verdict(True)
             assert gate.label(key(1)) == ""
             assert await gate.check_self() is None
             assert gate.counters == AdmissionCounters(allowed=2)
@@ -106,9 +106,9 @@ def test_a_key_file_alone_answers_at_once(run: Run, relay: Relay, tmp_path: Path
     async def main() -> None:
         path = write_keys(tmp_path / "keys", 1, 2)
         async with relay.gate(keys_file=path) as gate:
-            assert gate.known(applicant(1)) == Verdict(True, label="label 1")
-            assert gate.known(applicant(3)) == Verdict(False, NOT_LISTED)
-            assert await gate.ask(applicant(3)) == Verdict(False, NOT_LISTED)
+            assert gate.known(identity(1)) == Verdict(True, label="label 1")
+            assert gate.known(identity(3)) == Verdict(False, NOT_LISTED)
+            assert await gate.ask(identity(3)) == Verdict(False, NOT_LISTED)
             assert (gate.label(key(2)), gate.label(key(3))) == ("label 2", "")
             assert gate.counters == AdmissionCounters(allowed=1, denied=2)
 
@@ -134,7 +134,7 @@ def test_a_key_file_that_cannot_be_used_stops_the_start(
 def test_before_the_start_a_key_file_allows_nobody(relay: Relay, tmp_path: Path) -> None:
     config = AdmissionConfig(keys_file=write_keys(tmp_path / "keys", 1))
     gate = Gate(config, live=list, revoke=relay.revoke)
-    verdict = gate.known(applicant(1))
+    verdict = gate.known(identity(1))
     assert verdict is not None
     assert not verdict.allowed
 
@@ -181,10 +181,10 @@ def test_all_sources_must_agree_and_are_asked_in_order(
                 decide=decide,
             ) as gate,
         ):
-            verdict = await gate.ask(applicant(1))
+            verdict = await gate.ask(identity(1))
         assert verdict.allowed is (against is None)
         label = "" if against == "keys_file" else "label 1"
-        assert (verdict.label, verdict.sure) == (label, True)
+        assert (verdict.label, verdict.definitive) == (label, True)
         assert asked == SOURCES[: SOURCES.index(against or "decide") + 1]
         assert verdict.reason.startswith(REASONS[against])
         assert (f"{key(1)}" in verdict.reason) is (against is not None)
@@ -202,7 +202,7 @@ def test_an_answer_is_remembered_for_its_time_and_place(run: Run, relay: Relay) 
 
         async with relay.gate(decide=decide, remember=10) as gate:
             for address in ("good", "bad"):
-                who = applicant(1, address)
+                who = identity(1, address)
                 assert gate.known(who) is None
                 verdict = await gate.ask(who)
                 relay.now += 9
@@ -220,8 +220,8 @@ def test_remembering_can_be_switched_off(run: Run, relay: Relay) -> None:
     async def main() -> None:
         async with relay.gate(decide=lambda *_: True, remember=0) as gate:
             for _ in range(3):
-                assert (await gate.ask(applicant())).allowed
-                assert gate.known(applicant()) is None
+                assert (await gate.ask(identity())).allowed
+                assert gate.known(identity()) is None
             assert gate.counters.queries == 3
 
     run(main())
@@ -235,8 +235,8 @@ def test_no_more_is_remembered_than_the_limit(
     async def main() -> None:
         async with relay.gate(decide=lambda *_: True) as gate:
             for n in range(5):
-                await gate.ask(applicant(n))
-            known = [n for n in range(5) if gate.known(applicant(n)) is not None]
+                await gate.ask(identity(n))
+            known = [n for n in range(5) if gate.known(identity(n)) is not None]
             assert known == [2, 3, 4]
 
     run(main())
@@ -249,10 +249,10 @@ def test_who_could_not_be_asked_about_is_asked_about_again(run: Run, relay: Rela
             serving(lambda _: replies.pop(0)) as server,
             relay.gate(url=server.url) as gate,
         ):
-            assert not (await gate.ask(applicant())).allowed
-            assert gate.known(applicant()) is None
-            assert (await gate.ask(applicant())).allowed
-            assert gate.known(applicant()) == Verdict(True)
+            assert not (await gate.ask(identity())).allowed
+            assert gate.known(identity()) is None
+            assert (await gate.ask(identity())).allowed
+            assert gate.known(identity()) == Verdict(True)
             assert gate.counters == AdmissionCounters(
                 allowed=2, denied=1, cache_hits=1, queries=2, errors=1
             )
@@ -266,8 +266,8 @@ def test_who_was_let_in_unasked_is_asked_about_next_time(run: Run, relay: Relay)
             url = server.url
         async with relay.gate(url=url) as gate:
             for n in (1, 2):
-                assert await gate.ask(applicant()) == Verdict(True, cause=Cause.UNREACHABLE)
-                assert gate.known(applicant()) is None
+                assert await gate.ask(identity()) == Verdict(True, cause=Cause.UNREACHABLE)
+                assert gate.known(identity()) is None
                 # At the second time it is known that there is nobody to ask.
                 assert gate.counters == AdmissionCounters(
                     allowed=n, queries=1, errors=1, failed_open=n
@@ -280,10 +280,10 @@ def test_concurrent_questions_about_one_client_are_one(run: Run, relay: Relay) -
     async def main() -> None:
         decide = Decider()
         async with relay.gate(decide=decide) as gate:
-            asking = [asyncio.ensure_future(gate.ask(applicant(1))) for _ in range(3)]
-            other = asyncio.ensure_future(gate.ask(applicant(1, "192.0.2.8")))
+            asking = [asyncio.ensure_future(gate.ask(identity(1))) for _ in range(3)]
+            other = asyncio.ensure_future(gate.ask(identity(1, "192.0.2.8")))
             await turns()
-            assert decide.asked == [applicant(1), applicant(1, "192.0.2.8")]
+            assert decide.asked == [identity(1), identity(1, "192.0.2.8")]
             asking[0].cancel()
             await turns()
             decide.answers[0].set_result(True)
@@ -301,21 +301,21 @@ def test_a_reload_forgets_answers_also_those_under_way(run: Run, relay: Relay) -
     async def main() -> None:
         decide = Decider()
         async with relay.gate(decide=decide) as gate:
-            early = asyncio.ensure_future(gate.ask(applicant(1)))
+            early = asyncio.ensure_future(gate.ask(identity(1)))
             await turns()
             gate.reload()
-            late = asyncio.ensure_future(gate.ask(applicant(1)))
+            late = asyncio.ensure_future(gate.ask(identity(1)))
             await turns()
             decide.answers[0].set_result(True)
             assert (await early).allowed
-            assert gate.known(applicant(1)) is None
+            assert gate.known(identity(1)) is None
             decide.answers[1].set_result(False)
             assert not (await late).allowed
-            known = gate.known(applicant(1))
+            known = gate.known(identity(1))
             assert known is not None
             assert not known.allowed
             gate.reload()
-            assert gate.known(applicant(1)) is None
+            assert gate.known(identity(1)) is None
 
     run(main())
 
@@ -327,7 +327,7 @@ def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
         decide = Decider()
         path = write_keys(tmp_path / "keys", 3)
         async with relay.gate(keys_file=path, decide=decide) as gate:
-            asking = asyncio.ensure_future(gate.ask(applicant(3)))
+            asking = asyncio.ensure_future(gate.ask(identity(3)))
             await turns()
             write_keys(path, 1, 2)
             gate.reload()
@@ -343,14 +343,14 @@ def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
     async def main() -> None:
         path = write_keys(tmp_path / "keys", 1, 3)
         async with relay.gate(keys_file=path) as gate:
-            relay.connected = [applicant(1), applicant(3), applicant(3, "192.0.2.8")]
+            relay.connected = [identity(1), identity(3), identity(3, "192.0.2.8")]
             path.write_text("half a li")
             gate.reload()
             assert relay.revoked == []
             write_keys(path, 1, 2)
             gate.reload()
             assert relay.revoked == [(key(3), None, NOT_LISTED)]
-            assert gate.known(applicant(2)) == Verdict(True, label="label 2")
+            assert gate.known(identity(2)) == Verdict(True, label="label 2")
             assert gate.counters.revoked == 1
 
     run(main())
@@ -359,7 +359,7 @@ def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
 def test_the_key_file_is_looked_at_without_a_reload(run: Run, relay: Relay, tmp_path: Path) -> None:
     async def main() -> None:
         path = write_keys(tmp_path / "keys", 1, 3)
-        relay.connected = [applicant(1), applicant(3)]
+        relay.connected = [identity(1), identity(3)]
         async with relay.gate(keys_file=path, look=0.01):
             write_keys(tmp_path / "new", 1, 2)
             os.replace(tmp_path / "new", path)
@@ -378,7 +378,7 @@ def test_rechecks_close_whom_a_source_denies_and_nobody_else(run: Run, relay: Re
                 return [response(b"", "503 Busy")]
             return [DENY]
 
-        relay.connected = [applicant(n) for n in (1, 2, 3)]
+        relay.connected = [identity(n) for n in (1, 2, 3)]
         async with (
             serving(reply) as server,
             relay.gate(url=server.url, recheck=0.05) as gate,
@@ -389,7 +389,7 @@ def test_rechecks_close_whom_a_source_denies_and_nobody_else(run: Run, relay: Re
             assert relay.revoked == [(key(3), "192.0.2.7", reason)]
             # Nobody came in by this, and the denial is remembered.
             assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
-            known = gate.known(applicant(3))
+            known = gate.known(identity(3))
             assert known is not None
             assert not known.allowed
 
@@ -407,11 +407,11 @@ def test_a_recheck_closes_a_key_only_where_it_is_denied(run: Run, relay: Relay) 
                 round_two.set()
             return address == "good"
 
-        relay.connected = [applicant(1, "bad"), applicant(1, "good"), applicant(1, "worse")]
+        relay.connected = [identity(1, "bad"), identity(1, "good"), identity(1, "worse")]
         async with relay.gate(decide=decide, recheck=0.03) as gate:
             await round_two.wait()
             assert [address for _, address, _ in relay.revoked] == ["bad", "worse"]
-            assert relay.connected == [applicant(1, "good")]
+            assert relay.connected == [identity(1, "good")]
             assert gate.counters.revoked == 2
 
     run(main())
@@ -422,7 +422,7 @@ def test_rechecks_that_reach_nobody_close_nobody(run: Run, relay: Relay, fail_op
     async def main() -> None:
         async with serving([ALLOW]) as server:
             url = server.url
-        relay.connected = [applicant()]
+        relay.connected = [identity()]
         async with relay.gate(url=url, url_fail_open=fail_open, recheck=0.01) as gate:
             while gate.counters.errors < 3:  # noqa: ASYNC110 # nothing tells of an error
                 await asyncio.sleep(0.01)
@@ -434,15 +434,15 @@ def test_rechecks_that_reach_nobody_close_nobody(run: Run, relay: Relay, fail_op
 def test_a_source_with_a_bug_keeps_out(
     run: Run, relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(self: object, applicant: Applicant) -> Verdict:
+    async def broken(self: object, identity: ClientIdentity) -> Verdict:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr("pyderp.admission.callable.AdmissionFunction.ask", broken)
+    monkeypatch.setattr("pyderp.admission.source.AdmissionFunction.ask", broken)
 
     async def main() -> None:
         async with relay.gate(decide=lambda *_: True) as gate:
-            verdict = await gate.ask(applicant())
-            assert (verdict.allowed, verdict.sure) == (False, False)
+            verdict = await gate.ask(identity())
+            assert (verdict.allowed, verdict.definitive) == (False, False)
             assert gate.counters.errors == 1
 
     run(main())
@@ -455,7 +455,7 @@ def test_a_function_that_cancels_itself_keeps_out(run: Run, relay: Relay) -> Non
             raise asyncio.CancelledError
 
         async with relay.gate(decide=decide) as gate:
-            assert not (await gate.ask(applicant())).allowed
+            assert not (await gate.ask(identity())).allowed
 
     run(main())
 
@@ -466,14 +466,14 @@ def test_closing_tells_who_waits_and_leaves_nothing(run: Run, relay: Relay, tmp_
         before = asyncio.all_tasks()
         async with serving([STALL]) as server:
             own = asyncio.all_tasks()
-            relay.connected = [applicant(1, "elsewhere")]
+            relay.connected = [identity(1, "elsewhere")]
             async with relay.gate(keys_file=path, url=server.url, recheck=60) as gate:
-                asking = asyncio.ensure_future(gate.ask(applicant(1)))
+                asking = asyncio.ensure_future(gate.ask(identity(1)))
                 await server.wait_for_requests(2)
                 await gate.aclose()
                 closing = Verdict(False, "the relay is stopping", "label 1", cause=Cause.STOPPING)
                 assert await asking == closing
-                assert await gate.ask(applicant(1)) == closing
+                assert await gate.ask(identity(1)) == closing
                 assert await gate.check_self() is None
             left = asyncio.all_tasks() - own
             assert {task.get_name() for task in left if "pyderp" in task.get_name()} == set()

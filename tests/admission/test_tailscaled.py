@@ -11,7 +11,7 @@ from pyderp.admission.tailscaled import Tailscaled, default_socket
 from pyderp.admission.verdict import AdmissionCounters, Verdict
 from tests.conftest import Run
 
-from .fakes import CLOSE, STALL, Reply, applicant, key, response, serving
+from .fakes import CLOSE, STALL, Reply, identity, key, response, serving
 
 KNOWN = response(b'{"Node":{"ID":1},"UserProfile":{}}')
 TOO_OLD = response(b"invalid 'addr' parameter\n", "400 Bad Request")
@@ -20,7 +20,7 @@ TOO_OLD = response(b"invalid 'addr' parameter\n", "400 Bad Request")
 async def ask(path: Path, *, budget: float = 20) -> Verdict:
     daemon = Tailscaled(path, AdmissionCounters(), timeout=budget)
     try:
-        return await daemon.ask(applicant())
+        return await daemon.ask(identity())
     finally:
         await daemon.aclose()
 
@@ -79,8 +79,8 @@ def test_each_answer_of_the_daemon(run: Run, tmp_path: Path) -> None:
             assert verdict.allowed is not bool(reason), name
             assert reason in verdict.reason, name
             # Only "known" and "not found" are decisions that others may be closed for.
-            assert verdict.sure is (not reason or name == "unknown"), name
-            if not verdict.sure and name != "too old":
+            assert verdict.definitive is (not reason or name == "unknown"), name
+            if not verdict.definitive and name != "too old":
                 start = f"failed to query local tailscaled status for {key(1)}: "
                 assert verdict.reason.startswith(start), name
 
@@ -95,7 +95,7 @@ def test_a_daemon_that_hangs_lets_nobody_in(run: Run, tmp_path: Path, reply: Rep
         path = tmp_path / "d.sock"
         async with serving(reply, path=path):
             verdict = await ask(path, budget=0.1)
-        assert (verdict.allowed, verdict.sure) == (False, False)
+        assert (verdict.allowed, verdict.definitive) == (False, False)
         assert "no answer within 0.1 s" in verdict.reason
 
     run(main())
@@ -107,7 +107,7 @@ def test_a_missing_socket_lets_nobody_in(
     async def main() -> None:
         path = tmp_path / "nobody.sock"
         verdict = await ask(path)
-        assert (verdict.allowed, verdict.sure) == (False, False)
+        assert (verdict.allowed, verdict.definitive) == (False, False)
         assert f"cannot connect to {path}: No such file or directory" in verdict.reason
         path.write_text("")
         verdict = await ask(path)
@@ -127,10 +127,10 @@ def test_a_daemon_that_returns_is_asked_again(run: Run, tmp_path: Path) -> None:
         for _ in range(2):
             async with serving([KNOWN], path=path) as server:
                 for _ in range(3):
-                    assert (await daemon.ask(applicant())).allowed
+                    assert (await daemon.ask(identity())).allowed
                 assert server.connections == 1
             path.unlink(missing_ok=True)
-            assert not (await daemon.ask(applicant())).allowed
+            assert not (await daemon.ask(identity())).allowed
         assert counters == AdmissionCounters(queries=8, errors=2)
         await daemon.aclose()
 
@@ -146,10 +146,10 @@ def test_every_decision_ends_the_trouble(
     async def main() -> None:
         path = tmp_path / "d.sock"
         daemon = Tailscaled(path, AdmissionCounters())
-        await daemon.ask(applicant())
+        await daemon.ask(identity())
         async with serving([answer], path=path):
-            await daemon.ask(applicant())
-            await daemon.ask(applicant())
+            await daemon.ask(identity())
+            await daemon.ask(identity())
         await daemon.aclose()
 
     run(main())
@@ -162,7 +162,7 @@ def test_a_cancelled_question_leaves_nothing(run: Run, tmp_path: Path) -> None:
         path = tmp_path / "d.sock"
         async with serving([STALL], path=path) as server:
             daemon = Tailscaled(path, AdmissionCounters())
-            asking = asyncio.get_running_loop().create_task(daemon.ask(applicant()))
+            asking = asyncio.get_running_loop().create_task(daemon.ask(identity()))
             await server.wait_for_requests(1)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -16,14 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from pyderp.admission.httpconn import _check_redirect
-from pyderp.admission.reach import Reach
+from pyderp.admission.reach import Reach, _check_redirect
 from pyderp.admission.url import AdmissionURL, Undecided, _proxy_for, allows_untrusted
 from pyderp.admission.verdict import AdmissionCounters, Cause, Verdict
 from pyderp.errors import ConfigError
 from tests.conftest import Run
 
-from .fakes import CLOSE, STALL, Reply, Request, applicant, key, response, serving
+from .fakes import CLOSE, STALL, Reply, Request, identity, key, response, serving
 
 
 class Clock:
@@ -45,7 +44,7 @@ async def ask(url: str, *, fail_open: bool = True, budget: float = LONG) -> Verd
     """Ask once about client 1."""
     controller = AdmissionURL(url, AdmissionCounters(), fail_open=fail_open, timeout=budget)
     try:
-        return await controller.ask(applicant())
+        return await controller.ask(identity())
     finally:
         await controller.aclose()
 
@@ -75,8 +74,8 @@ def test_an_unknown_address_is_an_empty_source(run: Run) -> None:
     async def main() -> None:
         async with serving([ALLOW]) as server:
             controller = AdmissionURL(server.url, AdmissionCounters())
-            await controller.ask(applicant(address=""))
-            await controller.ask(applicant(address="2001:db8::1"))
+            await controller.ask(identity(address=""))
+            await controller.ask(identity(address="2001:db8::1"))
             await controller.aclose()
         assert [json.loads(r.body)["Source"] for r in server.requests] == ["", "2001:db8::1"]
 
@@ -117,7 +116,7 @@ def test_a_response_decides_whether_or_not_failing_opens(run: Run, fail_open: bo
             assert reason in verdict.reason, name
             assert verdict.allowed or verdict.reason.startswith("admission controller: "), name
             # Only a whole answer with status 200 is a decision that others may be closed for.
-            assert verdict.sure is (reason in ("", "not allowed")), name
+            assert verdict.definitive is (reason in ("", "not allowed")), name
 
     run(main())
 
@@ -175,7 +174,7 @@ def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
         budget = BUDGET if cause is Cause.TIMED_OUT else LONG
         async with serving(reply) as server:
             controller = AdmissionURL(server.url, counters, fail_open=fail_open, timeout=budget)
-            verdict = await controller.ask(applicant())
+            verdict = await controller.ask(identity())
             await controller.aclose()
             assert len(server.requests) == (10 if "loop" in name else 1)
         assert (verdict.allowed, verdict.cause) == (False, cause)
@@ -192,7 +191,7 @@ def test_a_server_that_is_not_there(run: Run) -> None:
         counters = AdmissionCounters()
         for fail_open in (True, False):
             controller = AdmissionURL(free_url(), counters, fail_open=fail_open)
-            verdict = await controller.ask(applicant())
+            verdict = await controller.ask(identity())
             await controller.aclose()
             assert (verdict.allowed, verdict.cause) == (fail_open, Cause.UNREACHABLE)
         assert counters == AdmissionCounters(queries=2, errors=2, failed_open=1)
@@ -264,12 +263,12 @@ def test_a_refused_connection_does_not_open_while_the_server_answers_others(run:
         counters = AdmissionCounters()
         async with serving([DENY]) as server:
             controller = AdmissionURL(server.url, counters, reach=reach)
-            assert (await controller.ask(applicant(1))).sure
+            assert (await controller.ask(identity(1))).definitive
             await controller.aclose()
         # The same server, with a port that refuses from now on.
         for seconds, allowed in ((0, False), (29, False), (2, True)):
             clock.now += seconds
-            verdict = await controller.ask(applicant(2))
+            verdict = await controller.ask(identity(2))
             assert verdict.allowed is allowed
             assert verdict.cause is (Cause.UNREACHABLE if allowed else Cause.CROWDED)
         assert (counters.queries, counters.errors, counters.failed_open) == (4, 3, 1)
@@ -293,7 +292,7 @@ def test_who_is_refused_first_waits_for_those_who_are_on_their_way(
 
             monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", some)
             controller = AdmissionURL(server.url, AdmissionCounters(), reach=Reach(grace=LONG))
-            verdicts = await asyncio.gather(*(controller.ask(applicant(n)) for n in (1, 2)))
+            verdicts = await asyncio.gather(*(controller.ask(identity(n)) for n in (1, 2)))
             assert {verdict.cause for verdict in verdicts} == {Cause.CROWDED, Cause.ANSWERED}
             assert not any(verdict.allowed for verdict in verdicts)
             await controller.aclose()
@@ -308,7 +307,7 @@ def test_a_server_known_to_be_away_is_not_tried_by_each(run: Run) -> None:
         controller = AdmissionURL(free_url(), counters, reach=Reach(clock=clock))
         for seconds, queries in ((0, 1), (0.9, 1), (0.2, 2)):
             clock.now += seconds
-            assert (await controller.ask(applicant())).cause is Cause.UNREACHABLE
+            assert (await controller.ask(identity())).cause is Cause.UNREACHABLE
             assert counters.queries == queries
         assert counters.failed_open == 3
         await controller.aclose()
@@ -365,7 +364,7 @@ def test_a_connection_is_used_again(run: Run) -> None:
         async with serving([ALLOW]) as server:
             controller = AdmissionURL(server.url, AdmissionCounters())
             for _ in range(3):
-                assert await controller.ask(applicant()) == Verdict(True)
+                assert await controller.ask(identity()) == Verdict(True)
             await controller.aclose()
         assert (server.connections, len(server.requests)) == (1, 3)
 
@@ -387,7 +386,7 @@ def test_a_kept_connection_that_the_server_drops_lets_nobody_in(run: Run) -> Non
         async with serving(reply) as server:
             controller = AdmissionURL(server.url, AdmissionCounters())
             for _ in range(3):
-                assert (await controller.ask(applicant())).sure
+                assert (await controller.ask(identity())).definitive
             await controller.aclose()
         assert dropped == 2
 
@@ -398,7 +397,7 @@ def test_a_cancelled_question_closes_its_connection(run: Run) -> None:
     async def main() -> None:
         async with serving([STALL]) as server:
             controller = AdmissionURL(server.url, AdmissionCounters())
-            asking = asyncio.get_running_loop().create_task(controller.ask(applicant()))
+            asking = asyncio.get_running_loop().create_task(controller.ask(identity()))
             await server.wait_for_requests(1)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -519,7 +518,7 @@ def test_names_that_hang_elsewhere_do_not_keep_the_server_from_being_found(run: 
         try:
             async with serving([DENY]) as server:
                 verdict = await ask(server.url.replace("127.0.0.1", "localhost"))
-            assert verdict.sure
+            assert verdict.definitive
         finally:
             release.set()
             await asyncio.gather(*taken)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import ssl
 
+from pyderp.certs import CertificateSource, ServerContexts, meta_certificate
+from pyderp.keys import NodePrivate
 from tests.server.certificates import trusting_nobody
 
 NAME = "derp.example.com"
+ANY = "127.0.0.1"
+SERVER = NodePrivate.generate().public
+META = meta_certificate(SERVER)
+
+
+def context_of(source: CertificateSource, local_address: str = ANY) -> ssl.SSLContext:
+    """What a relay with this source begins handshakes with."""
+    return ServerContexts(source, META).context(local_address)
 
 
 def shake_hands(

@@ -8,10 +8,12 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from pyderp.certs import CertificateSource
+from pyderp.certs import CertificateSource, ServerContexts
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 from tests.server.certificates import trusting_nobody
+
+from .handshake import META
 
 
 @dataclass
@@ -25,6 +27,7 @@ class _Server:
 
     def __init__(self, source: CertificateSource) -> None:
         self.source = source
+        self.contexts = ServerContexts(source, META)
 
     async def http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -41,9 +44,9 @@ class _Server:
     async def tls(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             first = await self._first(reader)
-            context = self.source.challenge_context(memoryview(first))
+            context = self.contexts.challenge_context(memoryview(first))
             if context is None:
-                context = self.source.context(writer.get_extra_info("sockname")[0])
+                context = self.contexts.context(writer.get_extra_info("sockname")[0])
             await _Handshake(context, reader, writer).echo(first)
         writer.close()
 

@@ -18,23 +18,21 @@ from cryptography import x509
 
 from pyderp.certs import make_certificates
 from pyderp.certs.acme import ACMECertificates
-from pyderp.certs.leaf import info_of
-from pyderp.certs.refusal import Refused
-from pyderp.certs.schedule import Pace, Schedule
+from pyderp.certs.credential import info_of
+from pyderp.certs.network import Refused
+from pyderp.certs.schedule import RetryPolicy, Schedule
 from pyderp.certs.store import Record, Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePrivate
 from tests.conftest import Run
 from tests.server.certificates import write_pair
 
 from .authority import FakeAuthority, issue
-from .handshake import NAME, presented
+from .handshake import NAME, context_of, presented
 
-SERVER = NodePrivate.generate().public
 IP4, IP6 = "203.0.113.7", "2001:db8::7"
 PRIVATE_CA = "https://ca.example/directory"
-QUICK = Pace(
+QUICK = RetryPolicy(
     first_retry=0.01,
     longest_retry=0.02,
     fresh=0.01,
@@ -49,10 +47,10 @@ def settings(certdir: Path, **more: Any) -> ACMETLS:
 
 
 def source_of(
-    certdir: Path, authority: FakeAuthority, pace: Pace = QUICK, **more: Any
+    certdir: Path, authority: FakeAuthority, policy: RetryPolicy = QUICK, **more: Any
 ) -> ACMECertificates:
     tls = settings(certdir, **more)
-    return ACMECertificates(tls, SERVER, authority=authority, pace=pace, address_pace=pace)
+    return ACMECertificates(tls, authority=authority, policy=policy, address_policy=policy)
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +74,7 @@ def names(leaf: bytes) -> tuple[str, ...]:
 
 def chain_of(source: ACMECertificates) -> bytes:
     """What is served to who asks for the host name."""
-    return presented(source.context("127.0.0.1"))[0]
+    return presented(context_of(source, "127.0.0.1"))[0]
 
 
 def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
@@ -86,7 +84,7 @@ def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
         context: ssl.SSLContext | None = None
 
     handshake = Handshake()
-    choose: Any = source.context(address).sni_callback
+    choose: Any = context_of(source, address).sni_callback
     alert = choose(handshake, name, None)
     assert (alert is None) == (handshake.context is not None)
     assert alert in (None, ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
@@ -96,7 +94,7 @@ def asked_for(source: ACMECertificates, name: str, address: str) -> bool:
 def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.1") -> bool:
     """Whether a client that asks for this name is told that there is none."""
     try:
-        presented(source.context(address), name)
+        presented(context_of(source, address), name)
     except ssl.SSLError as e:
         return "INTERNAL_ERROR" in str(e)
     return False
@@ -114,7 +112,7 @@ def test_the_host_names_certificate_is_got_and_served(run: Run, tmp_path: Path) 
         async with started(source):
             await until(source.certificates)
             for name in (NAME, "DERP.Example.COM", f"{NAME}."):
-                chain = presented(source.context("127.0.0.1"), name)
+                chain = presented(context_of(source, "127.0.0.1"), name)
                 assert names(chain[0]) == (NAME,)
                 assert b"derpkey" in chain[-1]
             for other in (None, "other.example.com", "x" + NAME):
@@ -131,7 +129,7 @@ def test_a_name_may_be_given_in_any_form(run: Run, tmp_path: Path) -> None:
         authority = FakeAuthority()
         async with started(source_of(tmp_path, authority, hostname="Bücher.Example.")) as source:
             await until(source.certificates)
-            assert presented(source.context("127.0.0.1"), "xn--bcher-kva.example")
+            assert presented(context_of(source, "127.0.0.1"), "xn--bcher-kva.example")
         assert authority.asked == [("xn--bcher-kva.example", 0)]
 
     run(main())
@@ -192,10 +190,8 @@ def test_renewal_replaces_the_certificate(run: Run, tmp_path: Path) -> None:
         async with started(source_of(tmp_path, authority)) as source:
             await until(source.certificates)
             first = chain_of(source)
-            old = source.context("127.0.0.1")
             await until(lambda: chain_of(source) != first)
             assert not refused(source, NAME)
-            assert source.context("127.0.0.1") is old, "it is only a door"
 
     run(main())
 
@@ -295,7 +291,7 @@ def test_what_is_for_another_name_is_no_certificate(
 def test_failures_are_remembered_across_restarts(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow = Pace()
+    slow = RetryPolicy()
 
     async def main() -> None:
         authority = FakeAuthority()
@@ -319,7 +315,7 @@ def test_an_operator_may_hurry_it(
     async def main() -> None:
         authority = FakeAuthority()
         authority.failure = Refused("port 80 is closed")
-        async with started(source_of(tmp_path, authority, Pace())) as source:
+        async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
             await until(lambda: "next try" in caplog.text)
             authority.failure = None
             assert source.reload() is False
@@ -330,13 +326,13 @@ def test_an_operator_may_hurry_it(
 
 
 def test_a_crash_in_the_middle_is_a_failure(run: Run, tmp_path: Path) -> None:
-    store = Store(tmp_path, b"")
+    store = Store(tmp_path)
     seen: list[Record] = []
 
     async def main() -> None:
         authority = FakeAuthority()
         authority.before = lambda: seen.append(store.load_record(NAME))
-        async with started(source_of(tmp_path, authority, Pace())) as source:
+        async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
             await until(source.certificates)
 
     run(main())
@@ -348,11 +344,11 @@ def test_a_crash_in_the_middle_is_a_failure(run: Run, tmp_path: Path) -> None:
 def test_a_stop_in_the_middle_is_none(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         authority = FakeAuthority()
-        source = source_of(tmp_path, authority, Pace())
+        source = source_of(tmp_path, authority, RetryPolicy())
         authority.before = lambda: source._worker.sleep(60)
         async with started(source):
             await until(lambda: authority.asked)
-        assert Store(tmp_path, b"").load_record(NAME) == Record()
+        assert Store(tmp_path).load_record(NAME) == Record()
 
     run(main())
 
@@ -387,14 +383,14 @@ def test_a_failure_before_anybody_was_asked_is_none_of_the_authoritys(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The account cannot be saved, perhaps: no long wait once there is room."""
-    pace = Pace(save_every=0.01)
+    policy = RetryPolicy(save_every=0.01)
 
     async def main() -> None:
         authority = FakeAuthority()
         authority.failure = Refused("the disk is full", asked=False)
-        async with started(source_of(tmp_path, authority, pace)) as source:
+        async with started(source_of(tmp_path, authority, policy)) as source:
             await until(lambda: len(authority.asked) >= 3)
-            assert Store(tmp_path, b"").load_record(NAME).failures in (0, 1), "1 within a request"
+            assert Store(tmp_path).load_record(NAME).failures in (0, 1), "1 within a request"
             authority.failure = None
             await until(source.certificates)
         assert {attempt for _, attempt in authority.asked} == {0}
@@ -443,8 +439,8 @@ def test_what_one_process_was_told_another_heeds(
             await until(lambda: authority.asked)
             async with started(second):
                 go.set()
-                (slot,) = second._slots.values()
-                await until(lambda: slot.schedule.told_at)
+                (managed,) = second._managed.values()
+                await until(lambda: managed.schedule.authority_retry_at)
         assert len(authority.asked) == 1
 
     run(main())
@@ -460,18 +456,18 @@ def assert_set(event: threading.Event) -> None:
 def test_manual_mode_and_acme_take_nothing_from_each_other(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         authority = FakeAuthority()
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4), SERVER)
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
         pin = manual.cert_name
-        own = presented(manual.context(IP4), None)[0]
+        own = presented(context_of(manual, IP4), None)[0]
         for _ in range(2):
             async with started(
                 source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
             ) as source:
                 await until(source.certificates)
-                assert presented(source.context(IP4), None)[0] != own
+                assert presented(context_of(source, IP4), None)[0] != own
                 assert source.cert_name == ""
         assert authority.asked == [(IP4, 0)]
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4), SERVER)
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
         assert manual.cert_name == pin
 
     run(main())
@@ -641,11 +637,11 @@ def test_a_connection_to_an_address_gets_a_certificate_for_it(run: Run, tmp_path
         authority = FakeAuthority()
         async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
             await until(source.certificates)
-            assert names(presented(source.context(IP4), None)[0]) == (IP4,)
+            assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
             assert refused(source, None, IP6), "asked for now"
             await until(lambda: len(source.certificates()) == 2)
-            assert names(presented(source.context(IP6), None)[0]) == (IP6,)
-            assert names(presented(source.context(f"::ffff:{IP4}"), None)[0]) == (IP4,)
+            assert names(presented(context_of(source, IP6), None)[0]) == (IP6,)
+            assert names(presented(context_of(source, f"::ffff:{IP4}"), None)[0]) == (IP4,)
             for own in (IP4, IP6):
                 assert asked_for(source, own, own)
             assert not asked_for(source, "203.0.113.8", IP4), "an address of somebody else"
@@ -667,9 +663,9 @@ def test_names_and_addresses_side_by_side(run: Run, tmp_path: Path) -> None:
         authority = FakeAuthority()
         async with started(source_of(tmp_path, authority, ip_certs=True)) as source:
             await until(source.certificates)
-            assert names(presented(source.context(IP4), NAME)[0]) == (NAME,)
+            assert names(presented(context_of(source, IP4), NAME)[0]) == (NAME,)
             await until(lambda: len(source.certificates()) == 2)
-            assert names(presented(source.context(IP4), None)[0]) == (IP4,)
+            assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
 
     run(main())
 
@@ -697,7 +693,7 @@ def test_a_public_authority_is_not_asked_for_private_addresses(run: Run, tmp_pat
         more = {**public, "hostname": "8.8.8.8"}
         async with started(source_of(tmp_path / "b", authority, **more)) as source:
             await until(source.certificates)
-            assert names(presented(source.context("10.0.0.1"), None)[0]) == ("8.8.8.8",)
+            assert names(presented(context_of(source, "10.0.0.1"), None)[0]) == ("8.8.8.8",)
             assert asked_for(source, "8.8.8.8", "10.0.0.1")
             assert not asked_for(source, "10.0.0.1", "10.0.0.1")
 
@@ -708,8 +704,8 @@ def test_a_machine_with_a_whole_network_asks_for_a_part_of_it(run: Run, tmp_path
     async def main() -> None:
         source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
         for n in range(70):
-            source.context(f"192.0.2.{n}")
-        assert len(source._slots) == 64
+            source.credential(f"192.0.2.{n}", None)
+        assert len(source._managed) == 64
         assert refused(source, None, "192.0.2.69")
         assert refused(source, None, "no address")
 
@@ -734,14 +730,14 @@ def test_an_address_whose_file_cannot_be_read_is_refused(
 def test_make_certificates_gives_what_the_settings_ask_for(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         write_pair(tmp_path, NAME)
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME), SERVER)
+        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME))
         assert len(manual.certificates()) == 1
         await manual.start()
         await manual.aclose()
-        acme = make_certificates(settings(tmp_path / "acme"), SERVER)
+        acme = make_certificates(settings(tmp_path / "acme"))
         assert acme.certificates() == []
         assert not acme.challenge_pending
-        assert acme.challenge_context(memoryview(b"")) is None
+        assert acme.challenge_credential(memoryview(b"")) is None
         await acme.aclose()
 
     run(main())

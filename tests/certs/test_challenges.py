@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography import x509
 
+from pyderp.certs import ServerContexts
 from pyderp.certs.challenges import Challenges
 from tests.server.certificates import trusting_nobody
 
-from .handshake import NAME, presented, shake_hands
+from .handshake import META, NAME, presented, shake_hands
 
 PATH = "/.well-known/acme-challenge/token"
 
@@ -37,18 +40,18 @@ def test_http_is_answered_within_the_block() -> None:
 def test_tls_is_answered_to_who_asks_for_the_name_and_the_protocol() -> None:
     challenges = Challenges()
     asking = memoryview(hello(NAME, ["acme-tls/1"]))
-    assert challenges.context(asking) is None
+    assert challenges.credential(asking) is None
     with challenges.by_tls(NAME, "token.thumb"):
         assert challenges.tls_pending
-        context = challenges.context(asking)
-        assert context is not None
-        assert challenges.context(memoryview(hello(NAME.upper(), ["acme-tls/1"]))) is context
-        assert challenges.context(memoryview(hello(NAME, ["http/1.1"]))) is None
-        assert challenges.context(memoryview(hello(NAME, []))) is None
-        assert challenges.context(memoryview(hello("other.example.com", ["acme-tls/1"]))) is None
-        assert challenges.context(asking[:-1]) is None
-        assert challenges.context(memoryview(b"GET / HTTP/1.1\r\n")) is None
-    assert challenges.context(asking) is None
+        credential = challenges.credential(asking)
+        assert credential is not None
+        assert challenges.credential(memoryview(hello(NAME.upper(), ["acme-tls/1"]))) is credential
+        assert challenges.credential(memoryview(hello(NAME, ["http/1.1"]))) is None
+        assert challenges.credential(memoryview(hello(NAME, []))) is None
+        assert challenges.credential(memoryview(hello("other.example.com", ["acme-tls/1"]))) is None
+        assert challenges.credential(asking[:-1]) is None
+        assert challenges.credential(memoryview(b"GET / HTTP/1.1\r\n")) is None
+    assert challenges.credential(asking) is None
     assert not challenges.tls_pending
 
 
@@ -56,7 +59,9 @@ def test_the_certificate_proves_the_authorization() -> None:
     challenges = Challenges()
     name = "a" * 60 + "." + NAME
     with challenges.by_tls(name, "token.thumb"):
-        context = challenges.context(memoryview(hello(name, ["acme-tls/1"])))
+        source: Any = SimpleNamespace(challenge_credential=challenges.credential)
+        contexts = ServerContexts(source, META)
+        context = contexts.challenge_context(memoryview(hello(name, ["acme-tls/1"])))
     assert context is not None
     (leaf,) = presented(context, name)
     certificate = x509.load_der_x509_certificate(leaf)

@@ -17,17 +17,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pyderp.certs.manual import ManualCertificates, certificate_paths
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePrivate
 from tests.server.certificates import trusting_nobody, write_pair
 
-from .handshake import NAME, presented, shake_hands
-
-SERVER = NodePrivate.generate().public
-ANY = "127.0.0.1"
+from .handshake import NAME, SERVER, context_of, presented, shake_hands
 
 
 def load(directory: Path, hostname: str = NAME) -> ManualCertificates:
-    return ManualCertificates(directory, hostname, SERVER)
+    return ManualCertificates(directory, hostname)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +37,7 @@ def test_files_are_named_after_the_host(hostname: str, stem: str) -> None:
 
 def test_a_pair_for_the_name_is_served_with_the_meta_certificate_last(tmp_path: Path) -> None:
     leaf = write_pair(tmp_path, NAME)
-    chain = presented(load(tmp_path).context(ANY))
+    chain = presented(context_of(load(tmp_path)))
     assert chain[0] == leaf
     assert len(chain) == 2
     assert f"derpkey{SERVER.untyped_hex()}".encode() in chain[1]
@@ -53,7 +49,7 @@ def test_the_meta_certificate_comes_after_the_intermediates(tmp_path: Path) -> N
     intermediate = (tmp_path / "issuer.example.com.crt").read_bytes()
     certificate = tmp_path / f"{NAME}.crt"
     certificate.write_bytes(certificate.read_bytes().rstrip() + b"\n" + intermediate.rstrip())
-    chain = presented(load(tmp_path).context(ANY))
+    chain = presented(context_of(load(tmp_path)))
     assert len(chain) == 3
     assert chain[0] == leaf
     assert b"derpkey" in chain[2]
@@ -64,7 +60,7 @@ def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_aler
     tmp_path: Path, server_name: str | None
 ) -> None:
     write_pair(tmp_path, NAME)
-    context = load(tmp_path).context(ANY)
+    context = context_of(load(tmp_path))
     with pytest.raises(ssl.SSLError, match="INTERNAL_ERROR"):
         shake_hands(context, server_name)
 
@@ -73,7 +69,7 @@ def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_aler
 def test_the_certificate_of_an_address_is_served_to_all(
     tmp_path: Path, server_name: str | None
 ) -> None:
-    context = load(tmp_path, "192.0.2.1").context(ANY)
+    context = context_of(load(tmp_path, "192.0.2.1"))
     assert len(presented(context, server_name)) == 2
 
 
@@ -82,13 +78,13 @@ def test_tls_1_2_and_1_3_are_spoken(tmp_path: Path, version: ssl.TLSVersion) -> 
     write_pair(tmp_path, NAME)
     client = trusting_nobody()
     client.minimum_version = client.maximum_version = version
-    near = shake_hands(load(tmp_path).context(ANY), NAME, client)
+    near = shake_hands(context_of(load(tmp_path)), NAME, client)
     assert near.version() == version.name.replace("_", ".")
 
 
 def test_older_versions_are_not_spoken(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
-    context = load(tmp_path).context(ANY)
+    context = context_of(load(tmp_path))
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
@@ -96,7 +92,7 @@ def test_http_1_1_is_the_only_protocol_offered(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     client = trusting_nobody()
     client.set_alpn_protocols(["h2", "http/1.1"])
-    near = shake_hands(load(tmp_path).context(ANY), NAME, client)
+    near = shake_hands(context_of(load(tmp_path)), NAME, client)
     assert near.selected_alpn_protocol() == "http/1.1"
 
 
@@ -150,7 +146,7 @@ def test_an_expired_certificate_is_served_as_derper_does(tmp_path: Path) -> None
         .sign(key, hashes.SHA256())
     )
     (tmp_path / f"{NAME}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
-    assert len(presented(load(tmp_path).context(ANY))) == 2
+    assert len(presented(context_of(load(tmp_path)))) == 2
 
 
 @pytest.mark.parametrize("missing", [".crt", ".key"])
@@ -189,7 +185,7 @@ def test_text_around_the_certificate_may_have_any_encoding(tmp_path: Path) -> No
     write_pair(tmp_path, NAME)
     certificate = tmp_path / f"{NAME}.crt"
     certificate.write_bytes("Émetteur\n".encode("latin-1") + certificate.read_bytes())
-    assert len(presented(load(tmp_path).context(ANY))) == 2
+    assert len(presented(context_of(load(tmp_path)))) == 2
 
 
 # Made for an address
@@ -245,7 +241,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_the_cert_name_pins_the_leaf(tmp_path: Path) -> None:
     certificates = load(tmp_path, "192.0.2.1")
-    digest = hashlib.sha256(presented(certificates.context(ANY))[0]).hexdigest()
+    digest = hashlib.sha256(presented(context_of(certificates))[0]).hexdigest()
     assert certificates.cert_name == f"sha256-raw:{digest}"
 
 
@@ -287,7 +283,7 @@ def test_nobody_challenges_it(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
     assert not certificates.challenge_pending
-    assert certificates.challenge_context(memoryview(b"")) is None
+    assert certificates.challenge_credential(memoryview(b"")) is None
     assert certificates.http_challenge("/.well-known/acme-challenge/token") is None
 
 
@@ -300,7 +296,7 @@ def test_it_works_where_files_cannot_be_in_memory(
         monkeypatch.setattr(os, "access", lambda *_: False)
     else:
         monkeypatch.delattr(os, "memfd_create", raising=False)
-    assert len(presented(load(tmp_path).context(ANY))) == 2
+    assert len(presented(context_of(load(tmp_path)))) == 2
 
 
 def test_a_directory_that_cannot_be_looked_into_is_named(

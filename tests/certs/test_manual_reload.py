@@ -13,35 +13,36 @@ from pyderp.certs import manual as manual_module
 from tests.server.certificates import write_pair
 
 from .authority import issue
-from .handshake import NAME, presented
-from .test_manual import ANY, load
+from .handshake import ANY, NAME, context_of, presented
+from .test_manual import load
 
 
 def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
-    context = certificates.context(ANY)
+    credential = certificates.credential(ANY, NAME)
     assert certificates.reload() is False
-    assert certificates.context(ANY) is context
+    assert certificates.credential(ANY, NAME) is credential
 
 
 def test_changed_files_are_served_from_the_next_handshake_on(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
-    old = certificates.context(ANY)
+    context = context_of(certificates)
+    old = presented(context)[0]
     leaf = write_pair(tmp_path, NAME)
+    assert presented(context)[0] == old != leaf
     assert certificates.reload() is True
-    assert presented(certificates.context(ANY))[0] == leaf
-    assert presented(old)[0] != leaf
+    assert presented(context)[0] == leaf
     assert certificates.reload() is False
 
 
 def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
-    context = certificates.context(ANY)
+    credential = certificates.credential(ANY, NAME)
     assert certificates.reload(force=True) is True
-    assert certificates.context(ANY) is not context
+    assert certificates.credential(ANY, NAME) is not credential
 
 
 def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
@@ -61,19 +62,19 @@ def test_a_half_replaced_pair_leaves_the_old_one_until_it_is_whole(
 ) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
-    context = certificates.context(ANY)
+    credential = certificates.credential(ANY, NAME)
     other = tmp_path / "new"
     other.mkdir()
     leaf = write_pair(other, NAME)
     shutil.copy(other / f"{NAME}.crt", certificates.certificate_file)
     assert certificates.reload() is False
-    assert certificates.context(ANY) is context
+    assert certificates.credential(ANY, NAME) is credential
     assert certificates.reload() is False
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1, "told once, not at every look"
     shutil.copy(other / f"{NAME}.key", certificates.key_file)
     assert certificates.reload() is True
-    assert presented(certificates.context(ANY))[0] == leaf
+    assert presented(context_of(certificates))[0] == leaf
 
 
 def test_deleted_files_leave_the_old_certificate(
@@ -81,11 +82,11 @@ def test_deleted_files_leave_the_old_certificate(
 ) -> None:
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
-    context = certificates.context(ANY)
+    credential = certificates.credential(ANY, NAME)
     certificates.certificate_file.unlink()
     assert certificates.reload() is False
     assert certificates.reload(force=True) is False
-    assert certificates.context(ANY) is context
+    assert certificates.credential(ANY, NAME) is credential
     assert "the old one stays in use" in caplog.text
 
 
@@ -112,13 +113,13 @@ def test_an_expired_certificate_does_not_replace_a_good_one(
     write_pair(tmp_path, NAME, days=-1)
     for _ in range(2):
         assert certificates.reload() is False
-        assert presented(certificates.context(ANY))[0] == old
+        assert presented(context_of(certificates))[0] == old
     (told,) = errors(caplog)
     assert "the old one stays in use" in told
     assert "has expired on" in told
     new = write_pair(tmp_path, NAME)
     assert certificates.reload() is True
-    assert presented(certificates.context(ANY))[0] == new
+    assert presented(context_of(certificates))[0] == new
 
 
 def test_without_a_good_one_an_expired_one_is_served_and_told_of(
@@ -126,10 +127,10 @@ def test_without_a_good_one_an_expired_one_is_served_and_told_of(
 ) -> None:
     old = write_pair(tmp_path, NAME, days=-2)
     certificates = load(tmp_path)
-    assert presented(certificates.context(ANY))[0] == old
+    assert presented(context_of(certificates))[0] == old
     new = write_pair(tmp_path, NAME, days=-1)
     assert certificates.reload() is True
-    assert presented(certificates.context(ANY))[0] == new
+    assert presented(context_of(certificates))[0] == new
     assert len(errors(caplog)) == 2
     assert all("it is served all the same, and clients refuse it" in e for e in errors(caplog))
 
@@ -144,11 +145,11 @@ def test_a_certificate_for_later_is_used_from_then_on(
     certificates.certificate_file.write_bytes(chain)
     for _ in range(2):
         assert certificates.reload() is False
-        assert presented(certificates.context(ANY))[0] == old
+        assert presented(context_of(certificates))[0] == old
     (told,) = errors(caplog)
     assert "is valid from" in told
     tomorrow = datetime.now(UTC) + timedelta(days=1, minutes=1)
     monkeypatch.setattr(manual_module, "utc_now", lambda: tomorrow)
     assert certificates.reload() is True
-    assert presented(certificates.context(ANY))[0] != old
+    assert presented(context_of(certificates))[0] != old
     assert certificates.reload() is False

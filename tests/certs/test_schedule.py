@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pyderp.certs.schedule import Pace, Schedule
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
+from pyderp.certs.schedule import RetryPolicy, Schedule
 
 DAY = 86400.0
 NOW = 1_800_000_000.0
@@ -16,9 +16,9 @@ def info(start: float = NOW, days: float = 90) -> CertificateInfo:
     return CertificateInfo(("x",), times[0], times[1])
 
 
-def schedule(**pace: float) -> Schedule:
+def schedule(**policy: float) -> Schedule:
     """Without jitter."""
-    return Schedule(Pace(**pace), lambda low, high: low)
+    return Schedule(RetryPolicy(**policy), lambda low, high: low)
 
 
 def test_a_new_one_asks_at_once() -> None:
@@ -37,7 +37,7 @@ def test_failures_double_the_wait_up_to_a_bound() -> None:
 
 
 def test_the_wait_is_jittered_upwards() -> None:
-    each = Schedule(Pace(), lambda low, high: high)
+    each = Schedule(RetryPolicy(), lambda low, high: high)
     each.failed(NOW, None, limited=False)
     assert each.retry_at - NOW == pytest.approx(75)
 
@@ -75,14 +75,14 @@ def test_success_forgets_failures() -> None:
     each = schedule()
     each.failed(NOW, None, limited=True)
     each.obtained(NOW, info())
-    assert (each.failures, each.retry_at, each.told_at) == (0, 0, 0)
+    assert (each.failures, each.retry_at, each.authority_retry_at) == (0, 0, 0)
 
 
 def test_without_advice_renewal_is_due_with_a_third_left() -> None:
     each = schedule()
     each.obtained(NOW, info())
     assert each.next_request(NOW, info()) == NOW + 60 * DAY
-    late = Schedule(Pace(), lambda low, high: high)
+    late = Schedule(RetryPolicy(), lambda low, high: high)
     late.obtained(NOW, info())
     assert late.next_request(NOW, info()) == NOW + 90 * DAY - 37.5 * DAY, "jitter: earlier"
 
@@ -159,7 +159,7 @@ def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "retry_at", "told_at", "heeded"),
+    ("failures", "retry_at", "authority_retry_at", "heeded"),
     [
         (2, NOW + 300, 0.0, True),
         (1, NOW + 300, NOW + 300, True),
@@ -169,11 +169,11 @@ def test_a_time_from_a_clock_that_was_wrong_holds_up_nobody_for_long() -> None:
     ],
 )
 def test_what_another_process_noted_counts_if_it_is_news(
-    failures: int, retry_at: float, told_at: float, heeded: bool
+    failures: int, retry_at: float, authority_retry_at: float, heeded: bool
 ) -> None:
     each = schedule()
     each.failed(NOW - 100, None, limited=False)
-    assert each.heed(NOW, failures, retry_at, told_at=told_at) is heeded
+    assert each.adopt(NOW, failures, retry_at, authority_retry_at=authority_retry_at) is heeded
     assert each.next_request(NOW, None) == (retry_at if heeded else NOW - 40)
     assert each.failures == (max(failures, 1) if heeded else 1)
 

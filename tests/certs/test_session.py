@@ -16,8 +16,7 @@ from acme import messages
 
 from pyderp.certs.account import load_key
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.network import Budget
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Budget, Refused
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker
@@ -78,7 +77,7 @@ def session(folder: Path, port: int, worker: Worker | None = None, **more: Any) 
         ca_file=folder / "127.0.0.1.crt",
         **more,
     )
-    return Session(tls, Store(tls.certdir, b""), Challenges(), worker or Worker())
+    return Session(tls, Store(tls.certdir), Challenges(), worker or Worker())
 
 
 @pytest.mark.parametrize(("header", "want"), [({"Retry_After": "70"}, 70), ({}, None)])
@@ -117,7 +116,7 @@ def test_advice_from_who_gives_none(tmp_path: Path) -> None:
 
 def post(session: Session, url: str) -> None:
     """Ask for something, signed, as all that `obtain` does."""
-    with session._failures_told(), session._network(Budget(20, Worker())) as net:
+    with session._described_failures(), session._network(Budget(20, Worker())) as net:
         account = load_key(session._store)
         net.key, net.alg = account.jwk, account.algorithm
         net.post(url, None, new_nonce_url=url)

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.certs.context import meta_certificate
-from pyderp.certs.store import Record, Store
+from pyderp.certs.credential import Credential
+from pyderp.certs.store import Record, Store, issued_credential
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePrivate
 
 from .authority import issue
-from .handshake import NAME, presented
+from .handshake import NAME
 
-META = meta_certificate(NodePrivate.generate().public)
 RECORD = Record("https://ca.example/dir", 3, 12.5, 11.0, "why")
 
 
@@ -25,9 +23,13 @@ def pair(host: str = NAME, *, days: int = 60) -> tuple[bytes, bytes]:
     return issue(host, timedelta(days=90 + days), timedelta(days=90))
 
 
+def issued(host: str = NAME) -> Credential:
+    return issued_credential(*pair(host), host, "what the authority issued")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "deep" / "certs", META)
+    return Store(tmp_path / "deep" / "certs")
 
 
 def mode(path: Path) -> int:
@@ -37,7 +39,7 @@ def mode(path: Path) -> int:
 def test_all_folders_that_are_made_are_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        Store(tmp_path / "a" / "b" / "certs", b"")
+        Store(tmp_path / "a" / "b" / "certs")
     finally:
         os.umask(before)
     assert [mode(tmp_path / each) for each in ("a", "a/b", "a/b/certs")] == [0o700] * 3
@@ -45,19 +47,18 @@ def test_all_folders_that_are_made_are_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", [NAME, "2001:db8::7"])
 def test_what_is_saved_is_loaded_and_safe(tmp_path: Path, store: Store, host: str) -> None:
-    issued = store.issued(host, *pair(host))
-    store.save(host, issued)
+    saved = issued(host)
+    store.save(host, saved)
     loaded = store.load(host)
     assert loaded is not None
-    assert (loaded.info, loaded.chain.strip()) == (issued.info, issued.chain.strip())
-    assert len(presented(loaded.context, host if host == NAME else None)) == 2, "leaf and meta"
+    assert (loaded.info, loaded.chain.strip()) == (saved.info, saved.chain.strip())
     assert ":" not in store.path(host).name
     assert mode(store.path(host)) == 0o600
     assert mode(store.directory) == 0o700
 
 
 def test_the_file_is_in_autocerts_form(tmp_path: Path, store: Store) -> None:
-    store.save(NAME, store.issued(NAME, *pair()))
+    store.save(NAME, issued())
     text = (store.directory / NAME).read_text()
     kinds = [line for line in text.splitlines() if line.startswith("-----BEGIN")]
     assert kinds == ["-----BEGIN EC PRIVATE KEY-----", "-----BEGIN CERTIFICATE-----"]
@@ -97,7 +98,7 @@ def test_a_pair_of_manual_mode_that_no_authority_issued_is_left(
     assert store.load("203.0.113.7") is None
     (record,) = caplog.records
     assert f"one will be asked for and kept in {store.path('203.0.113.7')}" in record.getMessage()
-    store.save("203.0.113.7", store.issued("203.0.113.7", *pair("203.0.113.7")))
+    store.save("203.0.113.7", issued("203.0.113.7"))
     assert store.load("203.0.113.7") is not None
     for name, content in files.items():
         assert (store.directory / name).read_bytes() == content
@@ -106,7 +107,7 @@ def test_a_pair_of_manual_mode_that_no_authority_issued_is_left(
 
 def test_an_authority_that_lets_the_key_sign_for_itself_is_none(store: Store) -> None:
     with pytest.raises(ConfigError, match="is self-signed, no authority issued it"):
-        store.issued(NAME, *issue(NAME, self_signed=True))
+        issued_credential(*issue(NAME, self_signed=True), NAME, "a file")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", "other", "cut", "self-signed"])
@@ -149,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_told_at_once(store: Store) -> None:
 def test_a_full_disk_leaves_the_old_file(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save(NAME, store.issued(NAME, *pair()))
+    store.save(NAME, issued())
     before = store.path(NAME).read_bytes()
 
     def full(_: int) -> None:
@@ -157,7 +158,7 @@ def test_a_full_disk_leaves_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.save(NAME, store.issued(NAME, *pair()))
+        store.save(NAME, issued())
     assert store.path(NAME).read_bytes() == before
     assert [each.name for each in store.directory.iterdir()] == [NAME]
 
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_the_old_file(
 def test_a_directory_that_cannot_be_made_or_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot make the certificate directory .*file"):
-        Store(tmp_path / "file", META)
+        Store(tmp_path / "file")
 
 
 def test_a_directory_without_permission_is_told(
@@ -173,14 +174,14 @@ def test_a_directory_without_permission_is_told(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root
     with pytest.raises(ConfigError, match="cannot write to the certificate directory"):
-        Store(tmp_path, META)
+        Store(tmp_path)
 
 
 def test_a_directory_that_others_may_write_to_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tmp_path.chmod(0o777)
-    Store(tmp_path, META)
+    Store(tmp_path)
     assert "mode 0777" in caplog.text
 
 

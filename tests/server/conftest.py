@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyderp.certs import ServerContexts, meta_certificate
 from pyderp.certs.manual import ManualCertificates
 from pyderp.keys import NodePrivate
 
@@ -18,4 +19,5 @@ from .ways import NAME
 def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     directory: Path = tmp_path_factory.mktemp("certificates")
     write_pair(directory, NAME)
-    return ManualCertificates(directory, NAME, NodePrivate.generate().public).context("")
+    meta = meta_certificate(NodePrivate.generate().public)
+    return ServerContexts(ManualCertificates(directory, NAME), meta).context("")

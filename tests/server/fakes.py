@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs import ServerContexts
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
@@ -235,8 +235,8 @@ ROUTES = relay_routes({"/": _home, "/last": _last})
 SIDE_ROUTES = side_routes(lambda _: None, ROUTES, lambda _: False)
 
 
-class FixedCertificate:
-    """A source of certificates that has one context, for whoever asks."""
+class FixedContext(ServerContexts):
+    """Has one context, whatever it is asked for."""
 
     challenge_pending = False
 
@@ -247,28 +247,6 @@ class FixedCertificate:
     def context(self, local_address: str) -> ssl.SSLContext:
         self.asked.append(local_address)
         return self._context
-
-    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
-        return None
-
-    def http_challenge(self, path: str) -> bytes | None:
-        return None
-
-    def certificates(self) -> list[CertificateInfo]:
-        return []
-
-    @property
-    def cert_name(self) -> str:
-        return ""
-
-    async def start(self) -> None:
-        pass
-
-    def reload(self, *, force: bool = False) -> bool:
-        return False
-
-    async def aclose(self) -> None:
-        pass
 
 
 class Wire:
@@ -374,7 +352,7 @@ class TLSWire(Wire):
         version: ssl.TLSVersion | None = None,
         server_name: str = "derp.example.com",
     ) -> None:
-        super().__init__(core, protocol_factory(core, ROUTES, FixedCertificate(context))())
+        super().__init__(core, protocol_factory(core, ROUTES, FixedContext(context))())
         client = trusting_nobody()
         if version is not None:
             client.minimum_version = client.maximum_version = version

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.gate import Gate
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
 
-__all__ = ["AdmissionCounters", "Applicant", "Cause", "Gate", "Verdict", "read_allow_list"]
+__all__ = ["AdmissionCounters", "Cause", "ClientIdentity", "Gate", "Verdict", "read_allow_list"]

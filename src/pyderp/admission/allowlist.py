@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keyfile import numbered_lines, read_regular
+from pyderp.keyfile import FileStamp, file_stamp, numbered_lines, read_regular
 from pyderp.keys import NodePublic
 
 __all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
 
 log = logging.getLogger("pyderp.admission")
 
-_Stamp: TypeAlias = "tuple[int, int, int] | None"
 _LONGEST_LABEL: Final = 200
 _LARGEST: Final = 16 * 1024 * 1024
 """Bytes of a file: some 200,000 keys."""
@@ -112,7 +111,7 @@ def read_allow_list(path: Path) -> dict[NodePublic, str]:
 
 
 class AllowList:
-    """The keys of a file. Before the first `load` nobody is allowed.
+    """The keys of a file. Before the first `load` no key is allowed.
 
     Args:
         path: the file.
@@ -121,9 +120,9 @@ class AllowList:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._labels: Mapping[NodePublic, str] = {}
-        self._read: _Stamp = None
+        self._read: FileStamp | None = None
         """What the file looked like when it was last read, or tried to."""
-        self._seen: _Stamp = None
+        self._seen: FileStamp | None = None
         """What it looked like at the last look."""
 
     def __len__(self) -> int:
@@ -149,7 +148,7 @@ class AllowList:
         Raises:
             ConfigError: it cannot be read or is malformed.
         """
-        self._read = self._seen = self._stat()
+        self._read = self._seen = file_stamp(self.path)
         self._labels = read_allow_list(self.path)
         self._tell()
 
@@ -163,14 +162,14 @@ class AllowList:
             whether there is a new list. If the file cannot be used the old one stays, which is
             logged once.
         """
-        before, self._seen = self._seen, self._stat()
+        before, self._seen = self._seen, file_stamp(self.path)
         if self._seen == self._read or self._seen != before:
             return False
         return self.reload()
 
     def reload(self) -> bool:
         """Read the file now; otherwise as `look`."""
-        self._read = self._seen = self._stat()
+        self._read = self._seen = file_stamp(self.path)
         try:
             labels = read_allow_list(self.path)
         except ConfigError as e:
@@ -187,10 +186,3 @@ class AllowList:
             log.info("read %d keys from %s", len(self), self.path)
         else:
             log.warning("the key file %s allows nobody", self.path)
-
-    def _stat(self) -> _Stamp:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino

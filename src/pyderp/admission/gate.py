@@ -1,4 +1,4 @@
-"""Who may come in, and who must leave: all sources of answers, what they said, and rechecks."""
+"""Which clients may come in and which must leave: all sources, their answers, and rechecks."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyderp.admission.allowlist import AllowList
-from pyderp.admission.callable import AdmissionFunction
-from pyderp.admission.memory import Memory
-from pyderp.admission.questions import Questions
-from pyderp.admission.recheck import recheck_for_ever
-from pyderp.admission.shared import Shared
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Source, Verdict
+from pyderp.admission.source import AdmissionFunction, Source
+from pyderp.admission.turns import Questions
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Memory, Verdict
 from pyderp.config import AdmissionConfig
-from pyderp.defaults import ADMISSION_CACHE, ADMISSION_TIMEOUT
+from pyderp.defaults import ADMISSION_CACHE, ADMISSION_RECHECKS, ADMISSION_TIMEOUT
 from pyderp.keys import NodePublic
+from pyderp.singleflight import SingleFlight
+from pyderp.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
     from pyderp.admission.tailscaled import Tailscaled
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "recheck_for_ever"]
 
 log = logging.getLogger("pyderp.admission")
 
@@ -35,13 +34,13 @@ _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
 
 
 class Gate:
-    """Everybody an `AdmissionConfig` names, asked in order until one says no.
+    """Asks the sources that an `AdmissionConfig` names, in order, until one says no.
 
     First the key file, then tailscaled, the URL and the function. All must agree. Mesh peers
-    are none of its business.
+    are not asked about.
 
     Args:
-        config: who is asked, and for how long answers are remembered.
+        config: what is asked, and for how long answers are remembered.
         live: the clients that are connected now, without mesh peers.
         revoke: closes the connections of a key from an address, or all of them if that is
             `None`; the text says why.
@@ -54,7 +53,7 @@ class Gate:
         self,
         config: AdmissionConfig,
         *,
-        live: Callable[[], Iterable[Applicant]],
+        live: Callable[[], Iterable[ClientIdentity]],
         revoke: Callable[[NodePublic, str | None, str], None],
         timeout: float = ADMISSION_TIMEOUT,
         look: float = _LOOK,
@@ -72,17 +71,17 @@ class Gate:
         sources += _other_sources(config, self.counters, timeout)
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
-        self._memory: Memory[Applicant, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        self._shared: Shared[Applicant, Verdict] = Shared("pyderp admission")
-        # Apart: whoever logs in again and again must not make its recheck share the fate of a
-        # question that had no turn.
-        self._rechecks: Shared[Applicant, Verdict] = Shared("pyderp admission: recheck")
-        self._checks: Shared[str, str] = Shared("pyderp admission: self check")
+        self._memory: Memory[ClientIdentity, Verdict] = Memory(config.remember, ADMISSION_CACHE)
+        self._shared: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
+        # Apart: a client that logs in again and again must not make its recheck share the fate of
+        # a question that had no turn.
+        self._rechecks: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
+        self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
     async def start(self) -> None:
-        """Read the key file, and begin to look after it and after those who are connected.
+        """Read the key file, and begin to watch it and to recheck clients that are connected.
 
         Raises:
             ConfigError: the key file cannot be used.
@@ -96,29 +95,29 @@ class Gate:
                 "pyderp admission: rechecks",
             )
 
-    def known(self, applicant: Applicant) -> Verdict | None:
-        """The verdict, if nobody has to be asked for it.
+    def known(self, client: ClientIdentity) -> Verdict | None:
+        """The verdict, if no source has to be asked for it.
 
         Returns:
             what the key file or a remembered answer says; `None`: use `ask`.
         """
-        verdict = self._listed(applicant.key)
+        verdict = self._listed(client.key)
         if verdict.allowed and self._sources:
-            remembered = self._memory.get(applicant, self._clock())
+            remembered = self._memory.get(client, self._clock())
             if remembered is None:
                 return None
             self.counters.cache_hits += 1
             verdict = dataclasses.replace(remembered, label=verdict.label)
         return self._count(verdict)
 
-    async def ask(self, applicant: Applicant) -> Verdict:
-        """The verdict, from all who have to be asked; raises nothing but `CancelledError`."""
-        known = self.known(applicant)
+    async def ask(self, client: ClientIdentity) -> Verdict:
+        """The verdict, from all sources; raises nothing but `CancelledError`."""
+        known = self.known(client)
         if known is not None:
             return known
-        verdict = await self._query(applicant)
+        verdict = await self._query(client)
         # The file may have changed meanwhile.
-        listed = self._listed(applicant.key)
+        listed = self._listed(client.key)
         if verdict.allowed:
             verdict = dataclasses.replace(listed, cause=verdict.cause)
         return self._count(dataclasses.replace(verdict, label=listed.label))
@@ -132,7 +131,10 @@ class Gate:
         if self._tailscaled is None or self._closed:
             return None
         tailscaled = self._tailscaled
-        return await self._checks.get("self", lambda: self._check_self(tailscaled)) or None
+        wrong = await self._checks.get(
+            "self", lambda: self._check_self(tailscaled), name="pyderp admission: self check"
+        )
+        return wrong or None
 
     def reload(self) -> None:
         """Read the key file now, and forget all answers.
@@ -151,7 +153,7 @@ class Gate:
         return "" if self._list is None else self._list.label(key)
 
     async def aclose(self) -> None:
-        """Ask nobody any more; who waits for an answer is kept out."""
+        """Stop asking; clients that wait for an answer are kept out."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -175,33 +177,35 @@ class Gate:
             self.counters.denied += 1
         return verdict
 
-    async def _query(self, applicant: Applicant, *, recheck: bool = False) -> Verdict:
+    async def _query(self, client: ClientIdentity, *, recheck: bool = False) -> Verdict:
         if self._closed:
             return _CLOSING
         verdict = await (self._rechecks if recheck else self._shared).get(
-            applicant, lambda: self._ask_and_remember(applicant, recheck=recheck)
+            client,
+            lambda: self._ask_and_remember(client, recheck=recheck),
+            name=f"pyderp admission: {'recheck' if recheck else 'login'}",
         )
         return _CLOSING if verdict is None else verdict
 
-    async def _ask_and_remember(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+    async def _ask_and_remember(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         memory = self._memory
-        verdict = await self._ask_all(applicant, recheck=recheck)
-        if verdict.sure:
-            memory.put(applicant, verdict, self._clock())
+        verdict = await self._ask_all(client, recheck=recheck)
+        if verdict.definitive:
+            memory.put(client, verdict, self._clock())
         return verdict
 
-    async def _ask_all(self, applicant: Applicant, *, recheck: bool) -> Verdict:
+    async def _ask_all(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         cause = Cause.ANSWERED
         for source in self._sources:
             try:
-                verdict = await source.ask(applicant, recheck=recheck)
+                verdict = await source.ask(client, recheck=recheck)
             except Exception:
-                log.exception("asking about %s failed", applicant.key)
+                log.exception("asking about %s failed", client.key)
                 self.counters.errors += 1
                 return Verdict(False, "asking about the client failed", cause=Cause.FAILED)
             if not verdict.allowed:
                 return verdict
-            if not verdict.sure:
+            if not verdict.definitive:
                 cause = verdict.cause
         return Verdict(True, cause=cause)
 
@@ -211,14 +215,14 @@ class Gate:
             return key
         verdict = self._listed(key)
         if verdict.allowed:
-            verdict = await self._ask_all(Applicant(key, _SELF_ADDRESS), recheck=True)
+            verdict = await self._ask_all(ClientIdentity(key, _SELF_ADDRESS), recheck=True)
         return "" if verdict.allowed else f"verifyClient for self nodekey: {verdict.reason}"
 
-    async def _check_again(self, applicant: Applicant) -> None:
-        verdict = await self._query(applicant, recheck=True)
-        if verdict.sure and not verdict.allowed:
-            # Others with the key are asked about by themselves: the answer may differ.
-            self._close(applicant.key, applicant.address, verdict.reason)
+    async def _check_again(self, client: ClientIdentity) -> None:
+        verdict = await self._query(client, recheck=True)
+        if verdict.definitive and not verdict.allowed:
+            # The key at another address is asked about by itself: the answer may differ.
+            self._close(client.key, client.address, verdict.reason)
 
     async def _look_for_ever(self, keys: AllowList) -> None:
         while True:
@@ -230,7 +234,7 @@ class Gate:
                 log.exception("looking at the key file %s failed", keys.path)
 
     def _close_unlisted(self, keys: AllowList) -> None:
-        for key in {applicant.key for applicant in self._live()}:
+        for key in {client.key for client in self._live()}:
             verdict = keys.verdict(key)
             if not verdict.allowed:
                 self._close(key, None, verdict.reason)
@@ -243,12 +247,71 @@ class Gate:
         self._tasks.append(asyncio.get_running_loop().create_task(work, name=name))
 
 
+async def recheck_for_ever(
+    interval: float,
+    live: Callable[[], Iterable[ClientIdentity]],
+    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
+) -> NoReturn:
+    """Call `check` for each live client once an interval, spread over it.
+
+    Args:
+        interval: seconds. A round takes longer if the answers do.
+        live: the clients that are connected; looked at when a round begins.
+        check: asks about one client, and does what the answer demands.
+    """
+    while True:
+        try:
+            clients = list(dict.fromkeys(live()))
+        except Exception:
+            log.exception("rechecking clients failed, the next round is in %g s", interval)
+            clients = []
+        await _round(interval, clients, check)
+
+
+async def _round(
+    interval: float,
+    clients: list[ClientIdentity],
+    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
+) -> None:
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    step = interval / max(1, len(clients))
+    slots = asyncio.Semaphore(ADMISSION_RECHECKS)
+    running: set[asyncio.Task[None]] = set()
+
+    def over(task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        slots.release()
+
+    try:
+        for n, client in enumerate(clients):
+            await asyncio.sleep(begin + n * step - loop.time())
+            await slots.acquire()
+            name = "pyderp admission: recheck"
+            task = asyncio.create_task(_carefully(check(client)), name=name)
+            running.add(task)
+            task.add_done_callback(over)
+        if running:
+            await asyncio.wait(running)
+    finally:
+        await cancel_and_wait(list(running))
+    await asyncio.sleep(begin + interval - loop.time())
+
+
+async def _carefully(work: Coroutine[Any, Any, None]) -> None:
+    # A failure must not end the group: a cancellation at that moment would be lost.
+    try:
+        await work
+    except Exception:
+        log.exception("rechecking a client failed")
+
+
 def _tailscaled(
     config: AdmissionConfig, counters: AdmissionCounters, timeout: float
 ) -> Tailscaled | None:
     if not config.tailscaled:
         return None
-    # Here, as in the next function, so that relays that ask nobody do without aiohttp.
+    # Here, as in the next function, so that relays without admission do without aiohttp.
     from pyderp.admission.tailscaled import Tailscaled
 
     return Tailscaled(config.tailscaled_socket, counters, timeout=timeout)

@@ -1,20 +1,50 @@
-"""Whether anybody reaches a server: one connection that fails does not say that."""
+"""Whether a server can be reached over HTTP: one connection that fails does not say that.
+
+Also what an HTTP client does below a question: look-ups of names, connections, redirects.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
-__all__ = ["Attempt", "Reach"]
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+__all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
 
 _FRESH: Final = 30.0
 """Seconds for which a server that was reached counts as one that can be."""
 _GRACE: Final = 1.0
 """Seconds that a failed attempt waits for those beside it to connect."""
 _KNOWN: Final = 1.0
-"""Seconds for which the finding that nobody reaches the server need not be made again."""
+"""Seconds for which the server is known to be out of reach without another attempt."""
+_THREADS: Final = 2
+"""Look-ups at once: aiohttp makes one at a time for each host, and redirects may name others."""
+
+# What says that there is no way to the server, or nothing at its end. All else is this machine's
+# own trouble, such as too few file descriptors or ports, and whoever wants in may have made it.
+_NO_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.ETIMEDOUT,
+        errno.EPIPE,
+        None,  # several addresses failed, each in its own way
+    }
+)
+_OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
 
 
 class Attempt:
@@ -50,9 +80,9 @@ class Attempt:
 class Reach:
     """What attempts to reach one server came to, taken together.
 
-    Whoever can make the server, or the way to it, refuse some connections must not make it look
-    as if there were no server. So it counts as out of reach only if nobody has reached it lately
-    and nobody reaches it now.
+    A client that makes the server, or the way to it, refuse some connections must not make it look
+    as if there were no server. So it counts as out of reach only if no attempt has reached it
+    lately and none reaches it now.
 
     Args:
         clock: seconds of a monotonic clock.
@@ -66,7 +96,7 @@ class Reach:
         self._grace = grace
         self._reached: float | None = None
         self._missed: float | None = None
-        """When it was last found out that nobody reaches it, if nobody did since."""
+        """When it was last found out of reach, if no attempt has reached it since."""
         self._trying: set[Attempt] = set()
         self._changed = asyncio.Event()
 
@@ -77,14 +107,14 @@ class Reach:
         return attempt
 
     def is_known_missed(self) -> bool:
-        """Whether it was found out just now that nobody reaches the server.
+        """Whether the server was found out of reach just now.
 
-        It need not be tried by each of many who would wait for the same in vain.
+        So that not each of many questions waits for the same in vain.
         """
         return self._missed is not None and self._clock() - self._missed < _KNOWN
 
     async def is_missed_by_all(self, failed: Attempt) -> bool:
-        """Whether nobody else reaches the server either, after an attempt without connection.
+        """Whether no other attempt reaches the server either, after one without connection.
 
         Waits for attempts on their way, but not for long.
         """
@@ -115,3 +145,100 @@ class Reach:
 
     def _is_fresh(self) -> bool:
         return self._reached is not None and self._clock() - self._reached < _FRESH
+
+
+def is_missing_connection(error: Exception) -> bool:
+    """Whether an attempt without connection failed because there is none to be had.
+
+    TLS belongs to the connection: a server whose certificate has expired is as good as none.
+    """
+    if isinstance(error, (TimeoutError, aiohttp.ClientSSLError)):
+        return True
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return error.errno not in _OWN_TROUBLE
+    return isinstance(error, aiohttp.ClientConnectorError) and error.errno in _NO_CONNECTION
+
+
+class OwnThreadResolver(AbstractResolver):
+    """Asks the system for addresses, in threads that nothing else uses.
+
+    In the threads of the event loop, names that hang elsewhere would keep this look-up waiting
+    until its time is over, as if the server could not be reached.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, "pyderp-admission")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of a host."""
+        infos = await asyncio.get_running_loop().run_in_executor(
+            self._threads,
+            lambda: socket.getaddrinfo(
+                host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+            ),
+        )
+        return [
+            ResolveResult(
+                hostname=host,
+                host=_with_zone(address),
+                port=port,
+                family=family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for family, _, protocol, _, address in infos
+        ]
+
+    async def close(self) -> None:
+        """Do not wait for look-ups that hang."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _with_zone(address: tuple[Any, ...]) -> str:
+    zone = address[3] if len(address) == 4 else 0
+    return f"{address[0]}%{zone}" if zone and "%" not in address[0] else str(address[0])
+
+
+def tracing() -> aiohttp.TraceConfig:
+    """Tell the `Attempt` that a request carries what comes of its connection.
+
+    aiohttp's errors alone do not say whether there was one: a redirect may lead to a second
+    server, and that one may be missing.
+    """
+    config = aiohttp.TraceConfig()
+
+    async def made(_: object, context: Any, __: object) -> None:
+        _attempt(context).on_connected(reused=False)
+
+    async def reused(_: object, context: Any, __: object) -> None:
+        _attempt(context).on_connected(reused=True)
+
+    async def redirected(
+        _: object, context: Any, params: aiohttp.TraceRequestRedirectParams
+    ) -> None:
+        _attempt(context).on_answered()
+        _check_redirect(params.url, params.response.headers.get("Location", ""))
+
+    config.on_connection_create_end.append(made)
+    config.on_connection_reuseconn.append(reused)
+    config.on_request_redirect.append(redirected)
+    return config
+
+
+def _attempt(context: Any) -> Attempt:
+    attempt = context.trace_request_ctx
+    assert isinstance(attempt, Attempt)
+    return attempt
+
+
+def _check_redirect(base: URL, location: str) -> None:
+    """Refuse a redirect from HTTPS to HTTP: anything on the way could forge the answer.
+
+    Raises:
+        ValueError: it is one, or no URL.
+    """
+    target = base.join(URL(location))
+    if base.scheme == "https" and target.scheme != "https":
+        raise ValueError(f"redirected from https:// to {target.scheme}://")

@@ -13,8 +13,8 @@ import aiohttp
 from yarl import URL
 
 from pyderp import gojson
-from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
+from pyderp.admission.source import FailureLog
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey, without_frames
 from pyderp.keys import NodePublic
@@ -26,7 +26,7 @@ _LONGEST_ANSWER: Final = 4 * 1024 * 1024
 _HEADERS: Final = {"Tailscale-Cap": "142"}
 """Which client we are; any daemon that knows `whois` by node key answers the same to all."""
 _MAC_SOCKET: Final = Path("/var/run/tailscaled.socket")
-# QNAP's is left out: it is below /tmp, where on another machine anybody could put one.
+# QNAP's is left out: it is below /tmp, where on another machine any user could put one.
 _SOCKETS: Final = (
     Path("/var/run/tailscale/tailscaled.sock"),
     Path("/var/packages/Tailscale/var/tailscaled.sock"),  # Synology DSM 7
@@ -77,9 +77,9 @@ class Tailscaled:
         self._failures = FailureLog(self.name)
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """Whether the daemon's network map has the node, as `Source.ask`."""
-        key = applicant.key
+        key = client.key
         self._counters.queries += 1
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.untyped_hex()}")

@@ -9,13 +9,19 @@ from collections.abc import Hashable
 from typing import Final
 
 from pyderp.addresses import parse_ip
+from pyderp.admission.source import FailureLog, Source
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
+from pyderp.defaults import ADMISSION_QUESTIONS, ADMISSION_RECHECKS, ADMISSION_SHARE
 
-__all__ = ["Turn", "Turns", "share_of"]
+__all__ = ["Questions", "Turn", "Turns", "share_of"]
 
 _FEWEST: Final = 4
-"""Turns that are left however slow the answers are: with none nobody would see them improve."""
+"""Turns that are left however slow the answers are, so that it shows when they improve."""
 _GAIN: Final = 0.25
 """Turns that a quick answer adds."""
+_SLOW: Final = 0.5
+"""An answer that takes more than this part of the time allowed says that fewer should be asked."""
+_NO_SHARE: Final = object()
 
 
 def share_of(address: str) -> Hashable:
@@ -94,7 +100,7 @@ class Turns:
 
     async def take(self, share: Hashable) -> Turn:
         """Wait for a turn; cancelling gives up the place in the queue."""
-        # Who waits in another share is at the bounds of that share, or there would be no room.
+        # A share that waits is at its bounds, or there would be no room.
         if not self._has_room(share):
             queue = self._waiting.setdefault(share, deque())
             ready = asyncio.get_running_loop().create_future()
@@ -143,8 +149,8 @@ class Turns:
     def _hand_out(self) -> None:
         while self._total < self.limit:
             # Only shares at their bounds are passed over, and there is room for a few of those.
-            share = next((each for each in self._waiting if self._has_room(each)), _NOBODY)
-            if share is _NOBODY:
+            share = next((each for each in self._waiting if self._has_room(each)), _NO_SHARE)
+            if share is _NO_SHARE:
                 return
             queue = self._waiting.pop(share)
             ready = queue.popleft()
@@ -163,4 +169,57 @@ class Turns:
             self._waiting.pop(share, None)
 
 
-_NOBODY: Final = object()
+class Questions:
+    """Asks one source about clients: newcomers in turns, rechecks apart from them.
+
+    Each address has a share of the turns: a client that logs in again and again, with a fresh
+    key each time, delays itself more than others. Rechecks have turns of their own, so that a
+    flood of newcomers does not keep in a client that must leave.
+
+    Args:
+        source: answers.
+        counters: clients that had no turn are counted there.
+        timeout: seconds that a newcomer waits for a turn. The source bounds its own answers, by
+            as much.
+    """
+
+    def __init__(self, source: Source, counters: AdmissionCounters, *, timeout: float) -> None:
+        self._source = source
+        self._counters = counters
+        self._timeout = timeout
+        self._newcomers = Turns(ADMISSION_QUESTIONS, ADMISSION_SHARE)
+        self._rechecks = Turns(ADMISSION_RECHECKS, ADMISSION_RECHECKS)
+        self._failures = FailureLog(source.name)
+
+    async def ask(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
+        """What the source says; raises nothing but `CancelledError` and what the source raises.
+
+        Args:
+            recheck: the client is connected already, so this waits for its turn without bound.
+        """
+        turns = self._rechecks if recheck else self._newcomers
+        try:
+            async with asyncio.timeout(None if recheck else self._timeout):
+                turn = await turns.take(share_of(client.address))
+        except TimeoutError:
+            return self._crowded()
+        clock = asyncio.get_running_loop().time
+        begin = clock()
+        slow: bool | None = None
+        try:
+            verdict = await self._source.ask(client)
+            if verdict.cause is not Cause.UNREACHABLE:
+                slow = clock() - begin > _SLOW * self._timeout
+        finally:
+            turn.end(slow=slow)
+        return verdict
+
+    async def aclose(self) -> None:
+        """Close what the source keeps open."""
+        await self._source.aclose()
+
+    def _crowded(self) -> Verdict:
+        what = f"too many questions at once: no turn within {self._timeout:g} s"
+        self._counters.crowded += 1
+        self._failures.failed(what)
+        return Verdict(False, f"{self._source.name}: {what}", cause=Cause.CROWDED)

@@ -11,10 +11,15 @@ import aiohttp
 from yarl import URL
 
 from pyderp import gojson
-from pyderp.admission.failurelog import FailureLog
-from pyderp.admission.httpconn import OwnThreadResolver, is_missing_connection, tracing
-from pyderp.admission.reach import Attempt, Reach
-from pyderp.admission.verdict import AdmissionCounters, Applicant, Cause, Verdict, excerpt
+from pyderp.admission.reach import (
+    Attempt,
+    OwnThreadResolver,
+    Reach,
+    is_missing_connection,
+    tracing,
+)
+from pyderp.admission.source import FailureLog
+from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError, without_frames
 
@@ -38,7 +43,7 @@ class AdmissionURL:
 
     Args:
         url: `http://` or `https://`; a user and password in it are sent as Basic.
-        fail_open: let in clients while nobody reaches the server: this question got no
+        fail_open: let in clients while the server is out of reach: this question got no
             connection, and no other has one or had one lately. A connection on which no good
             answer comes always keeps the client out, whatever comes instead.
         counters: queries and errors are counted there.
@@ -68,14 +73,14 @@ class AdmissionURL:
         self._reach = Reach() if reach is None else reach
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """What the server says, as `Source.ask`."""
         if self._fail_open and self._reach.is_known_missed():
-            return self._let_in(applicant, "nobody reaches it")
+            return self._let_in(client, "nobody reaches it")
         self._counters.queries += 1
         attempt = self._reach.begin()
         try:
-            return await self._exchange(applicant, attempt)
+            return await self._exchange(client, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
             # aiohttp's frames hold the errors that come through them.
             what = _describe(without_frames(e), self._timeout)
@@ -85,12 +90,12 @@ class AdmissionURL:
                 return self._failed(f"no usable answer: {what}", cause)
             if not is_missing_connection(e):
                 return self._failed(f"cannot be asked: {what}", Cause.FAILED)
-            return await self._unreachable(applicant, attempt, what)
+            return await self._unreachable(client, attempt, what)
         finally:
             attempt.end()
 
-    async def _exchange(self, applicant: Applicant, attempt: Attempt) -> Verdict:
-        question = {"NodePublic": str(applicant.key), "Source": applicant.address}
+    async def _exchange(self, client: ClientIdentity, attempt: Attempt) -> Verdict:
+        question = {"NodePublic": str(client.key), "Source": client.address}
         body = json.dumps(question, separators=(",", ":")).encode()
         async with asyncio.timeout(self._timeout):
             response = await self._post(body, attempt)
@@ -100,13 +105,12 @@ class AdmissionURL:
                     return self._failed(what, Cause.BAD_ANSWER)
                 allowed = await _read_answer(response)
             finally:
-                # To the end only if it is there; who says more than we read gets a new connection.
+                # A connection on which more comes than was read is not used again.
                 response.release()
         self._failures.worked()
         if allowed:
             return Verdict(True)
-        who = f"{applicant.key}/{applicant.address}"
-        return Verdict(False, f"admission controller: {who} not allowed")
+        return Verdict(False, f"{self.name}: {client} not allowed")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -114,24 +118,24 @@ class AdmissionURL:
             await self._session.close()
             self._session = None
 
-    async def _unreachable(self, applicant: Applicant, attempt: Attempt, what: str) -> Verdict:
+    async def _unreachable(self, client: ClientIdentity, attempt: Attempt, what: str) -> Verdict:
         if not self._fail_open:
             return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
         if not await self._reach.is_missed_by_all(attempt):
-            # Connections can be made to fail by who wants in; all of them hardly.
+            # A client that wants in can make connections fail; all of them hardly.
             return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1
-        return self._let_in(applicant, what)
+        return self._let_in(client, what)
 
-    def _let_in(self, applicant: Applicant, what: str) -> Verdict:
+    def _let_in(self, client: ClientIdentity, what: str) -> Verdict:
         self._counters.failed_open += 1
-        self._failures.failed(f"unreachable, {applicant.key} is let in: {what}")
+        self._failures.failed(f"unreachable, {client.key} is let in: {what}")
         return Verdict(True, cause=Cause.UNREACHABLE)
 
     def _failed(self, what: str, cause: Cause) -> Verdict:
         self._counters.errors += 1
         self._failures.failed(what)
-        return Verdict(False, f"admission controller: {what}", cause=cause)
+        return Verdict(False, f"{self.name}: {what}", cause=cause)
 
     async def _post(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
         try:
@@ -186,7 +190,7 @@ def _proxy_for(url: str) -> str | None:
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     if not proxy.startswith(("http://", "https://")):
-        # Found out only when it is used, it would let everybody in.
+        # Found out only when it is used, it would let every client in.
         raise ConfigError(
             f"the environment's proxy for {parts.scheme}:// is of a kind that the admission URL "
             f"cannot be asked through: want http://…, or {host} in NO_PROXY"

@@ -226,10 +226,12 @@ class Client:
         self._call(lambda: self._client.close_peer(peer))
 
     def watch_connection_changes(self, *, again: bool = False) -> None:
-        """Be told of all who come and go, now and on each later connect; needs the mesh key.
+        """Have the relay report all clients that come and go, now and on each later connect.
+
+        Needs the mesh key.
 
         Args:
-            again: have the relay tell once more who is there, if we watch already.
+            again: have it report once more all that are there, if we watch already.
         """
         self._call(lambda: self._client.watch_connection_changes(again=again))
 
@@ -338,7 +340,7 @@ class SealedPeer:
         return self._inner.peer
 
     def seal(self, data: bytes) -> bytes:
-        """The packet for a payload; each call gives another one.
+        """The packet for a payload; each call returns another one.
 
         Raises:
             LocalProtocolError: the payload is larger than `max_payload`.

@@ -65,7 +65,7 @@ class Call(Generic[T]):
         return self._result
 
     def outcome(self) -> T:
-        """Give what came out, or raise it."""
+        """Return what came out, or raise it."""
         if self._result:
             return self._result[0]
         try:
@@ -91,7 +91,7 @@ class LoopThread:
         """Do something in the thread and wait for it.
 
         Args:
-            unclaimed: told in the thread of a result that came although the waiting ended,
+            unclaimed: called in the thread with a result that came although the waiting ended,
                 as by Ctrl-C.
         """
         if threading.current_thread() is self._thread:
@@ -111,7 +111,7 @@ class LoopThread:
         return call.outcome()
 
     def close_later(self, client: Client) -> None:
-        """Close a client that nobody has any more."""
+        """Close a client that the program has dropped."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the client
             self.loop.call_soon_threadsafe(self._close, client)
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from pyderp.certs.context import ServerContexts, meta_certificate
+from pyderp.certs.credential import CertificateInfo, Credential
 from pyderp.certs.manual import ManualCertificates
-from pyderp.certs.source import CertificateInfo, CertificateSource
+from pyderp.certs.source import CertificateSource
 from pyderp.config import ManualTLS, TLSSettings
-from pyderp.keys import NodePublic
 
-__all__ = ["CertificateInfo", "CertificateSource", "make_certificates"]
+__all__ = [
+    "CertificateInfo",
+    "CertificateSource",
+    "Credential",
+    "ServerContexts",
+    "make_certificates",
+    "meta_certificate",
+]
 
 
-def make_certificates(tls: TLSSettings, server: NodePublic) -> CertificateSource:
-    """What gives a relay its certificates.
+def make_certificates(tls: TLSSettings) -> CertificateSource:
+    """The source of a relay's certificates.
 
-    Settings and files are checked at once; nobody is asked over the network before
+    Settings and files are checked at once; no authority is asked before
     `CertificateSource.start`.
-
-    Args:
-        server: the relay's key, for the meta certificate.
 
     Raises:
         ConfigError: a setting or a file that cannot be used.
     """
     if isinstance(tls, ManualTLS):
-        return ManualCertificates(tls.certdir, tls.hostname, server)
+        return ManualCertificates(tls.certdir, tls.hostname)
     # Not at the top: it brings an HTTP library with it.
     from pyderp.certs.acme import ACMECertificates
 
-    return ACMECertificates(tls, server)
+    return ACMECertificates(tls)

@@ -1,4 +1,4 @@
-"""The account at a certificate authority: a key in a file, and who the authority says it is."""
+"""The account at a certificate authority: a key in a file, and its name at the authority."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from josepy.jwa import ES256, RS256, JWASignature
 from josepy.jwk import JWK, JWKEC, JWKRSA
 
-from pyderp.certs.refusal import Refused
-from pyderp.certs.selfsigned import pem_of_key
+from pyderp.certs.credential import pem_of_key
+from pyderp.certs.network import Refused
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS
 from pyderp.config.rules import parse_eab_key
@@ -59,9 +59,9 @@ def load_key(store: Store) -> Account:
         store.save_account(pem)
     except OSError as e:
         raise Refused(
-            f"cannot save the ACME account key in {store.account_path}: {e.strerror}; nobody is "
-            "asked without it, as each restart would make a new account and use up the "
-            "authority's limits",
+            f"cannot save the ACME account key in {store.account_path}: {e.strerror}; the "
+            "authority is not asked without it, as each restart would make a new account and "
+            "use up the authority's limits",
             asked=False,
         ) from e
     return _account(pem, new=True)

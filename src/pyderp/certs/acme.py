@@ -7,25 +7,22 @@ import contextlib
 import logging
 import operator
 import random
-import ssl
 import time
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakMethod
 
 from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.context import REFUSE_NAME, authority_context, meta_certificate, plain_context
-from pyderp.certs.issuance import Authority, Issuance
-from pyderp.certs.schedule import Pace, Schedule, Uniform
-from pyderp.certs.slot import Slot
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.context import authority_context
+from pyderp.certs.credential import CertificateInfo, Credential
+from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
+from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
+from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
 from pyderp.config.tls import PUBLIC
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePublic
 from pyderp.tasks import cancel_and_wait
 
 __all__ = ["ACMECertificates"]
@@ -37,24 +34,23 @@ _MAX_ADDRESSES: Final = 64
 _LONGEST_SLEEP: Final = 3600.0
 """The wall clock may be set while we sleep."""
 
-PACE: Final = Pace()
-ADDRESS_PACE: Final = Pace(longest_retry=1800.0)
+POLICY: Final = RetryPolicy()
+ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
 
 
 class ACMECertificates:
     """A `CertificateSource` that asks a certificate authority.
 
-    The host name's certificate is served to clients that ask for it by SNI, in any case. With
+    The host name's certificate is for clients that ask for it by SNI, in any case. With
     `ip_certs`, clients that ask for no name, or for the address that they connected to, get
-    one for that address; it is asked for when the first of them comes, who is refused, as all
-    are until it is there. Nobody can have one asked for that is not the relay's own, or that a
-    trusted proxy names.
+    one for that address; it is asked for when the first such client comes, which is refused, as
+    all are until it is there. A client cannot have one asked for that is not for the relay's own
+    address, or one that a trusted proxy names.
 
     Args:
-        server: the relay's key, for the meta certificate.
         authority: made from the settings, if not given.
-        pace: how often it is asked for the host name's certificate.
-        address_pace: and for those of addresses.
+        policy: how often it is asked for the host name's certificate.
+        address_policy: and for those of addresses.
 
     Raises:
         ConfigError: settings or files that cannot be used.
@@ -63,11 +59,10 @@ class ACMECertificates:
     def __init__(
         self,
         tls: ACMETLS,
-        server: NodePublic,
         *,
         authority: Authority | None = None,
-        pace: Pace = PACE,
-        address_pace: Pace = ADDRESS_PACE,
+        policy: RetryPolicy = POLICY,
+        address_policy: RetryPolicy = ADDRESS_POLICY,
         clock: Callable[[], float] = time.time,
         uniform: Uniform = random.uniform,
     ) -> None:
@@ -76,44 +71,39 @@ class ACMECertificates:
         self._tls = tls
         self._clock = clock
         self._uniform = uniform
-        self._pace = pace
-        self._address_pace = address_pace
-        self._store = Store(tls.certdir, meta_certificate(server))
-        self._store.load_account()  # to tell at once that it cannot be read
+        self._policy = policy
+        self._address_policy = address_policy
+        self._store = Store(tls.certdir)
+        self._store.load_account()  # so that one that cannot be read is an error at once
         self._challenges = Challenges()
         self._worker = Worker()
         if authority is None:
-            # Not at the top: it brings an HTTP library with it.
-            from pyderp.certs.session import Session
-
             authority = Session(tls, self._store, self._challenges, self._worker)
         self._issuance = Issuance(tls, self._store, self._worker, authority, clock)
-        self._slots: dict[str, Slot] = {}
-        self._doors: dict[str | None, ssl.SSLContext] = {None: self._door(None)}
+        self._managed: dict[str, ManagedCertificate] = {}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         address = parse_ip(tls.hostname)
         self._hostname = normal_name(tls.hostname) if address is None else str(address)
         self._host_address = None if address is None else self._hostname
-        self._add(self._hostname)
+        self._manage(self._hostname)
 
     # What connections ask
 
     @property
     def challenge_pending(self) -> bool:
-        """Whether `challenge_context` may give something."""
+        """Whether `challenge_credential` may return one."""
         return self._challenges.tls_pending
 
-    def context(self, local_address: str) -> ssl.SSLContext:
-        """A context without a certificate, which takes one when the client's name is known."""
-        if not self._tls.ip_certs:
-            return self._doors[None]
-        door = self._doors.get(local_address)
-        return self._open_door(local_address) if door is None else door
+    def credential(self, local_address: str, server_name: str | None) -> Credential | None:
+        """The certificate for a name, or for the address that a client connected to."""
+        address = self._managed_address(local_address) if self._tls.ip_certs else None
+        subject = self._subject(server_name, address)
+        return None if subject is None else self._managed[subject].credential
 
-    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
-        """The context that answers TLS-ALPN-01, for who asks it."""
-        return self._challenges.context(hello)
+    def challenge_credential(self, hello: memoryview) -> Credential | None:
+        """What answers TLS-ALPN-01, if the client asks for it."""
+        return self._challenges.credential(hello)
 
     def http_challenge(self, path: str) -> bytes | None:
         """The answer to HTTP-01."""
@@ -121,7 +111,7 @@ class ACMECertificates:
 
     def certificates(self) -> list[CertificateInfo]:
         """Those that there are."""
-        return [slot.certificate.info for slot in self._slots.values() if slot.certificate]
+        return [each.credential.info for each in self._managed.values() if each.credential]
 
     @property
     def cert_name(self) -> str:
@@ -144,16 +134,16 @@ class ACMECertificates:
             log.info("the certificate authority does not answer; not waiting for it")
 
     def reload(self, *, force: bool = False) -> bool:
-        """Use what somebody else wrote into the directory.
+        """Use what another program wrote into the directory.
 
         Args:
             force: an operator asks. What failed is tried again at once, unless the authority
                 itself named a time.
         """
-        found = [self._issuance.read_again(slot, force=force) for slot in self._slots.values()]
+        found = [self._issuance.read_again(each, force=force) for each in self._managed.values()]
         if force:
-            for slot in self._slots.values():
-                slot.schedule.hurry(self._clock())
+            for each in self._managed.values():
+                each.schedule.hurry(self._clock())
             self._wake.set()
         return any(found)
 
@@ -162,8 +152,8 @@ class ACMECertificates:
             try:
                 await self._next_step()
             except Exception:
-                # Without this task certificates would expire, and nobody would know why.
-                wait = self._pace.first_retry
+                # Without this task certificates would expire, and no line would say why.
+                wait = self._policy.first_retry
                 log.exception("keeping certificates failed unexpectedly; on in %g s", wait)
                 await asyncio.sleep(wait)
 
@@ -171,7 +161,9 @@ class ACMECertificates:
         """Do what is due, or wait until something may be."""
         self._wake.clear()
         now = self._clock()
-        steps = [step for slot in self._slots.values() for step in self._issuance.steps(slot, now)]
+        steps = [
+            step for each in self._managed.values() for step in self._issuance.steps(each, now)
+        ]
         at, step = min(steps, key=operator.itemgetter(0))
         if at <= now:
             await step()
@@ -182,12 +174,12 @@ class ACMECertificates:
 
     # Names and addresses
 
-    def _open_door(self, local_address: str) -> ssl.SSLContext:
+    def _managed_address(self, local_address: str) -> str | None:
+        """The address that a connection's certificate is for, if it is there or asked for."""
         subject = self._subject_of(local_address)
-        if subject is None or not self._known(subject):
-            return self._doors[None]
-        door = self._doors[local_address] = self._door(subject)
-        return door
+        if subject is None or subject in self._managed or self._begin_to_manage(subject):
+            return subject
+        return None
 
     def _subject_of(self, local_address: str) -> str | None:
         """The address that a certificate for this connection is for."""
@@ -195,55 +187,28 @@ class ACMECertificates:
         if address is None:
             return None
         if self._tls.directory in PUBLIC and not address.is_global:
-            # Behind address translation we do not see the address that clients use, but may
-            # have been told it.
+            # Behind address translation we do not see the address that clients use, but the
+            # settings may name it.
             return self._host_address
         return str(address)
 
-    def _known(self, subject: str) -> bool:
-        """Whether a certificate for this address is there or will be asked for."""
-        if subject in self._slots:
-            return True
-        if len(self._slots) >= _MAX_ADDRESSES:
+    def _begin_to_manage(self, subject: str) -> bool:
+        """Ask for the certificate of an address from now on. Returns whether that can be."""
+        if len(self._managed) >= _MAX_ADDRESSES:
             return False
         try:
-            self._add(subject)
+            self._manage(subject)
         except ConfigError as e:
             log.error("no certificate for %s: %s", subject, e)
             return False
         self._wake.set()
         return True
 
-    def _add(self, subject: str) -> None:
-        pace = self._pace if parse_ip(subject) is None else self._address_pace
-        slot = Slot(subject, Schedule(pace, self._uniform))
-        self._issuance.load(slot)
-        self._slots[subject] = slot
-
-    def _door(self, address: str | None) -> ssl.SSLContext:
-        """The context that a handshake begins with, at one local address."""
-
-        # Weak: we hold the context, which holds what it calls.
-        find = WeakMethod(self._find)
-
-        def choose(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
-            find_now = find()
-            found = None if find_now is None else find_now(name, address)
-            if found is None:
-                return REFUSE_NAME
-            tls.context = found
-            return None
-
-        context = plain_context()
-        context.sni_callback = choose
-        return context
-
-    def _find(self, name: str | None, address: str | None) -> ssl.SSLContext | None:
-        subject = self._subject(name, address)
-        slot = None if subject is None else self._slots.get(subject)
-        if slot is None or slot.certificate is None:
-            return None
-        return slot.certificate.context
+    def _manage(self, subject: str) -> None:
+        policy = self._policy if parse_ip(subject) is None else self._address_policy
+        managed = ManagedCertificate(subject, Schedule(policy, self._uniform))
+        self._issuance.load(managed)
+        self._managed[subject] = managed
 
     def _subject(self, name: str | None, address: str | None) -> str | None:
         """What a client gets that asks for this name at this address."""

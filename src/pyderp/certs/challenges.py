@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import ssl
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,16 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pyderp.certs.context import server_context
-from pyderp.certs.leaf import utc_now
-from pyderp.certs.selfsigned import pem_of_key
+from pyderp.certs.context import ACME_TLS
+from pyderp.certs.credential import Credential, info_of, pem_of_key, utc_now
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 
-__all__ = ["ACME_TLS", "Challenges", "challenge_context"]
-
-ACME_TLS: Final = "acme-tls/1"
-"""The ALPN protocol of TLS-ALPN-01."""
+__all__ = ["Challenges", "challenge_credential"]
 
 _ACME_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _OCTET_STRING_OF_32: Final = b"\x04\x20"
@@ -37,7 +32,7 @@ class Challenges:
 
     def __init__(self) -> None:
         self._bodies: dict[str, bytes] = {}
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._credentials: dict[str, Credential] = {}
 
     @contextlib.contextmanager
     def by_http(self, path: str, authorization: str) -> Iterator[None]:
@@ -51,24 +46,24 @@ class Challenges:
     @contextlib.contextmanager
     def by_tls(self, name: str, authorization: str) -> Iterator[None]:
         """Answer TLS-ALPN-01 for this name within the block (RFC 8737)."""
-        self._contexts[name] = challenge_context(name, authorization)
+        self._credentials[name] = challenge_credential(name, authorization)
         try:
             yield
         finally:
-            del self._contexts[name]
+            del self._credentials[name]
 
     @property
     def tls_pending(self) -> bool:
-        """Whether `context` may find anything."""
-        return bool(self._contexts)
+        """Whether `credential` may find anything."""
+        return bool(self._credentials)
 
     def body(self, path: str) -> bytes | None:
         """The answer by HTTP."""
         return self._bodies.get(path)
 
-    def context(self, hello: memoryview) -> ssl.SSLContext | None:
-        """The answer by TLS, to who asks for it."""
-        if not self._contexts:
+    def credential(self, hello: memoryview) -> Credential | None:
+        """The answer by TLS, if the ClientHello asks for it."""
+        if not self._credentials:
             return None
         try:
             asked = parse_client_hello_untrusted(hello)
@@ -76,17 +71,17 @@ class Challenges:
             return None  # the handshake itself will say so
         if asked is None or ACME_TLS.encode() not in asked.protocols:
             return None
-        return self._contexts.get(asked.server_name.lower())
+        return self._credentials.get(asked.server_name.lower())
 
 
-def challenge_context(name: str, authorization: str) -> ssl.SSLContext:
-    """A context with the certificate that proves control over a name (RFC 8737 §3).
+def challenge_credential(name: str, authorization: str) -> Credential:
+    """A certificate that proves control over a name (RFC 8737 §3).
 
     Args:
         authorization: the key authorization; its hash is in the certificate.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    # A common name may have 64 characters at most; nobody reads this one.
+    # A common name may have 64 characters at most; this one is not looked at.
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
     now = utc_now()
     digest = hashlib.sha256(authorization.encode("ascii")).digest()
@@ -104,4 +99,4 @@ def challenge_context(name: str, authorization: str) -> ssl.SSLContext:
         .sign(key, hashes.SHA256())
     )
     chain = certificate.public_bytes(serialization.Encoding.PEM)
-    return server_context(chain, pem_of_key(key), b"", protocol=ACME_TLS)
+    return Credential(chain, pem_of_key(key), info_of(certificate))

@@ -1,4 +1,4 @@
-"""TLS contexts of a relay: its certificate chain with the meta certificate last."""
+"""From credentials to the `ssl` module: the contexts of a relay, in one place."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import errno
 import os
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
+from weakref import WeakKeyDictionary
 
-from pyderp.certs.leaf import utc_now
+from pyderp.certs.credential import Credential, utc_now
+from pyderp.certs.source import CertificateSource
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.wire.metacert import make_meta_certificate
 
 __all__ = [
+    "ACME_TLS",
     "REFUSE_NAME",
-    "OnName",
+    "ServerContexts",
     "authority_context",
+    "check_credential",
     "meta_certificate",
     "plain_context",
-    "server_context",
 ]
 
-OnName: TypeAlias = Callable[[ssl.SSLObject, str | None, ssl.SSLContext], int | None]
-"""Called with the name that a client asks for; gives an alert, or `None` to go on."""
+ACME_TLS: Final = "acme-tls/1"
+"""The ALPN protocol of TLS-ALPN-01."""
+_MOST_ADDRESSES: Final = 256
 
 REFUSE_NAME: Final = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 """The alert for a name that there is no certificate for; `derper` sends it."""
@@ -55,28 +59,115 @@ def meta_certificate(server: NodePublic) -> bytes:
     return ssl.DER_cert_to_PEM_cert(make_meta_certificate(server, now=utc_now())).encode("ascii")
 
 
-def server_context(
-    chain: bytes, key: bytes, meta: bytes, *, where: str = "", protocol: str = "http/1.1"
-) -> ssl.SSLContext:
-    """The context that presents a certificate.
+class ServerContexts:
+    """The TLS contexts of a relay, filled from the credentials of a certificate source.
+
+    Here alone a credential becomes an `ssl.SSLContext`. Another TLS engine would ask the same
+    source, with the same address and name.
 
     Args:
-        chain: the leaf, then who vouches for it; PEM. Text around them may have any encoding.
-        key: the leaf's private key, PEM, not encrypted.
-        meta: the meta certificate, PEM; comes last. Empty: none.
-        where: the files they are from, for the error.
+        source: has the credentials.
+        meta: the relay's meta certificate, PEM; it is presented after each chain.
+    """
+
+    def __init__(self, source: CertificateSource, meta: bytes) -> None:
+        self.source = source
+        self._filled = _Filled(meta)
+        self._sni_contexts: dict[str, ssl.SSLContext] = {}
+        """By local address."""
+
+    @property
+    def challenge_pending(self) -> bool:
+        """Whether `challenge_context` may return one; false nearly always."""
+        return self.source.challenge_pending
+
+    def context(self, local_address: str) -> ssl.SSLContext:
+        """The server side of TLS for a new connection.
+
+        It has no certificate itself: the handshake switches to one that has when the
+        ClientHello names the host, or ends with `REFUSE_NAME`.
+
+        Args:
+            local_address: the relay's own IP address that the client connected to.
+        """
+        context = self._sni_contexts.get(local_address)
+        if context is None:
+            # A machine may have a whole network. What is forgotten is made anew in 0.1 ms.
+            if len(self._sni_contexts) >= _MOST_ADDRESSES:
+                self._sni_contexts.clear()
+            context = _sni_context(self.source, local_address, self._filled)
+            self._sni_contexts[local_address] = context
+        return context
+
+    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
+        """The context that answers TLS-ALPN-01; `None`: the client does not ask for that.
+
+        Args:
+            hello: a whole ClientHello, as `pyderp.wire.clienthello` reads it.
+        """
+        credential = self.source.challenge_credential(hello)
+        return None if credential is None else self._filled.of(credential, challenge=True)
+
+
+class _Filled:
+    """One context for each credential, as long as that is in use.
+
+    Apart from `ServerContexts`, whose contexts hold this: so they do not hold themselves.
+    """
+
+    def __init__(self, meta: bytes) -> None:
+        self._meta = meta
+        self._contexts: WeakKeyDictionary[Credential, ssl.SSLContext] = WeakKeyDictionary()
+
+    def of(self, credential: Credential, *, challenge: bool = False) -> ssl.SSLContext:
+        """The context with a credential.
+
+        Args:
+            challenge: it answers a check by TLS-ALPN-01 (RFC 8737).
+        """
+        context = self._contexts.get(credential)
+        if context is None:
+            context = plain_context(ACME_TLS) if challenge else plain_context()
+            _fill(context, credential, b"" if challenge else self._meta)
+            self._contexts[credential] = context
+        return context
+
+
+def _sni_context(source: CertificateSource, local_address: str, filled: _Filled) -> ssl.SSLContext:
+    def choose(tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        credential = source.credential(local_address, name)
+        if credential is None:
+            return REFUSE_NAME
+        tls.context = filled.of(credential)
+        return None
+
+    context = plain_context()
+    context.sni_callback = choose
+    return context
+
+
+def check_credential(credential: Credential, where: str) -> None:
+    """Refuse a credential that cannot be served.
+
+    OpenSSL finds out: it has a mind of its own about keys that are too short.
+
+    Args:
+        where: the files it is from, for the error.
 
     Raises:
         ConfigError: key and certificate do not fit, or one of them is none.
     """
-    context = plain_context(protocol)
     try:
-        # The ssl module takes both only from files.
-        with _as_file(chain.rstrip() + b"\n" + meta) as chain_file, _as_file(key) as key_file:
-            context.load_cert_chain(chain_file, key_file, password=_no_password)
+        _fill(plain_context(), credential)
     except (ssl.SSLError, OSError) as e:
-        raise ConfigError(f"cannot use {where or 'the certificate'}: {_explain(e)}") from e
-    return context
+        raise ConfigError(f"cannot use {where}: {_explain(e)}") from e
+
+
+def _fill(context: ssl.SSLContext, credential: Credential, meta: bytes = b"") -> None:
+    chain = credential.chain.rstrip() + b"\n" + meta
+    # The ssl module takes both only from files.
+    with _as_file(chain) as chain_file, _as_file(credential.key) as key_file:
+        context.load_cert_chain(chain_file, key_file, password=_no_password)
 
 
 @contextlib.contextmanager

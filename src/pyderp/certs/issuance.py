@@ -6,19 +6,19 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from pyderp.certs.leaf import day
-from pyderp.certs.lock import order_lock
-from pyderp.certs.refusal import Refused
+from pyderp.certs.credential import Credential, day
+from pyderp.certs.network import Refused
 from pyderp.certs.schedule import Schedule
-from pyderp.certs.slot import Slot
-from pyderp.certs.store import Certificate, Record, Store
+from pyderp.certs.store import Record, Store, issued_credential, order_lock
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
 from pyderp.errors import ConfigError
+from pyderp.keyfile import FileStamp
 
-__all__ = ["Authority", "Issuance", "Step"]
+__all__ = ["Authority", "Issuance", "ManagedCertificate", "Step"]
 
 log = logging.getLogger("pyderp.tls")
 
@@ -29,8 +29,28 @@ class _Busy(Exception):
     """Another process asks, or did so just now."""
 
 
+@dataclass(slots=True)
+class ManagedCertificate:
+    """A host name or address that a certificate is wanted for, and when to do what about it."""
+
+    subject: str
+    """DNS name or IP address, in normal form."""
+
+    schedule: Schedule
+    credential: Credential | None = None
+
+    stamp: FileStamp | None = None
+    """Of the file when it was last read or written."""
+
+    unsaved: bool = False
+    save_at: float = 0.0
+
+    waiting: bool = False
+    """For another process that asks."""
+
+
 class Authority(Protocol):
-    """Who issues certificates; `Session` is the real one. Its methods block."""
+    """A certificate authority; `Session` is the real one. The methods block."""
 
     def obtain(self, subject: str, attempt: int) -> tuple[bytes, bytes]:
         """A chain and its key; raises `Refused` or `Stopped`."""
@@ -58,247 +78,254 @@ class Issuance:
         self._authority = authority
         self._clock = clock
 
-    def load(self, slot: Slot) -> None:
+    def load(self, managed: ManagedCertificate) -> None:
         """Begin with what the directory has.
 
         Raises:
             ConfigError: a file is there but cannot be read.
         """
         now = self._clock()
-        record = self._store.load_record(slot.subject)
-        schedule = slot.schedule
+        record = self._store.load_record(managed.subject)
+        schedule = managed.schedule
         schedule.failures = record.failures
-        schedule.retry_at, schedule.told_at = record.retry_at, record.told_at
-        certificate = self._store.load(slot.subject)
-        if certificate is not None:
-            slot.certificate = certificate
-            slot.stamp = self._store.stamp(slot.subject)
-            schedule.obtained(now, certificate.info, fresh=False)
+        schedule.retry_at, schedule.authority_retry_at = record.retry_at, record.authority_retry_at
+        credential = self._store.load(managed.subject)
+        if credential is not None:
+            managed.credential = credential
+            managed.stamp = self._store.stamp(managed.subject)
+            schedule.obtained(now, credential.info, fresh=False)
             if record.directory not in ("", self._directory):
                 log.info(
                     "the certificate of %s is from %s; one from %s will be asked for",
-                    slot.subject,
+                    managed.subject,
                     record.directory,
                     self._directory,
                 )
                 schedule.replace_now()
-        at = schedule.next_request(now, certificate.info if certificate else None)
-        if record.error and certificate is None and at > now:
+        at = schedule.next_request(now, credential.info if credential else None)
+        if record.error and credential is None and at > now:
             log.warning(
                 "no certificate for %s yet; next try in %.0f s, as the last failed: %s",
-                slot.subject,
+                managed.subject,
                 at - now,
                 record.error,
             )
 
-    def steps(self, slot: Slot, now: float) -> Iterator[tuple[float, Step]]:
-        """What is to be done for a slot, and when; what is past is to be done now."""
-        certificate = slot.certificate
-        info = certificate.info if certificate is not None else None
-        yield slot.schedule.next_request(now, info), functools.partial(self._obtain, slot)
-        if certificate is not None:
-            yield slot.schedule.advice_at, functools.partial(self._advise, slot, certificate)
-            if slot.unsaved:
-                yield slot.save_at, functools.partial(self._save, slot, certificate)
+    def steps(self, managed: ManagedCertificate, now: float) -> Iterator[tuple[float, Step]]:
+        """What is to be done for a certificate, and when; what is past is to be done now."""
+        credential = managed.credential
+        info = credential.info if credential is not None else None
+        yield managed.schedule.next_request(now, info), functools.partial(self._obtain, managed)
+        if credential is not None:
+            yield managed.schedule.advice_at, functools.partial(self._advise, managed, credential)
+            if managed.unsaved:
+                yield managed.save_at, functools.partial(self._save, managed, credential)
 
-    def read_again(self, slot: Slot, *, force: bool) -> bool:
-        """Use what somebody else wrote to the slot's file; gives whether that was so."""
-        stamp = self._store.stamp(slot.subject)
-        if stamp is None or (stamp == slot.stamp and not force) or slot.unsaved:
+    def read_again(self, managed: ManagedCertificate, *, force: bool) -> bool:
+        """Use what another program wrote to the file. Returns whether it did."""
+        stamp = self._store.stamp(managed.subject)
+        if stamp is None or (stamp == managed.stamp and not force) or managed.unsaved:
             return False
-        slot.stamp = stamp
+        managed.stamp = stamp
         try:
-            found = self._store.read_again(slot.subject)
+            found = self._store.read_again(managed.subject)
         except ConfigError as e:
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
         now = self._clock()
-        old = slot.certificate
+        old = managed.credential
         if found.info.not_after.timestamp() <= now or (old and old.chain == found.chain):
             return False
-        slot.certificate = found
-        slot.schedule.obtained(now, found.info, fresh=False)
-        log.info("certificate of %s reloaded from %s", slot.subject, self._store.path(slot.subject))
+        managed.credential = found
+        managed.schedule.obtained(now, found.info, fresh=False)
+        log.info(
+            "certificate of %s reloaded from %s", managed.subject, self._store.path(managed.subject)
+        )
         return True
 
     # Steps
 
-    async def _obtain(self, slot: Slot) -> None:
+    async def _obtain(self, managed: ManagedCertificate) -> None:
         try:
-            found = await self._worker.run(functools.partial(self._obtain_locked, slot))
+            found = await self._worker.run(functools.partial(self._obtain_locked, managed))
         except Stopped:
             return
         except _Busy:
-            self._wait_for_another(slot)
+            self._wait_for_another(managed)
             return
         except Refused as e:
-            self._tell(slot, e)
+            self._tell(managed, e)
         except Exception as e:
-            log.exception("getting a certificate for %s failed unexpectedly", slot.subject)
+            log.exception("getting a certificate for %s failed unexpectedly", managed.subject)
             why = Refused(repr(e))
-            self._count(slot, why)
-            self._tell(slot, why)
+            self._count(managed, why)
+            self._tell(managed, why)
         else:
-            certificate, fresh = found
-            slot.certificate = certificate
-            slot.schedule.obtained(self._clock(), certificate.info, fresh=fresh)
+            credential, fresh = found
+            managed.credential = credential
+            managed.schedule.obtained(self._clock(), credential.info, fresh=fresh)
             log.info(
                 "certificate of %s is good until %s%s",
-                slot.subject,
-                day(certificate.info.not_after),
+                managed.subject,
+                day(credential.info.not_after),
                 "" if fresh else "; another process got it",
             )
-        slot.waiting = False
+        managed.waiting = False
 
-    def _wait_for_another(self, slot: Slot) -> None:
-        if not slot.waiting:
+    def _wait_for_another(self, managed: ManagedCertificate) -> None:
+        if not managed.waiting:
             log.info(
                 "another process asks for certificates in %s, or just did; that of %s waits",
                 self._store.directory,
-                slot.subject,
+                managed.subject,
             )
-        slot.waiting = True
-        slot.schedule.postponed(self._clock() + slot.schedule.pace.look_again)
+        managed.waiting = True
+        managed.schedule.postponed(self._clock() + managed.schedule.policy.look_again)
 
-    def _obtain_locked(self, slot: Slot) -> tuple[Certificate, bool]:
-        """On the worker's thread: ask, unless another process does; gives whether we did.
+    def _obtain_locked(self, managed: ManagedCertificate) -> tuple[Credential, bool]:
+        """On the worker's thread: ask, unless another process does. Returns also whether we did.
 
         When one relay takes over from another, both use the directory for a while.
         """
         with order_lock(self._store.directory) as free:
             if not free:
                 raise _Busy
-            before = self._store.load_record(slot.subject)
-            certificate = self._found(slot, before)
-            if certificate is not None:
-                return certificate, False
-            if slot.schedule.heed(
-                self._clock(), before.failures, before.retry_at, told_at=before.told_at
+            before = self._store.load_record(managed.subject)
+            credential = self._found(managed, before)
+            if credential is not None:
+                return credential, False
+            if managed.schedule.adopt(
+                self._clock(),
+                before.failures,
+                before.retry_at,
+                authority_retry_at=before.authority_retry_at,
             ):
                 raise _Busy
-            log.info("asking %s for a certificate for %s", self._directory, slot.subject)
+            log.info("asking %s for a certificate for %s", self._directory, managed.subject)
             try:
-                return self._obtain_now(slot, before), True
+                return self._obtain_now(managed, before), True
             except Refused as e:
-                self._count(slot, e)  # while nobody else looks
+                self._count(managed, e)  # while no other process looks
                 raise
 
-    def _found(self, slot: Slot, record: Record) -> Certificate | None:
+    def _found(self, managed: ManagedCertificate, record: Record) -> Credential | None:
         """What another process got since we looked."""
-        stamp = self._store.stamp(slot.subject)
+        stamp = self._store.stamp(managed.subject)
         ours = record.directory in ("", self._directory)
-        if stamp in (None, slot.stamp) or slot.unsaved or not ours:
+        if stamp in (None, managed.stamp) or managed.unsaved or not ours:
             return None
         try:
-            found = self._store.read_again(slot.subject)
+            found = self._store.read_again(managed.subject)
         except ConfigError:
             return None
-        end = slot.certificate.info.not_after.timestamp() if slot.certificate else self._clock()
+        end = managed.credential.info.not_after.timestamp() if managed.credential else self._clock()
         if found.info.not_after.timestamp() <= end:
             return None
-        slot.stamp = stamp
+        managed.stamp = stamp
         return found
 
-    def _obtain_now(self, slot: Slot, before: Record) -> Certificate:
+    def _obtain_now(self, managed: ManagedCertificate, before: Record) -> Credential:
         """Ask, and save."""
-        schedule = slot.schedule
+        schedule = managed.schedule
         # Should this process die in the middle, over and over, each is a failure.
         presumed = dataclasses.replace(schedule)
         presumed.failed(self._clock(), None, limited=False)
-        self._remember(slot, _record_of(presumed, before.directory, "interrupted"))
+        self._remember(managed, _record_of(presumed, before.directory, "interrupted"))
         try:
-            chain, key = self._authority.obtain(slot.subject, schedule.failures)
+            chain, key = self._authority.obtain(managed.subject, schedule.failures)
         except Stopped:
-            self._remember(slot, before)
+            self._remember(managed, before)
             raise
         except Refused as e:
             if not e.asked:
-                self._remember(slot, before)
+                self._remember(managed, before)
             raise
         try:
-            certificate = self._store.issued(slot.subject, chain, key)
+            credential = issued_credential(chain, key, managed.subject, "what the authority issued")
         except ConfigError as e:
             raise Refused(str(e)) from e
-        if certificate.info.not_after.timestamp() <= self._clock():
+        if credential.info.not_after.timestamp() <= self._clock():
             raise Refused("it issued one that has expired already; is the clock right?")
-        slot.unsaved = True
-        self._save_now(slot, certificate)
-        return certificate
+        managed.unsaved = True
+        self._save_now(managed, credential)
+        return credential
 
-    def _count(self, slot: Slot, why: Refused) -> None:
+    def _count(self, managed: ManagedCertificate, why: Refused) -> None:
         now = self._clock()
-        schedule = slot.schedule
+        schedule = managed.schedule
         if not why.asked:
-            schedule.postponed(now + schedule.pace.save_every)
+            schedule.postponed(now + schedule.policy.save_every)
             return
         schedule.failed(now, why.retry_after, limited=why.limited)
-        directory = self._store.load_record(slot.subject).directory
-        self._remember(slot, _record_of(schedule, directory, str(why)))
+        directory = self._store.load_record(managed.subject).directory
+        self._remember(managed, _record_of(schedule, directory, str(why)))
 
-    def _tell(self, slot: Slot, why: Refused) -> None:
-        wait = max(slot.schedule.retry_at - self._clock(), 0.0)
-        certificate = slot.certificate
-        if certificate is None:
-            log.error("no certificate for %s: %s; next try in %.0f s", slot.subject, why, wait)
+    def _tell(self, managed: ManagedCertificate, why: Refused) -> None:
+        wait = max(managed.schedule.retry_at - self._clock(), 0.0)
+        credential = managed.credential
+        if credential is None:
+            log.error("no certificate for %s: %s; next try in %.0f s", managed.subject, why, wait)
             return
         log.warning(
             "the certificate of %s, good until %s, is not renewed: %s; next try in %.0f s",
-            slot.subject,
-            day(certificate.info.not_after),
+            managed.subject,
+            day(credential.info.not_after),
             why,
             wait,
         )
 
-    async def _advise(self, slot: Slot, certificate: Certificate) -> None:
+    async def _advise(self, managed: ManagedCertificate, credential: Credential) -> None:
         now = self._clock()
         try:
             when, again = await self._worker.run(
-                functools.partial(self._authority.renewal, certificate.chain)
+                functools.partial(self._authority.renewal, credential.chain)
             )
         except Stopped:
             return
         except Refused as e:
             log.info("%s does not tell when to renew: %s", self._directory, e)
-            when, again = None, now + slot.schedule.pace.advice_every
+            when, again = None, now + managed.schedule.policy.advice_every
         except Exception:
             log.exception("asking when to renew failed unexpectedly")
-            when, again = None, now + slot.schedule.pace.advice_every
-        if slot.certificate is certificate:
-            slot.schedule.advised(self._clock(), certificate.info, when, again)
+            when, again = None, now + managed.schedule.policy.advice_every
+        if managed.credential is credential:
+            managed.schedule.advised(self._clock(), credential.info, when, again)
 
-    async def _save(self, slot: Slot, certificate: Certificate) -> None:
+    async def _save(self, managed: ManagedCertificate, credential: Credential) -> None:
         try:
-            await self._worker.run(functools.partial(self._save_now, slot, certificate))
+            await self._worker.run(functools.partial(self._save_now, managed, credential))
         except Exception:
-            log.exception("saving the certificate of %s failed unexpectedly", slot.subject)
-            slot.save_at = self._clock() + slot.schedule.pace.save_every
+            log.exception("saving the certificate of %s failed unexpectedly", managed.subject)
+            managed.save_at = self._clock() + managed.schedule.policy.save_every
 
-    def _save_now(self, slot: Slot, certificate: Certificate) -> None:
+    def _save_now(self, managed: ManagedCertificate, credential: Credential) -> None:
         """On the worker's thread."""
         try:
-            self._store.save(slot.subject, certificate)
+            self._store.save(managed.subject, credential)
         except OSError as e:
-            slot.save_at = self._clock() + slot.schedule.pace.save_every
+            managed.save_at = self._clock() + managed.schedule.policy.save_every
             log.error(
                 "cannot save the certificate of %s in %s: %s; it is in use all the same, and "
                 "lost if the relay stops",
-                slot.subject,
-                self._store.path(slot.subject),
+                managed.subject,
+                self._store.path(managed.subject),
                 e.strerror,
             )
             return
-        slot.stamp = self._store.stamp(slot.subject)
-        slot.unsaved = False
-        self._remember(slot, Record(directory=self._directory))
+        managed.stamp = self._store.stamp(managed.subject)
+        managed.unsaved = False
+        self._remember(managed, Record(directory=self._directory))
 
     # What is remembered
 
-    def _remember(self, slot: Slot, record: Record) -> None:
+    def _remember(self, managed: ManagedCertificate, record: Record) -> None:
         try:
-            self._store.save_record(slot.subject, record)
+            self._store.save_record(managed.subject, record)
         except OSError as e:
-            log.error("cannot write %s: %s", self._store.record_path(slot.subject), e.strerror)
+            log.error("cannot write %s: %s", self._store.record_path(managed.subject), e.strerror)
 
 
 def _record_of(schedule: Schedule, directory: str, error: str) -> Record:
-    return Record(directory, schedule.failures, schedule.retry_at, schedule.told_at, error)
+    return Record(
+        directory, schedule.failures, schedule.retry_at, schedule.authority_retry_at, error
+    )

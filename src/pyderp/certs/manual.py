@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
+import os
 import re
-import ssl
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pyderp.addresses import check_host_name, parse_ip
-from pyderp.certs.context import REFUSE_NAME, OnName, meta_certificate, server_context
-from pyderp.certs.leaf import day, info_of, parse_leaf, utc_now, valid_for
-from pyderp.certs.selfsigned import make_self_signed
-from pyderp.certs.source import CertificateInfo
+from pyderp.addresses import IPAddress, check_host_name, parse_ip
+from pyderp.certs.context import check_credential
+from pyderp.certs.credential import (
+    CertificateInfo,
+    Credential,
+    day,
+    info_of,
+    parse_leaf,
+    pem_of_key,
+    utc_now,
+    valid_for,
+)
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePublic
+from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.maps.region import PIN_PREFIX
 
 __all__ = ["ManualCertificates", "certificate_paths"]
 
 log = logging.getLogger("pyderp.tls")
 
+_VALIDITY: Final = timedelta(days=365)
+"""Of a self-signed certificate."""
 _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
@@ -36,25 +46,17 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
     return certdir / f"{name}.crt", certdir / f"{name}.key"
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    context: ssl.SSLContext
-    info: CertificateInfo
-    digest: str
-
-
 class ManualCertificates:
     """The certificate of one host name or IP address, from files (a `CertificateSource`).
 
     A DNS name is served to clients that ask for exactly it by SNI; the certificate of an IP
     address is served to all, and made here if a file is missing. When `reload` finds changed
-    files, new connections get the new certificate; handshakes that have begun keep the old.
+    files, new handshakes get the new certificate.
     One that is not valid today does not replace one that is; if there is no other, it is served.
 
     Args:
         certdir: directory of the two files.
         hostname: name or IP address that the certificate must be valid for.
-        server: the relay's key, for the meta certificate.
 
     Raises:
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
@@ -62,39 +64,44 @@ class ManualCertificates:
 
     challenge_pending = False
 
-    def __init__(self, certdir: Path, hostname: str, server: NodePublic) -> None:
+    def __init__(self, certdir: Path, hostname: str) -> None:
         check_host_name(hostname)
         self.hostname = hostname
         self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
-        self._meta = meta_certificate(server)
         if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
-            make_self_signed(self._address, self.certificate_file, self.key_file)
-        self._stamp = self._stat()
+            _make_self_signed(self._address, self.certificate_file, self.key_file)
+        self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
         """Of a pair that is not valid yet, and not in use."""
         self._use(self._load())
 
-    def context(self, local_address: str) -> ssl.SSLContext:
-        """The same for all, until the files change."""
-        return self._loaded.context
+    def credential(self, local_address: str, server_name: str | None) -> Credential | None:
+        """The one there is, to clients that ask for its DNS name; that of an address to all."""
+        if self._address is None and server_name != self.hostname:
+            return None
+        return self._credential
 
-    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
-        """Nobody challenges a certificate that is there."""
+    def challenge_credential(self, hello: memoryview) -> Credential | None:
+        """No authority is asked, so none checks."""
         return None
 
     def http_challenge(self, path: str) -> bytes | None:
-        """Nobody challenges a certificate that is there."""
+        """No authority is asked, so none checks."""
         return None
 
     def certificates(self) -> list[CertificateInfo]:
         """The one certificate."""
-        return [self._loaded.info]
+        return [self._credential.info]
 
     @property
     def cert_name(self) -> str:
         """For an IP address the certificate's pin (`derper` logs the same)."""
-        return "" if self._address is None else f"{PIN_PREFIX}{self._loaded.digest}"
+        if self._address is None:
+            return ""
+        leaf = parse_leaf(self._credential.chain, self.certificate_file)
+        digest = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
+        return f"{PIN_PREFIX}{digest}"
 
     async def start(self) -> None:
         """There is nothing to begin."""
@@ -103,19 +110,19 @@ class ManualCertificates:
         """There is nothing to end."""
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the files again if they changed; gives whether a new certificate is in use.
+        """Read the files again if they changed; returns whether a new certificate is in use.
 
         A pair that cannot be used is logged and the old one stays.
 
         Args:
             force: read them even if they look unchanged.
         """
-        stamp = self._stat()
+        stamps = self._stamps()
         due = self._valid_from is not None and self._valid_from <= utc_now()
-        if stamp == self._stamp and not (force or due):
+        if stamps == self._stamps_read and not (force or due):
             return False
         # Remembered also if it cannot be used: a pair that is half-written changes again.
-        self._stamp, self._valid_from = stamp, None
+        self._stamps_read, self._valid_from = stamps, None
         try:
             found = self._load()
             self._check_better(found.info)
@@ -129,7 +136,7 @@ class ManualCertificates:
     def _check_better(self, new: CertificateInfo) -> None:
         """Refuse a certificate that clients refuse, while they accept the one in use."""
         now = utc_now()
-        old = self._loaded.info
+        old = self._credential.info
         if _valid(new, now) or not _valid(old, now):
             return
         if new.not_before > now:
@@ -139,7 +146,7 @@ class ManualCertificates:
             f"{day(old.not_after)}"
         )
 
-    def _use(self, found: _Loaded) -> None:
+    def _use(self, found: Credential) -> None:
         now = utc_now()
         if not _valid(found.info, now):
             log.error(
@@ -148,34 +155,23 @@ class ManualCertificates:
                 self.certificate_file,
                 _dates(found.info, now),
             )
-        self._loaded = found
+        self._credential = found
 
-    def _stat(self) -> tuple[tuple[int, int, int], ...]:
-        stamps = []
-        for path in (self.certificate_file, self.key_file):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
-        return tuple(stamps)
+    def _stamps(self) -> tuple[FileStamp | None, ...]:
+        return file_stamp(self.certificate_file), file_stamp(self.key_file)
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Credential:
         chain = _read(self.certificate_file, "certificate")
         leaf = parse_leaf(chain, self.certificate_file)
         info = info_of(leaf)
-        if not valid_for(info, self.hostname):
+        if not valid_for(leaf, self.hostname):
             raise ConfigError(
                 f"certificate {self.certificate_file} is not valid for {self.hostname!r}: "
                 f"it names {', '.join(info.names) or 'no host at all'}"
             )
-        where = f"certificate {self.certificate_file} with key {self.key_file}"
-        key = _read(self.key_file, "key")
-        context = server_context(chain, key, self._meta, where=where)
-        if self._address is None:
-            # The callback keeps the name, not this object: a context lives as long as its
-            # connections, and an old one should not keep its successor alive.
-            context.sni_callback = _only(self.hostname)
-        der = leaf.public_bytes(serialization.Encoding.DER)
-        return _Loaded(context, info, hashlib.sha256(der).hexdigest())
+        found = Credential(chain, _read(self.key_file, "key"), info)
+        check_credential(found, f"certificate {self.certificate_file} with key {self.key_file}")
+        return found
 
 
 def _valid(info: CertificateInfo, now: datetime) -> bool:
@@ -186,13 +182,6 @@ def _dates(info: CertificateInfo, now: datetime) -> str:
     if info.not_before > now:
         return f"is valid from {day(info.not_before)} only"
     return f"has expired on {day(info.not_after)}"
-
-
-def _only(hostname: str) -> OnName:
-    def check(_: ssl.SSLObject, name: str | None, __: ssl.SSLContext) -> int | None:
-        return None if name == hostname else REFUSE_NAME
-
-    return check
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -207,3 +196,53 @@ def _both_exist(*paths: Path) -> bool:
         return all(path.exists() for path in paths)
     except OSError as e:
         raise ConfigError(f"cannot look into {paths[0].parent}: {e.strerror}") from e
+
+
+def _make_self_signed(address: IPAddress, certificate_file: Path, key_file: Path) -> None:
+    """Make key and certificate of an address; what the files held is lost.
+
+    Raises:
+        ConfigError: they cannot be saved.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _certificate(address, key)
+    try:
+        make_private_folder(certificate_file.parent)
+        write_atomically(key_file, pem_of_key(key), mode=0o600)
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        write_atomically(certificate_file, pem, mode=0o644)
+    except OSError as e:
+        raise ConfigError(
+            f"cannot save the self-signed certificate in {certificate_file.parent}: {e.strerror}"
+        ) from e
+    log.info("made a self-signed certificate for %s: %s", address, certificate_file)
+
+
+def _certificate(address: IPAddress, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(address))])
+    now = utc_now()
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        key_encipherment=True,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(int.from_bytes(os.urandom(16), "big") >> 1 or 1)
+        .not_valid_before(now)
+        .not_valid_after(now + _VALIDITY)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(address)]), critical=False)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )

@@ -1,39 +1,62 @@
 """HTTP to a certificate authority that may be hostile or broken: bounded in bytes and time.
 
-Imported only when ACME is on: it brings an HTTP library with it.
+And why an authority gave no certificate, in one line.
 """
 
 from __future__ import annotations
 
-import functools
-import http.client
+import concurrent.futures
+import email.utils
 import io
-import socket
 import ssl
+import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import requests
 from acme import client, messages
 from acme import errors as acme_errors
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool
+from josepy.errors import Error as JoseError
 from urllib3.exceptions import HTTPError
 
 from pyderp.certs.worker import Worker
+from pyderp.errors import ConfigError
+from pyderp.text import printable
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+__all__ = ["FAILURES", "Budget", "Network", "Refused", "describe", "retry_after"]
 
-__all__ = ["Budget", "Network"]
+T = TypeVar("T")
 
 _AGENT: Final = "pyderp"
 _PATIENCE: Final = 20.0
 """Seconds for each of connecting and the next bytes of an answer."""
 _LONGEST_BODY: Final = 1024 * 1024
 _LONGEST_EXCHANGE: Final = 8 * 1024 * 1024
-"""Bytes of all answers of one exchange, with their headers."""
+"""Bytes of the bodies of all answers of one exchange."""
 _NONCE_TRIES: Final = 5
+_LOOK: Final = 0.1
+"""Seconds between two looks whether a request should be abandoned."""
+_hanging: Final = threading.BoundedSemaphore(8)
+"""Threads for requests, with those that were abandoned and have not ended yet."""
+_LONGEST_REASON: Final = 400
+"""Characters of an authority's own words."""
+
+FAILURES: Final = (
+    acme_errors.Error,
+    JoseError,
+    requests.RequestException,
+    ConfigError,
+    OSError,
+    # What comes of an answer that is no ACME.
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
+"""What asking an authority may end with."""
 
 
 class Budget:
@@ -41,7 +64,7 @@ class Budget:
 
     Args:
         seconds: for all of it.
-        worker: tells that there is no use in going on.
+        worker: says whether to go on.
     """
 
     def __init__(self, seconds: float, worker: Worker) -> None:
@@ -49,18 +72,16 @@ class Budget:
         self._worker = worker
         self._octets = 0
 
-    def left(self) -> float:
-        """Seconds, more than none.
+    def check(self) -> None:
+        """See whether to go on.
 
         Raises:
-            acme.errors.TimeoutError: there are none.
+            acme.errors.TimeoutError: no time is left.
             Stopped: the worker was told to stop.
         """
         self._worker.check()
-        seconds = self._end - time.monotonic()
-        if seconds <= 0:
+        if time.monotonic() >= self._end:
             raise acme_errors.TimeoutError
-        return seconds
 
     def sleep(self, seconds: float) -> None:
         """Wait.
@@ -69,7 +90,8 @@ class Budget:
             acme.errors.TimeoutError: so much time is not left.
             Stopped: the worker was told to stop.
         """
-        if seconds > self.left():
+        self.check()
+        if time.monotonic() + seconds > self._end:
             raise acme_errors.TimeoutError
         self._worker.sleep(seconds)
 
@@ -82,6 +104,48 @@ class Budget:
         self._octets += octets
         if self._octets > _LONGEST_EXCHANGE:
             raise acme_errors.ClientError(f"more than {_LONGEST_EXCHANGE} bytes in all")
+
+    def run(self, request: Callable[[], T]) -> T:
+        """Make a request on a thread of its own, which is abandoned when there is no time left.
+
+        The HTTP library bounds only the time until the next byte, so a peer that sends one now
+        and then, in headers too, would hold up its caller for ever.
+
+        Raises:
+            acme.errors.TimeoutError: no time is left, or too many abandoned requests still hang.
+            Stopped: the worker was told to stop.
+        """
+        self.check()
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            _start(request, outcome)
+            while not concurrent.futures.wait([outcome], _LOOK).done:
+                self.check()
+            return outcome.result()
+        finally:
+            del outcome  # it may hold an error, which holds this frame
+
+
+def _start(request: Callable[[], T], outcome: concurrent.futures.Future[T]) -> None:
+    if not _hanging.acquire(blocking=False):
+        raise acme_errors.TimeoutError
+    try:
+        threading.Thread(
+            target=_in_thread, args=(request, outcome), name="pyderp-acme-http", daemon=True
+        ).start()
+    except RuntimeError:  # the system has no thread left
+        _hanging.release()
+        raise
+
+
+def _in_thread(request: Callable[[], T], outcome: concurrent.futures.Future[T]) -> None:
+    try:
+        outcome.set_result(request())
+    except BaseException as e:
+        outcome.set_exception(e)
+    finally:
+        _hanging.release()
+        del outcome  # it may hold an error, which holds this frame
 
 
 class Network(client.ClientNetwork):
@@ -112,7 +176,7 @@ class Network(client.ClientNetwork):
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Reads each answer at once, and no more of it than is permitted."""
+    """Reads each answer at once, no more of it than is permitted, and within the budget."""
 
     def __init__(self, budget: Budget, context: ssl.SSLContext | None) -> None:
         super().__init__()
@@ -120,32 +184,27 @@ class _Adapter(requests.adapters.HTTPAdapter):
         if context is not None:
             self.init_poolmanager(1, 1, ssl_context=context)
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
-        pool = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _Secure if pool.scheme == "https" else _Plain
-        pool.conn_kw["budget"] = self._budget
-        return pool
-
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        kwargs["timeout"] = min(_PATIENCE, self._budget.left())
-        try:
-            response = super().send(*args, **kwargs)
-            body = _body(response)
-        except requests.RequestException:
-            self._budget.left()  # that may be why
-            raise
-        except HTTPError as e:
-            self._budget.left()
-            raise requests.ConnectionError(e) from e
-        response.raw.release_conn()
+        kwargs["timeout"] = _PATIENCE
+        response, body = self._budget.run(lambda: self._exchange(*args, **kwargs))
+        self._budget.took(len(body))
         response.raw = io.BytesIO(body)
         return response
+
+    def _exchange(self, *args: Any, **kwargs: Any) -> tuple[requests.Response, bytes]:
+        response = super().send(*args, **kwargs)
+        try:
+            body = _body(response)
+        except HTTPError as e:
+            raise requests.ConnectionError(e) from e
+        response.raw.release_conn()
+        return response, body
 
 
 def _body(response: requests.Response) -> bytes:
     """All of a body, not unpacked."""
-    body = b""
     raw: Any = response.raw
+    body = b""
     while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
         body += piece
         if len(body) > _LONGEST_BODY:
@@ -154,56 +213,88 @@ def _body(response: requests.Response) -> bytes:
     return body
 
 
-class _Plain(HTTPConnection):
-    def __init__(self, *args: Any, budget: Budget, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.response_class = _reading_within(budget)
+class Refused(Exception):
+    """There is no certificate; never leaves this package.
 
-
-class _Secure(HTTPSConnection):
-    def __init__(self, *args: Any, budget: Budget, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.response_class = _reading_within(budget)
-
-
-def _reading_within(budget: Budget) -> type[http.client.HTTPResponse]:
-    # No class of its own for each connection: a class refers to itself, so that only the
-    # collector would free it, and with it the budget.
-    return cast("type[http.client.HTTPResponse]", functools.partial(_Response, budget))
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, budget: Budget, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Pieces(sock, self.fp.detach(), budget))
-
-
-class _Pieces(io.RawIOBase):
-    """What a socket gives. The library's time limit is one for the next byte only, so a peer
-    that sends one now and then, in headers too, would never be given up.
+    Attributes:
+        retry_after: seconds that the authority wants to be left alone, if it said so.
+        limited: it said that it is asked too often.
+        asked: whether it was asked at all; otherwise there is no need to spare it.
     """
 
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase, budget: Budget) -> None:
-        self._sock = sock
-        self._raw = raw
-        self._budget = budget
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        limited: bool = False,
+        asked: bool = True,
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.limited = limited
+        self.asked = asked
 
-    def readable(self) -> bool:
-        return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        left = self._budget.left()
-        if left < _PATIENCE:
-            self._sock.settimeout(left)
-        try:
-            count: int | None = self._raw.readinto(buffer)
-        except TimeoutError:
-            if left < _PATIENCE:
-                raise acme_errors.TimeoutError from None
-            raise
-        self._budget.took(count or 0)
-        return count
+def describe(error: BaseException) -> str:
+    """What went wrong, for the log; what the authority wrote is cut and escaped."""
+    if isinstance(error, acme_errors.ValidationError):
+        text = "; ".join(_failed_challenges(error)) or "a challenge failed"
+    elif isinstance(error, acme_errors.IssuanceError):
+        text = _problem(error.error)
+    elif isinstance(error, messages.Error):
+        text = _problem(error)
+    elif isinstance(error, acme_errors.ClientError) and error.args:
+        text = f"the authority's answer is no ACME: {error.args[0]}"
+    elif isinstance(error, requests.RequestException):
+        text = f"cannot reach the authority: {_innermost(error)}"
+    elif isinstance(error, ConfigError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = str(error.strerror or error)
+    elif isinstance(error, RecursionError):
+        text = "the authority's answer is no ACME: it is too deeply nested"
+    else:
+        text = f"the authority's answer is no ACME: {error!r}"
+    return printable(text, _LONGEST_REASON)
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+
+def _problem(error: messages.Error) -> str:
+    text = f"{error.code or error.typ}: {error.detail or error.title or 'no reason given'}"
+    more = [_problem(each) for each in error.subproblems or ()]
+    return f"{text} ({'; '.join(more)})" if more else text
+
+
+def _failed_challenges(error: acme_errors.ValidationError) -> list[str]:
+    return [
+        f"challenge {challenge.chall.typ} failed: {_problem(challenge.error)}"
+        for authorization in error.failed_authzrs
+        for challenge in authorization.body.challenges
+        if challenge.error is not None
+    ]
+
+
+def _innermost(error: BaseException) -> str:
+    # requests wraps urllib3 wraps the system's error; only that is worth reading.
+    reason: Any = error
+    for _ in range(8):
+        inner = getattr(reason, "reason", None)
+        if not isinstance(inner, BaseException) and getattr(reason, "args", None):
+            inner = reason.args[0]
+        if not isinstance(inner, BaseException):
+            break
+        reason = inner
+    cause = reason.__cause__ or reason.__context__ or reason
+    return str(getattr(cause, "strerror", None) or cause)
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds in a `Retry-After` header, which has a number or a date (RFC 9110 §10.2.3)."""
+    if value is None:
+        return None
+    if value.strip().isdecimal() and len(value) < 10:
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - now, 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None

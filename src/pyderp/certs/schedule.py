@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 
-__all__ = ["Pace", "Schedule", "Uniform"]
+__all__ = ["RetryPolicy", "Schedule", "Uniform"]
 
 Uniform: TypeAlias = Callable[[float, float], float]
 """A random number between two."""
@@ -21,7 +21,7 @@ _LIMITED: Final = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
+class RetryPolicy:
     """How often an authority is asked at most. Times in seconds."""
 
     first_retry: float = 60.0
@@ -29,8 +29,8 @@ class Pace:
 
     longest_retry: float = 3 * 3600.0
 
-    longest_told: float = 24 * 3600.0
-    """An authority's own word, and a time in a file, are not believed beyond this."""
+    longest_wait: float = 24 * 3600.0
+    """An authority's `Retry-After`, and a time in a file, count for no longer than this."""
 
     jitter: float = 0.25
     """Up to this part is added to a wait."""
@@ -60,14 +60,14 @@ class Pace:
 class Schedule:
     """The times for one certificate."""
 
-    pace: Pace
+    policy: RetryPolicy
     uniform: Uniform
 
     failures: int = 0
     """In a row."""
 
     retry_at: float = 0.0
-    told_at: float = 0.0
+    authority_retry_at: float = 0.0
     """The part of `retry_at` that the authority itself demanded."""
 
     advice_at: float = 0.0
@@ -82,24 +82,30 @@ class Schedule:
             limited: it said that it is asked too often.
         """
         self.failures += 1
-        pace = self.pace
-        told = retry_after if retry_after is not None else (_LIMITED if limited else 0.0)
-        self.told_at = now + min(told, pace.longest_told)
-        wait = min(pace.first_retry * 2.0 ** min(self.failures - 1, 30), pace.longest_retry)
-        wait *= 1 + self.uniform(0, pace.jitter)
-        self.retry_at = max(now + wait, self.told_at)
+        policy = self.policy
+        demanded = retry_after if retry_after is not None else (_LIMITED if limited else 0.0)
+        self.authority_retry_at = now + min(demanded, policy.longest_wait)
+        wait = min(policy.first_retry * 2.0 ** min(self.failures - 1, 30), policy.longest_retry)
+        wait *= 1 + self.uniform(0, policy.jitter)
+        self.retry_at = max(now + wait, self.authority_retry_at)
 
-    def heed(self, now: float, failures: int, retry_at: float, *, told_at: float) -> bool:
-        """Take over what another process noted; gives whether that is news and means to wait."""
-        news = failures > self.failures or told_at > self.told_at
+    def adopt(
+        self, now: float, failures: int, retry_at: float, *, authority_retry_at: float
+    ) -> bool:
+        """Adopt retry state that another process wrote.
+
+        Returns:
+            whether it is newer and says to wait.
+        """
+        news = failures > self.failures or authority_retry_at > self.authority_retry_at
         if not news or retry_at <= now:
             return False
         self.failures = max(self.failures, failures)
-        self.retry_at, self.told_at = retry_at, told_at
+        self.retry_at, self.authority_retry_at = retry_at, authority_retry_at
         return True
 
     def postponed(self, until: float) -> None:
-        """Nobody was asked."""
+        """The authority was not asked; try again no sooner than this."""
         self.retry_at = max(self.retry_at, until)
 
     def obtained(self, now: float, info: CertificateInfo, *, fresh: bool = True) -> None:
@@ -108,40 +114,40 @@ class Schedule:
         Args:
             fresh: it was just issued; otherwise it is from a file.
         """
-        pace = self.pace
+        policy = self.policy
         life = info.lifetime.total_seconds()
-        left = life * pace.renew_left * (1 + self.uniform(0, pace.jitter))
+        left = life * policy.renew_left * (1 + self.uniform(0, policy.jitter))
         self._renew_at = info.not_after.timestamp() - left
         self._obtained_at = now if fresh else info.not_before.timestamp()
-        self.advice_at = now + pace.advice_delay * (1 + self.uniform(0, 1))
+        self.advice_at = now + policy.advice_delay * (1 + self.uniform(0, 1))
         if fresh:
             self.failures = 0
-            self.retry_at = self.told_at = 0.0
+            self.retry_at = self.authority_retry_at = 0.0
 
     def advised(
         self, now: float, info: CertificateInfo, renew_at: float | None, ask_at: float
     ) -> None:
-        """The authority told when to renew (RFC 9773).
+        """The authority said when to renew (RFC 9773).
 
         Args:
             renew_at: `None`: it does not say.
             ask_at: when to ask again.
         """
-        pace = self.pace
+        policy = self.policy
         if renew_at is not None:
             # Advice may come for a reason: a revocation, or load. It may not cost validity.
             life = info.lifetime.total_seconds()
             self._renew_at = min(renew_at, info.not_after.timestamp() - life / 10)
-        wait = min(max(ask_at - now, pace.first_retry), pace.longest_told)
+        wait = min(max(ask_at - now, policy.first_retry), policy.longest_wait)
         self.advice_at = now + wait
 
     def replace_now(self) -> None:
-        """The certificate in use is good, but not from whom it should be."""
+        """The certificate in use is good, but from another authority than the settings name."""
         self._renew_at = self._obtained_at = 0.0
 
     def hurry(self, now: float) -> None:
-        """An operator asked for it now; only the authority's own word still counts."""
-        self.retry_at = min(self.retry_at, max(now, self.told_at))
+        """An operator asks for it now; only the time that the authority demanded still counts."""
+        self.retry_at = min(self.retry_at, max(now, self.authority_retry_at))
 
     def next_request(self, now: float, info: CertificateInfo | None) -> float:
         """When to ask for a certificate; in the past: now.
@@ -149,9 +155,9 @@ class Schedule:
         Args:
             info: the one in use, if any.
         """
-        # A clock that jumped, or a file from one that was wrong, holds up nobody for long.
-        retry_at = min(self.retry_at, now + self.pace.longest_told * (1 + self.pace.jitter))
+        # A clock that jumped, or a time in a file from a wrong clock, must not count for long.
+        retry_at = min(self.retry_at, now + self.policy.longest_wait * (1 + self.policy.jitter))
         if info is None or info.not_after.timestamp() <= now:
             return retry_at
-        rest = min(self.pace.fresh, info.lifetime.total_seconds() / 3)
+        rest = min(self.policy.fresh, info.lifetime.total_seconds() / 3)
         return max(retry_at, self._renew_at, self._obtained_at + rest)

@@ -20,9 +20,8 @@ from pyderp.addresses import parse_ip
 from pyderp.certs.account import Account, account_of, load_key
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
-from pyderp.certs.network import Budget, Network
-from pyderp.certs.refusal import FAILURES, Refused, describe, retry_after
-from pyderp.certs.selfsigned import pem_of_key
+from pyderp.certs.credential import pem_of_key
+from pyderp.certs.network import FAILURES, Budget, Network, Refused, describe, retry_after
 from pyderp.certs.store import Store
 from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
@@ -36,7 +35,7 @@ _ADVICE_BUDGET: Final = 60.0
 """Seconds for when to renew it."""
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
-_LONGEST_TOLD: Final = 30.0
+_LONGEST_DEMANDED: Final = 30.0
 _SHORT_LIVED: Final = "shortlived"
 """The profile of certificates for addresses: six days at Let's Encrypt."""
 
@@ -62,7 +61,7 @@ class Session:
 
     Args:
         challenges: where answers are put while the authority checks.
-        worker: what runs these methods, and tells them to stop.
+        worker: runs these methods, and can stop them.
     """
 
     def __init__(self, tls: ACMETLS, store: Store, challenges: Challenges, worker: Worker) -> None:
@@ -73,7 +72,7 @@ class Session:
         self._retry_after: float | None = None
 
     def obtain(self, subject: str, attempt: int) -> tuple[bytes, bytes]:
-        """Get a certificate for a DNS name or IP address; gives chain and key, PEM.
+        """Get a certificate for a DNS name or IP address. Returns chain and key, PEM.
 
         Args:
             attempt: counts failures; each tries the next kind of challenge.
@@ -83,7 +82,7 @@ class Session:
             Stopped: the worker was told to stop.
         """
         budget = Budget(_BUDGET, self._worker)
-        with self._failures_told(), self._network(budget) as net:
+        with self._described_failures(), self._network(budget) as net:
             account = load_key(self._store)
             net.key, net.alg = account.jwk, account.algorithm
             directory = client.ClientV2.get_directory(self._tls.directory, net)
@@ -107,7 +106,7 @@ class Session:
             Stopped: the worker was told to stop.
         """
         budget = Budget(_ADVICE_BUDGET, self._worker)
-        with self._failures_told(), self._network(budget) as net:
+        with self._described_failures(), self._network(budget) as net:
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             try:
                 when, again = client.ClientV2(directory, net).renewal_time(chain)
@@ -117,7 +116,7 @@ class Session:
         return None if when is None else when.timestamp(), again.timestamp()
 
     @contextlib.contextmanager
-    def _failures_told(self) -> Iterator[None]:
+    def _described_failures(self) -> Iterator[None]:
         self._retry_after = None
         try:
             yield
@@ -227,8 +226,10 @@ class _Pauses:
         Raises:
             acme.errors.TimeoutError: it took too long altogether.
         """
-        told = retry_after(response.headers.get("Retry-After"), time.time())
-        pause = self._next if told is None else min(max(told, _FIRST_PAUSE), _LONGEST_TOLD)
+        demanded = retry_after(response.headers.get("Retry-After"), time.time())
+        pause = self._next
+        if demanded is not None:
+            pause = min(max(demanded, _FIRST_PAUSE), _LONGEST_DEMANDED)
         self._next = min(self._next * 2, _LONGEST_PAUSE)
         self._budget.sleep(pause)
 

@@ -1,70 +1,60 @@
-"""What a relay asks of its certificates, whoever made them."""
+"""What a relay asks of its certificates, whatever their origin, and a watch over their expiry."""
 
 from __future__ import annotations
 
-import ssl
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Protocol
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final, Protocol
 
-__all__ = ["CertificateInfo", "CertificateSource"]
+from pyderp.certs.credential import CertificateInfo, Credential
+from pyderp.throttle import Throttle
 
+__all__ = ["EXPIRES_SOON", "CertificateSource", "ExpiryWatch"]
 
-@dataclass(frozen=True, slots=True)
-class CertificateInfo:
-    """A leaf certificate in use."""
+log = logging.getLogger("pyderp.tls")
 
-    names: tuple[str, ...]
-    """DNS names and IP addresses that it is for."""
+EXPIRES_SOON: Final = 0.2
+"""A certificate with less than this part of its lifetime left is about to expire."""
 
-    not_before: datetime
-    not_after: datetime
-    """Aware times."""
-
-    @property
-    def lifetime(self) -> timedelta:
-        """From the first to the last moment that it is valid."""
-        return self.not_after - self.not_before
-
-    def remaining(self, now: datetime) -> float:
-        """The part of its lifetime that is left, 1 to 0; negative once it has expired.
-
-        Args:
-            now: aware time.
-        """
-        return (self.not_after - now) / max(self.lifetime, timedelta(seconds=1))
+_AGAIN: Final = 24 * 3600.0
+"""Seconds between two warnings of one certificate."""
 
 
 class CertificateSource(Protocol):
-    """Certificates of a relay, and answers to the challenges of who issues them.
+    """The relay's certificates, and answers to the challenges of the authority that issues them.
+
+    It gives credentials, and knows no TLS engine.
 
     All methods are called on the thread of the event loop.
     """
 
     @property
     def challenge_pending(self) -> bool:
-        """Whether `challenge_context` may give something; false nearly always."""
+        """Whether `challenge_credential` may return one; false nearly always."""
         ...
 
-    def context(self, local_address: str) -> ssl.SSLContext:
-        """The server side of TLS for a new connection.
-
-        A name that there is no certificate for ends the handshake with the alert
-        `internal_error`, as in `derper`; so does every name while there is none yet.
+    def credential(self, local_address: str, server_name: str | None) -> Credential | None:
+        """What to present to a client.
 
         Args:
             local_address: the relay's own IP address that the client connected to.
+            server_name: what the client asks for by SNI; `None`: nothing.
+
+        Returns:
+            `None` for a name that there is no certificate for, and for every name while there
+            is none yet. Such a handshake ends with the alert `internal_error`, as in `derper`.
         """
         ...
 
-    def challenge_context(self, hello: memoryview) -> ssl.SSLContext | None:
-        """For a certificate authority that checks by TLS-ALPN-01: the context that convinces it.
+    def challenge_credential(self, hello: memoryview) -> Credential | None:
+        """What to present to a certificate authority that checks by TLS-ALPN-01.
 
         Args:
             hello: a whole ClientHello, as `pyderp.wire.clienthello` reads it.
 
         Returns:
-            `None` for anybody else, and if `hello` is cut or garbage.
+            `None` if the client asks for no such check, and if `hello` is cut or garbage.
         """
         ...
 
@@ -87,7 +77,7 @@ class CertificateSource(Protocol):
         ...
 
     def reload(self, *, force: bool = False) -> bool:
-        """Look at the files again; gives whether a new certificate is in use.
+        """Look at the files again; returns whether a new certificate is in use.
 
         Args:
             force: read them even if they look unchanged, as an operator may ask.
@@ -97,3 +87,29 @@ class CertificateSource(Protocol):
     async def aclose(self) -> None:
         """End what `start` began."""
         ...
+
+
+class ExpiryWatch:
+    """Warns of each certificate that is about to expire, once a day."""
+
+    def __init__(self) -> None:
+        self._throttles: dict[CertificateInfo, Throttle] = {}
+
+    def look(self, certificates: Iterable[CertificateInfo], now: datetime) -> None:
+        """Warn of those that it is time for.
+
+        Args:
+            now: aware time.
+        """
+        soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
+        known = self._throttles
+        self._throttles = {each: known.get(each) or Throttle(_AGAIN) for each in soon}
+        for each, throttle in self._throttles.items():
+            if throttle.admit(now.timestamp()) is None:
+                continue
+            log.warning(
+                "the certificate of %s %s %s: clients that check will refuse it",
+                ", ".join(each.names),
+                "expires on" if now < each.not_after else "expired on",
+                each.not_after.strftime("%Y-%m-%d %H:%M UTC"),
+            )

@@ -9,42 +9,36 @@ manual mode a relay keeps its own in such a pair.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
-import ssl
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-from pyderp.certs.context import server_context
-from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, utc_now, valid_for
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.context import check_credential
+from pyderp.certs.credential import (
+    Credential,
+    info_of,
+    is_self_signed,
+    parse_leaf,
+    utc_now,
+    valid_for,
+)
 from pyderp.errors import ConfigError
-from pyderp.keyfile import make_private_folder, write_atomically
+from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.text import printable
 
-__all__ = ["Certificate", "Record", "Stamp", "Store", "make_certificate"]
+__all__ = ["Record", "Store", "issued_credential", "order_lock"]
 
 log = logging.getLogger("pyderp.tls")
-
-Stamp: TypeAlias = tuple[int, int, int] | None
-"""Tells two versions of a file apart."""
 
 ACCOUNT: Final = "acme-account.key"
 _AUTOCERT_ACCOUNT: Final = "acme_account+key"
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A certificate that can be served."""
-
-    chain: bytes = field(repr=False)
-    key: bytes = field(repr=False)
-    info: CertificateInfo
-    context: ssl.SSLContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +50,17 @@ class Record:
 
     failures: int = 0
     retry_at: float = 0.0
-    told_at: float = 0.0
+    authority_retry_at: float = 0.0
     error: str = ""
 
 
-def make_certificate(
-    chain: bytes, key: bytes, subject: str, meta: bytes, where: object
-) -> Certificate:
-    """Check and prepare a certificate.
+def issued_credential(chain: bytes, key: bytes, subject: str, where: object) -> Credential:
+    """Check what an authority is said to have issued.
 
     Args:
         chain: PEM, leaf first.
         key: PEM.
         subject: DNS name or IP address that it must be for.
-        meta: the meta certificate, PEM.
         where: the file, for errors.
 
     Raises:
@@ -80,24 +71,22 @@ def make_certificate(
     info = info_of(leaf)
     if is_self_signed(leaf):
         raise ConfigError(f"{where}: the certificate is self-signed, no authority issued it")
-    if not valid_for(info, subject):
+    if not valid_for(leaf, subject):
         raise ConfigError(f"{where} is not for {subject!r}: it names {', '.join(info.names)}")
-    return Certificate(chain, key, info, server_context(chain, key, meta, where=str(where)))
+    credential = Credential(chain, key, info)
+    check_credential(credential, str(where))
+    return credential
 
 
 class Store:
     """The directory. Made if missing, mode 0700; files with secrets have mode 0600.
 
-    Args:
-        meta: the relay's meta certificate, which certificates are served with.
-
     Raises:
         ConfigError: it cannot be made or written to.
     """
 
-    def __init__(self, directory: Path, meta: bytes) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._meta = meta
         try:
             make_private_folder(directory)
             mode = stat.S_IMODE(directory.stat().st_mode)
@@ -122,7 +111,7 @@ class Store:
         """The file with a certificate and its key."""
         return self.directory / subject.replace(":", ".")
 
-    def load(self, subject: str) -> Certificate | None:
+    def load(self, subject: str) -> Credential | None:
         """The certificate of a host, if there is one that is valid now.
 
         A file that holds none is kept aside with the ending `.bad`; a pair stays.
@@ -141,7 +130,7 @@ class Store:
             log.info("using the certificate in %s; later ones will be kept in %s", pair[1], path)
         return found
 
-    def _load(self, subject: str, *paths: Path) -> Certificate | None:
+    def _load(self, subject: str, *paths: Path) -> Credential | None:
         parts = [_read(path) for path in paths]
         text = b"".join(part for part in parts if part is not None)
         if None in parts:
@@ -149,7 +138,7 @@ class Store:
         where = " and ".join(map(str, paths))
         at = max(text.find(_BEGIN), 0)
         try:
-            found = make_certificate(text[at:], text[:at], subject, self._meta, where)
+            found = issued_credential(text[at:], text[:at], subject, where)
         except ConfigError as e:
             self._tell_unusable(subject, paths, e)
             return None
@@ -167,7 +156,7 @@ class Store:
             _put_aside(path)
         log.error("%s; kept aside with the ending .bad, a new one will be asked for", why)
 
-    def read_again(self, subject: str) -> Certificate:
+    def read_again(self, subject: str) -> Credential:
         """The certificate in the file of a host, whatever its dates.
 
         Raises:
@@ -176,31 +165,19 @@ class Store:
         path = self.path(subject)
         text = _read(path) or b""
         at = max(text.find(_BEGIN), 0)
-        return make_certificate(text[at:], text[:at], subject, self._meta, path)
+        return issued_credential(text[at:], text[:at], subject, path)
 
-    def stamp(self, subject: str) -> Stamp:
-        """Changes when the file of a host does; `None`: there is none."""
-        try:
-            status = self.path(subject).stat()
-        except OSError:
-            return None
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
+    def stamp(self, subject: str) -> FileStamp | None:
+        """Changes when the file of a host does."""
+        return file_stamp(self.path(subject))
 
-    def issued(self, subject: str, chain: bytes, key: bytes) -> Certificate:
-        """Prepare what an authority issued.
-
-        Raises:
-            ConfigError: it cannot be served.
-        """
-        return make_certificate(chain, key, subject, self._meta, "what the authority issued")
-
-    def save(self, subject: str, certificate: Certificate) -> None:
+    def save(self, subject: str, credential: Credential) -> None:
         """Keep a certificate.
 
         Raises:
             OSError: the disk is full, for example; the old file is as it was.
         """
-        data = certificate.key.rstrip() + b"\n" + certificate.chain.strip() + b"\n"
+        data = credential.key.rstrip() + b"\n" + credential.chain.strip() + b"\n"
         write_atomically(self.path(subject), data, mode=0o600)
 
     # The account
@@ -231,7 +208,7 @@ class Store:
         write_atomically(self.account_path, key, mode=0o600)
 
     def put_account_aside(self) -> None:
-        """Keep an account key that is none for somebody to look at."""
+        """Keep an account key that cannot be used, for the operator to look at."""
         for name in (ACCOUNT, _AUTOCERT_ACCOUNT):
             if (self.directory / name).exists():
                 _put_aside(self.directory / name)
@@ -272,7 +249,7 @@ def _parse_record(data: bytes) -> Record:
         directory=str(document["directory"]),
         failures=max(int(document["failures"]), 0),
         retry_at=float(document["retry_at"]),
-        told_at=float(document["told_at"]),
+        authority_retry_at=float(document["authority_retry_at"]),
         error=printable(str(document["error"])),
     )
 
@@ -289,3 +266,25 @@ def _read(path: Path) -> bytes | None:
 def _put_aside(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.replace(path.with_name(f"{path.name}.bad"))
+
+
+@contextlib.contextmanager
+def order_lock(directory: Path) -> Iterator[bool]:
+    """Lets processes that share the directory ask an authority one at a time.
+
+    Yields at once whether no other holder has it, in this process or another of the machine.
+
+    Advisory, and on the directory itself: it needs no file, and so no room on a full disk, and
+    ends with the process. Where the file system knows no locks, it is always given.
+    """
+    with contextlib.ExitStack() as stack:
+        free = True
+        try:
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass  # a network's file system perhaps
+        yield free

@@ -1,4 +1,4 @@
-"""Blocking work on a thread that nobody waits for when the program ends."""
+"""Blocking work on a thread that does not hold up the end of the program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Worker:
     """Runs one job after the other, each on a thread of its own.
 
     The executor of the event loop would not do: ending the loop, and the program, waits for
-    its threads, and these wait for a stranger's server.
+    its threads, and these wait for the server of an authority.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Worker:
         self.check()
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Run a job and give what it gives, or raise what it raises.
+        """Run a job. Returns its result, or raises its error.
 
         Raises:
             RuntimeError: no thread can be started now.
@@ -63,7 +63,7 @@ class Worker:
             threading.Thread(
                 target=self._in_thread, args=(job, future), name="pyderp-acme", daemon=True
             ).start()
-        except RuntimeError:  # the system gives no thread
+        except RuntimeError:  # the system has no thread left
             self._idle.set()
             raise
         try:
@@ -88,7 +88,7 @@ class Worker:
     ) -> None:
         self._idle.set()
         if future.done():
-            return  # nobody waits for it any more
+            return  # the caller was cancelled
         if error is not None:
             future.set_exception(error)
         else:
@@ -99,7 +99,7 @@ class Worker:
         self._stop.set()
 
     async def stopped(self) -> bool:
-        """Give the job a moment to stop; gives whether it did."""
+        """Wait a moment for the job to stop. Returns whether it did."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 await self._idle.wait()

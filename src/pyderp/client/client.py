@@ -147,7 +147,7 @@ class Client:
         await self._life.aclose()
 
     async def wait_closed(self) -> None:
-        """Wait until somebody calls `aclose`."""
+        """Wait until `aclose` is called."""
         await self._life.closing.wait()
 
     # Receiving
@@ -260,13 +260,15 @@ class Client:
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""
         connection = await self._life.for_send("ClosePeer")
-        await self._life.command(connection, pack_close_peer(peer))
+        await self._life.send_command(connection, pack_close_peer(peer))
 
     async def watch_connection_changes(self, *, again: bool = False) -> None:
-        """Be told of all who come and go, now and on each later connect; needs the mesh key.
+        """Have the relay report all clients that come and go, now and on each later connect.
+
+        Needs the mesh key.
 
         Args:
-            again: have the relay tell once more who is there, if we watch already.
+            again: have it report once more all that are there, if we watch already.
         """
         life = self._life
         connection = life.connection
@@ -276,7 +278,7 @@ class Client:
         if connection is None:
             await life.connect("derphttp.Client.WatchConnectionChanges")
         else:
-            await life.command(connection, pack_watch_conns())
+            await life.send_command(connection, pack_watch_conns())
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
@@ -286,7 +288,7 @@ class Client:
         connection = self._life.connection
         if connection is not None:
             with contextlib.suppress(ConnectionClosed):
-                await self._life.command(connection, pack_note_preferred(preferred))
+                await self._life.send_command(connection, pack_note_preferred(preferred))
 
     def set_can_ack_pings(self, value: bool) -> None:
         """Whether later connects tell the relay that its pings will be answered."""
@@ -297,7 +299,7 @@ class Client:
     async def ping(self) -> float:
         """The round trip to the relay, in seconds; does not connect. May run side by side.
 
-        Nobody need receive meanwhile, as long as no megabyte waits to be received.
+        Works also if no task receives meanwhile, as long as less than 1 MiB waits to be received.
 
         Raises:
             NotConnected: no connection.
@@ -313,11 +315,11 @@ class Client:
 
     async def send_ping(self, data: bytes) -> None:
         """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
-        await self._life.unkept(pack_ping(data))
+        await self._life.send_on_current(pack_ping(data))
 
     async def send_pong(self, data: bytes) -> None:
         """Answer a Ping with its eight bytes. Does not connect."""
-        await self._life.unkept(pack_pong(data))
+        await self._life.send_on_current(pack_pong(data))
 
     # Others
 

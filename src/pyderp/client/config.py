@@ -1,4 +1,4 @@
-"""What a client is told, beside where to connect and with which key; and what it counts."""
+"""Settings of a client, beside its relay and its key; and its counters."""
 
 from __future__ import annotations
 

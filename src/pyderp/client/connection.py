@@ -44,7 +44,7 @@ FORWARD_TIMEOUT: Final = 5.0
 class ClientConnection:
     """A login that holds; ends once, and never comes back.
 
-    Made by `pyderp.client.login`. Calls raise `ConnectionClosed` once it has ended.
+    Made of an `Established` login. Calls raise `ConnectionClosed` once it has ended.
 
     Args:
         link: the byte stream; it belongs to the connection.
@@ -221,9 +221,7 @@ class ClientConnection:
         if self.ended:
             raise self.error("derp.Send")
         allowed = None if self._bucket is None else self._allowed
-        position = self._out.add_packets(
-            dst, packets, start, limit=CLIENT_WRITE_BUFFER, allowed=allowed
-        )
+        position = self._out.add_packets(dst, packets, start, CLIENT_WRITE_BUFFER, allowed)
         self._added()
         return position
 

@@ -51,7 +51,7 @@ class Lifecycle:
         self.private = private
         self.stats = ClientStats()
         self.connection: ClientConnection | None = None
-        """The current one; it may have ended, and nobody have noticed."""
+        """The current one; it may have ended without a call that noticed."""
         self.generation = 0
         self.server_key: NodePublic | None = None
         self.closing = asyncio.Event()
@@ -290,7 +290,7 @@ class Lifecycle:
             self.forget(connection, sending=True)
             raise
 
-    async def command(self, connection: ClientConnection, frame: bytes) -> None:
+    async def send_command(self, connection: ClientConnection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
         try:
             await _send_frame(connection, frame)
@@ -298,8 +298,8 @@ class Lifecycle:
             self.forget(connection, sending=True)
             raise
 
-    async def unkept(self, frame: bytes) -> None:
-        """Send a ping or pong on the connection there is; its failure is for others to find."""
+    async def send_on_current(self, frame: bytes) -> None:
+        """Send a ping or pong on the connection there is; does not forget one that has ended."""
         await _send_frame(self.require(), frame)
 
     def require(self) -> ClientConnection:

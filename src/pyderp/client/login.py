@@ -50,7 +50,7 @@ class Login:
         )
 
     def first_words(self, session: ClientSession) -> bytes:
-        """ClientInfo, and what a new connection must be told before anything else."""
+        """ClientInfo, and what must be sent before anything else on a new connection."""
         if self.preferred:
             session.note_preferred(True)
         if self.watch:

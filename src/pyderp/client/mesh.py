@@ -44,10 +44,10 @@ async def watch_mesh(
     must not wait.
 
     Args:
-        client: has the relay's mesh key; nobody else may receive from it.
+        client: has the relay's mesh key; nothing else may receive from it.
         ignore_server_key: return when the relay has this key; for a relay that is in the
             list of its own mesh. The connection stays open.
-        notify_error: told of each failed connect and each connection that broke.
+        notify_error: called with the error of each failed connect and each connection that broke.
         retry: seconds between a failure and the next attempt.
 
     Returns:

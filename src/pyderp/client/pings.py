@@ -58,7 +58,7 @@ class Pings:
             ping.waiting -= 1
             if not ping.waiting:
                 self._unanswered.pop(ping.data, None)
-                ping.answer.cancel()  # nobody need wait for it; the next may leave
+                ping.answer.cancel()  # no call waits for it; the next may leave
         return ping.answer.result()
 
     def _leave(self, send: Callable[[bytes], None]) -> _Ping:

@@ -68,7 +68,7 @@ class SealedPeer:
         private: our key.
         peer: the other side's key.
         send: sends a packet to a key, such as `Client.send`.
-        random: gives n random bytes.
+        random: returns n random bytes.
         clock: seconds since 1970.
     """
 
@@ -103,7 +103,7 @@ class SealedPeer:
         self._seen = _Seen()
 
     def seal(self, data: BytesLike) -> bytes:
-        """The packet for a payload; each call gives another one.
+        """The packet for a payload; each call returns another one.
 
         Raises:
             TypeError: not a bytes-like object.
@@ -227,7 +227,7 @@ class _Seen:
         """Note a packet.
 
         Raises:
-            SealError: it was seen before, or that can no longer be told.
+            SealError: it was seen before, or whether it was is no longer known.
         """
         session = self._sessions.get(name)
         if session is not None:
@@ -246,7 +246,7 @@ class _Seen:
 class SealedPeers:
     """A `SealedPeer` for each peer. A packet that one of them opened, none opens again.
 
-    That holds for what is forgotten, too. As long as somebody has a peer's object there is
+    That holds for what is forgotten, too. As long as the program has a peer's object there is
     no second one. The objects in use are kept: the last 10,000 that have opened a packet,
     and of others the last 10,000 that were asked for. Only who has a peer's key makes
     packets that open; so made-up sources, however many, push out nothing that has been opened.
@@ -314,7 +314,7 @@ class _KeptPeer(SealedPeer):
 
     Args:
         forgotten: milliseconds since 1970; what was sealed then or before is refused.
-        on_open: told of each packet that opens.
+        on_open: called after each packet that opens.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ class _KeptPeer(SealedPeer):
     ) -> None:
         super().__init__(private, peer, send=send, random=random, clock=clock)
         self._seen = _Seen(forgotten)
-        # Weak, as whoever is told holds us. Once it is gone, nobody else can open a packet again.
+        # Weak, as `SealedPeers` holds us. Once it is gone, no other object can open a packet again.
         self._on_open = WeakMethod(on_open)
 
     @property

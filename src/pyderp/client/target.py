@@ -62,7 +62,7 @@ def parse_url(url: str) -> UrlTarget:
     scheme = parts.scheme.lower()
     host = parts.hostname
     if not host or explicit == 0:
-        # Not repeated: without its scheme, what is a password cannot be told.
+        # Not repeated: without its scheme, what is a password is not known.
         what = "port 0" if host else "no host"
         raise ConfigError(
             f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"

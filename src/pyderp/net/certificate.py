@@ -9,7 +9,7 @@ from typing import Final
 
 from cryptography import x509
 
-from pyderp.addresses import ip_literal
+from pyderp import certnames
 from pyderp.errors import CertificateError
 from pyderp.text import printable
 
@@ -69,7 +69,7 @@ def describe(der: bytes) -> str:
     """The names and the issuer of a certificate, for the text of an error."""
     try:
         with reading(der) as certificate:
-            names = _names(certificate)
+            names = certnames.alternative_names(certificate)
             issuer = certificate.issuer.rfc4514_string()
     except CertificateError:
         return "the certificate cannot be read"
@@ -95,39 +95,9 @@ def self_signed_issuer(der: bytes) -> str | None:
 
 
 def is_for(der: bytes, name: str) -> bool:
-    """Whether a name is among a certificate's alternative names (RFC 9525, section 6)."""
+    """Whether a name is among a certificate's alternative names."""
     with reading(der) as certificate:
-        alternatives = _alternatives(certificate)
-        if alternatives is None:
-            return False
-        if address := ip_literal(name):
-            return address in alternatives.get_values_for_type(x509.IPAddress)
-        patterns = alternatives.get_values_for_type(x509.DNSName)
-    wanted = name.rstrip(".").lower()
-    return any(_matches(pattern.lower(), wanted) for pattern in patterns)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("*."):
-        # A star is one whole label, and not the one below a top-level domain.
-        label, _, parent = name.partition(".")
-        return bool(label) and "." in parent and parent == pattern[2:]
-    return bool(name) and pattern == name
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    alternatives = _alternatives(certificate)
-    if alternatives is None:
-        return []
-    addresses = alternatives.get_values_for_type(x509.IPAddress)
-    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
-
-
-def _alternatives(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return None
+        return certnames.is_for(certificate, name)
 
 
 def interceptor(der: bytes) -> str | None:

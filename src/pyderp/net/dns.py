@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeAlias
-from weakref import WeakValueDictionary
 
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, FailureReason, NameNotFound
+from pyderp.singleflight import SingleFlight
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
@@ -22,11 +22,8 @@ Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[I
 """Returns the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
 It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
 
-# Weak, for a loop may be closed in the middle. As long as a task lives, so does its loop, and
-# its `id` is no other's.
-_asking: Final[WeakValueDictionary[tuple[int, str, int], asyncio.Task[list[IPAddress]]]] = (
-    WeakValueDictionary()
-)
+_asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlight(keep=True)
+"""For all event loops: as long as a look-up runs, its loop lives, and its `id` is no other's."""
 
 
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
@@ -35,17 +32,13 @@ async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAdd
     Cancelling returns at once; the thread ends when the system gives up. Until then, the
     next call for the same host waits for the same answer: no host ever takes a second thread.
     """
-    key = id(asyncio.get_running_loop()), host, family
-    asking = _asking.get(key)
-    if asking is None or asking.done():
-        asking = asyncio.create_task(_ask(host, family), name=f"pyderp look-up of {host}")
-        # Without it a failure that no call waits for any more would be reported as forgotten.
-        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        _asking[key] = asking
-    try:
-        return list(await asyncio.shield(asking))
-    finally:
-        del asking  # the task holds its error, which holds this frame
+    loop = asyncio.get_running_loop()
+    found = await _asking.get(
+        (id(loop), host, family), lambda: _ask(host, family), name=f"pyderp look-up of {host}"
+    )
+    if found is None:  # not by us: the event loop ends
+        raise DialError(f"look-up of {host!r}: cancelled")
+    return list(found)
 
 
 async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
@@ -130,12 +123,6 @@ class Addresses:
         return next((ip for ip in self.all if ip.version == 4), self.all[-1])
 
 
-@dataclass
-class _Lookup:
-    task: asyncio.Task[Addresses]
-    waiters: int = 0
-
-
 class DNSCache:
     """Looks names up, each at most once at a time and, if that works, once in `ttl` seconds.
 
@@ -175,7 +162,7 @@ class DNSCache:
         self._single = tuple(unmapped(ip) for ip in single_host_addresses)
         self._clock = clock
         self._known: dict[str, tuple[float, Addresses]] = {}
-        self._running: dict[str, _Lookup] = {}
+        self._running: SingleFlight[str, Addresses] = SingleFlight()
 
     async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
         """The addresses of `host`; an IP address is its own.
@@ -212,33 +199,13 @@ class DNSCache:
         return found
 
     async def _join(self, host: str) -> Addresses:
-        """Wait for the look-up of `host`; the last waiter that is cancelled cancels it."""
-        running = self._running.get(host)
-        if running is None:
-            task = asyncio.create_task(self._refresh(host), name=f"pyderp look-up of {host}")
-            running = self._running[host] = _Lookup(task)
-            task.add_done_callback(lambda done: self._forget(host, done))
-        task = running.task
-        running.waiters += 1
-        try:
-            await asyncio.wait((task,))
-        finally:
-            running.waiters -= 1
-            if not running.waiters and not task.done():
-                self._forget(host, task)  # the next call starts a new one
-                task.cancel()
-                await asyncio.wait((task,))
-            if task.done() and not task.cancelled():
-                task.exception()  # it may have failed while we were cancelled
-        try:
-            return task.result()
-        finally:
-            del task, running  # the task holds its error, which holds this frame
-
-    def _forget(self, host: str, task: asyncio.Task[Addresses]) -> None:
-        running = self._running.get(host)
-        if running is not None and running.task is task:
-            del self._running[host]
+        """Wait for the look-up of `host` that runs, or a new one."""
+        found = await self._running.get(
+            host, lambda: self._refresh(host), name=f"pyderp look-up of {host}"
+        )
+        if found is None:  # not by us: the event loop ends
+            raise DialError(f"look-up of {host!r}: cancelled")
+        return found
 
     async def _refresh(self, host: str) -> Addresses:
         found = Addresses(tuple(await self._ask(host)))

@@ -1,9 +1,10 @@
-"""What a relay counts. Plain integers; how they are shown is another floor's business."""
+"""What a relay counts. Plain integers; server/site shows them."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -16,7 +17,7 @@ class DropReason(Enum):
     """Why a packet was not delivered; the first seven are the labels of Go's metric."""
 
     UNKNOWN_DEST = "unknown_dest"
-    """Nobody here has the key, nor any relay of the mesh."""
+    """No client here has the key, nor any relay of the mesh."""
     UNKNOWN_DEST_ON_FWD = "unknown_dest_on_fwd"
     """The same, for a packet that another relay forwarded."""
     GONE_DISCONNECTED = "gone_disconnected"
@@ -49,7 +50,7 @@ class QueueTime:
     """A moving average of how long packets wait here, in milliseconds; each counts a tenth.
 
     Nearly all packets leave in the turn of the loop that brought them, and count as zero:
-    they are not looked at one by one, but added up when somebody asks.
+    they are not looked at one by one, but added up when the average is read.
     """
 
     __slots__ = ("_average", "_seen")
@@ -76,96 +77,58 @@ class QueueTime:
         return self._average
 
 
+@dataclass(slots=True, eq=False)
 class Counters:
     """Counters since start and gauges of now, for one relay. Bytes are packet bytes only."""
 
-    __slots__ = (
-        "accepts",
-        "bytes_received",
-        "bytes_sent",
-        "derp_accepts",
-        "disco_received",
-        "drops",
-        "dup_client_conn_total",
-        "ends",
-        "forwarder_delete_other_value",
-        "got_ping",
-        "home_connections",
-        "home_moves_in",
-        "home_moves_out",
-        "large_writes",
-        "mesh_keys_not_noted",
-        "mesh_update_batch_size",
-        "mesh_update_loop_count",
-        "multiforwarder_created",
-        "multiforwarder_deleted",
-        "packets_forwarded_in",
-        "packets_forwarded_out",
-        "packets_received",
-        "packets_sent",
-        "packets_to_forward",
-        "peer_gone_disconnected",
-        "peer_gone_not_here",
-        "peer_gone_not_sent",
-        "queue_time",
-        "sent_pong",
-        "sources_not_noted",
-        "tcp_rtt",
-        "unknown_frames",
-        "watch_repeats_ignored",
-        "watchers_closed",
-        "websocket_accepts",
-        "write_timeouts",
-        "writes",
+    accepts: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    derp_accepts: int = 0
+    disco_received: int = 0
+    dup_client_conn_total: int = 0
+    forwarder_delete_other_value: int = 0
+    got_ping: int = 0
+    home_connections: int = 0
+    home_moves_in: int = 0
+    home_moves_out: int = 0
+    large_writes: int = 0
+    """Frames in writes of more than a hundred."""
+    mesh_keys_not_noted: int = 0
+    """PeerPresent of another relay that had as many keys as it may."""
+    multiforwarder_created: int = 0
+    multiforwarder_deleted: int = 0
+    packets_forwarded_in: int = 0
+    packets_forwarded_out: int = 0
+    packets_received: int = 0
+    packets_sent: int = 0
+    packets_to_forward: int = 0
+    peer_gone_disconnected: int = 0
+    peer_gone_not_here: int = 0
+    peer_gone_not_sent: int = 0
+    """PeerGone frames not sent, as too many other frames waited for a slow client."""
+    sent_pong: int = 0
+    sources_not_noted: int = 0
+    """Forwarded packets whose new source was not noted, as a bound was reached."""
+    unknown_frames: int = 0
+    watch_repeats_ignored: int = 0
+    """WatchConns of a watcher for which a whole picture waited already."""
+    watchers_closed: int = 0
+    websocket_accepts: int = 0
+    write_timeouts: int = 0
+    ends: dict[EndReason, int] = field(default_factory=lambda: dict.fromkeys(EndReason, 0))
+    """Connections that ended, by why."""
+    writes: list[int] = field(default_factory=lambda: [0] * (_MANY + 1))
+    """Writes by how many frames they had; the last place is for all larger ones."""
+    mesh_update_batch_size: Histogram = field(default_factory=lambda: Histogram(_UPDATE_SIZES))
+    mesh_update_loop_count: Histogram = field(default_factory=lambda: Histogram(_UPDATE_LOOPS))
+    tcp_rtt: dict[str, int] = field(default_factory=dict)
+    """Samples of the round-trip time by label, as `pyderp.server.conn.paths` takes them."""
+    queue_time: QueueTime = field(default_factory=QueueTime)
+    drops: dict[tuple[DropReason, str], list[int]] = field(
+        default_factory=lambda: {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
     )
-
-    def __init__(self) -> None:
-        self.accepts = 0
-        self.bytes_received = 0
-        self.ends = dict.fromkeys(EndReason, 0)
-        """Connections that ended, by why."""
-        self.bytes_sent = 0
-        self.derp_accepts = 0
-        self.disco_received = 0
-        self.dup_client_conn_total = 0
-        self.forwarder_delete_other_value = 0
-        self.got_ping = 0
-        self.home_connections = 0
-        self.home_moves_in = 0
-        self.home_moves_out = 0
-        self.multiforwarder_created = 0
-        self.multiforwarder_deleted = 0
-        self.packets_forwarded_in = 0
-        self.packets_forwarded_out = 0
-        self.packets_received = 0
-        self.packets_sent = 0
-        self.packets_to_forward = 0
-        self.peer_gone_disconnected = 0
-        self.peer_gone_not_here = 0
-        self.peer_gone_not_sent = 0
-        """PeerGone frames not sent, as too many other frames waited for a slow client."""
-        self.sent_pong = 0
-        self.mesh_keys_not_noted = 0
-        """PeerPresent of another relay that had as many keys as it may."""
-        self.sources_not_noted = 0
-        """Forwarded packets whose new source was not noted, as a bound was reached."""
-        self.unknown_frames = 0
-        self.watch_repeats_ignored = 0
-        """WatchConns of a watcher for which a whole picture waited already."""
-        self.watchers_closed = 0
-        self.websocket_accepts = 0
-        self.write_timeouts = 0
-        # Writes by how many frames they had; the last place is for all larger ones.
-        self.writes = [0] * (_MANY + 1)
-        self.large_writes = 0
-        """Frames in writes of more than a hundred."""
-        self.mesh_update_batch_size = Histogram(_UPDATE_SIZES)
-        self.mesh_update_loop_count = Histogram(_UPDATE_LOOPS)
-        self.tcp_rtt: dict[str, int] = {}
-        """Samples of the round-trip time by label, as `pyderp.server.conn.paths` takes them."""
-        self.queue_time = QueueTime()
-        # (packets, bytes) of each reason and kind; every series is there from the start.
-        self.drops = {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
+    """Packets and bytes of each reason and kind; every series is there from the start."""
 
     @property
     def protocol_errors(self) -> int:

@@ -46,7 +46,7 @@ class ForwarderTable:
             self._counters.multiforwarder_created += 1
 
     def remove(self, key: bytes, forwarder: Forwarder, *, is_local: bool) -> bool:
-        """A relay lost a key; gives whether that was the last way to it.
+        """A relay lost a key. Returns whether that was the last way to it.
 
         Args:
             is_local: a connection here has the key.

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, get_args
 
 from pyderp.addresses import format_address
+from pyderp.certs import ServerContexts, meta_certificate
 from pyderp.certs.manual import ManualCertificates
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, LocalProtocolError
@@ -56,6 +57,7 @@ class FaultyRelay:
         self._relay: Relay | None = None
         self._tls = tls
         self._certificates: ManualCertificates | None = None
+        self._contexts: ServerContexts | None = None
         self._certdir: tempfile.TemporaryDirectory[str] | None = None
         self._proxy: Proxy | None = None
 
@@ -68,7 +70,7 @@ class FaultyRelay:
         self._proxy = Proxy(
             self._plan,
             target=lambda: self.relay.address,
-            tls=lambda: None if self._certificates is None else self._certificates.context(HOST),
+            tls=lambda: None if self._contexts is None else self._contexts.context(HOST),
         )
         try:
             if self._tls:
@@ -105,9 +107,8 @@ class FaultyRelay:
         await relay.start()
         self._relay = relay
         if self._certdir is not None:
-            self._certificates = ManualCertificates(
-                Path(self._certdir.name), HOST, relay.public_key
-            )
+            self._certificates = ManualCertificates(Path(self._certdir.name), HOST)
+            self._contexts = ServerContexts(self._certificates, meta_certificate(relay.public_key))
 
     # What it is
 
@@ -251,7 +252,7 @@ class FaultyRelay:
         self._running().accept()
 
     async def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
-        """Stop the relay and start one anew behind the same port, which nobody uses yet.
+        """Stop the relay and start one anew behind the same port; no client is connected to it.
 
         When this returns, the new relay serves. Old connections get what was on its way to
         them, and end. Faults stay as they are.

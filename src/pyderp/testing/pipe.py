@@ -51,7 +51,7 @@ class Cutter:
         self._buffer = bytearray()
 
     def receive_data(self, data: bytes) -> Iterator[tuple[int | None, bytes]]:
-        """Add bytes; gives whole frames as (type byte, frame with its header).
+        """Add bytes; yields whole frames as (type byte, frame with its header).
 
         Heads and opaque bytes have `None` for a type. Use the iterator up before the next call.
         """

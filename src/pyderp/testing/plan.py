@@ -1,4 +1,4 @@
-"""What a relay that misbehaves is to do next, and what it did so far."""
+"""What a faulty relay will do next, and what it did so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Way: TypeAlias = Literal["up", "down"]
 """`up`: from clients to the relay; `down`: from the relay to clients."""
 
 Junk: TypeAlias = Literal["unknown", "short", "oversized", "garbage"]
-"""`unknown`: frames of types that nobody knows. `short`: frames of known types, too short for
+"""`unknown`: frames of unknown types. `short`: frames of known types, too short for
 them. A client skips both. `oversized`: a header that announces more than a client takes.
 `garbage`: bytes that are no frames. Both end the connection."""
 

@@ -190,7 +190,7 @@ class Proxy:
         self._plan = plan
         self._target = target
         self._tls = tls
-        # Never listens: it keeps the port ours while nobody does.
+        # Never listens: it keeps the port ours while the proxy does not listen.
         self._holder = _bind(0)
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -228,7 +228,7 @@ class Proxy:
         while self._listener is not None:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:  # nobody is there any more
+            except OSError:  # no connection waits any more
                 return
             self._plan.counters.connections += 1
             number = self._plan.counters.connections

@@ -97,7 +97,7 @@ class RelayThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
 
     def call(self, function: Callable[[FaultyRelay], T]) -> T:
-        """Run a function in the relay's thread; gives what it returns."""
+        """Run a function in the relay's thread; returns what it returns."""
 
         async def work() -> T:
             return function(self._faulty)
@@ -150,7 +150,7 @@ class RelayThread:
 
         async def work() -> None:
             async with asyncio.timeout(timeout):
-                while self.clients != count:  # noqa: ASYNC110 (nobody tells)
+                while self.clients != count:  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(_POLL)
 
         try:
@@ -192,7 +192,7 @@ class RelayThread:
         self.call(lambda relay: relay.drop_next(count, way=way))
 
     def cut(self, *, reset: bool = False, client: NodePublic | None = None) -> int:
-        """End connections now; gives how many there were."""
+        """End connections now; returns how many there were."""
         return self.call(lambda relay: relay.cut(reset=reset, client=client))
 
     def cut_after(self, nbytes: int, *, way: Way = "down", reset: bool = False) -> None:
@@ -228,11 +228,11 @@ class RelayThread:
         self.call(lambda relay: relay.http_status(status, count=count))
 
     def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
-        """Send what a relay should not send; gives what was sent."""
+        """Send what a relay should not send; returns what was sent."""
         return self.call(lambda relay: relay.junk(kind, client=client))
 
     def inject(self, data: bytes, *, client: NodePublic | None = None) -> int:
-        """Send bytes of your own between two frames; gives to how many connections."""
+        """Send bytes of your own between two frames; returns to how many connections."""
         return self.call(lambda relay: relay.inject(data, client=client))
 
 

@@ -23,16 +23,11 @@ from pyderp.wire.metacert import scan_chain_untrusted
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 
 __all__ = [
-    # .info
     "ClientInfo",
-    # .client
     "ClientSession",
     "ClientState",
-    # .buffer
     "FrameBuffer",
-    # .frames
     "FrameType",
-    # .messages
     "Health",
     "KeepAlive",
     "Message",
@@ -46,9 +41,7 @@ __all__ = [
     "Restarting",
     "ServerInfo",
     "Skipped",
-    # .upgrade
     "UpgradeReply",
-    # .metacert
     "scan_chain_untrusted",
     "upgrade_request",
 ]

@@ -160,7 +160,6 @@ class SendQueue:
         dst: NodePublic,
         packets: Sequence[bytes],
         start: int = 0,
-        *,
         limit: float = math.inf,
         allowed: Callable[[int], bool] | None = None,
     ) -> int:

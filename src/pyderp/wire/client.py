@@ -37,16 +37,16 @@ class ClientState(Enum):
 class ClientSession:
     """Bytes from a relay in, messages out; calls in, bytes for the relay out (`derp.Client`).
 
-    Feed what arrives to `receive_data`, write what `data_to_send` gives. A login needs
+    Feed what arrives to `receive_data`, write what `data_to_send` returns. A login needs
     no answer beyond ServerKey: once that is read (or known), the session is ready.
 
     Args:
         private: the client's key.
-        random: gives n fresh random bytes; for the nonce of the login box.
+        random: returns n fresh random bytes; for the nonce of the login box.
         info: what to say at login.
         server_key: the relay's key, if already known from its meta certificate; its
             greeting is then neither awaited nor compared.
-        on_skip: told of each frame that is passed over, and of an AppName that was cut off.
+        on_skip: called with each frame that is passed over, and with an AppName that was cut off.
 
     Raises:
         LocalProtocolError: the AppName of `info` is one that relays refuse.
@@ -144,7 +144,7 @@ class ClientSession:
         self._send(frames.pack_note_preferred(preferred))
 
     def watch_conns(self) -> None:
-        """Ask to be told who comes and goes; needs the mesh key."""
+        """Ask for a report of all clients that come and go; needs the mesh key."""
         self._send(frames.pack_watch_conns())
 
     def close_peer(self, target: NodePublic) -> None:

@@ -69,7 +69,7 @@ def _join_records(data: memoryview) -> bytes | None:
         length = int.from_bytes(header[3:], "big")
         if header[1] != 3 or not 0 < length <= _MAX_RECORD:
             raise RemoteProtocolError("a TLS record with a bad header")
-        # What came of a record counts before the record is whole: garbage is told early.
+        # What came of a record counts before the record is whole: garbage is refused early.
         body = data[start + _HEADER : start + _HEADER + length]
         message += body
         if len(message) >= 4:

@@ -163,7 +163,7 @@ _SERVER_ERROR_CLOSES: Final = ("Connection", "close")
 class HttpConnection:
     """One connection's requests, one after another.
 
-    Call `receive_data`, then `next_request` until it gives `None`; after each request
+    Call `receive_data`, then `next_request` until it returns `None`; after each request
     either `respond`, or take over the connection with `take_over`.
     """
 
@@ -221,7 +221,7 @@ class HttpConnection:
         # Twice as fast as iterating over h11's own view with names in lower case.
         headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
         if _has_two_lengths(headers):
-            # Whoever stands in front may take the other length, and what it takes for a body be a
+            # A proxy in front may take the other length, and what it takes for a body be a
             # request here. RFC 9112 §6.1 lets us refuse, and wants the connection closed.
             raise BadUpgrade("HTTP request with both Content-Length and Transfer-Encoding")
         # h11 looks at its limit only while a head is incomplete.
@@ -236,7 +236,7 @@ class HttpConnection:
         )
 
     def take_over(self) -> bytes:
-        """End HTTP on this connection; gives the bytes that followed the request head."""
+        """End HTTP on this connection; returns the bytes that followed the request head."""
         self.finished = True
         return self._h11.trailing_data[0]
 

@@ -57,7 +57,7 @@ class OwnNonces:
     Args:
         private: whose nonces they are.
         role: keeps apart what one key does as a relay and as a client.
-        random: gives n fresh random bytes.
+        random: returns n fresh random bytes.
     """
 
     __slots__ = ("_key", "_random")

@@ -1,4 +1,4 @@
-"""What a client is told after login, one small class a frame; and how each is read.
+"""What a relay sends a client after login, one small class a frame; and how each is read.
 
 `unpack_message_untrusted` follows Go's client to the byte: short optional frames are
 skipped with a remark, spare bytes are ignored, unknown types are skipped.
@@ -51,7 +51,7 @@ class PeerGone:
 
 @dataclass(slots=True)
 class PeerPresent:
-    """A connection on the relay, told to mesh watchers.
+    """A connection on the relay, reported to mesh watchers.
 
     `address` and `port` are `None` when the relay does not say; IPv4 is un-mapped.
     """
@@ -61,13 +61,13 @@ class PeerPresent:
     port: int | None
     flags: PeerPresentFlags
     app_name: str = ""
-    """What the client calls itself, which nobody has checked; empty: nothing, or a relay that
+    """What the client calls itself, unchecked; empty: nothing, or a relay that
     does not pass it on."""
 
 
 @dataclass(slots=True)
 class ServerInfo:
-    """The relay's sealed greeting. Rates in bytes a second and bytes; 0: no limit told."""
+    """The relay's sealed greeting. Rates in bytes a second and bytes; 0: no limit."""
 
     version: int = 0
     token_bucket_bytes_per_second: int = 0

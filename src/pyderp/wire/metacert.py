@@ -1,7 +1,7 @@
 """The meta certificate: how a relay tells its DERP key inside the TLS handshake.
 
 A self-signed certificate last in the chain, named `derpkey` and the relay's key, whose
-serial number is the protocol version. Nobody verifies it: under TLS 1.3 the handshake
+serial number is the protocol version. It is not verified: under TLS 1.3 the handshake
 itself vouches for the chain. A client that finds it can skip a round trip (fast start).
 
 X.509 bounds a common name at 64 characters and this one has 71, so X.509 libraries warn

@@ -38,7 +38,7 @@ class ProxyHeader:
     """Bytes of the header."""
 
     source: Endpoint | None = None
-    """Address and port of the client; `None`: not told, as for a health check."""
+    """Address and port of the client; `None`: not given, as for a health check."""
 
     destination: Endpoint | None = None
     """Address and port that it connected to."""

@@ -37,7 +37,7 @@ class ServerLogin:
 
     Args:
         private: the relay's key.
-        random: gives n fresh random bytes; for the nonce of each ServerInfo.
+        random: returns n fresh random bytes; for the nonce of each ServerInfo.
     """
 
     __slots__ = ("_nonces", "_private", "greeting")

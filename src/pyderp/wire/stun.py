@@ -87,7 +87,7 @@ class BindingResponse:
 
     tx_id: bytes
     address: IPv4Address | IPv6Address
-    """IPv4 also when the server told it as `::ffff:a.b.c.d`."""
+    """IPv4 also when the server sent it as `::ffff:a.b.c.d`."""
     port: int
 
 
@@ -175,7 +175,7 @@ def pack_response(tx_id: bytes, address: bytes, port: int) -> bytes:
 
     Args:
         tx_id: the request's.
-        address: where it came from, as 4 or 16 bytes; `::ffff:a.b.c.d` is told as IPv4.
+        address: where it came from, as 4 or 16 bytes; `::ffff:a.b.c.d` is sent as IPv4.
         port: likewise.
 
     Raises:

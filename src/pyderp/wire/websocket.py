@@ -137,7 +137,7 @@ def _deaf() -> Generator[None, None, None]:
 class WebSocketServer:
     """Bytes of an open websocket in, bytes of the DERP stream out, and back.
 
-    After each call write what `data_to_send` gives; an empty chunk in it means: half-close.
+    After each call write what `data_to_send` returns; an empty chunk in it means: half-close.
     """
 
     __slots__ = ("_protocol", "_text")
@@ -147,7 +147,7 @@ class WebSocketServer:
         self._text: Exception | None = None
 
     def __del__(self) -> None:
-        # Whoever ends a connection need not remember it, nor must a new way to end do.
+        # So no code that ends a connection can forget it.
         self.release()
 
     def release(self) -> None:
@@ -158,7 +158,7 @@ class WebSocketServer:
         release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> list[bytes]:
-        """Take bytes from the peer; gives the stream's bytes in order.
+        """Take bytes from the peer; returns the stream's bytes in order.
 
         Pings are answered and closes echoed in `data_to_send`. A text message closes
         with 1003, a message of more than 256 KiB with 1009, a malformed frame with 1002.

@@ -35,7 +35,7 @@ _CLEAN: Final = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
 class WebSocketClient:
     """Bytes from a relay in, bytes of the DERP stream out, and back; the handshake first.
 
-    After each call write what `data_to_send` gives; at first that is the request.
+    After each call write what `data_to_send` returns; at first that is the request.
 
     Args:
         host: the `Host` header: host and, unless it is the default, port.
@@ -92,7 +92,7 @@ class WebSocketClient:
         release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> bytes:
-        """Take bytes from the relay; gives those of the stream, in one piece, maybe none.
+        """Take bytes from the relay; returns those of the stream, in one piece, maybe none.
 
         Once open this raises nothing: see `ended` and `error`, also after bytes were given.
         Pings are answered and a close is echoed in `data_to_send`. A text message closes

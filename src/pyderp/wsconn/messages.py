@@ -83,7 +83,7 @@ class Inbox:
         """Wait for a fragment or the end. Cancelling only stops the waiting.
 
         The library loses the rest of a message when receiving it is cancelled. So that is
-        done by a task of its own, which whoever waits next finds still at work.
+        done by a task of its own, which the next call that waits finds still at work.
         """
         if self._receiving is None or self._receiving.done():
             self._receiving = asyncio.create_task(self._receive(), name="pyderp-wsconn-receive")

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from websockets.frames import Frame, Opcode
 
-from pyderp.admission.verdict import Applicant
+from pyderp.admission.verdict import ClientIdentity
 from pyderp.errors import without_frames
 from pyderp.relay.ending import EndReason, How
 from pyderp.wire.frames import KEEP_ALIVE_FRAME
@@ -119,7 +119,7 @@ async def rechecked(place: Place, line: Line) -> None:
     gate = place.parts.admission
     assert gate is not None
     place.asked.says = False
-    await gate._check_again(Applicant(place.private.public, place.connection().peer[0]))
+    await gate._check_again(ClientIdentity(place.private.public, place.connection().peer[0]))
     place.asked.says = True
     await hang_up(line.writer)
 

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import pytest
 
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.certs.session import Session
 from pyderp.certs.worker import Stopped, Worker
 from tests.certs.handshake import NAME

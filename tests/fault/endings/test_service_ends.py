@@ -15,7 +15,7 @@ import pytest
 
 from pyderp import AdmissionConfig, BootstrapDNSConfig, ClientConfig, NetworkSettings, NodePrivate
 from pyderp.admission import Gate
-from pyderp.certs.refusal import Refused
+from pyderp.certs.network import Refused
 from pyderp.errors import DialError
 from pyderp.keys import MeshKey
 from pyderp.relay.router import Router
@@ -24,7 +24,7 @@ from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer, stun_sockets
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.stun import pack_request
-from tests.admission.fakes import CLOSE, STALL, applicant, response
+from tests.admission.fakes import CLOSE, STALL, identity, response
 from tests.certs.authority import FakeAuthority
 from tests.certs.test_acme import source_of
 from tests.conftest import Run
@@ -77,7 +77,7 @@ async def stun_never_started() -> None:
 async def gate(**settings: Any) -> AsyncIterator[Gate]:
     made = Gate(
         AdmissionConfig(**{"recheck": 0.01, "remember": 0, **settings}),
-        live=lambda: [applicant(n) for n in range(3)],
+        live=lambda: [identity(n) for n in range(3)],
         revoke=lambda *_: None,
         timeout=SHORT,
     )
@@ -90,12 +90,12 @@ async def gate(**settings: Any) -> AsyncIterator[Gate]:
 
 async def ask(made: Gate, expected: int) -> None:
     """All ways that a question ends, while rechecks go on."""
-    await asyncio.gather(*(made.ask(applicant(n % 2)) for n in range(4)))
-    task = asyncio.create_task(made.ask(applicant(7)))
+    await asyncio.gather(*(made.ask(identity(n % 2)) for n in range(4)))
+    task = asyncio.create_task(made.ask(identity(7)))
     await asyncio.sleep(0)
     await cancel_and_wait([task])
     await until(lambda: made.counters.queries >= expected)
-    left = asyncio.create_task(made.ask(applicant(8)))  # until the gate closes
+    left = asyncio.create_task(made.ask(identity(8)))  # until the gate closes
     await asyncio.sleep(0)
     await made.aclose()
     await left

@@ -14,8 +14,8 @@ from cryptography import x509
 
 from pyderp import Relay, RelayConfig
 from pyderp.certs.acme import ACMECertificates
-from pyderp.certs.leaf import info_of
-from pyderp.certs.schedule import Pace
+from pyderp.certs.credential import info_of
+from pyderp.certs.schedule import RetryPolicy
 from pyderp.config import ACMETLS
 from pyderp.keys import NodePrivate
 from tests.certs.serve import Served, connected, serving
@@ -26,7 +26,7 @@ from .pebble import Pebble, running
 
 NAME = "derp.example.com"
 SERVER = NodePrivate.generate().public
-QUICK = Pace(first_retry=0.2, longest_retry=1.0, fresh=0.5, advice_delay=0.1, save_every=0.2)
+QUICK = RetryPolicy(first_retry=0.2, longest_retry=1.0, fresh=0.5, advice_delay=0.1, save_every=0.2)
 PROFILES = {
     "default": {"description": "as usual", "validityPeriod": 7776000},
     "shortlived": {"description": "six days", "validityPeriod": 518400},
@@ -48,7 +48,7 @@ def settings(pebble: Pebble, folder: Path, **more: Any) -> ACMETLS:
 
 
 def source_of(tls: ACMETLS) -> ACMECertificates:
-    return ACMECertificates(tls, SERVER, pace=QUICK, address_pace=QUICK)
+    return ACMECertificates(tls, policy=QUICK, address_policy=QUICK)
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyderp import NodePrivate
-from pyderp.admission import AdmissionCounters, Applicant, Cause
+from pyderp.admission import AdmissionCounters, Cause, ClientIdentity
 from pyderp.admission.tailscaled import Tailscaled
 from pyderp.admission.url import AdmissionURL
 from tests.admission import test_tailscaled, test_url
@@ -89,7 +89,7 @@ async def compare_urls(server: FakeServer, derper: Relay, controller: AdmissionU
         private = NodePrivate.generate()
         theirs = await lets_in(derper, private)
         asked = len(server.requests)
-        verdict = await controller.ask(Applicant(private.public, ADDRESS))
+        verdict = await controller.ask(ClientIdentity(private.public, ADDRESS))
         assert theirs is (verdict.allowed or name in OPEN_FOR_DERPER), name
         assert shape(server.requests[0]) == shape(server.requests[asked]), name
 
@@ -109,7 +109,7 @@ def test_an_admission_url(kind: Kind, tmp_path: Path) -> None:
                 private = NodePrivate.generate()
                 theirs, ours = await asyncio.gather(
                     lets_in(derper, private),
-                    controller.ask(Applicant(private.public, ADDRESS)),
+                    controller.ask(ClientIdentity(private.public, ADDRESS)),
                 )
                 # derper takes it for unreachable, and lets in whoever brought it to that.
                 assert theirs
@@ -133,7 +133,7 @@ def test_an_admission_url_that_fails_closed(kind: Kind, tmp_path: Path) -> None:
             try:
                 private = NodePrivate.generate()
                 assert not await lets_in(derper, private)
-                verdict = await controller.ask(Applicant(private.public, ADDRESS))
+                verdict = await controller.ask(ClientIdentity(private.public, ADDRESS))
                 assert not verdict.allowed
             finally:
                 await controller.aclose()
@@ -157,7 +157,7 @@ def test_a_local_tailscaled(kind: Kind, tmp_path: Path) -> None:
                     server.requests.clear()
                     private = NodePrivate.generate()
                     theirs = await lets_in(derper, private)
-                    verdict = await daemon.ask(Applicant(private.public, ADDRESS))
+                    verdict = await daemon.ask(ClientIdentity(private.public, ADDRESS))
                     assert verdict.allowed is theirs, name
                     asked, again = (server.requests[n] for n in (0, -1))
                     assert asked.line == again.line or name == "moved"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pyderp import NodePrivate, NodePublic
-from pyderp.admission import Applicant, Gate, Verdict
+from pyderp.admission import ClientIdentity, Gate, Verdict
 from pyderp.config import AdmissionConfig
 from tests.interop.tailscaled.namespaces import HUB_ADDRESS, private_network
 from tests.interop.tailscaled.peers import need, need_namespaces
@@ -105,23 +105,23 @@ def test_the_daemon_decides(machine: Machine) -> None:
     async def before_login() -> None:
         async with gate_of(machine) as gate:
             stranger = NodePrivate.generate().public
-            verdict = await gate.ask(Applicant(stranger, "192.0.2.7"))
+            verdict = await gate.ask(ClientIdentity(stranger, "192.0.2.7"))
             assert not verdict.allowed
             assert await gate.check_self() == "localClient.Status: tailscaled is not logged in"
 
     async def logged_in(own: NodePublic, peer: NodePublic) -> None:
         async with gate_of(machine) as gate:
             for key in (peer, own):
-                assert await gate.ask(Applicant(key, "192.0.2.7")) == Verdict(True)
+                assert await gate.ask(ClientIdentity(key, "192.0.2.7")) == Verdict(True)
             stranger = NodePrivate.generate().public
-            assert await gate.ask(Applicant(stranger, "192.0.2.7")) == Verdict(
+            assert await gate.ask(ClientIdentity(stranger, "192.0.2.7")) == Verdict(
                 False, f"peer {stranger} not authorized (not found in local tailscaled)"
             )
             assert await gate.check_self() is None
             # The same gate, with a connection that it has kept.
             await asyncio.to_thread(machine.running.stop)
-            verdict = await gate.ask(Applicant(peer, "192.0.2.7"))
-            assert (verdict.allowed, verdict.sure) == (False, False)
+            verdict = await gate.ask(ClientIdentity(peer, "192.0.2.7"))
+            assert (verdict.allowed, verdict.definitive) == (False, False)
             assert "failed to query local tailscaled status" in verdict.reason
             wrong = await gate.check_self()
             assert wrong is not None

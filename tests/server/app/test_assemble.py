@@ -9,7 +9,7 @@ import pytest
 
 import pyderp
 from pyderp import RelayConfig
-from pyderp.admission import Applicant
+from pyderp.admission import ClientIdentity
 from pyderp.config import AdmissionConfig
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.server.app.assemble import live_clients, revoke
@@ -75,9 +75,9 @@ def test_a_key_is_closed_at_one_address_or_everywhere_but_not_as_a_mesh_peer(
     peer = join(core, private, "192.0.2.1", mesh_key=MESH_KEY)
     other = join(core, stranger, "192.0.2.1")
     assert Counter(live_clients(router)) == {
-        Applicant(private.public, "192.0.2.1"): 2,
-        Applicant(private.public, "192.0.2.2"): 1,
-        Applicant(stranger.public, "192.0.2.1"): 1,
+        ClientIdentity(private.public, "192.0.2.1"): 2,
+        ClientIdentity(private.public, "192.0.2.2"): 1,
+        ClientIdentity(stranger.public, "192.0.2.1"): 1,
     }
 
     def gone() -> list[Wire]:

@@ -19,7 +19,7 @@ from tests.server.fakes import (
     ROUTES,
     SIDE_ROUTES,
     FakeLoop,
-    FixedCertificate,
+    FixedContext,
     TLSWire,
     Wire,
     make_context,
@@ -159,10 +159,10 @@ def test_incomplete_frames_survive_reads_of_others(
 def test_each_connection_gets_the_context_of_its_time_and_address(
     core: ConnectionContext, context: ssl.SSLContext
 ) -> None:
-    certificates = FixedCertificate(context)
+    contexts = FixedContext(context)
     for _ in range(2):
-        Wire(core, protocol_factory(core, ROUTES, certificates)())
-    assert certificates.asked == [LOCAL, LOCAL]
+        Wire(core, protocol_factory(core, ROUTES, contexts)())
+    assert contexts.asked == [LOCAL, LOCAL]
 
 
 def test_without_certificates_connections_are_plain(core: ConnectionContext) -> None:
@@ -207,7 +207,7 @@ def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
     assert capfd.readouterr().err == ""
 
 
-class Challenged(FixedCertificate):
+class Challenged(FixedContext):
     """While an authority asks, it gets a context of its own."""
 
     challenge_pending = True
@@ -227,11 +227,11 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
     core: ConnectionContext, context: ssl.SSLContext, chunk: int
 ) -> None:
     never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
-    certificates = Challenged(never, context)
+    contexts = Challenged(never, context)
     wire = TLSWire(core, never)
-    Wire.__init__(wire, core, protocol_factory(core, ROUTES, certificates)())
+    Wire.__init__(wire, core, protocol_factory(core, ROUTES, contexts)())
     wire.shake_hands(chunk)
-    assert len(certificates.hellos) == 1
+    assert len(contexts.hellos) == 1
     wire.login()
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 from pyderp.relay.ending import EndReason
 from pyderp.server.site.metrics_pyderp import own_series
 from pyderp.server.site.view import RelayView

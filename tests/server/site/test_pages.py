@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 from pyderp.config import DebugAccess
 from pyderp.server.site.access import Access
 from pyderp.wire.http import BROWSER_HEADERS, Response, StreamedResponse

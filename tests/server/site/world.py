@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 from pyderp.config import DebugAccess
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.bootstrap import BootstrapCounters

@@ -12,9 +12,9 @@ from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
-from pyderp.certs.expiry import EXPIRES_SOON
-from pyderp.certs.leaf import utc_now
+from pyderp.certs.credential import utc_now
 from pyderp.certs.manual import certificate_paths
+from pyderp.certs.source import EXPIRES_SOON
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
@@ -105,7 +105,7 @@ def _certificate(plan: StartPlan) -> str:
     if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
         return f"certificate {files[0]}: self-signed, made at the first start"
-    (info,) = make_certificates(tls, NodePrivate.generate().public).certificates()
+    (info,) = make_certificates(tls).certificates()
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
@@ -189,7 +189,7 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
     if not all(map(_exists, files)):
         return
     now = utc_now()
-    for info in make_certificates(tls, NodePrivate.generate().public).certificates():
+    for info in make_certificates(tls).certificates():
         refused = f"certificate {file}: clients that check refuse it"
         if now >= info.not_after:
             raise ConfigError(f"{refused}: it expired on {info.not_after:%Y-%m-%d %H:%M UTC}")

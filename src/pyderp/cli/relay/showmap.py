@@ -13,7 +13,6 @@ from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.tls import PUBLIC
 from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
-from pyderp.keys import NodePrivate
 from pyderp.maps.ownnode import headscale_yaml, own_map, own_node
 from pyderp.maps.region import DERPNode
 from pyderp.server.app.listeners import stun_host
@@ -44,7 +43,7 @@ def node_of(plan: StartPlan) -> DERPNode:
         )
     cert_name = ""
     if isinstance(config.tls, ManualTLS):
-        cert_name = make_certificates(config.tls, NodePrivate.generate().public).cert_name
+        cert_name = make_certificates(config.tls).cert_name
     derp_port = plan.public_port or _port(config)
     stun_port = None if stun_hidden(plan) else config.stun_port
     if 0 in (derp_port, stun_port):

@@ -14,8 +14,13 @@ from importlib.metadata import version
 
 from pyderp.addresses import parse_ip
 from pyderp.admission.gate import Gate
-from pyderp.admission.verdict import Applicant
-from pyderp.certs import CertificateSource, make_certificates
+from pyderp.admission.verdict import ClientIdentity
+from pyderp.certs import (
+    CertificateSource,
+    ServerContexts,
+    make_certificates,
+    meta_certificate,
+)
 from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.ending import EndReason, How
@@ -80,8 +85,10 @@ def assemble(
     loop = asyncio.get_running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
     certificates: CertificateSource | None = None
+    contexts: ServerContexts | None = None
     if config.tls is not None:
-        certificates = make_certificates(config.tls, private_key.public)
+        certificates = make_certificates(config.tls)
+        contexts = ServerContexts(certificates, meta_certificate(private_key.public))
         closing.push_async_callback(certificates.aclose)
     health = limits = admission = mesh = stun = None
     if config.health is not HealthRecipients.NONE:
@@ -135,7 +142,7 @@ def assemble(
         tls_requests=context.tls_requests,
         accepts=accepts,
     )
-    main, side = _factories(config, context, certificates, bootstrap, DebugSite(view))
+    main, side = _factories(config, context, contexts, bootstrap, DebugSite(view))
     return RelayParts(
         context=context,
         accepts=accepts,
@@ -163,11 +170,11 @@ def _rules(config: RelayConfig) -> LoginRules:
     )
 
 
-def live_clients(router: Router) -> Iterator[Applicant]:
+def live_clients(router: Router) -> Iterator[ClientIdentity]:
     """The clients that an admission decides about, once for each connection."""
     for connection in router.registry.connections():
         if not connection.can_mesh:
-            yield Applicant(connection.public, connection.peer[0])
+            yield ClientIdentity(connection.public, connection.peer[0])
 
 
 def revoke(router: Router, key: NodePublic, address: str | None, reason: str) -> None:
@@ -208,7 +215,7 @@ def _own_names(config: RelayConfig, certificates: CertificateSource | None) -> I
 def _factories(
     config: RelayConfig,
     context: ConnectionContext,
-    certificates: CertificateSource | None,
+    contexts: ServerContexts | None,
     bootstrap: BootstrapDNS,
     site: DebugSite,
 ) -> tuple[Factory, Factory]:
@@ -222,10 +229,10 @@ def _factories(
 
     pages = {"/": home, "/bootstrap-dns": bootstrap.answer}
     main = relay_routes(pages, site.answer, derp=config.derp)
-    challenge = no_challenge if certificates is None else certificates.http_challenge
+    challenge = no_challenge if contexts is None else contexts.source.http_challenge
     side = side_routes(challenge, main, site.allows)
     header = config.proxy_protocol
     return (
-        protocol_factory(context, main, certificates, derp=config.derp, proxy_header=header),
+        protocol_factory(context, main, contexts, derp=config.derp, proxy_header=header),
         protocol_factory(context, side, None, derp=False, proxy_header=header),
     )

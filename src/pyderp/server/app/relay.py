@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from pyderp.addresses import format_address
-from pyderp.certs.expiry import EXPIRES_SOON, ExpiryWatch
+from pyderp.certs.source import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.config.relay import LIVE_SETTINGS
 from pyderp.defaults import (

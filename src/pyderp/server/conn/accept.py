@@ -9,7 +9,7 @@ import resource
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
-from pyderp.certs.source import CertificateSource
+from pyderp.certs.context import ServerContexts
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
@@ -115,7 +115,7 @@ class AcceptGate:
 def protocol_factory(
     context: ConnectionContext,
     routes: Routes,
-    certificates: CertificateSource | None,
+    contexts: ServerContexts | None,
     *,
     derp: bool = True,
     proxy_header: bool = False,
@@ -123,17 +123,17 @@ def protocol_factory(
     """Makes the protocol of each accepted connection, with its layers and first stage.
 
     Args:
-        certificates: gives the TLS context of each connection; `None`: plain TCP.
+        contexts: have the TLS context of each connection; `None`: plain TCP.
         derp: whether `/derp` is served.
         proxy_header: each connection begins with a PROXY header, from a trusted proxy.
     """
 
     def begin(protocol: RelayProtocol, behind: bytes = b"") -> None:
         protocol.stage = HttpStage(protocol, routes, derp=derp)
-        if certificates is not None:
+        if contexts is not None:
             # Only now is it known which of the relay's addresses it came to.
             protocol.local = protocol.local or protocol.endpoint("sockname")[0]
-            layer = TLSLayer(protocol, certificates, context.rules.server_name)
+            layer = TLSLayer(protocol, contexts, context.rules.server_name)
             protocol.add_layer(layer, behind)
         elif behind:
             protocol.feed(behind)

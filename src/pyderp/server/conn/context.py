@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
-from pyderp.admission.verdict import Applicant, Verdict
+from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.config.relay import Network
 from pyderp.defaults import (
     MESH_WRITE_TIMEOUT,
@@ -109,10 +109,10 @@ class LimitedConnection(Protocol):
 class Admission(Protocol):
     """Decides which clients may come in."""
 
-    def known(self, applicant: Applicant) -> Verdict | None:
+    def known(self, client: ClientIdentity) -> Verdict | None:
         """What is known about a client already."""
 
-    async def ask(self, applicant: Applicant) -> Verdict:
+    async def ask(self, client: ClientIdentity) -> Verdict:
         """Find out about a client."""
 
 

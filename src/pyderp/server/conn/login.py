@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from pyderp.admission.verdict import Applicant, Verdict
+from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEIVE_BUFFER
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import Connection
@@ -64,21 +64,21 @@ class LoginStage:
         if admission is None or mesh:
             self._enter(client, mesh=mesh)
             return
-        applicant = Applicant(client.client, protocol.peer[0])
-        verdict = admission.known(applicant)
+        identity = ClientIdentity(client.client, protocol.peer[0])
+        verdict = admission.known(identity)
         if verdict is not None:
             self._decide(client, verdict)
             return
         protocol.stage = _wait
         protocol.hold(HOLD_LOGIN)
         protocol.restart_timer(ADMISSION_WAIT, "nobody could say whether it may come in")
-        protocol.task = context.spawn(self._ask(client, applicant))
+        protocol.task = context.spawn(self._ask(client, identity))
 
-    async def _ask(self, client: LoggedIn, applicant: Applicant) -> None:
+    async def _ask(self, client: LoggedIn, identity: ClientIdentity) -> None:
         protocol = self._protocol
         admission = protocol.context.admission
         assert admission is not None
-        verdict = await admission.ask(applicant)
+        verdict = await admission.ask(identity)
         protocol.task = None
         self._decide(client, verdict)
         if verdict.allowed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyderp.certs.source import CertificateSource
+from pyderp.certs.context import ServerContexts
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.layers import Layer
@@ -29,20 +29,20 @@ class TLSLayer(Layer):
 
     Args:
         protocol: the connection.
-        certificates: gives the server-side context for a new connection.
+        contexts: have the server-side context for a new connection.
         server_name: what clients ask for; a ClientHello with it needs no second look.
     """
 
-    __slots__ = ("_certificates", "_hello", "_last", "_protocol", "_records", "_server_name")
+    __slots__ = ("_contexts", "_hello", "_last", "_protocol", "_records", "_server_name")
 
     def __init__(
-        self, protocol: RelayProtocol, certificates: CertificateSource, server_name: bytes
+        self, protocol: RelayProtocol, contexts: ServerContexts, server_name: bytes
     ) -> None:
         super().__init__()
         self._protocol = protocol
-        self._certificates = certificates
+        self._contexts = contexts
         self._server_name = server_name
-        self._records: RecordLayer = SSLRecords(certificates.context(protocol.local))
+        self._records: RecordLayer = SSLRecords(contexts.context(protocol.local))
         # What came of the ClientHello; None once it was looked at.
         self._hello: bytes | None = b""
         # Of the last write, if the kernel did not take all: bytes before and after encryption.
@@ -83,9 +83,9 @@ class TLSLayer(Layer):
         ):
             self._hello = data  # nearly always it is one record
             return
-        certificates = self._certificates
+        contexts = self._contexts
         # Nearly all ask for the right name, or there is none.
-        if certificates.challenge_pending or self._server_name not in data:
+        if contexts.challenge_pending or self._server_name not in data:
             try:
                 hello = parse_client_hello_untrusted(data)
             except RemoteProtocolError as e:
@@ -98,8 +98,8 @@ class TLSLayer(Layer):
                 if hello is None:
                     self._hello = data
                     return
-                if certificates.challenge_pending:
-                    challenge = certificates.challenge_context(memoryview(data))
+                if contexts.challenge_pending:
+                    challenge = contexts.challenge_context(memoryview(data))
                     if challenge is not None:
                         self._records = SSLRecords(challenge)
         self._hello = None

@@ -64,7 +64,7 @@ class MeshStatus:
     """As it was given, without a password."""
 
     connected: bool
-    """It tells us who is there, and takes what is for them."""
+    """Presence updates arrive and packets can be forwarded."""
 
     peers: int
     """Keys that it has."""
@@ -120,7 +120,8 @@ class Mesh:
             ConfigError: an entry or the environment's proxies cannot be used; nothing changed.
         """
         if hosts and self._own.config.network is None:
-            NetworkSettings.from_environment()  # as each attempt does; here somebody is told
+            # As each attempt does, but here the caller gets the error.
+            NetworkSettings.from_environment()
         wanted = {(host.url, host.dial): host for host in map(parse_mesh_host, hosts)}
         loops = {
             key: self._loops.pop(key) if key in self._loops else self._begin(host)
@@ -170,8 +171,8 @@ class _Neighbour:
         self._link = MeshLink(self._work.set)
         self._present: set[bytes] = set()
         self._logged_in = False
-        self._was_told = False
-        """The connection brought news of who is there."""
+        self._sent_keys = False
+        """The other relay sent a key on this connection."""
         self._is_full = False
         """The log says already that this connection brought too many keys."""
         self._doubt = False
@@ -211,7 +212,7 @@ class _Neighbour:
         async with Client.for_url(
             self._host.url, private_key=self._own.private_key, config=config
         ) as client:
-            self._logged_in = self._was_told = self._is_full = False
+            self._logged_in = self._sent_keys = self._is_full = False
             await client.connect()
             if client.server_public_key == self._own.private_key.public:
                 self._is_self = True
@@ -306,8 +307,8 @@ class _Neighbour:
     # Changes
 
     def _connected(self) -> None:
-        """It told the first key (our own, at least), so it does let us watch."""
-        self._link.connected = self._was_told = True
+        """It sent the first key (our own, at least), so it lets us watch."""
+        self._link.connected = self._sent_keys = True
         self._since = datetime.now(UTC)
         self._error = ""
         self._log.connected()
@@ -344,7 +345,7 @@ class _Neighbour:
     def _failed(self, error: Exception) -> None:
         text = describe(error)
         if isinstance(error, ConnectionClosed):
-            if not self._was_told and _hung_up(error):
+            if not self._sent_keys and _hung_up(error):
                 text = f"{_KEYS_DIFFER if self._logged_in else _NOT_LET_IN} ({text})"
             else:
                 text = f"connection lost: {text}"

@@ -14,7 +14,7 @@ _FIRST_PAUSE: Final = 60.0
 _LONGEST_PAUSE: Final = 3600.0
 """Seconds between two lines about a link that keeps failing, at first and at most."""
 _MOST_REASONS: Final = 8
-"""That are told at once between two such lines; each is told once."""
+"""Reasons that are logged at once between two such lines; each is logged once."""
 _STABLE: Final = 60.0
 """A connection that held so long has mended the link; sooner it is the old trouble."""
 
@@ -32,11 +32,11 @@ class MeshLog:
         self._clock = clock
         self._pause = _FIRST_PAUSE
         self._said_at: float | None = None
-        """When a failure was last told; `None`: not since all was well."""
+        """When a failure was last logged; `None`: not since all was well."""
         self._told = False
         """The last line says that it fails."""
         self._reasons: set[str] = set()
-        """Told since the last line that was due."""
+        """Logged since the last line that was due."""
         self._failures = 0
         self._connected_at: float | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pyderp.admission.gate import Gate
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import AcceptGate

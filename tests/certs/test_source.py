@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pyderp.certs.expiry import ExpiryWatch
-from pyderp.certs.source import CertificateInfo
+from pyderp.certs.credential import CertificateInfo
+from pyderp.certs.source import ExpiryWatch
 
 ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
 END = ISSUED + timedelta(days=100)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pyderp.admission.recheck import recheck_for_ever
-from pyderp.admission.verdict import Applicant
+from pyderp.admission.gate import recheck_for_ever
+from pyderp.admission.verdict import ClientIdentity
 
-from .fakes import JumpingLoop, applicant
+from .fakes import JumpingLoop, identity
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -21,8 +21,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 @contextlib.asynccontextmanager
 async def rechecking(
     interval: float,
-    live: Callable[[], Iterable[Applicant]],
-    check: Callable[[Applicant], Coroutine[Any, Any, None]],
+    live: Callable[[], Iterable[ClientIdentity]],
+    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
 ) -> AsyncIterator[None]:
     task = asyncio.ensure_future(recheck_for_ever(interval, live, check))
     try:
@@ -36,16 +36,16 @@ async def rechecking(
 def test_each_client_is_checked_once_a_round_spread_over_it() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        checked: list[tuple[Applicant, float]] = []
+        checked: list[tuple[ClientIdentity, float]] = []
         enough = asyncio.Event()
         begin = loop.time()
 
-        async def check(who: Applicant) -> None:
+        async def check(who: ClientIdentity) -> None:
             checked.append((who, loop.time() - begin))
             if len(checked) == 8:
                 enough.set()
 
-        clients = [applicant(n) for n in range(4)]
+        clients = [identity(n) for n in range(4)]
         # A client with two connections from one address is one client.
         async with rechecking(60, lambda: clients + clients, check):
             await enough.wait()
@@ -60,10 +60,10 @@ def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
         running = most = 0
         full = asyncio.Event()
         go = asyncio.Event()
-        done: set[Applicant] = set()
+        done: set[ClientIdentity] = set()
         enough = asyncio.Event()
 
-        async def check(who: Applicant) -> None:
+        async def check(who: ClientIdentity) -> None:
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -75,7 +75,7 @@ def test_slow_answers_do_not_hold_up_others_and_are_at_most_16() -> None:
             if len(done) == 40:
                 enough.set()
 
-        async with rechecking(60, lambda: map(applicant, range(40)), check):
+        async with rechecking(60, lambda: map(identity, range(40)), check):
             await full.wait()
             # The turns of the others come and pass.
             await asyncio.sleep(120)
@@ -91,15 +91,15 @@ def test_a_failure_ends_one_round_only(caplog: pytest.LogCaptureFixture) -> None
         rounds = 0
         enough = asyncio.Event()
 
-        def live() -> list[Applicant]:
+        def live() -> list[ClientIdentity]:
             nonlocal rounds
             rounds += 1
             if rounds == 1:
                 raise RuntimeError("live failed")
-            return [applicant(rounds)]
+            return [identity(rounds)]
 
-        async def check(who: Applicant) -> None:
-            if who == applicant(2):
+        async def check(who: ClientIdentity) -> None:
+            if who == identity(2):
                 raise RuntimeError("check failed")
             enough.set()
 
@@ -116,14 +116,14 @@ def test_cancelling_ends_checks_under_way() -> None:
         started = asyncio.Event()
         ended = asyncio.Event()
 
-        async def check(_: Applicant) -> None:
+        async def check(_: ClientIdentity) -> None:
             started.set()
             try:
                 await asyncio.get_running_loop().create_future()
             finally:
                 ended.set()
 
-        async with rechecking(60, lambda: [applicant()], check):
+        async with rechecking(60, lambda: [identity()], check):
             await started.wait()
         assert ended.is_set()
 
@@ -135,14 +135,14 @@ def test_nobody_connected() -> None:
         looked = 0
         enough = asyncio.Event()
 
-        def live() -> list[Applicant]:
+        def live() -> list[ClientIdentity]:
             nonlocal looked
             looked += 1
             if looked == 3:
                 enough.set()
             return []
 
-        async def check(_: Applicant) -> None:
+        async def check(_: ClientIdentity) -> None:
             raise AssertionError
 
         async with rechecking(60, live, check):

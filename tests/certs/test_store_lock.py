@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyderp.certs.lock import order_lock
+from pyderp.certs.store import order_lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from pyderp.certs.lock import order_lock
+from pyderp.certs.store import order_lock
 with order_lock(Path(sys.argv[1])) as free:
     print(free, flush=True)
     sys.stdin.read()
