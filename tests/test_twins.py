@@ -388,6 +388,10 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "aio/test_protocol_time.py::test_a_client_that_takes_no_byte_is_aborted",
         "aio/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
     ),
+    "the end of a client that reads nothing is told at once": (
+        "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_told_at_once",
+        "interop/server/test_stuck_end.py::test_it_is_told_before_the_write_times_out",
+    ),
     "a flood of pings": (
         "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",
         "interop/go/basic.go::pingflood",

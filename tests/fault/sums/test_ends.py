@@ -71,9 +71,7 @@ def test_what_a_client_still_gets_after_its_goodbye_was_sent(sums: Sums) -> None
         await overrun(run, senders, stalled)
         for peer in stalled:
             await peer.say_goodbye()
-        if run.kind != "plain":
-            # On plain TCP it is logged in until it has read all.
-            await until_left(run, len(senders))
+        await until_left(run, len(senders))
         for peer in stalled:
             await peer.until_end()
         await run.end()
