@@ -392,6 +392,11 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_told_at_once",
         "interop/server/test_stuck_end.py::test_it_is_told_before_the_write_times_out",
     ),
+    "a dead path, and what the kernel ends by itself": (
+        "fault/test_dead_path.py::test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live",
+        "fault/test_dead_path.py::test_a_path_that_dies_while_the_window_is_closed",
+        "fault/test_dead_path.py::test_a_connection_that_the_kernel_gives_up_is_logged_and_counted",
+    ),
     "a flood of pings": (
         "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",
         "interop/go/basic.go::pingflood",
