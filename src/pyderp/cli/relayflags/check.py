@@ -24,7 +24,7 @@ from pyderp.certs.manual import certificate_paths
 from pyderp.cli.relayflags.plan import Plan
 from pyderp.cli.relayflags.settings import Problems
 from pyderp.cli.relayflags.showmap import STUN_HIDDEN, stun_hidden
-from pyderp.config import ACMETLS, ManualTLS, RelayConfig
+from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
@@ -38,6 +38,10 @@ __all__ = [
     "read_key",
 ]
 
+_HEALTH_TO_ALL: Final = (
+    "--health=all: a single Health frame takes a tailscale-rs node off the relay until its process "
+    "restarts; --health=known sends them to clients that are known to take them"
+)
 _SIDE: Final = "; this is the plain HTTP beside TLS, --http-port=-1 does without"
 
 
@@ -173,6 +177,8 @@ def check_content(plan: Plan, problems: Problems) -> list[str]:
     with problems.collect():
         lines += _expiry(plan)
     lines += plan.config.idle_app_names()
+    if plan.config.health is HealthRecipients.ALL:
+        lines.append(_HEALTH_TO_ALL)
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines
