@@ -271,7 +271,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/go/frames.go::unknownframes",
     ),
     "TestHandlerUpgradeWriteTimeout": (
-        "aio/test_protocol_time.py::test_a_client_that_stalls_before_login_is_given_up_too",
+        "aio/test_protocol_time.py"
+        "::test_a_client_that_does_not_read_the_answer_to_its_upgrade_is_closed_and_logged",
+        "aio/test_protocol_time.py"
+        "::test_a_client_that_reads_the_answer_to_its_upgrade_byte_by_byte_buys_no_time",
     ),
     "TestPktQueue": (
         "relay/test_backlog.py::test_the_oldest_packet_makes_room_for_the_33rd",
@@ -284,6 +287,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_backlog.py::test_take_gives_control_then_changes_then_both_kinds_in_turn",
     ),
     "TestWriterParksWhenIdle": (
+        "aio/test_protocol_time.py"
+        "::test_idle_connections_leave_nothing_to_do_before_and_after_traffic",
+        "aio/test_relay.py::test_connections_have_no_tasks_and_no_threads",
         "relay/test_connection.py::test_an_idle_connection_has_no_queues_no_sets_and_no_dict",
     ),
     # No history is kept.
