@@ -42,6 +42,7 @@ from pyderp.config import DebugAccess
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
+from pyderp.relay.ending import EndReason
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
 from pyderp.server.site.access import Access
@@ -284,7 +285,7 @@ def check_counters(path: Path) -> Iterator[tuple[int, str]]:
     if path.name != "log-and-counters.md":
         return
     explained = set(re.findall(r"^\| `(\w+)` \|", path.read_text(), re.MULTILINE))
-    explained -= {reason.value for reason in counters.DropReason}
+    explained -= {reason.value for kind in (counters.DropReason, EndReason) for reason in kind}
     for name in sorted(explained ^ set(counters.Counters.__slots__)):
         yield 1, f"counter {name}: " + ("no such" if name in explained else "not explained")
 
@@ -461,10 +462,10 @@ def limits() -> str:
     return _table(*rows)
 
 
-def drop_reasons() -> str:
-    """Why packets are dropped."""
+def reasons(kind: type[Enum]) -> str:
+    """Why packets are dropped, or connections end: the members of an enumeration."""
     rows = [("Reason", "Meaning")]
-    body = ast.parse(inspect.getsource(counters.DropReason)).body[0]
+    body = ast.parse(inspect.getsource(kind)).body[0]
     assert isinstance(body, ast.ClassDef)
     for statement, below in itertools.zip_longest(body.body, body.body[1:]):
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
@@ -591,7 +592,8 @@ def _span(least: int, most: int) -> str:
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "connect-options": connect_options,
     "constants": constants,
-    "drop-reasons": drop_reasons,
+    "drop-reasons": functools.partial(reasons, counters.DropReason),
+    "end-reasons": functools.partial(reasons, EndReason),
     "frames": frame_types,
     "key-new-options": functools.partial(own_options, "key new"),
     "limits": limits,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -11,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import uvloop
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from pyderp import ManualTLS
 
@@ -40,19 +43,41 @@ _BOUND = 30.0
 """Seconds after which a test with sockets has hung."""
 
 
+END = 60.0
+"""Seconds after which a loop that is being closed has hung."""
+
+
+@contextlib.contextmanager
+def must_end(config: pytest.Config) -> Iterator[None]:
+    """End this process, with the stacks of all threads, if the block does not end.
+
+    A loop may hang in C, where pytest-timeout's signal is never handled. pytest-xdist fails the
+    test whose worker is gone, and runs the others in a new one.
+    """
+    # Not sys.stderr, whose file pytest keeps to itself until the end of a test.
+    stderr = config.stash.get(fault_handler_stderr_fd_key, None)
+    faulthandler.dump_traceback_later(END, exit=True, file=2 if stderr is None else stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """Run a coroutine on each loop; what the loop had to catch by itself fails the test."""
     factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
     caught: list[dict[str, Any]] = []
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
+    runner = asyncio.Runner(loop_factory=factory)
+    runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
 
-        async def bounded(main: Coroutine[Any, Any, None]) -> None:
-            async with asyncio.timeout(_BOUND):
-                await main
+    async def bounded(main: Coroutine[Any, Any, None]) -> None:
+        async with asyncio.timeout(_BOUND):
+            await main
 
-        yield lambda main: runner.run(bounded(main))
+    yield lambda main: runner.run(bounded(main))
+    with must_end(request.config):
+        runner.close()
     # A transport that nobody closed complains here, and not in the middle of a later test.
     gc.collect()
     assert not caught

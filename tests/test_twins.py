@@ -275,7 +275,10 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/go/frames.go::unknownframes",
     ),
     "TestHandlerUpgradeWriteTimeout": (
-        "server/conn/test_protocol_time.py::test_a_client_that_stalls_before_login_is_given_up_too",
+        "server/conn/test_protocol_time.py"
+        "::test_a_client_that_does_not_read_the_answer_to_its_upgrade_is_closed_and_logged",
+        "server/conn/test_protocol_time.py"
+        "::test_a_client_that_reads_the_answer_to_its_upgrade_byte_by_byte_buys_no_time",
     ),
     "TestPktQueue": (
         "relay/test_backlog.py::test_the_oldest_packet_makes_room_for_the_33rd",
@@ -288,6 +291,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_backlog.py::test_take_gives_control_then_changes_then_both_kinds_in_turn",
     ),
     "TestWriterParksWhenIdle": (
+        "server/conn/test_protocol_time.py"
+        "::test_idle_connections_leave_nothing_to_do_before_and_after_traffic",
+        "server/app/test_relay.py::test_connections_have_no_tasks_and_no_threads",
         "relay/test_connection.py::test_an_idle_connection_has_no_queues_no_sets_and_no_dict",
     ),
     # No history is kept.
@@ -391,6 +397,15 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/server/test_slow_reader.py::test_a_slow_reader_is_closed_after_two_seconds",
         "server/conn/test_protocol_time.py::test_a_client_that_takes_no_byte_is_aborted",
         "server/conn/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
+    ),
+    "the end of a client that reads nothing is told at once": (
+        "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_told_at_once",
+        "interop/server/test_stuck_end.py::test_it_is_told_before_the_write_times_out",
+    ),
+    "a dead path, and what the kernel ends by itself": (
+        "fault/test_dead_path.py::test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live",
+        "fault/test_dead_path.py::test_a_path_that_dies_while_the_window_is_closed",
+        "fault/test_dead_path.py::test_a_connection_that_the_kernel_gives_up_is_logged_and_counted",
     ),
     "a flood of pings": (
         "interop/server/test_frames.py::test_a_flood_of_pings_earns_few_pongs",

@@ -35,6 +35,8 @@ class EndReason(Enum):
     """The client did not log in, or send its next request, in time."""
     REFUSED = "refused"
     """Admission did not let the client in."""
+    DISALLOWED_APP_NAME = "disallowed_app_name"
+    """The client gave its program one of the names of `--disallow-app-names`."""
     REVOKED = "revoked"
     """Admission lets the client in no longer."""
     MESH_PEER = "mesh_peer"

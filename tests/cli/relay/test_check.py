@@ -255,6 +255,21 @@ def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None
     assert "warning: " not in check(*flags, "--stun-host=::", "--stun-port=0").out
 
 
+def test_health_frames_to_clients_that_end_on_them_are_doubtful(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    """However they were asked for; a relay with such settings starts all the same."""
+    flags = ("--dev", "-a", "127.0.0.1:0", "--no-stun")
+    told = "warning: --health=all: a single Health frame takes a tailscale-rs node off the relay"
+    file = tmp_path / "relay.toml"
+    file.write_text('health = "all"\n')
+    for doubtful in (("--health=all",), ("--config-file", file)):
+        done = check(*flags, *doubtful)
+        assert (done.code, done.out.count(told)) == (0, 1)
+    for fine in ((), ("--health=known",), ("--health=none",), ("--no-health",)):
+        assert "warning: " not in check(*flags, *fine).out
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [

@@ -5,8 +5,10 @@ No page can be asked for them any more by then.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import time
 from pathlib import Path
 
 import pyderp
@@ -40,12 +42,39 @@ def totals(counters: Counters) -> dict[str, object]:
     return found
 
 
+class LateTurns:
+    """Counts the turns of the loop after a moment: what is late by turns is late on any machine.
+
+    Args:
+        deadline: the moment, on the loop's clock.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.count = 0
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.Handle = self._loop.call_at(deadline, self._turn)
+
+    def _turn(self) -> None:
+        self.count += 1
+        self._handle = self._loop.call_soon(self._turn)
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
 _aclose = pyderp.Relay.aclose
 
 
 async def _aclose_and_tell(self: pyderp.Relay, *, drain: float | None = None) -> None:
+    assert drain is not None
+    late = LateTurns(asyncio.get_running_loop().time() + drain)
+    deadline = time.time() + drain
     await _aclose(self, drain=drain)
-    text = json.dumps(totals(self.counters))
+    late.stop()
+    found = totals(self.counters)
+    found["stop"] = {"deadline": deadline, "late_turns": late.count}
+    found["ends"] = {reason.value: count for reason, count in self.counters.ends.items()}
+    text = json.dumps(found)
     Path(os.environ["SUMS_COUNTERS"]).write_text(text)  # noqa: ASYNC240 (nobody waits any more)
 
 

@@ -36,6 +36,7 @@ class Peer:
         ledger: what is sent and received goes there.
         private: the client's key.
         receive_buffer: bytes of the kernel's receive buffer; 0: the system's.
+        sock: what it connects, say in another network namespace; by default a new socket.
 
     Attributes:
         number: unique in the process; its packets have it.
@@ -56,6 +57,7 @@ class Peer:
         *,
         receive_buffer: int = 0,
         mesh_key: MeshKey | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.kind = kind
@@ -73,7 +75,7 @@ class Peer:
         self.held_at_most = 0
         self._arrived = Count()
         self._receive_buffer = receive_buffer
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket = sock or socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setblocking(False)
         if receive_buffer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -151,6 +153,12 @@ class Peer:
         if not self.end:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
+
+    @property
+    def port(self) -> int:
+        """Its own port."""
+        port: int = self._socket.getsockname()[1]
+        return port
 
     async def until_end(self) -> None:
         """Read until the relay ends the connection, and close."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,28 @@ from tests.server.ways import NAME
 
 from .peer import BOUND
 
-__all__ = ["ROOT", "CountedRelay", "Totals", "counted_relay", "port_of"]
+__all__ = ["ROOT", "CountedRelay", "Stop", "Totals", "counted_relay", "port_of"]
 
 _POLL: Final = 0.02
 ROOT: Final = Path(__file__).parents[3]
 """Where `python -m tests…` is started."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a relay stopped, by what its own process noted.
+
+    Attributes:
+        signalled: when its log says that the signal came.
+        deadline: when it meant to be done; both in seconds since the epoch.
+        late_turns: turns of its loop after that.
+        ends: connections that ended, by why.
+    """
+
+    signalled: float
+    deadline: float
+    late_turns: int
+    ends: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -140,8 +158,19 @@ class CountedRelay:
         """Wait until it has ended; gives what it counted."""
         code = await asyncio.to_thread(self.popen.wait, 2 * BOUND)
         assert code == 0, f"ended with {code}\n{self.text()}"
-        derp = json.loads(self._counters.read_text())
+        derp = self._at_the_end()
         return Totals.of(derp, derp["packets_dropped"], derp["bytes_dropped"])
+
+    def _at_the_end(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._counters.read_text())
+        return found
+
+    def stopped(self) -> Stop:
+        """How it stopped, once it has ended."""
+        found = self._at_the_end()
+        (line,) = (line for line in self.text().splitlines() if "SIGTERM: stopping" in line)
+        signalled = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+        return Stop(signalled, **found["stop"], ends=found["ends"])
 
     async def variables(self) -> dict[str, Any]:
         """`/debug/vars`, now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 
 import pytest
 
@@ -13,6 +14,14 @@ from .steps import overrun, until_left, until_still
 
 _SMALL_BUFFER = 4096
 """Of the client's kernel: what is sent stays with the relay's."""
+
+_DRAIN = 2.0
+
+_CLOCK = 0.01
+"""Seconds by which two clocks of one process may differ; the log has milliseconds."""
+
+_LATE_TURNS = 8
+"""Turns of the loop in which what is left is closed and services end."""
 
 _BUSY_FOR = 0.2
 """Seconds from the beginning of a stop until a client reads on, well within the drain."""
@@ -71,9 +80,7 @@ def test_what_a_client_still_gets_after_its_goodbye_was_sent(sums: Sums) -> None
         await overrun(run, senders, stalled)
         for peer in stalled:
             await peer.say_goodbye()
-        if run.kind != "plain":
-            # On plain TCP it is logged in until it has read all.
-            await until_left(run, len(senders))
+        await until_left(run, len(senders))
         for peer in stalled:
             await peer.until_end()
         await run.end()
@@ -147,6 +154,48 @@ def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
         run.check_totals(totals)
 
     sums(scenario, "--drain=2", "--tcp-write-timeout=30")
+
+
+def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
+    """Clients that send without a pause and never close their half hold it up to the end.
+
+    The time counts from the signal, although the loop has come round some times before the stop
+    begins; and once it is up, the loop comes round no more than it must to close what is left.
+    """
+
+    async def scenario(run: Run) -> None:
+        senders = await run.some_peers(8)
+        stalled = await run.some_peers(8, _SMALL_BUFFER)
+        for peer in stalled:
+            peer.stop_reading()
+        await overrun(run, senders, stalled)
+        keys = [peer.key for peer in (*senders, *stalled)]
+        sending = [
+            asyncio.create_task(run.blast(peer, keys, rounds=10**9, pings=False))
+            for peer in senders
+        ]
+        before = (await run.relay.totals()).received
+        while (await run.relay.totals()).received < before + 1000:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.01)
+        begin = time.monotonic()
+        run.relay.signal(signal.SIGTERM)
+        await asyncio.to_thread(run.relay.wait_for, "SIGTERM: stopping")
+        for peer in stalled[::2]:
+            peer.read_on()
+        totals = await run.relay.ends()
+        seconds = time.monotonic() - begin
+        for peer in run.peers:
+            await peer.until_end()
+        await asyncio.gather(*sending)
+        run.check_totals(totals)
+        stop = run.relay.stopped()
+        print(f"{seconds - _DRAIN:+.2f} s late, {stop.late_turns} turns")  # noqa: T201
+        assert all(peer.restarting for peer in (*senders, *stalled[::2]))
+        assert stop.deadline <= stop.signalled + _DRAIN + _CLOCK
+        assert stop.late_turns <= _LATE_TURNS
+        assert stop.ends["stopped"] >= len(run.peers)
+
+    sums(scenario, f"--drain={_DRAIN:g}", "--tcp-write-timeout=60")
 
 
 async def _keep_slow_readers(run: Run, *, buffer: int, rate: int, at_once: int, count: int) -> None:

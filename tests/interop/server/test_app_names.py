@@ -15,7 +15,7 @@ from pyderp.wire.upgrade import upgrade_request
 from tests.interop.relays import MESH_KEY, NEWER, OLDER, Kind, Relay, running
 from tests.server import dial
 
-from .support import BOUND, GetRelay, both
+from .support import BOUND, GetRelay, both, metrics
 
 
 async def is_let_in(relay: Relay, name: str, *, mesh: bool = False) -> bool:
@@ -53,6 +53,22 @@ def test_a_name_is_printable_and_short(kind: Kind, relays: GetRelay) -> None:
                 assert await is_let_in(relay, name, mesh=mesh) is (kind == OLDER), name
 
     asyncio.run(main())
+
+
+def test_names_that_are_not_allowed_are_counted(tmp_path: Path) -> None:
+    """Apart from clients that admission refuses."""
+    series = 'pyderp_connections_ended_total{reason="%s"}'
+
+    async def main() -> None:
+        assert not await is_let_in(relay, "bad")
+        assert await is_let_in(relay, "good")
+        assert not await is_let_in(relay, "bad")
+        now = await metrics(relay)
+        assert now[series % "disallowed_app_name"] == 2
+        assert now[series % "refused"] == 0
+
+    with running("pyderp", "plain", tmp_path, options=["--disallow-app-names=bad"]) as relay:
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", [NEWER, "pyderp"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,29 @@ def test_packets_of_all_sizes_pass_both_ways(run: Run, kind: str, tls: ManualTLS
                 assert await first.packet() == packet[:size]
             assert relay.clients == 2
             assert relay.counters.packets_sent == 10
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connections_have_no_tasks_and_no_threads(run: Run, kind: str, tls: ManualTLS) -> None:
+    """Idle or after traffic: what waits for one costs no more than what the kernel holds."""
+    config, via = way(kind, tls)
+
+    def running() -> tuple[set[asyncio.Task[Any]], int]:
+        return asyncio.all_tasks(), threading.active_count()
+
+    async def main() -> None:
+        async with pyderp.Relay(config) as relay:
+            async with clients(relay, 1, via=via):
+                before = running()
+            async with clients(relay, 20, via=via) as opened:
+                assert running() == before
+                for client in opened:
+                    await passes(client, client)
+                assert running() == before
+            await until_gone(relay)
+            assert running() == before
 
     run(main())
 

@@ -1,4 +1,4 @@
-"""Dead paths are found by what the kernel waits for, on a fake clock; tests/net has real ones."""
+"""Dead paths are found by what the kernel waits for, on a fake clock; tests/fault has real ones."""
 
 from __future__ import annotations
 

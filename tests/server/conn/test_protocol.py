@@ -410,6 +410,8 @@ def test_a_name_that_is_not_allowed_ends_the_login_but_for_mesh_peers(
         assert (private.public.raw in core.router.registry.active) is taken
         told = f'client {private.public} rejected: disallowed app name "{name}"'
         assert (told in caplog.text) is not taken
+    assert core.router.counters.ends[EndReason.DISALLOWED_APP_NAME] == 2
+    assert core.router.counters.ends[EndReason.REFUSED] == 0
 
 
 def test_the_largest_login_arrives_in_small_reads(core: ConnectionContext) -> None:

@@ -293,16 +293,113 @@ def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> Non
     assert keep_alives(stalled) == 1
 
 
-def test_a_client_that_stalls_before_login_is_given_up_too(
-    core: ConnectionContext, loop: FakeLoop
+UPGRADES = {
+    "derp": GET_DERP,
+    "fast start": upgrade_request("h", "/derp", user_agent="t", fast_start=True),
+    "websocket": (
+        b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        b"Sec-WebSocket-Protocol: derp\r\n\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("request_", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("kept_alive", [False, True], ids=["first", "kept alive"])
+@pytest.mark.parametrize(
+    ("write_timeout", "seconds", "reason", "why"),
+    [
+        (2.0, 2.0, EndReason.WRITE_TIMEOUT, "no byte taken for 2 s"),
+        (0.0, LOGIN_TIMEOUT, EndReason.NO_LOGIN, "no login within 10 s"),
+    ],
+    ids=["write timeout", "none"],
+)
+def test_a_client_that_does_not_read_the_answer_to_its_upgrade_is_closed_and_logged(
+    loop: FakeLoop,
+    request_: bytes,
+    kept_alive: bool,
+    write_timeout: float,
+    seconds: float,
+    reason: EndReason,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Its kernel takes one byte, as in Go's test. Without a write timeout the login has one."""
+    core = make_context(loop, write_timeout=write_timeout)
     wire = Wire(core)
-    wire.transport.room = 10
-    wire.feed(GET_DERP)
+    if kept_alive:
+        wire.feed(GET)
+        loop.advance(LOGIN_TIMEOUT + 1)  # it is not the time since the accept that counts
+    answered = len(wire.transport.taken)
+    wire.transport.room = 1
+    wire.feed(request_)
     assert wire.transport.held
-    loop.advance(2.5)
+    loop.advance(seconds - TICK / 2)
+    assert not wire.gone
+    loop.advance(2 * TICK)  # a write counts from the first look at it
     assert wire.gone
     assert not core.protocols
+    assert problems(caplog) == [f"client 1 192.0.2.1:4711 closed: {why}"]
+    assert core.router.counters.ends[reason] == 1
+    assert core.router.registry.size == 0
+    # What it may still read is the one byte, and then the end: nothing is held for it.
+    assert wire.transport.aborted
+    assert len(wire.transport.taken) == answered + 1
+
+
+def test_a_client_that_reads_the_answer_to_its_upgrade_byte_by_byte_buys_no_time(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(core)
+    wire.transport.room = 1
+    wire.feed(GET_DERP)
+    for _ in range(9):
+        wire.loop.advance(1.0)
+        wire.transport.take(1)
+    ends_after(wire, 1.0)
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
+
+
+def test_idle_connections_leave_nothing_to_do_before_and_after_traffic(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
+    """Go's relay has a writer for each that must park. Ours has one tick for all, and no task."""
+    wires = [Wire(core) for _ in range(20)]
+
+    def check_idle() -> None:
+        assert not loop.ready
+        assert [each for each in loop.later if not each.cancelled] == [core._ticker]
+        assert not core.router.wants_flush
+        assert not core.stalled
+        for connection in core.router.registry.connections():
+            assert connection.backlog is None
+            assert not connection.out
+        writes = [len(wire.transport.writes) for wire in wires]
+        loop.advance(10)
+        assert [len(wire.transport.writes) for wire in wires] == writes
+
+    for wire in wires:
+        wire.login()
+    check_idle()
+    for wire in wires:
+        wire.session.send_packet(wire.private.public, wire.key)
+        wire.say()
+        assert [each.data for each in wire.messages() if isinstance(each, ReceivedPacket)] == [
+            wire.key
+        ]
+    check_idle()
+    # Packets that had to wait leave nothing behind either.
+    for wire in wires:
+        stall(wire, wires[0])
+        stall(wire, wires[0])
+        wire.transport.take(1 << 20)
+        assert len(wire.messages()) == 2
+    check_idle()
+    for wire in wires:
+        wire.hang_up()
+    loop.advance(2 * TICK)
+    assert not core.protocols
+    assert not core.timers
 
 
 @pytest.mark.parametrize("last", [b"\0\0\r\n\r\n", b"GET /last HTTP/1.1\r\nHost: h\r\n\r\n"])

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
@@ -18,7 +19,7 @@ from pyderp.certs.source import EXPIRES_SOON
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
-from pyderp.config import ACMETLS, ManualTLS, RelayConfig
+from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
@@ -36,6 +37,10 @@ __all__ = [
     "check_tailscaled",
     "read_key",
 ]
+_HEALTH_TO_ALL: Final = (
+    "--health=all: a single Health frame takes a tailscale-rs node off the relay until its process "
+    "restarts; --health=known sends them to clients that are known to take them"
+)
 
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
@@ -170,6 +175,8 @@ def check_content(plan: StartPlan, settings: Settings) -> list[str]:
     with settings.collect():
         lines += _expiry(plan)
     lines += plan.config.idle_app_names()
+    if plan.config.health is HealthRecipients.ALL:
+        lines.append(_HEALTH_TO_ALL)
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines

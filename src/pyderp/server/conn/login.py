@@ -58,7 +58,8 @@ class LoginStage:
         mesh = client.info.mesh_key is not None and client.info.mesh_key == context.rules.mesh_key
         app_name = client.info.app_name
         if app_name in context.rules.disallowed_app_names and not mesh:
-            self._decide(client, Verdict(False, f'disallowed app name "{app_name}"'))
+            text = f'disallowed app name "{app_name}"'
+            self._refuse(client, text, EndReason.DISALLOWED_APP_NAME)
             return
         admission = context.admission
         if admission is None or mesh:
@@ -86,12 +87,14 @@ class LoginStage:
             protocol.feed_rest()
 
     def _decide(self, client: LoggedIn, verdict: Verdict) -> None:
-        protocol = self._protocol
         if verdict.allowed:
             self._enter(client, mesh=False)
-            return
-        detail = f"client {client.client} rejected: {verdict.reason}"
-        protocol.end(EndReason.REFUSED, How.GRACEFUL, detail)
+        else:
+            self._refuse(client, verdict.reason, EndReason.REFUSED)
+
+    def _refuse(self, client: LoggedIn, text: str, reason: EndReason) -> None:
+        detail = f"client {client.client} rejected: {text}"
+        self._protocol.end(reason, How.GRACEFUL, detail)
 
     def _enter(self, client: LoggedIn, *, mesh: bool) -> None:
         protocol = self._protocol

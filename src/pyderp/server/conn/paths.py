@@ -28,9 +28,11 @@ _LOOKS: Final = 4
 class PathWatch:
     """Ends connections to which the kernel sends again and again without an answer.
 
-    A dead path is found at most a quarter of the timeout late. If it dies while the client's
-    window is closed, three window probes must go unanswered; Linux sends these up to two
-    minutes apart.
+    The kernel must have sent three times in vain, which it has 1.4 s after the path died if round
+    trips are short, and after seven retransmission timeouts otherwise: a dead path is found at
+    most that late. After idle time, the timeout may be up to a quarter shorter. If the path dies
+    while the client's window is closed, three window probes must go unanswered; Linux sends
+    these up to two minutes apart.
 
     Args:
         connections: those that there are; live.
