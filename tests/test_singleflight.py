@@ -165,9 +165,10 @@ def test_work_that_is_kept_goes_on_without_callers_and_the_next_one_joins_it() -
     asyncio.run(main())
 
 
-def test_the_last_caller_to_give_up_waits_for_the_end() -> None:
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_last_caller_to_give_up_waits_for_the_end_if_told_so(wait: bool) -> None:
     async def main() -> None:
-        flight: SingleFlight[str, int] = SingleFlight()
+        flight: SingleFlight[str, int] = SingleFlight(wait=wait)
         may_end = asyncio.Event()
 
         async def reluctant() -> int:
@@ -181,10 +182,12 @@ def test_the_last_caller_to_give_up_waits_for_the_end() -> None:
         await turns()
         only.cancel()
         await turns()
-        assert not only.done()
+        assert only.done() is not wait
+        assert len(flight) == 1
         may_end.set()
         with pytest.raises(asyncio.CancelledError):
             await only
+        await turns()
         assert len(flight) == 0
 
     asyncio.run(main())

@@ -19,10 +19,13 @@ class SingleFlight(Generic[K, V]):
     Args:
         keep: work goes on when its last caller is cancelled, and the next caller joins it. It is
             for what cannot be cancelled, such as a thread. Otherwise the work is cancelled.
+        wait: the last caller that is cancelled waits until the work has ended, so that nothing
+            is left behind it.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, wait: bool = False) -> None:
         self._keep = keep
+        self._wait = wait
         # Weak, for an event loop may be closed in the middle, and a task holds its loop. As long
         # as there are callers, they hold the task; afterwards its loop does.
         self._current: WeakValueDictionary[K, asyncio.Task[V]] = WeakValueDictionary()
@@ -37,8 +40,8 @@ class SingleFlight(Generic[K, V]):
     ) -> V | None:
         """The outcome of the work under way for the key, or of new work.
 
-        Cancelling a caller leaves the work to the others. The last of them waits until the
-        work has ended, so that nothing is left behind.
+        Cancelling a caller leaves the work to the others; with the last one the work is
+        cancelled.
 
         Args:
             name: of the new task.
@@ -54,7 +57,7 @@ class SingleFlight(Generic[K, V]):
             # Not awaited itself: its cancellation would look like the caller's own.
             await asyncio.wait((task,))
         except asyncio.CancelledError:
-            if self._leave(key, task):
+            if self._leave(key, task) and self._wait:
                 await asyncio.wait((task,))
             raise
         try:

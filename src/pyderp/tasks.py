@@ -7,12 +7,50 @@ them, and the group holds the task around it, which fails with that error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import Any, TypeAlias
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["cancel_and_wait", "run_together"]
+__all__ = ["cancel_and_wait", "in_own_thread", "run_together"]
 
 Tasks: TypeAlias = Collection[asyncio.Task[Any]]
+T = TypeVar("T")
+
+
+async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
+    """Call something that may block for long, in a thread that nothing else waits for.
+
+    Cancelling abandons the thread, which ends with the call, or with the process.
+    """
+    outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    # Weak, for the loop may be closed while the call blocks, and a future holds its loop.
+    args = (weakref.ref(outcome), work)
+    threading.Thread(target=_run, args=args, name=name, daemon=True).start()
+    try:
+        return await outcome
+    finally:
+        del outcome  # it may hold an error, which holds this frame
+
+
+def _run(outcome: weakref.ref[asyncio.Future[T]], work: Callable[[], T]) -> None:
+    try:
+        result = work()
+        _deliver(outcome(), asyncio.Future.set_result, result)
+    except Exception as e:
+        _deliver(outcome(), asyncio.Future.set_exception, e)
+
+
+def _deliver(outcome: asyncio.Future[T] | None, setter: Callable[..., None], value: object) -> None:
+    if outcome is not None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            outcome.get_loop().call_soon_threadsafe(_set, outcome, setter, value)
+
+
+def _set(outcome: asyncio.Future[Any], setter: Callable[..., None], value: object) -> None:
+    if not outcome.done():
+        setter(outcome, value)
 
 
 async def cancel_and_wait(tasks: Tasks) -> None:

@@ -43,11 +43,7 @@ def test_the_systems_answer_without_repetitions_and_with_zones(
                 (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
             ]
 
-        class Loop:
-            async def getaddrinfo(self, *args: object, **kwargs: object) -> Sequence[object]:
-                return answer(*args, **kwargs)
-
-        monkeypatch.setattr("pyderp.net.dns.asyncio.get_running_loop", Loop)
+        monkeypatch.setattr(socket, "getaddrinfo", answer)
         found = await system_resolver("h", socket.AF_UNSPEC)
         monkeypatch.undo()
         assert [str(ip) for ip in found] == [
@@ -91,6 +87,26 @@ def ask(host: str = "h", family: socket.AddressFamily = socket.AF_INET) -> async
 async def until_asked(hanging: Hanging, count: int) -> None:
     while len(hanging.asked) < count:  # noqa: ASYNC110 (a thread's doing)
         await asyncio.sleep(0.001)
+
+
+def test_names_that_hang_keep_no_other_waiting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event loops have few threads for look-ups, uvloop two."""
+    release = threading.Event()
+
+    def answer(host: str, *_: object) -> Sequence[object]:
+        if host.startswith("hangs"):
+            assert release.wait(BOUND)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.1", 0))]
+
+    async def main() -> None:
+        hanging = [ask(f"hangs {i}") for i in range(40)]
+        async with asyncio.timeout(BOUND):
+            assert [str(ip) for ip in await ask("good")] == ["192.0.2.1"]
+        release.set()
+        await asyncio.gather(*hanging)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    run(main())
 
 
 def test_a_host_never_takes_a_second_thread(hanging: Hanging) -> None:

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, FailureReason, NameNotFound
 from pyderp.singleflight import SingleFlight
+from pyderp.tasks import in_own_thread
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
@@ -27,10 +28,12 @@ _asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlig
 
 
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
-    """Ask the system (`getaddrinfo`, in a thread of the event loop's).
+    """Ask the system (`getaddrinfo`), in a thread of its own.
 
-    Cancelling returns at once; the thread ends when the system gives up. Until then, the
-    next call for the same host waits for the same answer: no host ever takes a second thread.
+    Event loops have few threads for it (uvloop two), so that two names that hang would keep all
+    others waiting. Cancelling returns at once; the thread ends when the system gives up. Until
+    then, the next call for the same host waits for the same answer: no host ever takes a second
+    thread.
     """
     loop = asyncio.get_running_loop()
     found = await _asking.get(
@@ -42,8 +45,9 @@ async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAdd
 
 
 async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
-    infos = await asyncio.get_running_loop().getaddrinfo(
-        host, None, family=family, type=socket.SOCK_STREAM
+    infos = await in_own_thread(
+        lambda: socket.getaddrinfo(host, None, family, socket.SOCK_STREAM),
+        name=f"pyderp look-up of {host}",
     )
     found: dict[IPAddress, None] = {}
     for _, _, _, _, address in infos:
@@ -162,7 +166,7 @@ class DNSCache:
         self._single = tuple(unmapped(ip) for ip in single_host_addresses)
         self._clock = clock
         self._known: dict[str, tuple[float, Addresses]] = {}
-        self._running: SingleFlight[str, Addresses] = SingleFlight()
+        self._running: SingleFlight[str, Addresses] = SingleFlight(wait=True)
 
     async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
         """The addresses of `host`; an IP address is its own.

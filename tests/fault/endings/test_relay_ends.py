@@ -27,9 +27,10 @@ MakePlace: TypeAlias = Callable[[str, str], Place]
 
 _LOOPS: Final = ("asyncio", "uvloop")
 _READ_AGAIN: Final = (
-    "pyderp.admission.memory.Memory",
-    "pyderp.certs.manual._Loaded",
-    "pyderp.certs.source.CertificateInfo",
+    "pyderp.admission.verdict.Memory",
+    "pyderp.certs.credential.CertificateInfo",
+    "pyderp.certs.credential.Credential",
+    "pyderp.keyfile.FileStamp",
     "pyderp.keys.NodePublic",
     "pyderp.relay.limits.RateBucket",
     "pyderp.relay.limits.RateBuckets",
