@@ -1,4 +1,4 @@
-"""HTTP requests on a relay's port: `wire.http`, `wire.upgrade` and `aio.routes`.
+"""HTTP requests on a relay's port: `wire.http`, `wire.upgrade` and `server.site.routes`.
 
 Modes, by bit: 1 the plain listener beside TLS, that redirects; 2 `/derp` is not served.
 """
