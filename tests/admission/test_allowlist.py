@@ -48,6 +48,8 @@ def test_a_file_of_all_forms() -> None:
         ("nodekey:" + "0" * 64, "zero key"),
         (str(key(7)), "the same key as in line 2"),
         (f"{key(1)} {key(2)}", "two keys in one line"),
+        (f"{key(1)} alice,{key(2)}", "two keys in one line"),
+        (f"{key(1)} alice; {str(key(2)).upper()}", "two keys in one line"),
         (f"{key(1)}\x1f{key(2)}", "two keys in one line"),
         (str(key(1)) + " " + "x" * 201, "a label of 201 characters"),
         (str(key(1)) + " a\x07b", "control characters"),

@@ -36,6 +36,12 @@ def test_a_name_that_relays_refuse_is_refused_before_anything_is_connected(name:
         ClientConfig(app_name=name)
 
 
+@pytest.mark.parametrize("name", [None, 5, b"x"])
+def test_a_name_of_another_type_is_refused(name: object) -> None:
+    with pytest.raises(ConfigError, match=r"app_name is a .*; want str"):
+        ClientConfig(app_name=name)  # type: ignore[arg-type]  # what is tested
+
+
 @pytest.mark.parametrize("name", ["", "x" * 32, " a b ~"])
 def test_a_name_that_relays_take_is_taken(name: str) -> None:
     assert ClientConfig(app_name=name).app_name == name

@@ -27,6 +27,8 @@ from pyderp.config import AdmissionConfig, BootstrapDNSConfig
         ("send_queue_depth", "32"),
         ("sender_cardinality", "yes"),
         ("disallow_app_names", "bad"),
+        ("disallow_app_names", None),
+        ("send_queue_depth", True),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: Any) -> None:

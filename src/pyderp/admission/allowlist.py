@@ -87,7 +87,7 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
     key = NodePublic.parse(words[0])
     if key.is_zero():
         raise ConfigError("the zero key is nobody's")
-    if any(word.startswith("nodekey:") for word in words[1:]):
+    if any("nodekey:" in word.lower() for word in words[1:]):
         raise ConfigError("two keys in one line; want one a line")
     label = " ".join(words[1:])
     if len(label) > _LONGEST_LABEL:

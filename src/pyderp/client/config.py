@@ -88,6 +88,9 @@ class ClientConfig:
         Raises:
             ConfigError: a time that is not positive, or a name that relays refuse.
         """
+        if not isinstance(self.app_name, str):
+            kind = type(self.app_name).__name__
+            raise ConfigError(f"app_name is a {kind}; want str")
         if not is_app_name(self.app_name):
             raise ConfigError(
                 f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "

@@ -311,6 +311,7 @@ def _check_number(name: str, value: object, least: int = 0) -> None:
 def _check_app_names(config: RelayConfig) -> None:
     if isinstance(config.disallow_app_names, str):
         raise ConfigError("disallow_app_names is a str; want a tuple of them")
+    check_type("disallow_app_names", config.disallow_app_names, tuple, list, set, frozenset)
     object.__setattr__(config, "disallow_app_names", tuple(config.disallow_app_names))
     for name in config.disallow_app_names:
         check_type("an item of disallow_app_names", name, str)

@@ -16,8 +16,8 @@ __all__ = ["RULES", "check_port", "check_setting", "check_type", "parse_eab_key"
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
-    """Refuse a value that is of none of these types."""
-    if not isinstance(value, kinds):
+    """Refuse a value that is of none of these types; a bool is no int."""
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
 
