@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 
 from pyderp.addresses import parse_ip
@@ -94,6 +94,7 @@ def assemble(
     if config.health is not HealthRecipients.NONE:
         tell_all = config.health is HealthRecipients.ALL
         health = HealthTeller(router, loop.time, tell_all=tell_all)
+        closing.callback(health.close)
     if config.rate_config is not None:
         limits = Limits(loop, router.counters, config.rate_config, observer=health)
         closing.callback(limits.close)
@@ -129,7 +130,7 @@ def assemble(
         protocols=lambda: context.protocols,
         access=Access(config.debug, names=lambda: _own_names(config, certificates)),
         dev=config.dev,
-        version=version("pyderp"),
+        version=_own_version(),
         hostname=config.hostname,
         has_mesh_key=config.mesh_key is not None,
         sender_cardinality=config.sender_cardinality,
@@ -156,6 +157,11 @@ def assemble(
         main=accepts.guard(main),
         side=accepts.guard(side, limited=False),
     )
+
+
+@cache
+def _own_version() -> str:
+    return version("pyderp")
 
 
 def _rules(config: RelayConfig) -> LoginRules:

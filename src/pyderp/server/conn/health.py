@@ -41,6 +41,10 @@ class HealthTeller:
         self.told = 0
         self.cleared = 0
 
+    def close(self) -> None:
+        """Hear no more; for the end of a relay, whose registry refers to this until then."""
+        self._router.registry.on_takeover = None
+
     def on_login(self, connection: Connection) -> None:
         """A client logged in."""
         if text := self._watch.on_login(connection):

@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import urlencode
 
 from pyderp.server.site.access import refusal
@@ -68,14 +68,6 @@ class DebugSite:
         self._view = view
         self._metrics: Metrics | None = None
         self._time = RelayTime(view)
-        self._pages: dict[str, tuple[str, Callable[[Request], Answer]]] = {
-            "vars": ("Metrics (JSON)", self._vars),
-            "varz": ("Metrics (Prometheus)", self._varz),
-            "check": ("Consistency check", self._check),
-            "traffic": ("Traffic, as it happens", self._traffic),
-            _CLIENTS: ("Connected clients", self._clients),
-            "connections": ("Connections", self._connections),
-        }
 
     def allows(self, request: Request) -> bool:
         """Whether who asks may see the pages, and is told of them."""
@@ -100,7 +92,7 @@ class DebugSite:
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
         if known is None:
             return text_response(404, "404 page not found")
-        return known[1](request)
+        return known[1](self, request)
 
     # The pages
 
@@ -182,6 +174,16 @@ class DebugSite:
         yield "STUN", "off" if view.stun is None else "on"
         yield "Admission", "everybody" if view.admission is None else "checked"
         yield "Connections", str(view.router.registry.size)
+
+    _pages: ClassVar[dict[str, tuple[str, Callable[[DebugSite, Request], Answer]]]] = {
+        "vars": ("Metrics (JSON)", _vars),
+        "varz": ("Metrics (Prometheus)", _varz),
+        "check": ("Consistency check", _check),
+        "traffic": ("Traffic, as it happens", _traffic),
+        _CLIENTS: ("Connected clients", _clients),
+        "connections": ("Connections", _connections),
+    }
+    """Name below /debug/ → title, and what answers. Of the class: a site would refer to itself."""
 
 
 def _expiry(end: datetime, days: float) -> str:
