@@ -158,6 +158,8 @@ def _start(kind: Kind, setup: Setup, address: str, log: Path, flags: list[str]) 
             return relay
         raise AssertionError(f"{kind} does not start\n{log.read_text()[-2000:]}")
     mode = ["--dev"] if setup == "plain" else ["--http-port=-1"]
+    if not any(flag.startswith("--tcp-write-timeout") for flag in flags):
+        mode.append("--tcp-write-timeout=2s")  # derper's default
     if not any(flag.startswith("--stun-port") for flag in flags):
         mode.append("--no-stun")  # as derper above; the usual port may be taken
     program = [sys.executable, "-m", "pyderp", "relay", *mode, "-a", f"{address}:0", *flags]

@@ -72,7 +72,11 @@ async def _aclose_and_tell(self: pyderp.Relay, *, drain: float | None = None) ->
     await _aclose(self, drain=drain)
     late.stop()
     found = totals(self.counters)
-    found["stop"] = {"deadline": deadline, "late_turns": late.count}
+    found["stop"] = {
+        "deadline": deadline,
+        "late_turns": late.count,
+        "late_seconds": time.time() - deadline,
+    }
     found["ends"] = {reason.value: count for reason, count in self.counters.ends.items()}
     text = json.dumps(found)
     Path(os.environ["SUMS_COUNTERS"]).write_text(text)  # noqa: ASYNC240 (nobody waits any more)

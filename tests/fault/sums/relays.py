@@ -38,12 +38,14 @@ class Stop:
         signalled: when its log says that the signal came.
         deadline: when it meant to be done; both in seconds since the epoch.
         late_turns: turns of its loop after that.
+        late_seconds: seconds after that.
         ends: connections that ended, by why.
     """
 
     signalled: float
     deadline: float
     late_turns: int
+    late_seconds: float
     ends: dict[str, int]
 
 

@@ -23,6 +23,9 @@ _CLOCK = 0.01
 _LATE_TURNS = 8
 """Turns of the loop in which what is left is closed and services end."""
 
+_LATE = 0.2
+"""Seconds after the deadline in which an idle loop may come round often."""
+
 _BUSY_FOR = 0.2
 """Seconds from the beginning of a stop until a client reads on, well within the drain."""
 
@@ -192,7 +195,8 @@ def test_a_stop_under_full_load_is_over_in_time(sums: Sums) -> None:
         print(f"{seconds - _DRAIN:+.2f} s late, {stop.late_turns} turns")  # noqa: T201
         assert all(peer.restarting for peer in (*senders, *stalled[::2]))
         assert stop.deadline <= stop.signalled + _DRAIN + _CLOCK
-        assert stop.late_turns <= _LATE_TURNS
+        # Without a load a turn takes microseconds, and the machine's clock has the last word.
+        assert stop.late_turns <= _LATE_TURNS or stop.late_seconds <= _LATE
         assert stop.ends["stopped"] >= len(run.peers)
 
     sums(scenario, f"--drain={_DRAIN:g}", "--tcp-write-timeout=60")

@@ -35,7 +35,8 @@ class RecordLayer(Protocol):
     """The TLS of one connection, without its socket.
 
     Attributes:
-        news: after `feed`: it failed, the client closed it, or `output` has something.
+        news: after `feed`: the handshake is over, it failed, the client closed it, or `output`
+            has something.
         is_closed: the client's close alert came: it sends nothing more.
         failure: why the connection must end; empty: it need not. `feed` and `seal` are not
             called again after it.
@@ -118,8 +119,9 @@ class SSLRecords:
     def feed(self, encrypted: memoryview, room: memoryview) -> int:
         """Decrypt (`RecordLayer.feed`)."""
         filled = 0
+        was_established = self._established
         try:
-            if self._established and len(encrypted) <= _SLICE:
+            if was_established and len(encrypted) <= _SLICE:
                 self._incoming.write(encrypted)
                 filled = self._decrypt(room, 0, len(encrypted))
             else:
@@ -132,7 +134,12 @@ class SSLRecords:
                             break
         except ssl.SSLError as e:
             self._fail(e)
-        self.news = bool(self._outgoing.pending or self.failure or self.is_closed)
+        self.news = bool(
+            self._outgoing.pending
+            or self.failure
+            or self.is_closed
+            or self._established is not was_established
+        )
         return filled
 
     def _handshake(self) -> bool:

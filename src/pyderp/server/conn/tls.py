@@ -59,9 +59,9 @@ class TLSLayer(Layer):
         records = self._records
         room = protocol.plain_room()
         filled = records.feed(data, room)
+        if records.news and not protocol.tls_version:
+            protocol.tls_version = records.version
         if filled:
-            if not protocol.tls_version:
-                protocol.tls_version = records.version
             inner = self.inner
             if inner is None:
                 protocol.arrived(filled)
@@ -108,7 +108,7 @@ class TLSLayer(Layer):
     # Records
 
     def _on_news(self) -> None:
-        """TLS has something to write by itself, failed, or was closed by the client."""
+        """The handshake is over, or TLS has something to write, failed, or was closed."""
         protocol, records = self._protocol, self._records
         if records.failure:
             self._fail()
