@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,27 +24,24 @@ async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
     Cancelling abandons the thread, which ends with the call, or with the process.
     """
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    # Weak, for the loop may be closed while the call blocks, and a future holds its loop.
-    args = (weakref.ref(outcome), work)
-    threading.Thread(target=_run, args=args, name=name, daemon=True).start()
+    # The thread holds the outcome, and so the task that waits for it, if nothing else does.
+    threading.Thread(target=_run, args=(outcome, work), name=name, daemon=True).start()
     try:
         return await outcome
     finally:
         del outcome  # it may hold an error, which holds this frame
 
 
-def _run(outcome: weakref.ref[asyncio.Future[T]], work: Callable[[], T]) -> None:
+def _run(outcome: asyncio.Future[T], work: Callable[[], T]) -> None:
     try:
-        result = work()
-        _deliver(outcome(), asyncio.Future.set_result, result)
+        _deliver(outcome, asyncio.Future.set_result, work())
     except Exception as e:
-        _deliver(outcome(), asyncio.Future.set_exception, e)
+        _deliver(outcome, asyncio.Future.set_exception, e)
 
 
-def _deliver(outcome: asyncio.Future[T] | None, setter: Callable[..., None], value: object) -> None:
-    if outcome is not None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            outcome.get_loop().call_soon_threadsafe(_set, outcome, setter, value)
+def _deliver(outcome: asyncio.Future[T], setter: Callable[..., None], value: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        outcome.get_loop().call_soon_threadsafe(_set, outcome, setter, value)
 
 
 def _set(outcome: asyncio.Future[Any], setter: Callable[..., None], value: object) -> None:
