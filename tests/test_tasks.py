@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from pyderp.tasks import cancel_and_wait, run_together
+from pyderp.tasks import cancel_and_wait, in_own_thread, run_together
 
 from .conftest import Run
 from .leftovers import none_left
@@ -111,4 +112,46 @@ def test_nothing_is_left(run: Run, end: Callable[[], Coroutine[Any, Any, None]])
         async with none_left():
             await end()
 
+    run(main())
+
+
+def test_a_call_in_its_own_thread_returns_or_raises(run: Run) -> None:
+    def name_of_thread() -> str:
+        return threading.current_thread().name
+
+    def fail_in_thread() -> None:
+        raise ValueError("no")
+
+    async def main() -> None:
+        assert await in_own_thread(name_of_thread, name="own") == "own"
+        with pytest.raises(ValueError, match="no"):
+            await in_own_thread(fail_in_thread, name="own")
+
+    run(main())
+
+
+def test_a_call_that_is_cancelled_keeps_nothing_waiting(run: Run) -> None:
+    async def main() -> None:
+        release = threading.Event()
+        waiting = asyncio.ensure_future(in_own_thread(release.wait, name="own"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        release.set()
+
+    run(main())
+
+
+def test_without_a_free_thread_it_is_an_error_of_the_system(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        with pytest.raises(OSError, match="can't start new thread"):
+            await in_own_thread(lambda: None, name="own")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
     run(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias, TypeVar
@@ -22,10 +23,17 @@ async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
     """Call something that may block for long, in a thread that nothing else waits for.
 
     Cancelling abandons the thread, which ends with the call, or with the process.
+
+    Raises:
+        OSError: the system has no thread left.
     """
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     # The thread holds the outcome, and so the task that waits for it, if nothing else does.
-    threading.Thread(target=_run, args=(outcome, work), name=name, daemon=True).start()
+    thread = threading.Thread(target=_run, args=(outcome, work), name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as e:
+        raise OSError(errno.EAGAIN, str(e)) from e
     try:
         return await outcome
     finally:
@@ -37,6 +45,8 @@ def _run(outcome: asyncio.Future[T], work: Callable[[], T]) -> None:
         _deliver(outcome, asyncio.Future.set_result, work())
     except Exception as e:
         _deliver(outcome, asyncio.Future.set_exception, e)
+    finally:
+        del outcome  # it may hold an error, which holds this frame
 
 
 def _deliver(outcome: asyncio.Future[T], setter: Callable[..., None], value: object) -> None:
