@@ -280,7 +280,7 @@ class ConnectionContext:
     def _flush(self) -> None:
         self.flush_scheduled = False
         self.router.flush()
-        if self.router.registry.departed:
+        if self.router.wants_flush:  # departed connections that are still to be forgotten
             self.schedule_flush()
 
     def _tick(self) -> None:

@@ -7,19 +7,9 @@ leaves. The outermost one stands at the socket. A connection without layers is p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-__all__ = ["Layer", "LayeredConnection"]
-
-
-class LayeredConnection(Protocol):
-    """A connection, as its layers see it."""
-
-    def arrived(self, nbytes: int) -> None:
-        """Bytes of the stream are in the room that `plain_room` returned."""
-
-    def write(self, data: bytes) -> bool:
-        """Write bytes to the socket. Returns False if it is closed."""
+__all__ = ["Layer"]
 
 
 class Layer(ABC):
