@@ -17,7 +17,7 @@ from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.kernel import open_files
 from pyderp.server.conn.protocol import UNKNOWN, RelayProtocol
 from pyderp.server.conn.tls import TLSLayer
-from pyderp.throttle import TokenBucket
+from pyderp.throttle import Throttle, TokenBucket
 from pyderp.wire.http import Routes
 from pyderp.wire.proxyheader import parse_proxy_header_untrusted
 
@@ -68,7 +68,7 @@ class AcceptGate:
         """Closed because they came too fast."""
         self.shed = 0
         """Closed because file descriptors ran out."""
-        self._said_at = -math.inf
+        self._throttle = Throttle(_SAY_AGAIN)
         self._coming = 0
         """Connections taken in this turn of the loop; the core knows them in the next."""
 
@@ -106,9 +106,7 @@ class AcceptGate:
         return self._bucket is None or self._bucket.take(1, self._loop.time())
 
     def _say(self, text: str, count: int) -> None:
-        now = self._loop.time()
-        if now - self._said_at >= _SAY_AGAIN:
-            self._said_at = now
+        if self._throttle.admit(self._loop.time()) is not None:
             log.warning(text, count)
 
 
@@ -162,14 +160,12 @@ def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
     asyncio's own words are a traceback for each attempt, and a thousand attempts a second. It
     tries again each second by itself; uvloop closes what it cannot accept, and says nothing.
     """
-    said_at = -math.inf
+    throttle = Throttle(_SAY_AGAIN)
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal said_at
         message = str(context.get("message", ""))
         if message.startswith("socket.accept() out of system resource"):
-            if loop.time() - said_at >= _SAY_AGAIN:
-                said_at = loop.time()
+            if throttle.admit(loop.time()) is not None:
                 log.warning("cannot accept connections for now: %s", context.get("exception"))
         # Its next attempt may come after the relay has closed its sockets.
         elif "_start_serving" not in message:
