@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import logging
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -81,6 +82,19 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     # A transport that nobody closed complains here, and not in the middle of a later test.
     gc.collect()
     assert not caught
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Give every logger back the level it had before the test.
+
+    The command line, run in this process, sets levels, and a later test would miss its lines.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "pyderp", "pyderp.client")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

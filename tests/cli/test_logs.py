@@ -6,23 +6,13 @@ import datetime
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from pyderp.cli.logs import log_to_stderr, set_level
 
 Format = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def levels() -> Iterator[None]:
-    """Leave the levels as they were."""
-    loggers = [logging.getLogger(), logging.getLogger("pyderp.client")]
-    before = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -327,6 +327,8 @@ class TestBreak:
                     sent += 50
                     c.write()
                     await c.ping()
+                # The way is gone a moment before the loop for the link hears why.
+                await until(lambda: ours.status(fake.url).error != "")
                 status = ours.status(fake.url)
                 assert not status.connected
                 assert "the relay took no packet for 0.1 s" in status.error
