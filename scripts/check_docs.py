@@ -42,16 +42,15 @@ from pyderp.config import DebugAccess
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
-from pyderp.relay.ending import EndReason
+from pyderp.relay.connection import EndReason
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
 from pyderp.server.site.access import Access
-from pyderp.server.site.metrics import Metrics
+from pyderp.server.site.metrics import Metrics, own_series
 from pyderp.server.site.metrics_derper import Series, gather_upstream
-from pyderp.server.site.metrics_pyderp import own_series
 from pyderp.server.site.view import RelayView
 from pyderp.wire import frames
-from pyderp.wire.info import check_client_info_frame_untrusted
+from pyderp.wire.login import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted
 
 __all__ = ["Block", "blocks", "main", "problems", "write_tables"]

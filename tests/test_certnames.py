@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pyderp.certnames import alternative_names, is_for
-from pyderp.net.certificate import reading
+from pyderp.net.verify import reading
 from tests.net.certificates import certificate
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pyderp.singleflight import SingleFlight
+from pyderp.tasks import SingleFlight
 
 
 class Query:

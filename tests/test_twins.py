@@ -169,8 +169,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestWriteFrameHeader": ("wire/test_frames.py::test_header_is_a_byte_and_four_of_length",),
     "TestClientInfoUnmarshal": (
-        "wire/test_info.py::test_accepted_client_info",
-        "wire/test_info.py::test_malformed_mesh_key_rejects_the_whole_blob",
+        "wire/test_login.py::test_accepted_client_info",
+        "wire/test_login.py::test_malformed_mesh_key_rejects_the_whole_blob",
     ),
     "TestSendRecv": (
         "client/test_with_relay.py::TestRelay::test_send_and_receive",
@@ -239,7 +239,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "wire/test_client.py::test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut",
     ),
     "TestValidAppName": (
-        "wire/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/test_server_login.py::test_names_are_taken_and_refused_as_by_go",
         "client/test_config.py"
         "::test_a_name_that_relays_refuse_is_refused_before_anything_is_connected",
         "client/test_config.py::test_a_name_that_relays_take_is_taken",
@@ -263,7 +263,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # New in v1.104.7: derp/derpserver
     "TestRecvClientKeyAppName": (
-        "wire/test_server.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/test_server_login.py::test_names_are_taken_and_refused_as_by_go",
         "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
     ),
     "TestVerifyClientDisallowedAppNames": (

@@ -12,7 +12,7 @@ from typing import Final
 
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.wire.frames import PeerPresentFlags
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import (
     Health,
     KeepAlive,

@@ -27,7 +27,7 @@ from pyderp.wire.frames import (
     pack_server_info,
     pack_server_key,
 )
-from pyderp.wire.info import ClientInfo, open_client_info_untrusted, seal_server_info
+from pyderp.wire.login import ClientInfo, open_client_info_untrusted, seal_server_info
 from pyderp.wire.messages import Message, Skipped
 
 __all__ = ["TOKENS", "one_input"]

@@ -1,4 +1,4 @@
-"""A client's login, as a relay sees it: `pyderp.wire.server.ServerLogin`.
+"""A client's login, as a relay sees it: `pyderp.wire.login.ServerLogin`.
 
 Modes: 0 the payload is the stream; 1 it is the body of a ClientInfo frame; 2 it is the JSON in
 a ClientInfo that a fixed client sealed properly; 3 the same JSON, without the box.
@@ -25,9 +25,8 @@ from pyderp.wire.frames import (
     pack_client_info,
     pack_frame,
 )
-from pyderp.wire.info import ClientInfo, open_server_info_untrusted
+from pyderp.wire.login import ClientInfo, LoggedIn, ServerLogin, open_server_info_untrusted
 from pyderp.wire.messages import ServerInfo
-from pyderp.wire.server import LoggedIn, ServerLogin
 
 __all__ = ["TOKENS", "one_input"]
 

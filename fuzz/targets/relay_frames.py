@@ -31,9 +31,8 @@ from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay import lane
 from pyderp.relay.backlog import MAX_UNSENT, PACKET_OVERHEAD
-from pyderp.relay.connection import Connection
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import Counters, DropReason
-from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import (
     FRAME_HEADER_LEN,

@@ -1,4 +1,6 @@
-"""Tasks that belong together, without what `asyncio.TaskGroup` leaves for the cyclic collector.
+"""Tasks that belong together, work that callers share, calls in a thread of their own.
+
+None leaves anything for the cyclic collector, as `asyncio.TaskGroup` does.
 
 The frames of a group that is cancelled, or whose tasks fail, hold the error that came through
 them, and the group holds the task around it, which fails with that error.
@@ -10,10 +12,110 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Collection
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Coroutine, Hashable
+from typing import Any, Generic, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-__all__ = ["cancel_and_wait", "in_own_thread", "run_together"]
+__all__ = ["SingleFlight", "cancel_and_wait", "in_own_thread", "run_together"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class SingleFlight(Generic[K, V]):
+    """Work under way, each piece in a task of its own that all its callers wait for.
+
+    Args:
+        keep: work goes on when its last caller is cancelled, and the next caller joins it. It is
+            for what cannot be cancelled, such as a thread. Otherwise the work is cancelled.
+        wait: the last caller that is cancelled waits until the work has ended, so that nothing
+            is left behind it.
+    """
+
+    def __init__(self, *, keep: bool = False, wait: bool = False) -> None:
+        self._keep = keep
+        self._wait = wait
+        # Weak, for an event loop may be closed in the middle, and a task holds its loop. As long
+        # as there are callers, they hold the task; afterwards its loop does.
+        self._current: WeakValueDictionary[K, asyncio.Task[V]] = WeakValueDictionary()
+        self._callers: WeakKeyDictionary[asyncio.Task[V], int] = WeakKeyDictionary()
+        """Also of tasks that are being cancelled, until they have ended."""
+
+    def __len__(self) -> int:
+        return len({*self._current.values(), *self._callers})
+
+    async def get(
+        self, key: K, work: Callable[[], Coroutine[Any, Any, V]], *, name: str
+    ) -> V | None:
+        """The outcome of the work under way for the key, or of new work.
+
+        Cancelling a caller leaves the work to the others; with the last one the work is
+        cancelled.
+
+        Args:
+            name: of the new task.
+
+        Returns:
+            the outcome; `None` if the work was cancelled, by `aclose` or by itself.
+        """
+        task = self._current.get(key)
+        if task is None or task.done():
+            task = self._start(key, work, name)
+        self._callers[task] = self._callers.get(task, 0) + 1
+        try:
+            # Not awaited itself: its cancellation would look like the caller's own.
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            if self._leave(key, task) and self._wait:
+                await asyncio.wait((task,))
+            raise
+        try:
+            return None if task.cancelled() else task.result()
+        finally:
+            del task  # it may hold an error, which holds this frame
+
+    def renew(self) -> None:
+        """From now on, callers do not join work that began before."""
+        self._current.clear()
+
+    async def aclose(self) -> None:
+        """Cancel all work and wait for its end."""
+        tasks = list(self._callers)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start(
+        self, key: K, work: Callable[[], Coroutine[Any, Any, V]], name: str
+    ) -> asyncio.Task[V]:
+        task = asyncio.create_task(work(), name=name)
+        task.add_done_callback(lambda done: self._on_done(key, done))
+        self._current[key] = task
+        return task
+
+    def _leave(self, key: K, task: asyncio.Task[V]) -> bool:
+        """A caller gives up. Returns whether that cancelled the work."""
+        if task.done():
+            return False
+        self._callers[task] -= 1
+        if self._callers[task] or self._keep:
+            return False
+        # The next caller must not get work that is being cancelled.
+        self._take_out(key, task)
+        task.cancel()
+        return True
+
+    def _on_done(self, key: K, task: asyncio.Task[V]) -> None:
+        self._take_out(key, task)
+        self._callers.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would report it if no caller is left
+
+    def _take_out(self, key: K, task: asyncio.Task[V]) -> None:
+        if self._current.get(key) is task:
+            del self._current[key]
+
 
 Tasks: TypeAlias = Collection[asyncio.Task[Any]]
 T = TypeVar("T")

@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pyderp.certs.credential import CertificateInfo
-from pyderp.certs.source import ExpiryWatch
+from pyderp.certs.credential import CertificateInfo, ExpiryWatch
 
 ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
 END = ISSUED + timedelta(days=100)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pyderp.cli.logs import log_to_stderr, set_level
+from pyderp.cli.process import log_to_stderr, set_level
 
 Format = Callable[..., str]
 

@@ -25,7 +25,7 @@ from pyderp.wire.frames import (
     pack_server_info,
     pack_server_key,
 )
-from pyderp.wire.info import ClientInfo, open_client_info_untrusted, server_info_json
+from pyderp.wire.login import ClientInfo, open_client_info_untrusted, server_info_json
 from pyderp.wire.upgrade import switching_protocols
 
 BOUND = 10.0

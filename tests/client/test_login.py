@@ -27,7 +27,7 @@ from pyderp import (
 )
 from pyderp.client.login import Login
 from pyderp.wire.frames import FrameType, pack_frame, pack_server_key
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.metacert import make_meta_certificate
 from pyderp.wire.upgrade import switching_protocols
 from tests.conftest import Run

@@ -14,8 +14,8 @@ import pytest
 
 import pyderp
 from pyderp.defaults import LINGER_TIMEOUT
-from pyderp.relay.ending import EndReason, How
-from pyderp.server.app import stop
+from pyderp.relay.connection import EndReason, How
+from pyderp.server.app import relay as relay_module
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.messages import Restarting
 from tests.conftest import Run
@@ -66,7 +66,7 @@ def close_times(count: int, drain: float) -> tuple[list[float], list[int]]:
 
     async def main() -> None:
         core = JustEnough([Closing(number, closes) for number in range(count)])
-        await stop._close_spread(cast("ConnectionContext", core), drain)
+        await relay_module._close_spread(cast("ConnectionContext", core), drain)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())

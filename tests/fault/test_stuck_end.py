@@ -17,8 +17,8 @@ import pytest
 import pyderp
 from pyderp import ManualTLS
 from pyderp.keys import MeshKey, NodePrivate
+from pyderp.relay.connection import EndReason
 from pyderp.relay.counters import DropReason
-from pyderp.relay.ending import EndReason
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import PeerGone, PeerPresent

@@ -17,8 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyderp.errors import CertificateError
-from pyderp.net.certificate import describe, intercepted, interceptor, reading, self_signed_issuer
-from pyderp.net.verify import Rule
+from pyderp.net.verify import Rule, describe, intercepted, interceptor, reading, self_signed_issuer
 
 from .certificates import ROOT, certificate
 

@@ -9,8 +9,7 @@ import pytest
 from cryptography import x509
 
 from pyderp.errors import CertificateError, PinMismatch, TLSError
-from pyderp.net.certificate import describe, self_signed_issuer
-from pyderp.net.verify import Rule, make_rule
+from pyderp.net.verify import Rule, describe, make_rule, self_signed_issuer
 
 from .certificates import META, ROOT, certificate
 

@@ -20,7 +20,7 @@ from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.client import ClientSession
 from pyderp.wire.http import HttpConnection, Response
-from pyderp.wire.info import ClientInfo, OwnNonces, seal_client_info, seal_server_info
+from pyderp.wire.login import ClientInfo, OwnNonces, ServerLogin, seal_client_info, seal_server_info
 from pyderp.wire.messages import (
     Health,
     KeepAlive,
@@ -33,7 +33,6 @@ from pyderp.wire.messages import (
     ServerInfo,
 )
 from pyderp.wire.metacert import scan_chain_untrusted
-from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket import WebSocketServer
 from tests import vectors as v

@@ -5,10 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from pyderp.keys import NodePrivate
-from pyderp.relay.connection import Connection
-from pyderp.relay.consistency import check
-from pyderp.relay.ending import EndReason, How
-from pyderp.relay.router import Router
+from pyderp.relay.connection import Connection, EndReason, How
+from pyderp.relay.router import Router, check
 from pyderp.wire.frames import FrameType
 
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyderp.relay import registry as registry_module
-from pyderp.relay.connection import Connection
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import Counters
-from pyderp.relay.ending import EndReason, How
 from pyderp.relay.registry import Duplicates, Registry
 from tests.relay.world import Peer, World, key
 

@@ -12,9 +12,8 @@ from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.relay import lane
 from pyderp.relay.backlog import PACKET_OVERHEAD
-from pyderp.relay.connection import Connection
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.ending import EndReason, How
 from pyderp.relay.router import Router
 from pyderp.wire.frames import (
     DISCO_MAGIC,

@@ -23,7 +23,7 @@ from pyderp.errors import without_frames
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import PROTOCOL_VERSION
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket import release_protocol

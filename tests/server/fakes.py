@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from pyderp.certs import ServerContexts
 from pyderp.keys import MeshKey, NodePrivate
+from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import TICK, ConnectionContext, LoginRules
-from pyderp.server.conn.health import HealthTeller
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.records import SSLRecords
@@ -22,9 +22,8 @@ from pyderp.server.conn.tls import TLSLayer
 from pyderp.server.site.routes import relay_routes, side_routes
 from pyderp.wire.client import ClientSession
 from pyderp.wire.http import Answer, Request, Response, page
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo, ServerLogin
 from pyderp.wire.messages import Message
-from pyderp.wire.server import ServerLogin
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 
 from .certificates import trusting_nobody

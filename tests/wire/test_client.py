@@ -18,7 +18,7 @@ from pyderp.keys import NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType
-from pyderp.wire.info import ClientInfo, OwnNonces, seal_client_info
+from pyderp.wire.login import ClientInfo, OwnNonces, seal_client_info
 from pyderp.wire.messages import KeepAlive, Message, PeerPresent, ServerInfo, Skipped
 from tests import vectors as v
 

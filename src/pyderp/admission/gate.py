@@ -16,8 +16,7 @@ from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, M
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_RECHECKS, ADMISSION_TIMEOUT
 from pyderp.keys import NodePublic
-from pyderp.singleflight import SingleFlight
-from pyderp.tasks import cancel_and_wait
+from pyderp.tasks import SingleFlight, cancel_and_wait
 
 if TYPE_CHECKING:
     from pyderp.admission.tailscaled import Tailscaled

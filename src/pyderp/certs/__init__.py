@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pyderp.certs.context import ServerContexts, meta_certificate
-from pyderp.certs.credential import CertificateInfo, Credential
+from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
 from pyderp.certs.manual import ManualCertificates
-from pyderp.certs.source import CertificateSource
 from pyderp.config import ManualTLS, TLSSettings
 
 __all__ = [

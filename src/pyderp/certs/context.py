@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from pyderp.certs.credential import Credential, utc_now
-from pyderp.certs.source import CertificateSource
+from pyderp.certs.credential import CertificateSource, Credential, utc_now
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.wire.metacert import make_meta_certificate

@@ -28,7 +28,7 @@ from pyderp.wire.frames import (
     pack_note_preferred,
     pack_watch_conns,
 )
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 
 __all__ = ["ConnectionState", "Lifecycle"]
 

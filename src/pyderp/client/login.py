@@ -14,7 +14,7 @@ from pyderp.net.link import Link
 from pyderp.net.tls import TLSState
 from pyderp.net.websocket import open_websocket, read_refusal
 from pyderp.wire.client import ClientSession, ClientState
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
 

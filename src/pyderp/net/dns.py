@@ -14,8 +14,7 @@ from typing import Final, TypeAlias
 
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, FailureReason, NameNotFound
-from pyderp.singleflight import SingleFlight
-from pyderp.tasks import in_own_thread
+from pyderp.tasks import SingleFlight, in_own_thread
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, without_frames
-from pyderp.net.certificate import describe, self_signed_issuer
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, make_rule, presented_chain
+from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 

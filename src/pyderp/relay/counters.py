@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from pyderp.relay.ending import EndReason
+from pyderp.relay.connection import EndReason
 
 __all__ = ["Counters", "DropReason", "Histogram", "QueueTime"]
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
-from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog
+from pyderp.relay.backlog import (
+    MAX_RECV_FRAME,
+    MAX_UNSENT,
+    PACKET_OVERHEAD,
+    Backlog,
+    packets_at_the_end,
+    split_run,
+)
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
 from pyderp.relay.registry import Registry
-from pyderp.relay.runs import packets_at_the_end, split_run
 from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType, looks_like_disco
 
 __all__ = ["Delivery"]

@@ -17,10 +17,9 @@ from typing import Final
 
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
-from pyderp.relay.backlog import MAX_UNSENT
+from pyderp.relay.backlog import MAX_UNSENT, split_run
 from pyderp.relay.connection import Connection
 from pyderp.relay.router import Router
-from pyderp.relay.runs import split_run
 from pyderp.wire.frames import (
     DISCO_MAGIC,
     DISCO_MIN_LEN,

@@ -20,13 +20,12 @@ from pyderp.defaults import (
 )
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
-from pyderp.relay.backlog import Backlog
-from pyderp.relay.connection import Connection
+from pyderp.relay.backlog import Backlog, recv_frame
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
 from pyderp.relay.delivery import Delivery
-from pyderp.relay.ending import EndReason, How
 from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
-from pyderp.relay.runs import recv_frame
+from pyderp.relay.registry import Registry
 from pyderp.wire.frames import (
     HEADER,
     PING_LEN,
@@ -37,7 +36,7 @@ from pyderp.wire.frames import (
     pack_pong,
 )
 
-__all__ = ["Router"]
+__all__ = ["Router", "check"]
 
 _PEER_GONE_HEADER: Final = frame_header(FrameType.PEER_GONE, KEY_LEN + 1)
 _DISCONNECTED: Final = bytes((PeerGoneReason.DISCONNECTED,))
@@ -282,3 +281,56 @@ class Router(Delivery):
             else:
                 self.counters.peer_gone_disconnected += 1
                 self._control(connection, frame)
+
+
+def check(router: Router) -> list[str]:
+    """What does not agree, a line each; empty: all does.
+
+    Several connections with one key are no difference, unlike in Go's `ConsistencyCheck`.
+    """
+    return [*_keys(router.registry), *_numbers(router), *_watchers(router.registry)]
+
+
+def _keys(registry: Registry) -> Iterator[str]:
+    wrong_key = sum(connection.key != key for key, connection in registry.active.items())
+    if wrong_key:
+        yield f"{wrong_key} keys lead to a connection with another key"
+    strangers = sum(
+        registry.active.get(key) not in duplicates.members
+        for key, duplicates in registry.duplicates.items()
+    )
+    if strangers:
+        yield f"{strangers} keys with several connections have none of them active"
+    single = sum(len(duplicates.members) < 2 for duplicates in registry.duplicates.values())
+    if single:
+        yield f"{single} keys count as having several connections and do not"
+
+
+def _numbers(router: Router) -> Iterator[str]:
+    registry = router.registry
+    total = home = not_ideal = shared = left = 0
+    for connection in registry.connections():
+        total += 1
+        home += connection.preferred
+        not_ideal += connection.not_ideal
+        shared += connection.is_dup
+        left += connection.has_left
+    conns = sum(len(duplicates.members) for duplicates in registry.duplicates.values())
+    for what, counted, found in (
+        ("connections", registry.size, total),
+        ("home connections", router.counters.home_connections, home),
+        ("not-ideal connections", registry.not_ideal, not_ideal),
+        ("connections that share a key", conns, shared),
+        ("registered connections that have left", 0, left),
+        ("noted pairs", registry.pairs, sum(map(len, registry.sent_to.values()))),
+    ):
+        if counted != found:
+            yield f"{what} = {counted} != the connections say {found}"
+
+
+def _watchers(registry: Registry) -> Iterator[str]:
+    unknown = sum(
+        watcher not in registry.connections_of(watcher.key) for watcher in registry.watchers
+    )
+    if unknown:
+        yield f"{unknown} watchers are not registered"

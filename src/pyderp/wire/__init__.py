@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyderp.wire.buffer import FrameBuffer
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.frames import FrameType, PeerGoneReason, PeerPresentFlags
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import (
     Health,
     KeepAlive,

@@ -11,7 +11,7 @@ from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer, PacketLane, SendQueue
 from pyderp.wire.frames import BytesLike, FrameType
-from pyderp.wire.info import ClientInfo, OwnNonces, open_server_info_untrusted, seal_client_info
+from pyderp.wire.login import ClientInfo, OwnNonces, open_server_info_untrusted, seal_client_info
 from pyderp.wire.messages import (
     Message,
     ServerInfo,

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 
 from pyderp.admission.verdict import ClientIdentity
 from pyderp.errors import without_frames
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.wire.frames import KEEP_ALIVE_FRAME
 from tests.server.dial import connect, hang_up
 

@@ -13,8 +13,7 @@ from typing import Any, Final, TypeAlias
 import pyderp
 from pyderp import AdmissionConfig, NodePrivate, NodePublic, RelayConfig
 from pyderp.keys import KEY_LEN, MeshKey
-from pyderp.relay.connection import Connection
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.limits import MIN_BURST
 from pyderp.server.app.assemble import RelayParts
 from pyderp.server.conn.protocol import RelayProtocol

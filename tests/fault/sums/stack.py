@@ -13,7 +13,7 @@ from websockets.frames import Opcode
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.frames import PROTOCOL_VERSION
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message
 from pyderp.wire.upgrade import UpgradeReply, upgrade_request
 from pyderp.wire.websocket_client import WebSocketClient

@@ -15,7 +15,7 @@ from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.server.app.assemble import live_clients, revoke
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.client import ClientSession
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from tests.conftest import Run
 from tests.server.dial import connect
 from tests.server.fakes import FakeLoop, Wire, make_context

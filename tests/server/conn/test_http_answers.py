@@ -11,7 +11,7 @@ import pytest
 
 import pyderp
 from pyderp import RelayConfig
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.sockets import listen
 from pyderp.server.site.routes import relay_routes

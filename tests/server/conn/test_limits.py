@@ -18,7 +18,7 @@ from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError
 from pyderp.keys import KEY_LEN, MeshKey
 from pyderp.relay import lane
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
 from pyderp.server.conn.context import SMALL_READ, ConnectionContext
 from pyderp.server.conn.limits import Limits, read_rate_config
@@ -30,7 +30,7 @@ from pyderp.wire.frames import (
     pack_ping,
     pack_send_packet,
 )
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Pong, ReceivedPacket
 from tests.conftest import Run
 from tests.server.dial import BOUND, Client, Via, clients

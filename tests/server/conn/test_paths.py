@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pyderp.relay.ending import EndReason
+from pyderp.relay.connection import EndReason
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.kernel import Unanswered, unanswered
 from pyderp.server.conn.paths import PathWatch

@@ -10,8 +10,8 @@ import pytest
 from pyderp.defaults import RECONNECT_TRY_FOR
 from pyderp.errors import LocalProtocolError, Restarting
 from pyderp.keys import MeshKey, NodePrivate
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.frames import HEADER, FrameType, pack_frame

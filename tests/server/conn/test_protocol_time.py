@@ -8,8 +8,8 @@ import pytest
 
 from pyderp.defaults import CLOSE_TIMEOUT, HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.keys import MeshKey
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import KeepAlive, ReceivedPacket

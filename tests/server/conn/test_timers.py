@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.server.conn.timers import TimerWheel
+from pyderp.server.conn.context import TimerWheel
 
 TICK = 0.25
 

@@ -8,7 +8,7 @@ import ssl
 import pytest
 
 from pyderp.defaults import CLOSE_TIMEOUT
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import ReceivedPacket

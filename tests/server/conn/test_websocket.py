@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pyderp.keys import MeshKey, NodePrivate
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, ServerInfo

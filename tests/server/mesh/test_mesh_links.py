@@ -13,8 +13,8 @@ import pytest
 from pyderp import ClientConfig, ConfigError, ManualTLS, NetworkSettings, NodePrivate, TLSConfig
 from pyderp.client import connection as client_connection
 from pyderp.keys import MeshKey
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.ending import EndReason, How
 from pyderp.relay.forwarders import Forwarder, MeshLink
 from pyderp.server.mesh import links as module
 from pyderp.server.mesh.log import MeshLog

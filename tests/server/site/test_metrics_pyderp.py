@@ -4,8 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 from pyderp.certs.credential import CertificateInfo
-from pyderp.relay.ending import EndReason
-from pyderp.server.site.metrics_pyderp import own_series
+from pyderp.relay.connection import EndReason
+from pyderp.server.site.metrics import own_series
 from pyderp.server.site.view import RelayView
 
 from .world import NOON, FakeLink, FakeMesh, FakeServed, bare, full

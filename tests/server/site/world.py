@@ -13,8 +13,7 @@ from pyderp.certs.credential import CertificateInfo
 from pyderp.config import DebugAccess
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.relay.bootstrap import BootstrapCounters
-from pyderp.relay.connection import Connection
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.limits import RateConfig, RateLimit
 from pyderp.relay.router import Router
 from pyderp.server.services.stun import StunCounters

@@ -13,9 +13,8 @@ from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
-from pyderp.certs.credential import utc_now
+from pyderp.certs.credential import EXPIRES_SOON, utc_now
 from pyderp.certs.manual import certificate_paths
-from pyderp.certs.source import EXPIRES_SOON
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden

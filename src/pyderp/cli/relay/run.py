@@ -17,9 +17,16 @@ import typer
 
 import pyderp
 from pyderp.addresses import format_address
-from pyderp.cli.logs import errors_seen, json_line, log_to_stderr, set_level
 from pyderp.cli.output import print_line
-from pyderp.cli.process import leave_soon, log_unraisable, loop_factory
+from pyderp.cli.process import (
+    errors_seen,
+    json_line,
+    leave_soon,
+    log_to_stderr,
+    log_unraisable,
+    loop_factory,
+    set_level,
+)
 from pyderp.cli.relay.check import (
     ask_tailscaled,
     check_content,

@@ -23,12 +23,12 @@ from pyderp.certs import (
 )
 from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
+from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, LoginRules
-from pyderp.server.conn.health import HealthTeller
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.paths import PathWatch, RttSampler
 from pyderp.server.mesh.links import Mesh
@@ -39,7 +39,7 @@ from pyderp.server.site.pages import DebugSite
 from pyderp.server.site.routes import home_page, relay_routes, side_routes
 from pyderp.server.site.view import RelayView
 from pyderp.wire.http import Answer, Request
-from pyderp.wire.server import ServerLogin
+from pyderp.wire.login import ServerLogin
 
 __all__ = ["RelayParts", "assemble", "live_clients", "revoke"]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import random
 import socket
 import sys
 from functools import partial
@@ -13,25 +14,26 @@ from types import TracebackType
 from typing import Any, Final
 
 from pyderp.addresses import format_address
-from pyderp.certs.source import EXPIRES_SOON, ExpiryWatch
+from pyderp.certs.credential import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.config.relay import LIVE_SETTINGS
 from pyderp.defaults import (
     HTTPS_PORT,
+    LINGER_TIMEOUT,
     LISTEN_BACKLOG,
 )
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.ownnode import own_node
 from pyderp.maps.region import DERPNode
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import expiry_text
 from pyderp.server.app.assemble import RelayParts, assemble
 from pyderp.server.app.listeners import Listeners, open_listeners
-from pyderp.server.app.stop import close_all
 from pyderp.server.conn.context import ConnectionContext
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "close_all"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -302,3 +304,59 @@ def _endpoint(name: str | tuple[object, ...]) -> tuple[str, int]:
         assert isinstance(port, int)
         return host, port
     return f"unix:{name}", 0
+
+
+_STEP: Final = 0.01
+_LINGER_SHARE: Final = 0.4
+"""Of a stop's time, at most this part is kept for clients that are closed last."""
+
+
+async def close_all(context: ConnectionContext, drain: float) -> None:
+    """Tell all clients that the relay restarts, and close them one by one.
+
+    Args:
+        drain: seconds to spread that over; 0: at once.
+    """
+    try:
+        context.restarts_within = drain
+        for protocol in list(context.protocols):
+            if protocol.connection is not None:
+                context.tell_restarting(protocol.connection)
+        context.router.flush()
+        if drain > 0:
+            await _close_spread(context, drain)
+        for protocol in list(context.protocols):
+            protocol.end(EndReason.STOPPED, How.GRACEFUL)
+        # Some turns for the transports to close, even if there is no time to wait.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await _wait_for_ends(context)
+    finally:
+        context.stop()
+        for protocol in list(context.protocols):
+            protocol.end(EndReason.STOPPED, How.NOW)
+    await context.cancel_tasks()
+
+
+async def _close_spread(context: ConnectionContext, drain: float) -> None:
+    """Close all connections, so that also the last has time for its last bytes."""
+    waiting = list(context.protocols)
+    random.shuffle(waiting)
+    total = len(waiting)
+    begin = context.loop.time()
+    spread = drain - min(LINGER_TIMEOUT, drain * _LINGER_SHARE)
+    while waiting:
+        left = 1 - (context.loop.time() - begin) / spread
+        while waiting and len(waiting) > left * total:
+            waiting.pop().end(EndReason.STOPPED, How.GRACEFUL)
+        if waiting:
+            await asyncio.sleep(_STEP)
+
+
+async def _wait_for_ends(context: ConnectionContext) -> None:
+    """Wait until all connections are gone, or until the stop must be over."""
+    while context.protocols:
+        left = context.linger_until - context.loop.time()
+        if left <= 0:
+            break
+        await asyncio.sleep(min(left, _STEP))

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from pyderp.certs.context import ServerContexts
 from pyderp.defaults import LOGIN_TIMEOUT
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.kernel import open_files

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pyderp.addresses import parse_ip
 from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, RemoteProtocolError
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP

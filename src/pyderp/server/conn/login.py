@@ -18,12 +18,11 @@ from typing import Final
 from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.defaults import ADMISSION_WAIT, KEEP_ALIVE, KEEP_ALIVE_JITTER, RECEIVE_BUFFER
 from pyderp.errors import RemoteProtocolError
-from pyderp.relay.connection import Connection
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import SMALL_READ
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_LOGIN
-from pyderp.wire.server import LoggedIn
+from pyderp.wire.login import LoggedIn
 
 __all__ = ["LoginStage"]
 

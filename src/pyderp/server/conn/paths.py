@@ -14,8 +14,8 @@ import socket
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
+from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters
-from pyderp.relay.ending import EndReason, How
 from pyderp.server.conn.context import TICK, Served
 from pyderp.server.conn.kernel import NON_TCP, Unanswered, rtt_label, rtt_sample, unanswered
 

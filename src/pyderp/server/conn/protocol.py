@@ -20,8 +20,7 @@ from typing import Final, cast
 from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.relay import lane
-from pyderp.relay.connection import Connection
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
 from pyderp.server.conn.writing import StagedWriter
 

@@ -7,12 +7,11 @@ What a connection keeps is an incomplete frame, if any.
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
-from typing import Final
+from abc import ABC, abstractmethod
+from typing import ClassVar, Final
 
 from pyderp.errors import RemoteProtocolError
 from pyderp.server.conn.context import SMALL_READ, ConnectionContext, Stage
-from pyderp.server.conn.layers import Layer
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
 
 __all__ = ["HOLD_HTTP", "HOLD_LIMIT", "HOLD_LOGIN", "StagedReader", "closed_stage"]
@@ -28,6 +27,50 @@ _HOLD_FAIR: Final = 1
 HOLD_LOGIN: Final = 2
 HOLD_HTTP: Final = 4
 HOLD_LIMIT: Final = 8
+
+
+class Layer(ABC):
+    """One layer of a connection.
+
+    Attributes:
+        inner: the next layer on the way to the stage.
+        outer: the next layer on the way to the socket.
+    """
+
+    __slots__ = ("inner", "outer")
+
+    reads_large: ClassVar[bool] = True
+    """Whether one read may bring as much as there is."""
+    tells_errors: ClassVar[bool] = False
+    """Whether a client that broke the protocol learns of it before the connection ends."""
+
+    def __init__(self) -> None:
+        self.inner: Layer | None = None
+        self.outer: Layer | None = None
+
+    @abstractmethod
+    def receive(self, data: memoryview) -> None:
+        """Take bytes, from the socket or from the layer outside; they are copied."""
+
+    @abstractmethod
+    def send(self, chunks: list[bytes]) -> bool:
+        """Write bytes of the stream inside. Returns False if nothing more can be written."""
+
+    @abstractmethod
+    def unsent_size(self, outer: int) -> int:
+        """Bytes of the stream inside that the other side cannot read.
+
+        Args:
+            outer: bytes that do not reach it, at the end of what `send` wrote last.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Say that nothing more will come."""
+
+    def discard(self) -> None:
+        """Drop what it refers to; it is not used again."""
+        self.inner = self.outer = None
 
 
 class StagedReader(asyncio.BufferedProtocol):

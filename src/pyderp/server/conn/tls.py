@@ -6,9 +6,9 @@ from typing import Final
 
 from pyderp.certs.context import ServerContexts
 from pyderp.errors import RemoteProtocolError
-from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.layers import Layer
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.reading import Layer
 from pyderp.server.conn.records import PLAIN_HTTP, RecordLayer, SSLRecords
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 

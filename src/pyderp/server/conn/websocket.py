@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pyderp.relay.ending import EndReason, How
-from pyderp.server.conn.layers import Layer
+from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.protocol import RelayProtocol
+from pyderp.server.conn.reading import Layer
 from pyderp.wire.websocket import WebSocketServer, unsent_payload
 
 __all__ = ["WebSocketLayer", "close_frame"]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 
-from pyderp.relay.connection import Connection
-from pyderp.relay.ending import EndReason, How
+from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.kernel import unacknowledged
 from pyderp.server.conn.reading import StagedReader

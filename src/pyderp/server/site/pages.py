@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 import json
 from typing import Any
 
-from pyderp.relay.consistency import check
 from pyderp.relay.counters import Histogram
+from pyderp.relay.router import check
+from pyderp.server.site.metrics import own_series
 from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
-from pyderp.server.site.metrics_pyderp import own_series
 
 __all__ = ["variables"]
 

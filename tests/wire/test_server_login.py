@@ -8,9 +8,8 @@ from pyderp.errors import BadBox, FrameTooLarge, RemoteProtocolError, Unexpected
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import frame_header, pack_client_info
-from pyderp.wire.info import ClientInfo, OwnNonces, seal_server_info
+from pyderp.wire.login import ClientInfo, LoggedIn, OwnNonces, ServerLogin, seal_server_info
 from pyderp.wire.messages import ServerInfo
-from pyderp.wire.server import LoggedIn, ServerLogin
 from tests import vectors as v
 
 FRAME = v.CLIENT_INFOS[0][2]

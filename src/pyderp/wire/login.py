@@ -1,4 +1,4 @@
-"""The two sealed JSON blobs of a login: ClientInfo and ServerInfo; and their nonces.
+"""The login: its two sealed JSON blobs, ClientInfo and ServerInfo, their nonces, the relay's side.
 
 Decoding has Go's manners (`pyderp.gojson`): names match in any case, unknown ones are ignored
 whatever their value is, missing ones are zero, `null` is "nothing said"; a value of the wrong type
@@ -31,16 +31,26 @@ from pyderp.errors import (
 from pyderp.keys import KEY_LEN, NONCE_LEN, MeshKey, NodePrivate, NodePublic, open_sealed, seal
 from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    HEADER,
     MAX_INFO_LEN,
     MIN_CLIENT_INFO,
     PROTOCOL_VERSION,
     FrameType,
     pack_client_info,
     pack_server_info,
+    pack_server_key,
 )
 from pyderp.wire.messages import ServerInfo
 
-__all__ = ["ClientInfo", "OwnNonces", "open_client_info_untrusted", "open_server_info_untrusted"]
+__all__ = [
+    "ClientInfo",
+    "LoggedIn",
+    "OwnNonces",
+    "ServerLogin",
+    "open_client_info_untrusted",
+    "open_server_info_untrusted",
+]
 
 _TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
@@ -297,3 +307,62 @@ def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:
         except InvalidKey as e:
             raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO) from e
     return key
+
+
+@dataclass(slots=True)
+class LoggedIn:
+    """A client that proved its key."""
+
+    client: NodePublic
+    info: ClientInfo
+    server_info: bytes
+    """The ServerInfo frame: the first thing the client must be sent."""
+
+
+class ServerLogin:
+    """The login rules of one relay key; shared by all its connections, it keeps no state of any.
+
+    Args:
+        private: the relay's key.
+        random: returns n fresh random bytes; for the nonce of each ServerInfo.
+    """
+
+    __slots__ = ("_nonces", "_private", "greeting")
+
+    greeting: bytes
+    """The ServerKey frame: what the relay says first."""
+
+    def __init__(self, private: NodePrivate, *, random: Callable[[int], bytes]) -> None:
+        self._private = private
+        self._nonces = OwnNonces(private, b"relay", random=random)
+        self.greeting = pack_server_key(private.public)
+
+    def receive_untrusted(
+        self, data: bytearray | memoryview, end: int
+    ) -> tuple[int, LoggedIn | None]:
+        """Look for a whole ClientInfo frame in `data[:end]`.
+
+        A wrong type or length is refused as soon as the header is there.
+
+        Returns:
+            (bytes consumed, the client), or (0, None) while bytes are missing.
+
+        Raises:
+            RemoteProtocolError: the login failed; close without an answer.
+        """
+        if end < FRAME_HEADER_LEN:
+            return 0, None
+        kind, length = HEADER.unpack_from(data)
+        check_client_info_frame_untrusted(kind, length)
+        stop = FRAME_HEADER_LEN + length
+        if end < stop:
+            return 0, None
+        payload = bytes(data[FRAME_HEADER_LEN:stop])
+        client, shared, info = open_client_info_untrusted(self._private, payload)
+        if self._nonces.made(payload[KEY_LEN : KEY_LEN + NONCE_LEN]):
+            raise RemoteProtocolError(
+                f"client info of {client} is a box that this relay sealed",
+                frame_type=FrameType.CLIENT_INFO,
+            )
+        server_info = seal_server_info(shared, nonce=self._nonces.make())
+        return stop, LoggedIn(client, info, server_info)

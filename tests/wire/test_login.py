@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyderp.errors import BadBox, FrameTooLarge, RemoteProtocolError, UnexpectedFrame
 from pyderp.keys import MeshKey, NodePrivate
-from pyderp.wire.info import (
+from pyderp.wire.login import (
     ClientInfo,
     OwnNonces,
     check_client_info_frame_untrusted,

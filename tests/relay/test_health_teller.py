@@ -10,14 +10,13 @@ import pytest
 
 import pyderp
 from pyderp import ManualTLS, RelayConfig
-from pyderp.relay.health import Trouble
+from pyderp.relay.health import HealthTeller, Trouble
 from pyderp.relay.limits import MIN_BURST
 from pyderp.server.conn.context import TICK, ConnectionContext
-from pyderp.server.conn.health import HealthTeller
 from pyderp.server.conn.limits import Limits
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_ping, pack_send_packet
-from pyderp.wire.info import ClientInfo
+from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Health
 from tests.conftest import Run
 from tests.server.certificates import write_pair
