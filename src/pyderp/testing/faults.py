@@ -7,7 +7,6 @@ import math
 import tempfile
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Final, get_args
 
 from pyderp.addresses import format_address
@@ -94,12 +93,7 @@ class FaultyRelay:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _start_relay(self, config: RelayConfig) -> None:
