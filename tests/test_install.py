@@ -26,11 +26,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_and_the_type_marker(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_the_type_marker_and_the_roots(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     source = ROOT / "src"
     wanted = {str(p.relative_to(source)) for p in (source / "pyderp").rglob("*.py")}
-    assert wanted | {"pyderp/py.typed"} <= names
+    assert wanted | {"pyderp/py.typed", "pyderp/net/letsencrypt.pem"} <= names
     assert not [name for name in names if name.startswith(("tests/", "fuzz/", "bench/"))]
 
 

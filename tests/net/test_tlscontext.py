@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pyderp.errors import ConfigError
-from pyderp.net.tlscontext import LETS_ENCRYPT_ROOTS, TLSConfig, client_context
+from pyderp.net.tlscontext import LETS_ENCRYPT, TLSConfig, client_context
 
 from .certificates import ROOT, certificate
 
@@ -48,7 +48,7 @@ BUILTIN = {
     ssl.PEM_cert_to_DER_cert(text + ssl.PEM_FOOTER)
     for text in (
         ssl.PEM_HEADER + part
-        for part in LETS_ENCRYPT_ROOTS.replace(ssl.PEM_FOOTER, "").split(ssl.PEM_HEADER)[1:]
+        for part in LETS_ENCRYPT.read_text().replace(ssl.PEM_FOOTER, "").split(ssl.PEM_HEADER)[1:]
     )
 }
 
@@ -140,7 +140,7 @@ def test_one_context_for_one_configuration() -> None:
 
 # The roots that are built in
 
-ROOTS = x509.load_pem_x509_certificates(LETS_ENCRYPT_ROOTS.encode())
+ROOTS = x509.load_pem_x509_certificates(LETS_ENCRYPT.read_bytes())
 
 
 def test_the_roots_are_those_that_let_s_encrypt_publishes() -> None:
