@@ -15,7 +15,6 @@ import pyderp
 import pyderp.testing
 import pyderp.wire
 from pyderp import config, errors
-from pyderp.maps import derpmap
 from pyderp.wire import messages
 
 WIRE_MODULES = [f"pyderp.wire.{m.name}" for m in pkgutil.iter_modules(pyderp.wire.__path__)]
@@ -25,7 +24,7 @@ PUBLIC = {
     "pyderp.errors": errors.__all__,
     "pyderp.config": config.__all__,
     "pyderp.keys": ["MeshKey", "NodePrivate", "NodePublic"],
-    "pyderp.maps.derpmap": derpmap.__all__,
+    "pyderp.maps.derpmap": ["DERPMap", "HomeParams", "MapProblems"],
     "pyderp.maps.region": ["DERPNode", "DERPRegion"],
     "pyderp.server.app.relay": ["Relay"],
     "pyderp.client.client": ["Client"],

@@ -10,8 +10,7 @@ import pytest
 from pyderp.errors import DialError, ProxyError
 from pyderp.net import tunnel
 from pyderp.net.link import Link, TcpLink
-from pyderp.net.proxies import parse_proxy
-from pyderp.net.settings import NetworkSettings
+from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tunnel import connect_through_http
 from pyderp.text import printable

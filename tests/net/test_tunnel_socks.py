@@ -8,8 +8,7 @@ import pytest
 
 from pyderp.errors import DialError, ProxyError
 from pyderp.net.link import link_over_socket
-from pyderp.net.proxies import parse_proxy
-from pyderp.net.settings import NetworkSettings
+from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tunnel import _Stream, connect_through_socks
 from tests.conftest import Run
 

@@ -12,9 +12,8 @@ from typing import Final, TypeVar
 from pyderp.blocking.thread import LoopThread, shared
 from pyderp.client import client as asynchronous
 from pyderp.client import sealed
-from pyderp.client.config import ClientConfig, ClientStats
+from pyderp.client.config import ClientConfig, ClientStats, GetRegion
 from pyderp.client.lifecycle import ConnectionState
-from pyderp.client.target import GetRegion
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.region import DERPRegion

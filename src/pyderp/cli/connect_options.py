@@ -22,14 +22,12 @@ from pyderp.cli.maps import STDIN, read_region
 from pyderp.cli.output import Output
 from pyderp.cli.process import Refused, set_up_logging
 from pyderp.client.client import Client
-from pyderp.client.config import ClientConfig
-from pyderp.client.target import parse_url
+from pyderp.client.config import ClientConfig, parse_url
 from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keyfile import read_mesh_key
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
-from pyderp.net.proxies import parse_proxy
-from pyderp.net.settings import NetworkSettings
+from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
 from pyderp.wire.messages import Message

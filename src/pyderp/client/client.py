@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
-from pyderp.client.config import ClientConfig, ClientStats
+from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url
 from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
 from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
 from pyderp.client.reconnect import MessageIterator
 from pyderp.client.sealed import SealedPeer, SealedPeers
-from pyderp.client.target import GetRegion, parse_url
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic

@@ -10,9 +10,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from pyderp.client.config import ClientConfig
+from pyderp.client.config import (
+    ClientConfig,
+    GetRegion,
+    UrlTarget,
+    node_port,
+    node_url,
+    region_label,
+)
 from pyderp.client.login import Established, Login, over_http, over_stream, over_websocket
-from pyderp.client.target import GetRegion, UrlTarget, node_port, node_url, region_label
 from pyderp.errors import (
     ConnectError,
     DerpError,

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from pyderp.client.target import UrlTarget
+from pyderp.client.config import UrlTarget
 from pyderp.errors import RemoteProtocolError, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link

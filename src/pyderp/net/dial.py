@@ -14,13 +14,13 @@ from pyderp.errors import DialError, FailureReason, ProxyError, without_frames
 from pyderp.maps.region import DERPNode
 from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
-from pyderp.net.proxies import (
+from pyderp.net.settings import (
+    NetworkSettings,
     Proxy,
     connect_proxy_from_environment,
     explicit_proxy,
     socks_proxy_from_environment,
 )
-from pyderp.net.settings import NetworkSettings
 from pyderp.net.tcp import connect_to_any, connect_to_host, failure_reason, staggered_race
 from pyderp.net.tunnel import connect_through_http, connect_through_socks
 

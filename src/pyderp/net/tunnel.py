@@ -19,8 +19,7 @@ from pyderp.addresses import format_address
 from pyderp.errors import DialError, FailureReason, ProxyError, TLSError, without_frames
 from pyderp.net.dns import Resolver
 from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
-from pyderp.net.proxies import Proxy
-from pyderp.net.settings import NetworkSettings
+from pyderp.net.settings import NetworkSettings, Proxy
 from pyderp.net.tcp import connect_to_host
 from pyderp.net.tls import TLSConfig, start_tls
 from pyderp.text import printable

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyderp.cli.relay.showmap import show_map
-from pyderp.maps.derpmap import DERPMap
-from pyderp.maps.ownnode import own_node
+from pyderp.maps.derpmap import DERPMap, own_node
 from tests.cli.commands import Done
 from tests.interop.peers import need
 from tests.server.certificates import write_pair

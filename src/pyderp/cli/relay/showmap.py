@@ -13,7 +13,7 @@ from pyderp.config import ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.tls import PUBLIC
 from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
-from pyderp.maps.ownnode import headscale_yaml, own_map, own_node
+from pyderp.maps.derpmap import headscale_yaml, own_map, own_node
 from pyderp.maps.region import DERPNode
 from pyderp.server.app.listeners import stun_host
 

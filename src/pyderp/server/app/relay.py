@@ -24,7 +24,7 @@ from pyderp.defaults import (
 )
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
-from pyderp.maps.ownnode import own_node
+from pyderp.maps.derpmap import own_node
 from pyderp.maps.region import DERPNode
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters

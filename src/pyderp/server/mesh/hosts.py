@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyderp.addresses import parse_ip
-from pyderp.client.config import UrlDialer
-from pyderp.client.target import parse_url
+from pyderp.client.config import UrlDialer, parse_url
 from pyderp.errors import ConfigError
 from pyderp.net.dial import dial_host
 from pyderp.net.link import Link

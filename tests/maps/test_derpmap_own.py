@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.maps.derpmap import DERPMap
-from pyderp.maps.ownnode import headscale_yaml, own_map, own_node
+from pyderp.maps.derpmap import DERPMap, headscale_yaml, own_map, own_node
 from pyderp.maps.region import DERPNode
 
 PIN = "sha256-raw:" + "ab" * 32

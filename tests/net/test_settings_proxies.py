@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from pyderp.errors import ConfigError
-from pyderp.net.proxies import (
+from pyderp.net.settings import (
+    NetworkSettings,
     Proxy,
     connect_proxy_from_environment,
     explicit_proxy,
@@ -13,7 +14,6 @@ from pyderp.net.proxies import (
     parse_proxy,
     socks_proxy_from_environment,
 )
-from pyderp.net.settings import NetworkSettings
 
 
 @pytest.mark.parametrize(

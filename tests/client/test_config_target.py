@@ -7,7 +7,7 @@ import traceback
 import pytest
 
 from pyderp import Client, ConfigError, DERPNode, DERPRegion
-from pyderp.client.target import node_url, parse_url, region_label
+from pyderp.client.config import node_url, parse_url, region_label
 
 
 @pytest.mark.parametrize(
