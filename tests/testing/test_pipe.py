@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyderp.testing.pipe import Cutter, Mode, Pipe, read_request
-from pyderp.testing.plan import FaultPlan, Way
+from pyderp.testing.pipe import Cutter, FaultPlan, Mode, Pipe, Way, read_request
 from pyderp.wire.frames import MAX_CLIENT_FRAME, frame_header, pack_frame
 from pyderp.wire.upgrade import Upgrade, upgrade_request
 

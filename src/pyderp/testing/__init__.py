@@ -9,25 +9,19 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pyderp.testing.faults import FaultyRelay as FaultyRelay
-    from pyderp.testing.plan import FaultCounters as FaultCounters
-    from pyderp.testing.plan import Junk as Junk
-    from pyderp.testing.plan import Way as Way
-    from pyderp.testing.relays import (
-        RelayThread as RelayThread,
-    )
-    from pyderp.testing.relays import (
-        client_pair as client_pair,
-    )
-    from pyderp.testing.relays import (
-        relay as relay,
-    )
+    from pyderp.testing.pipe import FaultCounters as FaultCounters
+    from pyderp.testing.pipe import Junk as Junk
+    from pyderp.testing.pipe import Way as Way
+    from pyderp.testing.relays import RelayThread as RelayThread
+    from pyderp.testing.relays import client_pair as client_pair
+    from pyderp.testing.relays import relay as relay
 
 _HOMES: Final = {
-    "FaultCounters": "plan",
+    "FaultCounters": "pipe",
     "FaultyRelay": "faults",
-    "Junk": "plan",
+    "Junk": "pipe",
     "RelayThread": "relays",
-    "Way": "plan",
+    "Way": "pipe",
     "client_pair": "relays",
     "relay": "relays",
 }

@@ -17,7 +17,7 @@ from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.server.app.relay import Relay
-from pyderp.testing.plan import CutAfter, FaultCounters, FaultPlan, Junk, Way, make_junk
+from pyderp.testing.pipe import CutAfter, FaultCounters, FaultPlan, Junk, Way, make_junk
 from pyderp.testing.proxy import HOST, ProxiedConnection, Proxy
 
 __all__ = ["FaultyRelay"]

@@ -1,27 +1,149 @@
-"""A way of a connection through the proxy: its frames, what is lost of them, and its ends."""
+"""The faults to come, and one way of a connection through them: what is lost, and what is late."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import random
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, cast
+from typing import Final, Literal, TypeAlias
 
 from pyderp.defaults import MAX_HTTP_HEAD
-from pyderp.errors import BadUpgrade
-from pyderp.testing.plan import PACKET_FRAMES, FaultPlan, Way
-from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, MAX_CLIENT_FRAME
+from pyderp.errors import BadUpgrade, ConfigError
+from pyderp.wire.frames import (
+    FRAME_HEADER_LEN,
+    HEADER,
+    MAX_CLIENT_FRAME,
+    FrameType,
+    frame_header,
+    pack_frame,
+)
 from pyderp.wire.http import HttpConnection
 from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 
-__all__ = ["Cutter", "Leg", "Mode", "Pipe", "read_request"]
+__all__ = [
+    "CutAfter",
+    "Cutter",
+    "FaultCounters",
+    "FaultPlan",
+    "Junk",
+    "Mode",
+    "Pipe",
+    "Way",
+    "make_junk",
+    "read_request",
+]
 
 _HEAD_END: Final = b"\r\n\r\n"
+
+Way: TypeAlias = Literal["up", "down"]
+"""`up`: from clients to the relay; `down`: from the relay to clients."""
+
+Junk: TypeAlias = Literal["unknown", "short", "oversized", "garbage"]
+"""`unknown`: frames of unknown types. `short`: frames of known types, too short for
+them. A client skips both. `oversized`: a header that announces more than a client takes.
+`garbage`: bytes that are no frames. Both end the connection."""
+
+_PACKET_FRAMES: Final = frozenset(
+    (FrameType.SEND_PACKET, FrameType.RECV_PACKET, FrameType.FORWARD_PACKET)
+)
+_UNKNOWN_TYPES: Final = range(0x16, 0xFF)
+_NEVER_EMPTY: Final = (
+    FrameType.RECV_PACKET,
+    FrameType.PEER_GONE,
+    FrameType.PEER_PRESENT,
+    FrameType.PING,
+    FrameType.PONG,
+    FrameType.RESTARTING,
+)
+
+
+@dataclass(slots=True)
+class FaultCounters:
+    """What was done; only ever goes up."""
+
+    connections: int = 0
+    """TCP connections accepted."""
+    passed: int = 0
+    """Frames with a packet that went on; one that reaches its receiver is two, up and down."""
+    dropped: int = 0
+    """Frames with a packet that did not, up and down together."""
+    cut: int = 0
+    """Connections cut."""
+    injected: int = 0
+    """Times that bytes were put into a connection."""
+    rejected: int = 0
+    """Upgrades answered with another HTTP status."""
+    wrong_keys: int = 0
+    """Logins answered with another key than announced."""
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class CutAfter:
+    """A cut that is due."""
+
+    left: int
+    way: Way
+    reset: bool
+
+
+@dataclass(slots=True)
+class FaultPlan:
+    """The faults of a relay, shared by all its connections."""
+
+    seed: int
+    latency: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+    frozen: bool = False
+    drop_next: dict[Way, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+    cut_after: CutAfter | None = None
+    statuses: deque[int] = field(default_factory=deque)
+    wrong_keys: int = 0
+    counters: FaultCounters = field(default_factory=FaultCounters)
+
+    def random(self, *purpose: object) -> random.Random:
+        """Random numbers that depend on the seed and on what they are for, and nothing else."""
+        return random.Random("/".join(map(str, (self.seed, *purpose))))
+
+    def loses(self, way: Way, drawn: float) -> bool:
+        """Whether a packet is lost.
+
+        Args:
+            drawn: its random number, from [0, 1).
+        """
+        lost = drawn < self.loss
+        if self.drop_next[way]:
+            self.drop_next[way] -= 1
+            lost = True
+        if lost:
+            self.counters.dropped += 1
+        else:
+            self.counters.passed += 1
+        return lost
+
+
+def make_junk(kind: Junk, rng: random.Random) -> bytes:
+    """Bytes that a relay should not send.
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    if kind == "unknown":
+        return pack_frame(rng.choice(_UNKNOWN_TYPES), rng.randbytes(rng.randrange(200)))
+    if kind == "short":
+        return b"".join(pack_frame(each, rng.randbytes(7)) for each in _NEVER_EMPTY)
+    if kind == "oversized":
+        length = rng.randrange(MAX_CLIENT_FRAME + 1, 1 << 32)
+        return frame_header(FrameType.RECV_PACKET, length) + rng.randbytes(100)
+    if kind == "garbage":
+        # The second byte is the first of a length: set, it is never one that a client awaits.
+        return bytes((rng.randrange(256), rng.randrange(1, 256))) + rng.randbytes(200)
+    raise ConfigError(f"no junk of kind {kind!r}; there is unknown, short, oversized, garbage")
 
 
 class Mode(Enum):
@@ -110,97 +232,6 @@ def read_request(head: bytes) -> tuple[Upgrade, bool]:
     return Upgrade.NONE, False
 
 
-_RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER: close sends RST and throws away what was not sent."""
-
-
-class Leg(asyncio.Protocol):
-    """One of a connection's two TCP connections.
-
-    Args:
-        source: takes what this leg brings.
-        update: called when a leg can take more, or no more.
-    """
-
-    def __init__(self, source: Pipe, update: Callable[[], None]) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.full = False
-        self.lost = asyncio.Event()
-        self._source = source
-        self._update = update
-        self._reading = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        # A cast, because uvloop's transports are no subclasses of asyncio.Transport.
-        self.transport = cast("asyncio.Transport", transport)
-        self._update()
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        self._source.receive_data(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
-        self._source.receive_eof()
-        self.lost.set()
-
-    def pause_writing(self) -> None:
-        """Called by the event loop: enough is waiting."""
-        self.full = True
-        self._update()
-
-    def resume_writing(self) -> None:
-        """Called by the event loop: little is waiting again."""
-        self.full = False
-        self._update()
-
-    def discard(self) -> None:
-        """Drop what it refers to; it is not used again."""
-        self.transport = None
-        self._update = _nothing
-
-    def read(self, wanted: bool) -> None:
-        """Read, or leave what comes to the kernel."""
-        if self.transport is None or self.transport.is_closing() or wanted is self._reading:
-            return
-        self._reading = wanted
-        if wanted:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
-
-    def write(self, data: bytes) -> None:
-        """Send bytes; silently none after the end."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
-    def close(self) -> None:
-        """End it after what was written."""
-        if self.transport is not None:
-            self.transport.close()
-
-    def abort(self) -> None:
-        """End it now."""
-        # asyncio trips over an abort after a close that had something left to write.
-        if self.transport is not None and not self.lost.is_set():
-            self.transport.abort()
-
-    def cut(self, *, reset: bool) -> None:
-        """End it now: with RST, or with FIN after what was written."""
-        if self.transport is None or self.lost.is_set():
-            return
-        if reset:
-            sock = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # the other side was faster
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        elif self.transport.get_write_buffer_size():
-            self.transport.close()
-            return
-        # Unlike close, this does not say goodbye in TLS.
-        self.transport.abort()
-
-
 class Pipe:
     """One way of a connection: what is lost of it, and when the rest goes on.
 
@@ -245,7 +276,7 @@ class Pipe:
                 return
             if kind is None:
                 self.put(piece)
-            elif kind not in PACKET_FRAMES:
+            elif kind not in _PACKET_FRAMES:
                 self.put(self._change(kind, piece))
             # Drawn for every packet, so that none depends on when the loss was set.
             elif not self._plan.loses(self._way, self._loss.random()):
@@ -275,9 +306,10 @@ class Pipe:
     def discard(self) -> None:
         """Stop, and drop what it refers to; it is not used again."""
         self.stop()
-        self.cutter = Cutter(_opaque)
-        self._change = _unchanged
-        self._deliver = self._finish = _nothing
+        self.cutter = Cutter(lambda _: Mode.OPAQUE)
+        self._change = lambda _, frame: frame
+        self._deliver = lambda _: None
+        self._finish = lambda: None
 
     def run(self) -> None:
         """Deliver what is due."""
@@ -307,15 +339,3 @@ class Pipe:
             self._finish()
         else:
             self._deliver(data)
-
-
-def _opaque(_: bytes) -> Mode:
-    return Mode.OPAQUE
-
-
-def _unchanged(_: int, frame: bytes) -> bytes:
-    return frame
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -3,21 +3,113 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
-from pyderp.testing.pipe import Cutter, Leg, Mode, Pipe, read_request
-from pyderp.testing.plan import FaultPlan, Way
+from pyderp.testing.pipe import Cutter, FaultPlan, Mode, Pipe, Way, read_request
 from pyderp.wire.frames import FRAME_HEADER_LEN, FrameType
 from pyderp.wire.login import seal_server_info
 from pyderp.wire.upgrade import Upgrade
 
 __all__ = ["HOST", "ProxiedConnection", "Proxy"]
+
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: close sends RST and throws away what was not sent."""
+
+
+class Leg(asyncio.Protocol):
+    """One of a connection's two TCP connections.
+
+    Args:
+        source: takes what this leg brings.
+        update: called when a leg can take more, or no more.
+    """
+
+    def __init__(self, source: Pipe, update: Callable[[], None]) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.full = False
+        self.lost = asyncio.Event()
+        self._source = source
+        self._update = update
+        self._reading = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        # A cast, because uvloop's transports are no subclasses of asyncio.Transport.
+        self.transport = cast("asyncio.Transport", transport)
+        self._update()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        self._source.receive_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self._source.receive_eof()
+        self.lost.set()
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: enough is waiting."""
+        self.full = True
+        self._update()
+
+    def resume_writing(self) -> None:
+        """Called by the event loop: little is waiting again."""
+        self.full = False
+        self._update()
+
+    def discard(self) -> None:
+        """Drop what it refers to; it is not used again."""
+        self.transport = None
+        self._update = lambda: None
+
+    def read(self, wanted: bool) -> None:
+        """Read, or leave what comes to the kernel."""
+        if self.transport is None or self.transport.is_closing() or wanted is self._reading:
+            return
+        self._reading = wanted
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; silently none after the end."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def close(self) -> None:
+        """End it after what was written."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """End it now."""
+        # asyncio trips over an abort after a close that had something left to write.
+        if self.transport is not None and not self.lost.is_set():
+            self.transport.abort()
+
+    def cut(self, *, reset: bool) -> None:
+        """End it now: with RST, or with FIN after what was written."""
+        if self.transport is None or self.lost.is_set():
+            return
+        if reset:
+            sock = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # the other side was faster
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        elif self.transport.get_write_buffer_size():
+            self.transport.close()
+            return
+        # Unlike close, this does not say goodbye in TLS.
+        self.transport.abort()
 
 
 class ProxiedConnection:

@@ -18,7 +18,7 @@ from pyderp.net.settings import NetworkSettings
 from pyderp.relay.counters import Counters
 from pyderp.server.app.relay import Relay
 from pyderp.testing.faults import FaultyRelay
-from pyderp.testing.plan import FaultCounters, Junk, Way
+from pyderp.testing.pipe import FaultCounters, Junk, Way
 from pyderp.wire.messages import ServerInfo
 
 __all__ = ["RelayThread", "client_pair", "relay"]
