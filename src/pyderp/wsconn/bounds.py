@@ -117,26 +117,22 @@ class Scope:
     """
 
     def __init__(self) -> None:
-        self._ended = False
+        self.ended = False
+        """Whether `end` was called."""
         # Weak, for a scope may outlive thousands of connections. The loop keeps those
         # alive that still have a socket.
         self._websockets: WeakSet[WebSocketConnection] = WeakSet()
 
-    @property
-    def ended(self) -> bool:
-        """Whether `end` was called."""
-        return self._ended
-
     def add(self, websocket: WebSocketConnection) -> None:
         """Drop `websocket` when the scope ends; at once, if it has ended. (`net_conn` does it.)"""
-        if self._ended:
+        if self.ended:
             drop(websocket)
         else:
             self._websockets.add(websocket)
 
     def end(self) -> None:
         """Drop the TCP connections, without a close frame. May be called again."""
-        self._ended = True
+        self.ended = True
         for websocket in list(self._websockets):
             drop(websocket)
 

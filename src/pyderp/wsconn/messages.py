@@ -98,7 +98,10 @@ class Inbox:
         try:
             fragment = await self._next_fragment()
         except WebSocketClosed as e:
-            self.eof = _is_end(e)
+            # If the library gave up on the peer, what the peer said does not count. To the library
+            # a close frame without a code is normal as well, to Go it is not.
+            sent_in_order = e.sent is not None and e.sent.code in _END
+            self.eof = sent_in_order and e.rcvd is not None and e.rcvd.code in _END
             if not self.eof:
                 self.failure = without_frames(closed_error(e))
         except asyncio.CancelledError:
@@ -106,7 +109,14 @@ class Inbox:
             self.failure = ConnectionClosed("the event loop is shutting down")
             drop(self._websocket)
         else:
-            self._on_fragment(fragment)
+            if self.discarding:
+                return
+            if isinstance(fragment, str) is self._binary:
+                self.wrong_type = True
+                return
+            part = fragment.encode() if isinstance(fragment, str) else bytes(fragment)
+            self._parts.append(part)
+            self.size += len(part)
 
     async def _next_fragment(self) -> str | bytes:
         while True:
@@ -117,23 +127,6 @@ class Inbox:
                 if fragment or isinstance(fragment, str) is self._binary:
                     return fragment
             self._fragments = None
-
-    def _on_fragment(self, fragment: str | bytes) -> None:
-        if self.discarding:
-            return
-        if isinstance(fragment, str) is self._binary:
-            self.wrong_type = True
-            return
-        part = fragment.encode() if isinstance(fragment, str) else bytes(fragment)
-        self._parts.append(part)
-        self.size += len(part)
-
-
-def _is_end(e: WebSocketClosed) -> bool:
-    # If the library gave up on the peer, what the peer said does not count. To the library
-    # a close frame without a code is normal as well, to Go it is not.
-    sent_in_order = e.sent is not None and e.sent.code in _END
-    return sent_in_order and e.rcvd is not None and e.rcvd.code in _END
 
 
 def closed_error(e: WebSocketClosed) -> DerpError:

@@ -36,6 +36,8 @@ class WebSocketStream:
 
     network: Final = "websocket"
     """What Go's `net.Addr.Network` says of both addresses."""
+    local_address: Final = _UNKNOWN_ADDRESS
+    """As in Go: no IP address and port."""
 
     def __init__(
         self,
@@ -48,7 +50,10 @@ class WebSocketStream:
     ) -> None:
         self._websocket = websocket
         self._binary = binary
-        self._remote_address = remote_address
+        self.remote_address = remote_address or _UNKNOWN_ADDRESS
+        """What `net_conn` was told, or `websocket/unknown-addr`."""
+        self.closed = False
+        """Whether `aclose` was called."""
         self._scope = scope
         self._max_message = max_message
         self._inbox = Inbox(websocket, binary=binary)
@@ -59,7 +64,6 @@ class WebSocketStream:
         self._write_deadline = Deadline("write", cut)
         # Why this side ended it; empty: it did not.
         self._over = ""
-        self._closed = False
         self._end_was_read = False
         if scope is not None:
             scope.add(websocket)
@@ -182,42 +186,24 @@ class WebSocketStream:
         Raises:
             TimeoutError: the peer did not answer; the connection is dropped.
         """
-        self._closed = True
+        self.closed = True
         self._over = self._over or "the stream was closed"
+        unanswered = False
         try:
             await self._shake_hands(CloseCode.NORMAL_CLOSURE)
         except TimeoutError:
             await self._websocket.wait_closed()
             # It may have answered, and left it to us to hang up.
             unanswered = self._websocket.close_code == CloseCode.ABNORMAL_CLOSURE
-        else:
-            return
         if unanswered:
             # Not in the handler: the frames of asyncio.timeout hold the task that fails with it.
             raise TimeoutError("the peer did not answer the close frame")
-
-    @property
-    def closed(self) -> bool:
-        """Whether `aclose` was called."""
-        return self._closed
 
     async def __aenter__(self) -> WebSocketStream:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    # Addresses
-
-    @property
-    def local_address(self) -> str:
-        """Always `websocket/unknown-addr`, as in Go: no IP address and port."""
-        return _UNKNOWN_ADDRESS
-
-    @property
-    def remote_address(self) -> str:
-        """What `net_conn` was told, or `websocket/unknown-addr`."""
-        return self._remote_address or _UNKNOWN_ADDRESS
 
     # Inside: reading
 
