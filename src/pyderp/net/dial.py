@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -159,16 +158,6 @@ def _bad_map(text: str) -> DialError:
     return DialError(text, reason=FailureReason.BAD_MAP)
 
 
-@contextlib.contextmanager
-def _naming(proxy: Proxy) -> Iterator[None]:
-    """Note on a time-out, and whatever else cancels, that it was a proxy that kept us waiting."""
-    try:
-        yield
-    except asyncio.CancelledError as e:
-        e.add_note(f"waiting for proxy {proxy.redacted}")
-        raise
-
-
 def _ways(node: DERPNode) -> list[_Way]:
     """Families that the node has, IPv4 first, each with an address or the host name."""
     ways = []
@@ -206,10 +195,14 @@ def _socks_for_node(
 async def _through(
     proxy: Proxy, host: str, port: int, settings: NetworkSettings, resolver: Resolver | None
 ) -> Link:
-    with _naming(proxy):
+    try:
         if not proxy.is_socks:
             return await connect_through_http(
                 proxy, host, port, settings=settings, resolver=resolver
             )
         sock = await connect_through_socks(proxy, host, port, settings=settings, resolver=resolver)
         return await link_over_socket(sock)
+    except asyncio.CancelledError as e:
+        # A time limit cancels, too: its error then names what kept us waiting.
+        e.add_note(f"waiting for proxy {proxy.redacted}")
+        raise

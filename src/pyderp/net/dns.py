@@ -22,6 +22,22 @@ Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[I
 """Returns the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
 It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
 
+_log = logging.getLogger("pyderp.net")
+
+# Where there is no EAI_NODATA, as on BSD, EAI_NONAME means both.
+_NONE: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+
+TTL: Final = 600.0
+"""Seconds that an answer is used [Resolver.ttl]."""
+_TIMEOUT: Final = 10.0
+_TIMEOUT_WITH_LAST_GOOD: Final = 3.0
+_FALLBACK_TIMEOUT: Final = 30.0
+_PRIVATE: Final = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv6Network("fc00::/7"),
+)
 _asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlight(keep=True)
 """For all event loops: as long as a look-up runs, its loop lives, and its `id` is no other's."""
 
@@ -77,7 +93,8 @@ async def lookup(
         found = await (resolver or system_resolver)(host, family)
     except OSError as e:
         text = e.strerror or str(e) or type(e).__name__
-        error = NameNotFound if _says_none(e) else DialError
+        none = isinstance(e, socket.gaierror) and e.errno in _NONE
+        error = NameNotFound if none or isinstance(e, NameNotFound) else DialError
         late = isinstance(e, TimeoutError)
         reason = FailureReason.TIMEOUT if late else FailureReason.UNKNOWN_NAME
         raise error(f"look-up of {host!r}: {text}", reason=reason) from e
@@ -86,31 +103,6 @@ async def lookup(
     if not found:
         raise NameNotFound(f'no IPs for "{host}" found')
     return [unmapped(ip) for ip in found]
-
-
-def _says_none(error: OSError) -> bool:
-    return isinstance(error, NameNotFound) or (
-        isinstance(error, socket.gaierror) and error.errno in _NONE
-    )
-
-
-# Where there is no EAI_NODATA, as on BSD, EAI_NONAME means both.
-_NONE: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
-
-
-_log = logging.getLogger("pyderp.net")
-
-TTL: Final = 600.0
-"""Seconds that an answer is used [Resolver.ttl]."""
-_TIMEOUT: Final = 10.0
-_TIMEOUT_WITH_LAST_GOOD: Final = 3.0
-_FALLBACK_TIMEOUT: Final = 30.0
-_PRIVATE: Final = (
-    IPv4Network("10.0.0.0/8"),
-    IPv4Network("172.16.0.0/12"),
-    IPv4Network("192.168.0.0/16"),
-    IPv6Network("fc00::/7"),
-)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ for SOCKS as well.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -250,27 +251,27 @@ def connect_proxy_from_environment(
 
     A value that cannot be used counts as none, with a warning.
     """
-    text = settings.https_proxy if tls else settings.http_proxy
+    name = "https_proxy" if tls else "http_proxy"
+    return _from_environment(settings, name, host, port, level=logging.WARNING)
+
+
+def socks_proxy_from_environment(settings: NetworkSettings, host: str, port: int) -> Proxy | None:
+    """ALL_PROXY if it is for SOCKS5, unless the destination is exempt; others count as none."""
+    proxy = _from_environment(settings, "all_proxy", host, port, level=logging.DEBUG)
+    return proxy if proxy is not None and proxy.is_socks else None
+
+
+def _from_environment(
+    settings: NetworkSettings, name: str, host: str, port: int, *, level: int
+) -> Proxy | None:
+    text = getattr(settings, name)
     if not text or is_exempt(settings.no_proxy, host, port):
         return None
     try:
         return parse_proxy(text)
     except ConfigError as e:
-        _log.warning("ignoring %s: %s", "HTTPS_PROXY" if tls else "HTTP_PROXY", e)
+        _log.log(level, "ignoring %s: %s", name.upper(), e)
         return None
-
-
-def socks_proxy_from_environment(settings: NetworkSettings, host: str, port: int) -> Proxy | None:
-    """ALL_PROXY if it is for SOCKS5, unless the destination is exempt; others count as none."""
-    text = settings.all_proxy
-    if not text or is_exempt(settings.no_proxy, host, port):
-        return None
-    try:
-        proxy = parse_proxy(text)
-    except ConfigError as e:
-        _log.debug("ignoring ALL_PROXY: %s", e)
-        return None
-    return proxy if proxy.is_socks else None
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:
@@ -293,7 +294,9 @@ def _matches(entry: str, name: str, address: IPAddress | None, port: int) -> boo
     if entry == "*":
         return True
     if "/" in entry:
-        return address is not None and _in_block(entry, address)
+        with contextlib.suppress(ValueError):
+            return address is not None and address in ipaddress.ip_network(entry, strict=False)
+        return False
     entry_host, entry_port = _split_port(entry)
     if entry_port not in ("", str(port)) or not entry_host:
         return False
@@ -303,13 +306,6 @@ def _matches(entry: str, name: str, address: IPAddress | None, port: int) -> boo
     entry_host = entry_host.removeprefix("*")
     below = _ascii(entry_host if entry_host.startswith(".") else f".{entry_host}")
     return name.endswith(below) or (not entry_host.startswith(".") and f".{name}" == below)
-
-
-def _in_block(entry: str, address: IPAddress) -> bool:
-    try:
-        return address in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return False
 
 
 def _split_port(entry: str) -> tuple[str, str]:

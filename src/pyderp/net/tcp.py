@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -182,15 +183,11 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
             )
         return winners.pop(0)
     finally:
-        _close(winners)
+        for sock in winners:
+            sock.close()
         # The errors hold the frames that hold these lists.
         failures.clear()
         fatal.clear()
-
-
-def _close(sockets: Sequence[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()
 
 
 def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
@@ -210,11 +207,11 @@ async def connect_to_any(
         DialError: none of them.
         ConfigError: mark or device cannot be used.
     """
-
-    def attempt(address: IPAddress) -> Attempt:
-        return lambda: connect_socket(str(address), port, settings=settings)
-
-    return await staggered_race([attempt(ip) for ip in interleave(addresses)], delay=STAGGER)
+    attempts = [
+        functools.partial(connect_socket, str(ip), port, settings=settings)
+        for ip in interleave(addresses)
+    ]
+    return await staggered_race(attempts, delay=STAGGER)
 
 
 async def connect_to_host(

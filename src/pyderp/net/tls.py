@@ -220,7 +220,6 @@ class TlsLink(LayeredLink):
     # Called by the link below
 
     def data_received(self, data: bytes) -> None:
-        """Encrypted bytes came."""
         plain = self._decrypt(data)
         if plain:
             self._receiver.data_received(plain)
@@ -233,7 +232,6 @@ class TlsLink(LayeredLink):
         receiver.connection_lost(self._error if self._ended else error)
 
     def writable(self) -> None:
-        """The link below has room again."""
         self._receiver.writable()
 
     def _decrypt(self, data: bytes) -> bytes:
@@ -287,7 +285,6 @@ class TlsLink(LayeredLink):
         return plain
 
     def start(self, receiver: Receiver) -> None:
-        """Deliver decrypted bytes to `receiver` from now on."""
         self._receiver = receiver
         self.data_received(b"")
         self._lower.start(self)

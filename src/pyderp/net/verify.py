@@ -123,13 +123,9 @@ def interceptor(der: bytes) -> str | None:
             emails = _emails(certificate)
     except CertificateError:
         return None
-    for part, maker in _BY_ISSUER.items():
-        if part in issuer:
-            return maker
-    for address, maker in _BY_EMAIL.items():
-        if address in emails:
-            return maker
-    return None
+    makers = [maker for part, maker in _BY_ISSUER.items() if part in issuer]
+    makers += [maker for address, maker in _BY_EMAIL.items() if address in emails]
+    return makers[0] if makers else None
 
 
 def _emails(certificate: x509.Certificate) -> str:
@@ -246,7 +242,7 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
 
 
 def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.datetime) -> None:
-    others = [der for der in chain if not _is_meta(der)]
+    others = [der for der in chain if not common_name_untrusted(der).startswith(META_NAME_PREFIX)]
     # Go takes the pinned certificate anywhere in the chain. But the handshake proves only that
     # the server has the key of the first: with another there, anyone could present ours.
     if not others or others[0] != chain[0]:
@@ -259,7 +255,7 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
         )
     if host and not is_for(chain[0], host):
         raise CertificateError(
-            f"cert does not match server name {_quoted(host)}: {describe(chain[0])}",
+            f'cert does not match server name "{quotable(host)}": {describe(chain[0])}',
             reason=FailureReason.CERTIFICATE_OTHER_NAME,
         )
     with reading(chain[0]) as certificate:
@@ -279,10 +275,6 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
         )
 
 
-def _is_meta(der: bytes) -> bool:
-    return common_name_untrusted(der).startswith(META_NAME_PREFIX)
-
-
 def _bare(server_name: str) -> str:
     """Without what only an address bar or a resolver understands: brackets, zone, last dot."""
     name = server_name.removeprefix("[").removesuffix("]")
@@ -293,7 +285,3 @@ def _bare(server_name: str) -> str:
         return name.encode("idna").decode("ascii")
     except UnicodeError as e:
         raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
-
-
-def _quoted(text: str) -> str:
-    return f'"{quotable(text)}"'

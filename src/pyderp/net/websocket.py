@@ -35,12 +35,6 @@ class WebSocketLink(LayeredLink):
         self._over = False
 
     async def read(self) -> bytes:
-        """Some bytes; `b""` at the end of the stream. Before `start` only, one task at a time.
-
-        Raises:
-            RemoteProtocolError: the stream ended with an error.
-            OSError: the connection broke.
-        """
         data, self._unread = self._unread, b""
         while not data:
             if self._client.ended:
@@ -55,7 +49,6 @@ class WebSocketLink(LayeredLink):
         return data
 
     def start(self, receiver: Receiver) -> None:
-        """Deliver to `receiver` from now on, beginning with what came and was not read."""
         self._receiver = receiver
         data, self._unread = self._unread, b""
         if data:
@@ -67,7 +60,6 @@ class WebSocketLink(LayeredLink):
     # Called by the link below
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the websocket came."""
         if self._aborted:
             # After `close` an end here would cut off what is still on its way.
             return
@@ -80,21 +72,18 @@ class WebSocketLink(LayeredLink):
             self._end(client.error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The link below ended."""
         if error is None and not self._aborted and not self._over:
             self._client.receive_eof()
             error = self._client.error
         self._end(error)
 
     def writable(self) -> None:
-        """`pending` is low again."""
         if self._receiver is not None and not self._over:
             self._receiver.writable()
 
     # Called by us
 
     def write(self, data: bytes) -> None:
-        """Send bytes, at once if the kernel takes them. After the end: silently nothing."""
         self._client.send(data)
         self._lower.write(self._client.data_to_send())
 
@@ -106,7 +95,6 @@ class WebSocketLink(LayeredLink):
         self._lower.close()
 
     def abort(self) -> None:
-        """Close now, without a goodbye."""
         self._aborted = True
         self._lower.abort()
 
