@@ -489,7 +489,7 @@ def test_10001_real_peers_and_no_replay(run: Run) -> None:
     async def main() -> None:
         async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
             # Its time stands: on a busy machine the first packet would be too old at the end.
-            bob._sealed._clock = clock = Clock()
+            bob._sealed.clock = clock = Clock()
             packets = []
             for n in range(1, 10_002):
                 key = private(n)

@@ -55,6 +55,7 @@ async def watch_mesh(
         otherwise, cancel it.
     """
     watch = _Watch(client, add, remove)
+    notify = notify_error or (lambda _: None)
     try:
         while True:
             try:
@@ -65,22 +66,16 @@ async def watch_mesh(
                 return
             except ConnectError as e:
                 log.warning("mesh connect: %s", e)
-                _notify(notify_error, e)
+                notify(e)
             except ConnectionClosed as e:
                 watch.clear()
                 log.warning("Recv: %s", e)
-                _notify(notify_error, e)
+                notify(e)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(retry):
                     await client.wait_closed()
     finally:
-        watch.stop()
-        watch.clear()
-
-
-def _notify(notify_error: Callable[[Exception], None] | None, error: Exception) -> None:
-    if notify_error is not None:
-        notify_error(error)
+        watch.end()
 
 
 class _Watch:
@@ -157,6 +152,7 @@ class _Watch:
         for peer in gone:
             self._remove(PeerGone(peer, PeerGoneReason.MESH_CONN_BROKE))
 
-    def stop(self) -> None:
-        """Stop the timer."""
+    def end(self) -> None:
+        """Stop the timer; all peers are gone."""
         self._first.cancel()
+        self.clear()

@@ -26,7 +26,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
-from weakref import WeakMethod, WeakValueDictionary
+from weakref import WeakValueDictionary
+from weakref import ref as weakref
 
 from pyderp.errors import BadBox, InvalidKey, LocalProtocolError, SealError
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic, open_sealed, seal
@@ -268,12 +269,13 @@ class SealedPeers:
         clock: Callable[[], float] = time.time,
         limit: int = _MAX_PEERS,
     ) -> None:
-        self._private = private
-        self._send = send
-        self._random = random
-        self._clock = clock
+        self.private = private
+        self.send = send
+        self.random = random
+        self.clock = clock
+        self.floor = -1
+        """Milliseconds since 1970; a new object refuses what was sealed then or before."""
         self._limit = limit
-        self._floor = -1
         self._alive: WeakValueDictionary[NodePublic, _KeptPeer] = WeakValueDictionary()
         # Both with the one used last at the end.
         self._unopened: OrderedDict[NodePublic, _KeptPeer] = OrderedDict()
@@ -283,15 +285,7 @@ class SealedPeers:
         """The object for a peer; never raises, whatever the key."""
         peer = self._alive.get(key)
         if peer is None:
-            peer = self._alive[key] = _KeptPeer(
-                self._private,
-                key,
-                send=self._send,
-                random=self._random,
-                clock=self._clock,
-                forgotten=self._floor,
-                on_open=self._on_open,
-            )
+            peer = self._alive[key] = _KeptPeer(self, key)
         if key not in self._opened:
             self._unopened[key] = peer
             self._unopened.move_to_end(key)
@@ -299,39 +293,26 @@ class SealedPeers:
                 self._unopened.popitem(last=False)
         return peer
 
-    def _on_open(self, peer: _KeptPeer) -> None:
+    def opened(self, peer: _KeptPeer) -> None:
         """It has seen a packet, also if it had been dropped: it must be kept now."""
         self._unopened.pop(peer.peer, None)
         self._opened[peer.peer] = peer
         self._opened.move_to_end(peer.peer)
         if len(self._opened) > self._limit:
             _, dropped = self._opened.popitem(last=False)
-            self._floor = max(self._floor, dropped.latest)
+            self.floor = max(self.floor, dropped.latest)
 
 
 class _KeptPeer(SealedPeer):
-    """One of `SealedPeers`.
+    """One of `SealedPeers`, which hears of each packet that opens."""
 
-    Args:
-        forgotten: milliseconds since 1970; what was sealed then or before is refused.
-        on_open: called after each packet that opens.
-    """
-
-    def __init__(
-        self,
-        private: NodePrivate,
-        peer: NodePublic,
-        *,
-        send: Callable[[NodePublic, bytes], Awaitable[None]],
-        random: Callable[[int], bytes],
-        clock: Callable[[], float],
-        forgotten: int,
-        on_open: Callable[[_KeptPeer], None],
-    ) -> None:
-        super().__init__(private, peer, send=send, random=random, clock=clock)
-        self._seen = _Seen(forgotten)
-        # Weak, as `SealedPeers` holds us. Once it is gone, no other object can open a packet again.
-        self._on_open = WeakMethod(on_open)
+    def __init__(self, peers: SealedPeers, key: NodePublic) -> None:
+        super().__init__(
+            peers.private, key, send=peers.send, random=peers.random, clock=peers.clock
+        )
+        self._seen = _Seen(peers.floor)
+        # Weak, as it holds us. Once it is gone, no other object can open a packet again.
+        self._peers = weakref(peers)
 
     @property
     def latest(self) -> int:
@@ -340,7 +321,6 @@ class _KeptPeer(SealedPeer):
 
     def open_untrusted(self, packet: bytes) -> bytes:
         payload = super().open_untrusted(packet)
-        on_open = self._on_open()
-        if on_open is not None:
-            on_open(self)
+        if (peers := self._peers()) is not None:
+            peers.opened(self)
         return payload
