@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 
 class Client:
-    """A client of a DERP relay whose calls wait; otherwise as `pyderp.Client`, which see.
+    """A client of a DERP relay whose calls wait.
+
+    Calls, limits and errors are those of `pyderp.Client`, which documents them.
 
     Threads may share it. Each message goes to one of those that receive.
 
@@ -53,11 +55,7 @@ class Client:
         private_key: NodePrivate | None = None,
         config: ClientConfig | None = None,
     ) -> Client:
-        """A client of one relay: `https://host[:port]/derp`, or `http://`.
-
-        Raises:
-            ConfigError: the URL cannot be used.
-        """
+        """A client of one relay: `https://host[:port]/derp`, or `http://`."""
         return cls(asynchronous.Client.for_url(url, private_key=private_key, config=config))
 
     @classmethod
@@ -92,10 +90,8 @@ class Client:
 
     __repr__ = __str__
 
-    def _call(
-        self, work: Callable[[], Awaitable[T]], *, unclaimed: Callable[[T], None] = lambda _: None
-    ) -> T:
-        return self._started().call(work, unclaimed=unclaimed)
+    def _call(self, work: Callable[[], Awaitable[T]]) -> T:
+        return self._started().call(work, unclaimed=lambda _: None)
 
     def _started(self) -> LoopThread:
         thread = self._thread
@@ -120,12 +116,7 @@ class Client:
     # Connecting and closing
 
     def connect(self) -> None:
-        """Connect, if not connected; sends and receives do it by themselves.
-
-        Raises:
-            ConnectError: it failed; `attempts` says how.
-            ClientClosed: the client was closed.
-        """
+        """Connect, if not connected; sends and receives do it by themselves."""
         self._call(self._client.connect)
 
     def close(self) -> None:
@@ -150,8 +141,6 @@ class Client:
 
         Raises:
             TimeoutError: no message in time; none is lost.
-            ConnectionClosed: the connection ended; said once, after all that had come.
-            ConnectError: there was none and none could be made.
         """
 
         async def one() -> list[Message]:
@@ -164,11 +153,7 @@ class Client:
         return self._receive(self._client.receive_many, timeout)
 
     def messages(self, *, reconnect: bool = True) -> Iterator[Message]:
-        """All messages from now on; ends when the client is closed.
-
-        Args:
-            reconnect: connect again by itself, after a while that grows with each failure.
-        """
+        """All messages from now on; ends when the client is closed."""
         source = self._client.messages(reconnect=reconnect)
 
         async def following() -> list[Message]:
@@ -189,20 +174,12 @@ class Client:
                     return [self._unclaimed.popleft()]
                 return await receive()
 
-        return self._call(work, unclaimed=self._unclaimed.extend)
+        return self._started().call(work, unclaimed=self._unclaimed.extend)
 
     # Sending
 
     def send(self, dst: NodePublic, data: bytes) -> None:
-        """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
-
-        DERP never confirms delivery.
-
-        Raises:
-            LocalProtocolError: too big; nothing happened.
-            ConnectionClosed: the connection ended; what was sent last may be lost.
-            ConnectError: there was none and none could be made.
-        """
+        """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave."""
         self._call(lambda: self._client.send(dst, data))
 
     def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
@@ -219,17 +196,11 @@ class Client:
         self._call(lambda: self._client.close_peer(peer))
 
     def watch_connection_changes(self, *, again: bool = False) -> None:
-        """Have the relay report all clients that come and go, now and on each later connect.
-
-        Needs the mesh key.
-
-        Args:
-            again: have it report once more all that are there, if we watch already.
-        """
+        """Have the relay report all clients that come and go; needs the mesh key."""
         self._call(lambda: self._client.watch_connection_changes(again=again))
 
     def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is our home, now if connected and on each later connect."""
+        """Tell the relay whether it is our home."""
         self._call(lambda: self._client.note_preferred(preferred))
 
     def set_can_ack_pings(self, value: bool) -> None:
@@ -237,13 +208,7 @@ class Client:
         self._look(lambda: self._client.set_can_ack_pings(value))
 
     def ping(self) -> float:
-        """The round trip to the relay, in seconds; does not connect.
-
-        Raises:
-            NotConnected: no connection.
-            TimeoutError: no answer within five seconds.
-            ConnectionClosed: the connection ended meanwhile.
-        """
+        """The round trip to the relay, in seconds; does not connect."""
         return self._call(self._client.ping)
 
     def send_ping(self, data: bytes) -> None:
@@ -293,11 +258,7 @@ class Client:
 
     @property
     def local_address(self) -> tuple[str, int] | None:
-        """Our IP address and port.
-
-        Raises:
-            NotConnected: no connection.
-        """
+        """Our IP address and port."""
         return self._look(lambda: self._client.local_address)
 
     @property
@@ -307,7 +268,7 @@ class Client:
 
 
 class SealedPeer:
-    """Private packets to and from one peer; as `pyderp.SealedPeer`, with a `send` that waits.
+    """Private packets to and from one peer, as `pyderp.SealedPeer`; its `send` waits.
 
     Made by `Client.sealed`. Threads may share it.
     """
@@ -333,27 +294,15 @@ class SealedPeer:
         return self._inner.peer
 
     def seal(self, data: bytes) -> bytes:
-        """The packet for a payload; each call returns another one.
-
-        Raises:
-            LocalProtocolError: the payload is larger than `max_payload`.
-        """
+        """The packet for a payload; each call returns another one."""
         with self._lock:
             return self._inner.seal(data)
 
     def send(self, data: bytes) -> None:
-        """Seal a payload and send it.
-
-        Raises:
-            LocalProtocolError: the payload is larger than `max_payload`; else as `Client.send`.
-        """
+        """Seal a payload and send it."""
         self._send(self.peer, self.seal(data))
 
     def open_untrusted(self, packet: bytes) -> bytes:
-        """The payload of a packet, if it is the peer's, for us, recent and not seen before.
-
-        Raises:
-            SealError: forged or damaged, reflected, too old, from the future or a replay.
-        """
+        """The payload of a packet, if it is the peer's, for us, recent and not seen before."""
         with self._lock:
             return self._inner.open_untrusted(packet)
