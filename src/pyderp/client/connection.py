@@ -95,12 +95,6 @@ class ClientConnection:
         self._take(messages)
         link.start(self)
 
-    @property
-    def server_key(self) -> NodePublic:
-        """The relay's key, known since the login."""
-        assert self.session.server_key is not None
-        return self.session.server_key
-
     # From the link
 
     def data_received(self, data: bytes) -> None:

@@ -202,7 +202,7 @@ class Lifecycle:
             tls=made.tls,
             receive_timeout=self._config.receive_timeout,
         )
-        self.server_key = connection.server_key
+        self.server_key = made.session.server_key
         # What changed during the attempt.
         if self.preferred != login.preferred and not connection.ended:
             connection.send_frame(pack_note_preferred(self.preferred))

@@ -17,6 +17,7 @@ from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
+from pyderp.wire.websocket_client import WebSocketClient
 
 __all__ = ["Established", "Login", "over_http", "over_stream", "over_websocket"]
 
@@ -123,16 +124,14 @@ async def over_websocket(
     Raises:
         as `over_http`.
     """
-    headers = [(IDEAL_NODE_HEADER, ideal_node)] if ideal_node else []
-    websocket = await open_websocket(
-        link,
-        host=target.host_header,
-        target=target.request_target,
+    client = WebSocketClient(
+        target.host_header,
+        target.request_target,
         user_agent=USER_AGENT,
         user_info=target.userinfo,
-        headers=headers,
+        headers=[(IDEAL_NODE_HEADER, ideal_node)] if ideal_node else [],
     )
-    return await over_stream(websocket, login)
+    return await over_stream(await open_websocket(link, client), login)
 
 
 async def over_stream(

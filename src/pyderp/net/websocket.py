@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from pyderp.errors import TLSError, UpgradeRejected, raisable, without_frames
@@ -113,38 +113,23 @@ class WebSocketLink(LayeredLink):
             receiver.connection_lost(error)
 
 
-async def open_websocket(
-    link: Link,
-    *,
-    host: str,
-    target: str,
-    user_agent: str,
-    user_info: tuple[str, str] | None = None,
-    headers: Sequence[tuple[str, str]] = (),
-) -> WebSocketLink:
+async def open_websocket(link: Link, client: WebSocketClient) -> WebSocketLink:
     """Make the websocket handshake over a link that was not started yet.
 
     A failure or cancellation aborts the link. There is no time limit here.
 
     Args:
         link: connected, TLS included.
-        host: the `Host` header: host and, unless it is the default, port.
-        target: path and query, sent as they are; empty: `/`.
-        user_agent: the `User-Agent` header.
-        user_info: user and password, for `Authorization: Basic`.
-        headers: more headers, such as `Ideal-Node`.
+        client: new; it has the request.
 
     Raises:
         UpgradeRejected: the relay answered with another status than 101; its body is
             waited for one second at most.
         BadUpgrade: the answer is not HTTP, not from a websocket server, or without the
-            subprotocol `derp`; or a value that cannot stand in a request head.
+            subprotocol `derp`.
         OSError: the connection broke.
     """
     try:
-        client = WebSocketClient(
-            host, target, user_agent=user_agent, user_info=user_info, headers=headers
-        )
         link.write(client.data_to_send())
         unread = b""
         while not client.opened:
