@@ -167,14 +167,8 @@ class BadUpgrade(RemoteProtocolError):
 
     reason = FailureReason.NO_DERP
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        frame_type: int | None = None,
-        reason: FailureReason | None = None,
-    ) -> None:
-        super().__init__(message, frame_type=frame_type)
+    def __init__(self, message: str, *, reason: FailureReason | None = None) -> None:
+        super().__init__(message)
         if reason is not None:
             self.reason = reason
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from pyderp import Client, ClientConfig, ConnectionClosed, Message, NetworkSettings, ServerInfo
 from pyderp.client.config import ClientStats
 from pyderp.client.connection import ClientConnection
+from pyderp.client.login import Established
 from pyderp.keys import NodePrivate, NodePublic, seal
 from pyderp.net.link import Link, Receiver
 from pyderp.wire.buffer import FrameBuffer
@@ -315,7 +316,8 @@ def over(
     private = NodePrivate.generate()
     session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
     session.data_to_send()
-    return ClientConnection(link, session, [], receive_timeout=receive_timeout, stats=stats)
+    login = Established(link, session, [])
+    return ClientConnection(login, receive_timeout=receive_timeout, stats=stats)
 
 
 class Log(logging.Handler):

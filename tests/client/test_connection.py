@@ -21,6 +21,7 @@ from pyderp import (
 from pyderp.client import connection as module
 from pyderp.client.config import ClientStats
 from pyderp.client.connection import ClientConnection
+from pyderp.client.login import Established
 from pyderp.keys import NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
@@ -750,9 +751,8 @@ def test_messages_of_the_login_count(run: Run) -> None:
         private = NodePrivate.generate()
         session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
         stats = ClientStats()
-        connection = ClientConnection(
-            FakeLink(), session, [ServerInfo(2), ReceivedPacket(PEER, b"x")], stats=stats
-        )
+        login = Established(FakeLink(), session, [ServerInfo(2), ReceivedPacket(PEER, b"x")])
+        connection = ClientConnection(login, stats=stats)
         await connection.wait()
         assert len(connection.messages) == 2
         assert stats.packets_received == 1

@@ -203,6 +203,9 @@ def parse_url(url: str) -> UrlTarget:
     if not port:
         raise ConfigError(f'derphttp.NewClient: invalid URL scheme "{scheme}"')
     path = parts.path or "/"
+    user = None
+    if parts.username is not None:
+        user = unquote(parts.username), unquote(parts.password or "")
     return UrlTarget(
         text=_redacted(parts),
         tls=scheme != "http",
@@ -210,14 +213,8 @@ def parse_url(url: str) -> UrlTarget:
         port=port,
         host_header=parts.netloc.rpartition("@")[2].removesuffix(":"),
         request_target=f"{path}?{parts.query}" if parts.query else path,
-        userinfo=_userinfo(parts),
+        userinfo=user,
     )
-
-
-def _userinfo(parts: SplitResult) -> tuple[str, str] | None:
-    if parts.username is None:
-        return None
-    return unquote(parts.username), unquote(parts.password or "")
 
 
 def _redacted(parts: SplitResult) -> str:
@@ -233,18 +230,12 @@ def node_port(node: DERPNode, *, tls: bool) -> int:
     return node.derp_port_or(defaults.HTTPS_PORT if tls else defaults.DEV_PORT)
 
 
-def node_host_header(node: DERPNode, *, tls: bool) -> str:
-    """Host and, unless it is the scheme's own, the port."""
-    default = defaults.HTTPS_PORT if tls else _HTTP_PORT
-    if node.derp_port in (0, default):
-        return bracketed(node.host_name)
-    return format_address(node.host_name, node.derp_port)
-
-
 def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
     """The URL that a node's request is for."""
-    scheme = "https" if tls else "http"
-    host_header = node_host_header(node, tls=tls)
+    scheme, default = ("https", defaults.HTTPS_PORT) if tls else ("http", _HTTP_PORT)
+    host_header = bracketed(node.host_name)
+    if node.derp_port not in (0, default):
+        host_header = format_address(node.host_name, node.derp_port)
     return UrlTarget(
         text=f"{scheme}://{host_header}{DERP_PATH}",
         tls=tls,

@@ -7,7 +7,7 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from pyderp.client.config import (
@@ -53,12 +53,12 @@ T = TypeVar("T")
 _TLS13: Final = "TLSv1.3"
 
 
+@dataclass(eq=False)
 class Progress:
     """How far an attempt got, for the error when its time is up."""
 
-    def __init__(self) -> None:
-        self.step = "getting ready"
-        self.attempts: list[Exception] = []
+    step: str = "getting ready"
+    attempts: list[Exception] = field(default_factory=list)
 
 
 def explain_timeout(error: Exception, progress: Progress, timeout: float) -> Exception:

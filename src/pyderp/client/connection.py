@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyderp.client.config import ClientStats
+from pyderp.client.login import Established
 from pyderp.client.pings import Pings
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import (
@@ -24,11 +25,8 @@ from pyderp.errors import (
     without_frames,
 )
 from pyderp.keys import NodePublic
-from pyderp.net.link import Link
 from pyderp.net.streams import describe
-from pyderp.net.tls import TLSState
 from pyderp.throttle import TokenBucket
-from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_forward_packet
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
@@ -44,30 +42,25 @@ FORWARD_TIMEOUT: Final = 5.0
 class ClientConnection:
     """A login that holds; ends once, and never comes back.
 
-    Made of an `Established` login. Calls raise `ConnectionClosed` once it has ended.
+    Calls raise `ConnectionClosed` once it has ended.
 
     Args:
-        link: the byte stream; it belongs to the connection.
-        session: logged in.
-        messages: what came with the login already.
+        login: its link belongs to the connection.
         generation: which connection of the client it is, from 1.
     """
 
     def __init__(
         self,
-        link: Link,
-        session: ClientSession,
-        messages: list[Message],
+        login: Established,
         *,
         generation: int = 1,
         stats: ClientStats | None = None,
-        tls: TLSState | None = None,
         receive_timeout: float = RECEIVE_TIMEOUT,
     ) -> None:
         self.generation = generation
-        self.link = link
-        self.session = session
-        self.tls = tls
+        self.link = login.link
+        self.session = login.session
+        self.tls = login.tls
         self.stats = stats if stats is not None else ClientStats()
         self.messages: deque[Message] = deque()
         self.ended = False
@@ -81,7 +74,7 @@ class ClientConnection:
         self._senders: set[asyncio.Future[None]] = set()
         self._pings = Pings()
         self._bucket: TokenBucket | None = None
-        self._out = session.out
+        self._out = self.session.out
         self._flush_scheduled = False
         self.backed_up = False
         """More than 64 KiB wait for the kernel."""
@@ -92,8 +85,8 @@ class ClientConnection:
         self._heard = self._loop.time()
         self._receive_timeout = receive_timeout
         self._watch = self._loop.call_later(receive_timeout, self._look_for_silence)
-        self._take(messages)
-        link.start(self)
+        self._take(login.messages)
+        self.link.start(self)
 
     # From the link
 

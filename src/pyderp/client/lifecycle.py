@@ -194,12 +194,9 @@ class Lifecycle:
         self.generation += 1
         self.stats.connects += 1
         connection = self.connection = ClientConnection(
-            made.link,
-            made.session,
-            made.messages,
+            made,
             generation=self.generation,
             stats=self.stats,
-            tls=made.tls,
             receive_timeout=self._config.receive_timeout,
         )
         self.server_key = made.session.server_key
@@ -236,10 +233,7 @@ class Lifecycle:
             self.unsent = None
 
     async def aclose(self) -> None:
-        """Close for good, at once but for what was sent before; cancels a connect. Idempotent.
-
-        Calls that wait raise `ClientClosed`.
-        """
+        """As `Client.aclose`."""
         self.closing.set()
         self._news.set()
         if self._attempt is not None:
@@ -265,15 +259,11 @@ class Lifecycle:
         return self.connection or await self.for_receive(what)
 
     async def send_one(self, dst: NodePublic, data: BytesLike) -> None:
-        """Send a packet, as `Client.send`."""
+        """As `Client.send`."""
         await self.send(dst, (as_packet(data),))
 
     async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
-        """Send packets to one peer; waits while more than 64 KiB wait to leave.
-
-        Args:
-            packets: they went through `as_packet`.
-        """
+        """As `Client.send_many`, of packets that went through `as_packet`."""
         connection = self.connection
         if connection is None or self.unsent is not None:
             connection = await self.for_send("Send")

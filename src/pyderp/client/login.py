@@ -144,8 +144,7 @@ async def over_stream(
         received: bytes of the stream that were read before.
 
     Raises:
-        RemoteProtocolError: not DERP.
-        OSError: the connection broke.
+        RemoteProtocolError, OSError: as `over_http`.
     """
     session = login.session(server_key)
     messages: list[Message] = []

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyderp.wire.frames import PING_LEN, pack_ping
@@ -16,16 +17,15 @@ NEXT_PING: Final = 1.0
 """Seconds after which a ping counts as lost, and the next may leave."""
 
 
+@dataclass(slots=True, eq=False)
 class _Ping:
     """A ping that left, and its answer: the seconds it took, or `None` if none can come."""
 
-    __slots__ = ("answer", "began", "data", "waiting")
-
-    def __init__(self, data: bytes, answer: asyncio.Future[float | None]) -> None:
-        self.data = data
-        self.answer = answer
-        self.waiting = 0
-        self.began = time.perf_counter()  # uvloop's own clock counts milliseconds
+    data: bytes
+    answer: asyncio.Future[float | None]
+    waiting: int = 0
+    # uvloop's own clock counts milliseconds.
+    began: float = field(default_factory=time.perf_counter)
 
 
 class Pings:
@@ -47,10 +47,11 @@ class Pings:
         earlier = self._last
         if earlier is not None:
             await asyncio.wait([earlier.answer], timeout=NEXT_PING)
-        if self._last is earlier:
-            self._last = self._leave(send)
         ping = self._last
-        assert ping is not None
+        if ping is None or ping is earlier:
+            ping = _Ping(os.urandom(PING_LEN), asyncio.get_running_loop().create_future())
+            send(pack_ping(ping.data))
+            self._last = self._unanswered[ping.data] = ping
         ping.waiting += 1
         try:
             await asyncio.wait([ping.answer])
@@ -60,12 +61,6 @@ class Pings:
                 self._unanswered.pop(ping.data, None)
                 ping.answer.cancel()  # no call waits for it; the next may leave
         return ping.answer.result()
-
-    def _leave(self, send: Callable[[bytes], None]) -> _Ping:
-        ping = _Ping(os.urandom(PING_LEN), asyncio.get_running_loop().create_future())
-        send(pack_ping(ping.data))
-        self._unanswered[ping.data] = ping
-        return ping
 
     def answered(self, data: bytes) -> bool:
         """A pong came; whether it was for one of ours."""

@@ -19,12 +19,14 @@ The rules for replays are at `SealedPeer`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 from weakref import ref as weakref
@@ -91,11 +93,9 @@ class SealedPeer:
         self._send = send
         self._random = random
         self._clock = clock
-        self._shared: bytes | None
-        try:
+        self._shared: bytes | None = None
+        with contextlib.suppress(BadBox):
             self._shared = private.shared_key(peer)
-        except BadBox:
-            self._shared = None
         self._to_peer = _context(private.public, peer)
         self._from_peer = _context(peer, private.public)
         self._session = random(_SESSION_LEN)
@@ -173,16 +173,14 @@ def _context(sender: NodePublic, receiver: NodePublic) -> bytes:
     return hashlib.sha256(_DOMAIN + sender.raw + receiver.raw).digest()[:16]
 
 
+@dataclass(slots=True, eq=False)
 class _Session:
     """Which packets of one session were seen: a bit each, the newest counter lowest."""
 
-    __slots__ = ("bits", "forgotten", "highest", "latest")
-
-    def __init__(self, counter: int, sent: int, forgotten: int) -> None:
-        self.bits = 1
-        self.highest = counter
-        self.latest = sent
-        self.forgotten = forgotten
+    highest: int
+    latest: int
+    forgotten: int
+    bits: int = 1
 
     def add(self, counter: int, sent: int) -> None:
         if sent <= self.forgotten:

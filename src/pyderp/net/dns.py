@@ -183,7 +183,11 @@ class DNSCache:
             _debug(debug, host, "%s, cached", known)
             return known
         try:
-            found = await self._join(host)
+            found = await self._running.get(
+                host, lambda: self._refresh(host), name=f"pyderp look-up of {host}"
+            )
+            if found is None:  # not by us: the event loop ends
+                raise DialError(f"look-up of {host!r}: cancelled")
         except DialError as e:
             if known is None or not self._use_last_good:
                 _debug(debug, host, "%s", e)
@@ -191,15 +195,6 @@ class DNSCache:
             _debug(debug, host, "%s, the last good answer, after %s", known, e)
             return known
         _debug(debug, host, "%s", found)
-        return found
-
-    async def _join(self, host: str) -> Addresses:
-        """Wait for the look-up of `host` that runs, or a new one."""
-        found = await self._running.get(
-            host, lambda: self._refresh(host), name=f"pyderp look-up of {host}"
-        )
-        if found is None:  # not by us: the event loop ends
-            raise DialError(f"look-up of {host!r}: cancelled")
         return found
 
     async def _refresh(self, host: str) -> Addresses:

@@ -95,14 +95,14 @@ class Link(ABC):
         self.abort()
 
     @property
-    @abstractmethod
     def local_address(self) -> tuple[str, int] | None:
         """Our IP address and port, if there is a socket below."""
+        return None
 
     @property
-    @abstractmethod
     def remote_address(self) -> tuple[str, int] | None:
         """The IP address and port that the socket below is connected to, if there is one."""
+        return None
 
 
 class LayeredLink(Link):

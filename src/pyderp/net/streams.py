@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from pyderp.errors import DerpError, LocalProtocolError, raisable, without_frames
 from pyderp.net.link import NO_RECEIVER, Link, Receiver, link_over_socket
@@ -160,9 +161,8 @@ class StreamLink(Link):
             if self._closing:
                 self._lose(None)
 
-    def _spawn(self, work: object, what: str) -> asyncio.Task[None]:
-        assert asyncio.iscoroutine(work)
-        task: asyncio.Task[None] = self._loop.create_task(work, name=f"pyderp stream {what}")
+    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        task = self._loop.create_task(work, name=f"pyderp stream {what}")
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task
@@ -209,14 +209,6 @@ class StreamLink(Link):
         # It is over, whatever the stream thinks of it.
         with contextlib.suppress(Exception):
             await self._stream.aclose()
-
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        return None
-
-    @property
-    def remote_address(self) -> tuple[str, int] | None:
-        return None
 
 
 def describe(error: Exception) -> str:

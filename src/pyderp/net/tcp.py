@@ -204,8 +204,7 @@ async def connect_to_any(
     """A connected socket to the first of a host's addresses that answers.
 
     Raises:
-        DialError: none of them.
-        ConfigError: mark or device cannot be used.
+        DialError, ConfigError: as `connect_socket`.
     """
     attempts = [
         functools.partial(connect_socket, str(ip), port, settings=settings)
@@ -222,11 +221,10 @@ async def connect_to_host(
     resolver: Resolver | None = None,
     family: socket.AddressFamily = socket.AF_UNSPEC,
 ) -> socket.socket:
-    """Look `host` up and connect to the first of its addresses that answers.
+    """Look `host` up, and connect as `connect_to_any`.
 
     Raises:
-        DialError: no address, or none answers.
-        ConfigError: mark or device cannot be used.
+        DialError, ConfigError: as `lookup` and `connect_socket`.
     """
     addresses = await lookup(host, family=family, resolver=resolver)
     return await connect_to_any(addresses, port, settings=settings)

@@ -72,12 +72,7 @@ async def start_tls(
 
     Args:
         link: connected and not started.
-        server_name: host name or IP address. The certificate must be for it, and a host name
-            is sent in the handshake (SNI).
-        cert_name: another name that the certificate must be for instead, or `sha256-raw:` and
-            64 lower-case hex digits: the SHA-256 of the very certificate, which then needs no
-            one to vouch for it. The same as `server_name`: nothing changes.
-        insecure: no verification, unless `cert_name` asks for one.
+        server_name, cert_name, insecure: as `make_rule`. A host name is sent in the handshake.
         config: which authorities to trust.
         settings: `keylog_file` and `verbose_tls` hold here.
         health: called after each verification.

@@ -46,12 +46,7 @@ _REFUSALS: Final = range(2, 7)
 async def connect_to_proxy(
     proxy: Proxy, *, settings: NetworkSettings, resolver: Resolver | None = None
 ) -> socket.socket:
-    """A connected socket to a proxy.
-
-    Raises:
-        DialError: no address, or none answers; the text names the proxy.
-        ConfigError: mark or device cannot be used.
-    """
+    """A connected socket to a proxy, as `connect_to_host`; a `DialError` names the proxy."""
     try:
         return await connect_to_host(proxy.host, proxy.port, settings=settings, resolver=resolver)
     except OSError as e:
@@ -78,8 +73,7 @@ async def connect_through_http(
 
     Raises:
         ProxyError: the proxy refused, or spoke neither TLS nor HTTP as it should.
-        DialError: the proxy cannot be reached, or `host` cannot be asked for.
-        ConfigError: mark, device or TLS files cannot be used.
+        DialError, ConfigError: as `connect_to_proxy`; or `host` cannot be asked for.
     """
     if _HOST.fullmatch(host) is None:
         # Here already: a proxy that is asked for nonsense is a round trip for nothing.
@@ -228,8 +222,7 @@ async def connect_through_socks(
 
     Raises:
         ProxyError: the proxy refused, spoke nonsense, or took more than 60 s.
-        DialError: the proxy cannot be reached.
-        ConfigError: mark or device cannot be used.
+        DialError, ConfigError: as `connect_to_proxy`.
     """
     what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
     connector = _ProxyConnector(proxy, settings, resolver)

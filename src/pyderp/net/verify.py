@@ -212,8 +212,9 @@ def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) 
 
     Args:
         server_name: host name or IP address.
-        cert_name: `CertName`: another name for the certificate, or `sha256-raw:` and its hash.
-            The same as `server_name`: as if it were empty.
+        cert_name: `CertName`: another name that the certificate must be for, or `sha256-raw:`
+            and 64 lower-case hex digits: the SHA-256 of the very certificate, which then needs
+            no authority. The same as `server_name`: as if it were empty.
         insecure: `InsecureForTests`: no verification at all, unless `cert_name` asks for it.
 
     Raises:

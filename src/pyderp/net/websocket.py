@@ -123,10 +123,8 @@ async def open_websocket(link: Link, client: WebSocketClient) -> WebSocketLink:
         client: new; it has the request.
 
     Raises:
-        UpgradeRejected: the relay answered with another status than 101; its body is
-            waited for one second at most.
-        BadUpgrade: the answer is not HTTP, not from a websocket server, or without the
-            subprotocol `derp`.
+        BadUpgrade: as `receive_data` of the client; of an `UpgradeRejected` the body is waited
+            for one second at most.
         OSError: the connection broke.
     """
     try:

@@ -124,7 +124,7 @@ class FaultyRelay:
             name=f"{_REGION}a",
             region_id=_REGION,
             host_name=HOST,
-            cert_name=self._pin(),
+            cert_name="" if self._certificates is None else self._certificates.cert_name,
             ipv4=HOST,
             ipv6="none",
             stun_port=-1,
@@ -133,9 +133,6 @@ class FaultyRelay:
         return DERPRegion(
             region_id=_REGION, region_code="faulty", region_name="Faulty", nodes=(node,)
         )
-
-    def _pin(self) -> str:
-        return "" if self._certificates is None else self._certificates.cert_name
 
     @property
     def relay(self) -> Relay:
