@@ -18,9 +18,9 @@ def test_of_a_repeated_name_the_last_value_and_place_count() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "NaN", '{"a":-Infinity}', "[" * 10**6, "9" * 5000])
 def test_what_is_not_json_is_a_value_error(text: str) -> None:
-    for read in (gojson.parse, gojson.parse_start):
+    for start_only in (False, True):
         with pytest.raises(ValueError):
-            read(text)
+            gojson.parse(text, start_only=start_only)
 
 
 def test_the_place_of_an_error_is_known() -> None:
@@ -32,7 +32,7 @@ def test_the_place_of_an_error_is_known() -> None:
 def test_what_follows_is_an_error_unless_only_the_start_is_read() -> None:
     with pytest.raises(ValueError):
         gojson.parse("{} x")
-    assert gojson.parse_start(b" \r\n{} \xff") == {}
+    assert gojson.parse(b" \r\n{} \xff", start_only=True) == {}
 
 
 def test_bytes_that_are_no_utf_8_and_halves_of_pairs_become_replacement_characters() -> None:

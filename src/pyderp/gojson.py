@@ -19,7 +19,6 @@ __all__ = [
     "clean",
     "members",
     "parse",
-    "parse_start",
     "same_name",
     "text_value",
 ]
@@ -74,8 +73,11 @@ def _refuse_constant(name: str) -> object:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=Object, parse_constant=_refuse_constant)
 
 
-def parse(text: str | bytes) -> object:
+def parse(text: str | bytes, *, start_only: bool = False) -> object:
     """Read JSON into Python objects; objects are `Object`. Bytes that are no UTF-8: U+FFFD.
+
+    Args:
+        start_only: ignore whatever follows the first value, as Go's `Decoder` leaves it.
 
     Raises:
         ValueError: not JSON, nested too deep, or an integer of thousands of digits; with its
@@ -83,19 +85,12 @@ def parse(text: str | bytes) -> object:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
+    value: object
     try:
-        value: object = _DECODER.decode(text)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    return value
-
-
-def parse_start(text: str | bytes) -> object:
-    """As `parse`, but whatever follows the first value is ignored, as Go's `Decoder` leaves it."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    try:
-        value: object = _DECODER.raw_decode(text.lstrip(" \t\r\n"))[0]
+        if start_only:
+            value, _ = _DECODER.raw_decode(text.lstrip(" \t\r\n"))
+        else:
+            value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     return value

@@ -233,7 +233,7 @@ def allows_untrusted(data: bytes) -> bool:
         ValueError: `Allow` is something else than true, false or null.
     """
     try:
-        value = gojson.parse_start(data)
+        value = gojson.parse(data, start_only=True)
     except ValueError:
         raise Undecided from None
     allowed = False

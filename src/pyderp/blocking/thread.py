@@ -27,7 +27,8 @@ class Call(Generic[T]):
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
         self._task: asyncio.Task[None] | None = None
-        self._result: list[T] = []
+        self.results: list[T] = []
+        """What came out, if it is over and nothing was raised; else nothing."""
         self._error: BaseException = ClientClosed("the process is ending")
         # A bare lock and not an Event, whose own locks a signal handler could leave taken.
         self._running = threading.Lock()
@@ -48,7 +49,7 @@ class Call(Generic[T]):
 
     async def _run(self) -> None:
         try:
-            self._result.append(await self._work())
+            self.results.append(await self._work())
         except asyncio.CancelledError:
             raise
         except BaseException as e:
@@ -59,15 +60,10 @@ class Call(Generic[T]):
         with self._running:
             pass
 
-    @property
-    def results(self) -> list[T]:
-        """What came out, if it is over and nothing was raised; else nothing."""
-        return self._result
-
     def outcome(self) -> T:
         """Return what came out, or raise it."""
-        if self._result:
-            return self._result[0]
+        if self.results:
+            return self.results[0]
         try:
             raise self._error
         finally:
@@ -125,13 +121,10 @@ class LoopThread:
 
     def stop(self) -> None:
         """Close all clients, end the thread, close the loop."""
-        self.loop.call_soon_threadsafe(self._stop)
+        asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
         self._thread.join(_EXIT_TIMEOUT)
         if not self._thread.is_alive():
             self.loop.close()
-
-    def _stop(self) -> None:
-        self.loop.create_task(self._wind_up(), name="pyderp.blocking stop")
 
     async def _wind_up(self) -> None:
         await asyncio.gather(*map(self.aclose, self.clients))
