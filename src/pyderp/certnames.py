@@ -6,7 +6,7 @@ from cryptography import x509
 
 from pyderp.addresses import parse_ip
 
-__all__ = ["alternative_names", "is_for"]
+__all__ = ["alternative_names", "is_for", "subject_names"]
 
 
 def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -15,7 +15,7 @@ def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
     Raises:
         ValueError: the extension is malformed.
     """
-    names = _extension(certificate)
+    names = subject_names(certificate)
     if names is None:
         return ()
     addresses = names.get_values_for_type(x509.IPAddress)
@@ -36,7 +36,7 @@ def is_for(certificate: x509.Certificate, host: str, *, star_below_top_level: bo
     Raises:
         ValueError: the extension is malformed.
     """
-    names = _extension(certificate)
+    names = subject_names(certificate)
     if names is None:
         return False
     address = parse_ip(host)
@@ -59,7 +59,8 @@ def _matches(pattern: str, name: str, star_below_top_level: bool) -> bool:
     return star_below_top_level or "." in parent
 
 
-def _extension(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+def subject_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+    """All subject alternative names, of every kind; `None`: there is no such extension."""
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

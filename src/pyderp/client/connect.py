@@ -87,10 +87,8 @@ async def call_user_code(function: Callable[..., T | Awaitable[T]], *args: objec
 class Route(ABC):
     """A way to a relay, tried anew at each connect."""
 
-    @property
-    @abstractmethod
-    def label(self) -> str:
-        """Where it leads, for errors."""
+    label: str
+    """Where it leads, for errors."""
 
     @abstractmethod
     async def connect(self, login: Login, progress: Progress) -> Established:
@@ -161,10 +159,7 @@ class UrlRoute(HttpRoute):
             log.warning("no TLS for %s: use_derp_http is set", target.text)
             target = replace(target, tls=False)
         self.target = target
-
-    @property
-    def label(self) -> str:
-        return self.target.text
+        self.label = target.text
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
@@ -194,14 +189,11 @@ class RegionRoute(HttpRoute):
     def __init__(self, get_region: GetRegion, config: ClientConfig) -> None:
         super().__init__(config)
         self.get_region = get_region
-        self._region: DERPRegion | None = None
-
-    @property
-    def label(self) -> str:
-        return "region" if self._region is None else region_label(self._region)
+        self.label = "region"
 
     async def connect(self, login: Login, progress: Progress) -> Established:
-        region = self._region = await call_user_code(self.get_region)
+        region = await call_user_code(self.get_region)
+        self.label = "region" if region is None else region_label(region)
         if region is None:
             raise ConnectError("DERP region not available")
         log.info("connecting to derp-%d (%s)", region.region_id, region.region_code)
@@ -287,12 +279,10 @@ def _late(text: str, cause: TimeoutError) -> DialError:
 class StreamRoute(Route):
     """Over a stream that exists already, or that a function opens; DERP without HTTP."""
 
+    label = "the given stream"
+
     def __init__(self, stream: Stream | Callable[[], Awaitable[Stream]]) -> None:
         self._stream: Stream | Callable[[], Awaitable[Stream]] | None = stream
-
-    @property
-    def label(self) -> str:
-        return "the given stream"
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         link = await as_link(await self._take())

@@ -120,20 +120,14 @@ def interceptor(der: bytes) -> str | None:
     try:
         with reading(der) as certificate:
             issuer = certificate.issuer.rfc4514_string().lower()
-            emails = _emails(certificate)
+            names = certnames.subject_names(certificate)
+            emails = [] if names is None else names.get_values_for_type(x509.RFC822Name)
     except CertificateError:
         return None
+    told = " ".join(emails).lower()
     makers = [maker for part, maker in _BY_ISSUER.items() if part in issuer]
-    makers += [maker for address, maker in _BY_EMAIL.items() if address in emails]
+    makers += [maker for address, maker in _BY_EMAIL.items() if address in told]
     return makers[0] if makers else None
-
-
-def _emails(certificate: x509.Certificate) -> str:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return ""
-    return " ".join(names.value.get_values_for_type(x509.RFC822Name)).lower()
 
 
 def quotable(text: str) -> str:
