@@ -64,7 +64,7 @@ class Client:
 
         Args:
             url: `https://host[:port]/derp`, or `http://`; nothing is added to its path.
-            private_key: who we are; by default a new key.
+            private_key: our key; by default a new key.
 
         Raises:
             ConfigError: the URL cannot be used.

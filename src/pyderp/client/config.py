@@ -54,7 +54,7 @@ class ClientConfig:
 
     app_name: str = ""
     """Tell the relay which program this is [AppName]: printable ASCII, at most 32 characters. The
-    relay tells it those who watch its connections."""
+    relay tells it the watchers of its connections."""
 
     can_ack_pings: bool = False
     """Tell the relay that its pings will be answered; answering is the program's [CanAckPings]."""

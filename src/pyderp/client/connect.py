@@ -190,6 +190,7 @@ class RegionRoute(HttpRoute):
         super().__init__(config)
         self.get_region = get_region
         self.label = "region"
+        self.tls = not self.settings.use_derp_http
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         region = await call_user_code(self.get_region)
@@ -221,11 +222,6 @@ class RegionRoute(HttpRoute):
             return await self._start_tls(link, node.host_name, node), node
 
         return await self._first(region, to_node, progress)
-
-    @property
-    def tls(self) -> bool:
-        """Whether nodes are spoken to in TLS."""
-        return not self.settings.use_derp_http
 
     async def _dial(self, node: DERPNode) -> Link:
         prefer = self.config.prefer_ipv6

@@ -156,7 +156,7 @@ class ClientConnection:
     def _look_for_silence(self) -> None:
         now = self._loop.time()
         if self._paused:
-            self._heard = now  # it is we who do not listen
+            self._heard = now  # it is we that do not listen
         left = self._heard + self._receive_timeout - now
         if left <= 0:
             self.end(TimeoutError(f"nothing received for {self._receive_timeout:g} s"), "timeout")
@@ -330,7 +330,7 @@ class ClientConnection:
             self.link.abort()
 
     def end(self, error: Exception | None, reason: str, *, abort: bool = True) -> None:
-        """End it for everybody who waits; the first error stays."""
+        """End it for all calls that wait; the first error stays."""
         if self.ended:
             return
         self.ended = True

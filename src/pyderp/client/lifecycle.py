@@ -43,7 +43,7 @@ class Lifecycle:
 
     Args:
         route: where they lead.
-        private: who we are.
+        private: our key.
     """
 
     def __init__(self, route: Route, private: NodePrivate, config: ClientConfig) -> None:
@@ -94,7 +94,7 @@ class Lifecycle:
     async def connect(self, label: str) -> ClientConnection:
         """The current connection if it stands, or else a new one; one attempt at a time.
 
-        Who waits for the attempt of another shares its failure.
+        A call that waits for the attempt of another shares its failure.
         """
         attempts = self._attempts
         self._callers += 1

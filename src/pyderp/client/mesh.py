@@ -1,4 +1,4 @@
-"""Watch who is on a relay, for as long as it takes (`derphttp.RunWatchConnectionLoop`)."""
+"""Watch the clients of a relay, for as long as it takes (`derphttp.RunWatchConnectionLoop`)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class _Ping:
 
 
 class Pings:
-    """One is on its way at a time; who comes meanwhile shares the next one.
+    """One is on its way at a time; calls that come meanwhile share the next one.
 
     For a relay keeps one pong that waits, and of two pings in one read it answers the last.
     """

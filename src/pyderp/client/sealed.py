@@ -247,7 +247,7 @@ class SealedPeers:
 
     That holds for what is forgotten, too. As long as the program has a peer's object there is
     no second one. The objects in use are kept: the last 10,000 that have opened a packet,
-    and of others the last 10,000 that were asked for. Only who has a peer's key makes
+    and of others the last 10,000 that were asked for. Only a holder of a peer's key makes
     packets that open; so made-up sources, however many, push out nothing that has been opened.
     When one that has opened packets is dropped, the latest time of them becomes a floor:
     objects that are made later refuse what was sealed then or before.

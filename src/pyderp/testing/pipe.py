@@ -204,7 +204,7 @@ class Cutter:
             return None
         kind, length = HEADER.unpack_from(self._buffer)
         if length > MAX_CLIENT_FRAME:
-            # Waiting for all of it would keep the fault from who is to find it.
+            # Waiting for all of it would keep the fault from the client that is to find it.
             self.mode = Mode.OPAQUE
             return self._take(len(self._buffer))
         if len(self._buffer) < FRAME_HEADER_LEN + length:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyderp.blocking import Client
     from pyderp.testing.relays import RelayThread
 
-# pytest imports this in every run of everybody who has pyderp: what the fixtures need is
+# pytest imports this in every run, wherever pyderp is installed: what the fixtures need is
 # imported when they are used.
 
 __all__ = ["derp_clients", "derp_relay", "pytest_configure"]
