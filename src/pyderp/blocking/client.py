@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from pyderp.blocking.thread import LoopThread, shared
 from pyderp.client import client as asynchronous
@@ -22,7 +23,20 @@ from pyderp.wire.messages import Message
 
 __all__ = ["Client", "SealedPeer"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _waiting(
+    method: Callable[Concatenate[asynchronous.Client, P], Awaitable[T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """A method of the asynchronous client as one that waits for it; its text holds for both."""
+
+    @functools.wraps(method)
+    def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client._call(lambda: method(client._client, *args, **kwargs))  # noqa: SLF001
+
+    return call
 
 
 class Client:
@@ -115,9 +129,7 @@ class Client:
 
     # Connecting and closing
 
-    def connect(self) -> None:
-        """Connect, if not connected; sends and receives do it by themselves."""
-        self._call(self._client.connect)
+    connect = _waiting(asynchronous.Client.connect)
 
     def close(self) -> None:
         """Close for good, at once but for what was sent before. Idempotent.
@@ -178,46 +190,25 @@ class Client:
 
     # Sending
 
-    def send(self, dst: NodePublic, data: bytes) -> None:
-        """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave."""
-        self._call(lambda: self._client.send(dst, data))
+    send = _waiting(asynchronous.Client.send)
 
     def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and much cheaper."""
         listed = list(packets)  # here, as it may be a generator that waits
         self._call(lambda: self._client.send_many(dst, listed))
 
-    def forward_packet(self, src: NodePublic, dst: NodePublic, data: bytes) -> None:
-        """Send a packet on behalf of `src`; needs the mesh key, or the relay hangs up."""
-        self._call(lambda: self._client.forward_packet(src, dst, data))
-
-    def close_peer(self, peer: NodePublic) -> None:
-        """Ask the relay to close all connections of `peer`; needs the mesh key."""
-        self._call(lambda: self._client.close_peer(peer))
-
-    def watch_connection_changes(self, *, again: bool = False) -> None:
-        """Have the relay report all clients that come and go; needs the mesh key."""
-        self._call(lambda: self._client.watch_connection_changes(again=again))
-
-    def note_preferred(self, preferred: bool) -> None:
-        """Tell the relay whether it is our home."""
-        self._call(lambda: self._client.note_preferred(preferred))
+    forward_packet = _waiting(asynchronous.Client.forward_packet)
+    close_peer = _waiting(asynchronous.Client.close_peer)
+    watch_connection_changes = _waiting(asynchronous.Client.watch_connection_changes)
+    note_preferred = _waiting(asynchronous.Client.note_preferred)
 
     def set_can_ack_pings(self, value: bool) -> None:
         """Whether later connects tell the relay that its pings will be answered."""
         self._look(lambda: self._client.set_can_ack_pings(value))
 
-    def ping(self) -> float:
-        """The round trip to the relay, in seconds; does not connect."""
-        return self._call(self._client.ping)
-
-    def send_ping(self, data: bytes) -> None:
-        """Send a Ping of eight bytes; its Pong is received as a message. Does not connect."""
-        self._call(lambda: self._client.send_ping(data))
-
-    def send_pong(self, data: bytes) -> None:
-        """Answer a Ping with its eight bytes. Does not connect."""
-        self._call(lambda: self._client.send_pong(data))
+    ping = _waiting(asynchronous.Client.ping)
+    send_ping = _waiting(asynchronous.Client.send_ping)
+    send_pong = _waiting(asynchronous.Client.send_pong)
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
@@ -18,16 +19,29 @@ from pyderp.net.settings import NetworkSettings
 from pyderp.relay.counters import Counters
 from pyderp.server.app.relay import Relay
 from pyderp.testing.faults import FaultyRelay
-from pyderp.testing.pipe import FaultCounters, Junk, Way
+from pyderp.testing.pipe import FaultCounters
 from pyderp.wire.messages import ServerInfo
 
 __all__ = ["RelayThread", "client_pair", "relay"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _BOUND: Final = 30.0
 """Seconds after which a call into the thread has hung."""
 _POLL: Final = 0.002
+
+
+def _in_thread(
+    method: Callable[Concatenate[FaultyRelay, P], T],
+) -> Callable[Concatenate[RelayThread, P], T]:
+    """A method of the relay as one that may be called in any thread."""
+
+    @functools.wraps(method)
+    def call(relay: RelayThread, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return relay.call(lambda faulty: method(faulty, *args, **kwargs))
+
+    return call
 
 
 class RelayThread:
@@ -181,53 +195,22 @@ class RelayThread:
     def loss(self, probability: float) -> None:
         self._faulty.loss = probability
 
-    def drop_next(self, count: int = 1, *, way: Way = "up") -> None:
-        """Drop exactly the next packets."""
-        self.call(lambda relay: relay.drop_next(count, way=way))
-
-    def cut(self, *, reset: bool = False, client: NodePublic | None = None) -> int:
-        """End connections now; returns how many there were."""
-        return self.call(lambda relay: relay.cut(reset=reset, client=client))
-
-    def cut_after(self, nbytes: int, *, way: Way = "down", reset: bool = False) -> None:
-        """End one connection when so many bytes more went one way."""
-        self.call(lambda relay: relay.cut_after(nbytes, way=way, reset=reset))
-
-    def freeze(self) -> None:
-        """Pass nothing on until `thaw`."""
-        self.call(lambda relay: relay.freeze())
-
-    def thaw(self) -> None:
-        """Pass on what came since `freeze`, and what comes."""
-        self.call(lambda relay: relay.thaw())
-
-    def refuse(self) -> None:
-        """Refuse new connections until `accept`."""
-        self.call(lambda relay: relay.refuse())
-
-    def accept(self) -> None:
-        """Accept new connections again."""
-        self.call(lambda relay: relay.accept())
+    drop_next = _in_thread(FaultyRelay.drop_next)
+    cut = _in_thread(FaultyRelay.cut)
+    cut_after = _in_thread(FaultyRelay.cut_after)
+    freeze = _in_thread(FaultyRelay.freeze)
+    thaw = _in_thread(FaultyRelay.thaw)
+    refuse = _in_thread(FaultyRelay.refuse)
+    accept = _in_thread(FaultyRelay.accept)
 
     def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
         """Stop the relay and start one anew behind the same port."""
         self._wait(self._faulty.restart(new_key=new_key, announce=announce))
 
-    def wrong_key(self, logins: int = 1) -> None:
-        """Answer the next logins under another key than the one announced."""
-        self.call(lambda relay: relay.wrong_key(logins))
-
-    def http_status(self, status: int, *, count: int = 1) -> None:
-        """Answer the next requests for an upgrade with an HTTP error."""
-        self.call(lambda relay: relay.http_status(status, count=count))
-
-    def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
-        """Send what a relay should not send; returns what was sent."""
-        return self.call(lambda relay: relay.junk(kind, client=client))
-
-    def inject(self, data: bytes, *, client: NodePublic | None = None) -> int:
-        """Send bytes of your own between two frames; returns to how many connections."""
-        return self.call(lambda relay: relay.inject(data, client=client))
+    wrong_key = _in_thread(FaultyRelay.wrong_key)
+    http_status = _in_thread(FaultyRelay.http_status)
+    junk = _in_thread(FaultyRelay.junk)
+    inject = _in_thread(FaultyRelay.inject)
 
 
 @contextlib.asynccontextmanager
