@@ -71,21 +71,21 @@ class Reader:
         """A string."""
         value = self._get(name, "")
         if not isinstance(value, str):
-            raise self._wrong(name, "a string", value)
+            raise _wrong(self._at(name), "a string", value)
         return gojson.clean(value)
 
     def flag(self, name: str) -> bool:
         """A boolean."""
         value = self._get(name, False)
         if not isinstance(value, bool):
-            raise self._wrong(name, "true or false", value)
+            raise _wrong(self._at(name), "true or false", value)
         return value
 
     def integer(self, name: str) -> int:
         """An integer of 64 bits, written as one: not `443.0`."""
         value = self._get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(name, "an integer", value)
+            raise _wrong(self._at(name), "an integer", value)
         if value not in _INT64:
             raise InvalidMap(f"{self._at(name)}: more than 64 bits")
         return value
@@ -98,7 +98,7 @@ class Reader:
         """The objects of an array, nulls left out."""
         value = self._get(name, ())
         if not isinstance(value, (list, tuple)):
-            raise self._wrong(name, "an array", value)
+            raise _wrong(self._at(name), "an array", value)
         for index, item in enumerate(value):
             if item is not None:
                 yield Reader(item, f"{self._at(name)}[{index}]")
@@ -127,9 +127,6 @@ class Reader:
 
     def _at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
-
-    def _wrong(self, name: str, want: str, value: object) -> InvalidMap:
-        return _wrong(self._at(name), want, value)
 
 
 def _mapping(value: object, path: str) -> Mapping[object, object]:

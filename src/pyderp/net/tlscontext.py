@@ -87,16 +87,11 @@ def _fill(context: ssl.SSLContext, config: TLSConfig) -> None:
         name = "bytes" if isinstance(root, bytes) else str(root)
         try:
             data = root if isinstance(root, bytes) else Path(root).read_bytes()
-            context.load_verify_locations(cadata=_pem_or_der(data))
+            # Of PEM only comments have other characters, and ssl refuses all of it for them.
+            pem = b"-----BEGIN" in data
+            context.load_verify_locations(cadata=data.decode("ascii", "ignore") if pem else data)
         except (OSError, ValueError) as e:  # SSLError is an OSError; ValueError: it is empty
             raise ConfigError(f"extra_roots: {name}: no certificates could be read: {e}") from e
-
-
-def _pem_or_der(data: bytes) -> str | bytes:
-    if b"-----BEGIN" not in data:
-        return data
-    # Only comments have other characters, and ssl refuses the whole text for them.
-    return data.decode("ascii", errors="ignore")
 
 
 def _log_keys(context: ssl.SSLContext, path: str) -> None:
