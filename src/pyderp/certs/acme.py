@@ -7,6 +7,7 @@ import contextlib
 import logging
 import operator
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -19,7 +20,6 @@ from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
 from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
-from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
 from pyderp.config.tls import PUBLIC
 from pyderp.errors import ConfigError
@@ -33,6 +33,8 @@ _MAX_ADDRESSES: Final = 64
 """Local addresses that certificates are got for; a machine may have a whole network."""
 _LONGEST_SLEEP: Final = 3600.0
 """The wall clock may be set while we sleep."""
+_PATIENCE: Final = 2.0
+"""Seconds that a request under way has to stop."""
 
 POLICY: Final = RetryPolicy()
 ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
@@ -73,13 +75,13 @@ class ACMECertificates:
         self._uniform = uniform
         self._policy = policy
         self._address_policy = address_policy
-        self._store = Store(tls.certdir)
-        self._store.load_account()  # so that one that cannot be read is an error at once
+        store = Store(tls.certdir)
+        store.load_account()  # so that one that cannot be read is an error at once
         self._challenges = Challenges()
-        self._worker = Worker()
+        self._stop = threading.Event()
         if authority is None:
-            authority = Session(tls, self._store, self._challenges, self._worker)
-        self._issuance = Issuance(tls, self._store, self._worker, authority, clock)
+            authority = Session(tls, store, self._challenges, self._stop)
+        self._issuance = Issuance(authority, tls.directory, store, clock)
         self._managed: dict[str, ManagedCertificate] = {}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -126,12 +128,17 @@ class ACMECertificates:
 
     async def aclose(self) -> None:
         """Stop. A request that hangs is left alone; its thread ends with it."""
-        self._worker.stop()
+        self._stop.set()
+        self._wake.set()
         keeper, self._keeper = self._keeper, None  # cancelled, it holds frames that hold us
-        if keeper is not None:
-            await cancel_and_wait([keeper])
-        if not await self._worker.stopped():
-            log.info("the certificate authority does not answer; not waiting for it")
+        if keeper is None:
+            return
+        try:
+            await asyncio.wait((keeper,), timeout=_PATIENCE)
+            if not keeper.done():
+                log.info("the certificate authority does not answer; not waiting for it")
+        finally:
+            await cancel_and_wait((keeper,))
 
     def reload(self, *, force: bool = False) -> bool:
         """Use what another program wrote into the directory.
@@ -140,7 +147,7 @@ class ACMECertificates:
             force: an operator asks. What failed is tried again at once, unless the authority
                 itself named a time.
         """
-        found = [self._issuance.read_again(each, force=force) for each in self._managed.values()]
+        found = [each.read_again(force=force) for each in self._managed.values()]
         if force:
             for each in self._managed.values():
                 each.schedule.hurry(self._clock())
@@ -148,28 +155,30 @@ class ACMECertificates:
         return any(found)
 
     async def _keep(self) -> None:
-        while True:
+        while not self._stop.is_set():
             try:
                 await self._next_step()
             except Exception:
                 # Without this task certificates would expire, and no line would say why.
                 wait = self._policy.first_retry
                 log.exception("keeping certificates failed unexpectedly; on in %g s", wait)
-                await asyncio.sleep(wait)
+                await self._pause(wait)
 
     async def _next_step(self) -> None:
         """Do what is due, or wait until something may be."""
         self._wake.clear()
         now = self._clock()
-        steps = [
-            step for each in self._managed.values() for step in self._issuance.steps(each, now)
-        ]
+        steps = [step for each in self._managed.values() for step in each.steps(now)]
         at, step = min(steps, key=operator.itemgetter(0))
         if at <= now:
             await step()
-            return
+        else:
+            await self._pause(min(at - now, _LONGEST_SLEEP))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until there is something new to look at."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(at - now, _LONGEST_SLEEP)):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
     # Names and addresses
@@ -206,9 +215,8 @@ class ACMECertificates:
 
     def _manage(self, subject: str) -> None:
         policy = self._policy if parse_ip(subject) is None else self._address_policy
-        managed = ManagedCertificate(subject, Schedule(policy, self._uniform))
-        self._issuance.load(managed)
-        self._managed[subject] = managed
+        schedule = Schedule(policy, self._uniform)
+        self._managed[subject] = ManagedCertificate(subject, schedule, self._issuance)
 
     def _subject(self, name: str | None, address: str | None) -> str | None:
         """What a client gets that asks for this name at this address."""

@@ -15,7 +15,6 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,30 +27,18 @@ from pyderp.certs.credential import (
     utc_now,
     valid_for,
 )
+from pyderp.certs.schedule import Record
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.text import printable
 
-__all__ = ["Record", "Store", "issued_credential", "order_lock"]
+__all__ = ["Store", "issued_credential", "order_lock"]
 
 log = logging.getLogger("pyderp.tls")
 
 ACCOUNT: Final = "acme-account.key"
 _AUTOCERT_ACCOUNT: Final = "acme_account+key"
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is remembered of requests for one certificate, across restarts."""
-
-    directory: str = ""
-    """The authority that issued the certificate."""
-
-    failures: int = 0
-    retry_at: float = 0.0
-    authority_retry_at: float = 0.0
-    error: str = ""
 
 
 def issued_credential(chain: bytes, key: bytes, subject: str, where: object) -> Credential:
