@@ -10,12 +10,13 @@ import errno
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
+
+from pyderp.tasks import in_own_thread
 
 __all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
 
@@ -44,7 +45,8 @@ _NO_CONNECTION: Final = frozenset(
         None,  # several addresses failed, each in its own way
     }
 )
-_OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+_OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM, errno.EAGAIN})
+"""Of a look-up; EAGAIN: there is no thread left for it."""
 
 
 class Attempt:
@@ -160,25 +162,27 @@ def is_missing_connection(error: Exception) -> bool:
 
 
 class OwnThreadResolver(AbstractResolver):
-    """Asks the system for addresses, in threads that nothing else uses.
+    """Asks the system for addresses, a few at once, each in a thread of its own.
 
     In the threads of the event loop, names that hang elsewhere would keep this look-up waiting
     until its time is over, as if the server could not be reached.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "pyderp-admission")
+        self._free = asyncio.Semaphore(_THREADS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """The addresses of a host."""
-        infos = await asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            lambda: socket.getaddrinfo(
-                host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-            ),
-        )
+        # aiohttp cancels no look-up before the end, so none that hangs counts as free.
+        async with self._free:
+            infos = await in_own_thread(
+                lambda: socket.getaddrinfo(
+                    host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+                ),
+                name=f"pyderp look-up of {host}",
+            )
         return [
             ResolveResult(
                 hostname=host,
@@ -192,8 +196,7 @@ class OwnThreadResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do not wait for look-ups that hang."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Look-ups that hang end by themselves."""
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyderp.addresses import parse_ip
 from pyderp.admission.source import FailureLog, Source
@@ -36,29 +36,11 @@ def share_of(address: str) -> Hashable:
     return None if ip is None else ip.packed[:8]
 
 
-class Turn:
-    """The right to ask one question. Give it back with `end`."""
+class Turn(NamedTuple):
+    """The right to ask one question."""
 
-    __slots__ = ("_ended", "_generation", "_share", "_turns")
-
-    def __init__(self, turns: Turns, share: Hashable, generation: int) -> None:
-        self._turns = turns
-        self._share = share
-        self._generation = generation
-        self._ended = False
-
-    def end(self, *, slow: bool | None = None) -> None:
-        """Give it back; the second time does nothing.
-
-        Args:
-            slow: whether the answer took long; `None`: says nothing about that.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        if slow is not None:
-            self._turns.adapt(self._generation, slow=slow)
-        self._turns.give_back(self._share)
+    share: Hashable
+    generation: int
 
 
 class Turns:
@@ -109,31 +91,29 @@ class Turns:
                 await ready
             except asyncio.CancelledError:
                 if ready.done() and not ready.cancelled():
-                    self.give_back(share)  # it came at the moment of the cancellation
+                    # It came at the moment of the cancellation.
+                    self.end(Turn(share, self._generation))
                 else:
                     self._forget(share, ready)
                 raise
         else:
             self._count(share, 1)
-        return Turn(self, share, self._generation)
+        return Turn(share, self._generation)
 
-    def give_back(self, share: Hashable) -> None:
-        """A turn ended; `Turn.end` calls it."""
-        self._count(share, -1)
-        self._hand_out()
-
-    def adapt(self, generation: int, *, slow: bool) -> None:
-        """Have fewer turns at once after a slow answer, and more after a quick one.
+    def end(self, turn: Turn, *, slow: bool | None = None) -> None:
+        """Take a turn back: fewer at once after a slow answer, and more after a quick one.
 
         Args:
-            generation: of the turn. A slow answer counts only if its question was asked since the
-                limit was last cut.
+            slow: whether the answer took long; `None`: it says nothing about that.
         """
-        if not slow:
+        if slow is False:
             self._limit = min(self._limit + _GAIN, self._most)
-        elif generation == self._generation:
+        # A slow answer counts only if its question was asked since the limit was last cut.
+        elif slow and turn.generation == self._generation:
             self._generation += 1
             self._limit = max(self._limit / 2, min(_FEWEST, self._most))
+        self._count(turn.share, -1)
+        self._hand_out()
 
     def _has_room(self, share: Hashable) -> bool:
         return self._total < self.limit and self._taken.get(share, 0) < self._share
@@ -202,7 +182,10 @@ class Questions:
             async with asyncio.timeout(None if recheck else self._timeout):
                 turn = await turns.take(share_of(client.address))
         except TimeoutError:
-            return self._crowded()
+            what = f"too many questions at once: no turn within {self._timeout:g} s"
+            self._counters.crowded += 1
+            self._failures.failed(what)
+            return Verdict(False, f"{self._source.name}: {what}", cause=Cause.CROWDED)
         clock = asyncio.get_running_loop().time
         begin = clock()
         slow: bool | None = None
@@ -211,15 +194,9 @@ class Questions:
             if verdict.cause is not Cause.UNREACHABLE:
                 slow = clock() - begin > _SLOW * self._timeout
         finally:
-            turn.end(slow=slow)
+            turns.end(turn, slow=slow)
         return verdict
 
     async def aclose(self) -> None:
         """Close what the source keeps open."""
         await self._source.aclose()
-
-    def _crowded(self) -> Verdict:
-        what = f"too many questions at once: no turn within {self._timeout:g} s"
-        self._counters.crowded += 1
-        self._failures.failed(what)
-        return Verdict(False, f"{self._source.name}: {what}", cause=Cause.CROWDED)
