@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.admission.turns import Questions, Turn, Turns, share_of
+from pyderp.admission.source import Questions, Source, Turn, Turns, share_of
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
 
 from .fakes import JumpingLoop, identity
@@ -187,7 +187,7 @@ def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(
 
 
 @dataclass
-class Slow:
+class Slow(Source):
     """Answers one question at a time, each after `seconds`, and gives up after five."""
 
     seconds: float
