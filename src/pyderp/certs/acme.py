@@ -15,7 +15,7 @@ from typing import Final
 from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
-from pyderp.certs.credential import CertificateInfo, Credential
+from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
 from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
 from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
 from pyderp.certs.session import Session
@@ -40,8 +40,8 @@ POLICY: Final = RetryPolicy()
 ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
 
 
-class ACMECertificates:
-    """A `CertificateSource` that asks a certificate authority.
+class ACMECertificates(CertificateSource):
+    """Asks a certificate authority.
 
     The host name's certificate is for clients that ask for it by SNI, in any case. With
     `ip_certs`, clients that ask for no name, or for the address that they connected to, get
@@ -114,11 +114,6 @@ class ACMECertificates:
     def certificates(self) -> list[CertificateInfo]:
         """Those that there are."""
         return [each.credential.info for each in self._managed.values() if each.credential]
-
-    @property
-    def cert_name(self) -> str:
-        """Empty: the certificate is one that clients trust."""
-        return ""
 
     # Life
 

@@ -129,7 +129,7 @@ class Store:
         except ConfigError as e:
             self._tell_unusable(subject, paths, e)
             return None
-        if not found.info.not_before <= utc_now() < found.info.not_after:
+        if not found.info.is_valid(utc_now()):
             log.warning("the certificate in %s is not valid today", where)
             return None
         return found
