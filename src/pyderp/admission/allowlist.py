@@ -122,9 +122,6 @@ class AllowList:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._labels
-
     def label(self, key: NodePublic) -> str:
         """What the file calls a key; empty for nothing."""
         return self._labels.get(key, "")

@@ -171,7 +171,7 @@ class Gate:
         await self._checks.aclose()
         for source in self._sources:
             await source.aclose()
-        self._memory.clear()
+        self._memory = Memory(self._remember, ADMISSION_CACHE)
 
     def _listed(self, key: NodePublic) -> Verdict:
         return _ALLOWED if self._list is None else self._list.verdict(key)

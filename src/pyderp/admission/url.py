@@ -79,16 +79,19 @@ class AdmissionURL(Source):
             return await self._exchange(client, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
             # aiohttp's frames hold the errors that come through them.
-            what = _describe(without_frames(e), self._timeout)
+            without_frames(e)
+            late = isinstance(e, TimeoutError)
+            what = excerpt(str(e)) or type(e).__name__
+            if late:
+                what = f"no answer within {self._timeout:g} s"
             if attempt.connected:
-                timed_out = isinstance(e, TimeoutError)
-                cause = Cause.TIMED_OUT if timed_out else Cause.BAD_ANSWER
+                cause = Cause.TIMED_OUT if late else Cause.BAD_ANSWER
                 return self._failed(f"no usable answer: {what}", cause)
             if not is_missing_connection(e):
                 return self._failed(f"cannot be asked: {what}", Cause.FAILED)
             return await self._unreachable(client, attempt, what)
         finally:
-            attempt.end()
+            self._reach.on_end(attempt)
 
     async def _exchange(self, client: ClientIdentity, attempt: Attempt) -> Verdict:
         question = {"NodePublic": str(client.key), "Source": client.address}
@@ -145,9 +148,9 @@ class AdmissionURL(Source):
             skip_auto_headers=("Content-Type", "Accept"),
             max_redirects=_REDIRECTS,
             proxy=self._proxy,
-            trace_request_ctx=attempt,
+            trace_request_ctx=(self._reach, attempt),
         )
-        attempt.on_answered()
+        self._reach.on_reached(attempt)
         return response
 
     def _open(self) -> aiohttp.ClientSession:
@@ -184,12 +187,6 @@ def _proxy_for(url: str) -> str | None:
             f"cannot be asked through: want http://…, or {host} in NO_PROXY"
         )
     return proxy
-
-
-def _describe(error: Exception, timeout: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
-    return excerpt(str(error)) or type(error).__name__
 
 
 async def _read_answer(response: aiohttp.ClientResponse) -> bool:

@@ -179,34 +179,29 @@ class ACMECertificates(CertificateSource):
     # Names and addresses
 
     def _managed_address(self, local_address: str) -> str | None:
-        """The address that a connection's certificate is for, if it is there or asked for."""
-        subject = self._subject_of(local_address)
-        if subject is None or subject in self._managed or self._begin_to_manage(subject):
-            return subject
-        return None
+        """The address that a connection's certificate is for, which is asked for from now on.
 
-    def _subject_of(self, local_address: str) -> str | None:
-        """The address that a certificate for this connection is for."""
+        Returns:
+            `None`: there is and will be none.
+        """
         address = parse_ip(local_address)
         if address is None:
             return None
-        if self._tls.directory in PUBLIC and not address.is_global:
-            # Behind address translation we do not see the address that clients use, but the
-            # settings may name it.
-            return self._host_address
-        return str(address)
-
-    def _begin_to_manage(self, subject: str) -> bool:
-        """Ask for the certificate of an address from now on. Returns whether that can be."""
+        # Behind address translation we do not see the address that clients use, but the settings
+        # may name it.
+        hidden = self._tls.directory in PUBLIC and not address.is_global
+        subject = self._host_address if hidden else str(address)
+        if subject is None or subject in self._managed:
+            return subject
         if len(self._managed) >= _MAX_ADDRESSES:
-            return False
+            return None
         try:
             self._manage(subject)
         except ConfigError as e:
             log.error("no certificate for %s: %s", subject, e)
-            return False
+            return None
         self._wake.set()
-        return True
+        return subject
 
     def _manage(self, subject: str) -> None:
         policy = self._policy if parse_ip(subject) is None else self._address_policy

@@ -58,19 +58,11 @@ class CertificateInfo:
         return self.not_after - self.not_before
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether clients accept its dates.
-
-        Args:
-            now: aware time.
-        """
+        """Whether clients accept its dates at a time, aware."""
         return self.not_before <= now < self.not_after
 
     def remaining(self, now: datetime) -> float:
-        """The part of its lifetime that is left, 1 to 0; negative once it has expired.
-
-        Args:
-            now: aware time.
-        """
+        """The part of its lifetime that is left at a time (aware), 1 to 0; then negative."""
         return (self.not_after - now) / max(self.lifetime, timedelta(seconds=1))
 
 
@@ -136,11 +128,7 @@ def is_self_signed(leaf: x509.Certificate) -> bool:
 
 
 def day(when: datetime) -> str:
-    """A time for the log.
-
-    Args:
-        when: aware time.
-    """
+    """An aware time for the log."""
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -262,11 +250,7 @@ class ExpiryWatch:
         self._throttles: dict[CertificateInfo, Throttle] = {}
 
     def look(self, certificates: Iterable[CertificateInfo], now: datetime) -> None:
-        """Warn of those that it is time for.
-
-        Args:
-            now: aware time.
-        """
+        """Warn of those that it is time for; `now` is aware."""
         soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
         known = self._throttles
         self._throttles = {each: known.get(each) or Throttle(_AGAIN) for each in soon}
