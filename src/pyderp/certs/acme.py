@@ -9,7 +9,6 @@ import operator
 import random
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 from pyderp.addresses import normal_name, parse_ip
@@ -17,7 +16,7 @@ from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
 from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
 from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
-from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
+from pyderp.certs.schedule import RetryPolicy, Schedule
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS
@@ -65,14 +64,10 @@ class ACMECertificates(CertificateSource):
         authority: Authority | None = None,
         policy: RetryPolicy = POLICY,
         address_policy: RetryPolicy = ADDRESS_POLICY,
-        clock: Callable[[], float] = time.time,
-        uniform: Uniform = random.uniform,
     ) -> None:
         if tls.ca_file is not None:
             authority_context(tls.ca_file)  # an unusable file is told at once
         self._tls = tls
-        self._clock = clock
-        self._uniform = uniform
         self._policy = policy
         self._address_policy = address_policy
         store = Store(tls.certdir)
@@ -81,7 +76,7 @@ class ACMECertificates(CertificateSource):
         self._stop = threading.Event()
         if authority is None:
             authority = Session(tls, store, self._challenges, self._stop)
-        self._issuance = Issuance(authority, tls.directory, store, clock)
+        self._issuance = Issuance(authority, tls.directory, store)
         self._managed: dict[str, ManagedCertificate] = {}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -145,7 +140,7 @@ class ACMECertificates(CertificateSource):
         found = [each.read_again(force=force) for each in self._managed.values()]
         if force:
             for each in self._managed.values():
-                each.schedule.hurry(self._clock())
+                each.schedule.hurry(time.time())
             self._wake.set()
         return any(found)
 
@@ -162,7 +157,7 @@ class ACMECertificates(CertificateSource):
     async def _next_step(self) -> None:
         """Do what is due, or wait until something may be."""
         self._wake.clear()
-        now = self._clock()
+        now = time.time()
         steps = [step for each in self._managed.values() for step in each.steps(now)]
         at, step = min(steps, key=operator.itemgetter(0))
         if at <= now:
@@ -205,7 +200,7 @@ class ACMECertificates(CertificateSource):
 
     def _manage(self, subject: str) -> None:
         policy = self._policy if parse_ip(subject) is None else self._address_policy
-        schedule = Schedule(policy, self._uniform)
+        schedule = Schedule(policy, random.uniform)
         self._managed[subject] = ManagedCertificate(subject, schedule, self._issuance)
 
     def _subject(self, name: str | None, address: str | None) -> str | None:

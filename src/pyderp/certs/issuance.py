@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
@@ -49,7 +50,6 @@ class Issuance:
     directory: str
     """The URL that names the authority."""
     store: Store
-    clock: Callable[[], float]
 
 
 class ManagedCertificate:
@@ -71,7 +71,6 @@ class ManagedCertificate:
         self._authority = issuance.authority
         self._directory = issuance.directory
         self._store = issuance.store
-        self._clock = issuance.clock
         self._stamp: FileStamp | None = None
         """Of the file when it was last read or written."""
         self._unsaved = False
@@ -82,7 +81,7 @@ class ManagedCertificate:
 
     def _load(self) -> None:
         """Begin with what the directory has."""
-        now = self._clock()
+        now = time.time()
         record = self._store.load_record(self.subject)
         schedule = self.schedule
         schedule.restore(record)
@@ -129,7 +128,7 @@ class ManagedCertificate:
         except ConfigError as e:
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
-        now = self._clock()
+        now = time.time()
         old = self.credential
         if found.info.not_after.timestamp() <= now or (old and old.chain == found.chain):
             return False
@@ -153,7 +152,7 @@ class ManagedCertificate:
                     self.subject,
                 )
             self._waiting = True
-            self.schedule.postponed(self._clock() + self.schedule.policy.look_again)
+            self.schedule.postponed(time.time() + self.schedule.policy.look_again)
             return
         except Refused as e:
             self._tell(e)
@@ -164,7 +163,7 @@ class ManagedCertificate:
             self._tell(why)
         else:
             self.credential = credential
-            self.schedule.obtained(self._clock(), credential.info, fresh=fresh)
+            self.schedule.obtained(time.time(), credential.info, fresh=fresh)
             log.info(
                 "certificate of %s is good until %s%s",
                 self.subject,
@@ -185,7 +184,7 @@ class ManagedCertificate:
             credential = self._found(before)
             if credential is not None:
                 return credential, False
-            if self.schedule.adopt(self._clock(), before):
+            if self.schedule.adopt(time.time(), before):
                 raise _Busy
             log.info("asking %s for a certificate for %s", self._directory, self.subject)
             try:
@@ -204,7 +203,7 @@ class ManagedCertificate:
             found = self._store.read_again(self.subject)
         except ConfigError:
             return None
-        end = self.credential.info.not_after.timestamp() if self.credential else self._clock()
+        end = self.credential.info.not_after.timestamp() if self.credential else time.time()
         if found.info.not_after.timestamp() <= end:
             return None
         self._stamp = stamp
@@ -215,7 +214,7 @@ class ManagedCertificate:
         schedule = self.schedule
         # Should this process die in the middle, over and over, each is a failure.
         presumed = dataclasses.replace(schedule)
-        presumed.failed(self._clock(), None, limited=False)
+        presumed.failed(time.time(), None, limited=False)
         self._remember(presumed.record(before.directory, "interrupted"))
         try:
             chain, key = self._authority.obtain(self.subject, schedule.failures)
@@ -230,14 +229,14 @@ class ManagedCertificate:
             credential = issued_credential(chain, key, self.subject, "what the authority issued")
         except ConfigError as e:
             raise Refused(str(e)) from e
-        if credential.info.not_after.timestamp() <= self._clock():
+        if credential.info.not_after.timestamp() <= time.time():
             raise Refused("it issued one that has expired already; is the clock right?")
         self._unsaved = True
         self._save_now(credential)
         return credential
 
     def _count(self, why: Refused) -> None:
-        now = self._clock()
+        now = time.time()
         schedule = self.schedule
         if not why.asked:
             schedule.postponed(now + schedule.policy.save_every)
@@ -247,7 +246,7 @@ class ManagedCertificate:
         self._remember(schedule.record(directory, str(why)))
 
     def _tell(self, why: Refused) -> None:
-        wait = max(self.schedule.retry_at - self._clock(), 0.0)
+        wait = max(self.schedule.retry_at - time.time(), 0.0)
         credential = self.credential
         if credential is None:
             log.error("no certificate for %s: %s; next try in %.0f s", self.subject, why, wait)
@@ -261,7 +260,7 @@ class ManagedCertificate:
         )
 
     async def _advise(self, credential: Credential) -> None:
-        now = self._clock()
+        now = time.time()
         try:
             when, again = await in_own_thread(
                 functools.partial(self._authority.renewal, credential.chain), name=_THREAD
@@ -275,21 +274,21 @@ class ManagedCertificate:
             log.exception("asking when to renew failed unexpectedly")
             when, again = None, now + self.schedule.policy.advice_every
         if self.credential is credential:
-            self.schedule.advised(self._clock(), credential.info, when, again)
+            self.schedule.advised(time.time(), credential.info, when, again)
 
     async def _save(self, credential: Credential) -> None:
         try:
             await in_own_thread(functools.partial(self._save_now, credential), name=_THREAD)
         except Exception:
             log.exception("saving the certificate of %s failed unexpectedly", self.subject)
-            self._save_at = self._clock() + self.schedule.policy.save_every
+            self._save_at = time.time() + self.schedule.policy.save_every
 
     def _save_now(self, credential: Credential) -> None:
         """In a thread."""
         try:
             self._store.save(self.subject, credential)
         except OSError as e:
-            self._save_at = self._clock() + self.schedule.policy.save_every
+            self._save_at = time.time() + self.schedule.policy.save_every
             log.error(
                 "cannot save the certificate of %s in %s: %s; it is in use all the same, and "
                 "lost if the relay stops",

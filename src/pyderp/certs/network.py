@@ -181,25 +181,20 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return response
 
     def _exchange(self, *args: Any, **kwargs: Any) -> tuple[requests.Response, bytes]:
+        """The answer and all of its body, not unpacked."""
         response = super().send(*args, **kwargs)
+        raw: Any = response.raw
+        body = b""
         try:
-            body = _body(response)
+            while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
+                body += piece
+                if len(body) > _LONGEST_BODY:
+                    response.close()
+                    raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
         except HTTPError as e:
             raise requests.ConnectionError(e) from e
-        response.raw.release_conn()
+        raw.release_conn()
         return response, body
-
-
-def _body(response: requests.Response) -> bytes:
-    """All of a body, not unpacked."""
-    raw: Any = response.raw
-    body = b""
-    while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
-        body += piece
-        if len(body) > _LONGEST_BODY:
-            response.close()
-            raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
-    return body
 
 
 class Refused(Exception):

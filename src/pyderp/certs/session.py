@@ -99,7 +99,7 @@ class Session:
             authority = client.ClientV2(directory, net)
             net.account = _account_of(authority, account, self._tls)
             key = pem_of_key(ec.generate_private_key(ec.SECP256R1()))
-            order = authority.new_order(_csr(subject, key), _profile(directory, subject))
+            order = _new_order(authority, directory, subject, key)
             for each in order.authorizations:
                 self._prove(authority, account, each, attempt, budget)
             return _finish(authority, order, budget), key
@@ -227,18 +227,16 @@ def _post_as_get(authority: client.ClientV2, url: str) -> requests.Response:
     return authority.net.post(url, None, new_nonce_url=authority.directory["newNonce"])
 
 
-def _csr(subject: str, key: bytes) -> bytes:
+def _new_order(
+    authority: client.ClientV2, directory: messages.Directory, subject: str, key: bytes
+) -> messages.OrderResource:
     address = parse_ip(subject)
     if address is None:
-        return crypto_util.make_csr(key, domains=[subject])
-    return crypto_util.make_csr(key, ipaddrs=[address])
-
-
-def _profile(directory: messages.Directory, subject: str) -> str | None:
-    """Addresses change hands, so public authorities certify them for days only."""
-    if parse_ip(subject) is None:
-        return None
-    return _SHORT_LIVED if _SHORT_LIVED in (directory["meta"].profiles or ()) else None
+        return authority.new_order(crypto_util.make_csr(key, domains=[subject]))
+    # Addresses change hands, so public authorities certify them for days only.
+    short = _SHORT_LIVED in (directory["meta"].profiles or ())
+    csr = crypto_util.make_csr(key, ipaddrs=[address])
+    return authority.new_order(csr, _SHORT_LIVED if short else None)
 
 
 @dataclass(frozen=True, slots=True)

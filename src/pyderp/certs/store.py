@@ -127,21 +127,17 @@ class Store:
         try:
             found = issued_credential(text[at:], text[:at], subject, where)
         except ConfigError as e:
-            self._tell_unusable(subject, paths, e)
+            if len(paths) > 1:  # of manual mode, which it may be good for
+                own = self.path(subject)
+                log.warning("%s; left as it is, one will be asked for and kept in %s", e, own)
+            else:
+                _put_aside(paths[0])
+                log.error("%s; kept aside with the ending .bad, a new one will be asked for", e)
             return None
         if not found.info.is_valid(utc_now()):
             log.warning("the certificate in %s is not valid today", where)
             return None
         return found
-
-    def _tell_unusable(self, subject: str, paths: tuple[Path, ...], why: ConfigError) -> None:
-        if len(paths) > 1:  # of manual mode, which it may be good for
-            path = self.path(subject)
-            log.warning("%s; left as it is, one will be asked for and kept in %s", why, path)
-            return
-        for path in paths:
-            _put_aside(path)
-        log.error("%s; kept aside with the ending .bad, a new one will be asked for", why)
 
     def read_again(self, subject: str) -> Credential:
         """The certificate in the file of a host, whatever its dates.
