@@ -15,7 +15,7 @@ from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
 from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
-from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
+from pyderp.certs.issuance import Authority, ManagedCertificate
 from pyderp.certs.schedule import RetryPolicy, Schedule
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
@@ -70,13 +70,11 @@ class ACMECertificates(CertificateSource):
         self._tls = tls
         self._policy = policy
         self._address_policy = address_policy
-        store = Store(tls.certdir)
-        store.load_account()  # so that one that cannot be read is an error at once
+        self._store = Store(tls.certdir)
+        self._store.load_account()  # so that one that cannot be read is an error at once
         self._challenges = Challenges()
         self._stop = threading.Event()
-        if authority is None:
-            authority = Session(tls, store, self._challenges, self._stop)
-        self._issuance = Issuance(authority, tls.directory, store)
+        self._authority = authority or Session(tls, self._store, self._challenges, self._stop)
         self._managed: dict[str, ManagedCertificate] = {}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -201,7 +199,9 @@ class ACMECertificates(CertificateSource):
     def _manage(self, subject: str) -> None:
         policy = self._policy if parse_ip(subject) is None else self._address_policy
         schedule = Schedule(policy, random.uniform)
-        self._managed[subject] = ManagedCertificate(subject, schedule, self._issuance)
+        self._managed[subject] = ManagedCertificate(
+            subject, schedule, self._store, self._authority, self._tls.directory
+        )
 
     def _subject(self, name: str | None, address: str | None) -> str | None:
         """What a client gets that asks for this name at this address."""

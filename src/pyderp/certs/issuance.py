@@ -7,7 +7,6 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from pyderp.certs.credential import Credential, day
@@ -18,7 +17,7 @@ from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp
 from pyderp.tasks import in_own_thread
 
-__all__ = ["Authority", "Issuance", "ManagedCertificate", "Step"]
+__all__ = ["Authority", "ManagedCertificate", "Step"]
 
 log = logging.getLogger("pyderp.tls")
 
@@ -42,16 +41,6 @@ class Authority(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Issuance:
-    """What all certificates of a relay share."""
-
-    authority: Authority
-    directory: str
-    """The URL that names the authority."""
-    store: Store
-
-
 class ManagedCertificate:
     """A host name or address that a certificate is wanted for, and when to do what about it.
 
@@ -59,18 +48,21 @@ class ManagedCertificate:
 
     Args:
         subject: DNS name or IP address, in normal form.
+        directory: the URL that names the authority.
 
     Raises:
         ConfigError: the directory has a file for it that cannot be read.
     """
 
-    def __init__(self, subject: str, schedule: Schedule, issuance: Issuance) -> None:
+    def __init__(
+        self, subject: str, schedule: Schedule, store: Store, authority: Authority, directory: str
+    ) -> None:
         self.subject = subject
         self.schedule = schedule
         self.credential: Credential | None = None
-        self._authority = issuance.authority
-        self._directory = issuance.directory
-        self._store = issuance.store
+        self._store = store
+        self._authority = authority
+        self._directory = directory
         self._stamp: FileStamp | None = None
         """Of the file when it was last read or written."""
         self._unsaved = False
