@@ -308,15 +308,19 @@ def _account_of(
         except messages.Error as e:
             if e.code != "accountDoesNotExist":
                 raise
-    if authority.external_account_required() and not tls.eab_kid:
+    binding: dict[str, object] | None = None
+    if tls.eab_kid:
+        key = base64.urlsafe_b64encode(parse_eab_key(tls.eab_key)).rstrip(b"=").decode("ascii")
+        binding = messages.ExternalAccountBinding.from_data(
+            account.jwk.public_key(), tls.eab_kid, key, authority.directory
+        )
+    elif authority.external_account_required():
         raise Refused(
             "the authority wants an external account binding: get one from it, and set "
             "eab_kid and eab_key"
         )
     body = messages.NewRegistration.from_data(
-        email=email,
-        terms_of_service_agreed=True,
-        external_account_binding=_binding(authority, account, tls),
+        email=email, terms_of_service_agreed=True, external_account_binding=binding
     )
     try:
         made = authority.new_account(body)
@@ -324,14 +328,3 @@ def _account_of(
         return messages.RegistrationResource(body=body, uri=e.location)
     log.info("made an ACME account at %s", tls.directory)
     return made
-
-
-def _binding(
-    authority: client.ClientV2, account: Account, tls: ACMETLS
-) -> dict[str, object] | None:
-    if not tls.eab_kid:
-        return None
-    key = base64.urlsafe_b64encode(parse_eab_key(tls.eab_key)).rstrip(b"=").decode("ascii")
-    return messages.ExternalAccountBinding.from_data(
-        account.jwk.public_key(), tls.eab_kid, key, authority.directory
-    )
