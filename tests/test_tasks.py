@@ -143,6 +143,57 @@ def test_a_call_that_is_cancelled_keeps_nothing_waiting(run: Run) -> None:
     run(main())
 
 
+def join(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+async def fails_in_a_thread() -> None:
+    def fail_in_thread() -> None:
+        raise ValueError("no")
+
+    with contextlib.suppress(ValueError):
+        await in_own_thread(fail_in_thread, name="failing")
+    join("failing")  # the caller goes on before the thread has let go of the error
+
+
+async def is_cancelled_before_its_thread_ends() -> None:
+    release = threading.Event()
+    task = asyncio.create_task(in_own_thread(release.wait, name="abandoned"))
+    await asyncio.sleep(0)
+    await cancel_and_wait([task])
+    release.set()
+    join("abandoned")
+
+
+@pytest.mark.parametrize("end", [fails_in_a_thread, is_cancelled_before_its_thread_ends])
+def test_nothing_is_left_of_a_call_in_its_own_thread(
+    run: Run, end: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    async def main() -> None:
+        await end()
+        async with none_left():
+            await end()
+
+    run(main())
+
+
+def test_a_thread_that_outlives_the_event_loop_ends_quietly(run: Run) -> None:
+    release = threading.Event()
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(in_own_thread(release.wait, name="late"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    run(main())
+    assert [each.daemon for each in threading.enumerate() if each.name == "late"] == [True]
+    release.set()
+    join("late")
+
+
 def test_without_a_free_thread_it_is_an_error_of_the_system(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

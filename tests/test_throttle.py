@@ -110,6 +110,17 @@ def test_a_burst_is_admitted_at_once_and_is_regained_by_silence() -> None:
     assert [throttle.admit(1000) for _ in range(4)] == [1, 0, 0, None]
 
 
+@pytest.mark.parametrize("interval", [0.1, 0.2, 1 / 3, 7.0])
+@pytest.mark.parametrize("now", [0.0, 1234.5678, 98765.4321])
+def test_a_burst_is_admitted_whole_however_the_interval_rounds(interval: float, now: float) -> None:
+    throttle = Throttle(interval, burst=50)
+    assert [throttle.admit(now) for _ in range(51)] == [0] * 50 + [None]
+    flood = [throttle.admit(now + interval * n / 10) for n in range(1, 10_001)]
+    lines = [n for n in flood if n is not None]
+    assert len(lines) in (999, 1000)
+    assert set(lines[1:-1]) <= {8, 9, 10}
+
+
 @pytest.mark.parametrize("now", [-1e9, 0.0, 1e9])
 def test_the_first_line_is_admitted_whatever_the_clock_says(now: float) -> None:
     assert Throttle(60).admit(now) == 0

@@ -9,14 +9,16 @@ them, and the group holds the task around it, which fails with that error.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
+import functools
 import threading
 from collections.abc import Callable, Collection, Coroutine, Hashable
 from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-__all__ = ["SingleFlight", "cancel_and_wait", "in_own_thread", "run_together"]
+__all__ = ["SingleFlight", "call_in_thread", "cancel_and_wait", "in_own_thread", "run_together"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -121,44 +123,55 @@ Tasks: TypeAlias = Collection[asyncio.Task[Any]]
 T = TypeVar("T")
 
 
-async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
-    """Call something that may block for long, in a thread that nothing else waits for.
+def call_in_thread(work: Callable[[], T], *, name: str) -> concurrent.futures.Future[T]:
+    """Begin a call that may block for long, in a thread of its own.
 
-    Cancelling abandons the thread, which ends with the call, or with the process.
+    No exit waits for the thread: it ends with the call, or with the process.
 
     Raises:
         OSError: the system has no thread left.
     """
-    outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    # The thread holds the outcome, and so the task that waits for it, if nothing else does.
-    thread = threading.Thread(target=_run, args=(outcome, work), name=name, daemon=True)
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     try:
-        thread.start()
+        threading.Thread(target=_call, args=(outcome, work), name=name, daemon=True).start()
     except RuntimeError as e:
         raise OSError(errno.EAGAIN, str(e)) from e
+    return outcome
+
+
+def _call(outcome: concurrent.futures.Future[T], work: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(work())
+    except BaseException as e:
+        outcome.set_exception(e)
+    finally:
+        del outcome  # it may hold an error, which holds this frame
+
+
+async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
+    """Await a call in a thread of its own, as `call_in_thread`. Cancelling abandons the thread."""
+    # Not `asyncio.wrap_future`, whose callbacks and future hold each other.
+    outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    call_in_thread(work, name=name).add_done_callback(functools.partial(_hand_over, outcome))
     try:
         return await outcome
     finally:
         del outcome  # it may hold an error, which holds this frame
 
 
-def _run(outcome: asyncio.Future[T], work: Callable[[], T]) -> None:
-    try:
-        _deliver(outcome, asyncio.Future.set_result, work())
-    except Exception as e:
-        _deliver(outcome, asyncio.Future.set_exception, e)
-    finally:
-        del outcome  # it may hold an error, which holds this frame
-
-
-def _deliver(outcome: asyncio.Future[T], setter: Callable[..., None], value: object) -> None:
+def _hand_over(outcome: asyncio.Future[T], done: concurrent.futures.Future[T]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed
-        outcome.get_loop().call_soon_threadsafe(_set, outcome, setter, value)
+        outcome.get_loop().call_soon_threadsafe(_settle, outcome, done)
 
 
-def _set(outcome: asyncio.Future[Any], setter: Callable[..., None], value: object) -> None:
-    if not outcome.done():
-        setter(outcome, value)
+def _settle(outcome: asyncio.Future[T], done: concurrent.futures.Future[T]) -> None:
+    if outcome.done():
+        return  # cancelled
+    error = done.exception()
+    if error is None:
+        outcome.set_result(done.result())
+    else:
+        outcome.set_exception(error)
 
 
 async def cancel_and_wait(tasks: Tasks) -> None:

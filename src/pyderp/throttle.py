@@ -49,14 +49,16 @@ class Throttle:
         burst: lines at once after a quiet time.
     """
 
-    __slots__ = ("_ahead", "_interval", "_left_out", "_next")
+    __slots__ = ("_begun", "_burst", "_interval", "_left_out", "_lines")
 
     def __init__(self, interval: float, *, burst: int = 1) -> None:
         self._interval = interval
-        self._ahead = (burst - 1) * interval
-        self._next = -math.inf
-        """When the next line is due; a burst may run ahead of it. A sum of tokens would not do:
-        rounding makes it reach a whole one a moment too late."""
+        self._burst = burst
+        self._begun = -math.inf
+        """When a quiet time ended."""
+        self._lines = 0
+        """Since then. A sum of intervals or of tokens would not do: rounding makes it reach a
+        whole one a moment too late."""
         self._left_out = 0
 
     def admit(self, now: float) -> int | None:
@@ -69,9 +71,11 @@ class Throttle:
             `None`: leave it out. Otherwise log it; the number is how many were left out since
             the last line.
         """
-        if now < self._next - self._ahead:
+        if now >= self._begun + self._lines * self._interval:
+            self._begun, self._lines = now, 0
+        elif now < self._begun + (self._lines - self._burst + 1) * self._interval:
             self._left_out += 1
             return None
-        self._next = max(self._next, now) + self._interval
+        self._lines += 1
         left_out, self._left_out = self._left_out, 0
         return left_out

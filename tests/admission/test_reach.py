@@ -31,9 +31,11 @@ def test_a_new_connection_counts_for_half_a_minute_and_an_old_one_not() -> None:
     async def main() -> None:
         clock = Clock()
         reach = Reach(clock=clock)
-        reach.begin().on_connected(reused=True)
+        reused = reach.begin()
+        reused.connected = reused.reused = True
+        reach.on_end(reused)
         assert await reach.is_missed_by_all(reach.begin())
-        reach.begin().on_connected(reused=False)
+        reach.on_reached(reach.begin())
         # What was found out before is over.
         assert not reach.is_known_missed()
         clock.now += 29
@@ -53,7 +55,7 @@ def test_one_that_fails_waits_for_those_that_began_before_and_for_no_others() ->
         later = reach.begin()
         assert not missed.done()
         assert await reach.is_missed_by_all(second) is await missed is True
-        later.end()
+        reach.on_end(later)
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         runner.run(main())
@@ -65,7 +67,7 @@ def test_all_that_wait_hear_of_one_that_gets_through() -> None:
         attempts = [reach.begin() for _ in range(64)]
         missed = [asyncio.ensure_future(reach.is_missed_by_all(each)) for each in attempts[:63]]
         await asyncio.sleep(0)
-        attempts[63].on_answered()
+        reach.on_reached(attempts[63])
         assert await asyncio.gather(*missed) == [False] * 63
 
     asyncio.run(main())
@@ -79,7 +81,7 @@ def test_the_wait_for_others_has_an_end() -> None:
         begin = loop.time()
         assert await reach.is_missed_by_all(failed)
         assert loop.time() == begin + 1
-        hanging.end()
+        reach.on_end(hanging)
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         runner.run(main())

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from pyderp.admission.reach import Reach, _check_redirect
+from pyderp.admission.reach import OwnThreadResolver, Reach, _check_redirect
 from pyderp.admission.url import AdmissionURL, Undecided, _proxy_for, allows_untrusted
 from pyderp.admission.verdict import AdmissionCounters, Cause, Verdict
 from pyderp.errors import ConfigError
@@ -251,6 +251,53 @@ def test_only_a_missing_connection_opens_and_not_our_own_trouble(
         cause = Cause.UNREACHABLE if opens else Cause.FAILED
         assert (verdict.allowed, verdict.cause) == (opens, cause)
 
+    run(main())
+
+
+def test_a_machine_without_a_free_thread_for_a_look_up_keeps_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        verdict = await ask("http://c.example/")
+        assert (verdict.allowed, verdict.cause) == (False, Cause.FAILED)
+
+    run(main())
+
+
+def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[str] = []
+    most = 0
+    two, go = threading.Event(), threading.Event()
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[Any, ...]]:
+        nonlocal most
+        running.append(threading.current_thread().name)
+        most = max(most, len(running))
+        if len(running) == 2:
+            two.set()
+        assert go.wait(LONG)
+        running.pop()
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 80, 0, 3))]
+
+    async def main() -> None:
+        resolver = OwnThreadResolver()
+        loop = asyncio.get_running_loop()
+        asked = [asyncio.ensure_future(resolver.resolve(f"c{n}.example", 80)) for n in range(5)]
+        await loop.run_in_executor(None, two.wait, LONG)
+        assert set(running) == {"pyderp look-up of c0.example", "pyderp look-up of c1.example"}
+        go.set()
+        for found in await asyncio.gather(*asked):
+            assert [(each["host"], each["port"]) for each in found] == [("fe80::1%3", 80)]
+        assert most == 2
+        await resolver.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     run(main())
 
 

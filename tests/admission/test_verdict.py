@@ -87,11 +87,6 @@ class Remembering(RuleBasedStateMachine):
         self.model += good
         assert self.memory.get(key, self.now) == (good[0][1] if good else None)
 
-    @rule()
-    def clear(self) -> None:
-        self.memory.clear()
-        self.model = []
-
     @invariant()
     def holds_what_the_model_holds(self) -> None:
         if hasattr(self, "memory"):

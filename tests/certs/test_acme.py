@@ -19,9 +19,9 @@ from cryptography import x509
 from pyderp.certs import make_certificates
 from pyderp.certs.acme import ACMECertificates
 from pyderp.certs.credential import info_of
-from pyderp.certs.network import Refused
-from pyderp.certs.schedule import RetryPolicy, Schedule
-from pyderp.certs.store import Record, Store
+from pyderp.certs.network import Refused, Stopped
+from pyderp.certs.schedule import Record, RetryPolicy, Schedule
+from pyderp.certs.store import Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
 from tests.conftest import Run
@@ -345,7 +345,12 @@ def test_a_stop_in_the_middle_is_none(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         authority = FakeAuthority()
         source = source_of(tmp_path, authority, RetryPolicy())
-        authority.before = lambda: source._worker.sleep(60)
+
+        def until_the_stop() -> None:
+            assert source._stop.wait(60)
+            raise Stopped
+
+        authority.before = until_the_stop
         async with started(source):
             await until(lambda: authority.asked)
         assert Store(tmp_path).load_record(NAME) == Record()
@@ -746,7 +751,7 @@ def test_make_certificates_gives_what_the_settings_ask_for(run: Run, tmp_path: P
 def test_closing_does_not_wait_for_an_authority_that_hangs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pyderp.certs.worker._PATIENCE", 0.05)
+    monkeypatch.setattr("pyderp.certs.acme._PATIENCE", 0.05)
     caplog.set_level(logging.INFO)
 
     async def main() -> None:

@@ -15,9 +15,8 @@ from acme import errors, messages
 
 from pyderp.certs import network as network_module
 from pyderp.certs import session as session_module
-from pyderp.certs.network import Refused, describe, retry_after
+from pyderp.certs.network import Refused, Stopped, describe, retry_after
 from pyderp.certs.session import Session
-from pyderp.certs.worker import Stopped, Worker
 from pyderp.errors import ConfigError
 from tests.server.certificates import write_pair
 
@@ -124,13 +123,13 @@ def test_who_sends_a_byte_now_and_then_is_given_up(
         assert time.monotonic() - begun < 5
 
 
-def test_reading_ends_when_the_worker_is_told_to_stop(tmp_path: Path) -> None:
-    worker = Worker()
-    timer = threading.Timer(0.1, worker.stop)
+def test_reading_ends_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    stop = threading.Event()
+    timer = threading.Timer(0.1, stop.set)
     with sending(tmp_path, HEAD + b"\r\n", b" ", pause=0.02) as port:
         timer.start()
         with pytest.raises(Stopped):
-            session(tmp_path, port, worker).obtain(NAME, 0)
+            session(tmp_path, port, stop).obtain(NAME, 0)
     timer.join()
 
 

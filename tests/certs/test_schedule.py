@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pyderp.certs.credential import CertificateInfo
-from pyderp.certs.schedule import RetryPolicy, Schedule
+from pyderp.certs.schedule import Record, RetryPolicy, Schedule
 
 DAY = 86400.0
 NOW = 1_800_000_000.0
@@ -173,7 +173,8 @@ def test_what_another_process_noted_counts_if_it_is_news(
 ) -> None:
     each = schedule()
     each.failed(NOW - 100, None, limited=False)
-    assert each.adopt(NOW, failures, retry_at, authority_retry_at=authority_retry_at) is heeded
+    record = Record("", failures, retry_at, authority_retry_at)
+    assert each.adopt(NOW, record) is heeded
     assert each.next_request(NOW, None) == (retry_at if heeded else NOW - 40)
     assert each.failures == (max(failures, 1) if heeded else 1)
 

@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 from acme import messages
 
-from pyderp.certs.account import load_key
 from pyderp.certs.challenges import Challenges
-from pyderp.certs.network import Budget, Refused
-from pyderp.certs.session import Session
+from pyderp.certs.network import Budget, Refused, Stopped
+from pyderp.certs.session import Session, load_key
 from pyderp.certs.store import Store
-from pyderp.certs.worker import Stopped, Worker
 from pyderp.config import ACMETLS
 from tests.server.certificates import write_pair
 
@@ -69,7 +67,7 @@ def answering(
     return serving(folder, Handler)
 
 
-def session(folder: Path, port: int, worker: Worker | None = None, **more: Any) -> Session:
+def session(folder: Path, port: int, stop: threading.Event | None = None, **more: Any) -> Session:
     tls = ACMETLS(
         certdir=folder / "certs",
         hostname=NAME,
@@ -77,7 +75,7 @@ def session(folder: Path, port: int, worker: Worker | None = None, **more: Any) 
         ca_file=folder / "127.0.0.1.crt",
         **more,
     )
-    return Session(tls, Store(tls.certdir), Challenges(), worker or Worker())
+    return Session(tls, Store(tls.certdir), Challenges(), stop or threading.Event())
 
 
 @pytest.mark.parametrize(("header", "want"), [({"Retry_After": "70"}, 70), ({}, None)])
@@ -116,7 +114,7 @@ def test_advice_from_who_gives_none(tmp_path: Path) -> None:
 
 def post(session: Session, url: str) -> None:
     """Ask for something, signed, as all that `obtain` does."""
-    with session._described_failures(), session._network(Budget(20, Worker())) as net:
+    with session._exchange(Budget(20, threading.Event())) as net:
         account = load_key(session._store)
         net.key, net.alg = account.jwk, account.algorithm
         net.post(url, None, new_nonce_url=url)
@@ -166,10 +164,10 @@ def test_what_else_is_refused_is_not_asked_for_again(tmp_path: Path) -> None:
 
 
 def test_it_stops_when_told_to(tmp_path: Path) -> None:
-    worker = Worker()
-    worker.stop()
+    stop = threading.Event()
+    stop.set()
     with answering(tmp_path, 200, b"{}") as port, pytest.raises(Stopped):
-        session(tmp_path, port, worker).obtain(NAME, 0)
+        session(tmp_path, port, stop).obtain(NAME, 0)
 
 
 def test_an_account_that_cannot_be_saved_is_not_made(

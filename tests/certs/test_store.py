@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pyderp.certs.credential import Credential
-from pyderp.certs.store import Record, Store, issued_credential
+from pyderp.certs.schedule import Record
+from pyderp.certs.store import Store, issued_credential
 from pyderp.errors import ConfigError
 
 from .authority import issue

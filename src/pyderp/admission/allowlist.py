@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -52,26 +52,20 @@ def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
         raise ConfigError(f"{where}, line {bad}: not UTF-8 text") from None
     labels: dict[NodePublic, str] = {}
     lines: dict[NodePublic, int] = {}
-    for number, line in _lines(text, where):
-        try:
-            entry = _parse_line(line)
-            if entry is None:
-                continue
-            key, label = entry
-            if key in lines:
-                raise ConfigError(f"the same key as in line {lines[key]}")
-        except (ConfigError, InvalidKey) as e:
-            raise ConfigError(f"{where}, line {number}: {e}") from None
-        labels[key] = label
-        lines[key] = number
-    return labels
-
-
-def _lines(text: str, where: str) -> Iterator[tuple[int, str]]:
     try:
-        yield from numbered_lines(text)
+        for number, line in numbered_lines(text):
+            try:
+                entry = _parse_line(line)
+                if entry is not None and entry[0] in lines:
+                    raise ConfigError(f"the same key as in line {lines[entry[0]]}")
+            except (ConfigError, InvalidKey) as e:
+                raise ConfigError(f"line {number}: {e}") from None
+            if entry is not None:
+                labels.update((entry,))
+                lines[entry[0]] = number
     except ConfigError as e:
         raise ConfigError(f"{where}, {e}") from None
+    return labels
 
 
 def _parse_line(line: str) -> tuple[NodePublic, str] | None:
@@ -127,9 +121,6 @@ class AllowList:
 
     def __len__(self) -> int:
         return len(self._labels)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._labels
 
     def label(self, key: NodePublic) -> str:
         """What the file calls a key; empty for nothing."""

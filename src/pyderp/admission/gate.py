@@ -6,12 +6,11 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyderp.admission.allowlist import AllowList
-from pyderp.admission.source import AdmissionFunction, Source
-from pyderp.admission.turns import Questions
+from pyderp.admission.source import AdmissionFunction, Questions, Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Memory, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_RECHECKS, ADMISSION_TIMEOUT
@@ -65,16 +64,29 @@ class Gate:
         self._look = look
         self._clock = clock
         self._list = None if config.keys_file is None else AllowList(config.keys_file)
-        self._tailscaled = _tailscaled(config, self.counters, timeout)
-        sources: list[Source] = [] if self._tailscaled is None else [self._tailscaled]
-        sources += _other_sources(config, self.counters, timeout)
+        self._tailscaled: Tailscaled | None = None
+        sources: list[Source] = []
+        # Imported here, so that relays without admission do without aiohttp.
+        if config.tailscaled:
+            from pyderp.admission.tailscaled import Tailscaled
+
+            self._tailscaled = Tailscaled(config.tailscaled_socket, self.counters, timeout=timeout)
+            sources.append(self._tailscaled)
+        if config.url:
+            from pyderp.admission.url import AdmissionURL
+
+            fail_open = config.url_fail_open
+            sources.append(
+                AdmissionURL(config.url, self.counters, fail_open=fail_open, timeout=timeout)
+            )
+        if config.decide is not None:
+            sources.append(AdmissionFunction(config.decide, self.counters, timeout=timeout))
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
         self._memory: Memory[ClientIdentity, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        self._shared: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
-        # Apart: a client that logs in again and again must not make its recheck share the fate of
-        # a question that had no turn.
-        self._rechecks: SingleFlight[ClientIdentity, Verdict] = SingleFlight()
+        # Rechecks apart: a client that logs in again and again must not make its recheck share the
+        # fate of a question that had no turn.
+        self._asking: SingleFlight[tuple[ClientIdentity, bool], Verdict] = SingleFlight()
         self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -142,8 +154,7 @@ class Gate:
         """
         # A new one: what is being asked now, and may be about what was before, ends up in the old.
         self._memory = Memory(self._remember, ADMISSION_CACHE)
-        self._shared.renew()
-        self._rechecks.renew()
+        self._asking.renew()
         if self._list is not None and self._list.reload():
             self._close_unlisted(self._list)
 
@@ -154,17 +165,13 @@ class Gate:
     async def aclose(self) -> None:
         """Stop asking; clients that wait for an answer are kept out."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._tasks.clear()
-        await self._shared.aclose()
-        await self._rechecks.aclose()
+        tasks, self._tasks = self._tasks, []
+        await cancel_and_wait(tasks)
+        await self._asking.aclose()
         await self._checks.aclose()
         for source in self._sources:
             await source.aclose()
-        self._memory.clear()
+        self._memory = Memory(self._remember, ADMISSION_CACHE)
 
     def _listed(self, key: NodePublic) -> Verdict:
         return _ALLOWED if self._list is None else self._list.verdict(key)
@@ -179,8 +186,8 @@ class Gate:
     async def _query(self, client: ClientIdentity, *, recheck: bool = False) -> Verdict:
         if self._closed:
             return _CLOSING
-        verdict = await (self._rechecks if recheck else self._shared).get(
-            client,
+        verdict = await self._asking.get(
+            (client, recheck),
             lambda: self._ask_and_remember(client, recheck=recheck),
             name=f"pyderp admission: {'recheck' if recheck else 'login'}",
         )
@@ -258,70 +265,32 @@ async def recheck_for_ever(
         live: the clients that are connected; looked at when a round begins.
         check: asks about one client, and does what the answer demands.
     """
-    while True:
-        try:
-            clients = list(dict.fromkeys(live()))
-        except Exception:
-            log.exception("rechecking clients failed, the next round is in %g s", interval)
-            clients = []
-        await _round(interval, clients, check)
-
-
-async def _round(
-    interval: float,
-    clients: list[ClientIdentity],
-    check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
-) -> None:
     loop = asyncio.get_running_loop()
-    begin = loop.time()
-    step = interval / max(1, len(clients))
     slots = asyncio.Semaphore(ADMISSION_RECHECKS)
     running: set[asyncio.Task[None]] = set()
 
     def over(task: asyncio.Task[None]) -> None:
         running.discard(task)
         slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("rechecking a client failed", exc_info=error)
 
     try:
-        for n, client in enumerate(clients):
-            await asyncio.sleep(begin + n * step - loop.time())
-            await slots.acquire()
-            name = "pyderp admission: recheck"
-            task = asyncio.create_task(_carefully(check(client)), name=name)
-            running.add(task)
-            task.add_done_callback(over)
-        if running:
-            await asyncio.wait(running)
+        while True:
+            begin = loop.time()
+            try:
+                clients = list(dict.fromkeys(live()))
+            except Exception:
+                log.exception("rechecking clients failed, the next round is in %g s", interval)
+                clients = []
+            for n, client in enumerate(clients):
+                await asyncio.sleep(begin + n * interval / len(clients) - loop.time())
+                await slots.acquire()
+                task = asyncio.create_task(check(client), name="pyderp admission: recheck")
+                running.add(task)
+                task.add_done_callback(over)
+            if running:
+                await asyncio.wait(running)
+            await asyncio.sleep(begin + interval - loop.time())
     finally:
         await cancel_and_wait(list(running))
-    await asyncio.sleep(begin + interval - loop.time())
-
-
-async def _carefully(work: Coroutine[Any, Any, None]) -> None:
-    # A failure must not end the group: a cancellation at that moment would be lost.
-    try:
-        await work
-    except Exception:
-        log.exception("rechecking a client failed")
-
-
-def _tailscaled(
-    config: AdmissionConfig, counters: AdmissionCounters, timeout: float
-) -> Tailscaled | None:
-    if not config.tailscaled:
-        return None
-    # Here, as in the next function, so that relays without admission do without aiohttp.
-    from pyderp.admission.tailscaled import Tailscaled
-
-    return Tailscaled(config.tailscaled_socket, counters, timeout=timeout)
-
-
-def _other_sources(
-    config: AdmissionConfig, counters: AdmissionCounters, timeout: float
-) -> Iterator[Source]:
-    if config.url:
-        from pyderp.admission.url import AdmissionURL
-
-        yield AdmissionURL(config.url, counters, fail_open=config.url_fail_open, timeout=timeout)
-    if config.decide is not None:
-        yield AdmissionFunction(config.decide, counters, timeout=timeout)

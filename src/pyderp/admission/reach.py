@@ -6,16 +6,19 @@ Also what an HTTP client does below a question: look-ups of names, connections, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
+
+from pyderp.tasks import in_own_thread
 
 __all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
 
@@ -44,37 +47,19 @@ _NO_CONNECTION: Final = frozenset(
         None,  # several addresses failed, each in its own way
     }
 )
-_OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+_OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM, errno.EAGAIN})
+"""Of a look-up; EAGAIN: there is no thread left for it."""
 
 
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One question on its way."""
 
-    __slots__ = ("_reach", "connected", "reused")
+    connected: bool = False
+    """It has a connection to the server, and what fails now is no missing connection."""
 
-    def __init__(self, reach: Reach) -> None:
-        self._reach = reach
-        self.connected = False
-        """It has a connection to the server, and what fails now is no missing connection."""
-        self.reused = False
-        """The connection was there before, and the server may have closed it meanwhile."""
-
-    def on_connected(self, *, reused: bool) -> None:
-        """There is a connection. A new one shows that the server can be reached."""
-        self.connected = True
-        self.reused = reused
-        if not reused:
-            self._reach.on_reached(self)
-
-    def on_answered(self) -> None:
-        """The server said something."""
-        self.connected = True
-        self.reused = False
-        self._reach.on_reached(self)
-
-    def end(self) -> None:
-        """Nothing more comes of it."""
-        self._reach.on_end(self)
+    reused: bool = False
+    """The connection was there before, and the server may have closed it meanwhile."""
 
 
 class Reach:
@@ -102,7 +87,7 @@ class Reach:
 
     def begin(self) -> Attempt:
         """A question is about to be asked."""
-        attempt = Attempt(self)
+        attempt = Attempt()
         self._trying.add(attempt)
         return attempt
 
@@ -118,27 +103,27 @@ class Reach:
 
         Waits for attempts on their way, but not for long.
         """
-        failed.end()
+        self.on_end(failed)
         others = set(self._trying)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while others & self._trying and not self._is_fresh():
                     await self._changed.wait()
-        except TimeoutError:
-            pass
         if self._is_fresh():
             return False
         self._missed = self._clock()
         return True
 
     def on_reached(self, attempt: Attempt) -> None:
-        """An attempt got through; `Attempt` calls it."""
+        """There is a new connection, or an answer: the server can be reached."""
+        attempt.connected = True
+        attempt.reused = False
         self._reached = self._clock()
         self._missed = None
         self.on_end(attempt)
 
     def on_end(self, attempt: Attempt) -> None:
-        """An attempt got through or failed; `Attempt` calls it."""
+        """An attempt got through or failed."""
         self._trying.discard(attempt)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -160,25 +145,27 @@ def is_missing_connection(error: Exception) -> bool:
 
 
 class OwnThreadResolver(AbstractResolver):
-    """Asks the system for addresses, in threads that nothing else uses.
+    """Asks the system for addresses, a few at once, each in a thread of its own.
 
     In the threads of the event loop, names that hang elsewhere would keep this look-up waiting
     until its time is over, as if the server could not be reached.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "pyderp-admission")
+        self._free = asyncio.Semaphore(_THREADS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """The addresses of a host."""
-        infos = await asyncio.get_running_loop().run_in_executor(
-            self._threads,
-            lambda: socket.getaddrinfo(
-                host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-            ),
-        )
+        # aiohttp cancels no look-up before the end, so none that hangs counts as free.
+        async with self._free:
+            infos = await in_own_thread(
+                lambda: socket.getaddrinfo(
+                    host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+                ),
+                name=f"pyderp look-up of {host}",
+            )
         return [
             ResolveResult(
                 hostname=host,
@@ -192,8 +179,7 @@ class OwnThreadResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do not wait for look-ups that hang."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Look-ups that hang end by themselves."""
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:
@@ -202,23 +188,27 @@ def _with_zone(address: tuple[Any, ...]) -> str:
 
 
 def tracing() -> aiohttp.TraceConfig:
-    """Tell the `Attempt` that a request carries what comes of its connection.
+    """Tell the `Reach`, which a request carries with its `Attempt`, what comes of its connection.
 
     aiohttp's errors alone do not say whether there was one: a redirect may lead to a second
     server, and that one may be missing.
     """
+    # It is a cycle, so its functions take what they tell from the request.
     config = aiohttp.TraceConfig()
 
     async def made(_: object, context: Any, __: object) -> None:
-        _attempt(context).on_connected(reused=False)
+        reach, attempt = _carried(context)
+        reach.on_reached(attempt)
 
     async def reused(_: object, context: Any, __: object) -> None:
-        _attempt(context).on_connected(reused=True)
+        _, attempt = _carried(context)
+        attempt.connected = attempt.reused = True
 
     async def redirected(
         _: object, context: Any, params: aiohttp.TraceRequestRedirectParams
     ) -> None:
-        _attempt(context).on_answered()
+        reach, attempt = _carried(context)
+        reach.on_reached(attempt)
         _check_redirect(params.url, params.response.headers.get("Location", ""))
 
     config.on_connection_create_end.append(made)
@@ -227,10 +217,9 @@ def tracing() -> aiohttp.TraceConfig:
     return config
 
 
-def _attempt(context: Any) -> Attempt:
-    attempt = context.trace_request_ctx
-    assert isinstance(attempt, Attempt)
-    return attempt
+def _carried(context: Any) -> tuple[Reach, Attempt]:
+    carried: tuple[Reach, Attempt] = context.trace_request_ctx
+    return carried
 
 
 def _check_redirect(base: URL, location: str) -> None:

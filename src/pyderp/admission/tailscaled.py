@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from pyderp import gojson
-from pyderp.admission.source import FailureLog
+from pyderp.admission.source import Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey, without_frames
@@ -54,13 +55,11 @@ class _NoAnswerError(Exception):
         self.cause = cause
 
 
-class Tailscaled:
+class Tailscaled(Source):
     """The daemon's LocalAPI (`derper -verify-clients`). Who cannot be asked about stays out.
 
     Args:
         socket: the daemon's; `None`: where the system has it, looked for at the first question.
-        counters: queries and errors are counted there.
-        timeout: seconds for one question.
     """
 
     def __init__(
@@ -70,15 +69,12 @@ class Tailscaled:
         *,
         timeout: float = ADMISSION_TIMEOUT,
     ) -> None:
+        super().__init__("local tailscaled", counters, timeout)
         self._socket = socket
-        self._counters = counters
-        self._timeout = timeout
-        self.name = "local tailscaled"
-        self._failures = FailureLog(self.name)
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """Whether the daemon's network map has the node, as `Source.ask`."""
+        """Whether the daemon's network map has the node, or why that cannot be found out."""
         key = client.key
         self._counters.queries += 1
         try:
@@ -88,20 +84,16 @@ class Tailscaled:
                 return Verdict(False, f"peer {key} not authorized (not found in local tailscaled)")
             if b"invalid 'addr' parameter" in body and status != 200:
                 # One that knows nodes by address only.
-                return self._failed(
-                    "tailscaled version is too old (out of sync with derper binary)"
-                )
+                reason = "tailscaled version is too old (out of sync with derper binary)"
+                return self._unknown(reason, Cause.BAD_ANSWER)
             _answer(status, body)
         except _NoAnswerError as e:
-            reason = f"failed to query local tailscaled status for {key}: {e}"
-            return self._failed(reason, cause=e.cause)
-        self._failures.worked()
-        return Verdict(True)
+            return self._unknown(f"failed to query local tailscaled status for {key}: {e}", e.cause)
+        return self._answered(client, allowed=True)
 
-    def _failed(self, reason: str, *, cause: Cause = Cause.BAD_ANSWER) -> Verdict:
-        self._counters.errors += 1
-        self._failures.failed(reason)
-        return Verdict(False, reason, cause=cause)
+    def _unknown(self, reason: str, cause: Cause) -> Verdict:
+        """`derper` gives these reasons without the name of the source."""
+        return dataclasses.replace(self._failed(reason, cause), reason=reason)
 
     async def own_key(self) -> NodePublic | str:
         """The daemon's own node key; otherwise what is wrong, as text."""

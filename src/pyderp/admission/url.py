@@ -18,7 +18,7 @@ from pyderp.admission.reach import (
     is_missing_connection,
     tracing,
 )
-from pyderp.admission.source import FailureLog
+from pyderp.admission.source import Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import ConfigError, without_frames
@@ -35,7 +35,7 @@ class Undecided(Exception):
     """No whole JSON object so far."""
 
 
-class AdmissionURL:
+class AdmissionURL(Source):
     """An HTTP server that is told each client's key and address, and answers yes or no.
 
     The request is `{"NodePublic":"nodekey:…","Source":"IP"}`; the answer `{"Allow":true}`.
@@ -46,7 +46,6 @@ class AdmissionURL:
         fail_open: let in clients while the server is out of reach: this question got no
             connection, and no other has one or had one lately. A connection on which no good
             answer comes always keeps the client out, whatever comes instead.
-        counters: queries and errors are counted there.
         timeout: seconds for one question: connecting, redirects and body together.
         reach: what other questions came to.
 
@@ -63,18 +62,15 @@ class AdmissionURL:
         timeout: float = ADMISSION_TIMEOUT,
         reach: Reach | None = None,
     ) -> None:
-        self.name = "admission controller"
+        super().__init__("admission controller", counters, timeout)
         self._proxy = _proxy_for(url)
         self._url = url
         self._fail_open = fail_open
-        self._counters = counters
-        self._timeout = timeout
-        self._failures = FailureLog(self.name)
         self._reach = Reach() if reach is None else reach
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """What the server says, as `Source.ask`."""
+        """What the server says."""
         if self._fail_open and self._reach.is_known_missed():
             return self._let_in(client, "nobody reaches it")
         self._counters.queries += 1
@@ -83,16 +79,19 @@ class AdmissionURL:
             return await self._exchange(client, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
             # aiohttp's frames hold the errors that come through them.
-            what = _describe(without_frames(e), self._timeout)
+            without_frames(e)
+            late = isinstance(e, TimeoutError)
+            what = excerpt(str(e)) or type(e).__name__
+            if late:
+                what = f"no answer within {self._timeout:g} s"
             if attempt.connected:
-                timed_out = isinstance(e, TimeoutError)
-                cause = Cause.TIMED_OUT if timed_out else Cause.BAD_ANSWER
+                cause = Cause.TIMED_OUT if late else Cause.BAD_ANSWER
                 return self._failed(f"no usable answer: {what}", cause)
             if not is_missing_connection(e):
                 return self._failed(f"cannot be asked: {what}", Cause.FAILED)
             return await self._unreachable(client, attempt, what)
         finally:
-            attempt.end()
+            self._reach.on_end(attempt)
 
     async def _exchange(self, client: ClientIdentity, attempt: Attempt) -> Verdict:
         question = {"NodePublic": str(client.key), "Source": client.address}
@@ -107,10 +106,7 @@ class AdmissionURL:
             finally:
                 # A connection on which more comes than was read is not used again.
                 response.release()
-        self._failures.worked()
-        if allowed:
-            return Verdict(True)
-        return Verdict(False, f"{self.name}: {client} not allowed")
+        return self._answered(client, allowed=allowed)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -132,11 +128,6 @@ class AdmissionURL:
         self._failures.failed(f"unreachable, {client.key} is let in: {what}")
         return Verdict(True, cause=Cause.UNREACHABLE)
 
-    def _failed(self, what: str, cause: Cause) -> Verdict:
-        self._counters.errors += 1
-        self._failures.failed(what)
-        return Verdict(False, f"{self.name}: {what}", cause=cause)
-
     async def _post(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
         try:
             return await self._send(body, attempt)
@@ -157,9 +148,9 @@ class AdmissionURL:
             skip_auto_headers=("Content-Type", "Accept"),
             max_redirects=_REDIRECTS,
             proxy=self._proxy,
-            trace_request_ctx=attempt,
+            trace_request_ctx=(self._reach, attempt),
         )
-        attempt.on_answered()
+        self._reach.on_reached(attempt)
         return response
 
     def _open(self) -> aiohttp.ClientSession:
@@ -196,12 +187,6 @@ def _proxy_for(url: str) -> str | None:
             f"cannot be asked through: want http://…, or {host} in NO_PROXY"
         )
     return proxy
-
-
-def _describe(error: Exception, timeout: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
-    return excerpt(str(error)) or type(error).__name__
 
 
 async def _read_answer(response: aiohttp.ClientResponse) -> bool:

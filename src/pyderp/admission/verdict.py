@@ -147,10 +147,6 @@ class Memory(Generic[K, V]):
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._entries.clear()
-
 
 def excerpt(text: str) -> str:
     """The start of what a source said, in one line that is safe to print."""

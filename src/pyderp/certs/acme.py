@@ -7,19 +7,18 @@ import contextlib
 import logging
 import operator
 import random
+import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
-from pyderp.certs.credential import CertificateInfo, Credential
-from pyderp.certs.issuance import Authority, Issuance, ManagedCertificate
-from pyderp.certs.schedule import RetryPolicy, Schedule, Uniform
+from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
+from pyderp.certs.issuance import Authority, ManagedCertificate
+from pyderp.certs.schedule import RetryPolicy, Schedule
 from pyderp.certs.session import Session
 from pyderp.certs.store import Store
-from pyderp.certs.worker import Worker
 from pyderp.config import ACMETLS
 from pyderp.config.tls import PUBLIC
 from pyderp.errors import ConfigError
@@ -33,13 +32,15 @@ _MAX_ADDRESSES: Final = 64
 """Local addresses that certificates are got for; a machine may have a whole network."""
 _LONGEST_SLEEP: Final = 3600.0
 """The wall clock may be set while we sleep."""
+_PATIENCE: Final = 2.0
+"""Seconds that a request under way has to stop."""
 
 POLICY: Final = RetryPolicy()
 ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
 
 
-class ACMECertificates:
-    """A `CertificateSource` that asks a certificate authority.
+class ACMECertificates(CertificateSource):
+    """Asks a certificate authority.
 
     The host name's certificate is for clients that ask for it by SNI, in any case. With
     `ip_certs`, clients that ask for no name, or for the address that they connected to, get
@@ -63,23 +64,17 @@ class ACMECertificates:
         authority: Authority | None = None,
         policy: RetryPolicy = POLICY,
         address_policy: RetryPolicy = ADDRESS_POLICY,
-        clock: Callable[[], float] = time.time,
-        uniform: Uniform = random.uniform,
     ) -> None:
         if tls.ca_file is not None:
             authority_context(tls.ca_file)  # an unusable file is told at once
         self._tls = tls
-        self._clock = clock
-        self._uniform = uniform
         self._policy = policy
         self._address_policy = address_policy
         self._store = Store(tls.certdir)
         self._store.load_account()  # so that one that cannot be read is an error at once
         self._challenges = Challenges()
-        self._worker = Worker()
-        if authority is None:
-            authority = Session(tls, self._store, self._challenges, self._worker)
-        self._issuance = Issuance(tls, self._store, self._worker, authority, clock)
+        self._stop = threading.Event()
+        self._authority = authority or Session(tls, self._store, self._challenges, self._stop)
         self._managed: dict[str, ManagedCertificate] = {}
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -113,11 +108,6 @@ class ACMECertificates:
         """Those that there are."""
         return [each.credential.info for each in self._managed.values() if each.credential]
 
-    @property
-    def cert_name(self) -> str:
-        """Empty: the certificate is one that clients trust."""
-        return ""
-
     # Life
 
     async def start(self) -> None:
@@ -126,12 +116,17 @@ class ACMECertificates:
 
     async def aclose(self) -> None:
         """Stop. A request that hangs is left alone; its thread ends with it."""
-        self._worker.stop()
+        self._stop.set()
+        self._wake.set()
         keeper, self._keeper = self._keeper, None  # cancelled, it holds frames that hold us
-        if keeper is not None:
-            await cancel_and_wait([keeper])
-        if not await self._worker.stopped():
-            log.info("the certificate authority does not answer; not waiting for it")
+        if keeper is None:
+            return
+        try:
+            await asyncio.wait((keeper,), timeout=_PATIENCE)
+            if not keeper.done():
+                log.info("the certificate authority does not answer; not waiting for it")
+        finally:
+            await cancel_and_wait((keeper,))
 
     def reload(self, *, force: bool = False) -> bool:
         """Use what another program wrote into the directory.
@@ -140,75 +135,73 @@ class ACMECertificates:
             force: an operator asks. What failed is tried again at once, unless the authority
                 itself named a time.
         """
-        found = [self._issuance.read_again(each, force=force) for each in self._managed.values()]
+        found = [each.read_again(force=force) for each in self._managed.values()]
         if force:
             for each in self._managed.values():
-                each.schedule.hurry(self._clock())
+                each.schedule.hurry(time.time())
             self._wake.set()
         return any(found)
 
     async def _keep(self) -> None:
-        while True:
+        while not self._stop.is_set():
             try:
                 await self._next_step()
             except Exception:
                 # Without this task certificates would expire, and no line would say why.
                 wait = self._policy.first_retry
                 log.exception("keeping certificates failed unexpectedly; on in %g s", wait)
-                await asyncio.sleep(wait)
+                await self._pause(wait)
 
     async def _next_step(self) -> None:
         """Do what is due, or wait until something may be."""
         self._wake.clear()
-        now = self._clock()
-        steps = [
-            step for each in self._managed.values() for step in self._issuance.steps(each, now)
-        ]
+        now = time.time()
+        steps = [step for each in self._managed.values() for step in each.steps(now)]
         at, step = min(steps, key=operator.itemgetter(0))
         if at <= now:
             await step()
-            return
+        else:
+            await self._pause(min(at - now, _LONGEST_SLEEP))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until there is something new to look at."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(at - now, _LONGEST_SLEEP)):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
     # Names and addresses
 
     def _managed_address(self, local_address: str) -> str | None:
-        """The address that a connection's certificate is for, if it is there or asked for."""
-        subject = self._subject_of(local_address)
-        if subject is None or subject in self._managed or self._begin_to_manage(subject):
-            return subject
-        return None
+        """The address that a connection's certificate is for, which is asked for from now on.
 
-    def _subject_of(self, local_address: str) -> str | None:
-        """The address that a certificate for this connection is for."""
+        Returns:
+            `None`: there is and will be none.
+        """
         address = parse_ip(local_address)
         if address is None:
             return None
-        if self._tls.directory in PUBLIC and not address.is_global:
-            # Behind address translation we do not see the address that clients use, but the
-            # settings may name it.
-            return self._host_address
-        return str(address)
-
-    def _begin_to_manage(self, subject: str) -> bool:
-        """Ask for the certificate of an address from now on. Returns whether that can be."""
+        # Behind address translation we do not see the address that clients use, but the settings
+        # may name it.
+        hidden = self._tls.directory in PUBLIC and not address.is_global
+        subject = self._host_address if hidden else str(address)
+        if subject is None or subject in self._managed:
+            return subject
         if len(self._managed) >= _MAX_ADDRESSES:
-            return False
+            return None
         try:
             self._manage(subject)
         except ConfigError as e:
             log.error("no certificate for %s: %s", subject, e)
-            return False
+            return None
         self._wake.set()
-        return True
+        return subject
 
     def _manage(self, subject: str) -> None:
         policy = self._policy if parse_ip(subject) is None else self._address_policy
-        managed = ManagedCertificate(subject, Schedule(policy, self._uniform))
-        self._issuance.load(managed)
-        self._managed[subject] = managed
+        schedule = Schedule(policy, random.uniform)
+        self._managed[subject] = ManagedCertificate(
+            subject, schedule, self._store, self._authority, self._tls.directory
+        )
 
     def _subject(self, name: str | None, address: str | None) -> str | None:
         """What a client gets that asks for this name at this address."""

@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyderp.certs.context import ACME_TLS
-from pyderp.certs.credential import Credential, info_of, pem_of_key, utc_now
+from pyderp.certs.credential import Credential, self_signed, utc_now
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 
@@ -80,23 +78,11 @@ def challenge_credential(name: str, authorization: str) -> Credential:
     Args:
         authorization: the key authorization; its hash is in the certificate.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    # A common name may have 64 characters at most; this one is not looked at.
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
     now = utc_now()
+    day = datetime.timedelta(days=1)
     digest = hashlib.sha256(authorization.encode("ascii")).digest()
     proof = x509.UnrecognizedExtension(_ACME_IDENTIFIER, _OCTET_STRING_OF_32 + digest)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(proof, critical=True)
-        .sign(key, hashes.SHA256())
+    # A common name may have 64 characters at most; this one is not looked at.
+    return self_signed(
+        "ACME challenge", x509.DNSName(name), (now - day, now + day), [(proof, True)]
     )
-    chain = certificate.public_bytes(serialization.Encoding.PEM)
-    return Credential(chain, pem_of_key(key), info_of(certificate))

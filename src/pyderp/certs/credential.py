@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pyderp.addresses import parse_ip
 from pyderp.certnames import alternative_names, is_for
 from pyderp.errors import ConfigError
 from pyderp.throttle import Throttle
@@ -25,17 +23,22 @@ __all__ = [
     "CertificateSource",
     "Credential",
     "ExpiryWatch",
-    "check_host_name",
     "day",
     "info_of",
     "is_self_signed",
     "parse_leaf",
     "pem_of_key",
+    "self_signed",
     "utc_now",
     "valid_for",
 ]
 
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+log = logging.getLogger("pyderp.tls")
+
+EXPIRES_SOON: Final = 0.2
+"""A certificate with less than this part of its lifetime left is about to expire."""
+_AGAIN: Final = 24 * 3600.0
+"""Seconds between two warnings of one certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ class CertificateInfo:
         """From the first to the last moment that it is valid."""
         return self.not_after - self.not_before
 
-    def remaining(self, now: datetime) -> float:
-        """The part of its lifetime that is left, 1 to 0; negative once it has expired.
+    def is_valid(self, now: datetime) -> bool:
+        """Whether clients accept its dates at a time, aware."""
+        return self.not_before <= now < self.not_after
 
-        Args:
-            now: aware time.
-        """
+    def remaining(self, now: datetime) -> float:
+        """The part of its lifetime that is left at a time (aware), 1 to 0; then negative."""
         return (self.not_after - now) / max(self.lifetime, timedelta(seconds=1))
 
 
@@ -79,16 +82,6 @@ class Credential:
 
     info: CertificateInfo
     """Names and dates of the leaf."""
-
-
-def check_host_name(hostname: str) -> None:
-    """Refuse what is neither a host name nor an IP address.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if parse_ip(hostname) is None and not _HOST_NAME.fullmatch(hostname):
-        raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
 
 
 def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
@@ -135,11 +128,7 @@ def is_self_signed(leaf: x509.Certificate) -> bool:
 
 
 def day(when: datetime) -> str:
-    """A time for the log.
-
-    Args:
-        when: aware time.
-    """
+    """An aware time for the log."""
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -157,27 +146,49 @@ def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-log = logging.getLogger("pyderp.tls")
+def self_signed(
+    common_name: str,
+    alternative: x509.GeneralName,
+    lifetime: tuple[datetime, datetime],
+    extensions: Iterable[tuple[x509.ExtensionType, bool]],
+) -> Credential:
+    """Make a key, and a certificate that it signs itself.
 
-EXPIRES_SOON: Final = 0.2
-"""A certificate with less than this part of its lifetime left is about to expire."""
+    Args:
+        alternative: the one name or address that it is for.
+        lifetime: its first and last moment.
+        extensions: others, and whether each is critical.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(lifetime[0])
+        .not_valid_after(lifetime[1])
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical=critical)
+    made = builder.sign(key, hashes.SHA256())
+    chain = made.public_bytes(serialization.Encoding.PEM)
+    return Credential(chain, pem_of_key(key), info_of(made))
 
-_AGAIN: Final = 24 * 3600.0
-"""Seconds between two warnings of one certificate."""
 
-
-class CertificateSource(Protocol):
+class CertificateSource:
     """The relay's certificates, and answers to the challenges of the authority that issues them.
 
-    It gives credentials, and knows no TLS engine.
-
-    All methods are called on the thread of the event loop.
+    It gives credentials, and knows no TLS engine. All methods are called on the thread of the
+    event loop. A source that asks no authority has no challenges, and nothing to start or end.
     """
 
     @property
     def challenge_pending(self) -> bool:
         """Whether `challenge_credential` may return one; false nearly always."""
-        ...
+        return False
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
         """What to present to a client.
@@ -190,7 +201,7 @@ class CertificateSource(Protocol):
             `None` for a name that there is no certificate for, and for every name while there
             is none yet. Such a handshake ends with the alert `internal_error`, as in `derper`.
         """
-        ...
+        raise NotImplementedError
 
     def challenge_credential(self, hello: memoryview) -> Credential | None:
         """What to present to a certificate authority that checks by TLS-ALPN-01.
@@ -201,25 +212,24 @@ class CertificateSource(Protocol):
         Returns:
             `None` if the client asks for no such check, and if `hello` is cut or garbage.
         """
-        ...
+        return None
 
     def http_challenge(self, path: str) -> bytes | None:
         """The body for `/.well-known/acme-challenge/TOKEN`; `None`: no such challenge."""
-        ...
+        return None
 
     def certificates(self) -> list[CertificateInfo]:
         """The certificates in use."""
-        ...
+        raise NotImplementedError
 
     @property
     def cert_name(self) -> str:
         """`CertName` of the relay's node in a DERP map: the pin of a certificate that no authority
         has signed; empty: clients trust it as it is."""
-        ...
+        return ""
 
     async def start(self) -> None:
         """Begin to get and renew certificates, once challenges can be answered."""
-        ...
 
     def reload(self, *, force: bool = False) -> bool:
         """Look at the files again; returns whether a new certificate is in use.
@@ -227,11 +237,10 @@ class CertificateSource(Protocol):
         Args:
             force: read them even if they look unchanged, as an operator may ask.
         """
-        ...
+        raise NotImplementedError
 
     async def aclose(self) -> None:
         """End what `start` began."""
-        ...
 
 
 class ExpiryWatch:
@@ -241,11 +250,7 @@ class ExpiryWatch:
         self._throttles: dict[CertificateInfo, Throttle] = {}
 
     def look(self, certificates: Iterable[CertificateInfo], now: datetime) -> None:
-        """Warn of those that it is time for.
-
-        Args:
-            now: aware time.
-        """
+        """Warn of those that it is time for; `now` is aware."""
         soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
         known = self._throttles
         self._throttles = {each: known.get(each) or Throttle(_AGAIN) for each in soon}
@@ -256,5 +261,5 @@ class ExpiryWatch:
                 "the certificate of %s %s %s: clients that check will refuse it",
                 ", ".join(each.names),
                 "expires on" if now < each.not_after else "expired on",
-                each.not_after.strftime("%Y-%m-%d %H:%M UTC"),
+                day(each.not_after),
             )

@@ -5,48 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from pyderp.certs.credential import Credential, day
-from pyderp.certs.network import Refused
-from pyderp.certs.schedule import Schedule
-from pyderp.certs.store import Record, Store, issued_credential, order_lock
-from pyderp.certs.worker import Stopped, Worker
-from pyderp.config import ACMETLS
+from pyderp.certs.network import Refused, Stopped
+from pyderp.certs.schedule import Record, Schedule
+from pyderp.certs.store import Store, issued_credential, order_lock
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp
+from pyderp.tasks import in_own_thread
 
-__all__ = ["Authority", "Issuance", "ManagedCertificate", "Step"]
+__all__ = ["Authority", "ManagedCertificate", "Step"]
 
 log = logging.getLogger("pyderp.tls")
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
+_THREAD: Final = "pyderp-acme"
 
 
 class _Busy(Exception):
     """Another process asks, or did so just now."""
-
-
-@dataclass(slots=True)
-class ManagedCertificate:
-    """A host name or address that a certificate is wanted for, and when to do what about it."""
-
-    subject: str
-    """DNS name or IP address, in normal form."""
-
-    schedule: Schedule
-    credential: Credential | None = None
-
-    stamp: FileStamp | None = None
-    """Of the file when it was last read or written."""
-
-    unsaved: bool = False
-    save_at: float = 0.0
-
-    waiting: bool = False
-    """For another process that asks."""
 
 
 class Authority(Protocol):
@@ -61,43 +41,51 @@ class Authority(Protocol):
         ...
 
 
-class Issuance:
-    """The steps, each of which never fails: it logs, and sets the time of the next."""
+class ManagedCertificate:
+    """A host name or address that a certificate is wanted for, and when to do what about it.
+
+    The steps never fail: each logs, and sets the time of the next. One runs at a time.
+
+    Args:
+        subject: DNS name or IP address, in normal form.
+        directory: the URL that names the authority.
+
+    Raises:
+        ConfigError: the directory has a file for it that cannot be read.
+    """
 
     def __init__(
-        self,
-        tls: ACMETLS,
-        store: Store,
-        worker: Worker,
-        authority: Authority,
-        clock: Callable[[], float],
+        self, subject: str, schedule: Schedule, store: Store, authority: Authority, directory: str
     ) -> None:
-        self._directory = tls.directory
+        self.subject = subject
+        self.schedule = schedule
+        self.credential: Credential | None = None
         self._store = store
-        self._worker = worker
         self._authority = authority
-        self._clock = clock
+        self._directory = directory
+        self._stamp: FileStamp | None = None
+        """Of the file when it was last read or written."""
+        self._unsaved = False
+        self._save_at = 0.0
+        self._waiting = False
+        """For another process that asks."""
+        self._load()
 
-    def load(self, managed: ManagedCertificate) -> None:
-        """Begin with what the directory has.
-
-        Raises:
-            ConfigError: a file is there but cannot be read.
-        """
-        now = self._clock()
-        record = self._store.load_record(managed.subject)
-        schedule = managed.schedule
-        schedule.failures = record.failures
-        schedule.retry_at, schedule.authority_retry_at = record.retry_at, record.authority_retry_at
-        credential = self._store.load(managed.subject)
+    def _load(self) -> None:
+        """Begin with what the directory has."""
+        now = time.time()
+        record = self._store.load_record(self.subject)
+        schedule = self.schedule
+        schedule.restore(record)
+        credential = self._store.load(self.subject)
         if credential is not None:
-            managed.credential = credential
-            managed.stamp = self._store.stamp(managed.subject)
+            self.credential = credential
+            self._stamp = self._store.stamp(self.subject)
             schedule.obtained(now, credential.info, fresh=False)
             if record.directory not in ("", self._directory):
                 log.info(
                     "the certificate of %s is from %s; one from %s will be asked for",
-                    managed.subject,
+                    self.subject,
                     record.directory,
                     self._directory,
                 )
@@ -106,226 +94,207 @@ class Issuance:
         if record.error and credential is None and at > now:
             log.warning(
                 "no certificate for %s yet; next try in %.0f s, as the last failed: %s",
-                managed.subject,
+                self.subject,
                 at - now,
                 record.error,
             )
 
-    def steps(self, managed: ManagedCertificate, now: float) -> Iterator[tuple[float, Step]]:
+    def steps(self, now: float) -> Iterator[tuple[float, Step]]:
         """What is to be done for a certificate, and when; what is past is to be done now."""
-        credential = managed.credential
+        credential = self.credential
         info = credential.info if credential is not None else None
-        yield managed.schedule.next_request(now, info), functools.partial(self._obtain, managed)
+        yield self.schedule.next_request(now, info), self._obtain
         if credential is not None:
-            yield managed.schedule.advice_at, functools.partial(self._advise, managed, credential)
-            if managed.unsaved:
-                yield managed.save_at, functools.partial(self._save, managed, credential)
+            yield self.schedule.advice_at, functools.partial(self._advise, credential)
+            if self._unsaved:
+                yield self._save_at, functools.partial(self._save, credential)
 
-    def read_again(self, managed: ManagedCertificate, *, force: bool) -> bool:
+    def read_again(self, *, force: bool) -> bool:
         """Use what another program wrote to the file. Returns whether it did."""
-        stamp = self._store.stamp(managed.subject)
-        if stamp is None or (stamp == managed.stamp and not force) or managed.unsaved:
+        stamp = self._store.stamp(self.subject)
+        if stamp is None or (stamp == self._stamp and not force) or self._unsaved:
             return False
-        managed.stamp = stamp
+        self._stamp = stamp
         try:
-            found = self._store.read_again(managed.subject)
+            found = self._store.read_again(self.subject)
         except ConfigError as e:
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
-        now = self._clock()
-        old = managed.credential
+        now = time.time()
+        old = self.credential
         if found.info.not_after.timestamp() <= now or (old and old.chain == found.chain):
             return False
-        managed.credential = found
-        managed.schedule.obtained(now, found.info, fresh=False)
-        log.info(
-            "certificate of %s reloaded from %s", managed.subject, self._store.path(managed.subject)
-        )
+        self.credential = found
+        self.schedule.obtained(now, found.info, fresh=False)
+        log.info("certificate of %s reloaded from %s", self.subject, self._store.path(self.subject))
         return True
 
     # Steps
 
-    async def _obtain(self, managed: ManagedCertificate) -> None:
+    async def _obtain(self) -> None:
         try:
-            found = await self._worker.run(functools.partial(self._obtain_locked, managed))
+            credential, fresh = await in_own_thread(self._obtain_locked, name=_THREAD)
         except Stopped:
             return
         except _Busy:
-            self._wait_for_another(managed)
+            if not self._waiting:
+                log.info(
+                    "another process asks for certificates in %s, or just did; that of %s waits",
+                    self._store.directory,
+                    self.subject,
+                )
+            self._waiting = True
+            self.schedule.postponed(time.time() + self.schedule.policy.look_again)
             return
         except Refused as e:
-            self._tell(managed, e)
+            self._tell(e)
         except Exception as e:
-            log.exception("getting a certificate for %s failed unexpectedly", managed.subject)
+            log.exception("getting a certificate for %s failed unexpectedly", self.subject)
             why = Refused(repr(e))
-            self._count(managed, why)
-            self._tell(managed, why)
+            self._count(why)
+            self._tell(why)
         else:
-            credential, fresh = found
-            managed.credential = credential
-            managed.schedule.obtained(self._clock(), credential.info, fresh=fresh)
+            self.credential = credential
+            self.schedule.obtained(time.time(), credential.info, fresh=fresh)
             log.info(
                 "certificate of %s is good until %s%s",
-                managed.subject,
+                self.subject,
                 day(credential.info.not_after),
                 "" if fresh else "; another process got it",
             )
-        managed.waiting = False
+        self._waiting = False
 
-    def _wait_for_another(self, managed: ManagedCertificate) -> None:
-        if not managed.waiting:
-            log.info(
-                "another process asks for certificates in %s, or just did; that of %s waits",
-                self._store.directory,
-                managed.subject,
-            )
-        managed.waiting = True
-        managed.schedule.postponed(self._clock() + managed.schedule.policy.look_again)
-
-    def _obtain_locked(self, managed: ManagedCertificate) -> tuple[Credential, bool]:
-        """On the worker's thread: ask, unless another process does. Returns also whether we did.
+    def _obtain_locked(self) -> tuple[Credential, bool]:
+        """In a thread: ask, unless another process does. Returns also whether we did.
 
         When one relay takes over from another, both use the directory for a while.
         """
         with order_lock(self._store.directory) as free:
             if not free:
                 raise _Busy
-            before = self._store.load_record(managed.subject)
-            credential = self._found(managed, before)
+            before = self._store.load_record(self.subject)
+            credential = self._found(before)
             if credential is not None:
                 return credential, False
-            if managed.schedule.adopt(
-                self._clock(),
-                before.failures,
-                before.retry_at,
-                authority_retry_at=before.authority_retry_at,
-            ):
+            if self.schedule.adopt(time.time(), before):
                 raise _Busy
-            log.info("asking %s for a certificate for %s", self._directory, managed.subject)
+            log.info("asking %s for a certificate for %s", self._directory, self.subject)
             try:
-                return self._obtain_now(managed, before), True
+                return self._obtain_now(before), True
             except Refused as e:
-                self._count(managed, e)  # while no other process looks
+                self._count(e)  # while no other process looks
                 raise
 
-    def _found(self, managed: ManagedCertificate, record: Record) -> Credential | None:
+    def _found(self, record: Record) -> Credential | None:
         """What another process got since we looked."""
-        stamp = self._store.stamp(managed.subject)
+        stamp = self._store.stamp(self.subject)
         ours = record.directory in ("", self._directory)
-        if stamp in (None, managed.stamp) or managed.unsaved or not ours:
+        if stamp in (None, self._stamp) or self._unsaved or not ours:
             return None
         try:
-            found = self._store.read_again(managed.subject)
+            found = self._store.read_again(self.subject)
         except ConfigError:
             return None
-        end = managed.credential.info.not_after.timestamp() if managed.credential else self._clock()
+        end = self.credential.info.not_after.timestamp() if self.credential else time.time()
         if found.info.not_after.timestamp() <= end:
             return None
-        managed.stamp = stamp
+        self._stamp = stamp
         return found
 
-    def _obtain_now(self, managed: ManagedCertificate, before: Record) -> Credential:
+    def _obtain_now(self, before: Record) -> Credential:
         """Ask, and save."""
-        schedule = managed.schedule
+        schedule = self.schedule
         # Should this process die in the middle, over and over, each is a failure.
         presumed = dataclasses.replace(schedule)
-        presumed.failed(self._clock(), None, limited=False)
-        self._remember(managed, _record_of(presumed, before.directory, "interrupted"))
+        presumed.failed(time.time(), None, limited=False)
+        self._remember(presumed.record(before.directory, "interrupted"))
         try:
-            chain, key = self._authority.obtain(managed.subject, schedule.failures)
+            chain, key = self._authority.obtain(self.subject, schedule.failures)
         except Stopped:
-            self._remember(managed, before)
+            self._remember(before)
             raise
         except Refused as e:
             if not e.asked:
-                self._remember(managed, before)
+                self._remember(before)
             raise
         try:
-            credential = issued_credential(chain, key, managed.subject, "what the authority issued")
+            credential = issued_credential(chain, key, self.subject, "what the authority issued")
         except ConfigError as e:
             raise Refused(str(e)) from e
-        if credential.info.not_after.timestamp() <= self._clock():
+        if credential.info.not_after.timestamp() <= time.time():
             raise Refused("it issued one that has expired already; is the clock right?")
-        managed.unsaved = True
-        self._save_now(managed, credential)
+        self._unsaved = True
+        self._save_now(credential)
         return credential
 
-    def _count(self, managed: ManagedCertificate, why: Refused) -> None:
-        now = self._clock()
-        schedule = managed.schedule
+    def _count(self, why: Refused) -> None:
+        now = time.time()
+        schedule = self.schedule
         if not why.asked:
             schedule.postponed(now + schedule.policy.save_every)
             return
         schedule.failed(now, why.retry_after, limited=why.limited)
-        directory = self._store.load_record(managed.subject).directory
-        self._remember(managed, _record_of(schedule, directory, str(why)))
+        directory = self._store.load_record(self.subject).directory
+        self._remember(schedule.record(directory, str(why)))
 
-    def _tell(self, managed: ManagedCertificate, why: Refused) -> None:
-        wait = max(managed.schedule.retry_at - self._clock(), 0.0)
-        credential = managed.credential
+    def _tell(self, why: Refused) -> None:
+        wait = max(self.schedule.retry_at - time.time(), 0.0)
+        credential = self.credential
         if credential is None:
-            log.error("no certificate for %s: %s; next try in %.0f s", managed.subject, why, wait)
+            log.error("no certificate for %s: %s; next try in %.0f s", self.subject, why, wait)
             return
         log.warning(
             "the certificate of %s, good until %s, is not renewed: %s; next try in %.0f s",
-            managed.subject,
+            self.subject,
             day(credential.info.not_after),
             why,
             wait,
         )
 
-    async def _advise(self, managed: ManagedCertificate, credential: Credential) -> None:
-        now = self._clock()
+    async def _advise(self, credential: Credential) -> None:
+        now = time.time()
         try:
-            when, again = await self._worker.run(
-                functools.partial(self._authority.renewal, credential.chain)
+            when, again = await in_own_thread(
+                functools.partial(self._authority.renewal, credential.chain), name=_THREAD
             )
         except Stopped:
             return
         except Refused as e:
             log.info("%s does not tell when to renew: %s", self._directory, e)
-            when, again = None, now + managed.schedule.policy.advice_every
+            when, again = None, now + self.schedule.policy.advice_every
         except Exception:
             log.exception("asking when to renew failed unexpectedly")
-            when, again = None, now + managed.schedule.policy.advice_every
-        if managed.credential is credential:
-            managed.schedule.advised(self._clock(), credential.info, when, again)
+            when, again = None, now + self.schedule.policy.advice_every
+        if self.credential is credential:
+            self.schedule.advised(time.time(), credential.info, when, again)
 
-    async def _save(self, managed: ManagedCertificate, credential: Credential) -> None:
+    async def _save(self, credential: Credential) -> None:
         try:
-            await self._worker.run(functools.partial(self._save_now, managed, credential))
+            await in_own_thread(functools.partial(self._save_now, credential), name=_THREAD)
         except Exception:
-            log.exception("saving the certificate of %s failed unexpectedly", managed.subject)
-            managed.save_at = self._clock() + managed.schedule.policy.save_every
+            log.exception("saving the certificate of %s failed unexpectedly", self.subject)
+            self._save_at = time.time() + self.schedule.policy.save_every
 
-    def _save_now(self, managed: ManagedCertificate, credential: Credential) -> None:
-        """On the worker's thread."""
+    def _save_now(self, credential: Credential) -> None:
+        """In a thread."""
         try:
-            self._store.save(managed.subject, credential)
+            self._store.save(self.subject, credential)
         except OSError as e:
-            managed.save_at = self._clock() + managed.schedule.policy.save_every
+            self._save_at = time.time() + self.schedule.policy.save_every
             log.error(
                 "cannot save the certificate of %s in %s: %s; it is in use all the same, and "
                 "lost if the relay stops",
-                managed.subject,
-                self._store.path(managed.subject),
+                self.subject,
+                self._store.path(self.subject),
                 e.strerror,
             )
             return
-        managed.stamp = self._store.stamp(managed.subject)
-        managed.unsaved = False
-        self._remember(managed, Record(directory=self._directory))
+        self._stamp = self._store.stamp(self.subject)
+        self._unsaved = False
+        self._remember(Record(directory=self._directory))
 
-    # What is remembered
-
-    def _remember(self, managed: ManagedCertificate, record: Record) -> None:
+    def _remember(self, record: Record) -> None:
         try:
-            self._store.save_record(managed.subject, record)
+            self._store.save_record(self.subject, record)
         except OSError as e:
-            log.error("cannot write %s: %s", self._store.record_path(managed.subject), e.strerror)
-
-
-def _record_of(schedule: Schedule, directory: str, error: str) -> Record:
-    return Record(
-        directory, schedule.failures, schedule.retry_at, schedule.authority_retry_at, error
-    )
+            log.error("cannot write %s: %s", self._store.record_path(self.subject), e.strerror)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pyderp.addresses import IPAddress, check_host_name, parse_ip
 from pyderp.certs.context import check_credential
 from pyderp.certs.credential import (
     CertificateInfo,
+    CertificateSource,
     Credential,
     day,
     info_of,
     parse_leaf,
-    pem_of_key,
+    self_signed,
     utc_now,
     valid_for,
 )
@@ -46,8 +45,8 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
     return certdir / f"{name}.crt", certdir / f"{name}.key"
 
 
-class ManualCertificates:
-    """The certificate of one host name or IP address, from files (a `CertificateSource`).
+class ManualCertificates(CertificateSource):
+    """The certificate of one host name or IP address, from files.
 
     A DNS name is served to clients that ask for exactly it by SNI; the certificate of an IP
     address is served to all, and made here if a file is missing. When `reload` finds changed
@@ -61,8 +60,6 @@ class ManualCertificates:
     Raises:
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
     """
-
-    challenge_pending = False
 
     def __init__(self, certdir: Path, hostname: str) -> None:
         check_host_name(hostname)
@@ -82,14 +79,6 @@ class ManualCertificates:
             return None
         return self._credential
 
-    def challenge_credential(self, hello: memoryview) -> Credential | None:
-        """No authority is asked, so none checks."""
-        return None
-
-    def http_challenge(self, path: str) -> bytes | None:
-        """No authority is asked, so none checks."""
-        return None
-
     def certificates(self) -> list[CertificateInfo]:
         """The one certificate."""
         return [self._credential.info]
@@ -102,12 +91,6 @@ class ManualCertificates:
         leaf = parse_leaf(self._credential.chain, self.certificate_file)
         digest = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).hexdigest()
         return f"{PIN_PREFIX}{digest}"
-
-    async def start(self) -> None:
-        """There is nothing to begin."""
-
-    async def aclose(self) -> None:
-        """There is nothing to end."""
 
     def reload(self, *, force: bool = False) -> bool:
         """Read the files again if they changed; returns whether a new certificate is in use.
@@ -137,7 +120,7 @@ class ManualCertificates:
         """Refuse a certificate that clients refuse, while they accept the one in use."""
         now = utc_now()
         old = self._credential.info
-        if _valid(new, now) or not _valid(old, now):
+        if new.is_valid(now) or not old.is_valid(now):
             return
         if new.not_before > now:
             self._valid_from = new.not_before
@@ -148,7 +131,7 @@ class ManualCertificates:
 
     def _use(self, found: Credential) -> None:
         now = utc_now()
-        if not _valid(found.info, now):
+        if not found.info.is_valid(now):
             log.error(
                 "the certificate in %s %s: it is served all the same, and clients refuse it; "
                 "replace it",
@@ -172,10 +155,6 @@ class ManualCertificates:
         found = Credential(chain, _read(self.key_file, "key"), info)
         check_credential(found, f"certificate {self.certificate_file} with key {self.key_file}")
         return found
-
-
-def _valid(info: CertificateInfo, now: datetime) -> bool:
-    return info.not_before <= now < info.not_after
 
 
 def _dates(info: CertificateInfo, now: datetime) -> str:
@@ -204,23 +183,6 @@ def _make_self_signed(address: IPAddress, certificate_file: Path, key_file: Path
     Raises:
         ConfigError: they cannot be saved.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _certificate(address, key)
-    try:
-        make_private_folder(certificate_file.parent)
-        write_atomically(key_file, pem_of_key(key), mode=0o600)
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        write_atomically(certificate_file, pem, mode=0o644)
-    except OSError as e:
-        raise ConfigError(
-            f"cannot save the self-signed certificate in {certificate_file.parent}: {e.strerror}"
-        ) from e
-    log.info("made a self-signed certificate for %s: %s", address, certificate_file)
-
-
-def _certificate(address: IPAddress, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(address))])
-    now = utc_now()
     usage = x509.KeyUsage(
         digital_signature=True,
         key_encipherment=True,
@@ -232,17 +194,23 @@ def _certificate(address: IPAddress, key: ec.EllipticCurvePrivateKey) -> x509.Ce
         encipher_only=False,
         decipher_only=False,
     )
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(int.from_bytes(os.urandom(16), "big") >> 1 or 1)
-        .not_valid_before(now)
-        .not_valid_after(now + _VALIDITY)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(address)]), critical=False)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+    now = utc_now()
+    made = self_signed(
+        str(address),
+        x509.IPAddress(address),
+        (now, now + _VALIDITY),
+        [
+            (usage, True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+        ],
     )
+    try:
+        make_private_folder(certificate_file.parent)
+        write_atomically(key_file, made.key, mode=0o600)
+        write_atomically(certificate_file, made.chain, mode=0o644)
+    except OSError as e:
+        raise ConfigError(
+            f"cannot save the self-signed certificate in {certificate_file.parent}: {e.strerror}"
+        ) from e
+    log.info("made a self-signed certificate for %s: %s", address, certificate_file)

@@ -20,11 +20,11 @@ from acme import errors as acme_errors
 from josepy.errors import Error as JoseError
 from urllib3.exceptions import HTTPError
 
-from pyderp.certs.worker import Worker
 from pyderp.errors import ConfigError
+from pyderp.tasks import call_in_thread
 from pyderp.text import printable
 
-__all__ = ["FAILURES", "Budget", "Network", "Refused", "describe", "retry_after"]
+__all__ = ["FAILURES", "Budget", "Network", "Refused", "Stopped", "describe", "retry_after"]
 
 T = TypeVar("T")
 
@@ -59,17 +59,21 @@ FAILURES: Final = (
 """What asking an authority may end with."""
 
 
+class Stopped(Exception):
+    """The relay stops, and has no use for an answer any more."""
+
+
 class Budget:
     """What one exchange with an authority may cost.
 
     Args:
         seconds: for all of it.
-        worker: says whether to go on.
+        stop: tells to stop.
     """
 
-    def __init__(self, seconds: float, worker: Worker) -> None:
+    def __init__(self, seconds: float, stop: threading.Event) -> None:
         self._end = time.monotonic() + seconds
-        self._worker = worker
+        self._stop = stop
         self._octets = 0
 
     def check(self) -> None:
@@ -77,9 +81,10 @@ class Budget:
 
         Raises:
             acme.errors.TimeoutError: no time is left.
-            Stopped: the worker was told to stop.
+            Stopped: it was told to stop.
         """
-        self._worker.check()
+        if self._stop.is_set():
+            raise Stopped
         if time.monotonic() >= self._end:
             raise acme_errors.TimeoutError
 
@@ -88,12 +93,12 @@ class Budget:
 
         Raises:
             acme.errors.TimeoutError: so much time is not left.
-            Stopped: the worker was told to stop.
+            Stopped: it was told to stop, before or meanwhile.
         """
-        self.check()
         if time.monotonic() + seconds > self._end:
             raise acme_errors.TimeoutError
-        self._worker.sleep(seconds)
+        if self._stop.wait(seconds):
+            raise Stopped
 
     def took(self, octets: int) -> None:
         """Count what came from the network.
@@ -113,39 +118,23 @@ class Budget:
 
         Raises:
             acme.errors.TimeoutError: no time is left, or too many abandoned requests still hang.
-            Stopped: the worker was told to stop.
+            Stopped: it was told to stop.
         """
         self.check()
-        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        if not _hanging.acquire(blocking=False):
+            raise acme_errors.TimeoutError
         try:
-            _start(request, outcome)
+            outcome = call_in_thread(request, name="pyderp-acme-http")
+        except OSError:
+            _hanging.release()
+            raise
+        outcome.add_done_callback(lambda _: _hanging.release())
+        try:
             while not concurrent.futures.wait([outcome], _LOOK).done:
                 self.check()
             return outcome.result()
         finally:
             del outcome  # it may hold an error, which holds this frame
-
-
-def _start(request: Callable[[], T], outcome: concurrent.futures.Future[T]) -> None:
-    if not _hanging.acquire(blocking=False):
-        raise acme_errors.TimeoutError
-    try:
-        threading.Thread(
-            target=_in_thread, args=(request, outcome), name="pyderp-acme-http", daemon=True
-        ).start()
-    except RuntimeError:  # the system has no thread left
-        _hanging.release()
-        raise
-
-
-def _in_thread(request: Callable[[], T], outcome: concurrent.futures.Future[T]) -> None:
-    try:
-        outcome.set_result(request())
-    except BaseException as e:
-        outcome.set_exception(e)
-    finally:
-        _hanging.release()
-        del outcome  # it may hold an error, which holds this frame
 
 
 class Network(client.ClientNetwork):
@@ -192,25 +181,20 @@ class _Adapter(requests.adapters.HTTPAdapter):
         return response
 
     def _exchange(self, *args: Any, **kwargs: Any) -> tuple[requests.Response, bytes]:
+        """The answer and all of its body, not unpacked."""
         response = super().send(*args, **kwargs)
+        raw: Any = response.raw
+        body = b""
         try:
-            body = _body(response)
+            while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
+                body += piece
+                if len(body) > _LONGEST_BODY:
+                    response.close()
+                    raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
         except HTTPError as e:
             raise requests.ConnectionError(e) from e
-        response.raw.release_conn()
+        raw.release_conn()
         return response, body
-
-
-def _body(response: requests.Response) -> bytes:
-    """All of a body, not unpacked."""
-    raw: Any = response.raw
-    body = b""
-    while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
-        body += piece
-        if len(body) > _LONGEST_BODY:
-            response.close()
-            raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
-    return body
 
 
 class Refused(Exception):

@@ -6,12 +6,12 @@ Nothing here reads a clock; times are seconds since 1970.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from pyderp.certs.credential import CertificateInfo
 
-__all__ = ["RetryPolicy", "Schedule", "Uniform"]
+__all__ = ["Record", "RetryPolicy", "Schedule", "Uniform"]
 
 Uniform: TypeAlias = Callable[[float, float], float]
 """A random number between two."""
@@ -56,6 +56,19 @@ class RetryPolicy:
     """While another process asks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of requests for one certificate, across restarts."""
+
+    directory: str = ""
+    """The authority that issued the certificate."""
+
+    failures: int = 0
+    retry_at: float = 0.0
+    authority_retry_at: float = 0.0
+    error: str = ""
+
+
 @dataclass(slots=True)
 class Schedule:
     """The times for one certificate."""
@@ -71,8 +84,8 @@ class Schedule:
     """The part of `retry_at` that the authority itself demanded."""
 
     advice_at: float = 0.0
-    _obtained_at: float = field(default=0.0)
-    _renew_at: float = field(default=0.0)
+    _obtained_at: float = 0.0
+    _renew_at: float = 0.0
 
     def failed(self, now: float, retry_after: float | None, *, limited: bool) -> None:
         """A request failed.
@@ -89,19 +102,25 @@ class Schedule:
         wait *= 1 + self.uniform(0, policy.jitter)
         self.retry_at = max(now + wait, self.authority_retry_at)
 
-    def adopt(
-        self, now: float, failures: int, retry_at: float, *, authority_retry_at: float
-    ) -> bool:
-        """Adopt retry state that another process wrote.
+    def record(self, directory: str, error: str) -> Record:
+        """What is to be remembered."""
+        return Record(directory, self.failures, self.retry_at, self.authority_retry_at, error)
 
-        Returns:
-            whether it is newer and says to wait.
-        """
-        news = failures > self.failures or authority_retry_at > self.authority_retry_at
-        if not news or retry_at <= now:
+    def restore(self, record: Record) -> None:
+        """Go on from what was remembered."""
+        self.failures = record.failures
+        self.retry_at, self.authority_retry_at = record.retry_at, record.authority_retry_at
+
+    def adopt(self, now: float, record: Record) -> bool:
+        """Adopt what another process wrote, if it is newer and says to wait. Returns whether."""
+        news = (
+            record.failures > self.failures or record.authority_retry_at > self.authority_retry_at
+        )
+        if not news or record.retry_at <= now:
             return False
+        failures = self.failures
+        self.restore(record)
         self.failures = max(self.failures, failures)
-        self.retry_at, self.authority_retry_at = retry_at, authority_retry_at
         return True
 
     def postponed(self, until: float) -> None:

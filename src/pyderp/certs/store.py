@@ -15,7 +15,6 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,30 +27,18 @@ from pyderp.certs.credential import (
     utc_now,
     valid_for,
 )
+from pyderp.certs.schedule import Record
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.text import printable
 
-__all__ = ["Record", "Store", "issued_credential", "order_lock"]
+__all__ = ["Store", "issued_credential", "order_lock"]
 
 log = logging.getLogger("pyderp.tls")
 
 ACCOUNT: Final = "acme-account.key"
 _AUTOCERT_ACCOUNT: Final = "acme_account+key"
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is remembered of requests for one certificate, across restarts."""
-
-    directory: str = ""
-    """The authority that issued the certificate."""
-
-    failures: int = 0
-    retry_at: float = 0.0
-    authority_retry_at: float = 0.0
-    error: str = ""
 
 
 def issued_credential(chain: bytes, key: bytes, subject: str, where: object) -> Credential:
@@ -140,21 +127,17 @@ class Store:
         try:
             found = issued_credential(text[at:], text[:at], subject, where)
         except ConfigError as e:
-            self._tell_unusable(subject, paths, e)
+            if len(paths) > 1:  # of manual mode, which it may be good for
+                own = self.path(subject)
+                log.warning("%s; left as it is, one will be asked for and kept in %s", e, own)
+            else:
+                _put_aside(paths[0])
+                log.error("%s; kept aside with the ending .bad, a new one will be asked for", e)
             return None
-        if not found.info.not_before <= utc_now() < found.info.not_after:
+        if not found.info.is_valid(utc_now()):
             log.warning("the certificate in %s is not valid today", where)
             return None
         return found
-
-    def _tell_unusable(self, subject: str, paths: tuple[Path, ...], why: ConfigError) -> None:
-        if len(paths) > 1:  # of manual mode, which it may be good for
-            path = self.path(subject)
-            log.warning("%s; left as it is, one will be asked for and kept in %s", why, path)
-            return
-        for path in paths:
-            _put_aside(path)
-        log.error("%s; kept aside with the ending .bad, a new one will be asked for", why)
 
     def read_again(self, subject: str) -> Credential:
         """The certificate in the file of a host, whatever its dates.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Final, TypeAlias
 
 import pytest
 
-from pyderp.certs.network import Refused
+from pyderp.certs.network import Refused, Stopped
 from pyderp.certs.session import Session
-from pyderp.certs.worker import Stopped, Worker
 from tests.certs.handshake import NAME
 from tests.certs.test_session import Quiet, serving, session
 from tests.conftest import Run
@@ -58,12 +58,12 @@ ASKS: Final[dict[str, Ask]] = {
 
 
 def one_exchange(folder: Path, port: int, ask: Ask, *, stopped: bool) -> None:
-    worker = Worker()
+    stop = threading.Event()
     if stopped:
-        worker.stop()
+        stop.set()
     chain = (folder / f"{NAME}.crt").read_bytes()
     with suppress(Refused, Stopped):
-        ask(session(folder, port, worker), chain)
+        ask(session(folder, port, stop), chain)
 
 
 @pytest.mark.parametrize("run", ["asyncio"], indirect=True)

@@ -17,7 +17,7 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
 from pyderp.relay.forwarders import Forwarder, MeshLink
 from pyderp.server.mesh import links as module
-from pyderp.server.mesh.log import MeshLog
+from pyderp.server.mesh.hosts import MeshLog
 from pyderp.wire.frames import FrameType, pack_peer_gone, pack_peer_present, pack_restarting
 from tests.client.fakes import FakeRelay, Peer, fake_relay
 from tests.conftest import Run

@@ -21,7 +21,7 @@ from pyderp.defaults import (
 from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.router import Router
-from pyderp.throttle import TokenBucket
+from pyderp.throttle import Throttle
 from pyderp.wire.frames import pack_restarting
 from pyderp.wire.login import ServerLogin
 from pyderp.wire.upgrade import switching_protocols
@@ -103,8 +103,9 @@ TICK: Final = 0.25
 _LONGEST_RECONNECT: Final = 2**32 // 1000
 """Seconds that fit a Restarting frame, which has milliseconds in 32 bits."""
 _LONGEST_LINE: Final = 400
-_LOGGED_A_SECOND: Final = 10.0
-_LOGGED_AT_ONCE: Final = 50.0
+_LOG_INTERVAL: Final = 0.1
+"""Seconds between two lines about peers that do wrong, after as many at once as follow."""
+_LOGGED_AT_ONCE: Final = 50
 
 Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
 """Takes bytes of a connection's stream: a buffer, a view of it, how many bytes there are.
@@ -283,8 +284,7 @@ class ConnectionContext:
         self._on_tick: list[Callable[[float], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
-        self._log_bucket = TokenBucket(_LOGGED_A_SECOND, _LOGGED_AT_ONCE, loop.time())
-        self._not_logged = 0
+        self._problems = Throttle(_LOG_INTERVAL, burst=_LOGGED_AT_ONCE)
 
     def start(self) -> None:
         """Start the timer."""
@@ -348,11 +348,10 @@ class ConnectionContext:
 
     def log_problem(self, text: str, *args: object) -> None:
         """Log what a peer did wrong; a flood of such lines is cut and counted."""
-        if not self._log_bucket.take(1, self.loop.time()):
-            self._not_logged += 1
+        left_out = self._problems.admit(self.loop.time())
+        if left_out is None:
             return
-        if self._not_logged:
-            log.warning("%d further problems with peers were not logged", self._not_logged)
-            self._not_logged = 0
+        if left_out:
+            log.warning("%d further problems with peers were not logged", left_out)
         # A second net below those who cut what they quote: no line grows with what is sent.
         log.warning("%.*s", _LONGEST_LINE, text % args)

@@ -1,7 +1,10 @@
-"""The other relays of a mesh, as an operator writes them (`derper -mesh-with`)."""
+"""The other relays of a mesh: how an operator writes them (`derper -mesh-with`), and what the
+log says of a link to one, which may fail for days."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -12,11 +15,20 @@ from pyderp.net.dial import dial_host
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 
-__all__ = ["MeshHost", "parse_mesh_host"]
+__all__ = ["MeshHost", "MeshLog", "parse_mesh_host"]
+
+log = logging.getLogger("pyderp.mesh")
 
 _SCHEMES: Final = ("http://", "https://")
 _NOT_IN_HOSTS: Final = frozenset("@?#\\%")
 """What would make another URL of a host; an IPv6 zone means nothing to a certificate."""
+_FIRST_PAUSE: Final = 60.0
+_LONGEST_PAUSE: Final = 3600.0
+"""Seconds between two lines about a link that keeps failing, at first and at most."""
+_MOST_REASONS: Final = 8
+"""Reasons that are logged at once between two such lines; each is logged once."""
+_STABLE: Final = 60.0
+"""A connection that held so long has mended the link; sooner it is the old trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +110,58 @@ def _from_url(text: str) -> MeshHost:
     if target.request_target == "/":
         raise ConfigError(f"mesh host {target.text!r}: the path is missing, mostly /derp")
     return MeshHost(target.text, text)
+
+
+class MeshLog:
+    """Lines about one link: each new failure, then ever fewer; and that it is mended.
+
+    Args:
+        host: what it is called.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, host: str, clock: Callable[[], float]) -> None:
+        self._host = host
+        self._clock = clock
+        self._pause = _FIRST_PAUSE
+        self._said_at: float | None = None
+        """When a failure was last logged; `None`: not since all was well."""
+        self._told = False
+        """The last line says that it fails."""
+        self._reasons: set[str] = set()
+        """Logged since the last line that was due."""
+        self._failures = 0
+        self._connected_at: float | None = None
+
+    def connected(self) -> None:
+        """It works."""
+        self._connected_at = self._clock()
+        if self._told:
+            log.info("mesh with %s: connected again", self._host)
+        elif self._said_at is None:
+            log.info("mesh with %s: connected", self._host)
+        self._told = False
+
+    def failed(self, error: str, bug: Exception | None) -> None:
+        """It does not, or not any more."""
+        now = self._clock()
+        if self._connected_at is not None and now - self._connected_at >= _STABLE:
+            self._said_at = None
+        self._connected_at = None
+        self._failures += 1
+        more = ""
+        due = self._said_at is None or now - self._said_at >= self._pause
+        if self._said_at is None:
+            self._pause = _FIRST_PAUSE
+        elif due:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            more = f" (failed {self._failures} times in {now - self._said_at:.0f} s)"
+        elif error in self._reasons or len(self._reasons) >= _MOST_REASONS:
+            return
+        log.warning("mesh with %s: %s%s", self._host, error, more, exc_info=bug)
+        if due:
+            self._said_at = now
+            self._failures = 0
+            self._reasons.clear()
+        self._told = True
+        self._reasons.add(error)

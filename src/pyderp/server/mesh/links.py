@@ -23,8 +23,7 @@ from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import describe
 from pyderp.relay.forwarders import MeshLink
 from pyderp.relay.router import Router
-from pyderp.server.mesh.hosts import MeshHost, parse_mesh_host
-from pyderp.server.mesh.log import MeshLog
+from pyderp.server.mesh.hosts import MeshHost, MeshLog, parse_mesh_host
 from pyderp.tasks import run_together
 from pyderp.text import printable
 from pyderp.wire.frames import PeerGoneReason
@@ -273,7 +272,11 @@ class _Neighbour:
             self._own.router.counters.mesh_keys_not_noted += 1
             if not self._is_full:
                 self._is_full = True
-                self._log.full(MAX_MESH_KEYS)
+                log.warning(
+                    "mesh with %s: it has more than %d keys; packets to the others are dropped",
+                    self._host.label,
+                    MAX_MESH_KEYS,
+                )
             return
         self._present.add(key)
         self._own.router.add_forwarder(key, self._link)

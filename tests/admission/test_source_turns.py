@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.admission.turns import Questions, Turn, Turns, share_of
+from pyderp.admission.source import Questions, Source, Turn, Turns, share_of
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
 
 from .fakes import JumpingLoop, identity
@@ -55,12 +55,12 @@ def test_shares_have_their_turns_round_about() -> None:
             turn = await turns.take(share)
             order.append(share)
             await asyncio.sleep(0)
-            turn.end()
+            turns.end(turn)
 
         asking = [asyncio.create_task(ask(share)) for share in ["crowd"] * 5 + ["a", "b", "a"]]
         await settle()
         assert turns.waiting == 8
-        first.end()
+        turns.end(first)
         await asyncio.wait(asking)
         assert order == ["crowd", "a", "b", "crowd", "a", "crowd", "crowd", "crowd"]
         assert (turns.taken, turns.waiting) == (0, 0)
@@ -75,11 +75,10 @@ def test_a_share_is_bounded_though_there_is_room() -> None:
         await settle()
         assert (turns.taken, turns.waiting) == (2, 8)
         other = await turns.take("other")
-        crowd[0].result().end()
+        turns.end(crowd[0].result())
         await settle()
         assert [task.done() for task in crowd] == [True] * 3 + [False] * 7
-        other.end()
-        other.end()  # the second time does nothing
+        turns.end(other)
         assert turns.taken == 2
         for task in crowd:
             task.cancel()
@@ -101,20 +100,20 @@ def test_who_gives_up_leaves_no_trace() -> None:
         late = queue(turns, "c")
         await settle()
         late.cancel()
-        first.end()
+        turns.end(first)
         await settle()
         assert late.cancelled()
-        waiting[1].result().end()
+        turns.end(waiting[1].result())
         first = await turns.take("a")
         waiting[1] = queue(turns, "b")
         await settle()
         # Handed out and cancelled in the same moment: the turn is not lost.
-        first.end()
+        turns.end(first)
         waiting[1].cancel()
         await settle()
         assert waiting[1].cancelled()
         assert (turns.taken, turns.waiting) == (0, 0)
-        (await turns.take("a")).end()
+        turns.end(await turns.take("a"))
 
     asyncio.run(main())
 
@@ -124,19 +123,19 @@ def test_slow_answers_halve_the_turns_once_and_quick_ones_bring_them_back() -> N
         turns = Turns(64, 64)
         early = [await turns.take(None) for _ in range(64)]
         for turn in early:
-            turn.end(slow=True)
+            turns.end(turn, slow=True)
         # Asked in one moment, they tell the same news.
         assert turns.limit == 32
         for _ in range(10):
-            (await turns.take(None)).end(slow=True)
+            turns.end(await turns.take(None), slow=True)
         assert turns.limit == 4
         for _ in range(24):
-            (await turns.take(None)).end(slow=False)
+            turns.end(await turns.take(None), slow=False)
         assert turns.limit == 10
-        (await turns.take(None)).end()
+        turns.end(await turns.take(None))
         assert turns.limit == 10
         for _ in range(500):
-            (await turns.take(None)).end(slow=False)
+            turns.end(await turns.take(None), slow=False)
         assert turns.limit == 64
 
     asyncio.run(main())
@@ -162,7 +161,7 @@ def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(
                     task.cancel()
                 elif task.done() and not task.cancelled() and n not in ended:
                     ended.add(n)
-                    task.result().end(slow=data.draw(st.sampled_from([None, True, False])))
+                    turns.end(task.result(), slow=data.draw(st.sampled_from([None, True, False])))
             if data.draw(st.booleans()):
                 await settle()
         await settle()
@@ -188,7 +187,7 @@ def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(
 
 
 @dataclass
-class Slow:
+class Slow(Source):
     """Answers one question at a time, each after `seconds`, and gives up after five."""
 
     seconds: float

@@ -1,10 +1,10 @@
-"""What the log says of a link that fails."""
+"""What the log says of a link to another relay that fails."""
 
 from __future__ import annotations
 
 import pytest
 
-from pyderp.server.mesh.log import MeshLog
+from pyderp.server.mesh.hosts import MeshLog
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
