@@ -11,6 +11,7 @@ import pytest
 
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.engines import SSLEngine
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.messages import ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
@@ -161,7 +162,9 @@ def test_each_connection_gets_the_context_of_its_time_and_address(
 ) -> None:
     contexts = FixedContext(context)
     for _ in range(2):
-        Wire(core, protocol_factory(core, ROUTES, contexts)())
+        wire = TLSWire(core, context)
+        Wire.__init__(wire, core, protocol_factory(core, ROUTES, SSLEngine(contexts))())
+        wire.shake_hands()
     assert contexts.asked == [LOCAL, LOCAL]
 
 
@@ -229,7 +232,7 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
     never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
     contexts = Challenged(never, context)
     wire = TLSWire(core, never)
-    Wire.__init__(wire, core, protocol_factory(core, ROUTES, contexts)())
+    Wire.__init__(wire, core, protocol_factory(core, ROUTES, SSLEngine(contexts))())
     wire.shake_hands(chunk)
     assert len(contexts.hellos) == 1
     wire.login()

@@ -12,11 +12,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["BRINGS_NOTHING", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
+__all__ = ["BRINGS_NOTHING", "NO_CERTIFICATE", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
 
 BRINGS_NOTHING: Final = "records that bring nothing"
+NO_CERTIFICATE: Final = "the server name asked for has no certificate here"
 PLAIN_HTTP: Final = "plain HTTP on the TLS port"
-"""Reasons why a connection failed that the relay answers in its own way."""
+"""Reasons why a connection failed that all engines give alike."""
 
 _RECORD: Final = 16 * 1024
 """The most plain bytes of one record (RFC 8446 §5.1)."""
@@ -27,7 +28,7 @@ _MOST_WITHOUT_DATA: Final = 40 * 1024
 another one has 22 bytes, and costs as much as a handshake's part."""
 _REASONS: Final = {
     "HTTP_REQUEST": PLAIN_HTTP,
-    "CALLBACK_FAILED": "the server name asked for has no certificate here",
+    "CALLBACK_FAILED": NO_CERTIFICATE,
 }
 
 
