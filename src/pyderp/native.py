@@ -84,7 +84,7 @@ class NativeModule(Protocol):
     walk: Walk
 
     def TlsConfig(  # noqa: N802 (a class there)
-        self, chain: bytes, key: bytes, *, challenge: bool = False
+        self, chain: bytes, key: bytes, *, alpn: str
     ) -> RustlsConfig:
         """Take a certificate; raises `TlsError` for one that it refuses."""
 

@@ -15,7 +15,7 @@ from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import TICK, ConnectionContext, LoginRules
-from pyderp.server.conn.engines import SSLEngine
+from pyderp.server.conn.engines import Engine, SSLEngine
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.records import SSLRecords
@@ -347,14 +347,13 @@ class TLSWire(Wire):
     def __init__(
         self,
         core: ConnectionContext,
-        context: ssl.SSLContext,
+        engine: Engine | ssl.SSLContext,
         version: ssl.TLSVersion | None = None,
         server_name: str = "derp.example.com",
     ) -> None:
-        super().__init__(
-            core,
-            protocol_factory(core, ROUTES, SSLEngine(FixedContext(context), b"derp.example.com"))(),
-        )
+        if isinstance(engine, ssl.SSLContext):
+            engine = SSLEngine(FixedContext(engine), b"derp.example.com")
+        super().__init__(core, protocol_factory(core, ROUTES, engine)())
         client = trusting_nobody()
         if version is not None:
             client.minimum_version = client.maximum_version = version

@@ -19,6 +19,7 @@ from pyderp.wire.metacert import make_meta_certificate
 
 __all__ = [
     "ACME_TLS",
+    "HTTP",
     "REFUSE_NAME",
     "ServerContexts",
     "authority_context",
@@ -27,6 +28,8 @@ __all__ = [
     "plain_context",
 ]
 
+HTTP: Final = "http/1.1"
+"""The ALPN protocol of all other connections."""
 ACME_TLS: Final = "acme-tls/1"
 """The ALPN protocol of TLS-ALPN-01."""
 _MOST_ADDRESSES: Final = 256
@@ -35,7 +38,7 @@ REFUSE_NAME: Final = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 """The alert for a name that there is no certificate for; `derper` sends it."""
 
 
-def plain_context(protocol: str = "http/1.1") -> ssl.SSLContext:
+def plain_context(protocol: str = HTTP) -> ssl.SSLContext:
     """A server-side context that has no certificate yet.
 
     Args:

@@ -9,7 +9,7 @@ import logging
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from pyderp.certs.context import ServerContexts
+from pyderp.certs.context import ACME_TLS, HTTP, ServerContexts
 from pyderp.certs.credential import Credential
 from pyderp.native import NativeModule, RustlsConfig
 from pyderp.server.conn.records import NO_CERTIFICATE, RecordLayer, SSLRecords
@@ -23,7 +23,7 @@ HANDSHAKE_RECORD: Final = 22
 """First byte of a record with a part of the handshake."""
 _REFUSE_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 80))
 """The fatal alert `internal_error` (RFC 8446 §6.2), as `REFUSE_NAME`; nothing is encrypted yet."""
-_HTTP: Final = b"\x08http/1.1"
+_OFFERS_HTTP: Final = len(HTTP).to_bytes(1) + HTTP.encode()
 """How a ClientHello offers the protocol (RFC 7301 §3.1)."""
 
 
@@ -137,13 +137,15 @@ class RustlsEngine:
             if config is None:
                 return SSLRecords(self._contexts.filled(credential, challenge=challenge))
         # A client that offers other protocols only is served all the same, without any.
-        return self._native.Tls(config, alpn=challenge or _HTTP in data)
+        return self._native.Tls(config, alpn=challenge or _OFFERS_HTTP in data)
 
     def _config(self, credential: Credential, *, challenge: bool) -> RustlsConfig | None:
         meta = b"" if challenge else self._contexts.meta
         chain = credential.chain.rstrip() + b"\n" + meta
         try:
-            return self._native.TlsConfig(chain, credential.key, challenge=challenge)
+            return self._native.TlsConfig(
+                chain, credential.key, alpn=ACME_TLS if challenge else HTTP
+            )
         except self._native.TlsError as e:
             names = ", ".join(credential.info.names)
             log.warning("rustls refuses the certificate of %s, the ssl module has it: %s", names, e)
