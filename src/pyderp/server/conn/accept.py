@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import resource
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
@@ -130,7 +131,8 @@ def protocol_factory(
         protocol.stage = HttpStage(protocol, routes, derp=derp)
         if engine is not None:
             # Only now is it known which of the relay's addresses it came to.
-            protocol.local = protocol.local or protocol.endpoint("sockname")[0]
+            # Few addresses, so they share their texts.
+            protocol.local = sys.intern(protocol.local or protocol.endpoint("sockname")[0])
             layer = TLSLayer(protocol, engine)
             protocol.add_layer(layer, behind)
         elif behind:

@@ -26,6 +26,8 @@ _SLICE: Final = 16 * 1024
 _MOST_WITHOUT_DATA: Final = 40 * 1024
 """Bytes of records that bring nothing. The largest record has 16 KiB; a key update that asks for
 another one has 22 bytes, and costs as much as a handshake's part."""
+_VERSIONS: Final[dict[str | None, str]] = {"TLSv1.2": "1.2", "TLSv1.3": "1.3"}
+"""One text for all connections, and not one each."""
 _REASONS: Final = {
     "HTTP_REQUEST": PLAIN_HTTP,
     "CALLBACK_FAILED": NO_CERTIFICATE,
@@ -233,4 +235,4 @@ class SSLRecords:
     @property
     def version(self) -> str:
         """The version agreed on (`RecordLayer.version`)."""
-        return (self._tls.version() or "").removeprefix("TLSv")
+        return _VERSIONS.get(self._tls.version(), "")
