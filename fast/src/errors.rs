@@ -67,11 +67,31 @@ pub fn credential_reason(error: &Error) -> String {
 /// `NoCipherSuitesInCommon` as "no cipher suites in common".
 fn words(name: &impl std::fmt::Debug) -> String {
     let mut text = String::new();
+    let mut before = ' ';
     for letter in format!("{name:?}").chars() {
-        if letter.is_ascii_uppercase() && text.ends_with(|c: char| c.is_ascii_lowercase()) {
+        if letter.is_ascii_uppercase() && before.is_ascii_lowercase() {
             text.push(' ');
         }
         text.push(letter.to_ascii_lowercase());
+        before = letter;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_words() {
+        use rustls::AlertDescription;
+        assert_eq!(
+            reason(&Error::AlertReceived(AlertDescription::UnknownCA)),
+            "alert from the client: unknown ca"
+        );
+        assert_eq!(
+            reason(&PeerIncompatible::NoCipherSuitesInCommon.into()),
+            "incompatible client: no cipher suites in common"
+        );
+    }
 }

@@ -92,3 +92,79 @@ fn whole_packet(data: &[u8], pos: usize) -> Option<usize> {
 fn looks_like_disco(packet: &[u8]) -> bool {
     packet.len() >= DISCO_MIN_LEN && packet.starts_with(DISCO_MAGIC)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: [u8; KEY_LEN] = [9; KEY_LEN];
+
+    fn frame(kind: u8, destination: u8, packet: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(KEY_LEN + packet.len()).unwrap();
+        let mut frame = vec![kind];
+        frame.extend(length.to_be_bytes());
+        frame.extend([destination; KEY_LEN]);
+        frame.extend(packet);
+        frame
+    }
+
+    fn collect(data: &mut [u8]) -> (Walked, Vec<(u8, Vec<u8>, usize)>) {
+        let mut runs = Vec::new();
+        let walked =
+            walk(data, &SOURCE, |run, data| runs.push((run.key[0], data.to_vec(), run.count)));
+        (walked, runs)
+    }
+
+    fn received(packets: &[&[u8]]) -> Vec<u8> {
+        packets.iter().flat_map(|packet| frame(RECV_PACKET, SOURCE[0], packet)).collect()
+    }
+
+    #[test]
+    fn neighbours_to_one_destination_are_a_run() {
+        let mut data: Vec<u8> = [(1, "a"), (1, "bc"), (2, ""), (1, "d"), (0, "e")]
+            .iter()
+            .flat_map(|(to, packet)| frame(SEND_PACKET, *to, packet.as_bytes()))
+            .collect();
+        let end = data.len();
+        let (walked, runs) = collect(&mut data);
+        assert_eq!(walked, Walked { pos: end, packets: 5, size: 5, disco: 0 });
+        let expected = [
+            (1, received(&[b"a", b"bc"]), 2),
+            (2, received(&[b""]), 1),
+            (1, received(&[b"d"]), 1),
+            (0, received(&[b"e"]), 1),
+        ];
+        assert_eq!(runs, expected);
+    }
+
+    #[test]
+    fn it_stops_at_what_is_no_whole_packet() {
+        let packet = frame(SEND_PACKET, 1, b"packet");
+        let mut short = frame(SEND_PACKET, 1, b"");
+        short[4] = 31;
+        let mut long = frame(SEND_PACKET, 1, &vec![0; MAX_PACKET_SIZE + 1]);
+        let cut = &frame(SEND_PACKET, 1, b"packet")[..42];
+        for odd in [&frame(6, 1, b"packet")[..], &short, &long.clone(), cut, &[4, 0], &[]] {
+            let mut data = packet.clone();
+            data.extend(odd);
+            let (walked, runs) = collect(&mut data);
+            assert_eq!(walked.pos, packet.len());
+            assert_eq!(runs, [(1, received(&[b"packet"]), 1)]);
+            assert_eq!(&data[walked.pos..], odd, "it is left as it was");
+        }
+        long.pop();
+        long[1..5]
+            .copy_from_slice(&u32::try_from(KEY_LEN + MAX_PACKET_SIZE).unwrap().to_be_bytes());
+        assert_eq!(collect(&mut long).0.packets, 1);
+    }
+
+    #[test]
+    fn disco_is_known_by_magic_and_length() {
+        let mut disco = DISCO_MAGIC.to_vec();
+        disco.resize(DISCO_MIN_LEN, 0);
+        let mut data = frame(SEND_PACKET, 1, &disco);
+        data.extend(frame(SEND_PACKET, 1, &disco[1..]));
+        data.extend(frame(SEND_PACKET, 1, &disco[..DISCO_MIN_LEN - 1]));
+        assert_eq!(collect(&mut data).0.disco, 1);
+    }
+}
