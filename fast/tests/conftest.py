@@ -1,135 +1,36 @@
-"""Certificates, and a client of the ssl module beside a session."""
+"""Fixtures; what needs the extension is imported late, since it may be missing."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("pyderp_fast", reason="pyderp-fast is not installed; see fast/README.md")
+if TYPE_CHECKING:
+    import pyderp_fast
 
-import pyderp_fast
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-
-
-@dataclass
-class Credential:
-    chain: bytes
-    key: bytes
-
-
-def make_credential(private: PrivateKey) -> Credential:
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "derp.test")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("derp.test"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(private, None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256())
-    )
-    return Credential(
-        certificate.public_bytes(serialization.Encoding.PEM),
-        private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
-
-
-class Client:
-    """The ssl module's side of a connection."""
-
-    def __init__(
-        self,
-        version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
-        protocols: tuple[str, ...] = (),
-        ciphers: str = "",
-    ) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        context.minimum_version = context.maximum_version = version
-        if protocols:
-            context.set_alpn_protocols(protocols)
-        if ciphers:
-            context.set_ciphers(ciphers)
-        self.incoming = ssl.MemoryBIO()
-        self.outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="derp.test")
-        self.done = False
-
-    def handshake(self, data: bytes = b"") -> bytes:
-        """Go on with the handshake; returns what to send."""
-        self.incoming.write(data)
-        try:
-            self.tls.do_handshake()
-            self.done = True
-        except ssl.SSLWantReadError:
-            pass
-        return self.outgoing.read()
-
-    def seal(self, data: bytes) -> bytes:
-        """Encrypt, in records of at most 16 KiB."""
-        view = memoryview(data)
-        while view:
-            view = view[self.tls.write(view) :]
-        return self.outgoing.read()
-
-    def open(self, data: bytes) -> bytes:
-        """Decrypt all that is there."""
-        self.incoming.write(data)
-        plain = []
-        try:
-            while some := self.tls.read(65536):
-                plain.append(some)
-        except ssl.SSLWantReadError:
-            pass
-        return b"".join(plain)
-
-
-class Pair:
-    """A client and a session that have shaken hands."""
-
-    def __init__(self, config: pyderp_fast.TlsConfig, client: Client, *, alpn: bool = True) -> None:
-        self.client = client
-        self.session = pyderp_fast.Tls(config, alpn=alpn)
-        self.room = memoryview(bytearray(400 * 1024))
-        data = client.handshake()
-        for _ in range(4):
-            assert not self.feed(data)
-            assert not self.session.failure
-            data = client.handshake(self.session.output())
-        assert client.done
-
-    def feed(self, data: bytes) -> bytes:
-        filled = self.session.feed(memoryview(bytearray(data)), self.room)
-        return bytes(self.room[:filled])
+    from .pairs import Credential, Pair
 
 
 @pytest.fixture(scope="session")
 def credential() -> Credential:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from .pairs import make_credential
+
     return make_credential(ec.generate_private_key(ec.SECP256R1()))
 
 
 @pytest.fixture(scope="session")
 def config(credential: Credential) -> pyderp_fast.TlsConfig:
+    import pyderp_fast
+
     return pyderp_fast.TlsConfig(credential.chain, credential.key)
 
 
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def pair(request: pytest.FixtureRequest, config: pyderp_fast.TlsConfig) -> Pair:
+    from .pairs import Client, Pair
+
     return Pair(config, Client(request.param))
