@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-all-pythons peers peer-ts-derp lint types bench fuzz docs requirements clean
+.PHONY: help relay test test-all-pythons fast test-fast peers peer-ts-derp lint types bench fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -34,6 +34,20 @@ endif
 test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
+
+fast: $(BIN)/python ## build the native part from fast/ and install it (cargo and a C compiler)
+	@command -v cargo >/dev/null || { echo "make fast needs cargo (Rust 1.85 or newer)"; exit 1; }
+	@command -v cc >/dev/null || { echo "make fast needs a C compiler"; exit 1; }
+	@mkdir -p build/fast
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/fast ./fast
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index \
+	  --force-reinstall --find-links build/fast pyderp-fast
+	@$(BIN)/python -c 'import pyderp_fast as f; print("pyderp-fast", f.VERSION, "is installed")'
+
+test-fast: $(VENV)/.dev fast ## test the native part: in Rust, then beside the ssl module
+	cd fast && cargo fmt --check && cargo clippy -q --all-targets -- -D warnings
+	cd fast && cargo test -q --no-default-features
+	$(BIN)/python -m pytest -n $(WORKERS) fast/tests $(PYTEST_ARGS)
 
 peers: peer-ts-derp ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
 	scripts/peers $(GO_VERSION_OF_PEERS) $(PEERS)

@@ -7,7 +7,9 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +19,7 @@ import uvloop
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from pyderp import ManualTLS
+from pyderp.native import NativeUse, installed_version, load
 
 from .server.certificates import write_pair
 from .server.ways import NAME
@@ -29,6 +32,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests run with pyderp-fast or without it, whether or not it is installed."""
+    parser.addoption(
+        "--native",
+        choices=[each.value for each in NativeUse],
+        default=NativeUse.AUTO.value,
+        help="use pyderp-fast if it is installed; on: it must be; off: as if it were not",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide pyderp-fast from this process and from those that the tests start, or insist on it."""
+    use = NativeUse(config.getoption("--native"))
+    if use is NativeUse.OFF:
+        sys.modules["pyderp_fast"] = None  # type: ignore[assignment]  # so importing it fails
+        os.environ["PYDERP_NATIVE"] = "off"
+    load(use)
+
+
+def pytest_report_header() -> str:
+    """Which engine the tests use."""
+    version = installed_version()
+    return f"native part: pyderp-fast {version}" if version else "native part: none"
 
 
 def pytest_collection_finish() -> None:

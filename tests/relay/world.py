@@ -198,9 +198,14 @@ class Peer:
 
 
 class World:
-    """A router, its clients and the clock."""
+    """A router, its clients and the clock.
 
-    def __init__(self) -> None:
+    Args:
+        relaying: what relays the bytes of a client.
+    """
+
+    def __init__(self, relaying: lane.Receive = lane.receive) -> None:
+        self.relaying = relaying
         self.now = 1000.0
         self.router = Router(key("relay"), lambda: self.now)
         self.counters = self.router.counters
@@ -258,7 +263,7 @@ class World:
         held = peer.tail + data
         buffer = bytearray(held + JUNK)
         with memoryview(buffer) as view:
-            used = lane.receive(self.router, peer.connection, buffer, view, len(held))
+            used = self.relaying(self.router, peer.connection, buffer, view, len(held))
         assert 0 <= used <= len(held)
         assert buffer[used:] == held[used:] + JUNK, "wrote where nothing was used up"
         peer.tail = held[used:]

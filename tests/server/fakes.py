@@ -15,6 +15,7 @@ from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import TICK, ConnectionContext, LoginRules
+from pyderp.server.conn.engines import Engine, SSLEngine
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.records import SSLRecords
@@ -206,7 +207,6 @@ def make_context(
         uniform=uniform,
         rules=LoginRules(
             mesh_key=mesh_key,
-            server_name=b"derp.example.com",
             write_timeout=write_timeout,
             mesh_write_timeout=mesh_write_timeout,
         ),
@@ -347,11 +347,13 @@ class TLSWire(Wire):
     def __init__(
         self,
         core: ConnectionContext,
-        context: ssl.SSLContext,
+        engine: Engine | ssl.SSLContext,
         version: ssl.TLSVersion | None = None,
         server_name: str = "derp.example.com",
     ) -> None:
-        super().__init__(core, protocol_factory(core, ROUTES, FixedContext(context))())
+        if isinstance(engine, ssl.SSLContext):
+            engine = SSLEngine(FixedContext(engine), b"derp.example.com")
+        super().__init__(core, protocol_factory(core, ROUTES, engine)())
         client = trusting_nobody()
         if version is not None:
             client.minimum_version = client.maximum_version = version

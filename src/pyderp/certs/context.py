@@ -19,6 +19,7 @@ from pyderp.wire.metacert import make_meta_certificate
 
 __all__ = [
     "ACME_TLS",
+    "HTTP",
     "REFUSE_NAME",
     "ServerContexts",
     "authority_context",
@@ -27,6 +28,8 @@ __all__ = [
     "plain_context",
 ]
 
+HTTP: Final = "http/1.1"
+"""The ALPN protocol of all other connections."""
 ACME_TLS: Final = "acme-tls/1"
 """The ALPN protocol of TLS-ALPN-01."""
 _MOST_ADDRESSES: Final = 256
@@ -35,7 +38,7 @@ REFUSE_NAME: Final = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 """The alert for a name that there is no certificate for; `derper` sends it."""
 
 
-def plain_context(protocol: str = "http/1.1") -> ssl.SSLContext:
+def plain_context(protocol: str = HTTP) -> ssl.SSLContext:
     """A server-side context that has no certificate yet.
 
     Args:
@@ -61,8 +64,7 @@ def meta_certificate(server: NodePublic) -> bytes:
 class ServerContexts:
     """The TLS contexts of a relay, filled from the credentials of a certificate source.
 
-    Here alone a credential becomes an `ssl.SSLContext`. Another TLS engine would ask the same
-    source, with the same address and name.
+    Here alone a credential becomes an `ssl.SSLContext`.
 
     Args:
         source: has the credentials.
@@ -71,6 +73,7 @@ class ServerContexts:
 
     def __init__(self, source: CertificateSource, meta: bytes) -> None:
         self.source = source
+        self.meta = meta
         self._filled = _Filled(meta)
         self._sni_contexts: dict[str, ssl.SSLContext] = {}
         """By local address."""
@@ -105,7 +108,15 @@ class ServerContexts:
             hello: a whole ClientHello, as `pyderp.wire.clienthello` reads it.
         """
         credential = self.source.challenge_credential(hello)
-        return None if credential is None else self._filled.of(credential, challenge=True)
+        return None if credential is None else self.filled(credential, challenge=True)
+
+    def filled(self, credential: Credential, *, challenge: bool = False) -> ssl.SSLContext:
+        """The context with a credential.
+
+        Args:
+            challenge: it answers a check by TLS-ALPN-01 (RFC 8737).
+        """
+        return self._filled.of(credential, challenge=challenge)
 
 
 class _Filled:

@@ -15,6 +15,7 @@ from pyderp.cli.key import key_app
 from pyderp.cli.output import flush_stdout, print_event, print_line
 from pyderp.cli.relay import goflags, layers
 from pyderp.errors import DerpError
+from pyderp.native import installed_version
 
 __all__ = ["app", "run_app"]
 
@@ -60,7 +61,9 @@ app.add_typer(key_app, name="key")
 
 def _version(value: bool) -> None:
     if value:
-        print_line(f"pyderp {pyderp.__version__}")
+        native = installed_version()
+        more = f" (pyderp-fast {native})" if native else ""
+        print_line(f"pyderp {pyderp.__version__}{more}")
         raise typer.Exit
 
 

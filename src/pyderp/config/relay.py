@@ -15,6 +15,7 @@ from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from pyderp.native import NativeUse
 from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
 
 __all__ = [
@@ -192,6 +193,10 @@ class RelayConfig:
 
     # Sockets
 
+    native: NativeUse = NativeUse.AUTO
+    """Whether `pyderp-fast` does TLS and the lane's inner loop. A bool is taken too: `True` is
+    `ON`, `False` is `OFF`."""
+
     write_timeout: float = defaults.WRITE_TIMEOUT
     """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
 
@@ -229,6 +234,9 @@ class RelayConfig:
             health = HealthRecipients.KNOWN if self.health else HealthRecipients.NONE
             object.__setattr__(self, "health", health)
         check_type("health", self.health, HealthRecipients)
+        if isinstance(self.native, bool):
+            object.__setattr__(self, "native", NativeUse.ON if self.native else NativeUse.OFF)
+        check_type("native", self.native, NativeUse)
         check_type("admission", self.admission, AdmissionConfig)
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))

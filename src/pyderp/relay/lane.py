@@ -3,8 +3,9 @@
 A relayed frame keeps its length: SendPacket is `04 ‖ length ‖ destination ‖ packet`,
 RecvPacket is `05 ‖ length ‖ source ‖ packet`. So type and key are overwritten in the
 receive buffer and the frame is ready to go. Neighbouring frames to one destination
-leave as one slice: one copy, one look-up, one write. Only the inner loop in `receive` is per
-packet; whatever can be done once a run is done there.
+leave as one slice: one copy, one look-up, one write. Only the inner loop is per packet; whatever
+can be done once a run is done there. It is in `receive`, and in `walk` of the native part,
+which `receive_runs` calls.
 
 `tests/property/test_lane_properties.py` proves that it delivers what `Router.on_frame`
 does frame by frame. `bench/` says what it costs: run it before and after every change.
@@ -13,10 +14,12 @@ does frame by frame. `bench/` says what it costs: run it before and after every 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import KEY_LEN
+from pyderp.native import Walk
 from pyderp.relay.backlog import MAX_UNSENT, split_run
 from pyderp.relay.connection import Connection
 from pyderp.relay.router import Router
@@ -31,7 +34,9 @@ from pyderp.wire.frames import (
     looks_like_disco,
 )
 
-__all__ = ["receive"]
+__all__ = ["Receive", "receive", "receive_runs"]
+
+Receive: TypeAlias = Callable[[Router, Connection, bytearray, memoryview, int], int]
 
 _HEADER_AND_KEY: Final = struct.Struct(f">BI{KEY_LEN}s")
 _SEND_PACKET: Final = int(FrameType.SEND_PACKET)
@@ -94,7 +99,7 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
                 break
             if key != run_key:
                 if count:
-                    _relay_run(router, connection, run_key, view, start, pos, count)
+                    _relay_run(router, connection, run_key, bytes(view[start:pos]), count)
                     packets += count
                     count = 0
                 run_key = key
@@ -109,9 +114,44 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
             count += 1
             pos = stop
         if count:
-            _relay_run(router, connection, run_key, view, start, pos, count)
+            _relay_run(router, connection, run_key, bytes(view[start:pos]), count)
             packets += count
             size = pos - begin - packets * _PACKET
+            counters = router.counters
+            counters.packets_received += packets
+            counters.bytes_received += size
+            counters.disco_received += disco
+            connection.packets_received += packets
+            connection.bytes_received += size
+        if end - pos < FRAME_HEADER_LEN:
+            return pos
+        stop = _other_frame(router, connection, data, view, pos, end)
+        if stop == pos:
+            return pos
+        pos = stop
+        others += 1
+        if others > _MOST_OTHERS:
+            raise RemoteProtocolError(f"more than {_MOST_OTHERS} frames in one read, no packets")
+
+
+def receive_runs(
+    walk: Walk, router: Router, connection: Connection, data: bytearray, view: memoryview, end: int
+) -> int:
+    """Relay what a connection sent, as `receive` does, by a loop elsewhere.
+
+    Args:
+        walk: rewrites and collects the packets that stand at a position, run by run.
+    """
+    if connection.skip:
+        return _skip(router, connection, data, view, end)
+    if connection.is_dup and end >= FRAME_HEADER_LEN:
+        router.registry.note_activity(connection)
+    pos = others = 0
+    while True:
+        pos, runs, packets, size, disco = walk(data, pos, end, connection.key)
+        if packets:
+            for key, run, count in runs:
+                _relay_run(router, connection, key, run, count)
             counters = router.counters
             counters.packets_received += packets
             counters.bytes_received += size
@@ -154,37 +194,29 @@ def _other_frame(
     return end if connection.has_left else stop
 
 
-def _relay_run(
-    router: Router,
-    connection: Connection,
-    key: bytes,
-    view: memoryview,
-    start: int,
-    stop: int,
-    count: int,
-) -> None:
+def _relay_run(router: Router, connection: Connection, key: bytes, run: bytes, count: int) -> None:
     """Give `count` neighbouring frames, already RecvPackets, to the destination they share."""
     destination = router.registry.active.get(key)
     if destination is None:
-        for frame in split_run(bytes(view[start:stop])):
+        for frame in split_run(run):
             packet = frame[_PACKET:]
             router.forward_or_drop(connection, key, packet, disco=looks_like_disco(packet))
         return
     told = connection.sent_to
     if told is None or destination not in told:
         connection.sent_to = router.registry.remember(connection.key, destination)
-    size = stop - start
+    size = len(run)
     if (
         destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT
     ) or router.make_room(destination, size):
         if not destination.dirty:
             destination.dirty = True
             router.dirty.append(destination)
-        destination.out.append(bytes(view[start:stop]))
+        destination.out.append(run)
         destination.out_bytes += size
         destination.out_packets += count
         return
-    for frame in split_run(bytes(view[start:stop])):
+    for frame in split_run(run):
         router.enqueue(destination, frame, disco=looks_like_disco(frame[_PACKET:]))
 
 

@@ -19,6 +19,7 @@ from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
+from pyderp.native import NativeUse
 from tests.server.certificates import write_pair
 
 from .planning import Planned, planner
@@ -123,6 +124,7 @@ CASES = [
     Case("disallow-app-names", "a, b", '["a", " b"]', "config.disallow_app_names", ("a", " b")),
     Case("send-queue-depth", "7", "7", "config.send_queue_depth", 7),
     Case("sender-cardinality", "no", "false", "config.sender_cardinality", False),
+    Case("native", "off", '"off"', "config.native", NativeUse.OFF),
     Case("rtt-stats", "no", "false", "config.rtt_stats", False),
     Case("trusted-proxy", "10.0.0.0/8, ::1", '"10.0.0.0/8,::1"', "config.trusted_proxies", NETS),
     Case(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import ssl
 
 import pytest
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.server.conn.context import SMALL_READ, ConnectionContext
+from pyderp.server.conn.engines import Engine
 from pyderp.wire.frames import pack_frame, pack_send_packet
 from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context
 
@@ -57,10 +57,10 @@ def test_a_full_read_in_the_lane_waits_a_turn(core: ConnectionContext, loop: Fak
 
 
 def test_a_full_read_under_tls_waits_a_turn_whatever_is_in_it(
-    core: ConnectionContext, loop: FakeLoop, context: ssl.SSLContext
+    core: ConnectionContext, loop: FakeLoop, engine: Engine
 ) -> None:
     """All that one read brings is one share of the turn."""
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.shake_hands()
     wire.login()
     packet = pack_send_packet(wire.private.public, bytes(1000))

@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import os
-import ssl
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from pyderp.relay import lane
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.limits import MIN_BURST, RateConfig, RateLimit
 from pyderp.server.conn.context import SMALL_READ, ConnectionContext
+from pyderp.server.conn.engines import Engine
 from pyderp.server.conn.limits import Limits, read_rate_config
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import (
@@ -467,14 +467,14 @@ def test_what_came_before_a_broken_frame_is_paid_for(core: ConnectionContext, pa
 
 
 def test_more_of_a_read_that_is_held_is_held_too(
-    core: ConnectionContext, loop: FakeLoop, path: Path, context: ssl.SSLContext
+    core: ConnectionContext, loop: FakeLoop, path: Path, engine: Engine
 ) -> None:
     """Under TLS one read comes in several goes; the largest fits the shared buffer."""
     limit(core, path, 100_000_000)
     first = join(core)
     for _ in range(300):
         charge(first, MIN_BURST)
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     take_key(wire, first)
     wire.shake_hands()
     wire.login()

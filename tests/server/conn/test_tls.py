@@ -11,6 +11,7 @@ import pytest
 
 from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.engines import Engine, SSLEngine
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.messages import ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
@@ -46,9 +47,9 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_login_and_packets_pass_under_both_versions(
-    core: ConnectionContext, context: ssl.SSLContext, version: ssl.TLSVersion
+    core: ConnectionContext, engine: Engine, version: ssl.TLSVersion
 ) -> None:
-    first, second = TLSWire(core, context, version), Wire(core)
+    first, second = TLSWire(core, engine, version), Wire(core)
     first.shake_hands()
     first.login()
     second.login()
@@ -64,18 +65,18 @@ def test_login_and_packets_pass_under_both_versions(
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_a_handshake_may_come_in_small_pieces(
-    core: ConnectionContext, context: ssl.SSLContext, version: ssl.TLSVersion, chunk: int
+    core: ConnectionContext, engine: Engine, version: ssl.TLSVersion, chunk: int
 ) -> None:
-    wire = TLSWire(core, context, version)
+    wire = TLSWire(core, engine, version)
     wire.shake_hands(chunk)
     wire.login()
     assert core.router.registry.size == 1
 
 
 def test_handshake_request_and_login_may_end_in_one_read(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     with pytest.raises(ssl.SSLWantReadError):
         wire.tls.do_handshake()
     wire.feed_encrypted(wire.outgoing.read())
@@ -90,9 +91,9 @@ def test_handshake_request_and_login_may_end_in_one_read(
 
 @pytest.mark.parametrize("size", [0, 1, 16384, 16385, 65536])
 def test_packets_of_any_size_pass_both_ways(
-    core: ConnectionContext, context: ssl.SSLContext, size: int
+    core: ConnectionContext, engine: Engine, size: int
 ) -> None:
-    first, second = TLSWire(core, context), TLSWire(core, context)
+    first, second = TLSWire(core, engine), TLSWire(core, engine)
     for wire in (first, second):
         wire.shake_hands()
         wire.login()
@@ -104,9 +105,9 @@ def test_packets_of_any_size_pass_both_ways(
 
 @pytest.mark.parametrize("chunk", [1460, 16384, 40000, 1 << 20])
 def test_many_packets_in_reads_of_any_size_arrive_in_order(
-    core: ConnectionContext, context: ssl.SSLContext, chunk: int
+    core: ConnectionContext, engine: Engine, chunk: int
 ) -> None:
-    first, second = TLSWire(core, context), Wire(core)
+    first, second = TLSWire(core, engine), Wire(core)
     first.shake_hands()
     first.login()
     second.login()
@@ -119,9 +120,9 @@ def test_many_packets_in_reads_of_any_size_arrive_in_order(
 
 
 def test_what_a_turn_brings_is_one_write_of_full_records(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    first, second = Wire(core), TLSWire(core, context)
+    first, second = Wire(core), TLSWire(core, engine)
     second.shake_hands()
     second.login()
     first.login()
@@ -133,12 +134,10 @@ def test_what_a_turn_brings_is_one_write_of_full_records(
     assert second.transport.writes[0].count(b"\x17\x03\x03\x40\x11") == 4
 
 
-def test_incomplete_frames_survive_reads_of_others(
-    core: ConnectionContext, context: ssl.SSLContext
-) -> None:
+def test_incomplete_frames_survive_reads_of_others(core: ConnectionContext, engine: Engine) -> None:
     target = Wire(core)
     target.login()
-    sources = [TLSWire(core, context) for _ in range(3)]
+    sources = [TLSWire(core, engine) for _ in range(3)]
     data = []
     for i, source in enumerate(sources):
         source.shake_hands()
@@ -161,7 +160,9 @@ def test_each_connection_gets_the_context_of_its_time_and_address(
 ) -> None:
     contexts = FixedContext(context)
     for _ in range(2):
-        Wire(core, protocol_factory(core, ROUTES, contexts)())
+        wire = TLSWire(core, context)
+        Wire.__init__(wire, core, protocol_factory(core, ROUTES, SSLEngine(contexts))())
+        wire.shake_hands()
     assert contexts.asked == [LOCAL, LOCAL]
 
 
@@ -192,10 +193,10 @@ def test_a_library_that_writes_one_record_at_a_time_is_asked_again(
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 def test_a_name_that_is_no_text_is_refused_before_openssl_sees_it(
-    core: ConnectionContext, context: ssl.SSLContext, chunk: int, capfd: pytest.CaptureFixture[str]
+    core: ConnectionContext, engine: Engine, chunk: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The ssl module would print a traceback for each."""
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     with contextlib.suppress(ssl.SSLWantReadError):
         wire.tls.do_handshake()
     hello = wire.outgoing.read().replace(b"derp.example.com", b"derp.ex\xffmple.com")
@@ -229,7 +230,7 @@ def test_an_authority_gets_its_answer_however_its_hello_is_cut(
     never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no certificate: no handshake
     contexts = Challenged(never, context)
     wire = TLSWire(core, never)
-    Wire.__init__(wire, core, protocol_factory(core, ROUTES, contexts)())
+    Wire.__init__(wire, core, protocol_factory(core, ROUTES, SSLEngine(contexts))())
     wire.shake_hands(chunk)
     assert len(contexts.hellos) == 1
     wire.login()

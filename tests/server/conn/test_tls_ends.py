@@ -10,6 +10,7 @@ import pytest
 from pyderp.defaults import CLOSE_TIMEOUT
 from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.engines import Engine
 from pyderp.wire import frames
 from pyderp.wire.messages import ReceivedPacket
 from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context, records_of
@@ -33,9 +34,9 @@ def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_close_alert_is_answered_and_ends_the_connection(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.shake_hands()
     wire.login()
     with pytest.raises(ssl.SSLWantReadError):
@@ -51,9 +52,9 @@ def test_a_close_alert_is_answered_and_ends_the_connection(
 
 
 def test_frames_in_the_read_of_the_close_alert_are_relayed(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    first, second = TLSWire(core, context), Wire(core)
+    first, second = TLSWire(core, engine), Wire(core)
     first.shake_hands()
     first.login()
     second.login()
@@ -66,8 +67,8 @@ def test_frames_in_the_read_of_the_close_alert_are_relayed(
     assert ReceivedPacket(first.private.public, b"last words") in second.messages()
 
 
-def test_the_relay_closes_with_an_alert(core: ConnectionContext, context: ssl.SSLContext) -> None:
-    wire = TLSWire(core, context)
+def test_the_relay_closes_with_an_alert(core: ConnectionContext, engine: Engine) -> None:
+    wire = TLSWire(core, engine)
     wire.shake_hands()
     wire.login()
     wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
@@ -78,9 +79,9 @@ def test_the_relay_closes_with_an_alert(core: ConnectionContext, context: ssl.SS
 
 
 def test_a_graceful_close_during_the_handshake_is_silent(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.protocol.end(EndReason.STOPPED, How.GRACEFUL)
     wire.loop.turn()
     assert wire.gone
@@ -88,9 +89,9 @@ def test_a_graceful_close_during_the_handshake_is_silent(
 
 
 def test_plain_http_on_the_tls_port_is_told_so(
-    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.feed_encrypted(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert Wire.answer(wire) == (
         b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n"
@@ -103,11 +104,11 @@ def test_plain_http_on_the_tls_port_is_told_so(
 @pytest.mark.parametrize("established", [False, True])
 def test_garbage_ends_with_an_alert_one_line_and_one_count(
     core: ConnectionContext,
-    context: ssl.SSLContext,
+    engine: Engine,
     established: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     if established:
         wire.shake_hands()
         wire.login()
@@ -125,9 +126,9 @@ def test_garbage_ends_with_an_alert_one_line_and_one_count(
 
 
 def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.transport.room = 3
     wire.feed_encrypted(b"GET / HTTP/1.1\r\n\r\n")
     assert wire.transport.held
@@ -136,9 +137,9 @@ def test_an_alert_that_is_not_taken_does_not_keep_the_socket(
 
 
 def test_the_ten_seconds_cover_the_handshake(
-    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.loop.advance(5)
     wire.shake_hands()
     wire.loop.advance(4.5)
@@ -149,9 +150,9 @@ def test_the_ten_seconds_cover_the_handshake(
 
 
 def test_a_bad_frame_ends_what_the_same_read_still_holds(
-    core: ConnectionContext, context: ssl.SSLContext
+    core: ConnectionContext, engine: Engine
 ) -> None:
-    first, second = TLSWire(core, context), Wire(core)
+    first, second = TLSWire(core, engine), Wire(core)
     first.shake_hands()
     first.login()
     second.login()
@@ -204,9 +205,9 @@ def test_an_end_that_is_told_by_an_error_is_an_end(
 
 
 def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
-    core: ConnectionContext, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+    core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wire = TLSWire(core, context)
+    wire = TLSWire(core, engine)
     wire.shake_hands()
     wire.login()
     bad = wire.encrypt(frames.pack_frame(frames.FrameType.PING, b"short"))

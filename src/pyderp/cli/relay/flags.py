@@ -21,6 +21,7 @@ from pyderp.cli.relay.values import (
     folder,
     integer,
     names,
+    native_use,
     networks,
     number,
     path,
@@ -272,6 +273,9 @@ _TABLE: Final = {
     "Process and log": (
         Flag("loop", choice("auto", "uvloop", "asyncio"),
              "The event loop; auto: uvloop if installed.", default="auto"),
+        Flag("native", native_use,
+             "Have pyderp-fast do TLS and relay packets, which costs less CPU; auto: if it is "
+             "installed, on: it must be."),
         Flag("log-level", choice("debug", "info", "warning", "error"),
              "How much is logged, to stderr.", default="info"),
         Flag("log-format", choice("text", "json"), "Lines of text, or a JSON object a line.",

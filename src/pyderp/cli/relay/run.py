@@ -267,6 +267,8 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
     log.info("%s", _status(relay))
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
+    native = relay.native_version
+    log.info("native part %s", f"pyderp-fast {native}" if native else "not used")
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
     stun = relay.stun_addresses
     node = public_node(plan, relay.map_node, stun[0][1] if stun else None)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pyderp import defaults
 from pyderp.config import HealthRecipients
 from pyderp.config.relay import Network
+from pyderp.native import NativeUse
 
 __all__ = [
     "Kind",
@@ -26,7 +27,7 @@ __all__ = [
     "names",
 ]
 __all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path"]
-__all__ += ["port_or_none", "recipients", "text"]
+__all__ += ["native_use", "port_or_none", "recipients", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -240,6 +241,16 @@ def _recipients(word: str) -> HealthRecipients:
         raise ValueError("want known, all or none") from None
 
 
+def _native_use(word: str) -> NativeUse:
+    if word in list(NativeUse):
+        return NativeUse(word)
+    try:
+        return NativeUse.ON if parse_boolean(word) else NativeUse.OFF
+    except ValueError:
+        raise ValueError("want auto, on or off") from None
+
+
+native_use: Final = Kind("auto|on|off", _native_use, (bool,))
 recipients: Final = Kind("known|all|none", _recipients, (bool,), alone="known")
 boolean: Final = Kind("", parse_boolean, (bool,), go="")
 duration: Final = Kind("DURATION", parse_duration, (int, float), go="duration")

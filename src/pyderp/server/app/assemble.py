@@ -23,12 +23,15 @@ from pyderp.certs import (
 )
 from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
+from pyderp.native import NativeModule, load
+from pyderp.relay import lane
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, LoginRules
+from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.paths import PathWatch, RttSampler
 from pyderp.server.mesh.links import Mesh
@@ -59,6 +62,7 @@ class RelayParts:
     limits: Limits | None
     health: HealthTeller | None
     mesh: Mesh | None
+    native: NativeModule | None
     bootstrap: BootstrapDNS
     stun: StunServer | None
     main: Factory
@@ -85,10 +89,11 @@ def assemble(
     loop = asyncio.get_running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
     certificates: CertificateSource | None = None
-    contexts: ServerContexts | None = None
+    engine: Engine | None = None
+    native = load(config.native)
     if config.tls is not None:
         certificates = make_certificates(config.tls)
-        contexts = ServerContexts(certificates, meta_certificate(private_key.public))
+        engine = _engine(config, native, certificates, private_key.public)
         closing.push_async_callback(certificates.aclose)
     health = limits = admission = mesh = stun = None
     if config.health is not HealthRecipients.NONE:
@@ -112,6 +117,7 @@ def assemble(
         admission=admission,
         limits=limits,
         observer=health,
+        receive=lane.receive if native is None else partial(lane.receive_runs, native.walk),
     )
     _watch_connections(config, context, health)
     if config.mesh_key is not None:
@@ -131,6 +137,7 @@ def assemble(
         access=Access(config.debug, names=lambda: _own_names(config, certificates)),
         dev=config.dev,
         version=_own_version(),
+        native=_native_version(native),
         hostname=config.hostname,
         has_mesh_key=config.mesh_key is not None,
         sender_cardinality=config.sender_cardinality,
@@ -143,7 +150,7 @@ def assemble(
         tls_requests=context.tls_requests,
         accepts=accepts,
     )
-    main, side = _factories(config, context, contexts, bootstrap, DebugSite(view))
+    main, side = _factories(config, context, certificates, engine, bootstrap, DebugSite(view))
     return RelayParts(
         context=context,
         accepts=accepts,
@@ -152,11 +159,27 @@ def assemble(
         limits=limits,
         health=health,
         mesh=mesh,
+        native=native,
         bootstrap=bootstrap,
         stun=stun,
         main=accepts.guard(main),
         side=accepts.guard(side, limited=False),
     )
+
+
+def _engine(
+    config: RelayConfig,
+    native: NativeModule | None,
+    certificates: CertificateSource,
+    key: NodePublic,
+) -> Engine:
+    contexts = ServerContexts(certificates, meta_certificate(key))
+    name = config.hostname.encode() if parse_ip(config.hostname) is None else b""
+    return SSLEngine(contexts, name) if native is None else RustlsEngine(native, contexts, name)
+
+
+def _native_version(native: NativeModule | None) -> str:
+    return "" if native is None else native.VERSION
 
 
 @cache
@@ -171,7 +194,6 @@ def _rules(config: RelayConfig) -> LoginRules:
         mesh_key=config.mesh_key,
         disallowed_app_names=frozenset(config.disallow_app_names) - {""},
         trusted_proxies=config.trusted_proxies,
-        server_name=config.hostname.encode() if parse_ip(config.hostname) is None else b"",
         write_timeout=config.write_timeout,
     )
 
@@ -221,7 +243,8 @@ def _own_names(config: RelayConfig, certificates: CertificateSource | None) -> I
 def _factories(
     config: RelayConfig,
     context: ConnectionContext,
-    contexts: ServerContexts | None,
+    certificates: CertificateSource | None,
+    engine: Engine | None,
     bootstrap: BootstrapDNS,
     site: DebugSite,
 ) -> tuple[Factory, Factory]:
@@ -235,10 +258,10 @@ def _factories(
 
     pages = {"/": home, "/bootstrap-dns": bootstrap.answer}
     main = relay_routes(pages, site.answer, derp=config.derp)
-    challenge = no_challenge if contexts is None else contexts.source.http_challenge
+    challenge = no_challenge if certificates is None else certificates.http_challenge
     side = side_routes(challenge, main, site.allows)
     header = config.proxy_protocol
     return (
-        protocol_factory(context, main, contexts, derp=config.derp, proxy_header=header),
+        protocol_factory(context, main, engine, derp=config.derp, proxy_header=header),
         protocol_factory(context, side, None, derp=False, proxy_header=header),
     )

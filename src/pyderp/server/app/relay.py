@@ -75,6 +75,12 @@ class Relay:
         self._http_address: tuple[str, int] | None = None
         self._stun_addresses: list[tuple[str, int]] = []
 
+    @property
+    def native_version(self) -> str:
+        """The version of pyderp-fast, if it does the work; empty: Python does all."""
+        native = None if self._parts is None else self._parts.native
+        return "" if native is None else native.VERSION
+
     async def start(self) -> None:
         """Listen and serve.
 

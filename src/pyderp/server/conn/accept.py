@@ -6,13 +6,14 @@ import asyncio
 import logging
 import math
 import resource
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
-from pyderp.certs.context import ServerContexts
 from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.conn.engines import Engine
 from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.kernel import open_files
 from pyderp.server.conn.protocol import UNKNOWN, RelayProtocol
@@ -113,7 +114,7 @@ class AcceptGate:
 def protocol_factory(
     context: ConnectionContext,
     routes: Routes,
-    contexts: ServerContexts | None,
+    engine: Engine | None,
     *,
     derp: bool = True,
     proxy_header: bool = False,
@@ -121,17 +122,18 @@ def protocol_factory(
     """Makes the protocol of each accepted connection, with its layers and first stage.
 
     Args:
-        contexts: have the TLS context of each connection; `None`: plain TCP.
+        engine: makes the TLS of each connection; `None`: plain TCP.
         derp: whether `/derp` is served.
         proxy_header: each connection begins with a PROXY header, from a trusted proxy.
     """
 
     def begin(protocol: RelayProtocol, behind: bytes = b"") -> None:
         protocol.stage = HttpStage(protocol, routes, derp=derp)
-        if contexts is not None:
+        if engine is not None:
             # Only now is it known which of the relay's addresses it came to.
-            protocol.local = protocol.local or protocol.endpoint("sockname")[0]
-            layer = TLSLayer(protocol, contexts, context.rules.server_name)
+            # Few addresses, so they share their texts.
+            protocol.local = sys.intern(protocol.local or protocol.endpoint("sockname")[0])
+            layer = TLSLayer(protocol, engine)
             protocol.add_layer(layer, behind)
         elif behind:
             protocol.feed(behind)

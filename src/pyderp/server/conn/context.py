@@ -20,6 +20,7 @@ from pyderp.defaults import (
 )
 from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection, EndReason, How
+from pyderp.relay.lane import Receive, receive
 from pyderp.relay.router import Router
 from pyderp.throttle import Throttle
 from pyderp.wire.frames import pack_restarting
@@ -212,8 +213,6 @@ class LoginRules:
     """What no client may call itself but a mesh peer."""
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose word on the client's address is taken."""
-    server_name: bytes = b""
-    """What TLS clients ask for, if the certificate is for a name."""
     write_timeout: float = WRITE_TIMEOUT
     """Seconds without progress of a write before a client is closed; 0: never."""
     mesh_write_timeout: float = MESH_WRITE_TIMEOUT
@@ -239,6 +238,7 @@ class ConnectionContext:
         admission: asked about each client; `None`: all may come in.
         limits: slow clients down; `None`: no limits.
         observer: hears of logins and departures.
+        receive: relays what a client sends.
     """
 
     def __init__(
@@ -252,6 +252,7 @@ class ConnectionContext:
         admission: Admission | None = None,
         limits: RateLimits | None = None,
         observer: LoginObserver | None = None,
+        receive: Receive = receive,
     ) -> None:
         self.loop = loop
         self.router = router
@@ -262,6 +263,7 @@ class ConnectionContext:
         self.admission = admission
         self.limits = limits
         self.observer = observer
+        self.receive = receive
         # One buffer for the stream, and one for what is read for a layer such as TLS: each
         # is used only between a get_buffer and the next buffer_updated.
         self.buffer = bytearray(RECEIVE_BUFFER + _MORE_THAN_READ)

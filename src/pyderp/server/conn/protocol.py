@@ -19,7 +19,6 @@ from typing import Final, cast
 
 from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
-from pyderp.relay import lane
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
 from pyderp.server.conn.writing import StagedWriter
@@ -253,7 +252,7 @@ class RelayProtocol(StagedWriter):
     def relay(self, connection: Connection) -> None:
         """Relay what the client sends from now on, under its key's rate limit if it has one."""
         context = self.context
-        relaying: Stage = partial(lane.receive, context.router, connection)
+        relaying: Stage = partial(context.receive, context.router, connection)
         self.read_in_large()
         if context.limits is not None:
             self._limit = context.limits.wrap(self, connection, relaying)

@@ -12,11 +12,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["BRINGS_NOTHING", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
+__all__ = ["BRINGS_NOTHING", "NO_CERTIFICATE", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
 
 BRINGS_NOTHING: Final = "records that bring nothing"
+NO_CERTIFICATE: Final = "the server name asked for has no certificate here"
 PLAIN_HTTP: Final = "plain HTTP on the TLS port"
-"""Reasons why a connection failed that the relay answers in its own way."""
+"""Reasons why a connection failed that all engines give alike."""
 
 _RECORD: Final = 16 * 1024
 """The most plain bytes of one record (RFC 8446 §5.1)."""
@@ -25,9 +26,11 @@ _SLICE: Final = 16 * 1024
 _MOST_WITHOUT_DATA: Final = 40 * 1024
 """Bytes of records that bring nothing. The largest record has 16 KiB; a key update that asks for
 another one has 22 bytes, and costs as much as a handshake's part."""
+_VERSIONS: Final[dict[str | None, str]] = {"TLSv1.2": "1.2", "TLSv1.3": "1.3"}
+"""One text for all connections, and not one each."""
 _REASONS: Final = {
     "HTTP_REQUEST": PLAIN_HTTP,
-    "CALLBACK_FAILED": "the server name asked for has no certificate here",
+    "CALLBACK_FAILED": NO_CERTIFICATE,
 }
 
 
@@ -232,4 +235,4 @@ class SSLRecords:
     @property
     def version(self) -> str:
         """The version agreed on (`RecordLayer.version`)."""
-        return (self._tls.version() or "").removeprefix("TLSv")
+        return _VERSIONS.get(self._tls.version(), "")

@@ -1,16 +1,15 @@
-"""The layer of TLS: chooses the certificate, and moves records between socket and stream."""
+"""The layer of TLS: has the records made, and moves them between socket and stream."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pyderp.certs.context import ServerContexts
 from pyderp.errors import RemoteProtocolError
 from pyderp.relay.connection import EndReason, How
+from pyderp.server.conn.engines import HANDSHAKE_RECORD, Engine
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import Layer
-from pyderp.server.conn.records import PLAIN_HTTP, RecordLayer, SSLRecords
-from pyderp.wire.clienthello import parse_client_hello_untrusted
+from pyderp.server.conn.records import PLAIN_HTTP, RecordLayer
 
 __all__ = ["TLSLayer"]
 
@@ -18,7 +17,6 @@ _PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n"
     b"This port speaks HTTPS; the request was plain HTTP.\n"
 )
-_HANDSHAKE_RECORD: Final = 22
 _RECORD_HEADER: Final = 5
 _ILLEGAL_PARAMETER: Final = bytes((21, 3, 3, 0, 2, 2, 47))
 """A fatal alert (RFC 8446 §6.2), before anything is encrypted."""
@@ -29,22 +27,18 @@ class TLSLayer(Layer):
 
     Args:
         protocol: the connection.
-        contexts: have the server-side context for a new connection.
-        server_name: what clients ask for; a ClientHello with it needs no second look.
+        engine: makes the records once it is known what the client asks for.
     """
 
-    __slots__ = ("_contexts", "_hello", "_last", "_protocol", "_records", "_server_name")
+    __slots__ = ("_engine", "_hello", "_last", "_protocol", "_records")
 
-    def __init__(
-        self, protocol: RelayProtocol, contexts: ServerContexts, server_name: bytes
-    ) -> None:
+    def __init__(self, protocol: RelayProtocol, engine: Engine) -> None:
         super().__init__()
         self._protocol = protocol
-        self._contexts = contexts
-        self._server_name = server_name
-        self._records: RecordLayer = SSLRecords(contexts.context(protocol.local))
-        # What came of the ClientHello; None once it was looked at.
-        self._hello: bytes | None = b""
+        self._engine = engine
+        self._hello = b""
+        """What came of the ClientHello, as long as there are no records."""
+        self._records: RecordLayer | None = None
         # Of the last write, if the kernel did not take all: bytes before and after encryption.
         self._last = (0, 0)
 
@@ -53,10 +47,10 @@ class TLSLayer(Layer):
         protocol = self._protocol
         if protocol.ended:
             return
-        if self._hello is not None:
+        records = self._records
+        if records is None:
             self._on_hello(self._hello + data)
             return
-        records = self._records
         room = protocol.plain_room()
         filled = records.feed(data, room)
         if records.news and not protocol.tls_version:
@@ -73,52 +67,38 @@ class TLSLayer(Layer):
     # The ClientHello
 
     def _on_hello(self, data: bytes) -> None:
-        """Look at the ClientHello before OpenSSL does, once it is whole.
-
-        An authority that checks this relay needs a certificate of its own. And the ssl module
-        prints a traceback for a name that is not ASCII, which anybody may send at will.
-        """
+        """Have the records made by what the client asks for, once all of that is there."""
+        self._hello = data
         if len(data) < _RECORD_HEADER or (
-            data[0] == _HANDSHAKE_RECORD and len(data) < _RECORD_HEADER + _record_length(data)
+            data[0] == HANDSHAKE_RECORD and len(data) < _RECORD_HEADER + _record_length(data)
         ):
-            self._hello = data  # nearly always it is one record
+            return  # nearly always the ClientHello is one record
+        protocol = self._protocol
+        try:
+            self._records = self._engine.records(protocol.local, data)
+        except RemoteProtocolError as e:
+            protocol.write(_ILLEGAL_PARAMETER)
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
             return
-        contexts = self._contexts
-        # Nearly all ask for the right name, or there is none.
-        if contexts.challenge_pending or self._server_name not in data:
-            try:
-                hello = parse_client_hello_untrusted(data)
-            except RemoteProtocolError as e:
-                if data[0] == _HANDSHAKE_RECORD:
-                    self._protocol.write(_ILLEGAL_PARAMETER)
-                    self._protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
-                    return
-                # No TLS at all: OpenSSL knows what it is.
-            else:
-                if hello is None:
-                    self._hello = data
-                    return
-                if contexts.challenge_pending:
-                    challenge = contexts.challenge_context(memoryview(data))
-                    if challenge is not None:
-                        self._records = SSLRecords(challenge)
-        self._hello = None
-        self.receive(memoryview(data))
+        if self._records is not None:
+            self._hello = b""
+            self.receive(memoryview(data))
 
     # Records
 
     def _on_news(self) -> None:
         """The handshake is over, or TLS has something to write, failed, or was closed."""
         protocol, records = self._protocol, self._records
+        assert records is not None
         if records.failure:
-            self._fail()
+            self._fail(records)
             return
         protocol.write(records.output())
         if records.is_closed:
             protocol.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
 
-    def _fail(self) -> None:
-        protocol, records = self._protocol, self._records
+    def _fail(self, records: RecordLayer) -> None:
+        protocol = self._protocol
         if protocol.ended:
             return
         alert = records.output()
@@ -128,11 +108,11 @@ class TLSLayer(Layer):
     def send(self, chunks: list[bytes]) -> bool:
         """Encrypt and write; a failure ends the connection (`Layer`)."""
         protocol, records = self._protocol, self._records
-        if protocol.transport is None:
+        if protocol.transport is None or records is None:
             return False
         encrypted = records.seal(chunks)
         if records.failure:
-            self._fail()
+            self._fail(records)
             return False
         had_room = protocol.full is None
         protocol.write(encrypted)
@@ -142,12 +122,14 @@ class TLSLayer(Layer):
 
     def unsent_size(self, outer: int) -> int:
         """Bytes of the stream that the client cannot decrypt (`Layer`)."""
-        return self._records.unsent_size(outer, *self._last)
+        records = self._records
+        return 0 if records is None else records.unsent_size(outer, *self._last)
 
     def close(self) -> None:
         """Send the close alert (`Layer`)."""
-        if not self._records.failure:
-            self._protocol.write(self._records.close())
+        records = self._records
+        if records is not None and not records.failure:
+            self._protocol.write(records.close())
 
 
 def _record_length(record: bytes) -> int:

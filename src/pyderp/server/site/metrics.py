@@ -58,6 +58,11 @@ def own_series(view: RelayView) -> Iterator[Series]:
         len(view.protocols()),
     )
     yield Series(
+        "gauge_pyderp_native",
+        "Whether pyderp-fast does TLS and relays packets.",
+        int(bool(view.native)),
+    )
+    yield Series(
         "pyderp_connections_ended_total",
         "Connections that ended, by why.",
         {(reason.value,): count for reason, count in counters.ends.items()},

@@ -161,6 +161,7 @@ class DebugSite:
         view = self._view
         yield "Uptime", str(timedelta(seconds=int(view.uptime)))
         yield "Version", view.version
+        yield "Native part", f"pyderp-fast {view.native}" if view.native else "none"
         yield "Machine", socket.gethostname()
         yield "TLS hostname", view.hostname or "none"
         now = datetime.now(UTC)

@@ -34,6 +34,9 @@ class RelayView:
     """Refusals say how to permit access."""
 
     version: str
+    native: str = ""
+    """The version of pyderp-fast, if it is used."""
+
     hostname: str = ""
     """What the certificate is for; empty: no TLS."""
 

@@ -1,0 +1,88 @@
+"""The optional native part: when it is used, and what is said if it cannot be."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pyderp import ConfigError, Relay, RelayConfig
+from pyderp.native import API_VERSION, NativeUse, installed_version, load
+from tests.conftest import Run
+
+
+def _installed(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+    monkeypatch.setitem(sys.modules, "pyderp_fast", module)
+
+
+def test_off_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _installed(monkeypatch, SimpleNamespace(API_VERSION=API_VERSION, VERSION="7"))
+    assert load(NativeUse.OFF) is None
+
+
+def test_auto_uses_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7")
+    _installed(monkeypatch, module)
+    assert load(NativeUse.AUTO) is load(NativeUse.ON) is module
+    assert installed_version() == "7"
+
+
+MISSING = "pyderp-fast cannot be loaded: import of pyderp_fast halted; None in sys.modules"
+OTHER = f"pyderp-fast has API version 99, and this pyderp needs {API_VERSION}"
+
+
+@pytest.mark.parametrize(
+    ("module", "problem"), [(None, MISSING), (SimpleNamespace(API_VERSION=99), OTHER)]
+)
+def test_auto_does_without_and_on_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: object,
+    problem: str,
+) -> None:
+    _installed(monkeypatch, module)
+    with caplog.at_level(logging.DEBUG, "pyderp.native"):
+        assert load(NativeUse.AUTO) is None
+    assert caplog.messages == [f"{problem}; TLS and the lane run in Python"]
+    assert installed_version() == ""
+    with pytest.raises(ConfigError) as caught:
+        load(NativeUse.ON)
+    assert str(caught.value) == f"native is on, but {problem}"
+
+
+@pytest.mark.parametrize(
+    ("given", "use"), [(True, NativeUse.ON), (False, NativeUse.OFF), (NativeUse.ON, NativeUse.ON)]
+)
+def test_a_setting_may_be_a_bool(given: bool | NativeUse, use: NativeUse) -> None:
+    assert RelayConfig(native=given).native is use  # type: ignore[arg-type]  # a bool, as said
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(ConfigError, match="native is a str; want NativeUse"):
+        RelayConfig(native="auto")  # type: ignore[arg-type]  # what is tested
+
+
+def test_a_relay_says_what_it_uses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", walk=None)
+    _installed(monkeypatch, walk)
+
+    async def main() -> None:
+        for native, version in ((NativeUse.AUTO, "7"), (NativeUse.OFF, "")):
+            async with Relay(RelayConfig(native=native)) as relay:
+                assert relay.native_version == version
+
+    run(main())
+
+
+def test_a_relay_that_must_have_it_does_not_start_without(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _installed(monkeypatch, None)
+
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="native is on, but pyderp-fast cannot be loaded"):
+            await Relay(RelayConfig(native=NativeUse.ON)).start()
+
+    run(main())
