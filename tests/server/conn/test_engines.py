@@ -47,7 +47,7 @@ class Source(ManualCertificates):
     answer: Credential | None = None
 
     @property
-    def challenge_pending(self) -> bool:  # type: ignore[override]  # ACME's is a property
+    def challenge_pending(self) -> bool:
         return self.answer is not None
 
     def challenge_credential(self, hello: memoryview) -> Credential | None:
