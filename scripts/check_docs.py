@@ -46,7 +46,7 @@ from pyderp.relay.connection import EndReason
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
 from pyderp.server.site.access import Access
-from pyderp.server.site.metrics import Metrics, own_series
+from pyderp.server.site.metrics import metrics_text, own_series
 from pyderp.server.site.metrics_derper import Series, gather_upstream
 from pyderp.server.site.view import RelayView
 from pyderp.wire import frames
@@ -494,8 +494,7 @@ def metrics(choose: Callable[[RelayView], Iterable[Series]]) -> str:
     rows = [("Name", "Type", "Labels", "Meaning")]
     for series in sorted(choose(_all_on()), key=lambda each: each.name):
         labels = ", ".join(f"`{label}`" for label in series.labels)
-        kind = "untyped" if series.kind == "unknown" else series.kind
-        rows.append((f"`{series.name}`", kind, labels, series.help))
+        rows.append((f"`{series.name}`", series.kind, labels, series.help))
     return _table(*rows)
 
 
@@ -513,7 +512,7 @@ def process_metrics() -> str:
     """The metrics that are about the process."""
     view = _all_on()
     ours = {series.name for series in (*_derper_series(view), *own_series(view))}
-    text = asyncio.run(Metrics(view).text()).decode()
+    text = asyncio.run(metrics_text(view)).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = [("Name", "Type", "Meaning")]
     for name, meaning in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):

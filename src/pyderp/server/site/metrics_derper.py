@@ -21,8 +21,6 @@ Number: TypeAlias = int | float
 Labelled: TypeAlias = Mapping[tuple[str, ...], Number]
 """Values of the labels → number."""
 
-_PREFIXES: Final = ("gauge_", "counter_")
-
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -52,9 +50,7 @@ class Series:
     @property
     def name(self) -> str:
         """The name for Prometheus."""
-        name = self.raw
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
+        name = self.raw.removeprefix("gauge_").removeprefix("counter_")
         return f"{self.group}_{name}" if self.group else name
 
     @property
@@ -63,7 +59,7 @@ class Series:
         if isinstance(self.value, Histogram):
             return "histogram"
         if self.untyped:
-            return "unknown"
+            return "untyped"
         return "gauge" if self.raw.startswith("gauge_") else "counter"
 
 

@@ -6,14 +6,17 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 from urllib.parse import urlencode
 
+from pyderp.relay.router import check
+from pyderp.server.mesh.links import MeshStatus
 from pyderp.server.site.access import refusal
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
 from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
 from pyderp.server.site.clientshtml import clients_as_html, index_as_html
 from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
+from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
 from pyderp.server.site.view import RelayView
 from pyderp.wire.http import (
     BROWSER_HEADERS,
@@ -25,19 +28,7 @@ from pyderp.wire.http import (
     text_response,
 )
 
-if TYPE_CHECKING:
-    from pyderp.server.mesh.links import MeshStatus
-    from pyderp.server.site.metrics import Metrics
-
-import json
-from typing import Any
-
-from pyderp.relay.counters import Histogram
-from pyderp.relay.router import check
-from pyderp.server.site.metrics import own_series
-from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
-
-__all__ = ["variables"]
+__all__ = ["DebugSite", "problems"]
 
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
@@ -45,9 +36,9 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _ROOT: Final = "/debug/"
 _CLIENTS: Final = "clients/"
 _POLICY: Final = "Content-Security-Policy"
-# The pages below /debug/ may bring their own looks.
 _NO_STORE: Final = ("Cache-Control", "no-store")
 """The pages tell of clients, and links on them may have the key."""
+# The pages below /debug/ may bring their own looks.
 _HEADERS: Final = (
     *(
         (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
@@ -66,7 +57,6 @@ class DebugSite:
 
     def __init__(self, view: RelayView) -> None:
         self._view = view
-        self._metrics: Metrics | None = None
         self._time = RelayTime(view)
 
     def allows(self, request: Request) -> bool:
@@ -100,12 +90,7 @@ class DebugSite:
         return _sub_page(_JSON, await variables(self._view))
 
     async def _varz(self, _: Request) -> Response:
-        # Not with the module: programs that only connect to relays need no metrics library.
-        from pyderp.server.site.metrics import CONTENT_TYPE, Metrics
-
-        if self._metrics is None:
-            self._metrics = Metrics(self._view)
-        return _sub_page(CONTENT_TYPE, await self._metrics.text())
+        return _sub_page(CONTENT_TYPE, await metrics_text(self._view))
 
     async def _check(self, _: Request) -> Response:
         found = await problems(self._view)
@@ -229,34 +214,3 @@ async def problems(view: RelayView) -> list[str]:
         if trouble is not None:
             found.append(trouble)
     return found
-
-
-async def variables(view: RelayView) -> bytes:
-    """All of them, now. Names are raw ones, with `gauge_` and `counter_` before them."""
-    top: dict[str, Any] = {"version": view.version, "derp": {"version": view.version}}
-    for series in [*await gather_upstream(view), *own_series(view)]:
-        group = top.setdefault(series.group, {}) if series.group else top
-        group[series.raw] = _value(series)
-    ordered = {
-        name: dict(sorted(value.items())) if name == "derp" else value
-        for name, value in sorted(top.items())
-    }
-    return json.dumps(ordered, indent=1).encode() + b"\n"
-
-
-def _value(series: Series) -> object:
-    value = series.value
-    if isinstance(value, Histogram):
-        return {**dict(value.cumulative()), "sum": value.sum, "count": value.count}
-    if isinstance(value, int | float):
-        return value
-    nested: dict[str, Any] = {}
-    for labels, number in value.items():
-        _put(nested, labels, number)
-    return nested
-
-
-def _put(into: dict[str, Any], labels: tuple[str, ...], number: Number) -> None:
-    for label in labels[:-1]:
-        into = into.setdefault(label, {})
-    into[labels[-1]] = number
