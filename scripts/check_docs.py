@@ -38,17 +38,17 @@ from pyderp.certs.credential import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
 from pyderp.cli.relay.flags import FLAGS
-from pyderp.config import DebugAccess
+from pyderp.config import DebugAccess, RelayConfig
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
+from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.connection import EndReason
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
-from pyderp.server.site.access import Access
 from pyderp.server.site.metrics import metrics_text, own_series
 from pyderp.server.site.metrics_derper import Series, gather_upstream
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import Access, RelayView
 from pyderp.wire import frames
 from pyderp.wire.login import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted
@@ -477,8 +477,9 @@ def _all_on() -> RelayView:
     anything: Any = SimpleNamespace
     now = datetime.now(UTC)
     return RelayView(
+        config=RelayConfig(),
         router=Router(bytes(32), lambda: 0.0),
-        protocols=tuple,
+        protocols=(),
         access=Access(DebugAccess()),
         version="",
         limits=anything(config=RateConfig(), waited=0, waiting=()),
@@ -486,6 +487,8 @@ def _all_on() -> RelayView:
         mesh=anything(status=tuple),
         certificates=lambda: [CertificateInfo(("relay.example.com",), now, now)],
         accepts=anything(accepted=0, rejected=0, shed=0),
+        bootstrap=BootstrapCounters(),
+        tls_requests={},
     )
 
 

@@ -29,7 +29,7 @@ from pyderp.maps.region import DERPNode
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import expiry_text
-from pyderp.server.app.assemble import RelayParts, assemble
+from pyderp.server.app.assemble import RelayParts, assemble, protocol_factories
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.context import ConnectionContext
 
@@ -117,7 +117,8 @@ class Relay:
         self._addresses = [_endpoint(sock.getsockname()) for sock in listeners.main]
         self._http_address = _endpoint(listeners.side[0].getsockname()) if listeners.side else None
         self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
-        for factory, sockets in ((parts.main, listeners.main), (parts.side, listeners.side)):
+        main, side = protocol_factories(self.config, self.public_key, parts)
+        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
             for sock in sockets:
                 make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:

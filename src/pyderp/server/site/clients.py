@@ -12,8 +12,7 @@ from typing import Any, Final
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.site.clientquery import COUNTERS, UNKNOWN_ADDRESS, ClientsQuery, address_key
-from pyderp.server.site.connections import slices
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import RelayView, slices
 
 __all__ = ["ClientsPage", "RelayTime", "Row", "clients_as_json", "go_json", "index_json"]
 
@@ -99,7 +98,7 @@ class ClientsPage:
             registry.connections() if query.key is None else registry.connections_of(query.key.raw)
         )
         last_key, past = None, 0
-        for some in slices(list(among)):
+        for some in slices(among):
             for connection in some:
                 if not query.matches(connection):
                     continue
@@ -172,7 +171,7 @@ class ClientsPage:
             "rxBytes": connection.bytes_received,
             "txPkts": connection.packets_sent,
             "txBytes": connection.bytes_sent,
-            "senders": len(connection.heard_from or ()) if self.view.sender_cardinality else 0,
+            "senders": self.view.senders(connection),
         }
 
 

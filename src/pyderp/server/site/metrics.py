@@ -59,7 +59,7 @@ def own_series(view: RelayView) -> Iterator[Series]:
     yield Series(
         "gauge_pyderp_connections",
         "Open connections, logged in or not.",
-        len(view.protocols()),
+        len(view.protocols),
     )
     yield Series(
         "pyderp_connections_ended_total",
@@ -70,12 +70,11 @@ def own_series(view: RelayView) -> Iterator[Series]:
     for name, help_text in _RELAY:
         value: int = getattr(counters, name)
         yield Series(f"pyderp_{name}_total", help_text, value)
-    if view.accepts is not None:
-        yield Series(
-            "pyderp_connections_shed_total",
-            "Connections closed at once, as file descriptors ran out.",
-            view.accepts.shed,
-        )
+    yield Series(
+        "pyderp_connections_shed_total",
+        "Connections closed at once, as file descriptors ran out.",
+        view.accepts.shed,
+    )
     if view.limits is not None:
         yield Series(
             "gauge_pyderp_rate_limited_connections",

@@ -12,8 +12,8 @@ from typing import Final, TypeAlias
 from pyderp.relay.counters import Counters, Histogram
 from pyderp.relay.registry import Registry
 from pyderp.server.conn.kernel import boot_time, open_files_now
-from pyderp.server.site.connections import slices
-from pyderp.server.site.view import RelayView
+from pyderp.server.services.stun import StunCounters
+from pyderp.server.site.view import RelayView, slices
 
 __all__ = ["Labelled", "Number", "Series", "gather_upstream"]
 
@@ -114,7 +114,7 @@ def _by_one(values: Mapping[str, int]) -> Labelled:
 async def gather_upstream(view: RelayView) -> list[Series]:
     """All of them, now."""
     by_version: Counter[str] = Counter()
-    for some in slices(view.protocols()):
+    for some in slices(view.protocols):
         by_version.update(protocol.tls_version for protocol in some)
         await asyncio.sleep(0)
     del by_version[""]
@@ -256,7 +256,7 @@ def _bootstrap(view: RelayView) -> Iterator[Series]:
         ("unpublished_percent_misses", "Unpublished names not told to who asked."),
         ("queried_domains", "Different names asked for lately."),
     ):
-        value: int = 0 if view.bootstrap is None else getattr(view.bootstrap, name)
+        value: int = getattr(view.bootstrap, name)
         yield Series(f"counter_bootstrap_dns_{name}", help_text, value)
 
 
@@ -274,33 +274,32 @@ def _tls(view: RelayView, by_version: Counter[str]) -> Iterator[Series]:
         _by_one(by_version),
         ("version",),
     )
-    accepts = view.accepts
     yield Series(
         "counter_accepted_connections",
         "Connections accepted by the main listener.",
-        0 if accepts is None else accepts.accepted,
+        view.accepts.accepted,
         group="tls_listener",
     )
     yield Series(
         "counter_rejected_connections",
         "Connections closed at once, as they came too fast.",
-        0 if accepts is None else accepts.rejected,
+        view.accepts.rejected,
         group="tls_listener",
     )
 
 
 def _stun(view: RelayView) -> Iterator[Series]:
-    stun = view.stun
+    stun = view.stun or StunCounters()
     for raw, label, names, help_text in (
         ("counter_requests", "disposition", _DISPOSITIONS, "Packets by what became of them."),
         ("counter_addrfamily", "family", _FAMILIES, "Valid requests by address family."),
     ):
-        values = {name: 0 if stun is None else int(getattr(stun, name)) for name in names}
+        values = {name: int(getattr(stun, name)) for name in names}
         yield Series(raw, help_text, _by_one(values), (label,), group="stun")
     yield Series(
         "counter_no_local_addr",
         "Valid requests for which the kernel did not say which address they came to.",
-        0 if stun is None else stun.no_local_addr,
+        stun.no_local_addr,
         group="stun",
     )
 

@@ -11,13 +11,12 @@ from urllib.parse import urlencode
 
 from pyderp.relay.router import check
 from pyderp.server.mesh.links import MeshStatus
-from pyderp.server.site.access import refusal
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
 from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
 from pyderp.server.site.clientshtml import clients_as_html, index_as_html
 from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
 from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import RelayView, refusal
 from pyderp.wire.http import (
     BROWSER_HEADERS,
     Answer,
@@ -70,7 +69,7 @@ class DebugSite:
             location = f"{path}/{request.target.removeprefix(path)}"
             return Response(307, [("Location", location), _NO_STORE])
         if not self.allows(request):
-            return refusal(request, self._view.access, dev=self._view.dev)
+            return refusal(request, self._view.access, dev=self._view.config.dev)
         if path == _ROOT:
             index = page(_HTML, self._index(request).encode())
             index.headers.append(_NO_STORE)
@@ -147,13 +146,13 @@ class DebugSite:
         yield "Uptime", str(timedelta(seconds=int(view.uptime)))
         yield "Version", view.version
         yield "Machine", socket.gethostname()
-        yield "TLS hostname", view.hostname or "none"
+        yield "TLS hostname", view.config.hostname or "none"
         now = datetime.now(UTC)
         for certificate in view.certificates():
             days = (certificate.not_after - now) / timedelta(days=1)
             names = ", ".join(certificate.names)
             yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
-        yield "Mesh key", "true" if view.has_mesh_key else "false"
+        yield "Mesh key", "false" if view.config.mesh_key is None else "true"
         for link in view.mesh.status() if view.mesh is not None else ():
             yield "Mesh link", f"{link.host}: {_state(link)}"
         yield "STUN", "off" if view.stun is None else "on"
@@ -204,7 +203,7 @@ async def problems(view: RelayView) -> list[str]:
     With admission on, it asks as it would about a client, about this machine itself.
     """
     found = check(view.router)
-    logged_in = sum(protocol.connection is not None for protocol in view.protocols())
+    logged_in = sum(protocol.connection is not None for protocol in view.protocols)
     if logged_in != view.router.registry.size:
         found.append(
             f"connections = {view.router.registry.size} != {logged_in} sockets are logged in"
