@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import tcp_info
+from pyderp.server.site.clients import remote
 from pyderp.server.site.view import RelayView, slices
 from pyderp.text import printable
 
@@ -100,7 +100,7 @@ def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float
         "number": connection.number,
         "key": str(connection.public),
         "label": "" if view.admission is None else view.admission.label(connection.public),
-        "address": format_address(*connection.peer) if connection.peer[0] else "",
+        "address": remote(connection),
         "since": since.isoformat(timespec="seconds"),
         "app": printable(connection.app_name),
         "flags": list(_flags(connection)),

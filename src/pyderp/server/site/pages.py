@@ -12,8 +12,14 @@ from urllib.parse import urlencode
 from pyderp.relay.router import check
 from pyderp.server.mesh.links import MeshStatus
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
-from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
-from pyderp.server.site.clientshtml import clients_as_html, index_as_html
+from pyderp.server.site.clients import (
+    ClientsPage,
+    RelayTime,
+    clients_as_html,
+    clients_as_json,
+    index_as_html,
+    index_json,
+)
 from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
 from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
 from pyderp.server.site.view import RelayView, refusal
