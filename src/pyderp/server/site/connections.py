@@ -1,4 +1,4 @@
-"""`/debug/connections`: who is connected, as a table or as JSON."""
+"""`/debug/connections`: the connections that are logged in, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from html import escape
+from operator import itemgetter
 from typing import Final
 
 from pyderp.relay.connection import Connection
@@ -76,20 +77,20 @@ async def connections_as_json(view: RelayView) -> AsyncGenerator[bytes, None]:
 
 
 def _rows(view: RelayView) -> Iterator[list[Row]]:
-    everybody = [each for each in view.protocols if each.connection is not None]
-    everybody.sort(key=_number)
+    logged_in = [
+        (connection.number, protocol)
+        for protocol in view.protocols
+        if (connection := protocol.connection) is not None
+    ]
+    logged_in.sort(key=itemgetter(0))
     # The router's clock is none that people can read.
     epoch = view.wall() - view.router.clock()
-    for some in slices(everybody):
+    for some in slices(logged_in):
         yield [
             _row(view, protocol, connection, epoch)
-            for protocol in some
-            if (connection := protocol.connection) is not None
+            for _, protocol in some
+            if (connection := protocol.connection) is not None  # else it ended meanwhile
         ]
-
-
-def _number(protocol: Served) -> int:
-    return 0 if protocol.connection is None else protocol.connection.number
 
 
 def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float) -> Row:
@@ -139,8 +140,7 @@ def _limit(view: RelayView, connection: Connection) -> int | None:
 
 
 def _html(row: Row) -> str:
-    cells = "".join(f"<td>{_text(row[name])}</td>" for name, _ in _COLUMNS)
-    return f"<tr>{cells}</tr>\n"
+    return f"<tr>{''.join(f'<td>{_text(row[name])}</td>' for name, _ in _COLUMNS)}</tr>\n"
 
 
 def _text(value: object) -> str:
