@@ -184,9 +184,9 @@ class ClientsPage:
         (value, number), connection = self.entries[-1]
         query = self.query
         if query.sort == "conn":
-            return query.link(query.order, str(number))
+            return query.link(after=str(number))
         after = {"key": str(connection.public), "ip": remote(connection) or UNKNOWN_ADDRESS}
-        return query.link(query.order, after.get(query.sort, str(value)), str(number))
+        return query.link("", after.get(query.sort, str(value)), str(number))
 
     def rows(self) -> Iterator[list[Row]]:
         """The connections as what JSON says of them, some at a time."""

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from pyderp.relay.counters import Counters, Histogram
-from pyderp.relay.registry import Registry
 from pyderp.server.conn.kernel import boot_time, open_files_now
 from pyderp.server.services.stun import StunCounters
 from pyderp.server.site.view import RelayView, slices
@@ -104,6 +103,17 @@ _COUNTERS: Final = (
         "dup_client_conn_total",
         "Connections with a key that was connected already.",
     ),
+    ("counter_buffered_write_frames", "buffered_write_frames", "Frames in one write to a client."),
+    (
+        "counter_mesh_update_batch_size",
+        "mesh_update_batch_size",
+        "Presence changes in one write to a watcher.",
+    ),
+    (
+        "counter_mesh_update_loop_count",
+        "mesh_update_loop_count",
+        "Rounds until a watcher had all changes.",
+    ),
 )
 
 
@@ -132,7 +142,7 @@ async def gather_upstream(view: RelayView) -> list[Series]:
 def _relay(view: RelayView) -> Iterator[Series]:
     counters = view.router.counters
     for raw, attribute, help_text in _COUNTERS:
-        value: int = getattr(counters, attribute)
+        value: int | Histogram = getattr(counters, attribute)
         yield _derp(raw, help_text, value)
     disco = counters.disco_received
     kinds = _by_one({"disco": disco, "other": counters.packets_received - disco})
@@ -148,21 +158,6 @@ def _relay(view: RelayView) -> Iterator[Series]:
         "Samples of round-trip times, each in one of the labels.",
         _by_one(counters.tcp_rtt),
         ("le",),
-    )
-    yield _derp(
-        "counter_buffered_write_frames",
-        "Frames in one write to a client.",
-        counters.buffered_write_frames,
-    )
-    yield _derp(
-        "counter_mesh_update_batch_size",
-        "Presence changes in one write to a watcher.",
-        counters.mesh_update_batch_size,
-    )
-    yield _derp(
-        "counter_mesh_update_loop_count",
-        "Rounds until a watcher had all changes.",
-        counters.mesh_update_loop_count,
     )
     for raw, (value, help_text) in _gauges(view).items():
         yield _derp(f"gauge_{raw}", help_text, value)
@@ -193,7 +188,10 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
             len(registry.duplicates),
             "Keys that have several connections.",
         ),
-        "current_dup_client_conns": (_duplicates(registry), "Connections that share a key."),
+        "current_dup_client_conns": (
+            sum(len(each.members) for each in registry.duplicates.values()),
+            "Connections that share a key.",
+        ),
         "current_file_descriptors": (open_files_now(), "Open file descriptors."),
         "memstats_sys0": (view.memory_at_start, "Memory of the process at its start, in bytes."),
     }
@@ -202,28 +200,25 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
 def _remote_keys(view: RelayView) -> int:
     forwarders = view.router.forwarders
     if not len(forwarders):
-        return 0
+        return 0  # no look at all keys, where there is no mesh
     return len(forwarders) - sum(key in forwarders for key in view.router.registry.active)
-
-
-def _duplicates(registry: Registry) -> int:
-    return sum(len(duplicates.members) for duplicates in registry.duplicates.values())
 
 
 def _rates(view: RelayView) -> Iterator[Series]:
     if view.limits is None:
         return
     limit = view.limits.config.default
+    rate, burst = (0, 0) if limit is None else (limit.bytes_per_second, limit.burst_bytes)
     yield _derp(
         "rate_limit_per_client_bytes_per_second",
         "What a client may send for ever; 0: any amount.",
-        0 if limit is None else limit.bytes_per_second,
+        rate,
         untyped=True,
     )
     yield _derp(
         "rate_limit_per_client_burst_bytes",
         "What a client may send at once.",
-        0 if limit is None else limit.burst_bytes,
+        burst,
         untyped=True,
     )
     yield _derp(

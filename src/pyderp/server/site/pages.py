@@ -1,4 +1,4 @@
-"""`/debug/` and the pages below it, for who may see them."""
+"""`/debug/` and the pages below it, for requesters that may see them."""
 
 from __future__ import annotations
 
@@ -54,18 +54,14 @@ _HEADERS: Final = (
 
 
 class DebugSite:
-    """Answers `/debug` and everything below it.
-
-    Args:
-        view: the relay that it is about.
-    """
+    """Answers `/debug` and everything below it."""
 
     def __init__(self, view: RelayView) -> None:
         self._view = view
         self._time = RelayTime(view)
 
     def allows(self, request: Request) -> bool:
-        """Whether who asks may see the pages, and is told of them."""
+        """Whether the requester may see the pages, and is told of them."""
         return self._view.access.allows(request)
 
     def answer(self, request: Request) -> Answer:
@@ -81,11 +77,9 @@ class DebugSite:
             index.headers.append(_NO_STORE)
             return index
         name = path.removeprefix(_ROOT)
-        if ".." in name.split("/"):
-            return text_response(404, "404 page not found")
         # Whatever stands behind the slash is the same page.
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
-        if known is None:
+        if known is None or ".." in name.split("/"):
             return text_response(404, "404 page not found")
         return known[1](self, request)
 
@@ -113,7 +107,9 @@ class DebugSite:
             query = ClientsQuery.parse(fields, now=self._time.now())
             json = wants_json(fields)
         except ValueError as e:
-            return _refused(str(e))
+            # Not `text_response`: a quoted value may hold what is no UTF-8.
+            body = f"{e}\n".encode("utf-8", "surrogateescape")
+            return _sub_page(_TEXT, body, status=400)
         if query is None:
             if json:
                 return _sub_page("application/json", index_json(self._view))
@@ -132,7 +128,7 @@ class DebugSite:
         return _stream(_HTML, connections_as_html(self._view, link))
 
     def _index(self, request: Request) -> str:
-        # Who came in by the key needs it again on each page.
+        # What the key let in needs it again on each page.
         key = request.query.get("debugkey", "")
         query = "?" + urlencode({"debugkey": key}) if key else ""
         items = [f"<li><b>{escape(k)}:</b> {escape(v)}</li>" for k, v in self._lines()]
@@ -153,11 +149,8 @@ class DebugSite:
         yield "Version", view.version
         yield "Machine", socket.gethostname()
         yield "TLS hostname", view.config.hostname or "none"
-        now = datetime.now(UTC)
         for certificate in view.certificates():
-            days = (certificate.not_after - now) / timedelta(days=1)
-            names = ", ".join(certificate.names)
-            yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
+            yield "Certificate", f"{', '.join(certificate.names)}; {_expiry(certificate.not_after)}"
         yield "Mesh key", "false" if view.config.mesh_key is None else "true"
         for link in view.mesh.status() if view.mesh is not None else ():
             yield "Mesh link", f"{link.host}: {_state(link)}"
@@ -176,8 +169,9 @@ class DebugSite:
     """Name below /debug/ → title, and what answers. Of the class: a site would refer to itself."""
 
 
-def _expiry(end: datetime, days: float) -> str:
+def _expiry(end: datetime) -> str:
     when = end.astimezone(UTC).isoformat(timespec="seconds")
+    days = (end - datetime.now(UTC)) / timedelta(days=1)
     return f"expires {when}, in {days:.1f} days" if days > 0 else f"EXPIRED {when}"
 
 
@@ -192,11 +186,6 @@ def _state(link: MeshStatus) -> str:
 
 def _sub_page(content_type: str, body: bytes, *, status: int = 200) -> Response:
     return Response(status, [("Content-Type", content_type), *_HEADERS], body)
-
-
-def _refused(text: str) -> Response:
-    # Not `text_response`: a quoted value may hold what is no UTF-8.
-    return _sub_page(_TEXT, text.encode("utf-8", "surrogateescape") + b"\n", status=400)
 
 
 def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:
