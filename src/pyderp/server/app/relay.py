@@ -185,22 +185,19 @@ class Relay:
         """
         self._closed = True
         async with self._changing:
-            await self._stop(drain)
-
-    async def _stop(self, drain: float | None) -> None:
-        if self._parts is None:
-            return
-        context = self._parts.context
-        drain = self.config.drain if drain is None else drain
-        context.linger_until = context.loop.time() + drain
-        await self._stop_accepting(context.loop)
-        if self._parts.stun is not None:
-            await self._parts.stun.aclose()  # another relay may take over
-        if self._certificate_timer is not None:
-            self._certificate_timer.cancel()
-        await close_all(context, drain)
-        await self._closing.aclose()
-        await asyncio.sleep(0)
+            if self._parts is None:
+                return
+            context = self._parts.context
+            drain = self.config.drain if drain is None else drain
+            context.linger_until = context.loop.time() + drain
+            await self._stop_accepting(context.loop)
+            if self._parts.stun is not None:
+                await self._parts.stun.aclose()  # another relay may take over
+            if self._certificate_timer is not None:
+                self._certificate_timer.cancel()
+            await close_all(context, drain)
+            await self._closing.aclose()
+            await asyncio.sleep(0)
 
     async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
         for server in self._servers:

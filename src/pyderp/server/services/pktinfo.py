@@ -120,12 +120,8 @@ def _source_v6(pktinfo: bytes) -> Ancillary:
     address, interface = pktinfo[:16], pktinfo[16:20]
     if address in (_UNSPECIFIED_V6, _MAPPED_UNSPECIFIED) or address[0] == _MULTICAST_V6:
         return []
-    if not _is_link_local(address):
+    if address[0] != 0xFE or address[1] & 0xC0 != 0x80:  # not fe80::/10, link-local
         interface = _NO_INTERFACE
     # else the address belongs to an interface, and Linux refuses it without: EINVAL, unless
     # the client's address is link-local as well.
     return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, address + interface)]
-
-
-def _is_link_local(address: bytes) -> bool:
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80  # fe80::/10

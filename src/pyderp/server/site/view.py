@@ -50,7 +50,7 @@ class Access:
 
     Args:
         config: who may, beside this machine and Tailscale addresses.
-        names: gives the names that the relay has now; `*.` begins one for all names one level
+        names: returns the names that the relay has now; `*.` begins one for all names one level
             below.
     """
 
@@ -68,8 +68,8 @@ class Access:
         """Whether this request may be answered.
 
         The key opens it from anywhere and under any name, with GET only: a page from elsewhere
-        does not know it. Otherwise address and name count, and a request that somebody untrusted
-        forwarded has no address.
+        does not know it. Otherwise address and name count, and a request that an untrusted
+        proxy forwarded has no address.
         """
         return self._has_key(request) or (
             self._allows_address(request) and self._knows_host(request)
@@ -80,12 +80,8 @@ class Access:
         return self._allows_address(request) and not self._knows_host(request)
 
     def _allows_address(self, request: Request) -> bool:
-        if request.forwarded:
-            return False
-        address = _address(request.remote)
-        if address is None:
-            return False
-        return (
+        address = None if request.forwarded else _address(request.remote)
+        return address is not None and (
             address.is_loopback
             or (any(address in net for net in _TAILSCALE) and address not in _CHROMEOS)
             or address == self._extra
@@ -171,7 +167,7 @@ def slices(connections: Iterable[T]) -> Iterator[list[T]]:
 
 
 def refusal(request: Request, access: Access, *, dev: bool) -> Response:
-    """The answer to who may not see a page.
+    """The answer to a requester that may not see a page.
 
     Args:
         access: has refused it.
@@ -190,7 +186,7 @@ def refusal(request: Request, access: Access, *, dev: bool) -> Response:
 
 
 def _address(text: str) -> IPAddress | None:
-    # A zone (%eth0) says nothing about who it is.
+    # A zone (%eth0) says nothing about the requester.
     return parse_ip(text.partition("%")[0])
 
 
