@@ -77,18 +77,8 @@ def assemble(
     if config.tls is not None:
         certificates = make_certificates(config.tls)
         closing.push_async_callback(certificates.aclose)
-    health, limits, admission = _client_parts(config, router, closing)
-    context = ConnectionContext(
-        loop,
-        router,
-        ServerLogin(private_key, random=os.urandom),
-        uniform=random.random,
-        rules=_rules(config),
-        admission=admission,
-        limits=limits,
-        observer=health,
-    )
-    _watch_connections(config, context, health)
+    login = ServerLogin(private_key, random=os.urandom)
+    context, health, limits, admission = _make_context(config, router, login, closing)
     if config.mesh_key is not None:
         mesh = Mesh(router, private_key, config.mesh_key, schedule_flush=context.schedule_flush)
         closing.push_async_callback(mesh.aclose)
@@ -112,17 +102,17 @@ def assemble(
     )
 
 
-def _client_parts(
-    config: RelayConfig, router: Router, closing: contextlib.AsyncExitStack
-) -> tuple[HealthTeller | None, Limits | None, Gate | None]:
-    """What decides about clients, and tells them."""
+def _make_context(
+    config: RelayConfig, router: Router, login: ServerLogin, closing: contextlib.AsyncExitStack
+) -> tuple[ConnectionContext, HealthTeller | None, Limits | None, Gate | None]:
+    """What all connections share, with the parts in it that decide about clients."""
+    loop = asyncio.get_running_loop()
     health = limits = admission = None
     if config.health is not HealthRecipients.NONE:
         tell_all = config.health is HealthRecipients.ALL
-        health = HealthTeller(router, router.clock, tell_all=tell_all)
+        health = HealthTeller(router, loop.time, tell_all=tell_all)
         closing.callback(health.close)
     if config.rate_config is not None:
-        loop = asyncio.get_running_loop()
         limits = Limits(loop, router.counters, config.rate_config, observer=health)
         closing.callback(limits.close)
     if config.admission.any:
@@ -130,7 +120,18 @@ def _client_parts(
             config.admission, live=partial(live_clients, router), revoke=partial(revoke, router)
         )
         closing.push_async_callback(admission.aclose)
-    return health, limits, admission
+    context = ConnectionContext(
+        loop,
+        router,
+        login,
+        uniform=random.random,
+        rules=_rules(config),
+        admission=admission,
+        limits=limits,
+        observer=health,
+    )
+    _watch_connections(config, context, health)
+    return context, health, limits, admission
 
 
 def _rules(config: RelayConfig) -> LoginRules:

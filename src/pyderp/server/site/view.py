@@ -94,7 +94,7 @@ class Access:
             return True  # HTTP/1.0, which no browser speaks
         if len(given) > _MOST_IN_HOST:
             return False
-        host = _without_port(given)
+        host = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
         if _address(host) is not None:
             return True  # no name server was asked
         name = _plain_name(host)
@@ -188,12 +188,6 @@ def refusal(request: Request, access: Access, *, dev: bool) -> Response:
 def _address(text: str) -> IPAddress | None:
     # A zone (%eth0) says nothing about the requester.
     return parse_ip(text.partition("%")[0])
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
 
 
 def _plain_name(name: str) -> str:
