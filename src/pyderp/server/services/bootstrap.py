@@ -13,7 +13,6 @@ from pyderp.errors import NameNotFound
 from pyderp.net.dns import Resolver, lookup
 from pyderp.relay.bootstrap import (
     BootstrapAnswers,
-    BootstrapCounters,
     BootstrapName,
     LastGood,
     percentage,
@@ -74,17 +73,14 @@ class BootstrapDNS:
         self._uniform = uniform
         self._shuffle = shuffle
         self._answers = BootstrapAnswers()
+        self.counters = self._answers.counters
+        """What it has counted so far; the object is live."""
         # Under the texts that the log calls them by.
         self._addresses: LastGood[list[str]] = LastGood(KEEP)
         self._percents: LastGood[int] = LastGood(KEEP)
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._failing: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def counters(self) -> BootstrapCounters:
-        """What it has counted so far; the object is live."""
-        return self._answers.counters
 
     def start(self) -> None:
         """Begin to look names up, on the running loop."""
