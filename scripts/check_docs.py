@@ -38,17 +38,17 @@ from pyderp.certs.credential import CertificateInfo
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
 from pyderp.cli.relay.flags import FLAGS
-from pyderp.config import DebugAccess
+from pyderp.config import DebugAccess, RelayConfig
 from pyderp.errors import RemoteProtocolError
 from pyderp.keys import NONCE_LEN
 from pyderp.relay import counters
+from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.connection import EndReason
 from pyderp.relay.limits import RateConfig
 from pyderp.relay.router import Router
-from pyderp.server.site.access import Access
-from pyderp.server.site.metrics import Metrics, own_series
+from pyderp.server.site.metrics import metrics_text, own_series
 from pyderp.server.site.metrics_derper import Series, gather_upstream
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import Access, RelayView
 from pyderp.wire import frames
 from pyderp.wire.login import check_client_info_frame_untrusted
 from pyderp.wire.messages import Skipped, unpack_message_untrusted
@@ -477,8 +477,9 @@ def _all_on() -> RelayView:
     anything: Any = SimpleNamespace
     now = datetime.now(UTC)
     return RelayView(
+        config=RelayConfig(),
         router=Router(bytes(32), lambda: 0.0),
-        protocols=tuple,
+        protocols=(),
         access=Access(DebugAccess()),
         version="",
         limits=anything(config=RateConfig(), waited=0, waiting=()),
@@ -486,6 +487,8 @@ def _all_on() -> RelayView:
         mesh=anything(status=tuple),
         certificates=lambda: [CertificateInfo(("relay.example.com",), now, now)],
         accepts=anything(accepted=0, rejected=0, shed=0),
+        bootstrap=BootstrapCounters(),
+        tls_requests={},
     )
 
 
@@ -494,8 +497,7 @@ def metrics(choose: Callable[[RelayView], Iterable[Series]]) -> str:
     rows = [("Name", "Type", "Labels", "Meaning")]
     for series in sorted(choose(_all_on()), key=lambda each: each.name):
         labels = ", ".join(f"`{label}`" for label in series.labels)
-        kind = "untyped" if series.kind == "unknown" else series.kind
-        rows.append((f"`{series.name}`", kind, labels, series.help))
+        rows.append((f"`{series.name}`", series.kind, labels, series.help))
     return _table(*rows)
 
 
@@ -513,7 +515,7 @@ def process_metrics() -> str:
     """The metrics that are about the process."""
     view = _all_on()
     ours = {series.name for series in (*_derper_series(view), *own_series(view))}
-    text = asyncio.run(Metrics(view).text()).decode()
+    text = asyncio.run(metrics_text(view)).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = [("Name", "Type", "Meaning")]
     for name, meaning in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):

@@ -217,8 +217,8 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestParseTrustedCIDRs": ("cli/relay/test_values.py::test_networks_are_read_from_a_list",),
     "TestAllowDebugAccessTrustedCIDRContains": (
-        "server/site/test_access.py::test_trusted_networks_may",
-        "server/site/test_access.py::test_what_is_outside_trusted_networks_may_not",
+        "server/site/test_view.py::test_trusted_networks_may",
+        "server/site/test_view.py::test_what_is_outside_trusted_networks_may_not",
     ),
     # A host name to redirect to instead of the one asked for is an option that derper lacks.
     "TestPort80Handler": (

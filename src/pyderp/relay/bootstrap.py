@@ -172,44 +172,31 @@ class BootstrapAnswers:
 
         Args:
             name: what it asks for; empty: nothing by name. Upper and lower case differ.
-            address: of who asks.
+            address: the client's.
             uniform: as for `in_percentage`.
         """
-        self.counters.requests += 1
-        if name:
-            self._remember(name)
-            addresses = self._unpublished_for(name, address, uniform)
-            if addresses:
-                return _as_json({name: addresses})
-            self._count_published(name)
-        return self._body
-
-    def _remember(self, name: str) -> None:
+        counters = self.counters
+        counters.requests += 1
+        if not name:
+            return self._body
         self._queried.add(name[:_MAX_NAME])
         if len(self._queried) > MAX_QUERIED:
             self._queried.clear()
-        self.counters.queried_domains = len(self._queried)
-
-    def _unpublished_for(
-        self, name: str, address: str, uniform: Callable[[], float]
-    ) -> Sequence[str]:
+        counters.queried_domains = len(self._queried)
         addresses, percent = self._unpublished.get(name, ((), 0))
-        if not addresses:
-            return ()
-        self.counters.unpublished_hits += 1
-        if in_percentage(address, percent, uniform=uniform):
-            return addresses
-        self.counters.unpublished_percent_misses += 1
-        return ()
-
-    def _count_published(self, name: str) -> None:
-        addresses = self._published.get(name)
-        if addresses is None:
-            self.counters.unpublished_misses += 1
-        elif addresses:
-            self.counters.published_hits += 1
+        if addresses:
+            counters.unpublished_hits += 1
+            if in_percentage(address, percent, uniform=uniform):
+                return _as_json({name: addresses})
+            counters.unpublished_percent_misses += 1
+        published = self._published.get(name)
+        if published is None:
+            counters.unpublished_misses += 1
+        elif published:
+            counters.published_hits += 1
         else:
-            self.counters.published_misses += 1
+            counters.published_misses += 1
+        return self._body
 
 
 def _as_json(addresses: Mapping[str, Sequence[str]]) -> bytes:

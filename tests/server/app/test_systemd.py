@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyderp.errors import ConfigError
-from pyderp.server.app.systemd import Supervisor, _watchdog_interval, inherited_listeners
+from pyderp.server.app.listeners import Supervisor, _watchdog_interval, inherited_listeners
 from tests.conftest import Run
 
 
@@ -101,7 +101,7 @@ def test_without_a_manager_nothing_happens(run: Run, environ: dict[str, str]) ->
 CHILD = """
 import os, socket, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
-from pyderp.server.app.systemd import inherited_listeners
+from pyderp.server.app.listeners import inherited_listeners
 from pyderp.errors import ConfigError
 try:
     found = inherited_listeners()

@@ -15,9 +15,8 @@ import pytest
 from pyderp.config import DebugAccess
 from pyderp.keys import NodePrivate
 from pyderp.relay.connection import Connection
-from pyderp.server.site.access import Access
 from pyderp.server.site.clientquery import SORTS
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import Access, RelayView
 from pyderp.wire.http import Response, StreamedResponse
 
 from .world import NOON, STRANGER, ask, bare, client, settle, site

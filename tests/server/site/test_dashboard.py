@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyderp.server.site.metrics import Metrics
+from pyderp.server.site.metrics import metrics_text
 
 from .world import FakeServed, full
 
@@ -33,7 +33,7 @@ def labels() -> dict[str, set[str]]:
     """The metrics of a relay with everything on, each with its labels."""
     view = full(FakeServed(tls_version="1.3"))
     view.router.counters.tcp_rtt["10ms"] = 1
-    text = asyncio.run(Metrics(view).text()).decode()
+    text = asyncio.run(metrics_text(view)).decode()
     found: dict[str, set[str]] = {}
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -77,7 +77,7 @@ def test_every_label_exists(dashboard: dict[str, Any], labels: dict[str, set[str
 
 
 def test_counters_are_shown_as_rates_and_gauges_are_not(dashboard: dict[str, Any]) -> None:
-    text = asyncio.run(Metrics(full()).text()).decode()
+    text = asyncio.run(metrics_text(full())).decode()
     types = dict(re.findall(r"# TYPE (\S+) (\S+)", text))
     for expr, _ in targets(dashboard):
         for name in METRIC.findall(expr):

@@ -4,17 +4,17 @@ import asyncio
 import re
 
 import pytest
-from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyderp.server.site.metrics import Metrics, exposition
+from pyderp.server.site.metrics import exposition, metrics_text
+from pyderp.server.site.metrics_derper import Series
 from pyderp.server.site.view import RelayView
 
 from .world import bare, client, full
 
 
 def scrape(view: RelayView) -> str:
-    return asyncio.run(Metrics(view).text()).decode()
+    return asyncio.run(metrics_text(view)).decode()
 
 
 def types(text: str) -> dict[str, str]:
@@ -99,8 +99,7 @@ def test_what_has_no_type_is_untyped() -> None:
 
 
 def test_text_is_escaped() -> None:
-    metric = Metric("x", "a\\b\nc", "gauge")
-    metric.add_sample("x", {"l": 'a\\b\n"c"'}, 1.5)
+    metric = Series("gauge_x", "a\\b\nc", {('a\\b\n"c"',): 1.5}, ("l",))
     assert exposition([metric]) == (
         b'# HELP x a\\\\b\\nc\n# TYPE x gauge\nx{l="a\\\\b\\n\\"c\\""} 1.5\n'
     )
@@ -108,9 +107,14 @@ def test_text_is_escaped() -> None:
     assert family.samples[0].labels == {"l": 'a\\b\n"c"'}
 
 
-def test_counters_of_the_library_keep_their_suffix() -> None:
-    metric = CounterMetricFamily("x", "help", value=2)
-    assert exposition([metric]) == b"# HELP x_total help\n# TYPE x_total counter\nx_total 2\n"
+def test_a_system_without_proc_tells_less_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("pyderp.server.site.metrics.open", missing, raising=False)
+    text = scrape(bare())
+    assert "process_cpu_seconds_total" not in text
+    assert "process_virtual_memory_max_bytes" in text
 
 
 def test_a_system_that_counts_no_bytes_gets_no_metric(monkeypatch: pytest.MonkeyPatch) -> None:

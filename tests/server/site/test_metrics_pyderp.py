@@ -29,6 +29,7 @@ def test_parts_that_are_off_are_missing() -> None:
         "pyderp_connections",
         "pyderp_connections_ended_total",
         "pyderp_native",
+        "pyderp_connections_shed_total",
         "pyderp_protocol_errors_total",
         "pyderp_watchers_closed_total",
         "pyderp_mesh_keys_not_noted_total",

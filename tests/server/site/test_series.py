@@ -27,4 +27,4 @@ def test_a_histogram_is_one_whatever_its_name() -> None:
 
 
 def test_some_have_no_type() -> None:
-    assert Series("x", "help", 1.0, untyped=True).kind == "unknown"
+    assert Series("x", "help", 1.0, untyped=True).kind == "untyped"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import pyderp
+from pyderp import RelayConfig
 from pyderp.server.site.connections import traffic
 from pyderp.wire.messages import ReceivedPacket
 from tests.conftest import Run
@@ -131,11 +132,11 @@ def test_unique_senders_are_exact(run: Run, senders: int) -> None:
             for number in range(senders):
                 for _ in range(2):
                     core.router.registry.remember(number.to_bytes(32, "big"), connection)
-            view = bare(router=core.router, protocols=lambda: core.protocols)
+            view = bare(router=core.router, protocols=core.protocols)
             async with aclosing(traffic(view)) as chunks:
                 (line,) = lines(await anext(chunks))
             assert line.get("UniqueSenders", 0) == senders
-            view.sender_cardinality = False
+            view.config = RelayConfig(sender_cardinality=False)
             async with aclosing(traffic(view)) as chunks:
                 (line,) = lines(await anext(chunks))
             assert "UniqueSenders" not in line

@@ -5,8 +5,7 @@ import json
 from typing import Any
 
 from pyderp.relay.counters import DropReason
-from pyderp.server.site.metrics import Metrics
-from pyderp.server.site.pages import variables
+from pyderp.server.site.metrics import metrics_text, variables
 from pyderp.server.site.view import RelayView
 
 from .world import bare, full
@@ -64,7 +63,7 @@ def test_drops_are_numbers_by_reason_and_kind() -> None:
 
 def test_it_has_what_prometheus_gets() -> None:
     view = full()
-    text = asyncio.run(Metrics(view).text()).decode()
+    text = asyncio.run(metrics_text(view)).decode()
 
     def flat(value: object, name: str) -> list[str]:
         name = name.replace("gauge_", "").replace("counter_", "")

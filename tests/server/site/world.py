@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs.credential import CertificateInfo
-from pyderp.config import DebugAccess
-from pyderp.keys import NodePrivate, NodePublic
+from pyderp.config import DebugAccess, ManualTLS, RelayConfig
+from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.limits import RateConfig, RateLimit
 from pyderp.relay.router import Router
 from pyderp.server.services.stun import StunCounters
-from pyderp.server.site.access import Access
 from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import Access, RelayView
 from pyderp.wire.http import Answer, Request, Response, StreamedResponse
 
 LOOPBACK = "127.0.0.1"
@@ -111,9 +111,9 @@ class FakeLimits:
 
 @dataclass
 class FakeAccepts:
-    accepted: int = 30
-    rejected: int = 20
-    shed: int = 10
+    accepted: int = 0
+    rejected: int = 0
+    shed: int = 0
 
 
 def router() -> Router:
@@ -126,7 +126,11 @@ def bare(*served: FakeServed, **more: Any) -> RelayView:
         "router": router(),
         "access": Access(DebugAccess()),
         "version": "1.2.3",
-        "protocols": lambda: served,
+        "protocols": served,
+        "config": RelayConfig(),
+        "accepts": FakeAccepts(),
+        "bootstrap": BootstrapCounters(),
+        "tls_requests": {},
         "wall": NOON.timestamp,
     }
     return RelayView(**{**view, **more})
@@ -135,8 +139,10 @@ def bare(*served: FakeServed, **more: Any) -> RelayView:
 def full(*served: FakeServed, **more: Any) -> RelayView:
     """A relay with everything switched on."""
     parts: dict[str, Any] = {
-        "hostname": "derp.example.com",
-        "has_mesh_key": True,
+        "config": RelayConfig(
+            mesh_key=MeshKey(bytes(range(32))),
+            tls=ManualTLS(certdir=Path("unused"), hostname="derp.example.com"),
+        ),
         "limits": FakeLimits(),
         "stun": StunCounters(success=3, ipv4=2, ipv6=1, no_local_addr=4),
         "bootstrap": BootstrapCounters(requests=9, queried_domains=2),
@@ -152,7 +158,7 @@ def full(*served: FakeServed, **more: Any) -> RelayView:
             ),
         ],
         "tls_requests": {"1.3": 8, "1.2": 1},
-        "accepts": FakeAccepts(),
+        "accepts": FakeAccepts(30, 20, 10),
     }
     return bare(*served, **{**parts, **more})
 

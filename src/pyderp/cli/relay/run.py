@@ -50,9 +50,13 @@ from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
 from pyderp.maps import mapjson
 from pyderp.maps.region import DERPNode, node_json
-from pyderp.server.app.listeners import Listeners, open_listeners
+from pyderp.server.app.listeners import (
+    Listeners,
+    Supervisor,
+    inherited_listeners,
+    open_listeners,
+)
 from pyderp.server.app.relay import Relay
-from pyderp.server.app.systemd import Supervisor, inherited_listeners
 from pyderp.server.conn.accept import log_accept_errors
 from pyderp.server.conn.kernel import raise_file_limit
 

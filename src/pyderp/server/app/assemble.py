@@ -15,12 +15,7 @@ from importlib.metadata import version
 from pyderp.addresses import parse_ip
 from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import ClientIdentity
-from pyderp.certs import (
-    CertificateSource,
-    ServerContexts,
-    make_certificates,
-    meta_certificate,
-)
+from pyderp.certs import CertificateSource, ServerContexts, make_certificates, meta_certificate
 from pyderp.config import HealthRecipients, RelayConfig
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.native import NativeModule, load
@@ -37,14 +32,13 @@ from pyderp.server.conn.paths import PathWatch, RttSampler
 from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer
-from pyderp.server.site.access import Access
 from pyderp.server.site.pages import DebugSite
 from pyderp.server.site.routes import home_page, relay_routes, side_routes
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.view import Access, RelayView
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
 
-__all__ = ["RelayParts", "assemble", "live_clients", "revoke"]
+__all__ = ["RelayParts", "assemble", "live_clients", "protocol_factories", "revoke"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -65,10 +59,6 @@ class RelayParts:
     native: NativeModule | None
     bootstrap: BootstrapDNS
     stun: StunServer | None
-    main: Factory
-    """Makes the protocol of a connection to the main listener."""
-    side: Factory
-    """The same for plain HTTP beside TLS."""
 
 
 def assemble(
@@ -80,7 +70,6 @@ def assemble(
     """Make all parts of a relay on the running event loop. Nothing is served or asked yet.
 
     Args:
-        private_key: the relay's key.
         closing: gets what ends each part.
 
     Raises:
@@ -88,14 +77,47 @@ def assemble(
     """
     loop = asyncio.get_running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
-    certificates: CertificateSource | None = None
-    engine: Engine | None = None
+    mesh = stun = certificates = None
     native = load(config.native)
     if config.tls is not None:
         certificates = make_certificates(config.tls)
-        engine = _engine(config, native, certificates, private_key.public)
         closing.push_async_callback(certificates.aclose)
-    health = limits = admission = mesh = stun = None
+    login = ServerLogin(private_key, random=os.urandom)
+    context, health, limits, admission = _make_context(config, router, login, native, closing)
+    if config.mesh_key is not None:
+        mesh = Mesh(router, private_key, config.mesh_key, schedule_flush=context.schedule_flush)
+        closing.push_async_callback(mesh.aclose)
+    bootstrap = BootstrapDNS(config.bootstrap_dns)
+    closing.push_async_callback(bootstrap.aclose)
+    if listeners.stun:
+        stun = StunServer(listeners.stun)
+        closing.push_async_callback(stun.aclose)
+    return RelayParts(
+        context=context,
+        accepts=AcceptGate(
+            loop, context.protocols, limit=config.accept_limit, burst=config.accept_burst
+        ),
+        certificates=certificates,
+        admission=admission,
+        limits=limits,
+        health=health,
+        mesh=mesh,
+        native=native,
+        bootstrap=bootstrap,
+        stun=stun,
+    )
+
+
+def _make_context(
+    config: RelayConfig,
+    router: Router,
+    login: ServerLogin,
+    native: NativeModule | None,
+    closing: contextlib.AsyncExitStack,
+) -> tuple[ConnectionContext, HealthTeller | None, Limits | None, Gate | None]:
+    """What all connections share, with the parts in it that decide about clients."""
+    loop = asyncio.get_running_loop()
+    health = limits = admission = None
     if config.health is not HealthRecipients.NONE:
         tell_all = config.health is HealthRecipients.ALL
         health = HealthTeller(router, loop.time, tell_all=tell_all)
@@ -111,7 +133,7 @@ def assemble(
     context = ConnectionContext(
         loop,
         router,
-        ServerLogin(private_key, random=os.urandom),
+        login,
         uniform=random.random,
         rules=_rules(config),
         admission=admission,
@@ -120,51 +142,7 @@ def assemble(
         receive=lane.receive if native is None else partial(lane.receive_runs, native.walk),
     )
     _watch_connections(config, context, health)
-    if config.mesh_key is not None:
-        mesh = Mesh(router, private_key, config.mesh_key, schedule_flush=context.schedule_flush)
-        closing.push_async_callback(mesh.aclose)
-    bootstrap = BootstrapDNS(config.bootstrap_dns)
-    closing.push_async_callback(bootstrap.aclose)
-    if listeners.stun:
-        stun = StunServer(listeners.stun)
-        closing.push_async_callback(stun.aclose)
-    accepts = AcceptGate(
-        loop, context.protocols, limit=config.accept_limit, burst=config.accept_burst
-    )
-    view = RelayView(
-        router=router,
-        protocols=lambda: context.protocols,
-        access=Access(config.debug, names=lambda: _own_names(config, certificates)),
-        dev=config.dev,
-        version=_own_version(),
-        native=_native_version(native),
-        hostname=config.hostname,
-        has_mesh_key=config.mesh_key is not None,
-        sender_cardinality=config.sender_cardinality,
-        limits=limits,
-        stun=None if stun is None else stun.counters,
-        bootstrap=bootstrap.counters,
-        admission=admission,
-        mesh=mesh,
-        certificates=list if certificates is None else certificates.certificates,
-        tls_requests=context.tls_requests,
-        accepts=accepts,
-    )
-    main, side = _factories(config, context, certificates, engine, bootstrap, DebugSite(view))
-    return RelayParts(
-        context=context,
-        accepts=accepts,
-        certificates=certificates,
-        admission=admission,
-        limits=limits,
-        health=health,
-        mesh=mesh,
-        native=native,
-        bootstrap=bootstrap,
-        stun=stun,
-        main=accepts.guard(main),
-        side=accepts.guard(side, limited=False),
-    )
+    return context, health, limits, admission
 
 
 def _engine(
@@ -176,15 +154,6 @@ def _engine(
     contexts = ServerContexts(certificates, meta_certificate(key))
     name = config.hostname.encode() if parse_ip(config.hostname) is None else b""
     return SSLEngine(contexts, name) if native is None else RustlsEngine(native, contexts, name)
-
-
-def _native_version(native: NativeModule | None) -> str:
-    return "" if native is None else native.VERSION
-
-
-@cache
-def _own_version() -> str:
-    return version("pyderp")
 
 
 def _rules(config: RelayConfig) -> LoginRules:
@@ -232,36 +201,62 @@ def _watch_connections(
         context.every_tick(health.tick)
 
 
-def _own_names(config: RelayConfig, certificates: CertificateSource | None) -> Iterator[str]:
-    if config.hostname:
-        yield config.hostname
-    if certificates is not None:
-        for certificate in certificates.certificates():
-            yield from certificate.names
-
-
-def _factories(
-    config: RelayConfig,
-    context: ConnectionContext,
-    certificates: CertificateSource | None,
-    engine: Engine | None,
-    bootstrap: BootstrapDNS,
-    site: DebugSite,
+def protocol_factories(
+    config: RelayConfig, public_key: NodePublic, parts: RelayParts
 ) -> tuple[Factory, Factory]:
-    """What makes the protocol of a connection to the main and to the side listener."""
+    """What makes the protocol of a connection to the main listener, and to plain HTTP beside TLS.
+
+    Both serve one site, which begins to count the relay's age now.
+    """
+    context, certificates = parts.context, parts.certificates
+    site = DebugSite(_view(config, parts))
+    engine = None
+    if certificates is not None:
+        engine = _engine(config, parts.native, certificates, public_key)
+
+    def challenge(path: str) -> bytes | None:
+        return None if certificates is None else certificates.http_challenge(path)
 
     def home(request: Request) -> Answer:
         return home_page(config.home, derp=config.derp, debug=site.allows(request))
 
-    def no_challenge(_: str) -> None:
-        return None
-
-    pages = {"/": home, "/bootstrap-dns": bootstrap.answer}
+    pages = {"/": home, "/bootstrap-dns": parts.bootstrap.answer}
     main = relay_routes(pages, site.answer, derp=config.derp)
-    challenge = no_challenge if certificates is None else certificates.http_challenge
     side = side_routes(challenge, main, site.allows)
     header = config.proxy_protocol
-    return (
-        protocol_factory(context, main, engine, derp=config.derp, proxy_header=header),
-        protocol_factory(context, side, None, derp=False, proxy_header=header),
+    make_main = protocol_factory(context, main, engine, derp=config.derp, proxy_header=header)
+    make_side = protocol_factory(context, side, None, derp=False, proxy_header=header)
+    return parts.accepts.guard(make_main), parts.accepts.guard(make_side, limited=False)
+
+
+def _view(config: RelayConfig, parts: RelayParts) -> RelayView:
+    context, certificates = parts.context, parts.certificates
+    return RelayView(
+        config=config,
+        router=context.router,
+        protocols=context.protocols,
+        access=Access(config.debug, names=partial(_own_names, config.hostname, certificates)),
+        version=_own_version(),
+        native="" if parts.native is None else parts.native.VERSION,
+        accepts=parts.accepts,
+        bootstrap=parts.bootstrap.counters,
+        tls_requests=context.tls_requests,
+        limits=parts.limits,
+        stun=None if parts.stun is None else parts.stun.counters,
+        admission=parts.admission,
+        mesh=parts.mesh,
+        certificates=list if certificates is None else certificates.certificates,
     )
+
+
+@cache  # importlib leaves reference cycles behind
+def _own_version() -> str:
+    return version("pyderp")
+
+
+def _own_names(hostname: str, certificates: CertificateSource | None) -> Iterator[str]:
+    if hostname:
+        yield hostname
+    if certificates is not None:
+        for certificate in certificates.certificates():
+            yield from certificate.names

@@ -1,11 +1,17 @@
-"""The sockets that a relay listens on: opened here, or handed down by who started it."""
+"""The sockets that a relay listens on, opened here or by systemd; and what systemd is told.
+
+Nothing here needs systemd. Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
+import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,10 +22,20 @@ from pyderp.errors import ConfigError
 from pyderp.server.conn.sockets import listen, listen_unix, tune
 from pyderp.server.services.stun import stun_sockets
 
-__all__ = ["Listeners", "listen_beside", "open_listeners", "stun_host"]
+__all__ = [
+    "Listeners",
+    "Supervisor",
+    "inherited_listeners",
+    "listen_beside",
+    "open_listeners",
+    "stun_host",
+]
 
 _LONGEST_WAIT: Final = 0.5
-"""Seconds; under a flood there is always somebody in the queue."""
+"""Seconds; under a flood a client is always in the queue."""
+_FIRST_FD: Final = 3
+_SIDE_NAME: Final = "http"
+"""`FileDescriptorName=` of a socket for plain HTTP beside TLS."""
 
 
 @dataclass
@@ -36,7 +52,7 @@ class Listeners:
     """UDP."""
 
     paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """Unix sockets that were made here, with device and inode; not those of who started it."""
+    """Unix sockets that were made here, with device and inode; not those of systemd."""
 
     def close(self) -> None:
         """Close all of them."""
@@ -47,7 +63,7 @@ class Listeners:
     def unlink(self) -> None:
         """Remove the Unix sockets that were made here, unless something else is there by now.
 
-        Before they are closed: a successor replaces one that nobody listens on.
+        Before they are closed: a successor replaces one on which no process listens.
         """
         paths, self.paths = self.paths, {}
         for path, made in paths.items():
@@ -56,10 +72,10 @@ class Listeners:
                     path.unlink()
 
     async def queues_empty(self) -> None:
-        """Wait until the relay has accepted all who connected, half a second at most.
+        """Wait until the relay has accepted all clients that connected, half a second at most.
 
-        With SO_REUSEPORT each process has a queue of its own, and the kernel resets who still
-        waits in it when the socket is closed, though another relay would gladly serve them.
+        With SO_REUSEPORT each process has a queue of its own, and the kernel resets what still
+        waits in it when the socket is closed, though another relay could serve it.
         """
         poll = select.poll()
         for sock in (*self.main, *self.side):
@@ -87,8 +103,11 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             listeners.main += given.main
             listeners.side += given.side
             listeners.stun += given.stun
-        _open_main(config, listeners)
-        _open_side(config, listeners)
+        if not listeners.main:
+            _open_main(config, listeners)
+        side_port = None if config.tls is None else config.tls.http_port
+        if side_port is not None and not listeners.side:
+            listeners.side.append(listen_beside(config, side_port))
         if config.stun_port is not None and not listeners.stun:
             listeners.stun += stun_sockets(
                 stun_host(config), config.stun_port, reuse_port=config.reuse_port
@@ -124,22 +143,14 @@ def _host(config: RelayConfig) -> str:
 
 
 def _open_main(config: RelayConfig, listeners: Listeners) -> None:
-    if listeners.main:
-        return
     path = unix_path(config.address)
     if path is not None:
         listeners.main.append(listen_unix(path))
-        with contextlib.suppress(OSError):  # somebody removed it already
+        with contextlib.suppress(OSError):  # removed already
             listeners.paths[path] = _identity(path)
-        return
-    host, port = parse_address(config.address)
-    listeners.main.append(listen(host, port, reuse_port=config.reuse_port))
-
-
-def _open_side(config: RelayConfig, listeners: Listeners) -> None:
-    if config.tls is None or config.tls.http_port is None or listeners.side:
-        return
-    listeners.side.append(listen_beside(config, config.tls.http_port))
+    else:
+        host, port = parse_address(config.address)
+        listeners.main.append(listen(host, port, reuse_port=config.reuse_port))
 
 
 def listen_beside(config: RelayConfig, port: int) -> socket.socket:
@@ -156,3 +167,110 @@ def listen_beside(config: RelayConfig, port: int) -> socket.socket:
             settings=("tls.http_port=None",),
             error=e,
         ) from e
+
+
+def inherited_listeners(environ: MutableMapping[str, str] = os.environ) -> Listeners | None:
+    """The listening sockets that systemd opened for this process; `None`: none.
+
+    UDP sockets are for STUN; of the others, those named `http` are for plain HTTP beside TLS,
+    and all else is for DERP. The variables are removed, so that no child takes the sockets, too.
+
+    Raises:
+        ConfigError: the variables make no sense, or a socket is of no use here.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not count or pid != str(os.getpid()):
+        return None
+    if not (count.isascii() and count.isdigit()):
+        raise ConfigError(f"LISTEN_FDS={count!r} is no number")
+    listeners = Listeners()
+    for i in range(int(count)):
+        name = names[i] if i < len(names) else ""
+        try:
+            _sort(listeners, socket.socket(fileno=_FIRST_FD + i), name)
+        except OSError as e:
+            raise ConfigError(
+                f"file descriptor {_FIRST_FD + i} of LISTEN_FDS={count} is no socket: {e.strerror}"
+            ) from e
+    return listeners
+
+
+def _sort(listeners: Listeners, sock: socket.socket, name: str) -> None:
+    os.set_inheritable(sock.fileno(), False)
+    sock.setblocking(False)
+    if sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6):
+        listeners.stun.append(sock)
+    elif sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    ):
+        raise ConfigError(
+            f"the socket {name or sock.fileno()} of LISTEN_FDS is of no use: want listening "
+            "stream sockets (ListenStream=) and UDP (ListenDatagram=)"
+        )
+    elif name == _SIDE_NAME:
+        listeners.side.append(sock)
+    else:
+        listeners.main.append(sock)
+
+
+class Supervisor:
+    """Tells the service manager how this process is doing, if there is one.
+
+    Args:
+        environ: where `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        self._socket = environ.get("NOTIFY_SOCKET", "")
+        self._interval = _watchdog_interval(environ)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ready(self, status: str) -> None:
+        """It serves. From now on the watchdog is fed, as long as the event loop turns.
+
+        Args:
+            status: a line for `systemctl status`.
+        """
+        self._notify(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
+        if self._interval and self._timer is None:
+            self._feed()
+
+    def reloading(self) -> None:
+        """It reads its files again; `ready` says that it is done."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={now}")
+
+    def stopping(self) -> None:
+        """It begins to stop. The watchdog is fed until `close`."""
+        self._notify("STOPPING=1\nSTATUS=stopping; clients are told and closed")
+
+    def close(self) -> None:
+        """Feed the watchdog no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _feed(self) -> None:
+        self._notify("WATCHDOG=1")
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._feed)
+
+    def _notify(self, text: str) -> None:
+        if not self._socket:
+            return
+        # "@" stands for the null byte of an abstract socket.
+        address = "\0" + self._socket[1:] if self._socket.startswith("@") else self._socket
+        with (
+            contextlib.suppress(OSError),  # a manager that is gone is no reason to stop
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
+            sock.setblocking(False)
+            sock.sendto(text.encode(), address)
+
+
+def _watchdog_interval(environ: MutableMapping[str, str]) -> float:
+    """Seconds between two signs of life: half of what systemd waits; 0: none wanted."""
+    text, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not (text.isascii() and text.isdigit()) or pid not in ("", str(os.getpid())):
+        return 0.0
+    return int(text) / 1e6 / 2

@@ -17,11 +17,7 @@ from pyderp.addresses import format_address
 from pyderp.certs.credential import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.config.relay import LIVE_SETTINGS
-from pyderp.defaults import (
-    HTTPS_PORT,
-    LINGER_TIMEOUT,
-    LISTEN_BACKLOG,
-)
+from pyderp.defaults import HTTPS_PORT, LINGER_TIMEOUT, LISTEN_BACKLOG
 from pyderp.errors import LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.derpmap import own_node
@@ -29,7 +25,7 @@ from pyderp.maps.region import DERPNode
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import expiry_text
-from pyderp.server.app.assemble import RelayParts, assemble
+from pyderp.server.app.assemble import RelayParts, assemble, protocol_factories
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.context import ConnectionContext
 
@@ -72,8 +68,10 @@ class Relay:
         self._listeners = Listeners()
         self._certificate_timer: asyncio.TimerHandle | None = None
         self._addresses: list[tuple[str, int]] = []
-        self._http_address: tuple[str, int] | None = None
-        self._stun_addresses: list[tuple[str, int]] = []
+        self.http_address: tuple[str, int] | None = None
+        """Address and port of the plain listener beside TLS, if there is one."""
+        self.stun_addresses: list[tuple[str, int]] = []
+        """Addresses and ports that STUN is answered on."""
 
     @property
     def native_version(self) -> str:
@@ -100,7 +98,7 @@ class Relay:
             undo.callback(listeners.close)
             parts = assemble(config, self.private_key, listeners, undo)
             undo.callback(self._close_servers)
-            # Whatever can still be wrong with settings is found before anybody is served.
+            # Whatever can still be wrong with settings is found before a client is served.
             if parts.admission is not None:
                 await parts.admission.start()
             if parts.mesh is not None:
@@ -120,10 +118,11 @@ class Relay:
         self._listeners = listeners
         loop = parts.context.loop
         # asyncio hides what a listening socket is bound to once it has it.
-        self._addresses = [_endpoint(sock.getsockname()) for sock in listeners.main]
-        self._http_address = _endpoint(listeners.side[0].getsockname()) if listeners.side else None
-        self._stun_addresses = [_endpoint(sock.getsockname()) for sock in listeners.stun]
-        for factory, sockets in ((parts.main, listeners.main), (parts.side, listeners.side)):
+        self._addresses = [_endpoint(sock) for sock in listeners.main]
+        self.http_address = _endpoint(listeners.side[0]) if listeners.side else None
+        self.stun_addresses = [_endpoint(sock) for sock in listeners.stun]
+        main, side = protocol_factories(self.config, self.public_key, parts)
+        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
             for sock in sockets:
                 make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:
@@ -192,22 +191,19 @@ class Relay:
         """
         self._closed = True
         async with self._changing:
-            await self._stop(drain)
-
-    async def _stop(self, drain: float | None) -> None:
-        if self._parts is None:
-            return
-        context = self._parts.context
-        drain = self.config.drain if drain is None else drain
-        context.linger_until = context.loop.time() + drain
-        await self._stop_accepting(context.loop)
-        if self._parts.stun is not None:
-            await self._parts.stun.aclose()  # another relay may take over
-        if self._certificate_timer is not None:
-            self._certificate_timer.cancel()
-        await close_all(context, drain)
-        await self._closing.aclose()
-        await asyncio.sleep(0)
+            if self._parts is None:
+                return
+            context = self._parts.context
+            drain = self.config.drain if drain is None else drain
+            context.linger_until = context.loop.time() + drain
+            await self._stop_accepting(context.loop)
+            if self._parts.stun is not None:
+                await self._parts.stun.aclose()  # another relay may take over
+            if self._certificate_timer is not None:
+                self._certificate_timer.cancel()
+            await close_all(context, drain)
+            await self._closing.aclose()
+            await asyncio.sleep(0)
 
     async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
         for server in self._servers:
@@ -247,16 +243,6 @@ class Relay:
         return self._addresses[0]
 
     @property
-    def http_address(self) -> tuple[str, int] | None:
-        """Address and port of the plain listener beside TLS, if there is one."""
-        return self._http_address
-
-    @property
-    def stun_addresses(self) -> list[tuple[str, int]]:
-        """Addresses and ports that STUN is answered on."""
-        return self._stun_addresses
-
-    @property
     def url(self) -> str:
         """What clients connect to; of a Unix socket, its address."""
         host, port = self.address
@@ -294,7 +280,7 @@ class Relay:
             tls.hostname,
             cert_name=self._parts.certificates.cert_name,
             derp_port=self.address[1] or HTTPS_PORT,  # 0: a Unix socket
-            stun_port=self._stun_addresses[0][1] if self._stun_addresses else None,
+            stun_port=self.stun_addresses[0][1] if self.stun_addresses else None,
         )
 
     def _running(self) -> ConnectionContext:
@@ -303,13 +289,9 @@ class Relay:
         return self._parts.context
 
 
-def _endpoint(name: str | tuple[object, ...]) -> tuple[str, int]:
-    if isinstance(name, tuple):
-        host, port = name[:2]
-        assert isinstance(host, str)
-        assert isinstance(port, int)
-        return host, port
-    return f"unix:{name}", 0
+def _endpoint(sock: socket.socket) -> tuple[str, int]:
+    name = sock.getsockname()
+    return name[:2] if isinstance(name, tuple) else (f"unix:{name}", 0)
 
 
 _STEP: Final = 0.01
@@ -336,7 +318,11 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
         # Some turns for the transports to close, even if there is no time to wait.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        await _wait_for_ends(context)
+        while context.protocols:
+            left = context.linger_until - context.loop.time()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, _STEP))
     finally:
         context.stop()
         for protocol in list(context.protocols):
@@ -357,12 +343,3 @@ async def _close_spread(context: ConnectionContext, drain: float) -> None:
             waiting.pop().end(EndReason.STOPPED, How.GRACEFUL)
         if waiting:
             await asyncio.sleep(_STEP)
-
-
-async def _wait_for_ends(context: ConnectionContext) -> None:
-    """Wait until all connections are gone, or until the stop must be over."""
-    while context.protocols:
-        left = context.linger_until - context.loop.time()
-        if left <= 0:
-            break
-        await asyncio.sleep(min(left, _STEP))

@@ -19,7 +19,6 @@ __all__ = ["MeshHost", "MeshLog", "parse_mesh_host"]
 
 log = logging.getLogger("pyderp.mesh")
 
-_SCHEMES: Final = ("http://", "https://")
 _NOT_IN_HOSTS: Final = frozenset("@?#\\%")
 """What would make another URL of a host; an IPv6 zone means nothing to a certificate."""
 _FIRST_PAUSE: Final = 60.0
@@ -74,9 +73,7 @@ def parse_mesh_host(text: str) -> MeshHost:
             f'too many components in host tuple "{text}"; want host, host:port, '
             f"host:port/dial-host or a whole URL such as https://{parts[0]}/derp"
         )
-    host, dial = parts[0].strip(), parts[1].strip() if len(parts) == 2 else None
-    if dial is not None:
-        dial = _dial_host(dial, text)
+    host, dial = parts[0].strip(), _dial_host(parts[1].strip(), text) if len(parts) == 2 else ""
     if not host or any(c.isspace() or c in _NOT_IN_HOSTS for c in host):
         raise ConfigError(f"mesh host {text!r}: {host!r} is no host name")
     url = f"https://{host}/derp"
@@ -87,7 +84,7 @@ def parse_mesh_host(text: str) -> MeshHost:
             f"mesh host {text!r}: {host!r} is neither host nor host:port; IPv6 addresses stand "
             f"in brackets"
         ) from e
-    return MeshHost(text, url, dial or "")
+    return MeshHost(text, url, dial)
 
 
 def _dial_host(dial: str, text: str) -> str:
@@ -104,7 +101,7 @@ def _dial_host(dial: str, text: str) -> str:
 
 def _from_url(text: str) -> MeshHost:
     # Not repeated where it may hold a password.
-    if not text.lower().startswith(_SCHEMES):
+    if not text.lower().startswith(("http://", "https://")):
         raise ConfigError("mesh host with a URL that begins with neither http:// nor https://")
     target = parse_url(text)
     if target.request_target == "/":

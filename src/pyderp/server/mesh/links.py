@@ -1,6 +1,6 @@
-"""The mesh: one loop for each other relay, that watches who is there and forwards to them.
+"""The mesh: one loop for each other relay, that watches its clients and forwards to them.
 
-A loop logs in to the other relay as an ordinary client with the mesh key. Who is there
+A loop logs in to the other relay as an ordinary client with the mesh key. Each client there
 becomes a forwarder in the router; what the router forwards is written in batches.
 """
 
@@ -134,8 +134,8 @@ class Mesh:
 
     def _begin(self, host: MeshHost) -> tuple[_Neighbour, asyncio.Task[None]]:
         neighbour = _Neighbour(host, self._own)
-        loop = asyncio.get_running_loop()
-        return neighbour, loop.create_task(neighbour.run(), name=f"pyderp mesh with {host.label}")
+        name = f"pyderp mesh with {host.label}"
+        return neighbour, asyncio.create_task(neighbour.run(), name=name)
 
     async def aclose(self) -> None:
         """End all links, which takes a second at most."""
@@ -263,8 +263,6 @@ class _Neighbour:
                 self._gone(peer.raw, reason)
             case ServerInfo():
                 self._logged_in = True
-            case _:
-                pass
 
     def _came(self, key: bytes) -> None:
         # Each key costs memory here, and the other relay may name any number.

@@ -13,7 +13,6 @@ from pyderp.errors import NameNotFound
 from pyderp.net.dns import Resolver, lookup
 from pyderp.relay.bootstrap import (
     BootstrapAnswers,
-    BootstrapCounters,
     BootstrapName,
     LastGood,
     percentage,
@@ -74,17 +73,14 @@ class BootstrapDNS:
         self._uniform = uniform
         self._shuffle = shuffle
         self._answers = BootstrapAnswers()
+        self.counters = self._answers.counters
+        """What it has counted so far; the object is live."""
         # Under the texts that the log calls them by.
         self._addresses: LastGood[list[str]] = LastGood(KEEP)
         self._percents: LastGood[int] = LastGood(KEEP)
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._failing: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def counters(self) -> BootstrapCounters:
-        """What it has counted so far; the object is live."""
-        return self._answers.counters
 
     def start(self) -> None:
         """Begin to look names up, on the running loop."""
@@ -108,55 +104,38 @@ class BootstrapDNS:
         return response
 
     async def _run(self) -> None:
-        names = {entry.name: None for entry in (*self._published, *self._unpublished)}
-        records = {entry.txt: None for entry in self._unpublished if entry.txt}
+        names = dict.fromkeys(entry.name for entry in (*self._published, *self._unpublished))
+        records = dict.fromkeys(entry.txt for entry in self._unpublished if entry.txt)
         while True:
             await asyncio.gather(
-                *(self._refresh(name, self._find_addresses) for name in names),
-                *(self._refresh(record, self._find_percent) for record in records),
+                *(self._refresh(name, name, self._addresses, self._find) for name in names),
+                *(
+                    self._refresh(name, f"TXT {name}", self._percents, self._ask)
+                    for name in records
+                ),
             )
             # Also if nothing was found: what is known may have become too old.
             self._publish(whole_round=True)
             await asyncio.sleep(REFRESH)
 
-    async def _refresh(self, name: str, find: Callable[[str], Awaitable[None]]) -> None:
-        """Look up one name; whatever becomes of it, the others have their own time and end."""
-        try:
-            async with self._slots:
-                await find(name)
-        except Exception:
-            log.exception(
-                "bootstrap DNS: %s failed in an unforeseen way; again in %g s", name, REFRESH
-            )
-            return
-        self._publish()
+    async def _find(self, name: str) -> list[str]:
+        addresses = [str(each) for each in await lookup(name, resolver=self._resolver)]
+        if any(name == entry.name for entry in self._published):
+            self._shuffle(addresses)
+        return addresses
 
-    async def _find_addresses(self, name: str) -> None:
-        async def look_up() -> list[str]:
-            addresses = [str(each) for each in await lookup(name, resolver=self._resolver)]
-            if any(name == entry.name for entry in self._published):
-                self._shuffle(addresses)
-            return addresses
+    async def _ask(self, record: str) -> int:
+        assert self._txt is not None
+        return percentage(await self._txt(record))
 
-        await self._ask(name, name, self._addresses, look_up)
-
-    async def _find_percent(self, record: str) -> None:
-        txt = self._txt
-        if txt is None:
-            return
-
-        async def look_up() -> int:
-            return percentage(await txt(record))
-
-        await self._ask(record, f"TXT {record}", self._percents, look_up)
-
-    async def _ask(
-        self, name: str, what: str, known: LastGood[T], ask: Callable[[], Awaitable[T]]
+    async def _refresh(
+        self, name: str, what: str, known: LastGood[T], find: Callable[[str], Awaitable[T]]
     ) -> None:
+        """Look up one name; whatever becomes of it, the others have their own time and end."""
         now = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT):
-                answer = await ask()
+            async with self._slots, asyncio.timeout(LOOKUP_TIMEOUT):
+                answer = await find(name)
         except OSError as e:
             if isinstance(e, NameNotFound):
                 known.gone(name)
@@ -167,25 +146,33 @@ class BootstrapDNS:
                 log.warning(
                     "bootstrap DNS: %s: %s%s; asked again each %g s", what, why, kept, REFRESH
                 )
+        except Exception:
+            log.exception(
+                "bootstrap DNS: %s failed in an unforeseen way; again in %g s", name, REFRESH
+            )
             return
-        known.found(name, answer, now())
-        if what in self._failing:
-            self._failing.remove(what)
-            log.info("bootstrap DNS: %s is found again", what)
+        else:
+            known.found(name, answer, now())
+            if what in self._failing:
+                self._failing.remove(what)
+                log.info("bootstrap DNS: %s is found again", what)
+        self._publish()
 
     def _publish(self, *, whole_round: bool = False) -> None:
         now = asyncio.get_running_loop().time()
-        published = {}
-        for entry in self._published:
-            addresses = self._addresses.get(entry.name, now)
-            if addresses is not None:
-                published[entry.name] = addresses
-        unpublished = {}
-        for entry in self._unpublished:
-            addresses = self._addresses.get(entry.name, now)
-            if addresses is not None:
-                percent = (self._percents.get(entry.txt, now) or 0) if entry.txt else 100
-                unpublished[entry.name] = addresses, percent
+        published = {
+            entry.name: addresses
+            for entry in self._published
+            if (addresses := self._addresses.get(entry.name, now)) is not None
+        }
+        unpublished = {
+            entry.name: (
+                addresses,
+                (self._percents.get(entry.txt, now) or 0) if entry.txt else 100,
+            )
+            for entry in self._unpublished
+            if (addresses := self._addresses.get(entry.name, now)) is not None
+        }
         if published or (self._published and whole_round):
             self._answers.publish(published)
         self._answers.keep_for_askers(unpublished)

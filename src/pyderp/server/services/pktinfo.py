@@ -106,26 +106,17 @@ class AnswerSources:
 
 
 def _source(pktinfo: bytes) -> Ancillary:
-    return _source_v6(pktinfo) if len(pktinfo) >= _V6_LEN else _source_v4(pktinfo[4:8])
-
-
-def _source_v4(address: bytes) -> Ancillary:
-    if address == _UNSPECIFIED_V4 or address[0] in _MULTICAST_V4:
-        return []
-    # With an interface the answer would leave there, whatever the routes say.
-    return [(socket.IPPROTO_IP, _IP_PKTINFO, _NO_INTERFACE + address + _UNSPECIFIED_V4)]
-
-
-def _source_v6(pktinfo: bytes) -> Ancillary:
+    if len(pktinfo) < _V6_LEN:
+        address = pktinfo[4:8]
+        if address == _UNSPECIFIED_V4 or address[0] in _MULTICAST_V4:
+            return []
+        # With an interface the answer would leave there, whatever the routes say.
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, _NO_INTERFACE + address + _UNSPECIFIED_V4)]
     address, interface = pktinfo[:16], pktinfo[16:20]
     if address in (_UNSPECIFIED_V6, _MAPPED_UNSPECIFIED) or address[0] == _MULTICAST_V6:
         return []
-    if not _is_link_local(address):
+    if address[0] != 0xFE or address[1] & 0xC0 != 0x80:  # not fe80::/10, link-local
         interface = _NO_INTERFACE
     # else the address belongs to an interface, and Linux refuses it without: EINVAL, unless
     # the client's address is link-local as well.
     return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, address + interface)]
-
-
-def _is_link_local(address: bytes) -> bool:
-    return address[0] == 0xFE and address[1] & 0xC0 == 0x80  # fe80::/10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -62,14 +63,13 @@ def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[sock
         ConfigError: the address cannot be used; the text says why and what to do.
     """
     where = f"for STUN on UDP {format_address(host, port)}"
-    with explained(where, "stop what uses it, or choose another STUN port or none"):
-        return [_bind(host, port, reuse_port=reuse_port)]
-
-
-def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    family, address, dual = resolve(host, port, socket.SOCK_DGRAM)
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
+    with (
+        explained(where, "stop what uses it, or choose another STUN port or none"),
+        contextlib.ExitStack() as undo,
+    ):
+        family, address, dual = resolve(host, port, socket.SOCK_DGRAM)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        undo.callback(sock.close)
         if family == socket.AF_INET6:
             # One socket for both families. Two would save 5 % of an answer by IPv4, and could
             # not take "any free port" in one step.
@@ -78,10 +78,8 @@ def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        undo.pop_all()
+    return [sock]
 
 
 class StunServer:
@@ -234,7 +232,7 @@ class StunServer:
         self._read(sock)
 
     def _log_once(self, what: str, error: OSError) -> None:
-        # Strangers can cause some of these at will; the counters tell how many.
+        # Any sender can cause some of these at will; the counters tell how many.
         if (what, error.errno) not in self._logged:
             self._logged.add((what, error.errno))
             log.warning("STUN %s error: %s (logged once; counted from now on)", what, error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote_plus, urlencode
 
-from pyderp.addresses import IPAddress, unmapped
+from pyderp.addresses import unmapped
 from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.relay.connection import Connection
 from pyderp.server.site.gotext import (
@@ -168,20 +168,14 @@ class ClientsQuery:
         """
         if self.after is None:
             return True
-        if self.after_number is None:
-            here: Any = value
-            cursor: Any = self.after
-        else:
+        here, cursor = value, self.after
+        if self.after_number is not None:
             here, cursor = (value, number), (self.after, self.after_number)
         return bool(here < cursor if self.descending else here > cursor)
 
-    @property
-    def order(self) -> str:
-        """The value of `sort`."""
-        return f"-{self.sort}" if self.descending else self.sort
-
-    def link(self, order: str, after: str = "", after_number: str = "") -> str:
-        """A relative URL with the same filter, page size and form."""
+    def link(self, order: str = "", after: str = "", after_number: str = "") -> str:
+        """A relative URL with the same filter, page size and form, by default in the same order."""
+        order = order or (f"-{self.sort}" if self.descending else self.sort)
         fields: dict[str, Sequence[str]] = {
             self.filter[0]: [self.filter[1]],
             "app": self.apps or (),
@@ -203,13 +197,10 @@ def parse_fields(target: str) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for part in target.partition("?")[2].split("&"):
         if part and ";" not in part and not _BAD_ESCAPE.search(part):
-            name, _, value = (unquote_plus(t, errors="surrogateescape") for t in _split(part))
-            fields.setdefault(name, []).append(value)
+            name, _, value = part.partition("=")
+            values = fields.setdefault(unquote_plus(name, errors="surrogateescape"), [])
+            values.append(unquote_plus(value, errors="surrogateescape"))
     return fields
-
-
-def _split(part: str) -> tuple[str, str, str]:
-    return part.partition("=")
 
 
 def address_key(host: str) -> AddressKey:
@@ -232,7 +223,9 @@ def _filters(fields: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
         found.append({"filter": ("all", "1")})
     if text := _first(fields, "ip"):
         address = unmapped(_named("ip", text, parse_address))
-        found.append({"filter": ("ip", address_text(address)), "address": _key_of(address)})
+        found.append(
+            {"filter": ("ip", address_text(address)), "address": address_key(str(address))}
+        )
     if text := _first(fields, "cidr"):
         base, length = _named("cidr", text, parse_network)
         shift = base.max_prefixlen - length
@@ -249,10 +242,6 @@ def _named(name: str, text: str, parse: Callable[[str], T]) -> T:
         return parse(text)
     except ValueError as e:
         raise ValueError(f"bad {name} {quote(text)}: {e}") from None
-
-
-def _key_of(address: IPAddress) -> AddressKey:
-    return address_key(str(address))
 
 
 def _node_key(text: str) -> NodePublic:
@@ -316,7 +305,7 @@ def _address_cursor(text: str, *, descending: bool) -> tuple[AddressKey, int]:
     except ValueError as e:
         # An address alone stands for all its ports.
         try:
-            return _key_of(parse_address(text)), 0 if descending else 0xFFFF
+            return address_key(str(parse_address(text))), 0 if descending else 0xFFFF
         except ValueError:
             raise e from None
-    return _key_of(address), port
+    return address_key(str(address)), port

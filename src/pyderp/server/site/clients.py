@@ -1,4 +1,7 @@
-"""`/debug/clients/`: connections by filter and by pages, with `derper`'s URLs and JSON."""
+"""`/debug/clients/`: connections by filter and by pages, with `derper`'s URLs and JSON.
+
+For people there are a form to choose with, and a table whose columns sort it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,27 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from html import escape
+from operator import itemgetter
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
 from pyderp.server.site.clientquery import COUNTERS, UNKNOWN_ADDRESS, ClientsQuery, address_key
-from pyderp.server.site.connections import slices
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.gotext import duration_text
+from pyderp.server.site.view import RelayView, slices
+from pyderp.text import printable
 
-__all__ = ["ClientsPage", "RelayTime", "Row", "clients_as_json", "go_json", "index_json"]
+__all__ = [
+    "ClientsPage",
+    "RelayTime",
+    "clients_as_html",
+    "clients_as_json",
+    "index_as_html",
+    "index_json",
+    "remote",
+]
 
 Row = dict[str, Any]
 
@@ -24,6 +39,47 @@ _LARGEST_CLOCK_ERROR: Final = _SECOND
 # Go's encoder makes its output safe inside HTML.
 _HTML_ESCAPES: Final = str.maketrans(
     {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+)
+
+# title, and what it sorts by; counters are on the right
+_COLUMNS: Final = (
+    ("conn#", "conn"),
+    ("node key", "key"),
+    ("remote", "ip"),
+    ("connected", "connected"),
+    ("flags", ""),
+    ("ver", ""),
+    ("app", ""),
+    ("rx pkts", "rxpkts"),
+    ("rx bytes", "rx"),
+    ("tx pkts", "txpkts"),
+    ("tx bytes", "tx"),
+    ("senders", ""),
+)
+_NUMBERS: Final = ("rxPkts", "rxBytes", "txPkts", "txBytes", "senders")
+_FLAGS: Final = (
+    ("home", "home"),
+    ("meshPeer", "mesh"),
+    ("prober", "prober"),
+    ("notIdeal", "notideal"),
+)
+_HEAD: Final = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+    "<style>table{{border-collapse:collapse;font:14px monospace}}"
+    "th,td{{border:1px solid #999;padding:2px 6px;text-align:left}}"
+    "td.n{{text-align:right}}</style></head>\n<body><h1>{title}</h1>\n"
+)
+_FILTERS: Final = (
+    ("ip", "IP address", "192.0.2.7"),
+    ("cidr", "network", "192.0.2.0/24"),
+    ("key", "node key", "nodekey:…"),
+    ("app", "program", "name"),
+)
+_NOTES: Final = (
+    "<p>More for the address line: app=NAME with any of these, also several times; "
+    "sort=key, ip, conn, connected, rx, tx, rxpkts or txpkts, with - in front for the other "
+    "direction; limit=N; after=VALUE of what it is sorted by, for connected a duration such as "
+    "30m or Unix nanoseconds; format=json.</p>\n"
 )
 
 
@@ -60,23 +116,8 @@ def _nanoseconds(seconds: float) -> int:
 
 
 @dataclass(slots=True)
-class _Entry:
-    """A connection that is on the page so far."""
-
-    place: tuple[Any, int]
-    """The value that it is sorted by when it was looked at, and its number."""
-    connection: Connection
-
-
-@dataclass(slots=True)
 class ClientsPage:
-    """One page of connections.
-
-    Args:
-        query: what to show.
-        view: the relay.
-        time: its clock.
-    """
+    """One page of connections."""
 
     query: ClientsQuery
     view: RelayView
@@ -87,7 +128,9 @@ class ClientsPage:
     """Their keys."""
     remaining: int = 0
     """Those behind this page."""
-    entries: list[_Entry] = field(default_factory=list)
+    entries: list[tuple[tuple[Any, int], Connection]] = field(default_factory=list)
+    """Those on it so far, each behind the value that it is sorted by, as that was when it was
+    looked at, and its number."""
 
     async def fill(self) -> None:
         """Look at all connections; others are served meanwhile."""
@@ -99,7 +142,7 @@ class ClientsPage:
             registry.connections() if query.key is None else registry.connections_of(query.key.raw)
         )
         last_key, past = None, 0
-        for some in slices(list(among)):
+        for some in slices(among):
             for connection in some:
                 if not query.matches(connection):
                     continue
@@ -107,10 +150,10 @@ class ClientsPage:
                 # The registry has those of one key together.
                 self.keys += connection.key != last_key
                 last_key = connection.key
-                entry = _Entry((self._value(connection), connection.number), connection)
-                if query.is_past_cursor(*entry.place):
+                place = (self._value(connection), connection.number)
+                if query.is_past_cursor(*place):
                     past += 1
-                    self.entries.append(entry)
+                    self.entries.append((place, connection))
             if len(self.entries) > 4 * query.limit:
                 self._cut()
             await asyncio.sleep(0)
@@ -118,7 +161,7 @@ class ClientsPage:
         self.remaining = past - len(self.entries)
 
     def _cut(self) -> None:
-        self.entries.sort(key=lambda entry: entry.place, reverse=self.query.descending)
+        self.entries.sort(key=itemgetter(0), reverse=self.query.descending)
         del self.entries[self.query.limit :]
 
     def _value(self, connection: Connection) -> Any:
@@ -138,17 +181,17 @@ class ClientsPage:
         """A link to the next page; empty: this is the last."""
         if not self.remaining:
             return ""
-        (value, number), connection = self.entries[-1].place, self.entries[-1].connection
+        (value, number), connection = self.entries[-1]
         query = self.query
         if query.sort == "conn":
-            return query.link(query.order, str(number))
+            return query.link(after=str(number))
         after = {"key": str(connection.public), "ip": remote(connection) or UNKNOWN_ADDRESS}
-        return query.link(query.order, after.get(query.sort, str(value)), str(number))
+        return query.link("", after.get(query.sort, str(value)), str(number))
 
     def rows(self) -> Iterator[list[Row]]:
         """The connections as what JSON says of them, some at a time."""
         for some in slices(self.entries):
-            yield [self._row(entry.connection) for entry in some]
+            yield [self._row(connection) for _, connection in some]
 
     def _row(self, connection: Connection) -> Row:
         router = self.view.router
@@ -172,7 +215,7 @@ class ClientsPage:
             "rxBytes": connection.bytes_received,
             "txPkts": connection.packets_sent,
             "txBytes": connection.bytes_sent,
-            "senders": len(connection.heard_from or ()) if self.view.sender_cardinality else 0,
+            "senders": self.view.senders(connection),
         }
 
 
@@ -205,20 +248,107 @@ async def clients_as_json(page: ClientsPage) -> AsyncGenerator[bytes, None]:
         "remaining": page.remaining,
         **({"next": page.next} if page.remaining else {}),
     }
-    yield (go_json(head).removesuffix("\n}") + ',\n\t"clients": [').encode()
+    yield (_go_json(head).removesuffix("\n}") + ',\n\t"clients": [').encode()
     before = "\n"
     for rows in page.rows():
-        yield (before + ",\n".join(_indented(row) for row in rows)).encode()
+        texts = (_go_json(row).replace("\n", "\n\t\t") for row in rows)
+        yield (before + ",\n".join(f"\t\t{text}" for text in texts)).encode()
         before = ",\n"
         await asyncio.sleep(0)
     yield b"\n\t]\n}\n" if page.entries else b"]\n}\n"
 
 
-def _indented(row: Row) -> str:
-    return "\t\t" + go_json(row).replace("\n", "\n\t\t")
-
-
-def go_json(value: Row) -> str:
+def _go_json(value: Row) -> str:
     """JSON as Go's encoder writes it, indented with tabs."""
     text = json.dumps(value, indent="\t", ensure_ascii=False).translate(_HTML_ESCAPES)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def index_as_html(view: RelayView, debug_key: str) -> bytes:
+    """The page without a filter.
+
+    Args:
+        debug_key: the secret that let the request in; empty: none.
+    """
+    registry = view.router.registry
+    secret = f'<input type="hidden" name="debugkey" value="{escape(debug_key)}">'
+    hidden = secret if debug_key else ""
+    forms = "".join(
+        f'<li><form>{hidden}By {label}: <input name="{name}" size="40" placeholder="{example}"> '
+        "<button>Show</button></form></li>\n"
+        for name, label, example in _FILTERS
+    )
+    return (
+        _HEAD.format(title="DERP clients")
+        + f"<p>{registry.size} connections for {len(registry.active)} node keys.</p>\n<ul>\n"
+        f'<li><form>{hidden}<button name="all" value="1">Show all</button></form></li>\n'
+        f"{forms}</ul>\n{_NOTES}</body></html>\n"
+    ).encode()
+
+
+async def clients_as_html(page: ClientsPage) -> AsyncGenerator[bytes, None]:
+    """The page as a table."""
+    await page.fill()
+    query = page.query
+    secret = {"debugkey": query.debug_key} if query.debug_key else {}
+    more = ""
+    if page.remaining:
+        more = f'<a href="{escape(page.next)}">Next page</a> ({page.remaining} more)'
+    home = "./?" + urlencode(secret) if secret else "./"
+    yield _utf8(
+        _HEAD.format(title=escape(printable(f"DERP clients: {query}")))
+        + f'<p><a href="{escape(home)}">index</a></p>\n'
+        f"<p>Showing {len(page.entries)} of {page.conns} matching connections "
+        f"({page.keys} node keys).\n{more}</p>\n<table>\n<tr>{_titles(query)}</tr>\n"
+    )
+    for rows in page.rows():
+        yield _utf8("".join(_line(row, secret) for row in rows))
+        await asyncio.sleep(0)
+    yield f"</table>\n<p>{more}</p></body></html>\n".encode()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _titles(query: ClientsQuery) -> str:
+    cells = []
+    for title, sort in _COLUMNS:
+        if not sort:
+            cells.append(f"<th>{title}</th>")
+            continue
+        arrow = (" ▼" if query.descending else " ▲") if sort == query.sort else ""
+        # A second click turns the order round; of the counters the largest come first.
+        turned = not query.descending if sort == query.sort else sort in COUNTERS
+        link = escape(query.link(f"-{sort}" if turned else sort))
+        cells.append(f'<th><a href="{link}">{title}</a>{arrow}</th>')
+    return "".join(cells)
+
+
+def _line(row: Row, secret: dict[str, str]) -> str:
+    host = row["remote"].rpartition(":")[0].strip("[]")
+    cells = [
+        str(row["connNum"]),
+        _link("key", row["key"], row["key"], secret),
+        _link("ip", host, row["remote"], secret),
+        duration_text(row["connected"] // 10**9),
+        _flags(row),
+        str(row["version"]),
+        _link("app", row["appName"], row["appName"], secret),
+    ]
+    numbers = "".join(f'<td class="n">{row[name]}</td>' for name in _NUMBERS)
+    return "<tr>\n" + "".join(f"<td>{cell}</td>\n" for cell in cells) + numbers + "\n</tr>\n"
+
+
+def _link(name: str, value: str, text: str, secret: dict[str, str]) -> str:
+    if not value:
+        return ""
+    query = urlencode({name: value, **secret}, errors="replace")
+    return f'<a href="?{escape(query)}">{escape(printable(text))}</a>'
+
+
+def _flags(row: Row) -> str:
+    flags = [text for name, text in _FLAGS if row[name]]
+    if row["dup"]:
+        flags.append("dup" + "-active" * row["active"] + "-disabled" * row["disabled"])
+    return " ".join(flags)

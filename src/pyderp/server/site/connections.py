@@ -1,4 +1,4 @@
-"""`/debug/connections`: who is connected, as a table or as JSON."""
+"""`/debug/connections`: the connections that are logged in, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Final
+from operator import itemgetter
+from typing import Final
 
-from pyderp.addresses import format_address
 from pyderp.relay.connection import Connection
+from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import tcp_info
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.clients import remote
+from pyderp.server.site.view import RelayView, slices
 from pyderp.text import printable
 
-if TYPE_CHECKING:
-    from pyderp.server.conn.context import Served
-
-from collections.abc import Collection
-from typing import TYPE_CHECKING, TypeVar
-
-__all__ = []
+__all__ = ["connections_as_html", "connections_as_json", "traffic"]
 
 Row = dict[str, object]
 
@@ -50,6 +46,8 @@ _HEAD: Final = (
     + "</tr></thead><tbody>\n"
 )
 _TAIL: Final = "</tbody></table>\n<p>{count} connections are logged in.</p></body></html>\n"
+_PERIOD: Final = 2.0
+"""Seconds between two rounds of `traffic`."""
 
 
 async def connections_as_html(view: RelayView, json_link: str) -> AsyncGenerator[bytes, None]:
@@ -79,20 +77,20 @@ async def connections_as_json(view: RelayView) -> AsyncGenerator[bytes, None]:
 
 
 def _rows(view: RelayView) -> Iterator[list[Row]]:
-    everybody = [each for each in view.protocols() if each.connection is not None]
-    everybody.sort(key=_number)
+    logged_in = [
+        (connection.number, protocol)
+        for protocol in view.protocols
+        if (connection := protocol.connection) is not None
+    ]
+    logged_in.sort(key=itemgetter(0))
     # The router's clock is none that people can read.
     epoch = view.wall() - view.router.clock()
-    for some in slices(everybody):
+    for some in slices(logged_in):
         yield [
             _row(view, protocol, connection, epoch)
-            for protocol in some
-            if (connection := protocol.connection) is not None
+            for _, protocol in some
+            if (connection := protocol.connection) is not None  # else it ended meanwhile
         ]
-
-
-def _number(protocol: Served) -> int:
-    return 0 if protocol.connection is None else protocol.connection.number
 
 
 def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float) -> Row:
@@ -103,7 +101,7 @@ def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float
         "number": connection.number,
         "key": str(connection.public),
         "label": "" if view.admission is None else view.admission.label(connection.public),
-        "address": format_address(*connection.peer) if connection.peer[0] else "",
+        "address": remote(connection),
         "since": since.isoformat(timespec="seconds"),
         "app": printable(connection.app_name),
         "flags": list(_flags(connection)),
@@ -142,39 +140,13 @@ def _limit(view: RelayView, connection: Connection) -> int | None:
 
 
 def _html(row: Row) -> str:
-    cells = "".join(f"<td>{_text(row[name])}</td>" for name, _ in _COLUMNS)
-    return f"<tr>{cells}</tr>\n"
+    return f"<tr>{''.join(f'<td>{_text(row[name])}</td>' for name, _ in _COLUMNS)}</tr>\n"
 
 
 def _text(value: object) -> str:
     if value is None:
         return "–"
     return escape(", ".join(value) if isinstance(value, list) else str(value))
-
-
-T = TypeVar("T")
-
-_SLICE: Final = 50
-"""Connections looked at in one turn of the loop, for about 2 ms."""
-
-
-def slices(protocols: Collection[T]) -> Iterator[list[T]]:
-    """The connections that are open now, some at a time: let others work after each.
-
-    Those that end meanwhile may be among them.
-    """
-    everything = list(protocols)
-    for start in range(0, len(everything), _SLICE):
-        yield everything[start : start + _SLICE]
-
-
-if TYPE_CHECKING:
-    from pyderp.server.conn.context import Served
-
-__all__ = ["traffic"]
-
-_PERIOD: Final = 2.0
-"""Seconds between two rounds."""
 
 
 async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
@@ -187,7 +159,7 @@ async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
     before: dict[Served, tuple[int, int]] = {}
     while True:
         now: dict[Served, tuple[int, int]] = {}
-        for some in slices(view.protocols()):
+        for some in slices(view.protocols):
             lines = []
             for protocol in some:
                 connection = protocol.connection
@@ -207,6 +179,6 @@ async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
 
 def _line(view: RelayView, connection: Connection, sent: int, received: int) -> bytes:
     line: dict[str, object] = {"Sent": sent, "Recv": received, "Key": str(connection.public)}
-    if connection.heard_from and view.sender_cardinality:
-        line["UniqueSenders"] = len(connection.heard_from)
+    if senders := view.senders(connection):
+        line["UniqueSenders"] = senders
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"

@@ -1,20 +1,24 @@
-"""`/debug/varz`: all metrics in Prometheus' text format."""
+"""All metrics of a relay, for Prometheus and as JSON; the relay's own ones and the process's."""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import os
+import resource
 from collections.abc import Iterable, Iterator
-from typing import Final
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from typing import Any, Final
 
 from pyderp.relay.counters import Histogram
-from pyderp.server.conn.kernel import address_space_limit, network_bytes
-from pyderp.server.site.metrics_derper import Series, gather_upstream
+from pyderp.server.conn.kernel import (
+    address_space_limit,
+    boot_time,
+    network_bytes,
+    open_files_now,
+)
+from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
 from pyderp.server.site.view import RelayView
 
-__all__ = ["CONTENT_TYPE", "Metrics", "exposition", "own_series"]
+__all__ = ["CONTENT_TYPE", "exposition", "metrics_text", "own_series", "variables"]
 
 # attribute of the counters, meaning
 _RELAY: Final = (
@@ -55,7 +59,7 @@ def own_series(view: RelayView) -> Iterator[Series]:
     yield Series(
         "gauge_pyderp_connections",
         "Open connections, logged in or not.",
-        len(view.protocols()),
+        len(view.protocols),
     )
     yield Series(
         "gauge_pyderp_native",
@@ -71,12 +75,11 @@ def own_series(view: RelayView) -> Iterator[Series]:
     for name, help_text in _RELAY:
         value: int = getattr(counters, name)
         yield Series(f"pyderp_{name}_total", help_text, value)
-    if view.accepts is not None:
-        yield Series(
-            "pyderp_connections_shed_total",
-            "Connections closed at once, as file descriptors ran out.",
-            view.accepts.shed,
-        )
+    yield Series(
+        "pyderp_connections_shed_total",
+        "Connections closed at once, as file descriptors ran out.",
+        view.accepts.shed,
+    )
     if view.limits is not None:
         yield Series(
             "gauge_pyderp_rate_limited_connections",
@@ -129,93 +132,96 @@ def _mesh(view: RelayView) -> Iterator[Series]:
 
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_BINARY: Final = "pyderp"
 
 
-class Metrics:
-    """The metrics of one relay and of its process.
-
-    Args:
-        view: the relay.
-    """
-
-    def __init__(self, view: RelayView) -> None:
-        self._view = view
-        # A registry of its own: what a program around the relay counts stays its business.
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
-
-    async def text(self) -> bytes:
-        """All of them, now."""
-        series = [*await gather_upstream(self._view), *own_series(self._view)]
-        # The library counts file descriptors one by one, which takes its time, too.
-        await asyncio.sleep(0)
-        metrics = [
-            *self._process.collect(),
-            *_more_of_the_process(),
-            *map(_metric, sorted(series, key=lambda each: each.name)),
-            self._version(),
-        ]
-        return exposition(metrics)
-
-    def _version(self) -> Metric:
-        metric = Metric("version", "Which program this is.", "unknown")
-        metric.add_sample("version", {"version": self._view.version, "binary": _BINARY}, 1)
-        return metric
+async def metrics_text(view: RelayView) -> bytes:
+    """All metrics of a relay and of its process, now, for Prometheus."""
+    series = [*await gather_upstream(view), *own_series(view)]
+    version = Series(
+        "version",
+        "Which program this is.",
+        {(view.version, "pyderp"): 1},
+        ("version", "binary"),
+        untyped=True,
+    )
+    by_name = sorted(series, key=lambda each: each.name)
+    return exposition([*_process(), *_limits_of_the_process(), *by_name, version])
 
 
-def _metric(series: Series) -> Metric:
-    name, value = series.name, series.value
-    metric = Metric(name, series.help, series.kind)
-    if isinstance(value, Histogram):
-        for bound, count in value.cumulative():
-            metric.add_sample(f"{name}_bucket", {"le": bound}, count)
-        metric.add_sample(f"{name}_sum", {}, value.sum)
-        metric.add_sample(f"{name}_count", {}, value.count)
-    elif isinstance(value, int | float):
-        metric.add_sample(name, {}, value)
-    else:
-        for labels, number in value.items():
-            metric.add_sample(name, dict(zip(series.labels, labels, strict=True)), number)
-    return metric
+def _process() -> Iterator[Series]:
+    """What client libraries of Prometheus tell of a process, in the words of Python's."""
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            # The program's name comes first, and may hold spaces and parentheses.
+            fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return  # not Linux
+    ticks = os.sysconf("SC_CLK_TCK")
+    memory = float(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    started = boot_time() + int(fields[19]) / ticks
+    cpu = (int(fields[11]) + int(fields[12])) / ticks
+    max_fds = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for raw, help_text, value in (
+        ("gauge_process_virtual_memory_bytes", "Virtual memory size in bytes.", float(fields[20])),
+        ("gauge_process_resident_memory_bytes", "Resident memory size in bytes.", memory),
+        (
+            "gauge_process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            started,
+        ),
+        ("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", cpu),
+        ("gauge_process_open_fds", "Number of open file descriptors.", open_files_now()),
+        ("gauge_process_max_fds", "Maximum number of open file descriptors.", max_fds),
+    ):
+        yield Series(raw, help_text, value)
 
 
-def _more_of_the_process() -> Iterator[Metric]:
-    """What Go's client library tells of a process and Python's does not."""
+def _limits_of_the_process() -> Iterator[Series]:
+    """What Go's client library tells besides."""
     traffic = network_bytes()
     if traffic is not None:
         for what, number in zip(("receive", "transmit"), traffic, strict=True):
-            yield CounterMetricFamily(
+            yield Series(
                 f"process_network_{what}_bytes_total",
                 "Bytes by IP in the network namespace of the process.",
-                value=number,
+                number,
             )
-    yield GaugeMetricFamily(
-        "process_virtual_memory_max_bytes",
+    yield Series(
+        "gauge_process_virtual_memory_max_bytes",
         "Virtual memory that the process may have, in bytes.",
-        value=address_space_limit(),
+        address_space_limit(),
     )
 
 
-def exposition(metrics: Iterable[Metric]) -> bytes:
+def exposition(metrics: Iterable[Series]) -> bytes:
     """Prometheus' text format, version 0.0.4.
 
-    The library's own writer gives every counter a name that ends in `_total`, which those of
-    `derper` do not. Here a counter is called what its samples are.
+    Not by Prometheus' library: it gives every counter a name that ends in `_total`, which those
+    of `derper` do not, and writes large numbers without their last digits.
     """
     lines: list[str] = []
-    for metric in metrics:
-        name = metric.name
-        if metric.type == "counter" and metric.samples:
-            name = metric.samples[0].name
-        kind = "untyped" if metric.type == "unknown" else metric.type
-        lines += (f"# HELP {name} {_escape(metric.documentation)}", f"# TYPE {name} {kind}")
-        for sample in metric.samples:
-            labels = ",".join(f'{k}="{_escape(v, quoted=True)}"' for k, v in sample.labels.items())
-            braces = f"{{{labels}}}" if labels else ""
-            lines.append(f"{sample.name}{braces} {_number(sample.value)}")
+    for series in metrics:
+        name = series.name
+        lines += (f"# HELP {name} {_escape(series.help)}", f"# TYPE {name} {series.kind}")
+        lines += (f"{sample} {_number(value)}" for sample, value in _samples(series))
     lines.append("")
     return "\n".join(lines).encode()
+
+
+def _samples(series: Series) -> Iterator[tuple[str, Number]]:
+    name, value = series.name, series.value
+    if isinstance(value, Histogram):
+        for bound, count in value.cumulative():
+            yield f'{name}_bucket{{le="{bound}"}}', count
+        yield f"{name}_sum", value.sum
+        yield f"{name}_count", value.count
+    elif isinstance(value, int | float):
+        yield name, value
+    else:
+        for labels, number in value.items():
+            pairs = zip(series.labels, labels, strict=True)
+            text = ",".join(f'{label}="{_escape(each, quoted=True)}"' for label, each in pairs)
+            yield f"{name}{{{text}}}", number
 
 
 def _escape(text: str, *, quoted: bool = False) -> str:
@@ -226,3 +232,30 @@ def _escape(text: str, *, quoted: bool = False) -> str:
 def _number(value: float) -> str:
     # Whole numbers as such: large ones have more digits than a float keeps.
     return str(value) if isinstance(value, int) else repr(float(value))
+
+
+async def variables(view: RelayView) -> bytes:
+    """All of them as JSON, now. Names are raw ones, with `gauge_` and `counter_` before them."""
+    derp: dict[str, Any] = {"version": view.version}
+    top: dict[str, Any] = {"version": view.version, "derp": derp}
+    for series in [*await gather_upstream(view), *own_series(view)]:
+        group = top.setdefault(series.group, {}) if series.group else top
+        group[series.raw] = _nested(series)
+    top["derp"] = dict(sorted(derp.items()))
+    return json.dumps(dict(sorted(top.items())), indent=1).encode() + b"\n"
+
+
+def _nested(series: Series) -> object:
+    """The value, with an object for each label."""
+    value = series.value
+    if isinstance(value, Histogram):
+        return {**dict(value.cumulative()), "sum": value.sum, "count": value.count}
+    if isinstance(value, int | float):
+        return value
+    nested: dict[str, Any] = {}
+    for labels, number in value.items():
+        into = nested
+        for label in labels[:-1]:
+            into = into.setdefault(label, {})
+        into[labels[-1]] = number
+    return nested

@@ -10,18 +10,15 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from pyderp.relay.counters import Counters, Histogram
-from pyderp.relay.registry import Registry
 from pyderp.server.conn.kernel import boot_time, open_files_now
-from pyderp.server.site.connections import slices
-from pyderp.server.site.view import RelayView
+from pyderp.server.services.stun import StunCounters
+from pyderp.server.site.view import RelayView, slices
 
 __all__ = ["Labelled", "Number", "Series", "gather_upstream"]
 
 Number: TypeAlias = int | float
 Labelled: TypeAlias = Mapping[tuple[str, ...], Number]
 """Values of the labels → number."""
-
-_PREFIXES: Final = ("gauge_", "counter_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +49,7 @@ class Series:
     @property
     def name(self) -> str:
         """The name for Prometheus."""
-        name = self.raw
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
+        name = self.raw.removeprefix("gauge_").removeprefix("counter_")
         return f"{self.group}_{name}" if self.group else name
 
     @property
@@ -63,7 +58,7 @@ class Series:
         if isinstance(self.value, Histogram):
             return "histogram"
         if self.untyped:
-            return "unknown"
+            return "untyped"
         return "gauge" if self.raw.startswith("gauge_") else "counter"
 
 
@@ -108,6 +103,17 @@ _COUNTERS: Final = (
         "dup_client_conn_total",
         "Connections with a key that was connected already.",
     ),
+    ("counter_buffered_write_frames", "buffered_write_frames", "Frames in one write to a client."),
+    (
+        "counter_mesh_update_batch_size",
+        "mesh_update_batch_size",
+        "Presence changes in one write to a watcher.",
+    ),
+    (
+        "counter_mesh_update_loop_count",
+        "mesh_update_loop_count",
+        "Rounds until a watcher had all changes.",
+    ),
 )
 
 
@@ -118,7 +124,7 @@ def _by_one(values: Mapping[str, int]) -> Labelled:
 async def gather_upstream(view: RelayView) -> list[Series]:
     """All of them, now."""
     by_version: Counter[str] = Counter()
-    for some in slices(view.protocols()):
+    for some in slices(view.protocols):
         by_version.update(protocol.tls_version for protocol in some)
         await asyncio.sleep(0)
     del by_version[""]
@@ -136,7 +142,7 @@ async def gather_upstream(view: RelayView) -> list[Series]:
 def _relay(view: RelayView) -> Iterator[Series]:
     counters = view.router.counters
     for raw, attribute, help_text in _COUNTERS:
-        value: int = getattr(counters, attribute)
+        value: int | Histogram = getattr(counters, attribute)
         yield _derp(raw, help_text, value)
     disco = counters.disco_received
     kinds = _by_one({"disco": disco, "other": counters.packets_received - disco})
@@ -152,21 +158,6 @@ def _relay(view: RelayView) -> Iterator[Series]:
         "Samples of round-trip times, each in one of the labels.",
         _by_one(counters.tcp_rtt),
         ("le",),
-    )
-    yield _derp(
-        "counter_buffered_write_frames",
-        "Frames in one write to a client.",
-        counters.buffered_write_frames,
-    )
-    yield _derp(
-        "counter_mesh_update_batch_size",
-        "Presence changes in one write to a watcher.",
-        counters.mesh_update_batch_size,
-    )
-    yield _derp(
-        "counter_mesh_update_loop_count",
-        "Rounds until a watcher had all changes.",
-        counters.mesh_update_loop_count,
     )
     for raw, (value, help_text) in _gauges(view).items():
         yield _derp(f"gauge_{raw}", help_text, value)
@@ -197,7 +188,10 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
             len(registry.duplicates),
             "Keys that have several connections.",
         ),
-        "current_dup_client_conns": (_duplicates(registry), "Connections that share a key."),
+        "current_dup_client_conns": (
+            sum(len(each.members) for each in registry.duplicates.values()),
+            "Connections that share a key.",
+        ),
         "current_file_descriptors": (open_files_now(), "Open file descriptors."),
         "memstats_sys0": (view.memory_at_start, "Memory of the process at its start, in bytes."),
     }
@@ -206,28 +200,25 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
 def _remote_keys(view: RelayView) -> int:
     forwarders = view.router.forwarders
     if not len(forwarders):
-        return 0
+        return 0  # no look at all keys, where there is no mesh
     return len(forwarders) - sum(key in forwarders for key in view.router.registry.active)
-
-
-def _duplicates(registry: Registry) -> int:
-    return sum(len(duplicates.members) for duplicates in registry.duplicates.values())
 
 
 def _rates(view: RelayView) -> Iterator[Series]:
     if view.limits is None:
         return
     limit = view.limits.config.default
+    rate, burst = (0, 0) if limit is None else (limit.bytes_per_second, limit.burst_bytes)
     yield _derp(
         "rate_limit_per_client_bytes_per_second",
         "What a client may send for ever; 0: any amount.",
-        0 if limit is None else limit.bytes_per_second,
+        rate,
         untyped=True,
     )
     yield _derp(
         "rate_limit_per_client_burst_bytes",
         "What a client may send at once.",
-        0 if limit is None else limit.burst_bytes,
+        burst,
         untyped=True,
     )
     yield _derp(
@@ -260,7 +251,7 @@ def _bootstrap(view: RelayView) -> Iterator[Series]:
         ("unpublished_percent_misses", "Unpublished names not told to who asked."),
         ("queried_domains", "Different names asked for lately."),
     ):
-        value: int = 0 if view.bootstrap is None else getattr(view.bootstrap, name)
+        value: int = getattr(view.bootstrap, name)
         yield Series(f"counter_bootstrap_dns_{name}", help_text, value)
 
 
@@ -278,33 +269,32 @@ def _tls(view: RelayView, by_version: Counter[str]) -> Iterator[Series]:
         _by_one(by_version),
         ("version",),
     )
-    accepts = view.accepts
     yield Series(
         "counter_accepted_connections",
         "Connections accepted by the main listener.",
-        0 if accepts is None else accepts.accepted,
+        view.accepts.accepted,
         group="tls_listener",
     )
     yield Series(
         "counter_rejected_connections",
         "Connections closed at once, as they came too fast.",
-        0 if accepts is None else accepts.rejected,
+        view.accepts.rejected,
         group="tls_listener",
     )
 
 
 def _stun(view: RelayView) -> Iterator[Series]:
-    stun = view.stun
+    stun = view.stun or StunCounters()
     for raw, label, names, help_text in (
         ("counter_requests", "disposition", _DISPOSITIONS, "Packets by what became of them."),
         ("counter_addrfamily", "family", _FAMILIES, "Valid requests by address family."),
     ):
-        values = {name: 0 if stun is None else int(getattr(stun, name)) for name in names}
+        values = {name: int(getattr(stun, name)) for name in names}
         yield Series(raw, help_text, _by_one(values), (label,), group="stun")
     yield Series(
         "counter_no_local_addr",
         "Valid requests for which the kernel did not say which address they came to.",
-        0 if stun is None else stun.no_local_addr,
+        stun.no_local_addr,
         group="stun",
     )
 

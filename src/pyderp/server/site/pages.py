@@ -1,4 +1,4 @@
-"""`/debug/` and the pages below it, for who may see them."""
+"""`/debug/` and the pages below it, for requesters that may see them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 from urllib.parse import urlencode
 
-from pyderp.server.site.access import refusal
+from pyderp.relay.router import check
+from pyderp.server.mesh.links import MeshStatus
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
-from pyderp.server.site.clients import ClientsPage, RelayTime, clients_as_json, index_json
-from pyderp.server.site.clientshtml import clients_as_html, index_as_html
+from pyderp.server.site.clients import (
+    ClientsPage,
+    RelayTime,
+    clients_as_html,
+    clients_as_json,
+    index_as_html,
+    index_json,
+)
 from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
-from pyderp.server.site.view import RelayView
+from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
+from pyderp.server.site.view import RelayView, refusal
 from pyderp.wire.http import (
     BROWSER_HEADERS,
     Answer,
@@ -25,19 +33,7 @@ from pyderp.wire.http import (
     text_response,
 )
 
-if TYPE_CHECKING:
-    from pyderp.server.mesh.links import MeshStatus
-    from pyderp.server.site.metrics import Metrics
-
-import json
-from typing import Any
-
-from pyderp.relay.counters import Histogram
-from pyderp.relay.router import check
-from pyderp.server.site.metrics import own_series
-from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
-
-__all__ = ["variables"]
+__all__ = ["DebugSite", "problems"]
 
 _HTML: Final = "text/html; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
@@ -45,9 +41,9 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _ROOT: Final = "/debug/"
 _CLIENTS: Final = "clients/"
 _POLICY: Final = "Content-Security-Policy"
-# The pages below /debug/ may bring their own looks.
 _NO_STORE: Final = ("Cache-Control", "no-store")
 """The pages tell of clients, and links on them may have the key."""
+# The pages below /debug/ may bring their own looks.
 _HEADERS: Final = (
     *(
         (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
@@ -58,19 +54,14 @@ _HEADERS: Final = (
 
 
 class DebugSite:
-    """Answers `/debug` and everything below it.
-
-    Args:
-        view: the relay that it is about.
-    """
+    """Answers `/debug` and everything below it."""
 
     def __init__(self, view: RelayView) -> None:
         self._view = view
-        self._metrics: Metrics | None = None
         self._time = RelayTime(view)
 
     def allows(self, request: Request) -> bool:
-        """Whether who asks may see the pages, and is told of them."""
+        """Whether the requester may see the pages, and is told of them."""
         return self._view.access.allows(request)
 
     def answer(self, request: Request) -> Answer:
@@ -80,17 +71,15 @@ class DebugSite:
             location = f"{path}/{request.target.removeprefix(path)}"
             return Response(307, [("Location", location), _NO_STORE])
         if not self.allows(request):
-            return refusal(request, self._view.access, dev=self._view.dev)
+            return refusal(request, self._view.access, dev=self._view.config.dev)
         if path == _ROOT:
             index = page(_HTML, self._index(request).encode())
             index.headers.append(_NO_STORE)
             return index
         name = path.removeprefix(_ROOT)
-        if ".." in name.split("/"):
-            return text_response(404, "404 page not found")
         # Whatever stands behind the slash is the same page.
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
-        if known is None:
+        if known is None or ".." in name.split("/"):
             return text_response(404, "404 page not found")
         return known[1](self, request)
 
@@ -100,12 +89,7 @@ class DebugSite:
         return _sub_page(_JSON, await variables(self._view))
 
     async def _varz(self, _: Request) -> Response:
-        # Not with the module: programs that only connect to relays need no metrics library.
-        from pyderp.server.site.metrics import CONTENT_TYPE, Metrics
-
-        if self._metrics is None:
-            self._metrics = Metrics(self._view)
-        return _sub_page(CONTENT_TYPE, await self._metrics.text())
+        return _sub_page(CONTENT_TYPE, await metrics_text(self._view))
 
     async def _check(self, _: Request) -> Response:
         found = await problems(self._view)
@@ -123,7 +107,9 @@ class DebugSite:
             query = ClientsQuery.parse(fields, now=self._time.now())
             json = wants_json(fields)
         except ValueError as e:
-            return _refused(str(e))
+            # Not `text_response`: a quoted value may hold what is no UTF-8.
+            body = f"{e}\n".encode("utf-8", "surrogateescape")
+            return _sub_page(_TEXT, body, status=400)
         if query is None:
             if json:
                 return _sub_page("application/json", index_json(self._view))
@@ -142,7 +128,7 @@ class DebugSite:
         return _stream(_HTML, connections_as_html(self._view, link))
 
     def _index(self, request: Request) -> str:
-        # Who came in by the key needs it again on each page.
+        # What the key let in needs it again on each page.
         key = request.query.get("debugkey", "")
         query = "?" + urlencode({"debugkey": key}) if key else ""
         items = [f"<li><b>{escape(k)}:</b> {escape(v)}</li>" for k, v in self._lines()]
@@ -163,13 +149,10 @@ class DebugSite:
         yield "Version", view.version
         yield "Native part", f"pyderp-fast {view.native}" if view.native else "none"
         yield "Machine", socket.gethostname()
-        yield "TLS hostname", view.hostname or "none"
-        now = datetime.now(UTC)
+        yield "TLS hostname", view.config.hostname or "none"
         for certificate in view.certificates():
-            days = (certificate.not_after - now) / timedelta(days=1)
-            names = ", ".join(certificate.names)
-            yield "Certificate", f"{names}; {_expiry(certificate.not_after, days)}"
-        yield "Mesh key", "true" if view.has_mesh_key else "false"
+            yield "Certificate", f"{', '.join(certificate.names)}; {_expiry(certificate.not_after)}"
+        yield "Mesh key", "false" if view.config.mesh_key is None else "true"
         for link in view.mesh.status() if view.mesh is not None else ():
             yield "Mesh link", f"{link.host}: {_state(link)}"
         yield "STUN", "off" if view.stun is None else "on"
@@ -187,8 +170,9 @@ class DebugSite:
     """Name below /debug/ → title, and what answers. Of the class: a site would refer to itself."""
 
 
-def _expiry(end: datetime, days: float) -> str:
+def _expiry(end: datetime) -> str:
     when = end.astimezone(UTC).isoformat(timespec="seconds")
+    days = (end - datetime.now(UTC)) / timedelta(days=1)
     return f"expires {when}, in {days:.1f} days" if days > 0 else f"EXPIRED {when}"
 
 
@@ -205,11 +189,6 @@ def _sub_page(content_type: str, body: bytes, *, status: int = 200) -> Response:
     return Response(status, [("Content-Type", content_type), *_HEADERS], body)
 
 
-def _refused(text: str) -> Response:
-    # Not `text_response`: a quoted value may hold what is no UTF-8.
-    return _sub_page(_TEXT, text.encode("utf-8", "surrogateescape") + b"\n", status=400)
-
-
 def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedResponse:
     return StreamedResponse(200, [("Content-Type", content_type), *_HEADERS], chunks)
 
@@ -220,7 +199,7 @@ async def problems(view: RelayView) -> list[str]:
     With admission on, it asks as it would about a client, about this machine itself.
     """
     found = check(view.router)
-    logged_in = sum(protocol.connection is not None for protocol in view.protocols())
+    logged_in = sum(protocol.connection is not None for protocol in view.protocols)
     if logged_in != view.router.registry.size:
         found.append(
             f"connections = {view.router.registry.size} != {logged_in} sockets are logged in"
@@ -230,34 +209,3 @@ async def problems(view: RelayView) -> list[str]:
         if trouble is not None:
             found.append(trouble)
     return found
-
-
-async def variables(view: RelayView) -> bytes:
-    """All of them, now. Names are raw ones, with `gauge_` and `counter_` before them."""
-    top: dict[str, Any] = {"version": view.version, "derp": {"version": view.version}}
-    for series in [*await gather_upstream(view), *own_series(view)]:
-        group = top.setdefault(series.group, {}) if series.group else top
-        group[series.raw] = _value(series)
-    ordered = {
-        name: dict(sorted(value.items())) if name == "derp" else value
-        for name, value in sorted(top.items())
-    }
-    return json.dumps(ordered, indent=1).encode() + b"\n"
-
-
-def _value(series: Series) -> object:
-    value = series.value
-    if isinstance(value, Histogram):
-        return {**dict(value.cumulative()), "sum": value.sum, "count": value.count}
-    if isinstance(value, int | float):
-        return value
-    nested: dict[str, Any] = {}
-    for labels, number in value.items():
-        _put(nested, labels, number)
-    return nested
-
-
-def _put(into: dict[str, Any], labels: tuple[str, ...], number: Number) -> None:
-    for label in labels[:-1]:
-        into = into.setdefault(label, {})
-    into[labels[-1]] = number

@@ -63,7 +63,7 @@ def side_routes(
     Args:
         challenge: the answer to an ACME challenge on a path, if there is one.
         main: routes of the main listener.
-        may_debug: whether who asks may see `/debug/`.
+        may_debug: whether the requester may see `/debug/`.
     """
 
     def routes(request: Request) -> Answer:
@@ -94,9 +94,7 @@ def _redirect(request: Request, may_debug: Callable[[Request], bool]) -> Respons
 
 def generate_204(request: Request) -> Response:
     """An empty answer that proves itself to a captive-portal check by echoing its challenge."""
-    headers = [
-        ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0"),
-    ]
+    headers = [("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")]
     challenge = request.header(b"x-tailscale-challenge")
     if 1 <= len(challenge) <= _MAX_CHALLENGE and _CHALLENGE_CHARACTERS.issuperset(
         challenge.encode("latin-1")
@@ -119,7 +117,8 @@ def _disabled(_: Request) -> Response:
     return text_response(404, "derp server disabled")
 
 
-_PAGE = """\
+_HTML: Final = "text/html; charset=utf-8"
+_PAGE: Final = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -151,12 +150,8 @@ def home_page(home: str, *, derp: bool, debug: bool) -> Response:
         debug: whether the requester may see `/debug/`, and is told of it.
     """
     if home == "blank":
-        return Response(200, [("Content-Type", "text/html; charset=utf-8"), *BROWSER_HEADERS])
+        return page(_HTML, b"")
     if home:
         return Response(302, [("Location", home), *BROWSER_HEADERS])
     notes = ("" if derp else _DISABLED) + (_DEBUG if debug else "")
-    return Response(
-        200,
-        [("Content-Type", "text/html; charset=utf-8"), *BROWSER_HEADERS],
-        _PAGE.format(notes=notes).encode(),
-    )
+    return page(_HTML, _PAGE.format(notes=notes).encode())
