@@ -30,8 +30,10 @@ from pyderp.cli.relay.values import (
 )
 from pyderp.config import ACMETLS, AdmissionConfig, BootstrapDNSConfig, DebugAccess, RelayConfig
 
-__all__ = ["BY_NAME", "FLAGS", "PARTS", "Flag", "flag_of"]
+__all__ = ["BY_NAME", "DERPER_HOSTNAME", "FLAGS", "PARTS", "Flag", "flag_of"]
 
+DERPER_HOSTNAME: Final = "derp.tailscale.com"
+"""`derper`'s default; only Tailscale gets certificates for it."""
 PARTS: Final = {
     "admission": AdmissionConfig,
     "bootstrap_dns": BootstrapDNSConfig,

@@ -12,8 +12,7 @@ from typing import Any, Final, TypeVar
 from pyderp import defaults
 from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs.context import authority_context
-from pyderp.cli.relay.flags import FLAGS, PARTS
-from pyderp.cli.relay.goflags import DERPER_HOSTNAME
+from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS, PARTS
 from pyderp.cli.relay.layers import Settings
 from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.rules import RULES, check_setting
