@@ -20,7 +20,7 @@ from pyderp import defaults
 from pyderp.cli.key import read_private_key
 from pyderp.cli.maps import STDIN, read_region
 from pyderp.cli.output import Output
-from pyderp.cli.process import Refused, set_up_logging
+from pyderp.cli.process import Refused, log_to_stderr
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
 from pyderp.client.target import parse_url
@@ -156,7 +156,8 @@ class ConnectOptions:
 
     def make_output(self) -> Output:
         """Where the command prints to; sets up logging, too."""
-        set_up_logging(verbose=self.verbose)
+        log_to_stderr("text" if self.verbose else "brief")
+        logging.getLogger("pyderp").setLevel(logging.DEBUG if self.verbose else logging.WARNING)
         return Output(as_json=self.json)
 
     def make_client(

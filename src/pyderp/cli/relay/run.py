@@ -25,7 +25,6 @@ from pyderp.cli.process import (
     log_to_stderr,
     log_unraisable,
     loop_factory,
-    set_level,
 )
 from pyderp.cli.relay.check import (
     ask_tailscaled,
@@ -90,7 +89,8 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     if settings["version"]:
         print_line(f"pyderp {pyderp.__version__}")
         return
-    log_to_stderr(settings["log-level"], settings["log-format"])
+    log_to_stderr(settings["log-format"])
+    _set_level(settings["log-level"])
     if settings["check"]:
         _check(settings)
         return
@@ -99,6 +99,12 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
         print_line(show_map(node_of(plan), settings["show-map"]))
         return
     _run(settings["loop"], lambda: _serve(plan, load))
+
+
+def _set_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
+    # The client has a line for each attempt to reach a relay of the mesh; the mesh has its own.
+    logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _check(settings: Settings) -> None:
@@ -247,7 +253,7 @@ def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
         log.error("settings not reloaded, the old ones stay in use: %s", e)
         relay.reload()
         return
-    set_level(settings["log-level"])
+    _set_level(settings["log-level"])
     if errors:
         log.warning("settings reloaded, but not all: %s", "; ".join(errors))
     else:
