@@ -10,10 +10,13 @@ from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    ReportingClient,
+    with_connect_options,
+)
 from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE, pong_for_untrusted
-from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
 from pyderp.wire.frames import PeerGoneReason
@@ -83,18 +86,14 @@ def listen(
     ] = False,
 ) -> None:
     """Print the packets that come to our key, a line each; reconnects by itself."""
-    output = options.make_output()
 
-    async def work() -> int:
-        def on_end(error: ConnectionClosed) -> None:
-            # On standard error the log says it, and when it connects again.
-            output.event("disconnected", reason=str(error))
+    async def work(client: ReportingClient, output: Output) -> int:
+        # On standard error the log says it, and when it connects again.
+        client.on_end = lambda error: output.event("disconnected", reason=str(error))
+        listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
+        return await listener.run(count, timeout)
 
-        async with options.make_client(url, on_end) as client:
-            listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
-            return await listener.run(count, timeout)
-
-    run_command(work, output, from_map=options.derp_map is not None)
+    options.run(url, work)
 
 
 @dataclass

@@ -20,7 +20,6 @@ import math
 import os
 import statistics
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -28,7 +27,6 @@ import typer
 
 from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
 from pyderp.cli.output import Output
-from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
@@ -104,46 +102,33 @@ def ping(
 ) -> None:
     """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""
     url, peer = split_targets(targets or [])
-    output = options.make_output()
 
-    async def work() -> int:
-        async with options.make_client(url) as client:
-            target = _Relay(client) if peer is None else _Peer(client, peer)
-            return await _Pings(target, output, timeout).run(count, interval)
+    async def work(client: Client, output: Output) -> int:
+        target = _Target(client) if peer is None else _Peer(client, peer)
+        return await _Pings(target, output, timeout).run(count, interval)
 
-    run_command(work, output, from_map=options.derp_map is not None)
+    options.run(url, work)
 
 
-class _Target(ABC):
-    """What answers: the relay, or a peer."""
+class _Target:
+    """What answers: the relay; `_Peer` stands for a peer."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    name = "the relay"
+
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self.name = name
 
-    @abstractmethod
     async def ping(self) -> float:
         """One round trip, in seconds."""
+        return await self.client.ping()
 
     async def receive(self) -> None:
         """Take what comes, for ever, or the connection would fill up."""
         async for message in self.client:
             self.take(message)
 
-    @abstractmethod
     def take(self, message: Message) -> None:
-        """Look at a message that came."""
-
-
-class _Relay(_Target):
-    def __init__(self, client: Client) -> None:
-        super().__init__(client, "the relay")
-
-    async def ping(self) -> float:
-        return await self.client.ping()
-
-    def take(self, message: Message) -> None:
-        pass  # the client takes the relay's pongs itself
+        """Look at a message that came; the client itself takes the relay's pongs."""
 
 
 class _NotThere(DerpError):
@@ -152,7 +137,8 @@ class _NotThere(DerpError):
 
 class _Peer(_Target):
     def __init__(self, client: Client, peer: NodePublic) -> None:
-        super().__init__(client, str(peer))
+        super().__init__(client)
+        self.name = str(peer)
         self._peer = peer
         self._waiting: dict[bytes, asyncio.Future[float]] = {}
         self._answered = False

@@ -10,11 +10,15 @@ from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    ReportingClient,
+    split_targets,
+    with_connect_options,
+)
+from pyderp.cli.input import STDIN, Stdin, chunks_of, lines_of
 from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE
-from pyderp.cli.process import run_command
-from pyderp.cli.stdin import Stdin, chunks_of, lines_of
 from pyderp.client.client import Client
 from pyderp.client.reconnect import Backoff
 from pyderp.client.sealed import SealedPeer
@@ -103,19 +107,15 @@ def send(
         raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")
     if message is not None and raw:
         raise typer.BadParameter("--message and --raw: give one of them")
-    if message is None and options.map_from_stdin:
+    if message is None and options.derp_map == STDIN:
         raise typer.BadParameter("--derp-map - takes standard input: give --message as well")
-    output = options.make_output()
 
-    async def work() -> int:
-        def on_end(error: ConnectionClosed) -> None:
-            sender.disconnected(error)
+    async def work(client: ReportingClient, output: Output) -> int:
+        sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
+        client.on_end = sender.disconnected
+        return await sender.run(_packets(message, raw, sender.limit), wait)
 
-        async with options.make_client(url, on_end) as client:
-            sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
-            return await sender.run(_packets(message, raw, sender.limit), wait)
-
-    run_command(work, output, from_map=options.derp_map is not None)
+    options.run(url, work)
 
 
 async def _packets(message: str | None, raw: bool, limit: int) -> AsyncIterator[bytes]:
