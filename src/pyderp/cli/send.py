@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -87,8 +87,7 @@ def send(
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="After the last packet, wait so long for word that the peer is not there. "
-            "0: do not ask.",
+            help="Wait so long at the end for word that the peer is not there. 0: do not ask.",
         ),
     ] = 1.0,
     timeout: Annotated[
@@ -96,8 +95,7 @@ def send(
         typer.Option(
             min=0.001,
             metavar="SECONDS",
-            help="Give up if the relay does not take a packet for so long, connecting again "
-            "included.",
+            help="Give up if the relay takes no packet for so long, connecting again included.",
         ),
     ] = 30.0,
 ) -> None:
@@ -105,27 +103,39 @@ def send(
     url, peer = split_targets(targets)
     if peer is None:
         raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")
+    packets = _source(options, message, raw)
+
+    async def work(client: ReportingClient, output: Output) -> int:
+        sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
+        client.on_end = sender.disconnected
+        return await sender.run(packets(sender.limit), wait)
+
+    options.run(url, work)
+
+
+def _source(
+    options: ConnectOptions, message: str | None, raw: bool
+) -> Callable[[int], AsyncIterator[bytes]]:
+    """The packets to send, by the number of bytes that one may have.
+
+    Raises:
+        typer.BadParameter: flags that do not go together.
+    """
     if message is not None and raw:
         raise typer.BadParameter("--message and --raw: give one of them")
     if message is None and options.derp_map == STDIN:
         raise typer.BadParameter("--derp-map - takes standard input: give --message as well")
 
-    async def work(client: ReportingClient, output: Output) -> int:
-        sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
-        client.on_end = sender.disconnected
-        return await sender.run(_packets(message, raw, sender.limit), wait)
+    async def packets(limit: int) -> AsyncIterator[bytes]:
+        if message is not None:
+            yield message.encode(errors="surrogateescape")
+            return
+        stdin = Stdin()
+        source = chunks_of(stdin.read, RAW_SIZE) if raw else lines_of(stdin.read, limit)
+        async for packet in source:
+            yield packet
 
-    options.run(url, work)
-
-
-async def _packets(message: str | None, raw: bool, limit: int) -> AsyncIterator[bytes]:
-    if message is not None:
-        yield message.encode(errors="surrogateescape")
-        return
-    stdin = Stdin()
-    source = chunks_of(stdin.read, RAW_SIZE) if raw else lines_of(stdin.read, limit)
-    async for packet in source:
-        yield packet
+    return packets
 
 
 @dataclass
