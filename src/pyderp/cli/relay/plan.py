@@ -18,7 +18,7 @@ from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.rules import RULES, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError, InvalidKey, setting_name
-from pyderp.keyfile import read_mesh_key, read_regular, warn_if_open
+from pyderp.keyfile import read_mesh_key, read_secret, warn_if_open
 from pyderp.keys import MeshKey
 from pyderp.server.mesh.hosts import parse_mesh_host
 
@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 DERPER_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
 """Where `derper` keeps root's key."""
 _MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
-_MAX_SECRET: Final = 4096
+_MAX_DEBUG_KEY: Final = 4096
 _STUN: Final = ("stun", "stun-host", "stun-port")
 _MADE_HERE: Final = {"address", "private_key", "mesh_key", "debug.key", "stun_port"}
 """Settings that are not the value of a flag as it stands."""
@@ -301,14 +301,9 @@ def _debug_key(settings: Settings) -> str:
     file: Path | None = settings["debug-key-file"]
     if file is None:
         return ""
-    try:
-        key = read_regular(file, _MAX_SECRET).decode().strip()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
+    key = read_secret(file, "debug key file", _MAX_DEBUG_KEY).strip()
     if not key:
         raise ConfigError(f"the debug key file {file} is empty; put a secret into it")
-    warn_if_open(file)
     return key
 
 
