@@ -15,7 +15,7 @@ from pyderp.certs.context import authority_context
 from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS, PARTS
 from pyderp.cli.relay.layers import Settings
 from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
-from pyderp.config.rules import RULES, check_setting
+from pyderp.config.rules import RULES, about, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError, InvalidKey, setting_name
 from pyderp.keyfile import read_mesh_key, read_secret, warn_if_open
@@ -145,24 +145,18 @@ def _values(settings: Settings) -> dict[str, dict[str, Any]]:
 def _check_each(settings: Settings) -> None:
     """Look at each value by itself. Of one that is wrong, nothing else is a problem."""
     for flag in FLAGS:
-        if settings[flag.name] and (flag.setting in RULES or flag.setting in _READERS):
-            with settings.collect(flag.name):
-                _check(flag.setting, settings[flag.name])
+        value = settings[flag.name]
+        if value and (flag.setting in RULES or flag.setting in _READERS):
+            with settings.collect(flag.name), about(flag.setting):
+                check_setting(flag.setting, value)
+                if read := _READERS.get(flag.setting):
+                    read(value)
     if settings["secrets-url"]:
         advice = f"put it into a file and give {settings.flag('mesh-psk-file')}"
         text = f"fetching the mesh key from setec is not built; {advice}"
         settings.note(ConfigError(text, settings=("secrets-url",)))
     if settings["ace"]:
         settings.note(ConfigError("the ACE proxy is not built; leave it out", settings=("ace",)))
-
-
-def _check(setting: str, value: Any) -> None:
-    check_setting(setting, value)
-    try:
-        if setting in _READERS:
-            _READERS[setting](value)
-    except ConfigError as e:
-        raise ConfigError("{error}", settings=(setting,), error=e) from None
 
 
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
@@ -175,9 +169,9 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
 def _address(settings: Settings) -> str:
     if settings["dev"] and settings.derper:
         return f":{defaults.DEV_PORT}"  # whatever was given, as derper
-    given: str = "" if "address" in settings.failed else settings["address"] or ""
-    dev = f"127.0.0.1:{defaults.DEV_PORT}"
-    return given or (dev if settings["dev"] else f":{defaults.HTTPS_PORT}")
+    if settings["address"] and "address" not in settings.failed:
+        return str(settings["address"])
+    return f"127.0.0.1:{defaults.DEV_PORT}" if settings["dev"] else f":{defaults.HTTPS_PORT}"
 
 
 def _stun_port(settings: Settings, address: str) -> int | None:
