@@ -89,7 +89,7 @@ def listen(
 
     async def work(client: ReportingClient, output: Output) -> int:
         # On standard error the log says it, and when it connects again.
-        client.on_end = lambda error: output.event("disconnected", reason=str(error))
+        client.on_end = lambda error: output.event("disconnected", reason=error)
         listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
         return await listener.run(count, timeout)
 
@@ -106,7 +106,7 @@ class _Listener:
 
     async def run(self, count: int | None, seconds: float | None) -> int:
         """Print until enough was printed or the time is up; returns the exit status."""
-        key = str(self.client.self_public_key)
+        key = self.client.self_public_key
         self.output.remark("listening", f"listening as {key}", key=key)
         # Reconnecting is for a relay that was there once; a wrong URL is an error at once.
         logging.getLogger("pyderp.client").setLevel(logging.INFO)
@@ -114,7 +114,10 @@ class _Listener:
             async with asyncio.timeout(seconds) as limit:
                 await self.client.connect()
                 async for message in self.client:
-                    await self._take(message)
+                    if isinstance(message, ReceivedPacket):
+                        await self._packet(message)
+                    else:
+                        self._event(message)
                     if self.packets == count:
                         return 0
         except TimeoutError:
@@ -124,12 +127,6 @@ class _Listener:
             return 0
         self.output.note(f"{self.packets} of {count} packets came within {seconds:g} s")
         return 1
-
-    async def _take(self, message: Message) -> None:
-        if isinstance(message, ReceivedPacket):
-            await self._packet(message)
-        else:
-            self._event(message)
 
     async def _packet(self, packet: ReceivedPacket) -> None:
         if packet.data == PROBE:
@@ -145,10 +142,8 @@ class _Listener:
             try:
                 data = self.client.sealed(packet.source).open_untrusted(data)
             except (SealError, InvalidKey) as e:
-                source = str(packet.source)
-                self.output.remark(
-                    "refused", f"refused a packet of {source}: {e}", source=source, reason=str(e)
-                )
+                text = f"refused a packet of {packet.source}: {e}"
+                self.output.remark("refused", text, source=packet.source, reason=e)
                 return
         self.packets += 1
         self.output.packet(packet.source, data)
@@ -156,32 +151,22 @@ class _Listener:
     def _event(self, message: Message) -> None:
         match message:
             case ServerInfo():
-                relay, number = str(self.client.server_public_key), self.client.generation
-                self.output.remark(
-                    "connected", f"connected to relay {relay}", relay=relay, generation=number
-                )
+                relay, number = self.client.server_public_key, self.client.generation
+                text = f"connected to relay {relay}"
+                self.output.remark("connected", text, relay=relay, generation=number)
             case PeerGone(peer, reason):
                 why = _reason(reason)
-                self.output.remark(
-                    "peer_gone", f"{peer} is gone ({why})", peer=str(peer), reason=why
-                )
+                self.output.remark("peer_gone", f"{peer} is gone ({why})", peer=peer, reason=why)
             case PeerPresent(peer, app_name=app_name):
-                program = f" ({app_name})" if app_name else ""
-                self.output.remark(
-                    "peer_present", f"{peer} is there{program}", peer=str(peer), app_name=app_name
-                )
+                text = f"{peer} is there ({app_name})" if app_name else f"{peer} is there"
+                self.output.remark("peer_present", text, peer=peer, app_name=app_name)
             case Health(problem):
                 text = f"the relay reports: {problem}" if problem else "the relay: healthy again"
                 self.output.remark("health", text, problem=problem)
             case Restarting(reconnect_in, try_for):
-                self.output.remark(
-                    "restarting",
-                    f"the relay restarts; connecting again in {reconnect_in:g} s",
-                    reconnect_in=reconnect_in,
-                    try_for=try_for,
-                )
-            case _:
-                pass
+                text = f"the relay restarts; connecting again in {reconnect_in:g} s"
+                times = {"reconnect_in": reconnect_in, "try_for": try_for}
+                self.output.remark("restarting", text, **times)
 
 
 def _reason(reason: int) -> str:

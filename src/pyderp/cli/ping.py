@@ -34,15 +34,8 @@ from pyderp.keys import NodePublic
 from pyderp.wire.frames import DISCO_MAGIC, DISCO_MIN_LEN
 from pyderp.wire.messages import Message, PeerGone, ReceivedPacket
 
-__all__ = [
-    "EPILOG",
-    "ID_LEN",
-    "PROBE",
-    "make_ping",
-    "ping",
-    "pong_for_untrusted",
-    "pong_id_untrusted",
-]
+__all__ = ["EPILOG", "ID_LEN", "PROBE", "make_ping", "ping", "pong_for_untrusted"]
+__all__ += ["pong_id_untrusted"]
 
 ID_LEN: Final = 8
 _TIME_LEN: Final = 8
@@ -171,8 +164,6 @@ class _Peer(_Target):
                 for waiter in self._waiting.values():
                     if not waiter.done():
                         waiter.set_exception(_NotThere("the peer is not at this relay"))
-            case _:
-                pass
 
 
 @dataclass
@@ -195,7 +186,7 @@ class _Pings:
                 if number != count:
                     await asyncio.sleep(began + interval - loop.time())
         finally:
-            self._tell()
+            self._summarize()
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
         return 0 if self.times else 1
@@ -209,20 +200,16 @@ class _Pings:
         except TimeoutError:
             self._lost(number, f"no answer within {self.timeout:g} s")
         except (_NotThere, NotConnected, ConnectionClosed, ConnectError) as e:
-            self._lost(number, str(e))
+            self._lost(number, e)
         else:
             self.times.append(seconds)
-            self.output.result(
-                "pong",
-                f"pong from {self.target.name}: number={number} time={_ms(seconds)}",
-                number=number,
-                seconds=seconds,
-            )
+            text = f"pong from {self.target.name}: number={number} time={_ms(seconds)}"
+            self.output.result("pong", text, number=number, seconds=seconds)
 
-    def _lost(self, number: int, reason: str) -> None:
+    def _lost(self, number: int, reason: object) -> None:
         self.output.remark("lost", f"number={number}: {reason}", number=number, reason=reason)
 
-    def _tell(self) -> None:
+    def _summarize(self) -> None:
         if not self.sent:
             return
         received = len(self.times)

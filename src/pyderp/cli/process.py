@@ -129,7 +129,13 @@ def run_command(
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
     except (DerpError, OSError) as e:
-        _report(e, output, from_map=from_map)
+        text = str(e) or type(e).__name__
+        if remarks := notes(e):
+            text += f" ({', '.join(remarks)})"
+        lines = advice(e, from_map=from_map)
+        output.remark("error", text, error=text, advice=lines)
+        for line in lines:
+            output.note(line)
         code = 2 if isinstance(e, Refused) else 1
     raise typer.Exit(code)
 
@@ -151,17 +157,6 @@ async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         if not terminated:
             raise
         return 128 + signal.SIGTERM
-
-
-def _report(error: Exception, output: Output, *, from_map: bool) -> None:
-    text = str(error) or type(error).__name__
-    remarks = notes(error)
-    if remarks:
-        text += f" ({', '.join(remarks)})"
-    lines = advice(error, from_map=from_map)
-    output.remark("error", text, error=text, advice=lines)
-    for line in lines:
-        output.note(line)
 
 
 def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:

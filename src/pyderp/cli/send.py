@@ -106,9 +106,11 @@ def send(
     packets = _source(options, message, raw)
 
     async def work(client: ReportingClient, output: Output) -> int:
-        sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
+        seal = client.sealed(peer) if sealed else None
+        sender = _Sender(client, output, peer, timeout, seal)
         client.on_end = sender.disconnected
-        return await sender.run(packets(sender.limit), wait)
+        limit = MAX_PACKET_SIZE if seal is None else seal.max_payload
+        return await sender.run(packets(limit), wait)
 
     options.run(url, work)
 
@@ -150,11 +152,6 @@ class _Sender:
     ended: int = 0
     """Connections that have ended."""
     restarting: bool = False
-
-    @property
-    def limit(self) -> int:
-        """The longest packet, in bytes."""
-        return MAX_PACKET_SIZE if self.sealed is None else self.sealed.max_payload
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
         """Send all, and sum up at the end, however it ends; returns the exit status."""
@@ -220,12 +217,8 @@ class _Sender:
     def disconnected(self, error: ConnectionClosed) -> None:
         """A connection has ended."""
         self.ended += 1
-        reason = str(error)
-        self.output.remark(
-            "disconnected",
-            f"{reason}; connecting again; the last packets may be lost",
-            reason=reason,
-        )
+        text = f"{error}; connecting again; the last packets may be lost"
+        self.output.remark("disconnected", text, reason=error)
 
     async def _peer_gone(self) -> None:
         """Receive until the relay says that the peer is gone."""
@@ -240,8 +233,6 @@ class _Sender:
                     return
                 case Health(problem) if problem:
                     self.output.remark("health", f"the relay reports: {problem}", problem=problem)
-                case _:
-                    pass
 
     def _summary(self, *, gone: bool) -> int:
         """Print what was sent; returns how many packets were dropped."""
