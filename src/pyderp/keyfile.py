@@ -17,18 +17,9 @@ from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
-__all__ = [
-    "FileStamp",
-    "file_stamp",
-    "load_or_create_key",
-    "make_private_folder",
-    "numbered_lines",
-    "read_mesh_key",
-    "read_regular",
-    "read_secret",
-    "warn_if_open",
-    "write_atomically",
-]
+__all__ = ["FileStamp", "file_stamp", "load_or_create_key", "make_private_folder"]
+__all__ += ["numbered_lines", "read_mesh_key", "read_regular", "read_secret", "warn_if_open"]
+__all__ += ["write_atomically"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -113,8 +104,13 @@ def load_or_create_key(path: Path) -> NodePrivate:
             _warn_if_replaceable(path)
             return _parse(path, text)
         key = NodePrivate.generate()
-        if _create(path, key):
-            return key
+        document = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+        try:
+            make_private_folder(path.parent)
+            if write_atomically(path, document.encode(), mode=0o600, replace=False):
+                return key
+        except OSError as e:
+            raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
     raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
 
 
@@ -133,15 +129,6 @@ def _parse(path: Path, text: str) -> NodePrivate:
         return NodePrivate.parse(value)
     except InvalidKey as e:
         raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
-
-
-def _create(path: Path, key: NodePrivate) -> bool:
-    text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
-    try:
-        make_private_folder(path.parent)
-        return write_atomically(path, text.encode(), mode=0o600, replace=False)
-    except OSError as e:
-        raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
 
 
 def make_private_folder(path: Path) -> None:

@@ -110,8 +110,8 @@ class ConnectOptions:
         str | None,
         typer.Option(
             metavar="[sha256-raw:]HEX",
-            help="SHA-256 of the relay's certificate. It is then the only one accepted, whoever "
-            "issued it.",
+            help="SHA-256 of the relay's certificate. It is then the only one accepted, "
+            "from any issuer.",
         ),
     ] = None
     cert_name: Annotated[

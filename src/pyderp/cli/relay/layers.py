@@ -123,10 +123,8 @@ class Settings:
         places = [self._places[name] for name in flags if name in self._places]
         if len(flags) == 1 and not error.names_settings:
             return f"{places[0] if places else self.flag(flags[0])}: {text}"
-        missing = [name for name in flags if name not in self._given]
-        text += "".join(
-            f", or {BY_NAME[name].instead}" for name in missing if BY_NAME[name].instead
-        )
+        instead = [BY_NAME[name].instead for name in flags if name not in self._given]
+        text += "".join(f", or {each}" for each in instead if each)
         return f"{text} ({places[0]})" if places else text
 
     def _spell(self, setting: str) -> str:
@@ -165,7 +163,7 @@ class Settings:
         first, *more = self.problems
         if more:
             others = "another problem" if len(more) == 1 else f"{len(more)} more problems"
-            first = f"{first} (and {others}: --check tells all)"
+            first = f"{first} (and {others}: --check shows all)"
         raise ConfigError(first)
 
 
@@ -198,23 +196,14 @@ def load_settings(
             from that.
     """
     settings = Settings(given, defaults=defaults, derper=derper)
-    if derper:
-        _take_environment(settings, environment, lambda flag: flag.variable)
-    _take_environment(settings, environment, lambda flag: flag.go_variable)
+    ours = [(flag, flag.variable) for flag in FLAGS if derper]
+    for flag, variable in ours + [(flag, flag.go_variable) for flag in FLAGS]:
+        if text := environment.get(variable):
+            settings.take(flag.name, f"{variable} in the environment", flag.kind.parse, text)
     if path := settings["config-file"]:
         for name, value, place in read_toml(path):
             settings.take(name, place, functools.partial(toml_value, name), value)
     return settings
-
-
-def _take_environment(
-    settings: Settings, environment: Mapping[str, str], variable_of: Callable[[Flag], str]
-) -> None:
-    for flag in FLAGS:
-        variable = variable_of(flag)
-        if text := environment.get(variable, "") if variable else "":
-            place = f"{variable} in the environment"
-            settings.take(flag.name, place, flag.kind.parse, text)
 
 
 # The command line, by typer

@@ -71,7 +71,7 @@ def checked_plan(settings: Settings) -> StartPlan:
     return plan
 
 
-def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -> StartPlan | None:
+def make_plan(settings: Settings) -> StartPlan | None:
     """What the settings ask for, without the parts that are wrong; `None`: nothing makes sense.
 
     What is wrong is added to the settings' problems.
@@ -83,10 +83,10 @@ def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -
     tls = values.pop("tls")
     made: dict[str, Any] = {}
     for part, flags, make in (
-        ("tls", tuple(missing), lambda: _tls(settings, tls, address, environment)),
-        ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings, environment)),
+        ("tls", tuple(missing), lambda: _tls(settings, tls, address)),
+        ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings)),
         ("debug_key", ("debug-key-file",), lambda: _debug_key(settings)),
-        ("key_file", ("key-file",), lambda: _key_file(settings, environment)),
+        ("key_file", ("key-file",), lambda: _key_file(settings)),
     ):
         made[part] = None
         missing.add(part)
@@ -183,9 +183,7 @@ def _stun_port(settings: Settings, address: str) -> int | None:
 # Certificate
 
 
-def _tls(
-    settings: Settings, values: dict[str, Any], address: str, environment: Mapping[str, str]
-) -> TLSSettings | None:
+def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSettings | None:
     """What the flags say about TLS; `None`: the relay speaks none.
 
     Args:
@@ -196,13 +194,12 @@ def _tls(
     """
     if not _speaks_tls(settings, address):
         return None
-    hostname = settings["hostname"]
-    if not hostname:
+    if not (hostname := settings["hostname"]):
         raise _no_hostname(settings)
     is_ip = parse_ip(hostname) is not None
     by_hostname = "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
     mode = settings["certmode"] or by_hostname
-    certdir: Path = settings["certdir"] or _state_directory(environment) / "certs"
+    certdir: Path = settings["certdir"] or _state_directory() / "certs"
     http_port = None if settings["http-port"] < 0 else settings["http-port"]
     if mode == "manual":
         if settings["acme-ip-certs"]:
@@ -222,9 +219,8 @@ def _tls(
             settings=("tls.hostname",),
             name=DERPER_HOSTNAME,
         )
-    directory = _directory(settings, mode)
     values |= {"certdir": certdir, "hostname": hostname, "http_port": http_port}
-    tls = ACMETLS(**values | {"directory": directory})
+    tls = ACMETLS(**values | {"directory": _directory(settings, mode)})
     if tls.ca_file is not None:
         authority_context(tls.ca_file)
     return tls
@@ -278,9 +274,9 @@ def _directory(settings: Settings, mode: str) -> str:
 # Files
 
 
-def _mesh_key(settings: Settings, environment: Mapping[str, str]) -> MeshKey | None:
+def _mesh_key(settings: Settings) -> MeshKey | None:
     file: Path | None = settings["mesh-psk-file"]
-    text = environment.get(_MESH_KEY_VARIABLE, "")
+    text = os.environ.get(_MESH_KEY_VARIABLE, "")
     if settings["dev"] and text and (settings.derper or file is None):
         try:
             return MeshKey.parse(text)
@@ -301,7 +297,7 @@ def _debug_key(settings: Settings) -> str:
     return key
 
 
-def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
+def _key_file(settings: Settings) -> Path | None:
     given: Path | None = settings["key-file"]
     if settings["dev"]:
         return None if settings.derper else given
@@ -315,24 +311,24 @@ def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None
             )
         return DERPER_KEY_FILE
     # derper's of root is taken over if it is there.
-    if as_root and not environment.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
+    if as_root and not os.environ.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
         return DERPER_KEY_FILE
-    return _state_directory(environment) / "relay.key"
+    return _state_directory() / "relay.key"
 
 
-def _state_directory(environment: Mapping[str, str]) -> Path:
+def _state_directory() -> Path:
     """The directory for what outlives a restart.
 
     Raises:
         ConfigError: this user has none.
     """
     # Of systemd, for a unit with StateDirectory=; several have colons between.
-    if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
+    if given := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/pyderp")
-    home = environment.get("XDG_STATE_HOME", "")
-    if not home and (user := environment.get("HOME", "")):
+    home = os.environ.get("XDG_STATE_HOME", "")
+    if not home and (user := os.environ.get("HOME", "")):
         home = f"{user}/.local/state"
     if not home.startswith("/"):
         raise ConfigError(
