@@ -32,13 +32,24 @@ from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
 from pyderp.wire.messages import Message
 
-__all__ = ["ConnectOptions", "ReportingClient", "split_targets", "with_connect_options"]
+__all__ = ["ConnectOptions", "ReportingClient", "seconds", "split_targets", "value"]
+__all__ += ["with_connect_options"]
 
 log = logging.getLogger("pyderp.cli")
 
 _REGION: Final = 900
 """Of a region made up for a URL; ids from 900 on are for such uses."""
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def value(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """A flag with a value, and its help."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
+
+
+def seconds(text: str, *names: str, least: float = 0.001, most: float | None = None) -> Any:
+    """A flag with a time, and its help."""
+    return value("SECONDS", text, *names, min=least, max=most)
 
 
 class ReportingClient(Client):
@@ -65,32 +76,28 @@ class ConnectOptions:
 
     key: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
+        value(
+            "FILE",
+            "File of our private key, as `pyderp key new` makes it.  [default: a new key]",
             envvar="PYDERP_KEY",
-            help="File of our private key, as `pyderp key new` makes it.  [default: a new key]",
             show_default=False,
         ),
     ] = None
     derp_map: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE|-",
-            help="Connect to a region of this DERP map (JSON; -: standard input), without a URL.",
+        value(
+            "FILE|-",
+            "Connect to a region of this DERP map (JSON; -: standard input), without a URL.",
         ),
     ] = None
     region: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|CODE",
-            help="Which region of the map; not needed if it has only one.",
-        ),
+        str | None, value("N|CODE", "Which region of the map; not needed if it has only one.")
     ] = None
     proxy: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            help="Proxy for the connection: http://, https://, socks5:// or socks5h://, "
+        value(
+            "URL",
+            "Proxy for the connection: http://, https://, socks5:// or socks5h://, "
             "[user:password@]host:port.  [default: ALL_PROXY, if it is SOCKS5; before it "
             "HTTPS_PROXY with --derp-map, --pin, --cert-name, --insecure, --ipv6 or --websocket, "
             "or HTTP_PROXY with --websocket and http://; NO_PROXY exempts]",
@@ -102,23 +109,18 @@ class ConnectOptions:
     ] = False
     ca: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Certificates to trust beside the system's; PEM, or one in DER."
-        ),
+        value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
     ] = None
     pin: Annotated[
         str | None,
-        typer.Option(
-            metavar="[sha256-raw:]HEX",
-            help="SHA-256 of the relay's certificate. It is then the only one accepted, "
-            "from any issuer.",
+        value(
+            "[sha256-raw:]HEX",
+            "SHA-256 of the relay's certificate. It is then the only one accepted, from any "
+            "issuer.",
         ),
     ] = None
     cert_name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The name that the relay's certificate is for, if not the URL's."
-        ),
+        str | None, value("NAME", "The name that the relay's certificate is for, if not the URL's.")
     ] = None
     insecure: Annotated[
         bool,
@@ -128,17 +130,11 @@ class ConnectOptions:
         ),
     ] = False
     mesh_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File of the relay's mesh key, 64 hex digits."),
+        Path | None, value("FILE", "File of the relay's mesh key, 64 hex digits.")
     ] = None
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 gets a head start over IPv4.")] = False
     connect_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="For all of connecting: names, proxy, TCP, TLS, login.",
-        ),
+        float, seconds("For all of connecting: names, proxy, TCP, TLS, login.")
     ] = defaults.CONNECT_TIMEOUT
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line on standard output.")

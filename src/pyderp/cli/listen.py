@@ -13,6 +13,8 @@ import typer
 from pyderp.cli.connect_options import (
     ConnectOptions,
     ReportingClient,
+    seconds,
+    value,
     with_connect_options,
 )
 from pyderp.cli.output import Output
@@ -63,16 +65,10 @@ def listen(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="End after so many packets.")
-    ] = None,
+    count: Annotated[int | None, value("N", "End after so many packets.", min=1)] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="End after so long; with exit status 1 if --count was not reached.",
-        ),
+        seconds("End after so long; with exit status 1 if --count was not reached."),
     ] = None,
     no_echo: Annotated[
         bool, typer.Option("--no-echo", help="Do not answer `pyderp ping`; print its packets.")

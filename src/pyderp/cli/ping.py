@@ -25,7 +25,13 @@ from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    seconds,
+    split_targets,
+    value,
+    with_connect_options,
+)
 from pyderp.cli.output import Output
 from pyderp.client.client import Client
 from pyderp.defaults import PING_TIMEOUT
@@ -73,24 +79,18 @@ def ping(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option("-c", "--count", min=0, metavar="N", help="How many. 0: until Ctrl-C.")
-    ] = 5,
+    count: Annotated[int, value("N", "How many. 0: until Ctrl-C.", "-c", "--count", min=0)] = 5,
     interval: Annotated[
         float,
-        typer.Option(
+        seconds(
+            "From one ping to the next, unless the answer takes longer.",
             "-i",
             "--interval",
-            min=0,
-            metavar="SECONDS",
-            help="From one ping to the next, unless the answer takes longer.",
+            least=0,
         ),
     ] = 1.0,
     timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001, max=PING_TIMEOUT, metavar="SECONDS", help="When an answer counts as lost."
-        ),
+        float, seconds("When an answer counts as lost.", most=PING_TIMEOUT)
     ] = PING_TIMEOUT,
 ) -> None:
     """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""

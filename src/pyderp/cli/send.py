@@ -13,7 +13,9 @@ import typer
 from pyderp.cli.connect_options import (
     ConnectOptions,
     ReportingClient,
+    seconds,
     split_targets,
+    value,
     with_connect_options,
 )
 from pyderp.cli.input import STDIN, Stdin, chunks_of, lines_of
@@ -67,10 +69,7 @@ def send(
         ),
     ],
     message: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--message", metavar="TEXT", help="Send this instead of standard input."
-        ),
+        str | None, value("TEXT", "Send this instead of standard input.", "-m", "--message")
     ] = None,
     raw: Annotated[
         bool,
@@ -84,19 +83,13 @@ def send(
     ] = False,
     wait: Annotated[
         float,
-        typer.Option(
-            min=0,
-            metavar="SECONDS",
-            help="Wait so long at the end for word that the peer is not there. 0: do not ask.",
+        seconds(
+            "Wait so long at the end for word that the peer is not there. 0: do not ask.", least=0
         ),
     ] = 1.0,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="Give up if the relay takes no packet for so long, connecting again included.",
-        ),
+        seconds("Give up if the relay takes no packet for so long, connecting again included."),
     ] = 30.0,
 ) -> None:
     """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""

@@ -17,16 +17,8 @@ from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
 
-__all__ = [
-    "LIVE_SETTINGS",
-    "AdmissionConfig",
-    "BootstrapDNSConfig",
-    "DebugAccess",
-    "Decide",
-    "HealthRecipients",
-    "Network",
-    "RelayConfig",
-]
+__all__ = ["LIVE_SETTINGS", "AdmissionConfig", "BootstrapDNSConfig", "DebugAccess", "Decide"]
+__all__ += ["HealthRecipients", "Network", "RelayConfig"]
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Decide: TypeAlias = Callable[[NodePublic, str], "bool | Awaitable[bool]"]
