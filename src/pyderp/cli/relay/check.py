@@ -65,17 +65,13 @@ def check_all(settings: Settings) -> None:
 
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
-    """Check all files that a relay needs; returns a line for each that is fine.
-
-    Args:
-        settings: take what is wrong.
-    """
+    """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
     checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
     lines = []
     for check in checks:
         with settings.collect():
             lines.append(check(plan))
-    return [line for line in lines if line]
+    return lines
 
 
 def read_key(path: Path) -> NodePrivate | None:
@@ -113,9 +109,8 @@ def _key_file(plan: StartPlan) -> str:
     if plan.key_file is None:
         return "key: a new one, in memory"
     key = read_key(plan.key_file)
-    return f"key file {plan.key_file}: " + (
-        "made at the first start" if key is None else f"key {key.public}"
-    )
+    what = "made at the first start" if key is None else f"key {key.public}"
+    return f"key file {plan.key_file}: {what}"
 
 
 def _certificate(plan: StartPlan) -> str:

@@ -176,7 +176,7 @@ async def _probe_tailscaled(config: RelayConfig) -> None:
 
 
 async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
-    config, listeners = _listen(plan, inherited_listeners())
+    config, listeners = _listen(plan)
     try:
         relay = Relay(_with_key(plan, config), listeners=listeners)
         await relay.start()
@@ -186,7 +186,8 @@ async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
     return relay, listeners
 
 
-def _listen(plan: StartPlan, given: Listeners | None) -> tuple[RelayConfig, Listeners]:
+def _listen(plan: StartPlan) -> tuple[RelayConfig, Listeners]:
+    given = inherited_listeners()
     try:
         return plan.config, open_listeners(plan.config, given)
     except ConfigError as e:

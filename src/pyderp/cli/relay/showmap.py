@@ -117,19 +117,11 @@ def _certificate_words(tls: TLSSettings) -> Iterator[str]:
 
 
 def show_map(node: DERPNode, form: str) -> str:
-    """The map with one region of one node.
-
-    Args:
-        node: as `own_node` makes it.
-        form: `policy`, `headscale`, `json` or `all`.
-    """
+    """The map with one region of one node, in the form `policy`, `headscale`, `json` or `all`."""
     derp_map = own_map(node)
     whole = derp_map.to_json(pretty=True)
-    texts = {
-        "policy": f'"derpMap": {whole},',
-        "headscale": headscale_yaml(derp_map),
-        "json": whole,
-    }
+    policy = f'"derpMap": {whole},'
+    texts = {"policy": policy, "headscale": headscale_yaml(derp_map), "json": whole}
     if form != "all":
         return texts[form]
     return "\n\n".join(f"# {_HEADS[each]}:\n\n{text}" for each, text in texts.items())
