@@ -14,9 +14,19 @@ from pyderp import defaults
 from pyderp.config import HealthRecipients
 from pyderp.config.relay import Network
 
-__all__ = ["Kind", "boolean", "choice", "depth", "duration", "exact_names", "folder"]
-__all__ += ["go_duration", "integer", "names", "networks", "number", "parse_boolean"]
-__all__ += ["parse_duration", "path", "port_or_none", "recipients", "text"]
+__all__ = [
+    "Kind",
+    "boolean",
+    "choice",
+    "depth",
+    "duration",
+    "folder",
+    "go_duration",
+    "integer",
+    "names",
+]
+__all__ += ["exact_names", "networks", "number", "parse_boolean", "parse_duration", "path"]
+__all__ += ["port_or_none", "recipients", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
