@@ -71,7 +71,7 @@ LISTEN_BACKLOG: Final = 1024
 ADMISSION_TIMEOUT: Final = 5.0
 """An admission controller answers within so long, body included."""
 ADMISSION_WAIT: Final = 30.0
-"""A client that somebody is being asked about waits at most so long."""
+"""A client waits at most so long for the answer whether it may log in."""
 ADMISSION_REMEMBER: Final = 10.0
 """An answer is good for so long for further connections of the same key."""
 ADMISSION_RECHECK: Final = 60.0

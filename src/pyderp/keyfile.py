@@ -17,17 +17,9 @@ from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
-__all__ = [
-    "FileStamp",
-    "file_stamp",
-    "load_or_create_key",
-    "make_private_folder",
-    "numbered_lines",
-    "read_mesh_key",
-    "read_regular",
-    "warn_if_open",
-    "write_atomically",
-]
+__all__ = ["FileStamp", "file_stamp", "load_or_create_key", "make_private_folder"]
+__all__ += ["numbered_lines", "read_mesh_key", "read_regular", "read_secret", "warn_if_open"]
+__all__ += ["write_atomically"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -56,7 +48,7 @@ def file_stamp(path: Path) -> FileStamp | None:
 def read_regular(path: Path, limit: int) -> bytes:
     """The content of a regular file. It never waits for what is no file.
 
-    A FIFO or a device would stop the whole process until somebody writes to it, and files are
+    A FIFO or a device would stop the whole process until something is written to it, and files are
     read again while a relay runs. So the shell's `<(…)` does not do either.
 
     Args:
@@ -78,6 +70,21 @@ def read_regular(path: Path, limit: int) -> bytes:
     return data
 
 
+def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
+    """The text of a file that holds a secret; logs a warning if others may read it.
+
+    Raises:
+        ConfigError: it cannot be read, or has more bytes than `limit`; `__cause__` says which.
+    """
+    try:
+        text = read_regular(path, limit).decode()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not text"
+        raise ConfigError(f"cannot read the {what} {path}: {reason}") from e
+    warn_if_open(path)
+    return text
+
+
 def load_or_create_key(path: Path) -> NodePrivate:
     """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
 
@@ -89,18 +96,21 @@ def load_or_create_key(path: Path) -> NodePrivate:
     """
     for _ in range(2):
         try:
-            text = read_regular(path, _MAX_SECRET).decode()
-        except FileNotFoundError:
-            key = NodePrivate.generate()
-            if _create(path, key):
+            text = read_secret(path, "key file")
+        except ConfigError as e:
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+        else:
+            _warn_if_replaceable(path)
+            return _parse(path, text)
+        key = NodePrivate.generate()
+        document = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+        try:
+            make_private_folder(path.parent)
+            if write_atomically(path, document.encode(), mode=0o600, replace=False):
                 return key
-            continue
-        except (OSError, UnicodeDecodeError) as e:
-            reason = e.strerror if isinstance(e, OSError) else "it is not text"
-            raise ConfigError(f"cannot read the key file {path}: {reason}") from e
-        warn_if_open(path)
-        _warn_if_replaceable(path)
-        return _parse(path, text)
+        except OSError as e:
+            raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
     raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
 
 
@@ -121,20 +131,11 @@ def _parse(path: Path, text: str) -> NodePrivate:
         raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
 
 
-def _create(path: Path, key: NodePrivate) -> bool:
-    text = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
-    try:
-        make_private_folder(path.parent)
-        return write_atomically(path, text.encode(), mode=0o600, replace=False)
-    except OSError as e:
-        raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
-
-
 def make_private_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, for nobody but this user (0700).
+    """Make a folder, and those above it that are missing, for this user only (0700).
 
-    `Path.mkdir` gives its mode to the last one only, and leaves those above to the umask. Whoever
-    may write to one of them can put another folder in the place of the one below.
+    `Path.mkdir` gives its mode to the last one only, and leaves those above to the umask. A user
+    who may write to one of them can put another folder in the place of the one below.
 
     Raises:
         OSError: it cannot be made, or something else is there.
@@ -192,12 +193,7 @@ def read_mesh_key(path: Path) -> MeshKey:
     Raises:
         ConfigError: the file cannot be read or holds no mesh key.
     """
-    try:
-        text = read_regular(path, _MAX_SECRET).decode()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise ConfigError(f"cannot read the mesh key file {path}: {reason}") from e
-    warn_if_open(path)
+    text = read_secret(path, "mesh key file")
     try:
         return MeshKey.parse(text)
     except InvalidKey as e:

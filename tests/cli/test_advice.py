@@ -99,7 +99,7 @@ def secure(directory: Path, *, names: list[str] | None = None, days: int = 60) -
 def test_an_unknown_issuer(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path)) as port:
         text = told(here, f"https://{NAME}:{port}")
-    assert "nobody known vouches for the certificate: give --ca FILE" in text
+    assert "the certificate is of no trusted issuer: give --ca FILE" in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--cert-name", "other.example.com"]])

@@ -1,19 +1,92 @@
-"""How a process logs errors that Python cannot raise, and how it ends."""
+"""How a process logs, also errors that Python cannot raise, and how it ends."""
 
 from __future__ import annotations
 
+import datetime
 import gc
+import json
 import logging
+import re
 import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
-from pyderp.cli.process import UnraisableLog
+from pyderp.cli.process import log_to_stderr, log_unraisable
+from pyderp.cli.relay import run as relayrun
 
 from .process import BOUND, environment
+
+Format = Callable[..., str]
+
+
+# Lines of the log, as text and as JSON
+
+
+@pytest.fixture
+def formatted(monkeypatch: pytest.MonkeyPatch) -> Format:
+    """Format a record as a relay would."""
+
+    def run(form: str, text: str, *values: object, error: Exception | None = None) -> str:
+        root = logging.getLogger()
+        monkeypatch.setattr(root, "handlers", [])
+        log_to_stderr(form)
+        info = None if error is None else (type(error), error, None)
+        record = logging.LogRecord("pyderp.relay", logging.ERROR, "f", 1, text, values, info)
+        return root.handlers[0].format(record)
+
+    return run
+
+
+def test_text_is_a_line_that_cannot_steer_a_terminal(formatted: Format) -> None:
+    line = formatted("text", "a %s", "b\x1b[2J\nc\\d é")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ ERROR a b\\x1b\[2J\\nc\\d é", line)
+    assert formatted("text", "plain").endswith(" ERROR plain")
+
+
+def test_a_traceback_follows_the_line(formatted: Format) -> None:
+    line, *rest = formatted("text", "x", error=ValueError("cause")).split("\n")
+    assert line.endswith("ERROR x")
+    assert rest == ["  ValueError: cause"]
+
+
+def test_json_is_one_object_a_line(formatted: Format) -> None:
+    line = formatted("json", "a %s", "b\x1b\n\u2028é", error=ValueError("cause"))
+    assert line.isprintable()
+    assert line.isascii()
+    entry = json.loads(line)
+    time = datetime.datetime.fromisoformat(entry.pop("time"))
+    assert time.utcoffset() == datetime.timedelta(0)
+    assert abs(time - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)
+    assert entry == {
+        "level": "error",
+        "logger": "pyderp.relay",
+        "message": "a b\x1b\n\u2028é",
+        "exception": "ValueError: cause",
+    }
+    assert list(json.loads(formatted("json", "x"))) == ["time", "level", "logger", "message"]
+
+
+def test_the_client_warns_at_most_whatever_the_level() -> None:
+    client = logging.getLogger("pyderp.client")
+    levels = {"info": logging.WARNING, "error": logging.ERROR, "debug": logging.WARNING}
+    for level, effective in levels.items():
+        relayrun._set_level(level)
+        assert logging.getLogger().level == logging.getLevelNamesMapping()[level.upper()]
+        assert client.getEffectiveLevel() == effective
+
+
+# Errors that Python cannot raise
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such errors are logged, until the test is over."""
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    log_unraisable()
 
 
 class _Broken:
@@ -36,7 +109,8 @@ def test_one_line_a_second_counts_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 5.0
-    monkeypatch.setattr(sys, "unraisablehook", UnraisableLog(lambda: now))
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    log_unraisable(lambda: now)
     for _ in range(10):
         _fail()
     (record,) = caplog.records
@@ -52,21 +126,17 @@ def test_one_line_a_second_counts_the_others(
     assert caplog.messages[2].endswith("a reason")
 
 
-def test_what_strangers_send_is_cut_and_escaped(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, "unraisablehook", UnraisableLog())
+@pytest.mark.usefixtures("hooked")
+def test_what_peers_send_is_cut_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
     _fail("\x1b[2J\n" + "x" * 10000)
     (message,) = caplog.messages
     assert message.isprintable()
     assert len(message) < 1000
 
 
-def test_a_server_name_that_is_no_text(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.usefixtures("hooked")
+def test_a_server_name_that_is_no_text(caplog: pytest.LogCaptureFixture) -> None:
     """As clients can send it; Python itself gives up on it before it asks any callback."""
-    monkeypatch.setattr(sys, "unraisablehook", UnraisableLog())
     hello = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(
         ssl.MemoryBIO(), hello, server_hostname="some.example"

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from pyderp.cli.process import set_up_logging
+from pyderp.cli.process import log_to_stderr
 
 from .commands import Done
 
@@ -47,12 +47,12 @@ def test_a_secret_of_a_url_is_not_repeated(here: Here, args: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("verbose", [False, True])
-def test_nobody_writes_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, verbose: bool) -> None:
+@pytest.mark.parametrize("form", ["text", "brief"])
+def test_no_peer_writes_lines_of_the_log(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """Line breaks of all kinds and control characters, also those of an exception."""
     made: list[logging.Handler] = []
-    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers, level: made.extend(handlers))
-    set_up_logging(verbose=verbose)
+    monkeypatch.setattr(logging, "basicConfig", lambda *, handlers: made.extend(handlers))
+    log_to_stderr(form)
     try:
         raise ValueError("one\r\ntwo")
     except ValueError:

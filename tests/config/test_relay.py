@@ -46,8 +46,8 @@ def test_names_that_refuse_nobody_are_told() -> None:
     config = RelayConfig(disallow_app_names=("bad", "", "é", "", "x" * 33, "b ad"))
     empty, accent, long = config.idle_app_names()
     assert empty.startswith("disallowed app names: an empty item is dropped")
-    assert 'é" refuses nobody' in accent
-    assert f'"{"x" * 33}" refuses nobody' in long
+    assert 'é" refuses no client' in accent
+    assert f'"{"x" * 33}" refuses no client' in long
     with pytest.raises(ConfigError, match="an item of disallow_app_names is a int"):
         RelayConfig(disallow_app_names=(1,))  # type: ignore[arg-type]
 
@@ -72,7 +72,7 @@ def test_a_folder_may_be_text() -> None:
         ),
         (
             {"accept_limit": 1, "accept_burst": 0},
-            "accept_burst is 0, so nobody could connect",
+            "accept_burst is 0, so no client could connect",
             ("accept_burst", "accept_limit"),
         ),
         ({"home": "{x}"}, "unknown home '{x}'", ("home",)),

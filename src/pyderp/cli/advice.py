@@ -82,12 +82,12 @@ _BY_REASON: Final = {
         "--cert-name"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
-        "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or --pin "
-        "with its SHA-256, from who runs the relay; otherwise someone may be listening in"
+        "the certificate is of no trusted issuer: give --ca FILE with it or its issuer, or --pin "
+        "with its SHA-256, from who runs the relay; otherwise the connection may be intercepted"
     ),
     FailureReason.PIN_OTHER_CERTIFICATE: (
         "the relay has another certificate than the pinned one: if it was renewed, get the new "
-        "pin from who runs it; otherwise someone is in between, so do not go on"
+        "pin from who runs it; otherwise the connection is intercepted, so do not go on"
     ),
     FailureReason.PIN_OF_SEVERAL: (
         "a pin works only for a relay that sends a single certificate, and this one sends "
@@ -105,9 +105,9 @@ _OF_NODE: Final = {
         "that name; tell who made the map"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
-        "nobody known vouches for the certificate: give --ca FILE with it or its issuer, or put "
+        "the certificate is of no trusted issuer: give --ca FILE with it or its issuer, or put "
         "sha256-raw: and its SHA-256 into the map as the node's CertName, from who runs the "
-        "relay; otherwise someone may be listening in"
+        "relay; otherwise the connection may be intercepted"
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -40,6 +41,13 @@ def _tell_in_json(text: str) -> None:
         print_event("error", {"error": text, "advice": []})
 
 
+def _carry_out(load: Callable[[], layers.Settings], log_format: str | None) -> None:
+    # Not at the top: it brings the server, without which all other commands begin.
+    from pyderp.cli.relay.run import carry_out
+
+    carry_out(load, log_format)
+
+
 app = typer.Typer(
     name="pyderp",
     help="DERP, Tailscale's relay protocol: a relay to run, a client, and tools around them.",
@@ -49,9 +57,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     cls=_Group,
 )
-app.command("relay", epilog=layers.EPILOG, cls=layers.RelayCommand)(layers.relay)
+app.command("relay", epilog=layers.EPILOG, cls=layers.RelayCommand)(
+    layers.relay_command(_carry_out)
+)
 app.command("derper", context_settings={"ignore_unknown_options": True}, add_help_option=False)(
-    goflags.derper
+    goflags.derper_command(_carry_out)
 )
 app.command("listen", epilog=listen.EPILOG)(listen.listen)
 app.command("send", epilog=send.EPILOG)(send.send)

@@ -7,8 +7,7 @@ import functools
 import inspect
 import logging
 import re
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,10 +16,9 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 
 from pyderp import defaults
-from pyderp.cli.key import read_private_key
-from pyderp.cli.maps import STDIN, read_region
+from pyderp.cli.input import read_private_key, read_region
 from pyderp.cli.output import Output
-from pyderp.cli.process import Refused, set_up_logging
+from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig, parse_url
 from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
@@ -32,7 +30,8 @@ from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
 from pyderp.wire.messages import Message
 
-__all__ = ["ConnectOptions", "split_targets", "with_connect_options"]
+__all__ = ["ConnectOptions", "ReportingClient", "seconds", "split_targets", "value"]
+__all__ += ["with_connect_options"]
 
 log = logging.getLogger("pyderp.cli")
 
@@ -41,7 +40,17 @@ _REGION: Final = 900
 _PIN: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class _ReportingClient(Client):
+def value(metavar: str, text: str, *names: str, **more: Any) -> Any:
+    """A flag with a value, and its help."""
+    return typer.Option(*names, metavar=metavar, help=text, **more)
+
+
+def seconds(text: str, *names: str, least: float = 0.001, most: float | None = None) -> Any:
+    """A flag with a time, and its help."""
+    return value("SECONDS", text, *names, min=least, max=most)
+
+
+class ReportingClient(Client):
     """A client that reports each connection that ends, once all that came was received."""
 
     on_end: Callable[[ConnectionClosed], None] | None = None
@@ -65,32 +74,28 @@ class ConnectOptions:
 
     key: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
+        value(
+            "FILE",
+            "File of our private key, as `pyderp key new` makes it.  [default: a new key]",
             envvar="PYDERP_KEY",
-            help="File of our private key, as `pyderp key new` makes it.  [default: a new key]",
             show_default=False,
         ),
     ] = None
     derp_map: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE|-",
-            help="Connect to a region of this DERP map (JSON; -: standard input), without a URL.",
+        value(
+            "FILE|-",
+            "Connect to a region of this DERP map (JSON; -: standard input), without a URL.",
         ),
     ] = None
     region: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|CODE",
-            help="Which region of the map; not needed if it has only one.",
-        ),
+        str | None, value("N|CODE", "Which region of the map; not needed if it has only one.")
     ] = None
     proxy: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            help="Proxy for the connection: http://, https://, socks5:// or socks5h://, "
+        value(
+            "URL",
+            "Proxy for the connection: http://, https://, socks5:// or socks5h://, "
             "[user:password@]host:port.  [default: ALL_PROXY, if it is SOCKS5; before it "
             "HTTPS_PROXY with --derp-map, --pin, --cert-name, --insecure, --ipv6 or --websocket, "
             "or HTTP_PROXY with --websocket and http://; NO_PROXY exempts]",
@@ -102,23 +107,18 @@ class ConnectOptions:
     ] = False
     ca: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Certificates to trust beside the system's; PEM, or one in DER."
-        ),
+        value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
     ] = None
     pin: Annotated[
         str | None,
-        typer.Option(
-            metavar="[sha256-raw:]HEX",
-            help="SHA-256 of the relay's certificate. It is then the only one accepted, whoever "
-            "issued it.",
+        value(
+            "[sha256-raw:]HEX",
+            "SHA-256 of the relay's certificate. It is then the only one accepted, from any "
+            "issuer.",
         ),
     ] = None
     cert_name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The name that the relay's certificate is for, if not the URL's."
-        ),
+        str | None, value("NAME", "The name that the relay's certificate is for, if not the URL's.")
     ] = None
     insecure: Annotated[
         bool,
@@ -128,17 +128,11 @@ class ConnectOptions:
         ),
     ] = False
     mesh_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File of the relay's mesh key, 64 hex digits."),
+        Path | None, value("FILE", "File of the relay's mesh key, 64 hex digits.")
     ] = None
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 gets a head start over IPv4.")] = False
     connect_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="For all of connecting: names, proxy, TCP, TLS, login.",
-        ),
+        float, seconds("For all of connecting: names, proxy, TCP, TLS, login.")
     ] = defaults.CONNECT_TIMEOUT
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line on standard output.")
@@ -147,56 +141,46 @@ class ConnectOptions:
         bool, typer.Option("-v", "--verbose", help="Log to standard error what happens.")
     ] = False
 
-    @property
-    def map_from_stdin(self) -> bool:
-        """Whether standard input is the map."""
-        return self.derp_map == STDIN
-
-    def make_output(self) -> Output:
-        """Where the command prints to; sets up logging, too."""
-        set_up_logging(verbose=self.verbose)
-        return Output(as_json=self.json)
-
-    def make_client(
-        self, url: str | None, on_end: Callable[[ConnectionClosed], None] | None = None
-    ) -> Client:
-        """A client for a URL or for the map's region; nothing is connected.
+    def run(
+        self, url: str | None, work: Callable[[ReportingClient, Output], Coroutine[Any, Any, int]]
+    ) -> None:
+        """Run a command with the client and the output that were asked for; see `run_command`.
 
         Args:
-            on_end: called when a connection ends, by the task that receives.
-
-        Raises:
-            typer.BadParameter: flags that do not go together.
-            Refused: a file or value that cannot be used.
+            url: `None`: the map says where to connect.
+            work: the command. Nothing is connected before it.
         """
-        try:
-            client = self._make_client(url)
-        except (ConfigError, InvalidMap) as e:
-            raise Refused(str(e)) from e
-        client.on_end = on_end
-        return client
+        log_to_stderr("text" if self.verbose else "brief")
+        logging.getLogger("pyderp").setLevel(logging.DEBUG if self.verbose else logging.WARNING)
+        output = Output(as_json=self.json)
 
-    def _make_client(self, url: str | None) -> _ReportingClient:
+        async def main() -> int:
+            try:
+                client = self._client(url)
+            except (ConfigError, InvalidMap) as e:
+                raise Refused(str(e)) from e
+            async with client:
+                return await work(client, output)
+
+        run_command(main, output, from_map=self.derp_map is not None)
+
+    def _client(self, url: str | None) -> ReportingClient:
         target = self._map_region(url) if self.derp_map is not None else self._url(url)
         private_key = None if self.key is None else read_private_key(self.key)
         config = ClientConfig(
             mesh_key=None if self.mesh_key is None else read_mesh_key(self.mesh_key),
             app_name="pyderp",
             tls=self._tls(),
-            # The environment may turn TLS off for regions: not for one that we made of a URL.
-            network=self._network(
-                use_derp_http=not target.tls if isinstance(target, _UrlNode) else None
-            ),
+            network=self._network(url),
             websocket=True if self.websocket else None,
             prefer_ipv6=(lambda: True) if self.ipv6 else None,
             connect_timeout=self.connect_timeout,
         )
         if isinstance(target, str):
-            client = _ReportingClient.for_url(target, private_key=private_key, config=config)
+            client = ReportingClient.for_url(target, private_key=private_key, config=config)
         else:
-            region = target.region if isinstance(target, _UrlNode) else target
-            client = _ReportingClient.for_region(region, private_key=private_key, config=config)
-        assert isinstance(client, _ReportingClient)
+            client = ReportingClient.for_region(target, private_key=private_key, config=config)
+        assert isinstance(client, ReportingClient)
         return client
 
     def _tls(self) -> TLSConfig:
@@ -210,7 +194,7 @@ class ConnectOptions:
             raise ConfigError(f"--ca: {str(e).removeprefix('extra_roots: ')}") from e
         return config
 
-    def _network(self, *, use_derp_http: bool | None) -> NetworkSettings:
+    def _network(self, url: str | None) -> NetworkSettings:
         settings = NetworkSettings.from_environment()
         if self.proxy is not None:
             try:
@@ -218,8 +202,9 @@ class ConnectOptions:
             except ConfigError as e:
                 raise ConfigError(f"--{e}") from None  # "proxy: …"
             settings = dataclasses.replace(settings, proxy=self.proxy)
-        if use_derp_http is not None:
-            settings = dataclasses.replace(settings, use_derp_http=use_derp_http)
+        if url is not None and self._node_flags:
+            # The environment may turn TLS off for regions: not for one that we made of a URL.
+            settings = dataclasses.replace(settings, use_derp_http=not parse_url(url).tls)
         return settings
 
     @property
@@ -233,17 +218,15 @@ class ConnectOptions:
         }
         return [flag for flag, value in flags.items() if value]
 
-    def _url(self, url: str | None) -> str | _UrlNode:
+    def _url(self, url: str | None) -> str | DERPRegion:
         if url is None:
             raise typer.BadParameter("give the relay's URL, or --derp-map FILE with --region")
         if self.region is not None:
             raise typer.BadParameter("--region needs --derp-map, the map that has the region")
         url = _with_path(url)
-        if not self._node_flags:
-            return url
-        return self._url_node(url)
+        return self._url_region(url) if self._node_flags else url
 
-    def _url_node(self, url: str) -> _UrlNode:
+    def _url_region(self, url: str) -> DERPRegion:
         """A region with the URL's relay alone: only nodes have such settings."""
         target = parse_url(url)
         flags = ", ".join(self._node_flags)
@@ -263,8 +246,7 @@ class ConnectOptions:
             cert_name=self._cert_name(),
             insecure_for_tests=self.insecure,
         )
-        region = DERPRegion(region_id=_REGION, region_code=target.text, nodes=(node,))
-        return _UrlNode(region=region, tls=target.tls)
+        return DERPRegion(region_id=_REGION, region_code=target.text, nodes=(node,))
 
     def _cert_name(self) -> str:
         if self.pin is None:
@@ -286,36 +268,19 @@ class ConnectOptions:
         return read_region(self.derp_map, self.region)
 
 
-@dataclass(frozen=True)
-class _UrlNode:
-    """A URL's relay as a region."""
-
-    region: DERPRegion
-    tls: bool
-    """Whether the URL's scheme asks for it."""
-
-
 def with_connect_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of `ConnectOptions`, which it gets as `options`."""
-    own = inspect.signature(command, eval_str=True).parameters
-    hints = typing.get_type_hints(ConnectOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
-        )
-        for field in dataclasses.fields(ConnectOptions)
-        if (hint := hints[field.name])
-    ]
-    rest = [p for name, p in own.items() if name != "options"]
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    shared = list(inspect.signature(ConnectOptions, eval_str=True).parameters.values())
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         options = ConnectOptions(**{p.name: values.pop(p.name) for p in shared})
         command(options=options, **values)
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest] + shared
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    rest = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "options"]
+    vars(run)["__signature__"] = inspect.Signature(rest + shared)  # typer reads both
+    run.__annotations__ = {p.name: p.annotation for p in rest + shared}
     return run
 
 

@@ -10,10 +10,15 @@ from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    ReportingClient,
+    seconds,
+    value,
+    with_connect_options,
+)
 from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE, pong_for_untrusted
-from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
 from pyderp.wire.frames import PeerGoneReason
@@ -60,16 +65,10 @@ def listen(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="End after so many packets.")
-    ] = None,
+    count: Annotated[int | None, value("N", "End after so many packets.", min=1)] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="End after so long; with exit status 1 if --count was not reached.",
-        ),
+        seconds("End after so long; with exit status 1 if --count was not reached."),
     ] = None,
     no_echo: Annotated[
         bool, typer.Option("--no-echo", help="Do not answer `pyderp ping`; print its packets.")
@@ -83,18 +82,14 @@ def listen(
     ] = False,
 ) -> None:
     """Print the packets that come to our key, a line each; reconnects by itself."""
-    output = options.make_output()
 
-    async def work() -> int:
-        def on_end(error: ConnectionClosed) -> None:
-            # On standard error the log says it, and when it connects again.
-            output.event("disconnected", reason=str(error))
+    async def work(client: ReportingClient, output: Output) -> int:
+        # On standard error the log says it, and when it connects again.
+        client.on_end = lambda error: output.event("disconnected", reason=error)
+        listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
+        return await listener.run(count, timeout)
 
-        async with options.make_client(url, on_end) as client:
-            listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
-            return await listener.run(count, timeout)
-
-    run_command(work, output, from_map=options.derp_map is not None)
+    options.run(url, work)
 
 
 @dataclass
@@ -107,7 +102,7 @@ class _Listener:
 
     async def run(self, count: int | None, seconds: float | None) -> int:
         """Print until enough was printed or the time is up; returns the exit status."""
-        key = str(self.client.self_public_key)
+        key = self.client.self_public_key
         self.output.remark("listening", f"listening as {key}", key=key)
         # Reconnecting is for a relay that was there once; a wrong URL is an error at once.
         logging.getLogger("pyderp.client").setLevel(logging.INFO)
@@ -115,7 +110,10 @@ class _Listener:
             async with asyncio.timeout(seconds) as limit:
                 await self.client.connect()
                 async for message in self.client:
-                    await self._take(message)
+                    if isinstance(message, ReceivedPacket):
+                        await self._packet(message)
+                    else:
+                        self._event(message)
                     if self.packets == count:
                         return 0
         except TimeoutError:
@@ -125,12 +123,6 @@ class _Listener:
             return 0
         self.output.note(f"{self.packets} of {count} packets came within {seconds:g} s")
         return 1
-
-    async def _take(self, message: Message) -> None:
-        if isinstance(message, ReceivedPacket):
-            await self._packet(message)
-        else:
-            self._event(message)
 
     async def _packet(self, packet: ReceivedPacket) -> None:
         if packet.data == PROBE:
@@ -146,10 +138,8 @@ class _Listener:
             try:
                 data = self.client.sealed(packet.source).open_untrusted(data)
             except (SealError, InvalidKey) as e:
-                source = str(packet.source)
-                self.output.remark(
-                    "refused", f"refused a packet of {source}: {e}", source=source, reason=str(e)
-                )
+                text = f"refused a packet of {packet.source}: {e}"
+                self.output.remark("refused", text, source=packet.source, reason=e)
                 return
         self.packets += 1
         self.output.packet(packet.source, data)
@@ -157,32 +147,22 @@ class _Listener:
     def _event(self, message: Message) -> None:
         match message:
             case ServerInfo():
-                relay, number = str(self.client.server_public_key), self.client.generation
-                self.output.remark(
-                    "connected", f"connected to relay {relay}", relay=relay, generation=number
-                )
+                relay, number = self.client.server_public_key, self.client.generation
+                text = f"connected to relay {relay}"
+                self.output.remark("connected", text, relay=relay, generation=number)
             case PeerGone(peer, reason):
                 why = _reason(reason)
-                self.output.remark(
-                    "peer_gone", f"{peer} is gone ({why})", peer=str(peer), reason=why
-                )
+                self.output.remark("peer_gone", f"{peer} is gone ({why})", peer=peer, reason=why)
             case PeerPresent(peer, app_name=app_name):
-                program = f" ({app_name})" if app_name else ""
-                self.output.remark(
-                    "peer_present", f"{peer} is there{program}", peer=str(peer), app_name=app_name
-                )
+                text = f"{peer} is there ({app_name})" if app_name else f"{peer} is there"
+                self.output.remark("peer_present", text, peer=peer, app_name=app_name)
             case Health(problem):
                 text = f"the relay reports: {problem}" if problem else "the relay: healthy again"
                 self.output.remark("health", text, problem=problem)
             case Restarting(reconnect_in, try_for):
-                self.output.remark(
-                    "restarting",
-                    f"the relay restarts; connecting again in {reconnect_in:g} s",
-                    reconnect_in=reconnect_in,
-                    try_for=try_for,
-                )
-            case _:
-                pass
+                text = f"the relay restarts; connecting again in {reconnect_in:g} s"
+                times = {"reconnect_in": reconnect_in, "try_for": try_for}
+                self.output.remark("restarting", text, **times)
 
 
 def _reason(reason: int) -> str:

@@ -16,15 +16,8 @@ from collections.abc import Iterator
 from pyderp.errors import DerpError
 from pyderp.keys import NodePublic
 
-__all__ = [
-    "Output",
-    "OutputError",
-    "escaped",
-    "escaped_bytes",
-    "flush_stdout",
-    "print_event",
-    "print_line",
-]
+__all__ = ["Output", "OutputError", "escaped", "escaped_bytes", "flush_stdout", "print_event"]
+__all__ += ["print_line"]
 
 
 class OutputError(DerpError):
@@ -45,8 +38,8 @@ def print_line(text: str) -> None:
 
 
 def print_event(kind: str, values: dict[str, object]) -> None:
-    """A JSON object on standard output; raises as `print_line`."""
-    print_line(json.dumps({"type": kind, "time": round(time.time(), 6), **values}))
+    """A JSON object on standard output, keys and errors in it as text; raises as `print_line`."""
+    print_line(json.dumps({"type": kind, "time": round(time.time(), 6), **values}, default=str))
 
 
 def flush_stdout() -> None:
@@ -135,10 +128,7 @@ class Output:
 
     def packet(self, source: NodePublic, data: bytes) -> None:
         """A packet that came."""
-        values: dict[str, object] = {
-            "source": str(source),
-            "data": base64.b64encode(data).decode("ascii"),
-        }
+        values = {"data": base64.b64encode(data).decode("ascii")}
         with contextlib.suppress(UnicodeDecodeError):
             values["text"] = data.decode()
-        self.result("packet", f"{source} {escaped_bytes(data)}", **values)
+        self.result("packet", f"{source} {escaped_bytes(data)}", source=source, **values)

@@ -20,15 +20,19 @@ import math
 import os
 import statistics
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    seconds,
+    split_targets,
+    value,
+    with_connect_options,
+)
 from pyderp.cli.output import Output
-from pyderp.cli.process import run_command
 from pyderp.client.client import Client
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
@@ -36,15 +40,8 @@ from pyderp.keys import NodePublic
 from pyderp.wire.frames import DISCO_MAGIC, DISCO_MIN_LEN
 from pyderp.wire.messages import Message, PeerGone, ReceivedPacket
 
-__all__ = [
-    "EPILOG",
-    "ID_LEN",
-    "PROBE",
-    "make_ping",
-    "ping",
-    "pong_for_untrusted",
-    "pong_id_untrusted",
-]
+__all__ = ["EPILOG", "ID_LEN", "PROBE", "make_ping", "ping", "pong_for_untrusted"]
+__all__ += ["pong_id_untrusted"]
 
 ID_LEN: Final = 8
 _TIME_LEN: Final = 8
@@ -82,68 +79,49 @@ def ping(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[
-        int, typer.Option("-c", "--count", min=0, metavar="N", help="How many. 0: until Ctrl-C.")
-    ] = 5,
+    count: Annotated[int, value("N", "How many. 0: until Ctrl-C.", "-c", "--count", min=0)] = 5,
     interval: Annotated[
         float,
-        typer.Option(
+        seconds(
+            "From one ping to the next, unless the answer takes longer.",
             "-i",
             "--interval",
-            min=0,
-            metavar="SECONDS",
-            help="From one ping to the next, unless the answer takes longer.",
+            least=0,
         ),
     ] = 1.0,
     timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001, max=PING_TIMEOUT, metavar="SECONDS", help="When an answer counts as lost."
-        ),
+        float, seconds("When an answer counts as lost.", most=PING_TIMEOUT)
     ] = PING_TIMEOUT,
 ) -> None:
     """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""
     url, peer = split_targets(targets or [])
-    output = options.make_output()
 
-    async def work() -> int:
-        async with options.make_client(url) as client:
-            target = _Relay(client) if peer is None else _Peer(client, peer)
-            return await _Pings(target, output, timeout).run(count, interval)
+    async def work(client: Client, output: Output) -> int:
+        target = _Target(client) if peer is None else _Peer(client, peer)
+        return await _Pings(target, output, timeout).run(count, interval)
 
-    run_command(work, output, from_map=options.derp_map is not None)
+    options.run(url, work)
 
 
-class _Target(ABC):
-    """What answers: the relay, or a peer."""
+class _Target:
+    """What answers: the relay; `_Peer` stands for a peer."""
 
-    def __init__(self, client: Client, name: str) -> None:
+    name = "the relay"
+
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self.name = name
 
-    @abstractmethod
     async def ping(self) -> float:
         """One round trip, in seconds."""
+        return await self.client.ping()
 
     async def receive(self) -> None:
         """Take what comes, for ever, or the connection would fill up."""
         async for message in self.client:
             self.take(message)
 
-    @abstractmethod
     def take(self, message: Message) -> None:
-        """Look at a message that came."""
-
-
-class _Relay(_Target):
-    def __init__(self, client: Client) -> None:
-        super().__init__(client, "the relay")
-
-    async def ping(self) -> float:
-        return await self.client.ping()
-
-    def take(self, message: Message) -> None:
-        pass  # the client takes the relay's pongs itself
+        """Look at a message that came; the client itself takes the relay's pongs."""
 
 
 class _NotThere(DerpError):
@@ -152,7 +130,8 @@ class _NotThere(DerpError):
 
 class _Peer(_Target):
     def __init__(self, client: Client, peer: NodePublic) -> None:
-        super().__init__(client, str(peer))
+        super().__init__(client)
+        self.name = str(peer)
         self._peer = peer
         self._waiting: dict[bytes, asyncio.Future[float]] = {}
         self._answered = False
@@ -185,8 +164,6 @@ class _Peer(_Target):
                 for waiter in self._waiting.values():
                     if not waiter.done():
                         waiter.set_exception(_NotThere("the peer is not at this relay"))
-            case _:
-                pass
 
 
 @dataclass
@@ -209,7 +186,7 @@ class _Pings:
                 if number != count:
                     await asyncio.sleep(began + interval - loop.time())
         finally:
-            self._tell()
+            self._summarize()
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
         return 0 if self.times else 1
@@ -223,20 +200,16 @@ class _Pings:
         except TimeoutError:
             self._lost(number, f"no answer within {self.timeout:g} s")
         except (_NotThere, NotConnected, ConnectionClosed, ConnectError) as e:
-            self._lost(number, str(e))
+            self._lost(number, e)
         else:
             self.times.append(seconds)
-            self.output.result(
-                "pong",
-                f"pong from {self.target.name}: number={number} time={_ms(seconds)}",
-                number=number,
-                seconds=seconds,
-            )
+            text = f"pong from {self.target.name}: number={number} time={_ms(seconds)}"
+            self.output.result("pong", text, number=number, seconds=seconds)
 
-    def _lost(self, number: int, reason: str) -> None:
+    def _lost(self, number: int, reason: object) -> None:
         self.output.remark("lost", f"number={number}: {reason}", number=number, reason=reason)
 
-    def _tell(self) -> None:
+    def _summarize(self) -> None:
         if not self.sent:
             return
         received = len(self.times)

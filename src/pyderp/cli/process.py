@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import typer
 
@@ -22,41 +22,34 @@ from pyderp.cli.advice import advice, notes
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
 from pyderp.text import printable
+from pyderp.throttle import Throttle
 
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
+__all__ = ["Refused", "errors_seen", "json_line", "leave_soon", "log_to_stderr", "log_unraisable"]
+__all__ += ["loop_factory", "run_command"]
 
-__all__ = [
-    "LINE",
-    "LineFormatter",
-    "Refused",
-    "UnraisableLog",
-    "errors_seen",
-    "json_line",
-    "leave_soon",
-    "log_to_stderr",
-    "log_unraisable",
-    "loop_factory",
-    "run_command",
-    "set_level",
-    "set_up_logging",
-]
+log = logging.getLogger("pyderp.relay")
 
-LINE: Final = "%(asctime)s %(levelname)s %(message)s"
+_FORMATS: Final = {
+    "text": "%(asctime)s %(levelname)s %(message)s",
+    "brief": "pyderp: %(message)s",
+}
+_PATIENCE: Final = 0.5
+"""Seconds. Nothing that matters is left to do."""
+_PAUSE: Final = 1.0
+"""Seconds between two lines about unraisable errors."""
+_LONGEST: Final = 200
 
 
-class LineFormatter(logging.Formatter):
+class _Line(logging.Formatter):
     """A line that cannot steer a terminal; texts of peers may be in it.
 
     Lines of a traceback follow, indented, so that none looks like another event.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """The line of the event."""
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
-        """The lines of the traceback."""
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"  {printable(line)}" for line in lines)
 
@@ -65,7 +58,6 @@ class _JSON(logging.Formatter):
     """One object a line: time (RFC 3339, UTC), level, logger, message, and exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         entry = {
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -94,7 +86,7 @@ class _Seen(logging.Handler):
 
 @contextmanager
 def errors_seen() -> Iterator[list[str]]:
-    """Gives a list; what is logged as an error in the block is added to it, too."""
+    """Yields a list; the text of what is logged as an error in the block is added to it, too."""
     seen = _Seen()
     logger = logging.getLogger("pyderp")
     logger.addHandler(seen)
@@ -104,37 +96,15 @@ def errors_seen() -> Iterator[list[str]]:
         logger.removeHandler(seen)
 
 
-def log_to_stderr(level: str, form: str) -> None:
+def log_to_stderr(form: str) -> None:
     """Log to standard error from now on, unless the program that runs this logs already.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`.
-        form: `text` or `json`.
+        form: `text`; `brief`, without time and level; or `json`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JSON() if form == "json" else LineFormatter(LINE))
-    logging.basicConfig(handlers=[handler], level=level.upper())
-    _quieten_client()
-
-
-def set_level(level: str) -> None:
-    """Log from this level up from now on; as for `log_to_stderr`."""
-    logging.getLogger().setLevel(level.upper())
-    _quieten_client()
-
-
-def _quieten_client() -> None:
-    # A line for each attempt to reach a relay of the mesh; the mesh has its own.
-    logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))
-
-
-log = logging.getLogger("pyderp.relay")
-
-_PATIENCE: Final = 0.5
-"""Seconds. Nothing that matters is left to do."""
-_PAUSE: Final = 1.0
-"""Seconds between two lines about unraisable errors."""
-_LONGEST: Final = 200
+    handler.setFormatter(_JSON() if form == "json" else _Line(_FORMATS[form]))
+    logging.basicConfig(handlers=[handler])
 
 
 class Refused(DerpError):
@@ -159,7 +129,13 @@ def run_command(
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
     except (DerpError, OSError) as e:
-        _report(e, output, from_map=from_map)
+        text = str(e) or type(e).__name__
+        if remarks := notes(e):
+            text += f" ({', '.join(remarks)})"
+        lines = advice(e, from_map=from_map)
+        output.remark("error", text, error=text, advice=lines)
+        for line in lines:
+            output.note(line)
         code = 2 if isinstance(e, Refused) else 1
     raise typer.Exit(code)
 
@@ -183,17 +159,6 @@ async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return 128 + signal.SIGTERM
 
 
-def _report(error: Exception, output: Output, *, from_map: bool) -> None:
-    text = str(error) or type(error).__name__
-    remarks = notes(error)
-    if remarks:
-        text += f" ({', '.join(remarks)})"
-    lines = advice(error, from_map=from_map)
-    output.remark("error", text, error=text, advice=lines)
-    for line in lines:
-        output.note(line)
-
-
 def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:
     """What makes the event loop; `None`: asyncio does.
 
@@ -214,41 +179,28 @@ def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] 
     return uvloop.new_event_loop
 
 
-def set_up_logging(*, verbose: bool) -> None:
-    """Log to standard error: everything of pyderp's, or only what goes wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("pyderp: %(message)s"))
-    if verbose:
-        handler.setFormatter(LineFormatter(LINE))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("pyderp").setLevel(logging.DEBUG if verbose else logging.WARNING)
+def leave_soon() -> threading.Timer:
+    """End this process, with exit status 0, unless it ends by itself in half a second.
 
-
-def leave_soon(patience: float = _PATIENCE) -> threading.Timer:
-    """End this process, with exit status 0, unless it ends by itself in time.
-
-    A name that is being looked up cannot be given up: the thread waits for the name server for
-    many seconds, and asyncio and Python wait for the thread.
-
-    Args:
-        patience: seconds.
+    A name look-up cannot be cancelled: its thread waits for the name server for many seconds, and
+    asyncio and Python wait for the thread.
 
     Returns:
         its `cancel` calls that off.
     """
-    timer = threading.Timer(patience, _leave)
+
+    def leave() -> None:
+        logging.shutdown()
+        os._exit(0)
+
+    timer = threading.Timer(_PATIENCE, leave)
     timer.daemon = True
     timer.start()
     return timer
 
 
-def _leave() -> None:
-    logging.shutdown()
-    os._exit(0)
-
-
-class UnraisableLog:
-    """A hook for `sys.unraisablehook` that logs a line a second at most.
+def log_unraisable(clock: Callable[[], float] = time.monotonic) -> None:
+    """Log errors that Python cannot raise from now on, a line a second at most.
 
     Python's own hook prints a traceback. Errors in OpenSSL's callbacks end there, so a client
     could fill the log with the names that it asks for.
@@ -256,25 +208,18 @@ class UnraisableLog:
     Args:
         clock: seconds of a monotonic clock.
     """
+    throttle = Throttle(_PAUSE)
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._next = 0.0
-        self._left_out = 0
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        left_out = throttle.admit(clock())
+        if left_out is not None:
+            more = f"; {left_out} more since the last such line" if left_out else ""
+            log.warning("%s%s", _described(unraisable), more)
 
-    def __call__(self, unraisable: UnraisableHookArgs) -> None:
-        """Log it, or count it for the next line."""
-        now = self._clock()
-        if now < self._next:
-            self._left_out += 1
-            return
-        self._next = now + _PAUSE
-        left_out, self._left_out = self._left_out, 0
-        more = f"; {left_out} more since the last such line" if left_out else ""
-        log.warning("%s%s", _described(unraisable), more)
+    sys.unraisablehook = hook
 
 
-def _described(unraisable: UnraisableHookArgs) -> str:
+def _described(unraisable: sys.UnraisableHookArgs) -> str:
     # The object may be what a peer sent, and one that is being deleted must not be kept.
     where = _cut(repr(unraisable.object))
     error = unraisable.exc_value
@@ -288,8 +233,3 @@ def _described(unraisable: UnraisableHookArgs) -> str:
 
 def _cut(text: str) -> str:
     return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
-
-
-def log_unraisable() -> None:
-    """Log such errors from now on."""
-    sys.unraisablehook = UnraisableLog()

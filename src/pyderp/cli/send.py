@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 import typer
 
-from pyderp.cli.connect_options import ConnectOptions, split_targets, with_connect_options
+from pyderp.cli.connect_options import (
+    ConnectOptions,
+    ReportingClient,
+    seconds,
+    split_targets,
+    value,
+    with_connect_options,
+)
+from pyderp.cli.input import STDIN, Stdin, chunks_of, lines_of
 from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE
-from pyderp.cli.process import run_command
-from pyderp.cli.stdin import Stdin, chunks_of, lines_of
 from pyderp.client.client import Client
 from pyderp.client.reconnect import Backoff
 from pyderp.client.sealed import SealedPeer
@@ -63,10 +69,7 @@ def send(
         ),
     ],
     message: Annotated[
-        str | None,
-        typer.Option(
-            "-m", "--message", metavar="TEXT", help="Send this instead of standard input."
-        ),
+        str | None, value("TEXT", "Send this instead of standard input.", "-m", "--message")
     ] = None,
     raw: Annotated[
         bool,
@@ -80,52 +83,54 @@ def send(
     ] = False,
     wait: Annotated[
         float,
-        typer.Option(
-            min=0,
-            metavar="SECONDS",
-            help="After the last packet, wait so long for word that the peer is not there. "
-            "0: do not ask.",
+        seconds(
+            "Wait so long at the end for word that the peer is not there. 0: do not ask.", least=0
         ),
     ] = 1.0,
     timeout: Annotated[
         float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="Give up if the relay does not take a packet for so long, connecting again "
-            "included.",
-        ),
+        seconds("Give up if the relay takes no packet for so long, connecting again included."),
     ] = 30.0,
 ) -> None:
     """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""
     url, peer = split_targets(targets)
     if peer is None:
         raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")
+    packets = _source(options, message, raw)
+
+    async def work(client: ReportingClient, output: Output) -> int:
+        seal = client.sealed(peer) if sealed else None
+        sender = _Sender(client, output, peer, timeout, seal)
+        client.on_end = sender.disconnected
+        limit = MAX_PACKET_SIZE if seal is None else seal.max_payload
+        return await sender.run(packets(limit), wait)
+
+    options.run(url, work)
+
+
+def _source(
+    options: ConnectOptions, message: str | None, raw: bool
+) -> Callable[[int], AsyncIterator[bytes]]:
+    """The packets to send, by the number of bytes that one may have.
+
+    Raises:
+        typer.BadParameter: flags that do not go together.
+    """
     if message is not None and raw:
         raise typer.BadParameter("--message and --raw: give one of them")
-    if message is None and options.map_from_stdin:
+    if message is None and options.derp_map == STDIN:
         raise typer.BadParameter("--derp-map - takes standard input: give --message as well")
-    output = options.make_output()
 
-    async def work() -> int:
-        def on_end(error: ConnectionClosed) -> None:
-            sender.disconnected(error)
+    async def packets(limit: int) -> AsyncIterator[bytes]:
+        if message is not None:
+            yield message.encode(errors="surrogateescape")
+            return
+        stdin = Stdin()
+        source = chunks_of(stdin.read, RAW_SIZE) if raw else lines_of(stdin.read, limit)
+        async for packet in source:
+            yield packet
 
-        async with options.make_client(url, on_end) as client:
-            sender = _Sender(client, output, peer, timeout, client.sealed(peer) if sealed else None)
-            return await sender.run(_packets(message, raw, sender.limit), wait)
-
-    run_command(work, output, from_map=options.derp_map is not None)
-
-
-async def _packets(message: str | None, raw: bool, limit: int) -> AsyncIterator[bytes]:
-    if message is not None:
-        yield message.encode(errors="surrogateescape")
-        return
-    stdin = Stdin()
-    source = chunks_of(stdin.read, RAW_SIZE) if raw else lines_of(stdin.read, limit)
-    async for packet in source:
-        yield packet
+    return packets
 
 
 @dataclass
@@ -140,11 +145,6 @@ class _Sender:
     ended: int = 0
     """Connections that have ended."""
     restarting: bool = False
-
-    @property
-    def limit(self) -> int:
-        """The longest packet, in bytes."""
-        return MAX_PACKET_SIZE if self.sealed is None else self.sealed.max_payload
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
         """Send all, and sum up at the end, however it ends; returns the exit status."""
@@ -210,12 +210,8 @@ class _Sender:
     def disconnected(self, error: ConnectionClosed) -> None:
         """A connection has ended."""
         self.ended += 1
-        reason = str(error)
-        self.output.remark(
-            "disconnected",
-            f"{reason}; connecting again; the last packets may be lost",
-            reason=reason,
-        )
+        text = f"{error}; connecting again; the last packets may be lost"
+        self.output.remark("disconnected", text, reason=error)
 
     async def _peer_gone(self) -> None:
         """Receive until the relay says that the peer is gone."""
@@ -230,8 +226,6 @@ class _Sender:
                     return
                 case Health(problem) if problem:
                     self.output.remark("health", f"the relay reports: {problem}", problem=problem)
-                case _:
-                    pass
 
     def _summary(self, *, gone: bool) -> int:
         """Print what was sent; returns how many packets were dropped."""

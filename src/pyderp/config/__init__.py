@@ -14,14 +14,5 @@ from pyderp.config.relay import (
 )
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 
-__all__ = [
-    "ACMETLS",
-    "AdmissionConfig",
-    "BootstrapDNSConfig",
-    "DebugAccess",
-    "Decide",
-    "HealthRecipients",
-    "ManualTLS",
-    "RelayConfig",
-    "TLSSettings",
-]
+__all__ = ["ACMETLS", "AdmissionConfig", "BootstrapDNSConfig", "DebugAccess", "Decide"]
+__all__ += ["HealthRecipients", "ManualTLS", "RelayConfig", "TLSSettings"]

@@ -18,16 +18,8 @@ from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.native import NativeUse
 from pyderp.text import MAX_APP_NAME_LEN, is_app_name, printable
 
-__all__ = [
-    "LIVE_SETTINGS",
-    "AdmissionConfig",
-    "BootstrapDNSConfig",
-    "DebugAccess",
-    "Decide",
-    "HealthRecipients",
-    "Network",
-    "RelayConfig",
-]
+__all__ = ["LIVE_SETTINGS", "AdmissionConfig", "BootstrapDNSConfig", "DebugAccess", "Decide"]
+__all__ += ["HealthRecipients", "Network", "RelayConfig"]
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Decide: TypeAlias = Callable[[NodePublic, str], "bool | Awaitable[bool]"]
@@ -140,7 +132,7 @@ class RelayConfig:
     # Admission
 
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
-    """By default everybody is let in."""
+    """By default every client is admitted."""
 
     disallow_app_names: tuple[str, ...] = ()
     """AppNames of clients that are refused, exactly as they are written. Mesh peers are exempt. An
@@ -182,7 +174,7 @@ class RelayConfig:
     """Refusals of `/debug/` say how to permit access."""
 
     health: HealthRecipients = HealthRecipients.KNOWN
-    """Which clients are told of trouble, as `tailscale status` shows it. A bool is taken too:
+    """Which clients get reports of trouble, as `tailscale status` shows it. A bool is taken too:
     `True` is `KNOWN`, `False` is `NONE`."""
 
     sender_cardinality: bool = True
@@ -248,7 +240,7 @@ class RelayConfig:
         check_type("stun_host", self.stun_host, str, type(None))
         if self.accept_burst < 1 and self.accept_limit < math.inf:
             raise ConfigError(
-                "{} is {burst}, so nobody could connect; want 1 or more",
+                "{} is {burst}, so no client could connect; want 1 or more",
                 settings=("accept_burst", "accept_limit"),
                 burst=self.accept_burst,
             )
@@ -280,8 +272,8 @@ class RelayConfig:
                 )
             elif not is_app_name(name):
                 lines.append(
-                    f'disallowed app names: "{printable(name, 40)}" refuses nobody: a name has at '
-                    f"most {MAX_APP_NAME_LEN} printable ASCII characters"
+                    f'disallowed app names: "{printable(name, 40)}" refuses no client: a name has '
+                    f"at most {MAX_APP_NAME_LEN} printable ASCII characters"
                 )
         return lines
 
@@ -317,8 +309,6 @@ def _check_number(name: str, value: object, least: int = 0) -> None:
 
 
 def _check_app_names(config: RelayConfig) -> None:
-    if isinstance(config.disallow_app_names, str):
-        raise ConfigError("disallow_app_names is a str; want a tuple of them")
     check_type("disallow_app_names", config.disallow_app_names, tuple, list, set, frozenset)
     object.__setattr__(config, "disallow_app_names", tuple(config.disallow_app_names))
     for name in config.disallow_app_names:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pyderp.addresses import parse_ip
 from pyderp.errors import ConfigError
 from pyderp.relay.bootstrap import BootstrapName
 
-__all__ = ["RULES", "check_port", "check_setting", "check_type", "parse_eab_key"]
+__all__ = ["RULES", "about", "check_port", "check_setting", "check_type", "parse_eab_key"]
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
@@ -41,9 +42,16 @@ def check_setting(name: str, value: Any) -> None:
     Raises:
         ConfigError: says what is wrong.
     """
-    try:
-        if name in RULES:
+    if name in RULES:
+        with about(name):
             RULES[name](value)
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Let a `ConfigError` of the block name this setting."""
+    try:
+        yield
     except ConfigError as e:
         raise ConfigError("{error}", settings=(name,), error=e) from None
 

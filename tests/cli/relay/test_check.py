@@ -314,7 +314,7 @@ def test_a_flag_in_an_error_is_told_with_its_line(
 def test_no_burst_lets_nobody_in(check: Callable[..., Done]) -> None:
     flags = ("--dev", "-a", "127.0.0.1:0", "--accept-connection-burst=0")
     assert check(*flags).code == 0
-    assert "nobody could connect" in check(*flags, "--accept-connection-limit=5").err
+    assert "no client could connect" in check(*flags, "--accept-connection-limit=5").err
 
 
 def test_a_settings_file_with_a_secret_that_others_may_read(

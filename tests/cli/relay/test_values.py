@@ -218,10 +218,10 @@ def test_the_first_problem_says_how_many_there_are() -> None:
     for text_ in ("one", "two", "two", "three"):
         with settings.collect():
             raise ConfigError(text_)
-    with pytest.raises(ConfigError, match=r"^one \(and 2 more problems: --check tells all\)$"):
+    with pytest.raises(ConfigError, match=r"^one \(and 2 more problems: --check shows all\)$"):
         settings.check()
     del settings.problems[2:]
-    with pytest.raises(ConfigError, match=r"^one \(and another problem: --check tells all\)$"):
+    with pytest.raises(ConfigError, match=r"^one \(and another problem: --check shows all\)$"):
         settings.check()
     del settings.problems[1:]
     with pytest.raises(ConfigError, match=r"^one$"):

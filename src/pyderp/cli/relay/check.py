@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import typer
+
 from pyderp.addresses import parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
 from pyderp.certs.manual import certificate_paths
+from pyderp.cli.output import print_line
+from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
-from pyderp.cli.relay.plan import StartPlan
+from pyderp.cli.relay.plan import StartPlan, make_plan
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
@@ -28,32 +32,46 @@ from pyderp.server.conn.sockets import is_left_over, listen
 from pyderp.server.mesh.hosts import parse_mesh_host
 from pyderp.server.services.stun import stun_sockets
 
-__all__ = [
-    "ask_tailscaled",
-    "check_content",
-    "check_files",
-    "check_ports",
-    "check_tailscaled",
-    "read_key",
-]
+__all__ = ["ask_tailscaled", "check_all", "check_files", "read_key"]
+
 _HEALTH_TO_ALL: Final = (
     "--health=all: a single Health frame takes a tailscale-rs node off the relay until its process "
     "restarts; --health=known sends them to clients that are known to take them"
 )
 
 
-def check_files(plan: StartPlan, settings: Settings) -> list[str]:
-    """Check all files that a relay needs; returns a line for each that is fine.
+def check_all(settings: Settings) -> None:
+    """Print what is fine and what is wrong; raises `typer.Exit` if anything is."""
+    plan = make_plan(settings)
+    lines: list[str] = []
+    warnings: list[str] = []
+    with settings.collect():
+        loop_factory(settings["loop"])
+    if plan is not None:
+        lines = check_files(plan, settings)
+        with settings.collect():
+            lines.append(asyncio.run(ask_tailscaled(plan.config)))
+        lines += _check_ports(plan, settings)
+        warnings = _doubts(plan, settings)
+    for line in filter(None, lines):
+        print_line(f"ok: {line}")
+    for line in warnings:
+        print_line(f"warning: {line}")
+    for problem in settings.problems:
+        typer.echo(f"pyderp: {problem}", err=True)
+    if settings.problems:
+        raise typer.Exit(1)
+    print_line("ok: the relay can start")
 
-    Args:
-        settings: take what is wrong.
-    """
+
+def check_files(plan: StartPlan, settings: Settings) -> list[str]:
+    """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
     checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
     lines = []
     for check in checks:
         with settings.collect():
             lines.append(check(plan))
-    return [line for line in lines if line]
+    return lines
 
 
 def read_key(path: Path) -> NodePrivate | None:
@@ -91,9 +109,8 @@ def _key_file(plan: StartPlan) -> str:
     if plan.key_file is None:
         return "key: a new one, in memory"
     key = read_key(plan.key_file)
-    return f"key file {plan.key_file}: " + (
-        "made at the first start" if key is None else f"key {key.public}"
-    )
+    what = "made at the first start" if key is None else f"key {key.public}"
+    return f"key file {plan.key_file}: {what}"
 
 
 def _certificate(plan: StartPlan) -> str:
@@ -113,17 +130,12 @@ def _certificate(plan: StartPlan) -> str:
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
-def check_tailscaled(config: RelayConfig) -> str:
-    """Whether the tailscaled to ask is there and logged in; returns a line if so.
+async def ask_tailscaled(config: RelayConfig) -> str:
+    """A line about the tailscaled that is asked about clients; empty if none is.
 
     Raises:
-        ConfigError: it is not. A relay would start, and admit no client.
+        ConfigError: it is not there or not logged in. A relay would start, and admit no client.
     """
-    return asyncio.run(ask_tailscaled(config))
-
-
-async def ask_tailscaled(config: RelayConfig) -> str:
-    """As `check_tailscaled`, on the running loop."""
     if not config.admission.tailscaled:
         return ""
     # Not at the top: it brings an HTTP library with it.
@@ -161,16 +173,14 @@ def _mesh_hosts(plan: StartPlan) -> str:
     return f"mesh with {', '.join(hosts)}" if hosts else ""
 
 
-def check_content(plan: StartPlan, settings: Settings) -> list[str]:
-    """Look at what a relay would start with, though not do well; returns a line for each doubt.
-
-    Args:
-        settings: take what clients would refuse.
-    """
+def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
+    """A line for all that a relay would start with, though not do well."""
     lines: list[str] = []
+    path = plan.config.rate_config
     # What cannot be read is a problem of `check_files`.
     with contextlib.suppress(ConfigError):
-        lines += _unknown_limits(plan)
+        if path is not None and (ignored := read_rate_config(path).ignored):
+            lines.append(f"rate limits {path}: unknown and passed over: {', '.join(ignored)}")
     with settings.collect():
         lines += _expiry(plan)
     lines += plan.config.idle_app_names()
@@ -179,12 +189,6 @@ def check_content(plan: StartPlan, settings: Settings) -> list[str]:
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines
-
-
-def _unknown_limits(plan: StartPlan) -> Iterator[str]:
-    path = plan.config.rate_config
-    if path is not None and (ignored := read_rate_config(path).ignored):
-        yield f"rate limits {path}: unknown and passed over: {', '.join(ignored)}"
 
 
 def _expiry(plan: StartPlan) -> Iterator[str]:
@@ -205,12 +209,8 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
             yield f"{refused} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
 
 
-def check_ports(plan: StartPlan, settings: Settings) -> list[str]:
-    """Check that all ports can be listened on; returns a line for each that can.
-
-    Args:
-        settings: take what is wrong.
-    """
+def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
+    """A line for each port that can be listened on."""
     if "address" in plan.missing:
         return []
     config = plan.config
@@ -229,7 +229,7 @@ def check_ports(plan: StartPlan, settings: Settings) -> list[str]:
             lines.append(f"plain HTTP on port {config.tls.http_port}")
     if config.stun_port is not None:
         with settings.collect():
-            lines.append(_check_stun(config, stun_if_free=plan.stun_if_free))
+            lines.append(_check_stun(config, config.stun_port, stun_if_free=plan.stun_if_free))
     return lines
 
 
@@ -240,13 +240,12 @@ def _check_unix(path: Path) -> None:
     is_left_over(path)
 
 
-def _check_stun(config: RelayConfig, *, stun_if_free: bool) -> str:
-    assert config.stun_port is not None
+def _check_stun(config: RelayConfig, port: int, *, stun_if_free: bool) -> str:
     try:
-        for sock in stun_sockets(stun_host(config), config.stun_port, reuse_port=config.reuse_port):
+        for sock in stun_sockets(stun_host(config), port, reuse_port=config.reuse_port):
             sock.close()
     except ConfigError as e:
         if not stun_if_free:
             raise
         return f"no STUN: {e}"
-    return f"STUN on UDP port {config.stun_port}"
+    return f"STUN on UDP port {port}"

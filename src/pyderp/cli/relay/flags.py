@@ -31,8 +31,10 @@ from pyderp.cli.relay.values import (
 )
 from pyderp.config import ACMETLS, AdmissionConfig, BootstrapDNSConfig, DebugAccess, RelayConfig
 
-__all__ = ["BY_NAME", "FLAGS", "PARTS", "Flag", "flag_of"]
+__all__ = ["BY_NAME", "DERPER_HOSTNAME", "FLAGS", "PARTS", "Flag", "flag_of"]
 
+DERPER_HOSTNAME: Final = "derp.tailscale.com"
+"""`derper`'s default; only Tailscale gets certificates for it."""
 PARTS: Final = {
     "admission": AdmissionConfig,
     "bootstrap_dns": BootstrapDNSConfig,
@@ -154,7 +156,7 @@ _TABLE: Final = {
         Flag("http-port", port_or_none,
              "Beside TLS: plain HTTP for ACME, captive-portal checks and redirects. -1: none.",
              setting="tls.http_port"),
-        Flag("acme-email", text("EMAIL"), "Contact that the authority is told. Needed for gcp.",
+        Flag("acme-email", text("EMAIL"), "Contact for the authority. Needed for gcp.",
              setting="tls.email"),
         Flag("acme-eab-kid", text("ID"), "External account binding: the key's id. Needed for gcp.",
              setting="tls.eab_kid"),
@@ -167,20 +169,20 @@ _TABLE: Final = {
         Flag("acme-directory", text("URL"), "The authority's ACME directory.",
              setting="tls.directory", default=None, shown="Let's Encrypt's"),
         Flag("acme-staging", boolean,
-             "Let's Encrypt's staging authority, for trying things out: nobody trusts it."),
+             "Let's Encrypt's staging authority, for trying things out: no client trusts it."),
         Flag("acme-ca-file", path,
              "PEM file of who vouches for the ACME server's own HTTPS, beside the system's.",
              setting="tls.ca_file"),
     ),
     "Who may use it": (
-        Flag("verify-clients", boolean, "Let in whom the tailscaled of this machine knows.",
+        Flag("verify-clients", boolean, "Admit clients that the tailscaled of this machine knows.",
              setting="admission.tailscaled"),
         Flag("socket", path, "Socket of that tailscaled.", setting="admission.tailscaled_socket",
              shown="where the system has it"),
         Flag("verify-client-url", text("URL"), "Ask an admission controller about each client.",
              setting="admission.url"),
         Flag("verify-client-url-fail-open", boolean,
-             "Let in clients while nobody reaches the controller.",
+             "Admit clients while the controller cannot be reached.",
              setting="admission.url_fail_open"),
         Flag("allow-keys-file", path,
              "File of allowed node keys, one a line, each with an optional label. Read again "
@@ -192,7 +194,7 @@ _TABLE: Final = {
              "An answer is good for so long for further connections of a key. 0: ask each time.",
              setting="admission.remember"),
         Flag("admission-recheck", duration,
-             "How often to ask about connected clients again, and close whom is refused now. 0: "
+             "How often to ask again about connected clients, and close those refused now. 0: "
              "never.", setting="admission.recheck"),
         Flag("rate-config", path, "JSON file of rate limits, also per key. Read again on SIGHUP."),
         Flag("accept-connection-limit", number(),
@@ -223,7 +225,7 @@ _TABLE: Final = {
         Flag("home", text("blank|URL"), "What is at /: a blank page, or a redirect.",
              shown="a description"),
         Flag("health", recipients,
-             "Which clients are told of trouble, as `tailscale status` shows it: those known to "
+             "Which clients get reports of trouble, as `tailscale status` shows it: those known to "
              "take such frames, all, or none. --no-health: none."),
         Flag("bootstrap-dns-names", names("NAME,…"),
              "Host names whose addresses /bootstrap-dns tells.",

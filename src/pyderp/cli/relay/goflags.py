@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from pyderp.cli.output import print_line
-from pyderp.cli.relay.flags import FLAGS, Flag
-from pyderp.cli.relay.layers import Settings, load_settings
+from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS
+from pyderp.cli.relay.layers import CarryOut, load_settings
 from pyderp.cli.relay.values import Kind, go_duration
 
-__all__ = ["DERPER_HOSTNAME", "derper", "usage"]
+__all__ = ["derper_command", "usage"]
 
-DERPER_HOSTNAME: Final = "derp.tailscale.com"
-"""`derper`'s default; only Tailscale gets certificates for it."""
 _FLAGS: Final = {flag.go_name or flag.name: flag for flag in FLAGS}
 
 
@@ -26,42 +24,38 @@ class GoFlagError(Exception):
     """A command line that Go would refuse."""
 
 
-class GoHelp(Exception):
-    """The user asks for help."""
+def derper_command(carry_out: CarryOut) -> Callable[..., None]:
+    """The function of `pyderp derper`, for typer."""
+
+    def derper(
+        _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
+    ) -> None:
+        """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
+
+        All flags of `pyderp relay` can be given, with one dash or two; defaults are derper's.
+        """
+        try:
+            # Not what typer makes of them: it takes a -- for its own.
+            given = _parse_go_flags(sys.argv[2:])
+        except GoFlagError as e:
+            typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
+            raise typer.Exit(2) from None
+        if given is None:
+            print_line(usage("pyderp derper"))
+            return
+        carry_out(
+            lambda: load_settings(given, defaults=_derper_defaults(), derper=True),
+            given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"),
+        )
+
+    return derper
 
 
-def derper(
-    _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
-) -> None:
-    """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
-
-    All flags of `pyderp relay` can be given, with one dash or two; defaults are derper's.
-    """
-    # Not at the top: the other commands begin without it.
-    from pyderp.cli.relay.run import carry_out
-
-    try:
-        # Not what typer makes of them: it takes a -- for its own.
-        given = _parse_go_flags(sys.argv[2:])
-    except GoHelp:
-        print_line(usage("pyderp derper"))
-        return
-    except GoFlagError as e:
-        typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
-        raise typer.Exit(2) from None
-
-    def load() -> Settings:
-        return load_settings(given, defaults=_derper_defaults(), derper=True)
-
-    carry_out(load, given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"))
-
-
-def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """The values of a command line, by the flag's name.
+def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The values of a command line, by the flag's name; `None`: it asks for help.
 
     Raises:
         GoFlagError: an unknown flag, a value that is none, or something that is no flag.
-        GoHelp: -h or -help.
     """
     values = {}
     rest = iter(arguments)
@@ -70,10 +64,12 @@ def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any]:
         flag = _FLAGS.get(name)
         if flag is None:
             if name in ("h", "help"):
-                raise GoHelp
+                return None
             raise GoFlagError(f"flag provided but not defined: -{name}")
         if not equals:
-            text = _next_word(flag, name, rest)
+            text = "true" if flag.kind.switch or flag.kind.alone else next(rest, None)
+        if text is None:
+            raise GoFlagError(f"flag needs an argument: -{name}")
         try:
             values[flag.name] = flag.kind.parse(text)
         except ValueError as e:
@@ -82,7 +78,7 @@ def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _split(argument: str) -> tuple[str, str, str]:
+def _split(argument: str) -> tuple[str, str, str | None]:
     if len(argument) < 2 or argument[0] != "-" or argument == "--":
         # Go stops reading here, and a relay would run without the flags that follow.
         raise GoFlagError(
@@ -94,15 +90,6 @@ def _split(argument: str) -> tuple[str, str, str]:
     if not name or name.startswith("-"):
         raise GoFlagError(f"bad flag syntax: {argument}")
     return name, equals, text
-
-
-def _next_word(flag: Flag, name: str, rest: Iterator[str]) -> str:
-    if flag.kind.switch or flag.kind.alone:
-        return "true"
-    text = next(rest, None)
-    if text is None:
-        raise GoFlagError(f"flag needs an argument: -{name}")
-    return text
 
 
 def usage(program: str) -> str:

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from typer.core import TyperCommand
@@ -16,7 +16,7 @@ from pyderp.cli.relay.flags import BY_NAME, FLAGS, Flag, flag_of
 from pyderp.cli.relay.tomlfile import read_toml, toml_value
 from pyderp.errors import ConfigError, setting_name
 
-__all__ = ["EPILOG", "RelayCommand", "Settings", "load_settings", "relay"]
+__all__ = ["EPILOG", "CarryOut", "RelayCommand", "Settings", "load_settings", "relay_command"]
 
 EPILOG = """**Examples**
 
@@ -44,8 +44,6 @@ All settings from a file; is it right?
 
 `pyderp relay --config-file=/etc/pyderp/relay.toml --check`
 """
-
-_Function = TypeVar("_Function", bound=Callable[..., None])
 
 
 class Settings:
@@ -125,10 +123,8 @@ class Settings:
         places = [self._places[name] for name in flags if name in self._places]
         if len(flags) == 1 and not error.names_settings:
             return f"{places[0] if places else self.flag(flags[0])}: {text}"
-        missing = [name for name in flags if name not in self._given]
-        text += "".join(
-            f", or {BY_NAME[name].instead}" for name in missing if BY_NAME[name].instead
-        )
+        instead = [BY_NAME[name].instead for name in flags if name not in self._given]
+        text += "".join(f", or {each}" for each in instead if each)
         return f"{text} ({places[0]})" if places else text
 
     def _spell(self, setting: str) -> str:
@@ -167,8 +163,13 @@ class Settings:
         first, *more = self.problems
         if more:
             others = "another problem" if len(more) == 1 else f"{len(more)} more problems"
-            first = f"{first} (and {others}: --check tells all)"
+            first = f"{first} (and {others}: --check shows all)"
         raise ConfigError(first)
+
+
+CarryOut: TypeAlias = Callable[[Callable[[], Settings], str | None], None]
+"""Does what settings ask for. Takes a function that reads them, and the `log-format` of an error
+in doing so."""
 
 
 def _flags_of(error: ConfigError) -> list[str]:
@@ -195,39 +196,55 @@ def load_settings(
             from that.
     """
     settings = Settings(given, defaults=defaults, derper=derper)
-    if derper:
-        _take_environment(settings, environment, lambda flag: flag.variable)
-    _take_environment(settings, environment, lambda flag: flag.go_variable)
+    ours = [(flag, flag.variable) for flag in FLAGS if derper]
+    for flag, variable in ours + [(flag, flag.go_variable) for flag in FLAGS]:
+        if text := environment.get(variable):
+            settings.take(flag.name, f"{variable} in the environment", flag.kind.parse, text)
     if path := settings["config-file"]:
         for name, value, place in read_toml(path):
             settings.take(name, place, functools.partial(toml_value, name), value)
     return settings
 
 
-def _take_environment(
-    settings: Settings, environment: Mapping[str, str], variable_of: Callable[[Flag], str]
-) -> None:
-    for flag in FLAGS:
-        variable = variable_of(flag)
-        if text := environment.get(variable, "") if variable else "":
-            place = f"{variable} in the environment"
-            settings.take(flag.name, place, flag.kind.parse, text)
-
-
 # The command line, by typer
 
+_ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
 
-def _takes_flags(function: _Function) -> _Function:
-    """Give a function that takes any keywords the signature of all flags, for typer."""
+
+class RelayCommand(TyperCommand):
+    """A command with flags that may stand alone or take a value: `--health`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the command line; such flags that stand alone, as `--no-NAME` too, get a value."""
+        given = []
+        for word, following in zip(args, [*args[1:], "-"], strict=False):
+            flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
+            if flag is not None and word == f"--no-{flag.name}":
+                given.append(f"--{flag.name}=false")
+            elif flag is not None and word == f"--{flag.name}" and following.startswith("-"):
+                given.append(f"{word}={flag.kind.alone}")
+            else:
+                given.append(word)
+        return super().parse_args(ctx, given)
+
+
+def relay_command(carry_out: CarryOut) -> Callable[..., None]:
+    """The function of `pyderp relay`, with the signature that typer reads."""
+
+    def relay(**values: Any) -> None:
+        """Run a DERP relay."""
+        given = {flag.name: values[flag.parameter] for flag in FLAGS}
+        carry_out(lambda: load_settings(given), given["log-format"])
+
     parameters = [
         inspect.Parameter(
             flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(flag)
         )
         for flag in FLAGS
     ]
-    vars(function)["__signature__"] = inspect.Signature(parameters)
-    function.__annotations__ = {each.name: each.annotation for each in parameters}
-    return function
+    vars(relay)["__signature__"] = inspect.Signature(parameters)
+    relay.__annotations__ = {each.name: each.annotation for each in parameters}
+    return relay
 
 
 def _option(flag: Flag) -> Any:
@@ -244,7 +261,7 @@ def _option(flag: Flag) -> Any:
         return Annotated[bool | None, typer.Option(spelling, **common)]
     spellings = [*flag.also, f"--{flag.name}"]
     if flag.kind.alone:
-        spellings.append(f"--no-{flag.name}")  # `_with_values` gives it its value
+        spellings.append(f"--no-{flag.name}")  # `RelayCommand` gives it its value
 
     def parse(text: str) -> Any:
         try:
@@ -256,38 +273,3 @@ def _option(flag: Flag) -> Any:
         str | None,
         typer.Option(*spellings, metavar=flag.kind.metavar, parser=parse, **common),
     ]
-
-
-class RelayCommand(TyperCommand):
-    """A command with flags that may stand alone or take a value: `--health`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the command line."""
-        return super().parse_args(ctx, _with_values(args))
-
-
-def _with_values(arguments: list[str]) -> list[str]:
-    """A command line where flags that may stand alone, as `--no-NAME` too, have their value."""
-    given = []
-    for word, following in zip(arguments, [*arguments[1:], "-"], strict=False):
-        flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
-        if flag is not None and word == f"--no-{flag.name}":
-            given.append(f"--{flag.name}=false")
-        elif flag is not None and word == f"--{flag.name}" and following.startswith("-"):
-            given.append(f"{word}={flag.kind.alone}")
-        else:
-            given.append(word)
-    return given
-
-
-_ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
-
-
-@_takes_flags
-def relay(**values: Any) -> None:
-    """Run a DERP relay."""
-    # Not at the top: the other commands begin without it.
-    from pyderp.cli.relay.run import carry_out
-
-    given = {flag.name: values[flag.parameter] for flag in FLAGS}
-    carry_out(lambda: load_settings(given), given["log-format"])

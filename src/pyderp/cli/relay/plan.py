@@ -12,14 +12,13 @@ from typing import Any, Final, TypeVar
 from pyderp import defaults
 from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs.context import authority_context
-from pyderp.cli.relay.flags import FLAGS, PARTS
-from pyderp.cli.relay.goflags import DERPER_HOSTNAME
+from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS, PARTS
 from pyderp.cli.relay.layers import Settings
 from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
-from pyderp.config.rules import RULES, check_setting
+from pyderp.config.rules import RULES, about, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError, InvalidKey, setting_name
-from pyderp.keyfile import read_mesh_key, read_regular, warn_if_open
+from pyderp.keyfile import read_mesh_key, read_secret, warn_if_open
 from pyderp.keys import MeshKey
 from pyderp.server.mesh.hosts import parse_mesh_host
 
@@ -32,7 +31,7 @@ _T = TypeVar("_T")
 DERPER_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
 """Where `derper` keeps root's key."""
 _MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
-_MAX_SECRET: Final = 4096
+_MAX_DEBUG_KEY: Final = 4096
 _STUN: Final = ("stun", "stun-host", "stun-port")
 _MADE_HERE: Final = {"address", "private_key", "mesh_key", "debug.key", "stun_port"}
 """Settings that are not the value of a flag as it stands."""
@@ -72,7 +71,7 @@ def checked_plan(settings: Settings) -> StartPlan:
     return plan
 
 
-def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -> StartPlan | None:
+def make_plan(settings: Settings) -> StartPlan | None:
     """What the settings ask for, without the parts that are wrong; `None`: nothing makes sense.
 
     What is wrong is added to the settings' problems.
@@ -84,10 +83,10 @@ def make_plan(settings: Settings, environment: Mapping[str, str] = os.environ) -
     tls = values.pop("tls")
     made: dict[str, Any] = {}
     for part, flags, make in (
-        ("tls", tuple(missing), lambda: _tls(settings, tls, address, environment)),
-        ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings, environment)),
+        ("tls", tuple(missing), lambda: _tls(settings, tls, address)),
+        ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings)),
         ("debug_key", ("debug-key-file",), lambda: _debug_key(settings)),
-        ("key_file", ("key-file",), lambda: _key_file(settings, environment)),
+        ("key_file", ("key-file",), lambda: _key_file(settings)),
     ):
         made[part] = None
         missing.add(part)
@@ -146,24 +145,18 @@ def _values(settings: Settings) -> dict[str, dict[str, Any]]:
 def _check_each(settings: Settings) -> None:
     """Look at each value by itself. Of one that is wrong, nothing else is a problem."""
     for flag in FLAGS:
-        if settings[flag.name] and (flag.setting in RULES or flag.setting in _READERS):
-            with settings.collect(flag.name):
-                _check(flag.setting, settings[flag.name])
+        value = settings[flag.name]
+        if value and (flag.setting in RULES or flag.setting in _READERS):
+            with settings.collect(flag.name), about(flag.setting):
+                check_setting(flag.setting, value)
+                if read := _READERS.get(flag.setting):
+                    read(value)
     if settings["secrets-url"]:
         advice = f"put it into a file and give {settings.flag('mesh-psk-file')}"
         text = f"fetching the mesh key from setec is not built; {advice}"
         settings.note(ConfigError(text, settings=("secrets-url",)))
     if settings["ace"]:
         settings.note(ConfigError("the ACE proxy is not built; leave it out", settings=("ace",)))
-
-
-def _check(setting: str, value: Any) -> None:
-    check_setting(setting, value)
-    try:
-        if setting in _READERS:
-            _READERS[setting](value)
-    except ConfigError as e:
-        raise ConfigError("{error}", settings=(setting,), error=e) from None
 
 
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
@@ -176,9 +169,9 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
 def _address(settings: Settings) -> str:
     if settings["dev"] and settings.derper:
         return f":{defaults.DEV_PORT}"  # whatever was given, as derper
-    given: str = "" if "address" in settings.failed else settings["address"] or ""
-    dev = f"127.0.0.1:{defaults.DEV_PORT}"
-    return given or (dev if settings["dev"] else f":{defaults.HTTPS_PORT}")
+    if settings["address"] and "address" not in settings.failed:
+        return str(settings["address"])
+    return f"127.0.0.1:{defaults.DEV_PORT}" if settings["dev"] else f":{defaults.HTTPS_PORT}"
 
 
 def _stun_port(settings: Settings, address: str) -> int | None:
@@ -190,9 +183,7 @@ def _stun_port(settings: Settings, address: str) -> int | None:
 # Certificate
 
 
-def _tls(
-    settings: Settings, values: dict[str, Any], address: str, environment: Mapping[str, str]
-) -> TLSSettings | None:
+def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSettings | None:
     """What the flags say about TLS; `None`: the relay speaks none.
 
     Args:
@@ -203,13 +194,12 @@ def _tls(
     """
     if not _speaks_tls(settings, address):
         return None
-    hostname = settings["hostname"]
-    if not hostname:
+    if not (hostname := settings["hostname"]):
         raise _no_hostname(settings)
     is_ip = parse_ip(hostname) is not None
     by_hostname = "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
     mode = settings["certmode"] or by_hostname
-    certdir: Path = settings["certdir"] or _state_directory(environment) / "certs"
+    certdir: Path = settings["certdir"] or _state_directory() / "certs"
     http_port = None if settings["http-port"] < 0 else settings["http-port"]
     if mode == "manual":
         if settings["acme-ip-certs"]:
@@ -229,9 +219,8 @@ def _tls(
             settings=("tls.hostname",),
             name=DERPER_HOSTNAME,
         )
-    directory = _directory(settings, mode)
     values |= {"certdir": certdir, "hostname": hostname, "http_port": http_port}
-    tls = ACMETLS(**values | {"directory": directory})
+    tls = ACMETLS(**values | {"directory": _directory(settings, mode)})
     if tls.ca_file is not None:
         authority_context(tls.ca_file)
     return tls
@@ -285,9 +274,9 @@ def _directory(settings: Settings, mode: str) -> str:
 # Files
 
 
-def _mesh_key(settings: Settings, environment: Mapping[str, str]) -> MeshKey | None:
+def _mesh_key(settings: Settings) -> MeshKey | None:
     file: Path | None = settings["mesh-psk-file"]
-    text = environment.get(_MESH_KEY_VARIABLE, "")
+    text = os.environ.get(_MESH_KEY_VARIABLE, "")
     if settings["dev"] and text and (settings.derper or file is None):
         try:
             return MeshKey.parse(text)
@@ -302,18 +291,13 @@ def _debug_key(settings: Settings) -> str:
     file: Path | None = settings["debug-key-file"]
     if file is None:
         return ""
-    try:
-        key = read_regular(file, _MAX_SECRET).decode().strip()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise ConfigError(f"cannot read the debug key file {file}: {reason}") from None
+    key = read_secret(file, "debug key file", _MAX_DEBUG_KEY).strip()
     if not key:
         raise ConfigError(f"the debug key file {file} is empty; put a secret into it")
-    warn_if_open(file)
     return key
 
 
-def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
+def _key_file(settings: Settings) -> Path | None:
     given: Path | None = settings["key-file"]
     if settings["dev"]:
         return None if settings.derper else given
@@ -327,24 +311,24 @@ def _key_file(settings: Settings, environment: Mapping[str, str]) -> Path | None
             )
         return DERPER_KEY_FILE
     # derper's of root is taken over if it is there.
-    if as_root and not environment.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
+    if as_root and not os.environ.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
         return DERPER_KEY_FILE
-    return _state_directory(environment) / "relay.key"
+    return _state_directory() / "relay.key"
 
 
-def _state_directory(environment: Mapping[str, str]) -> Path:
+def _state_directory() -> Path:
     """The directory for what outlives a restart.
 
     Raises:
         ConfigError: this user has none.
     """
     # Of systemd, for a unit with StateDirectory=; several have colons between.
-    if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
+    if given := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/pyderp")
-    home = environment.get("XDG_STATE_HOME", "")
-    if not home and (user := environment.get("HOME", "")):
+    home = os.environ.get("XDG_STATE_HOME", "")
+    if not home and (user := os.environ.get("HOME", "")):
         home = f"{user}/.local/state"
     if not home.startswith("/"):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What is done with a relay's settings: run it, check them, or show its DERP map."""
+"""What is done with a relay's settings: run it, or have them checked or its DERP map shown."""
 
 from __future__ import annotations
 
@@ -25,18 +25,10 @@ from pyderp.cli.process import (
     log_to_stderr,
     log_unraisable,
     loop_factory,
-    set_level,
 )
-from pyderp.cli.relay.check import (
-    ask_tailscaled,
-    check_content,
-    check_files,
-    check_ports,
-    check_tailscaled,
-    read_key,
-)
+from pyderp.cli.relay.check import ask_tailscaled, check_all, check_files, read_key
 from pyderp.cli.relay.layers import Settings
-from pyderp.cli.relay.plan import StartPlan, checked_plan, make_plan
+from pyderp.cli.relay.plan import StartPlan, checked_plan
 from pyderp.cli.relay.showmap import (
     STUN_HIDDEN,
     map_command,
@@ -49,13 +41,8 @@ from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
 from pyderp.maps import mapjson
-from pyderp.maps.region import DERPNode, node_json
-from pyderp.server.app.listeners import (
-    Listeners,
-    Supervisor,
-    inherited_listeners,
-    open_listeners,
-)
+from pyderp.maps.region import node_json
+from pyderp.server.app.listeners import Listeners, Supervisor, inherited_listeners, open_listeners
 from pyderp.server.app.relay import Relay
 from pyderp.server.conn.accept import log_accept_errors
 from pyderp.server.conn.kernel import raise_file_limit
@@ -94,9 +81,10 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     if settings["version"]:
         print_line(f"pyderp {pyderp.__version__}")
         return
-    log_to_stderr(settings["log-level"], settings["log-format"])
+    log_to_stderr(settings["log-format"])
+    _set_level(settings["log-level"])
     if settings["check"]:
-        _check(settings)
+        check_all(settings)
         return
     plan = checked_plan(settings)
     if settings["show-map"]:
@@ -105,27 +93,10 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     _run(settings["loop"], lambda: _serve(plan, load))
 
 
-def _check(settings: Settings) -> None:
-    plan = make_plan(settings)
-    lines: list[str] = []
-    warnings: list[str] = []
-    with settings.collect():
-        loop_factory(settings["loop"])
-    if plan is not None:
-        lines = check_files(plan, settings)
-        with settings.collect():
-            lines.append(check_tailscaled(plan.config))
-        lines += check_ports(plan, settings)
-        warnings = check_content(plan, settings)
-    for line in filter(None, lines):
-        print_line(f"ok: {line}")
-    for line in warnings:
-        print_line(f"warning: {line}")
-    for problem in settings.problems:
-        typer.echo(f"pyderp: {problem}", err=True)
-    if settings.problems:
-        raise typer.Exit(1)
-    print_line("ok: the relay can start")
+def _set_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
+    # The client has a line for each attempt to reach a relay of the mesh; the mesh has its own.
+    logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 # Running
@@ -200,11 +171,11 @@ async def _probe_tailscaled(config: RelayConfig) -> None:
     try:
         await ask_tailscaled(config)
     except ConfigError as e:
-        log.warning("nobody can be let in: %s", e)
+        log.warning("no client can be admitted: %s", e)
 
 
 async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
-    config, listeners = _listen(plan, inherited_listeners())
+    config, listeners = _listen(plan)
     try:
         relay = Relay(_with_key(plan, config), listeners=listeners)
         await relay.start()
@@ -214,7 +185,8 @@ async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
     return relay, listeners
 
 
-def _listen(plan: StartPlan, given: Listeners | None) -> tuple[RelayConfig, Listeners]:
+def _listen(plan: StartPlan) -> tuple[RelayConfig, Listeners]:
+    given = inherited_listeners()
     try:
         return plan.config, open_listeners(plan.config, given)
     except ConfigError as e:
@@ -251,7 +223,7 @@ def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
         log.error("settings not reloaded, the old ones stay in use: %s", e)
         relay.reload()
         return
-    set_level(settings["log-level"])
+    _set_level(settings["log-level"])
     if errors:
         log.warning("settings reloaded, but not all: %s", "; ".join(errors))
     else:
@@ -259,10 +231,9 @@ def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
 
 
 def _status(relay: Relay) -> str:
-    address = _endpoint(relay.address)
-    if address.startswith("unix:"):
-        return f"listening on {address}"  # for a proxy; clients have another URL
-    return f"listening on {address}, {relay.url}"
+    text = f"listening on {_endpoint(relay.address)}"
+    # A Unix socket is for a proxy; clients have another URL.
+    return text if relay.address[0].startswith("unix:") else f"{text}, {relay.url}"
 
 
 def _announce(relay: Relay, plan: StartPlan) -> None:
@@ -275,24 +246,19 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
     log.info("native part %s", f"pyderp-fast {native}" if native else "not used")
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
     stun = relay.stun_addresses
-    node = public_node(plan, relay.map_node, stun[0][1] if stun else None)
-    if node is not None:
-        _announce_map(relay, plan, node)
+    stun_port = stun[0][1] if stun else None
+    if node := public_node(plan, relay.map_node, stun_port):
+        kind = "self-signed certificate; node" if node.cert_name else "node"
+        log.info("%s for a DERP map: %s", kind, mapjson.dump(node_json(node)))
+        if sys.stdout is not None and sys.stdout.isatty():
+            print_line(show_map(node, "all"))
+        else:
+            command = map_command(plan, _endpoint(relay.address), stun_port)
+            log.info("whole DERP maps, for Tailscale and headscale: %s", command)
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
     if not config.admission.any:
         log.warning("this relay admits every client that can reach it")
-
-
-def _announce_map(relay: Relay, plan: StartPlan, node: DERPNode) -> None:
-    kind = "self-signed certificate; node" if node.cert_name else "node"
-    log.info("%s for a DERP map: %s", kind, mapjson.dump(node_json(node)))
-    if sys.stdout is not None and sys.stdout.isatty():
-        print_line(show_map(node, "all"))
-    else:
-        stun = relay.stun_addresses
-        command = map_command(plan, _endpoint(relay.address), stun[0][1] if stun else None)
-        log.info("whole DERP maps, for Tailscale and headscale: %s", command)
 
 
 def _endpoint(address: tuple[str, int]) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs import make_certificates
 from pyderp.cli.relay.plan import StartPlan
-from pyderp.config import ManualTLS, RelayConfig, TLSSettings
+from pyderp.config import ManualTLS, TLSSettings
 from pyderp.config.tls import PUBLIC
 from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
@@ -44,7 +44,11 @@ def node_of(plan: StartPlan) -> DERPNode:
     cert_name = ""
     if isinstance(config.tls, ManualTLS):
         cert_name = make_certificates(config.tls).cert_name
-    derp_port = plan.public_port or _port(config)
+    # What only this machine reaches, and without TLS, has a proxy in front.
+    on_socket = unix_path(config.address) is not None
+    proxied = on_socket or (config.tls is None and is_loopback(config.address))
+    port = HTTPS_PORT if proxied else parse_address(config.address)[1]
+    derp_port = plan.public_port or port
     stun_port = None if stun_hidden(plan) else config.stun_port
     if 0 in (derp_port, stun_port):
         raise ConfigError("port 0 is another one at each start; a map needs fixed ports")
@@ -69,10 +73,7 @@ def public_node(plan: StartPlan, node: DERPNode | None, stun_port: int | None) -
 
 
 def stun_hidden(plan: StartPlan) -> bool:
-    """Whether clients cannot reach STUN, though the relay answers it.
-
-    So it is on the loopback of a relay that a proxy stands before.
-    """
+    """Whether STUN is answered on the loopback only, of a relay that a proxy stands before."""
     config = plan.config
     if config.stun_port is None or plan.public_port is None:
         return False
@@ -115,29 +116,12 @@ def _certificate_words(tls: TLSSettings) -> Iterator[str]:
         yield f"--acme-directory={tls.directory}"
 
 
-def _port(config: RelayConfig) -> int:
-    # What only this machine reaches, and without TLS, has a proxy in front.
-    if unix_path(config.address) is not None or (
-        config.tls is None and is_loopback(config.address)
-    ):
-        return HTTPS_PORT
-    return parse_address(config.address)[1]
-
-
 def show_map(node: DERPNode, form: str) -> str:
-    """The map with one region of one node.
-
-    Args:
-        node: as `own_node` makes it.
-        form: `policy`, `headscale`, `json` or `all`.
-    """
+    """The map with one region of one node, in the form `policy`, `headscale`, `json` or `all`."""
     derp_map = own_map(node)
     whole = derp_map.to_json(pretty=True)
-    texts = {
-        "policy": f'"derpMap": {whole},',
-        "headscale": headscale_yaml(derp_map),
-        "json": whole,
-    }
+    policy = f'"derpMap": {whole},'
+    texts = {"policy": policy, "headscale": headscale_yaml(derp_map), "json": whole}
     if form != "all":
         return texts[form]
     return "\n\n".join(f"# {_HEADS[each]}:\n\n{text}" for each, text in texts.items())

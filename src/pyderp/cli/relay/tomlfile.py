@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pyderp.cli.relay.flags import FLAGS, Flag
+from pyderp.cli.relay.flags import FLAGS
 from pyderp.errors import ConfigError
 
 __all__ = ["read_toml", "toml_value"]
@@ -18,6 +17,9 @@ __all__ = ["read_toml", "toml_value"]
 _MAX_FILE: Final = 1024 * 1024
 _POSITION: Final = re.compile(r"^(.*) \(at (line \d+, column \d+|end of document)\)$", re.DOTALL)
 _IN_FILE: Final = {flag.name: flag for flag in FLAGS if flag.in_file}
+_SPELLINGS: Final = {
+    each.lstrip("-"): flag.name for flag in _IN_FILE.values() for each in (flag.name, *flag.also)
+}
 
 
 def read_toml(path: Path) -> Iterator[tuple[str, object, str]]:
@@ -34,7 +36,8 @@ def read_toml(path: Path) -> Iterator[tuple[str, object, str]]:
     except RecursionError:
         raise ConfigError(f"settings file {path}: nested too deeply") from None
     for name, value in document.items():
-        yield name, value, f"settings file {path}, line {_line_of(name, text)}: {name}"
+        line = next((number for number, names in _statements(text) if name in names), 1)
+        yield name, value, f"settings file {path}, line {line}: {name}"
 
 
 def _read(path: Path) -> str:
@@ -73,21 +76,8 @@ def toml_value(name: str, value: object) -> Any:
 def _unknown(name: str, value: object) -> str:
     if isinstance(value, dict):
         return "there are no tables; all settings stand at the top"
-    spellings = _spellings()
-    near = difflib.get_close_matches(name.replace("_", "-").lower(), spellings, n=1)
-    return f"no such setting; did you mean {spellings[near[0]]}?" if near else "no such setting"
-
-
-@functools.cache
-def _spellings() -> dict[str, str]:
-    def all_of(flag: Flag) -> list[str]:
-        return [flag.name, *(each.lstrip("-") for each in flag.also)]
-
-    return {each: flag.name for flag in _IN_FILE.values() for each in all_of(flag)}
-
-
-def _line_of(name: str, text: str) -> int:
-    return next((number for number, names in _statements(text) if name in names), 1)
+    near = difflib.get_close_matches(name.replace("_", "-").lower(), _SPELLINGS, n=1)
+    return f"no such setting; did you mean {_SPELLINGS[near[0]]}?" if near else "no such setting"
 
 
 def _statements(text: str) -> Iterator[tuple[int, Collection[str]]]:

@@ -31,7 +31,8 @@ __all__ += ["native_use", "port_or_none", "recipients", "text"]
 
 _DURATION: Final = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MICRO: Final = dict.fromkeys(("us", "µs", "μs"), 1e-6)
+_SECONDS: Final = _MICRO | {"ns": 1e-9, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 64
 """Characters of a number; beyond, Python's own parser refuses in words of its own."""
 _TYPES: Final = {
@@ -81,15 +82,11 @@ class Kind:
             return self.parse(str(value).lower() if isinstance(value, bool) else str(value))
         if isinstance(value, str):
             return self.parse(value)
-        raise ValueError(
-            f"it is {_TYPES.get(type(value), 'a date or time')}; want {self._wanted()}"
-        )
-
-    def _wanted(self) -> str:
         wanted = [_TYPES[kind] for kind in (*self.toml, str)]
         if self.of_list is not None:
             wanted.append("an array of strings")
-        return " or ".join(wanted)
+        kind = _TYPES.get(type(value), "a date or time")
+        raise ValueError(f"it is {kind}; want {' or '.join(wanted)}")
 
 
 def parse_boolean(word: str) -> bool:
@@ -107,10 +104,7 @@ def parse_duration(word: str) -> float:
     if len(word) > _LONGEST:
         raise ValueError("want a duration such as 15s or 1m30s")
     if _DURATION.fullmatch(word):
-        units = [
-            (float(n), unit.replace("µ", "u").replace("μ", "u")) for n, unit in _PART.findall(word)
-        ]
-        return math.fsum(n * _SECONDS[unit] for n, unit in units)
+        return math.fsum(float(n) * _SECONDS[unit] for n, unit in _PART.findall(word))
     try:
         seconds = float(word)
     except ValueError:
@@ -137,12 +131,11 @@ def integer(least: int | None = None, most: int | None = None, *, metavar: str =
 
     def parse(word: str) -> int:
         try:
-            # As Go, also 0x10 and 1_000.
-            value = int(word, 0) if len(word) <= _LONGEST else None
+            if len(word) > _LONGEST:
+                raise ValueError
+            value = int(word, 0)  # as Go, also 0x10 and 1_000
         except ValueError:
-            value = None
-        if value is None:
-            raise ValueError("want a whole number")
+            raise ValueError("want a whole number") from None
         if (least is not None and value < least) or (most is not None and value > most):
             wanted = f"{least} or more" if most is None else f"{least} to {most}"
             raise ValueError(f"want {wanted}")
@@ -198,11 +191,7 @@ def names(metavar: str) -> Kind:
 
 def exact_names(metavar: str) -> Kind:
     """Words with commas between, exactly as they stand: spaces and empty ones are kept."""
-    return Kind(
-        metavar,
-        lambda word: tuple(word.split(",")) if word else (),
-        of_list=lambda items: tuple(items),
-    )
+    return Kind(metavar, lambda word: tuple(word.split(",")) if word else (), of_list=tuple)
 
 
 def _split(items: list[str]) -> tuple[str, ...]:

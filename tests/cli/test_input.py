@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.cli.stdin import Read, Stdin, chunks_of, lines_of, read_stdin
+from pyderp.cli.input import Read, Stdin, chunks_of, lines_of, read_stdin
 from pyderp.errors import ConfigError, LocalProtocolError
 from tests.conftest import Run
 
