@@ -208,7 +208,7 @@ def open_client_info_untrusted(
             frame_type=FrameType.CLIENT_INFO,
         ) from e
     info = ClientInfo.from_json_untrusted(text)
-    if not is_app_name(info.app_name):
+    if info.app_name and not is_app_name(info.app_name):
         raise RemoteProtocolError(invalid_app_name(info.app_name), frame_type=FrameType.CLIENT_INFO)
     return client, shared, info
 
