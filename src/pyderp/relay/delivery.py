@@ -7,6 +7,7 @@ once: as sent when the kernel has it, or as dropped with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.relay.backlog import (
@@ -80,13 +81,10 @@ class Delivery:
     def keep_alive(self, connection: Connection) -> None:
         """Send a KeepAlive frame; a peer that has yet to read what waits needs none."""
         if not connection.paused:
-            self._control(connection, KEEP_ALIVE_FRAME)
+            self.send_control(connection, KEEP_ALIVE_FRAME)
 
     def send_control(self, connection: Connection, frame: bytes) -> None:
         """Send a frame that is no packet, such as Health or Restarting."""
-        self._control(connection, frame)
-
-    def _control(self, connection: Connection, frame: bytes) -> None:
         self.mark_dirty(connection)
         if connection.backlog is None:
             connection.out.append(frame)
@@ -136,7 +134,7 @@ class Delivery:
 
     def _write(self, connection: Connection, frames: list[bytes]) -> None:
         """Write frames that were counted as sent; take back what the kernel did not take."""
-        sink, counters = connection.sink, self.counters
+        sink = connection.sink
         if sink.send(frames):
             backlog = connection.backlog
             if not connection.paused or backlog is None:
@@ -145,12 +143,14 @@ class Delivery:
         else:
             not_sent = packets_at_the_end(frames, sum(map(len, frames)))
             for _, size, disco in not_sent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
-        size = sum(size for _, size, _ in not_sent)
-        counters.packets_sent -= len(not_sent)
-        counters.bytes_sent -= size
-        connection.packets_sent -= len(not_sent)
-        connection.bytes_sent -= size
+                self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+        self._count_sent(connection, -len(not_sent), -sum(size for _, size, _ in not_sent))
+
+    def _count_sent(self, connection: Connection, packets: int, size: int) -> None:
+        self.counters.packets_sent += packets
+        self.counters.bytes_sent += size
+        connection.packets_sent += packets
+        connection.bytes_sent += size
 
     def pause(self, connection: Connection, unsent: int) -> None:
         """The kernel takes no more for a connection.
@@ -163,20 +163,16 @@ class Delivery:
             connection.backlog = Backlog(depth=self._send_queue_depth)
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.since = self.clock()
-        if connection.out:
-            self._queue_out(connection, connection.backlog)
-
-    def _queue_out(self, connection: Connection, backlog: Backlog) -> None:
-        # The socket filled up by other means than a flush, say by a websocket's pong.
+        # There are some if the socket filled up by other means than a flush, say by a pong
+        # of a websocket.
         runs, connection.out = connection.out, []
         connection.out_bytes = connection.out_packets = 0
-        for run in runs:
-            for frame in split_run(run):
-                if frame[0] == FrameType.RECV_PACKET:
-                    disco = looks_like_disco(frame[PACKET_OVERHEAD:])
-                    self._queue(connection, frame, disco=disco)
-                else:
-                    backlog.control.append(frame)
+        for frame in chain.from_iterable(map(split_run, runs)):
+            if frame[0] == FrameType.RECV_PACKET:
+                disco = looks_like_disco(frame[PACKET_OVERHEAD:])
+                self._queue(connection, frame, disco=disco)
+            else:
+                connection.backlog.control.append(frame)
 
     def resume(self, connection: Connection) -> None:
         """The kernel took all; write what waits."""
@@ -193,10 +189,7 @@ class Delivery:
             connection.pong_pending = False
             counters.wrote(len(batch.chunks))
             if batch.packets:
-                counters.packets_sent += batch.packets
-                counters.bytes_sent += batch.packet_bytes
-                connection.packets_sent += batch.packets
-                connection.bytes_sent += batch.packet_bytes
+                self._count_sent(connection, batch.packets, batch.packet_bytes)
                 waited = (self.clock() - backlog.since) * 1000
                 counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
             if batch.changes:
@@ -212,8 +205,11 @@ class Delivery:
 
     def _drop_waiting(self, connection: Connection) -> list[bytes]:
         """Count the packets that waited as dropped; returns the other frames that did."""
-        for run in connection.out:
-            self._drop_run(run, DropReason.GONE_DISCONNECTED)
+        gone = DropReason.GONE_DISCONNECTED
+        for frame in chain.from_iterable(map(split_run, connection.out)):
+            if frame[0] == FrameType.RECV_PACKET:
+                packet = frame[PACKET_OVERHEAD:]
+                self.counters.drop(gone, disco=looks_like_disco(packet), size=len(packet))
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
         connection.paused = True  # nothing may be handed to the sink any more
@@ -221,8 +217,7 @@ class Delivery:
         if backlog is None:
             return []
         for frame, disco in backlog.drain_packets():
-            size = len(frame) - PACKET_OVERHEAD
-            self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
+            self.counters.drop(gone, disco=disco, size=len(frame) - PACKET_OVERHEAD)
         words, backlog.control = backlog.control, []
         backlog.changes.clear()
         if not backlog.in_flight:
@@ -238,19 +233,9 @@ class Delivery:
         backlog = connection.backlog
         if backlog is None or not backlog.in_flight:
             return
-        counters = self.counters
         for behind, size, disco in backlog.in_flight:
             if behind < unsent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+                self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
             else:
-                counters.packets_sent += 1
-                counters.bytes_sent += size
-                connection.packets_sent += 1
-                connection.bytes_sent += size
+                self._count_sent(connection, 1, size)
         backlog.in_flight = []
-
-    def _drop_run(self, run: bytes, reason: DropReason) -> None:
-        for frame in split_run(run):
-            if frame[0] == FrameType.RECV_PACKET:
-                packet = frame[PACKET_OVERHEAD:]
-                self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))

@@ -19,7 +19,7 @@ from pyderp.defaults import (
     SEND_QUEUE_DEPTH,
 )
 from pyderp.errors import RemoteProtocolError
-from pyderp.keys import KEY_LEN
+from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.relay.backlog import Backlog, recv_frame
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
@@ -31,16 +31,16 @@ from pyderp.wire.frames import (
     PING_LEN,
     FrameType,
     PeerGoneReason,
-    frame_header,
     looks_like_disco,
+    pack_peer_gone,
     pack_pong,
 )
 
 __all__ = ["Router", "check"]
 
-_PEER_GONE_HEADER: Final = frame_header(FrameType.PEER_GONE, KEY_LEN + 1)
-_DISCONNECTED: Final = bytes((PeerGoneReason.DISCONNECTED,))
-_NOT_HERE: Final = bytes((PeerGoneReason.NOT_HERE,))
+_FOR_MESH_PEERS: Final = frozenset(
+    {FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER}
+)
 
 
 class Router(Delivery):
@@ -98,7 +98,7 @@ class Router(Delivery):
     def _tell_departure(self, key: bytes) -> None:
         if self.registry.watchers:
             self.counters.peer_gone_disconnected += len(self.registry.watchers)
-            self._tell_watchers(_PEER_GONE_HEADER + key + _DISCONNECTED)
+            self._tell_watchers(pack_peer_gone(NodePublic(key), PeerGoneReason.DISCONNECTED))
         if key not in self.forwarders:
             self._tell_left_region(key)
 
@@ -110,6 +110,11 @@ class Router(Delivery):
         Raises:
             RemoteProtocolError: the client may not send this.
         """
+        if kind in _FOR_MESH_PEERS and not connection.can_mesh:
+            raise RemoteProtocolError(
+                "insufficient permissions: it asked for what only a relay with our mesh key may",
+                frame_type=kind,
+            )
         if kind == FrameType.SEND_PACKET:
             self.send_packet(connection, payload[:KEY_LEN], payload[KEY_LEN:])
         elif kind == FrameType.PING:
@@ -117,25 +122,14 @@ class Router(Delivery):
         elif kind == FrameType.NOTE_PREFERRED:
             self._on_note_preferred(connection, preferred=payload != b"\0")
         elif kind == FrameType.FORWARD_PACKET:
-            self._need_mesh(connection, kind)
             self._on_forward_packet(connection, payload)
         elif kind == FrameType.WATCH_CONNS:
-            self._need_mesh(connection, kind)
             self._on_watch_conns(connection)
         elif kind == FrameType.CLOSE_PEER:
-            self._need_mesh(connection, kind)
             for target in self.registry.connections_of(payload):
                 target.sink.end(EndReason.MESH_PEER, How.NOW, "closed by a mesh peer")
         else:
             self.counters.unknown_frames += 1
-
-    @staticmethod
-    def _need_mesh(connection: Connection, kind: int) -> None:
-        if not connection.can_mesh:
-            raise RemoteProtocolError(
-                "insufficient permissions: it asked for what only a relay with our mesh key may",
-                frame_type=kind,
-            )
 
     def _on_ping(self, connection: Connection, payload: bytes) -> None:
         self.counters.got_ping += 1
@@ -143,7 +137,7 @@ class Router(Delivery):
         if not connection.pong_pending:
             connection.pong_pending = True
             self.counters.sent_pong += 1
-            self._control(connection, pack_pong(payload[:PING_LEN]))
+            self.send_control(connection, pack_pong(payload[:PING_LEN]))
 
     def _on_note_preferred(self, connection: Connection, *, preferred: bool) -> None:
         if connection.preferred == preferred:
@@ -215,7 +209,7 @@ class Router(Delivery):
         if connection.not_here_tokens >= 1:
             connection.not_here_tokens -= 1
             self.counters.peer_gone_not_here += 1
-            self._control(connection, _PEER_GONE_HEADER + dst + _NOT_HERE)
+            self.send_control(connection, pack_peer_gone(NodePublic(dst), PeerGoneReason.NOT_HERE))
 
     # Mesh
 
@@ -272,7 +266,7 @@ class Router(Delivery):
 
     def _tell_left_region(self, source: bytes) -> None:
         told = self.registry.left_region(source)
-        frame = _PEER_GONE_HEADER + source + _DISCONNECTED
+        frame = pack_peer_gone(NodePublic(source), PeerGoneReason.DISCONNECTED)
         for connection in told:
             backlog = connection.backlog
             # A mesh peer may have any number of sources come and go while a client reads slowly.
@@ -280,7 +274,7 @@ class Router(Delivery):
                 self.counters.peer_gone_not_sent += 1
             else:
                 self.counters.peer_gone_disconnected += 1
-                self._control(connection, frame)
+                self.send_control(connection, frame)
 
 
 def check(router: Router) -> list[str]:
