@@ -6,8 +6,10 @@ once: as sent when the kernel has it, or as dropped with the reason.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import chain
+from typing import Final
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.relay.backlog import (
@@ -21,9 +23,9 @@ from pyderp.relay.backlog import (
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
 from pyderp.relay.registry import Registry
-from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType, looks_like_disco
+from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType, frame_header, looks_like_disco
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "MeshLink"]
 
 
 class Delivery:
@@ -239,3 +241,63 @@ class Delivery:
             else:
                 self._count_sent(connection, 1, size)
         backlog.in_flight = []
+
+
+MESH_QUEUE_DEPTH: Final = 4096
+MESH_QUEUE_BYTES: Final = 4 * 1024 * 1024
+
+
+class MeshLink:
+    """The queue to one other relay, of ForwardPacket frames, for the task that writes them.
+
+    Full or disconnected means dropped: a relay in trouble must not cost this one memory. A frame
+    that is being written stays in the queue until it is `written`, so that it counts as dropped
+    if the link breaks meanwhile.
+
+    Args:
+        wake: called when the queue gets its first frame.
+    """
+
+    __slots__ = ("_frames", "_size", "_wake", "connected")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._frames: deque[bytes] = deque()
+        self._size = 0
+        self._wake = wake
+        self.connected = False
+
+    def forward(self, src: bytes, dst: bytes, packet: bytes) -> DropReason | None:
+        """Queue a packet, as `Forwarder.forward`."""
+        if not self.connected:
+            return DropReason.MESH_LINK_DOWN
+        header = frame_header(FrameType.FORWARD_PACKET, len(src) + len(dst) + len(packet))
+        frame = b"".join((header, src, dst, packet))
+        if len(self._frames) >= MESH_QUEUE_DEPTH or self._size + len(frame) > MESH_QUEUE_BYTES:
+            return DropReason.MESH_LINK_FULL
+        self._frames.append(frame)
+        self._size += len(frame)
+        if len(self._frames) == 1:
+            self._wake()
+        return None
+
+    def batch(self, size: int) -> list[bytes]:
+        """The first frames, which stay queued: as many as it takes to have `size` bytes, or all."""
+        frames = []
+        for frame in self._frames:
+            frames.append(frame)
+            size -= len(frame)
+            if size <= 0:
+                break
+        return frames
+
+    def written(self, count: int) -> None:
+        """The first `count` frames were written: take them out."""
+        for _ in range(count):
+            self._size -= len(self._frames.popleft())
+
+    def take(self) -> list[bytes]:
+        """Take out all queued frames."""
+        frames = list(self._frames)
+        self._frames.clear()
+        self._size = 0
+        return frames

@@ -1,16 +1,16 @@
-"""Who is connected: connections by key, duplicates, watchers, and who hears of a departure."""
+"""Which connections and which other relays have a key; duplicates, watchers, departures."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from pyderp.defaults import MAX_FORWARDED_SOURCES, MAX_REMOTE_PAIRS, MAX_REMOTE_SOURCES
 from pyderp.relay.connection import Connection
-from pyderp.relay.counters import Counters
+from pyderp.relay.counters import Counters, DropReason
 
-__all__ = ["Duplicates", "Registry"]
+__all__ = ["Duplicates", "Forwarder", "ForwarderTable", "Registry"]
 
 _FORGET_A_TURN: Final = 2_000
 """Sources of a departed connection that are forgotten in one turn of the loop, in about 1 ms."""
@@ -230,3 +230,66 @@ class Registry:
             # to it unseen: it stays until the source leaves, unless the source is not here.
             if not told and source not in self.active:
                 del self.sent_to[source]
+
+
+class Forwarder(Protocol):
+    """A way to a key on another relay."""
+
+    def forward(self, src: bytes, dst: bytes, packet: bytes) -> DropReason | None:
+        """Take a packet on its way, at once; or say why it is dropped. Never blocks or connects."""
+
+
+class ForwarderTable:
+    """Remote keys and the relays that claim to have them; the oldest claim is used."""
+
+    __slots__ = ("_counters", "_table")
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._table: dict[bytes, list[Forwarder]] = {}
+
+    def get(self, key: bytes) -> Forwarder | None:
+        """The way to a key, or `None`."""
+        forwarders = self._table.get(key)
+        return forwarders[0] if forwarders else None
+
+    def add(self, key: bytes, forwarder: Forwarder) -> None:
+        """A relay has a key; saying so twice changes nothing."""
+        forwarders = self._table.setdefault(key, [])
+        if any(known is forwarder for known in forwarders):
+            return
+        forwarders.append(forwarder)
+        if len(forwarders) == 2:
+            self._counters.multiforwarder_created += 1
+
+    def remove(self, key: bytes, forwarder: Forwarder, *, is_local: bool) -> bool:
+        """A relay lost a key. Returns whether that was the last way to it.
+
+        Args:
+            is_local: a connection here has the key.
+        """
+        forwarders = self._table.get(key)
+        if forwarders is None:
+            if is_local:
+                self._counters.forwarder_delete_other_value += 1
+            return False
+        for i, known in enumerate(forwarders):
+            if known is forwarder:
+                del forwarders[i]
+                break
+        else:
+            if len(forwarders) == 1:
+                self._counters.forwarder_delete_other_value += 1
+            return False
+        if len(forwarders) == 1:
+            self._counters.multiforwarder_deleted += 1
+        elif not forwarders:
+            del self._table[key]
+            return True
+        return False
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._table
+
+    def __len__(self) -> int:
+        return len(self._table)

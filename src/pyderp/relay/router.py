@@ -23,9 +23,8 @@ from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.relay.backlog import Backlog, recv_frame
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.delivery import Delivery
-from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
-from pyderp.relay.registry import Registry
+from pyderp.relay.delivery import Delivery, MeshLink
+from pyderp.relay.registry import Forwarder, ForwarderTable, Registry
 from pyderp.wire.frames import (
     HEADER,
     PING_LEN,
