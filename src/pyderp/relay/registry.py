@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from pyderp.defaults import MAX_FORWARDED_SOURCES, MAX_REMOTE_PAIRS, MAX_REMOTE_SOURCES
@@ -50,6 +51,7 @@ class Duplicates:
             self.last = next(reversed(self._spoke or self.members))
 
 
+@dataclass(slots=True, eq=False)
 class Registry:
     """The relay's books on its own connections. Of several with one key, the last to speak counts.
 
@@ -60,33 +62,20 @@ class Registry:
         sent_to: source key → connections that it has written to.
         pairs: members of all sets in `sent_to`.
         departed: connections that left and still stand in `sent_to`.
+        on_takeover: told when one of several connections of a key takes its packets over by
+            speaking.
     """
 
-    __slots__ = (
-        "active",
-        "counters",
-        "departed",
-        "duplicates",
-        "not_ideal",
-        "on_takeover",
-        "pairs",
-        "sent_to",
-        "size",
-        "watchers",
-    )
-
-    def __init__(self, counters: Counters) -> None:
-        self.counters = counters
-        self.active: dict[bytes, Connection] = {}
-        self.duplicates: dict[bytes, Duplicates] = {}
-        self.watchers: dict[Connection, None] = {}
-        self.sent_to: dict[bytes, set[Connection]] = {}
-        self.pairs = 0
-        self.departed: deque[Connection] = deque()
-        self.size = 0
-        self.not_ideal = 0
-        self.on_takeover: Callable[[Connection], None] | None = None
-        """Told when one of several connections of a key takes its packets over by speaking."""
+    counters: Counters
+    active: dict[bytes, Connection] = field(default_factory=dict)
+    duplicates: dict[bytes, Duplicates] = field(default_factory=dict)
+    watchers: dict[Connection, None] = field(default_factory=dict)
+    sent_to: dict[bytes, set[Connection]] = field(default_factory=dict)
+    pairs: int = 0
+    departed: deque[Connection] = field(default_factory=deque)
+    size: int = 0
+    not_ideal: int = 0
+    on_takeover: Callable[[Connection], None] | None = None
 
     def add(self, connection: Connection) -> None:
         """Take in a connection; it becomes the active one of its key."""
@@ -105,7 +94,7 @@ class Registry:
         self.not_ideal += connection.not_ideal
 
     def remove(self, connection: Connection) -> bool:
-        """Take out a connection; gives whether it was the last of its key."""
+        """Take out a connection; returns whether it was the last of its key."""
         key = connection.key
         duplicates = self.duplicates.get(key)
         if duplicates is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
+from pyderp.relay.health import HealthTeller
 from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
 from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
 from pyderp.server.conn.reading import HOLD_LIMIT
@@ -44,16 +45,6 @@ def read_rate_config(path: Path) -> RateConfig:
     return parse_rate_config(data, f"rate config {path}")
 
 
-class WaitObserver(Protocol):
-    """Hears of clients that have to wait."""
-
-    def on_wait(self, connection: Connection, seconds: float) -> None:
-        """A client is not read from for so long."""
-
-    def end_wait(self, connection: Connection) -> None:
-        """A client is read from again."""
-
-
 class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
@@ -78,7 +69,7 @@ class Limits:
         counters: Counters,
         path: Path,
         *,
-        observer: WaitObserver | None = None,
+        observer: HealthTeller | None = None,
     ) -> None:
         self.loop = loop
         self.counters = counters
@@ -186,7 +177,7 @@ class _LimitedStage:
         self._until = 0.0
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes in a buffer; gives how many were used up."""
+        """Take bytes in a buffer; returns how many were used up."""
         if self._must_hold(end):
             return 0
         counters = self._limits.counters
@@ -195,7 +186,7 @@ class _LimitedStage:
         try:
             used = self.relaying(data, view, end)
         except RemoteProtocolError:
-            # What stood before it was relayed, and would be free for who comes back.
+            # What stood before it was relayed, and would be free for a client that comes back.
             self._buckets.charge(self._bucket, end - charged, self._loop.time())
             raise
         # As upstream, the headers of packets are free.
