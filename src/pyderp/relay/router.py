@@ -24,7 +24,7 @@ from pyderp.relay.backlog import Backlog, recv_frame
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
 from pyderp.relay.delivery import Delivery, MeshLink
-from pyderp.relay.registry import Forwarder, ForwarderTable, Registry
+from pyderp.relay.registry import Forwarder, ForwarderTable
 from pyderp.wire.frames import (
     HEADER,
     PING_LEN,
@@ -281,25 +281,6 @@ def check(router: Router) -> list[str]:
 
     Several connections with one key are no difference, unlike in Go's `ConsistencyCheck`.
     """
-    return [*_keys(router.registry), *_numbers(router), *_watchers(router.registry)]
-
-
-def _keys(registry: Registry) -> Iterator[str]:
-    wrong_key = sum(connection.key != key for key, connection in registry.active.items())
-    if wrong_key:
-        yield f"{wrong_key} keys lead to a connection with another key"
-    strangers = sum(
-        registry.active.get(key) not in duplicates.members
-        for key, duplicates in registry.duplicates.items()
-    )
-    if strangers:
-        yield f"{strangers} keys with several connections have none of them active"
-    single = sum(len(duplicates.members) < 2 for duplicates in registry.duplicates.values())
-    if single:
-        yield f"{single} keys count as having several connections and do not"
-
-
-def _numbers(router: Router) -> Iterator[str]:
     registry = router.registry
     total = home = not_ideal = shared = left = 0
     for connection in registry.connections():
@@ -308,22 +289,30 @@ def _numbers(router: Router) -> Iterator[str]:
         not_ideal += connection.not_ideal
         shared += connection.is_dup
         left += connection.has_left
-    conns = sum(len(duplicates.members) for duplicates in registry.duplicates.values())
-    for what, counted, found in (
-        ("connections", registry.size, total),
-        ("home connections", router.counters.home_connections, home),
-        ("not-ideal connections", registry.not_ideal, not_ideal),
-        ("connections that share a key", conns, shared),
-        ("registered connections that have left", 0, left),
-        ("noted pairs", registry.pairs, sum(map(len, registry.sent_to.values()))),
-    ):
-        if counted != found:
-            yield f"{what} = {counted} != the connections say {found}"
-
-
-def _watchers(registry: Registry) -> Iterator[str]:
-    unknown = sum(
-        watcher not in registry.connections_of(watcher.key) for watcher in registry.watchers
-    )
-    if unknown:
-        yield f"{unknown} watchers are not registered"
+    active, watchers = registry.active, registry.watchers
+    sets = [(key, duplicates.members) for key, duplicates in registry.duplicates.items()]
+    wrong = {
+        "keys lead to a connection with another key": sum(c.key != k for k, c in active.items()),
+        "keys with several connections have none of them active": sum(
+            active.get(key) not in members for key, members in sets
+        ),
+        "keys count as having several connections and do not": sum(
+            len(members) < 2 for _, members in sets
+        ),
+        "watchers are not registered": sum(
+            watcher not in registry.connections_of(watcher.key) for watcher in watchers
+        ),
+    }
+    counts = {
+        "connections": (registry.size, total),
+        "home connections": (router.counters.home_connections, home),
+        "not-ideal connections": (registry.not_ideal, not_ideal),
+        "connections that share a key": (sum(len(members) for _, members in sets), shared),
+        "registered connections that have left": (0, left),
+        "noted pairs": (registry.pairs, sum(map(len, registry.sent_to.values()))),
+    }
+    return [f"{number} {what}" for what, number in wrong.items() if number] + [
+        f"{what} = {counted} != the connections say {found}"
+        for what, (counted, found) in counts.items()
+        if counted != found
+    ]
