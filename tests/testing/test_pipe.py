@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pyderp.testing.pipe import Cutter, Mode, Pipe, read_request
 from pyderp.testing.plan import FaultPlan, Way
 from pyderp.wire.frames import MAX_CLIENT_FRAME, frame_header, pack_frame
-from pyderp.wire.upgrade import Upgrade, upgrade_request
+from pyderp.wire.http import Upgrade
+from pyderp.wire.upgrade import upgrade_request
 
 quick = settings(deadline=None)
 

@@ -16,8 +16,7 @@ from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
 from pyderp.testing.plan import PACKET_FRAMES, FaultPlan, Way
 from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER, MAX_CLIENT_FRAME
-from pyderp.wire.http import HttpConnection
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
+from pyderp.wire.http import HttpConnection, Upgrade
 
 __all__ = ["Cutter", "Leg", "Mode", "Pipe", "read_request"]
 
@@ -106,7 +105,7 @@ def read_request(head: bytes) -> tuple[Upgrade, bool]:
     with contextlib.suppress(BadUpgrade):
         request = http.next_request()
         if request is not None:
-            return classify_upgrade(request), wants_fast_start(request)
+            return request.upgrade, request.wants_fast_start
     return Upgrade.NONE, False
 
 

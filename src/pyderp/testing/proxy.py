@@ -14,8 +14,8 @@ from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
 from pyderp.testing.pipe import Cutter, Leg, Mode, Pipe, read_request
 from pyderp.testing.plan import FaultPlan, Way
 from pyderp.wire.frames import FRAME_HEADER_LEN, FrameType
+from pyderp.wire.http import Upgrade
 from pyderp.wire.login import seal_server_info
-from pyderp.wire.upgrade import Upgrade
 
 __all__ = ["HOST", "ProxiedConnection", "Proxy"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -24,6 +25,7 @@ __all__ = [
     "Response",
     "Routes",
     "StreamedResponse",
+    "Upgrade",
     "page",
     "text_response",
 ]
@@ -42,6 +44,14 @@ BROWSER_HEADERS: Final = (
 
 
 _MAX_QUERY_FIELDS: Final = 50
+
+
+class Upgrade(Enum):
+    """What a request to the DERP path asks for."""
+
+    NONE = auto()
+    DERP = auto()
+    WEBSOCKET = auto()
 
 
 @dataclass(slots=True)
@@ -91,6 +101,23 @@ class Request:
     def header_values(self, name: bytes) -> list[str]:
         """All values of a header, in order."""
         return [value.decode("latin-1") for key, value in self.headers if key == name]
+
+    @property
+    def upgrade(self) -> Upgrade:
+        """What a request to `/derp` is upgraded to, by the rules of Go's handler.
+
+        A websocket without the subprotocol is an ancient client that speaks plain DERP.
+        """
+        wanted = self.header(b"upgrade").lower()
+        if wanted == "websocket":
+            offered = ",".join(self.header_values(b"sec-websocket-protocol"))
+            return Upgrade.WEBSOCKET if "derp" in offered else Upgrade.DERP
+        return Upgrade.DERP if wanted == "derp" else Upgrade.NONE
+
+    @property
+    def wants_fast_start(self) -> bool:
+        """Whether the client expects no HTTP answer at all: the header is exactly `1`."""
+        return self.header(b"derp-fast-start") == "1"
 
 
 @dataclass(slots=True)

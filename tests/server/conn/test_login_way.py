@@ -31,7 +31,6 @@ WAY = [
     "server/conn/records.py",
     "certs/manual.py",  # which certificate
     "wire/http.py",
-    "wire/upgrade.py",
     "server/conn/login.py",
     "wire/login.py",
     "keys.py",
@@ -66,7 +65,7 @@ def _traced(found: list[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def test_a_tls_login_enters_eighteen_files_until_server_info(run: Run, tmp_path: Path) -> None:
+def test_a_tls_login_enters_seventeen_files_until_server_info(run: Run, tmp_path: Path) -> None:
     """The client has a thread of its own, so only the relay's loop is seen."""
     write_pair(tmp_path, NAME)
     config, via = way("tls1.3", ManualTLS(hostname=NAME, certdir=tmp_path))

@@ -24,9 +24,9 @@ from pyderp.wire.http import (
     Response,
     Routes,
     StreamedResponse,
+    Upgrade,
     text_response,
 )
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
 from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
 
 __all__ = ["HttpStage", "client_address"]
@@ -98,7 +98,7 @@ class HttpStage:
         context = protocol.context
         self._note_asker(request)
         if self._derp and request.path == DERP_PATH:
-            upgrade = classify_upgrade(request)
+            upgrade = request.upgrade
             if upgrade is Upgrade.DERP:
                 return self._upgrade(http, request)
             if upgrade is Upgrade.WEBSOCKET:
@@ -200,8 +200,8 @@ class HttpStage:
         protocol = self._protocol
         context = protocol.context
         protocol.not_ideal = bool(request.header(b"ideal-node"))
-        fast_start = wants_fast_start(request)
-        protocol.send([context.login.greeting if fast_start else context.greeting_with_head])
+        login, fast_start = context.login, request.wants_fast_start
+        protocol.send([login.greeting if fast_start else context.greeting_with_head])
         protocol.stage = LoginStage(protocol)
         return self._hand_over(http)
 
