@@ -96,7 +96,7 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     Args:
         address: its IP address; what is none belongs only to 100.
         percent: from 0 to 100.
-        uniform: gives numbers from [0, 1): on loopback, where tests are, chance decides.
+        uniform: returns numbers from [0, 1): on loopback, where tests are, chance decides.
     """
     if percent <= 0 or percent >= 100:
         return percent >= 100

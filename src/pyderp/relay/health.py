@@ -93,7 +93,7 @@ class _Waits:
 class HealthTeller:
     """Decides which client is told what, from what happens and the time, and sends Health frames.
 
-    Stock Tailscale clients show them in `tailscale status`. It remembers only those who have
+    Stock Tailscale clients show them in `tailscale status`. It remembers only those that have
     trouble or were told of any. A client that is new counts as healthy.
 
     Args:

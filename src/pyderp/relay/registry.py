@@ -20,8 +20,8 @@ _FORGET_A_TURN: Final = 2_000
 class Duplicates:
     """The connections that share one key, while there are at least two.
 
-    The order of takeovers is Go's (`dupClientSet`): the newest is active, then whoever
-    spoke last; when the active one leaves, whoever spoke before it. The second connection
+    The order of takeovers is Go's (`dupClientSet`): the newest is active, then the
+    last to speak; when the active one leaves, the one that spoke before it. The second connection
     counts as having spoken only once it does.
     """
 
@@ -58,7 +58,7 @@ class Registry:
     Attributes:
         active: key → the connection that gets its packets; one look-up routes a run.
         duplicates: key → all its connections, for keys that have several.
-        watchers: connections that are told who comes and goes.
+        watchers: connections that are told which clients come and go.
         sent_to: source key → connections that it has written to.
         pairs: members of all sets in `sent_to`.
         departed: connections that left and still stand in `sent_to`.

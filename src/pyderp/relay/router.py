@@ -1,4 +1,4 @@
-"""The relay's decisions: who gets what, who is told what, what is dropped. It never awaits.
+"""The relay's decisions: which client gets what and is told what, what is dropped. It never awaits.
 
 The shell calls `login`, then `receive` with each read, and `leave`; it calls `flush` once
 at the end of each turn of its loop in which `wants_flush` became true. All bytes go out
@@ -71,7 +71,7 @@ class Router(Delivery):
             self._tell_watchers(connection.present_frame())
 
     def leave(self, connection: Connection, *, last_words: bool = False) -> list[bytes]:
-        """Take out a connection, count the packets that waited, and tell those who care.
+        """Take out a connection, count the packets that waited, and tell its peers and watchers.
 
         Packets that its transport holds are counted when it is known what becomes of them:
         `settle` must follow, at once or later.

@@ -256,7 +256,7 @@ def client_address(
         trusts: whether an address is a trusted proxy's.
 
     Returns:
-        address and port; port 0: not told. `None`: a proxy does not say who it was, or what it
+        address and port; port 0: not told. `None`: a proxy does not name the client, or what it
         says cannot be read; the client is then certainly not the proxy itself.
     """
     values = request.header_values(b"x-forwarded-for")

@@ -313,7 +313,7 @@ def open_files_now() -> int:
 
 
 def network_bytes() -> tuple[int, int] | None:
-    """Bytes received and sent by IP in this network namespace; `None`: nobody tells."""
+    """Bytes received and sent by IP in this network namespace; `None`: unknown."""
     lines = [words for words in _lines("/proc/self/net/netstat") if words[0] == "IpExt:"]
     if len(lines) < 2:
         return None

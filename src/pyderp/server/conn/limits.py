@@ -56,7 +56,7 @@ class Limits:
     however many connections it has, and nothing is ever dropped.
 
     Args:
-        loop: gives the time.
+        loop: has the time, and the timers of clients that wait.
         counters: of the relay's router.
         path: the file of limits; `reload` reads it again.
 
@@ -136,7 +136,7 @@ class _LimitedStage:
     """Relays what comes, and then reads nothing until that is paid for (`Stage`).
 
     What comes while others of the key are in debt is charged at once and relayed in its turn:
-    when the debt before it is paid, whatever came after it.
+    when the debt before it is paid, however much came after it.
 
     Attributes:
         holds: something waits for its turn.

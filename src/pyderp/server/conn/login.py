@@ -33,7 +33,7 @@ log = logging.getLogger("pyderp.relay")
 class LoginStage:
     """Waits for ClientInfo, asks whether the client may come in, and lets it relay.
 
-    While somebody has to be asked, nothing is read from the client; what came behind its
+    While the admission is being asked, nothing is read from the client; what came behind its
     ClientInfo waits.
 
     Args:
@@ -46,7 +46,7 @@ class LoginStage:
         self._protocol = protocol
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; gives how many were used up (`Stage`)."""
+        """Take bytes; returns how many were used up (`Stage`)."""
         used, client = self._protocol.context.login.receive_untrusted(view, end)
         if client is not None:
             self._on_client(client)
@@ -130,7 +130,7 @@ class LoginStage:
 
 
 def _wait(_: bytearray, __: memoryview, end: int) -> int:
-    """The stage of a client that somebody is being asked about: what it sends waits.
+    """The stage of a client while the admission is being asked about it: what it sends waits.
 
     It is not read from meanwhile, so this is what stood behind its ClientInfo in one read.
     """

@@ -187,7 +187,7 @@ class RelayProtocol(StagedWriter):
     def _linger(self) -> None:
         """Write out what is written, close our half, and wait for the client's.
 
-        Bytes that nobody reads would make the kernel answer with a reset, which takes from
+        Unread bytes would make the kernel answer with a reset, which takes from
         the client what the kernel has not delivered to it yet.
         """
         transport = self.lingering
