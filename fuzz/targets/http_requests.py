@@ -14,8 +14,15 @@ from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
 from pyderp.server.conn.http import client_address
 from pyderp.server.site.routes import relay_routes, side_routes
-from pyderp.wire.http import DERP_PATH, HttpConnection, Request, Response, page, text_response
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
+from pyderp.wire.http import (
+    DERP_PATH,
+    HttpConnection,
+    Request,
+    Response,
+    Upgrade,
+    page,
+    text_response,
+)
 from pyderp.wire.websocket import refuse_handshake, websocket_accept
 
 __all__ = ["TOKENS", "one_input"]
@@ -94,9 +101,9 @@ class _Server:
         assert request.path in request.target
         assert all(isinstance(value, str) for value in request.query.values())
         client_address(request, _PROXY, lambda host: host.startswith("10."))
-        wants_fast_start(request)
+        assert request.wants_fast_start in (False, True)
         if self.derp and request.path == DERP_PATH:
-            upgrade = classify_upgrade(request)
+            upgrade = request.upgrade
             if upgrade is Upgrade.DERP:
                 self.rest = self.http.take_over()
                 return

@@ -151,9 +151,9 @@ class Peer:
         if backlog is not None:
             assert len(backlog.data) <= SEND_QUEUE_DEPTH
             assert len(backlog.disco) <= SEND_QUEUE_DEPTH
-            assert backlog.data_bytes == sum(map(len, backlog.data))
-            assert backlog.disco_bytes == sum(map(len, backlog.disco))
-            assert backlog.data_bytes + backlog.disco_bytes <= SEND_QUEUE_BYTES
+            assert backlog.data.size == sum(map(len, backlog.data))
+            assert backlog.disco.size == sum(map(len, backlog.disco))
+            assert backlog.data.size + backlog.disco.size <= SEND_QUEUE_BYTES
             unsent = connection.sink.unsent_size()
             assert all(behind < unsent for behind, _, _ in backlog.in_flight)
 

@@ -10,8 +10,7 @@ from typing import Final
 
 from fuzz.targets._input import cut, split_input
 from pyderp.errors import RemoteProtocolError
-from pyderp.wire.http import Request
-from pyderp.wire.upgrade import Upgrade, classify_upgrade
+from pyderp.wire.http import Request, Upgrade
 from pyderp.wire.websocket import (
     MAX_RECEIVED_MESSAGE,
     WebSocketServer,
@@ -59,7 +58,7 @@ def _handshake(payload: bytes) -> None:
         "1.1",
         [(name.lower(), value.strip()) for name, _, value in pairs],
     )
-    upgrade = classify_upgrade(request)
+    upgrade = request.upgrade
     refusal = refuse_handshake(request)
     if refusal is not None:
         assert refusal.status in (400, 405, 426)

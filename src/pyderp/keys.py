@@ -29,18 +29,15 @@ _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 _ZERO: Final = bytes(KEY_LEN)
 
 
-def _from_hex(digits: str) -> bytes:
+def _from_hex(text: str, prefix: str = "") -> bytes:
+    if not text.startswith(prefix):
+        raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
+    digits = text[len(prefix) :]
     if len(digits) != 2 * KEY_LEN:
         raise InvalidKey(f"key hex has the wrong size, got {len(digits)} want {2 * KEY_LEN}")
     if not _HEX_DIGITS.issuperset(digits):
         raise InvalidKey("invalid hex character in key")
     return bytes.fromhex(digits)
-
-
-def _strip_prefix(text: str, prefix: str) -> str:
-    if not text.startswith(prefix):
-        raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
-    return text[len(prefix) :]
 
 
 def _check_raw(raw: bytes) -> bytes:
@@ -54,7 +51,7 @@ class NodePublic:
     """A node's Curve25519 public key: what DERP addresses packets by (`key.NodePublic`).
 
     Hashable and ordered bytewise. The zero key can be held, printed and compared, but
-    it is no one's address and never opens or seals a box.
+    it is no client's address and never opens or seals a box.
 
     Args:
         raw: the 32 bytes as they go over the wire.
@@ -77,7 +74,7 @@ class NodePublic:
         Raises:
             InvalidKey: wrong prefix, length or digit.
         """
-        return cls(_from_hex(_strip_prefix(text, _PUBLIC_PREFIX)))
+        return cls(_from_hex(text, _PUBLIC_PREFIX))
 
     @classmethod
     def parse_untyped(cls, digits: str) -> NodePublic:
@@ -138,13 +135,16 @@ class NodePrivate:
         InvalidKey: wrong length, or the zero key.
     """
 
-    __slots__ = ("_public", "_raw")
+    __slots__ = ("_raw", "public")
+
+    public: NodePublic
+    """The public key that belongs to this key."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = _check_raw(raw)
         if self._raw == _ZERO:
             raise InvalidKey("the zero key is not a private key")
-        self._public = NodePublic(nacl.bindings.crypto_scalarmult_base(self._raw))
+        self.public = NodePublic(nacl.bindings.crypto_scalarmult_base(self._raw))
 
     @classmethod
     def generate(cls, random: bytes | None = None) -> NodePrivate:
@@ -165,16 +165,11 @@ class NodePrivate:
         Raises:
             InvalidKey: wrong prefix, length or digit, or the zero key.
         """
-        return cls(_from_hex(_strip_prefix(text, _PRIVATE_PREFIX)))
+        return cls(_from_hex(text, _PRIVATE_PREFIX))
 
     def to_text(self) -> str:
         """`privkey:` and 64 lower-case hex digits. This is the secret itself."""
         return _PRIVATE_PREFIX + self._raw.hex()
-
-    @property
-    def public(self) -> NodePublic:
-        """The public key that belongs to this key."""
-        return self._public
 
     def shared_key(self, peer: NodePublic) -> bytes:
         """The 32-byte NaCl box key shared with `peer` (`crypto_box_beforenm`).
@@ -188,7 +183,7 @@ class NodePrivate:
             raise BadBox(f"no secret can be shared with key {peer}") from e
 
     def derive(self, purpose: bytes) -> bytes:
-        """32 bytes for a purpose, which only who has this key can compute."""
+        """32 bytes for a purpose, which only a holder of this key can compute."""
         return hashlib.blake2b(purpose, digest_size=KEY_LEN, key=self._raw).digest()
 
     def seal_to(self, peer: NodePublic, cleartext: bytes, *, nonce: bytes) -> bytes:
@@ -214,10 +209,10 @@ class NodePrivate:
         return isinstance(other, NodePrivate) and hmac.compare_digest(self._raw, other._raw)
 
     def __hash__(self) -> int:
-        return hash(self._public)
+        return hash(self.public)
 
     def __repr__(self) -> str:
-        return f"<NodePrivate of {self._public}>"
+        return f"<NodePrivate of {self.public}>"
 
 
 def seal(shared: bytes, cleartext: bytes, *, nonce: bytes) -> bytes:

@@ -40,7 +40,7 @@ def waiting(core: ConnectionContext) -> list[int]:
             continue
         backlog = connection.backlog
         held = protocol.transport.get_write_buffer_size()
-        found.append(held + backlog.data_bytes + backlog.disco_bytes)
+        found.append(held + backlog.data.size + backlog.disco.size)
     return found
 
 

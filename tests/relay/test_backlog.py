@@ -74,7 +74,7 @@ def test_large_packets_are_bounded_by_bytes_before_their_number_is() -> None:
     dropped = []
     for _ in range(10):
         dropped += backlog.put(recv(LARGEST), disco=False)
-        assert backlog.data_bytes <= SEND_QUEUE_BYTES
+        assert backlog.data.size <= SEND_QUEUE_BYTES
     assert len(backlog.data) == SEND_QUEUE_BYTES // MAX_RECV_FRAME == 3
     assert len(dropped) == 7
 
@@ -162,7 +162,7 @@ def test_take_gives_control_then_changes_then_both_kinds_in_turn() -> None:
     assert batch.packets == 5
     assert batch.packet_bytes == 3 * 10 + 2 * len(disco())
     assert not backlog
-    assert backlog.data_bytes == backlog.disco_bytes == 0
+    assert backlog.data.size == backlog.disco.size == 0
     assert backlog.take().chunks == []
 
 
@@ -214,7 +214,7 @@ def test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest() -> None
         (data_frame(1), False),
         (disco_frame(0), True),
     ]
-    assert backlog.data_bytes == backlog.disco_bytes == 0
+    assert backlog.data.size == backlog.disco.size == 0
     assert backlog.drain_packets() == []
     assert backlog.take().chunks == [KEEP_ALIVE_FRAME]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_an_idle_connection_has_no_queues_no_sets_and_no_dict(world: World) -> N
     ],
 )
 def test_present_frame_ends_in_the_name_as_go_writes_it(
-    world: World, flags: dict[str, bool], name: str, hex_: str
+    world: World, flags: dict[str, Any], name: str, hex_: str
 ) -> None:
     peer = world.join("a")
     connection = Connection(

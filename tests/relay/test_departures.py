@@ -6,7 +6,7 @@ import pytest
 
 from pyderp.relay import router as router_module
 from pyderp.relay.counters import DropReason
-from pyderp.relay.forwarders import MeshLink
+from pyderp.relay.delivery import MeshLink
 from pyderp.wire.frames import KEEP_ALIVE_FRAME
 from pyderp.wire.messages import PeerGone, Pong
 from tests.relay.world import World, disco, gone, key, packet, public

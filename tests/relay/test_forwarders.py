@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 
 from pyderp.relay.counters import DropReason
-from pyderp.relay.forwarders import MESH_QUEUE_BYTES, MESH_QUEUE_DEPTH, MeshLink
+from pyderp.relay.delivery import MESH_QUEUE_BYTES, MESH_QUEUE_DEPTH, MeshLink
 from pyderp.wire.frames import MAX_PACKET_SIZE, FrameType, pack_forward_packet
 from tests.relay.world import World, disco, gone, key, packet, public
 

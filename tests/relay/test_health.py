@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from pyderp.relay.connection import Connection
-from pyderp.relay.health import HealthWatch, Trouble, expiry_text
+from pyderp.relay.health import HealthTeller, Trouble, expiry_text
 
 from .world import World
 
@@ -16,23 +16,37 @@ LIMITED = Trouble.RATE_LIMITED.value
 CERTIFICATE = "the relay's certificate is about to expire"
 
 
+class Recorder(HealthTeller):
+    """Notes what it tells."""
+
+    said: list[tuple[Connection, str]]
+
+    def _tell(self, connection: Connection, text: str) -> None:
+        super()._tell(connection, text)
+        assert not connection.has_left
+        self.said.append((connection, text))
+
+
 class Watched:
     """A watch over a world's connections, looked at once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell_all: bool = False) -> None:
         self.world = World()
-        self.registry = self.world.registry
-        self.watch = HealthWatch(
-            lambda: [peer.connection for peer in self.world.peers], self.registry.connections_of
-        )
-        self.heard: dict[Connection, list[str]] = {}
+        self.watch = Recorder(self.world.router, lambda: self.world.now, tell_all=tell_all)
+        self.watch.said = []
+
+    @property
+    def heard(self) -> dict[Connection, list[str]]:
         """What each was told so far."""
+        heard: dict[Connection, list[str]] = {}
+        for connection, text in self.watch.said:
+            heard.setdefault(connection, []).append(text)
+        return heard
 
     def join(self, name: str) -> Connection:
         connection = self.world.join(name).connection
         connection.takes_health = True
-        if text := self.watch.on_login(connection):
-            self.heard.setdefault(connection, []).append(text)
+        self.watch.on_login(connection)
         return connection
 
     def leave(self, connection: Connection) -> None:
@@ -43,11 +57,9 @@ class Watched:
     def tick(self, seconds: float = 1.0) -> list[tuple[Connection, str]]:
         """Let time pass, up to a second; gives who is told what."""
         self.world.now += seconds
-        told = self.watch.tick(self.world.now)
-        for connection, text in told:
-            assert not connection.has_left
-            self.heard.setdefault(connection, []).append(text)
-        return told
+        before = len(self.watch.said)
+        self.watch.tick(self.world.now)
+        return self.watch.said[before:]
 
     def ticks(self, count: int) -> list[tuple[Connection, str]]:
         return [each for _ in range(count) for each in self.tick()]
@@ -55,11 +67,11 @@ class Watched:
     def take(self, *turns: Connection, every: float = 0.0) -> None:
         """These speak in turn, each after so many seconds."""
         for connection in turns:
-            self.watch.on_takeover(connection, self.world.now)
+            self.watch.on_takeover(connection)
             self.world.now += every
 
     def wait(self, connection: Connection, seconds: float) -> None:
-        self.watch.on_wait(connection, seconds, self.world.now)
+        self.watch.on_wait(connection, seconds)
 
     def remembers(self) -> int:
         """Entries in the watch's books."""
@@ -184,8 +196,8 @@ def test_a_wait_may_end_before_its_time(at: Watched) -> None:
     one, other = at.join("a"), at.join("b")
     at.wait(one, 60_000.0)
     at.ticks(14)
-    at.watch.end_wait(one, at.world.now)
-    at.watch.end_wait(other, at.world.now)
+    at.watch.end_wait(one)
+    at.watch.end_wait(other)
     assert at.ticks(5) == []
     at.wait(one, 1.0)
     assert at.ticks(100) == []
@@ -256,7 +268,8 @@ def test_a_new_login_hears_of_the_certificate_at_once_and_only_once(at: Watched)
     assert at.ticks(10) == []
     at.watch.set_certificate_problem(None)
     assert at.tick() == [(one, "")]
-    assert at.watch.on_login(at.world.join("b").connection) == ""
+    other = at.join("b")
+    assert other not in at.heard
 
 
 def test_a_problem_that_is_over_before_it_was_told_is_not_told(at: Watched) -> None:
@@ -334,12 +347,7 @@ def test_the_zone_of_the_times_does_not_matter() -> None:
 @pytest.mark.parametrize("tell_all", [False, True])
 def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all: bool) -> None:
     """By none of the three triggers; a known connection of the same key is told all the same."""
-    at = Watched()
-    at.watch = HealthWatch(
-        lambda: [peer.connection for peer in at.world.peers],
-        at.registry.connections_of,
-        tell_all=tell_all,
-    )
+    at = Watched(tell_all=tell_all)
     bare, known = at.join("a"), at.join("a")
     bare.takes_health = False
     at.take(bare, known, bare, known)
@@ -347,6 +355,6 @@ def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all:
     at.ticks(20)
     at.watch.set_certificate_problem(CERTIFICATE)
     at.tick()
-    assert at.watch.on_login(bare) == (CERTIFICATE if tell_all else "")
-    assert (bare in at.heard) is tell_all
+    at.watch.on_login(bare)
+    assert at.heard.get(bare, [""])[-1] == (CERTIFICATE if tell_all else "")
     assert at.heard[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]

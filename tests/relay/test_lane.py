@@ -9,7 +9,7 @@ import pytest
 
 from pyderp.errors import FrameTooLarge, RemoteProtocolError
 from pyderp.relay.counters import DropReason
-from pyderp.relay.forwarders import MeshLink
+from pyderp.relay.delivery import MeshLink
 from pyderp.wire.frames import (
     DISCO_MAGIC,
     MAX_PACKET_SIZE,

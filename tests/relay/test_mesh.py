@@ -10,7 +10,7 @@ from pyderp.defaults import MAX_PENDING_CHANGES
 from pyderp.relay import registry as registry_module
 from pyderp.relay import router as router_module
 from pyderp.relay.counters import DropReason
-from pyderp.relay.forwarders import MeshLink
+from pyderp.relay.delivery import MeshLink
 from pyderp.wire.frames import (
     FrameType,
     PeerPresentFlags,

@@ -17,7 +17,7 @@ FRAME = 5 + 32
 def held(peer: Peer) -> int:
     """Bytes that the relay and the transport hold for a connection."""
     backlog = peer.connection.backlog
-    waiting = 0 if backlog is None else backlog.data_bytes + backlog.disco_bytes
+    waiting = 0 if backlog is None else backlog.data.size + backlog.disco.size
     return peer.connection.out_bytes + waiting + len(peer.unsent)
 
 

@@ -370,8 +370,8 @@ class World:
         for peer in self.peers:
             if (backlog := peer.connection.backlog) is None:
                 continue
-            assert backlog.data_bytes == sum(map(len, backlog.data))
-            assert backlog.disco_bytes == sum(map(len, backlog.disco))
+            assert backlog.data.size == sum(map(len, backlog.data))
+            assert backlog.disco.size == sum(map(len, backlog.disco))
             assert len(backlog.data) <= 32
             assert len(backlog.disco) <= 32
             for frame in backlog.data:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyderp import ClientConfig, NetworkSettings, NodePrivate, PeerGone, PeerGoneReason, RelayConfig
 from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.counters import Counters
-from pyderp.relay.forwarders import Forwarder
+from pyderp.relay.registry import Forwarder
 from pyderp.relay.router import Router
 from pyderp.server.app.relay import Relay
 from pyderp.server.mesh.links import Mesh, MeshStatus

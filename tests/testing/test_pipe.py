@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pyderp.testing.pipe import Cutter, FaultPlan, Mode, Pipe, Way, read_request
 from pyderp.wire.frames import MAX_CLIENT_FRAME, frame_header, pack_frame
-from pyderp.wire.upgrade import Upgrade, upgrade_request
+from pyderp.wire.http import Upgrade
+from pyderp.wire.upgrade import upgrade_request
 
 quick = settings(deadline=None)
 

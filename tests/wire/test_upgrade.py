@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pyderp.errors import BadUpgrade, UpgradeRejected
-from pyderp.wire.http import HttpConnection, Request
-from pyderp.wire.upgrade import (
-    Upgrade,
-    UpgradeReply,
-    classify_upgrade,
-    switching_protocols,
-    upgrade_request,
-    wants_fast_start,
-)
+from pyderp.wire.http import HttpConnection, Request, Upgrade
+from pyderp.wire.upgrade import UpgradeReply, switching_protocols, upgrade_request
 from tests import vectors as v
 
 from .chunks import byte_by_byte, chunkings
@@ -57,18 +50,18 @@ OFFER = "Sec-WebSocket-Protocol"
     ],
 )
 def test_what_is_asked_for(headers: list[tuple[str, str]], upgrade: Upgrade) -> None:
-    assert classify_upgrade(request(*headers)) is upgrade
+    assert request(*headers).upgrade is upgrade
 
 
 @pytest.mark.parametrize(
     ("value", "fast"), [("1", True), ("0", False), ("true", False), ("11", False), ("", False)]
 )
 def test_fast_start_is_asked_for_with_a_1(value: str, fast: bool) -> None:
-    assert wants_fast_start(request(("derp-fast-start", value))) is fast
+    assert request(("derp-fast-start", value)).wants_fast_start is fast
 
 
 def test_fast_start_is_not_the_default() -> None:
-    assert not wants_fast_start(request())
+    assert not request().wants_fast_start
 
 
 def test_answer_is_that_of_go() -> None:
@@ -124,8 +117,8 @@ def test_relay_understands_the_request() -> None:
     asked = http.next_request()
     assert asked is not None
     assert (asked.path, asked.header(b"host")) == ("/derp", "h")
-    assert classify_upgrade(asked) is Upgrade.DERP
-    assert wants_fast_start(asked)
+    assert asked.upgrade is Upgrade.DERP
+    assert asked.wants_fast_start
     assert http.take_over() == b"\x02"
 
 

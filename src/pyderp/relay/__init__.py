@@ -1,1 +1,1 @@
-"""Floor 2: who gets what. Decides, never awaits."""
+"""Floor 2: which connection gets what. Decides, never awaits."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
@@ -66,18 +67,16 @@ MAX_UNSENT: Final = SEND_QUEUE_BYTES - MAX_RECV_FRAME
 _BATCH_BYTES: Final = 64 * 1024
 
 
+@dataclass(slots=True)
 class Batch:
     """Frames taken out of a backlog, ready to be written."""
 
-    __slots__ = ("changes", "chunks", "packet_bytes", "packets", "size")
-
-    def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-        self.changes = 0
-        """Presence changes among the frames."""
-        self.size = 0
-        self.packets = 0
-        self.packet_bytes = 0
+    chunks: list[bytes] = field(default_factory=list)
+    changes: int = 0
+    """Presence changes among the frames."""
+    size: int = 0
+    packets: int = 0
+    packet_bytes: int = 0
 
     def add(self, frame: bytes) -> None:
         """Add a frame that is no packet."""
@@ -91,6 +90,28 @@ class Batch:
         self.packet_bytes += len(frame) - PACKET_OVERHEAD
 
 
+class PacketQueue(deque[bytes]):
+    """RecvPacket frames, and how many bytes they are."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def put(self, frame: bytes) -> None:
+        """Add a frame as the newest."""
+        self.append(frame)
+        self.size += len(frame)
+
+    def take(self) -> bytes:
+        """Take out the oldest frame."""
+        frame = self.popleft()
+        self.size -= len(frame)
+        return frame
+
+
+@dataclass(slots=True, eq=False)
 class Backlog:
     """The queues of one destination: data and disco packets, presence changes, other frames.
 
@@ -98,79 +119,45 @@ class Backlog:
     holds at most `depth` packets, both together at most `limit` bytes, and
     only a queue that has more than half of them gives way to the other.
     It exists only while something waits.
-
-    Args:
-        limit: bytes of packets that may wait, at least one packet's.
-        depth: packets that may wait in each of the two.
     """
 
-    __slots__ = (
-        "changes",
-        "control",
-        "data",
-        "data_bytes",
-        "depth",
-        "disco",
-        "disco_bytes",
-        "in_flight",
-        "limit",
-        "picture_waits",
-        "since",
-    )
-
-    def __init__(self, limit: int = SEND_QUEUE_BYTES, *, depth: int = SEND_QUEUE_DEPTH) -> None:
-        self.limit = limit
-        self.depth = depth
-        self.data: deque[bytes] = deque()
-        self.disco: deque[bytes] = deque()
-        self.data_bytes = 0
-        self.disco_bytes = 0
-        self.changes: deque[bytes] = deque()
-        """PeerPresent and PeerGone frames for a watcher."""
-        self.picture_waits = False
-        """All of a picture that the watcher asked for is still among the changes."""
-        self.control: list[bytes] = []
-        """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
-        self.since = 0.0
-        """When it began to wait, on the router's clock."""
-        self.in_flight: list[tuple[int, int, bool]] = []
-        """Packets that the kernel did not take yet: bytes written behind each, its size, whether
-        it is disco. They count as sent once it did."""
+    limit: int = SEND_QUEUE_BYTES
+    """Bytes of packets that may wait, at least one packet's."""
+    depth: int = SEND_QUEUE_DEPTH
+    """Packets that may wait in each of the two."""
+    data: PacketQueue = field(default_factory=PacketQueue)
+    disco: PacketQueue = field(default_factory=PacketQueue)
+    changes: deque[bytes] = field(default_factory=deque)
+    """PeerPresent and PeerGone frames for a watcher."""
+    picture_waits: bool = False
+    """All of a picture that the watcher asked for is still among the changes."""
+    control: list[bytes] = field(default_factory=list)
+    """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
+    since: float = 0.0
+    """When it began to wait, on the router's clock."""
+    in_flight: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Packets that the kernel did not take yet: bytes written behind each, its size, whether
+    it is disco. They count as sent once it did."""
 
     def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
-        """Queue a RecvPacket frame; gives the frames dropped for it, each with its kind.
+        """Queue a RecvPacket frame; returns the frames dropped for it, each with its kind.
 
         The frame itself is among them, as the last, if no room could be made.
         """
         dropped: list[tuple[bytes, bool]] = []
-        if len(self.disco if disco else self.data) >= self.depth:
-            dropped.append((self._pop(disco=disco), disco))
-        while self.data_bytes + self.disco_bytes + len(frame) > self.limit:
-            other = self.data_bytes if disco else self.disco_bytes
-            if 2 * other > self.limit:
-                victim = not disco
-            elif self.disco if disco else self.data:
-                victim = disco
+        own, other = (self.disco, self.data) if disco else (self.data, self.disco)
+        if len(own) >= self.depth:
+            dropped.append((own.take(), disco))
+        while own.size + other.size + len(frame) > self.limit:
+            if 2 * other.size > self.limit:
+                dropped.append((other.take(), not disco))
+            elif own:
+                dropped.append((own.take(), disco))
             else:
                 dropped.append((frame, disco))
                 return dropped
-            dropped.append((self._pop(disco=victim), victim))
-        if disco:
-            self.disco.append(frame)
-            self.disco_bytes += len(frame)
-        else:
-            self.data.append(frame)
-            self.data_bytes += len(frame)
+        own.put(frame)
         return dropped
-
-    def _pop(self, *, disco: bool) -> bytes:
-        if disco:
-            frame = self.disco.popleft()
-            self.disco_bytes -= len(frame)
-        else:
-            frame = self.data.popleft()
-            self.data_bytes -= len(frame)
-        return frame
 
     def take(self) -> Batch:
         """Take out about 64 KiB: control frames, changes, then packets of both kinds in turn."""
@@ -185,18 +172,15 @@ class Backlog:
             batch.changes += 1
         while (self.data or self.disco) and batch.size < _BATCH_BYTES:
             if self.disco:
-                batch.add_packet(self._pop(disco=True))
+                batch.add_packet(self.disco.take())
             if self.data:
-                batch.add_packet(self._pop(disco=False))
+                batch.add_packet(self.data.take())
         return batch
 
     def drain_packets(self) -> list[tuple[bytes, bool]]:
-        """Empty the packet queues; gives the frames, each with its kind."""
-        frames = [(frame, False) for frame in self.data] + [(frame, True) for frame in self.disco]
-        self.data.clear()
-        self.disco.clear()
-        self.data_bytes = self.disco_bytes = 0
-        return frames
+        """Empty the packet queues; returns the frames, each with its kind."""
+        data = [(self.data.take(), False) for _ in range(len(self.data))]
+        return data + [(self.disco.take(), True) for _ in range(len(self.disco))]
 
     def __bool__(self) -> bool:
         return bool(self.control or self.changes or self.data or self.disco)

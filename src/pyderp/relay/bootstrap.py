@@ -1,7 +1,7 @@
 """Bootstrap DNS: which addresses a client is told that cannot ask a name server. No I/O.
 
-Published names are told to everybody, all together. An unpublished one is told only to who
-asks for it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
+Published names are told to every client, all together. An unpublished one is told only to those
+that ask for it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
 (`cmd/derper/bootstrap_dns.go`).
 """
 
@@ -96,7 +96,7 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     Args:
         address: its IP address; what is none belongs only to 100.
         percent: from 0 to 100.
-        uniform: gives numbers from [0, 1): on loopback, where tests are, chance decides.
+        uniform: returns numbers from [0, 1): on loopback, where tests are, chance decides.
     """
     if percent <= 0 or percent >= 100:
         return percent >= 100
@@ -124,7 +124,7 @@ class LastGood(Generic[T]):
     """What was found out last about each name, while nothing newer is known.
 
     A name server that does not answer for a while takes nothing away from clients whose DNS is
-    broken as well. But an address that nobody confirms is somebody else's some day.
+    broken as well. But an address that no name server confirms is another machine's some day.
 
     Args:
         keep: seconds that something is good without being found anew.
@@ -150,7 +150,7 @@ class LastGood(Generic[T]):
 
 @dataclass(slots=True)
 class BootstrapAnswers:
-    """What is known at the moment, and who is told what of it."""
+    """What is known at the moment, and which client is told what of it."""
 
     counters: BootstrapCounters = field(default_factory=BootstrapCounters)
     _published: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class BootstrapAnswers:
     _queried: set[str] = field(default_factory=set)
 
     def publish(self, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Replace what everybody is told: the addresses of each name."""
+        """Replace what every client is told: the addresses of each name."""
         self._published = addresses
         self._body = _as_json(addresses) if addresses else b"null"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -90,108 +91,60 @@ class Sink(Protocol):
         """
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Connection:
-    """State of one connection between login and end. Idle ones must stay small: see `bench/`.
+    """State of one connection between login and end. Idle ones must stay small: see `bench/`."""
 
-    Args:
-        key: the client's public key, 32 raw bytes: routing compares bytes, not objects.
-        sink: where its frames go.
-        number: its number among all accepted connections, for logs.
-        peer: remote address and port; un-mapped; port 0 and an empty address: unknown.
-        connected_at: time of login, in seconds of the router's clock.
-        app_name: what the client calls itself; the login has checked that it keeps the rule.
-        version: the protocol version that the client named when it logged in.
-    """
+    key: bytes
+    """The client's public key, 32 raw bytes: routing compares bytes, not objects."""
+    sink: Sink
+    """Where its frames go."""
+    _: KW_ONLY
+    number: int = 0
+    """Its number among all accepted connections, for logs."""
+    peer: tuple[str, int] = ("", 0)
+    """Remote address and port, un-mapped; an empty address and port 0: unknown."""
+    connected_at: float = 0.0
+    """Time of login, in seconds of the router's clock."""
+    can_mesh: bool = False
+    is_prober: bool = False
+    not_ideal: bool = False
+    app_name: str = ""
+    """What the client calls itself; the login has checked that it keeps the rule."""
+    version: int = 0
+    """The protocol version that the client named when it logged in."""
+    takes_health: bool = False
+    """Known to take Health and Restarting: others may end on a frame they do not know."""
 
-    __slots__ = (
-        "_present",
-        "app_name",
-        "backlog",
-        "bytes_received",
-        "bytes_sent",
-        "can_mesh",
-        "connected_at",
-        "dirty",
-        "has_left",
-        "heard_from",
-        "is_dup",
-        "is_prober",
-        "key",
-        "not_here_at",
-        "not_here_tokens",
-        "not_ideal",
-        "number",
-        "out",
-        "out_bytes",
-        "out_packets",
-        "packets_received",
-        "packets_sent",
-        "paused",
-        "peer",
-        "pong_pending",
-        "preferred",
-        "sent_to",
-        "sink",
-        "skip",
-        "takes_health",
-        "version",
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        sink: Sink,
-        *,
-        number: int = 0,
-        peer: tuple[str, int] = ("", 0),
-        connected_at: float = 0.0,
-        can_mesh: bool = False,
-        is_prober: bool = False,
-        not_ideal: bool = False,
-        app_name: str = "",
-        version: int = 0,
-        takes_health: bool = False,
-    ) -> None:
-        self.key = key
-        self.sink = sink
-        self.number = number
-        self.peer = peer
-        self.connected_at = connected_at
-        self.can_mesh = can_mesh
-        self.is_prober = is_prober
-        self.not_ideal = not_ideal
-        self.app_name = app_name
-        self.version = version
-        self.takes_health = takes_health
-        """Known to take Health and Restarting: others may end on a frame they do not know."""
-        self.preferred = False
-        self.is_dup = False
-        """Another connection has the same key."""
-        self.has_left = False
-        """No longer registered: what it still sends or is sent is for no one."""
-        # Packets that the client sent, for peers here or forwarded, and packets written to it.
-        # The bytes are those of the packets alone, without frame headers and keys.
-        self.packets_received = 0
-        self.bytes_received = 0
-        self.packets_sent = 0
-        self.bytes_sent = 0
-        # What leaves at the end of this turn of the loop: runs of whole frames.
-        self.out: list[bytes] = []
-        self.out_bytes = 0
-        self.out_packets = 0
-        self.dirty = False
-        # What waits because the socket takes no more; None nearly always.
-        self.backlog: Backlog | None = None
-        self.paused = False
-        self.pong_pending = False
-        self.skip = 0
-        """Bytes of an unknown frame still to be thrown away."""
-        # Who must be told when this key leaves, and whose leaving this connection is told.
-        self.sent_to: set[Connection] | None = None
-        self.heard_from: set[bytes] | None = None
-        self._present: bytes | None = None
-        self.not_here_tokens = float(NOT_HERE_BURST)
-        self.not_here_at = connected_at
+    preferred: bool = False
+    is_dup: bool = False
+    """Another connection has the same key."""
+    has_left: bool = False
+    """No longer registered: what it still sends or is sent is for no one."""
+    # Packets that the client sent, for peers here or forwarded, and packets written to it.
+    # The bytes are those of the packets alone, without frame headers and keys.
+    packets_received: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    bytes_sent: int = 0
+    # What leaves at the end of this turn of the loop: runs of whole frames.
+    out: list[bytes] = field(default_factory=list)
+    out_bytes: int = 0
+    out_packets: int = 0
+    dirty: bool = False
+    backlog: Backlog | None = None
+    """What waits because the socket takes no more; `None` nearly always."""
+    paused: bool = False
+    pong_pending: bool = False
+    skip: int = 0
+    """Bytes of an unknown frame still to be thrown away."""
+    sent_to: set[Connection] | None = None
+    """Connections that are told when this key leaves."""
+    heard_from: set[bytes] | None = None
+    """Keys whose leaving this connection is told."""
+    not_here_tokens: float = float(NOT_HERE_BURST)
+    not_here_at: float = 0.0
+    _present: bytes | None = None
 
     @property
     def public(self) -> NodePublic:
@@ -214,15 +167,10 @@ class Connection:
         """The PeerPresent frame about this connection; made once, as each watcher gets it."""
         if self._present is None:
             host, port = self.peer
-            self._present = pack_peer_present(
-                self.public, _ip16(host), port, self.flags, self.app_name
-            )
+            address = parse_ip(host)
+            ip16 = bytes(16) if address is None else as_16_bytes(address)
+            self._present = pack_peer_present(self.public, ip16, port, self.flags, self.app_name)
         return self._present
 
     def __repr__(self) -> str:
         return f"<Connection {self.number} {self.public.short()} {self.peer[0]}:{self.peer[1]}>"
-
-
-def _ip16(host: str) -> bytes:
-    address = parse_ip(host)
-    return bytes(16) if address is None else as_16_bytes(address)

@@ -6,7 +6,10 @@ once: as sent when the kernel has it, or as dropped with the reason.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from itertools import chain
+from typing import Final
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.relay.backlog import (
@@ -20,9 +23,9 @@ from pyderp.relay.backlog import (
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters, DropReason
 from pyderp.relay.registry import Registry
-from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType, looks_like_disco
+from pyderp.wire.frames import KEEP_ALIVE_FRAME, FrameType, frame_header, looks_like_disco
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "MeshLink"]
 
 
 class Delivery:
@@ -80,13 +83,10 @@ class Delivery:
     def keep_alive(self, connection: Connection) -> None:
         """Send a KeepAlive frame; a peer that has yet to read what waits needs none."""
         if not connection.paused:
-            self._control(connection, KEEP_ALIVE_FRAME)
+            self.send_control(connection, KEEP_ALIVE_FRAME)
 
     def send_control(self, connection: Connection, frame: bytes) -> None:
         """Send a frame that is no packet, such as Health or Restarting."""
-        self._control(connection, frame)
-
-    def _control(self, connection: Connection, frame: bytes) -> None:
         self.mark_dirty(connection)
         if connection.backlog is None:
             connection.out.append(frame)
@@ -136,7 +136,7 @@ class Delivery:
 
     def _write(self, connection: Connection, frames: list[bytes]) -> None:
         """Write frames that were counted as sent; take back what the kernel did not take."""
-        sink, counters = connection.sink, self.counters
+        sink = connection.sink
         if sink.send(frames):
             backlog = connection.backlog
             if not connection.paused or backlog is None:
@@ -145,12 +145,14 @@ class Delivery:
         else:
             not_sent = packets_at_the_end(frames, sum(map(len, frames)))
             for _, size, disco in not_sent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
-        size = sum(size for _, size, _ in not_sent)
-        counters.packets_sent -= len(not_sent)
-        counters.bytes_sent -= size
-        connection.packets_sent -= len(not_sent)
-        connection.bytes_sent -= size
+                self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+        self._count_sent(connection, -len(not_sent), -sum(size for _, size, _ in not_sent))
+
+    def _count_sent(self, connection: Connection, packets: int, size: int) -> None:
+        self.counters.packets_sent += packets
+        self.counters.bytes_sent += size
+        connection.packets_sent += packets
+        connection.bytes_sent += size
 
     def pause(self, connection: Connection, unsent: int) -> None:
         """The kernel takes no more for a connection.
@@ -163,20 +165,16 @@ class Delivery:
             connection.backlog = Backlog(depth=self._send_queue_depth)
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.since = self.clock()
-        if connection.out:
-            self._queue_out(connection, connection.backlog)
-
-    def _queue_out(self, connection: Connection, backlog: Backlog) -> None:
-        # The socket filled up by other means than a flush, say by a websocket's pong.
+        # There are some if the socket filled up by other means than a flush, say by a pong
+        # of a websocket.
         runs, connection.out = connection.out, []
         connection.out_bytes = connection.out_packets = 0
-        for run in runs:
-            for frame in split_run(run):
-                if frame[0] == FrameType.RECV_PACKET:
-                    disco = looks_like_disco(frame[PACKET_OVERHEAD:])
-                    self._queue(connection, frame, disco=disco)
-                else:
-                    backlog.control.append(frame)
+        for frame in chain.from_iterable(map(split_run, runs)):
+            if frame[0] == FrameType.RECV_PACKET:
+                disco = looks_like_disco(frame[PACKET_OVERHEAD:])
+                self._queue(connection, frame, disco=disco)
+            else:
+                connection.backlog.control.append(frame)
 
     def resume(self, connection: Connection) -> None:
         """The kernel took all; write what waits."""
@@ -193,10 +191,7 @@ class Delivery:
             connection.pong_pending = False
             counters.wrote(len(batch.chunks))
             if batch.packets:
-                counters.packets_sent += batch.packets
-                counters.bytes_sent += batch.packet_bytes
-                connection.packets_sent += batch.packets
-                connection.bytes_sent += batch.packet_bytes
+                self._count_sent(connection, batch.packets, batch.packet_bytes)
                 waited = (self.clock() - backlog.since) * 1000
                 counters.queue_time.waited(batch.packets, waited, counters.packets_sent)
             if batch.changes:
@@ -212,8 +207,11 @@ class Delivery:
 
     def _drop_waiting(self, connection: Connection) -> list[bytes]:
         """Count the packets that waited as dropped; returns the other frames that did."""
-        for run in connection.out:
-            self._drop_run(run, DropReason.GONE_DISCONNECTED)
+        gone = DropReason.GONE_DISCONNECTED
+        for frame in chain.from_iterable(map(split_run, connection.out)):
+            if frame[0] == FrameType.RECV_PACKET:
+                packet = frame[PACKET_OVERHEAD:]
+                self.counters.drop(gone, disco=looks_like_disco(packet), size=len(packet))
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
         connection.paused = True  # nothing may be handed to the sink any more
@@ -221,8 +219,7 @@ class Delivery:
         if backlog is None:
             return []
         for frame, disco in backlog.drain_packets():
-            size = len(frame) - PACKET_OVERHEAD
-            self.counters.drop(DropReason.GONE_DISCONNECTED, disco=disco, size=size)
+            self.counters.drop(gone, disco=disco, size=len(frame) - PACKET_OVERHEAD)
         words, backlog.control = backlog.control, []
         backlog.changes.clear()
         if not backlog.in_flight:
@@ -238,19 +235,69 @@ class Delivery:
         backlog = connection.backlog
         if backlog is None or not backlog.in_flight:
             return
-        counters = self.counters
         for behind, size, disco in backlog.in_flight:
             if behind < unsent:
-                counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+                self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
             else:
-                counters.packets_sent += 1
-                counters.bytes_sent += size
-                connection.packets_sent += 1
-                connection.bytes_sent += size
+                self._count_sent(connection, 1, size)
         backlog.in_flight = []
 
-    def _drop_run(self, run: bytes, reason: DropReason) -> None:
-        for frame in split_run(run):
-            if frame[0] == FrameType.RECV_PACKET:
-                packet = frame[PACKET_OVERHEAD:]
-                self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
+
+MESH_QUEUE_DEPTH: Final = 4096
+MESH_QUEUE_BYTES: Final = 4 * 1024 * 1024
+
+
+class MeshLink:
+    """The queue to one other relay, of ForwardPacket frames, for the task that writes them.
+
+    Full or disconnected means dropped: a relay in trouble must not cost this one memory. A frame
+    that is being written stays in the queue until it is `written`, so that it counts as dropped
+    if the link breaks meanwhile.
+
+    Args:
+        wake: called when the queue gets its first frame.
+    """
+
+    __slots__ = ("_frames", "_size", "_wake", "connected")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._frames: deque[bytes] = deque()
+        self._size = 0
+        self._wake = wake
+        self.connected = False
+
+    def forward(self, src: bytes, dst: bytes, packet: bytes) -> DropReason | None:
+        """Queue a packet, as `Forwarder.forward`."""
+        if not self.connected:
+            return DropReason.MESH_LINK_DOWN
+        header = frame_header(FrameType.FORWARD_PACKET, len(src) + len(dst) + len(packet))
+        frame = b"".join((header, src, dst, packet))
+        if len(self._frames) >= MESH_QUEUE_DEPTH or self._size + len(frame) > MESH_QUEUE_BYTES:
+            return DropReason.MESH_LINK_FULL
+        self._frames.append(frame)
+        self._size += len(frame)
+        if len(self._frames) == 1:
+            self._wake()
+        return None
+
+    def batch(self, size: int) -> list[bytes]:
+        """The first frames, which stay queued: as many as it takes to have `size` bytes, or all."""
+        frames = []
+        for frame in self._frames:
+            frames.append(frame)
+            size -= len(frame)
+            if size <= 0:
+                break
+        return frames
+
+    def written(self, count: int) -> None:
+        """The first `count` frames were written: take them out."""
+        for _ in range(count):
+            self._size -= len(self._frames.popleft())
+
+    def take(self) -> list[bytes]:
+        """Take out all queued frames."""
+        frames = list(self._frames)
+        self._frames.clear()
+        self._size = 0
+        return frames

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import islice
@@ -19,7 +19,7 @@ from pyderp.relay.connection import Connection
 from pyderp.relay.router import Router
 from pyderp.wire.frames import pack_health
 
-__all__ = ["HealthTeller", "HealthWatch", "Trouble", "expiry_text"]
+__all__ = ["HealthTeller", "Trouble", "expiry_text"]
 
 ALTERNATIONS: Final = 4
 """So many changes between connections of one key …"""
@@ -30,8 +30,10 @@ WAIT_SHARE: Final = 0.5
 """A client that waited more than this share of `WAIT_WINDOW` is told."""
 QUIET: Final = 60.0
 """A trouble that was not seen for so long is over."""
+_LOOK: Final = 1.0
+"""Seconds between two looks at whom to tell."""
 _TOLD_AT_ONCE: Final = 1000
-"""Clients that one `tick` tells; the others follow in the next."""
+"""Clients that one look tells; the others follow in the next."""
 
 
 class Trouble(Enum):
@@ -88,53 +90,59 @@ class _Waits:
         return not self._past and not self._since and now >= self._end
 
 
-class HealthWatch:
-    """Decides which client is told what, from what happens and the time.
+class HealthTeller:
+    """Decides which client is told what, from what happens and the time, and sends Health frames.
 
-    It remembers only those who have trouble or were told of any. A client that is new
-    counts as healthy.
+    Stock Tailscale clients show them in `tailscale status`. It remembers only those that have
+    trouble or were told of any. A client that is new counts as healthy.
 
     Args:
-        live: all connections that are logged in.
-        members: all connections of a raw key.
+        clock: seconds, monotonic.
         tell_all: tell also clients that are not known to take Health frames.
+
+    Attributes:
+        told: problems that single clients were told of.
+        cleared: clients that were told that all is well again.
     """
 
     def __init__(
-        self,
-        live: Callable[[], Iterable[Connection]],
-        members: Callable[[bytes], Iterable[Connection]],
-        *,
-        tell_all: bool = False,
+        self, router: Router, clock: Callable[[], float], *, tell_all: bool = False
     ) -> None:
-        self._live = live
-        self._members = members
+        self._router = router
+        self._clock = clock
         self._tell_all = tell_all
+        router.registry.on_takeover = self.on_takeover
+        self._next_look = -math.inf
+        self.told = 0
+        self.cleared = 0
         self._certificate = ""
         self._takeovers: dict[bytes, deque[float]] = {}
         self._fights: set[bytes] = set()
         self._waits: dict[Connection, _Waits] = {}
         self._troubles: dict[Connection, dict[Trouble, float]] = {}
-        self._told: dict[Connection, str] = {}
+        self._texts: dict[Connection, str] = {}
+        """What each was told last, if that was not taken back."""
         self._changed: dict[Connection, None] = {}
+
+    def close(self) -> None:
+        """Hear no more; for the end of a relay, whose registry refers to this until then."""
+        self._router.registry.on_takeover = None
 
     # What happens
 
-    def on_login(self, connection: Connection) -> str:
-        """A client logged in; gives what it must be told at once: empty, nothing."""
-        if not self._is_told(connection):
-            return ""
-        if self._certificate:
-            self._told[connection] = self._certificate
-        return self._certificate
+    def on_login(self, connection: Connection) -> None:
+        """A client logged in; it is told at once what concerns all."""
+        if self._certificate and self._is_told(connection):
+            self._tell(connection, self._certificate)
 
     def on_leave(self, connection: Connection) -> None:
         """A client left."""
-        for memory in (self._waits, self._troubles, self._told, self._changed):
+        for memory in (self._waits, self._troubles, self._texts, self._changed):
             memory.pop(connection, None)
 
-    def on_takeover(self, connection: Connection, now: float) -> None:
+    def on_takeover(self, connection: Connection) -> None:
         """A connection spoke, and takes its key's packets from another one."""
+        now = self._clock()
         times = self._takeovers.get(connection.key)
         if times is None:
             times = self._takeovers[connection.key] = deque(maxlen=ALTERNATIONS)
@@ -142,27 +150,29 @@ class HealthWatch:
         if len(times) == ALTERNATIONS and now - times[0] <= ALTERNATIONS_WITHIN:
             self._fights.add(connection.key)
 
-    def on_wait(self, connection: Connection, seconds: float, now: float) -> None:
+    def on_wait(self, connection: Connection, seconds: float) -> None:
         """A client is not read from for so long, because it exceeds its rate."""
         if not self._is_told(connection):
             return
+        now = self._clock()
         waits = self._waits.get(connection)
         if waits is None:
             waits = self._waits[connection] = _Waits(now)
         waits.add(seconds, now)
 
-    def end_wait(self, connection: Connection, now: float) -> None:
-        """A client is read from again, maybe earlier than `on_wait` was told."""
+    def end_wait(self, connection: Connection) -> None:
+        """A client is read from again, maybe earlier than `on_wait` said."""
         waits = self._waits.get(connection)
         if waits is not None:
-            waits.stop(now)
+            waits.stop(self._clock())
 
     def set_certificate_problem(self, text: str | None) -> None:
-        """What is wrong with the relay's certificate, for all clients; `None`: nothing."""
+        """What is wrong with the relay's certificate; all clients are told. `None`: nothing."""
         text = text or ""
         if text != self._certificate:
             self._certificate = text
-            self._changed.update(dict.fromkeys(filter(self._is_told, self._live())))
+            told = filter(self._is_told, self._router.registry.connections())
+            self._changed.update(dict.fromkeys(told))
 
     def _is_told(self, connection: Connection) -> bool:
         # A client that does not know the frame may leave the relay for good.
@@ -170,22 +180,26 @@ class HealthWatch:
 
     # What is told
 
-    def tick(self, now: float) -> list[tuple[Connection, str]]:
-        """Who must be told what by now; an empty text takes back what was told.
-
-        Call it every second or so.
-        """
+    def tick(self, now: float) -> None:
+        """Tell clients what they must be told by now; to be called once a second or more often."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK
         if self._fights or self._takeovers:
             self._look_at_fights(now)
         if self._waits:
             self._look_at_waits(now)
         if self._troubles:
             self._forget_old_troubles(now)
-        return self._take_changes() if self._changed else []
+        for connection in list(islice(self._changed, _TOLD_AT_ONCE)):
+            del self._changed[connection]
+            text = self._text_for(connection)
+            if text != self._texts.get(connection, ""):
+                self._tell(connection, text)
 
     def _look_at_fights(self, now: float) -> None:
         for key in self._fights:
-            for connection in filter(self._is_told, self._members(key)):
+            for connection in filter(self._is_told, self._router.registry.connections_of(key)):
                 self._note(connection, Trouble.DUPLICATE, now)
         self._fights.clear()
         old = now - ALTERNATIONS_WITHIN
@@ -216,26 +230,19 @@ class HealthWatch:
             if not troubles:
                 del self._troubles[connection]
 
-    def _take_changes(self) -> list[tuple[Connection, str]]:
-        tell = []
-        for connection in list(islice(self._changed, _TOLD_AT_ONCE)):
-            del self._changed[connection]
-            text = self._text_for(connection)
-            if text == self._told.get(connection, ""):
-                continue
-            if text:
-                self._told[connection] = text
-            else:
-                del self._told[connection]
-            tell.append((connection, text))
-        return tell
-
     def _text_for(self, connection: Connection) -> str:
-        troubles = self._troubles.get(connection)
-        if troubles is None:
-            return self._certificate
+        troubles = self._troubles.get(connection, {})
         texts = [each.value for each in Trouble if each in troubles]
         return "; ".join([*texts, self._certificate] if self._certificate else texts)
+
+    def _tell(self, connection: Connection, text: str) -> None:
+        if text:
+            self._texts[connection] = text
+            self.told += 1
+        else:
+            del self._texts[connection]
+            self.cleared += 1
+        self._router.send_control(connection, pack_health(text))
 
 
 def expiry_text(name: str, not_after: datetime, now: datetime) -> str:
@@ -257,76 +264,3 @@ def expiry_text(name: str, not_after: datetime, now: datetime) -> str:
         f"the relay's certificate for {name} expired on {when}; nobody can connect any more: "
         "tell the relay's operator"
     )
-
-
-_LOOK: Final = 1.0
-"""Seconds between two looks at whom to tell."""
-
-
-class HealthTeller:
-    """Sends Health frames; stock Tailscale clients show them in `tailscale status`.
-
-    Args:
-        clock: seconds, monotonic.
-        tell_all: tell also clients that are not known to take Health frames.
-
-    Attributes:
-        told: problems that single clients were told of.
-        cleared: clients that were told that all is well again.
-    """
-
-    def __init__(
-        self, router: Router, clock: Callable[[], float], *, tell_all: bool = False
-    ) -> None:
-        self._router = router
-        self._clock = clock
-        registry = router.registry
-        self._watch = HealthWatch(registry.connections, registry.connections_of, tell_all=tell_all)
-        registry.on_takeover = self.on_takeover
-        self._next_look = -math.inf
-        self.told = 0
-        self.cleared = 0
-
-    def close(self) -> None:
-        """Hear no more; for the end of a relay, whose registry refers to this until then."""
-        self._router.registry.on_takeover = None
-
-    def on_login(self, connection: Connection) -> None:
-        """A client logged in."""
-        if text := self._watch.on_login(connection):
-            self._tell(connection, text)
-
-    def on_leave(self, connection: Connection) -> None:
-        """A client left."""
-        self._watch.on_leave(connection)
-
-    def on_takeover(self, connection: Connection) -> None:
-        """A connection took its key's packets from another one with the same key."""
-        self._watch.on_takeover(connection, self._clock())
-
-    def on_wait(self, connection: Connection, seconds: float) -> None:
-        """A client is not read from for so long."""
-        self._watch.on_wait(connection, seconds, self._clock())
-
-    def end_wait(self, connection: Connection) -> None:
-        """A client is read from again, maybe earlier than `on_wait` was told."""
-        self._watch.end_wait(connection, self._clock())
-
-    def set_certificate_problem(self, text: str | None) -> None:
-        """What is wrong with the relay's certificate; all clients are told. `None`: nothing."""
-        self._watch.set_certificate_problem(text)
-
-    def tick(self, now: float) -> None:
-        """Tell whoever must be told by now; to be called once a second or more often."""
-        if now < self._next_look:
-            return
-        self._next_look = now + _LOOK
-        for connection, text in self._watch.tick(now):
-            self._tell(connection, text)
-
-    def _tell(self, connection: Connection, text: str) -> None:
-        if text:
-            self.told += 1
-        else:
-            self.cleared += 1
-        self._router.send_control(connection, pack_health(text))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -40,7 +40,7 @@ MIN_BURST: Final = KEY_LEN + MAX_PACKET_SIZE
 """Bytes of the largest frame without its header; a smaller burst is raised to this."""
 
 MOST_KEPT: Final = 16_384
-"""Buckets that are remembered after the last connection of their key, as strangers make keys."""
+"""Buckets that are remembered after the last connection of their key, as keys cost nothing."""
 
 _RATE: Final = "PerClientRateLimitBytesPerSec"
 _BURST: Final = "PerClientRateBurstBytes"
@@ -100,7 +100,7 @@ class RateBucket:
         self._last = now
 
     def charge(self, size: int, now: float) -> float:
-        """Take `size` bytes; gives the seconds until the bucket is out of debt.
+        """Take `size` bytes; returns the seconds until the bucket is out of debt.
 
         Less than 0 gives back what was taken too much. A clock that goes back refills nothing.
         """
@@ -122,7 +122,7 @@ class RateBucket:
 class RateBuckets:
     """One bucket for each key, shared by its connections, those of later included.
 
-    A bucket that is not full outlives its connections: nobody gets a full one by coming anew.
+    A bucket that is not full outlives its connections: a client gets no full one by coming anew.
     Full ones are forgotten, a few whenever one is added. Of those that are not full `MOST_KEPT`
     are kept, and the one that was charged longest ago goes first, unless it has a connection.
     """
@@ -137,7 +137,7 @@ class RateBuckets:
         return len(self._of)
 
     def of(self, key: bytes, limit: RateLimit, now: float) -> RateBucket:
-        """The bucket of a raw key; whoever charges it holds it.
+        """The bucket of a raw key; what charges it holds it.
 
         Args:
             limit: of a bucket that is made; all of one key must be given the same.
@@ -166,7 +166,7 @@ class RateBuckets:
 def parse_rate_config(data: bytes, where: str) -> RateConfig:
     """Read a file of rate limits; see the module's text for its form.
 
-    A missing or null number is 0, and a rate of 0 is no limit. Members that nobody knows are
+    A missing or null number is 0, and a rate of 0 is no limit. Unknown members are
     passed over, as `derper` does; within `PerKey` they are errors.
 
     Args:
@@ -176,19 +176,11 @@ def parse_rate_config(data: bytes, where: str) -> RateConfig:
     Raises:
         ConfigError: not JSON, or not of this form; with the line where that is known.
     """
-    document = _object(_load(data, where), where)
-    members: dict[str, object] = {}
-    ignored = []
-    for name, value in document.items():
-        known = _known(name, (_RATE, _BURST, _PER_KEY))
-        if known is None:
-            ignored.append(printable(name, _QUOTED))
-        else:
-            members[known] = value
+    members, ignored = _members(_load(data, where), where, _RATE, _BURST, _PER_KEY)
     rate = _number(members, _RATE, where)
     burst = _number(members, _BURST, where)
     keys = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
-    return RateConfig(_limit(rate, burst), keys, tuple(ignored))
+    return RateConfig(_limit(rate, burst), keys, ignored)
 
 
 def _load(data: bytes, where: str) -> object:
@@ -203,6 +195,20 @@ def _load(data: bytes, where: str) -> object:
         raise ConfigError(f"{where}, {at}: not JSON: {e.msg}{hint}") from None
     except ValueError as e:
         raise ConfigError(f"{where}: not JSON: {printable(str(e), _QUOTED)}") from None
+
+
+def _members(value: object, where: str, *names: str) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The members of an object that are known by a name in any case, and the other names."""
+    known = {gojson.same_name(name): name for name in names}
+    members: dict[str, object] = {}
+    others = []
+    for name, member in _object(value, where).items():
+        folded = gojson.same_name(name)
+        if folded in known:
+            members[known[folded]] = member
+        else:
+            others.append(printable(name, _QUOTED))
+    return members, tuple(others)
 
 
 def _object(value: object, where: str) -> gojson.Object:
@@ -224,20 +230,16 @@ def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
             raise ConfigError(f"{at}: {e}; want nodekey: and 64 hex digits") from None
         if key in keys:
             raise ConfigError(f"{at}: this key is there twice; keep one")
-        keys[key] = _key_limit(_object(entry, at), at)
+        keys[key] = _key_limit(entry, at)
     return keys
 
 
-def _key_limit(entry: gojson.Object, where: str) -> RateLimit | None:
-    members: dict[str, object] = {}
-    for name, value in entry.items():
-        known = _known(name, (_KEY_RATE, _KEY_BURST, _LABEL))
-        if known is None:
-            raise ConfigError(
-                f"{where}: unknown member {printable(name, _QUOTED)!r}; "
-                f"want {_KEY_RATE}, {_KEY_BURST}, {_LABEL}"
-            )
-        members[known] = value
+def _key_limit(entry: object, where: str) -> RateLimit | None:
+    members, unknown = _members(entry, where, _KEY_RATE, _KEY_BURST, _LABEL)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown member {unknown[0]!r}; want {_KEY_RATE}, {_KEY_BURST}, {_LABEL}"
+        )
     if members.get(_KEY_RATE) is None:
         raise ConfigError(f"{where}: {_KEY_RATE} is missing; 0 means no limit for this key")
     if not isinstance(members.get(_LABEL, ""), str):
@@ -247,11 +249,6 @@ def _key_limit(entry: gojson.Object, where: str) -> RateLimit | None:
 
 def _limit(rate: int, burst: int) -> RateLimit | None:
     return RateLimit(rate, max(burst, MIN_BURST)) if rate else None
-
-
-def _known(name: str, known: Collection[str]) -> str | None:
-    folded = gojson.same_name(name)
-    return next((each for each in known if gojson.same_name(each) == folded), None)
 
 
 def _number(members: Mapping[str, object], name: str, where: str) -> int:

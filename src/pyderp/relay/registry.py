@@ -1,16 +1,17 @@
-"""Who is connected: connections by key, duplicates, watchers, and who hears of a departure."""
+"""Which connections and which other relays have a key; duplicates, watchers, departures."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from pyderp.defaults import MAX_FORWARDED_SOURCES, MAX_REMOTE_PAIRS, MAX_REMOTE_SOURCES
 from pyderp.relay.connection import Connection
-from pyderp.relay.counters import Counters
+from pyderp.relay.counters import Counters, DropReason
 
-__all__ = ["Duplicates", "Registry"]
+__all__ = ["Duplicates", "Forwarder", "ForwarderTable", "Registry"]
 
 _FORGET_A_TURN: Final = 2_000
 """Sources of a departed connection that are forgotten in one turn of the loop, in about 1 ms."""
@@ -19,8 +20,8 @@ _FORGET_A_TURN: Final = 2_000
 class Duplicates:
     """The connections that share one key, while there are at least two.
 
-    The order of takeovers is Go's (`dupClientSet`): the newest is active, then whoever
-    spoke last; when the active one leaves, whoever spoke before it. The second connection
+    The order of takeovers is Go's (`dupClientSet`): the newest is active, then the
+    last to speak; when the active one leaves, the one that spoke before it. The second connection
     counts as having spoken only once it does.
     """
 
@@ -50,43 +51,31 @@ class Duplicates:
             self.last = next(reversed(self._spoke or self.members))
 
 
+@dataclass(slots=True, eq=False)
 class Registry:
     """The relay's books on its own connections. Of several with one key, the last to speak counts.
 
     Attributes:
         active: key → the connection that gets its packets; one look-up routes a run.
         duplicates: key → all its connections, for keys that have several.
-        watchers: connections that are told who comes and goes.
+        watchers: connections that are told which clients come and go.
         sent_to: source key → connections that it has written to.
         pairs: members of all sets in `sent_to`.
         departed: connections that left and still stand in `sent_to`.
+        on_takeover: told when one of several connections of a key takes its packets over by
+            speaking.
     """
 
-    __slots__ = (
-        "active",
-        "counters",
-        "departed",
-        "duplicates",
-        "not_ideal",
-        "on_takeover",
-        "pairs",
-        "sent_to",
-        "size",
-        "watchers",
-    )
-
-    def __init__(self, counters: Counters) -> None:
-        self.counters = counters
-        self.active: dict[bytes, Connection] = {}
-        self.duplicates: dict[bytes, Duplicates] = {}
-        self.watchers: dict[Connection, None] = {}
-        self.sent_to: dict[bytes, set[Connection]] = {}
-        self.pairs = 0
-        self.departed: deque[Connection] = deque()
-        self.size = 0
-        self.not_ideal = 0
-        self.on_takeover: Callable[[Connection], None] | None = None
-        """Told when one of several connections of a key takes its packets over by speaking."""
+    counters: Counters
+    active: dict[bytes, Connection] = field(default_factory=dict)
+    duplicates: dict[bytes, Duplicates] = field(default_factory=dict)
+    watchers: dict[Connection, None] = field(default_factory=dict)
+    sent_to: dict[bytes, set[Connection]] = field(default_factory=dict)
+    pairs: int = 0
+    departed: deque[Connection] = field(default_factory=deque)
+    size: int = 0
+    not_ideal: int = 0
+    on_takeover: Callable[[Connection], None] | None = None
 
     def add(self, connection: Connection) -> None:
         """Take in a connection; it becomes the active one of its key."""
@@ -105,7 +94,7 @@ class Registry:
         self.not_ideal += connection.not_ideal
 
     def remove(self, connection: Connection) -> bool:
-        """Take out a connection; gives whether it was the last of its key."""
+        """Take out a connection; returns whether it was the last of its key."""
         key = connection.key
         duplicates = self.duplicates.get(key)
         if duplicates is None:
@@ -230,3 +219,66 @@ class Registry:
             # to it unseen: it stays until the source leaves, unless the source is not here.
             if not told and source not in self.active:
                 del self.sent_to[source]
+
+
+class Forwarder(Protocol):
+    """A way to a key on another relay."""
+
+    def forward(self, src: bytes, dst: bytes, packet: bytes) -> DropReason | None:
+        """Take a packet on its way, at once; or say why it is dropped. Never blocks or connects."""
+
+
+class ForwarderTable:
+    """Remote keys and the relays that claim to have them; the oldest claim is used."""
+
+    __slots__ = ("_counters", "_table")
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._table: dict[bytes, list[Forwarder]] = {}
+
+    def get(self, key: bytes) -> Forwarder | None:
+        """The way to a key, or `None`."""
+        forwarders = self._table.get(key)
+        return forwarders[0] if forwarders else None
+
+    def add(self, key: bytes, forwarder: Forwarder) -> None:
+        """A relay has a key; saying so twice changes nothing."""
+        forwarders = self._table.setdefault(key, [])
+        if any(known is forwarder for known in forwarders):
+            return
+        forwarders.append(forwarder)
+        if len(forwarders) == 2:
+            self._counters.multiforwarder_created += 1
+
+    def remove(self, key: bytes, forwarder: Forwarder, *, is_local: bool) -> bool:
+        """A relay lost a key. Returns whether that was the last way to it.
+
+        Args:
+            is_local: a connection here has the key.
+        """
+        forwarders = self._table.get(key)
+        if forwarders is None:
+            if is_local:
+                self._counters.forwarder_delete_other_value += 1
+            return False
+        for i, known in enumerate(forwarders):
+            if known is forwarder:
+                del forwarders[i]
+                break
+        else:
+            if len(forwarders) == 1:
+                self._counters.forwarder_delete_other_value += 1
+            return False
+        if len(forwarders) == 1:
+            self._counters.multiforwarder_deleted += 1
+        elif not forwarders:
+            del self._table[key]
+            return True
+        return False
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._table
+
+    def __len__(self) -> int:
+        return len(self._table)

@@ -1,4 +1,4 @@
-"""The relay's decisions: who gets what, who is told what, what is dropped. It never awaits.
+"""The relay's decisions: which client gets what and is told what, what is dropped. It never awaits.
 
 The shell calls `login`, then `receive` with each read, and `leave`; it calls `flush` once
 at the end of each turn of its loop in which `wants_flush` became true. All bytes go out
@@ -19,28 +19,27 @@ from pyderp.defaults import (
     SEND_QUEUE_DEPTH,
 )
 from pyderp.errors import RemoteProtocolError
-from pyderp.keys import KEY_LEN
+from pyderp.keys import KEY_LEN, NodePublic
 from pyderp.relay.backlog import Backlog, recv_frame
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.delivery import Delivery
-from pyderp.relay.forwarders import Forwarder, ForwarderTable, MeshLink
-from pyderp.relay.registry import Registry
+from pyderp.relay.delivery import Delivery, MeshLink
+from pyderp.relay.registry import Forwarder, ForwarderTable
 from pyderp.wire.frames import (
     HEADER,
     PING_LEN,
     FrameType,
     PeerGoneReason,
-    frame_header,
     looks_like_disco,
+    pack_peer_gone,
     pack_pong,
 )
 
 __all__ = ["Router", "check"]
 
-_PEER_GONE_HEADER: Final = frame_header(FrameType.PEER_GONE, KEY_LEN + 1)
-_DISCONNECTED: Final = bytes((PeerGoneReason.DISCONNECTED,))
-_NOT_HERE: Final = bytes((PeerGoneReason.NOT_HERE,))
+_FOR_MESH_PEERS: Final = frozenset(
+    {FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER}
+)
 
 
 class Router(Delivery):
@@ -72,7 +71,7 @@ class Router(Delivery):
             self._tell_watchers(connection.present_frame())
 
     def leave(self, connection: Connection, *, last_words: bool = False) -> list[bytes]:
-        """Take out a connection, count the packets that waited, and tell those who care.
+        """Take out a connection, count the packets that waited, and tell its peers and watchers.
 
         Packets that its transport holds are counted when it is known what becomes of them:
         `settle` must follow, at once or later.
@@ -98,7 +97,7 @@ class Router(Delivery):
     def _tell_departure(self, key: bytes) -> None:
         if self.registry.watchers:
             self.counters.peer_gone_disconnected += len(self.registry.watchers)
-            self._tell_watchers(_PEER_GONE_HEADER + key + _DISCONNECTED)
+            self._tell_watchers(pack_peer_gone(NodePublic(key), PeerGoneReason.DISCONNECTED))
         if key not in self.forwarders:
             self._tell_left_region(key)
 
@@ -110,6 +109,11 @@ class Router(Delivery):
         Raises:
             RemoteProtocolError: the client may not send this.
         """
+        if kind in _FOR_MESH_PEERS and not connection.can_mesh:
+            raise RemoteProtocolError(
+                "insufficient permissions: it asked for what only a relay with our mesh key may",
+                frame_type=kind,
+            )
         if kind == FrameType.SEND_PACKET:
             self.send_packet(connection, payload[:KEY_LEN], payload[KEY_LEN:])
         elif kind == FrameType.PING:
@@ -117,25 +121,14 @@ class Router(Delivery):
         elif kind == FrameType.NOTE_PREFERRED:
             self._on_note_preferred(connection, preferred=payload != b"\0")
         elif kind == FrameType.FORWARD_PACKET:
-            self._need_mesh(connection, kind)
             self._on_forward_packet(connection, payload)
         elif kind == FrameType.WATCH_CONNS:
-            self._need_mesh(connection, kind)
             self._on_watch_conns(connection)
         elif kind == FrameType.CLOSE_PEER:
-            self._need_mesh(connection, kind)
             for target in self.registry.connections_of(payload):
                 target.sink.end(EndReason.MESH_PEER, How.NOW, "closed by a mesh peer")
         else:
             self.counters.unknown_frames += 1
-
-    @staticmethod
-    def _need_mesh(connection: Connection, kind: int) -> None:
-        if not connection.can_mesh:
-            raise RemoteProtocolError(
-                "insufficient permissions: it asked for what only a relay with our mesh key may",
-                frame_type=kind,
-            )
 
     def _on_ping(self, connection: Connection, payload: bytes) -> None:
         self.counters.got_ping += 1
@@ -143,7 +136,7 @@ class Router(Delivery):
         if not connection.pong_pending:
             connection.pong_pending = True
             self.counters.sent_pong += 1
-            self._control(connection, pack_pong(payload[:PING_LEN]))
+            self.send_control(connection, pack_pong(payload[:PING_LEN]))
 
     def _on_note_preferred(self, connection: Connection, *, preferred: bool) -> None:
         if connection.preferred == preferred:
@@ -215,7 +208,7 @@ class Router(Delivery):
         if connection.not_here_tokens >= 1:
             connection.not_here_tokens -= 1
             self.counters.peer_gone_not_here += 1
-            self._control(connection, _PEER_GONE_HEADER + dst + _NOT_HERE)
+            self.send_control(connection, pack_peer_gone(NodePublic(dst), PeerGoneReason.NOT_HERE))
 
     # Mesh
 
@@ -272,7 +265,7 @@ class Router(Delivery):
 
     def _tell_left_region(self, source: bytes) -> None:
         told = self.registry.left_region(source)
-        frame = _PEER_GONE_HEADER + source + _DISCONNECTED
+        frame = pack_peer_gone(NodePublic(source), PeerGoneReason.DISCONNECTED)
         for connection in told:
             backlog = connection.backlog
             # A mesh peer may have any number of sources come and go while a client reads slowly.
@@ -280,7 +273,7 @@ class Router(Delivery):
                 self.counters.peer_gone_not_sent += 1
             else:
                 self.counters.peer_gone_disconnected += 1
-                self._control(connection, frame)
+                self.send_control(connection, frame)
 
 
 def check(router: Router) -> list[str]:
@@ -288,25 +281,6 @@ def check(router: Router) -> list[str]:
 
     Several connections with one key are no difference, unlike in Go's `ConsistencyCheck`.
     """
-    return [*_keys(router.registry), *_numbers(router), *_watchers(router.registry)]
-
-
-def _keys(registry: Registry) -> Iterator[str]:
-    wrong_key = sum(connection.key != key for key, connection in registry.active.items())
-    if wrong_key:
-        yield f"{wrong_key} keys lead to a connection with another key"
-    strangers = sum(
-        registry.active.get(key) not in duplicates.members
-        for key, duplicates in registry.duplicates.items()
-    )
-    if strangers:
-        yield f"{strangers} keys with several connections have none of them active"
-    single = sum(len(duplicates.members) < 2 for duplicates in registry.duplicates.values())
-    if single:
-        yield f"{single} keys count as having several connections and do not"
-
-
-def _numbers(router: Router) -> Iterator[str]:
     registry = router.registry
     total = home = not_ideal = shared = left = 0
     for connection in registry.connections():
@@ -315,22 +289,30 @@ def _numbers(router: Router) -> Iterator[str]:
         not_ideal += connection.not_ideal
         shared += connection.is_dup
         left += connection.has_left
-    conns = sum(len(duplicates.members) for duplicates in registry.duplicates.values())
-    for what, counted, found in (
-        ("connections", registry.size, total),
-        ("home connections", router.counters.home_connections, home),
-        ("not-ideal connections", registry.not_ideal, not_ideal),
-        ("connections that share a key", conns, shared),
-        ("registered connections that have left", 0, left),
-        ("noted pairs", registry.pairs, sum(map(len, registry.sent_to.values()))),
-    ):
-        if counted != found:
-            yield f"{what} = {counted} != the connections say {found}"
-
-
-def _watchers(registry: Registry) -> Iterator[str]:
-    unknown = sum(
-        watcher not in registry.connections_of(watcher.key) for watcher in registry.watchers
-    )
-    if unknown:
-        yield f"{unknown} watchers are not registered"
+    active, watchers = registry.active, registry.watchers
+    sets = [(key, duplicates.members) for key, duplicates in registry.duplicates.items()]
+    wrong = {
+        "keys lead to a connection with another key": sum(c.key != k for k, c in active.items()),
+        "keys with several connections have none of them active": sum(
+            active.get(key) not in members for key, members in sets
+        ),
+        "keys count as having several connections and do not": sum(
+            len(members) < 2 for _, members in sets
+        ),
+        "watchers are not registered": sum(
+            watcher not in registry.connections_of(watcher.key) for watcher in watchers
+        ),
+    }
+    counts = {
+        "connections": (registry.size, total),
+        "home connections": (router.counters.home_connections, home),
+        "not-ideal connections": (registry.not_ideal, not_ideal),
+        "connections that share a key": (sum(len(members) for _, members in sets), shared),
+        "registered connections that have left": (0, left),
+        "noted pairs": (registry.pairs, sum(map(len, registry.sent_to.values()))),
+    }
+    return [f"{number} {what}" for what, number in wrong.items() if number] + [
+        f"{what} = {counted} != the connections say {found}"
+        for what, (counted, found) in counts.items()
+        if counted != found
+    ]

@@ -21,8 +21,7 @@ from pyderp.wire.frames import (
     frame_header,
     pack_frame,
 )
-from pyderp.wire.http import HttpConnection
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
+from pyderp.wire.http import HttpConnection, Upgrade
 
 __all__ = [
     "CutAfter",
@@ -228,7 +227,7 @@ def read_request(head: bytes) -> tuple[Upgrade, bool]:
     with contextlib.suppress(BadUpgrade):
         request = http.next_request()
         if request is not None:
-            return classify_upgrade(request), wants_fast_start(request)
+            return request.upgrade, request.wants_fast_start
     return Upgrade.NONE, False
 
 

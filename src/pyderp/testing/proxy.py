@@ -15,8 +15,8 @@ from typing import Final, cast
 from pyderp.keys import KEY_LEN, NONCE_LEN, NodePrivate, NodePublic
 from pyderp.testing.pipe import Cutter, FaultPlan, Mode, Pipe, Way, read_request
 from pyderp.wire.frames import FRAME_HEADER_LEN, FrameType
+from pyderp.wire.http import Upgrade
 from pyderp.wire.login import seal_server_info
-from pyderp.wire.upgrade import Upgrade
 
 __all__ = ["HOST", "ProxiedConnection", "Proxy"]
 

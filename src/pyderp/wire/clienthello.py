@@ -73,20 +73,15 @@ def _join_records(data: memoryview) -> bytes | None:
         body = data[start + _HEADER : start + _HEADER + length]
         message += body
         if len(message) >= 4:
-            wanted = 4 + _length_of_hello(message)
+            wanted = 4 + int.from_bytes(message[1:4], "big")
+            if message[0] != _CLIENT_HELLO or wanted > 4 + MAX_CLIENT_HELLO:
+                raise RemoteProtocolError("a TLS handshake that does not begin with a ClientHello")
         if len(message) >= wanted:
             return bytes(message[4:wanted])
         if len(body) < length:
             return None
         start += _HEADER + length
     raise RemoteProtocolError("a ClientHello in too many records")
-
-
-def _length_of_hello(message: bytearray) -> int:
-    length = int.from_bytes(message[1:4], "big")
-    if message[0] != _CLIENT_HELLO or length > MAX_CLIENT_HELLO:
-        raise RemoteProtocolError("a TLS handshake that does not begin with a ClientHello")
-    return length
 
 
 class _Cursor:

@@ -336,9 +336,6 @@ def pack_restarting(reconnect_in: float, try_for: float) -> bytes:
     return pack_frame(FrameType.RESTARTING, body)
 
 
-# What a server reads, after login. Each returns its fields; the relay keeps raw keys,
-# because a routing table of 32-byte strings needs no object a packet.
-
 _WRONG_SIZE: Final = {
     FrameType.NOTE_PREFERRED: (1, "frameNotePreferred wrong size"),
     FrameType.WATCH_CONNS: (0, "handleFrameWatchConns wrong size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -24,6 +25,7 @@ __all__ = [
     "Response",
     "Routes",
     "StreamedResponse",
+    "Upgrade",
     "page",
     "text_response",
 ]
@@ -44,6 +46,14 @@ BROWSER_HEADERS: Final = (
 _MAX_QUERY_FIELDS: Final = 50
 
 
+class Upgrade(Enum):
+    """What a request to the DERP path asks for."""
+
+    NONE = auto()
+    DERP = auto()
+    WEBSOCKET = auto()
+
+
 @dataclass(slots=True)
 class Request:
     """A request head. Header names are in lower case, values as sent, without outer space."""
@@ -54,7 +64,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]
 
     remote: str = ""
-    """IP address of who asks, behind trusted proxies; empty: unknown."""
+    """IP address of the client, behind trusted proxies; empty: unknown."""
 
     tls: str = ""
     """TLS version of the connection, such as `1.3`; empty: none."""
@@ -91,6 +101,23 @@ class Request:
     def header_values(self, name: bytes) -> list[str]:
         """All values of a header, in order."""
         return [value.decode("latin-1") for key, value in self.headers if key == name]
+
+    @property
+    def upgrade(self) -> Upgrade:
+        """What a request to `/derp` is upgraded to, by the rules of Go's handler.
+
+        A websocket without the subprotocol is an ancient client that speaks plain DERP.
+        """
+        wanted = self.header(b"upgrade").lower()
+        if wanted == "websocket":
+            offered = ",".join(self.header_values(b"sec-websocket-protocol"))
+            return Upgrade.WEBSOCKET if "derp" in offered else Upgrade.DERP
+        return Upgrade.DERP if wanted == "derp" else Upgrade.NONE
+
+    @property
+    def wants_fast_start(self) -> bool:
+        """Whether the client expects no HTTP answer at all: the header is exactly `1`."""
+        return self.header(b"derp-fast-start") == "1"
 
 
 @dataclass(slots=True)
@@ -133,11 +160,6 @@ def page(content_type: str, body: bytes) -> Response:
     return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)
 
 
-def _has_two_lengths(headers: list[tuple[bytes, bytes]]) -> bool:
-    names = [name for name, _ in headers]
-    return b"transfer-encoding" in names and b"content-length" in names
-
-
 def _origin_form(target: str, headers: list[tuple[bytes, bytes]]) -> str:
     """A target without scheme and host, which any request may have (RFC 9112 §3.2.2).
 
@@ -167,16 +189,18 @@ class HttpConnection:
     either `respond`, or take over the connection with `take_over`.
     """
 
-    __slots__ = ("_h11", "_head_only", "_lines", "_refusal_status", "finished", "served")
+    __slots__ = ("_h11", "_lines", "_refusal_status", "finished", "head_only", "served")
 
     finished: bool
     """No further request can follow: close once all is written."""
+    head_only: bool
+    """The request was HEAD: no body is sent."""
     served: int
     """Requests answered so far."""
 
     def __init__(self) -> None:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HTTP_HEAD)
-        self._head_only = False
+        self.head_only = False
         self._refusal_status = HTTPStatus.BAD_REQUEST
         self._lines = 0
         self.finished = False
@@ -217,10 +241,10 @@ class HttpConnection:
             # After a 2xx answer the connection would be a tunnel, also to h11.
             self._refusal_status = HTTPStatus.METHOD_NOT_ALLOWED
             raise BadUpgrade("HTTP request for a proxy: CONNECT")
-        self._head_only = event.method == b"HEAD"
+        self.head_only = event.method == b"HEAD"
         # Twice as fast as iterating over h11's own view with names in lower case.
         headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
-        if _has_two_lengths(headers):
+        if {b"transfer-encoding", b"content-length"} <= {name for name, _ in headers}:
             # A proxy in front may take the other length, and what it takes for a body be a
             # request here. RFC 9112 §6.1 lets us refuse, and wants the connection closed.
             raise BadUpgrade("HTTP request with both Content-Length and Transfer-Encoding")
@@ -250,7 +274,7 @@ class HttpConnection:
         if response.status == HTTPStatus.NO_CONTENT:
             headers.pop()
         out = self._head(response.status, headers, close=response.close)
-        if response.body and not self._head_only:
+        if response.body and not self.head_only:
             out += self._h11.send(h11.Data(data=response.body)) or b""
         return out + self.end()
 
@@ -260,12 +284,7 @@ class HttpConnection:
 
     def chunk(self, data: bytes) -> bytes:
         """The bytes of a piece of the body; none after HEAD."""
-        return b"" if self._head_only or not data else self._h11.send(h11.Data(data=data)) or b""
-
-    @property
-    def head_only(self) -> bool:
-        """Whether the request was HEAD: no body is sent."""
-        return self._head_only
+        return b"" if self.head_only or not data else self._h11.send(h11.Data(data=data)) or b""
 
     def _head(self, status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
         try:

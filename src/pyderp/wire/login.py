@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -52,10 +52,13 @@ __all__ = [
     "open_server_info_untrusted",
 ]
 
+T = TypeVar("T")
+
 _TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
 _INTEGER: Final = re.compile("-?[0-9]{1,19}")
 """What may be one of 64 bits; JSON has no leading zeros."""
+_BOOLEANS: Final = {"true": True, "false": False}
 _MARK_LEN: Final = 8
 """One of 2**64 foreign nonces is taken for an own one. 16 random bytes remain, which is plenty:
 2**64 boxes between the same two keys until two nonces may be equal."""
@@ -128,14 +131,15 @@ class ClientInfo:
             RemoteProtocolError: not JSON, a wrong type, or a malformed mesh key.
         """
         names = ("meshKey", "version", "CanAckPings", "IsProber", "AppName", _TAKES_HEALTH)
-        found = _fields(data, names, FrameType.CLIENT_INFO)
+        kind = FrameType.CLIENT_INFO
+        found = _fields(data, names, kind)
         return cls(
             mesh_key=_mesh_key(found),
-            version=_integer(found, "version", FrameType.CLIENT_INFO),
-            can_ack_pings=_boolean(found, "CanAckPings"),
-            is_prober=_boolean(found, "IsProber"),
-            app_name=_text(found, "AppName"),
-            takes_health=_boolean(found, _TAKES_HEALTH),
+            version=_last(found, "version", 0, _integer, kind),
+            can_ack_pings=_last(found, "CanAckPings", False, _BOOLEANS.get, kind),
+            is_prober=_last(found, "IsProber", False, _BOOLEANS.get, kind),
+            app_name=_last(found, "AppName", "", gojson.text_value, kind),
+            takes_health=_last(found, _TAKES_HEALTH, False, _BOOLEANS.get, kind),
         )
 
 
@@ -208,7 +212,7 @@ def open_client_info_untrusted(
             frame_type=FrameType.CLIENT_INFO,
         ) from e
     info = ClientInfo.from_json_untrusted(text)
-    if not is_app_name(info.app_name):
+    if info.app_name and not is_app_name(info.app_name):
         raise RemoteProtocolError(invalid_app_name(info.app_name), frame_type=FrameType.CLIENT_INFO)
     return client, shared, info
 
@@ -233,13 +237,9 @@ def open_server_info_untrusted(
             f"invalid server info frame: failed to open naclbox from server key {server}",
             frame_type=kind,
         ) from e
-    rate, burst = "TokenBucketBytesPerSecond", "TokenBucketBytesBurst"
-    found = _fields(text, ("version", rate, burst), kind)
-    return ServerInfo(
-        _integer(found, "version", kind),
-        _integer(found, rate, kind),
-        _integer(found, burst, kind),
-    )
+    names = ("version", "TokenBucketBytesPerSecond", "TokenBucketBytesBurst")
+    found = _fields(text, names, kind)
+    return ServerInfo(*(_last(found, name, 0, _integer, kind) for name in names))
 
 
 def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, list[str]]:
@@ -262,32 +262,24 @@ def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, list
     return found
 
 
-def _wrong(name: str, kind: int) -> RemoteProtocolError:
-    return RemoteProtocolError(f"field {name} of the login blob has a wrong type", frame_type=kind)
+def _last(
+    found: Mapping[str, list[str]], name: str, zero: T, read: Callable[[str], T | None], kind: int
+) -> T:
+    """The last value of a member; `zero` if it is missing."""
+    last = zero
+    for text in found[name]:
+        value = read(text)
+        if value is None:
+            text = f"field {name} of the login blob has a wrong type"
+            raise RemoteProtocolError(text, frame_type=kind)
+        last = value
+    return last
 
 
-def _integer(found: Mapping[str, list[str]], name: str, kind: int) -> int:
-    number = 0
-    for value in found[name]:
-        if _INTEGER.fullmatch(value) is None or (number := int(value)) not in _INT64:
-            raise _wrong(name, kind)
+def _integer(text: str) -> int | None:
+    if _INTEGER.fullmatch(text) is None or (number := int(text)) not in _INT64:
+        return None
     return number
-
-
-def _boolean(found: Mapping[str, list[str]], name: str) -> bool:
-    if not all(value in ("true", "false") for value in found[name]):
-        raise _wrong(name, FrameType.CLIENT_INFO)
-    return found[name][-1:] == ["true"]
-
-
-def _text(found: Mapping[str, list[str]], name: str) -> str:
-    text = ""
-    for value in found[name]:
-        said = gojson.text_value(value)
-        if said is None:
-            raise _wrong(name, FrameType.CLIENT_INFO)
-        text = said
-    return text
 
 
 def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum, auto
 from typing import Final
 
 import h11
@@ -12,45 +11,16 @@ from pyderp.errors import BadUpgrade, FailureReason, UpgradeRejected, without_fr
 from pyderp.keys import NodePublic
 from pyderp.text import printable
 from pyderp.wire.frames import PROTOCOL_VERSION
-from pyderp.wire.http import Request
 
 __all__ = [
-    "Upgrade",
     "UpgradeReply",
-    "classify_upgrade",
     "switching_protocols",
     "upgrade_request",
-    "wants_fast_start",
 ]
 
 FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
-
-
-class Upgrade(Enum):
-    """What a request to the DERP path asks for."""
-
-    NONE = auto()
-    DERP = auto()
-    WEBSOCKET = auto()
-
-
-def classify_upgrade(request: Request) -> Upgrade:
-    """What a request to `/derp` is upgraded to, by the rules of Go's handler.
-
-    A websocket without the subprotocol is an ancient client that speaks plain DERP.
-    """
-    wanted = request.header(b"upgrade").lower()
-    if wanted == "websocket":
-        offered = ",".join(request.header_values(b"sec-websocket-protocol"))
-        return Upgrade.WEBSOCKET if "derp" in offered else Upgrade.DERP
-    return Upgrade.DERP if wanted == "derp" else Upgrade.NONE
-
-
-def wants_fast_start(request: Request) -> bool:
-    """Whether the client expects no HTTP answer at all: the header is exactly `1`."""
-    return request.header(b"derp-fast-start") == "1"
 
 
 def switching_protocols(server: NodePublic) -> bytes:

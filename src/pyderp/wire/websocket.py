@@ -13,7 +13,7 @@ from typing import Final
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHeaderFormat
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.headers import parse_connection, parse_subprotocol
 from websockets.protocol import SERVER, Protocol, State
 from websockets.utils import accept_key
@@ -23,6 +23,7 @@ from pyderp.wire.http import Request, Response, text_response
 
 __all__ = [
     "WebSocketServer",
+    "close_frame",
     "refuse_handshake",
     "release_protocol",
     "unsent_payload",
@@ -95,6 +96,11 @@ def _offers_derp(request: Request) -> bool:
         if any(name.lower() == SUBPROTOCOL for name in offered):
             return True
     return False
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """All that a websocket says which is closed as soon as it is open."""
+    return Frame(Opcode.CLOSE, Close(CloseCode(code), reason).serialize()).serialize(mask=False)
 
 
 def unsent_payload(unsent: int, payload: int) -> int:

@@ -11,8 +11,7 @@ import pytest
 
 from pyderp.relay.connection import EndReason
 from pyderp.server.conn.context import ConnectionContext
-from pyderp.server.conn.kernel import Unanswered, unanswered
-from pyderp.server.conn.paths import PathWatch
+from pyderp.server.conn.kernel import PathWatch, Unanswered, unanswered
 from tests.server.fakes import FakeLoop, Wire, make_context
 
 TIMEOUT = 15.0

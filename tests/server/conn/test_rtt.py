@@ -7,10 +7,9 @@ import sys
 import pytest
 
 import pyderp
-from pyderp.server.conn import paths as rtt
+from pyderp.server.conn import kernel as rtt
 from pyderp.server.conn.context import TICK, ConnectionContext
-from pyderp.server.conn.kernel import NON_TCP
-from pyderp.server.conn.paths import RttSampler
+from pyderp.server.conn.kernel import NON_TCP, RttSampler
 from tests.conftest import Run
 from tests.server.dial import clients
 from tests.server.fakes import FakeLoop, Wire, make_context

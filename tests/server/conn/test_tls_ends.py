@@ -29,6 +29,13 @@ def core(loop: FakeLoop) -> ConnectionContext:
     return make_context(loop)
 
 
+def refuse(_: bytes) -> int:
+    """OpenSSL's write, after an error."""
+    error = ssl.SSLError(1, "broken")
+    error.reason = "BROKEN"
+    raise error
+
+
 def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
@@ -171,19 +178,25 @@ def test_a_session_that_is_broken_ends_the_connection_when_written_to(
     second.shake_hands()
     second.login()
     first.login()
-    records = records_of(second)
-
-    def refuse(_: bytes) -> int:
-        error = ssl.SSLError(1, "broken")
-        error.reason = "BROKEN"
-        raise error
-
-    monkeypatch.setattr(records, "_write_record", refuse)
+    monkeypatch.setattr(records_of(second), "_write_record", refuse)
     first.session.send_packet(second.private.public, b"x")
     first.say()
     assert second.gone
     assert not first.gone
     assert core.router.registry.size == 1
+
+
+def test_a_session_that_breaks_at_its_server_info_is_never_registered(
+    core: ConnectionContext, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = TLSWire(core, context)
+    wire.shake_hands()
+    wire.upgrade()
+    monkeypatch.setattr(records_of(wire), "_write_record", refuse)
+    wire.say()
+    assert wire.gone
+    assert core.router.registry.size == 0
+    assert core.router.counters.ends[EndReason.PROTOCOL_ERROR] == 1
 
 
 def test_an_end_that_is_told_by_an_error_is_an_end(

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from pyderp import NodePrivate, PeerGone
-from pyderp.relay import forwarders
+from pyderp.relay import delivery
 from pyderp.relay.counters import DropReason
 from pyderp.wire.frames import DISCO_MAGIC, DISCO_MIN_LEN
 from tests.conftest import Run
@@ -199,7 +199,7 @@ def test_relays_that_send_each_other_for_a_key(run: Run) -> None:
 
 def test_full_link(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit into the queue to another relay is dropped, counted, and no harm done."""
-    monkeypatch.setattr(forwarders, "MESH_QUEUE_DEPTH", 5)
+    monkeypatch.setattr(delivery, "MESH_QUEUE_DEPTH", 5)
 
     async def main() -> None:
         async with meshed() as (left, right), client_of(left) as a, client_of(right) as b:

@@ -15,7 +15,8 @@ from pyderp.client import connection as client_connection
 from pyderp.keys import MeshKey
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
-from pyderp.relay.forwarders import Forwarder, MeshLink
+from pyderp.relay.delivery import MeshLink
+from pyderp.relay.registry import Forwarder
 from pyderp.server.mesh import links as module
 from pyderp.server.mesh.hosts import MeshLog
 from pyderp.wire.frames import FrameType, pack_peer_gone, pack_peer_present, pack_restarting

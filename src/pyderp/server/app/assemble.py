@@ -27,8 +27,8 @@ from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, LoginRules
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
+from pyderp.server.conn.kernel import PathWatch, RttSampler
 from pyderp.server.conn.limits import Limits
-from pyderp.server.conn.paths import PathWatch, RttSampler
 from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer

@@ -87,7 +87,7 @@ class AcceptGate:
                 self.shed += 1
                 self._say("out of file descriptors: %d connections shed so far", self.shed)
                 return _TurnedAway()
-            if limited and not self._may_come():
+            if limited and self._bucket and not self._bucket.take(1, self._loop.time()):
                 self.rejected += 1
                 self._say("connections come too fast: %d rejected so far", self.rejected)
                 return _TurnedAway()
@@ -102,9 +102,6 @@ class AcceptGate:
 
     def _they_came(self) -> None:
         self._coming = 0
-
-    def _may_come(self) -> bool:
-        return self._bucket is None or self._bucket.take(1, self._loop.time())
 
     def _say(self, text: str, count: int) -> None:
         if self._throttle.admit(self._loop.time()) is not None:

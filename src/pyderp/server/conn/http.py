@@ -15,7 +15,7 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
-from pyderp.server.conn.websocket import WebSocketLayer, close_frame
+from pyderp.server.conn.websocket import WebSocketLayer
 from pyderp.wire.http import (
     DERP_PATH,
     Answer,
@@ -24,17 +24,17 @@ from pyderp.wire.http import (
     Response,
     Routes,
     StreamedResponse,
+    Upgrade,
     text_response,
 )
-from pyderp.wire.upgrade import Upgrade, classify_upgrade, wants_fast_start
-from pyderp.wire.websocket import refuse_handshake, websocket_accept
+from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
 
 __all__ = ["HttpStage", "client_address"]
 
 log = logging.getLogger("pyderp.http")
 
 _PIPELINED: Final = 8
-"""Requests in one read. Each costs 0.1 ms in which nobody else is served."""
+"""Requests in one read. Each costs 0.1 ms in which no other client is served."""
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 _ANSWER_TIMEOUT: Final = 60.0
 """What an answer that is not ready at once may take; a stream may go on for ever."""
@@ -62,7 +62,7 @@ class HttpStage:
         self._http: HttpConnection | None = None
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; gives how many are not DERP's yet (`Stage`)."""
+        """Take bytes; returns how many are not DERP's yet (`Stage`)."""
         http = self._http = self._http or HttpConnection()
         if self._busy:
             self._behind += end
@@ -72,7 +72,7 @@ class HttpStage:
         return end - len(self._serve(http))
 
     def _serve(self, http: HttpConnection) -> bytes:
-        """Answer the requests that are there; gives the bytes that already belong to DERP."""
+        """Answer the requests that are there; returns the bytes that already belong to DERP."""
         protocol = self._protocol
         rest = b""
         requests = 0
@@ -93,12 +93,12 @@ class HttpStage:
         return rest
 
     def _on_request(self, http: HttpConnection, request: Request) -> bytes:
-        """Answer a request, or upgrade; gives the bytes that already belong to DERP."""
+        """Answer a request, or upgrade; returns the bytes that already belong to DERP."""
         protocol = self._protocol
         context = protocol.context
         self._note_asker(request)
         if self._derp and request.path == DERP_PATH:
-            upgrade = classify_upgrade(request)
+            upgrade = request.upgrade
             if upgrade is Upgrade.DERP:
                 return self._upgrade(http, request)
             if upgrade is Upgrade.WEBSOCKET:
@@ -145,7 +145,7 @@ class HttpStage:
         self._busy = True
         self._behind = 0
         if isinstance(answer, StreamedResponse):
-            # Reading goes on, to see when nobody listens any more.
+            # Reading goes on, to see when the client has gone.
             protocol.stop_timer()
         else:
             protocol.hold(HOLD_HTTP)
@@ -200,8 +200,8 @@ class HttpStage:
         protocol = self._protocol
         context = protocol.context
         protocol.not_ideal = bool(request.header(b"ideal-node"))
-        fast_start = wants_fast_start(request)
-        protocol.send([context.login.greeting if fast_start else context.greeting_with_head])
+        login, fast_start = context.login, request.wants_fast_start
+        protocol.send([login.greeting if fast_start else context.greeting_with_head])
         protocol.stage = LoginStage(protocol)
         return self._hand_over(http)
 
@@ -249,30 +249,26 @@ def client_address(
 
     Read from `X-Forwarded-For`, from the right: what stands further left is the client's own
     word. `Forwarded` (RFC 7239) is not read: a proxy that writes the one header passes the
-    other on as the client made it, and nobody can tell which one to believe.
+    other on as the client made it, and nothing says which one to believe.
 
     Args:
         peer: whom the connection comes from, a trusted proxy; the answer if there is no header.
         trusts: whether an address is a trusted proxy's.
 
     Returns:
-        address and port; port 0: not told. `None`: a proxy does not say who it was, or what it
+        address and port; port 0: not told. `None`: a proxy does not name the client, or what it
         says cannot be read; the client is then certainly not the proxy itself.
     """
-    hops = _hops(request)
-    if hops is None:
+    values = request.header_values(b"x-forwarded-for")
+    if not values:
         return peer
+    hops = [item.strip() for item in ",".join(values).split(",")]
     for item in reversed(hops[-_MOST_HOPS:]):
         hop = _parse(item)
         if hop is None or not trusts(hop[0]):
             return hop
     # All are trusted: it comes from the one furthest away, if that is the first.
     return _parse(hops[0]) if 0 < len(hops) <= _MOST_HOPS else None
-
-
-def _hops(request: Request) -> list[str] | None:
-    values = request.header_values(b"x-forwarded-for")
-    return [item.strip() for item in ",".join(values).split(",")] if values else None
 
 
 def _parse(item: str) -> tuple[str, int] | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError, RemoteProtocolError
 from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
-from pyderp.relay.limits import RateBuckets, RateConfig, RateLimit, parse_rate_config
+from pyderp.relay.health import HealthTeller
+from pyderp.relay.limits import RateBucket, RateBuckets, RateConfig, RateLimit, parse_rate_config
 from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
 from pyderp.server.conn.reading import HOLD_LIMIT
 from pyderp.wire.frames import FRAME_HEADER_LEN
@@ -44,16 +46,6 @@ def read_rate_config(path: Path) -> RateConfig:
     return parse_rate_config(data, f"rate config {path}")
 
 
-class WaitObserver(Protocol):
-    """Hears of clients that have to wait."""
-
-    def on_wait(self, connection: Connection, seconds: float) -> None:
-        """A client is not read from for so long."""
-
-    def end_wait(self, connection: Connection) -> None:
-        """A client is read from again."""
-
-
 class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
@@ -64,7 +56,7 @@ class Limits:
     however many connections it has, and nothing is ever dropped.
 
     Args:
-        loop: gives the time.
+        loop: has the time, and the timers of clients that wait.
         counters: of the relay's router.
         path: the file of limits; `reload` reads it again.
 
@@ -78,7 +70,7 @@ class Limits:
         counters: Counters,
         path: Path,
         *,
-        observer: WaitObserver | None = None,
+        observer: HealthTeller | None = None,
     ) -> None:
         self.loop = loop
         self.counters = counters
@@ -106,7 +98,8 @@ class Limits:
             return None
         if limit.bytes_per_second * _SMOOTH < RECEIVE_BUFFER:
             protocol.read_in_small()
-        return _LimitedStage(self, protocol, connection, relaying, limit)
+        bucket = self.buckets.of(connection.key, limit, self.loop.time())
+        return _LimitedStage(self, protocol, connection, relaying, self.buckets, bucket)
 
     def reload(self) -> bool:
         """Read the file again. Connections that `limit_again` begin anew, with a full bucket.
@@ -138,128 +131,107 @@ class Limits:
             )
 
 
+@dataclass(slots=True, eq=False)
 class _LimitedStage:
     """Relays what comes, and then reads nothing until that is paid for (`Stage`).
 
     What comes while others of the key are in debt is charged at once and relayed in its turn:
-    when the debt before it is paid, whatever came after it.
+    when the debt before it is paid, however much came after it.
 
     Attributes:
         holds: something waits for its turn.
+        charged: bytes that were charged, and not relayed yet.
+        turn: what waited is being relayed.
+        until: when the debt is paid, on the loop's clock.
     """
 
-    __slots__ = (
-        "_bucket",
-        "_buckets",
-        "_charged",
-        "_connection",
-        "_limits",
-        "_loop",
-        "_protocol",
-        "_timer",
-        "_turn",
-        "_until",
-        "holds",
-        "relaying",
-    )
-
-    def __init__(
-        self,
-        limits: Limits,
-        protocol: LimitedConnection,
-        connection: Connection,
-        relaying: Stage,
-        limit: RateLimit,
-    ) -> None:
-        self.relaying = relaying
-        self.holds = False
-        self._limits = limits
-        self._protocol = protocol
-        self._connection = connection
-        self._loop = limits.loop
-        self._buckets = limits.buckets
-        self._bucket = self._buckets.of(connection.key, limit, self._loop.time())
-        self._charged = 0
-        """Bytes that were charged, and not relayed yet."""
-        self._turn = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._until = 0.0
+    limits: Limits
+    protocol: LimitedConnection
+    connection: Connection
+    relaying: Stage
+    buckets: RateBuckets
+    bucket: RateBucket
+    holds: bool = False
+    charged: int = 0
+    turn: bool = False
+    timer: asyncio.TimerHandle | None = None
+    until: float = 0.0
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes in a buffer; gives how many were used up."""
+        """Take bytes in a buffer; returns how many were used up."""
         if self._must_hold(end):
             return 0
-        counters = self._limits.counters
+        counters = self.limits.counters
         packets = counters.packets_received
-        charged, self._charged = self._charged, 0
+        charged, self.charged = self.charged, 0
         try:
             used = self.relaying(data, view, end)
         except RemoteProtocolError:
-            # What stood before it was relayed, and would be free for who comes back.
-            self._buckets.charge(self._bucket, end - charged, self._loop.time())
+            # What stood before it was relayed, and would be free for a client that comes back.
+            self.buckets.charge(self.bucket, end - charged, self.limits.loop.time())
             raise
         # As upstream, the headers of packets are free.
         size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
-        now = self._loop.time()
-        wait = self._buckets.charge(self._bucket, size - charged, now)
-        if wait >= _LEAST_WAIT and not self._connection.has_left:
+        now = self.limits.loop.time()
+        wait = self.buckets.charge(self.bucket, size - charged, now)
+        if wait >= _LEAST_WAIT and not self.connection.has_left:
             self._wait(wait, now)
         return used
 
     def _must_hold(self, end: int) -> bool:
-        if self._turn or (self._timer is not None and not self.holds):
+        if self.turn or (self.timer is not None and not self.holds):
             return False  # the latter: more of the read that it waits for
-        now = self._loop.time()
-        debt = self._bucket.charge(0, now)
+        now = self.limits.loop.time()
+        debt = self.bucket.charge(0, now)
         if not self.holds:
             if debt < _LEAST_WAIT:
                 return False
             self.holds = True
             self._wait(debt, now)
-        self._buckets.charge(self._bucket, end - self._charged, now)
-        self._charged = end
+        self.buckets.charge(self.bucket, end - self.charged, now)
+        self.charged = end
         return True
 
     def _wait(self, seconds: float, now: float) -> None:
-        self._until = now + seconds
-        self._limits.waited += 1
-        observer = self._limits.observer
+        self.until = now + seconds
+        self.limits.waited += 1
+        observer = self.limits.observer
         if observer is not None:
-            observer.on_wait(self._connection, seconds)
-        if self._timer is None:
-            self._limits.waiting.add(self)
-            self._protocol.hold(HOLD_LIMIT)
+            observer.on_wait(self.connection, seconds)
+        if self.timer is None:
+            self.limits.waiting.add(self)
+            self.protocol.hold(HOLD_LIMIT)
             self._start_timer(now)
 
     def _start_timer(self, now: float) -> None:
-        seconds = min(self._until - now, _LONGEST_TIMER)
-        self._timer = self._loop.call_later(seconds, self._on_timer)
+        seconds = min(self.until - now, _LONGEST_TIMER)
+        self.timer = self.limits.loop.call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
-        now = self._loop.time()
+        now = self.limits.loop.time()
         # One read may bring several charges, and the timer was set by the first.
-        if self._until - now >= _LEAST_WAIT:
+        if self.until - now >= _LEAST_WAIT:
             self._start_timer(now)
             return
         self.stop()
         if self.holds:
             self.holds = False
-            self._turn = True
-            self._protocol.feed_rest()
-            self._turn = False
+            self.turn = True
+            self.protocol.feed_rest()
+            self.turn = False
 
     def on_end(self) -> None:
         """The connection ended: what waited for its turn is discarded, and costs nothing."""
         self.stop()
-        self._buckets.charge(self._bucket, -self._charged, self._loop.time())
+        self.buckets.charge(self.bucket, -self.charged, self.limits.loop.time())
 
     def stop(self) -> None:
         """Wait no longer; the debt stays."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._limits.waiting.discard(self)
-            observer = self._limits.observer
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+            self.limits.waiting.discard(self)
+            observer = self.limits.observer
             if observer is not None:
-                observer.end_wait(self._connection)
-            self._protocol.release(HOLD_LIMIT)
+                observer.end_wait(self.connection)
+            self.protocol.release(HOLD_LIMIT)

@@ -6,8 +6,9 @@ A TLS login passes, in this order:
 2. `tls`: the ClientHello chooses the certificate; from then on `records` decrypts.
 3. `http`: `GET /derp` with an upgrade; the answer carries the relay's key.
 4. `login`, here: ClientInfo is opened, its rules are checked, the admission is asked.
-5. `Router.login`: the key is registered. ServerInfo is the first frame that leaves, with the
-   flush at the end of the turn; `RelayProtocol.relay` sets the stage that relays.
+   ServerInfo is written at once, so it is the first frame that the client gets.
+5. `Router.login` registers the key in the same turn of the loop, and `RelayProtocol.relay` sets
+   the stage that relays.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger("pyderp.relay")
 class LoginStage:
     """Waits for ClientInfo, asks whether the client may come in, and lets it relay.
 
-    While somebody has to be asked, nothing is read from the client; what came behind its
+    While the admission is being asked, nothing is read from the client; what came behind its
     ClientInfo waits.
 
     Args:
@@ -45,7 +46,7 @@ class LoginStage:
         self._protocol = protocol
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; gives how many were used up (`Stage`)."""
+        """Take bytes; returns how many were used up (`Stage`)."""
         used, client = self._protocol.context.login.receive_untrusted(view, end)
         if client is not None:
             self._on_client(client)
@@ -99,6 +100,10 @@ class LoginStage:
         protocol = self._protocol
         context = protocol.context
         info = client.info
+        # Frames of others follow: they cannot be written before the key is registered.
+        protocol.send([client.server_info])
+        if protocol.ended:
+            return  # TLS failed
         connection = Connection(
             client.client.raw,
             protocol,
@@ -113,9 +118,7 @@ class LoginStage:
             takes_health=info.can_ack_pings or info.takes_health,
         )
         protocol.connection = connection
-        # Others may write to it from the next line on; what they write comes after this.
         protocol.pause_if_full(connection)
-        context.router.send_control(connection, client.server_info)
         context.router.login(connection)
         context.tell_restarting(connection)
         protocol.relay(connection)
@@ -127,7 +130,7 @@ class LoginStage:
 
 
 def _wait(_: bytearray, __: memoryview, end: int) -> int:
-    """The stage of a client that somebody is being asked about: what it sends waits.
+    """The stage of a client while the admission is being asked about it: what it sends waits.
 
     It is not read from meanwhile, so this is what stood behind its ClientInfo in one read.
     """

@@ -186,7 +186,7 @@ class RelayProtocol(StagedWriter):
     def _linger(self) -> None:
         """Write out what is written, close our half, and wait for the client's.
 
-        Bytes that nobody reads would make the kernel answer with a reset, which takes from
+        Unread bytes would make the kernel answer with a reset, which takes from
         the client what the kernel has not delivered to it yet.
         """
         transport = self.lingering
@@ -198,8 +198,11 @@ class RelayProtocol(StagedWriter):
         if self.held and not transport.is_closing():
             transport.resume_reading()
         self.held = 0
+        self._abort_in(LINGER_TIMEOUT if self.full is None else CLOSE_TIMEOUT)
+
+    def _abort_in(self, seconds: float) -> None:
         context = self.context
-        seconds = LINGER_TIMEOUT if self.full is None else CLOSE_TIMEOUT
+        context.timers.cancel(self, self._slot)
         when = min(context.loop.time() + seconds, context.linger_until)
         self._slot = context.timers.add(self, when)
 
@@ -269,11 +272,6 @@ class RelayProtocol(StagedWriter):
         if limit is not None and limit.holds:
             self.feed_rest()
 
-    def feed_rest(self) -> None:
-        """Give the current stage what the one before did not use."""
-        self.feed_tail()
-        self.flush_soon()
-
     # Time
 
     def restart_timer(self, seconds: float, missing: str = _NO_LOGIN) -> None:
@@ -312,10 +310,7 @@ class RelayProtocol(StagedWriter):
     def on_last_bytes_taken(self) -> None:
         """The kernel took what it still held after the end: the client's half may follow."""
         self._settle()
-        context = self.context
-        context.timers.cancel(self, self._slot)
-        when = min(context.loop.time() + LINGER_TIMEOUT, context.linger_until)
-        self._slot = context.timers.add(self, when)
+        self._abort_in(LINGER_TIMEOUT)
 
 
 def _lost_reason(error: Exception) -> EndReason:

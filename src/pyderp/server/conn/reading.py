@@ -140,17 +140,11 @@ class StagedReader(asyncio.BufferedProtocol):
             self.arrived(nbytes)
         if context.router.dirty and not context.flush_scheduled:
             context.schedule_flush()
-        if nbytes >= self.fair_share:
-            self.let_others()
-
-    def let_others(self) -> None:
-        """Read on only after the other sockets that are ready.
-
-        libuv goes on reading a socket that fills the buffer, up to 32 times in a row.
-        """
-        if not self.held:
+        if nbytes >= self.fair_share and not self.held:
+            # Read on only after the other sockets that are ready: libuv goes on reading a
+            # socket that fills the buffer, up to 32 times in a row.
             self.hold(_HOLD_FAIR)
-            self.context.loop.call_soon(self.release, _HOLD_FAIR)
+            context.loop.call_soon(self.release, _HOLD_FAIR)
 
     def hold(self, reason: int) -> None:
         """Read nothing from the client until `release` with the same reason."""
@@ -224,11 +218,17 @@ class StagedReader(asyncio.BufferedProtocol):
         else:
             self.feed(tail + data)
 
-    def feed_tail(self) -> None:
+    def feed_rest(self) -> None:
         """Give the current stage what the one before did not use."""
         if self._tail is not None:
             rest, self._need = self._tail, 0
             self.feed(rest)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have what the router holds written, if it holds anything."""
+        if self.context.router.wants_flush:
+            self.context.schedule_flush()
 
     def feed(self, rest: bytes | bytearray | memoryview) -> None:
         """Give bytes to the current stage that were read before it was."""

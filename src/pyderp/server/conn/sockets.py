@@ -125,7 +125,7 @@ def listen_unix(path: Path) -> socket.socket:
     """A listening Unix socket. One left over by a relay that is gone is replaced.
 
     Raises:
-        ConfigError: somebody listens there, or it cannot be made.
+        ConfigError: another process listens there, or it cannot be made.
     """
     left_over = is_left_over(path)
     try:
@@ -144,7 +144,7 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether there is a Unix socket that nobody listens on any more; `False`: nothing is there.
+    """Whether there is a Unix socket that no process listens on; `False`: nothing is there.
 
     Raises:
         ConfigError: something else is there, or it cannot be told.

@@ -7,7 +7,7 @@ from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import Layer
 from pyderp.wire.websocket import WebSocketServer, unsent_payload
 
-__all__ = ["WebSocketLayer", "close_frame"]
+__all__ = ["WebSocketLayer"]
 
 
 class WebSocketLayer(Layer):
@@ -96,12 +96,3 @@ class WebSocketLayer(Layer):
         """Break the cycles that the websockets library's object is part of (`Layer`)."""
         super().discard()
         self._websocket.release()
-
-
-def close_frame(code: int, reason: str) -> bytes:
-    """All that a websocket says which is closed as soon as it is open."""
-    websocket = WebSocketServer()
-    websocket.close(code, reason)
-    data = b"".join(websocket.data_to_send())
-    websocket.release()
-    return data

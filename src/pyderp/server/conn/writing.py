@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from dataclasses import dataclass
 
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext
@@ -17,23 +18,18 @@ from pyderp.server.conn.reading import StagedReader
 __all__ = ["FullSocket", "StagedWriter"]
 
 
+@dataclass(slots=True)
 class FullSocket:
-    """What is known of a socket whose kernel takes no more.
+    """What is known of a socket whose kernel takes no more."""
 
-    Attributes:
-        held: bytes that the transport held when the kernel took no more.
-        behind: bytes that were written after that.
-        waits: bytes that the transport and the kernel held when last looked at.
-        since: when fewer of them were seen for the last time, on the loop's clock.
-    """
-
-    __slots__ = ("behind", "held", "since", "waits")
-
-    def __init__(self, held: int, now: float) -> None:
-        self.held = held
-        self.behind = 0
-        self.waits = (held, -1)
-        self.since = now
+    held: int
+    """Bytes that the transport held when the kernel took no more."""
+    since: float
+    """When progress was seen for the last time, on the loop's clock."""
+    waits: tuple[int, int]
+    """Bytes that the transport and the kernel held when last looked at."""
+    behind: int = 0
+    """Bytes that were written after that."""
 
 
 class StagedWriter(StagedReader):
@@ -107,7 +103,7 @@ class StagedWriter(StagedReader):
             return
         context = self.context
         size = transport.get_write_buffer_size()
-        self.full = FullSocket(size, context.loop.time())
+        self.full = FullSocket(size, context.loop.time(), (size, -1))
         if self.ended:
             return  # the deadline of the end counts
         context.stalled[self] = None
@@ -137,21 +133,20 @@ class StagedWriter(StagedReader):
             await self._waiter
             self._waiter = None
 
-    @staticmethod
-    def _waits(transport: asyncio.Transport) -> tuple[int, int]:
-        """Bytes that the transport holds, and that the kernel holds unacknowledged.
-
-        The kernel asks for more only once a good part of its buffer is free: a client that
-        reads slowly but steadily shows in the second figure long before the first.
-        """
-        return transport.get_write_buffer_size(), unacknowledged(transport)
-
     def check_progress(self, now: float) -> None:
         """Give up a client whose kernel buffer took no byte for too long."""
         transport, full = self.transport, self.full
         if transport is None or full is None:
             return
-        last, full.waits = full.waits, self._waits(transport)
+        # The kernel asks for more only once a good part of its buffer is free: a client that
+        # reads slowly but steadily shows in the second figure long before the first.
+        last, full.waits = (
+            full.waits,
+            (
+                transport.get_write_buffer_size(),
+                unacknowledged(transport),
+            ),
+        )
         # More waiting here is no progress; another figure in the kernel is, either way.
         if full.waits[0] < last[0] or full.waits[1] != last[1]:
             full.since = now
@@ -162,8 +157,3 @@ class StagedWriter(StagedReader):
         if timeout and now - full.since >= timeout:
             self.context.router.counters.write_timeouts += 1
             self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
-
-    def flush_soon(self) -> None:
-        """Have what the router holds written, if it holds anything."""
-        if self.context.router.wants_flush:
-            self.context.schedule_flush()

@@ -21,7 +21,7 @@ from pyderp.errors import ConnectionClosed, DerpError, NotConnected, without_fra
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import describe
-from pyderp.relay.forwarders import MeshLink
+from pyderp.relay.delivery import MeshLink
 from pyderp.relay.router import Router
 from pyderp.server.mesh.hosts import MeshHost, MeshLog, parse_mesh_host
 from pyderp.tasks import run_together
