@@ -8,7 +8,10 @@ use common::{
 };
 use pyderp_fast::errors::{BRINGS_NOTHING, INTERNAL, NOT_ESTABLISHED, NOT_TLS, PLAIN_HTTP};
 use pyderp_fast::session::Session;
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::crypto::SupportedKxGroup;
 use rustls::version::{TLS12, TLS13};
+use rustls::NamedGroup;
 
 const VERSIONS: [&rustls::SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
@@ -87,6 +90,25 @@ fn a_protocol_is_named_only_to_those_that_offer_it() {
         let mut client = Client::with_protocols(&TLS13, protocols);
         client.shake(&mut session);
         assert_eq!(client.tls.alpn_protocol(), chosen);
+    }
+}
+
+#[test]
+fn the_exchange_of_keys_withstands_quantum_computers_if_the_client_can() {
+    let (hybrid, classic) = (NamedGroup::X25519MLKEM768, NamedGroup::X25519);
+    let orders: [(&[&'static dyn SupportedKxGroup], NamedGroup); 4] = [
+        (&[kx_group::X25519MLKEM768, kx_group::X25519], hybrid),
+        (&[kx_group::X25519, kx_group::SECP256R1], classic),
+        (&[kx_group::SECP384R1, kx_group::X25519], NamedGroup::secp384r1),
+        // The share that comes with the ClientHello is of the first, which is unknown here.
+        (&[kx_group::MLKEM1024, kx_group::X25519], classic),
+    ];
+    for (groups, chosen) in orders {
+        let mut session = session();
+        let mut client = Client::with_groups(&TLS13, &[], groups);
+        client.shake(&mut session);
+        assert_eq!(client.tls.negotiated_key_exchange_group().unwrap().name(), chosen);
+        assert_eq!(feed(&mut session, &client.seal(b"data")), b"data");
     }
 }
 

@@ -11,7 +11,7 @@ use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_128_GCM};
 use pyderp_fast::config::{certificates, private_key, Config};
 use pyderp_fast::session::Session;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs as provider;
+use rustls::crypto::{aws_lc_rs as provider, SupportedKxGroup};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, ConnectionTrafficSecrets, DigitallySignedStruct, Error,
@@ -62,7 +62,16 @@ impl Client {
     }
 
     pub fn with_protocols(version: &'static SupportedProtocolVersion, protocols: &[&str]) -> Self {
+        Self::with_groups(version, protocols, provider::DEFAULT_KX_GROUPS)
+    }
+
+    pub fn with_groups(
+        version: &'static SupportedProtocolVersion,
+        protocols: &[&str],
+        groups: &[&'static dyn SupportedKxGroup],
+    ) -> Self {
         let mut provider = provider::default_provider();
+        provider.kx_groups = groups.to_vec();
         provider.cipher_suites = vec![
             provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
             provider::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
