@@ -61,6 +61,8 @@ class ManualCertificates(CertificateSource):
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
     """
 
+    challenge_pending = False
+
     def __init__(self, certdir: Path, hostname: str) -> None:
         check_host_name(hostname)
         self.hostname = hostname

@@ -6,11 +6,13 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import pyderp
 from pyderp import ManualTLS, Relay
+from pyderp.native import NativeUse
 from tests.conftest import Run
 from tests.server import dial
 from tests.server.certificates import write_pair
@@ -27,6 +29,7 @@ WAY = [
     "server/conn/context.py",  # the deadline of the login
     "server/conn/http.py",
     "server/conn/tls.py",
+    "server/conn/engines.py",
     "certs/context.py",
     "server/conn/records.py",
     "certs/manual.py",  # which certificate
@@ -65,10 +68,11 @@ def _traced(found: list[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def test_a_tls_login_enters_seventeen_files_until_server_info(run: Run, tmp_path: Path) -> None:
+def test_a_tls_login_enters_eighteen_files_until_server_info(run: Run, tmp_path: Path) -> None:
     """The client has a thread of its own, so only the relay's loop is seen."""
     write_pair(tmp_path, NAME)
     config, via = way("tls1.3", ManualTLS(hostname=NAME, certdir=tmp_path))
+    config = replace(config, native=NativeUse.OFF)
     found: list[str] = []
 
     async def main() -> None:
