@@ -46,10 +46,6 @@ class Source(ManualCertificates):
 
     answer: Credential | None = None
 
-    @property
-    def challenge_pending(self) -> bool:
-        return self.answer is not None
-
     def challenge_credential(self, hello: memoryview) -> Credential | None:
         return self.answer if b"acme-tls/1" in bytes(hello) else None
 
@@ -157,7 +153,7 @@ def test_clients_of_other_protocols_are_served(
 def test_an_authority_gets_the_certificate_of_its_challenge(make: Make, tmp_path: Path) -> None:
     source = source_of(tmp_path)
     engine = make(ServerContexts(source, META), NAME.encode())
-    source.answer = challenge_credential(NAME, "token.thumbprint")
+    source.answer, source.challenge_pending = challenge_credential(NAME, "token.thumbprint"), True
     checking = Client(protocols=["acme-tls/1"])
     checking.shake_hands(engine)
     assert checking.tls.selected_alpn_protocol() == "acme-tls/1"
