@@ -79,7 +79,7 @@ requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	  --no-header --no-annotate --upgrade pyproject.toml requirements-dev.in -o requirements-dev.txt
 
 clean: ## remove the environments and the peers
-	rm -rf $(VENV) .venv-* .peers .relay
+	rm -rf $(VENV) .venv-* .peers .relay build fast/target
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
