@@ -12,7 +12,7 @@ use rustls::{CipherSuite, ProtocolVersion};
 
 use crate::config::Config;
 use crate::errors::{
-    reason, BRINGS_NOTHING, INTERNAL, NOT_ESTABLISHED, NOT_TLS, PLAIN_HTTP, TOO_LARGE,
+    reason, BRINGS_NOTHING, INTERNAL, NOT_ESTABLISHED, NOT_TLS, OLD_VERSION, PLAIN_HTTP, TOO_LARGE,
 };
 
 /// The most plain bytes of one record (RFC 8446 §5.1).
@@ -30,6 +30,9 @@ const HTTP_METHODS: [&[u8]; 9] =
     [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIO", b"DELET", b"PATCH", b"CONNE", b"TRACE"];
 /// The first byte of a record that may come first: alert, handshake.
 const FIRST_RECORDS: [u8; 2] = [21, 22];
+
+/// A fatal alert (RFC 8446 §6.2), before anything is encrypted.
+const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 
 /// A session that failed, or met a bug, has no connection any more.
 type Connection = UnbufferedServerConnection;
@@ -389,11 +392,16 @@ impl Session {
 
     /// Give the connection up; its alert, if it made one, is in the output.
     fn fail(&mut self, reason: String) {
+        let is_old = reason == OLD_VERSION;
         self.failure = Some(reason);
         self.pending = Vec::new();
         let result = catch_unwind(AssertUnwindSafe(|| self.take_alert()));
         if result.is_err() {
             self.out = Vec::new();
+        }
+        if is_old {
+            // rustls calls it a failed handshake, which says nothing to the client's user.
+            self.out = PROTOCOL_VERSION.to_vec();
         }
         self.drop_connection();
         self.established = false; // no close alert after this
