@@ -336,6 +336,24 @@ def _first_bytes() -> Seeds:
     }
 
 
+def _tls_records() -> Seeds:
+    fresh, established = b"\0", b"\1"
+    # As if a client asked for this relay, and for no authority's protocol.
+    hello = _CLIENT_HELLO.replace(b"acme-tls/1", b"http/1.1\1x")
+    alert = b"\x15\3\3\0\2\2\x28"
+    change = b"\x14\3\3\0\1\1"
+    return {
+        "client-hello": fresh + _AT_ONCE + hello,
+        "client-hello-byte-by-byte": fresh + _BYTE_BY_BYTE + hello,
+        "client-hello-and-more": fresh + _UNEVEN + hello + change + alert,
+        "plain-http": fresh + _AT_ONCE + b"GET / HTTP/1.1\r\nHost: derp.example.com\r\n\r\n",
+        "record-of-nobody": established + _AT_ONCE + b"\x17\3\3\0\x20" + bytes(32),
+        "alert-in-the-clear": established + _AT_ONCE + alert,
+        "changes-of-cipher": established + _UNEVEN + change * 40,
+        "record-too-long": established + _AT_ONCE + b"\x17\3\3\x48\1" + bytes(40),
+    }
+
+
 def make() -> dict[str, Seeds]:
     """All seeds: target, name, contents."""
     return {
@@ -345,6 +363,7 @@ def make() -> dict[str, Seeds]:
         "login": _login(),
         "metacert": _metacert(),
         "relay_frames": _relay_frames(),
+        "tls_records": _tls_records(),
         "upgrade_reply": _upgrade_reply(),
         "websocket": _websocket(),
     }

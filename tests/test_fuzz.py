@@ -23,6 +23,7 @@ MUTATIONS: Final = {
     "login": 4000,
     "metacert": 4000,
     "relay_frames": 2000,
+    "tls_records": 700,
     "upgrade_reply": 2500,
     "websocket": 4000,
 }

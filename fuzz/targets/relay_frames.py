@@ -1,9 +1,9 @@
-"""Frames after login, as a relay sees them: `pyderp.relay.lane.receive`.
+"""Frames after login, as a relay sees them: `pyderp.relay.lane`, by each of its loops.
 
 An input is a script for six logged-in connections: who sends which bytes in which chunks,
-whose socket is full, who leaves. Every script is played twice, by the fast lane and frame by
-frame, and both must give every connection the same bytes. At the end all leave, and nothing
-may be left in the books.
+whose socket is full, who leaves. Every script is played by the fast lane, also with the native
+walk if that is installed, and frame by frame, and all must give every connection the same bytes.
+At the end all leave, and nothing may be left in the books.
 
 A step is one byte and its arguments: the low three bits say who, the high five what.
 
@@ -25,10 +25,12 @@ A step is one byte and its arguments: the low three bits say who, the high five 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.errors import RemoteProtocolError
+from pyderp.native import NativeUse, load
 from pyderp.relay import lane
 from pyderp.relay.backlog import MAX_UNSENT, PACKET_OVERHEAD
 from pyderp.relay.connection import Connection, EndReason, How
@@ -159,14 +161,20 @@ class Peer:
 
 
 class FastReader:
-    """Reads with the fast lane."""
+    """Reads with the fast lane.
 
-    @staticmethod
-    def read(peer: Peer, data: bytes) -> bytes:
+    Args:
+        receive: one of its loops.
+    """
+
+    def __init__(self, receive: lane.Receive) -> None:
+        self._receive = receive
+
+    def read(self, peer: Peer, data: bytes) -> bytes:
         """Read what arrived; gives what is left over."""
         buffer = bytearray(data)
         with memoryview(buffer) as view:
-            used = lane.receive(peer.router, peer.connection, buffer, view, len(buffer))
+            used = self._receive(peer.router, peer.connection, buffer, view, len(buffer))
         assert 0 <= used <= len(data)
         if peer.is_open:
             assert buffer[used:] == data[used:], "bytes not used up were changed"
@@ -213,10 +221,21 @@ class Link:
         return DropReason.MESH_LINK_FULL if self.packets % 3 == 0 else None
 
 
+def _lanes() -> list[lane.Receive]:
+    native = load(NativeUse.AUTO)
+    return [
+        lane.receive,
+        *([] if native is None else [partial(lane.receive_runs, native.walk)]),
+    ]
+
+
+_LANES: Final = _lanes()
+
+
 class World:
     """A router and six connections."""
 
-    def __init__(self, reader: type[FastReader] | type[PlainReader]) -> None:
+    def __init__(self, reader: FastReader | PlainReader) -> None:
         self.now = 0.0
         self.router = Router(OWN_KEY, lambda: self.now)
         self.reader = reader
@@ -380,22 +399,29 @@ def _play(world: World, script: list[tuple[int, int, int, bytes]]) -> None:
 def one_input(data: bytes) -> None:
     """Play a script by the fast lane and frame by frame, and compare."""
     script = list(_steps(data))
-    fast, plain = World(FastReader), World(PlainReader)
-    for world in (fast, plain):
-        _play(world, script)
+    plain = World(PlainReader())
+    _play(plain, script)
+    for receive in _LANES:
+        fast = World(FastReader(receive))
+        _play(fast, script)
+        _compare(fast, plain)
+        fast.end()
+    plain.end()
+
+
+def _compare(fast: World, plain: World) -> None:
     # Only the lane counts the frames of one read that are no packets.
     flooded = any("frames in one read" in each.ended for each in fast.past + fast.peers)
-    if fast.is_exact and plain.is_exact and not flooded:
-        for a, b in zip(fast.past + fast.peers, plain.past + plain.peers, strict=True):
-            assert a.ended == b.ended, f"{a.connection}: {a.ended!r} and {b.ended!r}"
-            assert a.tail == b.tail
-            assert a.got == b.got, f"{a.connection} got something else"
-        for name in Counters.__slots__:
-            counts = getattr(fast.router.counters, name), getattr(plain.router.counters, name)
-            if isinstance(counts[0], int | list | dict):
-                assert counts[0] == counts[1], f"{name}: {counts}"
-    fast.end()
-    plain.end()
+    if not fast.is_exact or not plain.is_exact or flooded:
+        return
+    for a, b in zip(fast.past + fast.peers, plain.past + plain.peers, strict=True):
+        assert a.ended == b.ended, f"{a.connection}: {a.ended!r} and {b.ended!r}"
+        assert a.tail == b.tail
+        assert a.got == b.got, f"{a.connection} got something else"
+    for name in Counters.__slots__:
+        counts = getattr(fast.router.counters, name), getattr(plain.router.counters, name)
+        if isinstance(counts[0], int | list | dict):
+            assert counts[0] == counts[1], f"{name}: {counts}"
 
 
 assert PACKET_OVERHEAD == FRAME_HEADER_LEN + 32
