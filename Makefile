@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-all-pythons fast test-fast peers peer-ts-derp lint types bench fuzz docs requirements clean
+.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -34,6 +34,16 @@ endif
 test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
+
+# What TLS and packets touch.
+ENGINES ?= off on
+ENGINE_TESTS := tests/server tests/relay tests/property tests/certs tests/fault/sums tests/interop/front \
+  tests/interop/acme tests/interop/test_go_clients.py tests/interop/server tests/test_fuzz.py
+
+test-engines: $(VENV)/.dev ## test TLS and packets without the native part and with it (make fast)
+	for native in $(ENGINES); do \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --native=$$native $(ENGINE_TESTS) $(PYTEST_ARGS) || exit; \
+	done
 
 fast: $(BIN)/python ## build the native part from fast/ and install it (cargo and a C compiler)
 	@command -v cargo >/dev/null || { echo "make fast needs cargo (Rust 1.85 or newer)"; exit 1; }

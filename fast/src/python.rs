@@ -1,6 +1,7 @@
 //! The module `pyderp_fast`.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use pyo3::create_exception;
@@ -296,9 +297,25 @@ fn seal<'py>(
     Ok(PyBytes::new(py, &rest))
 }
 
+/// Panics that are told on standard error.
+const MOST_TOLD: usize = 10;
+
+/// Tell of a panic in a line. Rust would add a backtrace, and a client may have found a way to
+/// make one happen again and again.
+fn tell_panics_in_short() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    std::panic::set_hook(Box::new(|panic| {
+        if TOLD.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {
+            let text = panic.to_string().replace('\n', " ");
+            eprintln!("pyderp-fast: {text}; please report it");
+        }
+    }));
+}
+
 /// TLS records and the walk over frames, for pyderp.
 #[pymodule(gil_used = true)]
 fn pyderp_fast(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    tell_panics_in_short();
     let py = module.py();
     module.add("API_VERSION", API_VERSION)?;
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
