@@ -232,7 +232,7 @@ def test_unknown_frames_are_thrown_away_as_they_come(run: Run) -> None:
                 for each in core.protocols
                 if isinstance(each, RelayProtocol) and each.number == 1
             )
-            assert not protocol._tail
+            assert not protocol.tail
             await passes(second, second)
             assert relay.clients == 2
 

@@ -120,28 +120,34 @@ class Delivery:
         out = connection.out
         if out:
             connection.out = []
+            counters = self.counters
             packets = connection.out_packets
             if packets:
                 size = connection.out_bytes - PACKET_OVERHEAD * packets
-                self.counters.packets_sent += packets
-                self.counters.bytes_sent += size
+                counters.packets_sent += packets
+                counters.bytes_sent += size
                 connection.packets_sent += packets
                 connection.bytes_sent += size
                 connection.out_bytes = connection.out_packets = 0
-            self.counters.wrote(packets or len(out))
+            if packets == 1:  # a call less where a turn brings one packet
+                counters.writes[1] += 1
+            else:
+                counters.wrote(packets or len(out))
             connection.pong_pending = False
-            self._write(connection, out)
+            written = connection.sink.send(out)
+            if connection.paused or not written:
+                self._take_back(connection, out, written=written)
         if connection.backlog is not None and not connection.paused:
             self._drain(connection)
 
-    def _write(self, connection: Connection, frames: list[bytes]) -> None:
-        """Write frames that were counted as sent; take back what the kernel did not take."""
-        sink = connection.sink
-        if sink.send(frames):
+    def _take_back(self, connection: Connection, frames: list[bytes], *, written: bool) -> None:
+        """Count as not sent what the kernel did not take of the frames written last."""
+        if written:
             backlog = connection.backlog
-            if not connection.paused or backlog is None:
+            if backlog is None:
                 return
-            not_sent = backlog.in_flight = packets_at_the_end(frames, sink.unsent_size())
+            unsent = connection.sink.unsent_size()
+            not_sent = backlog.in_flight = packets_at_the_end(frames, unsent)
         else:
             not_sent = packets_at_the_end(frames, sum(map(len, frames)))
             for _, size, disco in not_sent:
@@ -197,7 +203,9 @@ class Delivery:
             if batch.changes:
                 loops += 1
                 counters.mesh_update_batch_size.observe(batch.changes)
-            self._write(connection, batch.chunks)
+            written = connection.sink.send(batch.chunks)
+            if not written or connection.paused:
+                self._take_back(connection, batch.chunks, written=written)
         if loops:
             counters.mesh_update_loop_count.observe(loops)
         if not connection.paused:

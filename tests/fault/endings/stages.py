@@ -198,7 +198,7 @@ async def in_the_login(place: Place) -> Line:
 
 def _unused(protocol: RelayProtocol) -> object:
     """Bytes of the stream that the relay keeps, as they are no whole frame."""
-    return protocol._tail
+    return protocol.tail
 
 
 # After it

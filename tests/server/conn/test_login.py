@@ -251,7 +251,7 @@ def test_a_bad_frame_behind_the_login_ends_the_connection(
             (protocol,) = relay._running().protocols
             # As if it had come in one read with the ClientInfo.
             frame = b"\x04\0\0\0\1x"
-            protocol._tail = frame  # type: ignore[attr-defined]  # of the one kind there is
+            protocol.tail = frame  # type: ignore[attr-defined]  # of the one kind there is
             keeper.answer.set_result(True)
             with pytest.raises(EOFError):
                 await _follow(joining)

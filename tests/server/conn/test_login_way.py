@@ -57,7 +57,7 @@ def _traced(found: list[str]) -> Iterator[None]:
             in_tick = event == "call"  # the relay's timer belongs to no connection
         elif event == "call" and name not in found and not in_tick:
             found.append(name)
-        elif event == "return" and function == "write":
+        elif event == "return" and function == "send":
             written = "wire/login.py" in found  # the first write after ClientInfo was read
 
     before = sys.getprofile()

@@ -327,12 +327,14 @@ class ConnectionContext:
         """Have the router write what it holds, once all sockets that are ready were read."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush_turn)
 
-    def _flush(self) -> None:
+    def flush_turn(self) -> None:
+        """Write what the router holds; `schedule_flush` has it called."""
         self.flush_scheduled = False
-        self.router.flush()
-        if self.router.wants_flush:  # departed connections that are still to be forgotten
+        router = self.router
+        router.flush()
+        if router.registry.departed:  # departed connections that are still to be forgotten
             self.schedule_flush()
 
     def _tick(self) -> None:

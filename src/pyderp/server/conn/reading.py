@@ -85,12 +85,12 @@ class StagedReader(asyncio.BufferedProtocol):
         inmost: the layer at the stage.
         room: where bytes are read to, unless an incomplete frame stands before them.
         fair_share: how many bytes are enough for one turn of the loop.
+        tail: the start of an incomplete frame; `None`: there is none.
         held: why nothing is read at the moment, as bits; 0: reading goes on.
     """
 
     __slots__ = (
         "_need",
-        "_tail",
         "context",
         "fair_share",
         "held",
@@ -98,6 +98,7 @@ class StagedReader(asyncio.BufferedProtocol):
         "outmost",
         "room",
         "stage",
+        "tail",
         "transport",
     )
 
@@ -109,7 +110,7 @@ class StagedReader(asyncio.BufferedProtocol):
         self.inmost: Layer | None = None
         # The start of an incomplete frame; in a bytearray once it is large, and then
         # _need says how long it must get.
-        self._tail: bytes | bytearray | None = None
+        self.tail: bytes | bytearray | None = None
         self._need = 0
         self.held = 0
         self.room = context.small_view
@@ -123,7 +124,7 @@ class StagedReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
-        tail = self._tail
+        tail = self.tail
         if tail is None or self._need or self.outmost is not None:
             return self.room
         size = len(tail)
@@ -139,7 +140,9 @@ class StagedReader(asyncio.BufferedProtocol):
         else:
             self.arrived(nbytes)
         if context.router.dirty and not context.flush_scheduled:
-            context.schedule_flush()
+            # As `schedule_flush`; a call less for each packet that comes alone.
+            context.flush_scheduled = True
+            context.loop.call_soon(context.flush_turn)
         if nbytes >= self.fair_share and not self.held:
             # Read on only after the other sockets that are ready: libuv goes on reading a
             # socket that fills the buffer, up to 32 times in a row.
@@ -168,7 +171,7 @@ class StagedReader(asyncio.BufferedProtocol):
         Args:
             behind: bytes for it that were read before it was there.
         """
-        assert self._tail is None, "the stage before it leaves nothing"
+        assert self.tail is None, "the stage before it leaves nothing"
         layer.outer = self.inmost
         if self.inmost is None:
             self.outmost = layer
@@ -180,8 +183,11 @@ class StagedReader(asyncio.BufferedProtocol):
             layer.receive(memoryview(behind))
 
     def plain_room(self) -> memoryview:
-        """Where a layer is to put bytes of the stream, before it calls `arrived`."""
-        tail = self._tail
+        """Where a layer is to put bytes of the stream, before it calls `arrived`.
+
+        It is the whole shared buffer while there is no `tail`.
+        """
+        tail = self.tail
         if tail is None or self._need:
             return self.context.view
         size = len(tail)
@@ -193,7 +199,7 @@ class StagedReader(asyncio.BufferedProtocol):
     def arrived(self, nbytes: int) -> None:
         """Bytes of the stream are in the shared buffer, behind the incomplete frame."""
         context = self.context
-        tail = self._tail
+        tail = self.tail
         if tail is None:
             stage = self.stage
             try:
@@ -210,7 +216,7 @@ class StagedReader(asyncio.BufferedProtocol):
 
     def take(self, data: bytes) -> None:
         """Take bytes of the stream that a layer holds, behind the incomplete frame."""
-        tail = self._tail
+        tail = self.tail
         if tail is None:
             self.feed(data)
         elif self._need:
@@ -220,8 +226,8 @@ class StagedReader(asyncio.BufferedProtocol):
 
     def feed_rest(self) -> None:
         """Give the current stage what the one before did not use."""
-        if self._tail is not None:
-            rest, self._need = self._tail, 0
+        if self.tail is not None:
+            rest, self._need = self.tail, 0
             self.feed(rest)
         self.flush_soon()
 
@@ -245,7 +251,7 @@ class StagedReader(asyncio.BufferedProtocol):
                 self._feed(tail, view, len(tail))
 
     def _feed(self, data: bytearray, view: memoryview, end: int) -> None:
-        self._tail = None
+        self.tail = None
         stage = self.stage
         try:
             used = stage(data, view, end)
@@ -263,10 +269,10 @@ class StagedReader(asyncio.BufferedProtocol):
         if len(rest) >= FRAME_HEADER_LEN:
             need = FRAME_HEADER_LEN + HEADER.unpack_from(rest)[1]
             if need > _LARGE:
-                self._tail = bytearray(rest)
+                self.tail = bytearray(rest)
                 self._need = need
                 return
-        self._tail = bytes(rest)
+        self.tail = bytes(rest)
 
     def read_in_large(self) -> None:
         """From now on read as much as there is: frames are taken from the buffer in place."""
@@ -284,7 +290,7 @@ class StagedReader(asyncio.BufferedProtocol):
     def drop_rest(self) -> None:
         """Forget what was left unused, and discard what still comes."""
         self.stage = closed_stage
-        self._tail = None
+        self.tail = None
         self._need = 0
         self.read_in_small()
 

@@ -51,7 +51,7 @@ class TLSLayer(Layer):
         if records is None:
             self._on_hello(self._hello + data)
             return
-        room = protocol.plain_room()
+        room = protocol.context.view if protocol.tail is None else protocol.plain_room()
         filled = records.feed(data, room)
         if records.news and not protocol.tls_version:
             protocol.tls_version = records.version
@@ -108,15 +108,17 @@ class TLSLayer(Layer):
     def send(self, chunks: list[bytes]) -> bool:
         """Encrypt and write; a failure ends the connection (`Layer`)."""
         protocol, records = self._protocol, self._records
-        if protocol.transport is None or records is None:
+        transport = protocol.transport
+        if transport is None or records is None:
             return False
         encrypted = records.seal(chunks)
         if records.failure:
             self._fail(records)
             return False
-        had_room = protocol.full is None
-        protocol.write(encrypted)
-        if had_room and protocol.full is not None:
+        if protocol.full is not None or not encrypted:
+            return protocol.write(encrypted)
+        transport.write(encrypted)
+        if protocol.full is not None:  # the kernel did not take all of it
             self._last = (sum(map(len, chunks)), len(encrypted))
         return True
 
