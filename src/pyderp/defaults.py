@@ -9,7 +9,8 @@ from typing import Final
 
 # Login and HTTP
 LOGIN_TIMEOUT: Final = 10.0
-"""From accept to a complete ClientInfo: TLS, HTTP head and login together."""
+"""From accept to a complete ClientInfo: TLS, HTTP head and login together (`--login-timeout`).
+Before that a PROXY header may take as long."""
 HTTP_IDLE_TIMEOUT: Final = 30.0
 """An HTTP keep-alive connection between two requests [http.Server.IdleTimeout]."""
 MAX_HTTP_HEAD: Final = 64 * 1024

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from pyderp.certs import ServerContexts
+from pyderp.config.relay import Network
+from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
@@ -190,6 +192,8 @@ def make_context(
     private: NodePrivate | None = None,
     mesh_key: MeshKey | None = None,
     uniform: Callable[[], float] = lambda: 0.5,
+    trusted_proxies: tuple[Network, ...] = (),
+    login_timeout: float = LOGIN_TIMEOUT,
     write_timeout: float = 2.0,
     mesh_write_timeout: float = 30.0,
     rate_config: Path | None = None,
@@ -207,6 +211,8 @@ def make_context(
         uniform=uniform,
         rules=LoginRules(
             mesh_key=mesh_key,
+            trusted_proxies=trusted_proxies,
+            login_timeout=login_timeout,
             write_timeout=write_timeout,
             mesh_write_timeout=mesh_write_timeout,
         ),

@@ -189,6 +189,10 @@ class RelayConfig:
     """Whether `pyderp-fast` does TLS and the lane's inner loop. A bool is taken too: `True` is
     `ON`, `False` is `OFF`."""
 
+    login_timeout: float = defaults.LOGIN_TIMEOUT
+    """A client that has not logged in so long after the accept, TLS and HTTP included, is closed;
+    more than 0, at most a day. Before that a PROXY header may take as long."""
+
     write_timeout: float = defaults.WRITE_TIMEOUT
     """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
 
@@ -232,6 +236,7 @@ class RelayConfig:
         check_type("admission", self.admission, AdmissionConfig)
         for name in _NUMBERS:
             _check_number(name, getattr(self, name))
+        _check_login_timeout(self.login_timeout)
         check_type("send_queue_depth", self.send_queue_depth, int)
         _check_number("send_queue_depth", self.send_queue_depth, least=1)
         check_type("sender_cardinality", self.sender_cardinality, bool)
@@ -299,6 +304,9 @@ _NUMBERS: Final = (
     "drain",
 )
 
+_LONGEST_LOGIN: Final = 86_400.0
+"""Seconds. The timer wheel counts its ticks to a deadline, so it must be finite."""
+
 
 def _check_number(name: str, value: object, least: int = 0) -> None:
     if not isinstance(value, int | float):
@@ -306,6 +314,18 @@ def _check_number(name: str, value: object, least: int = 0) -> None:
     if not value >= least:
         text = "{} is {value}; want {least} or more"
         raise ConfigError(text, settings=(name,), value=value, least=least)
+
+
+def _check_login_timeout(seconds: float) -> None:
+    check_type("login_timeout", seconds, int, float)
+    if not 0 < seconds <= _LONGEST_LOGIN:
+        raise ConfigError(
+            "{} is {seconds:g}; want more than 0 seconds, or no client could log in, and at most "
+            "{most:g}, or silent connections would stay",
+            settings=("login_timeout",),
+            seconds=seconds,
+            most=_LONGEST_LOGIN,
+        )
 
 
 def _check_app_names(config: RelayConfig) -> None:

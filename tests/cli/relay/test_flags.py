@@ -131,6 +131,7 @@ CASES = [
         *("proxy-protocol", "", "true", "config.proxy_protocol", True),
         beside=("--dev", "--trusted-proxy=::1"),
     ),
+    Case("login-timeout", "1m30s", "90", "config.login_timeout", 90),
     Case("tcp-keepalive-time", "1h", '"1h"', "config.tcp_keepalive_time", 3600),
     Case("tcp-user-timeout", "1.5s", "1.5", "config.tcp_user_timeout", 1.5),
     Case("tcp-write-timeout", "500ms", "0.5", "config.write_timeout", 0.5),

@@ -169,6 +169,7 @@ def test_a_certificate_that_cannot_be_used_is_explained(
         (["--secrets-url=http://x"], "setec is not built"),
         (["--ace"], "not built"),
         (["--proxy-protocol"], "needs --trusted-proxy"),
+        (["--login-timeout=0"], "--login-timeout is 0; want more than 0 seconds"),
         (["--home=nowhere"], "unknown home 'nowhere'"),
         (["--verify-client-url=x"], "neither http:// nor https://"),
         (["-a", "127.0.0.1:443"], "--certmode=manual"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -18,7 +19,7 @@ from pyderp.cli.relay.run import _serve
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.messages import PeerPresent, Restarting
-from tests.cli.process import pyderp, running
+from tests.cli.process import BOUND, pyderp, running
 from tests.conftest import Run
 from tests.server.certificates import trusting_nobody, write_pair
 from tests.server.dial import connect, passes
@@ -118,6 +119,28 @@ def test_settings_come_from_the_environment_and_flags_win() -> None:
         assert process.address()[1] != 3340
         process.signal(signal.SIGTERM)
         process.wait_for("closed within 0 s")
+
+
+def test_who_does_not_log_in_within_the_time_that_is_set_is_closed(tmp_path: Path) -> None:
+    """Over TLS, behind a proxy: the header, the handshake, the request. The time from a file."""
+    write_pair(tmp_path, NAME)
+    file = tmp_path / "relay.toml"
+    file.write_text('login-timeout = "300ms"\nproxy-protocol = true\ntrusted-proxy = "127.0.0.1"\n')
+    with running(*secure(tmp_path), "--config-file", file) as process:
+        address = process.address()
+        hello, header = b"\x16\x03\x01\x02\0\x01", b"PROXY UNKNOWN\r\n"
+        for data, missing in (
+            (b"", "PROXY header"),
+            (header[:5], "PROXY header"),
+            (header, "login"),
+            (header + hello, "login"),
+        ):
+            process.text = ""
+            with socket.create_connection(address, timeout=BOUND) as sock:
+                sock.sendall(data)
+                process.wait_for(rf"closed: no {missing} within 0\.3 s\n")
+                with contextlib.suppress(ConnectionError):
+                    assert sock.recv(1) == b""
 
 
 def test_a_key_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:

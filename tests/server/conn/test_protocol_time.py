@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_network
 
 import pytest
 
@@ -10,11 +11,12 @@ from pyderp.defaults import CLOSE_TIMEOUT, HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT
 from pyderp.keys import MeshKey
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import DropReason
+from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.wire import frames
 from pyderp.wire.messages import KeepAlive, ReceivedPacket
 from pyderp.wire.upgrade import upgrade_request
-from tests.server.fakes import FakeLoop, Wire, make_context
+from tests.server.fakes import ROUTES, FakeLoop, Wire, make_context
 
 MESH = MeshKey.parse("ab" * 32)
 GET = b"GET /derp/probe HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -110,6 +112,80 @@ def test_an_upgrade_on_a_kept_connection_has_ten_seconds_of_its_own(
     wire.loop.advance(25)
     wire.feed(GET_DERP)
     ends_after(wire, 10.0)
+
+
+V1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 4711 443\r\n"
+FIRST_BYTES = {
+    "silent": b"",
+    "half a head": GET_DERP[:10],
+    "half a login": GET_DERP + b"\x02\0",
+}
+
+
+def no_time_left(wire: Wire, seconds: float, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """The connection ends in so many seconds, as `what` is missing, and that is counted."""
+    ends_after(wire, seconds)
+    assert problems(caplog) == [f"client 1 192.0.2.1:4711 closed: no {what}"]
+    assert wire.core.router.counters.ends[EndReason.NO_LOGIN] == 1
+
+
+@pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
+@pytest.mark.parametrize("timeout", [0.5, 45.0, 86_400.0])
+def test_the_time_for_a_login_is_a_setting(
+    loop: FakeLoop, timeout: float, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(make_context(loop, login_timeout=timeout))
+    wire.feed(data)
+    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+
+
+@pytest.mark.parametrize("timeout", [2.0, 45.0])
+def test_an_upgrade_on_a_kept_connection_has_the_time_that_is_set(
+    loop: FakeLoop, timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The idle time between requests stays what it is, be the other longer or shorter."""
+    wire = Wire(make_context(loop, login_timeout=timeout))
+    wire.feed(GET)
+    loop.advance(HTTP_IDLE_TIMEOUT - 1)
+    wire.feed(GET_DERP)
+    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+
+
+@pytest.mark.parametrize("timeout", [2.0, 45.0])
+@pytest.mark.parametrize("header", [b"", V1[:5]], ids=["silent", "half a header"])
+def test_a_proxy_header_has_the_time_that_is_set(
+    loop: FakeLoop, timeout: float, header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = behind_a_proxy(loop, timeout)
+    wire.feed(header)
+    no_time_left(wire, timeout, caplog, f"PROXY header within {timeout:g} s")
+
+
+@pytest.mark.parametrize("timeout", [2.0, 45.0])
+@pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
+def test_behind_its_proxy_header_a_client_has_all_the_time_that_is_set(
+    loop: FakeLoop, timeout: float, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the proxy took is not the client's."""
+    wire = behind_a_proxy(loop, timeout)
+    loop.advance(timeout - TICK)
+    wire.feed(V1 + data)
+    no_time_left(wire, timeout, caplog, f"login within {timeout:g} s")
+
+
+def behind_a_proxy(loop: FakeLoop, login_timeout: float) -> Wire:
+    """A connection from a proxy that is trusted."""
+    proxies = (ip_network("192.0.2.0/24"),)
+    core = make_context(loop, login_timeout=login_timeout, trusted_proxies=proxies)
+    return Wire(core, protocol_factory(core, ROUTES, None, proxy_header=True)())
+
+
+def test_who_logs_in_within_the_time_that_is_set_stays(loop: FakeLoop) -> None:
+    wire = Wire(make_context(loop, login_timeout=45.0))
+    wire.loop.advance(44.0)
+    wire.login()
+    wire.loop.advance(100)
+    assert not wire.gone
 
 
 def test_the_budgets_are_the_specified_ones() -> None:

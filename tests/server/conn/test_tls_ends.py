@@ -156,6 +156,17 @@ def test_the_ten_seconds_cover_the_handshake(
     assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 10 s"]
 
 
+def test_a_handshake_has_the_time_for_a_login_that_is_set(
+    loop: FakeLoop, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(make_context(loop, login_timeout=45.0), engine)
+    wire.loop.advance(44.5)
+    assert not wire.gone
+    wire.loop.advance(1)
+    assert wire.gone
+    assert problems(caplog) == ["client 1 192.0.2.1:4711 closed: no login within 45 s"]
+
+
 def test_a_bad_frame_ends_what_the_same_read_still_holds(
     core: ConnectionContext, engine: Engine
 ) -> None:

@@ -254,6 +254,9 @@ _TABLE: Final = {
              setting="trusted_proxies"),
         Flag("proxy-protocol", boolean,
              "Every connection begins with a PROXY header, v1 or v2, of a --trusted-proxy."),
+        Flag("login-timeout", duration,
+             "Close a client that has not logged in so long after the accept, TLS and HTTP "
+             "included. More than 0."),
         Flag("tcp-keepalive-time", duration, "Silence before TCP keepalive probes. 0: none."),
         Flag("tcp-user-timeout", duration,
              "End connections whose kernel acknowledges nothing for so long. 0: the system's "

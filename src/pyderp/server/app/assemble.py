@@ -163,6 +163,7 @@ def _rules(config: RelayConfig) -> LoginRules:
         mesh_key=config.mesh_key,
         disallowed_app_names=frozenset(config.disallow_app_names) - {""},
         trusted_proxies=config.trusted_proxies,
+        login_timeout=config.login_timeout,
         write_timeout=config.write_timeout,
     )
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
-from pyderp.defaults import LOGIN_TIMEOUT
 from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.engines import Engine
@@ -189,7 +188,8 @@ class ProxyHeaderStage:
         self._protocol = protocol
         self._begin = begin
         self._data = b""
-        protocol.restart_timer(LOGIN_TIMEOUT, f"no PROXY header within {LOGIN_TIMEOUT:g} s")
+        timeout = protocol.context.rules.login_timeout
+        protocol.restart_timer(timeout, f"no PROXY header within {timeout:g} s")
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
         """Take bytes; they are always used up (`Stage`)."""
@@ -201,6 +201,6 @@ class ProxyHeaderStage:
             protocol.peer = header.source or UNKNOWN
             if header.destination is not None:
                 protocol.local = header.destination[0]
-            protocol.restart_timer(LOGIN_TIMEOUT)
+            protocol.restart_timer(protocol.context.rules.login_timeout)
             self._begin(protocol, self._data[header.length :])
         return end

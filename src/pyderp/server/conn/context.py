@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 from pyderp.admission.verdict import ClientIdentity, Verdict
 from pyderp.config.relay import Network
 from pyderp.defaults import (
+    LOGIN_TIMEOUT,
     MESH_WRITE_TIMEOUT,
     RECEIVE_BUFFER,
     RECONNECT_TRY_FOR,
@@ -213,6 +214,8 @@ class LoginRules:
     """What no client may call itself but a mesh peer."""
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose word on the client's address is taken."""
+    login_timeout: float = LOGIN_TIMEOUT
+    """Seconds from accept to a complete ClientInfo; before that a PROXY header may take as long."""
     write_timeout: float = WRITE_TIMEOUT
     """Seconds without progress of a write before a client is closed; 0: never."""
     mesh_write_timeout: float = MESH_WRITE_TIMEOUT

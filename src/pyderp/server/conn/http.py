@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from pyderp.addresses import parse_ip
-from pyderp.defaults import HTTP_IDLE_TIMEOUT, LOGIN_TIMEOUT, MAX_HTTP_HEAD
+from pyderp.defaults import HTTP_IDLE_TIMEOUT, MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, RemoteProtocolError
 from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.login import LoginStage
@@ -230,12 +230,14 @@ class HttpStage:
         return b""
 
     def _hand_over(self, http: HttpConnection) -> bytes:
-        self._protocol.context.router.counters.derp_accepts += 1
+        protocol = self._protocol
+        context = protocol.context
+        context.router.counters.derp_accepts += 1
         # A first request shares the budget of the accept; one on a kept-alive connection
         # begins a budget of its own.
-        if self._protocol.kept_alive:
-            self._protocol.kept_alive = False
-            self._protocol.restart_timer(LOGIN_TIMEOUT)
+        if protocol.kept_alive:
+            protocol.kept_alive = False
+            protocol.restart_timer(context.rules.login_timeout)
         return http.take_over()
 
 

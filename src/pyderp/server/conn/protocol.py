@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, cast
 
 from pyderp.addresses import format_address, unmapped_text
-from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT, LOGIN_TIMEOUT
+from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
 from pyderp.server.conn.writing import StagedWriter
@@ -26,9 +26,6 @@ from pyderp.server.conn.writing import StagedWriter
 __all__ = ["UNKNOWN", "RelayProtocol"]
 
 log = logging.getLogger("pyderp.relay")
-
-
-_NO_LOGIN: Final = f"no login within {LOGIN_TIMEOUT:g} s"
 
 
 class RelayProtocol(StagedWriter):
@@ -76,7 +73,7 @@ class RelayProtocol(StagedWriter):
         self._leaving: Connection | None = None
         """What logged in and has left, until it is known what became of its last packets."""
         self._slot = 0
-        self._missing = _NO_LOGIN
+        self._missing = ""
         self._period = 0.0
 
     # Life
@@ -93,7 +90,7 @@ class RelayProtocol(StagedWriter):
         context.protocols.add(self)
         context.router.counters.accepts += 1
         self.number = context.router.counters.accepts
-        self._slot = context.timers.add(self, context.loop.time() + LOGIN_TIMEOUT)
+        self._slot = context.timers.add(self, context.loop.time() + context.rules.login_timeout)
         self._begin(self)
 
     def endpoint(self, which: str) -> tuple[str, int]:
@@ -274,11 +271,12 @@ class RelayProtocol(StagedWriter):
 
     # Time
 
-    def restart_timer(self, seconds: float, missing: str = _NO_LOGIN) -> None:
+    def restart_timer(self, seconds: float, missing: str = "") -> None:
         """Have `on_timer` called in so many seconds, and not before.
 
         Args:
-            missing: why the connection is closed then, if it has not logged in.
+            missing: why the connection is closed then, if it has not logged in; empty: because it
+                has not, within the time for it.
         """
         if self.ended:
             return
@@ -305,7 +303,8 @@ class RelayProtocol(StagedWriter):
         elif self.kept_alive:
             self.end(EndReason.ANSWERED, How.NOW)
         else:
-            self.end(EndReason.NO_LOGIN, How.NOW, self._missing)
+            missing = self._missing or f"no login within {context.rules.login_timeout:g} s"
+            self.end(EndReason.NO_LOGIN, How.NOW, missing)
 
     def on_last_bytes_taken(self) -> None:
         """The kernel took what it still held after the end: the client's half may follow."""
