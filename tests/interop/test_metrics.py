@@ -162,10 +162,12 @@ def test_metrics_have_the_same_labels(derper: Scrape, ours: Scrape) -> None:
     theirs = {each for each in derper.labels(values=True) if not GO.match(each[0])}
     mine = {each for each in ours.labels(values=True) if not each[0].startswith("pyderp_")}
     assert theirs <= mine
-    # Ours tells of the queues to other relays, which derper does not have.
+    # Ours tells of the queues to other relays, which derper does not have, and what was lost to
+    # clients that do not read.
     assert {dict(labels)["reason"] for name, labels in mine - theirs if name not in NEW} == {
         "mesh_link_full",
         "mesh_link_down",
+        "write_timeout",
     }
     assert ours.labels(values=False) >= {
         each for each in derper.labels(values=False) if not GO.match(each[0])

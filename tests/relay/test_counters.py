@@ -32,7 +32,7 @@ NOT_PLAIN = {
 def test_the_first_drop_reasons_are_the_labels_of_go() -> None:
     labels = [reason.value for reason in DropReason]
     assert labels[: len(GO_REASONS)] == GO_REASONS
-    assert labels[len(GO_REASONS) :] == ["mesh_link_full", "mesh_link_down"]
+    assert labels[len(GO_REASONS) :] == ["mesh_link_full", "mesh_link_down", "write_timeout"]
 
 
 def test_everything_is_zero_at_the_start_and_every_series_is_there() -> None:

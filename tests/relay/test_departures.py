@@ -219,6 +219,24 @@ class TestUndelivered:
         assert world.drops() == {(DropReason.WRITE_ERROR, "other"): (1, 1)}
         world.check()
 
+    def test_all_that_a_client_missed_is_a_write_timeout_if_it_took_no_byte(
+        self, world: World
+    ) -> None:
+        """Three packets are written, one and a half are taken, and two more wait."""
+        a, b = world.join("a"), world.join("b")
+        b.stall(FRAME + 10 + (FRAME + len(disco())) // 2)
+        world.send(a, b, bytes(10), disco(), bytes(20))
+        world.flush()
+        world.send(a, b, b"w", disco())
+        world.give_up(b)
+        assert world.drops() == {
+            (DropReason.WRITE_TIMEOUT, "other"): (2, 21),
+            (DropReason.WRITE_TIMEOUT, "disco"): (2, 2 * len(disco())),
+        }
+        assert world.counters.packets_sent == 1
+        assert b.connection.backlog is None
+        world.check()
+
     def test_what_was_taken_before_a_stall_is_no_error(self, world: World) -> None:
         a, b = world.join("a"), world.join("b")
         world.send(a, b, b"1")

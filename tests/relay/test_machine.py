@@ -42,6 +42,7 @@ FATES_OF_THE_SLOW = [
     DropReason.QUEUE_TAIL,
     DropReason.GONE_DISCONNECTED,
     DropReason.WRITE_ERROR,
+    DropReason.WRITE_TIMEOUT,
 ]
 """What becomes of packets for a connection that does not read, or ends."""
 names = st.sampled_from(KEYS)
@@ -188,6 +189,12 @@ class Relay(RuleBasedStateMachine):
     def leave(self, peer: Peer) -> None:
         if not peer.left:
             self.world.leave(peer)
+            self.on_leave(peer)
+
+    @rule(peer=peers)
+    def give_up(self, peer: Peer) -> None:
+        if peer.blocked and not peer.left:
+            self.world.give_up(peer)
             self.on_leave(peer)
 
     @rule(

@@ -250,6 +250,11 @@ class World:
         self.router.leave(peer.connection)
         self.router.settle(peer.connection, len(peer.unsent))
 
+    def give_up(self, peer: Peer) -> None:
+        """The relay closes a client that took no byte for too long."""
+        self.router.give_up(peer.connection, len(peer.unsent))
+        self.leave(peer)
+
     def feed(self, peer: Peer, *frames: bytes) -> None:
         """One read brings bytes from a client; an error ends its connection, as in the shell."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -166,7 +167,7 @@ def self_signed(
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(secrets.randbits(127))
         .not_valid_before(lifetime[0])
         .not_valid_after(lifetime[1])
         .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)

@@ -34,6 +34,8 @@ class DropReason(Enum):
     """The queue to another relay is full."""
     MESH_LINK_DOWN = "mesh_link_down"
     """The other relay is not connected at the moment."""
+    WRITE_TIMEOUT = "write_timeout"
+    """It waited, or was with the transport, as the relay closed a client that took no byte."""
 
 
 KINDS: Final = ("other", "disco")

@@ -213,13 +213,23 @@ class Delivery:
 
     # A connection that leaves
 
-    def _drop_waiting(self, connection: Connection) -> list[bytes]:
+    def give_up(self, connection: Connection, unsent: int) -> None:
+        """Count all that a client did not get, as it took no byte for too long.
+
+        `leave` must follow at once.
+
+        Args:
+            unsent: as for `settle`.
+        """
+        self._drop_waiting(connection, DropReason.WRITE_TIMEOUT)
+        self.settle(connection, unsent, DropReason.WRITE_TIMEOUT)
+
+    def _drop_waiting(self, connection: Connection, reason: DropReason) -> list[bytes]:
         """Count the packets that waited as dropped; returns the other frames that did."""
-        gone = DropReason.GONE_DISCONNECTED
         for frame in chain.from_iterable(map(split_run, connection.out)):
             if frame[0] == FrameType.RECV_PACKET:
                 packet = frame[PACKET_OVERHEAD:]
-                self.counters.drop(gone, disco=looks_like_disco(packet), size=len(packet))
+                self.counters.drop(reason, disco=looks_like_disco(packet), size=len(packet))
         connection.out.clear()
         connection.out_bytes = connection.out_packets = 0
         connection.paused = True  # nothing may be handed to the sink any more
@@ -227,25 +237,28 @@ class Delivery:
         if backlog is None:
             return []
         for frame, disco in backlog.drain_packets():
-            self.counters.drop(gone, disco=disco, size=len(frame) - PACKET_OVERHEAD)
+            self.counters.drop(reason, disco=disco, size=len(frame) - PACKET_OVERHEAD)
         words, backlog.control = backlog.control, []
         backlog.changes.clear()
         if not backlog.in_flight:
             connection.backlog = None
         return words
 
-    def settle(self, connection: Connection, unsent: int) -> None:
+    def settle(
+        self, connection: Connection, unsent: int, reason: DropReason = DropReason.WRITE_ERROR
+    ) -> None:
         """Count what the transport held: as sent, or as lost with the connection.
 
         Args:
             unsent: bytes at the end of it that the kernel never took.
+            reason: why those are lost.
         """
         backlog = connection.backlog
         if backlog is None or not backlog.in_flight:
             return
         for behind, size, disco in backlog.in_flight:
             if behind < unsent:
-                self.counters.drop(DropReason.WRITE_ERROR, disco=disco, size=size)
+                self.counters.drop(reason, disco=disco, size=size)
             else:
                 self._count_sent(connection, 1, size)
         backlog.in_flight = []

@@ -86,7 +86,7 @@ class Router(Delivery):
         if last_words and not connection.paused:
             self._flush_one(connection)
         connection.has_left = True
-        words = self._drop_waiting(connection)
+        words = self._drop_waiting(connection, DropReason.GONE_DISCONNECTED)
         if connection.preferred:
             self.counters.home_connections -= 1
         if self.registry.remove(connection):

@@ -259,6 +259,19 @@ def stall(wire: Wire, source: Wire, *, room: int = 0) -> None:
     assert wire.transport.held
 
 
+def stall_with_a_full_queue(wire: Wire, source: Wire) -> None:
+    """A packet is with the transport, 32 wait, and 8 made room for them."""
+    stall(wire, source)
+    for _ in range(40):
+        source.session.send_packet(wire.private.public, b"x" * 100)
+    source.say()
+
+
+def drops(core: ConnectionContext) -> dict[DropReason, int]:
+    dropped = core.router.counters.dropped
+    return {reason: dropped(reason) for reason in DropReason if dropped(reason)}
+
+
 def pair(core: ConnectionContext, *, mesh_key: MeshKey | None = None) -> tuple[Wire, Wire]:
     stalled, source = Wire(core, mesh_key=mesh_key), Wire(core)
     stalled.login()
@@ -343,17 +356,26 @@ def test_an_idle_client_is_never_stalled(core: ConnectionContext, loop: FakeLoop
 
 
 def test_what_a_stalled_client_missed_is_counted(core: ConnectionContext, loop: FakeLoop) -> None:
+    """In the transport and in the queues: write_timeout. Pushed out: queue_head."""
+    stalled, source = pair(core)
+    stall_with_a_full_queue(stalled, source)
+    loop.advance(3.0)
+    assert drops(core) == {DropReason.QUEUE_HEAD: 8, DropReason.WRITE_TIMEOUT: 1 + 32}
+
+
+def test_what_a_stalled_client_missed_that_went_by_itself_is_counted(
+    core: ConnectionContext, loop: FakeLoop
+) -> None:
     """In the transport: write_error. In the queues: gone_disconnected. Pushed out: queue_head."""
     stalled, source = pair(core)
-    stall(stalled, source)
-    for _ in range(40):
-        source.session.send_packet(stalled.private.public, b"x" * 100)
-    source.say()
+    stall_with_a_full_queue(stalled, source)
+    stalled.transport.abort()
     loop.advance(3.0)
-    dropped = core.router.counters.dropped
-    assert dropped(DropReason.WRITE_ERROR) == 1
-    assert dropped(DropReason.QUEUE_HEAD) == 8
-    assert dropped(DropReason.GONE_DISCONNECTED) == 32
+    assert drops(core) == {
+        DropReason.QUEUE_HEAD: 8,
+        DropReason.GONE_DISCONNECTED: 32,
+        DropReason.WRITE_ERROR: 1,
+    }
 
 
 def test_a_stalled_client_gets_no_keepalive_and_one_later(loop: FakeLoop) -> None:

@@ -155,5 +155,8 @@ class StagedWriter(StagedReader):
         mesh = self.connection is not None and self.connection.can_mesh
         timeout = rules.mesh_write_timeout if mesh else rules.write_timeout
         if timeout and now - full.since >= timeout:
-            self.context.router.counters.write_timeouts += 1
+            router = self.context.router
+            router.counters.write_timeouts += 1
+            if self.connection is not None:
+                router.give_up(self.connection, self.unsent_size())
             self.end(EndReason.WRITE_TIMEOUT, How.NOW, f"no byte taken for {timeout:g} s")
