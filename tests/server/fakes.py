@@ -16,7 +16,7 @@ from pyderp.keys import MeshKey, NodePrivate
 from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.conn.accept import protocol_factory
-from pyderp.server.conn.context import TICK, ConnectionContext, LoginRules
+from pyderp.server.conn.context import TICK, ConnectionContext, ConnectionRules
 from pyderp.server.conn.engines import Engine, SSLEngine
 from pyderp.server.conn.limits import Limits
 from pyderp.server.conn.protocol import RelayProtocol
@@ -209,7 +209,7 @@ def make_context(
         router,
         ServerLogin(private, random=os.urandom),
         uniform=uniform,
-        rules=LoginRules(
+        rules=ConnectionRules(
             mesh_key=mesh_key,
             trusted_proxies=trusted_proxies,
             login_timeout=login_timeout,

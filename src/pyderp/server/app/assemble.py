@@ -25,7 +25,7 @@ from pyderp.relay.health import HealthTeller
 from pyderp.relay.router import Router
 from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
-from pyderp.server.conn.context import ConnectionContext, LoginRules
+from pyderp.server.conn.context import ConnectionContext, ConnectionRules
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
 from pyderp.server.conn.kernel import PathWatch, RttSampler
 from pyderp.server.conn.limits import Limits
@@ -156,10 +156,10 @@ def _engine(
     return SSLEngine(contexts, name) if native is None else RustlsEngine(native, contexts, name)
 
 
-def _rules(config: RelayConfig) -> LoginRules:
+def _rules(config: RelayConfig) -> ConnectionRules:
     for text in config.idle_app_names():
         log.warning("%s", text)
-    return LoginRules(
+    return ConnectionRules(
         mesh_key=config.mesh_key,
         disallowed_app_names=frozenset(config.disallow_app_names) - {""},
         trusted_proxies=config.trusted_proxies,

@@ -32,9 +32,9 @@ __all__ = [
     "TICK",
     "Admission",
     "ConnectionContext",
+    "ConnectionRules",
     "LimitedConnection",
     "LoginObserver",
-    "LoginRules",
     "RateLimited",
     "RateLimits",
     "Served",
@@ -205,7 +205,7 @@ class LoginObserver(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoginRules:
+class ConnectionRules:
     """Settings that every connection is measured by."""
 
     mesh_key: MeshKey | None = None
@@ -251,7 +251,7 @@ class ConnectionContext:
         login: ServerLogin,
         *,
         uniform: Callable[[], float],
-        rules: LoginRules = LoginRules(),
+        rules: ConnectionRules = ConnectionRules(),
         admission: Admission | None = None,
         limits: RateLimits | None = None,
         observer: LoginObserver | None = None,
