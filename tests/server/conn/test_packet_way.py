@@ -1,0 +1,104 @@
+"""The way of a packet that comes alone, from a read to the write: which functions it enters.
+
+Each costs about a twentieth of a microsecond. Whoever adds one should know; `make bench` tells
+what it costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+import pyderp
+from pyderp import ManualTLS, Relay
+from pyderp.native import NativeUse, installed_version
+from tests.conftest import Run
+from tests.server import dial
+from tests.server.ways import way
+
+ROOT = Path(pyderp.__file__).parent
+ROOMS = (str(ROOT / "server"), str(ROOT / "relay"))
+"""The client, in the same thread, has others."""
+
+READ = ["StagedReader.get_buffer", "StagedReader.buffer_updated"]
+FLUSH = ["ConnectionContext.flush_turn", "Delivery.flush", "Delivery._flush_one"]
+PLAIN = [
+    *READ,
+    *("StagedReader.arrived", "receive", "_relay_run"),
+    *FLUSH,
+    *("StagedWriter.send", "StagedWriter.write"),
+]
+TLS = [
+    *READ,
+    *("TLSLayer.receive", "SSLRecords.feed", "SSLRecords._decrypt"),
+    *("StagedReader.arrived", "receive", "_relay_run"),
+    *FLUSH,
+    *("StagedWriter.send", "TLSLayer.send", "SSLRecords.seal"),
+]
+NATIVE_TLS = [
+    *READ,
+    "TLSLayer.receive",
+    *("StagedReader.arrived", "receive_runs", "_relay_run"),
+    *FLUSH,
+    *("StagedWriter.send", "TLSLayer.send"),
+]
+
+
+@contextmanager
+def _traced(found: list[str]) -> Iterator[None]:
+    """Note each function of ours that this thread enters, the relay's timer left out."""
+    in_tick = False
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        nonlocal in_tick
+        if not frame.f_code.co_filename.startswith(ROOMS):
+            return
+        if frame.f_code.co_name == "_tick":
+            in_tick = event == "call"
+        elif event == "call" and not in_tick:
+            found.append(frame.f_code.co_qualname)
+
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "native", "expected"),
+    [
+        pytest.param("plain", NativeUse.OFF, PLAIN, id="plain"),
+        pytest.param("tls1.3", NativeUse.OFF, TLS, id="tls"),
+        pytest.param("tls1.3", NativeUse.ON, NATIVE_TLS, id="native tls"),
+    ],
+)
+def test_a_lone_packet_enters_these_functions(
+    run: Run, tls: ManualTLS, kind: str, native: NativeUse, expected: list[str]
+) -> None:
+    if native is NativeUse.ON and not installed_version():
+        pytest.skip("pyderp-fast is not installed: make fast")
+    config, via = way(kind, tls)
+    found: list[str] = []
+
+    async def main() -> None:
+        async with Relay(replace(config, native=native)) as relay:
+            source = await dial.connect(relay.address, via=via)
+            destination = await dial.connect(relay.address, via=via)
+            for traced in (contextlib.nullcontext(), _traced(found)):
+                with traced:
+                    source.send(destination, bytes(1200))
+                    assert await destination.packet() == bytes(1200)
+            await source.aclose()
+            await destination.aclose()
+
+    run(main())
+    assert found == expected
