@@ -54,9 +54,10 @@ fast: $(BIN)/python ## build the native part from fast/ and install it (cargo an
 	  --force-reinstall --find-links build/fast pyderp-fast
 	@$(BIN)/python -c 'import pyderp_fast as f; print("pyderp-fast", f.VERSION, "is installed")'
 
+# In the profile of the wheel, so that the C part is compiled once.
 test-fast: $(VENV)/.dev fast ## test the native part: in Rust, then beside the ssl module
-	cd fast && cargo fmt --check && cargo clippy -q --all-targets -- -D warnings
-	cd fast && cargo test -q --no-default-features
+	cd fast && cargo fmt --check && cargo clippy -q --release --all-targets -- -D warnings
+	cd fast && cargo test -q --release --no-default-features
 	$(BIN)/python -m pytest -n $(WORKERS) fast/tests $(PYTEST_ARGS)
 
 peers: peer-ts-derp ## build and install the real peers that interoperability tests talk to (Go, root on Debian)
