@@ -119,6 +119,21 @@ def leaf(directory: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert((directory / f"{NAME}.crt").read_text())
 
 
+@pytest.mark.parametrize("word", [b"CERTIFICATE", b"X509 CERTIFICATE"])
+def test_the_whole_chain_is_presented(make: Make, tmp_path: Path, word: bytes) -> None:
+    """Also what stands in a block of the old name, which OpenSSL knows."""
+    first = ssl.DER_cert_to_PEM_cert(write_pair(tmp_path, NAME))
+    file = tmp_path / f"{NAME}.crt"
+    above = meta_certificate(NodePrivate.generate().public)  # any certificate will do
+    file.write_bytes(file.read_bytes() + above.replace(b"CERTIFICATE", word))
+    engine = make(ServerContexts(Source(tmp_path, NAME), META), NAME.encode())
+    client = Client()
+    client.shake_hands(engine)
+    chain = client.tls._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    presented = [each.public_bytes() for each in chain]
+    assert presented == [first, above.decode(), META.decode()]
+
+
 @pytest.mark.parametrize("name", [None, "other.example.com", "example.com", "erp.example.com"])
 def test_another_name_is_refused_alike(make: Make, tmp_path: Path, name: str | None) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())

@@ -141,7 +141,9 @@ class RustlsEngine:
 
     def _config(self, credential: Credential, *, challenge: bool) -> RustlsConfig | None:
         meta = b"" if challenge else self._contexts.meta
-        chain = credential.chain.rstrip() + b"\n" + meta
+        # OpenSSL knows this old name too; rustls would pass such a block over, whatever is in it.
+        chain = credential.chain.replace(b" X509 CERTIFICATE-----", b" CERTIFICATE-----")
+        chain = chain.rstrip() + b"\n" + meta
         try:
             return self._native.TlsConfig(
                 chain, credential.key, alpn=ACME_TLS if challenge else HTTP
