@@ -15,6 +15,9 @@ pub const TOO_LARGE: &str = "the handshake is too large";
 /// `seal` was called too early, or after the end.
 pub const NOT_ESTABLISHED: &str = "the handshake is not over";
 
+/// Anything before TLS 1.2.
+pub const OLD_VERSION: &str = "the client speaks neither TLS 1.2 nor 1.3";
+
 /// The reason for an error in a session.
 pub fn reason(error: &Error) -> String {
     match error {
@@ -32,7 +35,7 @@ pub fn reason(error: &Error) -> String {
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
-        ) => "the client speaks neither TLS 1.2 nor 1.3".into(),
+        ) => OLD_VERSION.into(),
         Error::PeerIncompatible(why) => format!("incompatible client: {}", words(why)),
         Error::PeerMisbehaved(why) => format!("misbehaving client: {}", words(why)),
         Error::InvalidMessage(why) => format!("corrupt message: {}", words(why)),
