@@ -48,6 +48,7 @@ test-engines: $(VENV)/.dev ## test TLS and packets without the native part and w
 fast: $(BIN)/python ## build the native part from fast/ and install it (cargo and a C compiler)
 	@command -v cargo >/dev/null || { echo "make fast needs cargo (Rust 1.85 or newer)"; exit 1; }
 	@command -v cc >/dev/null || { echo "make fast needs a C compiler"; exit 1; }
+	@rm -rf build/fast
 	@mkdir -p build/fast
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/fast ./fast
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,23 +19,31 @@ def _installed(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
 
 
 def test_off_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    _installed(monkeypatch, SimpleNamespace(API_VERSION=API_VERSION, VERSION="7"))
+    _installed(monkeypatch, SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE))
     assert load(NativeUse.OFF) is None
 
 
 def test_auto_uses_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7")
+    module = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE)
     _installed(monkeypatch, module)
     assert load(NativeUse.AUTO) is load(NativeUse.ON) is module
     assert installed_version() == "7"
 
 
+COMPLETE = dict.fromkeys(("walk", "Tls", "TlsConfig", "TlsError"))
 MISSING = "pyderp-fast cannot be loaded: import of pyderp_fast halted; None in sys.modules"
 OTHER = f"pyderp-fast has API version 99, and this pyderp needs {API_VERSION}"
 
+HALF = "pyderp-fast has no Tls, TlsConfig, TlsError"
+
 
 @pytest.mark.parametrize(
-    ("module", "problem"), [(None, MISSING), (SimpleNamespace(API_VERSION=99), OTHER)]
+    ("module", "problem"),
+    [
+        (None, MISSING),
+        (SimpleNamespace(API_VERSION=99), OTHER),
+        (SimpleNamespace(API_VERSION=1, VERSION="7", walk=None), HALF),
+    ],
 )
 def test_auto_does_without_and_on_refuses(
     monkeypatch: pytest.MonkeyPatch,
@@ -52,6 +61,17 @@ def test_auto_does_without_and_on_refuses(
     assert str(caught.value) == f"native is on, but {problem}"
 
 
+def test_a_module_that_fails_is_no_native_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pyderp_fast.py").write_text("raise RuntimeError('not for you')\n")
+    monkeypatch.delitem(sys.modules, "pyderp_fast", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load(NativeUse.AUTO) is None
+    with pytest.raises(ConfigError, match="pyderp-fast cannot be loaded: not for you"):
+        load(NativeUse.ON)
+
+
 @pytest.mark.parametrize(
     ("given", "use"), [(True, NativeUse.ON), (False, NativeUse.OFF), (NativeUse.ON, NativeUse.ON)]
 )
@@ -65,7 +85,7 @@ def test_another_type_is_refused() -> None:
 
 
 def test_a_relay_says_what_it_uses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    walk = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", walk=None)
+    walk = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE)
     _installed(monkeypatch, walk)
 
     async def main() -> None:

@@ -15,7 +15,7 @@ pub const TOO_LARGE: &str = "the handshake is too large";
 /// `seal` was called too early, or after the end.
 pub const NOT_ESTABLISHED: &str = "the handshake is not over";
 
-/// TLS 1.1 or older; `session` sends the alert for it.
+/// Anything before TLS 1.2.
 pub const OLD_VERSION: &str = "the client speaks neither TLS 1.2 nor 1.3";
 
 /// The reason for an error in a session.

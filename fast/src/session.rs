@@ -31,8 +31,9 @@ const HTTP_METHODS: [&[u8]; 9] =
 /// The first byte of a record that may come first: alert, handshake.
 const FIRST_RECORDS: [u8; 2] = [21, 22];
 
-/// A fatal alert (RFC 8446 §6.2), before anything is encrypted.
-const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+/// Alerts as they are before anything is encrypted (RFC 8446 §6).
+const HANDSHAKE_FAILURE: [u8; 7] = [21, 3, 3, 0, 2, 2, 40];
+const PROTOCOL_VERSION: [u8; 7] = [21, 3, 3, 0, 2, 2, 70];
 
 /// A session that failed, or met a bug, has no connection any more.
 type Connection = UnbufferedServerConnection;
@@ -54,6 +55,8 @@ pub struct Session {
     out: Vec<u8>,
     established: bool,
     began: bool,
+    /// It wrote something.
+    answered: bool,
     closed: bool,
     failure: Option<String>,
     without_data: usize,
@@ -74,6 +77,7 @@ impl Session {
             out: Vec::new(),
             established: false,
             began: false,
+            answered: false,
             closed: false,
             failure: None,
             without_data: 0,
@@ -229,6 +233,7 @@ impl Session {
                         Err(EncodeError::InsufficientSize(e)) => Err(Some(e.required_size)),
                         Err(EncodeError::AlreadyEncoded) => Err(None),
                     })?;
+                    self.answered = true;
                 }
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::PeerClosed => {
@@ -381,7 +386,10 @@ impl Session {
         }));
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(reason)) => self.fail(reason),
+            Ok(Err(reason)) => {
+                self.fail(reason);
+                self.mend_alert();
+            }
             Err(_) => {
                 self.out = Vec::new();
                 self.drop_connection();
@@ -392,19 +400,28 @@ impl Session {
 
     /// Give the connection up; its alert, if it made one, is in the output.
     fn fail(&mut self, reason: String) {
-        let is_old = reason == OLD_VERSION;
         self.failure = Some(reason);
         self.pending = Vec::new();
         let result = catch_unwind(AssertUnwindSafe(|| self.take_alert()));
         if result.is_err() {
             self.out = Vec::new();
         }
-        if is_old {
-            // rustls calls it a failed handshake, which says nothing to the client's user.
-            self.out = PROTOCOL_VERSION.to_vec();
-        }
+        self.mend_alert();
         self.drop_connection();
         self.established = false; // no close alert after this
+    }
+
+    /// rustls has no alert for some errors in a ClientHello, and calls old versions a failure of
+    /// the handshake. Nothing is encrypted as long as nothing was answered.
+    fn mend_alert(&mut self) {
+        if !self.began || self.answered {
+            return;
+        }
+        if self.failure.as_deref() == Some(OLD_VERSION) {
+            self.out = PROTOCOL_VERSION.to_vec();
+        } else if self.out.is_empty() {
+            self.out = HANDSHAKE_FAILURE.to_vec();
+        }
     }
 
     /// As long as there is something to write rustls touches nothing else, so that this one call

@@ -293,7 +293,19 @@ def test_old_versions_are_refused_in_words(config: pyderp_fast.TlsConfig) -> Non
     session = pyderp_fast.Tls(config)
     session.feed(record, memoryview(bytearray(1000)))
     assert session.failure == "the client speaks neither TLS 1.2 nor 1.3"
-    assert session.output() == b"\x15\3\1\0\2\2\x46", "protocol_version"
+    assert session.output() == bytes((21, 3, 3, 0, 2, 2, 70)), "protocol_version"
+
+
+def test_a_client_that_wants_another_hash_is_told(config: pyderp_fast.TlsConfig) -> None:
+    """TLS 1.2 lets it ask for a signature with SHA-512, also of a key on P-256. rustls has none."""
+    hello = Client(ssl.TLSVersion.TLSv1_2).handshake()
+    start = hello.index(b"\0\x0d", 43 + hello[43] + 1)
+    size = int.from_bytes(hello[start + 4 : start + 6], "big")
+    wanted = hello[: start + 6] + b"\6\3" * (size // 2) + hello[start + 6 + size :]
+    session = pyderp_fast.Tls(config)
+    session.feed(wanted, memoryview(bytearray(1000)))
+    assert session.failure
+    assert session.output() == bytes((21, 3, 3, 0, 2, 2, 40)), "handshake_failure"
 
 
 def test_no_common_cipher_is_a_reason(credential: Credential) -> None:

@@ -32,6 +32,7 @@ first frame that is something else, incomplete, or of a length that no SendPacke
 that position, the runs, and how many packets they have, how many bytes these, and how many of
 them are disco.
 """
+_NEEDED: Final = ("VERSION", "walk", "Tls", "TlsConfig", "TlsError")
 
 
 class NativeUse(StrEnum):
@@ -118,9 +119,12 @@ def _find() -> tuple[NativeModule | None, str]:
     """The module, or why there is none."""
     try:
         module = cast("NativeModule", importlib.import_module("pyderp_fast"))
-    except ImportError as e:
-        return None, f"pyderp-fast cannot be loaded: {e}"
+    except Exception as e:  # whatever another module of that name does
+        return None, f"pyderp-fast cannot be loaded: {str(e) or type(e).__name__}"
     found = getattr(module, "API_VERSION", None)
     if found != API_VERSION:
         return None, f"pyderp-fast has API version {found}, and this pyderp needs {API_VERSION}"
+    missing = [name for name in _NEEDED if not hasattr(module, name)]
+    if missing:
+        return None, f"pyderp-fast has no {', '.join(missing)}"
     return module, ""

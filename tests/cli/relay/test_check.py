@@ -360,6 +360,17 @@ def test_a_missing_uvloop_is_told(
     assert "uvloop is not installed" in check("--dev", "--loop=uvloop", "-a", "127.0.0.1:0").err
 
 
+def test_a_native_part_that_must_be_there_is_looked_for(
+    check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only if it must: otherwise the relay starts without it."""
+    monkeypatch.setitem(sys.modules, "pyderp_fast", None)
+    where = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
+    assert "--native is on, but pyderp-fast cannot be loaded" in check(*where, "--native=on").err
+    for use in ("auto", "off"):
+        assert not check(*where, f"--native={use}").err
+
+
 def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_path: Path) -> None:
     ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt")
     done = check(*ports, "--hostname=relay.example.com")

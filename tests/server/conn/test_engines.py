@@ -119,6 +119,21 @@ def leaf(directory: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert((directory / f"{NAME}.crt").read_text())
 
 
+@pytest.mark.parametrize("word", [b"CERTIFICATE", b"X509 CERTIFICATE"])
+def test_the_whole_chain_is_presented(make: Make, tmp_path: Path, word: bytes) -> None:
+    """Also what stands in a block of the old name, which OpenSSL knows."""
+    first = ssl.DER_cert_to_PEM_cert(write_pair(tmp_path, NAME))
+    file = tmp_path / f"{NAME}.crt"
+    above = meta_certificate(NodePrivate.generate().public)  # any certificate will do
+    file.write_bytes(file.read_bytes() + above.replace(b"CERTIFICATE", word))
+    engine = make(ServerContexts(Source(tmp_path, NAME), META), NAME.encode())
+    client = Client()
+    client.shake_hands(engine)
+    chain = client.tls._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    presented = [each.public_bytes() for each in chain]
+    assert presented == [first, above.decode(), META.decode()]
+
+
 @pytest.mark.parametrize("name", [None, "other.example.com", "example.com", "erp.example.com"])
 def test_another_name_is_refused_alike(make: Make, tmp_path: Path, name: str | None) -> None:
     engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
@@ -196,6 +211,33 @@ def test_a_hello_in_pieces_is_waited_for_and_garbage_is_refused(make: Make, tmp_
     assert records is not None
     with pytest.raises(RemoteProtocolError):
         engine.records("", hello[:5] + os.urandom(1) + b"\xff" * (len(hello) - 6))
+
+
+def test_a_hello_in_two_records_may_offer_its_protocols_in_the_second(
+    make: Make, tmp_path: Path
+) -> None:
+    engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
+    for cut in range(80, 200, 3):
+        client = Client(protocols=["http/1.1"])
+        hello = client.step()
+        first, rest = hello[5 : 5 + cut], hello[5 + cut :]
+        whole = b"".join(hello[:3] + len(part).to_bytes(2) + part for part in (first, rest))
+        records = engine.records("", whole)
+        assert records is not None
+        records.feed(memoryview(bytearray(whole)), memoryview(bytearray(1 << 16)))
+        client.incoming.write(records.output())
+        client.step()
+        assert client.tls.selected_alpn_protocol() == "http/1.1"
+
+
+def test_a_name_that_is_no_text_is_refused_whatever_the_certificate_is_for(
+    make: Make, tmp_path: Path
+) -> None:
+    """The ssl module would print a traceback, or have a line logged, for each."""
+    engine = make(ServerContexts(source_of(tmp_path, "127.0.0.1"), META), b"")
+    hello = Client().step().replace(NAME.encode(), b"derp.ex\xffmple.com")
+    with pytest.raises(RemoteProtocolError):
+        engine.records("", hello)
 
 
 class Picky(Exception):

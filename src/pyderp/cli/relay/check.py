@@ -26,6 +26,7 @@ from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.keyfile import load_or_create_key
 from pyderp.keys import NodePrivate
+from pyderp.native import NativeUse, load
 from pyderp.server.app.listeners import listen_beside, stun_host
 from pyderp.server.conn.limits import read_rate_config
 from pyderp.server.conn.sockets import is_left_over, listen
@@ -66,7 +67,7 @@ def check_all(settings: Settings) -> None:
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
-    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
+    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts, _native)
     lines = []
     for check in checks:
         with settings.collect():
@@ -207,6 +208,12 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
             raise ConfigError(f"{refused} before {info.not_before:%Y-%m-%d %H:%M UTC}")
         if info.remaining(now) < EXPIRES_SOON:
             yield f"{refused} from {info.not_after:%Y-%m-%d %H:%M UTC} on; renew it"
+
+
+def _native(plan: StartPlan) -> str:
+    if plan.config.native is NativeUse.ON:
+        load(NativeUse.ON)
+    return ""
 
 
 def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:

@@ -73,9 +73,10 @@ class SSLEngine:
         name that is not ASCII, which a client may send at will.
         """
         contexts = self._contexts
-        # Nearly all ask for the right name, or there is none. OpenSSL knows what is no TLS.
+        # Nearly all ask for the right name. OpenSSL knows what is no TLS.
+        name = self._server_name
         if data[0] == HANDSHAKE_RECORD and (
-            contexts.challenge_pending or self._server_name not in data
+            contexts.challenge_pending or not name or name not in data
         ):
             if parse_client_hello_untrusted(data) is None:
                 return None
@@ -113,8 +114,8 @@ class RustlsEngine:
         contexts = self._contexts
         if data[0] != HANDSHAKE_RECORD:
             return self._ssl.records(local_address, data)
-        if self._extension in data and not contexts.challenge_pending:
-            name = self._server_name
+        if self._extension in data and not contexts.challenge_pending and _is_whole(data):
+            name, offers_http = self._server_name, _OFFERS_HTTP in data
         else:
             hello = parse_client_hello_untrusted(data)
             if hello is None:
@@ -122,14 +123,14 @@ class RustlsEngine:
             if contexts.challenge_pending:
                 credential = contexts.source.challenge_credential(memoryview(data))
                 if credential is not None:
-                    return self._of(credential, data, challenge=True)
-            name = hello.server_name
+                    return self._of(credential, alpn=True, challenge=True)
+            name, offers_http = hello.server_name, HTTP.encode() in hello.protocols
         credential = contexts.source.credential(local_address, name or None)
         if credential is None:
             return RefusedRecords(_REFUSE_NAME, NO_CERTIFICATE)
-        return self._of(credential, data)
+        return self._of(credential, alpn=offers_http)
 
-    def _of(self, credential: Credential, data: bytes, *, challenge: bool = False) -> RecordLayer:
+    def _of(self, credential: Credential, *, alpn: bool, challenge: bool = False) -> RecordLayer:
         config = self._configs.get(credential)
         if config is None:
             if credential not in self._configs:
@@ -137,11 +138,13 @@ class RustlsEngine:
             if config is None:
                 return SSLRecords(self._contexts.filled(credential, challenge=challenge))
         # A client that offers other protocols only is served all the same, without any.
-        return self._native.Tls(config, alpn=challenge or _OFFERS_HTTP in data)
+        return self._native.Tls(config, alpn=alpn)
 
     def _config(self, credential: Credential, *, challenge: bool) -> RustlsConfig | None:
         meta = b"" if challenge else self._contexts.meta
-        chain = credential.chain.rstrip() + b"\n" + meta
+        # OpenSSL knows this old name too; rustls would pass such a block over, whatever is in it.
+        chain = credential.chain.replace(b" X509 CERTIFICATE-----", b" CERTIFICATE-----")
+        chain = chain.rstrip() + b"\n" + meta
         try:
             return self._native.TlsConfig(
                 chain, credential.key, alpn=ACME_TLS if challenge else HTTP
@@ -191,6 +194,12 @@ class RefusedRecords:
     def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
         """Nothing was sealed (`RecordLayer.unsent_size`)."""
         return 0
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the first record has the whole ClientHello."""
+    record, message = int.from_bytes(data[3:5]), int.from_bytes(data[6:9])
+    return message + 4 <= record
 
 
 def _server_name_extension(name: bytes) -> bytes:
