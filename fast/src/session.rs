@@ -406,7 +406,6 @@ impl Session {
         if result.is_err() {
             self.out = Vec::new();
         }
-        self.mend_alert();
         self.drop_connection();
         self.established = false; // no close alert after this
     }
