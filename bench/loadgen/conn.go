@@ -26,7 +26,9 @@ const (
 
 // conn is a logged-in DERP client connection.
 type conn struct {
-	nc  net.Conn
+	nc  net.Conn // what is written to
+	raw net.Conn // the TCP connection
+	tls *tls.Conn
 	br  *bufio.Reader
 	pub key.NodePublic
 }
@@ -49,35 +51,28 @@ func dial(cfg *config, readBuf int) (*conn, error) {
 }
 
 func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
+	raw, secure := nc, (*tls.Conn)(nil)
 	if cfg.tls {
 		host, _, err := net.SplitHostPort(cfg.addr)
 		if err != nil {
 			return nil, err
 		}
 		// No session cache: every handshake is a full one.
-		tc := tls.Client(nc, &tls.Config{
+		secure = tls.Client(nc, &tls.Config{
 			InsecureSkipVerify: true,
 			ServerName:         cmp.Or(cfg.sni, host),
 			MinVersion:         tls.VersionTLS13,
 		})
-		if err := tc.Handshake(); err != nil {
+		if err := secure.Handshake(); err != nil {
 			return nil, err
 		}
-		nc = tc
+		nc = secure
 	}
-	br := bufio.NewReaderSize(nc, readBuf)
-	bw := bufio.NewWriter(nc)
-	fmt.Fprintf(bw, "GET /derp HTTP/1.1\r\nHost: %s\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", cmp.Or(cfg.sni, cfg.addr))
-	if err := bw.Flush(); err != nil {
-		return nil, err
-	}
-	res, err := http.ReadResponse(br, nil)
+	nc, br, err := upgrade(cfg, nc, readBuf)
 	if err != nil {
 		return nil, fmt.Errorf("upgrade: %w", err)
 	}
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		return nil, fmt.Errorf("upgrade: status %s", res.Status)
-	}
+	bw := bufio.NewWriter(nc)
 	priv := key.NewNode()
 	client, err := derp.NewClient(priv, nc, bufio.NewReadWriter(br, bw), log.Printf)
 	if err != nil {
@@ -97,7 +92,35 @@ func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
 	if _, ok := priv.OpenFrom(client.ServerPublicKey(), box); !ok {
 		return nil, fmt.Errorf("ServerInfo: the box does not open")
 	}
-	return &conn{nc: nc, br: br, pub: priv.Public()}, nil
+	return &conn{nc: nc, raw: raw, tls: secure, br: br, pub: priv.Public()}, nil
+}
+
+// upgrade asks for DERP, in a websocket or not, and returns the stream that carries it.
+func upgrade(cfg *config, nc net.Conn, readBuf int) (net.Conn, *bufio.Reader, error) {
+	br := bufio.NewReaderSize(nc, readBuf)
+	host := cmp.Or(cfg.sni, cfg.addr)
+	request := "GET /derp HTTP/1.1\r\nHost: " + host + "\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+	if cfg.ws {
+		request = wsRequest("/derp", host, "derp")
+	}
+	if _, err := io.WriteString(nc, request); err != nil {
+		return nil, nil, err
+	}
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		return nil, nil, fmt.Errorf("status %s", res.Status)
+	}
+	if !cfg.ws {
+		return nc, br, nil
+	}
+	if err := wsAccepted(res, "derp"); err != nil {
+		return nil, nil, err
+	}
+	ws := &wsConn{Conn: nc, br: br}
+	return ws, bufio.NewReaderSize(ws, readBuf), nil
 }
 
 // dialMany opens n connections, at most cfg.parallel of them at the same time.
@@ -175,11 +198,10 @@ func (c *conn) ping() error {
 // describeTLS reports what was negotiated: CPU figures of two relays only compare when it is
 // the same.
 func (c *conn) describeTLS(out report) {
-	tc, ok := c.nc.(*tls.Conn)
-	if !ok {
+	if c.tls == nil {
 		return
 	}
-	s := tc.ConnectionState()
+	s := c.tls.ConnectionState()
 	out["tls_version"] = tls.VersionName(s.Version)
 	out["tls_cipher"] = tls.CipherSuiteName(s.CipherSuite)
 	out["tls_key_exchange"] = s.CurveID.String()

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	ceilingStep  = 1.25
+	ceilingLoss  = 0.001 // a relay that loses more does not keep up
+	ceilingShort = 0.01  // nor does one that lets the generator send so much less than it wants
+	ceilingMax   = 2_000_000
+)
+
+// rung is what came of one rate.
+type rung struct {
+	Rate    int     `json:"rate"`
+	Sent    int64   `json:"sent"`
+	Lost    int64   `json:"lost"`
+	LeftOut int64   `json:"left_out"`
+	PerS    float64 `json:"pkts_per_s"`
+	Cores   float64 `json:"server_cpu_cores"`
+	OwnCPU  float64 `json:"loadgen_cpu_cores"`
+	Fails   string  `json:"fails,omitempty"`
+}
+
+// ceiling raises the rate until the relay loses packets or no longer reads them in time, then
+// halves the last step twice. A rate fails when it fails two times.
+func ceiling(cfg *config, relay *process, out report) error {
+	c, err := openCrowd(cfg)
+	if err != nil {
+		return err
+	}
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	var rungs []rung
+	try := func(rate int) (rung, error) {
+		r, err := c.climb(cfg, rate, relay)
+		if err == nil && r.Fails != "" {
+			rungs = append(rungs, r)
+			r, err = c.climb(cfg, rate, relay)
+		}
+		rungs = append(rungs, r)
+		return r, err
+	}
+	var good, bad rung
+	for rate := cfg.rate; bad.Rate == 0 && rate < ceilingMax; rate = int(float64(rate) * ceilingStep) {
+		r, err := try(rate)
+		if err != nil {
+			return err
+		}
+		if r.Fails == "" {
+			good = r
+		} else {
+			bad = r
+		}
+	}
+	for range 2 {
+		if good.Rate == 0 || bad.Rate == 0 {
+			break
+		}
+		r, err := try((good.Rate + bad.Rate) / 2)
+		if err != nil {
+			return err
+		}
+		if r.Fails == "" {
+			good = r
+		} else {
+			bad = r
+		}
+	}
+	c.conns[0].describeTLS(out)
+	c.close()
+	if good.Rate == 0 {
+		return fmt.Errorf("the relay does not keep up with %d packets/s, the lowest rate tried: %s", cfg.rate, bad.Fails)
+	}
+	out["size"], out["peers"], out["dests"], out["rungs"] = cfg.size, cfg.peers, cfg.peerDests(), rungs
+	out["max_pkts_per_s"], out["limited_by"] = good.PerS, bad.Fails
+	out["server_cpu_cores"], out["loadgen_cpu_cores"] = good.Cores, good.OwnCPU
+	return nil
+}
+
+// climb plays one rate.
+func (c *crowd) climb(cfg *config, rate int, relay *process) (rung, error) {
+	x := c.newCourse(cfg, rate, cfg.warmup+cfg.dur)
+	runtime.GC()
+	old := debug.SetGCPercent(-1)
+	first, last, err := c.run(cfg, x, rate, relay)
+	debug.SetGCPercent(old)
+	if err != nil {
+		return rung{}, err
+	}
+	seconds := last.at.Sub(first.at).Seconds()
+	lost := awaitRest(x, x.sent)
+	r := rung{
+		Rate: rate, Sent: x.sent, Lost: lost, LeftOut: x.left,
+		PerS:   float64(last.received-first.received) / seconds,
+		Cores:  (last.relayCPU - first.relayCPU).Seconds() / seconds,
+		OwnCPU: (last.ownCPU - first.ownCPU) / seconds,
+	}
+	switch {
+	case float64(lost) > ceilingLoss*float64(x.sent):
+		r.Fails = "loss"
+	case float64(x.left) > ceilingShort*float64(len(x.slots)):
+		r.Fails = "held back"
+	case last.at.Sub(first.at) > cfg.dur+cfg.dur/100+10*time.Millisecond:
+		r.Fails = "held back"
+	}
+	return r, nil
+}
