@@ -11,6 +11,7 @@ const (
 	ceilingStep  = 1.25
 	ceilingLoss  = 0.001 // a relay that loses more does not keep up
 	ceilingShort = 0.01  // nor does one that lets the generator send so much less than it wants
+	ceilingMin   = 1000
 	ceilingMax   = 2_000_000
 )
 
@@ -27,7 +28,7 @@ type rung struct {
 }
 
 // ceiling raises the rate until the relay loses packets or no longer reads them in time, then
-// halves the last step twice. A rate fails when it fails two times.
+// halves the last step twice. If it fails at once, the rate is halved until it does not. A rate fails when it fails two times.
 func ceiling(cfg *config, relay *process, out report) error {
 	c, err := openCrowd(cfg)
 	if err != nil {
@@ -45,7 +46,19 @@ func ceiling(cfg *config, relay *process, out report) error {
 		return r, err
 	}
 	var good, bad rung
-	for rate := cfg.rate; bad.Rate == 0 && rate < ceilingMax; rate = int(float64(rate) * ceilingStep) {
+	for rate := cfg.rate; good.Rate == 0 && rate >= ceilingMin; rate /= 2 { // a slow or busy machine
+		r, err := try(rate)
+		if err != nil {
+			return err
+		}
+		if r.Fails == "" {
+			good = r
+		} else {
+			bad = r
+		}
+	}
+	for rate := cfg.rate; bad.Rate == 0 && rate < ceilingMax; {
+		rate = int(float64(rate) * ceilingStep)
 		r, err := try(rate)
 		if err != nil {
 			return err
@@ -73,7 +86,7 @@ func ceiling(cfg *config, relay *process, out report) error {
 	c.conns[0].describeTLS(out)
 	c.close()
 	if good.Rate == 0 {
-		return fmt.Errorf("the relay does not keep up with %d packets/s, the lowest rate tried: %s", cfg.rate, bad.Fails)
+		return fmt.Errorf("the relay does not keep up with %d packets/s: %s", bad.Rate, bad.Fails)
 	}
 	out["size"], out["peers"], out["dests"], out["rungs"] = cfg.size, cfg.peers, cfg.peerDests(), rungs
 	out["max_pkts_per_s"], out["limited_by"] = good.PerS, bad.Fails

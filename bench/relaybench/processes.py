@@ -42,6 +42,9 @@ class RelayCommand:
     programs: Mapping[str, str]
     """Paths of programs that the command line names without one."""
 
+    loadgen_args: tuple[str, ...] = ()
+    """What the load generator must know of this relay."""
+
     def words(self, *, tls: bool) -> list[str]:
         """Return the command line with `{port}`, `{key}` and `{certdir}` left in."""
         out: list[str] = []
