@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-publish fuzz docs requirements clean
+.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -78,6 +78,16 @@ QUICK ?=
 
 bench: $(VENV)/.bench ## compare with Go's derper on both engines: an hour, QUICK=1: ten minutes
 	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(ARGS)
+
+IROH_VERSION := 1.4.1
+IROH := build/iroh/bin/iroh-relay
+
+bench-iroh: $(VENV)/.bench $(IROH) ## the same beside iroh-relay, which cargo builds first (ten minutes, once)
+	$(BIN)/python bench/run.py --iroh $(IROH) $(if $(QUICK),--quick) $(ARGS)
+
+$(IROH):
+	@command -v cargo >/dev/null || { echo "make bench-iroh needs cargo"; exit 1; }
+	cargo install --quiet --locked --version $(IROH_VERSION) --features server --root build/iroh iroh-relay
 
 bench-publish: $(VENV)/.bench ## make RESULTS.md, README's table and docs from RAW=build/bench/raw-….jsonl
 	$(BIN)/python bench/run.py --report $(RAW) --publish

@@ -171,6 +171,7 @@ def relay_commands(args: argparse.Namespace) -> list[RelayCommand]:
     """Return the relays to compare, the reference first, checked to be there."""
     out = [] if args.no_derper else [relays.derper(args.derper)]
     out += relays.pyderps(args.python, args.engines)
+    out += [relays.iroh(args.iroh)] if args.iroh else []
     out += [relays.custom(text, i, args.python) for i, text in enumerate(args.command, 1)]
     return out
 
@@ -179,7 +180,9 @@ def chosen_scenarios(args: argparse.Namespace) -> tuple[rows.Scenario, ...]:
     """Return what to measure."""
     if args.only is not None:
         return rows.select(args.only)
-    return rows.QUICK if args.quick else rows.SCENARIOS
+    chosen = rows.QUICK if args.quick else rows.SCENARIOS
+    # iroh-relay has nothing but websockets.
+    return tuple(s for s in chosen if not args.iroh or s.group is not rows.Group.WEBSOCKET)
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
@@ -238,6 +241,8 @@ def _shown_command(args: argparse.Namespace) -> str:
         out += ["--only", ",".join(args.only)]
     if args.derper != peers.DERPER:
         out += ["--derper", Path(args.derper).name]
+    if args.iroh:
+        out += ["--iroh", args.iroh.name]
     if args.engines != tuple(relays.ENGINES):
         out += ["--engines", ",".join(args.engines)]
     for flag in ("quick", "no_derper", "pin"):

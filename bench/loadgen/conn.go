@@ -72,6 +72,13 @@ func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("upgrade: %w", err)
 	}
+	if iroh, ok := nc.(*irohConn); ok {
+		pub, err := iroh.login()
+		if err != nil {
+			return nil, err
+		}
+		return &conn{nc: nc, raw: raw, tls: secure, br: br, pub: pub}, nil
+	}
 	bw := bufio.NewWriter(nc)
 	priv := key.NewNode()
 	client, err := derp.NewClient(priv, nc, bufio.NewReadWriter(br, bw), log.Printf)
@@ -100,8 +107,12 @@ func upgrade(cfg *config, nc net.Conn, readBuf int) (net.Conn, *bufio.Reader, er
 	br := bufio.NewReaderSize(nc, readBuf)
 	host := cmp.Or(cfg.sni, cfg.addr)
 	request := "GET /derp HTTP/1.1\r\nHost: " + host + "\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
-	if cfg.ws {
-		request = wsRequest("/derp", host, "derp")
+	path, protocol := "/derp", "derp"
+	if cfg.iroh {
+		path, protocol = irohPath, irohProtocol
+	}
+	if cfg.ws || cfg.iroh {
+		request = wsRequest(path, host, protocol)
 	}
 	if _, err := io.WriteString(nc, request); err != nil {
 		return nil, nil, err
@@ -113,13 +124,17 @@ func upgrade(cfg *config, nc net.Conn, readBuf int) (net.Conn, *bufio.Reader, er
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		return nil, nil, fmt.Errorf("status %s", res.Status)
 	}
-	if !cfg.ws {
+	if !cfg.ws && !cfg.iroh {
 		return nc, br, nil
 	}
-	if err := wsAccepted(res, "derp"); err != nil {
+	if err := wsAccepted(res, protocol); err != nil {
 		return nil, nil, err
 	}
 	ws := &wsConn{Conn: nc, br: br}
+	if cfg.iroh {
+		iroh := &irohConn{wsConn: ws}
+		return iroh, bufio.NewReaderSize(iroh, readBuf), nil
+	}
 	return ws, bufio.NewReaderSize(ws, readBuf), nil
 }
 

@@ -25,6 +25,7 @@ type config struct {
 	addr string
 	tls  bool
 	ws   bool
+	iroh bool
 	sni  string
 	mode string
 	pid  int
@@ -53,6 +54,7 @@ func parseFlags() *config {
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:3340", "relay host:port")
 	flag.BoolVar(&c.tls, "tls", false, "TLS 1.3 (the certificate is not verified)")
 	flag.BoolVar(&c.ws, "ws", false, "DERP in a websocket")
+	flag.BoolVar(&c.iroh, "iroh", false, "iroh-relay's protocol instead of DERP, always in a websocket")
 	flag.StringVar(&c.sni, "sni", "", "TLS server name, if not the address")
 	flag.StringVar(&c.mode, "mode", "blast", "blast, rate, ceiling, idle")
 	flag.IntVar(&c.pid, "pid", 0, "relay pid (and its children) to account CPU and memory to")

@@ -67,23 +67,34 @@ func (c *wsConn) Write(b []byte) (int, error) {
 func (c *wsConn) writeFrame(opcode byte, b []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := append(c.out[:0], wsFinal|opcode)
-	switch n := len(b); {
-	case n < 126:
-		out = append(out, wsMasked|byte(n))
-	case n < 1<<16:
-		out = binary.BigEndian.AppendUint16(append(out, wsMasked|126), uint16(n))
+	c.out = appendMessage(c.out[:0], opcode, b)
+	_, err := c.Conn.Write(c.out)
+	return err
+}
+
+// appendMessage appends a masked frame with the parts as its content.
+func appendMessage(out []byte, opcode byte, parts ...[]byte) []byte {
+	total := 0
+	for _, p := range parts {
+		total += len(p)
+	}
+	out = append(out, wsFinal|opcode)
+	switch {
+	case total < 126:
+		out = append(out, wsMasked|byte(total))
+	case total < 1<<16:
+		out = binary.BigEndian.AppendUint16(append(out, wsMasked|126), uint16(total))
 	default:
-		out = binary.BigEndian.AppendUint64(append(out, wsMasked|127), uint64(n))
+		out = binary.BigEndian.AppendUint64(append(out, wsMasked|127), uint64(total))
 	}
 	mask := rand.Uint32()
 	out = binary.LittleEndian.AppendUint32(out, mask)
 	begin := len(out)
-	out = append(out, b...)
+	for _, p := range parts {
+		out = append(out, p...)
+	}
 	maskBytes(out[begin:], mask)
-	c.out = out
-	_, err := c.Conn.Write(out)
-	return err
+	return out
 }
 
 // maskBytes masks or unmasks b, whose first byte is the first of the message.

@@ -78,10 +78,10 @@ def _curve(raw: Raw, metric: Metric) -> Figure | None:
         ax.set_title("TLS 1.3" if tls else "no TLS")
         if metric is P99:
             ax.set_yscale("log")
-        else:
-            ax.set_ylim(bottom=0)
     if not drawn:
         return None
+    if metric is not P99:
+        axes[0].set_ylim(0)  # after both are drawn: they share it
     axes[0].set_ylabel(metric.unit)
     axes[0].legend()
     return figure

@@ -15,6 +15,23 @@ from .processes import RelayCommand
 
 PYDERP = "python -m pyderp relay --native={native} {dev} -a 127.0.0.1:{port} -c {key} {tls}"
 DERPER = "derper -a 127.0.0.1:{port} -stun=false -http-port=-1 -c {key} {tls}"
+IROH = "iroh-relay"
+IROH_CONFIG = (
+    """\
+enable_relay = true
+enable_metrics = false
+enable_quic_addr_discovery = false
+http_bind_addr = "127.0.0.1:{http}"
+""",
+    """\
+[tls]
+https_bind_addr = "127.0.0.1:{port}"
+hostname = ["localhost"]
+cert_mode = "Manual"
+manual_cert_path = "{certdir}/localhost.crt"
+manual_key_path = "{certdir}/localhost.key"
+""",
+)
 ENGINES: Mapping[str, str] = {"pure": "off", "fast": "on"}
 
 
@@ -52,6 +69,23 @@ def pyderps(python: str, engines: Sequence[str]) -> list[RelayCommand]:
     return out
 
 
+def iroh(program: Path) -> RelayCommand:
+    """Return iroh-relay, whose protocol the load generator speaks too.
+
+    With TLS its port without TLS must be another one: any.
+    """
+    if not program.is_file():
+        raise BenchError(f"no {program.name} there: `make bench-iroh` builds it")
+    plain, tls = IROH_CONFIG
+    return RelayCommand(
+        IROH,
+        "iroh-relay --config-path {config}",
+        {IROH: str(program.absolute())},
+        loadgen_args=("-iroh",),
+        config=(plain.replace(":{http}", ":{port}"), plain.replace(":{http}", ":0") + tls),
+    )
+
+
 def custom(template: str, number: int, python: str) -> RelayCommand:
     """Return a relay of the user's own."""
     try:
@@ -78,6 +112,8 @@ def versions(python: str, relays: Sequence[RelayCommand]) -> dict[str, str]:
             out[FAST] = f"{fast_version(python)}, TLS by rustls; {PURE} is the same without it"
         if "derper" in relay.programs:
             out["derper"] = machine.derper_version(Path(relay.programs["derper"]))
+        if relay.name == IROH:
+            out[IROH] = machine.program_version(Path(relay.programs[IROH]))
     return out
 
 

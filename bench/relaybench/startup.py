@@ -67,7 +67,7 @@ def _answers(port: int, *, tls: bool) -> bool:
 
 def _asked(stream: socket.socket) -> bool:
     stream.sendall(_REQUEST)
-    return stream.recv(64).startswith(b"HTTP/1.1 200")
+    return stream.recv(64).startswith(b"HTTP/1.1 ")
 
 
 def _rss_mib(process: subprocess.Popen[bytes]) -> float:
