@@ -83,7 +83,7 @@ def _curve(raw: Raw, metric: Metric) -> Figure | None:
     if metric is not P99:
         axes[0].set_ylim(0)  # after both are drawn: they share it
     axes[0].set_ylabel(metric.unit)
-    axes[0].legend()
+    next(ax for ax in axes if ax.containers).legend()
     return figure
 
 

@@ -60,7 +60,7 @@ def as_markdown(raw: Raw, images: Sequence[tuple[str, str]] = ()) -> str:
         of_group = [r for r in measured if r.row.scenario.group is group]
         if of_group:
             parts += [f"## {group.value}", results_table(of_group, relays)]
-        if of_group and group is Group.CEILING:
+        if of_group and group is Group.THROUGHPUT:
             parts.append(_CEILING)
     parts += ["## For context", _CONTEXT, _context_table(raw), *_tls(raw), *_missing(raw)]
     parts += ["## Where and with what", facts(raw), "## Commands"]

@@ -23,12 +23,12 @@ class Group(Enum):
 
     SPEED = "Full speed, limited by a window"
     CURVE = "Single packets of many peers, 10,000 packets/s"
-    RATE = "20,000 packets/s, 8 pairs"
+    STEADY = "20,000 packets/s, 8 pairs"
     WEBSOCKET = "Websockets"
     SIZE = "Small and large packets"
-    CEILING = "Throughput until loss"
+    THROUGHPUT = "Throughput until loss"
     CONNECT = "Connects and idle connections"
-    START = "Start-up"
+    STARTUP = "Start-up"
 
 
 class Kind(Enum):
@@ -170,7 +170,7 @@ def _both(
     )
 
 
-RATE, TLS_RATE = _both("rate", "8 pairs, 1,200 B, 20,000 packets/s", Group.RATE, _RATE)
+RATE, TLS_RATE = _both("rate", "8 pairs, 1,200 B, 20,000 packets/s", Group.STEADY, _RATE)
 IDLE, TLS_IDLE = _both("idle", "a connection", Group.CONNECT, ("-mode", "idle"), Kind.CONNECTIONS)
 CURVES = tuple(curve(peers, tls=tls) for tls in (False, True) for peers in CURVE_PEERS)
 _WEBSOCKETS = (
@@ -190,11 +190,11 @@ _SIZES = (
 _CEILINGS = _both(
     "ceiling",
     "16 peers, 1,200 B to random peers, a packet a write, highest rate with at most 0.1 % lost",
-    Group.CEILING,
+    Group.THROUGHPUT,
     ("-mode", "ceiling", "-rate", "20000"),
     Kind.RATES,
 )
-_STARTS = _both("start", "from the start of the process", Group.START, (), Kind.STARTS)
+_STARTS = _both("start", "from the start of the process", Group.STARTUP, (), Kind.STARTS)
 
 ROWS = (
     *(Row(s, CPU, readme=True) for s in _SPEED),
