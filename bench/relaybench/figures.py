@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import BenchError
@@ -118,9 +118,8 @@ def evaluate(raw: Raw, row: Row) -> Result:
     """Return what was measured of a row."""
     key = row.metric.key
     runs = {name: samples_of(raw, row.scenario, name) for name in raw.header.relays}
-    base = {s.round: s.number(key) for s in runs.get(REFERENCE, ())}
-    if any(value <= 0 for value in base.values()):
-        raise BenchError(f"{REFERENCE} measured as 0 {row.metric.unit}: run it longer")
+    # Memory of few connections may even shrink; there is no ratio to that.
+    base = {s.round: s.number(key) for s in runs.get(REFERENCE, ()) if s.number(key) > 0}
     cells: dict[str, Cell] = {}
     for name, found in runs.items():
         if not found:
@@ -140,28 +139,38 @@ def evaluate(raw: Raw, row: Row) -> Result:
     return Result(row, cells, _notes(raw, row, runs))
 
 
-def _notes(raw: Raw, row: Row, runs: dict[str, list[Sample]]) -> tuple[str, ...]:
-    notes: list[str] = []
+def _notes(raw: Raw, row: Row, runs: Mapping[str, list[Sample]]) -> tuple[str, ...]:
+    """Return what is to be said about a row, each with the relays that it is said of."""
+    said: dict[str, list[str]] = {}
+
+    def say(what: str, name: str, figure: str = "") -> None:
+        said.setdefault(what, []).append(f"{name} {figure}".rstrip())
+
     for name, found in runs.items():
         failed = [f for f in raw.failures if (f.scenario, f.relay) == (row.scenario.name, name)]
         if failed:
-            notes.append(f"{name} failed {len(failed)} times")
+            say("failed runs", name, str(len(failed)))
         if not found:
-            notes.append(f"{name} not measured")
+            say("not measured", name)
             continue
+        if all(s.number(row.metric.key) <= 0 for s in found):
+            say("measured as nothing, so run it longer", name)
         loss = statistics.median(s.loss for s in found)
         if loss >= MAX_OWN_LOSS:
-            notes.append(f"{name} lost {loss:.2%}")
+            say("lost", name, f"{loss:.2%}")
         left = _median(found, lambda s: s.number("left_out") / max(1.0, s.number("sent")))
         if left is not None and left > MAX_LEFT_OUT:
-            notes.append(f"with {name} the generator left out {left:.1%}")
+            say("left out by the generator", name, f"{left:.1%}")
         late = _median(found, lambda s: s.number("send_lag_p99_us"))
         if left is not None and late is not None and late > MAX_LATE_US:
-            notes.append(f"with {name} the generator was late by {late / 1000:.1f} ms (p99)")
-        limits = sorted({str(s.output["limited_by"]) for s in found if "limited_by" in s.output})
-        if limits:
-            notes.append(f"{name}: {' or '.join(limits)}")
-    return tuple(notes)
+            say("generator late (p99)", name, f"{late / 1000:.1f} ms")
+        for limit in sorted({str(s.output["limited_by"]) for s in found if _limited(s)}):
+            say("ended by " + limit.replace("held", "being held"), name)
+    return tuple(f"{what}: {', '.join(names)}" for what, names in said.items())
+
+
+def _limited(sample: Sample) -> bool:
+    return bool(sample.output.get("limited_by"))
 
 
 def _median(found: Sequence[Sample], figure: Callable[[Sample], float]) -> float | None:

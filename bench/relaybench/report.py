@@ -122,7 +122,7 @@ def _cells(cell: Cell | None, name: str, relays: Sequence[str], *, spread: bool)
         if cell.ratio is None or cell.pairwise is None:
             return [*out, NO_FIGURE]
         ratio = f"**{cell.ratio:.2f}**"
-        if spread:
+        if spread and cell.rounds > 1:
             ratio += f" ({cell.pairwise.low:.2f}-{cell.pairwise.high:.2f})"
         out.append(ratio)
     return out
@@ -225,6 +225,8 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 def show(s: Spread) -> str:
     """Return a median with its extremes."""
+    if s.low == s.high:
+        return number(s.median)
     return f"{number(s.median)} ({number(s.low)}-{number(s.high)})"
 
 
