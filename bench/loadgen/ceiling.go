@@ -11,8 +11,11 @@ const (
 	ceilingStep  = 1.25
 	ceilingLoss  = 0.001 // a relay that loses more does not keep up
 	ceilingShort = 0.01  // nor does one that lets the generator send so much less than it wants
-	ceilingMin   = 1000
-	ceilingMax   = 2_000_000
+	// Above this part of the time, a generator that is late had not the CPU; the relay may do more.
+	ceilingStarved = 0.05
+
+	ceilingMin = 1000
+	ceilingMax = 2_000_000
 )
 
 // rung is what came of one rate.
@@ -24,6 +27,7 @@ type rung struct {
 	PerS    float64 `json:"pkts_per_s"`
 	Cores   float64 `json:"server_cpu_cores"`
 	OwnCPU  float64 `json:"loadgen_cpu_cores"`
+	Starved float64 `json:"starved"` // part of the time that the sending thread waited for a core
 	Fails   string  `json:"fails,omitempty"`
 }
 
@@ -108,17 +112,20 @@ func (c *crowd) climb(cfg *config, rate int, relay *process) (rung, error) {
 	lost := awaitRest(x, x.sent)
 	r := rung{
 		Rate: rate, Sent: x.sent, Lost: lost, LeftOut: x.left,
-		PerS:   float64(last.received-first.received) / seconds,
-		Cores:  (last.relayCPU - first.relayCPU).Seconds() / seconds,
-		OwnCPU: (last.ownCPU - first.ownCPU) / seconds,
+		PerS:    float64(last.received-first.received) / seconds,
+		Cores:   (last.relayCPU - first.relayCPU).Seconds() / seconds,
+		Starved: time.Duration(x.starved).Seconds() / (cfg.warmup + cfg.dur).Seconds(),
+		OwnCPU:  (last.ownCPU - first.ownCPU) / seconds,
 	}
 	switch {
 	case float64(lost) > ceilingLoss*float64(x.sent):
 		r.Fails = "loss"
-	case float64(x.left) > ceilingShort*float64(len(x.slots)):
-		r.Fails = "held back"
-	case last.at.Sub(first.at) > cfg.dur+cfg.dur/100+10*time.Millisecond:
-		r.Fails = "held back"
+	case float64(x.left) > ceilingShort*float64(len(x.slots)),
+		last.at.Sub(first.at) > cfg.dur+cfg.dur/100+10*time.Millisecond:
+		r.Fails = "back-pressure"
+		if r.Starved > ceilingStarved {
+			r.Fails = "the generator's lack of CPU"
+		}
 	}
 	return r, nil
 }

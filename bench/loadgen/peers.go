@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +47,7 @@ type course struct {
 	sent    int64
 	left    int64 // packets left out because the generator was late, or was held back
 	held    int64 // longest time in one write, ns
+	starved int64 // time that the sending thread was ready to run and did not, ns
 }
 
 func (c *course) received() int64 { return c.arrived.Load() }
@@ -140,6 +144,8 @@ func (c *crowd) play(x *course, rate int, start int64) error {
 	gap := float64(time.Second) / float64(rate)
 	late := int64(max(maxLatePackets*gap, float64(maxLateTime)))
 	frame := make([]byte, 0, offPayload+c.size)
+	before := waitedForCPU()
+	defer func() { x.starved = waitedForCPU() - before }()
 	for k, s := range x.slots {
 		due := start + int64(gap*float64(k))
 		at := stamp()
@@ -160,6 +166,17 @@ func (c *crowd) play(x *course, rate int, start int64) error {
 		x.sent++
 	}
 	return nil
+}
+
+// waitedForCPU is how long this thread has been ready to run and did not, in ns; 0 if the kernel
+// does not say.
+func waitedForCPU() int64 {
+	b, err := os.ReadFile("/proc/thread-self/schedstat")
+	if fields := strings.Fields(string(b)); err == nil && len(fields) > 1 {
+		ns, _ := strconv.ParseInt(fields[1], 10, 64)
+		return ns
+	}
+	return 0
 }
 
 // sleepUntil sleeps in the kernel, which is exact to some microseconds.
@@ -228,6 +245,7 @@ func (x *course) describe(rate int, warmup time.Duration, out report) {
 	out["p50_us"], out["p90_us"], out["p99_us"], out["p999_us"], out["max_us"] = q(.5), q(.9), q(.99), q(.999), q(1)
 	lag := quantiles([][]float64{micros(x.lag[from:])})
 	out["send_lag_p50_us"], out["send_lag_p99_us"], out["send_lag_p999_us"] = lag(.5), lag(.99), lag(.999)
+	out["starved_ms"] = float64(x.starved) / 1e6
 	out["held_max_us"] = float64(x.held) / 1e3
 }
 

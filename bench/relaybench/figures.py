@@ -165,7 +165,7 @@ def _notes(raw: Raw, row: Row, runs: Mapping[str, list[Sample]]) -> tuple[str, .
         if left is not None and late is not None and late > MAX_LATE_US:
             say("generator late (p99)", name, f"{late / 1000:.1f} ms")
         for limit in sorted({str(s.output["limited_by"]) for s in found if _limited(s)}):
-            say("ended by " + limit.replace("held", "being held"), name)
+            say(f"ended by {limit}", name)
     return tuple(f"{what}: {', '.join(names)}" for what, names in said.items())
 
 

@@ -30,9 +30,9 @@ row is void. [How to read this](README.md#how-to-read-the-results)."""
 
 _CEILING = """\
 The rate is raised by a quarter until a relay fails at it twice, and the last step is halved two
-times. "loss": it lost more than 0.1 %. "held back": it did not read as fast as the generator
-wanted to write, or the generator, which shares the machine's cores with it, could not write
-faster."""
+times. "loss": it lost more than 0.1 %. "back-pressure": it did not read as fast as the generator
+wanted to write. "The generator's lack of CPU": the machine's cores, which both share, were busy, so
+the relay may be able to do more, and the ratio says little."""
 
 _CONTEXT = """\
 Medians; of the loss, the worst run. Wall-clock figures belong to this machine and its
@@ -41,6 +41,8 @@ is the generator itself: with 8 pairs each sender sleeps by Go's timers, which a
 millisecond late; with peers one thread keeps the time."""
 
 NO_FIGURE = "–"
+_SHORT_NOTES = ("lost", "ended", "failed", "not measured")
+"""Of the notes, those that a short table needs: the others are about the load generator."""
 
 
 def as_markdown(raw: Raw, images: Sequence[tuple[str, str]] = ()) -> str:
@@ -108,7 +110,8 @@ def results_table(results: Sequence[Result], relays: Sequence[str], *, spread: b
         for name in relays:
             cells += _cells(r.cells.get(name), name, relays, spread=spread)
         if notes:
-            cells.append("; ".join([*(["**void**"] if r.void else []), *r.notes]))
+            said = [note for note in r.notes if spread or note.startswith(_SHORT_NOTES)]
+            cells.append("; ".join([*(["**void**"] if r.void else []), *said]))
         lines.append(cells)
     return table(lines)
 

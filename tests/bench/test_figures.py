@@ -53,7 +53,7 @@ def test_a_row_says_when_the_generator_was_late(tmp_path: Path) -> None:
 def test_more_packets_a_second_are_better(tmp_path: Path) -> None:
     figures = {
         "derper": [{"max_pkts_per_s": 100_000, "limited_by": "loss"}],
-        "pyderp": [{"max_pkts_per_s": 50_000, "limited_by": "held back"}],
+        "pyderp": [{"max_pkts_per_s": 50_000, "limited_by": "back-pressure"}],
         "pyderp-fast": [{"max_pkts_per_s": 200_000, "limited_by": "loss"}],
     }
     raw = write(tmp_path / "raw", "ceiling", figures)
@@ -62,7 +62,7 @@ def test_more_packets_a_second_are_better(tmp_path: Path) -> None:
     assert (result.badness("pyderp"), result.badness("pyderp-fast")) == (2, 0.5)
     assert result.notes == (
         "ended by loss: derper, pyderp-fast",
-        "ended by being held back: pyderp",
+        "ended by back-pressure: pyderp",
     )
 
 
