@@ -31,62 +31,70 @@ type rung struct {
 	Fails   string  `json:"fails,omitempty"`
 }
 
-// ceiling raises the rate until the relay loses packets or no longer reads them in time, then
-// halves the last step twice. If it fails at once, the rate is halved until it does not. A rate fails when it fails two times.
+// search looks for the highest rate that does not fail.
+type search struct {
+	climb     func(rate int) (rung, error)
+	good, bad rung
+	rungs     []rung
+}
+
+// try plays a rate, which fails when it fails two times.
+func (s *search) try(rate int) error {
+	r, err := s.climb(rate)
+	if err == nil && r.Fails != "" {
+		s.rungs = append(s.rungs, r)
+		r, err = s.climb(rate)
+	}
+	if err != nil {
+		return err
+	}
+	s.rungs = append(s.rungs, r)
+	if r.Fails == "" {
+		s.good = r
+	} else {
+		s.bad = r
+	}
+	return nil
+}
+
+// run halves the first rate until it does not fail, raises it until it does, then halves the last
+// step twice.
+func (s *search) run(rate int) error {
+	for ; s.good.Rate == 0 && rate >= ceilingMin; rate /= 2 { // a slow or busy machine
+		if err := s.try(rate); err != nil {
+			return err
+		}
+	}
+	for rate = s.good.Rate; s.bad.Rate == 0 && rate > 0 && rate < ceilingMax; {
+		rate = int(float64(rate) * ceilingStep)
+		if err := s.try(rate); err != nil {
+			return err
+		}
+	}
+	for range 2 {
+		if s.good.Rate == 0 || s.bad.Rate == 0 {
+			break
+		}
+		if err := s.try((s.good.Rate + s.bad.Rate) / 2); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ceiling raises the rate until the relay loses packets or no longer reads them in time.
 func ceiling(cfg *config, relay *process, out report) error {
 	c, err := openCrowd(cfg)
 	if err != nil {
 		return err
 	}
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
-	var rungs []rung
-	try := func(rate int) (rung, error) {
-		r, err := c.climb(cfg, rate, relay)
-		if err == nil && r.Fails != "" {
-			rungs = append(rungs, r)
-			r, err = c.climb(cfg, rate, relay)
-		}
-		rungs = append(rungs, r)
-		return r, err
+	s := &search{}
+	s.climb = func(rate int) (rung, error) { return c.climb(cfg, rate, relay) }
+	if err := s.run(cfg.rate); err != nil {
+		return err
 	}
-	var good, bad rung
-	for rate := cfg.rate; good.Rate == 0 && rate >= ceilingMin; rate /= 2 { // a slow or busy machine
-		r, err := try(rate)
-		if err != nil {
-			return err
-		}
-		if r.Fails == "" {
-			good = r
-		} else {
-			bad = r
-		}
-	}
-	for rate := cfg.rate; bad.Rate == 0 && rate < ceilingMax; {
-		rate = int(float64(rate) * ceilingStep)
-		r, err := try(rate)
-		if err != nil {
-			return err
-		}
-		if r.Fails == "" {
-			good = r
-		} else {
-			bad = r
-		}
-	}
-	for range 2 {
-		if good.Rate == 0 || bad.Rate == 0 {
-			break
-		}
-		r, err := try((good.Rate + bad.Rate) / 2)
-		if err != nil {
-			return err
-		}
-		if r.Fails == "" {
-			good = r
-		} else {
-			bad = r
-		}
-	}
+	good, bad, rungs := s.good, s.bad, s.rungs
 	c.conns[0].describeTLS(out)
 	c.close()
 	if good.Rate == 0 {

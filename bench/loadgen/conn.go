@@ -51,22 +51,10 @@ func dial(cfg *config, readBuf int) (*conn, error) {
 }
 
 func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
-	raw, secure := nc, (*tls.Conn)(nil)
-	if cfg.tls {
-		host, _, err := net.SplitHostPort(cfg.addr)
-		if err != nil {
-			return nil, err
-		}
-		// No session cache: every handshake is a full one.
-		secure = tls.Client(nc, &tls.Config{
-			InsecureSkipVerify: true,
-			ServerName:         cmp.Or(cfg.sni, host),
-			MinVersion:         tls.VersionTLS13,
-		})
-		if err := secure.Handshake(); err != nil {
-			return nil, err
-		}
-		nc = secure
+	raw := nc
+	nc, secure, err := secured(cfg, nc)
+	if err != nil {
+		return nil, err
 	}
 	nc, br, err := upgrade(cfg, nc, readBuf)
 	if err != nil {
@@ -100,6 +88,24 @@ func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
 		return nil, fmt.Errorf("ServerInfo: the box does not open")
 	}
 	return &conn{nc: nc, raw: raw, tls: secure, br: br, pub: priv.Public()}, nil
+}
+
+// secured returns the connection with TLS, if the run has TLS.
+func secured(cfg *config, nc net.Conn) (net.Conn, *tls.Conn, error) {
+	if !cfg.tls {
+		return nc, nil, nil
+	}
+	host, _, err := net.SplitHostPort(cfg.addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	// No session cache: every handshake is a full one.
+	secure := tls.Client(nc, &tls.Config{
+		InsecureSkipVerify: true,
+		ServerName:         cmp.Or(cfg.sni, host),
+		MinVersion:         tls.VersionTLS13,
+	})
+	return secure, secure, secure.Handshake()
 }
 
 // upgrade asks for DERP, in a websocket or not, and returns the stream that carries it.
