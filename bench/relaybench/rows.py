@@ -150,7 +150,9 @@ _SPEED = (
 def curve(peers: int, *, tls: bool, websocket: bool = False) -> Scenario:
     """Return the scenario of a number of peers that send single packets to each other."""
     way = f"websocket, {_tls_word(tls)}" if websocket else _tls_word(tls)
-    args = ("-mode", "rate", "-rate", "10000", "-peers", str(peers), "-parallel", "64")
+    args: tuple[str, ...] = ("-mode", "rate", "-rate", "10000", "-peers", str(peers))
+    # Long enough to be over with what thousands of logins leave to do.
+    args += ("-parallel", "64", "-warmup", "1500ms")
     return Scenario(
         ("ws-" if websocket else "") + ("tls-" if tls else "") + f"peers-{peers}",
         f"{way}, {peers:,} peers, 1,200 B, 10,000 packets/s to random peers, a packet a write",
