@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench fuzz docs requirements clean
+.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -75,8 +75,24 @@ lint: $(VENV)/.dev ## style, and the floors of the house
 types: $(VENV)/.dev ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## compare with Go's derper and write bench/RESULTS.md (about 10 minutes)
-	$(BIN)/python bench/run.py $(ARGS)
+# make bench QUICK=1; make bench ARGS='--only curve'
+QUICK ?=
+
+bench: $(VENV)/.bench ## compare with Go's derper on both engines: an hour, QUICK=1: ten minutes
+	$(BIN)/python bench/run.py $(if $(QUICK),--quick) $(ARGS)
+
+IROH_VERSION := 1.4.1
+IROH := build/iroh/bin/iroh-relay
+
+bench-iroh: $(VENV)/.bench $(IROH) ## the same beside iroh-relay, which cargo builds first (ten minutes, once)
+	$(BIN)/python bench/run.py --iroh $(IROH) $(if $(QUICK),--quick) $(ARGS)
+
+$(IROH):
+	@command -v cargo >/dev/null || { echo "make bench-iroh needs cargo"; exit 1; }
+	cargo install --quiet --locked --version $(IROH_VERSION) --features server --root build/iroh iroh-relay
+
+bench-publish: $(VENV)/.bench ## make RESULTS.md, README's table and docs from RAW=build/bench/raw-….jsonl
+	$(BIN)/python bench/run.py --report $(RAW) --publish
 
 fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
@@ -89,6 +105,8 @@ requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	  --no-header --no-annotate --upgrade pyproject.toml requirements.in -o requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade pyproject.toml requirements-dev.in -o requirements-dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --upgrade requirements-bench.in -o requirements-bench.txt
 
 clean: ## remove the environments and the peers
 	rm -rf $(VENV) .venv-* .peers .relay build fast/target
@@ -105,4 +123,8 @@ $(VENV)/.run: pyproject.toml requirements.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml requirements-dev.txt $(VENV)/.run | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@touch $@

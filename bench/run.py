@@ -1,55 +1,52 @@
 #!/usr/bin/env python3
-"""Measure pyderp's relay and Go's derper in turn, and write the comparison down."""
+"""Measure pyderp's relay, on both engines, and Go's derper in turn, and write it down."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import shlex
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from relaybench import machine, peers, report, rows
+from relaybench import machine, peers, publish, relays, rows
 from relaybench.certificate import write_certificate
 from relaybench.errors import BenchError
-from relaybench.measure import Settings, evaluate, measure, progress
+from relaybench.measure import Settings, measure, progress
 from relaybench.processes import RelayCommand, raise_file_limit
+from relaybench.raw import Header, RawFile, read
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from relaybench.rows import Row
-
-RESULTS = peers.REPO / "bench" / "RESULTS.md"
-MIN_ROUNDS = 3
-MIN_SECONDS = 3.0
-PYDERP = "python -m pyderp relay {dev} -a 127.0.0.1:{port} -c {key} {tls}"
-DERPER = "derper -a 127.0.0.1:{port} -stun=false -http-port=-1 -c {key} {tls}"
+RAW = peers.REPO / "build" / "bench"
+QUICK_SECONDS, QUICK_CONNS, QUICK_MINUTES = 1.5, 500, 10.0
+SECONDS, CONNS, MINUTES, ROUNDS = 4.0, 2000, 60.0, 5
 
 EPILOG = """\
-rows:
-{rows}
+groups: {groups}
+scenarios:
+{scenarios}
 
 examples:
-  python bench/run.py                          everything, about 8 minutes
-  python bench/run.py --json raw.json          the same, with all that was measured
-  python bench/run.py --only 1,4 --rounds 5    two rows, more often
-  python bench/run.py --derper derper          against derper v1.102.3
-  python bench/run.py --only 4 --rounds 1 --seconds 60 --no-derper
-                                               keep pyderp busy, to profile it
-  python bench/run.py --only 1 --command-a "python -m pyderp relay --workers 2 \\
-      {{dev}} -a 127.0.0.1:{{port}} -c {{key}} {{tls}}"
-                                               pyderp with other flags
+  python bench/run.py                       everything, within an hour
+  python bench/run.py --quick               everything once, within ten minutes
+  python bench/run.py --only curve,tls-rate --rounds 2
+                                            a group and a scenario
+  python bench/run.py --report RAW.jsonl    the pages, from what was measured
+  python bench/run.py --report RAW.jsonl --publish
+                                            the same, into README.md and docs too
+  python bench/run.py --only tls-pairs --rounds 1 --seconds 60 --no-derper --engines fast
+                                            keep one relay busy, to profile it
 
-A command may hold {{port}}, {{key}}, {{certdir}}, and as words of their own {{tls}}
-(the TLS flags, or nothing) and {{dev}} (--dev without TLS, or nothing). Its first word
-`python` means --python, `derper` means --derper; that, like the load generator, is
-looked for in .peers/bin and then in PATH. The exit status does not depend on the targets.
+Every run is appended to the raw file when it is over. With --raw FILE of an earlier run on the
+same machine and programs, this one adds rounds to it. The exit status does not depend on the
+targets.
+
+A --command may hold {{port}}, {{key}}, {{certdir}}, and as words of their own {{tls}} (the TLS
+flags, or nothing) and {{dev}} (--dev without TLS, or nothing). Its first word `python` means
+--python, `derper` the derper in .peers/bin.
 """
 
 
@@ -58,13 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run_benchmark(args)
+        if args.report is None:
+            return run_benchmark(args)
+        report(args, args.report)
     except BenchError as exc:
         sys.stderr.write(f"bench: {exc}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("bench: interrupted; relays stopped, nothing written\n")
-        return 130
     return 0
 
 
@@ -74,66 +70,24 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the command line."""
-    listed = "\n".join(
-        f"  {row.number:>2}  {row.unit}: {row.scenario.title}"
-        + (f"  (ratio ≤ {row.target:g})" if row.target else "")
-        for row in rows.ROWS
-    )
+    listed = "\n".join(f"  {s.name:<18} {s.title}" for s in rows.SCENARIOS)
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=EPILOG.format(rows=listed),
+        epilog=EPILOG.format(groups=", ".join(rows.GROUPS), scenarios=listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add(
-        "--only",
-        type=_row_numbers,
-        default=rows.NUMBERS,
-        metavar="N,...",
-        help="rows to measure",
-    )
-    add("--rounds", type=_positive_int, default=MIN_ROUNDS, help="default %(default)s")
-    add(
-        "--seconds",
-        type=_positive_float,
-        default=5.0,
-        help="measured time of a run, default %(default)s",
-    )
-    add(
-        "--conns",
-        type=_positive_int,
-        default=2000,
-        help="connections in rows 7 and 8, default %(default)s",
-    )
-    add("--json", type=Path, metavar="FILE", help="also write all that was measured")
-    add(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="where to write the page; default bench/RESULTS.md after a full run, "
-        "else standard output",
-    )
-    add(
-        "--derper",
-        default=peers.DERPER,
-        metavar="PROGRAM",
-        help="derper to compare with, a path or a name in .peers/bin; default %(default)s",
-    )
-    add("--no-derper", action="store_true", help="measure pyderp alone")
-    add(
-        "--pin",
-        action="store_true",
-        help="the relay on core 0 and the load generator on core 1; unfair to derper, "
-        "which uses several cores",
-    )
-    add(
-        "--python",
-        default=sys.executable,
-        help="the Python that has pyderp; default: this one",
-    )
-    add("--command-a", default=PYDERP, metavar="COMMAND", help="instead of pyderp")
-    add("--command-b", default=DERPER, metavar="COMMAND", help="instead of derper")
+    _add_what(parser)
+    _add_how(parser)
     args = parser.parse_args(argv)
+    if args.quick:
+        args.rounds = args.rounds or 1
+        args.seconds = args.seconds or QUICK_SECONDS
+        args.conns = args.conns or QUICK_CONNS
+        args.minutes = args.minutes or QUICK_MINUTES
+    args.rounds = args.rounds or ROUNDS
+    args.seconds = args.seconds or SECONDS
+    args.conns = args.conns or CONNS
+    args.minutes = args.minutes or MINUTES
     if args.conns > rows.MAX_IDLE_CONNS:
         parser.error(f"--conns can be at most {rows.MAX_IDLE_CONNS}")
     if args.pin and (os.cpu_count() or 1) < 2:
@@ -141,16 +95,62 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _row_numbers(text: str) -> frozenset[int]:
-    try:
-        numbers = frozenset(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = frozenset({0})
-    if not numbers <= rows.NUMBERS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of row numbers 1 to {max(rows.NUMBERS)}"
-        )
-    return numbers
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--only", type=_words, metavar="NAME,...", help="scenarios or groups to measure")
+    add("--quick", action="store_true", help="one short round, fewer points of the curve")
+    add("--derper", default=peers.DERPER, metavar="PROGRAM", help="default %(default)s")
+    add("--no-derper", action="store_true", help="measure pyderp alone")
+    add(
+        "--engines",
+        type=_engines,
+        default=tuple(relays.ENGINES),
+        metavar="NAME,...",
+        help="pure and fast; default: both, if pyderp-fast is installed",
+    )
+    add("--python", default=sys.executable, help="the Python that has pyderp; default: this one")
+    add("--command", action="append", default=[], help="one more relay, may be repeated")
+    add(
+        "--iroh", type=Path, metavar="PROGRAM", help="also iroh-relay, which make bench-iroh builds"
+    )
+    add("--report", type=Path, metavar="RAW", help="measure nothing, make the pages from a file")
+    add(
+        "--publish", action="store_true", help="bench/RESULTS.md, README.md and docs, not only here"
+    )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rounds", type=_positive_int, help=f"at most; default {ROUNDS}, quick 1")
+    add(
+        "--minutes",
+        type=_positive_float,
+        help=f"no run begins that would end later; default {MINUTES:g}, quick {QUICK_MINUTES:g}",
+    )
+    add("--seconds", type=_positive_float, help=f"of a run; default {SECONDS:g}, quick 1.5")
+    add("--conns", type=_positive_int, help=f"idle connections; default {CONNS}, quick 500")
+    add("--raw", type=Path, metavar="FILE", help="default: a new one in build/bench")
+    add(
+        "--pin",
+        action="store_true",
+        help="the relay on core 0 and the load generator on core 1; unfair to derper, "
+        "which uses several cores",
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(text.split(","))
+    unknown = [w for w in words if w not in (*rows.NAMES, *rows.GROUPS)]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no scenario or group {unknown[0]!r}; see --help")
+    return words
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    words = tuple(text.split(","))
+    if not set(words) <= set(relays.ENGINES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of pure and fast")
+    return words
 
 
 def _positive_int(text: str) -> int:
@@ -168,127 +168,95 @@ def _positive_float(text: str) -> float:
 
 
 def relay_commands(args: argparse.Namespace) -> list[RelayCommand]:
-    """Return the relays to compare, ours first, checked to be there."""
-    templates = [args.command_a]
-    if not args.no_derper:
-        templates.append(args.command_b)
-    out: list[RelayCommand] = []
-    for template, letter in zip(templates, "AB", strict=False):
-        try:
-            words = shlex.split(template)
-        except ValueError as exc:
-            raise BenchError(f"--command-{letter.lower()}: {exc}") from exc
-        if "{port}" not in template:
-            raise BenchError(f"--command-{letter.lower()} has no {{port}} in it")
-        programs: dict[str, str] = {}
-        name = letter
-        if words[0] == "derper":
-            programs["derper"] = str(peers.find_derper(args.derper))
-            name = "derper" if letter == "B" else letter
-        elif words[0] == "python":
-            programs["python"] = args.python
-            if words[1:3] == ["-m", "pyderp"]:
-                peers.check_pyderp(args.python)
-                name = "pyderp" if letter == "A" else letter
-        out.append(RelayCommand(name, template, programs))
+    """Return the relays to compare, the reference first, checked to be there."""
+    out = [] if args.no_derper else [relays.derper(args.derper)]
+    out += relays.pyderps(args.python, args.engines)
+    out += [relays.iroh(args.iroh)] if args.iroh else []
+    out += [relays.custom(text, i, args.python) for i, text in enumerate(args.command, 1)]
     return out
 
 
-def run_benchmark(args: argparse.Namespace) -> None:
-    """Measure what was asked for, and write it down."""
-    relays = relay_commands(args)
-    loadgen = peers.find_loadgen()
-    raise_file_limit(args.conns + 1000)
-    chosen: tuple[Row, ...] = rows.select(args.only)
-    scenarios = rows.scenarios(chosen)
-    date = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    hardware = machine.machine()
+def chosen_scenarios(args: argparse.Namespace) -> tuple[rows.Scenario, ...]:
+    """Return what to measure."""
+    if args.only is not None:
+        return rows.select(args.only)
+    chosen = rows.QUICK if args.quick else rows.SCENARIOS
+    # iroh-relay has nothing but websockets.
+    return tuple(s for s in chosen if not args.iroh or s.group is not rows.Group.WEBSOCKET)
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Measure what was asked for, and make the pages of it, also when it is interrupted."""
+    found = relay_commands(args)
+    scenarios = chosen_scenarios(args)
+    raise_file_limit(max(args.conns, max(rows.CURVE_PEERS)) + 1000)
+    now = datetime.datetime.now(datetime.UTC)
+    path: Path = args.raw or RAW / f"raw-{now:%Y%m%d-%H%M%S}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    status = 0
     with tempfile.TemporaryDirectory(prefix="pyderp-bench-") as work:
         settings = Settings(
-            loadgen=loadgen,
+            loadgen=peers.find_loadgen(),
             work=Path(work),
             seconds=args.seconds,
             rounds=args.rounds,
             conns=args.conns,
+            minutes=args.minutes,
             pin=args.pin,
         )
         write_certificate(settings.work)
-        samples = measure(relays, scenarios, settings)
-    names = [relay.name for relay in relays]
-    run = report.Run(
-        date=date,
-        command=_shown_command(args),
-        machine=hardware,
-        versions=_versions(args, relays) | {"load generator": str(samples[0].output.get("go"))},
-        settings=settings,
-        relays=relays,
-        scenarios=scenarios,
-        samples=samples,
-        results=[evaluate(row, names, samples) for row in chosen],
-    )
-    write(args, run)
-
-
-def _versions(args: argparse.Namespace, relays: Sequence[RelayCommand]) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for relay in relays:
-        if "python" in relay.programs:
-            out |= machine.python_versions(args.python)
-        if "derper" in relay.programs:
-            out["derper"] = machine.derper_version(Path(relay.programs["derper"]))
-    return out
+        header = Header(
+            date=f"{now:%Y-%m-%d %H:%M} UTC",
+            command=_shown_command(args),
+            machine=machine.machine(),
+            versions=relays.versions(args.python, found)
+            | {"load generator": machine.module_version(settings.loadgen)},
+            relays=[relay.name for relay in found],
+            commands=relays.shown_commands(
+                found, {s.name: settings.loadgen_args(s) for s in scenarios}
+            ),
+            seconds=args.seconds,
+            conns=args.conns,
+        )
+        out = RawFile(path)
+        done = out.begin(header)
+        progress(f"each run is appended to {path}")
+        try:
+            failed = measure(found, scenarios, settings, out, done=done)
+        except KeyboardInterrupt:
+            progress("interrupted; the relays are stopped, and what was measured is kept")
+            status, failed = 130, 0
+    if failed:
+        progress(f"{failed} runs failed: the page names them")
+        status = 1
+    report(args, path)
+    return status
 
 
 def _shown_command(args: argparse.Namespace) -> str:
     """Return a command line that measures the same, without this machine's paths."""
     out = ["python", "bench/run.py", "--rounds", str(args.rounds)]
     out += ["--seconds", f"{args.seconds:g}", "--conns", str(args.conns)]
-    if args.only != rows.NUMBERS:
-        out += ["--only", ",".join(map(str, sorted(args.only)))]
+    if args.only:
+        out += ["--only", ",".join(args.only)]
     if args.derper != peers.DERPER:
         out += ["--derper", Path(args.derper).name]
-    for flag in ("no_derper", "pin"):
+    if args.iroh:
+        out += ["--iroh", args.iroh.name]
+    if args.engines != tuple(relays.ENGINES):
+        out += ["--engines", ",".join(args.engines)]
+    for flag in ("quick", "no_derper", "pin"):
         if getattr(args, flag):
             out.append("--" + flag.replace("_", "-"))
-    for flag, default in (("command_a", PYDERP), ("command_b", DERPER)):
-        if getattr(args, flag) != default:
-            out += ["--" + flag.replace("_", "-"), getattr(args, flag)]
+    for command in args.command:
+        out += ["--command", command]
     return shlex.join(out)
 
 
-def write(args: argparse.Namespace, run: report.Run) -> None:
-    """Write the page and the JSON to where they belong."""
-    if args.json is not None:
-        text = json.dumps(report.as_json(run), indent=1, ensure_ascii=False)
-        _write_text(args.json, text + "\n")
-    page = report.as_markdown(run)
-    target: Path | None = args.results
-    if target is None and _is_full(args):
-        target = RESULTS
-    if target is not None:
-        _write_text(target, page)
-        return
-    progress("not a full run, so bench/RESULTS.md stays as it is; use --results FILE")
-    sys.stdout.write(page)
-
-
-def _is_full(args: argparse.Namespace) -> bool:
-    return (
-        args.only == rows.NUMBERS
-        and args.rounds >= MIN_ROUNDS
-        and args.seconds >= MIN_SECONDS
-        and not (args.no_derper or args.pin)
-        and (args.command_a, args.command_b) == (PYDERP, DERPER)
-        and args.derper == peers.DERPER
-    )
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise BenchError(f"cannot write {path}: {exc.strerror}") from exc
-    progress(f"wrote {path.name}")
+def report(args: argparse.Namespace, path: Path) -> None:
+    """Make the pages of a raw file: beside it, and into the repository if that was asked for."""
+    for written in publish.publish(read(path), path, everywhere=args.publish):
+        progress(f"wrote {written}")
 
 
 if __name__ == "__main__":

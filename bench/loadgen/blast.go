@@ -152,7 +152,7 @@ func blast(cfg *config, relay *process, out report) error {
 	for _, s := range senders {
 		sent += s.sent
 	}
-	lost := t.awaitRest(sent)
+	lost := awaitRest(t, sent)
 	out["size"], out["split"], out["window"] = cfg.size, cfg.split, cfg.window
 	out["pairs"], out["dests"], out["burst"] = cfg.pairs, cfg.dests, cfg.burst
 	out["sent"], out["lost"], out["lost_frac"] = sent, lost, float64(lost)/float64(sent)
@@ -163,7 +163,7 @@ func blast(cfg *config, relay *process, out report) error {
 }
 
 // awaitRest waits for the packets in flight, and returns how many never arrived.
-func (t *traffic) awaitRest(sent int64) int64 {
+func awaitRest(t counter, sent int64) int64 {
 	got := t.received()
 	for still := 0; got < sent && still < 5; still++ {
 		time.Sleep(sampleGap)
@@ -182,7 +182,10 @@ type sample struct {
 	received int64
 }
 
-func takeSample(t *traffic, relay *process) sample {
+// counter counts the packets that have arrived so far.
+type counter interface{ received() int64 }
+
+func takeSample(t counter, relay *process) sample {
 	return sample{at: time.Now(), relayCPU: relay.cpu(), ownCPU: ownCPU(), received: t.received()}
 }
 

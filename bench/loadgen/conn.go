@@ -26,7 +26,9 @@ const (
 
 // conn is a logged-in DERP client connection.
 type conn struct {
-	nc  net.Conn
+	nc  net.Conn // what is written to
+	raw net.Conn // the TCP connection
+	tls *tls.Conn
 	br  *bufio.Reader
 	pub key.NodePublic
 }
@@ -49,35 +51,23 @@ func dial(cfg *config, readBuf int) (*conn, error) {
 }
 
 func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
-	if cfg.tls {
-		host, _, err := net.SplitHostPort(cfg.addr)
-		if err != nil {
-			return nil, err
-		}
-		// No session cache: every handshake is a full one.
-		tc := tls.Client(nc, &tls.Config{
-			InsecureSkipVerify: true,
-			ServerName:         cmp.Or(cfg.sni, host),
-			MinVersion:         tls.VersionTLS13,
-		})
-		if err := tc.Handshake(); err != nil {
-			return nil, err
-		}
-		nc = tc
-	}
-	br := bufio.NewReaderSize(nc, readBuf)
-	bw := bufio.NewWriter(nc)
-	fmt.Fprintf(bw, "GET /derp HTTP/1.1\r\nHost: %s\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n", cmp.Or(cfg.sni, cfg.addr))
-	if err := bw.Flush(); err != nil {
+	raw := nc
+	nc, secure, err := secured(cfg, nc)
+	if err != nil {
 		return nil, err
 	}
-	res, err := http.ReadResponse(br, nil)
+	nc, br, err := upgrade(cfg, nc, readBuf)
 	if err != nil {
 		return nil, fmt.Errorf("upgrade: %w", err)
 	}
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		return nil, fmt.Errorf("upgrade: status %s", res.Status)
+	if iroh, ok := nc.(*irohConn); ok {
+		pub, err := iroh.login()
+		if err != nil {
+			return nil, err
+		}
+		return &conn{nc: nc, raw: raw, tls: secure, br: br, pub: pub}, nil
 	}
+	bw := bufio.NewWriter(nc)
 	priv := key.NewNode()
 	client, err := derp.NewClient(priv, nc, bufio.NewReadWriter(br, bw), log.Printf)
 	if err != nil {
@@ -97,7 +87,61 @@ func login(cfg *config, nc net.Conn, readBuf int) (*conn, error) {
 	if _, ok := priv.OpenFrom(client.ServerPublicKey(), box); !ok {
 		return nil, fmt.Errorf("ServerInfo: the box does not open")
 	}
-	return &conn{nc: nc, br: br, pub: priv.Public()}, nil
+	return &conn{nc: nc, raw: raw, tls: secure, br: br, pub: priv.Public()}, nil
+}
+
+// secured returns the connection with TLS, if the run has TLS.
+func secured(cfg *config, nc net.Conn) (net.Conn, *tls.Conn, error) {
+	if !cfg.tls {
+		return nc, nil, nil
+	}
+	host, _, err := net.SplitHostPort(cfg.addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	// No session cache: every handshake is a full one.
+	secure := tls.Client(nc, &tls.Config{
+		InsecureSkipVerify: true,
+		ServerName:         cmp.Or(cfg.sni, host),
+		MinVersion:         tls.VersionTLS13,
+	})
+	return secure, secure, secure.Handshake()
+}
+
+// upgrade asks for DERP, in a websocket or not, and returns the stream that carries it.
+func upgrade(cfg *config, nc net.Conn, readBuf int) (net.Conn, *bufio.Reader, error) {
+	br := bufio.NewReaderSize(nc, readBuf)
+	host := cmp.Or(cfg.sni, cfg.addr)
+	request := "GET /derp HTTP/1.1\r\nHost: " + host + "\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+	path, protocol := "/derp", "derp"
+	if cfg.iroh {
+		path, protocol = irohPath, irohProtocol
+	}
+	if cfg.ws || cfg.iroh {
+		request = wsRequest(path, host, protocol)
+	}
+	if _, err := io.WriteString(nc, request); err != nil {
+		return nil, nil, err
+	}
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		return nil, nil, fmt.Errorf("status %s", res.Status)
+	}
+	if !cfg.ws && !cfg.iroh {
+		return nc, br, nil
+	}
+	if err := wsAccepted(res, protocol); err != nil {
+		return nil, nil, err
+	}
+	ws := &wsConn{Conn: nc, br: br}
+	if cfg.iroh {
+		iroh := &irohConn{wsConn: ws}
+		return iroh, bufio.NewReaderSize(iroh, readBuf), nil
+	}
+	return ws, bufio.NewReaderSize(ws, readBuf), nil
 }
 
 // dialMany opens n connections, at most cfg.parallel of them at the same time.
@@ -175,11 +219,10 @@ func (c *conn) ping() error {
 // describeTLS reports what was negotiated: CPU figures of two relays only compare when it is
 // the same.
 func (c *conn) describeTLS(out report) {
-	tc, ok := c.nc.(*tls.Conn)
-	if !ok {
+	if c.tls == nil {
 		return
 	}
-	s := tc.ConnectionState()
+	s := c.tls.ConnectionState()
 	out["tls_version"] = tls.VersionName(s.Version)
 	out["tls_cipher"] = tls.CipherSuiteName(s.CipherSuite)
 	out["tls_key_exchange"] = s.CurveID.String()

@@ -5,6 +5,8 @@
 //
 //	loadgen -addr 127.0.0.1:3340 -pid 4711                      full speed, limited by a window
 //	loadgen -addr 127.0.0.1:3340 -pid 4711 -mode rate           a steady rate: latency and CPU
+//	loadgen -addr 127.0.0.1:3340 -pid 4711 -mode rate -peers 500    single packets of many peers
+//	loadgen -addr 127.0.0.1:3340 -pid 4711 -mode ceiling        raises the rate until packets are lost
 //	loadgen -addr 127.0.0.1:3340 -pid 4711 -mode idle -tls      what a connection costs
 package main
 
@@ -22,6 +24,8 @@ import (
 type config struct {
 	addr string
 	tls  bool
+	ws   bool
+	iroh bool
 	sni  string
 	mode string
 	pid  int
@@ -36,7 +40,8 @@ type config struct {
 	dests  int
 	split  bool
 
-	rate int
+	rate  int
+	peers int
 
 	conns     int
 	warmConns int
@@ -48,8 +53,10 @@ func parseFlags() *config {
 	c := new(config)
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:3340", "relay host:port")
 	flag.BoolVar(&c.tls, "tls", false, "TLS 1.3 (the certificate is not verified)")
+	flag.BoolVar(&c.ws, "ws", false, "DERP in a websocket")
+	flag.BoolVar(&c.iroh, "iroh", false, "iroh-relay's protocol instead of DERP, always in a websocket")
 	flag.StringVar(&c.sni, "sni", "", "TLS server name, if not the address")
-	flag.StringVar(&c.mode, "mode", "blast", "blast, rate, idle")
+	flag.StringVar(&c.mode, "mode", "blast", "blast, rate, ceiling, idle")
 	flag.IntVar(&c.pid, "pid", 0, "relay pid (and its children) to account CPU and memory to")
 	flag.IntVar(&c.pairs, "pairs", 8, "pairs of a sender and a receiver (blast, rate)")
 	flag.IntVar(&c.size, "size", 1200, "payload bytes")
@@ -57,19 +64,39 @@ func parseFlags() *config {
 	flag.DurationVar(&c.warmup, "warmup", 500*time.Millisecond, "time of load before it (blast, rate)")
 	flag.IntVar(&c.window, "window", 24, "packets in flight per sender (blast)")
 	flag.IntVar(&c.burst, "burst", 8, "packets per write (blast)")
-	flag.IntVar(&c.dests, "dests", 1, "receivers each sender picks from at random, packet by packet (blast)")
+	flag.IntVar(&c.dests, "dests", 0, "receivers each sender picks from at random, packet by packet; 0: one in blast, all other -peers")
 	flag.BoolVar(&c.split, "split", true, "one write, so one TLS record, a packet, as Go's client does (blast)")
-	flag.IntVar(&c.rate, "rate", 10000, "packets/s of all pairs together (rate)")
+	flag.IntVar(&c.rate, "rate", 10000, "packets/s of all pairs or peers together (rate), the first that is tried (ceiling)")
+	flag.IntVar(&c.peers, "peers", 0, "instead of pairs, connections that all send and receive (rate); 16 by default (ceiling)")
 	flag.IntVar(&c.conns, "conns", 1000, "connections measured (idle)")
 	flag.IntVar(&c.warmConns, "warm-conns", 100, "connections opened before and kept open, not measured (idle)")
-	flag.IntVar(&c.parallel, "parallel", 32, "dials under way at the same time (idle)")
+	flag.IntVar(&c.parallel, "parallel", 32, "dials under way at the same time")
 	flag.DurationVar(&c.settle, "settle", 15*time.Second, "longest wait for the relay's memory to settle (idle)")
 	flag.Parse()
+	c.complete()
 	if err := c.validate(); err != nil {
 		fmt.Fprintln(os.Stderr, "loadgen:", err)
 		os.Exit(2)
 	}
 	return c
+}
+
+// complete sets what depends on other flags.
+func (c *config) complete() {
+	if c.mode == "ceiling" && c.peers == 0 {
+		c.peers = 16
+	}
+	if c.peers == 0 && c.dests == 0 {
+		c.dests = 1
+	}
+}
+
+// peerDests is how many receivers a peer picks from.
+func (c *config) peerDests() int {
+	if c.dests == 0 {
+		return c.peers - 1
+	}
+	return c.dests
 }
 
 func (c *config) validate() error {
@@ -82,7 +109,11 @@ func (c *config) validate() error {
 		return fmt.Errorf("-pairs, -burst, -rate, -conns and -parallel must be at least 1")
 	case c.window < c.burst:
 		return fmt.Errorf("-window must be at least -burst")
-	case c.dests < 1 || c.dests > c.pairs:
+	case c.peers == 1 || c.peers < 0:
+		return fmt.Errorf("-peers must be at least 2")
+	case c.peers > 0 && (c.dests < 0 || c.dests >= c.peers):
+		return fmt.Errorf("-dests must be less than -peers")
+	case c.peers == 0 && (c.dests < 1 || c.dests > c.pairs):
 		return fmt.Errorf("-dests must be 1 to -pairs")
 	case c.dur <= 0:
 		return fmt.Errorf("-t must be positive")
@@ -106,11 +137,17 @@ func main() {
 	case "blast":
 		err = blast(cfg, relay, out)
 	case "rate":
-		err = steady(cfg, relay, out)
+		measure := steady
+		if cfg.peers > 0 {
+			measure = peersMode
+		}
+		err = measure(cfg, relay, out)
+	case "ceiling":
+		err = ceiling(cfg, relay, out)
 	case "idle":
 		err = idle(cfg, relay, out)
 	default:
-		err = fmt.Errorf("unknown mode %q: blast, rate or idle", cfg.mode)
+		err = fmt.Errorf("unknown mode %q: blast, rate, ceiling or idle", cfg.mode)
 	}
 	if err != nil {
 		log.Fatal(err)

@@ -73,7 +73,7 @@ func steady(cfg *config, relay *process, out report) error {
 	for _, n := range sent {
 		all += n
 	}
-	lost := t.awaitRest(all)
+	lost := awaitRest(t, all)
 	debug.ReadGCStats(&gc1)
 	t.close()
 	out["size"], out["pairs"], out["rate"] = cfg.size, cfg.pairs, cfg.rate

@@ -80,7 +80,12 @@ def derper_version(derper: Path) -> str:
     built = module_version(derper)
     if not built.startswith("unknown"):
         return built
-    version = _output([str(derper), "-version"]).splitlines()
+    return program_version(derper, "-version")
+
+
+def program_version(program: Path, flag: str = "--version") -> str:
+    """Return what a program says of itself."""
+    version = _output([str(program), flag]).splitlines()
     return version[0].strip() if version else "unknown"
 
 

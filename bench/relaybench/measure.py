@@ -1,24 +1,20 @@
-"""Running scenarios against relays in turn, and the figures that come of it."""
+"""Running scenarios against relays in turn."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from .errors import BenchError
-from .processes import child, running_relay, tail
-from .rows import MAX_LOSS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from .processes import RelayCommand
-    from .rows import Row, Scenario
+from .processes import RelayCommand, child, running_relay, tail
+from .raw import Failure, RawFile, Sample
+from .rows import Kind, Scenario
+from .startup import measure_starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +25,12 @@ class Settings:
     work: Path
     """Directory for keys, certificate and logs."""
 
-    seconds: float = 5.0
+    seconds: float = 4.0
     rounds: int = 3
     conns: int = 2000
+    minutes: float = 60.0
+    """No scenario begins when it would end later, as far as is known."""
+
     pin: bool = False
 
     def loadgen_args(self, scenario: Scenario) -> list[str]:
@@ -39,57 +38,77 @@ class Settings:
         return scenario.command(self.seconds, self.conns)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One run's result."""
-
-    scenario: str
-    relay: str
-    round: int
-    output: Mapping[str, object]
-    """What the load generator printed."""
-
-    def number(self, key: str) -> float:
-        """Return one figure."""
-        value = self.output.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BenchError(
-                f"the load generator printed no {key}: if it is an old one, remove "
-                "it, and it is built anew"
-            )
-        return float(value)
-
-    @property
-    def loss(self) -> float:
-        """Fraction of packets that never arrived."""
-        return self.number("lost_frac") if "lost_frac" in self.output else 0.0
+Run = Callable[[RelayCommand, Scenario, Settings], Mapping[str, object]]
 
 
 def measure(
-    relays: Sequence[RelayCommand], scenarios: Sequence[Scenario], settings: Settings
-) -> list[Sample]:
-    """Run every scenario, round by round, against each relay in turn."""
-    out: list[Sample] = []
-    for i, scenario in enumerate(scenarios, 1):
-        progress(f"[{i}/{len(scenarios)}] {scenario.title}")
-        for number in range(1, settings.rounds + 1):
-            for relay in relays:
-                output = run_once(relay, scenario, settings)
-                sample = Sample(scenario.name, relay.name, number, output)
-                progress(f"    round {number}  {relay.name:<8} {_summary(sample)}")
-                out.append(sample)
-    return out
+    relays: Sequence[RelayCommand],
+    scenarios: Sequence[Scenario],
+    settings: Settings,
+    out: RawFile,
+    *,
+    done: int = 0,
+    run: Run | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Run every scenario once a round, against each relay in turn; return how many runs failed.
+
+    Rounds are outermost: what disturbs the machine for minutes then disturbs one round of many
+    rows, and a run that is stopped has all rows. `done` rounds are in the file already.
+    """
+    began = clock()
+    took: dict[str, float] = {}
+    failed = 0
+    for number in range(done + 1, done + settings.rounds + 1):
+        turn = number % len(relays)
+        order = [*relays[turn:], *relays[:turn]]
+        for i, scenario in enumerate(scenarios, 1):
+            at = clock()
+            if at + took.get(scenario.name, 0.0) > began + settings.minutes * 60:
+                progress(f"{settings.minutes:g} minutes are over")
+                return failed
+            progress(
+                f"[round {number}, {i}/{len(scenarios)}, {(at - began) / 60:.0f} min] "
+                f"{scenario.title}"
+            )
+            failed += _each(order, scenario, settings, out, number, run or run_once)
+            took[scenario.name] = clock() - at
+    return failed
+
+
+def _each(
+    relays: Sequence[RelayCommand],
+    scenario: Scenario,
+    settings: Settings,
+    out: RawFile,
+    number: int,
+    run: Run,
+) -> int:
+    failed = 0
+    for relay in relays:
+        try:
+            sample = Sample(scenario.name, relay.name, number, run(relay, scenario, settings))
+        except BenchError as exc:
+            progress(f"    {relay.name}: {exc}")
+            out.failure(Failure(scenario.name, relay.name, number, str(exc)))
+            failed += 1
+            continue
+        progress(f"    {relay.name:<12} {_summary(sample)}")
+        out.sample(sample)
+    return failed
 
 
 def run_once(relay: RelayCommand, scenario: Scenario, settings: Settings) -> Mapping[str, object]:
     """Start a fresh relay, put load on it, and return what was measured."""
+    if scenario.kind is Kind.STARTS:
+        return measure_starts(relay, tls=scenario.tls, work=settings.work)
     on_relay = ("taskset", "-c", "0") if settings.pin else ()
     on_loadgen = ("taskset", "-c", "1") if settings.pin else ()
     log = settings.work / "loadgen.log"
     with running_relay(relay, tls=scenario.tls, work=settings.work, prefix=on_relay) as (pid, port):
         argv = [*on_loadgen, str(settings.loadgen)]
         argv += ["-addr", f"127.0.0.1:{port}", "-pid", str(pid)]
-        argv += settings.loadgen_args(scenario)
+        argv += [*relay.loadgen_args, *settings.loadgen_args(scenario)]
         with child(argv, log) as process:
             try:
                 status = process.wait(settings.seconds + 180)
@@ -121,9 +140,14 @@ def _summary(sample: Sample) -> str:
     shown = {
         "server_us_per_pkt": "{:.2f} µs a packet",
         "pkts_per_s": "{:,.0f} packets/s",
+        "p50_us": "p50 {:,.0f} µs",
         "p99_us": "p99 {:,.0f} µs",
+        "send_lag_p99_us": "sent late p99 {:,.0f} µs",
+        "max_pkts_per_s": "up to {:,.0f} packets/s",
         "server_us_per_connect": "{:.0f} µs a connect",
         "KiB_per_conn": "{:.2f} KiB each",
+        "start_ms": "serves after {:.0f} ms",
+        "rss_MiB": "{:.1f} MiB",
     }
     parts = [text.format(sample.number(key)) for key, text in shown.items() if key in sample.output]
     if sample.loss:
@@ -134,64 +158,6 @@ def _summary(sample: Sample) -> str:
 
 
 def progress(text: str) -> None:
-    """Tell the user what goes on."""
+    """Say on standard error what goes on."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median and extremes of the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarize at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A row's figures; the second relay's and the ratios may be missing."""
-
-    row: Row
-    a: Spread
-    b: Spread | None
-    ratio: float | None
-    """Of the medians."""
-
-    pairwise: Spread | None
-    """Of the rounds' own ratios."""
-
-    loss: float
-    """Median of the relay that lost more."""
-
-    @property
-    def verdict(self) -> str:
-        """One word on the target."""
-        if self.row.target is None or self.ratio is None:
-            return "-"
-        if self.loss >= MAX_LOSS:
-            return "invalid: loss"
-        return "pass" if self.ratio <= self.row.target else "MISS"
-
-
-def evaluate(row: Row, names: Sequence[str], samples: Sequence[Sample]) -> Result:
-    """Compare the relays on a row."""
-    runs = [
-        [s for s in samples if s.scenario == row.scenario.name and s.relay == name]
-        for name in names
-    ]
-    values = [[s.number(row.metric) for s in of_relay] for of_relay in runs]
-    loss = max(statistics.median(s.loss for s in of_relay) for of_relay in runs)
-    a = Spread.of(values[0])
-    if len(values) == 1:
-        return Result(row, a, None, None, None, loss)
-    b = Spread.of(values[1])
-    if min(values[1]) <= 0:
-        raise BenchError(f"{names[1]} measured as {b.low} {row.unit}: run it longer")
-    pairwise = Spread.of([x / y for x, y in zip(*values, strict=True)])
-    return Result(row, a, b, a.median / b.median, pairwise, loss)

@@ -42,6 +42,12 @@ class RelayCommand:
     programs: Mapping[str, str]
     """Paths of programs that the command line names without one."""
 
+    loadgen_args: tuple[str, ...] = ()
+    """What the load generator must know of this relay."""
+
+    config: tuple[str, str] | None = None
+    """Content of a file that `{config}` names: without TLS, and with it."""
+
     def words(self, *, tls: bool) -> list[str]:
         """Return the command line with `{port}`, `{key}` and `{certdir}` left in."""
         out: list[str] = []
@@ -63,9 +69,18 @@ class RelayCommand:
             "certdir": str(work),
         }
         out = self.words(tls=tls)
-        for name, value in values.items():
-            out = [word.replace("{" + name + "}", value) for word in out]
+        if self.config is not None:
+            path = work / f"{self.name}.toml"
+            path.write_text(_filled(self.config[1 if tls else 0], values))
+            values["config"] = str(path)
+        out = [_filled(word, values) for word in out]
         return [self.programs.get(out[0], out[0]), *out[1:]]
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", value)
+    return text
 
 
 def free_port() -> int:

@@ -1,203 +1,239 @@
-"""Results as a page to read and as JSON."""
+"""Results as a page to read."""
 
 from __future__ import annotations
 
-import shlex
 import statistics
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from .figures import (
+    FAST,
+    PURE,
+    REFERENCE,
+    Cell,
+    Outcome,
+    Result,
+    Spread,
+    evaluate,
+    outcome,
+    samples_of,
+)
+from .raw import Raw
+from .rows import ROWS, SCENARIOS, TARGETS, Group, Scenario, Target
 
-    from .measure import Result, Sample, Settings, Spread
-    from .processes import RelayCommand
-    from .rows import Scenario
+INTRO = """\
+Medians, in brackets the lowest and the highest of {rounds} rounds of {seconds:g} s; a fresh relay
+for every run, the relays in turn. CPU is user + system time of the relay's processes for each
+delivered packet. A ratio is that of the medians to {reference}'s, in brackets the lowest and the
+highest of the rounds' own ratios; below 1 is better than {reference}, but for packets/s, where
+above 1 is. A note names each relay that lost 0.1 % of the packets or more; where one lost 1 %, the
+row is void. [How to read this](README.md#how-to-read-the-results)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """All there is to tell about a run."""
-
-    date: str
-    command: str
-    machine: Mapping[str, str]
-    versions: Mapping[str, str]
-    settings: Settings
-    relays: Sequence[RelayCommand]
-    scenarios: Sequence[Scenario]
-    samples: Sequence[Sample]
-    results: Sequence[Result]
-
-
-def as_json(run: Run) -> dict[str, object]:
-    """Return everything measured, for other programs."""
-    s = run.settings
-    return {
-        "date": run.date,
-        "command": run.command,
-        "machine": run.machine,
-        "versions": run.versions,
-        "settings": {
-            "seconds": s.seconds,
-            "rounds": s.rounds,
-            "conns": s.conns,
-            "pin": s.pin,
-        },
-        "commands": _commands(run),
-        "results": [
-            {
-                "row": r.row.number,
-                "scenario": r.row.scenario.name,
-                "metric": r.row.metric,
-                "target": r.row.target,
-                run.relays[0].name: asdict(r.a),
-                **({run.relays[1].name: asdict(r.b)} if r.b else {}),
-                "ratio": r.ratio,
-                "pairwise": asdict(r.pairwise) if r.pairwise else None,
-                "loss": r.loss,
-                "verdict": r.verdict,
-            }
-            for r in run.results
-        ],
-        "samples": [asdict(sample) for sample in run.samples],
-    }
-
-
-def as_markdown(run: Run) -> str:
-    """Return the page."""
-    parts = [
-        f"# {' and '.join(r.name for r in run.relays)}, measured side by side",
-        _INTRO.format(rounds=run.settings.rounds, seconds=run.settings.seconds),
-        _results_table(run),
-        "## For context",
-        _CONTEXT,
-        _context_table(run),
-        *_tls(run),
-        "## Where and with what",
-        _facts({"date": run.date, **run.machine, **run.versions}),
-        "## Commands",
-        f"```\n{_command_lines(run)}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-_INTRO = """\
-Medians of {rounds} rounds of {seconds:g} s, in brackets the lowest and the highest; a
-fresh relay for every run, the relays in turn. CPU is user + system time of the relay's
-processes. The ratio is that of the medians, in brackets the lowest and the highest of
-the rounds' own ratios. A row where a relay loses 1 % of the packets or more (median) is
-not valid.
-`bench/README.md` tells how to read this."""
+_CEILING = """\
+The rate is raised by a quarter until a relay fails at it twice, and the last step is halved two
+times. "loss": it lost more than 0.1 %. "back-pressure": it did not read as fast as the generator
+wanted to write. "The generator's lack of CPU": the machine's cores, which both share, were busy, so
+the relay may be able to do more, and the ratio says little."""
 
 _CONTEXT = """\
 Medians; of the loss, the worst run. Wall-clock figures belong to this machine and its
-other guests: they only show that the load was alike, and who was short of CPU."""
+other guests: they only show that the load was alike, and which relay was short of CPU. "sent late"
+is the generator itself: with 8 pairs each sender sleeps by Go's timers, which are up to a
+millisecond late; with peers one thread keeps the time."""
+
+NO_FIGURE = "–"
+_SHORT_NOTES = ("lost", "ended", "failed", "not measured")
+"""Of the notes, those that a short table needs: the others are about the load generator."""
 
 
-def _results_table(run: Run) -> str:
-    names = [r.name for r in run.relays]
-    head = ["#", "work", "figure", *names]
-    if len(names) > 1:
-        head += ["ratio", "target", ""]
+def as_markdown(raw: Raw, images: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the page; images are titles and links."""
+    results = [evaluate(raw, row) for row in ROWS]
+    measured = [r for r in results if r.cells]
+    relays = list(raw.header.relays)
+    title = f"# {' and '.join([', '.join(relays[:-1]), relays[-1]] if relays[1:] else relays)}"
+    parts = [
+        f"{title}, measured side by side",
+        INTRO.format(rounds=raw.rounds, seconds=raw.header.seconds, reference=REFERENCE),
+    ]
+    if REFERENCE in relays and (PURE in relays or FAST in relays):
+        parts += ["## Targets", targets_table(raw)]
+    parts += [f"![{text}]({link})" for text, link in images]
+    for group in Group:
+        of_group = [r for r in measured if r.row.scenario.group is group]
+        if of_group:
+            parts += [f"## {group.value}", results_table(of_group, relays)]
+        if of_group and group is Group.THROUGHPUT:
+            parts.append(_CEILING)
+    parts += ["## For context", _CONTEXT, _context_table(raw), *_tls(raw), *_missing(raw)]
+    parts += ["## Where and with what", facts(raw), "## Commands"]
+    commands = [raw.header.command, ""]
+    commands += [f"{name}: {line}" for name, line in raw.header.commands.items()]
+    parts.append("```\n" + "\n".join(commands) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def targets_table(raw: Raw) -> str:
+    """Return what came of the targets."""
+    engines = [name for name in (PURE, FAST) if name in raw.header.relays]
+    head = ["work", "figure"]
+    for name in engines:
+        head += [f"{name}: target", "ratio", ""]
     lines = [head, ["---"] * len(head)]
-    for r in run.results:
-        cells = [str(r.row.number), r.row.scenario.title, r.row.unit, _spread(r.a)]
-        if r.b is not None and r.ratio is not None and r.pairwise is not None:
-            target = "-" if r.row.target is None else f"≤ {r.row.target:.2f}"
-            ratio = f"**{r.ratio:.2f}** ({r.pairwise.low:.2f}-{r.pairwise.high:.2f})"
-            cells += [_spread(r.b), ratio, target, r.verdict]
+    for target in TARGETS:
+        cells = [target.title, target.metric.unit]
+        for name in engines:
+            cells += _outcome_cells(target, outcome(raw, target, name))
         lines.append(cells)
-    return _table(lines)
+    return table(lines)
 
 
-def _context_table(run: Run) -> str:
+def _outcome_cells(target: Target, found: Outcome) -> list[str]:
+    if found.ratio is None:
+        return [f"≤ {found.limit:.2f}", NO_FIGURE, found.verdict]
+    where = ""
+    if len(target.scenarios) > 1:
+        where = f" ({found.where.split('-')[-1]} peers"
+        where += f"; {found.measured} of {found.wanted} measured)" if found.missing else ")"
+    return [f"≤ {found.limit:.2f}", f"**{found.ratio:.2f}**{where}", found.verdict]
+
+
+def results_table(results: Sequence[Result], relays: Sequence[str], *, spread: bool = True) -> str:
+    """Return rows with each relay's figure and ratio, and what is to be said about them."""
+    notes = any(r.notes or r.void for r in results)
+    head = ["work", "figure"]
+    for name in relays:
+        head += [name] if name == REFERENCE or REFERENCE not in relays else [name, "ratio"]
+    lines = [head + (["notes"] if notes else [])]
+    lines.append(["---"] * len(lines[0]))
+    for r in results:
+        cells = [r.row.scenario.title, r.row.metric.unit]
+        for name in relays:
+            cells += _cells(r.cells.get(name), name, relays, spread=spread)
+        if notes:
+            said = [note for note in r.notes if spread or note.startswith(_SHORT_NOTES)]
+            cells.append("; ".join([*(["**void**"] if r.void else []), *said]))
+        lines.append(cells)
+    return table(lines)
+
+
+def _cells(cell: Cell | None, name: str, relays: Sequence[str], *, spread: bool) -> list[str]:
+    compared = name != REFERENCE and REFERENCE in relays
+    if cell is None:
+        return [NO_FIGURE] * (2 if compared else 1)
+    out = [show(cell.value) if spread else number(cell.value.median)]
+    if compared:
+        if cell.ratio is None or cell.pairwise is None:
+            return [*out, NO_FIGURE]
+        ratio = f"**{cell.ratio:.2f}**"
+        if spread and cell.rounds > 1:
+            ratio += f" ({cell.pairwise.low:.2f}-{cell.pairwise.high:.2f})"
+        out.append(ratio)
+    return out
+
+
+def _context_table(raw: Raw) -> str:
     keys = {
         "pkts_per_s": "packets/s",
         "server_cpu_cores": "relay cores",
         "loadgen_cpu_cores": "load generator cores",
-        "p50_us": "p50 µs",
-        "send_lag_p99_us": "sender late p99 µs",
+        "send_lag_p50_us": "sent late p50 µs",
+        "send_lag_p99_us": "p99 µs",
         "connects_per_s": "connects/s",
         "MiB": "memory MiB",
     }
     head = ["work", "relay", *keys.values(), "lost"]
     lines = [head, ["---"] * len(head)]
-    for scenario in run.scenarios:
-        for relay in run.relays:
-            runs = _runs(run, scenario, relay)
+    for scenario in SCENARIOS:
+        for relay in raw.header.relays:
+            runs = samples_of(raw, scenario, relay)
             cells = [
-                _number(statistics.median(s.number(key) for s in runs))
+                number(statistics.median(s.number(key) for s in runs))
                 if all(key in s.output for s in runs)
                 else ""
-                for key in keys
+                for key in (keys if runs else ())
             ]
+            if not any(cells):
+                continue
             lost = ""
             if "lost_frac" in runs[0].output:
                 lost = f"{max(s.loss for s in runs):.2%}"
-            lines.append([scenario.title, relay.name, *cells, lost])
-    return _table(lines)
+            lines.append([scenario.title, relay, *cells, lost])
+    return table(lines)
 
 
-def _tls(run: Run) -> list[str]:
+def _tls(raw: Raw) -> list[str]:
     keys = ("tls_version", "tls_cipher", "tls_key_exchange")
     lines = []
-    for relay in run.relays:
+    for relay in raw.header.relays:
         seen = {
             ", ".join(str(s.output[key]) for key in keys)
-            for s in run.samples
-            if s.relay == relay.name and all(key in s.output for key in keys)
+            for s in raw.samples
+            if s.relay == relay and all(key in s.output for key in keys)
         }
         if seen:
-            lines.append(f"- TLS with {relay.name}: {'; '.join(sorted(seen))}")
+            lines.append(f"- TLS with {relay}: {'; '.join(sorted(seen))}")
     return ["\n".join(lines)] if lines else []
 
 
-def _runs(run: Run, scenario: Scenario, relay: RelayCommand) -> list[Sample]:
-    return [s for s in run.samples if s.scenario == scenario.name and s.relay == relay.name]
+def _missing(raw: Raw) -> list[str]:
+    """Name what was not measured, and what failed."""
+
+    def lacks(scenario: Scenario) -> bool:
+        return not all(samples_of(raw, scenario, name) for name in raw.header.relays)
+
+    lines = [f"- {s.title}" for s in SCENARIOS if lacks(s)]
+    out = ["## Not measured, or not with every relay", "\n".join(lines)] if lines else []
+    if raw.failures:
+        failed = [
+            f"- round {f.round}, {f.relay}, {f.scenario}: {f.reason.splitlines()[0]}"
+            for f in raw.failures
+        ]
+        out += ["## Failed runs", "\n".join(failed)]
+    return out
 
 
-def _commands(run: Run) -> dict[str, object]:
-    kinds = {s.tls: "TLS" if s.tls else "no TLS" for s in run.scenarios}
-    return {
-        "relays": {
-            relay.name: {kind: shlex.join(relay.words(tls=tls)) for tls, kind in kinds.items()}
-            for relay in run.relays
-        },
-        "loadgen": {s.name: shlex.join(run.settings.loadgen_args(s)) for s in run.scenarios},
-    }
+def facts(raw: Raw) -> str:
+    """Return machine and versions as a list."""
+    header = raw.header
+    lines: Mapping[str, str] = {"date": ", ".join(raw.dates), **header.machine, **header.versions}
+    return "\n".join(f"- {key}: {value}" for key, value in lines.items())
 
 
-def _command_lines(run: Run) -> str:
-    lines = [run.command, ""]
-    for tls in sorted({s.tls for s in run.scenarios}):
-        lines += [" ".join(relay.words(tls=tls)) for relay in run.relays]
-    lines.append("")
-    lines += [
-        " ".join(
-            (
-                "loadgen -addr 127.0.0.1:{port} -pid {pid}",
-                *run.settings.loadgen_args(scenario),
-            )
-        )
-        for scenario in run.scenarios
-    ]
-    return "\n".join(lines)
+def for_readme(results: Sequence[Result]) -> list[Result]:
+    """Return what the README shows: the rows that are meant for it, and the worst that are lost.
+
+    Of rows of the same section, figure and way, only the worst: the curve has many.
+    """
+    engines = (PURE, FAST)
+    worst: dict[tuple[Group, str, bool], Result] = {}
+    for r in results:
+        if not any(r.lost_by(name) for name in engines):
+            continue
+        kind = (r.row.scenario.group, r.row.metric.key, r.row.scenario.tls)
+        old = worst.get(kind)
+        if old is None or _badness(r) > _badness(old):
+            worst[kind] = r
+    shown = {id(r) for r in worst.values()}
+    return [r for r in results if r.cells and (r.row.readme or id(r) in shown)]
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return "\n".join(f"- {key}: {value}" for key, value in facts.items())
+def _badness(result: Result) -> float:
+    return max(result.badness(PURE), result.badness(FAST))
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _spread(s: Spread) -> str:
-    return f"{_number(s.median)} ({_number(s.low)}-{_number(s.high)})"
+def show(s: Spread) -> str:
+    """Return a median with its extremes."""
+    if s.low == s.high:
+        return number(s.median)
+    return f"{number(s.median)} ({number(s.low)}-{number(s.high)})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Show three digits, or all before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
