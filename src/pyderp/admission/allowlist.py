@@ -118,6 +118,8 @@ class AllowList:
         """What the file looked like when it was last read, or tried to."""
         self._seen: FileStamp | None = None
         """What it looked like at the last look."""
+        self.trouble = ""
+        """Why the file as it is now is not used; empty: it is."""
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -165,7 +167,9 @@ class AllowList:
             labels = read_allow_list(self.path)
         except ConfigError as e:
             log.error("keys not reloaded, the old list of %d stays: %s", len(self), e)
+            self.trouble = f"the old list of {len(self)} keys stays in use: {e}"
             return False
+        self.trouble = ""
         if labels == self._labels:
             return False
         self._labels = labels

@@ -147,6 +147,19 @@ class Gate:
         )
         return wrong or None
 
+    def troubles(self) -> list[str]:
+        """What of the sources does not work, a line each, as the last question and look found."""
+        texts = [source.trouble for source in self._sources]
+        if self._list is not None:
+            texts.append(self._list.trouble)
+        return [text for text in texts if text]
+
+    @property
+    def sources(self) -> list[str]:
+        """What decides about clients, in the order in which it is asked."""
+        names = [] if self._list is None else ["key file"]
+        return names + [source.name for source in self._sources]
+
     def reload(self) -> None:
         """Read the key file now, and forget all answers.
 

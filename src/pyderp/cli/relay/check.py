@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from pyderp.addresses import parse_address, parse_ip, unix_path
+from pyderp.addresses import normal_name, parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
@@ -121,6 +121,7 @@ def _certificate(plan: StartPlan) -> str:
         return "no TLS: plain HTTP"
     if isinstance(tls, ACMETLS):
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
+        _check_obtained(tls)
         return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
     if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
@@ -128,6 +129,30 @@ def _certificate(plan: StartPlan) -> str:
         return f"certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+
+
+def _check_obtained(tls: ACMETLS) -> None:
+    """Find out whether a relay that used this directory has tried in vain.
+
+    Raises:
+        ConfigError: it has, and there is no certificate that clients accept.
+    """
+    if not _exists(tls.certdir):
+        return
+    # Not at the top: it brings an HTTP library with it.
+    from pyderp.certs.schedule import INTERRUPTED
+    from pyderp.certs.store import Store
+
+    store = Store(tls.certdir)
+    subject = parse_ip(tls.hostname)
+    name = normal_name(tls.hostname) if subject is None else str(subject)
+    record = store.load_record(name)
+    # A relay that asks at this moment has noted that it was interrupted.
+    if record.error not in ("", INTERRUPTED) and not store.has_valid(name):
+        raise ConfigError(
+            f"no certificate for {name}, so every handshake fails; {record.failures} attempts "
+            f"failed, the last with: {record.error}"
+        )
 
 
 async def ask_tailscaled(config: RelayConfig) -> str:

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ __all__ = [
 
 _LONGEST_WAIT: Final = 0.5
 """Seconds; under a flood a client is always in the queue."""
+_LOOK: Final = 5.0
 _FIRST_FD: Final = 3
 _SIDE_NAME: Final = "http"
 """`FileDescriptorName=` of a socket for plain HTTP beside TLS."""
@@ -53,6 +54,9 @@ class Listeners:
 
     paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """Unix sockets that were made here, with device and inode; not those of systemd."""
+
+    stun_trouble: str = ""
+    """Why there is no socket for STUN, though there should be; empty: nothing is missing."""
 
     def close(self) -> None:
         """Close all of them."""
@@ -219,12 +223,19 @@ class Supervisor:
 
     Args:
         environ: where `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are.
+        look: seconds between two looks at whether the status changed.
     """
 
-    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, environ: MutableMapping[str, str] = os.environ, *, look: float = _LOOK
+    ) -> None:
         self._socket = environ.get("NOTIFY_SOCKET", "")
         self._interval = _watchdog_interval(environ)
         self._timer: asyncio.TimerHandle | None = None
+        self._look = look
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._status = ""
+        """What the manager was told last."""
 
     def ready(self, status: str) -> None:
         """It serves. From now on the watchdog is fed, as long as the event loop turns.
@@ -232,9 +243,21 @@ class Supervisor:
         Args:
             status: a line for `systemctl status`.
         """
+        self._status = status
         self._notify(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
         if self._interval and self._timer is None:
             self._feed()
+
+    def watch(self, status: Callable[[], str]) -> None:
+        """Tell the manager of each change of what `status` returns, until it stops."""
+        if not self._socket:
+            return
+        text = status()
+        if text != self._status:
+            self._status = text
+            self._notify(f"STATUS={text}")
+        loop = asyncio.get_running_loop()
+        self._watch_timer = loop.call_later(self._look, self.watch, status)
 
     def reloading(self) -> None:
         """It reads its files again; `ready` says that it is done."""
@@ -243,6 +266,9 @@ class Supervisor:
 
     def stopping(self) -> None:
         """It begins to stop. The watchdog is fed until `close`."""
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+            self._watch_timer = None
         self._notify("STOPPING=1\nSTATUS=stopping; clients are told and closed")
 
     def close(self) -> None:
