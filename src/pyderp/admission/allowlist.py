@@ -91,8 +91,11 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
     return key, label
 
 
-def read_allow_list(path: Path) -> dict[NodePublic, str]:
+def read_allow_list(path: Path, what: str = "key file") -> dict[NodePublic, str]:
     """Read a key file, as `parse_allow_list` describes it.
+
+    Args:
+        what: how errors call the file.
 
     Raises:
         ConfigError: it cannot be read or is malformed.
@@ -100,8 +103,8 @@ def read_allow_list(path: Path) -> dict[NodePublic, str]:
     try:
         data = read_regular(path, _LARGEST)
     except OSError as e:
-        raise ConfigError(f"cannot read the key file {path}: {e.strerror or e}") from e
-    return parse_allow_list(data, f"key file {path}")
+        raise ConfigError(f"cannot read the {what} {path}: {e.strerror or e}") from e
+    return parse_allow_list(data, f"{what} {path}")
 
 
 class AllowList:

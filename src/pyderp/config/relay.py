@@ -45,6 +45,10 @@ class AdmissionConfig:
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""
 
+    deny_file: Path | None = None
+    """File of denied node keys, one a line, each with an optional label. It wins over all else, and
+    goes alone, too: then every other client is let in."""
+
     decide: Decide | None = None
     """Ask this function, plain or async; for programs that embed a relay."""
 
@@ -64,7 +68,12 @@ class AdmissionConfig:
     @property
     def any(self) -> bool:
         """Whether clients are checked at all."""
-        return bool(self.tailscaled or self.url or self.keys_file or self.decide)
+        return bool(self.deny_file or not self.open)
+
+    @property
+    def open(self) -> bool:
+        """Whether clients come in that are not denied by name: no source has to say yes."""
+        return not (self.tailscaled or self.url or self.keys_file or self.decide)
 
 
 @dataclass(frozen=True, kw_only=True)

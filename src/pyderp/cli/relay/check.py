@@ -13,6 +13,7 @@ import typer
 
 from pyderp.addresses import normal_name, parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
+from pyderp.admission.denylist import read_deny_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
@@ -66,7 +67,7 @@ def check_all(settings: Settings) -> None:
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
-    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts)
+    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _denied_keys, _mesh_hosts)
     lines = []
     for check in checks:
         with settings.collect():
@@ -191,6 +192,11 @@ def _rate_config(plan: StartPlan) -> str:
 def _allowed_keys(plan: StartPlan) -> str:
     path = plan.config.admission.keys_file
     return "" if path is None else f"allowed keys {path}: {len(read_allow_list(path))}"
+
+
+def _denied_keys(plan: StartPlan) -> str:
+    path = plan.config.admission.deny_file
+    return "" if path is None else f"denied keys {path}: {len(read_deny_list(path))}"
 
 
 def _mesh_hosts(plan: StartPlan) -> str:

@@ -187,6 +187,10 @@ _TABLE: Final = {
         Flag("allow-keys-file", path,
              "File of allowed node keys, one a line, each with an optional label. Read again "
              "when it changes.", setting="admission.keys_file"),
+        Flag("deny-keys-file", path,
+             "File of node keys that are refused whatever else says yes, one a line, each with an "
+             "optional label. Read again when it changes; connected clients in it are closed.",
+             setting="admission.deny_file"),
         Flag("disallow-app-names", exact_names("NAME,…"),
              "Refuse clients that give one of these as the name of their program, exactly so. "
              "An empty item is dropped, with a warning. Mesh peers are exempt."),

@@ -293,8 +293,9 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
             log.info("whole DERP maps, for Tailscale and headscale: %s", command)
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
-    if not config.admission.any:
-        log.warning("this relay admits every client that can reach it")
+    if config.admission.open:
+        but = ", but for those in the deny file" if config.admission.any else ""
+        log.warning("this relay admits every client that can reach it%s", but)
 
 
 def _endpoint(address: tuple[str, int]) -> str:
