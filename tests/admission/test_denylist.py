@@ -14,6 +14,7 @@ from pyderp.config import AdmissionConfig, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.relay.connection import EndReason
 from pyderp.server.app.relay import Relay
+from pyderp.text import LOG_FIELDS
 from tests.conftest import Run
 from tests.server import dial
 
@@ -102,7 +103,9 @@ def test_deny_wins_over_each_source(run: Run, tmp_path: Path, source: str) -> No
     run(main())
 
 
-def test_a_denied_client_is_closed_at_the_reload_and_stays_out(run: Run, tmp_path: Path) -> None:
+def test_a_denied_client_is_closed_at_the_reload_and_logged(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         path = tmp_path / "deny"
         path.write_text("")
@@ -113,6 +116,15 @@ def test_a_denied_client_is_closed_at_the_reload_and_stays_out(run: Run, tmp_pat
             assert relay.counters.ends[EndReason.REVOKED] == 1
             assert relay.clients == 1
             await bad.closed()
+            (line,) = [each for each in caplog.records if "no longer allowed" in each.message]
+            fields = vars(line)[LOG_FIELDS]
+            assert fields.pop("address").startswith("127.0.0.1:")
+            assert fields == {
+                "connection": 1,
+                "key": str(bad.key),
+                "label": "",
+                "reason": EndReason.REVOKED.value,
+            }
             await good.ping()
 
     run(main())

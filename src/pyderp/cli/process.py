@@ -21,7 +21,7 @@ import typer
 from pyderp.cli.advice import advice, notes
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
-from pyderp.text import printable
+from pyderp.text import LOG_FIELDS, printable
 from pyderp.throttle import Throttle
 
 __all__ = ["LogHandler", "Refused", "errors_seen", "json_line", "leave_soon", "log_to_stderr"]
@@ -55,16 +55,22 @@ class _Line(logging.Formatter):
 
 
 class _JSON(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message, and exception if any."""
+    """One object a line: time (RFC 3339, UTC), level, logger, message; exception if any.
+
+    Lines about a client also have connection, address and, if they are known, key, label, reason.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        entry = {
+        entry: dict[str, object] = {
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        fields = getattr(record, LOG_FIELDS, None)
+        if isinstance(fields, dict):
+            entry |= fields
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)

@@ -293,6 +293,11 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
             log.info("whole DERP maps, for Tailscale and headscale: %s", command)
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
+    if not config.derp:
+        log.warning(
+            "/derp is not served here (--no-derp): no client can connect; STUN, probes and "
+            "bootstrap DNS are answered"
+        )
     if config.admission.open:
         but = ", but for those in the deny file" if config.admission.any else ""
         log.warning("this relay admits every client that can reach it%s", but)

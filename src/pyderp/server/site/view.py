@@ -153,14 +153,19 @@ class RelayView:
     memory_at_start: int = field(default_factory=memory_now)
     """Bytes."""
 
+    _began: float = field(init=False)
+    """When the relay started, by the router's clock."""
+
     def __post_init__(self) -> None:
         """Fill in the start."""
-        self.started = self.started or self.wall()
+        wall = self.wall()
+        self.started = self.started or wall
+        self._began = self.router.clock() - max(wall - self.started, 0.0)
 
     @property
     def uptime(self) -> float:
-        """Seconds since the start."""
-        return max(self.wall() - self.started, 0.0)
+        """Seconds since the start, whatever became of the system's clock meanwhile."""
+        return self.router.clock() - self._began
 
     def senders(self, connection: Connection) -> int:
         """How many other keys have written to a client; 0 if pages do not tell that."""
