@@ -22,6 +22,7 @@ from pyderp.cli.output import print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
+from pyderp.cli.relay.running import runs_already
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
@@ -245,15 +246,17 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
     if "address" in plan.missing:
         return []
     config = plan.config
-    lines = []
-    path = unix_path(config.address)
-    with settings.collect():
-        if path is not None:
-            _check_unix(path)
+    try:
+        _check_main(config)
+    except ConfigError as e:
+        if not _runs_already(plan):
+            settings.note(e)
         else:
-            host, port = parse_address(config.address)
-            listen(host, port, reuse_port=config.reuse_port).close()
-        lines.append(f"listening on {config.address}")
+            # It has the other ports, too; one that it has not is found out when it is restarted.
+            return [f"listening on {config.address}: the relay with this key runs there already"]
+        lines = []
+    else:
+        lines = [f"listening on {config.address}"]
     if config.tls is not None and config.tls.http_port is not None:
         with settings.collect():
             listen_beside(config, config.tls.http_port).close()
@@ -262,6 +265,22 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
         with settings.collect():
             lines.append(_check_stun(config, config.stun_port, stun_if_free=plan.stun_if_free))
     return lines
+
+
+def _check_main(config: RelayConfig) -> None:
+    path = unix_path(config.address)
+    if path is not None:
+        _check_unix(path)
+    else:
+        host, port = parse_address(config.address)
+        listen(host, port, reuse_port=config.reuse_port).close()
+
+
+def _runs_already(plan: StartPlan) -> bool:
+    with contextlib.suppress(ConfigError):
+        key = None if plan.key_file is None else read_key(plan.key_file)
+        return key is not None and runs_already(plan.config, key.public)
+    return False
 
 
 def _check_unix(path: Path) -> None:
