@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp import defaults
+from pyderp.addresses import parse_address
 from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
@@ -179,6 +180,10 @@ class RelayConfig:
 
     debug: DebugAccess = field(default_factory=DebugAccess)
 
+    metrics_address: str = ""
+    """Where `/debug/` is served by plain HTTP, and nowhere else then: `ip:port`, `[ip]:port` or
+    `:port`; empty: on the relay's own ports. `debug` says which requesters may see it."""
+
     dev: bool = False
     """Refusals of `/debug/` say how to permit access."""
 
@@ -264,6 +269,9 @@ class RelayConfig:
                 settings=("mesh_with", "mesh_key"),
             )
         check_setting("home", self.home)
+        check_type("metrics_address", self.metrics_address, str)
+        if self.metrics_address:
+            parse_address(self.metrics_address)
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError(
                 "{} needs {}: the networks of the proxies whose word is taken",

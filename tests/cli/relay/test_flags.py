@@ -116,6 +116,9 @@ CASES = [
         *("unpublished-bootstrap-dns-names", "a/t", '["a/t"]'),
         *("config.bootstrap_dns.unpublished", ("a/t",)),
     ),
+    Case(
+        "metrics-address", "127.0.0.1:9", '"127.0.0.1:9"', "config.metrics_address", "127.0.0.1:9"
+    ),
     Case("debug-allow-ip", "192.0.2.1", '"192.0.2.1"', "config.debug.allow_ip", "192.0.2.1"),
     Case(
         "debug-hosts", "a.example, b", '["a.example","b"]', "config.debug.hosts", ("a.example", "b")

@@ -247,7 +247,7 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
         return []
     config = plan.config
     try:
-        _check_main(config)
+        _check_listen(config.address, config)
     except ConfigError as e:
         if not _runs_already(plan):
             settings.note(e)
@@ -257,6 +257,10 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
         lines = []
     else:
         lines = [f"listening on {config.address}"]
+    if config.metrics_address:
+        with settings.collect():
+            _check_listen(config.metrics_address, config)
+            lines.append(f"/debug/ on {config.metrics_address} only")
     if config.tls is not None and config.tls.http_port is not None:
         with settings.collect():
             listen_beside(config, config.tls.http_port).close()
@@ -267,12 +271,12 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
     return lines
 
 
-def _check_main(config: RelayConfig) -> None:
-    path = unix_path(config.address)
+def _check_listen(address: str, config: RelayConfig) -> None:
+    path = unix_path(address)
     if path is not None:
         _check_unix(path)
     else:
-        host, port = parse_address(config.address)
+        host, port = parse_address(address)
         listen(host, port, reuse_port=config.reuse_port).close()
 
 

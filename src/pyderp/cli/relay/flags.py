@@ -237,6 +237,9 @@ _TABLE: Final = {
         Flag("unpublished-bootstrap-dns-names", names("NAME[/TXT],…"),
              "As that, but told only to who asks by name; with TXT to the percentage in that TXT "
              "record.", setting="bootstrap_dns.unpublished"),
+        Flag("metrics-address", text("IP:PORT"),
+             "Serve /debug/ with its metrics there, by plain HTTP, and not on the relay's own "
+             "ports: IP:PORT, [IPv6]:PORT, or :PORT. The same requesters may see it."),
         Flag("debug-allow-ip", text("IP"),
              "One more IP address that may see /debug/, beside this machine and Tailscale's.",
              setting="debug.allow_ip", go_variable="TS_ALLOW_DEBUG_IP"),

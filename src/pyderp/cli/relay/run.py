@@ -278,6 +278,8 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
     log.info("%s", _where(relay))
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
+    if relay.metrics_address is not None:
+        log.info("/debug/ on %s only", _endpoint(relay.metrics_address))
     native = relay.native_version
     log.info("native part %s", f"pyderp-fast {native}" if native else "not used")
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")

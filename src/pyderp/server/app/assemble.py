@@ -218,10 +218,11 @@ def _watch_connections(
 
 def protocol_factories(
     config: RelayConfig, public_key: NodePublic, parts: RelayParts, view: RelayView
-) -> tuple[Factory, Factory]:
-    """What makes the protocol of a connection to the main listener, and to plain HTTP beside TLS.
+) -> tuple[Factory, Factory, Factory]:
+    """What makes the protocol of a connection to the main listener, to plain HTTP beside TLS, and
+    to the address of `/debug/`.
 
-    Both serve one site, which shows `view`.
+    All serve one site, which shows `view`; if `/debug/` has an address of its own, only that does.
     """
     context, certificates = parts.context, parts.certificates
     site = DebugSite(view)
@@ -232,16 +233,25 @@ def protocol_factories(
     def challenge(path: str) -> bytes | None:
         return None if certificates is None else certificates.http_challenge(path)
 
+    def may_debug(request: Request) -> bool:
+        return not config.metrics_address and site.allows(request)
+
     def home(request: Request) -> Answer:
-        return home_page(config.home, derp=config.derp, debug=site.allows(request))
+        return home_page(config.home, derp=config.derp, debug=may_debug(request))
 
     pages = {"/": home, "/bootstrap-dns": parts.bootstrap.answer}
-    main = relay_routes(pages, site.answer, derp=config.derp)
-    side = side_routes(challenge, main, site.allows)
+    main = relay_routes(pages, None if config.metrics_address else site.answer, derp=config.derp)
+    side = side_routes(challenge, main, may_debug)
+    debug = relay_routes({}, site.answer, derp=False)
     header = config.proxy_protocol
     make_main = protocol_factory(context, main, engine, derp=config.derp, proxy_header=header)
     make_side = protocol_factory(context, side, None, derp=False, proxy_header=header)
-    return parts.accepts.guard(make_main), parts.accepts.guard(make_side, limited=False)
+    make_debug = protocol_factory(context, debug, None, derp=False)
+    return (
+        parts.accepts.guard(make_main),
+        parts.accepts.guard(make_side, limited=False),
+        parts.accepts.guard(make_debug, limited=False),
+    )
 
 
 def make_view(

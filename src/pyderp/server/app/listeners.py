@@ -52,6 +52,9 @@ class Listeners:
     stun: list[socket.socket] = field(default_factory=list)
     """UDP."""
 
+    debug: list[socket.socket] = field(default_factory=list)
+    """Plain HTTP for `/debug/`, if that has an address of its own."""
+
     paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """Unix sockets that were made here, with device and inode; not those of systemd."""
 
@@ -61,7 +64,7 @@ class Listeners:
     def close(self) -> None:
         """Close all of them."""
         self.unlink()
-        for sock in (*self.main, *self.side, *self.stun):
+        for sock in (*self.main, *self.side, *self.stun, *self.debug):
             sock.close()
 
     def unlink(self) -> None:
@@ -108,7 +111,9 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             listeners.side += given.side
             listeners.stun += given.stun
         if not listeners.main:
-            _open_main(config, listeners)
+            listeners.main.append(_open(config.address, config, listeners))
+        if config.metrics_address:
+            listeners.debug.append(_open(config.metrics_address, config, listeners))
         side_port = None if config.tls is None else config.tls.http_port
         if side_port is not None and not listeners.side:
             listeners.side.append(listen_beside(config, side_port))
@@ -116,7 +121,7 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             listeners.stun += stun_sockets(
                 stun_host(config), config.stun_port, reuse_port=config.reuse_port
             )
-        for sock in (*listeners.main, *listeners.side):
+        for sock in (*listeners.main, *listeners.side, *listeners.debug):
             sock.setblocking(False)
             tune(
                 sock,
@@ -146,15 +151,15 @@ def _host(config: RelayConfig) -> str:
     return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
 
 
-def _open_main(config: RelayConfig, listeners: Listeners) -> None:
-    path = unix_path(config.address)
-    if path is not None:
-        listeners.main.append(listen_unix(path))
-        with contextlib.suppress(OSError):  # removed already
-            listeners.paths[path] = _identity(path)
-    else:
-        host, port = parse_address(config.address)
-        listeners.main.append(listen(host, port, reuse_port=config.reuse_port))
+def _open(address: str, config: RelayConfig, listeners: Listeners) -> socket.socket:
+    path = unix_path(address)
+    if path is None:
+        host, port = parse_address(address)
+        return listen(host, port, reuse_port=config.reuse_port)
+    sock = listen_unix(path)
+    with contextlib.suppress(OSError):  # removed already
+        listeners.paths[path] = _identity(path)
+    return sock
 
 
 def listen_beside(config: RelayConfig, port: int) -> socket.socket:

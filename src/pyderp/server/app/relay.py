@@ -82,6 +82,8 @@ class Relay:
         self._addresses: list[tuple[str, int]] = []
         self.http_address: tuple[str, int] | None = None
         """Address and port of the plain listener beside TLS, if there is one."""
+        self.metrics_address: tuple[str, int] | None = None
+        """Address and port of `/debug/`, if it has its own."""
         self.stun_addresses: list[tuple[str, int]] = []
         """Addresses and ports that STUN is answered on."""
 
@@ -134,8 +136,10 @@ class Relay:
         self.http_address = _endpoint(listeners.side[0]) if listeners.side else None
         self.stun_addresses = [_endpoint(sock) for sock in listeners.stun]
         self._view = make_view(self.config, parts, self._more_troubles)
-        main, side = protocol_factories(self.config, self.public_key, parts, self._view)
-        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
+        self.metrics_address = _endpoint(listeners.debug[0]) if listeners.debug else None
+        factories = protocol_factories(self.config, self.public_key, parts, self._view)
+        served = (listeners.main, listeners.side, listeners.debug)
+        for factory, sockets in zip(factories, served, strict=True):
             for sock in sockets:
                 make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:
