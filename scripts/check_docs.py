@@ -34,7 +34,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from pyderp import defaults
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.certs.credential import CertificateInfo
+from pyderp.certs.credential import CertificateInfo, CertificateState
 from pyderp.cli.app import app
 from pyderp.cli.connect_options import ConnectOptions
 from pyderp.cli.relay.flags import FLAGS
@@ -482,10 +482,11 @@ def _all_on() -> RelayView:
         protocols=(),
         access=Access(DebugAccess()),
         version="",
-        limits=anything(config=RateConfig(), waited=0, waiting=()),
-        admission=anything(counters=AdmissionCounters()),
+        limits=anything(config=RateConfig(), waited=0, waiting=(), trouble=""),
+        admission=anything(counters=AdmissionCounters(), troubles=list),
         mesh=anything(status=tuple),
         certificates=lambda: [CertificateInfo(("relay.example.com",), now, now)],
+        certificate_states=lambda: [CertificateState("relay.example.com", None, 0, 0.0)],
         accepts=anything(accepted=0, rejected=0, shed=0),
         bootstrap=BootstrapCounters(),
         tls_requests={},

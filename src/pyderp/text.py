@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["MAX_APP_NAME_LEN", "invalid_app_name", "is_app_name", "printable"]
+__all__ = ["LOG_FIELDS", "MAX_APP_NAME_LEN", "invalid_app_name", "is_app_name", "printable"]
 
+LOG_FIELDS: Final = "pyderp_fields"
+"""Attribute of a log record: a dict of what a JSON log has beside the text."""
 MAX_APP_NAME_LEN: Final = 32
 """Bytes of a client's AppName."""
 _APP_NAME: Final = re.compile(rf"[ -~]{{0,{MAX_APP_NAME_LEN}}}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import json
@@ -12,10 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from pyderp.cli.process import log_to_stderr, log_unraisable
+from pyderp.cli.process import LogHandler, log_to_stderr, log_unraisable
 from pyderp.cli.relay import run as relayrun
 
 from .process import BOUND, environment
@@ -204,3 +206,16 @@ relayrun._run("asyncio", main)
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "by itself\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_written_is_remembered_until_it_can() -> None:
+    handler = LogHandler()
+    record = logging.LogRecord("pyderp", logging.INFO, "", 0, "text", (), None)
+    good = handler.stream
+    with contextlib.suppress(OSError), open("/dev/full", "w") as handler.stream:
+        handler.handle(record)
+    assert handler.trouble == "the log cannot be written: No space left on device"
+    handler.stream = good
+    handler.handle(record)
+    assert handler.trouble == ""

@@ -91,8 +91,11 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
     return key, label
 
 
-def read_allow_list(path: Path) -> dict[NodePublic, str]:
+def read_allow_list(path: Path, what: str = "key file") -> dict[NodePublic, str]:
     """Read a key file, as `parse_allow_list` describes it.
+
+    Args:
+        what: how errors call the file.
 
     Raises:
         ConfigError: it cannot be read or is malformed.
@@ -100,8 +103,8 @@ def read_allow_list(path: Path) -> dict[NodePublic, str]:
     try:
         data = read_regular(path, _LARGEST)
     except OSError as e:
-        raise ConfigError(f"cannot read the key file {path}: {e.strerror or e}") from e
-    return parse_allow_list(data, f"key file {path}")
+        raise ConfigError(f"cannot read the {what} {path}: {e.strerror or e}") from e
+    return parse_allow_list(data, f"{what} {path}")
 
 
 class AllowList:
@@ -118,6 +121,8 @@ class AllowList:
         """What the file looked like when it was last read, or tried to."""
         self._seen: FileStamp | None = None
         """What it looked like at the last look."""
+        self.trouble = ""
+        """Why the file as it is now is not used; empty: it is."""
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -165,7 +170,9 @@ class AllowList:
             labels = read_allow_list(self.path)
         except ConfigError as e:
             log.error("keys not reloaded, the old list of %d stays: %s", len(self), e)
+            self.trouble = f"the old list of {len(self)} keys stays in use: {e}"
             return False
+        self.trouble = ""
         if labels == self._labels:
             return False
         self._labels = labels

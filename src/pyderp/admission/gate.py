@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyderp.admission.allowlist import AllowList
+from pyderp.admission.denylist import DenyList
 from pyderp.admission.source import AdmissionFunction, Questions, Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Memory, Verdict
 from pyderp.config import AdmissionConfig
@@ -34,8 +35,8 @@ _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
 class Gate:
     """Asks the sources that an `AdmissionConfig` names, in order, until one says no.
 
-    First the key file, then tailscaled, the URL and the function. All must agree. Mesh peers
-    are not asked about.
+    First the deny file and the key file, then tailscaled, the URL and the function. All must
+    agree. Mesh peers are not asked about.
 
     Args:
         config: what is asked, and for how long answers are remembered.
@@ -64,6 +65,7 @@ class Gate:
         self._look = look
         self._clock = clock
         self._list = None if config.keys_file is None else AllowList(config.keys_file)
+        self._denied = None if config.deny_file is None else DenyList(config.deny_file)
         self._tailscaled: Tailscaled | None = None
         sources: list[Source] = []
         # Imported here, so that relays without admission do without aiohttp.
@@ -92,14 +94,15 @@ class Gate:
         self._closed = False
 
     async def start(self) -> None:
-        """Read the key file, and begin to watch it and to recheck clients that are connected.
+        """Read the files, and begin to watch them and to recheck clients that are connected.
 
         Raises:
-            ConfigError: the key file cannot be used.
+            ConfigError: a file cannot be used.
         """
-        if self._list is not None:
-            self._list.load()
-            self._begin(self._look_for_ever(self._list), "pyderp admission: key file")
+        for keys in self._files():
+            keys.load()
+        for keys in self._files():
+            self._begin(self._look_for_ever(keys), f"pyderp admission: {keys.path}")
         if self._sources and self._recheck:
             self._begin(
                 recheck_for_ever(self._recheck, self._live, self._check_again),
@@ -110,7 +113,7 @@ class Gate:
         """The verdict, if no source has to be asked for it.
 
         Returns:
-            what the key file or a remembered answer says; `None`: use `ask`.
+            what the files or a remembered answer say; `None`: use `ask`.
         """
         verdict = self._listed(client.key)
         if verdict.allowed and self._sources:
@@ -147,16 +150,30 @@ class Gate:
         )
         return wrong or None
 
-    def reload(self) -> None:
-        """Read the key file now, and forget all answers.
+    def troubles(self) -> list[str]:
+        """What of the sources does not work, a line each, as the last question and look found."""
+        texts = [source.trouble for source in self._sources]
+        texts += [keys.trouble for keys in self._files()]
+        return [text for text in texts if text]
 
-        A key file that cannot be used is logged, and the old list stays.
+    @property
+    def sources(self) -> list[str]:
+        """What decides about clients, in the order in which it is asked."""
+        names = [] if self._denied is None else ["deny file"]
+        names += [] if self._list is None else ["key file"]
+        return names + [source.name for source in self._sources]
+
+    def reload(self) -> None:
+        """Read the files now, and forget all answers.
+
+        A file that cannot be used is logged, and the old list stays.
         """
         # A new one: what is being asked now, and may be about what was before, ends up in the old.
         self._memory = Memory(self._remember, ADMISSION_CACHE)
         self._asking.renew()
-        if self._list is not None and self._list.reload():
-            self._close_unlisted(self._list)
+        changed = [keys.reload() for keys in self._files()]
+        if any(changed):
+            self._close_unlisted()
 
     def label(self, key: NodePublic) -> str:
         """What the key file calls a key; empty for nothing."""
@@ -174,6 +191,9 @@ class Gate:
         self._memory = Memory(self._remember, ADMISSION_CACHE)
 
     def _listed(self, key: NodePublic) -> Verdict:
+        denied = None if self._denied is None else self._denied.verdict(key)
+        if denied is not None:
+            return denied
         return _ALLOWED if self._list is None else self._list.verdict(key)
 
     def _count(self, verdict: Verdict) -> Verdict:
@@ -230,18 +250,21 @@ class Gate:
             # The key at another address is asked about by itself: the answer may differ.
             self._close(client.key, client.address, verdict.reason)
 
-    async def _look_for_ever(self, keys: AllowList) -> None:
+    def _files(self) -> list[DenyList | AllowList]:
+        return [keys for keys in (self._denied, self._list) if keys is not None]
+
+    async def _look_for_ever(self, keys: DenyList | AllowList) -> None:
         while True:
             await asyncio.sleep(self._look)
             try:
                 if keys.look():
-                    self._close_unlisted(keys)
+                    self._close_unlisted()
             except Exception:
                 log.exception("looking at the key file %s failed", keys.path)
 
-    def _close_unlisted(self, keys: AllowList) -> None:
+    def _close_unlisted(self) -> None:
         for key in {client.key for client in self._live()}:
-            verdict = keys.verdict(key)
+            verdict = self._listed(key)
             if not verdict.allowed:
                 self._close(key, None, verdict.reason)
 

@@ -103,6 +103,9 @@ class Source:
         self._counters = counters
         self._timeout = timeout
         self._failures = FailureLog(name)
+        self.trouble = ""
+        """Why the last question had no answer, and what became of the client; empty: it had one.
+        What a client can cause by itself is no trouble of the source."""
 
     async def ask(self, client: ClientIdentity) -> Verdict:
         """Return the verdict; never raises anything but `CancelledError`."""
@@ -112,12 +115,19 @@ class Source:
         """Close what is kept open for the next question."""
 
     def _answered(self, client: ClientIdentity, *, allowed: bool) -> Verdict:
-        self._failures.worked()
+        self._worked()
         return Verdict(allowed, "" if allowed else f"{self.name}: {client} not allowed")
+
+    def _worked(self) -> None:
+        """There was an answer, whatever it says."""
+        self.trouble = ""
+        self._failures.worked()
 
     def _failed(self, what: str, cause: Cause, error: Exception | None = None) -> Verdict:
         """Count and log that there is no usable answer, which keeps the client out."""
         self._counters.errors += 1
+        if cause is not Cause.CROWDED:
+            self.trouble = f"{self.name} brings no answer, clients are kept out: {what}"
         self._failures.failed(what, error)
         return Verdict(False, f"{self.name}: {what}", cause=cause)
 
@@ -303,6 +313,16 @@ class Questions:
         self._newcomers = Turns(ADMISSION_QUESTIONS, ADMISSION_SHARE)
         self._rechecks = Turns(ADMISSION_RECHECKS, ADMISSION_RECHECKS)
         self._failures = FailureLog(source.name)
+
+    @property
+    def trouble(self) -> str:
+        """Why the source had no answer to the last question; empty: it had one."""
+        return self._source.trouble
+
+    @property
+    def name(self) -> str:
+        """How the log calls the source."""
+        return self._source.name
 
     async def ask(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
         """What the source says; raises nothing but `CancelledError` and what the source raises.

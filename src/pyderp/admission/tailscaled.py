@@ -80,7 +80,7 @@ class Tailscaled(Source):
         try:
             status, body = await self._get(f"whois?addr=nodekey%3A{key.untyped_hex()}")
             if status == 404:
-                self._failures.worked()
+                self._worked()
                 return Verdict(False, f"peer {key} not authorized (not found in local tailscaled)")
             if b"invalid 'addr' parameter" in body and status != 200:
                 # One that knows nodes by address only.

@@ -126,6 +126,7 @@ class AdmissionURL(Source):
     def _let_in(self, client: ClientIdentity, what: str) -> Verdict:
         self._counters.failed_open += 1
         self._failures.failed(f"unreachable, {client.key} is let in: {what}")
+        self.trouble = f"{self.name} is unreachable, clients are let in unasked: {what}"
         return Verdict(True, cause=Cause.UNREACHABLE)
 
     async def _post(self, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:

@@ -14,7 +14,12 @@ from typing import Final
 from pyderp.addresses import normal_name, parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
-from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
+from pyderp.certs.credential import (
+    CertificateInfo,
+    CertificateSource,
+    CertificateState,
+    Credential,
+)
 from pyderp.certs.issuance import Authority, ManagedCertificate
 from pyderp.certs.schedule import RetryPolicy, Schedule
 from pyderp.certs.session import Session
@@ -107,6 +112,11 @@ class ACMECertificates(CertificateSource):
     def certificates(self) -> list[CertificateInfo]:
         """Those that there are."""
         return [each.credential.info for each in self._managed.values() if each.credential]
+
+    def states(self) -> list[CertificateState]:
+        """That of the host name, and of each address that a client came for."""
+        now = time.time()
+        return [each.state(now) for each in self._managed.values()]
 
     # Life
 

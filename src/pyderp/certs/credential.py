@@ -22,6 +22,7 @@ __all__ = [
     "EXPIRES_SOON",
     "CertificateInfo",
     "CertificateSource",
+    "CertificateState",
     "Credential",
     "ExpiryWatch",
     "day",
@@ -179,6 +180,55 @@ def self_signed(
     return Credential(chain, pem_of_key(key), info_of(made))
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateState:
+    """How it stands with the certificate for one name or address."""
+
+    name: str
+    """The DNS name or IP address."""
+
+    info: CertificateInfo | None
+    """The certificate in use; `None`: there is none, and every handshake for the name fails."""
+
+    failures: int = 0
+    """Attempts in a row to get, or to read, another one that brought none."""
+
+    next_try: float | None = None
+    """When it is tried again, in seconds since 1970; `None`: no time is set."""
+
+    error: str = ""
+    """Why the last attempt failed; empty: it did not."""
+
+    unsaved: str = ""
+    """Why the one in use could not be saved; empty: it is, or another program keeps it."""
+
+    def trouble(self, now: datetime) -> str:
+        """What clients or the operator will notice, in one line; empty: nothing.
+
+        A renewal that fails is trouble once less than a fifth of the lifetime is left, or at once
+        if the files were changed by hand and cannot be used.
+
+        Args:
+            now: the time, aware.
+        """
+        why = f": {self.error}" if self.error else ""
+        info = self.info
+        if info is None:
+            return f"no certificate for {self.name}{why or '; it has been asked for'}"
+        if now >= info.not_after:
+            return f"the certificate for {self.name} expired on {day(info.not_after)}{why}"
+        if now < info.not_before:
+            return f"the certificate for {self.name} is not valid before {day(info.not_before)}"
+        # What no authority is asked for was changed by the operator, who expects it to be in use.
+        if self.error and (self.next_try is None or info.remaining(now) < EXPIRES_SOON):
+            end = day(info.not_after)
+            return f"the certificate for {self.name}, good until {end}, is not replaced{why}"
+        if self.unsaved:
+            lost = "it is lost if the relay stops"
+            return f"the certificate for {self.name} cannot be saved, {lost}: {self.unsaved}"
+        return ""
+
+
 class CertificateSource:
     """The relay's certificates, and answers to the challenges of the authority that issues them.
 
@@ -221,6 +271,10 @@ class CertificateSource:
 
     def certificates(self) -> list[CertificateInfo]:
         """The certificates in use."""
+        raise NotImplementedError
+
+    def states(self) -> list[CertificateState]:
+        """One for each name and address that a certificate is wanted for, now."""
         raise NotImplementedError
 
     @property

@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol, TypeAlias
 
-from pyderp.certs.credential import Credential, day
+from pyderp.certs.credential import CertificateState, Credential, day
 from pyderp.certs.network import Refused, Stopped
-from pyderp.certs.schedule import Record, Schedule
+from pyderp.certs.schedule import INTERRUPTED, Record, Schedule
 from pyderp.certs.store import Store, issued_credential, order_lock
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp
@@ -69,6 +69,10 @@ class ManagedCertificate:
         self._save_at = 0.0
         self._waiting = False
         """For another process that asks."""
+        self._error = ""
+        """Why the last request failed; empty: it did not, or there was none."""
+        self._unsaved_why = ""
+        """Why the certificate in use could not be saved."""
         self._load()
 
     def _load(self) -> None:
@@ -77,6 +81,7 @@ class ManagedCertificate:
         record = self._store.load_record(self.subject)
         schedule = self.schedule
         schedule.restore(record)
+        self._error = record.error
         credential = self._store.load(self.subject)
         if credential is not None:
             self.credential = credential
@@ -109,6 +114,17 @@ class ManagedCertificate:
             if self._unsaved:
                 yield self._save_at, functools.partial(self._save, credential)
 
+    def state(self, now: float) -> CertificateState:
+        """How it stands.
+
+        Args:
+            now: seconds since 1970.
+        """
+        info = None if self.credential is None else self.credential.info
+        at = self.schedule.next_request(now, info)
+        failures, unsaved = self.schedule.failures, self._unsaved_why if self._unsaved else ""
+        return CertificateState(self.subject, info, failures, at, self._error, unsaved)
+
     def read_again(self, *, force: bool) -> bool:
         """Use what another program wrote to the file. Returns whether it did."""
         stamp = self._store.stamp(self.subject)
@@ -125,6 +141,7 @@ class ManagedCertificate:
         if found.info.not_after.timestamp() <= now or (old and old.chain == found.chain):
             return False
         self.credential = found
+        self._error = ""
         self.schedule.obtained(now, found.info, fresh=False)
         log.info("certificate of %s reloaded from %s", self.subject, self._store.path(self.subject))
         return True
@@ -155,6 +172,7 @@ class ManagedCertificate:
             self._tell(why)
         else:
             self.credential = credential
+            self._error = ""
             self.schedule.obtained(time.time(), credential.info, fresh=fresh)
             log.info(
                 "certificate of %s is good until %s%s",
@@ -207,7 +225,7 @@ class ManagedCertificate:
         # Should this process die in the middle, over and over, each is a failure.
         presumed = dataclasses.replace(schedule)
         presumed.failed(time.time(), None, limited=False)
-        self._remember(presumed.record(before.directory, "interrupted"))
+        self._remember(presumed.record(before.directory, INTERRUPTED))
         try:
             chain, key = self._authority.obtain(self.subject, schedule.failures)
         except Stopped:
@@ -238,6 +256,7 @@ class ManagedCertificate:
         self._remember(schedule.record(directory, str(why)))
 
     def _tell(self, why: Refused) -> None:
+        self._error = str(why)
         wait = max(self.schedule.retry_at - time.time(), 0.0)
         credential = self.credential
         if credential is None:
@@ -281,6 +300,7 @@ class ManagedCertificate:
             self._store.save(self.subject, credential)
         except OSError as e:
             self._save_at = time.time() + self.schedule.policy.save_every
+            self._unsaved_why = e.strerror or str(e)
             log.error(
                 "cannot save the certificate of %s in %s: %s; it is in use all the same, and "
                 "lost if the relay stops",

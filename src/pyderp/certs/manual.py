@@ -18,6 +18,7 @@ from pyderp.certs.context import check_credential
 from pyderp.certs.credential import (
     CertificateInfo,
     CertificateSource,
+    CertificateState,
     Credential,
     day,
     info_of,
@@ -73,6 +74,9 @@ class ManualCertificates(CertificateSource):
         self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
         """Of a pair that is not valid yet, and not in use."""
+        self._failures = 0
+        self._error = ""
+        """Why the files are not used; empty: they are."""
         self._use(self._load())
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
@@ -84,6 +88,11 @@ class ManualCertificates(CertificateSource):
     def certificates(self) -> list[CertificateInfo]:
         """The one certificate."""
         return [self._credential.info]
+
+    def states(self) -> list[CertificateState]:
+        """That of the one certificate."""
+        info = self._credential.info
+        return [CertificateState(self.hostname, info, self._failures, None, self._error)]
 
     @property
     def cert_name(self) -> str:
@@ -112,8 +121,11 @@ class ManualCertificates(CertificateSource):
             found = self._load()
             self._check_better(found.info)
         except ConfigError as e:
+            self._failures += 1
+            self._error = str(e)
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
+        self._failures, self._error = 0, ""
         self._use(found)
         log.info("certificate of %s reloaded from %s", self.hostname, self.certificate_file)
         return True

@@ -11,11 +11,13 @@ from typing import Final, TypeAlias
 
 from pyderp.certs.credential import CertificateInfo
 
-__all__ = ["Record", "RetryPolicy", "Schedule", "Uniform"]
+__all__ = ["INTERRUPTED", "Record", "RetryPolicy", "Schedule", "Uniform"]
 
 Uniform: TypeAlias = Callable[[float, float], float]
 """A random number between two."""
 
+INTERRUPTED: Final = "interrupted"
+"""What a `Record` has for an error while the authority is asked."""
 _LIMITED: Final = 3600.0
 """For an authority that says "too often" and not until when."""
 

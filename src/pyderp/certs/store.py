@@ -150,6 +150,18 @@ class Store:
         at = max(text.find(_BEGIN), 0)
         return issued_credential(text[at:], text[:at], subject, path)
 
+    def has_valid(self, subject: str) -> bool:
+        """Whether a file holds a certificate that clients accept now; no file is touched."""
+        path = self.path(subject)
+        pair = (f"{path.name}.key", f"{path.name}.crt")
+        for names in ((path.name,), (f"{path.name}+rsa",), pair):
+            text = b"".join(_read(path.with_name(name)) or b"" for name in names)
+            at = max(text.find(_BEGIN), 0)
+            with contextlib.suppress(ConfigError):
+                if issued_credential(text[at:], text[:at], subject, path).info.is_valid(utc_now()):
+                    return True
+        return False
+
     def stamp(self, subject: str) -> FileStamp | None:
         """Changes when the file of a host does."""
         return file_stamp(self.path(subject))

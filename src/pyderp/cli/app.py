@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -14,6 +15,7 @@ import pyderp
 from pyderp.cli import listen, ping, send
 from pyderp.cli.key import key_app
 from pyderp.cli.output import flush_stdout, print_event, print_line
+from pyderp.cli.process import json_line
 from pyderp.cli.relay import goflags, layers
 from pyderp.errors import DerpError
 from pyderp.native import installed_version
@@ -33,12 +35,27 @@ class _Group(TyperGroup):
             tell = getattr(e, "format_message", None)
             if tell is not None:
                 _tell_in_json(tell())
+                if _log_in_json(tell()):
+                    raise typer.Exit(2) from None
             raise
 
 
 def _tell_in_json(text: str) -> None:
     if "--json" in sys.argv[1:]:
         print_event("error", {"error": text, "advice": []})
+
+
+def _log_in_json(text: str) -> bool:
+    """Log what is wrong with a relay's command line, if it asks for a log in JSON.
+
+    Returns:
+        whether it does.
+    """
+    words = sys.argv[1:]
+    if words[:1] not in (["relay"], ["derper"]) or not goflags.wants_json_log(words[1:]):
+        return False
+    typer.echo(json_line(logging.ERROR, "pyderp.relay", text), err=True)
+    return True
 
 
 def _carry_out(load: Callable[[], layers.Settings], log_format: str | None) -> None:
@@ -96,7 +113,7 @@ def _refuse_single_dashes(arguments: list[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if len(name) > 2 and name[0] == "-" and name[1:3].isalpha():
-            advice = f"-{argument}"
+            advice = layers.spelling_of(f"-{argument}")
         elif len(name) == 2 and "=" in argument and name[0] == "-" and name[1].isalpha():
             advice = argument.replace("=", " ", 1)
         else:
@@ -105,7 +122,8 @@ def _refuse_single_dashes(arguments: list[str]) -> None:
         if arguments[0] == "relay":
             text += ". `pyderp derper` takes them with one"
         _tell_in_json(text)
-        typer.echo(f"pyderp: {text}", err=True)
+        if not _log_in_json(text):
+            typer.echo(f"pyderp: {text}", err=True)
         sys.exit(2)
 
 

@@ -14,18 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import typer
 
 from pyderp.cli.advice import advice, notes
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
-from pyderp.text import printable
+from pyderp.text import LOG_FIELDS, printable
 from pyderp.throttle import Throttle
 
-__all__ = ["Refused", "errors_seen", "json_line", "leave_soon", "log_to_stderr", "log_unraisable"]
-__all__ += ["loop_factory", "run_command"]
+__all__ = ["LogHandler", "Refused", "errors_seen", "json_line", "leave_soon", "log_to_stderr"]
+__all__ += ["log_unraisable", "loop_factory", "run_command"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -55,16 +55,22 @@ class _Line(logging.Formatter):
 
 
 class _JSON(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message, and exception if any."""
+    """One object a line: time (RFC 3339, UTC), level, logger, message; exception if any.
+
+    Lines about a client also have connection, address and, if they are known, key, label, reason.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        entry = {
+        entry: dict[str, object] = {
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        fields = getattr(record, LOG_FIELDS, None)
+        if isinstance(fields, dict):
+            entry |= fields
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry)
@@ -96,15 +102,44 @@ def errors_seen() -> Iterator[list[str]]:
         logger.removeHandler(seen)
 
 
-def log_to_stderr(form: str) -> None:
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Logs to standard error, and remembers whether that works.
+
+    A disk may be full, or the reader of a pipe gone: then there is no place to say so, and
+    logging's own traceback would go the same way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.trouble = ""
+        """Why the last line could not be written; empty: it was."""
+        self._why = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self._why = ""
+        super().emit(record)
+        self.trouble = self._why
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Remember why a line could not be written."""
+        error = sys.exception()
+        if isinstance(error, OSError | ValueError):  # the latter: closed
+            self._why = f"the log cannot be written: {getattr(error, 'strerror', None) or error}"
+        else:
+            super().handleError(record)
+
+
+def log_to_stderr(form: str) -> LogHandler:
     """Log to standard error from now on, unless the program that runs this logs already.
 
     Args:
         form: `text`; `brief`, without time and level; or `json`.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogHandler()
     handler.setFormatter(_JSON() if form == "json" else _Line(_FORMATS[form]))
     logging.basicConfig(handlers=[handler])
+    return handler
 
 
 class Refused(DerpError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp import defaults
+from pyderp.addresses import parse_address
 from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
@@ -45,6 +46,10 @@ class AdmissionConfig:
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""
 
+    deny_file: Path | None = None
+    """File of denied node keys, one a line, each with an optional label. It wins over all else, and
+    goes alone, too: then every other client is let in."""
+
     decide: Decide | None = None
     """Ask this function, plain or async; for programs that embed a relay."""
 
@@ -64,7 +69,12 @@ class AdmissionConfig:
     @property
     def any(self) -> bool:
         """Whether clients are checked at all."""
-        return bool(self.tailscaled or self.url or self.keys_file or self.decide)
+        return bool(self.deny_file or not self.open)
+
+    @property
+    def open(self) -> bool:
+        """Whether clients come in that are not denied by name: no source has to say yes."""
+        return not (self.tailscaled or self.url or self.keys_file or self.decide)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +180,10 @@ class RelayConfig:
 
     debug: DebugAccess = field(default_factory=DebugAccess)
 
+    metrics_address: str = ""
+    """Where `/debug/` is served by plain HTTP, and nowhere else then: `ip:port`, `[ip]:port` or
+    `:port`; empty: on the relay's own ports. `debug` says which requesters may see it."""
+
     dev: bool = False
     """Refusals of `/debug/` say how to permit access."""
 
@@ -255,6 +269,9 @@ class RelayConfig:
                 settings=("mesh_with", "mesh_key"),
             )
         check_setting("home", self.home)
+        check_type("metrics_address", self.metrics_address, str)
+        if self.metrics_address:
+            parse_address(self.metrics_address)
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError(
                 "{} needs {}: the networks of the proxies whose word is taken",

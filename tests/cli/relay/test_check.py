@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pyderp.certs.schedule import Record
+from pyderp.certs.store import Store
 from pyderp.keys import NodePrivate, NodePublic
+from tests.certs.authority import issue
 from tests.cli.commands import Done
 from tests.server.certificates import write_pair
 from tests.server.ways import NAME
@@ -385,3 +388,19 @@ def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_pat
         "invalid base64 encoding for EAB key" in check(*ports, "--hostname=x.example", *binding).err
     )
     assert check(*ports, "--hostname=a b").code == 1
+
+
+def test_a_certificate_that_was_asked_for_in_vain_fails_the_check(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt", "--no-stun")
+    flags = (*ports, "--hostname=relay.example.com", "--certdir", tmp_path)
+    record = Record("", 7, 0.0, 0.0, "the CA is down")
+    Store(tmp_path).save_record("relay.example.com", record)
+    done = check(*flags)
+    assert done.code == 1
+    assert "no certificate for relay.example.com, so every handshake fails; 7 att" in done.err
+    assert "the CA is down" in done.err
+    chain, key = issue("relay.example.com")
+    (tmp_path / "relay.example.com").write_bytes(key + chain)
+    assert check(*flags).code == 0

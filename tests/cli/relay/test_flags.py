@@ -94,6 +94,7 @@ CASES = [
     Case("verify-client-url", "http://a", '"http://a"', "config.admission.url", "http://a"),
     Case("verify-client-url-fail-open", "no", "false", "config.admission.url_fail_open", False),
     Case("allow-keys-file", "a", '"a"', "config.admission.keys_file", Path("a")),
+    Case("deny-keys-file", "a", '"a"', "config.admission.deny_file", Path("a")),
     Case("admission-remember", "1m", '"1m"', "config.admission.remember", 60),
     Case("admission-recheck", "0", "0", "config.admission.recheck", 0),
     Case("rate-config", "r.json", '"r.json"', "config.rate_config", Path("r.json")),
@@ -114,6 +115,9 @@ CASES = [
     Case(
         *("unpublished-bootstrap-dns-names", "a/t", '["a/t"]'),
         *("config.bootstrap_dns.unpublished", ("a/t",)),
+    ),
+    Case(
+        "metrics-address", "127.0.0.1:9", '"127.0.0.1:9"', "config.metrics_address", "127.0.0.1:9"
     ),
     Case("debug-allow-ip", "192.0.2.1", '"192.0.2.1"', "config.debug.allow_ip", "192.0.2.1"),
     Case(

@@ -78,7 +78,7 @@ def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.Mon
     mains: list[Callable[[], Coroutine[Any, Any, None]]] = []
     configs: list[RelayConfig] = []
 
-    async def serve(plan: Any, _: object) -> None:
+    async def serve(plan: Any, *_: object) -> None:
         configs.append(plan.config)
 
     monkeypatch.setattr(relayrun, "_run", lambda _, main: mains.append(main))

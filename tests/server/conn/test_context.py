@@ -122,8 +122,7 @@ def test_the_log_tells_later_how_much_was_cut(
     for i in range(3):
         core.log_problem("later %d", i)
     assert warnings(caplog) == [
-        "30 further problems with peers were not logged",
-        "later 0",
+        "later 0 (30 further problems with peers were not logged)",
         "later 1",
     ]
 
@@ -135,3 +134,15 @@ def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
     for i in range(200):
         core.log_problem("problem %d", i)
     assert len(warnings(caplog)) == 50
+
+
+def test_a_flood_is_ten_lines_a_second(
+    loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(50):
+        core.log_problem("first")
+    caplog.clear()
+    for _ in range(1000):
+        loop.now += 0.01
+        core.log_problem("problem")
+    assert 90 <= len(warnings(caplog)) <= 100

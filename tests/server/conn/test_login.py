@@ -15,6 +15,7 @@ import pyderp
 from pyderp import ManualTLS, RelayConfig
 from pyderp.config import AdmissionConfig
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
+from pyderp.text import LOG_FIELDS
 from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_send_packet
 from pyderp.wire.messages import Restarting
@@ -286,5 +287,25 @@ def test_who_sends_more_than_fits_while_asked_about_is_closed(run: Run, tmp_path
             await until_gone(relay)
             assert relay.clients == 0
             assert relay.counters.got_ping == 0
+
+    run(main())
+
+
+def test_a_labelled_client_is_logged_by_its_label(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "keys"
+        key = NodePrivate.generate()
+        path.write_text(f"{key.public} alice's laptop\n")
+        config = RelayConfig(admission=AdmissionConfig(keys_file=path))
+        async with pyderp.Relay(config) as relay:
+            client = await connect(relay.address, private=key)
+            client.write_stream(b"\x04" + (1 << 30).to_bytes(4, "big"))
+            await client.closed()
+            await client.aclose()
+            (line,) = [each for each in caplog.records if " closed: " in each.message]
+            assert f"{key.public.short()} (alice's laptop) closed: " in line.message
+            assert vars(line)[LOG_FIELDS]["label"] == "alice's laptop"
 
     run(main())

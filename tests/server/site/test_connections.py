@@ -53,6 +53,7 @@ def test_a_connection_is_described() -> None:
     html, (row,) = show(view)
     assert row == {
         "number": 7,
+        "short": key.short(),
         "key": str(key),
         "label": "laptop",
         "address": "[2001:db8::1]:4711",

@@ -28,6 +28,7 @@ def test_parts_that_are_off_are_missing() -> None:
     assert set(gather(bare())) == {
         "pyderp_connections",
         "pyderp_connections_ended_total",
+        "pyderp_degraded",
         "pyderp_native",
         "pyderp_connections_shed_total",
         "pyderp_protocol_errors_total",

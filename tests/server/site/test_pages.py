@@ -12,7 +12,20 @@ from pyderp.config import DebugAccess, RelayConfig
 from pyderp.server.site.view import Access
 from pyderp.wire.http import BROWSER_HEADERS, Response, StreamedResponse
 
-from .world import NOON, STRANGER, FakeAdmission, FakeServed, ask, bare, client, full, get, site
+from .world import (
+    NOON,
+    STRANGER,
+    FakeAdmission,
+    FakeLink,
+    FakeMesh,
+    FakeServed,
+    ask,
+    bare,
+    client,
+    full,
+    get,
+    site,
+)
 
 POLICY = dict(BROWSER_HEADERS)["Content-Security-Policy"]
 SUB_PAGES = ["vars", "varz", "check", "traffic", "clients/", "connections"]
@@ -63,7 +76,8 @@ def test_strangers_see_nothing(page: str) -> None:
 @pytest.mark.parametrize("page", ["", *SUB_PAGES])
 @pytest.mark.parametrize("remote", ["127.0.0.1", "100.100.100.100"])
 def test_this_machine_and_tailscale_addresses_see_all(page: str, remote: str) -> None:
-    answer = site(full()).answer(ask(f"/debug/{page}", remote=remote))
+    view = full(mesh=FakeMesh(FakeLink("relay-b.example.com")))
+    answer = site(view).answer(ask(f"/debug/{page}", remote=remote))
     if isinstance(answer, StreamedResponse):
         assert answer.status == 200
         asyncio.run(answer.chunks.aclose())
@@ -144,7 +158,7 @@ def test_the_index_shows_what_the_relay_is() -> None:
         "<b>TLS hostname:</b> derp.example.com<",
         "<b>Mesh key:</b> true<",
         "<b>STUN:</b> on<",
-        "<b>Admission:</b> checked<",
+        "<b>Admission:</b> checked by key file, local tailscaled<",
         "relay-b.example.com: up since 2030-01-01T12:00:00+00:00, 12 clients<",
         "relay-c.example.com: down since 2030-01-01T12:00:00+00:00: no route<",
         "relay-a.example.com: this relay itself<",
@@ -159,7 +173,7 @@ def test_the_index_of_a_bare_relay_shows_what_is_off() -> None:
         "<b>TLS hostname:</b> none<",
         "<b>Mesh key:</b> false<",
         "<b>STUN:</b> off<",
-        "<b>Admission:</b> everybody<",
+        "<b>Admission:</b> every client<",
     ):
         assert line in body
     assert "Certificate" not in body

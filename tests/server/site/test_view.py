@@ -5,6 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from pyderp.config import DebugAccess
+from pyderp.relay.router import Router
 from pyderp.server.site.view import Access, refusal, slices
 
 from .world import NOON, STRANGER, FakeServed, ask, bare
@@ -230,10 +231,13 @@ def test_a_relay_starts_when_its_facts_are_collected() -> None:
     assert view.uptime == 0
 
 
-def test_the_uptime_follows_the_clock() -> None:
-    now = 500.0
-    view = bare(wall=lambda: now)
-    now = 512.5
+def test_the_uptime_follows_a_clock_that_is_not_set() -> None:
+    now = [1000.0]
+    wall = [NOON.timestamp()]
+    router = Router(bytes(32), lambda: now[0])
+    view = bare(router=router, wall=lambda: wall[0])
+    now[0] += 12.5
+    wall[0] -= 86400  # the system's clock is set
     assert view.uptime == 12.5
 
 

@@ -74,7 +74,13 @@ class FakeAdmission:
     def __init__(self, trouble: str | None = None, labels: dict[NodePublic, str] | None = None):
         self.counters = AdmissionCounters(allowed=5, denied=4, cache_hits=3, failed_open=1)
         self.trouble = trouble
+        self.failing = ""
         self.labels = labels or {}
+
+    sources = ("key file", "local tailscaled")
+
+    def troubles(self) -> list[str]:
+        return [self.failing] if self.failing else []
 
     def label(self, key: NodePublic) -> str:
         return self.labels.get(key, "")
@@ -107,6 +113,7 @@ class FakeLimits:
     config: RateConfig = field(default_factory=lambda: RateConfig(RateLimit(1000, 70_000)))
     waited: int = 7
     waiting: Collection[object] = (1, 2)
+    trouble: str = ""
 
 
 @dataclass

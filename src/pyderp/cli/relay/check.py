@@ -11,8 +11,9 @@ from typing import Final
 
 import typer
 
-from pyderp.addresses import parse_address, parse_ip, unix_path
+from pyderp.addresses import normal_name, parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
+from pyderp.admission.denylist import read_deny_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
@@ -21,6 +22,7 @@ from pyderp.cli.output import print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
+from pyderp.cli.relay.running import runs_already
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
@@ -67,7 +69,10 @@ def check_all(settings: Settings) -> None:
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
-    checks = (_key_file, _certificate, _rate_config, _allowed_keys, _mesh_hosts, _native)
+    checks = (
+        *(_key_file, _certificate, _rate_config, _allowed_keys, _denied_keys),
+        *(_mesh_hosts, _native),
+    )
     lines = []
     for check in checks:
         with settings.collect():
@@ -122,6 +127,7 @@ def _certificate(plan: StartPlan) -> str:
         return "no TLS: plain HTTP"
     if isinstance(tls, ACMETLS):
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
+        _check_obtained(tls)
         return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
     if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
@@ -129,6 +135,30 @@ def _certificate(plan: StartPlan) -> str:
         return f"certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
     return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+
+
+def _check_obtained(tls: ACMETLS) -> None:
+    """Find out whether a relay that used this directory has tried in vain.
+
+    Raises:
+        ConfigError: it has, and there is no certificate that clients accept.
+    """
+    if not _exists(tls.certdir):
+        return
+    # Not at the top: it brings an HTTP library with it.
+    from pyderp.certs.schedule import INTERRUPTED
+    from pyderp.certs.store import Store
+
+    store = Store(tls.certdir)
+    subject = parse_ip(tls.hostname)
+    name = normal_name(tls.hostname) if subject is None else str(subject)
+    record = store.load_record(name)
+    # A relay that asks at this moment has noted that it was interrupted.
+    if record.error not in ("", INTERRUPTED) and not store.has_valid(name):
+        raise ConfigError(
+            f"no certificate for {name}, so every handshake fails; {record.failures} attempts "
+            f"failed, the last with: {record.error}"
+        )
 
 
 async def ask_tailscaled(config: RelayConfig) -> str:
@@ -167,6 +197,11 @@ def _rate_config(plan: StartPlan) -> str:
 def _allowed_keys(plan: StartPlan) -> str:
     path = plan.config.admission.keys_file
     return "" if path is None else f"allowed keys {path}: {len(read_allow_list(path))}"
+
+
+def _denied_keys(plan: StartPlan) -> str:
+    path = plan.config.admission.deny_file
+    return "" if path is None else f"denied keys {path}: {len(read_deny_list(path))}"
 
 
 def _mesh_hosts(plan: StartPlan) -> str:
@@ -221,15 +256,21 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
     if "address" in plan.missing:
         return []
     config = plan.config
-    lines = []
-    path = unix_path(config.address)
-    with settings.collect():
-        if path is not None:
-            _check_unix(path)
+    try:
+        _check_listen(config.address, config)
+    except ConfigError as e:
+        if not _runs_already(plan):
+            settings.note(e)
         else:
-            host, port = parse_address(config.address)
-            listen(host, port, reuse_port=config.reuse_port).close()
-        lines.append(f"listening on {config.address}")
+            # It has the other ports, too; one that it has not is found out when it is restarted.
+            return [f"listening on {config.address}: the relay with this key runs there already"]
+        lines = []
+    else:
+        lines = [f"listening on {config.address}"]
+    if config.metrics_address:
+        with settings.collect():
+            _check_listen(config.metrics_address, config)
+            lines.append(f"/debug/ on {config.metrics_address} only")
     if config.tls is not None and config.tls.http_port is not None:
         with settings.collect():
             listen_beside(config, config.tls.http_port).close()
@@ -238,6 +279,22 @@ def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
         with settings.collect():
             lines.append(_check_stun(config, config.stun_port, stun_if_free=plan.stun_if_free))
     return lines
+
+
+def _check_listen(address: str, config: RelayConfig) -> None:
+    path = unix_path(address)
+    if path is not None:
+        _check_unix(path)
+    else:
+        host, port = parse_address(address)
+        listen(host, port, reuse_port=config.reuse_port).close()
+
+
+def _runs_already(plan: StartPlan) -> bool:
+    with contextlib.suppress(ConfigError):
+        key = None if plan.key_file is None else read_key(plan.key_file)
+        return key is not None and runs_already(plan.config, key.public)
+    return False
 
 
 def _check_unix(path: Path) -> None:

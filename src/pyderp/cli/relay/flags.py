@@ -187,6 +187,10 @@ _TABLE: Final = {
         Flag("allow-keys-file", path,
              "File of allowed node keys, one a line, each with an optional label. Read again "
              "when it changes.", setting="admission.keys_file"),
+        Flag("deny-keys-file", path,
+             "File of node keys that are refused whatever else says yes, one a line, each with an "
+             "optional label. Read again when it changes; connected clients in it are closed.",
+             setting="admission.deny_file"),
         Flag("disallow-app-names", exact_names("NAME,…"),
              "Refuse clients that give one of these as the name of their program, exactly so. "
              "An empty item is dropped, with a warning. Mesh peers are exempt."),
@@ -233,6 +237,9 @@ _TABLE: Final = {
         Flag("unpublished-bootstrap-dns-names", names("NAME[/TXT],…"),
              "As that, but told only to who asks by name; with TXT to the percentage in that TXT "
              "record.", setting="bootstrap_dns.unpublished"),
+        Flag("metrics-address", text("IP:PORT"),
+             "Serve /debug/ with its metrics there, by plain HTTP, and not on the relay's own "
+             "ports: IP:PORT, [IPv6]:PORT, or :PORT. The same requesters may see it."),
         Flag("debug-allow-ip", text("IP"),
              "One more IP address that may see /debug/, beside this machine and Tailscale's.",
              setting="debug.allow_ip", go_variable="TS_ALLOW_DEBUG_IP"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from pyderp.cli.output import print_line
+from pyderp.cli.process import json_line
 from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS
 from pyderp.cli.relay.layers import CarryOut, load_settings
 from pyderp.cli.relay.values import Kind, go_duration
 
-__all__ = ["derper_command", "usage"]
+__all__ = ["derper_command", "usage", "wants_json_log"]
 
 _FLAGS: Final = {flag.go_name or flag.name: flag for flag in FLAGS}
 
@@ -38,7 +40,10 @@ def derper_command(carry_out: CarryOut) -> Callable[..., None]:
             # Not what typer makes of them: it takes a -- for its own.
             given = _parse_go_flags(sys.argv[2:])
         except GoFlagError as e:
-            typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
+            if wants_json_log(sys.argv[2:]):
+                typer.echo(json_line(logging.ERROR, "pyderp.relay", str(e)), err=True)
+            else:
+                typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
             raise typer.Exit(2) from None
         if given is None:
             print_line(usage("pyderp derper"))
@@ -90,6 +95,17 @@ def _split(argument: str) -> tuple[str, str, str | None]:
     if not name or name.startswith("-"):
         raise GoFlagError(f"bad flag syntax: {argument}")
     return name, equals, text
+
+
+def wants_json_log(words: Sequence[str]) -> bool:
+    """Whether a relay's command line, which need not make sense, or else the environment asks for
+    a log in JSON."""
+    form = os.environ.get("PYDERP_LOG_FORMAT", "")
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, text = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == "log-format":
+            form = text if equals else following
+    return form == "json"
 
 
 def usage(program: str) -> str:

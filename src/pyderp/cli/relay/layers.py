@@ -17,6 +17,7 @@ from pyderp.cli.relay.tomlfile import read_toml, toml_value
 from pyderp.errors import ConfigError, setting_name
 
 __all__ = ["EPILOG", "CarryOut", "RelayCommand", "Settings", "load_settings", "relay_command"]
+__all__ += ["spelling_of"]
 
 EPILOG = """**Examples**
 
@@ -208,6 +209,42 @@ def load_settings(
 
 # The command line, by typer
 
+
+def spelling_of(word: str) -> str:
+    """How a flag in Go's spelling is written for `pyderp relay`: `--derp=false` is `--no-derp`."""
+    name, equals, text = word.partition("=")
+    for flag in FLAGS:
+        if name == f"--{flag.name}" and flag.kind.switch and equals and flag.in_file:
+            try:
+                return name if flag.kind.parse(text) else f"--no-{flag.name}"
+            except ValueError:
+                return word
+    return word
+
+
+def _misspelt(word: str) -> str | None:
+    """What was meant by a word of a command line that Go would take and typer does not.
+
+    Returns:
+        the whole error; `None`: nothing is wrong with it.
+    """
+    name, equals, text = word.partition("=")
+    if not name.startswith("--"):
+        return None
+    for flag in FLAGS:
+        if name == f"--{flag.name}" and flag.kind.switch and equals:
+            try:
+                value = flag.kind.parse(text)
+            except ValueError:
+                return f"{word}: {name} takes no value"
+            meant = name if value else f"--no-{flag.name}" if flag.in_file else f"no {name}"
+            return f"{word}: write {meant}; a switch takes no value"
+        if name[1:] in flag.also and len(name) == 3:
+            value = text if equals else flag.kind.metavar or "VALUE"
+            return f"{word}: write {name[1:]} {value}, or --{flag.name}={value}"
+    return None
+
+
 _ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
 
 
@@ -218,6 +255,8 @@ class RelayCommand(TyperCommand):
         """Take the command line; such flags that stand alone, as `--no-NAME` too, get a value."""
         given = []
         for word, following in zip(args, [*args[1:], "-"], strict=False):
+            if error := _misspelt(word):
+                ctx.fail(error)
             flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
             if flag is not None and word == f"--no-{flag.name}":
                 given.append(f"--{flag.name}=false")

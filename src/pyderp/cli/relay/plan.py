@@ -161,6 +161,7 @@ def _check_each(settings: Settings) -> None:
 
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "address": lambda address: unix_path(address) or parse_address(address),
+    "metrics_address": parse_address,
     "mesh_with": lambda hosts: [parse_mesh_host(host) for host in hosts],
 }
 """What reads a setting later, for rules that stand where the reader is."""

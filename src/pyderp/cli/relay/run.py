@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
 
 import typer
 
@@ -19,6 +20,7 @@ import pyderp
 from pyderp.addresses import format_address
 from pyderp.cli.output import print_line
 from pyderp.cli.process import (
+    LogHandler,
     errors_seen,
     json_line,
     leave_soon,
@@ -46,10 +48,15 @@ from pyderp.server.app.listeners import Listeners, Supervisor, inherited_listene
 from pyderp.server.app.relay import Relay
 from pyderp.server.conn.accept import log_accept_errors
 from pyderp.server.conn.kernel import raise_file_limit
+from pyderp.server.trouble import Part, Trouble
+from pyderp.text import printable
 
 __all__ = ["carry_out"]
 
 log = logging.getLogger("pyderp.relay")
+
+_LONGEST_TROUBLE: Final = 300
+"""Characters of the one that the service manager is told."""
 
 
 def carry_out(load: Callable[[], Settings], log_format: str | None = None) -> None:
@@ -81,7 +88,7 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     if settings["version"]:
         print_line(f"pyderp {pyderp.__version__}")
         return
-    log_to_stderr(settings["log-format"])
+    handler = log_to_stderr(settings["log-format"])
     _set_level(settings["log-level"])
     if settings["check"]:
         check_all(settings)
@@ -90,7 +97,7 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     if settings["show-map"]:
         print_line(show_map(node_of(plan), settings["show-map"]))
         return
-    _run(settings["loop"], lambda: _serve(plan, load))
+    _run(settings["loop"], lambda: _serve(plan, load, _Surroundings(handler)))
 
 
 def _set_level(level: str) -> None:
@@ -100,6 +107,21 @@ def _set_level(level: str) -> None:
 
 
 # Running
+
+
+@dataclass
+class _Surroundings:
+    """What can fail around the relay while it serves."""
+
+    log: LogHandler | None = None
+    settings_error: str = ""
+    """Why the settings as they are now are not in use; empty: they are."""
+
+    def troubles(self) -> Iterator[Trouble]:
+        if self.settings_error:
+            yield Trouble(Part.SETTINGS, f"the old settings stay in use: {self.settings_error}")
+        if self.log is not None and self.log.trouble:
+            yield Trouble(Part.LOG, self.log.trouble)
 
 
 def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -120,7 +142,10 @@ def _quiet_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-async def _serve(plan: StartPlan, load: Callable[[], Settings]) -> None:
+async def _serve(
+    plan: StartPlan, load: Callable[[], Settings], around: _Surroundings | None = None
+) -> None:
+    around = around or _Surroundings()
     loop = asyncio.get_running_loop()
     log_accept_errors(loop)
     stop: asyncio.Future[float] = loop.create_future()
@@ -144,18 +169,19 @@ async def _serve(plan: StartPlan, load: Callable[[], Settings]) -> None:
         # A relay that stops must not tell the manager that it is ready again.
         if relay is not None and not stop.done():
             supervisor.reloading()
-            _reload(relay, load)
+            around.settings_error = _reload(relay, load)
             supervisor.ready(_status(relay))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_stop, number)
     with contextlib.suppress(AttributeError):
         loop.add_signal_handler(signal.SIGHUP, on_reload)
-    relay, listeners = await _start(plan)
+    relay, listeners = await _start(plan, around)
     _announce(relay, plan)
     probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
     if not stop.done():
         supervisor.ready(_status(relay))
+        supervisor.watch(partial(_status, relay))
     signalled = await stop
     probe.cancel()
     await asyncio.wait([probe])
@@ -174,10 +200,10 @@ async def _probe_tailscaled(config: RelayConfig) -> None:
         log.warning("no client can be admitted: %s", e)
 
 
-async def _start(plan: StartPlan) -> tuple[Relay, Listeners]:
+async def _start(plan: StartPlan, around: _Surroundings) -> tuple[Relay, Listeners]:
     config, listeners = _listen(plan)
     try:
-        relay = Relay(_with_key(plan, config), listeners=listeners)
+        relay = Relay(_with_key(plan, config), listeners=listeners, more_troubles=around.troubles)
         await relay.start()
     except BaseException:
         listeners.close()
@@ -194,7 +220,8 @@ def _listen(plan: StartPlan) -> tuple[RelayConfig, Listeners]:
         if given is not None or not plan.stun_if_free or config == plan.config:
             raise
         listeners = open_listeners(config)
-        log.warning("no STUN: %s", e)
+        listeners.stun_trouble = f"no STUN: {e}"
+        log.warning("%s", listeners.stun_trouble)
         return config, listeners
 
 
@@ -210,7 +237,8 @@ def _with_key(plan: StartPlan, config: RelayConfig) -> RelayConfig:
     return replace(config, private_key=load_or_create_key(plan.key_file))
 
 
-def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
+def _reload(relay: Relay, load: Callable[[], Settings]) -> str:
+    """Returns why the settings as they are now are not in use; empty: they are."""
     try:
         settings = load()
         plan = checked_plan(settings)
@@ -222,15 +250,23 @@ def _reload(relay: Relay, load: Callable[[], Settings]) -> None:
     except ConfigError as e:
         log.error("settings not reloaded, the old ones stay in use: %s", e)
         relay.reload()
-        return
+        return str(e)
     _set_level(settings["log-level"])
     if errors:
         log.warning("settings reloaded, but not all: %s", "; ".join(errors))
     else:
         log.info("settings reloaded")
+    return ""
 
 
 def _status(relay: Relay) -> str:
+    """A line for the service manager, which first says what does not work."""
+    found = [printable(each.text, _LONGEST_TROUBLE) for each in relay.troubles()]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"DEGRADED: {found[0]}{more}; {_where(relay)}" if found else _where(relay)
+
+
+def _where(relay: Relay) -> str:
     text = f"listening on {_endpoint(relay.address)}"
     # A Unix socket is for a proxy; clients have another URL.
     return text if relay.address[0].startswith("unix:") else f"{text}, {relay.url}"
@@ -239,9 +275,11 @@ def _status(relay: Relay) -> str:
 def _announce(relay: Relay, plan: StartPlan) -> None:
     config = relay.config
     log.info("relay key %s", relay.public_key)
-    log.info("%s", _status(relay))
+    log.info("%s", _where(relay))
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
+    if relay.metrics_address is not None:
+        log.info("/debug/ on %s only", _endpoint(relay.metrics_address))
     native = relay.native_version
     log.info("native part %s", f"pyderp-fast {native}" if native else "not used")
     log.info("mesh key %s", "set" if config.mesh_key else "not set: no client has mesh rights")
@@ -257,8 +295,14 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
             log.info("whole DERP maps, for Tailscale and headscale: %s", command)
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
-    if not config.admission.any:
-        log.warning("this relay admits every client that can reach it")
+    if not config.derp:
+        log.warning(
+            "/derp is not served here (--no-derp): no client can connect; STUN, probes and "
+            "bootstrap DNS are answered"
+        )
+    if config.admission.open:
+        but = ", but for those in the deny file" if config.admission.any else ""
+        log.warning("this relay admits every client that can reach it%s", but)
 
 
 def _endpoint(address: tuple[str, int]) -> str:

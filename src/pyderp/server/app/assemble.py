@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -35,10 +35,18 @@ from pyderp.server.services.stun import StunServer
 from pyderp.server.site.pages import DebugSite
 from pyderp.server.site.routes import home_page, relay_routes, side_routes
 from pyderp.server.site.view import Access, RelayView
+from pyderp.server.trouble import Trouble
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
 
-__all__ = ["RelayParts", "assemble", "live_clients", "protocol_factories", "revoke"]
+__all__ = [
+    "RelayParts",
+    "assemble",
+    "live_clients",
+    "make_view",
+    "protocol_factories",
+    "revoke",
+]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -52,6 +60,7 @@ class RelayParts:
     context: ConnectionContext
     accepts: AcceptGate
     certificates: CertificateSource | None
+    stun_trouble: Callable[[], str]
     admission: Gate | None
     limits: Limits | None
     health: HealthTeller | None
@@ -105,7 +114,12 @@ def assemble(
         native=native,
         bootstrap=bootstrap,
         stun=stun,
+        stun_trouble=partial(_stun_trouble, stun, listeners),
     )
+
+
+def _stun_trouble(stun: StunServer | None, listeners: Listeners) -> str:
+    return listeners.stun_trouble if stun is None else stun.trouble
 
 
 def _make_context(
@@ -203,14 +217,15 @@ def _watch_connections(
 
 
 def protocol_factories(
-    config: RelayConfig, public_key: NodePublic, parts: RelayParts
-) -> tuple[Factory, Factory]:
-    """What makes the protocol of a connection to the main listener, and to plain HTTP beside TLS.
+    config: RelayConfig, public_key: NodePublic, parts: RelayParts, view: RelayView
+) -> tuple[Factory, Factory, Factory]:
+    """What makes the protocol of a connection to the main listener, to plain HTTP beside TLS, and
+    to the address of `/debug/`.
 
-    Both serve one site, which begins to count the relay's age now.
+    All serve one site, which shows `view`; if `/debug/` has an address of its own, only that does.
     """
     context, certificates = parts.context, parts.certificates
-    site = DebugSite(_view(config, parts))
+    site = DebugSite(view)
     engine = None
     if certificates is not None:
         engine = _engine(config, parts.native, certificates, public_key)
@@ -218,19 +233,35 @@ def protocol_factories(
     def challenge(path: str) -> bytes | None:
         return None if certificates is None else certificates.http_challenge(path)
 
+    def may_debug(request: Request) -> bool:
+        return not config.metrics_address and site.allows(request)
+
     def home(request: Request) -> Answer:
-        return home_page(config.home, derp=config.derp, debug=site.allows(request))
+        return home_page(config.home, derp=config.derp, debug=may_debug(request))
 
     pages = {"/": home, "/bootstrap-dns": parts.bootstrap.answer}
-    main = relay_routes(pages, site.answer, derp=config.derp)
-    side = side_routes(challenge, main, site.allows)
+    main = relay_routes(pages, None if config.metrics_address else site.answer, derp=config.derp)
+    side = side_routes(challenge, main, may_debug)
+    debug = relay_routes({}, site.answer, derp=False)
     header = config.proxy_protocol
     make_main = protocol_factory(context, main, engine, derp=config.derp, proxy_header=header)
     make_side = protocol_factory(context, side, None, derp=False, proxy_header=header)
-    return parts.accepts.guard(make_main), parts.accepts.guard(make_side, limited=False)
+    make_debug = protocol_factory(context, debug, None, derp=False)
+    return (
+        parts.accepts.guard(make_main),
+        parts.accepts.guard(make_side, limited=False),
+        parts.accepts.guard(make_debug, limited=False),
+    )
 
 
-def _view(config: RelayConfig, parts: RelayParts) -> RelayView:
+def make_view(
+    config: RelayConfig, parts: RelayParts, more_troubles: Callable[[], Iterable[Trouble]] = tuple
+) -> RelayView:
+    """What the relay's pages are told about it. It begins to count the relay's age now.
+
+    Args:
+        more_troubles: returns what is wrong with the program that runs the relay.
+    """
     context, certificates = parts.context, parts.certificates
     return RelayView(
         config=config,
@@ -247,6 +278,9 @@ def _view(config: RelayConfig, parts: RelayParts) -> RelayView:
         admission=parts.admission,
         mesh=parts.mesh,
         certificates=list if certificates is None else certificates.certificates,
+        certificate_states=list if certificates is None else certificates.states,
+        stun_trouble=parts.stun_trouble,
+        more_troubles=more_troubles,
     )
 
 

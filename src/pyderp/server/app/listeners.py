@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ __all__ = [
 
 _LONGEST_WAIT: Final = 0.5
 """Seconds; under a flood a client is always in the queue."""
+_LOOK: Final = 5.0
 _FIRST_FD: Final = 3
 _SIDE_NAME: Final = "http"
 """`FileDescriptorName=` of a socket for plain HTTP beside TLS."""
@@ -51,13 +52,19 @@ class Listeners:
     stun: list[socket.socket] = field(default_factory=list)
     """UDP."""
 
+    debug: list[socket.socket] = field(default_factory=list)
+    """Plain HTTP for `/debug/`, if that has an address of its own."""
+
     paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
     """Unix sockets that were made here, with device and inode; not those of systemd."""
+
+    stun_trouble: str = ""
+    """Why there is no socket for STUN, though there should be; empty: nothing is missing."""
 
     def close(self) -> None:
         """Close all of them."""
         self.unlink()
-        for sock in (*self.main, *self.side, *self.stun):
+        for sock in (*self.main, *self.side, *self.stun, *self.debug):
             sock.close()
 
     def unlink(self) -> None:
@@ -104,7 +111,9 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             listeners.side += given.side
             listeners.stun += given.stun
         if not listeners.main:
-            _open_main(config, listeners)
+            listeners.main.append(_open(config.address, config, listeners))
+        if config.metrics_address:
+            listeners.debug.append(_open(config.metrics_address, config, listeners))
         side_port = None if config.tls is None else config.tls.http_port
         if side_port is not None and not listeners.side:
             listeners.side.append(listen_beside(config, side_port))
@@ -112,7 +121,7 @@ def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Liste
             listeners.stun += stun_sockets(
                 stun_host(config), config.stun_port, reuse_port=config.reuse_port
             )
-        for sock in (*listeners.main, *listeners.side):
+        for sock in (*listeners.main, *listeners.side, *listeners.debug):
             sock.setblocking(False)
             tune(
                 sock,
@@ -142,15 +151,15 @@ def _host(config: RelayConfig) -> str:
     return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
 
 
-def _open_main(config: RelayConfig, listeners: Listeners) -> None:
-    path = unix_path(config.address)
-    if path is not None:
-        listeners.main.append(listen_unix(path))
-        with contextlib.suppress(OSError):  # removed already
-            listeners.paths[path] = _identity(path)
-    else:
-        host, port = parse_address(config.address)
-        listeners.main.append(listen(host, port, reuse_port=config.reuse_port))
+def _open(address: str, config: RelayConfig, listeners: Listeners) -> socket.socket:
+    path = unix_path(address)
+    if path is None:
+        host, port = parse_address(address)
+        return listen(host, port, reuse_port=config.reuse_port)
+    sock = listen_unix(path)
+    with contextlib.suppress(OSError):  # removed already
+        listeners.paths[path] = _identity(path)
+    return sock
 
 
 def listen_beside(config: RelayConfig, port: int) -> socket.socket:
@@ -219,12 +228,19 @@ class Supervisor:
 
     Args:
         environ: where `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are.
+        look: seconds between two looks at whether the status changed.
     """
 
-    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, environ: MutableMapping[str, str] = os.environ, *, look: float = _LOOK
+    ) -> None:
         self._socket = environ.get("NOTIFY_SOCKET", "")
         self._interval = _watchdog_interval(environ)
         self._timer: asyncio.TimerHandle | None = None
+        self._look = look
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._status = ""
+        """What the manager was told last."""
 
     def ready(self, status: str) -> None:
         """It serves. From now on the watchdog is fed, as long as the event loop turns.
@@ -232,9 +248,21 @@ class Supervisor:
         Args:
             status: a line for `systemctl status`.
         """
+        self._status = status
         self._notify(f"READY=1\nSTATUS={status}\nMAINPID={os.getpid()}")
         if self._interval and self._timer is None:
             self._feed()
+
+    def watch(self, status: Callable[[], str]) -> None:
+        """Tell the manager of each change of what `status` returns, until it stops."""
+        if not self._socket:
+            return
+        text = status()
+        if text != self._status:
+            self._status = text
+            self._notify(f"STATUS={text}")
+        loop = asyncio.get_running_loop()
+        self._watch_timer = loop.call_later(self._look, self.watch, status)
 
     def reloading(self) -> None:
         """It reads its files again; `ready` says that it is done."""
@@ -243,6 +271,9 @@ class Supervisor:
 
     def stopping(self) -> None:
         """It begins to stop. The watchdog is fed until `close`."""
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+            self._watch_timer = None
         self._notify("STOPPING=1\nSTATUS=stopping; clients are told and closed")
 
     def close(self) -> None:

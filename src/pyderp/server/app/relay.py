@@ -9,6 +9,7 @@ import logging
 import random
 import socket
 import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Final
@@ -25,9 +26,12 @@ from pyderp.maps.region import DERPNode
 from pyderp.relay.connection import EndReason, How
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import expiry_text
-from pyderp.server.app.assemble import RelayParts, assemble, protocol_factories
+from pyderp.server.app.assemble import RelayParts, assemble, make_view, protocol_factories
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.context import ConnectionContext
+from pyderp.server.site.degraded import troubles
+from pyderp.server.site.view import RelayView
+from pyderp.server.trouble import Trouble
 
 __all__ = ["Relay", "close_all"]
 
@@ -50,14 +54,22 @@ class Relay:
         config: by default a plain relay with a key in memory on a free port of 127.0.0.1.
         listeners: what `open_listeners` gave for these settings; by default `start` asks for
             it. The relay closes them.
+        more_troubles: returns what is wrong with the program that runs the relay, such as a log
+            that cannot be written; the relay's pages and metrics show it, and `troubles`.
     """
 
     def __init__(
-        self, config: RelayConfig | None = None, *, listeners: Listeners | None = None
+        self,
+        config: RelayConfig | None = None,
+        *,
+        listeners: Listeners | None = None,
+        more_troubles: Callable[[], Iterable[Trouble]] = tuple,
     ) -> None:
         self.config = config or RelayConfig()
         self.private_key = self.config.private_key or NodePrivate.generate()
         self._given = listeners
+        self._more_troubles = more_troubles
+        self._view: RelayView | None = None
         self._changing = asyncio.Lock()
         """One start or stop at a time."""
         self._closed = False
@@ -70,6 +82,8 @@ class Relay:
         self._addresses: list[tuple[str, int]] = []
         self.http_address: tuple[str, int] | None = None
         """Address and port of the plain listener beside TLS, if there is one."""
+        self.metrics_address: tuple[str, int] | None = None
+        """Address and port of `/debug/`, if it has its own."""
         self.stun_addresses: list[tuple[str, int]] = []
         """Addresses and ports that STUN is answered on."""
 
@@ -121,8 +135,11 @@ class Relay:
         self._addresses = [_endpoint(sock) for sock in listeners.main]
         self.http_address = _endpoint(listeners.side[0]) if listeners.side else None
         self.stun_addresses = [_endpoint(sock) for sock in listeners.stun]
-        main, side = protocol_factories(self.config, self.public_key, parts)
-        for factory, sockets in ((main, listeners.main), (side, listeners.side)):
+        self._view = make_view(self.config, parts, self._more_troubles)
+        self.metrics_address = _endpoint(listeners.debug[0]) if listeners.debug else None
+        factories = protocol_factories(self.config, self.public_key, parts, self._view)
+        served = (listeners.main, listeners.side, listeners.debug)
+        for factory, sockets in zip(factories, served, strict=True):
             for sock in sockets:
                 make: Any = loop.create_server
                 if sock.family == socket.AF_UNIX:
@@ -269,6 +286,14 @@ class Relay:
     def clients(self) -> int:
         """Connections that are logged in."""
         return self._running().router.registry.size
+
+    def troubles(self) -> list[Trouble]:
+        """What does not work at the moment, though the relay serves; empty: all works.
+
+        `/debug/check` fails as long as there is one. Of admission it is what the last question
+        found: no program is asked for this.
+        """
+        return [] if self._view is None else troubles(self._view)
 
     @property
     def map_node(self) -> DERPNode | None:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.lane import Receive, receive
 from pyderp.relay.router import Router
+from pyderp.text import LOG_FIELDS
 from pyderp.throttle import Throttle
 from pyderp.wire.frames import pack_restarting
 from pyderp.wire.login import ServerLogin
@@ -167,6 +168,9 @@ class Admission(Protocol):
 
     async def ask(self, client: ClientIdentity) -> Verdict:
         """Find out about a client."""
+
+    def label(self, key: NodePublic) -> str:
+        """What the operator calls a key; empty for nothing."""
 
 
 class RateLimited(Protocol):
@@ -353,12 +357,19 @@ class ConnectionContext:
         if self.router.wants_flush:
             self.schedule_flush()
 
-    def log_problem(self, text: str, *args: object) -> None:
-        """Log what a peer did wrong; a flood of such lines is cut and counted."""
+    def log_problem(
+        self, text: str, *args: object, fields: Mapping[str, object] | None = None
+    ) -> None:
+        """Log what a peer did wrong; a flood of such lines is cut and counted.
+
+        Args:
+            fields: what a JSON log has beside the text.
+        """
         left_out = self._problems.admit(self.loop.time())
         if left_out is None:
             return
-        if left_out:
-            log.warning("%d further problems with peers were not logged", left_out)
+        # In the same line, or the limit would let through twice as many.
+        more = f" ({left_out} further problems with peers were not logged)" if left_out else ""
         # A second net below those who cut what they quote: no line grows with what is sent.
-        log.warning("%.*s", _LONGEST_LINE, text % args)
+        line = f"{(text % args)[:_LONGEST_LINE]}{more}"
+        log.warning("%s", line, extra={LOG_FIELDS: fields or {}})

@@ -81,6 +81,8 @@ class Limits:
         self.waiting: set[_LimitedStage] = set()
         """Connections that are not read from at the moment."""
         self.buckets = RateBuckets()
+        self.trouble = ""
+        """Why the file as it is now is not used; empty: it is."""
         self.config = read_rate_config(path)
         self._log_config()
 
@@ -111,7 +113,9 @@ class Limits:
             self.config = read_rate_config(self.path)
         except ConfigError as e:
             log.error("%s; the limits stay as they are", e)
+            self.trouble = f"{e}; the old limits stay in use"
             return False
+        self.trouble = ""
         self._log_config()
         self.buckets = RateBuckets()
         return True

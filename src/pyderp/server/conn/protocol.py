@@ -132,7 +132,8 @@ class RelayProtocol(StagedWriter):
         context = self.context
         context.router.counters.ends[reason] += 1
         if detail:
-            context.log_problem("%s closed: %s", self.who, detail)
+            fields = {**self._log_fields(), "reason": reason.value}
+            context.log_problem("%s closed: %s", self.who, detail, fields=fields)
         else:
             log.debug("%s ended: %s", self.who, reason.value)
         transport = self.transport
@@ -230,11 +231,29 @@ class RelayProtocol(StagedWriter):
 
     @property
     def who(self) -> str:
-        """The client in log lines: its number and address, and its key once it is known."""
+        """The client in log lines: number and address; once they are known, key and label."""
         where = f"client {self.number} {format_address(*self.peer)}"
         if self.connection is None:
             return where
-        return f"{where} {self.connection.public.short()}"
+        label = self._label()
+        return f"{where} {self.connection.public.short()}{f' ({label})' if label else ''}"
+
+    def _label(self) -> str:
+        admission = self.context.admission
+        if admission is None or self.connection is None:
+            return ""
+        return admission.label(self.connection.public)
+
+    def _log_fields(self) -> dict[str, object]:
+        """The same for a JSON log."""
+        fields: dict[str, object] = {
+            "connection": self.number,
+            "address": format_address(*self.peer),
+        }
+        if self.connection is not None:
+            fields["key"] = str(self.connection.public)
+            fields["label"] = self._label()
+        return fields
 
     def on_protocol_error(self, error: Exception) -> None:
         """End the connection as the client broke the protocol; some layers can tell it so."""

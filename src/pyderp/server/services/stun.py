@@ -110,12 +110,18 @@ class StunServer:
         self._with_pktinfo: set[socket.socket] = set()
         """Sockets for all addresses, with which the kernel tells the one that was asked."""
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._read_error = ""
         self._logged: set[tuple[str, int | None]] = set()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """IP address and port of each socket."""
         return [sock.getsockname()[:2] for sock in self._sockets]
+
+    @property
+    def trouble(self) -> str:
+        """Why a socket is not read from at the moment; empty: all are."""
+        return self._read_error if self._resting else ""
 
     def start(self) -> None:
         """Serve on the running loop."""
@@ -223,6 +229,7 @@ class StunServer:
         # The socket may stay readable, so reading on at once could be a busy loop.
         assert self._loop is not None
         self.counters.read_error += 1
+        self._read_error = f"STUN rests for {_PAUSE:g} s after a read error: {error}"
         self._log_once("read", error)
         self._loop.remove_reader(sock)
         self._resting[sock] = self._loop.call_later(_PAUSE, self._read_again, sock)

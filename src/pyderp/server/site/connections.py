@@ -22,6 +22,8 @@ __all__ = ["connections_as_html", "connections_as_json", "traffic"]
 Row = dict[str, object]
 
 _COLUMNS: Final = (
+    ("number", "Number"),
+    ("short", "In the log"),
     ("key", "Key"),
     ("label", "Label"),
     ("address", "Address"),
@@ -100,6 +102,7 @@ def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float
     return {
         "number": connection.number,
         "key": str(connection.public),
+        "short": connection.public.short(),
         "label": "" if view.admission is None else view.admission.label(connection.public),
         "address": remote(connection),
         "since": since.isoformat(timespec="seconds"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from pyderp.server.conn.kernel import (
     network_bytes,
     open_files_now,
 )
+from pyderp.server.site.degraded import parts_in_use, troubles
 from pyderp.server.site.metrics_derper import Number, Series, gather_upstream
 from pyderp.server.site.view import RelayView
 
@@ -86,9 +88,20 @@ def own_series(view: RelayView) -> Iterator[Series]:
             "Connections that are not read from at the moment, as they exceed their limit.",
             len(view.limits.waiting),
         )
+    yield from _degraded(view)
     yield from _admission(view)
     yield from _certificates(view)
     yield from _mesh(view)
+
+
+def _degraded(view: RelayView) -> Iterator[Series]:
+    count = Counter(trouble.part for trouble in troubles(view))
+    yield Series(
+        "gauge_pyderp_degraded",
+        "What does not work at the moment, by part of the relay; /debug/check says what it is.",
+        {(part.value,): count[part] for part in sorted({*parts_in_use(view), *count})},
+        ("part",),
+    )
 
 
 def _admission(view: RelayView) -> Iterator[Series]:
@@ -109,6 +122,32 @@ def _certificates(view: RelayView) -> Iterator[Series]:
             "gauge_pyderp_certificate_expiry_timestamp_seconds",
             "When the certificate for a name expires, in seconds since 1970.",
             expiry,
+            ("name",),
+        )
+    states = view.certificate_states()
+    if not states:
+        return
+    yield Series(
+        "gauge_pyderp_certificate_missing",
+        "Whether there is no certificate for a name, so that every handshake for it fails.",
+        {(state.name,): int(state.info is None) for state in states},
+        ("name",),
+    )
+    yield Series(
+        "gauge_pyderp_certificate_failures",
+        "Attempts in a row to get or reload the certificate for a name that failed.",
+        {(state.name,): state.failures for state in states},
+        ("name",),
+    )
+    due: dict[tuple[str, ...], float] = {
+        (state.name,): state.next_try for state in states if state.next_try is not None
+    }
+    if due:
+        yield Series(
+            "gauge_pyderp_certificate_next_try_timestamp_seconds",
+            "When an authority is asked next for the certificate for a name, in seconds since "
+            "1970.",
+            due,
             ("name",),
         )
 

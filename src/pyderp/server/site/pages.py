@@ -21,6 +21,7 @@ from pyderp.server.site.clients import (
     index_json,
 )
 from pyderp.server.site.connections import connections_as_html, connections_as_json, traffic
+from pyderp.server.site.degraded import troubles
 from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
 from pyderp.server.site.view import RelayView, refusal
 from pyderp.wire.http import (
@@ -145,18 +146,23 @@ class DebugSite:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         view = self._view
+        for trouble in troubles(view):
+            yield f"DEGRADED ({trouble.part})", trouble.text
         yield "Uptime", str(timedelta(seconds=int(view.uptime)))
         yield "Version", view.version
         yield "Native part", f"pyderp-fast {view.native}" if view.native else "none"
         yield "Machine", socket.gethostname()
         yield "TLS hostname", view.config.hostname or "none"
+        for state in view.certificate_states():
+            if state.info is None:
+                yield "Certificate", f"{state.name}: NONE, handshakes fail"
         for certificate in view.certificates():
             yield "Certificate", f"{', '.join(certificate.names)}; {_expiry(certificate.not_after)}"
         yield "Mesh key", "false" if view.config.mesh_key is None else "true"
         for link in view.mesh.status() if view.mesh is not None else ():
             yield "Mesh link", f"{link.host}: {_state(link)}"
         yield "STUN", "off" if view.stun is None else "on"
-        yield "Admission", "everybody" if view.admission is None else "checked"
+        yield "Admission", _admission(view)
         yield "Connections", str(view.router.registry.size)
 
     _pages: ClassVar[dict[str, tuple[str, Callable[[DebugSite, Request], Answer]]]] = {
@@ -168,6 +174,13 @@ class DebugSite:
         "connections": ("Connections", _connections),
     }
     """Name below /debug/ → title, and what answers. Of the class: a site would refer to itself."""
+
+
+def _admission(view: RelayView) -> str:
+    if view.admission is None:
+        return "every client"
+    text = f"checked by {', '.join(view.admission.sources)}"
+    return f"{text}; IN TROUBLE, see above" if view.admission.troubles() else text
 
 
 def _expiry(end: datetime) -> str:
@@ -194,8 +207,9 @@ def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedR
 
 
 async def problems(view: RelayView) -> list[str]:
-    """What is wrong, a line each; empty: nothing is.
+    """What is wrong, a text each; empty: nothing is.
 
+    Of the books of who is connected, and of the parts that the relay serves without (`troubles`).
     With admission on, it asks as it would about a client, about this machine itself.
     """
     found = check(view.router)
@@ -208,4 +222,5 @@ async def problems(view: RelayView) -> list[str]:
         trouble = await view.admission.check_self()
         if trouble is not None:
             found.append(trouble)
+    found += [each.text for each in troubles(view)]
     return found

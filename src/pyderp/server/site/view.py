@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from pyderp.addresses import IPAddress, parse_ip
 from pyderp.admission.gate import Gate
-from pyderp.certs.credential import CertificateInfo
+from pyderp.certs.credential import CertificateInfo, CertificateState
 from pyderp.config import DebugAccess, RelayConfig
 from pyderp.relay.bootstrap import BootstrapCounters
 from pyderp.relay.connection import Connection
@@ -29,6 +29,7 @@ from pyderp.server.conn.kernel import memory_now
 from pyderp.server.conn.limits import Limits
 from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.stun import StunCounters
+from pyderp.server.trouble import Trouble
 from pyderp.wire.http import Request, Response, text_response
 
 __all__ = ["Access", "RelayView", "refusal", "slices"]
@@ -134,6 +135,14 @@ class RelayView:
     admission: Gate | None = None
     mesh: Mesh | None = None
     certificates: Callable[[], Sequence[CertificateInfo]] = list
+    certificate_states: Callable[[], Sequence[CertificateState]] = list
+    """One for each name that a certificate is wanted for."""
+
+    stun_trouble: Callable[[], str] = str
+    """Returns why STUN is not answered though it should be; empty: it is, or is off."""
+
+    more_troubles: Callable[[], Iterable[Trouble]] = tuple
+    """What is wrong with the program that runs the relay."""
 
     wall: Callable[[], float] = time.time
     """Seconds since 1970; what the router's clock says is something else."""
@@ -144,14 +153,19 @@ class RelayView:
     memory_at_start: int = field(default_factory=memory_now)
     """Bytes."""
 
+    _began: float = field(init=False)
+    """When the relay started, by the router's clock."""
+
     def __post_init__(self) -> None:
         """Fill in the start."""
-        self.started = self.started or self.wall()
+        wall = self.wall()
+        self.started = self.started or wall
+        self._began = self.router.clock() - max(wall - self.started, 0.0)
 
     @property
     def uptime(self) -> float:
-        """Seconds since the start."""
-        return max(self.wall() - self.started, 0.0)
+        """Seconds since the start, whatever became of the system's clock meanwhile."""
+        return self.router.clock() - self._began
 
     def senders(self, connection: Connection) -> int:
         """How many other keys have written to a client; 0 if pages do not tell that."""

@@ -1,0 +1,22 @@
+"""The alert rules in contrib name metrics that the relay has."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+from pyderp.certs.credential import CertificateState
+from pyderp.server.site.metrics import metrics_text
+from tests.server.site.world import full
+
+RULES = Path(__file__).parents[2] / "contrib" / "prometheus" / "alerts.yml"
+
+
+def test_each_rule_is_about_metrics_that_there_are() -> None:
+    view = full(certificate_states=lambda: [CertificateState("a.example", None)])
+    text = asyncio.run(metrics_text(view)).decode()
+    known = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    rules = re.findall(r"^        expr: (.*)$", RULES.read_text(), re.MULTILINE)
+    used = {name for rule in rules for name in re.findall(r"\b(?:pyderp|process)_\w+", rule)}
+    assert {"pyderp_degraded", "pyderp_certificate_missing"} <= used <= known

@@ -1,0 +1,133 @@
+"""A running relay knows which of its parts do not work, and when they work again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyderp.config import ACMETLS, AdmissionConfig, RelayConfig
+from pyderp.keys import MeshKey
+from pyderp.server.app.listeners import Supervisor
+from pyderp.server.app.relay import Relay
+from pyderp.server.trouble import Part
+from tests.conftest import Run
+from tests.server import dial
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def plain(address: tuple[str, int], target: str) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    answer = await dial.drained(reader)
+    await dial.hang_up(writer)
+    return answer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(40):
+        while not condition():  # noqa: ASYNC110 (another task's doing)
+            await asyncio.sleep(0.01)
+
+
+def texts(relay: Relay, part: Part) -> list[str]:
+    return [each.text for each in relay.troubles() if each.part is part]
+
+
+def test_a_relay_whose_authority_is_down_is_not_healthy(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        directory = f"https://127.0.0.1:{closed_port()}/directory"
+        tls = ACMETLS(
+            hostname="relay.example.com", certdir=tmp_path, directory=directory, http_port=0
+        )
+        async with Relay(RelayConfig(tls=tls)) as relay:
+            assert relay.http_address is not None
+            await until(lambda: "asked for" not in texts(relay, Part.CERTIFICATE)[0])
+            (text,) = texts(relay, Part.CERTIFICATE)
+            assert text.startswith("no certificate for relay.example.com: ")
+            answer = await plain(relay.http_address, "/debug/check")
+            assert answer.startswith(b"HTTP/1.1 500 ")
+            assert b"no certificate for relay.example.com" in answer
+            varz = await plain(relay.http_address, "/debug/varz")
+            assert b'\npyderp_certificate_missing{name="relay.example.com"} 1\n' in varz
+            assert b"pyderp_certificate_next_try_timestamp_seconds{" in varz
+
+    run(main())
+
+
+def test_a_controller_that_is_down_shows_while_clients_are_let_in(run: Run) -> None:
+    async def main() -> None:
+        url = f"http://127.0.0.1:{closed_port()}/"
+        async with Relay(RelayConfig(admission=AdmissionConfig(url=url))) as relay:
+            assert relay.troubles() == []
+            async with dial.clients(relay, 1):
+                (text,) = texts(relay, Part.ADMISSION)
+                assert "is unreachable, clients are let in unasked" in text
+                assert (await plain(relay.address, "/debug/check")).startswith(b"HTTP/1.1 500 ")
+
+    run(main())
+
+
+def test_files_that_are_broken_at_a_reload_show_until_they_are_mended(
+    run: Run, tmp_path: Path
+) -> None:
+    rates, keys = tmp_path / "rates.json", tmp_path / "keys"
+
+    async def main() -> None:
+        rates.write_text("{}")
+        keys.write_text("")
+        admission = AdmissionConfig(keys_file=keys)
+        async with Relay(RelayConfig(rate_config=rates, admission=admission)) as relay:
+            assert relay.troubles() == []
+            for path, part in ((rates, Part.RATE_CONFIG), (keys, Part.ADMISSION)):
+                good = path.read_text()
+                path.write_text("[")
+                relay.reload()
+                (text,) = texts(relay, part)
+                assert str(path) in text
+                path.write_text(good)
+                relay.reload()
+                assert relay.troubles() == []
+
+    run(main())
+
+
+def test_a_mesh_link_shows_until_it_is_up(run: Run) -> None:
+    async def main() -> None:
+        key = MeshKey(bytes(range(32)))
+        async with Relay(RelayConfig(mesh_key=key)) as other:
+            config = RelayConfig(mesh_key=key, mesh_with=(other.url,))
+            async with Relay(config) as relay:
+                assert len(texts(relay, Part.MESH)) == 1
+                await until(lambda: not relay.troubles())
+
+    run(main())
+
+
+def test_the_service_manager_is_told_of_changes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        told: list[str] = []
+        supervisor = Supervisor({"NOTIFY_SOCKET": "unused"}, look=0.001)
+        monkeypatch.setattr(supervisor, "_notify", told.append)
+        status = ["fine"]
+        supervisor.ready("fine")
+        supervisor.watch(lambda: status[0])
+        status[0] = "DEGRADED: no certificate"
+        await until(lambda: len(told) == 2)
+        assert told[1] == "STATUS=DEGRADED: no certificate"
+        status[0] = "fine"
+        await until(lambda: len(told) == 3)
+        supervisor.stopping()
+        supervisor.close()
+
+    run(main())
