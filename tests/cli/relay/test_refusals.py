@@ -172,7 +172,8 @@ def test_a_certificate_that_cannot_be_used_is_explained(
         (["--login-timeout=0"], "--login-timeout is 0; want more than 0 seconds"),
         (["--home=nowhere"], "unknown home 'nowhere'"),
         (["--verify-client-url=x"], "neither http:// nor https://"),
-        (["-a", "127.0.0.1:443"], "--certmode=manual"),
+        (["--tls"], "--certmode=manual"),
+        (["--no-tls", "--certmode=manual"], "--no-tls and --certmode exclude each other"),
     ],
 )
 def test_flags_that_do_not_go_together_are_explained(
@@ -199,16 +200,6 @@ def test_no_key_file_is_made_for_a_relay_that_cannot_start(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("-a", f"127.0.0.1:{taken.getsockname()[1]}", "-c", path)
     assert not path.parent.exists()
-
-
-def test_tls_settings_without_tls_are_warned_of(
-    refused: Refused, caplog: pytest.LogCaptureFixture
-) -> None:
-    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x")
-    assert "plain HTTP on port 0: give --certmode for TLS, or --public-port if" in caplog.text
-    caplog.clear()
-    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x", "--public-port=443")
-    assert "plain HTTP" not in caplog.text
 
 
 def test_without_any_place_for_the_key_one_must_be_named(

@@ -118,16 +118,16 @@ def _certificate(plan: StartPlan) -> str:
     if "tls" in plan.missing:
         return ""
     if tls is None:
-        return "no TLS: plain HTTP"
+        return f"no TLS, plain HTTP: {plan.transport.plain}"
     if isinstance(tls, ACMETLS):
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
-        return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
+        return f"TLS, certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
     files = certificate_paths(tls.certdir, tls.hostname)
     if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
-        return f"certificate {files[0]}: self-signed, made at the first start"
+        return f"TLS, certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
-    return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+    return f"TLS, certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
 async def ask_tailscaled(config: RelayConfig) -> str:
@@ -175,7 +175,7 @@ def _mesh_hosts(plan: StartPlan) -> str:
 
 def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for all that a relay would start with, though not do well."""
-    lines: list[str] = []
+    lines: list[str] = [plan.transport.warning] if plan.transport.warning else []
     path = plan.config.rate_config
     # What cannot be read is a problem of `check_files`.
     with contextlib.suppress(ConfigError):
