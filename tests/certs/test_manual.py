@@ -55,7 +55,7 @@ def test_the_meta_certificate_comes_after_the_intermediates(tmp_path: Path) -> N
     assert b"derpkey" in chain[2]
 
 
-@pytest.mark.parametrize("server_name", [None, "other.example.com", "DERP.example.com"])
+@pytest.mark.parametrize("server_name", [None, "other.example.com", "derp.example.comx"])
 def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_alert(
     tmp_path: Path, server_name: str | None
 ) -> None:
@@ -63,6 +63,24 @@ def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_aler
     context = context_of(load(tmp_path))
     with pytest.raises(ssl.SSLError, match="INTERNAL_ERROR"):
         shake_hands(context, server_name)
+
+
+@pytest.mark.parametrize("hostname", [NAME, "DERP.Example.com", f"{NAME}."])
+@pytest.mark.parametrize("server_name", [NAME, "DERP.example.COM", f"{NAME}."])
+def test_names_are_compared_without_case_and_a_dot_at_the_end(
+    tmp_path: Path, hostname: str, server_name: str
+) -> None:
+    """Of the files, too: those of the name as it is given come first."""
+    leaf = write_pair(tmp_path, NAME)
+    source = load(tmp_path, hostname)
+    found = source.credential("192.0.2.1", server_name)
+    assert found is not None
+    assert ssl.PEM_cert_to_DER_cert(found.chain.decode()) == leaf
+    assert source.credential("192.0.2.1", None) is None
+    (tmp_path / f"{NAME}.crt").rename(tmp_path / "DERP.Example.com.crt")
+    (tmp_path / f"{NAME}.key").rename(tmp_path / "DERP.Example.com.key")
+    if hostname == "DERP.Example.com":
+        assert load(tmp_path, hostname).credential("192.0.2.1", server_name) is not None
 
 
 @pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pyderp.addresses import IPAddress, check_host_name, parse_ip
+from pyderp.addresses import IPAddress, bare_name, check_host_name, parse_ip
 from pyderp.certs.context import check_credential
 from pyderp.certs.credential import (
     CertificateInfo,
@@ -40,15 +41,22 @@ _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
 def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
-    """Where the certificate chain and the key of a host are kept: `HOST.crt` and `HOST.key`."""
-    name = _NAME_CHARACTERS.sub("", hostname)
-    return certdir / f"{name}.crt", certdir / f"{name}.key"
+    """Where the certificate chain and the key of a host are kept: `HOST.crt` and `HOST.key`.
+
+    `HOST` is the name as it is given; if there is no such file, in lower case and without a dot
+    at its end.
+    """
+    pairs = [
+        (certdir / f"{name}.crt", certdir / f"{name}.key")
+        for name in (_NAME_CHARACTERS.sub("", each) for each in (hostname, bare_name(hostname)))
+    ]
+    return pairs[0] if os.path.exists(pairs[0][0]) else pairs[1]
 
 
 class ManualCertificates(CertificateSource):
     """The certificate of one host name or IP address, from files.
 
-    A DNS name is served to clients that ask for exactly it by SNI; the certificate of an IP
+    A DNS name is served to clients that ask for it by SNI, in any case; the certificate of an IP
     address is served to all, and made here if a file is missing. When `reload` finds changed
     files, new handshakes get the new certificate.
     One that is not valid today does not replace one that is; if there is no other, it is served.
@@ -64,8 +72,8 @@ class ManualCertificates(CertificateSource):
     challenge_pending = False
 
     def __init__(self, certdir: Path, hostname: str) -> None:
-        check_host_name(hostname)
-        self.hostname = hostname
+        check_host_name(bare_name(hostname))
+        self.hostname = bare_name(hostname)
         self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
         if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
@@ -77,7 +85,7 @@ class ManualCertificates(CertificateSource):
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
         """The one there is, to clients that ask for its DNS name; that of an address to all."""
-        if self._address is None and server_name != self.hostname:
+        if self._address is None and bare_name(server_name or "") != self.hostname:
             return None
         return self._credential
 
