@@ -27,11 +27,12 @@ from pyderp.certs.credential import (
     utc_now,
     valid_for,
 )
+from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.maps.region import PIN_PREFIX
 
-__all__ = ["ManualCertificates", "certificate_paths"]
+__all__ = ["ManualCertificates", "certificate_paths", "manual_paths"]
 
 log = logging.getLogger("pyderp.tls")
 
@@ -53,6 +54,13 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
     return pairs[0] if os.path.exists(pairs[0][0]) else pairs[1]
 
 
+def manual_paths(tls: ManualTLS) -> tuple[Path, Path]:
+    """The files of certificate chain and key that settings name."""
+    if tls.cert_file is not None and tls.cert_key_file is not None:
+        return tls.cert_file, tls.cert_key_file
+    return certificate_paths(tls.certdir, tls.hostname)
+
+
 class ManualCertificates(CertificateSource):
     """The certificate of one host name or IP address, from files.
 
@@ -64,6 +72,8 @@ class ManualCertificates(CertificateSource):
     Args:
         certdir: directory of the two files.
         hostname: name or IP address that the certificate must be valid for.
+        files: certificate chain and key, in place of two in `certdir`; nothing is made.
+        any_server_name: the certificate of a DNS name, too, is served to all.
 
     Raises:
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
@@ -71,12 +81,21 @@ class ManualCertificates(CertificateSource):
 
     challenge_pending = False
 
-    def __init__(self, certdir: Path, hostname: str) -> None:
+    def __init__(
+        self,
+        certdir: Path,
+        hostname: str,
+        *,
+        files: tuple[Path, Path] | None = None,
+        any_server_name: bool = False,
+    ) -> None:
         check_host_name(bare_name(hostname))
         self.hostname = bare_name(hostname)
-        self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
+        self.certificate_file, self.key_file = files or certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
-        if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
+        self._to_all = any_server_name or self._address is not None
+        there = files is not None or _both_exist(self.certificate_file, self.key_file)
+        if self._address is not None and not there:
             _make_self_signed(self._address, self.certificate_file, self.key_file)
         self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
@@ -85,7 +104,7 @@ class ManualCertificates(CertificateSource):
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
         """The one there is, to clients that ask for its DNS name; that of an address to all."""
-        if self._address is None and bare_name(server_name or "") != self.hostname:
+        if not self._to_all and bare_name(server_name or "") != self.hostname:
             return None
         return self._credential
 
@@ -118,6 +137,8 @@ class ManualCertificates(CertificateSource):
         self._stamps_read, self._valid_from = stamps, None
         try:
             found = self._load()
+            if not force and (found.chain, found.key) == self._content:
+                return False
             self._check_better(found.info)
         except ConfigError as e:
             log.error("certificate not reloaded, the old one stays in use: %s", e)
@@ -149,6 +170,10 @@ class ManualCertificates(CertificateSource):
                 _dates(found.info, now),
             )
         self._credential = found
+
+    @property
+    def _content(self) -> tuple[bytes, bytes]:
+        return self._credential.chain, self._credential.key
 
     def _stamps(self) -> tuple[FileStamp | None, ...]:
         return file_stamp(self.certificate_file), file_stamp(self.key_file)

@@ -13,8 +13,8 @@ __all__ = ["foreign_protocol_untrusted", "is_tls", "server_name_untrusted"]
 _NAME: Final = 100
 """Characters of a server name that are repeated."""
 _BEGINNINGS: Final = (
-    (b"PROXY ", "PROXY header, but --proxy-protocol is off or it came twice"),
-    (b"\r\n\r\n\0\r\nQUIT\n", "PROXY header, but --proxy-protocol is off or it came twice"),
+    (b"PROXY ", "PROXY header, but proxy-protocol is off or it came twice"),
+    (b"\r\n\r\n\0\r\nQUIT\n", "PROXY header, but proxy-protocol is off or it came twice"),
     (b"PRI * HTTP/2", "HTTP/2, which a relay does not speak; a proxy in front must use HTTP/1.1"),
     (b"SSH-", "SSH"),
 )

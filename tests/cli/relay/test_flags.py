@@ -81,6 +81,15 @@ CASES = [
     Case("tls", "no", "false", "[tls]", False),
     Case("certmode", "gcp", '"gcp"', "config.tls.directory", GOOGLE, GCP),
     Case("certdir", "c", '"c"', "config.tls.certdir", Path("c"), MANUAL),
+    Case(
+        *("cert-file", "x.crt", '"x.crt"', "config.tls.cert_file", PEM),
+        ("-c", "k", "--hostname=x.example", "--cert-key-file=x.key"),
+    ),
+    Case(
+        *("cert-key-file", "x.key", '"x.key"', "config.tls.cert_key_file", Path("x.key")),
+        ("-c", "k", "--hostname=x.example", "--cert-file=x.crt"),
+    ),
+    Case("any-server-name", "", "true", "config.tls.any_server_name", True, MANUAL),
     Case("http-port", "-1", "-1", "config.tls.http_port", None, ACME),
     Case("http-port", "8080", "8080", "config.tls.http_port", 8080, ACME),
     Case("acme-email", "a@b", '"a@b"', "config.tls.email", "a@b", ACME),

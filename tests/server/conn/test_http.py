@@ -277,8 +277,8 @@ HELLO = bytes.fromhex("16030100") + bytes((9, 1)) + bytes(8)
     ("first", "told"),
     [
         (HELLO, "TLS on a plain HTTP port: "),
-        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n" + GET_DERP, "PROXY header, but --proxy-"),
-        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY header, but --proxy-"),
+        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n" + GET_DERP, "PROXY header, but proxy-"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY header, but proxy-"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, which a relay does not speak"),
         (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
     ],

@@ -244,7 +244,7 @@ def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
 @pytest.mark.parametrize(
     ("first", "told"),
     [
-        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n", "PROXY header, but --proxy-protocol is off"),
+        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n", "PROXY header, but proxy-protocol is off"),
         (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH"),
     ],

@@ -16,7 +16,7 @@ from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
-from pyderp.certs.manual import certificate_paths
+from pyderp.certs.manual import manual_paths
 from pyderp.cli.output import print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
@@ -122,8 +122,9 @@ def _certificate(plan: StartPlan) -> str:
     if isinstance(tls, ACMETLS):
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         return f"TLS, certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
-    files = certificate_paths(tls.certdir, tls.hostname)
-    if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
+    files = manual_paths(tls)
+    made = tls.cert_file is None and parse_ip(tls.hostname) is not None
+    if made and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
         return f"TLS, certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
@@ -195,7 +196,7 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
     tls = plan.config.tls
     if not isinstance(tls, ManualTLS):
         return
-    file, *_ = files = certificate_paths(tls.certdir, tls.hostname)
+    file, *_ = files = manual_paths(tls)
     if not all(map(_exists, files)):
         return
     now = utc_now()

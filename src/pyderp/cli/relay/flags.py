@@ -160,6 +160,15 @@ _TABLE: Final = {
         Flag("certdir", folder,
              "Directory of HOSTNAME.crt and HOSTNAME.key, or of what ACME brings.",
              setting="tls.certdir", shown="certs, beside the default of --key-file"),
+        Flag("cert-file", path,
+             "File of the certificate chain, PEM, in place of one in --certdir; as certbot's "
+             "fullchain.pem or Kubernetes' tls.crt. Read again when it changes. It means "
+             "--certmode=manual."),
+        Flag("cert-key-file", path,
+             "File of its private key, PEM; as certbot's privkey.pem or Kubernetes' tls.key."),
+        Flag("any-server-name", boolean,
+             "With --certmode=manual: present the certificate to a client that asks for another "
+             "name (SNI) or for none."),
         Flag("http-port", port_or_none,
              "Beside TLS: plain HTTP for ACME, captive-portal checks and redirects. -1: none.",
              setting="tls.http_port"),

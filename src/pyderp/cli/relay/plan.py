@@ -204,19 +204,16 @@ def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSetting
     is_ip = parse_ip(hostname) is not None
     by_hostname = "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
     mode = settings["certmode"] or by_hostname
-    certdir: Path = settings["certdir"] or _state_directory() / "certs"
+    has_files = settings.given("cert-file", "cert-key-file")
+    if has_files and not settings.given("certmode"):
+        mode = "manual"
+    for name in ("cert-file", "cert-key-file", "any-server-name"):
+        if mode != "manual" and settings[name]:
+            raise ConfigError("{} needs {}", settings=(name, "certmode=manual"))
+    certdir: Path = settings["certdir"] or _certificates(settings)
     http_port = None if settings["http-port"] < 0 else settings["http-port"]
     if mode == "manual":
-        if settings["acme-ip-certs"]:
-            raise ConfigError(
-                "{} needs {}; it is manual", settings=("tls.ip_certs", "certmode=letsencrypt")
-            )
-        if settings["certdir"] is None and not is_ip:
-            raise ConfigError(
-                "{} needs {}=DIR, the directory of the certificate",
-                settings=("certmode=manual", "tls.certdir"),
-            )
-        return ManualTLS(certdir=certdir, hostname=hostname, http_port=http_port)
+        return _manual_tls(settings, hostname, certdir, http_port)
     if hostname == DERPER_HOSTNAME and not settings.given("hostname"):
         raise ConfigError(
             "{} is missing: derper's default, {name}, is a name that only Tailscale gets a "
@@ -229,6 +226,36 @@ def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSetting
     if tls.ca_file is not None:
         authority_context(tls.ca_file)
     return tls
+
+
+def _manual_tls(
+    settings: Settings, hostname: str, certdir: Path, http_port: int | None
+) -> ManualTLS:
+    if settings["acme-ip-certs"]:
+        raise ConfigError(
+            "{} needs {}; it is manual", settings=("tls.ip_certs", "certmode=letsencrypt")
+        )
+    named = settings.given("certdir", "cert-file", "cert-key-file")
+    if not named and settings["certdir"] is None and parse_ip(hostname) is None:
+        raise ConfigError(
+            "{} needs {}=DIR, the directory of the certificate",
+            settings=("certmode=manual", "tls.certdir"),
+        )
+    return ManualTLS(
+        certdir=certdir,
+        hostname=hostname,
+        http_port=http_port,
+        cert_file=settings["cert-file"],
+        cert_key_file=settings["cert-key-file"],
+        any_server_name=bool(settings["any-server-name"]),
+    )
+
+
+def _certificates(settings: Settings) -> Path:
+    """The directory of certificates that no flag names."""
+    if file := settings["cert-file"] or settings["cert-key-file"]:
+        return Path(file).parent
+    return _state_directory("the certificates", "--certdir DIR") / "certs"
 
 
 def _no_hostname(settings: Settings, address: str) -> ConfigError:
@@ -300,11 +327,15 @@ def _key_file(settings: Settings) -> Path | None:
     # derper's of root is taken over if it is there.
     if as_root and not os.environ.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
         return DERPER_KEY_FILE
-    return _state_directory() / "relay.key"
+    return _state_directory("the relay's key", "-c FILE") / "relay.key"
 
 
-def _state_directory() -> Path:
+def _state_directory(what: str, flag: str) -> Path:
     """The directory for what outlives a restart.
+
+    Args:
+        what: is to be kept there, for the error.
+        flag: names a place of its own for that.
 
     Raises:
         ConfigError: this user has none.
@@ -319,7 +350,7 @@ def _state_directory() -> Path:
         home = f"{user}/.local/state"
     if not home.startswith("/"):
         raise ConfigError(
-            "there is no place to keep the relay's key: -c FILE is missing, and neither "
-            "STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set"
+            f"there is no place to keep {what}: {flag} is missing, and neither STATE_DIRECTORY, "
+            "XDG_STATE_HOME nor HOME is set"
         )
     return Path(home, "pyderp")

@@ -116,7 +116,11 @@ def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
 
 
 def _certificate_words(tls: TLSSettings) -> Iterator[str]:
-    yield f"--certdir={tls.certdir.absolute()}"
+    if isinstance(tls, ManualTLS) and tls.cert_file and tls.cert_key_file:
+        yield f"--cert-file={tls.cert_file.absolute()}"
+        yield f"--cert-key-file={tls.cert_key_file.absolute()}"
+    else:
+        yield f"--certdir={tls.certdir.absolute()}"
     if isinstance(tls, ManualTLS):
         yield "--certmode=manual"
         return

@@ -45,7 +45,7 @@ def transport_of(settings: Settings, address: str) -> Transport:
         return _as_told(settings)
     if settings.derper:
         return _as_derper(settings, address)
-    if settings.given("certmode"):
+    if settings.given("certmode", "cert-file", "cert-key-file"):
         return Transport()
     if settings["dev"]:
         reason = "--dev"
@@ -76,7 +76,8 @@ def _as_told(settings: Settings) -> Transport:
 
 def _as_derper(settings: Settings, address: str) -> Transport:
     port = None if unix_path(address) is not None else parse_address(address)[1]
-    if port == HTTPS_PORT or settings["certmode"] == "manual":
+    by_files = settings["certmode"] == "manual" or settings.given("cert-file", "cert-key-file")
+    if port == HTTPS_PORT or by_files:
         return Transport()
     reason = "as derper, TLS is spoken on port 443 or with -certmode=manual only"
     unused = [f"-{name}" for name in ("hostname", *_OF_CERTIFICATE) if settings.given(name)]
