@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["MAX_APP_NAME_LEN", "invalid_app_name", "is_app_name", "openssl_words", "printable"]
+__all__ = ["MAX_APP_NAME_LEN", "h11_words", "invalid_app_name", "is_app_name", "openssl_words"]
+__all__ += ["printable"]
 
 MAX_APP_NAME_LEN: Final = 32
 """Bytes of a client's AppName."""
@@ -40,6 +41,7 @@ def printable(text: str, longest: int | None = None) -> str:
     return text
 
 
+_QUOTED_BYTES: Final = re.compile(r"""bytearray\(b((['"]).*?\2)\)""")
 _OPENSSL: Final = {
     "EXCESSIVE_MESSAGE_SIZE": "a handshake message that is too large",
     "HTTPS_PROXY_REQUEST": "a request for an HTTP proxy on the TLS port",
@@ -60,6 +62,11 @@ def openssl_words(error: OSError) -> str:
     if not reason:
         return printable(str(error.args[-1]), 100) if error.args else "TLS failed"
     return _OPENSSL.get(reason) or reason.replace("_", " ").lower()
+
+
+def h11_words(error: Exception) -> str:
+    """What h11 says of bytes of a peer, printable; it quotes them as `bytearray(b'…')`."""
+    return _QUOTED_BYTES.sub(r"\1", printable(str(error)))
 
 
 def _escaped(character: str) -> str:
