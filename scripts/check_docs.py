@@ -69,6 +69,8 @@ _GENERATED: Final = re.compile(
 _VARIABLE: Final = re.compile(r"\bPYDERP_[A-Z_]+\b")
 _OTHER_VARIABLES: Final = frozenset(
     {"PYDERP_REQUIRE_PEERS", "PYDERP_SUMS_SECONDS", "PYDERP_SUMS_SEED"}
+    # Examples of what is no setting.
+    | {"PYDERP_VERIFY_CLIENT", "PYDERP_SERVICE_HOST", "PYDERP_PORT"}
 )
 _METRIC: Final = re.compile(
     r"\b(?:pyderp|derp|derper_tls|stun|tls_listener|bootstrap_dns|process)_[a-z_]+\b(?!…)"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.text import printable
+from pyderp.text import h11_words, openssl_words, printable
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,23 @@ def test_what_is_cut_is_no_longer_and_the_start_of_the_whole(text: str, longest:
     whole, shown = printable(text), printable(text, longest)
     assert len(shown) == min(len(whole), longest)
     assert shown == whole or (shown[-1] == "…" and whole.startswith(shown[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("illegal status line: bytearray(b'abc')", "illegal status line: 'abc'"),
+        ('illegal header line: bytearray(b"a\'b")', 'illegal header line: "a\'b"'),
+        ("too large", "too large"),
+    ],
+)
+def test_bytes_that_h11_quotes_are_shown_without_their_type(said: str, told: str) -> None:
+    assert h11_words(ValueError(said)) == told
+
+
+def test_names_of_openssl_become_words() -> None:
+    error = ssl.SSLError(1, "[SSL: X] x (_ssl.c:1)")
+    error.reason = "BAD_RECORD_TYPE"
+    assert openssl_words(error) == "bad record type"
+    error.reason = "NO_CERTIFICATE_ASSIGNED"
+    assert openssl_words(error) == "the key does not belong to the certificate"

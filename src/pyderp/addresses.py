@@ -13,6 +13,7 @@ from pyderp.errors import ConfigError
 __all__ = [
     "IPAddress",
     "as_16_bytes",
+    "bare_name",
     "bracketed",
     "check_host_name",
     "format_address",
@@ -139,13 +140,18 @@ def check_host_name(hostname: str) -> None:
         raise ConfigError(f"{hostname!r} is neither a host name nor an IP address")
 
 
+def bare_name(hostname: str) -> str:
+    """A name as it is compared: DNS knows no case, and a dot at the end changes nothing."""
+    return hostname.lower().removesuffix(".")
+
+
 def normal_name(hostname: str) -> str:
     """A DNS name as certificates and clients spell it: lower case, ASCII, no dot at its end.
 
     Raises:
         ConfigError: it is none.
     """
-    name = hostname.lower().removesuffix(".")
+    name = bare_name(hostname)
     if not name.isascii():
         if _DIFFERENT_IN_IDNA.intersection(name):
             raise ConfigError(f"hostname {hostname!r}: give it in its ASCII form (xn--…)")

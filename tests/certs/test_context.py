@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from pyderp.certs import CertificateInfo, Credential, ServerContexts
 from pyderp.certs import context as context_module
 from pyderp.certs.context import authority_context
+from pyderp.certs.manual import ManualCertificates
 from pyderp.errors import ConfigError
 from tests.server.certificates import write_pair
 
@@ -107,3 +110,35 @@ def test_a_ca_file_must_hold_certificates(tmp_path: Path) -> None:
         authority_context(tmp_path / "gone.pem")
     write_pair(tmp_path, "ca")
     authority_context(tmp_path / "ca.crt")
+
+
+def _key_of(kind: str) -> bytes:
+    key = (
+        rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        if kind == "rsa"
+        else ec.generate_private_key(ec.SECP256R1())
+    )
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+@pytest.mark.parametrize("kind", ["ec", "rsa"])
+def test_a_key_of_another_certificate_is_named_as_such(tmp_path: Path, kind: str) -> None:
+    """Also if it is of another kind, which OpenSSL calls NO_CERTIFICATE_ASSIGNED."""
+    write_pair(tmp_path, NAME)
+    (tmp_path / f"{NAME}.key").write_bytes(_key_of(kind))
+    with pytest.raises(ConfigError, match="the key does not belong to the certificate"):
+        ManualCertificates(tmp_path, NAME)
+
+
+def test_two_certificates_in_one_line_are_not_blamed_on_the_key(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    write_pair(tmp_path, "issuer.example.com")
+    chain = tmp_path / f"{NAME}.crt"
+    second = (tmp_path / "issuer.example.com.crt").read_bytes()
+    chain.write_bytes(chain.read_bytes().rstrip() + second)
+    with pytest.raises(ConfigError, match="line break is missing between two certificates"):
+        ManualCertificates(tmp_path, NAME)

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pyderp.certs import make_certificates
 from pyderp.certs.manual import ManualCertificates, certificate_paths
+from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
 from tests.server.certificates import trusting_nobody, write_pair
 
@@ -55,7 +57,7 @@ def test_the_meta_certificate_comes_after_the_intermediates(tmp_path: Path) -> N
     assert b"derpkey" in chain[2]
 
 
-@pytest.mark.parametrize("server_name", [None, "other.example.com", "DERP.example.com"])
+@pytest.mark.parametrize("server_name", [None, "other.example.com", "derp.example.comx"])
 def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_alert(
     tmp_path: Path, server_name: str | None
 ) -> None:
@@ -63,6 +65,62 @@ def test_a_client_that_asks_for_another_name_or_none_gets_an_internal_error_aler
     context = context_of(load(tmp_path))
     with pytest.raises(ssl.SSLError, match="INTERNAL_ERROR"):
         shake_hands(context, server_name)
+
+
+@pytest.mark.parametrize("hostname", [NAME, "DERP.Example.com", f"{NAME}."])
+@pytest.mark.parametrize("server_name", [NAME, "DERP.example.COM", f"{NAME}."])
+def test_names_are_compared_without_case_and_a_dot_at_the_end(
+    tmp_path: Path, hostname: str, server_name: str
+) -> None:
+    """Of the files, too: those of the name as it is given come first."""
+    leaf = write_pair(tmp_path, NAME)
+    source = load(tmp_path, hostname)
+    found = source.credential("192.0.2.1", server_name)
+    assert found is not None
+    assert ssl.PEM_cert_to_DER_cert(found.chain.decode()) == leaf
+    assert source.credential("192.0.2.1", None) is None
+    (tmp_path / f"{NAME}.crt").rename(tmp_path / "DERP.Example.com.crt")
+    (tmp_path / f"{NAME}.key").rename(tmp_path / "DERP.Example.com.key")
+    if hostname == "DERP.Example.com":
+        assert load(tmp_path, hostname).credential("192.0.2.1", server_name) is not None
+
+
+@pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])
+def test_the_certificate_of_a_name_is_served_to_all_if_asked_for(
+    tmp_path: Path, server_name: str | None
+) -> None:
+    leaf = write_pair(tmp_path, NAME)
+    source = ManualCertificates(tmp_path, NAME, any_server_name=True)
+    assert presented(context_of(source), server_name)[0] == leaf
+
+
+def test_files_can_be_named_and_are_read_again_by_content(tmp_path: Path) -> None:
+    """As Kubernetes has them: links to links, which change all at once."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        write_pair(tmp_path / version, NAME)
+        (tmp_path / version / f"{NAME}.crt").rename(tmp_path / version / "tls.crt")
+        (tmp_path / version / f"{NAME}.key").rename(tmp_path / version / "tls.key")
+    current = tmp_path / "current"
+    current.symlink_to("1")
+    files = current / "tls.crt", current / "tls.key"
+    tls = ManualTLS(certdir=tmp_path, hostname=NAME, cert_file=files[0], cert_key_file=files[1])
+    source = make_certificates(tls)
+    assert source.reload() is False
+    os.utime(files[0], (1, 1))
+    assert source.reload() is False, "the content is the same"
+    current.unlink()
+    current.symlink_to("2")
+    assert source.reload() is True
+    found = source.credential("192.0.2.1", NAME)
+    assert found is not None
+    assert found.chain == (tmp_path / "2" / "tls.crt").read_bytes()
+
+
+def test_named_files_that_are_missing_are_not_made(tmp_path: Path) -> None:
+    missing = tmp_path / "tls.crt", tmp_path / "tls.key"
+    with pytest.raises(ConfigError, match=r"cannot read certificate .*tls.crt: No such file"):
+        ManualCertificates(tmp_path, "192.0.2.1", files=missing)
 
 
 @pytest.mark.parametrize("server_name", [None, "any.example.com", NAME])

@@ -46,13 +46,20 @@ def test_force_reads_files_that_look_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_pair_replaced_under_its_name_is_noticed(tmp_path: Path) -> None:
-    """Same size, same time: ACME clients swap symbolic links and keep times."""
+    """Same time: ACME clients swap symbolic links and keep times. What is the same is not new."""
     write_pair(tmp_path, NAME)
     certificates = load(tmp_path)
     paths = [certificates.certificate_file, certificates.key_file]
     for path in paths:
         copy = path.with_suffix(".new")
         shutil.copy2(path, copy)
+        copy.replace(path)
+    assert certificates.reload() is False
+    (tmp_path / "new").mkdir()
+    write_pair(tmp_path / "new", NAME)
+    for path in paths:
+        copy = tmp_path / "new" / path.name
+        shutil.copystat(path, copy)
         copy.replace(path)
     assert certificates.reload() is True
 

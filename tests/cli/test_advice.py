@@ -150,6 +150,7 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
         ("426 Upgrade Required", "try --websocket, which more proxies let pass"),
         ("400 Bad Request", "try --websocket, which more proxies let pass"),
         ("503 Service Unavailable", "is in trouble: try later"),
+        ("511 Network Authentication Required", "this network wants a login"),
     ],
 )
 def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[str]) -> None:

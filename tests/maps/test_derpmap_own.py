@@ -23,7 +23,7 @@ def test_other_ports_and_none_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("host", "told"),
-    [("2001:DB8::7", "2001:db8::7"), ("::ffff:192.0.2.1", "192.0.2.1"), ("Relay", "Relay")],
+    [("2001:DB8::7", "2001:db8::7"), ("::ffff:192.0.2.1", "192.0.2.1"), ("Relay.", "relay")],
 )
 def test_an_address_has_one_spelling(host: str, told: str) -> None:
     assert own_node(host, derp_port=443, stun_port=None).host_name == told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyderp.certs.context import ServerContexts, meta_certificate
 from pyderp.certs.credential import CertificateInfo, CertificateSource, Credential
-from pyderp.certs.manual import ManualCertificates
+from pyderp.certs.manual import ManualCertificates, manual_paths
 from pyderp.config import ManualTLS, TLSSettings
 
 __all__ = [
@@ -27,7 +27,12 @@ def make_certificates(tls: TLSSettings) -> CertificateSource:
         ConfigError: a setting or a file that cannot be used.
     """
     if isinstance(tls, ManualTLS):
-        return ManualCertificates(tls.certdir, tls.hostname)
+        return ManualCertificates(
+            tls.certdir,
+            tls.hostname,
+            files=None if tls.cert_file is None else manual_paths(tls),
+            any_server_name=tls.any_server_name,
+        )
     # Not at the top: it brings an HTTP library with it.
     from pyderp.certs.acme import ACMECertificates
 

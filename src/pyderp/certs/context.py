@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
 from pyderp.certs.credential import CertificateSource, Credential, utc_now
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
+from pyderp.text import openssl_words
 from pyderp.wire.metacert import make_meta_certificate
 
 __all__ = [
@@ -33,6 +37,8 @@ HTTP: Final = "http/1.1"
 ACME_TLS: Final = "acme-tls/1"
 """The ALPN protocol of TLS-ALPN-01."""
 _MOST_ADDRESSES: Final = 256
+_JOINED: Final = b"-----END CERTIFICATE----------BEGIN"
+"""What files put together with `cat` have where the first lacks its last line break."""
 
 REFUSE_NAME: Final = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 """The alert for a name that there is no certificate for; `derper` sends it."""
@@ -170,7 +176,7 @@ def check_credential(credential: Credential, where: str) -> None:
     try:
         _fill(plain_context(), credential)
     except (ssl.SSLError, OSError) as e:
-        raise ConfigError(f"cannot use {where}: {_explain(e)}") from e
+        raise ConfigError(f"cannot use {where}: {_explain(e, credential)}") from e
 
 
 def _fill(context: ssl.SSLContext, credential: Credential, meta: bytes = b"") -> None:
@@ -202,13 +208,19 @@ def _no_password() -> str:
     raise OSError(errno.EACCES, "the key is encrypted; give one without a password")
 
 
-def _explain(error: OSError) -> str:
-    reason = getattr(error, "reason", None)
-    if reason == "KEY_VALUES_MISMATCH":
-        return "the key does not belong to the certificate"
-    if isinstance(error, ssl.SSLError) and reason is None:
+def _explain(error: OSError, credential: Credential) -> str:
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason is not None:
+        return openssl_words(error)
+    # OpenSSL does not say which of the two it could not read.
+    try:
+        load_pem_private_key(credential.key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return "the key is no private key in PEM form, or not a whole one"
-    return str(reason or error.strerror or error)
+    if _JOINED in credential.chain:
+        return "a line break is missing between two certificates of the chain"
+    return "the chain is not wholly in PEM form"
 
 
 def authority_context(ca_file: Path) -> ssl.SSLContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from pyderp.addresses import IPAddress, check_host_name, parse_ip
+from pyderp.addresses import IPAddress, bare_name, check_host_name, parse_ip
 from pyderp.certs.context import check_credential
 from pyderp.certs.credential import (
     CertificateInfo,
@@ -27,11 +28,12 @@ from pyderp.certs.credential import (
     utc_now,
     valid_for,
 )
+from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
 from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.maps.region import PIN_PREFIX
 
-__all__ = ["ManualCertificates", "certificate_paths"]
+__all__ = ["ManualCertificates", "certificate_paths", "manual_paths"]
 
 log = logging.getLogger("pyderp.tls")
 
@@ -41,15 +43,29 @@ _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
 def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
-    """Where the certificate chain and the key of a host are kept: `HOST.crt` and `HOST.key`."""
-    name = _NAME_CHARACTERS.sub("", hostname)
-    return certdir / f"{name}.crt", certdir / f"{name}.key"
+    """Where the certificate chain and the key of a host are kept: `HOST.crt` and `HOST.key`.
+
+    `HOST` is the name as it is given; if there is no such file, in lower case and without a dot
+    at its end.
+    """
+    pairs = [
+        (certdir / f"{name}.crt", certdir / f"{name}.key")
+        for name in (_NAME_CHARACTERS.sub("", each) for each in (hostname, bare_name(hostname)))
+    ]
+    return pairs[0] if os.path.exists(pairs[0][0]) else pairs[1]
+
+
+def manual_paths(tls: ManualTLS) -> tuple[Path, Path]:
+    """The files of certificate chain and key that settings name."""
+    if tls.cert_file is not None and tls.cert_key_file is not None:
+        return tls.cert_file, tls.cert_key_file
+    return certificate_paths(tls.certdir, tls.hostname)
 
 
 class ManualCertificates(CertificateSource):
     """The certificate of one host name or IP address, from files.
 
-    A DNS name is served to clients that ask for exactly it by SNI; the certificate of an IP
+    A DNS name is served to clients that ask for it by SNI, in any case; the certificate of an IP
     address is served to all, and made here if a file is missing. When `reload` finds changed
     files, new handshakes get the new certificate.
     One that is not valid today does not replace one that is; if there is no other, it is served.
@@ -57,6 +73,8 @@ class ManualCertificates(CertificateSource):
     Args:
         certdir: directory of the two files.
         hostname: name or IP address that the certificate must be valid for.
+        files: certificate chain and key, in place of two in `certdir`; nothing is made.
+        any_server_name: the certificate of a DNS name, too, is served to all.
 
     Raises:
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
@@ -64,12 +82,21 @@ class ManualCertificates(CertificateSource):
 
     challenge_pending = False
 
-    def __init__(self, certdir: Path, hostname: str) -> None:
-        check_host_name(hostname)
-        self.hostname = hostname
-        self.certificate_file, self.key_file = certificate_paths(certdir, hostname)
+    def __init__(
+        self,
+        certdir: Path,
+        hostname: str,
+        *,
+        files: tuple[Path, Path] | None = None,
+        any_server_name: bool = False,
+    ) -> None:
+        check_host_name(bare_name(hostname))
+        self.hostname = bare_name(hostname)
+        self.certificate_file, self.key_file = files or certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
-        if self._address is not None and not _both_exist(self.certificate_file, self.key_file):
+        self._to_all = any_server_name or self._address is not None
+        there = files is not None or _both_exist(self.certificate_file, self.key_file)
+        if self._address is not None and not there:
             _make_self_signed(self._address, self.certificate_file, self.key_file)
         self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
@@ -81,7 +108,7 @@ class ManualCertificates(CertificateSource):
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
         """The one there is, to clients that ask for its DNS name; that of an address to all."""
-        if self._address is None and server_name != self.hostname:
+        if not self._to_all and bare_name(server_name or "") != self.hostname:
             return None
         return self._credential
 
@@ -119,6 +146,8 @@ class ManualCertificates(CertificateSource):
         self._stamps_read, self._valid_from = stamps, None
         try:
             found = self._load()
+            if not force and (found.chain, found.key) == self._content:
+                return False
             self._check_better(found.info)
         except ConfigError as e:
             self._failures += 1
@@ -153,6 +182,10 @@ class ManualCertificates(CertificateSource):
                 _dates(found.info, now),
             )
         self._credential = found
+
+    @property
+    def _content(self) -> tuple[bytes, bytes]:
+        return self._credential.chain, self._credential.key
 
     def _stamps(self) -> tuple[FileStamp | None, ...]:
         return file_stamp(self.certificate_file), file_stamp(self.key_file)

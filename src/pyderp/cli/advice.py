@@ -33,6 +33,10 @@ _STATUS: Final = {
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: (
         "a proxy wants a login: give --proxy http://USER:PASSWORD@HOST:PORT"
     ),
+    HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED: (
+        "this network wants a login before it lets anything through: open any http:// page in a "
+        "browser, log in there, and try again"
+    ),
     HTTPStatus.TOO_MANY_REQUESTS: "too many connections from here: wait a while",
 }
 _BY_REASON: Final = {

@@ -34,9 +34,27 @@ class ManualTLS:
     http_port: int | None = None
     """Port for plain HTTP beside TLS, on the same address, that redirects; `None`: none."""
 
+    cert_file: Path | None = None
+    """The certificate chain, PEM, in place of the one in `certdir`. It must be there."""
+
+    cert_key_file: Path | None = None
+    """Its private key, PEM; both files or neither."""
+
+    any_server_name: bool = False
+    """Present the certificate whatever name a client asks for by SNI, or none."""
+
     def __post_init__(self) -> None:
-        """Take a folder as text too, and refuse what is no port."""
+        """Take a path as text too, and refuse what is no port, and one file without the other."""
         _check_tls(self)
+        check_type("any_server_name", self.any_server_name, bool)
+        if (self.cert_file is None) != (self.cert_key_file is None):
+            raise ConfigError(
+                "{} and {} belong together: give both",
+                settings=("cert-file", "cert-key-file"),
+            )
+        if self.cert_file is not None and self.cert_key_file is not None:
+            object.__setattr__(self, "cert_file", Path(self.cert_file))
+            object.__setattr__(self, "cert_key_file", Path(self.cert_key_file))
 
 
 @dataclass(frozen=True, kw_only=True)

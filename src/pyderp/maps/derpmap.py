@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import bare_name, parse_ip
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import InvalidMap
 from pyderp.maps.mapjson import JSONValue, Reader, dump, parse, parse_id
@@ -205,7 +205,7 @@ def own_node(host: str, *, cert_name: str = "", derp_port: int, stun_port: int |
     return DERPNode(
         name="custom",
         region_id=_OWN_REGION,
-        host_name=host if address is None else str(address),
+        host_name=bare_name(host) if address is None else str(address),
         cert_name=cert_name,
         stun_port=0 if stun_port == STUN_PORT else stun_port,
         derp_port=0 if derp_port == HTTPS_PORT else derp_port,

@@ -22,7 +22,7 @@ from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
 from pyderp.net.settings import NetworkSettings, Proxy
 from pyderp.net.tcp import connect_to_host
 from pyderp.net.tls import TLSConfig, start_tls
-from pyderp.text import printable
+from pyderp.text import h11_words, printable
 
 __all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", "open_tunnel"]
 
@@ -139,7 +139,7 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
         raise ProxyError(f"no response from {what}: {e.strerror or e}") from e
     except h11.RemoteProtocolError as e:
         # h11 raises it in a method of itself: its own frames hold it.
-        raise ProxyError(f"bad response from {what}: {printable(str(e))}") from without_frames(e)
+        raise ProxyError(f"bad response from {what}: {h11_words(e)}") from without_frames(e)
     reason = printable(response.reason.decode("latin-1"))
     status = f"{response.status_code} {reason}".strip()
     if response.status_code != 200:

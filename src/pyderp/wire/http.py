@@ -14,7 +14,7 @@ import h11
 
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade, without_frames
-from pyderp.text import printable
+from pyderp.text import h11_words, printable
 
 __all__ = [
     "BROWSER_HEADERS",
@@ -225,7 +225,7 @@ class HttpConnection:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as e:
             self._refusal_status = HTTPStatus(e.error_status_hint)
-            problem = printable(str(e), _QUOTED)
+            problem = printable(h11_words(e), _QUOTED)
             # h11 raises it in a method of itself: its own frames hold it.
             raise BadUpgrade(f"bad HTTP request: {problem}") from without_frames(e)
         if event is h11.NEED_DATA:

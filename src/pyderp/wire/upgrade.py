@@ -9,7 +9,7 @@ import h11
 
 from pyderp.errors import BadUpgrade, FailureReason, UpgradeRejected, without_frames
 from pyderp.keys import NodePublic
-from pyderp.text import printable
+from pyderp.text import h11_words, printable
 from pyderp.wire.frames import PROTOCOL_VERSION
 
 __all__ = [
@@ -128,7 +128,7 @@ class UpgradeReply:
             without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
             if self._refused is not None or not data:
                 raise self._error() from e
-            problem = printable(str(e), 100)
+            problem = printable(h11_words(e), 100)
             text = f"the relay's answer is not HTTP: {problem}"
             raise BadUpgrade(text, reason=FailureReason.NO_HTTP) from e
 

@@ -165,7 +165,10 @@ def test_nothing_is_made_that_the_first_start_makes(
     assert done.code == 0, done.err
     state = tmp_path / "state"
     assert f"ok: key file {state}/relay.key: made at the first start" in done.out
-    assert f"ok: certificate {state}/certs/1.crt: self-signed, made at the first start" in done.out
+    assert (
+        f"ok: TLS, certificate {state}/certs/1.crt: self-signed, made at the first start"
+        in done.out
+    )
     assert tree(tmp_path) == []
 
 
@@ -379,7 +382,7 @@ def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_pat
     done = check(*ports, "--hostname=relay.example.com")
     assert done.code == 0, done.err
     assert (
-        "ok: certificate for relay.example.com: from https://acme-v02.api.letsencrypt.org"
+        "ok: TLS, certificate for relay.example.com: from https://acme-v02.api.letsencrypt.org"
         in done.out
     )
     assert tree(tmp_path) == []

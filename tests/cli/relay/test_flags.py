@@ -78,8 +78,18 @@ CASES = [
     Case("hostname", "a.example", '"a.example"', "public_name", "a.example"),
     Case("public-port", "8443", "8443", "public_port", 8443),
     Case("key-file", "a/b", '"a/b"', "key_file", Path("a/b")),
+    Case("tls", "no", "false", "[tls]", False),
     Case("certmode", "gcp", '"gcp"', "config.tls.directory", GOOGLE, GCP),
     Case("certdir", "c", '"c"', "config.tls.certdir", Path("c"), MANUAL),
+    Case(
+        *("cert-file", "x.crt", '"x.crt"', "config.tls.cert_file", PEM),
+        ("-c", "k", "--hostname=x.example", "--cert-key-file=x.key"),
+    ),
+    Case(
+        *("cert-key-file", "x.key", '"x.key"', "config.tls.cert_key_file", Path("x.key")),
+        ("-c", "k", "--hostname=x.example", "--cert-file=x.crt"),
+    ),
+    Case("any-server-name", "", "true", "config.tls.any_server_name", True, MANUAL),
     Case("http-port", "-1", "-1", "config.tls.http_port", None, ACME),
     Case("http-port", "8080", "8080", "config.tls.http_port", 8080, ACME),
     Case("acme-email", "a@b", '"a@b"', "config.tls.email", "a@b", ACME),
@@ -230,7 +240,7 @@ def test_flag_wins_over_environment_over_file_over_default(
     assert plan("--no-stun")[0].config.stun_port is None
     monkeypatch.setenv("PYDERP_DRAIN", "")  # as compose files do it
     assert plan()[0].config.drain == 1
-    assert plan("--no-dev", "-c", "k", "-a", ":1")[0].config.dev is False
+    assert plan("--no-dev", "-c", "k", "-a", ":1", "--no-tls")[0].config.dev is False
 
 
 def test_variables_of_derper_count_below_ours(
@@ -248,7 +258,7 @@ def test_variables_of_derper_count_below_ours(
     assert plan("--dev", "--debug-allow-ip=::1")[0].config.debug.allow_ip == "::1"
     config = plan("--dev", "--mesh-psk-file=mesh.key")[0].config
     assert config.mesh_key == MeshKey.parse("ab" * 32)
-    assert plan("-a", ":1", "-c", "k")[0].config.mesh_key is None
+    assert plan("-a", "127.0.0.1:1", "-c", "k")[0].config.mesh_key is None
 
 
 @pytest.mark.parametrize(
@@ -263,7 +273,7 @@ def test_what_is_no_depth_of_a_queue_counts_as_not_given(
     derper: bool,
 ) -> None:
     monkeypatch.setenv("TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH", text)
-    arguments = ("-a", ":1", "-c", "k")
+    arguments = ("-a", "127.0.0.1:1", "-c", "k")
     assert plan(*arguments, derper=derper)[0].config.send_queue_depth == depth
     if not derper:
         assert plan(*arguments, "--send-queue-depth=3")[0].config.send_queue_depth == 3
@@ -273,7 +283,7 @@ def test_what_is_no_depth_of_a_queue_counts_as_not_given(
 def test_senders_are_counted_unless_somebody_says_no(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, derper: bool
 ) -> None:
-    arguments = ("-a", ":1", "-c", "k")
+    arguments = ("-a", "127.0.0.1:1", "-c", "k")
     assert plan(*arguments, derper=derper)[0].config.sender_cardinality
     for text, told in (("0", False), ("false", False), ("1", True), ("T", True)):
         monkeypatch.setenv("TS_DERP_SENDER_CARDINALITY", text)
@@ -294,7 +304,7 @@ def test_senders_are_counted_unless_somebody_says_no(
 def test_names_that_are_not_allowed_are_taken_as_they_stand(
     plan: Callable[..., Planned], text: str, names: tuple[str, ...]
 ) -> None:
-    arguments = ("-a", ":1", "-c", "k")
+    arguments = ("-a", "127.0.0.1:1", "-c", "k")
     config = plan(*arguments, f"--disallow-app-names={text}")[0].config
     assert config.disallow_app_names == names
     assert plan(*arguments, "-disallow-app-names", text, derper=True)[0].config == config
@@ -347,11 +357,11 @@ def test_root_s_key_is_derper_s_if_there_is_one(
     theirs = tmp_path / "derper.key"
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("pyderp.cli.relay.plan.DERPER_KEY_FILE", theirs)
-    assert plan("-a", ":1")[0].key_file == Path("/var/lib/pyderp/relay.key")
+    assert plan("-a", "127.0.0.1:1")[0].key_file == Path("/var/lib/pyderp/relay.key")
     theirs.write_text("{}")
-    assert plan("-a", ":1")[0].key_file == theirs
+    assert plan("-a", "127.0.0.1:1")[0].key_file == theirs
     monkeypatch.setenv("STATE_DIRECTORY", "/state")
-    assert plan("-a", ":1")[0].key_file == Path("/state/relay.key")
+    assert plan("-a", "127.0.0.1:1")[0].key_file == Path("/state/relay.key")
 
 
 @pytest.mark.parametrize(
@@ -361,11 +371,11 @@ def test_root_s_key_is_derper_s_if_there_is_one(
         (["--dev", "--stun"], 3478, False),
         (["-a", "127.0.0.1:0"], 3478, True),
         (["-a", "[::1]:0", "--stun-port=99"], 99, False),
-        (["-a", ":1"], 3478, False),
-        (["-a", "192.0.2.1:1"], 3478, False),
+        (["-a", ":1", "--no-tls"], 3478, False),
+        (["-a", "192.0.2.1:1", "--no-tls"], 3478, False),
         (["-a", "unix:/x"], None, False),
         (["-a", "unix:/x", "--stun"], 3478, False),
-        (["-a", ":1", "--no-stun", "--stun-port=99"], None, False),
+        (["-a", ":1", "--no-tls", "--no-stun", "--stun-port=99"], None, False),
     ],
 )
 def test_stun_may_only_be_missing_where_nobody_would_miss_it(

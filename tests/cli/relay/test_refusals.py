@@ -161,6 +161,15 @@ def test_a_certificate_that_cannot_be_used_is_explained(
     [
         (["--certmode=manual", "--hostname=x"], "needs --certdir"),
         (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
+        (["--cert-file=x", "--hostname=x"], "--cert-file and --cert-key-file belong together"),
+        (
+            ["--certmode=gcp", "--cert-file=x", "--hostname=x"],
+            "--cert-file needs --certmode=manual",
+        ),
+        (
+            ["--certmode=letsencrypt", "--any-server-name", "--hostname=x.example"],
+            "--any-server-name needs --certmode=manual",
+        ),
         (["--certmode=letsencrypt"], "needs --hostname"),
         (["--certmode=letsencrypt", "--hostname=192.0.2.1"], "--acme-ip-certs"),
         (["--certmode=gcp", "--hostname=x"], "needs --acme-eab-kid, --acme-eab-key, --acme-email"),
@@ -172,7 +181,8 @@ def test_a_certificate_that_cannot_be_used_is_explained(
         (["--login-timeout=0"], "--login-timeout is 0; want more than 0 seconds"),
         (["--home=nowhere"], "unknown home 'nowhere'"),
         (["--verify-client-url=x"], "neither http:// nor https://"),
-        (["-a", "127.0.0.1:443"], "--certmode=manual"),
+        (["--tls"], "--certmode=manual"),
+        (["--no-tls", "--certmode=manual"], "--no-tls and --certmode exclude each other"),
     ],
 )
 def test_flags_that_do_not_go_together_are_explained(
@@ -201,16 +211,6 @@ def test_no_key_file_is_made_for_a_relay_that_cannot_start(
     assert not path.parent.exists()
 
 
-def test_tls_settings_without_tls_are_warned_of(
-    refused: Refused, caplog: pytest.LogCaptureFixture
-) -> None:
-    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x")
-    assert "plain HTTP on port 0: give --certmode for TLS, or --public-port if" in caplog.text
-    caplog.clear()
-    refused("--dev", "-a", "192.0.2.1:0", "--hostname=x", "--public-port=443")
-    assert "plain HTTP" not in caplog.text
-
-
 def test_without_any_place_for_the_key_one_must_be_named(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +218,8 @@ def test_without_any_place_for_the_key_one_must_be_named(
     for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     assert "-c FILE is missing" in refused("-a", "127.0.0.1:0")
+    acme = refused("--dev", "-a", "127.0.0.1:0", "--certmode=letsencrypt", "--hostname=a.example")
+    assert "there is no place to keep the certificates: --certdir DIR is missing" in acme
 
 
 def test_without_uvloop_asking_for_it_is_refused_and_auto_is_not(
@@ -265,7 +267,7 @@ def test_go_s_spelling_is_refused_and_nothing_is_made(
 
 
 def test_port_443_without_a_certificate_is_told_the_ways_out(refused: Refused) -> None:
-    told = refused("-a", "127.0.0.1:443")
+    told = refused("-a", ":443")
     assert "--certmode=manual" in told
     assert "--dev" in told
 

@@ -73,14 +73,19 @@ def test_behind_a_proxy_the_port_is_the_proxy_s(shown: Callable[..., Done]) -> N
         assert (node.host_name, node.derp_port) == ("derp.example.com", 0)
 
 
-def test_the_port_of_plain_http_is_told_unless_a_proxy_has_another(
-    shown: Callable[..., Done],
-) -> None:
-    line = ("-a", ":8443", "--hostname=derp.example.com")
-    (node,) = DERPMap.from_json(shown("json", *line).out).regions[900].nodes
+def test_of_plain_http_the_port_of_the_proxy_must_be_given(shown: Callable[..., Done]) -> None:
+    """A Tailscale client speaks TLS, so a map with the relay's own port cannot work."""
+    name = "--hostname=derp.example.com"
+    for line in (("-a", ":8443", "--no-tls"), ("--dev",)):
+        done = shown("json", *line, name)
+        assert (done.code, done.out) == (1, "")
+        assert "this relay speaks plain HTTP on " in done.err
+        assert "give --public-port, the port of the proxy" in done.err
+        done = shown("json", *line, name, "--public-port=444")
+        (node,) = DERPMap.from_json(done.out).regions[900].nodes
+        assert node.derp_port == 444
+    (node,) = DERPMap.from_json(shown("json", "-a", ":8443", name).out).regions[900].nodes
     assert (node.derp_port, node.stun_port) == (8443, 0)
-    (node,) = DERPMap.from_json(shown("json", *line, "--public-port=444").out).regions[900].nodes
-    assert node.derp_port == 444
 
 
 def test_behind_a_proxy_stun_is_told_if_clients_reach_it(shown: Callable[..., Done]) -> None:

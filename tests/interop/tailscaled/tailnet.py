@@ -48,7 +48,9 @@ class Relay:
         if self.tls:
             options += ["certmode=manual", f"hostname={HUB_ADDRESS}"]
             options += [f"certdir={directory / 'certs'}"]
-        # Without a certificate mode, and on a port other than 443, both speak plain HTTP.
+        elif self.kind == "pyderp":
+            options += ["no-tls"]
+        # Without a certificate mode, and on a port other than 443, derper speaks plain HTTP.
         return [
             *program,
             *(["-a", f"{HUB_ADDRESS}:{RELAY_PORT}", "-c", str(directory / "relay.key")]),

@@ -115,6 +115,18 @@ def test_the_named_certificate_is_presented(
     assert client.tls.getpeercert(binary_form=True) == leaf(tmp_path)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_name_in_another_case_is_the_same_name(
+    make: Make, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """It is not found by the quick search for the name in lower case."""
+    engine = make(ServerContexts(source_of(tmp_path), META), NAME.encode())
+    client = Client("DERP.Example.COM", version=version)
+    client.tls.context.check_hostname = False
+    assert client.shake_hands(engine).version
+    assert client.tls.getpeercert(binary_form=True) == leaf(tmp_path)
+
+
 def leaf(directory: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert((directory / f"{NAME}.crt").read_text())
 

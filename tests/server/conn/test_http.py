@@ -105,7 +105,10 @@ def test_an_odd_upgrade_is_logged(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     Wire(core).feed(b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: foo\r\n\r\n")
-    assert problems(caplog) == ["client 1 192.0.2.1:4711 asks for upgrade to 'foo'"]
+    assert problems(caplog) == [
+        "client 1 192.0.2.1:4711: a request for /derp asks for upgrade to 'foo'; a proxy in front "
+        "must pass the headers Upgrade and Connection (Upgrade: DERP or websocket) by HTTP/1.1"
+    ]
 
 
 def test_requests_on_one_connection_are_answered_in_turn(core: ConnectionContext) -> None:
@@ -265,3 +268,37 @@ def who_asks(core: ConnectionContext, headers: bytes) -> tuple[str, bool]:
     wire.feed(ASK_DEBUG % headers)
     (request,) = seen
     return request.remote, request.forwarded
+
+
+HELLO = bytes.fromhex("16030100") + bytes((9, 1)) + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (HELLO, "TLS on a plain HTTP port: "),
+        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n" + GET_DERP, "PROXY header, but proxy-"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY header, but proxy-"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, which a relay does not speak"),
+        (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
+    ],
+    ids=["tls", "proxy1", "proxy2", "http2", "rdp"],
+)
+def test_another_protocol_is_named_for_what_it_is(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture, first: bytes, told: str
+) -> None:
+    wire = Wire(core)
+    wire.feed(first)
+    assert wire.gone
+    (line,) = problems(caplog)
+    assert line.startswith(f"client 1 192.0.2.1:4711 closed: {told}")
+
+
+def test_a_request_for_derp_without_upgrade_says_what_a_proxy_must_pass(
+    core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = Wire(core)
+    wire.feed(b"GET /derp HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert wire.answer().startswith(b"HTTP/1.1 426 ")
+    (line,) = problems(caplog)
+    assert "a request for /derp has no Upgrade header; a proxy in front must pass" in line

@@ -239,3 +239,35 @@ def test_what_is_wrong_behind_a_bad_frame_is_not_counted_again(
     assert wire.gone
     assert len(problems(caplog)) == 1
     assert core.router.counters.protocol_errors == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (b"PROXY TCP4 192.0.2.9 192.0.2.1 5 443\r\n", "PROXY header, but proxy-protocol is off"),
+        (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH"),
+    ],
+    ids=["proxy", "rdp", "ssh"],
+)
+def test_what_is_no_tls_is_named_for_what_it_is(
+    core: ConnectionContext,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    first: bytes,
+    told: str,
+) -> None:
+    wire = TLSWire(core, engine)
+    wire.feed_encrypted(first)
+    assert wire.gone
+    (line,) = problems(caplog)
+    assert line.startswith(f"client 1 192.0.2.1:4711 closed: TLS: {told}")
+
+
+def test_no_openssl_name_in_capitals_is_logged(
+    core: ConnectionContext, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = TLSWire(core, engine)
+    wire.feed_encrypted(b"\x17\x03\x03\x00\x20" + bytes(60))
+    (line,) = problems(caplog)
+    assert "_" not in line

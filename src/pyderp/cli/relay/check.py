@@ -17,7 +17,7 @@ from pyderp.admission.denylist import read_deny_list
 from pyderp.admission.verdict import AdmissionCounters
 from pyderp.certs import make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
-from pyderp.certs.manual import certificate_paths
+from pyderp.certs.manual import manual_paths
 from pyderp.cli.output import print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
@@ -124,17 +124,18 @@ def _certificate(plan: StartPlan) -> str:
     if "tls" in plan.missing:
         return ""
     if tls is None:
-        return "no TLS: plain HTTP"
+        return f"no TLS, plain HTTP: {plan.transport.plain}"
     if isinstance(tls, ACMETLS):
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         _check_obtained(tls)
-        return f"certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
-    files = certificate_paths(tls.certdir, tls.hostname)
-    if parse_ip(tls.hostname) is not None and not all(map(_exists, files)):
+        return f"TLS, certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
+    files = manual_paths(tls)
+    made = tls.cert_file is None and parse_ip(tls.hostname) is not None
+    if made and not all(map(_exists, files)):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
-        return f"certificate {files[0]}: self-signed, made at the first start"
+        return f"TLS, certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
-    return f"certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
+    return f"TLS, certificate {files[0]}: for {tls.hostname}, until {info.not_after:%Y-%m-%d}"
 
 
 def _check_obtained(tls: ACMETLS) -> None:
@@ -211,7 +212,7 @@ def _mesh_hosts(plan: StartPlan) -> str:
 
 def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for all that a relay would start with, though not do well."""
-    lines: list[str] = []
+    lines: list[str] = [plan.transport.warning] if plan.transport.warning else []
     path = plan.config.rate_config
     # What cannot be read is a problem of `check_files`.
     with contextlib.suppress(ConfigError):
@@ -231,7 +232,7 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
     tls = plan.config.tls
     if not isinstance(tls, ManualTLS):
         return
-    file, *_ = files = certificate_paths(tls.certdir, tls.hostname)
+    file, *_ = files = manual_paths(tls)
     if not all(map(_exists, files)):
         return
     now = utc_now()

@@ -83,7 +83,8 @@ class Flag:
 
     def __post_init__(self) -> None:
         """Find the setting of its name, and the setting's default."""
-        setting = self.setting or (self.parameter if self.parameter in _DEFAULTS else "")
+        of_its_name = self.parameter in _DEFAULTS and self.parameter not in PARTS
+        setting = self.setting or (self.parameter if of_its_name else "")
         object.__setattr__(self, "setting", setting)
         if self.default is _OF_SETTING:
             object.__setattr__(self, "default", _DEFAULTS.get(setting))
@@ -118,8 +119,8 @@ _TABLE: Final = {
              "in memory whatever -c says, and take the mesh key from TAILSCALE_DERPER_MESH_KEY "
              "only."),
         Flag("address", text("ADDR"),
-             "Where to listen: IP:PORT, [IPv6]:PORT, :PORT for all addresses, or unix:/PATH. TLS "
-             "if the port is 443 or --certmode is given. Port 0: any free one.", default=None,
+             "Where to listen: IP:PORT, [IPv6]:PORT, :PORT for all addresses, or unix:/PATH. Port "
+             "0: any free one.", default=None,
              also=("-a",), go_name="a", shown=":443; with --dev 127.0.0.1:3340"),
         Flag("hostname", text("NAME|IP"),
              "What clients connect to, and the certificate is for. With a name the certificate "
@@ -146,6 +147,12 @@ _TABLE: Final = {
              in_file=False),
     ),
     "Certificate": (
+        Flag("tls", boolean,
+             "Speak TLS, or plain HTTP for a proxy in front that ends TLS.", default=None,
+             shown="TLS; plain HTTP with --dev, on a loopback address or on a Unix socket, unless "
+             "--certmode is given",
+             go_help="Speak TLS, or plain HTTP. If it is not given, as derper: TLS on port 443 or "
+             "with -certmode=manual."),
         Flag("certmode", choice("manual", "letsencrypt", "gcp"),
              "Where the certificate comes from: files, Let's Encrypt or another authority by "
              "ACME, or Google's.",
@@ -153,6 +160,15 @@ _TABLE: Final = {
         Flag("certdir", folder,
              "Directory of HOSTNAME.crt and HOSTNAME.key, or of what ACME brings.",
              setting="tls.certdir", shown="certs, beside the default of --key-file"),
+        Flag("cert-file", path,
+             "File of the certificate chain, PEM, in place of one in --certdir; as certbot's "
+             "fullchain.pem or Kubernetes' tls.crt. Read again when it changes. It means "
+             "--certmode=manual."),
+        Flag("cert-key-file", path,
+             "File of its private key, PEM; as certbot's privkey.pem or Kubernetes' tls.key."),
+        Flag("any-server-name", boolean,
+             "With --certmode=manual: present the certificate to a client that asks for another "
+             "name (SNI) or for none."),
         Flag("http-port", port_or_none,
              "Beside TLS: plain HTTP for ACME, captive-portal checks and redirects. -1: none.",
              setting="tls.http_port"),

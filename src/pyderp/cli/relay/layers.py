@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import typer
 from typer.core import TyperCommand
 
+from pyderp.cli.relay.environment import unknown_variables
 from pyderp.cli.relay.flags import BY_NAME, FLAGS, Flag, flag_of
 from pyderp.cli.relay.tomlfile import read_toml, toml_value
 from pyderp.errors import ConfigError, setting_name
@@ -197,6 +198,7 @@ def load_settings(
             from that.
     """
     settings = Settings(given, defaults=defaults, derper=derper)
+    settings.problems += unknown_variables(environment)
     ours = [(flag, flag.variable) for flag in FLAGS if derper]
     for flag, variable in ours + [(flag, flag.go_variable) for flag in FLAGS]:
         if text := environment.get(variable):

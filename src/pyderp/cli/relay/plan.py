@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs.context import authority_context
 from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS, PARTS
 from pyderp.cli.relay.layers import Settings
+from pyderp.cli.relay.transport import Transport, transport_of
 from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.rules import RULES, about, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
@@ -48,6 +49,7 @@ class StartPlan:
             machine could use it.
         public_name: what clients connect to, also if something in front ends TLS; may be empty.
         public_port: the port that they use; `None`: the relay's own.
+        transport: whether it speaks TLS; if not, why.
         missing: parts that are not as asked for, since something is wrong there.
     """
 
@@ -57,6 +59,7 @@ class StartPlan:
     public_name: str
     public_port: int | None = None
     missing: frozenset[str] = frozenset()
+    transport: Transport = field(default_factory=Transport)
 
 
 def checked_plan(settings: Settings) -> StartPlan:
@@ -82,8 +85,11 @@ def make_plan(settings: Settings) -> StartPlan | None:
     values = _values(settings)
     tls = values.pop("tls")
     made: dict[str, Any] = {}
+    transport = Transport()
+    with settings.collect():
+        transport = transport_of(settings, address)
     for part, flags, make in (
-        ("tls", tuple(missing), lambda: _tls(settings, tls, address)),
+        ("tls", tuple(missing), lambda: None if transport.plain else _tls(settings, tls, address)),
         ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings)),
         ("debug_key", ("debug-key-file",), lambda: _debug_key(settings)),
         ("key_file", ("key-file",), lambda: _key_file(settings)),
@@ -114,6 +120,7 @@ def make_plan(settings: Settings) -> StartPlan | None:
         public_name=settings["hostname"] or "",
         public_port=settings["public-port"],
         missing=frozenset(missing),
+        transport=transport,
     )
 
 
@@ -184,8 +191,8 @@ def _stun_port(settings: Settings, address: str) -> int | None:
 # Certificate
 
 
-def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSettings | None:
-    """What the flags say about TLS; `None`: the relay speaks none.
+def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSettings:
+    """What the flags say about the certificate.
 
     Args:
         values: those for `ManualTLS` and `ACMETLS`.
@@ -193,26 +200,21 @@ def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSetting
     Raises:
         ConfigError: flags are missing, or do not fit together.
     """
-    if not _speaks_tls(settings, address):
-        return None
     if not (hostname := settings["hostname"]):
-        raise _no_hostname(settings)
+        raise _no_hostname(settings, address)
     is_ip = parse_ip(hostname) is not None
     by_hostname = "manual" if is_ip and not settings["acme-ip-certs"] else "letsencrypt"
     mode = settings["certmode"] or by_hostname
-    certdir: Path = settings["certdir"] or _state_directory() / "certs"
+    has_files = settings.given("cert-file", "cert-key-file")
+    if has_files and not settings.given("certmode"):
+        mode = "manual"
+    for name in ("cert-file", "cert-key-file", "any-server-name"):
+        if mode != "manual" and settings[name]:
+            raise ConfigError("{} needs {}", settings=(name, "certmode=manual"))
+    certdir: Path = settings["certdir"] or _certificates(settings)
     http_port = None if settings["http-port"] < 0 else settings["http-port"]
     if mode == "manual":
-        if settings["acme-ip-certs"]:
-            raise ConfigError(
-                "{} needs {}; it is manual", settings=("tls.ip_certs", "certmode=letsencrypt")
-            )
-        if settings["certdir"] is None and not is_ip:
-            raise ConfigError(
-                "{} needs {}=DIR, the directory of the certificate",
-                settings=("certmode=manual", "tls.certdir"),
-            )
-        return ManualTLS(certdir=certdir, hostname=hostname, http_port=http_port)
+        return _manual_tls(settings, hostname, certdir, http_port)
     if hostname == DERPER_HOSTNAME and not settings.given("hostname"):
         raise ConfigError(
             "{} is missing: derper's default, {name}, is a name that only Tailscale gets a "
@@ -227,36 +229,48 @@ def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSetting
     return tls
 
 
-def _speaks_tls(settings: Settings, address: str) -> bool:
-    port = None if unix_path(address) is not None else parse_address(address)[1]
-    if port == defaults.HTTPS_PORT:
-        return True
-    if settings.derper:
-        # As derper: with other modes, no TLS on other ports.
-        return bool(settings["certmode"] == "manual")
-    if settings.given("certmode"):
-        return True
-    if settings.given("certdir", "hostname") and not settings["public-port"]:
-        where = address if port is None else f"port {port}"
-        log.warning(
-            "plain HTTP on %s: give --certmode for TLS, or --public-port if a proxy in front "
-            "ends TLS",
-            where,
+def _manual_tls(
+    settings: Settings, hostname: str, certdir: Path, http_port: int | None
+) -> ManualTLS:
+    if settings["acme-ip-certs"]:
+        raise ConfigError(
+            "{} needs {}; it is manual", settings=("tls.ip_certs", "certmode=letsencrypt")
         )
-    return False
+    named = settings.given("certdir", "cert-file", "cert-key-file")
+    if not named and settings["certdir"] is None and parse_ip(hostname) is None:
+        raise ConfigError(
+            "{} needs {}=DIR, the directory of the certificate",
+            settings=("certmode=manual", "tls.certdir"),
+        )
+    return ManualTLS(
+        certdir=certdir,
+        hostname=hostname,
+        http_port=http_port,
+        cert_file=settings["cert-file"],
+        cert_key_file=settings["cert-key-file"],
+        any_server_name=bool(settings["any-server-name"]),
+    )
 
 
-def _no_hostname(settings: Settings) -> ConfigError:
+def _certificates(settings: Settings) -> Path:
+    """The directory of certificates that no flag names."""
+    if file := settings["cert-file"] or settings["cert-key-file"]:
+        return Path(file).parent
+    return _state_directory("the certificates", "--certdir DIR") / "certs"
+
+
+def _no_hostname(settings: Settings, address: str) -> ConfigError:
     if settings.given("certmode"):
         return ConfigError(
             "{} needs {}, the name that the certificate is for",
             settings=(f"certmode={settings['certmode']}", "tls.hostname"),
         )
     return ConfigError(
-        "port 443 needs a certificate: give --hostname=NAME for one from Let's Encrypt, "
+        "TLS on {address} needs a certificate: give --hostname=NAME for one from Let's Encrypt, "
         "--hostname=IP for a self-signed one, --certmode=manual with --certdir for your own, "
-        "another port with -a for plain HTTP, or --dev to try things out",
+        "--no-tls for plain HTTP behind a proxy, or --dev to try things out",
         settings=("address", "tls.hostname"),
+        address=address,
     )
 
 
@@ -314,11 +328,15 @@ def _key_file(settings: Settings) -> Path | None:
     # derper's of root is taken over if it is there.
     if as_root and not os.environ.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
         return DERPER_KEY_FILE
-    return _state_directory() / "relay.key"
+    return _state_directory("the relay's key", "-c FILE") / "relay.key"
 
 
-def _state_directory() -> Path:
+def _state_directory(what: str, flag: str) -> Path:
     """The directory for what outlives a restart.
+
+    Args:
+        what: is to be kept there, for the error.
+        flag: names a place of its own for that.
 
     Raises:
         ConfigError: this user has none.
@@ -333,7 +351,7 @@ def _state_directory() -> Path:
         home = f"{user}/.local/state"
     if not home.startswith("/"):
         raise ConfigError(
-            "there is no place to keep the relay's key: -c FILE is missing, and neither "
-            "STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set"
+            f"there is no place to keep {what}: {flag} is missing, and neither STATE_DIRECTORY, "
+            "XDG_STATE_HOME nor HOME is set"
         )
     return Path(home, "pyderp")

@@ -39,7 +39,7 @@ from pyderp.cli.relay.showmap import (
     show_map,
     stun_hidden,
 )
-from pyderp.config import RelayConfig
+from pyderp.config import ManualTLS, RelayConfig
 from pyderp.errors import ConfigError, DerpError
 from pyderp.keyfile import load_or_create_key
 from pyderp.maps import mapjson
@@ -276,6 +276,13 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
     config = relay.config
     log.info("relay key %s", relay.public_key)
     log.info("%s", _where(relay))
+    if tls := config.tls:
+        mode = "manual" if isinstance(tls, ManualTLS) else "ACME"
+        log.info("TLS for %s, with a certificate by %s", tls.hostname, mode)
+    else:
+        log.info("no TLS, plain HTTP: %s", plan.transport.plain)
+    if plan.transport.warning:
+        log.warning("%s", plan.transport.warning)
     if relay.http_address is not None:
         log.info("redirecting plain HTTP on %s", _endpoint(relay.http_address))
     if relay.metrics_address is not None:

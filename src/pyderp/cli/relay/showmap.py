@@ -47,6 +47,15 @@ def node_of(plan: StartPlan) -> DERPNode:
     # What only this machine reaches, and without TLS, has a proxy in front.
     on_socket = unix_path(config.address) is not None
     proxied = on_socket or (config.tls is None and is_loopback(config.address))
+    if config.tls is None and plan.public_port is None and (config.dev or not proxied):
+        raise ConfigError(
+            "clients that read a DERP map connect with TLS, and this relay speaks plain HTTP on "
+            "{address} ({reason}): if a proxy in front of it ends TLS, give {}, the port of the "
+            "proxy",
+            settings=("public-port",),
+            address=config.address,
+            reason=plan.transport.plain,
+        )
     port = HTTPS_PORT if proxied else parse_address(config.address)[1]
     derp_port = plan.public_port or port
     stun_port = None if stun_hidden(plan) else config.stun_port
@@ -97,7 +106,9 @@ def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
     words.append("--no-stun" if stun_port is None else f"--stun-port={stun_port}")
     if stun_port is not None and plan.config.stun_host is not None:
         words.append(f"--stun-host={plan.config.stun_host}")
-    if plan.config.tls is not None:
+    if plan.config.tls is None:
+        words.append("--no-tls")
+    else:
         words += _certificate_words(plan.config.tls)
     # A command line without a place for the key is refused, though here none is read.
     words.append("--dev" if plan.key_file is None else f"--key-file={plan.key_file.absolute()}")
@@ -105,7 +116,11 @@ def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
 
 
 def _certificate_words(tls: TLSSettings) -> Iterator[str]:
-    yield f"--certdir={tls.certdir.absolute()}"
+    if isinstance(tls, ManualTLS) and tls.cert_file and tls.cert_key_file:
+        yield f"--cert-file={tls.cert_file.absolute()}"
+        yield f"--cert-key-file={tls.cert_key_file.absolute()}"
+    else:
+        yield f"--certdir={tls.certdir.absolute()}"
     if isinstance(tls, ManualTLS):
         yield "--certmode=manual"
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import bare_name, parse_ip
 from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import ClientIdentity
 from pyderp.certs import CertificateSource, ServerContexts, make_certificates, meta_certificate
@@ -166,7 +166,7 @@ def _engine(
     key: NodePublic,
 ) -> Engine:
     contexts = ServerContexts(certificates, meta_certificate(key))
-    name = config.hostname.encode() if parse_ip(config.hostname) is None else b""
+    name = b"" if parse_ip(config.hostname) else bare_name(config.hostname).encode()
     return SSLEngine(contexts, name) if native is None else RustlsEngine(native, contexts, name)
 
 
@@ -291,7 +291,7 @@ def _own_version() -> str:
 
 def _own_names(hostname: str, certificates: CertificateSource | None) -> Iterator[str]:
     if hostname:
-        yield hostname
+        yield bare_name(hostname)
     if certificates is not None:
         for certificate in certificates.certificates():
             yield from certificate.names

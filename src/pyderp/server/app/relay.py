@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
-from pyderp.addresses import format_address
+from pyderp.addresses import bare_name, format_address
 from pyderp.certs.credential import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.config.relay import LIVE_SETTINGS
@@ -267,7 +267,7 @@ class Relay:
         if host.startswith("unix:"):
             return host  # what is in front of it has the URL
         if tls is not None:
-            return f"https://{format_address(tls.hostname, port)}/derp"
+            return f"https://{format_address(bare_name(tls.hostname), port)}/derp"
         if host in ("::", "0.0.0.0"):  # noqa: S104 (compared, not listened on)
             host = "127.0.0.1"
         return f"http://{format_address(host, port)}/derp"

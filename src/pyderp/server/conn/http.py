@@ -16,6 +16,8 @@ from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
 from pyderp.server.conn.websocket import WebSocketLayer
+from pyderp.text import printable
+from pyderp.wire.foreign import foreign_protocol_untrusted
 from pyderp.wire.http import (
     DERP_PATH,
     Answer,
@@ -63,16 +65,24 @@ class HttpStage:
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
         """Take bytes; returns how many are not DERP's yet (`Stage`)."""
-        http = self._http = self._http or HttpConnection()
+        http = self._http
+        first = b""
+        if http is None:
+            http = self._http = HttpConnection()
+            first = bytes(view[:end])
         if self._busy:
             self._behind += end
             if self._behind > MAX_HTTP_HEAD:
                 raise RemoteProtocolError("too much behind an HTTP request that is being answered")
         http.receive_data(bytes(view[:end]))
-        return end - len(self._serve(http))
+        return end - len(self._serve(http, first))
 
-    def _serve(self, http: HttpConnection) -> bytes:
-        """Answer the requests that are there; returns the bytes that already belong to DERP."""
+    def _serve(self, http: HttpConnection, first: bytes = b"") -> bytes:
+        """Answer the requests that are there; returns the bytes that already belong to DERP.
+
+        Args:
+            first: the first bytes of the connection, if these are they.
+        """
         protocol = self._protocol
         rest = b""
         requests = 0
@@ -87,7 +97,8 @@ class HttpStage:
                 rest = self._on_request(http, request)
         except BadUpgrade as e:
             protocol.send([http.refusal()])
-            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
+            foreign = foreign_protocol_untrusted(first)
+            protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, foreign or str(e))
         if protocol.stage is self and http.finished and not self._busy:
             protocol.end(EndReason.ANSWERED, How.GRACEFUL)
         return rest
@@ -95,7 +106,6 @@ class HttpStage:
     def _on_request(self, http: HttpConnection, request: Request) -> bytes:
         """Answer a request, or upgrade; returns the bytes that already belong to DERP."""
         protocol = self._protocol
-        context = protocol.context
         self._note_asker(request)
         if self._derp and request.path == DERP_PATH:
             upgrade = request.upgrade
@@ -103,8 +113,7 @@ class HttpStage:
                 return self._upgrade(http, request)
             if upgrade is Upgrade.WEBSOCKET:
                 return self._upgrade_websocket(http, request)
-            if asked := request.header(b"upgrade"):
-                context.log_problem("%s asks for upgrade to %.40r", protocol.who, asked)
+            self._log_no_upgrade(request)
             answer: Answer = text_response(426, "DERP requires connection upgrade")
         else:
             answer = self._routes(request)
@@ -114,6 +123,18 @@ class HttpStage:
         else:
             self._answer_later(http, answer)
         return b""
+
+    def _log_no_upgrade(self, request: Request) -> None:
+        """Say why a request for DERP is none: mostly, a proxy has taken something out."""
+        protocol = self._protocol
+        asked = request.header(b"upgrade")
+        what = f"asks for upgrade to {printable(asked, 40)!r}" if asked else "has no Upgrade header"
+        protocol.context.log_problem(
+            "%s: a request for /derp %s; a proxy in front must pass the headers Upgrade and "
+            "Connection (Upgrade: DERP or websocket) by HTTP/1.1",
+            protocol.who,
+            what,
+        )
 
     def _note_asker(self, request: Request) -> None:
         protocol = self._protocol

@@ -12,10 +12,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from pyderp.text import openssl_words
+
 __all__ = ["BRINGS_NOTHING", "NO_CERTIFICATE", "PLAIN_HTTP", "RecordLayer", "SSLRecords"]
 
 BRINGS_NOTHING: Final = "records that bring nothing"
-NO_CERTIFICATE: Final = "the server name asked for has no certificate here"
+NO_CERTIFICATE: Final = "no certificate for this client"
 PLAIN_HTTP: Final = "plain HTTP on the TLS port"
 """Reasons why a connection failed that all engines give alike."""
 
@@ -183,8 +185,7 @@ class SSLRecords:
         return filled
 
     def _fail(self, error: ssl.SSLError) -> None:
-        reason = error.reason or str(error)
-        self.failure = _REASONS.get(reason, reason)
+        self.failure = _REASONS.get(error.reason or "") or openssl_words(error)
         self._established = False  # no close alert after this
 
     def seal(self, chunks: list[bytes]) -> bytes:

@@ -9,7 +9,8 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.engines import HANDSHAKE_RECORD, Engine
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import Layer
-from pyderp.server.conn.records import PLAIN_HTTP, RecordLayer
+from pyderp.server.conn.records import NO_CERTIFICATE, PLAIN_HTTP, RecordLayer
+from pyderp.wire.foreign import foreign_protocol_untrusted, is_tls, server_name_untrusted
 
 __all__ = ["TLSLayer"]
 
@@ -81,8 +82,8 @@ class TLSLayer(Layer):
             protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, str(e))
             return
         if self._records is not None:
-            self._hello = b""
             self.receive(memoryview(data))
+            self._hello = b""  # until now, for the words of a failure
 
     # Records
 
@@ -103,7 +104,16 @@ class TLSLayer(Layer):
             return
         alert = records.output()
         protocol.write(_PLAIN_HTTP_ANSWER if records.failure == PLAIN_HTTP else alert)
-        protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, f"TLS: {records.failure}")
+        protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, f"TLS: {self._why(records.failure)}")
+
+    def _why(self, failure: str) -> str:
+        """What a failure means, by the client's first bytes if it did not get further."""
+        first = self._hello
+        if failure == NO_CERTIFICATE and first:
+            return f"{failure}: {server_name_untrusted(first)}"
+        if first and not is_tls(first):
+            return foreign_protocol_untrusted(first) or failure
+        return failure
 
     def send(self, chunks: list[bytes]) -> bool:
         """Encrypt and write; a failure ends the connection (`Layer`)."""

@@ -1,0 +1,95 @@
+"""Whether a relay speaks TLS, by one rule, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pyderp.addresses import is_loopback, parse_address, unix_path
+from pyderp.cli.relay.flags import FLAGS
+from pyderp.cli.relay.layers import Settings
+from pyderp.defaults import HTTPS_PORT
+from pyderp.errors import ConfigError
+
+__all__ = ["Transport", "transport_of"]
+
+_OF_CERTIFICATE: Final = tuple(
+    flag.name for flag in FLAGS if flag.panel == "Certificate" and flag.name != "tls"
+)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """What a relay speaks on its address.
+
+    Args:
+        plain: why it is plain HTTP; empty: it is TLS.
+        warning: what the user may not have meant; empty: nothing.
+    """
+
+    plain: str = ""
+    warning: str = ""
+
+
+def transport_of(settings: Settings, address: str) -> Transport:
+    """Whether the relay speaks TLS.
+
+    `--tls`, `--no-tls` and a certificate mode decide. Otherwise it is TLS, but with `--dev` and
+    on addresses that only this machine reaches. As `derper`, TLS is spoken on port 443 and with
+    `-certmode=manual` only, unless `-tls` is given.
+
+    Raises:
+        ConfigError: flags contradict each other.
+    """
+    if settings["tls"] is not None:
+        return _as_told(settings)
+    if settings.derper:
+        return _as_derper(settings, address)
+    if settings.given("certmode", "cert-file", "cert-key-file"):
+        return Transport()
+    if settings["dev"]:
+        reason = "--dev"
+    elif unix_path(address) is not None:
+        reason = f"{address} is a Unix socket"
+    elif is_loopback(address):
+        reason = f"only this machine reaches {address}"
+    else:
+        return Transport()
+    unused = [settings.flag(name) for name in _OF_CERTIFICATE if settings.given(name)]
+    if not unused:
+        return Transport(reason)
+    return Transport(
+        reason,
+        f"plain HTTP, since {reason}: {', '.join(unused)} {_do(unused)} nothing; give --certmode "
+        "for TLS, or --no-tls if a proxy in front ends TLS",
+    )
+
+
+def _as_told(settings: Settings) -> Transport:
+    if settings["tls"]:
+        return Transport()
+    no_tls = "-tls=false" if settings.derper else "--no-tls"
+    if settings.given("certmode") and not settings.in_file("certmode"):
+        raise ConfigError(f"{no_tls} and {settings.flag('certmode')} exclude each other")
+    return Transport(no_tls)
+
+
+def _as_derper(settings: Settings, address: str) -> Transport:
+    port = None if unix_path(address) is not None else parse_address(address)[1]
+    by_files = settings["certmode"] == "manual" or settings.given("cert-file", "cert-key-file")
+    if port == HTTPS_PORT or by_files:
+        return Transport()
+    reason = "as derper, TLS is spoken on port 443 or with -certmode=manual only"
+    unused = [f"-{name}" for name in ("hostname", *_OF_CERTIFICATE) if settings.given(name)]
+    if settings["dev"] or not unused:
+        return Transport(reason)
+    return Transport(
+        reason,
+        f"plain HTTP on {address}: {reason}, so {', '.join(unused)} {_do(unused)} nothing. For "
+        "TLS give -tls, or -certmode=manual and the certificate's files; if a proxy in front "
+        "ends TLS, -tls=false",
+    )
+
+
+def _do(flags: list[str]) -> str:
+    return "does" if len(flags) == 1 else "do"
