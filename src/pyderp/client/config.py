@@ -142,7 +142,7 @@ class ClientStats:
 
     disconnects: Counter[str] = field(default_factory=Counter)
     """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
-    `error` (the network), `protocol` (the relay broke it)."""
+    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`)."""
 
 
 GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -34,6 +35,9 @@ __all__ = ["ConnectionState", "Lifecycle"]
 
 ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected", "closed"]
 
+_REFUSED_UNIT: Final = 0.1
+_REFUSED_LONGEST: Final = 10.0
+"""Seconds: before the login that follows n refused ones, (n - 1)² x 100 ms, at most 10 s."""
 _CLOSED: Final = "derphttp.Client closed"
 _NOT_CONNECTED: Final = "client not connected"
 
@@ -58,6 +62,8 @@ class Lifecycle:
         """Set when the client is closed."""
         self.unsent: ClientConnection | None = None
         """It ended with a failed write, of which no sender has heard."""
+        self.admitted = False
+        """A relay has taken us in at least once."""
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
@@ -68,6 +74,10 @@ class Lifecycle:
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
         """What the last of them ended with, as long as a caller waits that shares it."""
+        self._refusals = 0
+        """Connections that have ended in a row because the relay refused the login."""
+        self._not_before = 0.0
+        """The loop's time before which none is made, because of them."""
         self._callers = 0
         """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
@@ -116,6 +126,7 @@ class Lifecycle:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
             ) from self._failure.__cause__
+        await self._after_refusals()
         try:
             connection = await self._attempt_connect(label)
         except ConnectError as e:
@@ -132,6 +143,17 @@ class Lifecycle:
         self._news.clear()
         if not (self.closed or self.connected):
             await self._news.wait()
+
+    async def _after_refusals(self) -> None:
+        """Wait before another login, if the relay has refused the last ones.
+
+        Here, and not where the calls are repeated: there are several, and each would begin anew.
+        """
+        delay = self._not_before - asyncio.get_running_loop().time()
+        if self._refusals and delay > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self.closing.wait()
 
     async def for_receive(self, what: str) -> ClientConnection:
         """The connection to use for a call; made if there is none.
@@ -227,10 +249,22 @@ class Lifecycle:
         connection.end(None, "error")
         if self.connection is connection:
             self.connection = None
+            self._count_refusals(connection)
             self.unsent = connection if connection.write_failed else None
         # What a receiver was told is still news for the next sender.
         if sending and self.unsent is connection:
             self.unsent = None
+
+    def _count_refusals(self, connection: ClientConnection) -> None:
+        if connection.admitted:
+            self.admitted = True
+            self._refusals = 0
+        elif connection.refused:
+            # The first may be a relay that was about to stop: the next login is not held back.
+            delay = min(self._refusals**2 * _REFUSED_UNIT, _REFUSED_LONGEST)
+            self._refusals += 1
+            now = asyncio.get_running_loop().time()
+            self._not_before = now + delay * (0.5 + random.random())
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""

@@ -19,6 +19,7 @@ from pyderp.errors import (
     ConnectionClosed,
     InvalidMap,
     LocalProtocolError,
+    LoginRefused,
     RemoteProtocolError,
     UpgradeRejected,
 )
@@ -76,11 +77,11 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later with nothing changed on this side.
 
     Not so: a closed client, wrong use, a certificate that is not trusted, an HTTP refusal
-    (4xx), and what is no DERP relay.
+    (4xx), a login that the relay does not answer (`LoginRefused`), and what is no DERP relay.
     """
     if isinstance(error, ConnectError):
         return not error.attempts or any(is_transient(e) for e in error.attempts)
-    if isinstance(error, ClientClosed):
+    if isinstance(error, ClientClosed | LoginRefused):
         return False
     if isinstance(error, ConnectionClosed | OSError):
         return True
@@ -147,6 +148,8 @@ class MessageIterator:
         attempts = error.attempts if isinstance(error, ConnectError) else ()
         if any(isinstance(e, LocalProtocolError) for e in attempts):
             return True
+        if isinstance(error, LoginRefused):
+            return not self._life.admitted
         return self._life.generation == 0 and not is_transient(error)
 
     def _plan(self, error: ConnectionClosed | ConnectError) -> None:
