@@ -196,8 +196,9 @@ def test_the_client_of_the_readme_talks(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITH_A_PROGRAM))
-def test_example_runs(name: str) -> None:
-    """Examples marked as tests run, and so do the tests in them."""
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples marked as tests run, and so do the tests in them; in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     run_block(name)
 
 
