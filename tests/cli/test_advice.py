@@ -147,8 +147,10 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
         ("407 Proxy Authentication Required", "give --proxy http://USER:PASSWORD@HOST:PORT"),
         ("429 Too Many Requests", "too many connections from here"),
         ("301 Moved Permanently", "the answer is a redirect"),
-        ("426 Upgrade Required", "try --websocket, which more proxies let pass"),
-        ("400 Bad Request", "try --websocket, which more proxies let pass"),
+        ("405 Method Not Allowed", "try --websocket, which more proxies let pass"),
+        ("426 Upgrade Required", "lets no upgrade to DERP pass, and a websocket only if"),
+        ("501 Not Implemented", "lets no upgrade to DERP pass, and a websocket only if"),
+        ("400 Bad Request", "lets no upgrade to DERP pass, and a websocket only if"),
         ("503 Service Unavailable", "is in trouble: try later"),
     ],
 )

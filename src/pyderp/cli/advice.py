@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Final
 
+from pyderp.client.fallback import WEBSOCKET_STATUS
 from pyderp.errors import (
     BadUpgrade,
     ConnectError,
@@ -187,6 +188,11 @@ def _rejected(error: UpgradeRejected) -> str:
         return _USE_HTTPS
     if status in _STATUS:
         return _STATUS[HTTPStatus(status)]
+    if status in WEBSOCKET_STATUS:
+        return (
+            "what answers lets no upgrade to DERP pass, and a websocket only if --no-websocket is "
+            "not given: ask who runs the proxy before the relay, and check the path (/derp)"
+        )
     if 300 <= status < 400:
         return "the answer is a redirect: try https://, and the URL that it leads to"
     if status >= 500:

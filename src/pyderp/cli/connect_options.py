@@ -130,8 +130,14 @@ class ConnectOptions:
         ),
     ] = None
     websocket: Annotated[
-        bool, typer.Option("--websocket", help="DERP inside a websocket; more proxies let it pass.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--websocket/--no-websocket",
+            help="DERP inside a websocket, which more proxies let pass; or never.  [default: if "
+            "the upgrade to DERP is answered with 400, 404, 426 or 501]",
+            show_default=False,
+        ),
+    ] = None
     ca: Annotated[
         Path | None,
         value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
@@ -199,7 +205,7 @@ class ConnectOptions:
             app_name="pyderp",
             tls=self._tls(),
             network=self._network(url),
-            websocket=True if self.websocket else None,
+            websocket=self.websocket,
             prefer_ipv6=(lambda: True) if self.ipv6 else None,
             connect_timeout=self.connect_timeout,
         )

@@ -74,7 +74,9 @@ class ClientConfig:
     """Proxies and socket options; `None`: what the environment says."""
 
     websocket: bool | None = None
-    """DERP inside a websocket; `None`: what `network` says."""
+    """DERP inside a websocket. `False`: never. `None`: what `network` says, and else only if the
+    answer to the upgrade is 400, 404, 426 or 501, as of proxies that strip its headers; a relay
+    that then takes a websocket gets one at once for the next ten minutes."""
 
     dns_cache: DNSCache | None = None
     """Remembers addresses between connects; URLs only, as in Go [DNSCache]."""
@@ -124,6 +126,9 @@ class ClientStats:
 
     connects: int = 0
     """Successful connects."""
+
+    websocket_fallbacks: int = 0
+    """Of these, those in a websocket because no upgrade to DERP got through."""
 
     failed_connects: int = 0
 

@@ -215,6 +215,7 @@ class Lifecycle:
             raise ClientClosed(_CLOSED)
         self.generation += 1
         self.stats.connects += 1
+        self.stats.websocket_fallbacks += made.fell_back
         connection = self.connection = ClientConnection(
             made,
             generation=self.generation,

@@ -69,6 +69,8 @@ class Established:
     """What came with the login."""
     tls: TLSState | None = None
     """TLS of the stream; `None`: none."""
+    fell_back: bool = False
+    """It is in a websocket only because no upgrade got through."""
 
 
 async def over_http(
