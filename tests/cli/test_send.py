@@ -207,7 +207,9 @@ class Broken(ReportingClient):
     times = 1
     sent = 0
 
-    async def send(self, dst: NodePublic, data: bytes) -> None:
+    async def send(
+        self, dst: NodePublic, data: bytes, *, reconnect: bool = False, within: float = 30.0
+    ) -> None:
         self.sent += 1
         if self.sent <= self.times:
             raise ConnectionClosed("derp.Send: it broke")

@@ -10,7 +10,7 @@ from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url
 from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
 from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
-from pyderp.client.reconnect import MessageIterator
+from pyderp.client.reconnect import MessageIterator, send_again
 from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectionClosed, without_frames
@@ -197,18 +197,28 @@ class Client:
 
     # Sending
 
-    async def send(self, dst: NodePublic, data: bytes) -> None:
+    async def send(
+        self, dst: NodePublic, data: bytes, *, reconnect: bool = False, within: float = 30.0
+    ) -> None:
         """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
 
         DERP never confirms delivery. What the relay's token bucket does not allow is
         dropped in silence and counted in `stats`.
+
+        Args:
+            reconnect: when the connection ends, send again by the next one, made here or by
+                another task; the packet may arrive twice. What looks permanent is raised.
+            within: seconds for all of that; then the last error is raised.
 
         Raises:
             LocalProtocolError: too big; nothing happened.
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        await self._life.send(dst, (as_packet(data),))
+        if reconnect:
+            await send_again(self._life, dst, as_packet(data), within)
+        else:
+            await self._life.send(dst, (as_packet(data),))
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""

@@ -374,6 +374,8 @@ class ClientConnection:
             text = _REFUSED if cause is None else f"{_REFUSED} ({describe(cause)})"
         else:
             text = "EOF" if cause is None else describe(cause)
+        if where == "derp.Send":
+            text += "; the next call connects again"
         closed = (LoginRefused if self.refused else ConnectionClosed)(
             f"{where}: {text}", generation=self.generation, restarting=self.restarting
         )

@@ -22,10 +22,13 @@ from pyderp.errors import (
     LoginRefused,
     RemoteProtocolError,
     UpgradeRejected,
+    raisable,
+    without_frames,
 )
+from pyderp.keys import NodePublic
 from pyderp.wire.messages import Message, Restarting
 
-__all__ = ["Backoff", "MessageIterator", "is_transient"]
+__all__ = ["Backoff", "MessageIterator", "is_transient", "send_again"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -163,6 +166,33 @@ class MessageIterator:
         delay = max(delay, self._backoff.failed(now))
         self._wait_until = now + delay
         log.info("%s; connecting again in %.2f s", error, delay)
+
+
+async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: float) -> None:
+    """Send a packet over as many connections as that takes; as `Client.send` with `reconnect`.
+
+    The iteration over messages need not run: often it is what waits for this call.
+    """
+    clock = asyncio.get_running_loop().time
+    backoff = Backoff(random.random)
+    last: ConnectionClosed | ConnectError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await life.send(dst, (packet,))
+                except (ConnectionClosed, ConnectError) as e:
+                    if not is_transient(e) and not (life.admitted and isinstance(e, LoginRefused)):
+                        raise
+                    last = without_frames(e)
+                delay = 0.0
+                if isinstance(last, ConnectionClosed) and last.restarting is not None:
+                    delay = backoff.announced(last.restarting, clock())
+                await pause(life, max(delay, backoff.failed(clock())))
+    except TimeoutError:
+        if last is None:
+            raise TimeoutError(f"the relay took no packet within {seconds:g} s") from None
+        raise raisable(last) from None
 
 
 async def pause(life: Lifecycle, seconds: float) -> None:
