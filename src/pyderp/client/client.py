@@ -83,8 +83,7 @@ class Client:
         """A client of a region's relays, tried in order (`derphttp.NewRegionClient`).
 
         Args:
-            region: a region, or a function that is asked at every attempt and may return
-                `None` while there is none.
+            region: or a function, asked at every attempt; `None` of it: there is none now.
         """
         config = config or ClientConfig()
         get_region = region if callable(region) else lambda: region
@@ -171,12 +170,12 @@ class Client:
         return found
 
     async def _messages_wait(self) -> ClientConnection:
-        # A receiver stays with a connection until it has had all that came and the error,
-        # also when a sender has connected anew meanwhile.
+        # A receiver has all that came and the error first, also if a sender has connected anew.
         connection = self._receiving
         if connection is None:
             connection = self._receiving = await self._life.for_receive("Recv")
         if not connection.messages:
+            self._life.check_loop()
             try:
                 await connection.wait()
             except ConnectionClosed:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -107,9 +108,11 @@ class ClientConfig:
         Raises:
             ConfigError: a time that is not positive, or a name that relays refuse.
         """
-        if not isinstance(self.app_name, str):
-            kind = type(self.app_name).__name__
-            raise ConfigError(f"app_name is a {kind}; want str")
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                wanted = _short(str(kind) if isinstance(kind, UnionType) else kind.__name__)
+                raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
         if not is_app_name(self.app_name):
             raise ConfigError(
                 f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "
@@ -118,6 +121,27 @@ class ClientConfig:
         for name in ("connect_timeout", "receive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; want more than 0 seconds")
+
+
+_TYPES: Final[dict[str, type | UnionType]] = {
+    "mesh_key": MeshKey | None,
+    "is_prober": bool,
+    "app_name": str,
+    "can_ack_pings": bool,
+    "watch_connection_changes": bool,
+    "tls": TLSConfig,
+    "network": NetworkSettings | None,
+    "websocket": bool | None,
+    "dns_cache": DNSCache | None,
+    "connect_timeout": int | float,
+    "receive_timeout": int | float,
+}
+"""What settings must be. Of the others only the call can tell."""
+
+
+def _short(types: str) -> str:
+    """Names of types without their modules."""
+    return " | ".join(name.rpartition(".")[2] for name in types.split(" | "))
 
 
 @dataclass(slots=True)

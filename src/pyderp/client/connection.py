@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyderp.client.config import ClientStats
-from pyderp.client.login import Established
+from pyderp.client.login import Established, hung_up
 from pyderp.client.pings import Pings
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import (
@@ -69,10 +69,8 @@ class ClientConnection:
         self.write_failed = False
         """What was sent last did not get out."""
         self.restarting: Restarting | None = None
-        self.admitted = False
-        """ServerInfo came: the relay took us in."""
-        self.refused = False
-        """The relay hung up before it sent ServerInfo."""
+        self.admitted = False  # ServerInfo came
+        self.refused = False  # the relay hung up before it
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -121,9 +119,8 @@ class ClientConnection:
         """The stream ended."""
         if not self._gone.done():
             self._gone.set_result(None)
-        if not (self.ended or self.admitted) and _hung_up(error):
-            self.refused = True
-            self.write_failed = isinstance(error, BrokenPipeError)
+        if not (self.ended or self.admitted) and hung_up(error):
+            self.refused, self.write_failed = True, isinstance(error, BrokenPipeError)
             self.end(error, "refused")
         elif error is None:
             self.end(None, "eof")
@@ -381,11 +378,3 @@ class ClientConnection:
         )
         closed.__cause__ = cause
         return closed
-
-
-def _hung_up(error: Exception | None) -> bool:
-    """Whether the other side closed the stream: in order, with a reset, or under a websocket."""
-    if isinstance(error, BrokenPipeError) and error.errno is None:
-        return False  # a stream of the program's own that cannot be written to
-    of_websocket = error is not None and isinstance(error.__cause__, EOFError)
-    return error is None or of_websocket or isinstance(error, ConnectionError)

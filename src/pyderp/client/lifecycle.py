@@ -17,6 +17,7 @@ from pyderp.errors import (
     ConnectError,
     ConnectionClosed,
     DerpError,
+    LocalProtocolError,
     NotConnected,
     without_frames,
 )
@@ -38,6 +39,10 @@ ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected",
 _REFUSED_UNIT: Final = 0.1
 _REFUSED_LONGEST: Final = 10.0
 """Seconds: before the login that follows n refused ones, (n - 1)² x 100 ms, at most 10 s."""
+_OTHER_LOOP: Final = (
+    "this client belongs to the event loop that it first connected on, and this is another one: "
+    "make a client in each asyncio.run, or use pyderp.blocking"
+)
 _CLOSED: Final = "derphttp.Client closed"
 _NOT_CONNECTED: Final = "client not connected"
 
@@ -68,6 +73,7 @@ class Lifecycle:
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
         self._config = config
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
         self._attempts = 0
@@ -106,6 +112,7 @@ class Lifecycle:
 
         A call that waits for the attempt of another shares its failure.
         """
+        self.check_loop()
         attempts = self._attempts
         self._callers += 1
         try:
@@ -115,6 +122,18 @@ class Lifecycle:
             self._callers -= 1
             if not self._callers:
                 self._failure = None  # it holds frames that hold us
+
+    def check_loop(self) -> None:
+        """Remember the event loop of the first call, and refuse any other.
+
+        Raises:
+            LocalProtocolError: this is another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise LocalProtocolError(_OTHER_LOOP)
 
     async def _connect_in_turn(self, label: str, attempts: int) -> ClientConnection:
         connection = self.connection
@@ -299,6 +318,12 @@ class Lifecycle:
 
     async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
         """As `Client.send_many`, of packets that went through `as_packet`."""
+        if not isinstance(dst, NodePublic):
+            raise TypeError(
+                f"the destination is a {type(dst).__name__}; want a NodePublic, which "
+                'NodePublic.parse("nodekey:…") makes of text'
+            )
+        self.check_loop()
         connection = self.connection
         if connection is None or self.unsent is not None:
             connection = await self.for_send("Send")
