@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from scripts import check_docs
 
 import pyderp
 from pyderp.client.lifecycle import Lifecycle
+from tests.cli.process import Process as RelayProcess
+from tests.cli.process import running as relay_process
 
 BLOCKS = {
     block.mark: block
@@ -119,6 +123,51 @@ def test_the_answering_program_of_the_tutorial_survives_any_packet(talk: Path) -
     asyncio.run(scenario())
 
 
+async def thanked(friend: pyderp.Client, key: pyderp.NodePublic, text: bytes) -> None:
+    """Ask until the program answers: what it is sent while it is away is lost."""
+    messages = friend.messages()
+    async with asyncio.timeout(60):
+        while True:
+            await friend.send(key, friend.sealed(key).seal(text), reconnect=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    async for message in messages:
+                        if isinstance(message, pyderp.ReceivedPacket):
+                            answer = friend.sealed(key).open_untrusted(message.data)
+                            if answer == b"thank you for " + text:
+                                return
+
+
+def test_the_answering_program_of_the_tutorial_survives_the_relay(
+    talk: Path, tmp_path: Path
+) -> None:
+    """The relay is killed without a goodbye while the program answers, and comes back."""
+    flags = ("--dev", "-c", tmp_path / "key", "-a")
+
+    async def scenario(first: RelayProcess) -> None:
+        host, port = first.address()
+        url = f"http://{host}:{port}/derp"
+        listener = await start(talk, url)
+        try:
+            key = pyderp.NodePublic.parse((await line_of(listener)).removeprefix("I am "))
+            async with pyderp.Client.for_url(url) as friend:
+                await thanked(friend, key, b"one")
+                for number in range(50):
+                    await friend.send(key, friend.sealed(key).seal(b"%d" % number))
+                first.signal(signal.SIGKILL)
+                first.end()
+                with relay_process(*flags, f"{host}:{port}") as second:
+                    second.address()
+                    await thanked(friend, key, b"two")
+            assert listener.returncode is None
+        finally:
+            listener.kill()
+            await listener.communicate()
+
+    with relay_process(*flags, "127.0.0.1:0") as first:
+        asyncio.run(scenario(first))
+
+
 def test_the_asking_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
     """What claims to be the peer's and does not open is not the answer."""
 
@@ -196,8 +245,9 @@ def test_the_client_of_the_readme_talks(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITH_A_PROGRAM))
-def test_example_runs(name: str) -> None:
-    """Examples marked as tests run, and so do the tests in them."""
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples marked as tests run, and so do the tests in them; in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     run_block(name)
 
 

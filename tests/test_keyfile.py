@@ -447,3 +447,40 @@ def test_a_stamp_tells_versions_of_a_file_apart(tmp_path: Path) -> None:
     os.utime(tmp_path / "other", ns=(first.changed_ns, first.changed_ns))
     (tmp_path / "other").replace(path)
     assert file_stamp(path) != first
+
+
+class TestLoad:
+    """`NodePrivate.load`: a program's key, kept in a file."""
+
+    def test_the_same_key_each_time(self, tmp_path: Path) -> None:
+        path = tmp_path / "folder" / "me.key"
+        key = NodePrivate.load(path, create=True)
+        assert NodePrivate.load(str(path)) == NodePrivate.load(path, create=True) == key
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert load_or_create_key(path) == key
+
+    @pytest.mark.parametrize("end", ["", "\n", " \r\n"])
+    def test_a_key_alone(self, tmp_path: Path, end: str) -> None:
+        key = NodePrivate.generate()
+        path = tmp_path / "me.key"
+        path.write_bytes((key.to_text() + end).encode())
+        path.chmod(0o600)
+        assert NodePrivate.load(path) == key
+
+    def test_a_missing_file_says_what_to_do(self, tmp_path: Path) -> None:
+        path = tmp_path / "me.key"
+        with pytest.raises(ConfigError, match="is not there; give create=True, or run: pyderp key"):
+            NodePrivate.load(path)
+        assert not path.exists()
+
+    @pytest.mark.parametrize("content", ["privkey:12", "12", "{}", "[]", '"x"', ""])
+    def test_no_key_is_refused_and_neither_shown_nor_replaced(
+        self, tmp_path: Path, content: str
+    ) -> None:
+        path = tmp_path / "me.key"
+        path.write_text(content)
+        path.chmod(0o600)
+        with pytest.raises(ConfigError, match=r"me\.key") as caught:
+            NodePrivate.load(path, create=True)
+        assert "12" not in str(caught.value).replace(str(path), "")
+        assert path.read_text() == content

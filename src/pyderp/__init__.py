@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pyderp.errors import InvalidKey as InvalidKey
     from pyderp.errors import InvalidMap as InvalidMap
     from pyderp.errors import LocalProtocolError as LocalProtocolError
+    from pyderp.errors import LoginRefused as LoginRefused
     from pyderp.errors import NameNotFound as NameNotFound
     from pyderp.errors import NotConnected as NotConnected
     from pyderp.errors import PinMismatch as PinMismatch
@@ -92,8 +93,9 @@ _NAMES: Final = {
     "pyderp.errors": (
         "BadBox BadMagic BadUpgrade CertificateError ClientClosed ConfigError "
         "ConnectError ConnectionClosed DerpError DialError FailureReason FrameTooLarge InvalidKey "
-        "InvalidMap LocalProtocolError NameNotFound NotConnected PinMismatch ProtocolError "
-        "ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame UpgradeRejected "
+        "InvalidMap LocalProtocolError LoginRefused NameNotFound NotConnected PinMismatch "
+        "ProtocolError ProxyError RemoteProtocolError SealError TLSError UnexpectedFrame "
+        "UpgradeRejected "
     ),
     "pyderp.keys": "MeshKey NodePrivate NodePublic",
     "pyderp.net.dns": "DNSCache",

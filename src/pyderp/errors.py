@@ -19,6 +19,7 @@ DerpError
 │       └── PinMismatch      not the certificate that was pinned
 ├── NotConnected             asked of a connection that is not there, by what does not connect
 ├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
+│   ├── LoginRefused         the relay took the login and hung up: it may not admit this key
 │   └── ClientClosed         the client was closed
 ├── SealError                a sealed packet is forged, damaged, replayed or too old
 ├── ConfigError              a flag, file or certificate that cannot be used
@@ -55,6 +56,7 @@ __all__ = [
     "InvalidKey",
     "InvalidMap",
     "LocalProtocolError",
+    "LoginRefused",
     "NameNotFound",
     "NotConnected",
     "PinMismatch",
@@ -296,6 +298,14 @@ class ConnectionClosed(DerpError):
         super().__init__(message)
         self.generation = generation
         self.restarting = restarting
+
+
+class LoginRefused(ConnectionClosed):
+    """The relay read the login and closed the connection without its ServerInfo.
+
+    DERP has no word for a refusal: a relay that does not admit a key hangs up, and so does one
+    that stops just then.
+    """
 
 
 class ClientClosed(ConnectionClosed):

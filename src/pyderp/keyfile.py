@@ -17,9 +17,9 @@ from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import MeshKey, NodePrivate
 
-__all__ = ["FileStamp", "file_stamp", "load_or_create_key", "make_private_folder"]
-__all__ += ["numbered_lines", "read_mesh_key", "read_regular", "read_secret", "warn_if_open"]
-__all__ += ["write_atomically"]
+__all__ = ["FileStamp", "file_stamp", "load_key", "load_or_create_key"]
+__all__ += ["make_private_folder", "numbered_lines", "read_mesh_key", "read_regular"]
+__all__ += ["read_secret", "warn_if_open", "write_atomically"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -112,6 +112,26 @@ def load_or_create_key(path: Path) -> NodePrivate:
         except OSError as e:
             raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
     raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
+
+
+def load_key(path: Path, *, create: bool = False) -> NodePrivate:
+    """As `NodePrivate.load`."""
+    try:
+        text = read_secret(path, "key file").strip()
+    except ConfigError as e:
+        if not isinstance(e.__cause__, FileNotFoundError):
+            raise
+        if create:
+            return load_or_create_key(path)
+        raise ConfigError(
+            f"the key file {path} is not there; give create=True, or run: pyderp key new -o {path}"
+        ) from e.__cause__
+    if not text.startswith("privkey:"):
+        return _parse(path, text)
+    try:
+        return NodePrivate.parse(text)
+    except InvalidKey as e:
+        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
 
 
 def _parse(path: Path, text: str) -> NodePrivate:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 from functools import total_ordering
+from pathlib import Path
 from typing import Final
 
 import nacl.bindings
@@ -157,6 +158,24 @@ class NodePrivate:
         b[0] &= 248
         b[31] = (b[31] & 127) | 64
         return cls(bytes(b))
+
+    @classmethod
+    def load(cls, path: str | Path, *, create: bool = False) -> NodePrivate:
+        """The key in a file, so that a program has the same key each time that it runs.
+
+        Args:
+            path: a file as `pyderp key new -o` and relays make it, `{"PrivateKey": "privkey:…"}`,
+                or `privkey:` and 64 hex digits alone.
+            create: make the file with a new key if it is missing, for this user only: the file
+                with mode 0600, folders that are missing with 0700.
+
+        Raises:
+            ConfigError: the file is missing, cannot be read or made, or holds no key. The text
+                never shows its content.
+        """
+        from pyderp.keyfile import load_key  # the one import that goes up, and only when called
+
+        return load_key(Path(path), create=create)
 
     @classmethod
     def parse(cls, text: str) -> NodePrivate:

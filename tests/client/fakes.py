@@ -258,12 +258,16 @@ class FakeLink(Link):
         self.aborted = 0
         self.closed = False
         self.reading = True
+        self.admits = True
+        """The relay behind it admits us; its ServerInfo itself is left out, as no test reads it."""
 
     async def read(self) -> bytes:
         raise AssertionError("it is logged in already")
 
     def start(self, receiver: Receiver) -> None:
         self.receiver = receiver
+        if self.admits and isinstance(receiver, ClientConnection):
+            receiver.admitted = True
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -369,11 +373,13 @@ class Links:
         self.error: Exception | None = None
         self.silent = False
         """A link that is opened says nothing."""
+        self.admits = True
 
     async def open(self) -> LoginLink:
         if self.error is not None:
             raise self.error
         self.all.append(LoginLink(silent=self.silent))
+        self.last.admits = self.admits
         return self.all[-1]
 
     def client(self, config: ClientConfig | None = None) -> Client:

@@ -180,7 +180,8 @@ def test_another_status(run: Run, status: int, transient: bool) -> None:
     """Another status than 101 is an error with status and body."""
 
     async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        asks_once = config(websocket=False)
+        async with fake_relay() as relay, Client.for_url(relay.url, config=asks_once) as client:
             answer = f"HTTP/1.1 {status} Some Reason\r\nContent-Length: 6\r\n\r\nno, no"
             error = await refused(client, relay, answer.encode())
             (cause,) = error.attempts

@@ -342,7 +342,7 @@ def test_closed_loop_is_told_each_time() -> None:
     for _ in range(3):
 
         async def use() -> None:
-            with pytest.raises(RuntimeError, match="closed"):
+            with pytest.raises(LocalProtocolError, match="belongs to the event loop"):
                 await client.send(PEER, b"x")
 
         asyncio.run(use())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from pyderp.errors import ConnectionClosed
+from pyderp.wsconn import net_conn
 from tests.conftest import Run
 
 from .peers import Role, connected, stream
@@ -170,7 +172,7 @@ def test_a_blocked_read_ends_when_the_peer_answers(run: Run, role: Role) -> None
             peer.close(1000)
             peer.hang_up()
             await task
-            # The second was not reading yet when the stream was closed; the end is final.
+            # The second had not had its turn when the stream was closed.
             assert await asyncio.gather(*reads) == [b"", b""]
 
     run(main())
@@ -252,3 +254,33 @@ def test_a_websocket_used_by_somebody_else_is_noticed(run: Run) -> None:
             theirs.cancel()
 
     run(main())
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["no read waits", "a read waits"])
+def test_reads_after_a_close_fail_whether_or_not_a_read_waited(
+    run: Run, role: Role, waiting: bool
+) -> None:
+    """One behaviour: a read that waits for the close gets the end, all later ones an error."""
+
+    async def main() -> None:
+        async with stream(role) as (closing, peer):
+            read = None
+            if waiting:
+                read = asyncio.create_task(closing.read(10))
+                await until_it_waits(read)
+            answered = asyncio.create_task(peer.answer_close())
+            await closing.aclose()
+            await answered
+            if read is not None:
+                assert await read == b""
+            for _ in range(2):
+                with pytest.raises(ConnectionClosed, match="the stream was closed"):
+                    await closing.read(10)
+
+    run(main())
+
+
+@pytest.mark.parametrize("other", [object(), "ws://relay.test", None], ids=["object", "text", "no"])
+def test_what_is_no_websocket_is_refused_by_name(other: Any) -> None:
+    with pytest.raises(TypeError, match=r"want a connection of websockets\.asyncio"):
+        net_conn(other)

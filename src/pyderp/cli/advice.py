@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Final
 
+from pyderp.client.fallback import WEBSOCKET_STATUS
 from pyderp.errors import (
     BadUpgrade,
     ConnectError,
     ConnectionClosed,
     FailureReason,
+    LoginRefused,
     RemoteProtocolError,
     TLSError,
     UpgradeRejected,
 )
 from pyderp.net.tcp import failure_reason
 
-__all__ = ["advice", "notes"]
+__all__ = ["advice", "login_refused", "notes"]
 
 _FIX_PROXY: Final = (
     "check --proxy, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY in the environment; NO_PROXY exempts"
@@ -25,6 +27,10 @@ _FIX_PROXY: Final = (
 _NO_RELAY: Final = "what answers there is no DERP relay: check host, port and path (/derp)"
 _USE_HTTPS: Final = "this port is for TLS: write https://"
 _ENDED: Final = "the relay ended the connection: try again; its log may say why"
+_REFUSED: Final = (
+    "ask who runs the relay whether it admits this key, which --key FILE keeps; its log says why "
+    "it hung up"
+)
 _STATUS: Final = {
     HTTPStatus.NOT_FOUND: "no relay at this path: its URL ends in /derp as a rule",
     HTTPStatus.OK: "a web site answers here, and no relay: check host, port and path (/derp)",
@@ -131,11 +137,18 @@ def advice(error: Exception, *, from_map: bool = False) -> list[str]:
             reason = FailureReason.PROXY_TIMEOUT
         if isinstance(cause, UpgradeRejected):
             found[_rejected(cause)] = None
+        elif isinstance(cause, LoginRefused):
+            found[_REFUSED] = None
         elif isinstance(cause, ConnectionClosed):
             found[_ENDED] = None
         elif reason is not None:
             found[lines[reason]] = None
     return list(found)
+
+
+def login_refused(error: Exception) -> bool:
+    """Whether all that was tried ended with a refused login."""
+    return all(isinstance(cause, LoginRefused) for cause in _causes(error))
 
 
 def notes(error: Exception) -> list[str]:
@@ -179,6 +192,11 @@ def _rejected(error: UpgradeRejected) -> str:
         return _USE_HTTPS
     if status in _STATUS:
         return _STATUS[HTTPStatus(status)]
+    if status in WEBSOCKET_STATUS:
+        return (
+            "what answers lets no upgrade to DERP pass, and a websocket only if --no-websocket is "
+            "not given: ask who runs the proxy before the relay, and check the path (/derp)"
+        )
     if 300 <= status < 400:
         return "the answer is a redirect: try https://, and the URL that it leads to"
     if status >= 500:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import inspect
@@ -28,10 +29,10 @@ from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tlscontext import client_context
-from pyderp.wire.messages import Message
+from pyderp.wire.messages import Message, ServerInfo
 
-__all__ = ["ConnectOptions", "ReportingClient", "seconds", "split_targets", "value"]
-__all__ += ["with_connect_options"]
+__all__ = ["ConnectOptions", "ReportingClient", "admitted", "seconds", "split_targets"]
+__all__ += ["value", "with_connect_options"]
 
 log = logging.getLogger("pyderp.cli")
 
@@ -55,17 +56,43 @@ class ReportingClient(Client):
 
     on_end: Callable[[ConnectionClosed], None] | None = None
     """Called with the reason."""
+    _admitted = 0
+    """The generation whose ServerInfo came last."""
+    _admission: asyncio.Event | None = None
 
     async def recv_with_generation(self) -> tuple[Message, int]:
         """As of any client."""
         try:
-            return await super().recv_with_generation()
+            message, generation = await super().recv_with_generation()
         except ClientClosed:
             raise
         except ConnectionClosed as e:
             if self.on_end is not None:
                 self.on_end(e)
             raise
+        if isinstance(message, ServerInfo):
+            self._admitted = generation
+            if self._admission is not None:
+                self._admission.set()
+        return message, generation
+
+    async def admission(self) -> None:
+        """Wait until the relay has answered the last login; another task must receive meanwhile."""
+        self._admission = self._admission or asyncio.Event()
+        while self._admitted != self.generation:
+            self._admission.clear()
+            await self._admission.wait()
+
+
+async def admitted(client: ReportingClient, receiving: asyncio.Task[Any]) -> None:
+    """As `ReportingClient.admission`; raises what ends the task that receives."""
+    waiting = asyncio.create_task(client.admission(), name="pyderp: waiting for admission")
+    try:
+        await asyncio.wait({waiting, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        if receiving.done():
+            receiving.result()
+    finally:
+        waiting.cancel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +130,14 @@ class ConnectOptions:
         ),
     ] = None
     websocket: Annotated[
-        bool, typer.Option("--websocket", help="DERP inside a websocket; more proxies let it pass.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--websocket/--no-websocket",
+            help="DERP inside a websocket, which more proxies let pass; or never.  [default: if "
+            "the upgrade to DERP is answered with 400, 404, 426 or 501]",
+            show_default=False,
+        ),
+    ] = None
     ca: Annotated[
         Path | None,
         value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
@@ -172,7 +205,7 @@ class ConnectOptions:
             app_name="pyderp",
             tls=self._tls(),
             network=self._network(url),
-            websocket=True if self.websocket else None,
+            websocket=self.websocket,
             prefer_ipv6=(lambda: True) if self.ipv6 else None,
             connect_timeout=self.connect_timeout,
         )

@@ -15,6 +15,7 @@ know its sender.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import os
@@ -27,13 +28,14 @@ import typer
 
 from pyderp.cli.connect_options import (
     ConnectOptions,
+    ReportingClient,
+    admitted,
     seconds,
     split_targets,
     value,
     with_connect_options,
 )
 from pyderp.cli.output import Output
-from pyderp.client.client import Client
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectError, ConnectionClosed, DerpError, NotConnected
 from pyderp.keys import NodePublic
@@ -96,7 +98,7 @@ def ping(
     """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""
     url, peer = split_targets(targets or [])
 
-    async def work(client: Client, output: Output) -> int:
+    async def work(client: ReportingClient, output: Output) -> int:
         target = _Target(client) if peer is None else _Peer(client, peer)
         return await _Pings(target, output, timeout).run(count, interval)
 
@@ -108,7 +110,7 @@ class _Target:
 
     name = "the relay"
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ReportingClient) -> None:
         self.client = client
 
     async def ping(self) -> float:
@@ -129,7 +131,7 @@ class _NotThere(DerpError):
 
 
 class _Peer(_Target):
-    def __init__(self, client: Client, peer: NodePublic) -> None:
+    def __init__(self, client: ReportingClient, peer: NodePublic) -> None:
         super().__init__(client)
         self.name = str(peer)
         self._peer = peer
@@ -180,6 +182,9 @@ class _Pings:
         loop = asyncio.get_running_loop()
         receiving = asyncio.create_task(self.target.receive(), name="pyderp ping: receiving")
         try:
+            with contextlib.suppress(TimeoutError):  # or else the pings say that nothing answers
+                async with asyncio.timeout(self.timeout):
+                    await admitted(self.target.client, receiving)
             for number in range(1, count + 1) if count else itertools.count(1):
                 began = loop.time()
                 await self._one(number)

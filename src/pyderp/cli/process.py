@@ -18,14 +18,14 @@ from typing import Any, Final, TextIO
 
 import typer
 
-from pyderp.cli.advice import advice, notes
+from pyderp.cli.advice import advice, login_refused, notes
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
 from pyderp.text import LOG_FIELDS, printable
 from pyderp.throttle import Throttle
 
-__all__ = ["LogHandler", "Refused", "errors_seen", "json_line", "leave_soon", "log_to_stderr"]
-__all__ += ["log_unraisable", "loop_factory", "run_command"]
+__all__ = ["EXIT_LOGIN_REFUSED", "LogHandler", "Refused", "errors_seen", "json_line"]
+__all__ += ["leave_soon", "log_to_stderr", "log_unraisable", "loop_factory", "run_command"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -33,6 +33,7 @@ _FORMATS: Final = {
     "text": "%(asctime)s %(levelname)s %(message)s",
     "brief": "pyderp: %(message)s",
 }
+EXIT_LOGIN_REFUSED: Final = 4
 _PATIENCE: Final = 0.5
 """Seconds. Nothing that matters is left to do."""
 _PAUSE: Final = 1.0
@@ -152,8 +153,8 @@ def run_command(
     """Run a command's coroutine to its end and exit with the number that it returns.
 
     An error of pyderp's or of the network's is printed, with what to do about it, and the exit
-    status is 1, or 2 for `Refused`. On Ctrl-C and SIGTERM the coroutine is cancelled; the exit
-    status is 130 or 143.
+    status is 1, 2 for `Refused`, or 4 when the relay refuses the login. On Ctrl-C and SIGTERM the
+    coroutine is cancelled; the exit status is 130 or 143.
 
     Args:
         from_map: a DERP map says where the relay is.
@@ -172,6 +173,8 @@ def run_command(
         for line in lines:
             output.note(line)
         code = 2 if isinstance(e, Refused) else 1
+        if login_refused(e):
+            code = EXIT_LOGIN_REFUSED
     raise typer.Exit(code)
 
 

@@ -21,10 +21,9 @@ from pyderp.cli.connect_options import (
 from pyderp.cli.input import STDIN, Stdin, chunks_of, lines_of
 from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE
-from pyderp.client.client import Client
 from pyderp.client.reconnect import Backoff
 from pyderp.client.sealed import SealedPeer
-from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
+from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed, without_frames
 from pyderp.keys import NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
 from pyderp.wire.messages import Health, PeerGone, Restarting, ServerInfo
@@ -50,9 +49,10 @@ A stream in packets, some of which may get lost:
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
 
 **Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
-1 failure; 2 wrong command line; 3 the peer is not at this relay; 130 Ctrl-C; 143
-SIGTERM. In every case but 2 a summary is printed once it was connected. Nothing says that a packet
-arrived: DERP never confirms delivery. Let the peer answer if you must know.
+1 failure; 2 wrong command line; 3 the peer is not at this relay; 4 the relay does not
+admit our key; 130 Ctrl-C; 143 SIGTERM. In every case but 2 a summary is printed once it was
+connected. Nothing says that a packet arrived: DERP never confirms delivery. Let the peer answer if
+you must know.
 """
 
 
@@ -135,7 +135,7 @@ def _source(
 
 @dataclass
 class _Sender:
-    client: Client
+    client: ReportingClient
     output: Output
     peer: NodePublic
     timeout: float
@@ -144,6 +144,8 @@ class _Sender:
     size: int = 0
     ended: int = 0
     """Connections that have ended."""
+    last_end: ConnectionClosed | None = None
+    """Why the last of them ended."""
     restarting: bool = False
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
@@ -160,8 +162,6 @@ class _Sender:
 
     async def _until_gone(self, packets: AsyncIterator[bytes], wait: float) -> bool:
         """Send all; whether the relay said meanwhile that the peer is gone."""
-        if wait:
-            await self._send(PROBE)
         gone = asyncio.create_task(self._peer_gone(), name="pyderp send: is the peer gone")
         sending = asyncio.create_task(self._send_all(packets, wait), name="pyderp send: sending")
         try:
@@ -176,6 +176,8 @@ class _Sender:
             await asyncio.gather(gone, sending, return_exceptions=True)
 
     async def _send_all(self, packets: AsyncIterator[bytes], wait: float) -> None:
+        if wait:
+            await self._send(PROBE)
         async for packet in packets:
             await self._send(packet if self.sealed is None else self.sealed.seal(packet))
             self.packets += 1
@@ -193,6 +195,9 @@ class _Sender:
             async with asyncio.timeout(self.timeout):
                 while True:
                     try:
+                        # Connects if need be. What goes to a relay that refuses us is lost.
+                        await self.client.connect()
+                        await self.client.admission()
                         return await self.client.send(self.peer, packet)
                     except ClientClosed:
                         raise
@@ -202,6 +207,7 @@ class _Sender:
                     await asyncio.sleep(backoff.failed(asyncio.get_running_loop().time()))
         except TimeoutError as e:
             text = f"the relay took no packet for {self.timeout:g} s"
+            last = last or self.last_end
             if last is None:
                 raise TimeoutError(text) from e
             attempts = last.attempts if isinstance(last, ConnectError) else (last,)
@@ -210,6 +216,7 @@ class _Sender:
     def disconnected(self, error: ConnectionClosed) -> None:
         """A connection has ended."""
         self.ended += 1
+        self.last_end = without_frames(error)
         text = f"{error}; connecting again; the last packets may be lost"
         self.output.remark("disconnected", text, reason=error)
 

@@ -10,7 +10,7 @@ from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url
 from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
 from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
-from pyderp.client.reconnect import MessageIterator
+from pyderp.client.reconnect import MessageIterator, send_again
 from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectionClosed, without_frames
@@ -83,8 +83,7 @@ class Client:
         """A client of a region's relays, tried in order (`derphttp.NewRegionClient`).
 
         Args:
-            region: a region, or a function that is asked at every attempt and may return
-                `None` while there is none.
+            region: or a function, asked at every attempt; `None` of it: there is none now.
         """
         config = config or ClientConfig()
         get_region = region if callable(region) else lambda: region
@@ -171,12 +170,12 @@ class Client:
         return found
 
     async def _messages_wait(self) -> ClientConnection:
-        # A receiver stays with a connection until it has had all that came and the error,
-        # also when a sender has connected anew meanwhile.
+        # A receiver has all that came and the error first, also if a sender has connected anew.
         connection = self._receiving
         if connection is None:
             connection = self._receiving = await self._life.for_receive("Recv")
         if not connection.messages:
+            self._life.check_loop()
             try:
                 await connection.wait()
             except ConnectionClosed:
@@ -197,18 +196,28 @@ class Client:
 
     # Sending
 
-    async def send(self, dst: NodePublic, data: bytes) -> None:
+    async def send(
+        self, dst: NodePublic, data: bytes, *, reconnect: bool = False, within: float = 30.0
+    ) -> None:
         """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
 
         DERP never confirms delivery. What the relay's token bucket does not allow is
         dropped in silence and counted in `stats`.
+
+        Args:
+            reconnect: when the connection ends, send again by the next one, made here or by
+                another task; the packet may arrive twice. What looks permanent is raised.
+            within: seconds for all of that; then the last error is raised.
 
         Raises:
             LocalProtocolError: too big; nothing happened.
             ConnectionClosed: the connection ended; what was sent last may be lost.
             ConnectError: there was none and none could be made.
         """
-        await self._life.send(dst, (as_packet(data),))
+        if reconnect:
+            await send_again(self._life, dst, as_packet(data), within)
+        else:
+            await self._life.send(dst, (as_packet(data),))
 
     async def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and cheaper."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -74,7 +75,9 @@ class ClientConfig:
     """Proxies and socket options; `None`: what the environment says."""
 
     websocket: bool | None = None
-    """DERP inside a websocket; `None`: what `network` says."""
+    """DERP inside a websocket. `False`: never. `None`: what `network` says, and else only if the
+    answer to the upgrade is 400, 404, 426 or 501, as of proxies that strip its headers; a relay
+    that then takes a websocket gets one at once for the next ten minutes."""
 
     dns_cache: DNSCache | None = None
     """Remembers addresses between connects; URLs only, as in Go [DNSCache]."""
@@ -105,9 +108,11 @@ class ClientConfig:
         Raises:
             ConfigError: a time that is not positive, or a name that relays refuse.
         """
-        if not isinstance(self.app_name, str):
-            kind = type(self.app_name).__name__
-            raise ConfigError(f"app_name is a {kind}; want str")
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                wanted = _short(str(kind) if isinstance(kind, UnionType) else kind.__name__)
+                raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
         if not is_app_name(self.app_name):
             raise ConfigError(
                 f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "
@@ -118,12 +123,36 @@ class ClientConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; want more than 0 seconds")
 
 
+_TYPES: Final[dict[str, type | UnionType]] = {
+    "mesh_key": MeshKey | None,
+    "is_prober": bool,
+    "app_name": str,
+    "can_ack_pings": bool,
+    "watch_connection_changes": bool,
+    "tls": TLSConfig,
+    "network": NetworkSettings | None,
+    "websocket": bool | None,
+    "dns_cache": DNSCache | None,
+    "connect_timeout": int | float,
+    "receive_timeout": int | float,
+}
+"""What settings must be. Of the others only the call can tell."""
+
+
+def _short(types: str) -> str:
+    """Names of types without their modules."""
+    return " | ".join(name.rpartition(".")[2] for name in types.split(" | "))
+
+
 @dataclass(slots=True)
 class ClientStats:
     """Counts of one client over all its connections; the object is live."""
 
     connects: int = 0
     """Successful connects."""
+
+    websocket_fallbacks: int = 0
+    """Of these, those in a websocket because no upgrade to DERP got through."""
 
     failed_connects: int = 0
 
@@ -142,7 +171,7 @@ class ClientStats:
 
     disconnects: Counter[str] = field(default_factory=Counter)
     """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
-    `error` (the network), `protocol` (the relay broke it)."""
+    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`)."""
 
 
 GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]

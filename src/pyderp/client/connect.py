@@ -18,6 +18,7 @@ from pyderp.client.config import (
     node_url,
     region_label,
 )
+from pyderp.client.fallback import Fallback
 from pyderp.client.login import Established, Login, over_http, over_stream, over_websocket
 from pyderp.errors import (
     ConnectError,
@@ -25,13 +26,15 @@ from pyderp.errors import (
     DialError,
     FailureReason,
     LocalProtocolError,
+    UpgradeRejected,
+    raisable,
     without_frames,
 )
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.streams import Stream, as_link
+from pyderp.net.streams import Stream, as_link, describe
 from pyderp.net.tcp import failure_reason
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
@@ -106,6 +109,48 @@ class HttpRoute(Route):
         self.settings = config.network or NetworkSettings.from_environment()
         wanted = config.websocket
         self.websocket = self.settings.websocket if wanted is None else wanted
+        self.fallback = Fallback(allowed=wanted is None)
+
+    async def _upgraded(
+        self,
+        dial: Callable[[bool], Awaitable[Link]],
+        target: UrlTarget,
+        login: Login,
+        progress: Progress,
+        *,
+        node: DERPNode | None = None,
+        ideal_node: str = "",
+    ) -> Established:
+        """Connect and log in: by upgrade, or in a websocket if that does not get through.
+
+        Raises:
+            UpgradeRejected: that of the upgrade, also if the websocket failed as well.
+        """
+
+        async def attempt(websocket: bool) -> Established:
+            link = await dial(websocket)
+            return await self._log_in(
+                link, target, login, progress, websocket, node=node, ideal_node=ideal_node
+            )
+
+        remembered = self.fallback.remembered(target)
+        if self.websocket or remembered:
+            return replace(await attempt(True), fell_back=remembered)
+        try:
+            return await attempt(False)
+        except UpgradeRejected as e:
+            if not self.fallback.wanted(e):
+                raise
+            rejected = without_frames(e)
+        log.warning("%s: %s; trying a websocket", target.text, rejected)
+        try:
+            done = await attempt(True)
+        except (DerpError, OSError) as e:
+            rejected.add_note(f"and no websocket: {describe(without_frames(e))}")
+            raise raisable(rejected) from None
+        self.fallback.worked(target)
+        done.fell_back = True
+        return done
 
     async def _log_in(
         self,
@@ -113,6 +158,7 @@ class HttpRoute(Route):
         target: UrlTarget,
         login: Login,
         progress: Progress,
+        websocket: bool,
         *,
         node: DERPNode | None = None,
         ideal_node: str = "",
@@ -125,7 +171,7 @@ class HttpRoute(Route):
                 link = tls = await self._start_tls(link, target.host, node)
                 state = tls.state
             progress.step = "waiting for the relay's answer"
-            if self.websocket:
+            if websocket:
                 done = await over_websocket(link, target, login, ideal_node=ideal_node)
             else:
                 known = None
@@ -164,15 +210,14 @@ class UrlRoute(HttpRoute):
     async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
         progress.step = f"connecting to {self.target.host}"
-        link = await self._dial()
-        return await self._log_in(link, self.target, login, progress)
+        return await self._upgraded(self._dial, self.target, login, progress)
 
-    async def _dial(self) -> Link:
+    async def _dial(self, websocket: bool) -> Link:
         target = self.target
         if self.config.dialer is not None:
             return await as_link(await call_user_code(self.config.dialer, target.host, target.port))
         scheme = None
-        if self.websocket:
+        if websocket:
             scheme = "wss" if target.tls else "ws"
         return await dial_host(
             target.host,
@@ -202,9 +247,10 @@ class RegionRoute(HttpRoute):
         async def to_node(node: DERPNode) -> Established:
             target = node_url(node, tls=self.tls)
             progress.step = f"connecting to node {node.name}"
-            link = await self._dial(node)
             ideal = region.nodes[0].name if node is not region.nodes[0] else ""
-            return await self._log_in(link, target, login, progress, node=node, ideal_node=ideal)
+            return await self._upgraded(
+                lambda _: self._dial(node), target, login, progress, node=node, ideal_node=ideal
+            )
 
         return await self._first(region, to_node, progress)
 

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyderp.client.config import ClientStats
-from pyderp.client.login import Established
+from pyderp.client.login import Established, hung_up
 from pyderp.client.pings import Pings
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
 from pyderp.errors import (
     ClientClosed,
     ConnectionClosed,
     LocalProtocolError,
+    LoginRefused,
     RemoteProtocolError,
     without_frames,
 )
@@ -35,6 +36,7 @@ __all__ = ["ClientConnection"]
 log = logging.getLogger("pyderp.client")
 
 _CLOSE_TIMEOUT: Final = 1.0
+_REFUSED: Final = "the relay took the login and hung up: it may not admit this key"
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
 
@@ -67,6 +69,8 @@ class ClientConnection:
         self.write_failed = False
         """What was sent last did not get out."""
         self.restarting: Restarting | None = None
+        self.admitted = False  # ServerInfo came
+        self.refused = False  # the relay hung up before it
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -115,7 +119,10 @@ class ClientConnection:
         """The stream ended."""
         if not self._gone.done():
             self._gone.set_result(None)
-        if error is None:
+        if not (self.ended or self.admitted) and hung_up(error):
+            self.refused, self.write_failed = True, isinstance(error, BrokenPipeError)
+            self.end(error, "refused")
+        elif error is None:
             self.end(None, "eof")
         else:
             self.write_failed = isinstance(error, BrokenPipeError)
@@ -146,6 +153,7 @@ class ClientConnection:
             case Pong(data):
                 return not self._pings.answered(data)
             case ServerInfo(_, rate, burst):
+                self.admitted = True
                 self._bucket = TokenBucket(rate, burst, self._loop.time()) if rate else None
             case Restarting():
                 self.restarting = message
@@ -359,10 +367,14 @@ class ClientConnection:
         cause = self._error
         if isinstance(cause, ClientClosed):
             return ClientClosed(str(cause), generation=self.generation)
-        closed = ConnectionClosed(
-            f"{where}: {'EOF' if cause is None else describe(cause)}",
-            generation=self.generation,
-            restarting=self.restarting,
+        if self.refused:
+            text = _REFUSED if cause is None else f"{_REFUSED} ({describe(cause)})"
+        else:
+            text = "EOF" if cause is None else describe(cause)
+        if where == "derp.Send":
+            text += "; the next call connects again"
+        closed = (LoginRefused if self.refused else ConnectionClosed)(
+            f"{where}: {text}", generation=self.generation, restarting=self.restarting
         )
         closed.__cause__ = cause
         return closed

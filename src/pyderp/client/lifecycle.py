@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -16,6 +17,7 @@ from pyderp.errors import (
     ConnectError,
     ConnectionClosed,
     DerpError,
+    LocalProtocolError,
     NotConnected,
     without_frames,
 )
@@ -34,6 +36,13 @@ __all__ = ["ConnectionState", "Lifecycle"]
 
 ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected", "closed"]
 
+_REFUSED_UNIT: Final = 0.1
+_REFUSED_LONGEST: Final = 10.0
+"""Seconds: before the login that follows n refused ones, (n - 1)² x 100 ms, at most 10 s."""
+_OTHER_LOOP: Final = (
+    "this client belongs to the event loop that it first connected on, and this is another one: "
+    "make a client in each asyncio.run, or use pyderp.blocking"
+)
 _CLOSED: Final = "derphttp.Client closed"
 _NOT_CONNECTED: Final = "client not connected"
 
@@ -58,16 +67,23 @@ class Lifecycle:
         """Set when the client is closed."""
         self.unsent: ClientConnection | None = None
         """It ended with a failed write, of which no sender has heard."""
+        self.admitted = False
+        """A relay has taken us in at least once."""
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
         self._config = config
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
         self._attempts = 0
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
         """What the last of them ended with, as long as a caller waits that shares it."""
+        self._refusals = 0
+        """Connections that have ended in a row because the relay refused the login."""
+        self._not_before = 0.0
+        """The loop's time before which none is made, because of them."""
         self._callers = 0
         """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
@@ -96,6 +112,7 @@ class Lifecycle:
 
         A call that waits for the attempt of another shares its failure.
         """
+        self.check_loop()
         attempts = self._attempts
         self._callers += 1
         try:
@@ -105,6 +122,18 @@ class Lifecycle:
             self._callers -= 1
             if not self._callers:
                 self._failure = None  # it holds frames that hold us
+
+    def check_loop(self) -> None:
+        """Remember the event loop of the first call, and refuse any other.
+
+        Raises:
+            LocalProtocolError: this is another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise LocalProtocolError(_OTHER_LOOP)
 
     async def _connect_in_turn(self, label: str, attempts: int) -> ClientConnection:
         connection = self.connection
@@ -116,6 +145,7 @@ class Lifecycle:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
             ) from self._failure.__cause__
+        await self._after_refusals()
         try:
             connection = await self._attempt_connect(label)
         except ConnectError as e:
@@ -132,6 +162,17 @@ class Lifecycle:
         self._news.clear()
         if not (self.closed or self.connected):
             await self._news.wait()
+
+    async def _after_refusals(self) -> None:
+        """Wait before another login, if the relay has refused the last ones.
+
+        Here, and not where the calls are repeated: there are several, and each would begin anew.
+        """
+        delay = self._not_before - asyncio.get_running_loop().time()
+        if self._refusals and delay > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self.closing.wait()
 
     async def for_receive(self, what: str) -> ClientConnection:
         """The connection to use for a call; made if there is none.
@@ -193,6 +234,7 @@ class Lifecycle:
             raise ClientClosed(_CLOSED)
         self.generation += 1
         self.stats.connects += 1
+        self.stats.websocket_fallbacks += made.fell_back
         connection = self.connection = ClientConnection(
             made,
             generation=self.generation,
@@ -227,10 +269,22 @@ class Lifecycle:
         connection.end(None, "error")
         if self.connection is connection:
             self.connection = None
+            self._count_refusals(connection)
             self.unsent = connection if connection.write_failed else None
         # What a receiver was told is still news for the next sender.
         if sending and self.unsent is connection:
             self.unsent = None
+
+    def _count_refusals(self, connection: ClientConnection) -> None:
+        if connection.admitted:
+            self.admitted = True
+            self._refusals = 0
+        elif connection.refused:
+            # The first may be a relay that was about to stop: the next login is not held back.
+            delay = min(self._refusals**2 * _REFUSED_UNIT, _REFUSED_LONGEST)
+            self._refusals += 1
+            now = asyncio.get_running_loop().time()
+            self._not_before = now + delay * (0.5 + random.random())
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""
@@ -264,6 +318,12 @@ class Lifecycle:
 
     async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
         """As `Client.send_many`, of packets that went through `as_packet`."""
+        if not isinstance(dst, NodePublic):
+            raise TypeError(
+                f"the destination is a {type(dst).__name__}; want a NodePublic, which "
+                'NodePublic.parse("nodekey:…") makes of text'
+            )
+        self.check_loop()
         connection = self.connection
         if connection is None or self.unsent is not None:
             connection = await self.for_send("Send")

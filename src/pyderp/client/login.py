@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from pyderp.client.config import UrlTarget
-from pyderp.errors import RemoteProtocolError, raisable
+from pyderp.errors import RemoteProtocolError, UpgradeRejected, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
 from pyderp.net.tls import TLSState
 from pyderp.net.websocket import open_websocket, read_refusal
 from pyderp.wire.client import ClientSession, ClientState
+from pyderp.wire.http import DERP_PATH
 from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
 from pyderp.wire.websocket_client import WebSocketClient
 
-__all__ = ["Established", "Login", "over_http", "over_stream", "over_websocket"]
+__all__ = ["Established", "Login", "hung_up", "over_http", "over_stream", "over_websocket"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -69,6 +71,16 @@ class Established:
     """What came with the login."""
     tls: TLSState | None = None
     """TLS of the stream; `None`: none."""
+    fell_back: bool = False
+    """It is in a websocket only because no upgrade got through."""
+
+
+def _with_hint(error: UpgradeRejected, target: UrlTarget) -> UpgradeRejected:
+    """The same error; a 404 at another path than relays have says so."""
+    path = target.request_target.partition("?")[0]
+    if error.status == HTTPStatus.NOT_FOUND and not path.endswith(DERP_PATH):
+        error.args = (f"{error} (the URL's path is {path}; that of relays is {DERP_PATH})",)
+    return error
 
 
 async def over_http(
@@ -105,6 +117,15 @@ async def over_http(
         return Established(link, session, [])
     link.write(request)
     reply = UpgradeReply()
+    try:
+        rest = await _read_answer(link, reply)
+    except UpgradeRejected as e:
+        raise _with_hint(e, target) from e.__cause__
+    return await over_stream(link, login, server_key=server_key, received=rest)
+
+
+async def _read_answer(link: Link, reply: UpgradeReply) -> bytes:
+    """The bytes that follow a 101 answer."""
     data = await link.read()
     if not data:
         # It has said nothing wrong: it may just be starting or stopping.
@@ -113,7 +134,7 @@ async def over_http(
         if reply.refused:
             await read_refusal(link, reply.receive_data, reply.refusal)
         data = await link.read()
-    return await over_stream(link, login, server_key=server_key, received=rest)
+    return rest
 
 
 async def over_websocket(
@@ -166,3 +187,11 @@ async def over_stream(
         raise
     link.write(login.first_words(session))
     return Established(link, session, messages)
+
+
+def hung_up(error: Exception | None) -> bool:
+    """Whether the other side closed the stream: in order, with a reset, or under a websocket."""
+    if isinstance(error, BrokenPipeError) and error.errno is None:
+        return False  # a stream of the program's own that cannot be written to
+    of_websocket = error is not None and isinstance(error.__cause__, EOFError)
+    return error is None or of_websocket or isinstance(error, ConnectionError)

@@ -19,12 +19,16 @@ from pyderp.errors import (
     ConnectionClosed,
     InvalidMap,
     LocalProtocolError,
+    LoginRefused,
     RemoteProtocolError,
     UpgradeRejected,
+    raisable,
+    without_frames,
 )
+from pyderp.keys import NodePublic
 from pyderp.wire.messages import Message, Restarting
 
-__all__ = ["Backoff", "MessageIterator", "is_transient"]
+__all__ = ["Backoff", "MessageIterator", "is_transient", "send_again"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -76,11 +80,11 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later with nothing changed on this side.
 
     Not so: a closed client, wrong use, a certificate that is not trusted, an HTTP refusal
-    (4xx), and what is no DERP relay.
+    (4xx), a login that the relay does not answer (`LoginRefused`), and what is no DERP relay.
     """
     if isinstance(error, ConnectError):
         return not error.attempts or any(is_transient(e) for e in error.attempts)
-    if isinstance(error, ClientClosed):
+    if isinstance(error, ClientClosed | LoginRefused):
         return False
     if isinstance(error, ConnectionClosed | OSError):
         return True
@@ -147,6 +151,8 @@ class MessageIterator:
         attempts = error.attempts if isinstance(error, ConnectError) else ()
         if any(isinstance(e, LocalProtocolError) for e in attempts):
             return True
+        if isinstance(error, LoginRefused):
+            return not self._life.admitted
         return self._life.generation == 0 and not is_transient(error)
 
     def _plan(self, error: ConnectionClosed | ConnectError) -> None:
@@ -160,6 +166,33 @@ class MessageIterator:
         delay = max(delay, self._backoff.failed(now))
         self._wait_until = now + delay
         log.info("%s; connecting again in %.2f s", error, delay)
+
+
+async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: float) -> None:
+    """Send a packet over as many connections as that takes; as `Client.send` with `reconnect`.
+
+    The iteration over messages need not run: often it is what waits for this call.
+    """
+    clock = asyncio.get_running_loop().time
+    backoff = Backoff(random.random)
+    last: ConnectionClosed | ConnectError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await life.send(dst, (packet,))
+                except (ConnectionClosed, ConnectError) as e:
+                    if not is_transient(e) and not (life.admitted and isinstance(e, LoginRefused)):
+                        raise
+                    last = without_frames(e)
+                delay = 0.0
+                if isinstance(last, ConnectionClosed) and last.restarting is not None:
+                    delay = backoff.announced(last.restarting, clock())
+                await pause(life, max(delay, backoff.failed(clock())))
+    except TimeoutError:
+        if last is None:
+            raise TimeoutError(f"the relay took no packet within {seconds:g} s") from None
+        raise raisable(last) from None
 
 
 async def pause(life: Lifecycle, seconds: float) -> None:

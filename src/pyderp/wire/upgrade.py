@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,6 +22,9 @@ __all__ = [
 FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
+_MAX_SHOWN: Final = 200
+"""Characters of a refusal's body that its error repeats."""
+_TAGS: Final = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->|<[^>]*>")
 
 
 def switching_protocols(server: NodePublic) -> bytes:
@@ -137,7 +141,9 @@ class UpgradeReply:
         assert self._refused is not None, "nothing was refused"
         status, reason = self._refused
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
-        text = f"upgrade refused: {status} {printable(reason)}: {printable(body, _MAX_REPLY_BODY)}"
+        # A web page in an error helps no reader: its words do, and the first of them.
+        words = " ".join(_TAGS.sub(" ", body).split()) if "<" in body else body
+        text = f"upgrade refused: {status} {printable(reason)}: {printable(words, _MAX_SHOWN)}"
         return UpgradeRejected(text, status=status, body=body)
 
     def _error(self) -> BadUpgrade:

@@ -7,6 +7,7 @@ import contextlib
 from typing import Final, NoReturn
 from weakref import WeakMethod
 
+from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed as WebSocketClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
@@ -87,9 +88,10 @@ class WebSocketStream:
             ConnectionClosed: the connection broke, the peer closed with another code (the
                 cause has it), or the stream was ended on this side.
         """
+        before_close = not self.closed
         async with self._reads:
             with self._read_deadline.operation():
-                self._check_readable()
+                self._check_readable(before_close)
                 if n < 0:
                     while await self._more():
                         pass
@@ -108,9 +110,10 @@ class WebSocketStream:
         """
         if n < 0:
             raise ValueError("n must not be negative")
+        before_close = not self.closed
         async with self._reads:
             with self._read_deadline.operation():
-                self._check_readable()
+                self._check_readable(before_close)
                 while self._inbox.size < n:
                     if not await self._more():
                         raise asyncio.IncompleteReadError(self._inbox.take_all(), n)
@@ -207,9 +210,10 @@ class WebSocketStream:
 
     # Inside: reading
 
-    def _check_readable(self) -> None:
-        # Once read, the end is final; closing afterwards does not make it an error.
-        if not self._end_was_read:
+    def _check_readable(self, before_close: bool) -> None:
+        # Once read, the end is final; closing afterwards does not make it an error. A read that
+        # waited for its turn when we closed gets the end that the others got.
+        if not (self._end_was_read or (before_close and self._inbox.eof)):
             self._check_open()
 
     async def _more(self) -> bool:
@@ -222,7 +226,8 @@ class WebSocketStream:
         if inbox.failure is not None:
             self._check_open()  # if we ended it, that is the better reason
             raise raisable(inbox.failure)
-        self._end_was_read = inbox.eof
+        # Not if it answers a close of ours: then all later reads say that we closed it.
+        self._end_was_read = inbox.eof and not self.closed
         return not inbox.eof
 
     async def _refuse(self) -> NoReturn:
@@ -315,8 +320,15 @@ def net_conn(
             `GO_READ_LIMIT` is for peers in Go.
 
     Raises:
+        TypeError: not a connection of the websockets library's asyncio side.
         ValueError: `max_message` is too small for one character.
     """
+    if not isinstance(websocket, Connection):
+        kind = f"{type(websocket).__module__}.{type(websocket).__qualname__}"
+        raise TypeError(
+            f"websocket is a {kind}; want a connection of websockets.asyncio. Of another library, "
+            "give `Client.over_stream` an object with receive, send and aclose"
+        )
     if max_message is not None and max_message < LONGEST_CHARACTER:
         raise ValueError(f"max_message must be at least {LONGEST_CHARACTER}")
     return WebSocketStream(

@@ -1,0 +1,46 @@
+"""When a client takes a websocket because no upgrade to DERP gets through to the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from pyderp.client.config import UrlTarget
+from pyderp.errors import UpgradeRejected
+
+__all__ = ["MEMORY", "WEBSOCKET_STATUS", "Fallback"]
+
+log = logging.getLogger("pyderp.client")
+
+WEBSOCKET_STATUS: Final = frozenset({400, 404, 426, 501})
+"""What a proxy answers that does not pass the upgrade on, or a relay that sees none of it because
+a proxy took its headers away. Not 401, 403, 407, 429 and 511: these hold for a websocket, too."""
+MEMORY: Final = 600.0
+"""Seconds for which a relay that took a websocket instead gets one at once."""
+
+
+class Fallback:
+    """What one client knows of it.
+
+    Args:
+        allowed: whether it may take a websocket without being told to.
+    """
+
+    def __init__(self, *, allowed: bool) -> None:
+        self._allowed = allowed
+        self._until: dict[tuple[str, int], float] = {}
+
+    def remembered(self, target: UrlTarget) -> bool:
+        """Whether a relay took a websocket a short while ago, and no upgrade."""
+        until = self._until.get((target.host, target.port))
+        return until is not None and until > asyncio.get_running_loop().time()
+
+    def wanted(self, error: UpgradeRejected) -> bool:
+        """Whether a websocket may get through where an upgrade was answered with this."""
+        return self._allowed and error.status in WEBSOCKET_STATUS and not error.asks_for_tls
+
+    def worked(self, target: UrlTarget) -> None:
+        """A relay took a websocket instead."""
+        log.warning("%s: connected by websocket, as no upgrade gets through", target.text)
+        self._until[target.host, target.port] = asyncio.get_running_loop().time() + MEMORY

@@ -1,0 +1,106 @@
+"""A relay that does not admit our key: `listen`, `send` and `ping` say so, with exit status 4."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import pytest
+
+from pyderp import (
+    AdmissionConfig,
+    ClientConfig,
+    NetworkSettings,
+    NodePrivate,
+    NodePublic,
+    ReceivedPacket,
+    RelayConfig,
+    blocking,
+)
+from pyderp.testing import RelayThread
+
+from .commands import Done, command
+
+Here: TypeAlias = Callable[..., Done]
+
+BOUND = 20.0
+DIRECT = ClientConfig(network=NetworkSettings())
+PEER = NodePrivate.generate().public
+TEXT = "the relay took the login and hung up: it may not admit this key"
+
+
+class Door:
+    """Who may come in; and how many have asked."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.asked = 0
+        self.third = threading.Event()
+
+    def decide(self, key: NodePublic, address: str) -> bool:
+        self.asked += 1
+        if self.asked == 3:
+            self.third.set()
+        return self.open
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def relay(door: Door) -> Iterator[RelayThread]:
+    config = RelayConfig(admission=AdmissionConfig(decide=door.decide, remember=0))
+    with RelayThread(config) as relay:
+        yield relay
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("send", PEER, "-m", "x"),
+        ("send", PEER, "-m", "x", "--wait", 0),
+        ("send", PEER, "-m", "x", "--sealed", "--websocket"),
+        ("ping",),
+        ("ping", PEER),
+        ("listen",),
+        ("listen", "--timeout", 10),
+    ],
+    ids=["send", "send-no-wait", "send-websocket", "ping", "ping-peer", "listen", "listen-timeout"],
+)
+def test_exit_status_4(
+    relay: RelayThread, door: Door, here: Here, args: tuple[object, ...]
+) -> None:
+    """At once, after one login, and with what to do."""
+    done = here(args[0], relay.url, *args[1:], "--json")
+    assert done.code == 4
+    error = done.event("error")
+    assert TEXT in error["error"]
+    assert error["advice"] == [
+        "ask who runs the relay whether it admits this key, which --key FILE keeps; its log says "
+        "why it hung up"
+    ]
+    assert "Traceback" not in done.err
+    assert door.asked <= 2
+
+
+def test_send_says_so_if_the_relay_refuses_a_later_login(relay: RelayThread, door: Door) -> None:
+    """Nothing is handed to a relay that refuses us, and logins are held back."""
+    door.open = True
+    with blocking.Client.for_url(relay.url, config=DIRECT) as receiver:
+        receiver.connect()
+        flags = ("--wait", 0, "--timeout", 3, "--json")
+        with command("send", relay.url, receiver.self_public_key, *flags) as sender:
+            sender.feed(b"one\n")
+            while not isinstance(message := receiver.recv(BOUND), ReceivedPacket):
+                pass
+            door.open, door.asked = False, 0
+            relay.cut(client=message.source)
+            assert door.third.wait(BOUND)
+            done = sender.end(b"two\n")
+    assert done.code == 4
+    assert TEXT in done.event("error")["error"]
+    assert done.event("summary")["packets"] == 1
+    assert door.asked <= 10

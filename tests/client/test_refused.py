@@ -1,0 +1,159 @@
+"""A relay that reads the login and hangs up: what is raised, and when the client tries again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pyderp import (
+    AdmissionConfig,
+    Client,
+    ClientConfig,
+    ConnectionClosed,
+    LoginRefused,
+    NetworkSettings,
+    NodePrivate,
+    RelayConfig,
+    ServerInfo,
+    is_transient,
+)
+from pyderp.client import lifecycle
+from pyderp.testing import FaultyRelay
+from pyderp.wire.frames import pack_server_key
+from pyderp.wire.upgrade import switching_protocols
+from tests.conftest import Run
+
+from .fakes import DIRECT, RELAY, Links, bounded, connects, fake_relay, linked
+
+DIRECT_CONFIG = ClientConfig(network=DIRECT)
+GREETING = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
+PEER = NodePrivate.generate().public
+TEXT = "the relay took the login and hung up: it may not admit this key"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("websocket", [False, True], ids=["upgrade", "websocket"])
+def test_a_relay_that_does_not_admit_the_key(run: Run, websocket: bool, tls: bool) -> None:
+    """Receivers and senders get `LoginRefused`, whatever carries the stream."""
+
+    async def main() -> None:
+        denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
+        network = NetworkSettings(use_derp_http=not tls)
+        config = ClientConfig(network=network, websocket=websocket)
+        async with (
+            bounded(),
+            FaultyRelay(denying, tls=tls) as relay,
+            Client.for_region(relay.region, config=config) as client,
+        ):
+            with pytest.raises(LoginRefused, match=f"^derp.Recv: {TEXT}"):
+                await client.recv()
+            with pytest.raises(LoginRefused, match=TEXT):
+                await anext(client.messages())
+            assert client.stats.disconnects == {"refused": 2}
+
+    run(main())
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_an_end_before_server_info_is_a_refusal(run: Run, reset: bool) -> None:
+    async def main() -> None:
+        async with (
+            bounded(),
+            fake_relay() as relay,
+            Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
+        ):
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await peer.head()
+            peer.say(GREETING)
+            await peer.client_info()
+            await connecting
+            peer.cut() if reset else peer.hang_up()
+            with pytest.raises(LoginRefused, match=TEXT):
+                await client.recv()
+
+    run(main())
+
+
+def test_an_end_after_server_info_is_none(run: Run) -> None:
+    async def main() -> None:
+        async with (
+            bounded(),
+            fake_relay() as relay,
+            Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
+        ):
+            peer = await connects(client, relay)
+            peer.hang_up()
+            assert isinstance(await client.recv(), ServerInfo)
+            with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$") as caught:
+                await client.recv()
+            assert not isinstance(caught.value, LoginRefused)
+
+    run(main())
+
+
+def test_the_iterator_goes_on_if_the_relay_admitted_us_before(run: Run) -> None:
+    """A relay that comes back without its source of admission refuses for a while."""
+
+    async def main() -> None:
+        async with linked() as (client, links):
+            received = asyncio.create_task(anext(client.messages()))
+            links.admits = False
+            await asyncio.sleep(0)
+            links.last.lose()
+            while len(links.all) < 3:
+                await asyncio.sleep(0.001)
+                if links.last.receiver is not None:
+                    links.last.lose()
+            assert not received.done()
+            received.cancel()
+
+    run(main())
+
+
+def test_logins_after_refusals_are_held_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a connection, and however often: the pauses are those of the client."""
+    monkeypatch.setattr(lifecycle, "_REFUSED_UNIT", 1e6)
+
+    async def main() -> None:
+        links = Links()
+        links.admits = False
+        client = links.client()
+        async with bounded():
+            for _ in range(2):
+                await client.connect()
+                links.last.lose()
+                with pytest.raises(LoginRefused):
+                    await client.send(PEER, b"x")
+            waiting = [asyncio.create_task(client.send(PEER, b"x")) for _ in range(3)]
+            waiting.append(asyncio.create_task(client.connect()))
+            await asyncio.sleep(0.05)
+            assert len(links.all) == 2
+            await client.aclose()
+            done, _ = await asyncio.wait(waiting)
+            assert all(isinstance(task.exception(), ConnectionClosed) for task in done)
+
+    run(main())
+
+
+def test_a_login_that_is_answered_ends_the_pauses(run: Run) -> None:
+    async def main() -> None:
+        links = Links()
+        links.admits = False
+        client = links.client()
+        async with bounded():
+            for admits in (False, True, False):
+                links.admits = admits
+                await client.connect()
+                links.last.lose()
+                with pytest.raises(ConnectionClosed):
+                    await client.recv()
+            assert client._life._refusals == 1
+            await client.aclose()
+
+    run(main())
+
+
+def test_a_refused_login_does_not_look_transient() -> None:
+    assert not is_transient(LoginRefused(TEXT))
