@@ -51,7 +51,7 @@ def test_closed_streams_are_nothing_to_ping(relay: RelayThread, redirect: str) -
 def test_remarks_do_not_go_to_standard_output_if_standard_error_is_closed(
     relay: RelayThread,
 ) -> None:
-    done = shell("send", relay.url, NOBODY, "-m", "x", redirect="2>&-")
+    done = shell("send", relay.url, NOBODY, "-m", "x", "--wait", 1, redirect="2>&-")
     assert done.returncode == 3
     assert done.stdout == b""
 
@@ -135,12 +135,13 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
 # What comes early
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
         if name == "typer":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Finder())
 sys.argv = ["pyderp", *sys.argv[1:]]

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.input import STDIN, read_private_key
+from pyderp.cli.interrupts import held
 from pyderp.cli.output import print_line
 from pyderp.errors import ConfigError
 from pyderp.keyfile import write_atomically
@@ -59,7 +60,8 @@ def new(
         return
     text = json.dumps({"PrivateKey": key.to_text()}, indent="\t") + "\n"
     try:
-        written = write_atomically(output, text.encode(), mode=0o600, replace=False)
+        with held():
+            written = write_atomically(output, text.encode(), mode=0o600, replace=False)
     except OSError as e:
         raise ConfigError(f"cannot make the key file {output}: {e.strerror}") from e
     if not written:
