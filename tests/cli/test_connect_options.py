@@ -342,4 +342,4 @@ def test_all_commands_work_with_go_s_relay(
             sent = here("send", url, key, "-m", "hello", "--sealed", "--wait", 0, *flags)
             assert sent.code == 0
             assert listener.end().out.endswith(" hello\n")
-        assert here("send", url, key, "-m", "hello", *flags).code == 3
+        assert here("send", url, key, "-m", "hello", "--wait", 1, *flags).code == 3

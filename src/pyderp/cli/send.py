@@ -45,14 +45,18 @@ One packet that the relay cannot read or forge, to `pyderp listen --sealed`:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --message hello`
 
+Fail if the peer is not there; `pyderp listen` ignores the two packets that ask for that:
+
+`pyderp send https://derp.example.com/derp nodekey:… --message hello --wait 1`
+
 A stream in packets, some of which may get lost:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
 
 **Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
-1 failure; 2 wrong command line; 3 the peer is not at this relay; 130 Ctrl-C; 143
-SIGTERM. In every case but 2 a summary is printed once it was connected. Nothing says that a packet
-arrived: DERP never confirms delivery. Let the peer answer if you must know.
+1 failure; 2 wrong command line; 3 the peer is not at this relay, which is asked with `--wait`; 130
+Ctrl-C; 143 SIGTERM. In every case but 2 a summary is printed once it was connected. Nothing says
+that a packet arrived: DERP never confirms delivery. Let the peer answer if you must know.
 """
 
 
@@ -84,9 +88,12 @@ def send(
     wait: Annotated[
         float,
         seconds(
-            "Wait so long at the end for word that the peer is not there. 0: do not ask.", least=0
+            "Ask the relay whether the peer is there, before the first packet and after the last, "
+            "and wait so long at the end for its answer. The peer gets each question as a packet "
+            "of 62 bytes. 0: do not ask.",
+            least=0,
         ),
-    ] = 1.0,
+    ] = 0.0,
     timeout: Annotated[
         float,
         seconds("Give up if the relay takes no packet for so long, connecting again included."),
