@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import typer
@@ -143,13 +144,14 @@ async def _serve(plan: StartPlan, load: Callable[[], Settings]) -> None:
             _reload(relay, load)
             supervisor.ready(_status(relay))
 
-    def on_signal(signum: int) -> None:
+    def on_loop(work: Callable[..., None], *args: int) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
-            loop.call_soon_threadsafe(on_stop, signum)
+            loop.call_soon_threadsafe(work, *args)
 
-    stop_with(on_signal, _exit_at_once, ignored_too=True)
+    stop_with(partial(on_loop, on_stop), _exit_at_once, ignored_too=True)
     with contextlib.suppress(AttributeError):
-        loop.add_signal_handler(signal.SIGHUP, on_reload)
+        # Not the loop's way: it would have signals written to a pipe that it closes first.
+        signal.signal(signal.SIGHUP, lambda *_: on_loop(on_reload))
     relay, listeners = await _start(plan)
     _announce(relay, plan)
     probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
