@@ -62,7 +62,9 @@ def test_a_closed_standard_input_is_told(relay: RelayThread) -> None:
     assert b"pyderp: standard input is closed\n" in done.stderr
 
 
-@pytest.mark.parametrize("args", [["key", "new"], ["--version"], ["ping", "-c1"]])
+@pytest.mark.parametrize(
+    "args", [["key", "new"], ["--version"], ["--help"], ["send", "--help"], ["ping", "-c1"]]
+)
 @pytest.mark.parametrize("redirect", [">&-", "<&- >&-"])
 def test_a_closed_standard_output_is_an_error(
     relay: RelayThread, args: list[str], redirect: str
@@ -130,6 +132,26 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
     _set_up_streams()
     Output(as_json=False).packet(NOBODY, "ü".encode())
     assert raw.getvalue().endswith(b" \\xfc\n")
+
+
+# Without docstrings
+
+
+@pytest.mark.parametrize("args", [["--help"], ["send", "--help"], ["key", "--help"]])
+def test_the_help_is_whole_under_oo(args: list[str]) -> None:
+    texts = [
+        subprocess.run(
+            [sys.executable, *flags, "-m", "pyderp", *args],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            env=environment(),
+            check=True,
+        ).stdout
+        for flags in ([], ["-OO"])
+    ]
+    assert texts[0] == texts[1]
+    assert "acket" in texts[0] or "Make" in texts[0]
 
 
 # What comes early

@@ -17,6 +17,10 @@ from pyderp.keys import NodePrivate
 
 __all__ = ["key_app"]
 
+NEW_HELP: Final = "Make a private key and print it: `privkey:` and 64 hex digits."
+PUBLIC_HELP: Final = (
+    "Print the public key that belongs to a private key: `nodekey:` and 64 hex digits."
+)
 NEW_EPILOG: Final = """**Examples**
 
 `pyderp key new -o me.key` keeps a new key in a file and prints the public key that belongs to it.
@@ -38,7 +42,7 @@ key_app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
-@key_app.command("new", epilog=NEW_EPILOG)
+@key_app.command("new", epilog=NEW_EPILOG, help=NEW_HELP)
 def new(
     output: Annotated[
         Path | None,
@@ -52,7 +56,7 @@ def new(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a private key and print it: `privkey:` and 64 hex digits."""
+    """The command; `NEW_HELP` says what it does."""
     key = NodePrivate.generate()
     if output is None:
         values = {"private": key.to_text(), "public": str(key.public)}
@@ -70,7 +74,7 @@ def new(
     print_line(json.dumps(values) if as_json else str(key.public))
 
 
-@key_app.command("public", epilog=PUBLIC_EPILOG)
+@key_app.command("public", epilog=PUBLIC_EPILOG, help=PUBLIC_HELP)
 def public(
     file: Annotated[
         Path,
@@ -81,6 +85,6 @@ def public(
     ] = STDIN,
     as_json: AsJson = False,
 ) -> None:
-    """Print the public key that belongs to a private key: `nodekey:` and 64 hex digits."""
+    """The command; `PUBLIC_HELP` says what it does."""
     key = read_private_key(file).public
     print_line(json.dumps({"public": str(key)}) if as_json else str(key))

@@ -29,7 +29,11 @@ from pyderp.keys import NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
 from pyderp.wire.messages import Health, PeerGone, Restarting, ServerInfo
 
-__all__ = ["EPILOG", "EXIT_PEER_GONE", "send"]
+__all__ = ["EPILOG", "EXIT_PEER_GONE", "HELP", "send"]
+
+HELP: Final = (
+    "Send packets to a peer: one for each line of standard input. DERP never confirms delivery."
+)
 
 EXIT_PEER_GONE: Final = 3
 RAW_SIZE: Final = 1_200
@@ -99,7 +103,7 @@ def send(
         seconds("Give up if the relay takes no packet for so long, connecting again included."),
     ] = 30.0,
 ) -> None:
-    """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""
+    """The command; `HELP` says what it does."""
     url, peer = split_targets(targets)
     if peer is None:
         raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")

@@ -35,6 +35,7 @@ from pyderp.server.services.stun import StunServer
 from pyderp.server.site.pages import DebugSite
 from pyderp.server.site.routes import home_page, relay_routes, side_routes
 from pyderp.server.site.view import Access, RelayView
+from pyderp.tasks import running_loop
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
 
@@ -75,7 +76,7 @@ def assemble(
     Raises:
         ConfigError: a setting or a file that cannot be used.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
     mesh = stun = certificates = None
     native = load(config.native)
