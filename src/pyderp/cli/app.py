@@ -11,8 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 import pyderp
-from pyderp.cli import listen, ping, send
-from pyderp.cli.key import key_app
 from pyderp.cli.output import OutputError, flush_stdout, print_event, print_line
 from pyderp.cli.relay import goflags, layers
 from pyderp.errors import DerpError
@@ -66,10 +64,21 @@ app.command(
     context_settings={"ignore_unknown_options": True},
     add_help_option=False,
 )(goflags.derper_command(_carry_out))
-app.command("listen", epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
-app.command("send", epilog=send.EPILOG, help=send.HELP)(send.send)
-app.command("ping", epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
-app.add_typer(key_app, name="key")
+
+
+def _add_client_commands() -> None:
+    from pyderp.cli import listen, ping, send
+    from pyderp.cli.key import key_app
+
+    app.command("listen", epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
+    app.command("send", epilog=send.EPILOG, help=send.HELP)(send.send)
+    app.command("ping", epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
+    app.add_typer(key_app, name="key")
+
+
+# A relay's process does without the client, which costs megabytes and tenths of its start.
+if sys.argv[1:2] not in (["relay"], ["derper"]):
+    _add_client_commands()
 
 
 def _version(value: bool) -> None:
