@@ -68,7 +68,12 @@ _GENERATED: Final = re.compile(
 )
 _VARIABLE: Final = re.compile(r"\bPYDERP_[A-Z_]+\b")
 _OTHER_VARIABLES: Final = frozenset(
-    {"PYDERP_REQUIRE_PEERS", "PYDERP_SUMS_SECONDS", "PYDERP_SUMS_SEED"}
+    {
+        "PYDERP_INTERRUPT_RUNS",
+        "PYDERP_REQUIRE_PEERS",
+        "PYDERP_SUMS_SECONDS",
+        "PYDERP_SUMS_SEED",
+    }
     # Examples of what is no setting.
     | {"PYDERP_VERIFY_CLIENT", "PYDERP_SERVICE_HOST", "PYDERP_PORT"}
 )

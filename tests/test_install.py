@@ -61,3 +61,24 @@ def test_an_installed_relay_starts_listens_and_stops(wheel: Path, tmp_path: Path
     finally:
         relay.kill()
         relay.communicate()
+
+
+def pinned(name: str) -> set[str]:
+    """The packages that a requirements file pins."""
+    return set(re.findall(r"^([\w.-]+)==", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_what_builds_the_package_is_not_needed_to_run_it() -> None:
+    build = pinned("requirements-build.txt")
+    assert {"hatchling", "editables"} <= build
+    assert not build & pinned("requirements.txt")
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-build.txt"])
+def test_every_requirement_is_pinned_with_its_hashes(name: str) -> None:
+    blocks = re.split(r"^(?=\S)", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
+    assert blocks
+    for block in blocks:
+        assert re.match(r"[\w.-]+==\S+ .*\\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n)+\Z", block), (
+            block
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pyderp import Client, NodePrivate, Relay, RelayConfig
 from pyderp.tasks import cancel_and_wait, in_own_thread, run_together
 
 from .conftest import Run
@@ -192,6 +193,22 @@ def test_a_thread_that_outlives_the_event_loop_ends_quietly(run: Run) -> None:
     assert [each.daemon for each in threading.enumerate() if each.name == "late"] == [True]
     release.set()
     join("late")
+
+
+@pytest.mark.parametrize("call", ["connect", "send", "recv", "relay"])
+def test_without_asyncio_the_error_says_what_to_use(call: str) -> None:
+    """As under trio, which drives coroutines by itself."""
+    client = Client.for_url("http://127.0.0.1:1/derp")
+    relay = Relay(RelayConfig())
+    work: Coroutine[Any, Any, object] = {
+        "connect": client.connect,
+        "send": lambda: client.send(NodePrivate.generate().public, b"x"),
+        "recv": client.recv,
+        "relay": relay.start,
+    }[call]()
+    with pytest.raises(RuntimeError, match=r"no asyncio event loop .* use pyderp\.blocking"):
+        work.send(None)
+    work.close()
 
 
 def test_without_a_free_thread_it_is_an_error_of_the_system(

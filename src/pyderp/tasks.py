@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 __all__ = ["SingleFlight", "call_in_thread", "cancel_and_wait", "in_own_thread", "run_together"]
+__all__ += ["running_loop"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -217,3 +218,19 @@ def _first_error(tasks: Tasks) -> BaseException | None:
         if task.done() and not task.cancelled() and task.exception() is not None:
             return task.exception()
     return None
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running event loop.
+
+    Raises:
+        RuntimeError: there is none, as under trio.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "no asyncio event loop runs here, which this part of pyderp needs: call it from a "
+            "coroutine under asyncio.run; without asyncio, and in threads of a trio program "
+            "(trio.to_thread.run_sync), use pyderp.blocking"
+        ) from None

@@ -16,10 +16,12 @@ from .commands import Done
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """What `pyderp relay` ignores until it serves is not ignored by what later tests start."""
-    before = signal.getsignal(signal.SIGHUP)
+    """What a command does with signals ends with the test that runs it in this process."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -152,7 +152,16 @@ def test_which_regions_there_are_is_told(here: Here, tmp_path: Path, pinned: Rel
         (None, "cannot read the DERP map"),
         ("not JSON", "map.json: "),
         ('{"Regions": {"x": {}}}', "map.json: "),
+        ('{"Regions": {}}', "its regions: none"),
         ("{}", "its regions: none"),
+        ('{"Region": {}}', "it has no Regions: a DERP map in JSON is wanted"),
+        ('{"derpMap": {"Regions": {}}}', "a policy file of Tailscale: a DERP map in JSON"),
+        ('{"acls": []}', "a policy file of Tailscale: a DERP map in JSON"),
+        ('// ours\n{"derpMap": {"Regions": {}},}', "a policy file of Tailscale, with comments"),
+        ('{"Regions": {}, // none\n}', "comments or trailing commas (HuJSON)"),
+        ('/* none */ {"Regions": {}}', "comments or trailing commas (HuJSON)"),
+        ("# ours\nregions:\n  900:\n    regionid: 900\n", "this is YAML, as headscale reads it"),
+        ('\ufeff{"Regions": {}}', "it begins with a byte order mark"),
     ],
 )
 def test_a_map_that_cannot_be_used_is_named(
@@ -313,6 +322,33 @@ def test_a_map_that_is_wrong_is_refused(
     assert told in done.event("error")["error"]
 
 
+def test_errors_in_other_regions_are_warnings(
+    here: Here, tmp_path: Path, pinned: RelayThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_map(tmp_path / "map.json", pinned, pinned)
+    document = json.loads(path.read_text())
+    document["Regions"]["901"]["Nodes"][0]["DERPPort"] = 99999
+    path.write_text(json.dumps(document))
+    assert here("ping", "--derp-map", path, "--region", 900, *ONCE).code == 0
+    assert "in what is not used: region 901, node '901a': DERPPort 99999" in caplog.text
+    done = here("ping", "--derp-map", path, "--region", 901, *ONCE)
+    assert done.code == 2
+    assert "is wrong: region 901" in done.err
+
+
+def test_a_node_without_a_host_name_is_reached_by_its_address(
+    here: Here, tmp_path: Path, pinned: RelayThread
+) -> None:
+    """As by Go's client, without a server name in the handshake."""
+    path = write_map(tmp_path / "map.json", pinned)
+    document = json.loads(path.read_text())
+    node = document["Regions"]["900"]["Nodes"][0]
+    node |= {"HostName": "", "CertName": "", "IPv4": "127.0.0.1", "InsecureForTests": True}
+    path.write_text(json.dumps(document))
+    done = here("ping", "--derp-map", path, *ONCE)
+    assert (done.code, done.err) == (0, "")
+
+
 def test_warnings_about_a_map_are_logged(
     here: Here, tmp_path: Path, pinned: RelayThread, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,4 +378,4 @@ def test_all_commands_work_with_go_s_relay(
             sent = here("send", url, key, "-m", "hello", "--sealed", "--wait", 0, *flags)
             assert sent.code == 0
             assert listener.end().out.endswith(" hello\n")
-        assert here("send", url, key, "-m", "hello", *flags).code == 3
+        assert here("send", url, key, "-m", "hello", "--wait", 1, *flags).code == 3

@@ -51,7 +51,7 @@ def test_closed_streams_are_nothing_to_ping(relay: RelayThread, redirect: str) -
 def test_remarks_do_not_go_to_standard_output_if_standard_error_is_closed(
     relay: RelayThread,
 ) -> None:
-    done = shell("send", relay.url, NOBODY, "-m", "x", redirect="2>&-")
+    done = shell("send", relay.url, NOBODY, "-m", "x", "--wait", 1, redirect="2>&-")
     assert done.returncode == 3
     assert done.stdout == b""
 
@@ -62,7 +62,9 @@ def test_a_closed_standard_input_is_told(relay: RelayThread) -> None:
     assert b"pyderp: standard input is closed\n" in done.stderr
 
 
-@pytest.mark.parametrize("args", [["key", "new"], ["--version"], ["ping", "-c1"]])
+@pytest.mark.parametrize(
+    "args", [["key", "new"], ["--version"], ["--help"], ["send", "--help"], ["ping", "-c1"]]
+)
 @pytest.mark.parametrize("redirect", [">&-", "<&- >&-"])
 def test_a_closed_standard_output_is_an_error(
     relay: RelayThread, args: list[str], redirect: str
@@ -132,15 +134,63 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
     assert raw.getvalue().endswith(b" \\xfc\n")
 
 
+# What is imported
+
+IMPORTED = """
+import sys
+
+sys.argv = ["pyderp", sys.argv[1]]
+import pyderp.cli.app
+import pyderp.cli.relay.run
+
+heavy = ("pyderp.client", "pyderp.server.mesh", "aiohttp", "acme", "dns", "python_socks")
+print(*[name for name in heavy if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("command", ["relay", "derper"])
+def test_a_relay_imports_neither_the_client_nor_what_is_switched_off(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, command],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env=environment(),
+        check=True,
+    )
+    assert done.stdout == "\n"
+
+
+# Without docstrings
+
+
+@pytest.mark.parametrize("args", [["--help"], ["send", "--help"], ["key", "--help"]])
+def test_the_help_is_whole_under_oo(args: list[str]) -> None:
+    texts = [
+        subprocess.run(
+            [sys.executable, *flags, "-m", "pyderp", *args],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            env=environment(),
+            check=True,
+        ).stdout
+        for flags in ([], ["-OO"])
+    ]
+    assert texts[0] == texts[1]
+    assert "acket" in texts[0] or "Make" in texts[0]
+
+
 # What comes early
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 
 class Finder:
     def find_spec(self, name, *_):
         if name == "typer":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Finder())
 sys.argv = ["pyderp", *sys.argv[1:]]

@@ -55,6 +55,16 @@ def received(client: blocking.Client) -> ReceivedPacket:
             return message
 
 
+def data_until(client: blocking.Client, last: bytes) -> list[bytes]:
+    """All that comes up to a packet, probes too."""
+    found: list[bytes] = []
+    while last not in found:
+        message = client.recv(BOUND)
+        if isinstance(message, ReceivedPacket):
+            found.append(message.data)
+    return found
+
+
 def packet(client: blocking.Client) -> bytes:
     return received(client).data
 
@@ -142,20 +152,23 @@ def test_an_endless_line_is_not_read_to_its_end(relay: RelayThread) -> None:
 def test_a_peer_that_is_not_there_is_exit_status_3(
     relay: RelayThread, here: Here, flags: list[str]
 ) -> None:
-    done = here("send", relay.url, NOBODY, "-m", "x", *flags)
+    done = here("send", relay.url, NOBODY, "-m", "x", "--wait", 1, *flags)
     assert done.code == 3
     assert f"{NOBODY} is not at this relay: run pyderp listen there" in done.err
 
 
 def test_waiting_for_input_ends_when_the_peer_is_not_there(relay: RelayThread) -> None:
-    with command("send", relay.url, NOBODY, "--json") as sender:
+    with command("send", relay.url, NOBODY, "--json", "--wait", 1) as sender:
         sender.wait_for("0 packets, 0 bytes handed to the relay, but nodekey:")
         assert sender.end().code == 3
         assert '"gone": true' in sender.out
 
 
 def test_a_peer_that_leaves_meanwhile_is_exit_status_3(relay: RelayThread) -> None:
-    with peer(relay) as receiver, command("send", relay.url, receiver.self_public_key) as sender:
+    with (
+        peer(relay) as receiver,
+        command("send", relay.url, receiver.self_public_key, "--wait", 1) as sender,
+    ):
         sender.feed(b"first\n")
         assert packet(receiver) == b"first"
         receiver.close()
@@ -163,13 +176,25 @@ def test_a_peer_that_leaves_meanwhile_is_exit_status_3(relay: RelayThread) -> No
         assert sender.end(b"second\n").code == 3
 
 
-def test_without_waiting_nothing_is_asked_for(relay: RelayThread, here: Here) -> None:
-    assert here("send", relay.url, NOBODY, "-m", "x", "--wait", 0).code == 0
+@pytest.mark.parametrize("flags", [[], ["--wait", 0]])
+def test_the_peer_gets_what_was_sent_and_no_probes(
+    relay: RelayThread, here: Here, flags: list[object]
+) -> None:
+    """Its program would take them for packets like others."""
+    assert here("send", relay.url, NOBODY, "-m", "x", *flags).code == 0
     with peer(relay) as receiver:
-        here("send", relay.url, receiver.self_public_key, "-m", "x", "--wait", 0)
-        message = receiver.recv(BOUND)
-        assert isinstance(message, ReceivedPacket)
-        assert message.data == b"x"  # and no probe before it
+        for text in ("x", "y"):
+            assert here("send", relay.url, receiver.self_public_key, "-m", text, *flags).code == 0
+        assert data_until(receiver, b"y") == [b"x", b"y"]
+
+
+def test_probes_ask_before_the_first_packet_and_after_the_last(
+    relay: RelayThread, here: Here
+) -> None:
+    with peer(relay) as receiver:
+        here("send", relay.url, receiver.self_public_key, "-m", "x", "--wait", 0.01)
+        here("send", relay.url, receiver.self_public_key, "-m", "y")
+        assert data_until(receiver, b"y") == [PROBE, b"x", PROBE, b"y"]
 
 
 def test_that_another_peer_is_gone_is_nothing_to_it(relay: RelayThread) -> None:

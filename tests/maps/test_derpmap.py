@@ -354,6 +354,9 @@ def changed(**changes: Any) -> DERPMap:
     return DERPMap(regions={900: region, 901: DERPRegion(region_id=901, nodes=(other,))})
 
 
+NO_HOST = "no HostName, which only a node with IPv4 or IPv6 and InsecureForTests can lack"
+
+
 def test_good_map_has_no_problems() -> None:
     derp_map = changed()
     assert derp_map.problems().errors == ()
@@ -366,7 +369,25 @@ def test_good_map_has_no_problems() -> None:
     [
         ({"name": "901a"}, "region 901, node '901a': another node has the same name"),
         ({"region_id": 901}, "region 900, node '900a': its RegionID is 901"),
-        ({"host_name": ""}, "region 900, node '900a': no HostName"),
+        ({"host_name": ""}, f"region 900, node '900a': {NO_HOST}"),
+        ({"host_name": "", "ipv4": "203.0.113.5"}, f"region 900, node '900a': {NO_HOST}"),
+        ({"host_name": "", "insecure_for_tests": True}, f"region 900, node '900a': {NO_HOST}"),
+        *(
+            (
+                {"host_name": host},
+                f"region 900, node '900a': HostName {host!r} is a URL: write the name alone, and "
+                "the port in DERPPort",
+            )
+            for host in ("https://derp.example.com", "derp.example.com/derp")
+        ),
+        *(
+            (
+                {"host_name": host},
+                f"region 900, node '900a': HostName {host!r} has a port or brackets: write the "
+                "name or address alone, and the port in DERPPort",
+            )
+            for host in ("derp.example.com:8443", "[2001:db8::1]", "203.0.113.5:443")
+        ),
         ({"stun_port": -2}, "region 900, node '900a': STUNPort -2 is not from -1 to 65535"),
         ({"stun_port": 65536}, "region 900, node '900a': STUNPort 65536 is not from -1 to 65535"),
         ({"derp_port": -1}, "region 900, node '900a': DERPPort -1 is not from 0 to 65535"),
@@ -398,6 +419,8 @@ def test_error_in_a_node(changes: dict[str, Any], error: str) -> None:
         {"ipv4": "none"},
         {"ipv4": "none", "ipv6": "2001:db8::1"},
         {"ipv4": "203.0.113.5", "ipv6": "none"},
+        {"host_name": "2001:db8::1"},
+        {"host_name": "", "ipv4": "203.0.113.5", "insecure_for_tests": True},
     ],
 )
 def test_nothing_wrong_with_a_node(changes: dict[str, Any]) -> None:
@@ -420,7 +443,7 @@ def test_error_in_a_region(key: int, region: DERPRegion, error: str) -> None:
 
 def test_all_errors_are_told() -> None:
     derp_map = changed(host_name="", derp_port=70000)
-    with pytest.raises(InvalidMap, match=r"no HostName; .*DERPPort 70000"):
+    with pytest.raises(InvalidMap, match=r"no HostName, .*; .*DERPPort 70000"):
         derp_map.check()
 
 

@@ -105,6 +105,13 @@ def test_what_cannot_be_a_name(name: str) -> None:
         Attempt(GOOD)(name)
 
 
+def test_without_a_name_none_is_sent_and_nothing_is_verified() -> None:
+    """Only for a node that is `InsecureForTests`, as with Go's client."""
+    attempt = Attempt(GOOD)
+    attempt("", insecure=True)
+    assert attempt.peer.sni is None
+
+
 def test_a_wildcard() -> None:
     identity = certificate("*.example.com", issuer=ROOT)
     Attempt(identity)()
@@ -113,6 +120,24 @@ def test_a_wildcard() -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("alert", "words"),
+    [
+        (ssl.ALERT_DESCRIPTION_INTERNAL_ERROR, "internal error"),
+        (ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME, "unrecognized name"),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_alert_that_answers_another_name_is_explained(
+    alert: int, words: str, version: ssl.TLSVersion
+) -> None:
+    attempt = Attempt(GOOD, version)
+    attempt.peer.refusal = alert
+    told = f"alert '{words}', as Go's relay does if it has no certificate for {NAME}: check the"
+    with pytest.raises(TLSError, match=told):
+        attempt()
 
 
 def test_another_name() -> None:

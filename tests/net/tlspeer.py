@@ -26,6 +26,8 @@ class TlsPeer:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.sni: str | None = None
+        self.refusal: int | None = None
+        """The alert that answers whatever name the client asks for."""
         context.sni_callback = self._on_name
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.established = False
@@ -33,8 +35,9 @@ class TlsPeer:
         """What it could decrypt."""
         self.error: ssl.SSLError | None = None
 
-    def _on_name(self, _object: object, name: str | None, _context: object) -> None:
+    def _on_name(self, _object: object, name: str | None, _context: object) -> int | None:
         self.sni = name
+        return self.refusal
 
     def answer(self, data: bytes) -> bytes:
         """Take bytes of the client; give what goes back."""

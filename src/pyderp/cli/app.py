@@ -12,9 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import pyderp
-from pyderp.cli import listen, ping, send
-from pyderp.cli.key import key_app
-from pyderp.cli.output import flush_stdout, print_event, print_line
+from pyderp.cli.output import OutputError, flush_stdout, print_event, print_line
 from pyderp.cli.process import json_line
 from pyderp.cli.relay import goflags, layers
 from pyderp.errors import DerpError
@@ -74,16 +72,30 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     cls=_Group,
 )
-app.command("relay", epilog=layers.EPILOG, cls=layers.RelayCommand)(
+app.command("relay", epilog=layers.EPILOG, help=layers.HELP, cls=layers.RelayCommand)(
     layers.relay_command(_carry_out)
 )
-app.command("derper", context_settings={"ignore_unknown_options": True}, add_help_option=False)(
-    goflags.derper_command(_carry_out)
-)
-app.command("listen", epilog=listen.EPILOG)(listen.listen)
-app.command("send", epilog=send.EPILOG)(send.send)
-app.command("ping", epilog=ping.EPILOG)(ping.ping)
-app.add_typer(key_app, name="key")
+app.command(
+    "derper",
+    help=goflags.HELP,
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)(goflags.derper_command(_carry_out))
+
+
+def _add_client_commands() -> None:
+    from pyderp.cli import listen, ping, send
+    from pyderp.cli.key import key_app
+
+    app.command("listen", epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
+    app.command("send", epilog=send.EPILOG, help=send.HELP)(send.send)
+    app.command("ping", epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
+    app.add_typer(key_app, name="key")
+
+
+# A relay's process does without the client, which costs megabytes and tenths of its start.
+if sys.argv[1:2] not in (["relay"], ["derper"]):
+    _add_client_commands()
 
 
 def _version(value: bool) -> None:
@@ -133,6 +145,11 @@ def run_app() -> None:
     try:
         try:
             app()
+        except SystemExit as e:
+            # The help is typer's, which prints it to nowhere. --version is ours, and fails.
+            if sys.stdout is None and not e.code and "--help" in sys.argv[1:]:
+                raise OutputError("cannot write to standard output: it is closed") from None
+            raise
         finally:
             flush_stdout()
     except BrokenPipeError:

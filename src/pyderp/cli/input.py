@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +30,11 @@ STDIN: Final = Path("-")
 _READ: Final = 64 * 1024
 _MAX_KEY: Final = 64 * 1024
 _MAX_MAP: Final = 16 * 1024 * 1024
+_WANTED: Final = (
+    'a DERP map in JSON is wanted here, {"Regions": …}; `pyderp relay … --show-map=json` prints one'
+)
+_MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_OF_POLICY: Final = {"acls", "grants", "tagowners"}
 
 Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
@@ -177,27 +184,68 @@ def read_region(path: Path, wanted: str | None) -> DERPRegion:
 
     Raises:
         ConfigError: the file cannot be read, or has no such region.
-        InvalidMap: there are errors in the map, in whichever region.
+        InvalidMap: the file is no DERP map, or there are errors in this region.
     """
     try:
         text = read_stdin(_MAX_MAP) if path == STDIN else path.read_bytes()
-        derp_map = DERPMap.from_json(text)
+        derp_map = _parse_map(text)
     except OSError as e:
         raise ConfigError(f"cannot read the DERP map {path}: {e.strerror}") from e
     except InvalidMap as e:
         raise InvalidMap(f"DERP map {path}: {e}") from e
-    try:
-        warnings = derp_map.check()
-    except InvalidMap as e:
-        raise InvalidMap(f"the DERP map {path} is wrong: {e}") from e
-    for warning in warnings:
+    key = _chosen(derp_map, wanted, path)
+    errors = DERPMap(regions={key: derp_map.regions[key]}).problems().errors
+    if errors:
+        raise InvalidMap(f"the DERP map {path} is wrong: {'; '.join(errors)}")
+    problems = derp_map.problems()
+    for error in problems.errors:
+        log.warning("DERP map %s, in what is not used: %s", path, error)
+    for warning in problems.warnings:
         log.info("DERP map %s: %s", path, warning)
-    regions = list(derp_map.regions.values())
-    if wanted is None and len(regions) == 1:
-        return regions[0]
+    return derp_map.regions[key]
+
+
+def _chosen(derp_map: DERPMap, wanted: str | None, path: Path) -> int:
+    if wanted is None and len(derp_map.regions) == 1:
+        return next(iter(derp_map.regions))
     region = None if wanted is None else derp_map.region(wanted)
-    if region is None:
-        there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions) or "none"
-        problem = "give --region" if wanted is None else f"it has no region {wanted!r}"
-        raise ConfigError(f"DERP map {path}: {problem}; its regions: {there}")
-    return region
+    for key, each in derp_map.regions.items():
+        if each is region:
+            return key
+    regions = derp_map.regions.values()
+    there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions) or "none"
+    problem = "give --region" if wanted is None else f"it has no region {wanted!r}"
+    raise ConfigError(f"DERP map {path}: {problem}; its regions: {there}")
+
+
+def _parse_map(text: bytes) -> DERPMap:
+    if text.startswith(_MARKS):
+        raise InvalidMap(
+            "it begins with a byte order mark, which JSON must not have: save it as UTF-8 "
+            "without one"
+        )
+    try:
+        document = gojson.parse(text)
+    except ValueError as e:
+        what = _other_format(text)
+        raise InvalidMap(f"{what}: {_WANTED}" if what else f"not JSON: {e}") from None
+    names = set()
+    if isinstance(document, dict):
+        names = {gojson.same_name(name) for name in document}
+    if "derpmap" in names or names & _OF_POLICY:
+        raise InvalidMap(f"this is a policy file of Tailscale: {_WANTED}")
+    if names and "regions" not in names:
+        raise InvalidMap(f"it has no Regions: {_WANTED}")
+    return DERPMap.from_json(text)
+
+
+def _other_format(text: bytes) -> str | None:
+    """What a text is that is no JSON, if that can be seen."""
+    if re.search(rb'"(derpMap|acls|grants)"', text):
+        return "this is a policy file of Tailscale, with comments or trailing commas (HuJSON)"
+    if text.lstrip().startswith(b"{") or re.match(rb"\s*/[/*]", text):
+        if re.search(rb"(^|[\s,{\[])/[/*]|,\s*[}\]]", text):
+            return "it has comments or trailing commas (HuJSON), which JSON has not"
+    elif re.search(rb"(?m)^\s*regions\s*:", text):
+        return "this is YAML, as headscale reads it"
+    return None

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from pyderp.cli.input import STDIN, read_private_key
+from pyderp.cli.interrupts import held
 from pyderp.cli.output import print_line
 from pyderp.errors import ConfigError
 from pyderp.keyfile import write_atomically
@@ -16,6 +17,10 @@ from pyderp.keys import NodePrivate
 
 __all__ = ["key_app"]
 
+NEW_HELP: Final = "Make a private key and print it: `privkey:` and 64 hex digits."
+PUBLIC_HELP: Final = (
+    "Print the public key that belongs to a private key: `nodekey:` and 64 hex digits."
+)
 NEW_EPILOG: Final = """**Examples**
 
 `pyderp key new -o me.key` keeps a new key in a file and prints the public key that belongs to it.
@@ -37,7 +42,7 @@ key_app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
-@key_app.command("new", epilog=NEW_EPILOG)
+@key_app.command("new", epilog=NEW_EPILOG, help=NEW_HELP)
 def new(
     output: Annotated[
         Path | None,
@@ -51,7 +56,7 @@ def new(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a private key and print it: `privkey:` and 64 hex digits."""
+    """The command; `NEW_HELP` says what it does."""
     key = NodePrivate.generate()
     if output is None:
         values = {"private": key.to_text(), "public": str(key.public)}
@@ -59,7 +64,8 @@ def new(
         return
     text = json.dumps({"PrivateKey": key.to_text()}, indent="\t") + "\n"
     try:
-        written = write_atomically(output, text.encode(), mode=0o600, replace=False)
+        with held():
+            written = write_atomically(output, text.encode(), mode=0o600, replace=False)
     except OSError as e:
         raise ConfigError(f"cannot make the key file {output}: {e.strerror}") from e
     if not written:
@@ -68,7 +74,7 @@ def new(
     print_line(json.dumps(values) if as_json else str(key.public))
 
 
-@key_app.command("public", epilog=PUBLIC_EPILOG)
+@key_app.command("public", epilog=PUBLIC_EPILOG, help=PUBLIC_HELP)
 def public(
     file: Annotated[
         Path,
@@ -79,6 +85,6 @@ def public(
     ] = STDIN,
     as_json: AsJson = False,
 ) -> None:
-    """Print the public key that belongs to a private key: `nodekey:` and 64 hex digits."""
+    """The command; `PUBLIC_HELP` says what it does."""
     key = read_private_key(file).public
     print_line(json.dumps({"public": str(key)}) if as_json else str(key))

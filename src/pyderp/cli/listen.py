@@ -32,7 +32,9 @@ from pyderp.wire.messages import (
     ServerInfo,
 )
 
-__all__ = ["EPILOG", "listen"]
+__all__ = ["EPILOG", "HELP", "listen"]
+
+HELP: Final = "Print the packets that come to our key, a line each; reconnects by itself."
 
 EPILOG: Final = """**Examples**
 
@@ -81,7 +83,7 @@ def listen(
         ),
     ] = False,
 ) -> None:
-    """Print the packets that come to our key, a line each; reconnects by itself."""
+    """The command; `HELP` says what it does."""
 
     async def work(client: ReportingClient, output: Output) -> int:
         # On standard error the log says it, and when it connects again.

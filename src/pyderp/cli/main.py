@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+from pyderp.cli.interrupts import install
+
 __all__ = ["derper_main", "main"]
 
 
@@ -15,12 +17,13 @@ def main() -> None:
 
     Exits 1 for what cannot be done, 2 for a wrong command line, 130 on Ctrl-C.
     """
+    install()
     # A relay's reload signal that comes before there is anything to reload must not end it.
     if sys.argv[1:2] in (["relay"], ["derper"]) and hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         _set_up_streams()
-        # Takes a third of a second, in which Ctrl-C is Ctrl-C, too.
+        # Takes a third of a second.
         from pyderp.cli.app import run_app
 
         run_app()

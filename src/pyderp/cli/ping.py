@@ -42,8 +42,10 @@ from pyderp.keys import NodePublic
 from pyderp.wire.frames import DISCO_MAGIC, DISCO_MIN_LEN
 from pyderp.wire.messages import Message, PeerGone, ReceivedPacket
 
-__all__ = ["EPILOG", "ID_LEN", "PROBE", "make_ping", "ping", "pong_for_untrusted"]
+__all__ = ["EPILOG", "HELP", "ID_LEN", "PROBE", "make_ping", "ping", "pong_for_untrusted"]
 __all__ += ["pong_id_untrusted"]
+
+HELP: Final = "Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."
 
 ID_LEN: Final = 8
 _TIME_LEN: Final = 8
@@ -95,7 +97,7 @@ def ping(
         float, seconds("When an answer counts as lost.", most=PING_TIMEOUT)
     ] = PING_TIMEOUT,
 ) -> None:
-    """Measure round trips to a relay, or through it to a peer that runs `pyderp listen`."""
+    """The command; `HELP` says what it does."""
     url, peer = split_targets(targets or [])
 
     async def work(client: ReportingClient, output: Output) -> int:

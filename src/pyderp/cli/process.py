@@ -8,7 +8,6 @@ import datetime
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, Final, TextIO
 import typer
 
 from pyderp.cli.advice import advice, login_refused, notes
+from pyderp.cli.interrupts import stop_with
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
 from pyderp.text import LOG_FIELDS, printable
@@ -154,14 +154,20 @@ def run_command(
 
     An error of pyderp's or of the network's is printed, with what to do about it, and the exit
     status is 1, 2 for `Refused`, or 4 when the relay refuses the login. On Ctrl-C and SIGTERM the
-    coroutine is cancelled; the exit status is 130 or 143.
+    coroutine is cancelled; the exit status is 130 or 143. The second such signal ends the process
+    at once.
 
     Args:
         from_map: a DERP map says where the relay is.
     """
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_until_sigterm(work))
+        with (
+            contextlib.ExitStack() as end,
+            asyncio.Runner(loop_factory=loop_factory()) as runner,
+        ):
+            code = runner.run(_until_signal(work))
+            if code > 128:
+                end.callback(leave_soon(code).cancel)
     except BrokenPipeError:
         raise  # standard output is gone; typer ends quietly
     except (DerpError, OSError) as e:
@@ -178,23 +184,23 @@ def run_command(
     raise typer.Exit(code)
 
 
-async def _until_sigterm(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+async def _until_signal(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    loop = asyncio.get_running_loop()
     working = asyncio.ensure_future(work())
-    terminated = False
+    signalled: list[int] = []
 
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        working.cancel()
+    def stop(number: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(working.cancel)
+            signalled.append(number)
 
-    with contextlib.suppress(NotImplementedError):  # Windows
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    stop_with(stop)
     try:
         return await working
     except asyncio.CancelledError:
-        if not terminated:
+        if not signalled:
             raise
-        return 128 + signal.SIGTERM
+        return 128 + signalled[0]
 
 
 def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -217,8 +223,8 @@ def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] 
     return uvloop.new_event_loop
 
 
-def leave_soon() -> threading.Timer:
-    """End this process, with exit status 0, unless it ends by itself in half a second.
+def leave_soon(code: int = 0) -> threading.Timer:
+    """End this process, with this exit status, unless it ends by itself in half a second.
 
     A name look-up cannot be cancelled: its thread waits for the name server for many seconds, and
     asyncio and Python wait for the thread.
@@ -229,7 +235,7 @@ def leave_soon() -> threading.Timer:
 
     def leave() -> None:
         logging.shutdown()
-        os._exit(0)
+        os._exit(code)
 
     timer = threading.Timer(_PATIENCE, leave)
     timer.daemon = True

@@ -28,7 +28,11 @@ from pyderp.keys import NodePublic
 from pyderp.wire.frames import MAX_PACKET_SIZE
 from pyderp.wire.messages import Health, PeerGone, Restarting, ServerInfo
 
-__all__ = ["EPILOG", "EXIT_PEER_GONE", "send"]
+__all__ = ["EPILOG", "EXIT_PEER_GONE", "HELP", "send"]
+
+HELP: Final = (
+    "Send packets to a peer: one for each line of standard input. DERP never confirms delivery."
+)
 
 EXIT_PEER_GONE: Final = 3
 RAW_SIZE: Final = 1_200
@@ -44,15 +48,19 @@ One packet that the relay cannot read or forge, to `pyderp listen --sealed`:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --message hello`
 
+Fail if the peer is not there; `pyderp listen` ignores the two packets that ask for that:
+
+`pyderp send https://derp.example.com/derp nodekey:… --message hello --wait 1`
+
 A stream in packets, some of which may get lost:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
 
 **Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
-1 failure; 2 wrong command line; 3 the peer is not at this relay; 4 the relay does not
-admit our key; 130 Ctrl-C; 143 SIGTERM. In every case but 2 a summary is printed once it was
-connected. Nothing says that a packet arrived: DERP never confirms delivery. Let the peer answer if
-you must know.
+1 failure; 2 wrong command line; 3 the peer is not at this relay, which is asked with `--wait`; 4
+the relay does not admit our key; 130 Ctrl-C; 143 SIGTERM. In every case but 2 a summary is printed
+once it was connected. Nothing says that a packet arrived: DERP never confirms delivery. Let the
+peer answer if you must know.
 """
 
 
@@ -84,15 +92,18 @@ def send(
     wait: Annotated[
         float,
         seconds(
-            "Wait so long at the end for word that the peer is not there. 0: do not ask.", least=0
+            "Ask the relay whether the peer is there, before the first packet and after the last, "
+            "and wait so long at the end for its answer. The peer gets each question as a packet "
+            "of 62 bytes. 0: do not ask.",
+            least=0,
         ),
-    ] = 1.0,
+    ] = 0.0,
     timeout: Annotated[
         float,
         seconds("Give up if the relay takes no packet for so long, connecting again included."),
     ] = 30.0,
 ) -> None:
-    """Send packets to a peer: one for each line of standard input. DERP never confirms delivery."""
+    """The command; `HELP` says what it does."""
     url, peer = split_targets(targets)
     if peer is None:
         raise typer.BadParameter("PEER is missing: want nodekey: and 64 hex digits")

@@ -23,6 +23,7 @@ from pyderp.errors import (
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import describe
+from pyderp.tasks import running_loop
 from pyderp.wire.frames import (
     PROTOCOL_VERSION,
     BytesLike,
@@ -209,6 +210,7 @@ class Lifecycle:
             app_name=self._config.app_name,
             takes_health=True,
         )
+        running_loop()  # for its error
         progress = Progress()
         login = Login(self.private, info, preferred=self.preferred, watch=self.watch)
         try:

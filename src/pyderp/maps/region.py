@@ -39,7 +39,8 @@ class DERPNode:
     """The region that it belongs to."""
 
     host_name: str
-    """DNS name or IP address: the name for TLS and HTTP. Several nodes may share it."""
+    """DNS name or IP address: the name for TLS and HTTP. Several nodes may share it. Empty: only
+    for tests, with `ipv4` or `ipv6`; the TLS handshake then names no server."""
 
     cert_name: str = ""
     """What the certificate must be for: empty: `host_name`; another name: that one;
@@ -188,14 +189,29 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
     """
     if node.region_id != region_id:
         yield f"its RegionID is {node.region_id}"
-    if not node.host_name:
-        yield "no HostName"
+    yield from _host_errors(node)
     if not -1 <= node.stun_port <= 65535:
         yield f"STUNPort {node.stun_port} is not from -1 to 65535"
     if not 0 <= node.derp_port <= 65535:
         yield f"DERPPort {node.derp_port} is not from 0 to 65535"
     if node.cert_name.startswith(PIN_PREFIX) and _PIN.fullmatch(node.cert_name) is None:
         yield f"CertName {PIN_PREFIX} wants 64 lower-case hex digits"
+
+
+def _host_errors(node: DERPNode) -> Iterator[str]:
+    host = node.host_name
+    if not host:
+        # Go's client connects to the address, without a server name in the TLS handshake.
+        addresses = (ip_literal(node.ipv4), ip_literal(node.ipv6))
+        if not (node.insecure_for_tests and any(addresses)):
+            yield "no HostName, which only a node with IPv4 or IPv6 and InsecureForTests can lack"
+    elif "://" in host or "/" in host:
+        yield f"HostName {host!r} is a URL: write the name alone, and the port in DERPPort"
+    elif host.startswith("[") or (":" in host and ip_literal(host) is None):
+        yield (
+            f"HostName {host!r} has a port or brackets: write the name or address alone, and "
+            "the port in DERPPort"
+        )
 
 
 def has_no_family(node: DERPNode) -> bool:

@@ -26,6 +26,11 @@ _SLICE: Final = 16 * 1024
 """A memory buffer of OpenSSL never shrinks again."""
 _RECORD: Final = 16 * 1024
 """The most plaintext that a record has (RFC 8446, section 5.1)."""
+_ALERTS: Final = {
+    "TLSV1_ALERT_INTERNAL_ERROR": "internal error",
+    "TLSV1_UNRECOGNIZED_NAME": "unrecognized name",
+}
+"""OpenSSL's names of what relays answer to a server name that is not theirs."""
 _HANDSHAKE_OR_ALERT: Final = (0x16, 0x15)
 """Types of the record that a TLS server may begin with."""
 
@@ -115,7 +120,9 @@ class _Handshake:
         name = rule.server_name
         try:
             # For an address OpenSSL compares that and sends no name.
-            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+            # None sends no name, but is only for what compares none: `ssl` would skip that.
+            host = name if name or rule.hostname else None
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         except (TypeError, ValueError) as e:  # TypeError: it has a null byte
             raise TLSError(f"{name!r} cannot be a server's name: {e}") from e
 
@@ -153,6 +160,12 @@ class _Handshake:
         reason = error.reason or str(error)
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
             return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
+        if reason in _ALERTS:
+            return TLSError(
+                f"{name}: TLS handshake failed: the server ended it with the alert "
+                f"{_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
+                f"{name or 'a client that names no server'}: check the name, HostName in a map"
+            )
         return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
 
     def report(

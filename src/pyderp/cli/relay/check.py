@@ -32,7 +32,6 @@ from pyderp.native import NativeUse, load
 from pyderp.server.app.listeners import listen_beside, stun_host
 from pyderp.server.conn.limits import read_rate_config
 from pyderp.server.conn.sockets import is_left_over, listen
-from pyderp.server.mesh.hosts import parse_mesh_host
 from pyderp.server.services.stun import stun_sockets
 
 __all__ = ["ask_tailscaled", "check_all", "check_files", "read_key"]
@@ -206,6 +205,9 @@ def _denied_keys(plan: StartPlan) -> str:
 
 
 def _mesh_hosts(plan: StartPlan) -> str:
+    # Not at the top: it brings the client.
+    from pyderp.server.mesh.hosts import parse_mesh_host
+
     hosts = [parse_mesh_host(text).label for text in plan.config.mesh_with]
     return f"mesh with {', '.join(hosts)}" if hosts else ""
 

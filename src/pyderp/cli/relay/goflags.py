@@ -21,6 +21,11 @@ __all__ = ["derper_command", "usage", "wants_json_log"]
 
 _FLAGS: Final = {flag.go_name or flag.name: flag for flag in FLAGS}
 
+HELP: Final = """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
+
+All flags of `pyderp relay` can be given, with one dash or two; defaults are derper's.
+"""
+
 
 class GoFlagError(Exception):
     """A command line that Go would refuse."""
@@ -32,10 +37,6 @@ def derper_command(carry_out: CarryOut) -> Callable[..., None]:
     def derper(
         _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
     ) -> None:
-        """Run a relay by a command line of Go's derper, word for word: -certmode=manual …
-
-        All flags of `pyderp relay` can be given, with one dash or two; defaults are derper's.
-        """
         try:
             # Not what typer makes of them: it takes a -- for its own.
             given = _parse_go_flags(sys.argv[2:])

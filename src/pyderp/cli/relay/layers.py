@@ -20,6 +20,7 @@ from pyderp.errors import ConfigError, setting_name
 __all__ = ["EPILOG", "CarryOut", "RelayCommand", "Settings", "load_settings", "relay_command"]
 __all__ += ["spelling_of"]
 
+HELP = "Run a DERP relay."
 EPILOG = """**Examples**
 
 A relay on this machine only, for trying things out:
@@ -273,7 +274,6 @@ def relay_command(carry_out: CarryOut) -> Callable[..., None]:
     """The function of `pyderp relay`, with the signature that typer reads."""
 
     def relay(**values: Any) -> None:
-        """Run a DERP relay."""
         given = {flag.name: values[flag.parameter] for flag in FLAGS}
         carry_out(lambda: load_settings(given), given["log-format"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,7 +21,6 @@ from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError, InvalidKey, setting_name
 from pyderp.keyfile import read_mesh_key, read_secret, warn_if_open
 from pyderp.keys import MeshKey
-from pyderp.server.mesh.hosts import parse_mesh_host
 
 __all__ = ["StartPlan", "checked_plan", "make_plan"]
 
@@ -166,10 +165,19 @@ def _check_each(settings: Settings) -> None:
         settings.note(ConfigError("the ACE proxy is not built; leave it out", settings=("ace",)))
 
 
+def _check_mesh_hosts(hosts: Sequence[str]) -> None:
+    if hosts:
+        # Not at the top: it brings the client, which a relay without a mesh does not need.
+        from pyderp.server.mesh.hosts import parse_mesh_host
+
+        for host in hosts:
+            parse_mesh_host(host)
+
+
 _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "address": lambda address: unix_path(address) or parse_address(address),
     "metrics_address": parse_address,
-    "mesh_with": lambda hosts: [parse_mesh_host(host) for host in hosts],
+    "mesh_with": _check_mesh_hosts,
 }
 """What reads a setting later, for rules that stand where the reader is."""
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,6 +17,7 @@ import typer
 
 import pyderp
 from pyderp.addresses import format_address
+from pyderp.cli.interrupts import stop_with
 from pyderp.cli.output import print_line
 from pyderp.cli.process import (
     LogHandler,
@@ -153,10 +153,6 @@ async def _serve(
     supervisor = Supervisor()
 
     def on_stop(signum: int) -> None:
-        if stop.done():
-            log.warning("%s again: exiting at once", signal.Signals(signum).name)
-            logging.shutdown()
-            os._exit(0)
         stop.set_result(loop.time())
         supervisor.stopping()
         log.info(
@@ -172,10 +168,14 @@ async def _serve(
             around.settings_error = _reload(relay, load)
             supervisor.ready(_status(relay))
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_stop, number)
+    def on_loop(work: Callable[..., None], *args: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped
+            loop.call_soon_threadsafe(work, *args)
+
+    stop_with(partial(on_loop, on_stop), _exit_at_once, ignored_too=True)
     with contextlib.suppress(AttributeError):
-        loop.add_signal_handler(signal.SIGHUP, on_reload)
+        # Not the loop's way: it would have signals written to a pipe that it closes first.
+        signal.signal(signal.SIGHUP, lambda *_: on_loop(on_reload))
     relay, listeners = await _start(plan, around)
     _announce(relay, plan)
     probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
@@ -191,6 +191,13 @@ async def _serve(
     await relay.aclose(drain=max(0.0, signalled + relay.config.drain - loop.time()))
     supervisor.close()
     log.info("stopped")
+
+
+def _exit_at_once(signum: int) -> int:
+    with contextlib.suppress(RuntimeError):  # it came while a line was being written
+        log.warning("%s again: exiting at once", signal.Signals(signum).name)
+        logging.shutdown()
+    return 0
 
 
 async def _probe_tailscaled(config: RelayConfig) -> None:

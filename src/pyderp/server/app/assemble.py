@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from pyderp.addresses import bare_name, parse_ip
 from pyderp.admission.gate import Gate
@@ -29,15 +30,18 @@ from pyderp.server.conn.context import ConnectionContext, ConnectionRules
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
 from pyderp.server.conn.kernel import PathWatch, RttSampler
 from pyderp.server.conn.limits import Limits
-from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer
 from pyderp.server.site.pages import DebugSite
 from pyderp.server.site.routes import home_page, relay_routes, side_routes
 from pyderp.server.site.view import Access, RelayView
 from pyderp.server.trouble import Trouble
+from pyderp.tasks import running_loop
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
+
+if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+    from pyderp.server.mesh.links import Mesh
 
 __all__ = [
     "RelayParts",
@@ -84,7 +88,7 @@ def assemble(
     Raises:
         ConfigError: a setting or a file that cannot be used.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
     mesh = stun = certificates = None
     native = load(config.native)
@@ -94,6 +98,8 @@ def assemble(
     login = ServerLogin(private_key, random=os.urandom)
     context, health, limits, admission = _make_context(config, router, login, native, closing)
     if config.mesh_key is not None:
+        from pyderp.server.mesh.links import Mesh
+
         mesh = Mesh(router, private_key, config.mesh_key, schedule_flush=context.schedule_flush)
         closing.push_async_callback(mesh.aclose)
     bootstrap = BootstrapDNS(config.bootstrap_dns)

@@ -6,11 +6,10 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import urlencode
 
 from pyderp.relay.router import check
-from pyderp.server.mesh.links import MeshStatus
 from pyderp.server.site.clientquery import ClientsQuery, parse_fields, wants_json
 from pyderp.server.site.clients import (
     ClientsPage,
@@ -33,6 +32,9 @@ from pyderp.wire.http import (
     page,
     text_response,
 )
+
+if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+    from pyderp.server.mesh.links import MeshStatus
 
 __all__ = ["DebugSite", "problems"]
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyderp.addresses import IPAddress, parse_ip
 from pyderp.admission.gate import Gate
@@ -27,10 +27,12 @@ from pyderp.server.conn.accept import AcceptGate
 from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import memory_now
 from pyderp.server.conn.limits import Limits
-from pyderp.server.mesh.links import Mesh
 from pyderp.server.services.stun import StunCounters
 from pyderp.server.trouble import Trouble
 from pyderp.wire.http import Request, Response, text_response
+
+if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+    from pyderp.server.mesh.links import Mesh
 
 __all__ = ["Access", "RelayView", "refusal", "slices"]
 
