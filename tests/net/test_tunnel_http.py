@@ -161,6 +161,16 @@ def test_what_was_read_is_not_brought_again(run: Run) -> None:
             b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
             "invalid response status from {what}: 407 Proxy Authentication Required",
         ),
+        (
+            b"HTTP/1.1 407 Login\r\nProxy-Authenticate: NTLM\r\n"
+            b"Proxy-Authenticate: Negotiate dG9rZW4=\r\n\r\n",
+            "invalid response status from {what}: 407 Login; it offers the login by NTLM, "
+            "Negotiate, and not by Basic",
+        ),
+        (
+            b'HTTP/1.1 407 Login\r\nProxy-Authenticate: Basic realm="x"\r\n\r\n',
+            "invalid response status from {what}: 407 Login; it offers the login by Basic",
+        ),
         (b"HTTP/1.1 201 Created\r\n\r\n", "invalid response status from {what}: 201 Created"),
         (b"HTTP/1.1 503\r\n\r\n", "invalid response status from {what}: 503"),
         (

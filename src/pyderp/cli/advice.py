@@ -68,7 +68,8 @@ _BY_REASON: Final = {
     FailureReason.PROXY_UNREACHABLE: f"the proxy cannot be reached: {_FIX_PROXY}",
     FailureReason.PROXY_LOGIN: (
         "the proxy wants a login, or another one: check user and password of the proxy, as in "
-        "--proxy http://USER:PASSWORD@HOST:PORT"
+        "--proxy http://USER:PASSWORD@HOST:PORT; only Basic is known here, so a proxy that offers "
+        "NTLM, Negotiate or Digest alone needs a local one before it that logs in there"
     ),
     FailureReason.PROXY_REFUSED: (
         "the proxy works, but cannot or does not want to reach the relay: check host and port, or "

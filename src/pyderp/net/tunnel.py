@@ -144,11 +144,21 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     status = f"{response.status_code} {reason}".strip()
     if response.status_code != 200:
         raise ProxyError(
-            f"invalid response status from {what}: {status}",
+            f"invalid response status from {what}: {status}{_schemes(response)}",
             reason=_reason_of_status(response.status_code),
         )
     _log.debug("derphttp: CONNECT dial to %s: %s", target, status)
     return connection.trailing_data[0]
+
+
+def _schemes(response: h11.Response) -> str:
+    """The ways to log in that a proxy offers, for an error; of each its name alone."""
+    offered = [value for name, value in response.headers if name == b"proxy-authenticate"]
+    names = dict.fromkeys(printable(each.decode("latin-1").split(" ")[0], 20) for each in offered)
+    if not names:
+        return ""
+    text = f"; it offers the login by {', '.join(names)}"
+    return text if "basic" in map(str.lower, names) else f"{text}, and not by Basic"
 
 
 def _reason_of_status(status: int) -> FailureReason:
