@@ -23,7 +23,7 @@ from pyderp.client import fallback
 from pyderp.client.connect import HttpRoute
 from tests.conftest import Run
 
-from .fakes import Log, bounded
+from .fakes import Log, bounded, fake_relay
 
 AUTOMATIC = ClientConfig(network=NetworkSettings(use_derp_http=True))
 
@@ -201,5 +201,23 @@ def test_what_both_ways_say_is_in_the_error(run: Run) -> None:
             route = client._life.route
             assert isinstance(route, HttpRoute)
             assert not route.fallback._until
+
+    run(main())
+
+
+def test_a_websocket_that_hangs_does_not_hide_the_refusal(run: Run) -> None:
+    async def main() -> None:
+        config = ClientConfig(network=NetworkSettings(), connect_timeout=0.5)
+        async with (
+            bounded(),
+            fake_relay() as relay,
+            Client.for_url(relay.url, config=config) as client,
+        ):
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await peer.head()
+            peer.say(b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno")
+            with pytest.raises(ConnectError, match=r"trying a websocket after: .*404 No: no"):
+                await connecting
 
     run(main())

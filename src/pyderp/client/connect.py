@@ -123,8 +123,7 @@ class HttpRoute(Route):
     ) -> Established:
         """Connect and log in: by upgrade, or in a websocket if that does not get through.
 
-        Raises:
-            UpgradeRejected: that of the upgrade, also if the websocket failed as well.
+        Of both, the upgrade's refusal is raised.
         """
 
         async def attempt(websocket: bool) -> Established:
@@ -148,9 +147,11 @@ class HttpRoute(Route):
         except (DerpError, OSError) as e:
             rejected.add_note(f"and no websocket: {describe(without_frames(e))}")
             raise raisable(rejected) from None
+        except asyncio.CancelledError:
+            progress.step = f"trying a websocket after: {rejected}"
+            raise
         self.fallback.worked(target)
-        done.fell_back = True
-        return done
+        return replace(done, fell_back=True)
 
     async def _log_in(
         self,

@@ -204,6 +204,10 @@ class _Neighbour:
 
     async def _connect(self) -> None:
         config = self._own.config
+        if config.websocket is None:
+            # A relay is told where the others are: a refusal is for its operator to see.
+            network = config.network or NetworkSettings.from_environment()
+            config = replace(config, websocket=network.websocket)
         dialer = self._host.dialer(config.network)
         if dialer is not None:
             config = replace(config, dialer=dialer)
