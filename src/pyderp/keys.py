@@ -1,4 +1,4 @@
-"""Keys of nodes and meshes: parse, print, compare, seal and open.
+"""Keys of nodes and meshes: parse, print, compare, seal and open; the files that they are in.
 
 Texts, binary form and error messages are those of Tailscale's `types/key`; see
 `docs/reference/wire.md` for the table. No parse error repeats its input.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 from functools import total_ordering
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,17 @@ from typing import Final
 import nacl.bindings
 import nacl.exceptions
 
-from pyderp.errors import BadBox, InvalidKey, LocalProtocolError
+from pyderp import gojson
+from pyderp.errors import BadBox, ConfigError, InvalidKey, LocalProtocolError
+from pyderp.secretfiles import (
+    make_private_folder,
+    read_secret,
+    warn_if_replaceable,
+    write_atomically,
+)
 
-__all__ = ["KEY_LEN", "NONCE_LEN", "MeshKey", "NodePrivate", "NodePublic"]
+__all__ = ["KEY_LEN", "NONCE_LEN", "MeshKey", "NodePrivate", "NodePublic", "load_or_create_key"]
+__all__ += ["read_mesh_key"]
 
 KEY_LEN: Final = 32
 NONCE_LEN: Final = 24
@@ -173,9 +182,7 @@ class NodePrivate:
             ConfigError: the file is missing, cannot be read or made, or holds no key. The text
                 never shows its content.
         """
-        from pyderp.keyfile import load_key  # the one import that goes up, and only when called
-
-        return load_key(Path(path), create=create)
+        return _load(Path(path), create=create)
 
     @classmethod
     def parse(cls, text: str) -> NodePrivate:
@@ -293,3 +300,84 @@ class MeshKey:
 
     def __repr__(self) -> str:
         return "<MeshKey>"
+
+
+# Files
+
+
+def load_or_create_key(path: Path) -> NodePrivate:
+    """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
+
+    A missing file is made, with its parents: mode 0600 and 0700, complete or not at all. Two relays
+    that start at once on one path end up with the same key.
+
+    Raises:
+        ConfigError: the file cannot be read, made, or holds no key; its content is never shown.
+    """
+    for _ in range(2):
+        try:
+            text = read_secret(path, "key file")
+        except ConfigError as e:
+            if not isinstance(e.__cause__, FileNotFoundError):
+                raise
+        else:
+            warn_if_replaceable(path)
+            return _parse(path, text)
+        key = NodePrivate.generate()
+        document = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
+        try:
+            make_private_folder(path.parent)
+            if write_atomically(path, document.encode(), mode=0o600, replace=False):
+                return key
+        except OSError as e:
+            raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
+    raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
+
+
+def _load(path: Path, *, create: bool) -> NodePrivate:
+    try:
+        text = read_secret(path, "key file").strip()
+    except ConfigError as e:
+        if not isinstance(e.__cause__, FileNotFoundError):
+            raise
+        if create:
+            return load_or_create_key(path)
+        raise ConfigError(
+            f"the key file {path} is not there; give create=True, or run: pyderp key new -o {path}"
+        ) from e.__cause__
+    if not text.startswith("privkey:"):
+        return _parse(path, text)
+    try:
+        return NodePrivate.parse(text)
+    except InvalidKey as e:
+        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
+
+
+def _parse(path: Path, text: str) -> NodePrivate:
+    try:
+        document = gojson.parse(text)
+    except ValueError:
+        # The parser's error would quote the file.
+        raise ConfigError(f"the key file {path} is not JSON") from None
+    value = document.get("PrivateKey") if isinstance(document, dict) else None
+    if not isinstance(value, str):
+        raise ConfigError(
+            f'the key file {path} lacks "PrivateKey"; it must hold {{"PrivateKey": "privkey:…"}}'
+        )
+    try:
+        return NodePrivate.parse(value)
+    except InvalidKey as e:
+        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
+
+
+def read_mesh_key(path: Path) -> MeshKey:
+    """The mesh key in a file: 64 hex digits, white space around them ignored.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no mesh key.
+    """
+    text = read_secret(path, "mesh key file")
+    try:
+        return MeshKey.parse(text)
+    except InvalidKey as e:
+        raise ConfigError(f"the mesh key file {path} cannot be used: {e}") from None

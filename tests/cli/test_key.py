@@ -12,8 +12,7 @@ from typing import TypeAlias
 
 import pytest
 
-from pyderp.keyfile import load_or_create_key
-from pyderp.keys import NodePrivate, NodePublic
+from pyderp.keys import NodePrivate, NodePublic, load_or_create_key
 
 from .commands import Done, run
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keyfile import FileStamp, file_stamp, numbered_lines, read_regular
 from pyderp.keys import NodePublic
+from pyderp.secretfiles import FileStamp, file_stamp, numbered_lines, read_regular
 
 __all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError
-from pyderp.keyfile import FileStamp, file_stamp
 from pyderp.keys import NodePublic
+from pyderp.secretfiles import FileStamp, file_stamp
 
 __all__ = ["DenyList", "read_deny_list"]
 

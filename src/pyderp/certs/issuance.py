@@ -14,7 +14,7 @@ from pyderp.certs.network import Refused, Stopped
 from pyderp.certs.schedule import INTERRUPTED, Record, Schedule
 from pyderp.certs.store import Store, issued_credential, order_lock
 from pyderp.errors import ConfigError
-from pyderp.keyfile import FileStamp
+from pyderp.secretfiles import FileStamp
 from pyderp.tasks import in_own_thread
 
 __all__ = ["Authority", "ManagedCertificate", "Step"]

@@ -30,8 +30,8 @@ from pyderp.certs.credential import (
 )
 from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
-from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.maps.region import PIN_PREFIX
+from pyderp.secretfiles import FileStamp, file_stamp, make_private_folder, write_atomically
 
 __all__ = ["ManualCertificates", "certificate_paths", "manual_paths"]
 

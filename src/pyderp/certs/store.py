@@ -29,7 +29,7 @@ from pyderp.certs.credential import (
 )
 from pyderp.certs.schedule import Record
 from pyderp.errors import ConfigError
-from pyderp.keyfile import FileStamp, file_stamp, make_private_folder, write_atomically
+from pyderp.secretfiles import FileStamp, file_stamp, make_private_folder, write_atomically
 from pyderp.text import printable
 
 __all__ = ["Store", "issued_credential", "order_lock"]

@@ -23,8 +23,7 @@ from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig, parse_url
 from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
-from pyderp.keyfile import read_mesh_key
-from pyderp.keys import NodePublic
+from pyderp.keys import NodePublic, read_mesh_key
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tls import TLSConfig

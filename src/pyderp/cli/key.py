@@ -12,8 +12,8 @@ from pyderp.cli.input import STDIN, read_private_key
 from pyderp.cli.interrupts import held
 from pyderp.cli.output import print_line
 from pyderp.errors import ConfigError
-from pyderp.keyfile import write_atomically
 from pyderp.keys import NodePrivate
+from pyderp.secretfiles import write_atomically
 
 __all__ = ["key_app"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyderp.keyfile import load_or_create_key
+from pyderp.keys import load_or_create_key
 from tests.cli.process import pyderp, running
 from tests.server.certificates import write_pair
 from tests.server.ways import NAME

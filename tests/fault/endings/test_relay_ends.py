@@ -30,7 +30,7 @@ _READ_AGAIN: Final = (
     "pyderp.admission.verdict.Memory",
     "pyderp.certs.credential.CertificateInfo",
     "pyderp.certs.credential.Credential",
-    "pyderp.keyfile.FileStamp",
+    "pyderp.secretfiles.FileStamp",
     "pyderp.keys.NodePublic",
     "pyderp.relay.limits.RateBucket",
     "pyderp.relay.limits.RateBuckets",

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyderp.errors import ConfigError
-from pyderp.keyfile import load_or_create_key
-from pyderp.keys import NodePrivate
+from pyderp.keys import NodePrivate, load_or_create_key
 from tests.interop.peers import need
 from tests.interop.relays import Kind, each_derper, running
 from tests.server import dial

@@ -26,8 +26,7 @@ from pyderp.cli.relay.running import runs_already
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
-from pyderp.keyfile import load_or_create_key
-from pyderp.keys import NodePrivate
+from pyderp.keys import NodePrivate, load_or_create_key
 from pyderp.native import NativeUse, load
 from pyderp.server.app.listeners import listen_beside, stun_host
 from pyderp.server.conn.limits import read_rate_config

@@ -19,8 +19,8 @@ from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.rules import RULES, about, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
 from pyderp.errors import ConfigError, InvalidKey, setting_name
-from pyderp.keyfile import read_mesh_key, read_secret, warn_if_open
-from pyderp.keys import MeshKey
+from pyderp.keys import MeshKey, read_mesh_key
+from pyderp.secretfiles import read_secret, warn_if_open
 
 __all__ = ["StartPlan", "checked_plan", "make_plan"]
 

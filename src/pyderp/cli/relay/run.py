@@ -41,7 +41,7 @@ from pyderp.cli.relay.showmap import (
 )
 from pyderp.config import ManualTLS, RelayConfig
 from pyderp.errors import ConfigError, DerpError
-from pyderp.keyfile import load_or_create_key
+from pyderp.keys import load_or_create_key
 from pyderp.maps import mapjson
 from pyderp.maps.region import node_json
 from pyderp.server.app.listeners import Listeners, Supervisor, inherited_listeners, open_listeners

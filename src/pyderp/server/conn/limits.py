@@ -10,11 +10,11 @@ from typing import Final
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError, RemoteProtocolError
-from pyderp.keyfile import read_regular
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import HealthTeller
 from pyderp.relay.limits import RateBucket, RateBuckets, RateConfig, RateLimit, parse_rate_config
+from pyderp.secretfiles import read_regular
 from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
 from pyderp.server.conn.reading import HOLD_LIMIT
 from pyderp.wire.frames import FRAME_HEADER_LEN

@@ -15,16 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyderp.errors import ConfigError
-from pyderp.keyfile import (
+from pyderp.keys import MeshKey, NodePrivate, load_or_create_key, read_mesh_key
+from pyderp.secretfiles import (
     file_stamp,
-    load_or_create_key,
     make_private_folder,
     numbered_lines,
-    read_mesh_key,
     read_regular,
     write_atomically,
 )
-from pyderp.keys import MeshKey, NodePrivate
 from tests import vectors as v
 
 SECRET = v.CLIENT_PRIVATE_TEXT.removeprefix("privkey:")

@@ -1,10 +1,9 @@
-"""Files that an operator names, and secrets in them: a relay's key as `derper` keeps it."""
+"""Files that an operator names, and secrets in them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import stat
@@ -13,13 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pyderp import gojson
-from pyderp.errors import ConfigError, InvalidKey
-from pyderp.keys import MeshKey, NodePrivate
+from pyderp.errors import ConfigError
 
-__all__ = ["FileStamp", "file_stamp", "load_key", "load_or_create_key"]
-__all__ += ["make_private_folder", "numbered_lines", "read_mesh_key", "read_regular"]
-__all__ += ["read_secret", "warn_if_open", "write_atomically"]
+__all__ = ["FileStamp", "file_stamp", "make_private_folder", "numbered_lines", "read_regular"]
+__all__ += ["read_secret", "warn_if_open", "warn_if_replaceable", "write_atomically"]
 
 log = logging.getLogger("pyderp.relay")
 
@@ -85,72 +81,6 @@ def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
     return text
 
 
-def load_or_create_key(path: Path) -> NodePrivate:
-    """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
-
-    A missing file is made, with its parents: mode 0600 and 0700, complete or not at all. Two relays
-    that start at once on one path end up with the same key.
-
-    Raises:
-        ConfigError: the file cannot be read, made, or holds no key; its content is never shown.
-    """
-    for _ in range(2):
-        try:
-            text = read_secret(path, "key file")
-        except ConfigError as e:
-            if not isinstance(e.__cause__, FileNotFoundError):
-                raise
-        else:
-            _warn_if_replaceable(path)
-            return _parse(path, text)
-        key = NodePrivate.generate()
-        document = json.dumps({"PrivateKey": key.to_text()}, indent="\t")
-        try:
-            make_private_folder(path.parent)
-            if write_atomically(path, document.encode(), mode=0o600, replace=False):
-                return key
-        except OSError as e:
-            raise ConfigError(f"cannot make the key file {path}: {e.strerror}") from e
-    raise ConfigError(f"the key file {path} appears and disappears; cannot read it")
-
-
-def load_key(path: Path, *, create: bool = False) -> NodePrivate:
-    """As `NodePrivate.load`."""
-    try:
-        text = read_secret(path, "key file").strip()
-    except ConfigError as e:
-        if not isinstance(e.__cause__, FileNotFoundError):
-            raise
-        if create:
-            return load_or_create_key(path)
-        raise ConfigError(
-            f"the key file {path} is not there; give create=True, or run: pyderp key new -o {path}"
-        ) from e.__cause__
-    if not text.startswith("privkey:"):
-        return _parse(path, text)
-    try:
-        return NodePrivate.parse(text)
-    except InvalidKey as e:
-        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
-
-
-def _parse(path: Path, text: str) -> NodePrivate:
-    try:
-        document = gojson.parse(text)
-    except ValueError:
-        # The parser's error would quote the file.
-        raise ConfigError(f"the key file {path} is not JSON") from None
-    value = document.get("PrivateKey") if isinstance(document, dict) else None
-    if not isinstance(value, str):
-        raise ConfigError(
-            f'the key file {path} lacks "PrivateKey"; it must hold {{"PrivateKey": "privkey:…"}}'
-        )
-    try:
-        return NodePrivate.parse(value)
-    except InvalidKey as e:
-        raise ConfigError(f"the key file {path} holds no usable key: {e}") from None
-
-
 def make_private_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing, for this user only (0700).
 
@@ -194,7 +124,8 @@ def warn_if_open(path: Path) -> None:
             log.warning("the secret in %s has mode %04o: others may read it; use 0600", path, mode)
 
 
-def _warn_if_replaceable(path: Path) -> None:
+def warn_if_replaceable(path: Path) -> None:
+    """Log a warning if others may write to the folder of a file, and so replace it."""
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.parent.stat().st_mode)
         if mode & 0o002 and not mode & stat.S_ISVTX:
@@ -205,19 +136,6 @@ def _warn_if_replaceable(path: Path) -> None:
                 mode,
                 path.name,
             )
-
-
-def read_mesh_key(path: Path) -> MeshKey:
-    """The mesh key in a file: 64 hex digits, white space around them ignored.
-
-    Raises:
-        ConfigError: the file cannot be read or holds no mesh key.
-    """
-    text = read_secret(path, "mesh key file")
-    try:
-        return MeshKey.parse(text)
-    except InvalidKey as e:
-        raise ConfigError(f"the mesh key file {path} cannot be used: {e}") from None
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
