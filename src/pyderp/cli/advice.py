@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Final
 
-from pyderp.client.fallback import WEBSOCKET_STATUS
 from pyderp.errors import (
     BadUpgrade,
     ConnectError,
@@ -18,6 +17,7 @@ from pyderp.errors import (
     UpgradeRejected,
 )
 from pyderp.net.tcp import failure_reason
+from pyderp.wire.http import WEBSOCKET_STATUS
 
 __all__ = ["advice", "login_refused", "notes"]
 

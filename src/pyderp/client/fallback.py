@@ -8,14 +8,12 @@ from typing import Final
 
 from pyderp.client.config import UrlTarget
 from pyderp.errors import UpgradeRejected
+from pyderp.wire.http import WEBSOCKET_STATUS
 
-__all__ = ["MEMORY", "WEBSOCKET_STATUS", "Fallback"]
+__all__ = ["MEMORY", "Fallback"]
 
 log = logging.getLogger("pyderp.client")
 
-WEBSOCKET_STATUS: Final = frozenset({400, 404, 426, 501})
-"""What a proxy answers that does not pass the upgrade on, or a relay that sees none of it because
-a proxy took its headers away. Not 401, 403, 407, 429 and 511: these hold for a websocket, too."""
 MEMORY: Final = 600.0
 """Seconds for which a relay that took a websocket instead gets one at once."""
 

@@ -130,7 +130,7 @@ class Lifecycle:
         Raises:
             LocalProtocolError: this is another one.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:

@@ -19,6 +19,7 @@ from pyderp.text import h11_words, printable
 __all__ = [
     "BROWSER_HEADERS",
     "DERP_PATH",
+    "WEBSOCKET_STATUS",
     "Answer",
     "HttpConnection",
     "Request",
@@ -30,6 +31,9 @@ __all__ = [
     "text_response",
 ]
 
+WEBSOCKET_STATUS: Final = frozenset({400, 404, 426, 501})
+"""What a proxy answers that does not pass the upgrade on, or a relay that sees none of it because
+a proxy took its headers away. Not 401, 403, 407, 429 and 511: these hold for a websocket, too."""
 DERP_PATH: Final = "/derp"
 BROWSER_HEADERS: Final = (
     ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),

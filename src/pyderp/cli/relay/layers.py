@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -89,6 +89,13 @@ class Settings:
     def given(self, *names: str) -> bool:
         """Whether any of these was given; empty text counts as none."""
         return any(self._given.get(name, "") != "" for name in names)
+
+    def only(self, names: Collection[str]) -> Settings:
+        """These settings without those of other flags, for what shall depend on no other."""
+        given = {name: value for name, value in self._given.items() if name in names}
+        part = Settings(given, defaults=self._defaults, derper=self.derper)
+        part._places = self._places
+        return part
 
     def take(self, name: str, place: str, read: Callable[[Any], Any], given: object) -> None:
         """Take a value that the next lower layer has, unless one above it has one.

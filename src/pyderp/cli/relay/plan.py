@@ -14,7 +14,7 @@ from pyderp.addresses import is_loopback, parse_address, parse_ip, unix_path
 from pyderp.certs.context import authority_context
 from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS, PARTS
 from pyderp.cli.relay.layers import Settings
-from pyderp.cli.relay.transport import Transport, transport_of
+from pyderp.cli.relay.transport import TRANSPORT_FLAGS, Transport, transport_of
 from pyderp.config import ACMETLS, ManualTLS, RelayConfig, TLSSettings
 from pyderp.config.rules import RULES, about, check_setting
 from pyderp.config.tls import GOOGLE, LETSENCRYPT, LETSENCRYPT_STAGING
@@ -86,7 +86,7 @@ def make_plan(settings: Settings) -> StartPlan | None:
     made: dict[str, Any] = {}
     transport = Transport()
     with settings.collect():
-        transport = transport_of(settings, address)
+        transport = transport_of(settings.only(TRANSPORT_FLAGS), address)
     for part, flags, make in (
         ("tls", tuple(missing), lambda: None if transport.plain else _tls(settings, tls, address)),
         ("mesh_key", ("mesh-psk-file",), lambda: _mesh_key(settings)),

@@ -11,11 +11,13 @@ from pyderp.cli.relay.layers import Settings
 from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
 
-__all__ = ["Transport", "transport_of"]
+__all__ = ["TRANSPORT_FLAGS", "Transport", "transport_of"]
 
 _OF_CERTIFICATE: Final = tuple(
     flag.name for flag in FLAGS if flag.panel == "Certificate" and flag.name != "tls"
 )
+TRANSPORT_FLAGS: Final = frozenset({"tls", "dev", "hostname", *_OF_CERTIFICATE})
+"""What it depends on, beside the address."""
 
 
 @dataclass(frozen=True)
