@@ -119,7 +119,7 @@ class ClientConnection:
         """The stream ended."""
         if not self._gone.done():
             self._gone.set_result(None)
-        if not (self.ended or self.admitted) and hung_up(error):
+        if not (self.ended or self.admitted or self.restarting) and hung_up(error):
             self.refused, self.write_failed = True, isinstance(error, BrokenPipeError)
             self.end(error, "refused")
         elif error is None:
