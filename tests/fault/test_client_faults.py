@@ -451,10 +451,13 @@ def test_a_relay_with_a_wrong_key(run: Run, tls: bool) -> None:
 
 @pytest.mark.parametrize("status", [302, 403, 426, 429, 500, 503])
 def test_an_upgrade_that_is_refused(run: Run, status: int) -> None:
-    """Status and body are in the error; whether trying again may help follows from them."""
+    """Status and body are in the error; whether trying again may help follows from them.
+
+    Without the way out by a websocket, which a 426 would lead to.
+    """
 
     async def scenario() -> None:
-        async with FaultyRelay() as relay, client_of(relay) as client:
+        async with FaultyRelay() as relay, client_of(relay, websocket=False) as client:
             relay.http_status(status)
             with pytest.raises(ConnectError, match=str(status)) as caught:
                 await client.connect()
