@@ -10,7 +10,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from pyderp.errors import ConfigError
 
@@ -49,33 +49,6 @@ class RustlsConfig(Protocol):
     """Certificate and settings of the server's side of TLS."""
 
 
-class Records(Protocol):
-    """One TLS session; see `pyderp.server.conn.records.RecordLayer`."""
-
-    news: bool
-    is_closed: bool
-    failure: str
-
-    def feed(self, encrypted: memoryview, room: memoryview) -> int:
-        """Decrypt."""
-
-    def seal(self, chunks: list[bytes]) -> bytes:
-        """Encrypt."""
-
-    def output(self) -> bytes:
-        """What TLS itself has to write."""
-
-    def close(self) -> bytes:
-        """The close alert."""
-
-    def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
-        """Plain bytes of records that are not whole."""
-
-    @property
-    def version(self) -> str:
-        """The version agreed on."""
-
-
 class NativeModule(Protocol):
     """What is used of `pyderp_fast`."""
 
@@ -89,8 +62,8 @@ class NativeModule(Protocol):
     ) -> RustlsConfig:
         """Take a certificate; raises `TlsError` for one that it refuses."""
 
-    def Tls(self, config: RustlsConfig, *, alpn: bool = True) -> Records:  # noqa: N802 (a class there)
-        """Begin a session."""
+    def Tls(self, config: RustlsConfig, *, alpn: bool = True) -> Any:  # noqa: N802 (a class there)
+        """Begin a session; returns what is a `RecordLayer` of `pyderp.server.conn.records`."""
 
 
 def load(use: NativeUse) -> NativeModule | None:

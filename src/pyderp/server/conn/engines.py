@@ -138,7 +138,8 @@ class RustlsEngine:
             if config is None:
                 return SSLRecords(self._contexts.filled(credential, challenge=challenge))
         # A client that offers other protocols only is served all the same, without any.
-        return self._native.Tls(config, alpn=alpn)
+        records: RecordLayer = self._native.Tls(config, alpn=alpn)
+        return records
 
     def _config(self, credential: Credential, *, challenge: bool) -> RustlsConfig | None:
         meta = b"" if challenge else self._contexts.meta
