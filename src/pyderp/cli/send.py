@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
@@ -64,6 +64,17 @@ peer answer if you must know.
 """
 
 
+_Wait: TypeAlias = Annotated[
+    float,
+    seconds(
+        "Ask the relay whether the peer is there, before the first packet and after the last, "
+        "and wait so long at the end for its answer. The peer gets each question as a packet "
+        "of 62 bytes. 0: do not ask.",
+        least=0,
+    ),
+]
+
+
 @with_connect_options
 def send(
     options: ConnectOptions,
@@ -89,15 +100,7 @@ def send(
         bool,
         typer.Option("--sealed", help="Encrypt for the peer; the relay can read nothing."),
     ] = False,
-    wait: Annotated[
-        float,
-        seconds(
-            "Ask the relay whether the peer is there, before the first packet and after the last, "
-            "and wait so long at the end for its answer. The peer gets each question as a packet "
-            "of 62 bytes. 0: do not ask.",
-            least=0,
-        ),
-    ] = 0.0,
+    wait: _Wait = 0.0,
     timeout: Annotated[
         float,
         seconds("Give up if the relay takes no packet for so long, connecting again included."),
