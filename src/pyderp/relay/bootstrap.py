@@ -1,7 +1,7 @@
-"""Bootstrap DNS: which addresses a client is told that cannot ask a name server. No I/O.
+"""Bootstrap DNS: the addresses in an answer to a client whose DNS is broken. No I/O.
 
-Published names are told to every client, all together. An unpublished one is told only to those
-that ask for it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
+Every answer has all published names. An unpublished one is returned only to clients that ask for
+it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
 (`cmd/derper/bootstrap_dns.go`).
 """
 
@@ -28,7 +28,7 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_QUERIED: Final = 500
-"""Names asked for that are told apart; one more, and counting begins anew."""
+"""Different names that clients asked for and that are counted; one more, and that begins anew."""
 _MAX_NAME: Final = 255
 """Characters of a name asked for that are remembered; no DNS name is longer."""
 _PERCENT: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -74,7 +74,7 @@ class BootstrapCounters:
     unpublished_hits: int = 0
     """Known, whether or not the client is of the percentage."""
     unpublished_misses: int = 0
-    """Not known, or not to be told to this client, and not published either."""
+    """Queries for a name that is unknown or withheld from the client, and not published either."""
     unpublished_percent_misses: int = 0
     """Known, but the client is not of the percentage."""
     queried_domains: int = 0
@@ -150,7 +150,7 @@ class LastGood(Generic[T]):
 
 @dataclass(slots=True)
 class BootstrapAnswers:
-    """What is known at the moment, and which client is told what of it."""
+    """The addresses known at the moment, and which of them an answer has."""
 
     counters: BootstrapCounters = field(default_factory=BootstrapCounters)
     _published: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -159,12 +159,12 @@ class BootstrapAnswers:
     _queried: set[str] = field(default_factory=set)
 
     def publish(self, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Replace what every client is told: the addresses of each name."""
+        """Replace what every answer has: the addresses of each published name."""
         self._published = addresses
         self._body = _as_json(addresses) if addresses else b"null"
 
     def keep_for_askers(self, addresses: Mapping[str, tuple[Sequence[str], int]]) -> None:
-        """Replace what is told by name only: addresses, and to how many percent."""
+        """Replace what queries by name get: addresses, and the percentage of clients."""
         self._unpublished = addresses
 
     def answer(self, name: str, address: str, *, uniform: Callable[[], float]) -> bytes:

@@ -56,7 +56,7 @@ __all__ = ["carry_out"]
 log = logging.getLogger("pyderp.relay")
 
 _LONGEST_TROUBLE: Final = 300
-"""Characters of the one that the service manager is told."""
+"""Characters of a degraded part in the status that systemd shows."""
 
 
 def carry_out(load: Callable[[], Settings], log_format: str | None = None) -> None:
