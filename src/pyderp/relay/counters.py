@@ -125,7 +125,7 @@ class Counters:
     mesh_update_batch_size: Histogram = field(default_factory=lambda: Histogram(_UPDATE_SIZES))
     mesh_update_loop_count: Histogram = field(default_factory=lambda: Histogram(_UPDATE_LOOPS))
     tcp_rtt: dict[str, int] = field(default_factory=dict)
-    """Samples of the round-trip time by label, as `pyderp.server.conn.kernel` takes them."""
+    """Samples of the round-trip time by label, as `pyderp.server.conn.watch` takes them."""
     queue_time: QueueTime = field(default_factory=QueueTime)
     drops: dict[tuple[DropReason, str], list[int]] = field(
         default_factory=lambda: {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
