@@ -15,7 +15,7 @@ from pyderp.client import client as asynchronous
 from pyderp.client import sealed
 from pyderp.client.config import ClientConfig, ClientStats, GetRegion
 from pyderp.client.lifecycle import ConnectionState
-from pyderp.errors import LocalProtocolError
+from pyderp.errors import LocalProtocolError, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.region import DERPRegion
 from pyderp.net.tls import TLSState
@@ -181,10 +181,15 @@ class Client:
     ) -> list[Message]:
         async def work() -> list[Message]:
             # The time limit is here, as only here it is known that no message was taken.
-            async with asyncio.timeout(timeout), self._receiving:
-                if self._unclaimed:
-                    return [self._unclaimed.popleft()]
-                return await receive()
+            try:
+                async with asyncio.timeout(timeout), self._receiving:
+                    if self._unclaimed:
+                        return [self._unclaimed.popleft()]
+                    return await receive()
+            except TimeoutError as e:
+                if timeout is None:
+                    raise
+                raise TimeoutError(f"no message within {timeout:g} s") from without_frames(e)
 
         return self._started().call(work, unclaimed=self._unclaimed.extend)
 

@@ -93,6 +93,9 @@ class Route(ABC):
     label: str
     """Where it leads, for errors."""
 
+    host = ""
+    """The name or address that `label` has, if it has one."""
+
     @abstractmethod
     async def connect(self, login: Login, progress: Progress) -> Established:
         """Connect and log in; all that was opened on the way is closed if it fails."""
@@ -210,7 +213,7 @@ class UrlRoute(HttpRoute):
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
-        progress.step = f"connecting to {self.target.host}"
+        progress.step = "connecting"
         return await self._upgraded(self._dial, self.target, login, progress)
 
     async def _dial(self, websocket: bool) -> Link:
@@ -218,6 +221,7 @@ class UrlRoute(HttpRoute):
         if self.config.dialer is not None:
             return await as_link(await call_user_code(self.config.dialer, target.host, target.port))
         scheme = None
+        self.host = target.host
         if websocket:
             scheme = "wss" if target.tls else "ws"
         return await dial_host(

@@ -18,8 +18,11 @@ from pyderp.errors import (
     ConnectionClosed,
     DerpError,
     LocalProtocolError,
+    DialError,
     NotConnected,
     without_frames,
+    TLSError,
+    text_beside,
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.streams import describe
@@ -255,7 +258,11 @@ class Lifecycle:
         attempts = progress.attempts
         if error not in attempts:
             attempts = [*attempts, explain_timeout(error, progress, self._config.connect_timeout)]
-        detail = describe(attempts[0])
+        first = attempts[0]
+        if isinstance(first, DialError | TLSError):
+            detail = text_beside(self.route.host, first)
+        else:
+            detail = describe(first)
         if len(attempts) > 1:
             detail += f" (the first of {len(attempts)} nodes that failed)"
         text = f"{label} connect to {self.route.label}: {detail}"

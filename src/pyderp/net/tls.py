@@ -133,7 +133,7 @@ class _Handshake:
                 self._link.write(self._outgoing.read())
             data = await self._link.read()
             if not data:
-                raise TLSError(f"{self._rule.server_name}: closed during the TLS handshake")
+                raise self._error("closed during the TLS handshake")
             self._first = self._first or data[:1]
             self._incoming.write(data)
         # Our last message of the handshake has not left yet, if this fails.
@@ -155,18 +155,24 @@ class _Handshake:
     def _failure(self, error: ssl.SSLError) -> TLSError:
         name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            text = f"{name}: the server does not speak TLS on this port"
-            return TLSError(text, reason=FailureReason.NO_TLS)
+            return self._error(
+                "the server does not speak TLS on this port", reason=FailureReason.NO_TLS
+            )
         reason = error.reason or str(error)
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
+            return self._error("the server speaks neither TLS 1.2 nor TLS 1.3")
         if reason in _ALERTS:
-            return TLSError(
-                f"{name}: TLS handshake failed: the server ended it with the alert "
-                f"{_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
-                f"{name or 'a client that names no server'}: check the name, HostName in a map"
+            whom = "this name" if name else "a client that names no server"
+            return self._error(
+                f"TLS handshake failed: the server ended it with the alert {_ALERTS[reason]!r}, "
+                f"as Go's relay does if it has no certificate for {whom}: check the name, "
+                "HostName in a map"
             )
-        return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
+        return self._error(f"TLS handshake failed: {_words(reason)}")
+
+    def _error(self, text: str, *, reason: FailureReason | None = None) -> TLSError:
+        name = self._rule.server_name
+        return TLSError(f"{name}: {text}", reason=reason, host=name, short=text)
 
     def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool

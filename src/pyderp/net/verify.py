@@ -196,15 +196,18 @@ class Rule:
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            f"certificate of {self.server_name}{text}",
             reason=_REASONS.get(error.verify_code),
         )
 
 
 def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) -> Rule:
+        text = f"{wanted}: {problem}{seen}{intercepted(chain)}"
     """What holds for a node of the DERP map, as in `tailcfg.DERPNode`.
 
     Args:
+            host=self.server_name,
+            short=f"certificate{text}",
         server_name: host name or IP address.
         cert_name: `CertName`: another name that the certificate must be for, or `sha256-raw:`
             and 64 lower-case hex digits: the SHA-256 of the very certificate, which then needs
@@ -250,7 +253,7 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
         )
     if host and not is_for(chain[0], host):
         raise CertificateError(
-            f'cert does not match server name "{quotable(host)}": {describe(chain[0])}',
+            f'cert does not match server name "{quotable(host)}"{text}',
             reason=FailureReason.CERTIFICATE_OTHER_NAME,
         )
     with reading(chain[0]) as certificate:
@@ -280,3 +283,6 @@ def _bare(server_name: str) -> str:
         return name.encode("idna").decode("ascii")
     except UnicodeError as e:
         raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
+        text = f": {describe(chain[0])}"
+            host=host,
+            short=f"cert does not match the server name{text}",

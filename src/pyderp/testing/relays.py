@@ -102,7 +102,12 @@ class RelayThread:
         if self._loop is None:
             work.close()
             raise LocalProtocolError("the relay is not started")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
+        except TimeoutError as e:
+            if str(e):
+                raise  # of the work itself
+            raise TimeoutError(f"the relay's thread did not answer within {_BOUND:g} s") from None
 
     def call(self, function: Callable[[FaultyRelay], T]) -> T:
         """Run a function in the relay's thread; returns what it returns."""
