@@ -66,7 +66,7 @@ class ClientConfig:
     # How it connects
 
     tls: TLSConfig = field(default_factory=TLSConfig)
-    """Which certificates are trusted [TLSConfig]."""
+    """Which certificates are trusted, and the program's own checks [TLSConfig]."""
 
     health: HealthTracker | None = None
     """Told of certificates that look like an interception [HealthTracker]."""

@@ -16,7 +16,14 @@ from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, w
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+from pyderp.net.verify import (
+    Rule,
+    describe,
+    make_rule,
+    presented_chain,
+    self_signed_issuer,
+    verify_by_program,
+)
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -78,7 +85,7 @@ async def start_tls(
     Args:
         link: connected and not started.
         server_name, cert_name, insecure: as `make_rule`. A host name is sent in the handshake.
-        config: which authorities to trust.
+        config: which authorities to trust, and functions of the program.
         settings: `keylog_file` and `verbose_tls` hold here.
         health: called after each verification.
 
@@ -94,7 +101,7 @@ async def start_tls(
         context = client_context(
             config, chain=rule.chain, hostname=rule.hostname, keylog_file=settings.keylog_file
         )
-        handshake = _Handshake(link, context, rule)
+        handshake = _Handshake(link, context, rule, config)
         try:
             await handshake.run()
         except CertificateError as e:
@@ -110,9 +117,10 @@ async def start_tls(
 class _Handshake:
     """The time until a certificate is verified."""
 
-    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule) -> None:
+    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule, config: TLSConfig) -> None:
         self._link = link
         self._rule = rule
+        self._verify = config.verify
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._first = b""
@@ -137,7 +145,10 @@ class _Handshake:
             self._first = self._first or data[:1]
             self._incoming.write(data)
         # Our last message of the handshake has not left yet, if this fails.
-        self._rule.check(presented_chain(self._tls), now=datetime.datetime.now(datetime.UTC))
+        chain = presented_chain(self._tls)
+        self._rule.check(chain, now=datetime.datetime.now(datetime.UTC))
+        if self._verify is not None:
+            verify_by_program(self._verify, self._rule.server_name, chain)
 
     def _step(self) -> bool:
         try:
