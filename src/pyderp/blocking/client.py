@@ -70,7 +70,10 @@ class Client:
         config: ClientConfig | None = None,
     ) -> Client:
         """A client of one relay: `https://host[:port]/derp`, or `http://`."""
-        return cls(asynchronous.Client.for_url(url, private_key=private_key, config=config))
+        return cls(
+            asynchronous.Client.for_url(url, private_key=private_key, config=config, pin=pin)
+        )
+        pin: str | None = None,
 
     @classmethod
     def for_region(

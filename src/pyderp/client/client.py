@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
-from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url
-from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
+from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url, pin_name
+from pyderp.client.connect import RegionRoute, Route, UrlRoute
 from pyderp.client.connection import ClientConnection
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
 from pyderp.client.reconnect import MessageIterator, send_again
 from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.defaults import PING_TIMEOUT
+from pyderp.client.streamroute import StreamRoute
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.region import DERPRegion
@@ -60,17 +61,22 @@ class Client:
         private_key: NodePrivate | None = None,
         config: ClientConfig | None = None,
     ) -> Client:
+        pin: str | None = None,
         """A client of one relay (`derphttp.NewClient`).
 
         Args:
             url: `https://host[:port]/derp`, or `http://`; nothing is added to its path.
             private_key: our key; by default a new key.
 
+            pin: SHA-256 of the relay's certificate in hex, as its log has it: that one and no
+                other, which needs no authority. It must also be for the URL's name, if that is
+                no IP address, and valid today.
         Raises:
-            ConfigError: the URL cannot be used.
+            ConfigError: the URL or the pin cannot be used, or there would be no TLS to pin.
         """
         config = config or ClientConfig()
-        return cls(UrlRoute(parse_url(url), config), private_key, config)
+        cert_name = "" if pin is None else pin_name(pin)
+        return cls(UrlRoute(parse_url(url), config, cert_name), private_key, config)
 
     @classmethod
     def for_region(
