@@ -96,11 +96,11 @@ class Client:
         thread = getattr(self, "_thread", None)
         if thread is None or self._closed or not shared.has(thread):
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         thread.close_later(self._client)
 
     def __iter__(self) -> Iterator[Message]:
         return self.messages()
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     def __str__(self) -> str:
         return str(self._client).replace("pyderp.", "pyderp.blocking.", 1)
