@@ -135,7 +135,8 @@ def test_what_it_is_can_be_asked(make: Make, relay: RelayThread) -> None:
         assert client.self_public_key == key.public
         assert client.server_public_key is None
         assert client.connection_state == "not connected"
-        assert str(client).startswith(f"<pyderp.blocking.Client {key.public.short()}")
+        assert str(client).startswith("<pyderp.blocking.Client  url=")
+        assert repr(client).startswith(f"<pyderp.blocking.Client {key.public.short()}")
         with pytest.raises(NotConnected):
             client.ping()
         with pytest.raises(NotConnected):
@@ -144,6 +145,7 @@ def test_what_it_is_can_be_asked(make: Make, relay: RelayThread) -> None:
     assert client.connected
     assert client.connection_state == "connected"
     assert client.server_public_key == relay.public_key
+    assert str(client) == f"<pyderp.blocking.Client {relay.public_key.short()} url={relay.url}>"
     assert client.tls_state is None
     assert client.local_address is not None
     assert client.local_address[0] == "127.0.0.1"

@@ -105,7 +105,8 @@ class Client:
     def __str__(self) -> str:
         return str(self._client).replace("pyderp.", "pyderp.blocking.", 1)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return repr(self._client).replace("pyderp.", "pyderp.blocking.", 1)
 
     def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         return self._started().call(work, unclaimed=lambda _: None)
