@@ -24,7 +24,7 @@ from pyderp.server.conn.kernel import NON_TCP, Unanswered, rtt_label, tcp_info, 
 __all__ = ["PathWatch", "RttSampler"]
 
 _LOOKS: Final = 4
-"""`PathWatch` looks at each connection so often within the timeout."""
+"""How often `PathWatch` looks at each connection within the timeout."""
 _LOOKS_AT_ONCE: Final = 32
 """Connections whose kernel is asked in a row."""
 _PERIOD: Final = 10.0
@@ -69,7 +69,7 @@ class Spread:
 
 
 class PathWatch:
-    """Ends connections to which the kernel sends again and again without an answer.
+    """Ends connections on which the kernel retransmits without an answer.
 
     The kernel must have sent three times in vain, which it has 1.4 s after the path died if round
     trips are short, and after seven retransmission timeouts otherwise: a dead path is found at
@@ -78,10 +78,10 @@ class PathWatch:
     these up to two minutes apart.
 
     Args:
-        connections: those that there are; live.
-        loop: its clock and timers.
-        timeout: seconds without any acknowledgement, while the kernel waits for one.
-        ask: what a connection's kernel waits for; `None`: it does not tell.
+        connections: the relay's connections; a live view.
+        loop: has the clock and timers.
+        timeout: seconds without any acknowledgement while the kernel waits for one.
+        ask: returns what the kernel waits for on a connection; `None`: unknown.
     """
 
     def __init__(
