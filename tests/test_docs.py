@@ -27,7 +27,7 @@ BLOCKS = {
     for block in check_docs.blocks(path)
     if block.mark
 }
-WITH_A_PROGRAM = {"talk", "readme", "readme-client"}
+WITH_A_PROGRAM = {"bridge", "talk", "readme", "readme-client"}
 """Blocks that are, or need, a program of its own."""
 
 
