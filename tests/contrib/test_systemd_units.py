@@ -90,7 +90,7 @@ def commands() -> Iterator[list[str]]:
             for line in re.findall(
                 r"^# .*?(pyderp relay .*(?:\n# {3}.*)*)", path.read_text(), re.M
             ):
-                yield shlex.split(line.replace("\n#", ""))
+                yield shlex.split(line.replace("\\\n#", ""))
 
 
 def test_each_flag_in_them_exists() -> None:
