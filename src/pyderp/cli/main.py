@@ -6,8 +6,10 @@ import io
 import os
 import signal
 import sys
+from importlib.util import find_spec
 
 from pyderp.cli.interrupts import install
+from pyderp.extras import install_line
 
 __all__ = ["derper_main", "main"]
 
@@ -23,10 +25,11 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         _set_up_streams()
-        # Takes a third of a second.
-        from pyderp.cli.app import run_app
+        _check_installed()
+        # Takes a fifth of a second.
+        from pyderp.cli.dispatch import run_words
 
-        run_app()
+        run_words(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -35,6 +38,15 @@ def derper_main() -> None:
     """Run the command line `pyderp-derper`: all of it is for `pyderp derper`."""
     sys.argv.insert(1, "derper")
     main()
+
+
+def _check_installed() -> None:
+    if find_spec("typer") is None:
+        extra = "relay" if sys.argv[1:2] in (["relay"], ["derper"]) else "cli"
+        text = f"pyderp: the command is not installed, only the library: {install_line(extra)}"
+        if sys.stderr is not None:
+            print(text, file=sys.stderr)  # noqa: T201 (a command's error)
+        sys.exit(2)
 
 
 def _set_up_streams() -> None:
