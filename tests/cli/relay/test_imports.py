@@ -21,10 +21,10 @@ from pyderp import NodePrivate, ServerInfo, blocking
 from tests.cli.process import Process, environment
 
 RELAY = """
-import signal, sys
+import gc, signal, sys
 
 def tell(*_):
-    print(*sys.modules, "end", sep="\\n", flush=True)
+    print(f"collects {gc.isenabled()}", *sys.modules, "end", sep="\\n", flush=True)
 
 signal.signal(signal.SIGUSR1, tell)
 from pyderp.cli.main import main
@@ -68,9 +68,10 @@ class Relay(Process):
         self.text = ""
 
     def modules(self) -> set[str]:
-        """All that it has imported so far."""
+        """All that it has imported so far; its cyclic collector is at work."""
         self.popen.send_signal(signal.SIGUSR1)
         assert self.popen.stdout is not None
+        assert self.popen.stdout.readline() == b"collects True\n"
         lines = iter(self.popen.stdout.readline, b"")
         found = {line.decode().strip() for line in iter(lambda: next(lines), b"end\n")}
         return {name for name in found if not name.startswith("__")}

@@ -138,8 +138,8 @@ def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _quiet_collector() -> None:
     # A relay makes few cycles and many objects that live as long as a connection. Looking
     # at all of them again and again costs a sixth of the CPU of a connect (bench row 8).
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(50_000, 20, 50)
 
 
