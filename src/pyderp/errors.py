@@ -23,6 +23,7 @@ DerpError
 │   └── ClientClosed         the client was closed
 ├── SealError                a sealed packet is forged, damaged, replayed or too old
 ├── ConfigError              a flag, file or certificate that cannot be used
+│   └── MissingExtra         it needs a library that is not installed
 ├── InvalidMap               a DERP map that cannot be used (also a ValueError)
 └── InvalidKey               text or bytes that are not a key (also a ValueError)
 
@@ -57,6 +58,7 @@ __all__ = [
     "InvalidMap",
     "LocalProtocolError",
     "LoginRefused",
+    "MissingExtra",
     "NameNotFound",
     "NotConnected",
     "PinMismatch",
@@ -360,6 +362,18 @@ class ConfigError(DerpError):
         if not self.settings:
             return self._text
         return self._text.format(*map(spell, self.settings), **self._values)
+
+
+class MissingExtra(ConfigError):
+    """What is asked for needs a library that is not installed; the text says how to install it.
+
+    Attributes:
+        extra: of this package, as in `pip install 'pyderp[relay]'`.
+    """
+
+    def __init__(self, text: str, *, extra: str = "") -> None:
+        super().__init__(text)
+        self.extra = extra
 
 
 def setting_name(setting: str) -> str:

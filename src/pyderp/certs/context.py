@@ -6,14 +6,10 @@ import contextlib
 import errno
 import os
 import ssl
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pyderp.certs.credential import CertificateSource, Credential, utc_now
 from pyderp.errors import ConfigError
@@ -198,6 +194,8 @@ def _as_file(data: bytes) -> Iterator[str]:
             if os.access(path, os.R_OK):  # there may be no /proc in a container
                 yield path
                 return
+        import tempfile
+
         file = stack.enter_context(tempfile.NamedTemporaryFile("wb", suffix=".pem"))
         file.write(data)
         file.flush()
@@ -213,7 +211,11 @@ def _explain(error: OSError, credential: Credential) -> str:
         return error.strerror or str(error)
     if error.reason is not None:
         return openssl_words(error)
-    # OpenSSL does not say which of the two it could not read.
+    # OpenSSL does not say which of the two it could not read. Not at the top: no relay that can
+    # start needs it.
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
         load_pem_private_key(credential.key, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

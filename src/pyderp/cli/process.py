@@ -15,9 +15,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
-import typer
-
-from pyderp.cli.advice import advice, login_refused, notes
 from pyderp.cli.interrupts import stop_with
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
@@ -169,8 +166,11 @@ def run_command(
             if code > 128:
                 end.callback(leave_soon(code).cancel)
     except BrokenPipeError:
-        raise  # standard output is gone; typer ends quietly
+        raise  # standard output is gone
     except (DerpError, OSError) as e:
+        # Not at the top: relays log their errors, and this brings the client's.
+        from pyderp.cli.advice import advice, login_refused, notes
+
         text = str(e) or type(e).__name__
         if remarks := notes(e):
             text += f" ({', '.join(remarks)})"
@@ -181,7 +181,7 @@ def run_command(
         code = 2 if isinstance(e, Refused) else 1
         if login_refused(e):
             code = EXIT_LOGIN_REFUSED
-    raise typer.Exit(code)
+    sys.exit(code)
 
 
 async def _until_signal(work: Callable[[], Coroutine[Any, Any, int]]) -> int:

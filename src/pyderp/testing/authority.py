@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pyderp.addresses import parse_ip
-from pyderp.certs.credential import pem_of_key, utc_now
+from pyderp.certs.credential import utc_now
+from pyderp.certs.leaf import pem_of_key
 
 __all__ = ["issue"]
 

@@ -13,12 +13,11 @@ with one of them (`OwnNonces`).
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
-
-import msgspec
 
 from pyderp import gojson
 from pyderp.errors import (
@@ -121,7 +120,7 @@ class ClientInfo:
             fields["AppName"] = self.app_name
         if self.takes_health:
             fields[_TAKES_HEALTH] = True
-        return msgspec.json.encode(fields)
+        return _compact(fields)
 
     @classmethod
     def from_json_untrusted(cls, data: bytes) -> ClientInfo:
@@ -143,6 +142,11 @@ class ClientInfo:
         )
 
 
+def _compact(fields: Mapping[str, object]) -> bytes:
+    """JSON without spaces, as Go's encoder writes it."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def server_info_json(info: ServerInfo) -> bytes:
     """Return ServerInfo as JSON, without zero members."""
     fields: dict[str, int] = {}
@@ -152,7 +156,7 @@ def server_info_json(info: ServerInfo) -> bytes:
         fields["TokenBucketBytesPerSecond"] = info.token_bucket_bytes_per_second
     if info.token_bucket_bytes_burst:
         fields["TokenBucketBytesBurst"] = info.token_bucket_bytes_burst
-    return msgspec.json.encode(fields)
+    return _compact(fields)
 
 
 _SERVER_INFO_JSON: Final = server_info_json(ServerInfo(version=PROTOCOL_VERSION))

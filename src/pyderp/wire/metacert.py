@@ -14,7 +14,7 @@ import datetime
 from collections.abc import Iterable
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import nacl.bindings
 
 from pyderp.errors import InvalidKey
 from pyderp.keys import NodePublic
@@ -45,8 +45,7 @@ def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> byte
     Args:
         now: time with its zone; the certificate is valid from 30 days before to 30 days after.
     """
-    private = Ed25519PrivateKey.generate()
-    public = private.public_key().public_bytes_raw()
+    public, private = nacl.bindings.crypto_sign_keypair()
     common_name = _der(0x13, (META_NAME_PREFIX + server.untyped_hex()).encode("ascii"))
     name = _der(0x30, _der(0x31, _der(0x30, _OID_COMMON_NAME, common_name)))
     body = _der(
@@ -60,7 +59,8 @@ def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> byte
         _der(0x30, _ED25519, _der(0x03, b"\0" + public)),
         _der(0xA3, _der(0x30, _BASIC_CONSTRAINTS)),
     )
-    return _der(0x30, body, _ED25519, _der(0x03, b"\0" + private.sign(body)))
+    signature = nacl.bindings.crypto_sign(body, private)[: nacl.bindings.crypto_sign_BYTES]
+    return _der(0x30, body, _ED25519, _der(0x03, b"\0" + signature))
 
 
 def _der(tag: int, *parts: bytes) -> bytes:

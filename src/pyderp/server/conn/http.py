@@ -15,7 +15,6 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
-from pyderp.server.conn.websocket import WebSocketLayer
 from pyderp.text import printable
 from pyderp.wire.foreign import foreign_protocol_untrusted
 from pyderp.wire.http import (
@@ -29,7 +28,6 @@ from pyderp.wire.http import (
     Upgrade,
     text_response,
 )
-from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
 
 __all__ = ["HttpStage", "client_address"]
 
@@ -227,6 +225,10 @@ class HttpStage:
         return self._hand_over(http)
 
     def _upgrade_websocket(self, http: HttpConnection, request: Request) -> bytes:
+        # Not at the top: most relays never see a websocket, and the library takes 2 MB.
+        from pyderp.server.conn.websocket import WebSocketLayer
+        from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
+
         protocol = self._protocol
         refusal = refuse_handshake(request)
         if refusal is not None:
