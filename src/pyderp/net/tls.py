@@ -133,7 +133,7 @@ class _Handshake:
                 self._link.write(self._outgoing.read())
             data = await self._link.read()
             if not data:
-                raise TLSError(f"{self._rule.server_name}: closed during the TLS handshake")
+                raise TLSError(f"{self._rule.server}: closed during the TLS handshake")
             self._first = self._first or data[:1]
             self._incoming.write(data)
         # Our last message of the handshake has not left yet, if this fails.
@@ -153,7 +153,7 @@ class _Handshake:
         return True
 
     def _failure(self, error: ssl.SSLError) -> TLSError:
-        name = self._rule.server_name
+        name = self._rule.server
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
             text = f"{name}: the server does not speak TLS on this port"
             return TLSError(text, reason=FailureReason.NO_TLS)
@@ -164,7 +164,8 @@ class _Handshake:
             return TLSError(
                 f"{name}: TLS handshake failed: the server ended it with the alert "
                 f"{_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
-                f"{name or 'a client that names no server'}: check the name, HostName in a map"
+                f"{self._rule.server_name or 'a client that names no server'}: check the name, "
+                "HostName in a map"
             )
         return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
 
@@ -174,9 +175,9 @@ class _Handshake:
         """Report what verification found."""
         chain = presented_chain(self._tls)
         if verbose:
-            _log.info("%s: %s", self._rule.server_name, error or "certificate accepted")
+            _log.info("%s: %s", self._rule.server, error or "certificate accepted")
             for number, der in enumerate(chain):
-                _log.info("%s: certificate %d: %s", self._rule.server_name, number, describe(der))
+                _log.info("%s: certificate %d: %s", self._rule.server, number, describe(der))
         if health is None:
             return
         problem = None

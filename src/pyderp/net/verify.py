@@ -163,6 +163,11 @@ class Rule:
     """SHA-256 of it, 64 lower-case hex digits. No chain then."""
 
     @property
+    def server(self) -> str:
+        """The server as errors and logs name it."""
+        return self.server_name or "the unnamed server"
+
+    @property
     def hostname(self) -> bool:
         """Whether OpenSSL compares the names."""
         return self.chain and not self.other_name
@@ -183,7 +188,7 @@ class Rule:
             _check_pin(chain, self.pin, host, now)
         elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
-                f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
+                f"certificate of {self.server}: not valid for {self.other_name!r}, the name"
                 f" it was to have; {describe(chain[0])}",
                 reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
@@ -196,7 +201,7 @@ class Rule:
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            f"certificate of {self.server}{wanted}: {problem}{seen}{intercepted(chain)}",
             reason=_REASONS.get(error.verify_code),
         )
 
