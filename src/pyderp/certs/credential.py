@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyderp.certnames import alternative_names, is_for
+from pyderp.certs.pem import chain_problem
 from pyderp.errors import ConfigError
 from pyderp.throttle import Throttle
 
@@ -98,7 +99,8 @@ def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(chain)[0]
     except (ValueError, IndexError) as e:
-        raise ConfigError(f"{where} holds no certificate in PEM form") from e
+        why = chain_problem(chain) or "holds no certificate in PEM form"
+        raise ConfigError(f"{where} {why}") from e
 
 
 def info_of(leaf: x509.Certificate) -> CertificateInfo:
