@@ -100,6 +100,8 @@ class FailureReason(Enum):
     PROXY_UNREACHABLE = "proxy unreachable"
     PROXY_LOGIN = "proxy login"
     """The proxy wants a user and a password, or others."""
+    PROXY_LOGIN_UNKNOWN = "proxy login of an unknown kind"
+    """The proxy takes no login by Basic, only by NTLM, Negotiate, Digest or such."""
     PROXY_REFUSED = "proxy refused"
     """The proxy works, and does not connect to the relay."""
     PROXY_BROKEN = "proxy broken"
@@ -108,10 +110,16 @@ class FailureReason(Enum):
     # TLS
     NO_TLS = "no TLS"
     """The server does not speak TLS on this port."""
+    TLS_NAME = "server name refused"
+    """The server has no certificate for the name that it was asked for."""
+    TLS_REFUSED = "TLS refused"
+    """The server speaks TLS, and not as it was asked to."""
     TLS_FAILED = "TLS failed"
     CERTIFICATE_NOT_YET_VALID = "certificate not yet valid"
     CERTIFICATE_EXPIRED = "certificate expired"
     CERTIFICATE_OTHER_NAME = "certificate for another name"
+    CERTIFICATE_UNUSABLE = "certificate unusable"
+    """Refused whatever authority is trusted: a key too short, a broken signature, another use."""
     CERTIFICATE_UNTRUSTED = "certificate not trusted"
     PIN_OTHER_CERTIFICATE = "not the pinned certificate"
     PIN_OF_SEVERAL = "several certificates where one is pinned"
@@ -186,7 +194,10 @@ class UpgradeRejected(BadUpgrade):
         status: the HTTP status.
         body: the start of the answer's body, as it came: with line breaks and control
             characters, which do not belong into a log or on a terminal.
+        websocket: whether a websocket was asked for, at once or after the upgrade.
     """
+
+    websocket = False
 
     def __init__(self, message: str, *, status: int, body: str) -> None:
         super().__init__(message)

@@ -516,6 +516,44 @@ def test_https_proxy_gets_the_host_name_whatever_the_addresses(run: Run, node: D
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "target"),
+    [
+        ("192.0.2.1", "2001:db8::1", b"192.0.2.1:8443"),
+        ("none", "2001:db8::1", b"[2001:db8::1]:8443"),
+        ("", "2001:db8::1", b"[2001:db8::1]:8443"),
+    ],
+)
+def test_https_proxy_gets_the_address_of_a_node_without_a_host_name(
+    run: Run, ipv4: str, ipv6: str, target: bytes
+) -> None:
+    async def main() -> None:
+        proxy = FakeConnectProxy()
+        node = replace(NODE, host_name="", ipv4=ipv4, ipv6=ipv6)
+        async with serving(proxy) as port:
+            settings = NetworkSettings(https_proxy=f"http://127.0.0.1:{port}")
+            link = await dial_node(node, 8443, settings=settings)
+            await carries(link)
+            link.abort()
+        assert proxy.heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target)]
+
+    run(main())
+
+
+def test_no_proxy_exempts_a_node_without_a_host_name_by_its_address(run: Run) -> None:
+    async def main() -> None:
+        async with serving(echo) as port:
+            settings = NetworkSettings(
+                https_proxy="http://127.0.0.1:1", all_proxy="socks5://[::1]:1"
+            )
+            node = replace(NODE, host_name="", ipv4="127.0.0.1", ipv6="none")
+            link = await dial_node(node, port, settings=settings)
+            await carries(link)
+            link.abort()
+
+    run(main())
+
+
 def test_an_http_proxy_has_no_limit_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr(dial_module, "NODE_TIMEOUT", -1.0)

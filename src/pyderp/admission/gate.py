@@ -182,8 +182,9 @@ class Gate:
             self._close_unlisted()
 
     def label(self, key: NodePublic) -> str:
-        """What the key file calls a key; empty for nothing."""
-        return "" if self._list is None else self._list.label(key)
+        """What the deny file, or else the key file, calls a key; empty for nothing."""
+        labels = (each.label(key) for each in self._files())
+        return next(filter(None, labels), "")
 
     async def aclose(self) -> None:
         """Stop asking; clients that wait for an answer are kept out."""

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyderp.certnames import alternative_names, is_for
 from pyderp.certs.credential import CertificateInfo, Credential
+from pyderp.certs.pem import chain_problem
 from pyderp.errors import ConfigError
 
 __all__ = ["info_of", "is_self_signed", "parse_leaf", "pem_of_key", "self_signed", "valid_for"]
@@ -30,7 +31,8 @@ def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(chain)[0]
     except (ValueError, IndexError) as e:
-        raise ConfigError(f"{where} holds no certificate in PEM form") from e
+        why = chain_problem(chain) or "holds no certificate in PEM form"
+        raise ConfigError(f"{where} {why}") from e
 
 
 def info_of(leaf: x509.Certificate) -> CertificateInfo:

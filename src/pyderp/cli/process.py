@@ -18,7 +18,7 @@ from typing import Any, Final, TextIO
 from pyderp.cli.interrupts import stop_with
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
-from pyderp.text import LOG_FIELDS, printable
+from pyderp.text import LOG_FIELDS, printable, system_words
 from pyderp.throttle import Throttle
 
 __all__ = ["EXIT_LOGIN_REFUSED", "LogHandler", "Refused", "errors_seen", "json_line"]
@@ -171,7 +171,7 @@ def run_command(
         # Not at the top: relays log their errors, and this brings the client's.
         from pyderp.cli.advice import advice, login_refused, notes
 
-        text = str(e) or type(e).__name__
+        text = _words(e)
         if remarks := notes(e):
             text += f" ({', '.join(remarks)})"
         lines = advice(e, from_map=from_map)
@@ -182,6 +182,14 @@ def run_command(
         if login_refused(e):
             code = EXIT_LOGIN_REFUSED
     sys.exit(code)
+
+
+def _words(error: DerpError | OSError) -> str:
+    if isinstance(error, DerpError) or error.errno is None:
+        return str(error) or type(error).__name__
+    # Python's text has a number and quotes the file.
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{system_words(error)}"
 
 
 async def _until_signal(work: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -233,7 +233,8 @@ def parse_url(url: str) -> UrlTarget:
         )
     port = explicit or {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
     if not port:
-        raise ConfigError(f'derphttp.NewClient: invalid URL scheme "{scheme}"')
+        text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
+        raise ConfigError(text)
     path = parts.path or "/"
     user = None
     if parts.username is not None:

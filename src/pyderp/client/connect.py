@@ -27,14 +27,13 @@ from pyderp.errors import (
     DialError,
     FailureReason,
     UpgradeRejected,
-    raisable,
     without_frames,
 )
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.streams import as_link, describe
+from pyderp.net.streams import as_link
 from pyderp.net.tcp import failure_reason
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
@@ -151,8 +150,7 @@ class HttpRoute(Route):
         try:
             done = await attempt(True)
         except (DerpError, OSError) as e:
-            rejected.add_note(f"and no websocket: {describe(without_frames(e))}")
-            raise raisable(rejected) from None
+            raise self.fallback.failed(rejected, e) from None
         except asyncio.CancelledError:
             progress.step = f"trying a websocket after: {rejected}"
             raise

@@ -101,8 +101,8 @@ async def dial_node(
 
     IPv4 and IPv6 race, over the addresses in the node or else over those that its host name
     has. With an HTTP proxy (`settings.proxy` or HTTPS_PROXY) the tunnel goes to the host
-    name. With a SOCKS5 proxy (ALL_PROXY as well) one connection goes to the node's address,
-    or to its host name if the node has none.
+    name, or to the node's address if it has none. With a SOCKS5 proxy (ALL_PROXY as well) one
+    connection goes to the node's address, or to its host name if the node has none.
 
     All of it has 1.5 s, unless there is an HTTP proxy: that has no time limit here.
 
@@ -118,17 +118,19 @@ async def dial_node(
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
     _check(node, port)
+    ways = _ways(node)
+    # Go's client asks for an empty name, or (v1.104) not at all: such a node has an address.
+    host = node.host_name or next((address for _, address in ways if address), "")
     proxy = explicit_proxy(settings) or connect_proxy_from_environment(
-        settings, node.host_name, _HTTPS, tls=True
+        settings, host, _HTTPS, tls=True
     )
     if proxy is not None and not proxy.is_socks:
-        return await _through(proxy, node.host_name, port, settings, resolver)
-    ways = _ways(node)
+        return await _through(proxy, host, port, settings, resolver)
     if not ways:
         raise _bad_map("both IPv4 and IPv6 are explicitly disabled for node")
     if prefer_ipv6:
         ways.reverse()
-    proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
+    proxy = proxy or _socks_for_node(settings, host, ways[0][1], port)
     try:
         async with asyncio.timeout(NODE_TIMEOUT):
             if proxy is not None:

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, FailureReason, NameNotFound
 from pyderp.tasks import SingleFlight, in_own_thread
+from pyderp.text import name_words
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
@@ -102,7 +103,9 @@ async def lookup(
         ) from e
     except ValueError as e:  # labels too long or empty, zero bytes
         raise NameNotFound(
-            f"{host!r} is not a host name: {e}", host=host, short=f"not a host name: {e}"
+            f"{host!r} is not a host name: {name_words(e)}",
+            host=host,
+            short=f"not a host name: {name_words(e)}",
         ) from e
     if not found:
         raise NameNotFound(f'no IPs for "{host}" found', host=host, short="no IPs found")

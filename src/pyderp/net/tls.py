@@ -17,6 +17,7 @@ from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
 from pyderp.net.verify import (
+    UNNAMED,
     Rule,
     describe,
     make_rule,
@@ -24,6 +25,7 @@ from pyderp.net.verify import (
     self_signed_issuer,
     verify_by_program,
 )
+from pyderp.text import is_alert, name_words, openssl_words
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -33,13 +35,17 @@ _SLICE: Final = 16 * 1024
 """A memory buffer of OpenSSL never shrinks again."""
 _RECORD: Final = 16 * 1024
 """The most plaintext that a record has (RFC 8446, section 5.1)."""
-_ALERTS: Final = {
+_NAME_ALERTS: Final = {
     "TLSV1_ALERT_INTERNAL_ERROR": "internal error",
     "TLSV1_UNRECOGNIZED_NAME": "unrecognized name",
 }
 """OpenSSL's names of what relays answer to a server name that is not theirs."""
 _HANDSHAKE_OR_ALERT: Final = (0x16, 0x15)
 """Types of the record that a TLS server may begin with."""
+
+
+def _reason(error: ssl.SSLError) -> FailureReason:
+    return FailureReason.TLS_REFUSED if is_alert(error) else FailureReason.TLS_FAILED
 
 
 class HealthTracker(Protocol):
@@ -131,8 +137,10 @@ class _Handshake:
             # None sends no name, but is only for what compares none: `ssl` would skip that.
             host = name if name or rule.hostname else None
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        except (TypeError, ValueError) as e:  # TypeError: it has a null byte
+        except TypeError as e:  # it has a null byte
             raise TLSError(f"{name!r} cannot be a server's name: {e}") from e
+        except ValueError as e:
+            raise TLSError(f"{name!r} cannot be a server's name: {name_words(e)}") from e
 
     async def run(self) -> None:
         """Exchange what the handshake needs, and verify."""
@@ -164,26 +172,27 @@ class _Handshake:
         return True
 
     def _failure(self, error: ssl.SSLError) -> TLSError:
-        name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            return self._error(
-                "the server does not speak TLS on this port", reason=FailureReason.NO_TLS
-            )
-        reason = error.reason or str(error)
+            text = "the server does not speak TLS on this port"
+            return self._error(text, reason=FailureReason.NO_TLS)
+        reason = error.reason
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return self._error("the server speaks neither TLS 1.2 nor TLS 1.3")
-        if reason in _ALERTS:
-            whom = "this name" if name else "a client that names no server"
+            text = "the server speaks neither TLS 1.2 nor TLS 1.3"
+            return self._error(text, reason=FailureReason.TLS_REFUSED)
+        if reason in _NAME_ALERTS:
+            whom = self._rule.server_name or "a client that names no server"
             return self._error(
-                f"TLS handshake failed: the server ended it with the alert {_ALERTS[reason]!r}, "
-                f"as Go's relay does if it has no certificate for {whom}: check the name, "
-                "HostName in a map"
+                f"TLS handshake failed: the server ended it with the alert "
+                f"{_NAME_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
+                f"{whom}: check the name, HostName in a map",
+                reason=FailureReason.TLS_NAME,
             )
-        return self._error(f"TLS handshake failed: {_words(reason)}")
+        text = f"TLS handshake failed: {openssl_words(error)}"
+        return self._error(text, reason=_reason(error))
 
     def _error(self, text: str, *, reason: FailureReason | None = None) -> TLSError:
-        name = self._rule.server_name
-        return TLSError(f"{name}: {text}", reason=reason, host=name, short=text)
+        rule = self._rule
+        return TLSError(f"{rule.server}: {text}", reason=reason, host=rule.server_name, short=text)
 
     def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
@@ -191,9 +200,9 @@ class _Handshake:
         """Report what verification found."""
         chain = presented_chain(self._tls)
         if verbose:
-            _log.info("%s: %s", self._rule.server_name, error or "certificate accepted")
+            _log.info("%s: %s", self._rule.server, error or "certificate accepted")
             for number, der in enumerate(chain):
-                _log.info("%s: certificate %d: %s", self._rule.server_name, number, describe(der))
+                _log.info("%s: certificate %d: %s", self._rule.server, number, describe(der))
         if health is None:
             return
         problem = None
@@ -289,7 +298,8 @@ class TlsLink(LayeredLink):
 
     def _fail(self, error: ssl.SSLError) -> None:
         self._ended = True
-        self._error = TLSError(f"{self.state.server_name}: TLS: {_words(error.reason or '')}")
+        name = self.state.server_name or UNNAMED
+        self._error = TLSError(f"{name}: TLS: {openssl_words(error)}", reason=_reason(error))
         self._error.__cause__ = without_frames(error)
 
     # Called by us
@@ -330,7 +340,3 @@ class TlsLink(LayeredLink):
         """Close the link below, without a close alert (so does `close`, as in Go)."""
         self._ended = True
         self._lower.abort()
-
-
-def _words(reason: str) -> str:
-    return reason.lower().replace("_", " ")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.errors import ConfigError
+from pyderp.text import system_words
 
 __all__ = ["LETS_ENCRYPT", "TLSConfig", "client_context"]
 
@@ -146,7 +147,11 @@ def _fill(context: ssl.SSLContext, config: TLSConfig) -> None:
             pem = b"-----BEGIN" in data
             context.load_verify_locations(cadata=data.decode("ascii", "ignore") if pem else data)
         except (OSError, ValueError) as e:  # SSLError is an OSError; ValueError: it is empty
-            raise ConfigError(f"extra_roots: {name}: no certificates could be read: {e}") from e
+            why = "there is no whole one in it, in PEM or DER form"
+            if isinstance(e, OSError) and not isinstance(e, ssl.SSLError):
+                why = system_words(e)
+            text = f"extra_roots: {name}: no certificates could be read: {why}"
+            raise ConfigError(text) from e
 
 
 def _log_keys(context: ssl.SSLContext, path: str) -> None:

@@ -23,10 +23,11 @@ from pyderp import certnames
 from pyderp.addresses import ip_literal
 from pyderp.errors import CertificateError, FailureReason, PinMismatch, TLSError
 from pyderp.maps.region import PIN_PREFIX
-from pyderp.text import printable
+from pyderp.text import name_words, printable
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
 
 __all__ = [
+    "UNNAMED",
     "Rule",
     "describe",
     "intercepted",
@@ -40,6 +41,8 @@ __all__ = [
     "verify_by_program",
 ]
 
+UNNAMED: Final = "the unnamed server"
+"""How errors call the node of a map that has no HostName."""
 _UNREADABLE: Final = (
     ValueError,
     TypeError,  # a name that is a string of bits
@@ -145,6 +148,15 @@ _REASONS: Final = {
     10: FailureReason.CERTIFICATE_EXPIRED,  # CERT_HAS_EXPIRED
     62: FailureReason.CERTIFICATE_OTHER_NAME,  # HOSTNAME_MISMATCH
     64: FailureReason.CERTIFICATE_OTHER_NAME,  # IP_ADDRESS_MISMATCH
+    # Refused whatever is trusted: another --ca helps nobody.
+    7: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_SIGNATURE_FAILURE
+    22: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_CHAIN_TOO_LONG
+    23: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_REVOKED
+    24: FailureReason.CERTIFICATE_UNUSABLE,  # INVALID_CA
+    26: FailureReason.CERTIFICATE_UNUSABLE,  # INVALID_PURPOSE
+    66: FailureReason.CERTIFICATE_UNUSABLE,  # EE_KEY_TOO_SMALL
+    67: FailureReason.CERTIFICATE_UNUSABLE,  # CA_KEY_TOO_SMALL
+    68: FailureReason.CERTIFICATE_UNUSABLE,  # CA_MD_TOO_WEAK
 }
 
 
@@ -163,6 +175,11 @@ class Rule:
 
     pin: str | None = None
     """SHA-256 of it, 64 lower-case hex digits. No chain then."""
+
+    @property
+    def server(self) -> str:
+        """The server as errors and logs name it."""
+        return self.server_name or UNNAMED
 
     @property
     def hostname(self) -> bool:
@@ -190,7 +207,7 @@ class Rule:
             _check_pin(chain, self.pin, host, now)
         elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
-                f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
+                f"certificate of {self.server}: not valid for {self.other_name!r}, the name"
                 f" it was to have; {describe(chain[0])}",
                 reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
@@ -204,7 +221,7 @@ class Rule:
         seen = f"; {describe(chain[0])}" if chain else ""
         text = f"{wanted}: {problem}{seen}{intercepted(chain)}"
         return CertificateError(
-            f"certificate of {self.server_name}{text}",
+            f"certificate of {self.server}{text}",
             reason=_REASONS.get(error.verify_code),
             host=self.server_name,
             short=f"certificate{text}",
@@ -319,4 +336,4 @@ def _bare(server_name: str) -> str:
     try:
         return name.encode("idna").decode("ascii")
     except UnicodeError as e:
-        raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
+        raise TLSError(f"{server_name!r} cannot be a server's name: {name_words(e)}") from e

@@ -50,6 +50,8 @@ _KEY_RATE: Final = "BytesPerSec"
 _KEY_BURST: Final = "BurstBytes"
 _LABEL: Final = "Label"
 _MOST: Final = 2**64 - 1
+_LONGEST_LABEL: Final = 200
+"""Characters; as in a key file."""
 _QUOTED: Final = 80
 """Most characters of the file that an error quotes."""
 
@@ -74,6 +76,9 @@ class RateConfig:
 
     keys: Mapping[bytes, RateLimit | None] = field(default_factory=dict)
     """Raw key → its limit; `None`: no limit."""
+
+    labels: Mapping[bytes, str] = field(default_factory=dict)
+    """Raw key → what the file calls it, printable; only of those that have a label."""
 
     ignored: tuple[str, ...] = ()
     """Unknown members of the file, made printable, for a warning."""
@@ -180,8 +185,8 @@ def parse_rate_config(data: bytes, where: str) -> RateConfig:
     members, ignored = _members(_load(data, where), where, _RATE, _BURST, _PER_KEY)
     rate = _number(members, _RATE, where)
     burst = _number(members, _BURST, where)
-    keys = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
-    return RateConfig(_limit(rate, burst), keys, ignored)
+    keys, labels = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
+    return RateConfig(_limit(rate, burst), keys, labels, ignored)
 
 
 def _load(data: bytes, where: str) -> object:
@@ -218,11 +223,14 @@ def _object(value: object, where: str) -> gojson.Object:
     return value
 
 
-def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
-    if value is None:
-        return {}
-    members = _object(value, where)
+def _keys(
+    value: object, where: str
+) -> tuple[Mapping[bytes, RateLimit | None], Mapping[bytes, str]]:
     keys: dict[bytes, RateLimit | None] = {}
+    labels: dict[bytes, str] = {}
+    if value is None:
+        return keys, labels
+    members = _object(value, where)
     for text, entry in members.pairs:
         at = f"{where}[{printable(text, _QUOTED)}]"
         try:
@@ -231,11 +239,13 @@ def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
             raise ConfigError(f"{at}: {e}; want nodekey: and 64 hex digits") from None
         if key in keys:
             raise ConfigError(f"{at}: this key is there twice; keep one")
-        keys[key] = _key_limit(entry, at)
-    return keys
+        keys[key], label = _key_limit(entry, at)
+        if label:
+            labels[key] = label
+    return keys, labels
 
 
-def _key_limit(entry: object, where: str) -> RateLimit | None:
+def _key_limit(entry: object, where: str) -> tuple[RateLimit | None, str]:
     members, unknown = _members(entry, where, _KEY_RATE, _KEY_BURST, _LABEL)
     if unknown:
         raise ConfigError(
@@ -243,9 +253,11 @@ def _key_limit(entry: object, where: str) -> RateLimit | None:
         )
     if members.get(_KEY_RATE) is None:
         raise ConfigError(f"{where}: {_KEY_RATE} is missing; 0 means no limit for this key")
-    if not isinstance(members.get(_LABEL, ""), str):
-        raise ConfigError(f"{where}: {_LABEL}: want a string, got {_describe(members[_LABEL])}")
-    return _limit(_number(members, _KEY_RATE, where), _number(members, _KEY_BURST, where))
+    label = members.get(_LABEL, "")
+    if not isinstance(label, str):
+        raise ConfigError(f"{where}: {_LABEL}: want a string, got {_describe(label)}")
+    limit = _limit(_number(members, _KEY_RATE, where), _number(members, _KEY_BURST, where))
+    return limit, printable(label.strip(), _LONGEST_LABEL)
 
 
 def _limit(rate: int, burst: int) -> RateLimit | None:

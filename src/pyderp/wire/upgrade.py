@@ -22,6 +22,8 @@ __all__ = [
 FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
+_QUOTED: Final = 40
+"""Bytes of what is no answer that its error repeats."""
 _MAX_SHOWN: Final = 200
 """Most characters of a refusal's body that its error quotes."""
 _TAGS: Final = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->|<[^>]*>")
@@ -73,7 +75,7 @@ def upgrade_request(
             )
         )
     except (h11.LocalProtocolError, UnicodeEncodeError) as e:
-        raise BadUpgrade(f"cannot ask for an upgrade: {e}") from e
+        raise BadUpgrade(f"cannot ask for an upgrade: {h11_words(e)}") from e
     return head or b""
 
 
@@ -93,6 +95,8 @@ class UpgradeReply:
         self._h11.send(h11.EndOfMessage())
         self._refused: tuple[int, str] | None = None
         self._body = b""
+        self._start = b""
+        """What the answer begins with, for an error if it is none."""
 
     @property
     def refused(self) -> bool:
@@ -111,6 +115,7 @@ class UpgradeReply:
                 unprintable characters escaped.
             BadUpgrade: not HTTP, or no answer at all.
         """
+        self._start = (self._start + data[:_QUOTED])[:_QUOTED]
         try:
             self._h11.receive_data(data)
             while True:
@@ -132,7 +137,8 @@ class UpgradeReply:
             without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
             if self._refused is not None or not data:
                 raise self._error() from e
-            problem = printable(h11_words(e), 100)
+            # Of garbage in the first line it says that as if it were a request.
+            problem = printable(h11_words(e), 100).replace("request line", "status line")
             text = f"the relay's answer is not HTTP: {problem}"
             raise BadUpgrade(text, reason=FailureReason.NO_HTTP) from e
 
@@ -149,5 +155,8 @@ class UpgradeReply:
     def _error(self) -> BadUpgrade:
         if self._refused is None:
             text = "the relay closed the connection without an answer"
+            if self._start:
+                said = printable(self._start.decode("utf-8", "replace").strip())
+                text = f'the relay\'s answer is not HTTP, or not whole: it begins with "{said}"'
             return BadUpgrade(text, reason=FailureReason.NO_HTTP)
         return self.refusal()

@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, without_frames
-from pyderp.text import printable
+from pyderp.text import h11_words, printable
 from pyderp.wire.upgrade import UpgradeReply
 from pyderp.wire.websocket import (
     MAX_RECEIVED_MESSAGE,
@@ -213,7 +213,7 @@ def _request(
         request = h11.Request(method="GET", target=target or "/", headers=headers)
         return h11.Connection(h11.CLIENT).send(request) or b""
     except h11.LocalProtocolError as e:
-        raise BadUpgrade(f"cannot ask for a websocket: {e}") from e
+        raise BadUpgrade(f"cannot ask for a websocket: {h11_words(e)}") from e
     except UnicodeEncodeError:
         # Its text has the value, which may be a password.
         raise BadUpgrade("cannot ask for a websocket: a value is not ASCII") from None

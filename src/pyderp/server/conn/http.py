@@ -132,6 +132,7 @@ class HttpStage:
             "Connection (Upgrade: DERP or websocket) by HTTP/1.1",
             protocol.who,
             what,
+            fields=protocol.log_fields(),
         )
 
     def _note_asker(self, request: Request) -> None:
