@@ -180,7 +180,7 @@ class _Handshake:
             text = "the server speaks neither TLS 1.2 nor TLS 1.3"
             return self._error(text, reason=FailureReason.TLS_REFUSED)
         if reason in _NAME_ALERTS:
-            whom = self._rule.server_name or "a client that names no server"
+            whom = "this name" if self._rule.server_name else "a client that names no server"
             return self._error(
                 f"TLS handshake failed: the server ended it with the alert "
                 f"{_NAME_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
