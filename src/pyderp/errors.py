@@ -216,18 +216,21 @@ class ConnectError(DerpError):
 
 
 class DialError(DerpError, OSError):
-    """No connection to one node or host.
-
-    Attributes:
-        reason: why, for programs.
-    """
+    """No connection to one node or host; attributes as `TLSError`."""
 
     reason = FailureReason.UNREACHABLE
 
-    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+    def __init__(
+        self,
+        *args: object,
+        reason: FailureReason | None = None,
+        host: str = "",
+        short: str = "",
+    ) -> None:
         super().__init__(*args)
-        if reason is not None:
-            self.reason = reason
+        self.reason = self.reason if reason is None else reason
+        self.host = host
+        self.short = short
 
 
 class NameNotFound(DialError):
@@ -247,14 +250,28 @@ class TLSError(DerpError):
 
     Attributes:
         reason: why, for programs.
+        host: the name or address that the text has; empty: none that matters.
+        short: the text without it.
     """
 
     reason = FailureReason.TLS_FAILED
 
-    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+    def __init__(
+        self,
+        *args: object,
+        reason: FailureReason | None = None,
+        host: str = "",
+        short: str = "",
+    ) -> None:
         super().__init__(*args)
-        if reason is not None:
-            self.reason = reason
+        self.reason = self.reason if reason is None else reason
+        self.host = host
+        self.short = short
+
+
+def text_beside(host: str, error: DialError | TLSError) -> str:
+    """The text of an error, to stand beside a name or address: without that, if it has it."""
+    return error.short if error.short and error.host == host else str(error)
 
 
 class CertificateError(TLSError):

@@ -103,7 +103,7 @@ def test_host_without_an_address(run: Run) -> None:
         names = Names({HOST: OSError("no network")})
         with pytest.raises(DialError) as caught:
             await dial_host(HOST, 1, settings=NetworkSettings(), resolver=names)
-        assert str(caught.value) == f"dial of {HOST}: look-up of '{HOST}': no network"
+        assert str(caught.value) == f"look-up of '{HOST}': no network"
         assert caught.value.__cause__ is names.answers[HOST]
         assert names.asked == [(HOST, socket.AF_UNSPEC)]
 
@@ -139,7 +139,7 @@ def test_a_failure_of_the_cache_is_final_without_a_proxy(
             await dial_host(
                 HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NOBODY
             )
-        assert str(caught.value) == f'dial of {HOST}: no IPs for "{HOST}" found'
+        assert str(caught.value) == f'no IPs for "{HOST}" found'
         assert caplog.messages == [f'dnscache: {HOST}: no IPs for "{HOST}" found']
 
     run(main())

@@ -135,7 +135,7 @@ def test_the_alert_that_answers_another_name_is_explained(
 ) -> None:
     attempt = Attempt(GOOD, version)
     attempt.peer.refusal = alert
-    told = f"alert '{words}', as Go's relay does if it has no certificate for {NAME}: check the"
+    told = f"alert '{words}', as Go's relay does if it has no certificate for this name: check the"
     with pytest.raises(TLSError, match=told):
         attempt()
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from pyderp.addresses import ip_literal
-from pyderp.errors import DialError, FailureReason, ProxyError, without_frames
+from pyderp.errors import DialError, FailureReason, ProxyError, text_beside, without_frames
 from pyderp.maps.region import DERPNode
 from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
@@ -58,8 +58,8 @@ async def dial_host(
         scheme: that of the URL.
 
     Raises:
-        DialError: `dial of <host>: …`; all failures are in the `ExceptionGroup` that is its
-            cause, if several addresses were tried.
+        DialError: `dial of <host>: …`, or a text that has the host already; all failures are
+            in the `ExceptionGroup` that is its cause, if several addresses were tried.
         ProxyError: the same, when it was a proxy that refused.
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
@@ -75,8 +75,18 @@ async def dial_host(
             sock = await connect_to_host(host, port, settings=settings, resolver=resolver)
         return await link_over_socket(sock)
     except OSError as e:
-        kind = ProxyError if isinstance(e, ProxyError) else DialError
-        raise kind(f"dial of {host}: {e}", reason=failure_reason(e)) from (e.__cause__ or e)
+        raise _of_host(host, e) from (e.__cause__ or e)
+
+
+def _of_host(host: str, error: OSError) -> DialError:
+    """The same error with the host in its text, once."""
+    kind = ProxyError if isinstance(error, ProxyError) else DialError
+    text = short = str(error)
+    if isinstance(error, DialError):
+        short = text_beside(host, error)
+    if short == text:
+        text = f"dial of {host}: {text}"
+    return kind(text, reason=failure_reason(error), host=host, short=short)
 
 
 async def dial_node(

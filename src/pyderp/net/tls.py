@@ -16,7 +16,14 @@ from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, w
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+from pyderp.net.verify import (
+    Rule,
+    describe,
+    make_rule,
+    presented_chain,
+    self_signed_issuer,
+    verify_by_program,
+)
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -78,7 +85,7 @@ async def start_tls(
     Args:
         link: connected and not started.
         server_name, cert_name, insecure: as `make_rule`. A host name is sent in the handshake.
-        config: which authorities to trust.
+        config: which authorities to trust, and functions of the program.
         settings: `keylog_file` and `verbose_tls` hold here.
         health: called after each verification.
 
@@ -94,7 +101,7 @@ async def start_tls(
         context = client_context(
             config, chain=rule.chain, hostname=rule.hostname, keylog_file=settings.keylog_file
         )
-        handshake = _Handshake(link, context, rule)
+        handshake = _Handshake(link, context, rule, config)
         try:
             await handshake.run()
         except CertificateError as e:
@@ -110,9 +117,10 @@ async def start_tls(
 class _Handshake:
     """The time until a certificate is verified."""
 
-    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule) -> None:
+    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule, config: TLSConfig) -> None:
         self._link = link
         self._rule = rule
+        self._verify = config.verify
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._first = b""
@@ -133,11 +141,14 @@ class _Handshake:
                 self._link.write(self._outgoing.read())
             data = await self._link.read()
             if not data:
-                raise TLSError(f"{self._rule.server_name}: closed during the TLS handshake")
+                raise self._error("closed during the TLS handshake")
             self._first = self._first or data[:1]
             self._incoming.write(data)
         # Our last message of the handshake has not left yet, if this fails.
-        self._rule.check(presented_chain(self._tls), now=datetime.datetime.now(datetime.UTC))
+        chain = presented_chain(self._tls)
+        self._rule.check(chain, now=datetime.datetime.now(datetime.UTC))
+        if self._verify is not None:
+            verify_by_program(self._verify, self._rule.server_name, chain)
 
     def _step(self) -> bool:
         try:
@@ -155,18 +166,24 @@ class _Handshake:
     def _failure(self, error: ssl.SSLError) -> TLSError:
         name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            text = f"{name}: the server does not speak TLS on this port"
-            return TLSError(text, reason=FailureReason.NO_TLS)
+            return self._error(
+                "the server does not speak TLS on this port", reason=FailureReason.NO_TLS
+            )
         reason = error.reason or str(error)
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
+            return self._error("the server speaks neither TLS 1.2 nor TLS 1.3")
         if reason in _ALERTS:
-            return TLSError(
-                f"{name}: TLS handshake failed: the server ended it with the alert "
-                f"{_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
-                f"{name or 'a client that names no server'}: check the name, HostName in a map"
+            whom = "this name" if name else "a client that names no server"
+            return self._error(
+                f"TLS handshake failed: the server ended it with the alert {_ALERTS[reason]!r}, "
+                f"as Go's relay does if it has no certificate for {whom}: check the name, "
+                "HostName in a map"
             )
-        return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
+        return self._error(f"TLS handshake failed: {_words(reason)}")
+
+    def _error(self, text: str, *, reason: FailureReason | None = None) -> TLSError:
+        name = self._rule.server_name
+        return TLSError(f"{name}: {text}", reason=reason, host=name, short=text)
 
     def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import inspect
 import ssl
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ __all__ = [
     "quotable",
     "reading",
     "self_signed_issuer",
+    "verify_by_program",
 ]
 
 _UNREADABLE: Final = (
@@ -178,6 +180,11 @@ class Rule:
             PinMismatch: another certificate is pinned.
             CertificateError: it is for another name or time.
         """
+        if not chain and (self.chain or self.pin is not None):
+            # As with ciphers that need none, which only a program's own context can have.
+            text = "the server presented no certificate"
+            name = self.server_name
+            raise CertificateError(f"{name}: {text}", host=name, short=text)
         if self.pin is not None:
             host = "" if ip_literal(self.server_name) else self.server_name
             _check_pin(chain, self.pin, host, now)
@@ -195,9 +202,12 @@ class Rule:
         problem = error.verify_message.rstrip(".")
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
+        text = f"{wanted}: {problem}{seen}{intercepted(chain)}"
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            f"certificate of {self.server_name}{text}",
             reason=_REASONS.get(error.verify_code),
+            host=self.server_name,
+            short=f"certificate{text}",
         )
 
 
@@ -221,6 +231,33 @@ def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) 
     if other == name:
         other = ""
     return Rule(server_name=name, chain=not insecure or bool(other), other_name=other)
+
+
+def verify_by_program(
+    verify: Callable[[str, tuple[bytes, ...]], object], name: str, chain: tuple[bytes, ...]
+) -> None:
+    """Have a function of the program check a certificate that has passed all other checks.
+
+    Raises:
+        CertificateError: it raised something, or returned something: a function that returns
+            False or is `async` would otherwise accept all.
+    """
+    try:
+        answer = verify(name, chain)
+    except CertificateError:
+        raise
+    except Exception as e:
+        text = f"TLSConfig.verify refused it: {str(e) or type(e).__name__}"
+        raise CertificateError(
+            f"certificate of {name}: {text}", host=name, short=f"certificate: {text}"
+        ) from e
+    if answer is not None:
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise CertificateError(
+            f"certificate of {name}: TLSConfig.verify returned a {type(answer).__name__}; it must "
+            "return None, or raise CertificateError to refuse"
+        )
 
 
 def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
@@ -249,9 +286,12 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
             f" {describe(chain[0])}"
         )
     if host and not is_for(chain[0], host):
+        text = f": {describe(chain[0])}"
         raise CertificateError(
-            f'cert does not match server name "{quotable(host)}": {describe(chain[0])}',
+            f'cert does not match server name "{quotable(host)}"{text}',
             reason=FailureReason.CERTIFICATE_OTHER_NAME,
+            host=host,
+            short=f"cert does not match the server name{text}",
         )
     with reading(chain[0]) as certificate:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -156,7 +156,7 @@ async def _serve(
         stop.set_result(loop.time())
         supervisor.stopping()
         log.info(
-            "%s: stopping; clients are told and closed within %g s",
+            "%s: stopping; clients are being closed within %g s",
             signal.Signals(signum).name,
             (plan if relay is None else relay).config.drain,
         )

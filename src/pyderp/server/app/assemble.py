@@ -28,8 +28,8 @@ from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, ConnectionRules
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
-from pyderp.server.conn.kernel import PathWatch, RttSampler
 from pyderp.server.conn.limits import Limits
+from pyderp.server.conn.watch import PathWatch, RttSampler
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer
 from pyderp.server.site.pages import DebugSite
@@ -211,12 +211,11 @@ def _watch_connections(
     config: RelayConfig, context: ConnectionContext, health: HealthTeller | None
 ) -> None:
     """Have what looks at all connections now and then called in each tick."""
-    now = context.loop.time()
     if config.rtt_stats:
-        sampler = RttSampler(context.protocols, context.router.counters, now)
+        sampler = RttSampler(context.protocols, context.router.counters, context.loop)
         context.every_tick(sampler.tick)
     if config.tcp_user_timeout > 0:
-        paths = PathWatch(context.protocols, now, config.tcp_user_timeout)
+        paths = PathWatch(context.protocols, context.loop, config.tcp_user_timeout)
         context.every_tick(paths.tick)
     if health is not None:
         context.every_tick(health.tick)
