@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from pyderp import Relay
+from pyderp import Relay, RelayConfig
 
 from .support import (
+    OK,
     Handler,
     assert_fine,
     headscale,
@@ -74,5 +76,23 @@ def test_relays_of_others(tmp_path: Path, kind: object, expected: list[str]) -> 
         left_out = [name for name, result in results(found).items() if result == "skip"]
         assert {"tls.meta", "http.faststart", "http.port80"} <= set(left_out)
         assert results(found, "relay") == dict.fromkeys(results(found, "relay"), "ok")
+
+    run(main())
+
+
+def test_a_relay_over_ipv6() -> None:
+    """All works, and that there is no IPv4 is worth a warning."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+    async def main() -> None:
+        async with Relay(RelayConfig(address="[::1]:0", stun_port=0)) as relay:
+            port = relay.stun_addresses[0][1]
+            found = await look_at(f"http://[::1]:{relay.address[1]}", stun_port=port)
+        assert troubles(found) == ["names.any"]
+        assert found["stun.ipv6"].result is found["relay.packet"].result is OK
 
     run(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -205,5 +207,22 @@ def test_packets_that_are_lost_while_the_speed_is_measured() -> None:
                     return done.sent, done.arrived
 
             assert await measure() == (8, 7)
+
+    run(main())
+
+
+def test_a_cancelled_run_leaves_no_client_open() -> None:
+    """Whenever that is: during a check, or while a finished run closes its clients."""
+
+    async def main() -> None:
+        async with Relay() as relay:
+            for turns in range(0, 400, 7):
+                task = asyncio.create_task(look_at(relay.url))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            # A client that is not closed warns when it is freed, which fails the test.
 
     run(main())

@@ -30,7 +30,7 @@ class NotHttp(BadUpgrade):
         http2: its answer is HTTP/2.
     """
 
-    def __init__(self, message: str, *, http2: bool) -> None:
+    def __init__(self, message: str, *, http2: bool = False) -> None:
         super().__init__(message, reason=FailureReason.NO_HTTP)
         self.http2 = http2
 
@@ -120,7 +120,7 @@ class _Reader:
             if _is_http2(self._first):
                 raise NotHttp("the answer is HTTP/2, which was not asked for", http2=True) from e
             text = "nothing but a closed connection" if not data else printable(h11_words(e), 100)
-            raise NotHttp(f"the answer is not HTTP: {text}", http2=False) from e
+            raise NotHttp(f"the answer is not HTTP: {text}") from e
 
     def _events(self) -> Reply | None:
         while True:
@@ -139,7 +139,7 @@ class _Reader:
         if self._size > MAX_ANSWER:
             if self._head is not None:
                 return self._reply()
-            raise NotHttp(f"the answer has more than {MAX_ANSWER} bytes, and no end", http2=False)
+            raise NotHttp(f"the answer has more than {MAX_ANSWER} bytes, and no end")
         return None
 
     def _reply(self) -> Reply:

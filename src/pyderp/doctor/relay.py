@@ -45,7 +45,7 @@ async def _admission(visit: Visit) -> Seen:
         return await _as_known(visit, without_frames(e))
     visit.pair = (one, other)
     how = "" if visit.upgraded else ", in a websocket"
-    return ok(f"open: lets in a key that it has never seen{how}", open=True)
+    return ok(f"open: lets in a key that is new to it{how}", open=True)
 
 
 async def _welcome_both(one: Client, other: Client) -> ServerInfo:

@@ -193,11 +193,12 @@ class Visit:
         return client
 
     async def aclose(self) -> None:
-        """Close the clients that are still open."""
+        """Close the clients that are still open; may be called again."""
         self.pair = None
-        kept, self._kept = self._kept, []
-        for client in kept:
-            await client.aclose()
+        # Forgotten only when it is closed: if this is cancelled, the next call closes the rest.
+        while self._kept:
+            await self._kept[-1].aclose()
+            self._kept.pop()
 
 
 class VisitRoute(Route):

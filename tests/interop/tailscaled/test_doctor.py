@@ -54,6 +54,9 @@ def test_both_say_the_same_of_a_relay(tmp_path: Path, kind: Kind) -> None:
     # It takes a node without IPv6 for an error; the map says so, and here it is skipped.
     assert "IPv6" in said["Errors"] or "v6" in said["Errors"], theirs
     assert ours["names.ipv6"]["result"] == "skip"
+    # It asks for STUN at port 65535, where the map says that there is none.
+    assert "STUN response" in said["Warnings"], theirs
+    assert ours["stun.ipv4"]["result"] == "skip"
     # Nothing is on port 80 in this network.
     assert "generate_204" in said["Warnings"] or "port 80" in said["Warnings"], theirs
     assert ours["http.port80"]["result"] == "skip"
