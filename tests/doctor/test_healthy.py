@@ -61,7 +61,7 @@ def test_a_relay_without_tls() -> None:
     ids=["headscale", "hyper"],
 )
 def test_relays_of_others(tmp_path: Path, kind: object, expected: list[str]) -> None:
-    """What they do not have is told, and what clients can do without is no failure."""
+    """What clients can do without is no failure where it is missing."""
     files = tls_files(tmp_path)
     assert callable(kind)
 

@@ -1,4 +1,4 @@
-"""Group `relay`: who may log in, and whether packets really pass between two clients."""
+"""Group `relay`: which keys are let in, and whether packets really pass between two clients."""
 
 from __future__ import annotations
 

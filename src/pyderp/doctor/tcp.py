@@ -49,7 +49,7 @@ async def _connects(visit: Visit, version: int) -> Seen:
     addresses = visit.addresses.get(version)
     if not addresses:
         return skipped(f"no IPv{version} address")
-    # So much less than the check may take that what answered is told if one does not.
+    # Less than the limit of the check, which then still reports the addresses that answered.
     limit = visit.settings.timeout * 0.6
     attempts = await asyncio.gather(*(_attempt(visit, ip, limit) for ip in addresses))
     good = sorted((a for a in attempts if a.error is None), key=lambda a: a.seconds)
