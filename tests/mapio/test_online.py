@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,11 @@ def test_progress_is_told_for_each_node() -> None:
             )
             for n in range(100)
         ]
-        seen: list[tuple[int, int]] = []
-        found = asyncio.run(
-            lint_online(map_of(*nodes), ways=WAYS, on_progress=lambda *now: seen.append(now))
-        )
-    assert seen == [(n, 100) for n in range(1, 101)]
-    assert len(found) == 100
+        seen: list[tuple[int, int, str]] = []
+
+        def on_progress(done: int, total: int, found: Sequence[Finding]) -> None:
+            seen.extend((done, total, finding.path) for finding in found)
+
+        found = asyncio.run(lint_online(map_of(*nodes), ways=WAYS, on_progress=on_progress))
+    assert [(done, total) for done, total, _ in seen] == [(n, 100) for n in range(1, 101)]
+    assert sorted(path for _, _, path in seen) == sorted(finding.path for finding in found)

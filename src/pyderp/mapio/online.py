@@ -79,7 +79,7 @@ async def lint_online(
     derp_map: DERPMap,
     *,
     ways: MapWays | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, Sequence[Finding]], None] | None = None,
 ) -> list[Finding]:
     """Try each family of each node as a client would, and report what does not answer.
 
@@ -88,7 +88,8 @@ async def lint_online(
 
     Args:
         ways: certificates to trust, time for each node, look-ups. Proxies are not used.
-        on_progress: called with the number of nodes that are done, and of all.
+        on_progress: called for each node that is done, with the number of those, the number of all
+            nodes, and what was found about this one.
     """
     ways = ways or MapWays()
     settings = ways.settings or NetworkSettings.from_environment()
@@ -108,7 +109,7 @@ async def lint_online(
             found = list(_judge(path, node, await _try_node(node, ways, machine)))
         done += 1
         if on_progress is not None:
-            on_progress(done, len(nodes))
+            on_progress(done, len(nodes), found)
         return found
 
     results = await asyncio.gather(*(one(path, node) for path, node in nodes))

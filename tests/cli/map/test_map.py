@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.formats import read_map_text
 from pyderp.testing import RelayThread
-from tests.cli.commands import Done
+from tests.cli.commands import Done, command
+from tests.cli.process import BOUND
 from tests.mapio.serving import serving
 
 Here = Callable[..., Done]
@@ -58,8 +60,8 @@ def test_show_json(here: Here, two: Path) -> None:
 def test_text_of_a_map_cannot_steer_a_terminal(here: Here, tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text('{"Regions": {"1": {"RegionName": "\\u001b[2J\\n", "Nodes": [{}]}}}')
-    for command in ("show", "lint"):
-        done = here("map", command, path)
+    for name in ("show", "lint"):
+        done = here("map", name, path)
         assert "\x1b" not in done.out
     assert "\\x1b[2J\\n" in here("map", "show", path).out
 
@@ -127,6 +129,28 @@ def test_lint_online(here: Here, tmp_path: Path) -> None:
     assert done.code == 2
     errors = [f for f in json.loads(done.out)["findings"] if f["severity"] == "error"]
     assert [error["rule"] for error in errors] == ["node-silent"]
+
+
+def test_ctrl_c_prints_what_was_found_so_far(tmp_path: Path) -> None:
+    """The relay takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = {
+            "Name": "900a",
+            "RegionID": 900,
+            "HostName": "127.0.0.1",
+            "DERPPort": listener.getsockname()[1],
+            "STUNPort": -1,
+        }
+        path = tmp_path / "map.json"
+        path.write_text(json.dumps({"Regions": {"900": {"RegionID": 900, "Nodes": [node]}}}))
+        with command("map", "lint", path, "--online", "--timeout", 60) as running:
+            listener.settimeout(BOUND)
+            with listener.accept()[0]:
+                running.interrupt()
+                done = running.end()
+    assert done.code == 130
+    assert "stopped after 0 nodes" in done.err
+    assert "[ip-without-pin]" in done.out
 
 
 def test_diff(here: Here, two: Path, tmp_path: Path) -> None:
@@ -241,7 +265,7 @@ def test_url_with_a_copy(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_examples_in_help(here: Here) -> None:
-    for command in ("show", "lint", "diff", "new", "convert"):
-        done = here("map", command, "--help")
+    for name in ("show", "lint", "diff", "new", "convert"):
+        done = here("map", name, "--help")
         assert done.code == 0
-        assert f"pyderp map {command}" in done.out
+        assert f"pyderp map {name}" in done.out

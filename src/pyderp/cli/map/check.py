@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -88,30 +89,43 @@ def lint_command(
 ) -> None:
     """The command; `LINT_HELP` says what it does."""
 
+    left_out = ignore or ()
+
     async def work(output: Output) -> int:
         how = ways(ca, timeout)
         loaded = await load(output, source, form, how, cache=cache)
         found = lint(loaded.map, loaded.tree)
-        if online:
-            found += await _online(loaded, how, output)
-        found = [finding for finding in by_severity(found) if finding.rule not in (ignore or ())]
-        _print_findings(loaded, found, as_json=as_json)
+        try:
+            if online:
+                await _try_nodes(loaded, how, output, found)
+        finally:
+            # Also on Ctrl-C: what was found so far.
+            found = [each for each in by_severity(found) if each.rule not in left_out]
+            _print_findings(loaded, found, as_json=as_json)
         return _code(found)
 
     run(work, as_json=as_json)
 
 
-async def _online(loaded: LoadedMap, how: MapWays, output: Output) -> list[Finding]:
+async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: list[Finding]) -> None:
+    """Add what trying the nodes finds, as it is found."""
     last = time.monotonic()
+    tried = 0
 
-    def progress(done: int, total: int) -> None:
-        nonlocal last
+    def on_progress(done: int, total: int, of_node: Sequence[Finding]) -> None:
+        nonlocal last, tried
+        found.extend(of_node)
+        tried = done
         now = time.monotonic()
         if now - last >= _PAUSE:
             last = now
             output.note(f"{done} of {total} nodes tried")
 
-    return await lint_online(loaded.map, ways=how, on_progress=progress)
+    try:
+        await lint_online(loaded.map, ways=how, on_progress=on_progress)
+    except asyncio.CancelledError:
+        output.note(f"stopped after {counted(tried, 'node')}")
+        raise
 
 
 def _code(found: Sequence[Finding]) -> int:
