@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyderp.errors import InvalidMap
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.formats import MAX_MAP, MapKind, read_map_text
+from pyderp.maps.mapjson import JSONValue
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.maps.yamltext import headscale_yaml
+
+from .test_derpmap import maps, quick, texts
 
 NODE = DERPNode(name="900a", region_id=900, host_name="derp.example.com", stun_port=-1)
 LAB = DERPMap(
@@ -118,7 +122,7 @@ def test_aliases_are_bounded() -> None:
         read_map_text(text.encode())
 
 
-@settings(derandomize=True, deadline=None)
+@quick
 @given(
     st.binary(max_size=80)
     | st.text("{}[],:\"/*\n -&a*|>'#!?0r", max_size=60).map(lambda t: f"regions:{t}".encode()),
@@ -127,6 +131,33 @@ def test_aliases_are_bounded() -> None:
 def test_any_bytes_are_a_map_or_an_error(data: bytes, kind: MapKind | None) -> None:
     with contextlib.suppress(InvalidMap):
         read_map_text(data, kind)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | texts | st.floats(-1e9, 1e9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@quick
+@given(maps, st.dictionaries(st.sampled_from(["a", "new-member", "no", "x.y", "é"]), values))
+def test_every_form_holds_every_map(derp_map: DERPMap, unknown: dict[str, JSONValue]) -> None:
+    """What is unknown is kept, too."""
+    node = DERPNode(name="n", region_id=1, host_name="h", unknown=unknown)
+    regions = {**derp_map.regions, 1: DERPRegion(region_id=1, nodes=(node,), unknown=unknown)}
+    whole = dataclasses.replace(derp_map, regions=regions, unknown=unknown)
+    wanted = DERPMap.from_json(whole.to_json())
+    for text in (
+        whole.to_json(),
+        f'{{"derpMap": {whole.to_json(pretty=True)},}}',
+        headscale_yaml(whole),
+    ):
+        read = read_map_text(text.encode()).map
+        assert read == wanted
+        assert read.unknown == wanted.unknown
+        assert read.regions[1].unknown == wanted.regions[1].unknown
+        assert read.regions[1].nodes[0].unknown == wanted.regions[1].nodes[0].unknown
 
 
 def test_ten_thousand_nodes() -> None:

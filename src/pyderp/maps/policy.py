@@ -10,7 +10,7 @@ from pyderp.errors import InvalidMap
 
 __all__ = ["map_in_policy", "parse_hujson"]
 
-_SNIPPET: Final = re.compile(r'(?:\s|//[^\n]*\n|/\*.*?\*/)*"', re.DOTALL)
+_SNIPPET: Final = re.compile(r'(?:\s|//[^\n]*+\n|/\*(?:[^*]|\*(?!/))*+\*/)*+"')
 """How text begins that is a member, as `pyderp relay --show-map=policy` prints it."""
 _TRAILING: Final = re.compile(r",\s*\Z")
 _OF_POLICY: Final = gojson.same_name("derpMap")
