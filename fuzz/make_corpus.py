@@ -354,6 +354,31 @@ def _tls_records() -> Seeds:
     }
 
 
+def _maps() -> Seeds:
+    found_out, json, policy, headscale = (bytes((mode,)) for mode in range(4))
+    region = (
+        b'{"RegionID":900,"RegionCode":"lab","Latitude":48.5,"Nodes":[{"Name":"900a",'
+        b'"RegionID":900,"HostName":"derp.example.com","IPv6":"none","STUNPort":-1,"New":[1]}]}'
+    )
+    whole = b'{"HomeParams":{"RegionScore":{"900":0.5}},"Regions":{"900":' + region + b"}}"
+    yaml = (
+        b"regions:\n  1: null\n  900: &r\n    regionid: 900\n    regioncode: no\n    nodes:\n"
+        b"    - {name: 900a, regionid: 900, hostname: derp.example.com, canport80: yes}\n"
+        b"  901:\n    <<: *r\n    regionid: 901\n    extra: [1.5, ~, 'x']\n"
+    )
+    config = b"server_url: https://h\nderp:\n  server: {enabled: true}\n  paths: [a]\n  urls: []\n"
+    return {
+        "json": json + whole,
+        "found-out": found_out + whole,
+        "policy": policy + b'{ // mine\n"acls": [], "derpMap": ' + whole + b",\n}",
+        "snippet": found_out + b'"derpMap": ' + whole + b",",
+        "headscale": headscale + yaml,
+        "headscale-found-out": found_out + yaml,
+        "headscale-config": headscale + config,
+        "names-twice": json + b'{"Regions":{"1":{},"01":{"Nodes":null}},"regions":{"2":{}}}',
+    }
+
+
 def make() -> dict[str, Seeds]:
     """All seeds: target, name, contents."""
     return {
@@ -361,6 +386,7 @@ def make() -> dict[str, Seeds]:
         "first_bytes": _first_bytes(),
         "http_requests": _http_requests(),
         "login": _login(),
+        "maps": _maps(),
         "metacert": _metacert(),
         "relay_frames": _relay_frames(),
         "tls_records": _tls_records(),

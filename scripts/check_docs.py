@@ -367,7 +367,8 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
             continue
         assert isinstance(info, OptionInfo), f"{name} is neither flag nor argument"
         text, default = info.help or "", parameter.default
-        shown = "" if default is None or default is False else _show(default)
+        unset = (None, False, inspect.Parameter.empty)
+        shown = "" if any(default is each for each in unset) else _show(default)
         if match := _HELP_DEFAULT.search(text):
             text, shown = text[: match.start()], match[1]
         variable = info.envvar if isinstance(info.envvar, str) else ""
@@ -610,7 +611,12 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "metrics-derper": functools.partial(metrics, _derper_series),
     "metrics-own": functools.partial(metrics, own_series),
     "metrics-process": process_metrics,
+    **{
+        f"map-{name}-options": functools.partial(own_options, f"map {name}")
+        for name in ("show", "lint", "diff", "new", "convert")
+    },
     "listen-options": functools.partial(own_options, "listen"),
+    "doctor-options": lambda: _options_table(options("doctor")),
     "ping-options": functools.partial(own_options, "ping"),
     "relay-options": functools.partial(own_options, "relay"),
     "send-options": functools.partial(own_options, "send"),

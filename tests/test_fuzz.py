@@ -21,6 +21,7 @@ MUTATIONS: Final = {
     "first_bytes": 6000,
     "http_requests": 2500,
     "login": 4000,
+    "maps": 2000,
     "metacert": 4000,
     "relay_frames": 2000,
     "tls_records": 700,

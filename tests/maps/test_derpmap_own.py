@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.maps.derpmap import DERPMap, headscale_yaml, own_map, own_node
+from pyderp.maps.derpmap import DERPMap, own_map, own_node
 from pyderp.maps.region import DERPNode
+from pyderp.maps.yamltext import headscale_yaml
 
 PIN = "sha256-raw:" + "ab" * 32
 

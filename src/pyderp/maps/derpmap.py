@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,22 +10,23 @@ from typing import Final
 from pyderp.addresses import bare_name, parse_ip
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import InvalidMap
-from pyderp.maps.mapjson import JSONValue, Reader, dump, parse, parse_id
+from pyderp.maps.mapjson import JSONValue, Reader, dump, folded, parse, parse_id
 from pyderp.maps.region import (
     MAX_REGION_ID,
     DERPNode,
     DERPRegion,
     has_no_family,
     node_errors,
-    node_json,
     read_region,
     region_json,
 )
 
-__all__ = ["DERPMap", "HomeParams", "MapProblems", "headscale_yaml", "own_map", "own_node"]
+__all__ = ["DERPMap", "HomeParams", "MapProblems", "own_map", "own_node"]
 
 _OWN_REGION: Final = 900
 """The first of those that Tailscale keeps free for relays of one's own."""
+_KNOWN: Final = folded("HomeParams", "Regions", "omitDefaultRegions")
+_KNOWN_OF_HOME: Final = folded("RegionScore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class HomeParams:
     region_score: Mapping[int, float] | None = None
     """Region id → factor on its latency: below 1 favours, above 1 penalises; none is 1; 0 and
     below are ignored. `None`: in an update, keep those of before; empty: reset all."""
+
+    unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
+    """Members that are unknown here, as they were read; they are written again."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ class DERPMap:
     omit_default_regions: bool = False
     """The regions of Tailscale are not added. Only a control server looks at this."""
 
+    unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
+    """Members that are unknown here, as they were read; they are written again."""
+
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, object] | None) -> DERPMap:
-        """Read a map as Go does: names in any case, unknown ones ignored, null is nothing.
+        """Read a map as Go does: names in any case, null is nothing; unknown members are kept.
 
         Regions and nodes that are null are left out. What the values say is not checked:
         see `check`.
@@ -90,13 +96,15 @@ class DERPMap:
             keep_regions=not reader.has("Regions"),
             home_params=_home(reader.child("HomeParams")) if reader.has("HomeParams") else None,
             omit_default_regions=reader.flag("omitDefaultRegions"),
+            unknown=reader.rest(_KNOWN),
         )
 
     def to_json(self, *, pretty: bool = False) -> str:
         """The bytes of Go's encoder: its order of members, zeros left out, ids sorted as texts.
 
-        Two things cannot be the same: no nodes are `[]`, also where Go had null; and
-        scores that are empty are written, since leaving them out would mean "as before".
+        Three things cannot be the same: no nodes are `[]`, also where Go had null; scores that
+        are empty are written, since leaving them out would mean "as before"; and members that are
+        unknown, which Go drops, follow the others.
 
         Args:
             pretty: a line a member, indented with tabs.
@@ -107,12 +115,13 @@ class DERPMap:
         document: dict[str, JSONValue] = {}
         if self.home_params is not None:
             scores = self.home_params.region_score
-            document["HomeParams"] = {} if scores is None else {"RegionScore": _by_text(scores)}
+            home: dict[str, JSONValue] = {} if scores is None else {"RegionScore": _by_text(scores)}
+            document["HomeParams"] = home | dict(self.home_params.unknown)
         regions = _by_text({key: region_json(region) for key, region in self.regions.items()})
         document["Regions"] = None if self.keep_regions else regions
         if self.omit_default_regions:
             document["omitDefaultRegions"] = True
-        return dump(document, pretty=pretty)
+        return dump(document | dict(self.unknown), pretty=pretty)
 
     def merge(self, previous: DERPMap) -> DERPMap:
         """The map after this update of `previous`; what the update does not say stays."""
@@ -159,7 +168,10 @@ def _by_text(by_id: Mapping[int, JSONValue]) -> dict[str, JSONValue]:
 
 def _home(reader: Reader) -> HomeParams:
     scores = reader.numbers_by_id("RegionScore")
-    return HomeParams(region_score=scores if reader.has("RegionScore") else None)
+    return HomeParams(
+        region_score=scores if reader.has("RegionScore") else None,
+        unknown=reader.rest(_KNOWN_OF_HOME),
+    )
 
 
 def _errors(derp_map: DERPMap) -> Iterator[str]:
@@ -234,18 +246,3 @@ def own_map(node: DERPNode) -> DERPMap:
         nodes=(named,),
     )
     return DERPMap(regions={_OWN_REGION: region})
-
-
-def headscale_yaml(derp_map: DERPMap) -> str:
-    """A map as headscale reads it: Go's names in lower case, regions by id."""
-    lines = ["regions:"]
-    for key, region in derp_map.regions.items():
-        lines.append(f"  {key}:")
-        members = {name: value for name, value in region_json(region).items() if name != "Nodes"}
-        # JSON's form of text is YAML, too.
-        lines += [f"    {name.lower()}: {json.dumps(value)}" for name, value in members.items()]
-        lines.append("    nodes:")
-        for node in region.nodes:
-            fields = [f"{name.lower()}: {json.dumps(v)}" for name, v in node_json(node).items()]
-            lines += [f"      - {fields[0]}", *(f"        {field}" for field in fields[1:])]
-    return "\n".join(lines)

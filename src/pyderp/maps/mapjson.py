@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from decimal import Decimal
 from typing import Final, TypeAlias
 
 from pyderp import gojson
 from pyderp.errors import InvalidMap
 
-__all__ = ["JSONValue", "Reader", "dump", "parse", "parse_id"]
+__all__ = ["MAX_KEPT_DEPTH", "JSONValue", "Reader", "dump", "folded", "parse", "parse_id"]
 
 JSONValue: TypeAlias = "Mapping[str, JSONValue] | list[JSONValue] | str | float | int | bool | None"
 
@@ -19,6 +20,8 @@ _INT64: Final = range(-(2**63), 2**63)
 _ID: Final = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
 _ESCAPES: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 """What Go escapes beyond JSON's own needs, so that the text may stand in HTML."""
+MAX_KEPT_DEPTH: Final = 64
+"""Arrays and objects inside each other in a member that is unknown; a deeper one is not kept."""
 
 
 def parse(text: str | bytes) -> object:
@@ -44,7 +47,7 @@ def parse_id(text: str) -> int | None:
 class Reader:
     """One JSON object: its members by name, in any case, each of a known type.
 
-    A member that is missing or null has its zero value. Unknown members are ignored.
+    A member that is missing or null has its zero value. Unknown members are what `rest` returns.
 
     Args:
         value: what `parse` gave, or plain Python objects of the same shape.
@@ -56,9 +59,10 @@ class Reader:
 
     def __init__(self, value: object, path: str = "") -> None:
         self.path = path
+        self._all = _mapping(value, path)
         self._members = {
             gojson.same_name(name): member
-            for name, member in _mapping(value, path).items()
+            for name, member in self._all.items()
             if isinstance(name, str) and member is not None
         }
 
@@ -121,11 +125,54 @@ class Reader:
         """The same, of finite numbers."""
         return {number: _number(value, where) for number, value, where in self.by_id(name)}
 
+    def rest(self, known: Set[str]) -> dict[str, JSONValue]:
+        """Members of other names, in their order; of several whose case differs, the last.
+
+        What Go's reader skips and JSON cannot hold once more is left out: numbers beyond a double's
+        range, and values with more than `MAX_KEPT_DEPTH` arrays and objects inside each other.
+
+        Args:
+            known: names of the others, as `folded` makes them.
+        """
+        kept: dict[str, tuple[str, JSONValue]] = {}
+        for name, member in self._all.items():
+            if isinstance(name, str) and (same := gojson.same_name(name)) not in known:
+                kept.pop(same, None)
+                try:
+                    kept[same] = gojson.clean(name), _kept(member, MAX_KEPT_DEPTH)
+                except ValueError:
+                    continue
+        return dict(kept.values())
+
     def _get(self, name: str, zero: object) -> object:
         return self._members.get(gojson.same_name(name), zero)
 
     def _at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
+
+
+def folded(*names: str) -> frozenset[str]:
+    """Names in the form in which those that differ by case are equal."""
+    return frozenset(map(gojson.same_name, names))
+
+
+def _kept(value: object, depth: int) -> JSONValue:
+    """A value that `dump` can write.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, str):
+        return gojson.clean(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if depth and isinstance(value, (list, tuple)):
+        return [_kept(item, depth - 1) for item in value]
+    if depth and isinstance(value, Mapping):
+        return {gojson.clean(str(name)): _kept(member, depth - 1) for name, member in value.items()}
+    raise ValueError("JSON cannot hold it")
 
 
 def _mapping(value: object, path: str) -> Mapping[object, object]:
@@ -200,6 +247,5 @@ def _float(value: float) -> str:
     if value and not 1e-6 <= abs(value) < 1e21:
         return repr(value).replace("e-0", "e-")
     # Not at the top: a relay's own map has no such number.
-    from decimal import Decimal
 
     return format(Decimal(repr(value)), "f").removesuffix(".0")

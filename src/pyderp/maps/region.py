@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pyderp.addresses import ip_literal
-from pyderp.maps.mapjson import JSONValue, Reader
+from pyderp.maps.mapjson import JSONValue, Reader, folded
 
 __all__ = [
     "MAX_REGION_ID",
+    "NODE_NAMES",
     "PIN_PREFIX",
+    "REGION_NAMES",
     "DERPNode",
     "DERPRegion",
     "has_no_family",
@@ -70,6 +72,9 @@ class DERPNode:
     can_port_80: bool = False
     """HTTP on port 80 is open, too: good for finding captive portals."""
 
+    unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
+    """Members that are unknown here, as they were read; they are written again."""
+
     def derp_port_or(self, default: int) -> int:
         """The TCP port of DERP, if none is given `default`."""
         return self.derp_port or default
@@ -103,6 +108,23 @@ class DERPRegion:
     nodes: tuple[DERPNode, ...] = ()
     """In the order in which this client tries them."""
 
+    unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
+    """As of a node."""
+
+
+NODE_NAMES: Final = (
+    *("Name", "RegionID", "HostName", "CertName", "IPv4", "IPv6", "STUNPort", "STUNOnly"),
+    *("DERPPort", "InsecureForTests", "STUNTestIP", "CanPort80"),
+)
+"""Members of a node, in Go's order."""
+REGION_NAMES: Final = (
+    *("RegionID", "RegionCode", "RegionName", "Latitude", "Longitude", "Avoid"),
+    *("NoMeasureNoHome", "Nodes"),
+)
+"""Members of a region, in Go's order."""
+_KNOWN_OF_NODE: Final = folded(*NODE_NAMES)
+_KNOWN_OF_REGION: Final = folded(*REGION_NAMES)
+
 
 def read_region(reader: Reader) -> DERPRegion:
     """Read a region from its JSON.
@@ -119,6 +141,7 @@ def read_region(reader: Reader) -> DERPRegion:
         avoid=reader.flag("Avoid"),
         no_measure_no_home=reader.flag("NoMeasureNoHome"),
         nodes=tuple(_node(node) for node in reader.items("Nodes")),
+        unknown=reader.rest(_KNOWN_OF_REGION),
     )
 
 
@@ -136,11 +159,12 @@ def _node(reader: Reader) -> DERPNode:
         insecure_for_tests=reader.flag("InsecureForTests"),
         stun_test_ip=reader.text("STUNTestIP"),
         can_port_80=reader.flag("CanPort80"),
+        unknown=reader.rest(_KNOWN_OF_NODE),
     )
 
 
 def region_json(region: DERPRegion) -> Mapping[str, JSONValue]:
-    """A region as Go writes it: its order of members, zeros left out."""
+    """A region as Go writes it: its order of members, zeros left out; then what is unknown."""
     optional: dict[str, JSONValue] = {
         "Latitude": region.latitude,
         "Longitude": region.longitude,
@@ -153,11 +177,12 @@ def region_json(region: DERPRegion) -> Mapping[str, JSONValue]:
         "RegionName": region.region_name,
         **_without_zeros(optional),
         "Nodes": [node_json(node) for node in region.nodes],
+        **region.unknown,
     }
 
 
 def node_json(node: DERPNode) -> Mapping[str, JSONValue]:
-    """A node as Go writes it."""
+    """A node as Go writes it; then what is unknown."""
     optional: dict[str, JSONValue] = {
         "CertName": node.cert_name,
         "IPv4": node.ipv4,
@@ -174,6 +199,7 @@ def node_json(node: DERPNode) -> Mapping[str, JSONValue]:
         "RegionID": node.region_id,
         "HostName": node.host_name,
         **_without_zeros(optional),
+        **node.unknown,
     }
 
 

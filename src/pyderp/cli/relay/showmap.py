@@ -13,8 +13,9 @@ from pyderp.config import ManualTLS, TLSSettings
 from pyderp.config.tls import PUBLIC
 from pyderp.defaults import HTTPS_PORT
 from pyderp.errors import ConfigError
-from pyderp.maps.derpmap import headscale_yaml, own_map, own_node
+from pyderp.maps.derpmap import own_map, own_node
 from pyderp.maps.region import DERPNode
+from pyderp.maps.yamltext import headscale_yaml
 from pyderp.server.app.listeners import stun_host
 
 __all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]

@@ -1,0 +1,1 @@
+"""`pyderp map`: DERP maps shown, checked, compared, made and converted."""

@@ -1,0 +1,75 @@
+"""The last good copy of a map from a URL, in a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pyderp import gojson
+from pyderp.errors import ConfigError
+from pyderp.maps.formats import MAX_MAP
+from pyderp.secretfiles import read_regular, write_atomically
+
+__all__ = ["CachedMap", "read_cache", "write_cache"]
+
+_LIMIT: Final = 7 * MAX_MAP
+"""Bytes of the file: JSON escapes a character with six at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedMap:
+    """What a URL answered last, and was a map."""
+
+    url: str
+    """Without user and password."""
+    etag: str
+    """As the server sent it; empty: it sent none."""
+    fetched: datetime
+    """When it was last known to be current; aware, UTC."""
+    text: str
+    """The map, in the form in which it came."""
+
+
+def read_cache(path: Path, url: str) -> CachedMap | None:
+    """The copy in a file; `None`: there is none, or of another URL, or the file is damaged.
+
+    Raises:
+        ConfigError: there is a file, and it cannot be read.
+    """
+    try:
+        document = gojson.parse(read_regular(path, _LIMIT))
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise ConfigError(f"cannot read the copy of the map {path}: {e.strerror}") from e
+    except ValueError:
+        return None
+    if not isinstance(document, dict) or document.get("url") != url:
+        return None
+    etag, text, fetched = (document.get(name) for name in ("etag", "map", "fetched"))
+    try:
+        when = datetime.fromisoformat(fetched) if isinstance(fetched, str) else None
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None or not isinstance(text, str):
+        return None
+    etag = etag if isinstance(etag, str) and etag.isascii() and etag.isprintable() else ""
+    return CachedMap(url=url, etag=etag, fetched=when.astimezone(UTC), text=text)
+
+
+def write_cache(path: Path, copy: CachedMap) -> None:
+    """Replace the copy in a file at once; only its owner can read it (0600).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    document = {
+        "url": copy.url,
+        "etag": copy.etag,
+        "fetched": copy.fetched.isoformat(timespec="seconds"),
+        "map": copy.text,
+    }
+    write_atomically(path, json.dumps(document).encode(), mode=0o600)

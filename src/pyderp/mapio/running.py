@@ -1,0 +1,229 @@
+"""The node that a map would have for a relay that runs, from what the relay answers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from pyderp.addresses import IPAddress, bracketed
+from pyderp.defaults import HTTPS_PORT, STUN_PORT
+from pyderp.errors import (
+    CertificateError,
+    ConfigError,
+    ConnectError,
+    DerpError,
+    InvalidMap,
+    RemoteProtocolError,
+    without_frames,
+)
+from pyderp.mapio.stunprobe import answers_stun
+from pyderp.maps.derpmap import own_node
+from pyderp.maps.region import PIN_PREFIX, DERPNode
+from pyderp.net.dial import dial_host
+from pyderp.net.dns import Resolver, lookup
+from pyderp.net.fetch import fetch, shown_url
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tls import TlsLink, start_tls
+from pyderp.net.tlscontext import TLSConfig
+from pyderp.wire.http import DERP_PATH
+from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
+from pyderp.wire.upgrade import UpgradeReply, upgrade_request
+
+__all__ = ["describe_relay"]
+
+_STUN_TIMEOUT: Final = 2.0
+"""Seconds for an answer to STUN: seven requests."""
+_HTTP_TIMEOUT: Final = 3.0
+"""Seconds for an answer on port 80."""
+_HTTP: Final = 80
+_NO_CONTENT: Final = 204
+
+
+@dataclass(frozen=True)
+class _Relay:
+    host: str
+    port: int
+    tls: TLSConfig
+    settings: NetworkSettings
+    resolver: Resolver | None
+    shown: str
+
+
+async def describe_relay(
+    url: str,
+    *,
+    tls: TLSConfig | None = None,
+    settings: NetworkSettings | None = None,
+    resolver: Resolver | None = None,
+    stun_port: int = STUN_PORT,
+    http_port: int = _HTTP,
+) -> tuple[DERPNode, list[str]]:
+    """Connect to a relay as a client does, without logging in, and find out its node.
+
+    That is: host name and port of the URL; `CertName`, a pin, if the certificate has no authority
+    that is trusted; `STUNPort`, whether that port answers; `CanPort80`, whether HTTP there passes
+    the check for captive portals. Another STUN port, and what other names and addresses lead to the
+    relay, cannot be found out. There is no time limit here for TCP, TLS and HTTP.
+
+    Args:
+        url: `https://HOST[:PORT]`, with `/derp` or without.
+        stun_port: UDP port to ask.
+        http_port: TCP port to ask; clients know 80 only.
+
+    Returns:
+        the node, as `own_node` makes it, and what the map's user should know, a sentence each.
+
+    Raises:
+        ConfigError: not such a URL.
+        InvalidMap: the relay can be in no map.
+        ConnectError: there is no relay, or its certificate can be neither verified nor pinned.
+    """
+    relay = _parse(url, tls, settings, resolver)
+    try:
+        cert_name = await _cert_name(relay)
+        addresses = await lookup(relay.host, resolver=resolver)
+    except ConnectError:
+        raise
+    except (DerpError, OSError) as e:
+        if isinstance(e, ConfigError):
+            raise
+        raise ConnectError(f"{relay.shown}: {e}", attempts=[without_frames(e)]) from e
+    stun, port_80 = await asyncio.gather(
+        _stun(addresses, stun_port), _has_port_80(relay, http_port)
+    )
+    node = own_node(
+        relay.host,
+        cert_name=cert_name,
+        derp_port=relay.port,
+        stun_port=stun_port if any(stun.values()) else None,
+    )
+    warnings = []
+    if cert_name:
+        warnings.append(
+            "the certificate is pinned as it was presented just now, by no authority that is "
+            "trusted: compare it with what the relay itself says (`pyderp relay … --show-map`)"
+        )
+    warnings += _about_stun(stun, stun_port)
+    return dataclasses.replace(node, can_port_80=port_80), warnings
+
+
+def _parse(
+    url: str, tls: TLSConfig | None, settings: NetworkSettings | None, resolver: Resolver | None
+) -> _Relay:
+    shown = shown_url(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as e:
+        raise ConfigError(f"{shown}: {e}") from None
+    if parts.scheme == "http":
+        raise InvalidMap(
+            f"{shown}: clients that read a DERP map connect with TLS, and this is without: give "
+            "the https:// URL that clients use"
+        )
+    if parts.scheme != "https" or not host or port == 0:
+        raise ConfigError(f"{shown}: want https://HOST[:PORT]")
+    settings = NetworkSettings.from_environment() if settings is None else settings
+    return _Relay(host, port or HTTPS_PORT, tls or TLSConfig(), settings, resolver, shown)
+
+
+async def _connect(relay: _Relay, *, insecure: bool = False) -> TlsLink:
+    link = await dial_host(
+        relay.host, relay.port, settings=relay.settings, resolver=relay.resolver, scheme="wss"
+    )
+    return await start_tls(
+        link,
+        server_name=relay.host,
+        insecure=insecure,
+        config=relay.tls,
+        settings=relay.settings,
+    )
+
+
+async def _cert_name(relay: _Relay) -> str:
+    """The pin, or nothing; after that there is known to be a relay."""
+    try:
+        link = await _connect(relay)
+        cert_name = ""
+    except CertificateError as e:
+        link = await _connect(relay, insecure=True)
+        try:
+            cert_name = _pin(link, without_frames(e))
+        except BaseException:
+            link.abort()
+            raise
+    try:
+        await _ask_for_derp(link, relay)
+    finally:
+        link.abort()
+    return cert_name
+
+
+def _pin(link: TlsLink, refusal: CertificateError) -> str:
+    """The pin of a certificate that a client would accept by it.
+
+    Raises:
+        CertificateError: none would.
+    """
+    chain = link.state.peer_chain
+    own = [der for der in chain if not common_name_untrusted(der).startswith(META_NAME_PREFIX)]
+    # A pin holds for one certificate that stands alone.
+    if len(own) != 1 or own[0] != chain[0]:
+        raise refusal
+    return PIN_PREFIX + hashlib.sha256(own[0]).hexdigest()
+
+
+async def _ask_for_derp(link: TlsLink, relay: _Relay) -> None:
+    host = bracketed(relay.host)
+    name = host if relay.port == HTTPS_PORT else f"{host}:{relay.port}"
+    link.write(upgrade_request(name, DERP_PATH, user_agent="pyderp"))
+    reply = UpgradeReply()
+    try:
+        while reply.receive_data(await link.read()) is None:
+            pass
+    except RemoteProtocolError as e:
+        text = f"{relay.shown}: what answers there is no DERP relay: {e}"
+        raise ConnectError(text, attempts=[without_frames(e)]) from e
+
+
+async def _stun(addresses: list[IPAddress], port: int) -> dict[IPAddress, bool]:
+    answers = await asyncio.gather(
+        *(answers_stun(address, port, seconds=_STUN_TIMEOUT) for address in addresses)
+    )
+    return dict(zip(addresses, answers, strict=True))
+
+
+def _about_stun(stun: dict[IPAddress, bool], port: int) -> list[str]:
+    silent = [str(address) for address, answered in stun.items() if not answered]
+    if not any(stun.values()):
+        return [
+            f"no answer to STUN from {', '.join(silent)}, UDP port {port}: the map says that "
+            "there is none (STUNPort -1). If the relay has another port, give it in STUNPort"
+        ]
+    return [f"no answer to STUN from {address}, but from another" for address in silent]
+
+
+async def _has_port_80(relay: _Relay, port: int) -> bool:
+    """Whether the check for captive portals passes on an HTTP port."""
+    challenge = f"pyderp-{secrets.token_hex(8)}"
+    try:
+        answer = await fetch(
+            f"http://{bracketed(relay.host)}:{port}/generate_204",
+            headers=[("X-Tailscale-Challenge", challenge)],
+            limit=4096,
+            seconds=_HTTP_TIMEOUT,
+            # Not by a proxy: a client that checks for portals does not use one either.
+            settings=dataclasses.replace(
+                relay.settings, proxy="", https_proxy="", http_proxy="", all_proxy=""
+            ),
+            resolver=relay.resolver,
+        )
+    except (DerpError, OSError):
+        return False
+    told = answer.header("X-Tailscale-Response")
+    return answer.status == _NO_CONTENT and told == f"response {challenge}"

@@ -1,0 +1,309 @@
+"""One way to a DERP map, wherever it is: `load_map`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from pyderp import gojson
+from pyderp.defaults import STUN_PORT
+from pyderp.errors import ConfigError, ConnectError, DerpError, InvalidMap, without_frames
+from pyderp.mapio.cache import CachedMap, read_cache, write_cache
+from pyderp.mapio.running import describe_relay
+from pyderp.maps.derpmap import DERPMap, own_map
+from pyderp.maps.formats import MAX_MAP, MapKind, MapText, read_map_text
+from pyderp.maps.headscale import HeadscaleConfig
+from pyderp.net.dns import Resolver
+from pyderp.net.fetch import Fetched, fetch, shown_url
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tlscontext import TLSConfig
+from pyderp.tasks import in_own_thread
+
+__all__ = ["LoadedMap", "MapWays", "is_url", "load_map"]
+
+_NOT_MODIFIED: Final = 304
+_OK: Final = 200
+_RELAY_PATHS: Final = ("", "/", "/derp")
+_STDIN: Final = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapWays:
+    """How maps are fetched."""
+
+    timeout: float = 10.0
+    """Seconds for one URL, or one relay that is asked."""
+
+    tls: TLSConfig = dataclasses.field(default_factory=TLSConfig)
+    """Which authorities are trusted."""
+
+    settings: NetworkSettings | None = None
+    """Proxies and such; `None`: the environment's."""
+
+    resolver: Resolver | None = None
+    """Of host names; `None`: the system's."""
+
+    stun_port: int = STUN_PORT
+    """UDP port on which a relay that runs is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedMap:
+    """A map, and where it is from."""
+
+    map: DERPMap
+    origin: str
+    """The file, or the URL without user and password, for people."""
+
+    kind: MapKind
+    warnings: tuple[str, ...] = ()
+    """What is odd about the source, a sentence each. What is odd about the map: `lint`."""
+
+    tree: object = None
+    """The map's JSON in Python objects, also where it was YAML; objects are `gojson.Object`, whose
+    `pairs` show repeated names. `None`: it was made, of several sources or for a relay."""
+
+    etag: str = ""
+    """Of a URL: what `load_map(…, previous=…)` asks the server with."""
+
+    copied: datetime | None = None
+    """The source cannot be had now, and this is the last good copy, known to be current then."""
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether a source is a URL, and not a file."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
+async def load_map(
+    source: str | Path,
+    *,
+    kind: MapKind | None = None,
+    ways: MapWays | None = None,
+    cache: Path | None = None,
+    previous: LoadedMap | None = None,
+) -> LoadedMap:
+    """Read the DERP map in a file, at a URL, of headscale, in a policy file or of a relay.
+
+    A URL without a path, or with the path `/derp`, is that of a relay that runs: the map is then
+    made for it, from what it answers. Files of headscale's `config.yaml` may name others and URLs,
+    which are read, too. What the values of a map say is not checked: see `DERPMap.problems` and
+    `pyderp.maps.lint`.
+
+    Args:
+        source: a path, `-` for standard input, or a URL with `http://` or `https://`.
+        kind: the form; `None`: found out.
+        ways: how to fetch.
+        cache: of a URL: keep the last good copy in this file; it is used, with a warning, when the
+            URL cannot be had or is no map any more, and its ETag spares fetching the same again.
+        previous: what this returned for the same URL: a server that still has the same map answers
+            without it, and `previous` is returned.
+
+    Raises:
+        InvalidMap: what is there is no map; the text begins with the origin.
+        ConfigError: the file cannot be read; the URL, proxies or certificates cannot be used.
+        ConnectError: the URL or relay cannot be reached, or answers with an error; `attempts` has
+            the error of the network.
+    """
+    ways = ways or MapWays()
+    if not is_url(source):
+        if cache is not None:
+            raise ConfigError(f"{source} is no URL: only of one a copy is kept")
+        return await _load_file(Path(source), kind, ways)
+    url = str(source)
+    if kind is MapKind.RELAY or (kind is None and _is_relay(url)):
+        return await _load_relay(url, ways)
+    return await _load_url(url, kind, ways, cache, previous)
+
+
+def _is_relay(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.path in _RELAY_PATHS and not parts.query
+
+
+async def _load_file(path: Path, kind: MapKind | None, ways: MapWays) -> LoadedMap:
+    if kind is MapKind.RELAY:
+        raise ConfigError(f"{path}: want the URL of a relay, https://HOST[:PORT]")
+    origin = "standard input" if str(path) == _STDIN else str(path)
+    try:
+        # A FIFO or a terminal may keep it waiting.
+        data = await in_own_thread(lambda: _read(path), name="pyderp reads a map")
+    except OSError as e:
+        raise ConfigError(f"cannot read the DERP map {origin}: {e.strerror or e}") from e
+    text = _read_text(data, kind, origin)
+    if text.config is not None:
+        return await _load_config(text.config, path.parent, origin, ways)
+    return _loaded(text, origin)
+
+
+def _read(path: Path) -> bytes:
+    if str(path) == _STDIN:
+        if sys.stdin is None:
+            raise ConfigError("standard input is closed")
+        with open(sys.stdin.fileno(), "rb", closefd=False) as file:
+            return file.read(MAX_MAP + 1)
+    with path.open("rb") as file:
+        return file.read(MAX_MAP + 1)
+
+
+def _read_text(data: bytes, kind: MapKind | None, origin: str) -> MapText:
+    try:
+        return read_map_text(data, kind)
+    except InvalidMap as e:
+        raise InvalidMap(f"{origin}: {e}") from None
+
+
+def _loaded(text: MapText, origin: str, *, etag: str = "") -> LoadedMap:
+    return LoadedMap(
+        map=text.map,
+        origin=origin,
+        kind=text.kind,
+        warnings=text.warnings,
+        tree=text.tree,
+        etag=etag,
+    )
+
+
+async def _load_config(
+    config: HeadscaleConfig, folder: Path, origin: str, ways: MapWays
+) -> LoadedMap:
+    """What headscale makes of its files, URLs and embedded relay."""
+    sources = [folder / path for path in config.paths]
+    parts = [await _part(path, origin, ways) for path in sources]
+    parts += [await _part(url, origin, ways) for url in config.urls]
+    regions: dict[str, object] = {}
+    warnings: list[str] = []
+    for part in parts:
+        warnings += [f"{part.origin}: {warning}" for warning in part.warnings]
+        _merge(regions, part.tree)
+    if config.own_region is not None:
+        regions[str(config.own_region["RegionID"])] = config.own_region
+    if not regions:
+        warnings.append("derp names no region: headscale does not start")
+    tree = gojson.Object([("Regions", gojson.Object(list(regions.items())))])
+    return LoadedMap(
+        map=DERPMap.from_json(tree),
+        origin=origin,
+        kind=MapKind.HEADSCALE,
+        warnings=tuple(warnings),
+        tree=tree,
+    )
+
+
+async def _part(source: str | Path, origin: str, ways: MapWays) -> LoadedMap:
+    kind = None if is_url(source) else MapKind.HEADSCALE
+    try:
+        if isinstance(source, str):
+            return await _load_url(source, kind, ways, None, None)
+        part = await load_map(source, kind=kind, ways=ways)
+    except ConfigError as e:
+        raise ConfigError(f"{origin}: derp: {e}") from e
+    return part
+
+
+def _merge(regions: dict[str, object], tree: object) -> None:
+    """A region takes the place of an earlier one of its id; a null removes it."""
+    for name, value in tree.items() if isinstance(tree, gojson.Object) else ():
+        if gojson.same_name(name) == "regions" and isinstance(value, gojson.Object):
+            for number, region in value.items():
+                if region is None:
+                    regions.pop(str(int(number)), None)
+                else:
+                    regions[str(int(number))] = region
+
+
+async def _load_relay(url: str, ways: MapWays) -> LoadedMap:
+    origin = shown_url(url)
+    try:
+        async with asyncio.timeout(ways.timeout):
+            node, warnings = await describe_relay(
+                url,
+                tls=ways.tls,
+                settings=ways.settings,
+                resolver=ways.resolver,
+                stun_port=ways.stun_port,
+            )
+    except TimeoutError as e:
+        text = f"{origin}: the relay has not answered within {ways.timeout:g} s"
+        raise ConnectError(text, attempts=[without_frames(e)]) from e
+    return LoadedMap(map=own_map(node), origin=origin, kind=MapKind.RELAY, warnings=tuple(warnings))
+
+
+async def _load_url(
+    url: str,
+    kind: MapKind | None,
+    ways: MapWays,
+    cache: Path | None,
+    previous: LoadedMap | None,
+) -> LoadedMap:
+    origin = shown_url(url)
+    copy = read_cache(cache, origin) if cache is not None else None
+    etag = copy.etag if copy else previous.etag if previous else ""
+    try:
+        answer = await _fetch(url, etag, origin, ways)
+        if answer.status == _NOT_MODIFIED and copy is None and previous is not None:
+            return previous
+        if answer.status == _NOT_MODIFIED and copy is not None:
+            text, etag = copy.text, copy.etag
+        else:
+            text, etag = answer.body.decode("utf-8", "replace"), answer.header("etag")
+        loaded = _loaded(_read_text(text.encode(), kind, origin), origin, etag=etag)
+    except (ConnectError, InvalidMap) as e:
+        if copy is None:
+            raise
+        return _from_copy(copy, kind, origin, e)
+    if cache is not None:
+        loaded = _keep(cache, loaded, text)
+    return loaded
+
+
+async def _fetch(url: str, etag: str, origin: str, ways: MapWays) -> Fetched:
+    headers = [("Accept", "application/json")] + ([("If-None-Match", etag)] if etag else [])
+    try:
+        answer = await fetch(
+            url,
+            headers=headers,
+            limit=MAX_MAP,
+            seconds=ways.timeout,
+            settings=ways.settings,
+            tls=ways.tls,
+            resolver=ways.resolver,
+        )
+    except ConfigError:
+        raise
+    except (DerpError, OSError) as e:
+        text = str(e) if origin in str(e) else f"{origin}: {e}"
+        raise ConnectError(text, attempts=[without_frames(e)]) from e
+    if answer.status == _OK or (answer.status == _NOT_MODIFIED and etag):
+        return answer
+    raise ConnectError(f"{origin}: the server answers {answer.status} {answer.reason}".rstrip())
+
+
+def _from_copy(copy: CachedMap, kind: MapKind | None, origin: str, error: Exception) -> LoadedMap:
+    try:
+        loaded = _loaded(_read_text(copy.text.encode(), kind, origin), origin, etag=copy.etag)
+    except InvalidMap:
+        # Another form was asked for this time.
+        raise error from None
+    when = f"{copy.fetched:%Y-%m-%d %H:%M} UTC"
+    warning = f"this is the copy of {when}, as the map cannot be had now: {error}"
+    return dataclasses.replace(loaded, warnings=(*loaded.warnings, warning), copied=copy.fetched)
+
+
+def _keep(cache: Path, loaded: LoadedMap, text: str) -> LoadedMap:
+    copy = CachedMap(url=loaded.origin, etag=loaded.etag, fetched=datetime.now(UTC), text=text)
+    try:
+        write_cache(cache, copy)
+    except OSError as e:
+        warning = f"cannot keep a copy in {cache}: {e.strerror or e}"
+        return dataclasses.replace(loaded, warnings=(*loaded.warnings, warning))
+    return loaded

@@ -1,0 +1,141 @@
+"""What a rule finds, and all rules."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from pyderp import gojson
+from pyderp.addresses import ip_literal
+from pyderp.maps.region import DERPNode
+
+__all__ = ["FIRST_OWN", "LAST_OWN", "RULES", "Finding", "Severity", "families", "node_path"]
+__all__ += ["region_path", "unknown_members"]
+
+FIRST_OWN: Final = 900
+LAST_OWN: Final = 999
+"""Ids that Tailscale keeps free for maps of one's own."""
+
+
+class Severity(Enum):
+    """How bad it is."""
+
+    ERROR = "error"
+    """Clients cannot use what it is about, or use something else than is written."""
+    WARNING = "warning"
+    """It works, but probably not as it is meant, or not for every client."""
+    HINT = "hint"
+    """It works as it is written; this is what it means."""
+
+
+RULES: Final[Mapping[str, Severity]] = {
+    "no-regions": Severity.ERROR,
+    "no-nodes": Severity.ERROR,
+    "region-id": Severity.ERROR,
+    "node-value": Severity.ERROR,
+    "duplicate-name": Severity.ERROR,
+    "duplicate-key": Severity.ERROR,
+    "no-address": Severity.ERROR,
+    "stun-only-region": Severity.ERROR,
+    "no-home": Severity.ERROR,
+    "stun-only-first": Severity.WARNING,
+    "pin-conflict": Severity.WARNING,
+    "ip-without-pin": Severity.WARNING,
+    "port-80": Severity.WARNING,
+    "own-id": Severity.WARNING,
+    "ipv6-only": Severity.WARNING,
+    "not-an-address": Severity.WARNING,
+    "omits-default-regions": Severity.WARNING,
+    "duplicate-code": Severity.WARNING,
+    "same-relay": Severity.WARNING,
+    "no-stun": Severity.WARNING,
+    "for-tests": Severity.WARNING,
+    "avoid": Severity.WARNING,
+    "score": Severity.WARNING,
+    "place": Severity.WARNING,
+    "misspelled": Severity.WARNING,
+    "region-code": Severity.WARNING,
+    "unknown-member": Severity.HINT,
+    "one-region": Severity.HINT,
+    "derpprobe": Severity.HINT,
+    # Of `--online`
+    "node-silent": Severity.ERROR,
+    "certificate": Severity.ERROR,
+    "family-silent": Severity.WARNING,
+    "stun-silent": Severity.WARNING,
+    "port-80-silent": Severity.WARNING,
+    "not-tried": Severity.HINT,
+}
+"""Names of all rules, which do not change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that a rule found."""
+
+    rule: str
+    path: str
+    """Of the member, as `Regions["900"].Nodes[0].DERPPort`; empty: the whole map."""
+    text: str
+    """What is wrong, and what it does."""
+    advice: str
+    """What to do."""
+
+    @property
+    def severity(self) -> Severity:
+        """That of the rule."""
+        return RULES[self.rule]
+
+
+def region_path(number: int) -> str:
+    """The path of a region."""
+    return f'Regions["{number}"]'
+
+
+def node_path(number: int, index: int) -> str:
+    """The path of a node of a region."""
+    return f"{region_path(number)}.Nodes[{index}]"
+
+
+def families(node: DERPNode) -> tuple[bool, bool]:
+    """Whether a client may reach a node by IPv4, and by IPv6, as far as the map says."""
+    return _has_family(node.ipv4, node.host_name, 4), _has_family(node.ipv6, node.host_name, 6)
+
+
+def _has_family(address: str, host: str, version: int) -> bool:
+    literal = ip_literal(address or host)
+    return literal.version == version if literal is not None else not address and bool(host)
+
+
+def unknown_members(
+    members: Mapping[str, object], path: str, names: tuple[str, ...]
+) -> Iterator[Finding]:
+    """Members that no reader knows, and what was perhaps meant."""
+    for member in members:
+        where = f"{path}.{member}" if path else member
+        if meant := _meant(gojson.same_name(member), names):
+            yield Finding(
+                rule="misspelled",
+                path=where,
+                text=f"no member is called {member!r}, so clients ignore it",
+                advice=f"write {meant}, if that is meant",
+            )
+        else:
+            yield Finding(
+                rule="unknown-member",
+                path=where,
+                text=f"{member!r} is unknown, here and to Tailscale's clients; it is kept",
+                advice="remove it, unless another program reads it",
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _meant(folded: str, names: tuple[str, ...]) -> str:
+    """The name that another one is almost, or an empty text."""
+    by_fold = {gojson.same_name(name): name for name in names}
+    close = difflib.get_close_matches(folded[:40], by_fold, n=1, cutoff=0.75)
+    return by_fold[close[0]] if close else ""

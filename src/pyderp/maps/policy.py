@@ -1,0 +1,57 @@
+"""Policy files of a tailnet: JSON with comments and trailing commas (HuJSON), and a map inside."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pyderp import gojson
+from pyderp.errors import InvalidMap
+from pyderp.extras import needs
+
+__all__ = ["map_in_policy", "parse_hujson"]
+
+_SNIPPET: Final = re.compile(r'(?:\s|//[^\n]*+\n|/\*(?:[^*]|\*(?!/))*+\*/)*+"')
+"""How text begins that is a member, as `pyderp relay --show-map=policy` prints it."""
+_TRAILING: Final = re.compile(r",\s*\Z")
+_OF_POLICY: Final = gojson.same_name("derpMap")
+
+
+def parse_hujson(text: str) -> object:
+    """Read JSON that may have `//` and `/* */` comments and a comma after the last item.
+
+    Objects are `gojson.Object`, so repeated names can be seen. A single member, without the braces
+    of an object around it, is read as that object.
+
+    Raises:
+        InvalidMap: the text has line and column of the first mistake.
+    """
+    # Not at the top: only the commands that read maps need it.
+    with needs("cli", "policy files"):
+        import jsonyx
+
+    shift = 0
+    if _SNIPPET.match(text) is not None:
+        text, shift = "{" + _TRAILING.sub("", text) + "\n}", 1
+    # Halves of surrogate pairs are let pass, as Go does.
+    allowed = jsonyx.allow.COMMENTS | jsonyx.allow.TRAILING_COMMA | jsonyx.allow.SURROGATES
+    try:
+        document: object = jsonyx.loads(text, allow=allowed, hooks={"object": gojson.Object})
+    except jsonyx.JSONSyntaxError as e:
+        column = e.colno - (shift if e.lineno == 1 else 0)
+        where = f"line {e.lineno}, column {column}"
+        raise InvalidMap(f"{where}: {e.msg[:1].lower()}{e.msg[1:]}") from None
+    except ValueError:
+        raise InvalidMap("an integer of thousands of digits") from None
+    except RecursionError:
+        raise InvalidMap("nested too deep") from None
+    return document
+
+
+def map_in_policy(policy: object) -> object | None:
+    """The member `derpMap` of a policy, in any case, the last of several; `None`: there is none."""
+    found = None
+    for name, value in policy.pairs if isinstance(policy, gojson.Object) else ():
+        if gojson.same_name(name) == _OF_POLICY:
+            found = value
+    return found

@@ -1,0 +1,84 @@
+"""A map in headscale's YAML: Go's names in lower case, regions by id."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from pyderp import gojson
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.mapjson import JSONValue
+from pyderp.maps.region import DERPRegion, node_json, region_json
+
+__all__ = ["headscale_yaml"]
+
+_PLAIN: Final = re.compile(r"[a-z_][a-z0-9_-]*")
+_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+"""What some reader of YAML takes for something else than text."""
+_NO_YAML: Final = re.compile("[\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON may have in a string and YAML may not, or shows as a line break or not at all."""
+
+
+def headscale_yaml(derp_map: DERPMap) -> str:
+    """A map as headscale reads it.
+
+    What is unknown is written, too, its names in lower case like all others. A map that says
+    nothing of regions (`keep_regions`) has none.
+    """
+    return "\n".join(_lines(derp_map))
+
+
+def _lines(derp_map: DERPMap) -> Iterator[str]:
+    home = derp_map.home_params
+    if home is not None:
+        yield "homeparams:" if home.region_score is not None or home.unknown else "homeparams: {}"
+        if home.region_score is not None:
+            yield "  regionscore:" if home.region_score else "  regionscore: {}"
+            for number, score in sorted(home.region_score.items()):
+                yield f"    {number}: {_flow(score)}"
+        yield from _members(home.unknown, "  ")
+    yield "regions:" if derp_map.regions else "regions: {}"
+    for number, region in sorted(derp_map.regions.items()):
+        yield f"  {number}:"
+        yield from _region(region)
+    if derp_map.omit_default_regions:
+        yield "omitdefaultregions: true"
+    yield from _members(derp_map.unknown, "")
+
+
+def _region(region: DERPRegion) -> Iterator[str]:
+    members = {name: value for name, value in region_json(region).items() if name != "Nodes"}
+    yield from _members(members, "    ")
+    yield "    nodes:" if region.nodes else "    nodes: []"
+    for node in region.nodes:
+        first, *others = _members(node_json(node), "")
+        yield f"      - {first}"
+        yield from (f"        {line}" for line in others)
+
+
+def _members(members: Mapping[str, JSONValue], indent: str) -> Iterator[str]:
+    for name, value in members.items():
+        yield f"{indent}{_key(name.lower())}: {_flow(value)}"
+
+
+def _key(name: str) -> str:
+    return name if _PLAIN.fullmatch(name) and name not in _WORDS else _text(name)
+
+
+def _flow(value: JSONValue) -> str:
+    """A value on one line; JSON is YAML, but for some characters in strings."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_text(name)}: {_flow(v)}" for name, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return json.dumps(value)
+
+
+def _text(text: str) -> str:
+    # Not \ud83d\ude00 for what is beyond 16 bits: YAML has no halves of characters.
+    quoted = json.dumps(gojson.clean(text), ensure_ascii=False)
+    return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)

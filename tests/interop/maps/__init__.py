@@ -1,0 +1,1 @@
+"""Maps as Go's programs read and write them."""

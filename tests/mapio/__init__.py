@@ -1,0 +1,1 @@
+"""Maps from outside: one file for each module of `pyderp.mapio`."""

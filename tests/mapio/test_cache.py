@@ -1,0 +1,62 @@
+"""The last good copy of a map, in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pyderp.errors import ConfigError
+from pyderp.mapio.cache import CachedMap, read_cache, write_cache
+
+URL = "https://example.com/map"
+COPY = CachedMap(
+    url=URL, etag='"1"', fetched=datetime(2026, 11, 30, 12, tzinfo=UTC), text='{"Regions":{}}'
+)
+
+
+def test_what_is_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    assert read_cache(path, URL) is None
+    write_cache(path, COPY)
+    assert read_cache(path, URL) == COPY
+    assert read_cache(path, "https://example.com/other") is None
+    write_cache(path, dataclasses.replace(COPY, text="x"))
+    again = read_cache(path, URL)
+    assert again is not None
+    assert again.text == "x"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"url": 1},
+        {"map": None},
+        {"fetched": "yesterday"},
+        {"fetched": "2026-11-30T12:00:00"},
+        {"fetched": 7},
+    ],
+)
+def test_damaged_copy_is_none(tmp_path: Path, damage: dict[str, object]) -> None:
+    path = tmp_path / "copy"
+    write_cache(path, COPY)
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    assert read_cache(path, URL) is None
+    path.write_text("{")
+    assert read_cache(path, URL) is None
+
+
+def test_etag_that_cannot_stand_in_a_header_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    write_cache(path, dataclasses.replace(COPY, etag="a\r\nHost: b"))
+    read = read_cache(path, URL)
+    assert read is not None
+    assert read.etag == ""
+
+
+def test_copy_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the copy of the map"):
+        read_cache(tmp_path, URL)

@@ -1,0 +1,171 @@
+"""Whether the nodes of a map answer: with a relay that does, and with what does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyderp import ManualTLS, Relay, RelayConfig
+from pyderp.addresses import IPAddress
+from pyderp.errors import NameNotFound
+from pyderp.mapio.online import lint_online
+from pyderp.mapio.sources import MapWays
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.lint import Finding
+from pyderp.maps.region import DERPNode, DERPRegion
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tlscontext import TLSConfig
+from tests.server.certificates import write_pair
+
+DIRECT = NetworkSettings()
+NAME = "relay.example.com"
+NODE = 'Regions["900"].Nodes[0]'
+
+
+async def only_ipv4(_host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    if family == socket.AF_INET6:
+        raise NameNotFound("no such record")
+    return [ipaddress.ip_address("127.0.0.1")]
+
+
+async def both(_host: str, family: socket.AddressFamily) -> list[IPAddress]:
+    return [ipaddress.ip_address("::1" if family == socket.AF_INET6 else "127.0.0.1")]
+
+
+def map_of(*nodes: DERPNode) -> DERPMap:
+    return DERPMap(regions={900: DERPRegion(region_id=900, nodes=nodes)})
+
+
+def judged(config: RelayConfig, ways: MapWays, **changes: Any) -> list[Finding]:
+    """Of a map with the node of a relay that runs meanwhile, and what the test changes in it."""
+
+    async def main() -> list[Finding]:
+        async with Relay(config) as relay:
+            node = relay.map_node
+            assert node is not None
+            return await lint_online(map_of(dataclasses.replace(node, **changes)), ways=ways)
+
+    return asyncio.run(main())
+
+
+def told(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.rule, finding.path) for finding in found]
+
+
+@pytest.fixture
+def pinned(tmp_path: Path) -> RelayConfig:
+    return RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"), stun_port=0)
+
+
+WAYS = MapWays(settings=DIRECT, timeout=20)
+
+
+def test_healthy_relay(pinned: RelayConfig) -> None:
+    assert judged(pinned, WAYS) == []
+
+
+def test_another_pin(pinned: RelayConfig) -> None:
+    (finding,) = judged(pinned, WAYS, cert_name="sha256-raw:" + "ab" * 32)
+    assert told([finding]) == [("certificate", f"{NODE}.CertName")]
+    assert "cert hash does not match" in finding.text
+
+
+def test_name_that_the_certificate_is_not_for(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    trusted = TLSConfig(extra_roots=(tmp_path / f"{NAME}.crt",))
+    ways = MapWays(settings=DIRECT, timeout=20, tls=trusted, resolver=only_ipv4)
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME), stun_port=0)
+    assert judged(config, ways) == []
+    (finding,) = judged(config, ways, cert_name="other.example.com")
+    assert told([finding]) == [("certificate", f"{NODE}.CertName")]
+
+
+def test_family_that_does_not_answer(tmp_path: Path) -> None:
+    """The name has both addresses, and the relay listens on one."""
+    write_pair(tmp_path, NAME)
+    trusted = TLSConfig(extra_roots=(tmp_path / f"{NAME}.crt",))
+    ways = MapWays(settings=DIRECT, timeout=20, tls=trusted, resolver=both)
+    tls = ManualTLS(certdir=tmp_path, hostname=NAME)
+    (finding,) = judged(RelayConfig(tls=tls), ways)
+    assert told([finding]) == [("family-silent", f"{NODE}.HostName")]
+    assert finding.text.startswith("IPv6 does not work: ::1 port ")
+    assert finding.advice == "let the relay answer by IPv6, or write 'none' in IPv6"
+
+
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """A port on which nothing listens: bound, so that no one else gets it."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+def test_nothing_there() -> None:
+    with free_port() as port:
+        node = DERPNode(
+            name="a", region_id=900, host_name="127.0.0.1", derp_port=port, stun_port=-1
+        )
+        (finding,) = asyncio.run(lint_online(map_of(node), ways=WAYS))
+    assert told([finding]) == [("node-silent", f"{NODE}.HostName")]
+    assert f"127.0.0.1 port {port}: " in finding.text
+
+
+def test_stun_and_port_80_that_do_not_answer(
+    pinned: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with free_port() as port:
+        monkeypatch.setattr("pyderp.mapio.online._HTTP", port)
+        ways = dataclasses.replace(WAYS, timeout=1.0)
+        found = judged(pinned, ways, stun_port=port, can_port_80=True)
+    assert told(found) == [
+        ("stun-silent", f"{NODE}.STUNPort"),
+        ("port-80-silent", f"{NODE}.CanPort80"),
+    ]
+
+
+def test_name_without_an_address() -> None:
+    async def none(_host: str, _family: socket.AddressFamily) -> list[IPAddress]:
+        raise NameNotFound("no such name")
+
+    node = DERPNode(name="a", region_id=900, host_name=NAME)
+    found = asyncio.run(lint_online(map_of(node), ways=dataclasses.replace(WAYS, resolver=none)))
+    assert told(found) == [("node-silent", f"{NODE}.HostName")]
+    assert "has no address" in found[0].text
+
+
+def test_relay_that_never_answers_is_bounded() -> None:
+    """It takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        node = DERPNode(
+            name="a", region_id=900, host_name="127.0.0.1", derp_port=port, stun_port=-1
+        )
+        ways = dataclasses.replace(WAYS, timeout=0.2)
+        (finding,) = asyncio.run(lint_online(map_of(node), ways=ways))
+    assert finding.text.endswith(f"127.0.0.1 port {port}: no answer within 0.2 s")
+
+
+def test_progress_is_told_for_each_node() -> None:
+    with free_port() as port:
+        nodes = [
+            DERPNode(
+                name=f"{n}", region_id=900, host_name="127.0.0.1", derp_port=port, stun_port=-1
+            )
+            for n in range(100)
+        ]
+        seen: list[tuple[int, int, str]] = []
+
+        def on_progress(done: int, total: int, found: Sequence[Finding]) -> None:
+            seen.extend((done, total, finding.path) for finding in found)
+
+        found = asyncio.run(lint_online(map_of(*nodes), ways=WAYS, on_progress=on_progress))
+    assert [(done, total) for done, total, _ in seen] == [(n, 100) for n in range(1, 101)]
+    assert sorted(path for _, _, path in seen) == sorted(finding.path for finding in found)

@@ -1,0 +1,109 @@
+"""The node of a relay that runs: found out by asking it, the same that it has itself."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import socket
+from pathlib import Path
+
+import pytest
+
+from pyderp import ManualTLS, Relay, RelayConfig
+from pyderp.addresses import IPAddress
+from pyderp.errors import ConfigError, ConnectError, DerpError, InvalidMap
+from pyderp.mapio.running import describe_relay
+from pyderp.maps.region import DERPNode
+from pyderp.net.settings import NetworkSettings
+from pyderp.net.tlscontext import TLSConfig
+from tests.server.certificates import write_pair
+
+from .serving import raw_server, serving
+
+DIRECT = NetworkSettings()
+NAME = "relay.example.com"
+
+
+async def here(_host: str, _family: socket.AddressFamily) -> list[IPAddress]:
+    return [ipaddress.ip_address("127.0.0.1")]
+
+
+def described(
+    config: RelayConfig, host: str, tls: TLSConfig | None = None
+) -> tuple[DERPNode, list[str], DERPNode]:
+    """Node and warnings of a relay that runs meanwhile, and the node that it has itself."""
+
+    async def main() -> tuple[DERPNode, list[str], DERPNode]:
+        async with Relay(config) as relay:
+            stun = relay.stun_addresses[0][1] if relay.stun_addresses else relay.address[1]
+            # A TLS port is no port for HTTP.
+            http = relay.http_address[1] if relay.http_address is not None else relay.address[1]
+            node, warnings = await describe_relay(
+                f"https://{host}:{relay.address[1]}",
+                tls=tls,
+                settings=DIRECT,
+                resolver=here,
+                stun_port=stun,
+                http_port=http,
+            )
+            assert relay.map_node is not None
+            return node, warnings, relay.map_node
+
+    return asyncio.run(main())
+
+
+def test_pinned_relay_is_described_as_it_describes_itself(tmp_path: Path) -> None:
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"), stun_port=0)
+    node, warnings, own = described(config, "127.0.0.1")
+    assert node == own
+    assert node.cert_name.startswith("sha256-raw:")
+    (warning,) = warnings
+    assert "the certificate is pinned as it was presented just now" in warning
+
+
+def test_trusted_certificate_needs_no_pin(tmp_path: Path) -> None:
+    """Port 80 is found, too."""
+    write_pair(tmp_path, NAME)
+    trusted = TLSConfig(extra_roots=(tmp_path / f"{NAME}.crt",))
+    tls = ManualTLS(certdir=tmp_path, hostname=NAME, http_port=0)
+    node, warnings, own = described(RelayConfig(tls=tls, stun_port=0), NAME, trusted)
+    assert node == dataclasses.replace(own, can_port_80=True)
+    assert (node.host_name, node.cert_name, warnings) == (NAME, "", [])
+
+
+def test_relay_without_stun(tmp_path: Path) -> None:
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"))
+    node, warnings, own = described(config, "127.0.0.1")
+    assert node == own
+    assert (node.stun_port, node.can_port_80) == (-1, False)
+    assert warnings[1].startswith("no answer to STUN from 127.0.0.1, UDP port ")
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "error"),
+    [
+        ("http://127.0.0.1:1/derp", InvalidMap, "connect with TLS, and this is without"),
+        ("https://", ConfigError, "want https://HOST"),
+        ("https://127.0.0.1:99999", ConfigError, "Port out of range"),
+    ],
+)
+def test_url_of_no_relay(url: str, kind: type[DerpError], error: str) -> None:
+    with pytest.raises(kind, match=error):
+        asyncio.run(describe_relay(url, settings=DIRECT))
+
+
+def test_no_tls_there() -> None:
+    with raw_server(lambda c: c.sendall(b"HTTP/1.1 400 no\r\n\r\n")) as url:
+        where = url.replace("http:", "https:").removesuffix("/map")
+        with pytest.raises(ConnectError, match=r"the server does not speak TLS on this port"):
+            asyncio.run(describe_relay(where, settings=DIRECT))
+
+
+def test_nothing_there() -> None:
+    with serving() as server:
+        url = server.url.replace("http:", "https:").removesuffix("/map")
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(describe_relay(url, settings=DIRECT))
+    assert str(caught.value).startswith(f"{url}: ")
+    assert len(caught.value.attempts) == 1

@@ -1,0 +1,273 @@
+"""Each rule finds what it is for, says where it is, and leaves a good map alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pyderp import gojson
+from pyderp.maps.derpmap import DERPMap, HomeParams
+from pyderp.maps.lint import RULES, Severity, families, lint
+from pyderp.maps.region import DERPNode, DERPRegion
+
+PIN = "sha256-raw:" + "ab" * 32
+A, B = (
+    DERPNode(name=f"{n}a", region_id=n, host_name=f"derp{n}.example.com", can_port_80=True)
+    for n in (900, 901)
+)
+FRA, NYC = (
+    DERPRegion(region_id=node.region_id, region_code=code, region_name=code, nodes=(node,))
+    for node, code in ((A, "fra"), (B, "nyc"))
+)
+GOOD = DERPMap(regions={900: FRA, 901: NYC})
+NODE = 'Regions["900"].Nodes[0]'
+
+
+def with_node(**changes: Any) -> DERPMap:
+    return with_region(nodes=(dataclasses.replace(A, **changes),))
+
+
+def with_region(number: int = 900, **changes: Any) -> DERPMap:
+    changes = {"region_id": number, **changes}
+    return dataclasses.replace(
+        GOOD, regions={number: dataclasses.replace(FRA, **changes), 901: NYC}
+    )
+
+
+def second(**changes: Any) -> DERPMap:
+    """With a second node in region 900."""
+    other = dataclasses.replace(A, name="900b", host_name="derp9.example.com")
+    return with_region(nodes=(A, dataclasses.replace(other, **changes)))
+
+
+def test_good_map() -> None:
+    assert lint(GOOD, gojson.parse(GOOD.to_json())) == []
+
+
+CASES: Mapping[str, list[tuple[DERPMap, str]]] = {
+    "no-regions": [(DERPMap(), "Regions"), (DERPMap(keep_regions=True), "Regions")],
+    "no-nodes": [(with_region(nodes=()), 'Regions["900"].Nodes')],
+    "region-id": [
+        (with_region(region_id=902), 'Regions["900"].RegionID'),
+        (
+            DERPMap(regions={2**53: dataclasses.replace(FRA, region_id=2**53), 901: NYC}),
+            f'Regions["{2**53}"].RegionID',
+        ),
+    ],
+    "node-value": [
+        (with_node(host_name=""), NODE),
+        (with_node(host_name="https://derp.example.com"), NODE),
+        (with_node(stun_port=-2), NODE),
+        (with_node(derp_port=65536), NODE),
+        (with_node(region_id=1), NODE),
+        (with_node(cert_name="sha256-raw:AB"), NODE),
+    ],
+    "duplicate-name": [
+        (second(name="900a"), 'Regions["900"].Nodes[1].Name'),
+        (
+            dataclasses.replace(
+                GOOD,
+                regions={
+                    900: FRA,
+                    901: dataclasses.replace(NYC, nodes=(dataclasses.replace(B, name="900a"),)),
+                },
+            ),
+            'Regions["901"].Nodes[0].Name',
+        ),
+    ],
+    "no-address": [
+        (with_node(ipv4="none", ipv6="none"), NODE),
+        (with_node(host_name="192.0.2.1", ipv4="none", cert_name=PIN), NODE),
+    ],
+    "stun-only-region": [(with_node(stun_only=True), 'Regions["900"].Nodes')],
+    "no-home": [
+        (
+            DERPMap(
+                regions={
+                    n: dataclasses.replace(r, no_measure_no_home=True)
+                    for n, r in GOOD.regions.items()
+                }
+            ),
+            "Regions",
+        )
+    ],
+    "stun-only-first": [
+        (
+            with_region(
+                nodes=(
+                    dataclasses.replace(A, name="900s", host_name="s.x", stun_only=True),
+                    A,
+                )
+            ),
+            f"{NODE}.STUNOnly",
+        )
+    ],
+    "pin-conflict": [
+        (
+            second(host_name="DERP900.example.com.", cert_name=PIN),
+            'Regions["900"].Nodes[1].CertName',
+        )
+    ],
+    "ip-without-pin": [
+        (with_node(host_name="192.0.2.1"), f"{NODE}.HostName"),
+        (with_node(host_name="2001:db8::1"), f"{NODE}.HostName"),
+    ],
+    "port-80": [
+        (
+            DERPMap(
+                regions={
+                    n: dataclasses.replace(
+                        r, nodes=(dataclasses.replace(r.nodes[0], can_port_80=False),)
+                    )
+                    for n, r in GOOD.regions.items()
+                }
+            ),
+            "Regions",
+        )
+    ],
+    "own-id": [(with_region(7, nodes=(dataclasses.replace(A, region_id=7),)), 'Regions["7"]')],
+    "ipv6-only": [
+        (with_node(ipv4="none"), f"{NODE}.IPv4"),
+        (with_node(ipv4="none", ipv6="2001:db8::1"), f"{NODE}.IPv4"),
+    ],
+    "not-an-address": [
+        (with_node(ipv4="192.0.2"), f"{NODE}.IPv4"),
+        (with_node(ipv4="2001:db8::1"), f"{NODE}.IPv4"),
+        (with_node(ipv6="192.0.2.1"), f"{NODE}.IPv6"),
+    ],
+    "omits-default-regions": [
+        (dataclasses.replace(GOOD, omit_default_regions=True), "omitDefaultRegions")
+    ],
+    "duplicate-code": [
+        (with_region(region_code="nyc"), 'Regions["901"].RegionCode'),
+    ],
+    "same-relay": [(second(host_name=A.host_name), 'Regions["900"].Nodes[1]')],
+    "no-stun": [(with_node(stun_port=-1), 'Regions["900"].Nodes')],
+    "for-tests": [
+        (with_node(insecure_for_tests=True), f"{NODE}.InsecureForTests"),
+        (with_node(stun_test_ip="127.0.0.1"), f"{NODE}.STUNTestIP"),
+    ],
+    "avoid": [(with_region(avoid=True), 'Regions["900"].Avoid')],
+    "score": [
+        (
+            dataclasses.replace(GOOD, home_params=HomeParams(region_score={7: 0.5})),
+            'HomeParams.RegionScore["7"]',
+        ),
+        (
+            dataclasses.replace(GOOD, home_params=HomeParams(region_score={900: 0})),
+            'HomeParams.RegionScore["900"]',
+        ),
+    ],
+    "place": [(with_region(latitude=91.0), 'Regions["900"].Latitude')],
+    "misspelled": [
+        (with_node(unknown={"StunPorts": 1}), f"{NODE}.StunPorts"),
+        (with_region(unknown={"Region_Code": 1}), 'Regions["900"].Region_Code'),
+    ],
+    "region-code": [
+        (with_region(region_code=""), 'Regions["900"].RegionCode'),
+        (with_region(region_code="12"), 'Regions["900"].RegionCode'),
+    ],
+    "unknown-member": [
+        (with_node(unknown={"x": 1}), f"{NODE}.x"),
+        (dataclasses.replace(GOOD, unknown={"comment": ""}), "comment"),
+    ],
+    "one-region": [(DERPMap(regions={900: FRA}), "Regions")],
+    "derpprobe": [(with_node(ipv6="none"), f"{NODE}.IPv6")],
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "derp_map", "path"),
+    [
+        pytest.param(rule, derp_map, path, id=f"{rule}-{at}")
+        for rule, cases in CASES.items()
+        for at, (derp_map, path) in enumerate(cases)
+    ],
+)
+def test_rule_finds_it(rule: str, derp_map: DERPMap, path: str) -> None:
+    found = lint(derp_map)
+    of_rule = [finding for finding in found if finding.rule == rule]
+    assert [finding.path for finding in of_rule] == [path]
+    assert of_rule[0].text
+    assert of_rule[0].advice
+
+
+def test_machines_of_one_name_may_have_different_pins() -> None:
+    """Each with an address of its own; without, at most one of the pins is right."""
+    both = second(host_name=A.host_name, cert_name=PIN, ipv4="192.0.2.1")
+    assert "pin-conflict" not in {finding.rule for finding in lint(both)}
+
+
+def test_regions_of_tailscale_keep_their_ids() -> None:
+    node = dataclasses.replace(A, region_id=7, host_name="derp7d.tailscale.com")
+    assert lint(with_region(7, nodes=(node,))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"Regions": {}, "regions": {}}', "regions"),
+        ('{"Regions": {"900": {}, "900": {}}}', 'Regions["900"]'),
+        ('{"Regions": {"900": {}, "0900": {}}}', 'Regions["0900"]'),
+        ('{"Regions": {"900": {"Nodes": [], "nodes": []}}}', 'Regions["900"].nodes'),
+        (
+            '{"Regions": {"900": {"Nodes": [{"HostName": "a", "hostname": "b"}]}}}',
+            'Regions["900"].Nodes[0].hostname',
+        ),
+    ],
+)
+def test_names_that_are_there_twice(text: str, path: str) -> None:
+    """Only in the text they can be seen."""
+    found = lint(DERPMap.from_json(text), gojson.parse(text))
+    assert [f.path for f in found if f.rule == "duplicate-key"] == [path]
+
+
+def test_the_worst_comes_first() -> None:
+    found = lint(second(name="900a", ipv6="none", stun_port=-1, insecure_for_tests=True))
+    order = [list(Severity).index(finding.severity) for finding in found]
+    assert order == sorted(order)
+    assert len(set(order)) == 3
+
+
+def test_every_offline_rule_has_a_case() -> None:
+    online = {"node-silent", "certificate", "family-silent", "stun-silent", "port-80-silent"}
+    assert set(CASES) | {"duplicate-key", "not-tried"} | online == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (True, True)),
+        ({"ipv4": "192.0.2.1"}, (True, True)),
+        ({"ipv4": "none"}, (False, True)),
+        ({"ipv6": "192.0.2.1"}, (True, False)),
+        ({"host_name": "192.0.2.1"}, (True, False)),
+        ({"host_name": "2001:db8::1"}, (False, True)),
+        ({"host_name": "2001:db8::1", "ipv4": "192.0.2.1"}, (True, True)),
+        ({"host_name": ""}, (False, False)),
+    ],
+)
+def test_families_of_a_node(changes: dict[str, Any], expected: tuple[bool, bool]) -> None:
+    assert families(dataclasses.replace(A, **changes)) == expected
+
+
+def test_ten_thousand_nodes() -> None:
+    """No rule compares each node with each other one, which would outlast the bound of a test."""
+    regions = {}
+    for n in range(900, 10_900):
+        # Every second one shares name and port, each with a pin of its own.
+        node = dataclasses.replace(
+            A,
+            name=f"{n}a",
+            region_id=n,
+            host_name=f"derp{n // 2}.example.com",
+            cert_name=f"sha256-raw:{n:064x}",
+            unknown={f"x{n}": n},
+        )
+        regions[n] = dataclasses.replace(FRA, region_id=n, region_code=f"r{n}", nodes=(node,))
+    found = lint(DERPMap(regions=regions))
+    assert len([f for f in found if f.rule == "pin-conflict"]) == 5000
+    assert len([f for f in found if f.rule == "unknown-member"]) == 10_000

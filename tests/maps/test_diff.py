@@ -1,0 +1,171 @@
+"""What a change of a map means for clients."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from pyderp.maps.derpmap import DERPMap, HomeParams
+from pyderp.maps.diff import diff
+from pyderp.maps.region import DERPNode, DERPRegion
+
+from .test_derpmap import maps, quick
+
+PIN = "sha256-raw:" + "ab" * 32
+A = DERPNode(name="901a", region_id=901, host_name="a.example.com", ipv6="none")
+B = DERPNode(name="901b", region_id=901, host_name="b.example.com")
+LAB = DERPRegion(region_id=901, region_code="lab", region_name="Lab", nodes=(A, B))
+OTHER = DERPRegion(region_id=902, region_code="fra", nodes=(dataclasses.replace(A, name="902a"),))
+OLD = DERPMap(regions={901: LAB})
+AT = 'Regions["901"]'
+CHANGED = (
+    AT,
+    "region 901 (lab) has changed: clients close their connections to it, measure again and "
+    "connect anew",
+)
+
+
+def changes(old: DERPMap, new: DERPMap) -> list[tuple[str, str]]:
+    return [(change.path, change.text) for change in diff(old, new)]
+
+
+def region(**values: Any) -> DERPMap:
+    return DERPMap(regions={901: dataclasses.replace(LAB, **values)})
+
+
+def second(**values: Any) -> DERPMap:
+    return region(nodes=(A, dataclasses.replace(B, **values)))
+
+
+def test_loses_its_only_ipv6_node() -> None:
+    assert changes(OLD, second(ipv6="none")) == [
+        CHANGED,
+        (
+            f"{AT}.Nodes",
+            "region 901 (lab) loses its only IPv6 node: clients with IPv6 alone cannot reach it, "
+            "others use IPv4",
+        ),
+        (
+            f"{AT}.Nodes[1].IPv6",
+            "region 901 (lab), 901b: IPv6 (none) becomes 'none': clients no longer reach it by "
+            "IPv6",
+        ),
+    ]
+    assert (f"{AT}.Nodes", "region 901 (lab) can be reached by IPv6 now") in changes(
+        second(ipv6="none"), OLD
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "text"),
+    [
+        (
+            OLD,
+            DERPMap(),
+            AT,
+            "region 901 (lab) is gone, and no other is left: clients have no relay",
+        ),
+        (
+            DERPMap(regions={901: LAB, 902: OTHER}),
+            DERPMap(regions={902: OTHER}),
+            AT,
+            "region 901 (lab) is gone: clients whose home it is take another one",
+        ),
+        (
+            DERPMap(regions={902: OTHER}),
+            DERPMap(regions={901: LAB, 902: OTHER}),
+            AT,
+            "region 901 (lab) is new, with 2 nodes: clients measure it, and those to which it is "
+            "nearest make it their home",
+        ),
+        (
+            OLD,
+            region(nodes=(A,)),
+            f"{AT}.Nodes[1]",
+            "region 901 (lab) loses the node '901b' (b.example.com): clients on it move to another",
+        ),
+        (
+            OLD,
+            region(nodes=(B, A)),
+            f"{AT}.Nodes[0]",
+            "region 901 (lab): clients connect to '901b' first, and no longer to '901a'",
+        ),
+        (
+            OLD,
+            region(nodes=tuple(dataclasses.replace(n, stun_port=-1) for n in LAB.nodes)),
+            f"{AT}.Nodes",
+            "region 901 (lab) loses STUN: clients measure it by HTTPS only, if at all, and hardly "
+            "any takes it as home",
+        ),
+        (
+            OLD,
+            region(nodes=tuple(dataclasses.replace(n, stun_only=True) for n in LAB.nodes)),
+            f"{AT}.Nodes",
+            "region 901 (lab) loses its last relay: clients cannot connect to it any more, and "
+            "those whose home it was lose their peers until they choose another",
+        ),
+        (
+            second(cert_name=PIN),
+            second(cert_name=PIN.replace("ab", "cd")),
+            f"{AT}.Nodes[1].CertName",
+            f"region 901 (lab), 901b: CertName {PIN!r} becomes {PIN.replace('ab', 'cd')!r}: clients"
+            " with the old map refuse the new certificate, and those with the new map the old one: "
+            "change both at the same time",
+        ),
+        (
+            OLD,
+            region(no_measure_no_home=True),
+            f"{AT}.NoMeasureNoHome",
+            "region 901 (lab) is no longer measured, nor home",
+        ),
+        (
+            OLD,
+            dataclasses.replace(OLD, omit_default_regions=True),
+            "omitDefaultRegions",
+            "Tailscale's own regions are left out: clients have only those of this map",
+        ),
+        (
+            OLD,
+            dataclasses.replace(OLD, home_params=HomeParams(region_score={901: 0.5})),
+            'HomeParams.RegionScore["901"]',
+            "region 901: clients multiply its latency by 0.5, and not by 1",
+        ),
+        (
+            OLD,
+            DERPMap(keep_regions=True),
+            "Regions",
+            "the new map says nothing of regions: clients keep those that they have",
+        ),
+        (
+            OLD,
+            second(unknown={"x": 1}),
+            f"{AT}.Nodes[1]",
+            "region 901 (lab), 901b: members that are unknown here have changed",
+        ),
+    ],
+)
+def test_sentence(old: DERPMap, new: DERPMap, path: str, text: str) -> None:
+    assert (path, text) in changes(old, new)
+
+
+def test_order_of_regions_does_not_count() -> None:
+    one = DERPMap(regions={901: LAB, 902: OTHER})
+    assert diff(one, DERPMap(regions={902: OTHER, 901: LAB})) == []
+
+
+def test_scores_that_are_not_said_stay() -> None:
+    old = dataclasses.replace(OLD, home_params=HomeParams(region_score={901: 0.5}))
+    assert diff(old, OLD) == []
+    assert diff(old, dataclasses.replace(OLD, home_params=HomeParams(region_score={}))) != []
+
+
+@quick
+@given(maps, maps)
+def test_same_maps_have_no_changes_and_others_have(one: DERPMap, two: DERPMap) -> None:
+    assert diff(one, one) == []
+    regions = (one.regions, one.omit_default_regions)
+    if regions != (two.regions, two.omit_default_regions):
+        assert diff(one, two)
