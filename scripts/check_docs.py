@@ -610,6 +610,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "metrics-own": functools.partial(metrics, own_series),
     "metrics-process": process_metrics,
     "listen-options": functools.partial(own_options, "listen"),
+    "netcheck-options": functools.partial(own_options, "netcheck"),
     "ping-options": functools.partial(own_options, "ping"),
     "relay-options": functools.partial(own_options, "relay"),
     "send-options": functools.partial(own_options, "send"),
