@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -15,10 +17,15 @@ from pyderp.addresses import IPAddress
 from pyderp.errors import ConfigError, NameNotFound, RemoteProtocolError
 from pyderp.maps.derpmap import DERPMap
 from pyderp.net.link import link_over_socket
-from pyderp.netcheck import checker
-from pyderp.netcheck.checker import Netcheck, NetcheckConfig
+from pyderp.net.settings import NetworkSettings
+from pyderp.netcheck import shell
+from pyderp.netcheck.checker import Netcheck
+from pyderp.netcheck.config import NetcheckConfig
 from pyderp.netcheck.latency import exchange
+from pyderp.netcheck.report import Way
 from pyderp.server.services.stun import StunServer, stun_sockets
+from tests.server.certificates import write_pair
+from tests.server.ways import NAME
 
 from .maps import map_of, node, region
 
@@ -118,7 +125,7 @@ def test_ten_thousand_names_that_hang_take_few_threads(
         assert hanging == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
         # Without any address of this host nothing is asked at all.
-        assert most <= checker._LOOKUPS
+        assert most <= shell.LOOKUPS
 
     run(main())
 
@@ -216,3 +223,79 @@ def test_a_hostile_http_server_is_an_error(run: Run, answer: bytes) -> None:
         await server.wait_closed()
 
     run(main())
+
+
+@contextlib.asynccontextmanager
+async def https_server(directory: Path, answer: bytes) -> AsyncIterator[DERPMap]:
+    """A TLS server with one answer to every request, and a map of it."""
+    write_pair(directory, NAME)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / f"{NAME}.crt", directory / f"{NAME}.key")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            await reader.read()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    values: dict[str, Any] = {"ipv4": "127.0.0.1", "ipv6": "none", "derp_port": port}
+    try:
+        yield map_of(region(1, node(1, insecure_for_tests=True, **values)))
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        server.close()
+        await server.wait_closed()
+
+
+ONLY_HTTPS = NetcheckConfig(only_tcp_443=True, network=NetworkSettings())
+
+
+def test_latency_by_https(tmp_path: Path) -> None:
+    async def main() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        async with https_server(tmp_path, answer) as derp_map, Netcheck(ONLY_HTTPS) as check:
+            report = await check.run(derp_map)
+        assert set(report.region_latency) == {1}
+        assert report.ways == {1: {Way.HTTPS}}
+        assert report.ipv4
+        assert not report.udp
+        assert report.preferred_derp == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        pytest.param(b"", "stopped after 5 s; what had not answered", id="silence"),
+        pytest.param(b"\0" * 100_000, "HTTPS to region r1: bad HTTP answer: ", id="junk"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000,
+            "HTTPS to region r1: bad HTTP answer: its head does not end",
+            id="endless_head",
+        ),
+        pytest.param(
+            b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTPS to region r1: /derp/latency-check is answered with 500",
+            id="error",
+        ),
+    ],
+)
+def test_a_hostile_relay_is_no_latency(tmp_path: Path, answer: bytes, note: str) -> None:
+    """The run ends in its time, and says what was wrong."""
+
+    async def main() -> None:
+        async with https_server(tmp_path, answer) as derp_map, Netcheck(ONLY_HTTPS) as check:
+            report = await check.run(derp_map)
+        assert report.region_latency == {}
+        assert report.preferred_derp == 0
+        (told,) = report.notes
+        assert told.startswith(note)
+
+    asyncio.run(main())

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from pyderp.client.config import ClientConfig
+from pyderp.config import AdmissionConfig, RelayConfig
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.region import DERPRegion
 from pyderp.net.settings import NetworkSettings
@@ -60,3 +61,12 @@ def test_a_relay_that_loses_all_packets(monkeypatch: pytest.MonkeyPatch) -> None
         relay.loss = 1.0
         found = check(numbered(relay.region, 1))
     assert found[1] == RelayResult("1a", relays=False, error="no packet came through within 1 s")
+
+
+def test_a_relay_that_does_not_admit_new_keys() -> None:
+    """That may be as its operator wants it, so the text tells it from a fault."""
+    config = RelayConfig(admission=AdmissionConfig(decide=lambda _key, _address: False))
+    with RelayThread(config) as relay:
+        found = check(numbered(relay.region, 1))
+    assert not found[1].relays
+    assert found[1].error.startswith("it does not admit a new key: ")

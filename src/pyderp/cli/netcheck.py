@@ -24,7 +24,8 @@ from pyderp.errors import ConfigError, InvalidMap
 from pyderp.maps.derpmap import DERPMap
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.netcheck.checker import Netcheck, NetcheckConfig
+from pyderp.netcheck.checker import Netcheck
+from pyderp.netcheck.config import NetcheckConfig
 from pyderp.netcheck.relaying import check_relaying
 from pyderp.netcheck.report import RelayResult, Report
 from pyderp.netcheck.text import report_text

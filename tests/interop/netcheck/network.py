@@ -69,6 +69,10 @@ class Network:
         command = [sys.executable, "-m", "pyderp", "netcheck", str(self.derp_map), *flags]
         return self._run(self.client.command(command))
 
+    def their_text(self) -> str:
+        """`tailscale netcheck` as it is printed."""
+        return self._run(self.node.command("netcheck")).stdout
+
     def theirs(self) -> dict[str, Any]:
         """The report of `tailscale netcheck`."""
         outcome = self._run(self.node.command("netcheck", "--format=json"))

@@ -6,6 +6,7 @@ Both run at once. The relays are Go's of both versions, and ours.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,28 @@ def test_a_network_that_lets_all_through(net: Network) -> None:
         GlobalV6="[fd81:9::2]",
     )
     assert latencies(ours)[FAR] > 149
+
+
+def without_measurements(text: str) -> list[str]:
+    """The lines of a report without times, ports, latencies, and what ours says beyond theirs."""
+    lines = []
+    for line in text.splitlines():
+        if "PortMapping" in line or "CaptivePortal" in line:
+            continue
+        line = re.sub(r"(Time: ).*", r"\1", line)
+        line = re.sub(r":\d{4,5}$", ":PORT", line)
+        line = re.sub(r"(- +r\d: )[0-9.]+(?:ms|µs) *", r"\1", line)
+        lines.append(re.sub(r"(\(Region \d\))  answers .*", r"\1", line))
+    return lines
+
+
+def test_the_text_is_laid_out_as_theirs(net: Network) -> None:
+    """With a network that lets all through, and with one that lets nothing."""
+    for rules in ((), ("drop",)):
+        with net.rules(*rules):
+            ours, theirs = net.text().stdout, net.their_text()
+        assert without_measurements(ours) == without_measurements(theirs)
+        assert ("Nearest DERP: Region 1" in ours) == (not rules)
 
 
 Scenario = Callable[[Network], AbstractContextManager[None]]
