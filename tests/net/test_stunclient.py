@@ -236,6 +236,20 @@ def test_what_may_still_be_answered_is_bounded(run: Run, monkeypatch: pytest.Mon
     run(main())
 
 
+def test_what_was_forgotten_is_not_answered(run: Run) -> None:
+    async def main() -> None:
+        with serving(truth) as server:
+            async with StunClient() as client:
+                seen: list[StunAnswer] = []
+                client.send("127.0.0.1", server.port, seen.append)
+                client.forget()
+                while not client.ignored:  # noqa: ASYNC110 (only counted)
+                    await asyncio.sleep(0)
+                assert not seen
+
+    run(main())
+
+
 def test_a_callback_may_close_the_client(run: Run) -> None:
     async def main() -> None:
         with serving(lambda *request: truth(*request) * 2) as server:

@@ -37,6 +37,8 @@ RETRANSMIT: Final = 0.5
 _BATCH: Final = 64
 """Datagrams that one turn of the loop reads, so that a flood does not keep it busy."""
 _ANCILLARY: Final = 64
+_RECEIVE_BUFFER: Final = 1024 * 1024
+"""Asked of the kernel, which may give less: answers to thousands of requests come at once."""
 _SO_TIMESTAMPNS: Final = 35 if sys.platform == "linux" else None
 """The kernel adds the time at which a datagram came; the module `socket` does not name this."""
 _TIMESPEC: Final = struct.Struct("@ll")
@@ -114,6 +116,7 @@ class StunClient:
     def _set_up(self, host: str, port: int) -> None:
         sock = self._sock
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if self.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if _SO_TIMESTAMPNS is not None:
@@ -200,9 +203,13 @@ class StunClient:
         for tx_id in mine:
             del self._pending[tx_id]
 
+    def forget(self) -> None:
+        """Forget all requests: what is answered from now on is ignored."""
+        self._pending.clear()
+
     def close(self) -> None:
         """Close the socket; no answer is reported any more. It may be called again."""
-        self._pending.clear()
+        self.forget()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
@@ -221,7 +228,7 @@ class StunClient:
     def _on_readable(self) -> None:
         for _ in range(_BATCH):
             if self._sock.fileno() < 0:
-                return  # closed by who got an answer
+                return  # closed by a callback
             try:
                 data, ancillary, _, source = self._sock.recvmsg(MAX_ANSWER + 1, _ANCILLARY)
             except OSError:
