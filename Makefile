@@ -102,11 +102,11 @@ docs: $(VENV)/.dev ## check the documentation: links, generated reference
 
 requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --upgrade pyproject.toml -o requirements.txt
+	  --no-header --no-annotate --upgrade --extra relay pyproject.toml -o requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade requirements-build.in -o requirements-build.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --upgrade pyproject.toml requirements-dev.in -o requirements-dev.txt
+	  --no-header --no-annotate --upgrade --extra relay pyproject.toml requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade requirements-bench.in -o requirements-bench.txt
 

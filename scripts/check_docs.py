@@ -570,8 +570,9 @@ def _accepted_by_relay(kind: frames.FrameType) -> str:
     least = next(n for n in range(_FAR) if _passes(check, kind, n))
     beyond = range(least, _FAR)
     most = least + bisect.bisect_left(beyond, True, key=lambda n: not _passes(check, kind, n)) - 1
-    # Any length: the relay knows no such frame and skips it.
-    return "" if most == _FAR - 1 else _span(least, most)
+    # The bounds of any type that the relay does not know: it skips such a frame.
+    skipped = (least, most) == (0, frames.MAX_UNKNOWN_FRAME_LEN)
+    return "" if skipped else _span(least, most)
 
 
 def _passes(check: Callable[[int, int], None], kind: int, length: int) -> bool:

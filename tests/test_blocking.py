@@ -135,7 +135,8 @@ def test_what_it_is_can_be_asked(make: Make, relay: RelayThread) -> None:
         assert client.self_public_key == key.public
         assert client.server_public_key is None
         assert client.connection_state == "not connected"
-        assert str(client).startswith(f"<pyderp.blocking.Client {key.public.short()}")
+        assert str(client).startswith("<pyderp.blocking.Client  url=")
+        assert repr(client).startswith(f"<pyderp.blocking.Client {key.public.short()}")
         with pytest.raises(NotConnected):
             client.ping()
         with pytest.raises(NotConnected):
@@ -144,6 +145,7 @@ def test_what_it_is_can_be_asked(make: Make, relay: RelayThread) -> None:
     assert client.connected
     assert client.connection_state == "connected"
     assert client.server_public_key == relay.public_key
+    assert str(client) == f"<pyderp.blocking.Client {relay.public_key.short()} url={relay.url}>"
     assert client.tls_state is None
     assert client.local_address is not None
     assert client.local_address[0] == "127.0.0.1"
@@ -415,6 +417,184 @@ def test_a_call_from_its_own_loop_is_refused(relay: RelayThread) -> None:
         clients.append(client)
         with pytest.raises(ConnectError, match="its own event loop"):
             client.connect()
+
+
+# Sending without waiting
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called, it makes every call fail that waits for the background thread."""
+
+    def forbid() -> None:
+        def refused(*_: object) -> None:
+            raise AssertionError("it waits")
+
+        monkeypatch.setattr(thread.LoopThread, "call", refused)
+
+    return forbid
+
+
+def test_a_connected_client_sends_without_waiting(
+    make: Make, no_waiting: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make(), make()
+    data = bytearray(b"first")
+    no_waiting()
+    one.send(other.self_public_key, data)  # type: ignore[arg-type]  # any bytes-like object does
+    data[:] = b"later"  # what is sent is what it was
+    one.sealed(other.self_public_key).send(b"second")
+    monkeypatch.undo()
+    assert packet(other) == b"first"
+    assert other.sealed(one.self_public_key).open_untrusted(packet(other)) == b"second"
+
+
+def test_the_order_is_that_of_the_calls(make: Make) -> None:
+    """Of calls that wait and calls that do not."""
+    one, other = make(), make()
+    key = other.self_public_key
+    wanted = []
+    for n in range(0, 300, 3):
+        first, second, third = (n.to_bytes(2) for n in range(n, n + 3))
+        wanted += [first, second, third]
+        one.send(key, first)
+        if n % 2:
+            one.send_many(key, [second, third])
+        else:
+            one.send(key, second, reconnect=True)
+            one.send(key, third)
+        if n % 10 == 0:
+            assert [packet(other) for _ in wanted] == wanted
+            wanted.clear()
+
+
+def test_wrong_use_is_refused_by_the_call_itself(make: Make) -> None:
+    client = make()
+    with pytest.raises(LocalProtocolError, match="packet too big"):
+        client.send(client.self_public_key, bytes(65537))
+    with pytest.raises(TypeError, match=r"NodePublic\.parse"):
+        client.send(str(client.self_public_key), b"x")  # type: ignore[arg-type]
+    client.close()
+    with pytest.raises(ClientClosed):
+        client.send(client.self_public_key, b"x")
+
+
+def held(monkeypatch: pytest.MonkeyPatch, one: blocking.Client) -> list[Callable[[], None]]:
+    """Hold back what the loop is told to flush; returns where that goes."""
+    loop = thread.shared.get().loop
+    told: list[Callable[[], None]] = []
+    schedule = loop.call_soon_threadsafe
+
+    def flush() -> None:
+        schedule(one._outbox.flush)
+
+    def hold(callback: Callable[..., object], *args: object) -> None:
+        if callback == one._outbox.flush:
+            told.append(flush)
+        else:
+            schedule(callback, *args)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", hold)
+    return told
+
+
+@pytest.mark.parametrize("receives", [False, True])
+def test_the_next_call_says_that_the_connection_had_ended(
+    make: Make, relay: RelayThread, monkeypatch: pytest.MonkeyPatch, receives: bool
+) -> None:
+    """Once, also if a receiver was told before, or after."""
+    one, other = make(), make()
+    told = held(monkeypatch, one)
+    one.send(other.self_public_key, b"lost")
+    relay.cut(client=one.self_public_key)
+    if receives:
+        with pytest.raises(ConnectionClosed):
+            one.recv(BOUND)
+    else:
+        relay.wait_for_clients(1)
+        while one.connected:
+            pass
+    (flush,) = told
+    flush()
+    monkeypatch.undo()
+    with pytest.raises(ConnectionClosed, match="the next call connects again"):
+        one.send(other.self_public_key, b"refused")
+    one.send(other.self_public_key, b"arrives")
+    assert packet(other) == b"arrives"
+    assert one.generation == 2
+
+
+def test_what_was_queued_goes_by_the_connection_that_there_is(
+    make: Make, relay: RelayThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make(), make()
+    told = held(monkeypatch, one)
+    one.send(other.self_public_key, b"queued")
+    relay.cut(client=one.self_public_key)
+    with pytest.raises(ConnectionClosed):
+        one.recv(BOUND)
+    assert isinstance(one.recv(BOUND), ServerInfo)
+    told[0]()
+    assert packet(other) == b"queued"
+
+
+def test_what_waits_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the loop does not come to it, no more than about 64 KiB are taken."""
+    one, other = make(), make()
+    held(monkeypatch, one)
+    taken = 0
+    loop = thread.shared.get().loop
+    while one._outbox.take(loop, other.self_public_key, bytes(1000)):
+        taken += 1
+    assert 60 <= taken <= 70
+
+
+def test_ctrl_c_in_a_send_leaves_nothing_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packet was taken: it is sent, and so are those after it."""
+    one, other = make(), make()
+    loop = thread.shared.get().loop
+    schedule = loop.call_soon_threadsafe
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(loop, "call_soon_threadsafe", schedule)
+        raise Interrupt
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(Interrupt):
+        one.send(other.self_public_key, b"first")
+    assert packet(other) == b"first"
+    one.send(other.self_public_key, b"second")
+    assert packet(other) == b"second"
+
+
+def test_threads_that_send_side_by_side_lose_nothing(make: Make) -> None:
+    one, other = make(), make()
+    key = other.self_public_key
+
+    def send(n: int) -> None:
+        for k in range(200):
+            one.send(key, bytes([n, k]))
+            while k % 20 == 0 and not one.ping():
+                pass
+
+    found: list[bytes] = []
+    with ThreadPoolExecutor(4) as pool:
+        sending = [pool.submit(send, n) for n in range(4)]
+        while len(found) < 800:
+            found += [m.data for m in other.receive_many(BOUND) if isinstance(m, ReceivedPacket)]
+        for each in sending:
+            each.result(BOUND)
+    for n in range(4):
+        assert [data for data in found if data[0] == n] == [bytes([n, k]) for k in range(200)]
+
+
+def test_time_limits_say_what_was_waited_for(make: Make) -> None:
+    client = make()
+    for call in (client.recv, client.receive_many):
+        with pytest.raises(TimeoutError, match=r"^no message within 0\.01 s$"):
+            call(0.01)
 
 
 # Its end

@@ -17,6 +17,7 @@ from scripts import check_docs
 
 import pyderp
 from pyderp.client.lifecycle import Lifecycle
+from pyderp.testing import FaultyRelay, client_pair
 from tests.cli.process import Process as RelayProcess
 from tests.cli.process import running as relay_process
 
@@ -26,7 +27,7 @@ BLOCKS = {
     for block in check_docs.blocks(path)
     if block.mark
 }
-WITH_A_PROGRAM = {"talk", "readme", "readme-client"}
+WITH_A_PROGRAM = {"bridge", "talk", "readme", "readme-client"}
 """Blocks that are, or need, a program of its own."""
 
 
@@ -335,3 +336,41 @@ def test_command_tells_what_is_wrong(
     monkeypatch.setattr(check_docs, "problems", lambda: ["page.md:1: link to missing.md"])
     assert check_docs.main([]) == 1
     assert capsys.readouterr().out == "page.md:1: link to missing.md\n"
+
+
+# Claims
+
+
+def test_frames_are_from_those_that_send_them() -> None:
+    """What the other side skips as unknown is not its frame."""
+    rows = [row.split(" | ") for row in check_docs.frame_types().splitlines()]
+    senders = {row[1]: row[2] for row in rows}
+    from_relays = "ServerKey ServerInfo RecvPacket KeepAlive PeerGone PeerPresent Pong Health"
+    for name in [*from_relays.split(), "Restarting"]:
+        assert senders[name] == "relay"
+    for name in ("ClientInfo", "SendPacket", "NotePreferred", "ForwardPacket", "WatchConns"):
+        assert senders[name] == "client"
+    assert senders["Ping"] == "client, relay"
+
+
+def test_the_sender_with_acknowledgements_loses_nothing() -> None:
+    """Packets and answers are dropped, and the relay hangs up in between."""
+    names = run_block("acknowledged")
+    parts = [n.to_bytes(2) * 100 for n in range(100)]
+
+    async def scenario() -> None:
+        async with FaultyRelay(seed=1) as relay, client_pair(relay) as (a, b):
+            relay.drop_next(2)
+            relay.drop_next(2, way="down")
+            receiving = asyncio.create_task(names["receive_all"](b, a.self_public_key, len(parts)))
+            sending = asyncio.create_task(names["send_all"](a, b.self_public_key, parts))
+            while a.stats.packets_sent < 30:  # noqa: ASYNC110 (there is no event)
+                await asyncio.sleep(0)
+            relay.cut()
+            assert await receiving == parts
+            sending.cancel()  # its last answer may have been lost
+            await asyncio.wait([sending])
+            assert relay.counters.dropped == 4
+            assert relay.counters.cut == 2
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -157,6 +157,7 @@ SAMPLES: dict[type[errors.DerpError], errors.DerpError] = {
     errors.FrameTooLarge: errors.FrameTooLarge("no", frame_type=4),
     errors.DialError: errors.DialError("no", reason=errors.FailureReason.REFUSED),
     errors.PinMismatch: errors.PinMismatch("no", reason=errors.FailureReason.PIN_OF_SEVERAL),
+    errors.MissingExtra: errors.MissingExtra("no", extra="relay"),
     errors.BadUpgrade: errors.BadUpgrade("no", reason=errors.FailureReason.NO_HTTP),
 }
 

@@ -186,7 +186,7 @@ def test_file_that_others_may_read_is_warned_of(
     [
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
-        (v.CLIENT_PRIVATE_TEXT.encode(), "is not JSON"),
+        (v.CLIENT_PRIVATE_TEXT.encode(), "holds a key alone"),
         (f'{{"PrivateKey": "{v.CLIENT_PRIVATE_TEXT}"'.encode(), "is not JSON"),
         (f'{{"PrivateKey": {SECRET}}}'.encode(), "is not JSON"),
         (b"[" * 100_000, "is not JSON"),

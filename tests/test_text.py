@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.text import h11_words, openssl_words, printable
+from pyderp.text import h11_words, name_words, openssl_words, printable, system_words
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,7 @@ def test_what_is_cut_is_no_longer_and_the_start_of_the_whole(text: str, longest:
     [
         ("illegal status line: bytearray(b'abc')", "illegal status line: 'abc'"),
         ('illegal header line: bytearray(b"a\'b")', 'illegal header line: "a\'b"'),
+        ("illegal header value b'a\\n'", "illegal header value 'a\\n'"),
         ("too large", "too large"),
     ],
 )
@@ -70,9 +72,55 @@ def test_bytes_that_h11_quotes_are_shown_without_their_type(said: str, told: str
     assert h11_words(ValueError(said)) == told
 
 
-def test_names_of_openssl_become_words() -> None:
-    error = ssl.SSLError(1, "[SSL: X] x (_ssl.c:1)")
-    error.reason = "BAD_RECORD_TYPE"
-    assert openssl_words(error) == "bad record type"
-    error.reason = "NO_CERTIFICATE_ASSIGNED"
-    assert openssl_words(error) == "the key does not belong to the certificate"
+@pytest.mark.parametrize(
+    ("reason", "text", "told"),
+    [
+        ("BAD_RECORD_TYPE", "[SSL: X] x (_ssl.c:1)", "bad record type"),
+        ("NO_CERTIFICATE_ASSIGNED", "", "the key does not belong to the certificate"),
+        (
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "",
+            "the other side ended it with the alert 'certificate required'",
+        ),
+        (
+            None,
+            "[SSL] tlsv1 alert no application protocol (_ssl.c:1032)",
+            "the other side ended it with the alert 'no application protocol'",
+        ),
+        (None, "[SSL] unknown error (_ssl.c:1032)", "unknown error"),
+        (None, "[SSL] PEM lib (_ssl.c:3895)", "it is not in PEM form, or not whole"),
+        (None, "", "TLS failed"),
+    ],
+)
+def test_names_of_openssl_become_words(reason: str | None, text: str, told: str) -> None:
+    error = ssl.SSLError(1, text)
+    error.reason = reason or ""
+    assert openssl_words(error) == system_words(error) == told
+
+
+def test_a_refused_certificate_is_told_by_the_verifier_s_words() -> None:
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] … (_ssl.c:1000)")
+    error.verify_message = "Hostname mismatch."
+    assert system_words(error) == "the certificate is not accepted: Hostname mismatch"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (OSError("odd"), "odd"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_errors_of_the_system_have_no_numbers_and_tuples(error: OSError, told: str) -> None:
+    assert system_words(error) == told
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64])
+def test_why_a_text_is_no_host_name_does_not_speak_of_codecs(name: str) -> None:
+    with pytest.raises(UnicodeError) as caught:
+        name.encode("idna")
+    assert "codec" not in name_words(caught.value)
+    assert "longer than 63 characters" in name_words(caught.value)
+    assert name_words(ValueError("embedded\0")) == "embedded\\x00"

@@ -50,9 +50,13 @@ def _draw(raw: Raw, folder: Path) -> Images:
 
 
 def readme_block(raw: Raw) -> str:
-    """Return the README's table: what was picked for it, and the rows that are lost."""
-    results = for_readme([evaluate(raw, row) for row in ROWS])
-    return f"{results_table(results, raw.header.relays, spread=False)}\n\n{_with_what(raw)}"
+    """Return the README's tables: what was picked for it, and the rows that are lost."""
+    picked, lost = for_readme([evaluate(raw, row) for row in ROWS])
+    parts = [results_table(picked, raw.header.relays, spread=False), _with_what(raw)]
+    if lost:
+        parts.append("Rows in which `derper` is better, the worst of each kind:")
+        parts.append(results_table(lost, raw.header.relays, spread=False))
+    return "\n\n".join(parts)
 
 
 def docs_block(raw: Raw, images: Images) -> str:

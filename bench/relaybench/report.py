@@ -199,10 +199,10 @@ def facts(raw: Raw) -> str:
     return "\n".join(f"- {key}: {value}" for key, value in lines.items())
 
 
-def for_readme(results: Sequence[Result]) -> list[Result]:
+def for_readme(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
     """Return what the README shows: the rows that are meant for it, and the worst that are lost.
 
-    Of rows of the same section, figure and way, only the worst: the curve has many.
+    Of lost rows of the same section, figure and way, only the worst: the curve has many.
     """
     engines = (PURE, FAST)
     worst: dict[tuple[Group, str, bool], Result] = {}
@@ -213,8 +213,7 @@ def for_readme(results: Sequence[Result]) -> list[Result]:
         old = worst.get(kind)
         if old is None or _badness(r) > _badness(old):
             worst[kind] = r
-    shown = {id(r) for r in worst.values()}
-    return [r for r in results if r.cells and (r.row.readme or id(r) in shown)]
+    return [r for r in results if r.cells and r.row.readme], list(worst.values())
 
 
 def _badness(result: Result) -> float:

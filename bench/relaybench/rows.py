@@ -89,7 +89,7 @@ RSS = Metric("rss_MiB", "RSS MiB after the start")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure of a scenario; the README shows the rows that say so, and those that are lost."""
+    """A figure of a scenario; the README shows the rows with `readme`, and those that are lost."""
 
     scenario: Scenario
     metric: Metric
@@ -201,15 +201,15 @@ _STARTS = _both("start", "from the start of the process", Group.STARTUP, (), Kin
 ROWS = (
     *(Row(s, CPU, readme=True) for s in _SPEED),
     *(
-        Row(s, m, readme=m in (CPU, P99) and s.name.endswith(("-100", "-5000")))
+        Row(s, m, readme=m is CPU and s.name.endswith(("-100", "-5000")))
         for s in CURVES
         for m in (CPU, P50, P99, P999)
     ),
     *(Row(s, m, readme=m is P99) for s in (RATE, TLS_RATE) for m in (CPU, P50, P99)),
-    *(Row(s, CPU, readme=True) for s in _WEBSOCKETS),
+    *(Row(s, CPU, readme=s.tls) for s in _WEBSOCKETS),
     *(Row(s, P99) for s in _WEBSOCKETS[2:]),
-    *(Row(s, CPU, readme=True) for s in _SIZES),
-    *(Row(s, CEILING, readme=True) for s in _CEILINGS),
+    *(Row(s, CPU) for s in _SIZES),
+    *(Row(s, CEILING) for s in _CEILINGS),
     *(Row(s, m, readme=True) for m in (MEMORY, CONNECT) for s in (IDLE, TLS_IDLE)),
     *(Row(s, m, readme=s is _STARTS[1]) for s in _STARTS for m in (START, RSS)),
 )

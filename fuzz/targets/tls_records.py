@@ -16,7 +16,8 @@ from cryptography import x509
 
 from fuzz.targets._input import cut, split_input
 from pyderp.certs import CertificateSource, ServerContexts
-from pyderp.certs.credential import Credential, self_signed
+from pyderp.certs.credential import Credential
+from pyderp.certs.leaf import self_signed
 from pyderp.errors import RemoteProtocolError
 from pyderp.native import NativeUse, load
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine

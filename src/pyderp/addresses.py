@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp.errors import ConfigError
+from pyderp.text import name_words
 
 __all__ = [
     "IPAddress",
@@ -158,6 +159,7 @@ def normal_name(hostname: str) -> str:
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as e:
-            raise ConfigError(f"hostname {hostname!r} is no international name: {e}") from e
+            text = f"hostname {hostname!r} is no international name: {name_words(e)}"
+            raise ConfigError(text) from e
     check_host_name(name)
     return name

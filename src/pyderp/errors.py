@@ -23,6 +23,7 @@ DerpError
 │   └── ClientClosed         the client was closed
 ├── SealError                a sealed packet is forged, damaged, replayed or too old
 ├── ConfigError              a flag, file or certificate that cannot be used
+│   └── MissingExtra         it needs a library that is not installed
 ├── InvalidMap               a DERP map that cannot be used (also a ValueError)
 └── InvalidKey               text or bytes that are not a key (also a ValueError)
 
@@ -57,6 +58,7 @@ __all__ = [
     "InvalidMap",
     "LocalProtocolError",
     "LoginRefused",
+    "MissingExtra",
     "NameNotFound",
     "NotConnected",
     "PinMismatch",
@@ -98,6 +100,8 @@ class FailureReason(Enum):
     PROXY_UNREACHABLE = "proxy unreachable"
     PROXY_LOGIN = "proxy login"
     """The proxy wants a user and a password, or others."""
+    PROXY_LOGIN_UNKNOWN = "proxy login of an unknown kind"
+    """The proxy takes no login by Basic, only by NTLM, Negotiate, Digest or such."""
     PROXY_REFUSED = "proxy refused"
     """The proxy works, and does not connect to the relay."""
     PROXY_BROKEN = "proxy broken"
@@ -106,10 +110,16 @@ class FailureReason(Enum):
     # TLS
     NO_TLS = "no TLS"
     """The server does not speak TLS on this port."""
+    TLS_NAME = "server name refused"
+    """The server has no certificate for the name that it was asked for."""
+    TLS_REFUSED = "TLS refused"
+    """The server speaks TLS, and not as it was asked to."""
     TLS_FAILED = "TLS failed"
     CERTIFICATE_NOT_YET_VALID = "certificate not yet valid"
     CERTIFICATE_EXPIRED = "certificate expired"
     CERTIFICATE_OTHER_NAME = "certificate for another name"
+    CERTIFICATE_UNUSABLE = "certificate unusable"
+    """Refused whatever authority is trusted: a key too short, a broken signature, another use."""
     CERTIFICATE_UNTRUSTED = "certificate not trusted"
     PIN_OTHER_CERTIFICATE = "not the pinned certificate"
     PIN_OF_SEVERAL = "several certificates where one is pinned"
@@ -184,7 +194,10 @@ class UpgradeRejected(BadUpgrade):
         status: the HTTP status.
         body: the start of the answer's body, as it came: with line breaks and control
             characters, which do not belong into a log or on a terminal.
+        websocket: whether a websocket was asked for, at once or after the upgrade.
     """
+
+    websocket = False
 
     def __init__(self, message: str, *, status: int, body: str) -> None:
         super().__init__(message)
@@ -216,18 +229,21 @@ class ConnectError(DerpError):
 
 
 class DialError(DerpError, OSError):
-    """No connection to one node or host.
-
-    Attributes:
-        reason: why, for programs.
-    """
+    """No connection to one node or host; attributes as `TLSError`."""
 
     reason = FailureReason.UNREACHABLE
 
-    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+    def __init__(
+        self,
+        *args: object,
+        reason: FailureReason | None = None,
+        host: str = "",
+        short: str = "",
+    ) -> None:
         super().__init__(*args)
-        if reason is not None:
-            self.reason = reason
+        self.reason = self.reason if reason is None else reason
+        self.host = host
+        self.short = short
 
 
 class NameNotFound(DialError):
@@ -247,14 +263,28 @@ class TLSError(DerpError):
 
     Attributes:
         reason: why, for programs.
+        host: the name or address that the text has; empty: none that matters.
+        short: the text without it.
     """
 
     reason = FailureReason.TLS_FAILED
 
-    def __init__(self, *args: object, reason: FailureReason | None = None) -> None:
+    def __init__(
+        self,
+        *args: object,
+        reason: FailureReason | None = None,
+        host: str = "",
+        short: str = "",
+    ) -> None:
         super().__init__(*args)
-        if reason is not None:
-            self.reason = reason
+        self.reason = self.reason if reason is None else reason
+        self.host = host
+        self.short = short
+
+
+def text_beside(host: str, error: DialError | TLSError) -> str:
+    """The text of an error, to stand beside a name or address: without that, if it has it."""
+    return error.short if error.short and error.host == host else str(error)
 
 
 class CertificateError(TLSError):
@@ -343,6 +373,18 @@ class ConfigError(DerpError):
         if not self.settings:
             return self._text
         return self._text.format(*map(spell, self.settings), **self._values)
+
+
+class MissingExtra(ConfigError):
+    """What is asked for needs a library that is not installed; the text says how to install it.
+
+    Attributes:
+        extra: of this package, as in `pip install 'pyderp[relay]'`.
+    """
+
+    def __init__(self, text: str, *, extra: str = "") -> None:
+        super().__init__(text)
+        self.extra = extra
 
 
 def setting_name(setting: str) -> str:

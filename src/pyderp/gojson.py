@@ -1,7 +1,7 @@
 """JSON as Go's `encoding/json` reads it: repeated names, names in any case, bytes beside UTF-8.
 
 `parse` makes Python objects, for files and for answers of programs that are trusted. `members` is
-for what any client may send: Python's and msgspec's readers refuse halves of surrogate pairs,
+for what any client may send: Python's reader and others refuse halves of surrogate pairs,
 numbers that do not fit, and nesting beyond the interpreter's stack, where Go does not. There
 values are skipped by pattern and by a list of open brackets, so the depth of a hostile text costs
 no stack, and a number is text until its reader converts it.

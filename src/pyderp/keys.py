@@ -358,7 +358,13 @@ def _parse(path: Path, text: str) -> NodePrivate:
         document = gojson.parse(text)
     except ValueError:
         # The parser's error would quote the file.
-        raise ConfigError(f"the key file {path} is not JSON") from None
+        alone = (
+            "holds a key alone and" if text.lstrip().startswith("privkey:") else "is not JSON; it"
+        )
+        raise ConfigError(
+            f'the key file {path} {alone} must hold {{"PrivateKey": "privkey:…"}}, as '
+            "`pyderp key new -o FILE` makes it"
+        ) from None
     value = document.get("PrivateKey") if isinstance(document, dict) else None
     if not isinstance(value, str):
         raise ConfigError(

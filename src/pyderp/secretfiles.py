@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -148,6 +147,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool = True
     Returns:
         whether the file was written; `False` only if it existed and `replace` is false.
     """
+    # Not at the top: it brings compression, and most starts write no file.
+    import tempfile
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from typing import Final
 
 __all__ = ["LOG_FIELDS", "MAX_APP_NAME_LEN", "h11_words", "invalid_app_name", "is_app_name"]
-__all__ += ["openssl_words", "printable"]
+__all__ += ["is_alert", "name_words", "openssl_words", "printable", "system_words"]
 
 LOG_FIELDS: Final = "pyderp_fields"
 """Attribute of a log record: a dict of what a JSON log has beside the text."""
@@ -43,15 +45,23 @@ def printable(text: str, longest: int | None = None) -> str:
     return text
 
 
-_QUOTED_BYTES: Final = re.compile(r"""bytearray\(b((['"]).*?\2)\)""")
+_QUOTED_BYTES: Final = re.compile(r"""bytearray\(b((['"]).*?\2)\)|\bb((['"]).*?\4)""")
+_OPENSSL_FRAME: Final = re.compile(r"\[[A-Z0-9_: ]+\] ?| ?\(_ssl\.c:\d+\)")
+"""What the ssl module puts around the words of OpenSSL."""
+_ALERT: Final = re.compile(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)")
+"""OpenSSL's names of alerts that came; what they begin with is when they were invented."""
 _OPENSSL: Final = {
     "EXCESSIVE_MESSAGE_SIZE": "a handshake message that is too large",
     "HTTPS_PROXY_REQUEST": "a request for an HTTP proxy on the TLS port",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
     "NO_CERTIFICATE_ASSIGNED": "the key does not belong to the certificate",
     "KEY_TYPE_MISMATCH": "the key does not belong to the certificate",
+    "EE_KEY_TOO_SMALL": "the key is too short: 2048 bits of RSA or a P-256 key are enough",
+    "CA_KEY_TOO_SMALL": "the key of an issuer in the chain is too short",
+    "CA_MD_TOO_WEAK": "a signature in the chain is by a hash that is no longer safe",
     "NO_SHARED_CIPHER": "client and server have no cipher in common",
     "NO_START_LINE": "there is nothing in PEM form",
+    "PEM_LIB": "it is not in PEM form, or not whole",
     "UNEXPECTED_EOF_WHILE_READING": "the connection ended without a close alert",
     "UNSUPPORTED_PROTOCOL": "a version of TLS below 1.2",
     "WRONG_VERSION_NUMBER": "what came is no TLS",
@@ -60,15 +70,55 @@ _OPENSSL: Final = {
 
 def openssl_words(error: OSError) -> str:
     """What an `ssl.SSLError` says, in words: OpenSSL's own are names, such as `BAD_RECORD_TYPE`."""
-    reason: str | None = getattr(error, "reason", None)
+    refused: str | None = getattr(error, "verify_message", None)
+    if refused:
+        return f"the certificate is not accepted: {printable(refused.rstrip('.'), 100)}"
+    reason = _openssl_name(error)
     if not reason:
-        return printable(str(error.args[-1]), 100) if error.args else "TLS failed"
-    return _OPENSSL.get(reason) or reason.replace("_", " ").lower()
+        return "TLS failed"
+    if words := _OPENSSL.get(reason):
+        return words
+    if alert := _ALERT.fullmatch(reason):
+        return f"the other side ended it with the alert {_spaced(alert[1])!r}"
+    return _spaced(reason)
+
+
+def is_alert(error: OSError) -> bool:
+    """Whether an `ssl.SSLError` is an alert that the other side sent."""
+    return _ALERT.fullmatch(_openssl_name(error)) is not None
+
+
+def _openssl_name(error: OSError) -> str:
+    """OpenSSL's name of what went wrong; made of its words where Python knows of no name."""
+    name: str | None = getattr(error, "reason", None)
+    text = _OPENSSL_FRAME.sub("", str(error.args[-1])) if error.args else ""
+    return name or printable(text, 100).replace(" ", "_").upper()
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ").lower()
+
+
+def system_words(error: OSError) -> str:
+    """What an error of the system, of a look-up or of TLS says: no number, no class, no tuple."""
+    if isinstance(error, ssl.SSLError):  # its number is OpenSSL's
+        return openssl_words(error)
+    # Event loops have words of their own. Numbers below 0 are those of look-ups.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def name_words(error: ValueError) -> str:
+    """Why a text can be no host name, by what Python's codec or resolver said."""
+    if isinstance(error, UnicodeError):
+        return "a part between its dots is empty, longer than 63 characters, or of odd characters"
+    return printable(str(error), 100)
 
 
 def h11_words(error: Exception) -> str:
-    """What h11 says of bytes of a peer, printable; it quotes them as `bytearray(b'…')`."""
-    return _QUOTED_BYTES.sub(r"\1", printable(str(error)))
+    """What h11 says of bytes, printable; it quotes them as `bytearray(b'…')` or `b'…'`."""
+    return _QUOTED_BYTES.sub(lambda found: found[1] or found[3], printable(str(error)))
 
 
 def _escaped(character: str) -> str:

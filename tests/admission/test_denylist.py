@@ -122,7 +122,7 @@ def test_a_denied_client_is_closed_at_the_reload_and_logged(
             assert fields == {
                 "connection": 1,
                 "key": str(bad.key),
-                "label": "",
+                "label": "lost",
                 "reason": EndReason.REVOKED.value,
             }
             await good.ping()

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pyderp import NodePublic
-from pyderp.admission import AdmissionCounters, Cause, ClientIdentity, Gate, Verdict
+from pyderp.admission import AdmissionCounters, Cause, ClientIdentity, Verdict
+from pyderp.admission.gate import Gate
 from pyderp.config import AdmissionConfig
 from pyderp.errors import ConfigError
 from tests.conftest import Run
@@ -571,7 +572,7 @@ def test_the_machines_own_node_must_be_in_the_key_file(
 def test_an_http_client_is_loaded_only_when_somebody_is_asked() -> None:
     script = """
 import sys
-from pyderp.admission import Gate
+from pyderp.admission.gate import Gate
 from pyderp.config import AdmissionConfig
 def make(config):
     Gate(config, live=lambda: [], revoke=lambda *_: None)

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
+from typing import Any
 
-from pyderp.admission.reach import Reach
+import aiohttp
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+
+from pyderp.admission.reach import Reach, describe
 
 from .fakes import JumpingLoop
 
@@ -85,3 +92,55 @@ def test_the_wait_for_others_has_an_end() -> None:
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         runner.run(main())
+
+
+def connector(kind: type[aiohttp.ClientConnectorError], error: OSError) -> Exception:
+    return kind(ConnectionKey("c.example", 443, True, True, None, None, None), error)
+
+
+def refused_certificate() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] x (_ssl.c:1)")
+    error.verify_message = "self-signed certificate"
+    return error
+
+
+def response_error(message: str) -> Exception:
+    """aiohttp's own text has the whole URL of the request."""
+    request: Any = None
+    return aiohttp.ClientResponseError(request, (), status=400, message=message)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            connector(
+                aiohttp.ClientConnectorError, OSError(111, "Connect call failed ('127.0.0.1', 1)")
+            ),
+            "cannot connect to c.example:443: Connection refused",
+        ),
+        (
+            connector(aiohttp.ClientConnectorDNSError, socket.gaierror(-2, "Name not known")),
+            "cannot connect to c.example:443: Name not known",
+        ),
+        (
+            connector(aiohttp.ClientConnectorCertificateError, refused_certificate()),
+            "cannot connect to c.example:443: the certificate is not accepted: self-signed "
+            "certificate",
+        ),
+        (
+            response_error("Bad status line:\n\n  b'SSH-2.0-x\\r\\n'\n    ^"),
+            "Bad status line",
+        ),
+        (response_error("Invalid header b'x'"), "Invalid header 'x'"),
+        (response_error(""), "status 400"),
+        (aiohttp.ServerDisconnectedError(), "Server disconnected"),
+        (ConnectionResetError(104, "odd"), "Connection reset by peer"),
+        (ValueError("odd\n"), "odd"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_goes_wrong_is_told_without_classes_and_names_of_libraries(
+    error: Exception, told: str
+) -> None:
+    assert describe(error) == told

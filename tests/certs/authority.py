@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyderp.addresses import parse_ip
-from pyderp.certs.credential import pem_of_key
+from pyderp.certs.leaf import pem_of_key
 
 
 class FakeAuthority:

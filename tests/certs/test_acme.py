@@ -18,7 +18,7 @@ from cryptography import x509
 
 from pyderp.certs import make_certificates
 from pyderp.certs.acme import ACMECertificates
-from pyderp.certs.credential import info_of
+from pyderp.certs.leaf import info_of
 from pyderp.certs.network import Refused, Stopped
 from pyderp.certs.schedule import Record, RetryPolicy, Schedule
 from pyderp.certs.store import Store

@@ -140,5 +140,5 @@ def test_two_certificates_in_one_line_are_not_blamed_on_the_key(tmp_path: Path) 
     chain = tmp_path / f"{NAME}.crt"
     second = (tmp_path / "issuer.example.com.crt").read_bytes()
     chain.write_bytes(chain.read_bytes().rstrip() + second)
-    with pytest.raises(ConfigError, match="line break is missing between two certificates"):
+    with pytest.raises(ConfigError, match="lacks the line break between two of its parts"):
         ManualCertificates(tmp_path, NAME)

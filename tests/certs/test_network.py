@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,13 @@ def problem(code: str, detail: str | None = None, **more: object) -> messages.Er
     return made
 
 
+def answered(status: int) -> requests.Response:
+    response = requests.Response()
+    response.status_code = status
+    response.reason = HTTPStatus(status).phrase
+    return response
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -210,12 +219,21 @@ def problem(code: str, detail: str | None = None, **more: object) -> messages.Er
         ),
         (errors.IssuanceError(problem("badCSR", "weak key")), "badCSR: weak key"),
         (errors.ValidationError([]), "a challenge failed"),
-        (errors.ClientError("<Response [500]>"), "the authority's answer is no ACME: <Resp"),
+        (errors.ClientError(answered(502)), "the authority's answer is no ACME: 502 Bad Gateway"),
+        (errors.ClientError("odd type"), "the authority's answer is no ACME: odd type"),
+        (
+            errors.MissingNonce(answered(200)),
+            "the authority's answer is no ACME: it lacks the header Replay-Nonce",
+        ),
+        (
+            requests.exceptions.SSLError(ssl.SSLCertVerificationError(1, "[SSL: X] x (_ssl.c:1)")),
+            "cannot reach the authority: x",
+        ),
         (requests.ConnectionError("odd"), "cannot reach the authority: odd"),
         (requests.ReadTimeout(TimeoutError("timed out")), "cannot reach the authority: timed out"),
         (ConfigError("cannot read it"), "cannot read it"),
         (OSError(28, "No space left on device"), "No space left on device"),
-        (KeyError("newNonce"), "the authority's answer is no ACME: KeyError('newNonce')"),
+        (KeyError("newNonce"), "the authority's answer is no ACME: it lacks newNonce"),
     ],
 )
 def test_errors_are_told_in_one_line(error: Exception, text: str) -> None:

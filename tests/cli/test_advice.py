@@ -136,7 +136,7 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
 # What is no relay
 
 
-@pytest.mark.parametrize("websocket", [[], ["--websocket"]])
+@pytest.mark.parametrize("websocket", [[], ["--websocket"], ["--no-websocket"]])
 @pytest.mark.parametrize(
     ("status", "line"),
     [
@@ -147,10 +147,6 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
         ("407 Proxy Authentication Required", "give --proxy http://USER:PASSWORD@HOST:PORT"),
         ("429 Too Many Requests", "too many connections from here"),
         ("301 Moved Permanently", "the answer is a redirect"),
-        ("405 Method Not Allowed", "try --websocket, which more proxies let pass"),
-        ("426 Upgrade Required", "lets no upgrade to DERP pass, and a websocket only if"),
-        ("501 Not Implemented", "lets no upgrade to DERP pass, and a websocket only if"),
-        ("400 Bad Request", "lets no upgrade to DERP pass, and a websocket only if"),
         ("503 Service Unavailable", "is in trouble: try later"),
         ("511 Network Authentication Required", "this network wants a login"),
     ],
@@ -161,6 +157,28 @@ def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[s
     assert line in text
     assert status[:3] in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "line"),
+    [
+        ([], "400 Bad Request", "not even a websocket"),
+        ([], "426 Upgrade Required", "not even a websocket"),
+        ([], "405 Method Not Allowed", "try --websocket"),
+        (["--websocket"], "426 Upgrade Required", "not even a websocket"),
+        (["--websocket"], "501 Not Implemented", "not even a websocket"),
+        (["--websocket"], "405 Method Not Allowed", "not even a websocket"),
+        (["--no-websocket"], "426 Upgrade Required", "leave out --no-websocket"),
+        (["--no-websocket"], "405 Method Not Allowed", "try --websocket"),
+    ],
+)
+def test_what_was_tried_already_is_not_advised(
+    here: Here, flags: list[str], status: str, line: str
+) -> None:
+    with answering(http(status)) as port:
+        text = told(here, f"http://127.0.0.1:{port}", *flags)
+    advised = {"not even a websocket", "leave out --no-websocket", "try --websocket"}
+    assert [each for each in advised if each in text] == [line]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +270,16 @@ def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> No
         text = told(here, "https://h", "--proxy", f"http://me:secret@127.0.0.1:{port}")
     assert "check user and password of the proxy" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--ipv6"]])
+def test_a_proxy_without_basic_does_not_blame_the_password(here: Here, flags: list[str]) -> None:
+    refusal = http("407 x", "Proxy-Authenticate: NTLM", "Proxy-Authenticate: Negotiate abc")
+    with answering(refusal) as port:
+        text = told(here, "https://h", "--proxy", f"http://me:pw@127.0.0.1:{port}", *flags)
+    assert "it offers the login by NTLM, Negotiate, and not by Basic" in text
+    assert "takes none of the logins that are known here" in text
+    assert "password" not in text
 
 
 @pytest.mark.parametrize("flags", [[], ["--ipv6"]])

@@ -134,33 +134,6 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
     assert raw.getvalue().endswith(b" \\xfc\n")
 
 
-# What is imported
-
-IMPORTED = """
-import sys
-
-sys.argv = ["pyderp", sys.argv[1]]
-import pyderp.cli.app
-import pyderp.cli.relay.run
-
-heavy = ("pyderp.client", "pyderp.server.mesh", "aiohttp", "acme", "dns", "python_socks")
-print(*[name for name in heavy if name in sys.modules])
-"""
-
-
-@pytest.mark.parametrize("command", ["relay", "derper"])
-def test_a_relay_imports_neither_the_client_nor_what_is_switched_off(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTED, command],
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-        env=environment(),
-        check=True,
-    )
-    assert done.stdout == "\n"
-
-
 # Without docstrings
 
 

@@ -68,12 +68,12 @@ class TestMaking:
             assert client.connection_state == "not connected"
 
     def test_text(self) -> None:
-        """A client is shown by its short key and where it leads to."""
+        """Its text has the relay's key, none before a connect; its repr has its own."""
         private = NodePrivate.generate()
         client = Client.for_url("https://user:pw@derp.example.com/derp", private_key=private)
         short = private.public.short()
-        assert str(client) == f"<pyderp.Client {short} url=https://xxxxx@derp.example.com/derp>"
-        assert repr(client) == str(client)
+        assert str(client) == "<pyderp.Client  url=https://xxxxx@derp.example.com/derp>"
+        assert repr(client) == f"<pyderp.Client {short} url=https://xxxxx@derp.example.com/derp>"
 
     def test_before_the_first_connect(self, run: Run) -> None:
         """There is nothing to tell yet (with a twin of TestLocalAddrNoMutex)."""

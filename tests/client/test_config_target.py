@@ -44,8 +44,8 @@ def test_url(url: str, tls: bool, host: str, port: int, header: str, target: str
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("ftp://h/derp", 'derphttp.NewClient: invalid URL scheme "ftp"'),
-        ("//h/derp", 'derphttp.NewClient: invalid URL scheme ""'),
+        ("ftp://h/derp", 'derphttp.NewClient: invalid URL scheme "ftp"; want https:// or http://'),
+        ("//h/derp", 'derphttp.NewClient: invalid URL scheme ""; want https:// or http://'),
         ("relay.example.com/derp", "derphttp.NewClient: no host in"),
         ("https:///derp", "derphttp.NewClient: no host in"),
         ("", "derphttp.NewClient: no host in"),

@@ -161,7 +161,7 @@ class TestTime:
             with full_port() as port:
                 async with of_url(f"http://127.0.0.1:{port}/derp", connect_timeout=0.1) as client:
                     error = await fails(client)
-                    assert "no answer within 0.1 s, connecting to 127.0.0.1" in str(error)
+                    assert str(error).endswith("no answer within 0.1 s, connecting")
 
         run(main())
 
@@ -174,7 +174,9 @@ class TestTime:
 
         async def main() -> None:
             async with of_url("http://h/derp", connect_timeout=0.1, dialer=dialer) as client:
-                assert "connecting to h" in str(await fails(client))
+                assert str(await fails(client)).endswith(
+                    "/derp: no answer within 0.1 s, connecting"
+                )
 
         run(main())
 
@@ -238,17 +240,16 @@ class TestErrors:
     """What a failed connect says."""
 
     def test_refused(self, run: Run) -> None:
-        """Label, target and cause, as in Go."""
+        """Label, target and cause, as in Go; the address of the target stands there once."""
 
         async def main() -> None:
             url = f"http://127.0.0.1:{closed_port()}/derp"
             async with of_url(url) as client:
                 error = await fails(client)
                 text = str(error)
-                prefix = f"derphttp.Client.Connect connect to {url}: dial of 127.0.0.1: "
-                assert text.startswith(prefix)
-                assert "refused" in text.lower()
+                assert text == f"derphttp.Client.Connect connect to {url}: Connection refused"
                 assert isinstance(error.attempts[0], DialError)
+                assert str(error.attempts[0]).startswith("connect to 127.0.0.1:")
                 with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Recv connect to"):
                     await client.recv()
                 with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Send connect to"):

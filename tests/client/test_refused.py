@@ -18,7 +18,7 @@ from pyderp import (
     ServerInfo,
     is_transient,
 )
-from pyderp.client import lifecycle
+from pyderp.client import refusals
 from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import pack_server_key
 from pyderp.wire.upgrade import switching_protocols
@@ -114,7 +114,7 @@ def test_the_iterator_goes_on_if_the_relay_admitted_us_before(run: Run) -> None:
 
 def test_logins_after_refusals_are_held_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a connection, and however often: the pauses are those of the client."""
-    monkeypatch.setattr(lifecycle, "_REFUSED_UNIT", 1e6)
+    monkeypatch.setattr(refusals, "_UNIT", 1e6)
 
     async def main() -> None:
         links = Links()
@@ -149,7 +149,7 @@ def test_a_login_that_is_answered_ends_the_pauses(run: Run) -> None:
                 links.last.lose()
                 with pytest.raises(ConnectionClosed):
                     await client.recv()
-            assert client._life._refusals == 1
+            assert client._life._refusals._count == 1
             await client.aclose()
 
     run(main())

@@ -336,13 +336,17 @@ class TestTroublemakers:
 
 def test_closed_loop_is_told_each_time() -> None:
     """A client that is used after its event loop has ended does not lose packets in silence."""
-    links = Links()
-    client = links.client()
-    asyncio.run(client.connect())
-    for _ in range(3):
+
+    def scenario() -> None:
+        client = Links().client()
+        asyncio.run(client.connect())
 
         async def use() -> None:
             with pytest.raises(LocalProtocolError, match="belongs to the event loop"):
                 await client.send(PEER, b"x")
 
-        asyncio.run(use())
+        for _ in range(3):
+            asyncio.run(use())
+
+    with pytest.warns(ResourceWarning, match=r"unclosed <pyderp\.Client"):
+        scenario()

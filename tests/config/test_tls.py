@@ -124,6 +124,28 @@ def test_a_number_is_no_host_name(name: str) -> None:
         check_setting("tls.hostname", name)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("https://relay.example.com", "is a URL: want the host name alone"),
+        ("relay.example.com:443", "has a port: want the host name alone"),
+        ("a..b", "a part between its dots is empty or longer than 63 characters"),
+        ("x" * 64, "a part between its dots is empty or longer than 63 characters"),
+        ("*.example.com", "neither a host name nor an IP address"),
+    ],
+)
+def test_a_name_that_no_file_can_be_for_is_refused_as_such(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as caught:
+        ManualTLS(certdir=Path(), hostname=name)
+    assert caught.value.settings == ("tls.hostname",)
+
+
+@pytest.mark.parametrize("url", ["http://", "https://:443/x", "http://[::1", "http://h:99999"])
+def test_a_url_of_an_admission_controller_names_a_host(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"admission URL .*(names no host|cannot be used)"):
+        check_setting("admission.url", url)
+
+
 def test_what_has_no_rule_takes_any_value() -> None:
     check_setting("tls.email", 5)
     check_setting("no.such", None)

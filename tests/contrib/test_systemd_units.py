@@ -1,4 +1,4 @@
-"""The units and the build file of `contrib/`: systemd takes them, and the flags in them exist."""
+"""The units of `contrib/`: systemd takes them; flags that stand in its files exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tests.interop.peers import REPOSITORY, need
 UNITS = REPOSITORY / "contrib" / "systemd"
 SERVICES = ["pyderp.service", "pyderp@.service"]
 SOCKETS = ["pyderp.socket", "pyderp-http.socket"]
-CONTAINER = REPOSITORY / "contrib" / "oci" / "Containerfile"
 EXPOSED = 2.0
 """What `systemd-analyze security` may give at most; 10 is a service without any protection."""
 
@@ -90,7 +89,7 @@ def commands() -> Iterator[list[str]]:
             for line in re.findall(
                 r"^# .*?(pyderp relay .*(?:\n# {3}.*)*)", path.read_text(), re.M
             ):
-                yield shlex.split(line.replace("\n#", ""))
+                yield shlex.split(line.replace("\\\n#", ""))
 
 
 def test_each_flag_in_them_exists() -> None:
@@ -99,6 +98,29 @@ def test_each_flag_in_them_exists() -> None:
     flags = [word for word in found if word.startswith("-")]
     assert {"--config-file", "--reuse-port", "--trusted-proxy", "--proxy-protocol"} <= set(flags)
     assert set(flags) <= known
+
+
+def drop_ins() -> dict[str, str]:
+    """What the pages say for `systemctl edit pyderp`, by page and place."""
+    found: dict[str, str] = {}
+    for page in sorted((REPOSITORY / "docs").rglob("*.md")):
+        blocks = re.findall(r"^```ini\n(\[Service\]\n.*?)^```$", page.read_text(), re.M | re.S)
+        found |= {f"{page.stem} {n}": each for n, each in enumerate(blocks) if "Exec" not in each}
+    return found
+
+
+@pytest.mark.parametrize("name", drop_ins())
+def test_systemd_takes_what_the_pages_add_to_the_unit(units: Path, name: str) -> None:
+    folder = units / "pyderp.service.d"
+    folder.mkdir()
+    (folder / "override.conf").write_text(drop_ins()[name])
+    done = analyze("verify", "--man=no", units / "pyderp.service")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    (folder / "override.conf").write_text(drop_ins()[name].replace("=", "Wrong=", 1))
+    assert (
+        "override.conf:2: Unknown key"
+        in analyze("verify", "--man=no", units / "pyderp.service").stderr
+    )
 
 
 def test_both_services_differ_in_what_they_must() -> None:
@@ -114,17 +136,3 @@ def test_the_ports_are_those_of_the_relay() -> None:
     assert (main["ListenStream"], main["ListenDatagram"]) == (["443"], ["3478"])
     assert (side["ListenStream"], side["FileDescriptorName"]) == (["80"], ["http"])
     assert side["Service"] == ["pyderp.service"]
-    assert "EXPOSE 443/tcp 80/tcp 3478/udp" in CONTAINER.read_text()
-
-
-def test_what_the_image_is_built_from_exists() -> None:
-    text = CONTAINER.read_text()
-    copied = re.search(r"^COPY (.*) \./$", text, re.M)
-    assert copied
-    assert all((REPOSITORY / name).is_file() for name in copied[1].split())
-    assert "--require-hashes" in text
-    assert re.search(r"^USER pyderp$", text, re.M)
-    check = re.search(r'"-c", "(.*)"\]', text)
-    assert check
-    compile(check[1], "HEALTHCHECK", "exec")
-    assert not re.search(r"https?://(?!127)", text)

@@ -103,7 +103,7 @@ def test_host_without_an_address(run: Run) -> None:
         names = Names({HOST: OSError("no network")})
         with pytest.raises(DialError) as caught:
             await dial_host(HOST, 1, settings=NetworkSettings(), resolver=names)
-        assert str(caught.value) == f"dial of {HOST}: look-up of '{HOST}': no network"
+        assert str(caught.value) == f"look-up of '{HOST}': no network"
         assert caught.value.__cause__ is names.answers[HOST]
         assert names.asked == [(HOST, socket.AF_UNSPEC)]
 
@@ -139,7 +139,7 @@ def test_a_failure_of_the_cache_is_final_without_a_proxy(
             await dial_host(
                 HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NOBODY
             )
-        assert str(caught.value) == f'dial of {HOST}: no IPs for "{HOST}" found'
+        assert str(caught.value) == f'no IPs for "{HOST}" found'
         assert caplog.messages == [f'dnscache: {HOST}: no IPs for "{HOST}" found']
 
     run(main())
@@ -512,6 +512,44 @@ def test_https_proxy_gets_the_host_name_whatever_the_addresses(run: Run, node: D
         assert proxy.heads == [
             b"CONNECT derp.example.com:8443 HTTP/1.1\r\nHost: derp.example.com:8443\r\n\r\n"
         ]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "target"),
+    [
+        ("192.0.2.1", "2001:db8::1", b"192.0.2.1:8443"),
+        ("none", "2001:db8::1", b"[2001:db8::1]:8443"),
+        ("", "2001:db8::1", b"[2001:db8::1]:8443"),
+    ],
+)
+def test_https_proxy_gets_the_address_of_a_node_without_a_host_name(
+    run: Run, ipv4: str, ipv6: str, target: bytes
+) -> None:
+    async def main() -> None:
+        proxy = FakeConnectProxy()
+        node = replace(NODE, host_name="", ipv4=ipv4, ipv6=ipv6)
+        async with serving(proxy) as port:
+            settings = NetworkSettings(https_proxy=f"http://127.0.0.1:{port}")
+            link = await dial_node(node, 8443, settings=settings)
+            await carries(link)
+            link.abort()
+        assert proxy.heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target)]
+
+    run(main())
+
+
+def test_no_proxy_exempts_a_node_without_a_host_name_by_its_address(run: Run) -> None:
+    async def main() -> None:
+        async with serving(echo) as port:
+            settings = NetworkSettings(
+                https_proxy="http://127.0.0.1:1", all_proxy="socks5://[::1]:1"
+            )
+            node = replace(NODE, host_name="", ipv4="127.0.0.1", ipv6="none")
+            link = await dial_node(node, port, settings=settings)
+            await carries(link)
+            link.abort()
 
     run(main())
 

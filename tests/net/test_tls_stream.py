@@ -222,7 +222,7 @@ def test_an_alert_of_the_peer() -> None:
     world.started().feed(alert)
     end = lost(world)
     assert isinstance(end, TLSError)
-    assert "alert bad record mac" in str(end)
+    assert "alert 'bad record mac'" in str(end)
 
 
 def test_abort(world: World) -> None:

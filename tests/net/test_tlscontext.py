@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pyderp.errors import ConfigError
+from pyderp.net import tlscontext
 from pyderp.net.tlscontext import LETS_ENCRYPT, TLSConfig, client_context
 
 from .certificates import ROOT, certificate
@@ -23,7 +24,7 @@ NOTHING = TLSConfig(system_roots=False, builtin_roots=False)
 
 @pytest.fixture(autouse=True)
 def _no_contexts_of_others() -> None:
-    client_context.cache_clear()
+    tlscontext._context.cache_clear()
 
 
 def context(config: TLSConfig, *, chain: bool = True, hostname: bool = True) -> ssl.SSLContext:

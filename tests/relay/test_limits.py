@@ -110,7 +110,15 @@ def test_a_key_has_its_own_limit() -> None:
     assert config.limit_for(KEY.raw) == RateLimit(9, 1 << 20)
     assert config.limit_for(OTHER.raw) is None
     assert config.limit_for(bytes(32)) == RateLimit(5, MIN_BURST)
+    assert config.labels == {KEY.raw: "the office"}
     assert config.ignored == ()
+
+
+def test_a_label_is_one_short_line() -> None:
+    label = " a\x1b[2J\nb" + "c" * 300
+    config = parse({"PerKey": {str(KEY): {"BytesPerSec": 9, "Label": label}}})
+    assert config.labels[KEY.raw].startswith("a\\x1b[2J\\nbccc")
+    assert len(config.labels[KEY.raw]) == 200
 
 
 def test_a_key_may_be_limited_where_others_are_not() -> None:

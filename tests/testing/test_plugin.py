@@ -62,6 +62,16 @@ def test_clients_with_tls(derp_relay, derp_clients):
     assert a.tls_state is not None
 
 
+@pytest.mark.derp_relay(tls=True)
+def test_a_program_that_takes_a_url(derp_relay):
+    import urllib.request
+
+    url = derp_relay.url.replace("127.0.0.1", "localhost") + "/probe"
+    with urllib.request.urlopen(url, context=derp_relay.ssl_context()) as answer:
+        assert answer.status == 200
+    assert derp_relay.ca_file.read_text().startswith("-----BEGIN CERTIFICATE-----")
+
+
 def test_each_has_its_own(derp_relay):
     assert derp_relay.counters.connections == 0
     assert derp_relay.url.startswith("http://127.0.0.1:")
@@ -88,7 +98,7 @@ def test_fixtures(tmp_path: Path) -> None:
     """The relay serves, with and without asyncio; each test has its own, with its arguments."""
     (tmp_path / "test_it.py").write_text(TESTS)
     out = run_pytest(tmp_path, "--strict-markers", "-q", "-W", "error")
-    assert "7 passed" in out
+    assert "8 passed" in out
 
 
 def test_the_examples_in_the_documentation_pass(tmp_path: Path) -> None:
@@ -97,7 +107,7 @@ def test_the_examples_in_the_documentation_pass(tmp_path: Path) -> None:
     examples = [block.text for block in check_docs.blocks(page) if "(derp_relay" in block.text]
     for number, text in enumerate(examples):
         (tmp_path / f"test_{number}.py").write_text(text)
-    assert "3 passed" in run_pytest(tmp_path, "-q", "-W", "error")
+    assert "4 passed" in run_pytest(tmp_path, "-q", "-W", "error")
 
 
 def test_it_explains_itself(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from pyderp import (
     PeerPresent,
     ReceivedPacket,
     RelayConfig,
+    TLSConfig,
+    blocking,
 )
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.testing import FaultyRelay, RelayThread, client_pair, relay
@@ -75,6 +81,59 @@ def test_a_pair_over_tls(run: Run) -> None:
             assert a.tls_state is not None
 
     run(scenario())
+
+
+def serves(url: str, context: ssl.SSLContext) -> bool:
+    """Whether a program that takes a URL, and knows no pins, gets an answer."""
+    with urllib.request.urlopen(url + "/probe", context=context, timeout=10) as answer:
+        return bool(answer.status == HTTPStatus.OK)
+
+
+def test_programs_that_take_a_url_can_trust_the_relay() -> None:
+    """By file or by context, for its address and for localhost; also after a restart."""
+    with RelayThread(tls=True) as relay:
+        by_name = relay.url.replace("127.0.0.1", "localhost")
+        for _ in range(2):
+            assert serves(relay.url, relay.ssl_context())
+            assert serves(by_name, ssl.create_default_context(cafile=relay.ca_file))
+            relay.restart()
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            serves(relay.url, ssl.create_default_context())
+        tls = TLSConfig(system_roots=False, builtin_roots=False, extra_roots=(relay.ca_file,))
+        config = ClientConfig(network=NetworkSettings(), tls=tls)
+        with blocking.Client.for_url(relay.url, config=config) as client:
+            client.connect()
+        folder = relay.ca_file.parent
+    assert not folder.exists()
+
+
+def test_the_authority_of_one_relay_is_not_that_of_another() -> None:
+    with RelayThread(tls=True) as relay, RelayThread(tls=True) as other:
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            serves(relay.url, other.ssl_context())
+        assert len(relay.ssl_context().get_ca_certs()) == 1
+
+
+def test_without_tls_there_is_no_authority() -> None:
+    with pytest.raises(LocalProtocolError, match="not started"):
+        _ = FaultyRelay(tls=True).ca_file
+    with RelayThread() as relay:
+        for ask in (lambda: relay.ca_file, relay.ssl_context):
+            with pytest.raises(LocalProtocolError, match="has no tls=True"):
+                ask()
+
+
+def test_a_thread_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has a text, as that of the work itself has."""
+    monkeypatch.setattr("pyderp.testing.relays._BOUND", 0.05)
+    blocked = threading.Event()
+    with RelayThread() as relay:
+        try:
+            with pytest.raises(TimeoutError, match="the relay's thread did not answer"):
+                relay.call(lambda _: blocked.wait(10))
+        finally:
+            monkeypatch.undo()
+            blocked.set()
 
 
 def test_a_pair_has_its_settings(run: Run) -> None:

@@ -26,7 +26,7 @@ def test_of_tls_the_server_name_is_repeated() -> None:
     asked = "it asks for the server name 'derp.example.com'"
     assert foreign_protocol_untrusted(data) == f"TLS on a plain HTTP port: {asked}"
     assert server_name_untrusted(hello(None)) == "it asks for no server name (SNI)"
-    assert server_name_untrusted(data[:60]) == "the ClientHello is not whole"
+    assert server_name_untrusted(data[:60]) == "the ClientHello is incomplete"
     assert server_name_untrusted(b"\x16\x03\x01\0\x05\x02aaaaa") == (
         "a TLS handshake that does not begin with a ClientHello"
     )

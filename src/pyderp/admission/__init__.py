@@ -1,9 +1,10 @@
-"""Who may use a relay: a file of keys, the local tailscaled, an admission URL, a function."""
+"""Who may use a relay: a file of keys, the local tailscaled, an admission URL, a function.
+
+`verdict` alone is part of every relay; `gate` and what it asks are imported where one is made.
+"""
 
 from __future__ import annotations
 
-from pyderp.admission.allowlist import read_allow_list
-from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict
 
-__all__ = ["AdmissionCounters", "Cause", "ClientIdentity", "Gate", "Verdict", "read_allow_list"]
+__all__ = ["AdmissionCounters", "Cause", "ClientIdentity", "Verdict"]

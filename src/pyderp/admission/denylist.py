@@ -49,6 +49,10 @@ class DenyList:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def label(self, key: NodePublic) -> str:
+        """What the file calls a key; empty for nothing."""
+        return self._labels.get(key, "")
+
     def verdict(self, key: NodePublic) -> Verdict | None:
         """Why the key is denied; `None`: it is not."""
         label = self._labels.get(key)

@@ -15,6 +15,7 @@ from pyderp.admission.source import AdmissionFunction, Questions, Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Memory, Verdict
 from pyderp.config import AdmissionConfig
 from pyderp.defaults import ADMISSION_CACHE, ADMISSION_RECHECKS, ADMISSION_TIMEOUT
+from pyderp.extras import needs
 from pyderp.keys import NodePublic
 from pyderp.tasks import SingleFlight, cancel_and_wait
 
@@ -46,6 +47,9 @@ class Gate:
         timeout: seconds for each question.
         look: seconds between two looks at whether the key file changed.
         clock: seconds of a monotonic clock.
+
+    Raises:
+        MissingExtra: tailscaled or a URL is to be asked, without the extra `relay`.
     """
 
     def __init__(
@@ -70,12 +74,14 @@ class Gate:
         sources: list[Source] = []
         # Imported here, so that relays without admission do without aiohttp.
         if config.tailscaled:
-            from pyderp.admission.tailscaled import Tailscaled
+            with needs("relay", "questions to tailscaled"):
+                from pyderp.admission.tailscaled import Tailscaled
 
             self._tailscaled = Tailscaled(config.tailscaled_socket, self.counters, timeout=timeout)
             sources.append(self._tailscaled)
         if config.url:
-            from pyderp.admission.url import AdmissionURL
+            with needs("relay", "questions to an admission URL"):
+                from pyderp.admission.url import AdmissionURL
 
             fail_open = config.url_fail_open
             sources.append(
@@ -176,8 +182,9 @@ class Gate:
             self._close_unlisted()
 
     def label(self, key: NodePublic) -> str:
-        """What the key file calls a key; empty for nothing."""
-        return "" if self._list is None else self._list.label(key)
+        """What the deny file, or else the key file, calls a key; empty for nothing."""
+        labels = (each.label(key) for each in self._files())
+        return next(filter(None, labels), "")
 
     async def aclose(self) -> None:
         """Stop asking; clients that wait for an answer are kept out."""

@@ -18,7 +18,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from pyderp.addresses import format_address
+from pyderp.admission.verdict import excerpt
 from pyderp.tasks import in_own_thread
+from pyderp.text import h11_words, system_words
 
 __all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
 
@@ -130,6 +133,30 @@ class Reach:
 
     def _is_fresh(self) -> bool:
         return self._reached is not None and self._clock() - self._reached < _FRESH
+
+
+def describe(error: Exception) -> str:
+    """What went wrong with a question by HTTP, cut and escaped.
+
+    aiohttp's own texts have Python's classes, OpenSSL's names and the whole URL in them, which may
+    have a password.
+    """
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause: OSError = error.os_error
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            refused = error.certificate_error
+            cause = refused if isinstance(refused, OSError) else OSError(str(refused))
+        where = format_address(error.host, error.port or 0)
+        return excerpt(f"cannot connect to {where}: {system_words(cause)}")
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return "it redirects too often"
+    if isinstance(error, aiohttp.ClientResponseError):
+        # The lines behind the first quote what came, and point into it.
+        what = error.message.partition("\n")[0].rstrip(": ")
+        return excerpt(h11_words(ValueError(what)) or f"status {error.status}")
+    if isinstance(error, OSError):
+        return excerpt(system_words(error))
+    return excerpt(str(error)) or type(error).__name__
 
 
 def is_missing_connection(error: Exception) -> bool:

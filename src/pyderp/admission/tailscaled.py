@@ -14,11 +14,13 @@ import aiohttp
 from yarl import URL
 
 from pyderp import gojson
+from pyderp.admission.reach import describe
 from pyderp.admission.source import Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Verdict, excerpt
 from pyderp.defaults import ADMISSION_TIMEOUT
 from pyderp.errors import InvalidKey, without_frames
 from pyderp.keys import NodePublic
+from pyderp.text import system_words
 
 __all__ = ["Tailscaled", "default_socket"]
 
@@ -129,11 +131,11 @@ class Tailscaled(Source):
             raise _NoAnswerError(text, Cause.TIMED_OUT) from None
         except aiohttp.ClientConnectorError as e:
             path = getattr(e, "path", self._socket)
-            text = f"cannot connect to {path}: {e.strerror or e}"
+            text = f"cannot connect to {path}: {system_words(e.os_error)}"
             raise _NoAnswerError(text, Cause.UNREACHABLE) from without_frames(e)
         except (aiohttp.ClientError, OSError, ValueError) as e:
             # aiohttp's frames hold the errors that come through them.
-            raise _NoAnswerError(excerpt(str(e)) or type(e).__name__) from without_frames(e)
+            raise _NoAnswerError(describe(e)) from without_frames(e)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

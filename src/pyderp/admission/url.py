@@ -15,6 +15,7 @@ from pyderp.admission.reach import (
     Attempt,
     OwnThreadResolver,
     Reach,
+    describe,
     is_missing_connection,
     tracing,
 )
@@ -81,7 +82,7 @@ class AdmissionURL(Source):
             # aiohttp's frames hold the errors that come through them.
             without_frames(e)
             late = isinstance(e, TimeoutError)
-            what = excerpt(str(e)) or type(e).__name__
+            what = describe(e)
             if late:
                 what = f"no answer within {self._timeout:g} s"
             if attempt.connected:

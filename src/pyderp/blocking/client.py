@@ -10,15 +10,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
+from pyderp.blocking.outbox import Outbox
 from pyderp.blocking.thread import LoopThread, shared
 from pyderp.client import client as asynchronous
 from pyderp.client import sealed
 from pyderp.client.config import ClientConfig, ClientStats, GetRegion
 from pyderp.client.lifecycle import ConnectionState
-from pyderp.errors import LocalProtocolError
+from pyderp.errors import LocalProtocolError, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.region import DERPRegion
 from pyderp.net.tls import TLSState
+from pyderp.wire.frames import as_packet
 from pyderp.wire.messages import Message
 
 __all__ = ["Client", "SealedPeer"]
@@ -60,6 +62,7 @@ class Client:
         self._unclaimed: deque[Message] = deque()
         self._sealing = threading.Lock()
         self._closed = False
+        self._outbox = Outbox(client._life)  # noqa: SLF001
 
     @classmethod
     def for_url(
@@ -68,9 +71,12 @@ class Client:
         *,
         private_key: NodePrivate | None = None,
         config: ClientConfig | None = None,
+        pin: str | None = None,
     ) -> Client:
         """A client of one relay: `https://host[:port]/derp`, or `http://`."""
-        return cls(asynchronous.Client.for_url(url, private_key=private_key, config=config))
+        return cls(
+            asynchronous.Client.for_url(url, private_key=private_key, config=config, pin=pin)
+        )
 
     @classmethod
     def for_region(
@@ -93,8 +99,8 @@ class Client:
         thread = getattr(self, "_thread", None)
         if thread is None or self._closed or not shared.has(thread):
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         thread.close_later(self._client)
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     def __iter__(self) -> Iterator[Message]:
         return self.messages()
@@ -102,7 +108,8 @@ class Client:
     def __str__(self) -> str:
         return str(self._client).replace("pyderp.", "pyderp.blocking.", 1)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return repr(self._client).replace("pyderp.", "pyderp.blocking.", 1)
 
     def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         return self._started().call(work, unclaimed=lambda _: None)
@@ -181,16 +188,39 @@ class Client:
     ) -> list[Message]:
         async def work() -> list[Message]:
             # The time limit is here, as only here it is known that no message was taken.
-            async with asyncio.timeout(timeout), self._receiving:
-                if self._unclaimed:
-                    return [self._unclaimed.popleft()]
-                return await receive()
+            try:
+                async with asyncio.timeout(timeout), self._receiving:
+                    if self._unclaimed:
+                        return [self._unclaimed.popleft()]
+                    return await receive()
+            except TimeoutError as e:
+                if timeout is None:
+                    raise
+                raise TimeoutError(f"no message within {timeout:g} s") from without_frames(e)
 
         return self._started().call(work, unclaimed=self._unclaimed.extend)
 
     # Sending
 
-    send = _waiting(asynchronous.Client.send)
+    def send(
+        self, dst: NodePublic, data: bytes, *, reconnect: bool = False, within: float = 30.0
+    ) -> None:
+        """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
+
+        While connected, and less than that waits, it does not wait for the background thread. If
+        the connection has ended meanwhile, the next call that sends raises `ConnectionClosed`.
+        With `reconnect` it waits in any case.
+        """
+        packet = as_packet(data)
+        thread = self._thread
+        if (
+            reconnect
+            or thread is None
+            or not shared.has(thread)
+            or thread.is_current()
+            or not self._outbox.take(thread.loop, dst, packet)
+        ):
+            self._call(lambda: self._client.send(dst, packet, reconnect=reconnect, within=within))
 
     def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
         """Send several packets to one peer; as `send` for each, and much cheaper."""

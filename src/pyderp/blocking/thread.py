@@ -90,7 +90,7 @@ class LoopThread:
             unclaimed: called in the thread with a result that came although the waiting ended,
                 as by Ctrl-C.
         """
-        if threading.current_thread() is self._thread:
+        if self.is_current():
             raise LocalProtocolError("a blocking client was called from its own event loop")
         call = Call(work)
         try:
@@ -105,6 +105,10 @@ class LoopThread:
                 self.loop.call_soon_threadsafe(unclaimed, result)
             raise
         return call.outcome()
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in this thread."""
+        return threading.get_ident() == self._thread.ident
 
     def close_later(self, client: Client) -> None:
         """Close a client that the program has dropped."""

@@ -15,7 +15,8 @@ from typing import Final
 from cryptography import x509
 
 from pyderp.certs.context import ACME_TLS
-from pyderp.certs.credential import Credential, self_signed, utc_now
+from pyderp.certs.credential import Credential, utc_now
+from pyderp.certs.leaf import self_signed
 from pyderp.errors import RemoteProtocolError
 from pyderp.wire.clienthello import parse_client_hello_untrusted
 

@@ -6,14 +6,10 @@ import contextlib
 import errno
 import os
 import ssl
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pyderp.certs.credential import CertificateSource, Credential, utc_now
 from pyderp.errors import ConfigError
@@ -37,8 +33,8 @@ HTTP: Final = "http/1.1"
 ACME_TLS: Final = "acme-tls/1"
 """The ALPN protocol of TLS-ALPN-01."""
 _MOST_ADDRESSES: Final = 256
-_JOINED: Final = b"-----END CERTIFICATE----------BEGIN"
-"""What files put together with `cat` have where the first lacks its last line break."""
+_NOT_THE_KEY: Final = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
+"""OpenSSL's reasons where a key is not that of the first certificate."""
 
 REFUSE_NAME: Final = ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
 """The alert for a name that there is no certificate for; `derper` sends it."""
@@ -198,6 +194,8 @@ def _as_file(data: bytes) -> Iterator[str]:
             if os.access(path, os.R_OK):  # there may be no /proc in a container
                 yield path
                 return
+        import tempfile
+
         file = stack.enter_context(tempfile.NamedTemporaryFile("wb", suffix=".pem"))
         file.write(data)
         file.flush()
@@ -211,16 +209,18 @@ def _no_password() -> str:
 def _explain(error: OSError, credential: Credential) -> str:
     if not isinstance(error, ssl.SSLError):
         return error.strerror or str(error)
-    if error.reason is not None:
-        return openssl_words(error)
+    # Not at the top: no relay that can start needs it.
+    from pyderp.certs.pem import chain_problem, foreign_key_problem, key_problem
+
     # OpenSSL does not say which of the two it could not read.
-    try:
-        load_pem_private_key(credential.key, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return "the key is no private key in PEM form, or not a whole one"
-    if _JOINED in credential.chain:
-        return "a line break is missing between two certificates of the chain"
-    return "the chain is not wholly in PEM form"
+    if problem := key_problem(credential.key):
+        return f"the key {problem}"
+    if problem := chain_problem(credential.chain):
+        return f"the chain {problem}"
+    if error.reason in _NOT_THE_KEY:
+        other = foreign_key_problem(credential.chain, credential.key)
+        return other or openssl_words(error)
+    return openssl_words(error)
 
 
 def authority_context(ca_file: Path) -> ssl.SSLContext:

@@ -1,21 +1,16 @@
-"""A certificate of the relay with its key: names, dates, soundness; and what its source does."""
+"""A certificate of the relay with its key, its names and dates; and what its source does.
+
+No library for X.509 is needed for that: a relay without TLS does without. `leaf` needs one.
+"""
 
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from pyderp.certnames import alternative_names, is_for
-from pyderp.errors import ConfigError
 from pyderp.throttle import Throttle
 
 __all__ = [
@@ -26,13 +21,7 @@ __all__ = [
     "Credential",
     "ExpiryWatch",
     "day",
-    "info_of",
-    "is_self_signed",
-    "parse_leaf",
-    "pem_of_key",
-    "self_signed",
     "utc_now",
-    "valid_for",
 ]
 
 log = logging.getLogger("pyderp.tls")
@@ -86,49 +75,6 @@ class Credential:
     """Names and dates of the leaf."""
 
 
-def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
-    """The first certificate of a chain in PEM form.
-
-    Args:
-        where: the file, for the error.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        return x509.load_pem_x509_certificates(chain)[0]
-    except (ValueError, IndexError) as e:
-        raise ConfigError(f"{where} holds no certificate in PEM form") from e
-
-
-def info_of(leaf: x509.Certificate) -> CertificateInfo:
-    """Names and times of a certificate."""
-    try:
-        names = alternative_names(leaf)
-    except ValueError:
-        names = ()  # as good as none
-    return CertificateInfo(names, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
-
-
-def valid_for(leaf: x509.Certificate, hostname: str) -> bool:
-    """Whether a certificate names a host, as `derper` sees it. Its dates do not matter."""
-    try:
-        return is_for(leaf, hostname, star_below_top_level=True)
-    except ValueError:
-        return False
-
-
-def is_self_signed(leaf: x509.Certificate) -> bool:
-    """Whether a certificate is signed by its own key."""
-    if leaf.issuer != leaf.subject:
-        return False
-    try:
-        leaf.verify_directly_issued_by(leaf)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
-
-
 def day(when: datetime) -> str:
     """An aware time for the log."""
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -137,47 +83,6 @@ def day(when: datetime) -> str:
 def utc_now() -> datetime:
     """The time, aware."""
     return datetime.now(UTC)
-
-
-def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A key as `EC PRIVATE KEY`, the form that Go programs write."""
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
-
-
-def self_signed(
-    common_name: str,
-    alternative: x509.GeneralName,
-    lifetime: tuple[datetime, datetime],
-    extensions: Iterable[tuple[x509.ExtensionType, bool]],
-) -> Credential:
-    """Make a key, and a certificate that it signs itself.
-
-    Args:
-        alternative: the one name or address that it is for.
-        lifetime: its first and last moment.
-        extensions: others, and whether each is critical.
-    """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(secrets.randbits(127))
-        .not_valid_before(lifetime[0])
-        .not_valid_after(lifetime[1])
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-    )
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical=critical)
-    made = builder.sign(key, hashes.SHA256())
-    chain = made.public_bytes(serialization.Encoding.PEM)
-    return Credential(chain, pem_of_key(key), info_of(made))
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class ManagedCertificate:
             self._tell(e)
         except Exception as e:
             log.exception("getting a certificate for %s failed unexpectedly", self.subject)
-            why = Refused(repr(e))
+            why = Refused(f"unforeseen, the log has more: {str(e) or type(e).__name__}")
             self._count(why)
             self._tell(why)
         else:

@@ -22,12 +22,9 @@ from pyderp.certs.credential import (
     CertificateState,
     Credential,
     day,
-    info_of,
-    parse_leaf,
-    self_signed,
     utc_now,
-    valid_for,
 )
+from pyderp.certs.leaf import info_of, parse_leaf, self_signed, valid_for
 from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
 from pyderp.maps.region import PIN_PREFIX

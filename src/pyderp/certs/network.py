@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from pyderp.errors import ConfigError
 from pyderp.tasks import call_in_thread
-from pyderp.text import printable
+from pyderp.text import printable, system_words
 
 __all__ = ["FAILURES", "Budget", "Network", "Refused", "Stopped", "describe", "retry_after"]
 
@@ -228,19 +228,29 @@ def describe(error: BaseException) -> str:
         text = _problem(error.error)
     elif isinstance(error, messages.Error):
         text = _problem(error)
-    elif isinstance(error, acme_errors.ClientError) and error.args:
-        text = f"the authority's answer is no ACME: {error.args[0]}"
     elif isinstance(error, requests.RequestException):
         text = f"cannot reach the authority: {_innermost(error)}"
     elif isinstance(error, ConfigError):
         text = str(error)
     elif isinstance(error, OSError):
-        text = str(error.strerror or error)
-    elif isinstance(error, RecursionError):
-        text = "the authority's answer is no ACME: it is too deeply nested"
+        text = system_words(error)
     else:
-        text = f"the authority's answer is no ACME: {error!r}"
+        text = f"the authority's answer is no ACME: {_no_acme(error)}"
     return printable(text, _LONGEST_REASON)
+
+
+def _no_acme(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "it is too deeply nested"
+    if isinstance(error, acme_errors.MissingNonce):
+        return "it lacks the header Replay-Nonce"
+    what = error.args[0] if error.args else ""
+    if isinstance(what, requests.Response):
+        # A page of a proxy, or of a server that is no authority.
+        return f"{what.status_code} {what.reason or ''}".strip()
+    if isinstance(error, KeyError):
+        return f"it lacks {what}"
+    return str(error) or type(error).__name__
 
 
 def _problem(error: messages.Error) -> str:
@@ -269,7 +279,7 @@ def _innermost(error: BaseException) -> str:
             break
         reason = inner
     cause = reason.__cause__ or reason.__context__ or reason
-    return str(getattr(cause, "strerror", None) or cause)
+    return system_words(cause) if isinstance(cause, OSError) else str(cause)
 
 
 def retry_after(value: str | None, now: float) -> float | None:

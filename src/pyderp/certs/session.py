@@ -26,7 +26,7 @@ from josepy.jwk import JWK, JWKEC, JWKRSA
 from pyderp.addresses import parse_ip
 from pyderp.certs.challenges import Challenges
 from pyderp.certs.context import authority_context
-from pyderp.certs.credential import pem_of_key
+from pyderp.certs.leaf import pem_of_key
 from pyderp.certs.network import FAILURES, Budget, Network, Refused, describe, retry_after
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS

@@ -19,14 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from pyderp.certs.context import check_credential
-from pyderp.certs.credential import (
-    Credential,
-    info_of,
-    is_self_signed,
-    parse_leaf,
-    utc_now,
-    valid_for,
-)
+from pyderp.certs.credential import Credential, utc_now
+from pyderp.certs.leaf import info_of, is_self_signed, parse_leaf, valid_for
 from pyderp.certs.schedule import Record
 from pyderp.errors import ConfigError
 from pyderp.secretfiles import FileStamp, file_stamp, make_private_folder, write_atomically

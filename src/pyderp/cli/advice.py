@@ -68,8 +68,12 @@ _BY_REASON: Final = {
     FailureReason.PROXY_UNREACHABLE: f"the proxy cannot be reached: {_FIX_PROXY}",
     FailureReason.PROXY_LOGIN: (
         "the proxy wants a login, or another one: check user and password of the proxy, as in "
-        "--proxy http://USER:PASSWORD@HOST:PORT; only Basic is known here, so a proxy that offers "
-        "NTLM, Negotiate or Digest alone needs a local one before it that logs in there"
+        "--proxy http://USER:PASSWORD@HOST:PORT"
+    ),
+    FailureReason.PROXY_LOGIN_UNKNOWN: (
+        "the proxy takes none of the logins that are known here, which is Basic alone: run a "
+        "local proxy that logs in there and name it with --proxy, or ask who runs the proxy to "
+        "let the relay's address pass"
     ),
     FailureReason.PROXY_REFUSED: (
         "the proxy works, but cannot or does not want to reach the relay: check host and port, or "
@@ -78,6 +82,14 @@ _BY_REASON: Final = {
     FailureReason.PROXY_BROKEN: _FIX_PROXY,
     FailureReason.NO_TLS: (
         "this port is without TLS: write http:// if you trust the way, or another port"
+    ),
+    FailureReason.TLS_NAME: (
+        "the server has no certificate for this name: put the name that the relay is run for into "
+        "the URL, or into the map as HostName; if it is that name, its log says why it has none"
+    ),
+    FailureReason.TLS_REFUSED: (
+        "the server speaks TLS, and refuses this client or cannot do TLS 1.2 or 1.3: check host "
+        "and port, and ask who runs it, whose log may say why"
     ),
     FailureReason.TLS_FAILED: (
         "no TLS with what answers here: check the port, and that nothing in between cuts it off"
@@ -91,6 +103,10 @@ _BY_REASON: Final = {
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "the certificate is for another name: put that name into the URL, or give it with "
         "--cert-name"
+    ),
+    FailureReason.CERTIFICATE_UNUSABLE: (
+        "no client should take this certificate, whatever issuers it trusts: tell who runs the "
+        "relay that it has to be replaced"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
         "the certificate is of no trusted issuer: give --ca FILE with it or its issuer, or --pin "
@@ -193,16 +209,19 @@ def _rejected(error: UpgradeRejected) -> str:
         return _USE_HTTPS
     if status in _STATUS:
         return _STATUS[HTTPStatus(status)]
-    if status in WEBSOCKET_STATUS:
-        return (
-            "what answers lets no upgrade to DERP pass, and a websocket only if --no-websocket is "
-            "not given: ask who runs the proxy before the relay, and check the path (/derp)"
-        )
     if 300 <= status < 400:
         return "the answer is a redirect: try https://, and the URL that it leads to"
-    if status >= 500:
+    if status >= 500 and status not in WEBSOCKET_STATUS:
         return "the relay, or a proxy before it, is in trouble: try later, or tell who runs it"
+    if error.websocket:
+        return (
+            "what answers lets not even a websocket pass: a proxy before the relay must pass the "
+            "headers Upgrade and Connection, by HTTP/1.1; ask who runs it, and check the path "
+            "(/derp)"
+        )
+    # Without --no-websocket a websocket would have been tried after these.
+    how = "leave out --no-websocket" if status in WEBSOCKET_STATUS else "try --websocket"
     return (
-        "what answers does not let the upgrade to DERP pass: try --websocket, which more proxies "
-        "let pass, and check the path (/derp)"
+        f"what answers does not let the upgrade to DERP pass: {how}, as more proxies let a "
+        "websocket pass, and check the path (/derp)"
     )

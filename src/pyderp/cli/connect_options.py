@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import inspect
 import logging
-import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pyderp.cli.input import read_private_key, read_region
 from pyderp.cli.output import Output
 from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.client.client import Client
-from pyderp.client.config import ClientConfig, parse_url
+from pyderp.client.config import ClientConfig, parse_url, pin_name
 from pyderp.errors import ClientClosed, ConfigError, ConnectionClosed, InvalidKey, InvalidMap
 from pyderp.keys import NodePublic, read_mesh_key
 from pyderp.maps.region import DERPNode, DERPRegion
@@ -37,7 +36,6 @@ log = logging.getLogger("pyderp.cli")
 
 _REGION: Final = 900
 """Of a region made up for a URL; ids from 900 on are for such uses."""
-_PIN: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def value(metavar: str, text: str, *names: str, **more: Any) -> Any:
@@ -146,7 +144,7 @@ class ConnectOptions:
         value(
             "[sha256-raw:]HEX",
             "SHA-256 of the relay's certificate. It is then the only one accepted, from any "
-            "issuer.",
+            "issuer; a DNS name in the URL must be in it.",
         ),
     ] = None
     cert_name: Annotated[
@@ -285,10 +283,10 @@ class ConnectOptions:
             return self.cert_name or ""
         if self.cert_name is not None:
             raise typer.BadParameter("--pin and --cert-name: give one of them")
-        pin = self.pin.lower().removeprefix("sha256-raw:").replace(":", "")
-        if not _PIN.fullmatch(pin):
-            raise typer.BadParameter("--pin: want 64 hex digits, the SHA-256 of the certificate")
-        return f"sha256-raw:{pin}"
+        try:
+            return pin_name(self.pin)
+        except ConfigError as e:
+            raise typer.BadParameter(f"--{e}") from None  # "pin: …"
 
     def _map_region(self, url: str | None) -> DERPRegion:
         assert self.derp_map is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import json
 import logging
 import os
 import re
@@ -214,7 +215,9 @@ def _chosen(derp_map: DERPMap, wanted: str | None, path: Path) -> int:
         if each is region:
             return key
     regions = derp_map.regions.values()
-    there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions) or "none"
+    if not regions:
+        raise ConfigError(f"DERP map {path}: its Regions are empty: there is no relay in it")
+    there = ", ".join(f"{r.region_id} ({r.region_code})" for r in regions)
     problem = "give --region" if wanted is None else f"it has no region {wanted!r}"
     raise ConfigError(f"DERP map {path}: {problem}; its regions: {there}")
 
@@ -229,7 +232,8 @@ def _parse_map(text: bytes) -> DERPMap:
         document = gojson.parse(text)
     except ValueError as e:
         what = _other_format(text)
-        raise InvalidMap(f"{what}: {_WANTED}" if what else f"not JSON: {e}") from None
+        where = f" in line {e.lineno}" if isinstance(e, json.JSONDecodeError) and text else ""
+        raise InvalidMap(f"{what or f'this is not JSON{where}'}: {_WANTED}") from None
     names = set()
     if isinstance(document, dict):
         names = {gojson.same_name(name) for name in document}
@@ -242,6 +246,10 @@ def _parse_map(text: bytes) -> DERPMap:
 
 def _other_format(text: bytes) -> str | None:
     """What a text is that is no JSON, if that can be seen."""
+    if not text.strip():
+        return "it is empty"
+    if text.lstrip().startswith(b"<"):
+        return "this is a web page or XML"
     if re.search(rb'"(derpMap|acls|grants)"', text):
         return "this is a policy file of Tailscale, with comments or trailing commas (HuJSON)"
     if text.lstrip().startswith(b"{") or re.match(rb"\s*/[/*]", text):

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pyderp.errors import DerpError
 from pyderp.keys import NodePublic
 
-__all__ = ["Output", "OutputError", "escaped", "escaped_bytes", "flush_stdout", "print_event"]
-__all__ += ["print_line"]
+__all__ = ["Output", "OutputError", "escaped", "escaped_bytes", "flush_stdout"]
+__all__ += ["print_error", "print_event", "print_line"]
 
 
 class OutputError(DerpError):
@@ -35,6 +35,13 @@ def print_line(text: str) -> None:
         raise OutputError("cannot write to standard output: it is closed")
     with _explained():
         print(text, flush=True)  # noqa: T201 (a command's result)
+
+
+def print_error(text: str) -> None:
+    """A line on standard error, if there is one that takes it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 (a command's error)
 
 
 def print_event(kind: str, values: dict[str, object]) -> None:
@@ -120,11 +127,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """A line on standard error only."""
-        # Standard error may be closed.
-        if sys.stderr is None:
-            return
-        with contextlib.suppress(OSError):
-            print(f"pyderp: {escaped(text)}", file=sys.stderr, flush=True)  # noqa: T201 (as above)
+        print_error(f"pyderp: {escaped(text)}")
 
     def packet(self, source: NodePublic, data: bytes) -> None:
         """A packet that came."""

@@ -15,13 +15,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
-import typer
-
-from pyderp.cli.advice import advice, login_refused, notes
 from pyderp.cli.interrupts import stop_with
 from pyderp.cli.output import Output
 from pyderp.errors import ConfigError, DerpError
-from pyderp.text import LOG_FIELDS, printable
+from pyderp.text import LOG_FIELDS, printable, system_words
 from pyderp.throttle import Throttle
 
 __all__ = ["EXIT_LOGIN_REFUSED", "LogHandler", "Refused", "errors_seen", "json_line"]
@@ -169,9 +166,12 @@ def run_command(
             if code > 128:
                 end.callback(leave_soon(code).cancel)
     except BrokenPipeError:
-        raise  # standard output is gone; typer ends quietly
+        raise  # standard output is gone
     except (DerpError, OSError) as e:
-        text = str(e) or type(e).__name__
+        # Not at the top: relays log their errors, and this brings the client's.
+        from pyderp.cli.advice import advice, login_refused, notes
+
+        text = _words(e)
         if remarks := notes(e):
             text += f" ({', '.join(remarks)})"
         lines = advice(e, from_map=from_map)
@@ -181,7 +181,15 @@ def run_command(
         code = 2 if isinstance(e, Refused) else 1
         if login_refused(e):
             code = EXIT_LOGIN_REFUSED
-    raise typer.Exit(code)
+    sys.exit(code)
+
+
+def _words(error: DerpError | OSError) -> str:
+    if isinstance(error, DerpError) or error.errno is None:
+        return str(error) or type(error).__name__
+    # Python's text has a number and quotes the file.
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{system_words(error)}"
 
 
 async def _until_signal(work: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
-from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url
-from pyderp.client.connect import RegionRoute, Route, StreamRoute, UrlRoute
+from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url, pin_name
+from pyderp.client.connect import RegionRoute, Route, UrlRoute
 from pyderp.client.connection import ClientConnection
+from pyderp.client.forwarding import forward_frames, forward_packet
 from pyderp.client.lifecycle import ConnectionState, Lifecycle
 from pyderp.client.reconnect import MessageIterator, send_again
 from pyderp.client.sealed import SealedPeer, SealedPeers
+from pyderp.client.streamroute import StreamRoute
 from pyderp.defaults import PING_TIMEOUT
 from pyderp.errors import ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
@@ -59,18 +61,23 @@ class Client:
         *,
         private_key: NodePrivate | None = None,
         config: ClientConfig | None = None,
+        pin: str | None = None,
     ) -> Client:
         """A client of one relay (`derphttp.NewClient`).
 
         Args:
             url: `https://host[:port]/derp`, or `http://`; nothing is added to its path.
             private_key: our key; by default a new key.
+            pin: SHA-256 of the relay's certificate in hex, as its log has it: that one and no
+                other, which needs no authority. It must also be for the URL's name, if that is
+                no IP address, and valid today.
 
         Raises:
-            ConfigError: the URL cannot be used.
+            ConfigError: the URL or the pin cannot be used, or there would be no TLS to pin.
         """
         config = config or ClientConfig()
-        return cls(UrlRoute(parse_url(url), config), private_key, config)
+        cert_name = "" if pin is None else pin_name(pin)
+        return cls(UrlRoute(parse_url(url), config, cert_name), private_key, config)
 
     @classmethod
     def for_region(
@@ -115,10 +122,14 @@ class Client:
         return self.messages()
 
     def __str__(self) -> str:
-        """Our short key and where it connects to, without passwords."""
-        return f"<pyderp.Client {self.self_public_key.short()} url={self._life.route.label}>"
+        """The relay's short key, empty before a connect, and where it is, as Go's `String`."""
+        relay = self._life.server_key
+        short = "" if relay is None else relay.short()
+        return f"<pyderp.Client {short} url={self._life.route.label}>"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        """Our own short key and where it connects to, without passwords."""
+        return self._life.name
 
     # Connecting and closing
 
@@ -229,17 +240,7 @@ class Client:
         Raises:
             as `send`; also `ConnectionClosed` when it cannot leave within five seconds.
         """
-        packet = as_packet(data)
-        connection = await self._life.for_send("ForwardPacket")
-        try:
-            if connection.busy:
-                await connection.drain_forward()
-            connection.forward_packet(src, dst, packet)
-            if connection.busy:
-                await connection.drain_forward()
-        except ConnectionClosed:
-            self._life.forget(connection, sending=True)
-            raise
+        await forward_packet(self._life, src, dst, as_packet(data))
 
     async def forward_frames(self, frames: Sequence[bytes]) -> None:
         """Send ForwardPacket frames in one write; for relays, which have them ready made.
@@ -250,14 +251,7 @@ class Client:
             NotConnected: no connection.
             ConnectionClosed: it ended, or the frames cannot leave within five seconds.
         """
-        connection = self._life.require()
-        try:
-            connection.forward_frames(frames)
-            if connection.busy:
-                await connection.drain_forward()
-        except ConnectionClosed:
-            self._life.forget(connection, sending=True)
-            raise
+        await forward_frames(self._life, frames)
 
     async def close_peer(self, peer: NodePublic) -> None:
         """Ask the relay to close all connections of `peer`; needs the mesh key."""

@@ -5,6 +5,7 @@ Ports, scheme, request target and names are those of Go's `derphttp.Client`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +18,7 @@ from pyderp import defaults
 from pyderp.addresses import bracketed, format_address
 from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey
-from pyderp.maps.region import DERPNode, DERPRegion
+from pyderp.maps.region import PIN_PREFIX, DERPNode, DERPRegion
 from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
@@ -34,6 +35,7 @@ __all__ = [
     "node_port",
     "node_url",
     "parse_url",
+    "pin_name",
     "region_label",
 ]
 
@@ -66,7 +68,7 @@ class ClientConfig:
     # How it connects
 
     tls: TLSConfig = field(default_factory=TLSConfig)
-    """Which certificates are trusted [TLSConfig]."""
+    """Which certificates are trusted, and the program's own checks [TLSConfig]."""
 
     health: HealthTracker | None = None
     """Told of certificates that look like an interception [HealthTracker]."""
@@ -178,6 +180,7 @@ GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | 
 """Asked at each attempt, with or without await; may give another region each time, or none."""
 
 _HTTP_PORT: Final = 80
+_PIN: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,8 @@ def parse_url(url: str) -> UrlTarget:
         )
     port = explicit or {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
     if not port:
-        raise ConfigError(f'derphttp.NewClient: invalid URL scheme "{scheme}"')
+        text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
+        raise ConfigError(text)
     path = parts.path or "/"
     user = None
     if parts.username is not None:
@@ -244,6 +248,20 @@ def parse_url(url: str) -> UrlTarget:
         request_target=f"{path}?{parts.query}" if parts.query else path,
         userinfo=user,
     )
+
+
+def pin_name(pin: str) -> str:
+    """The `cert_name` of a certificate's SHA-256: in hex of either case, with colons or without.
+
+    Raises:
+        ConfigError: not 64 hex digits.
+    """
+    if not isinstance(pin, str):
+        raise ConfigError(f"pin is a {type(pin).__name__}; want str, 64 hex digits")
+    digits = pin.lower().removeprefix(PIN_PREFIX).replace(":", "")
+    if not _PIN.fullmatch(digits):
+        raise ConfigError("pin: want 64 hex digits, the SHA-256 of the relay's certificate")
+    return f"{PIN_PREFIX}{digits}"
 
 
 def _redacted(parts: SplitResult) -> str:

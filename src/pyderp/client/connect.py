@@ -19,22 +19,21 @@ from pyderp.client.config import (
     region_label,
 )
 from pyderp.client.fallback import Fallback
-from pyderp.client.login import Established, Login, over_http, over_stream, over_websocket
+from pyderp.client.login import Established, Login, over_http, over_websocket
 from pyderp.errors import (
+    ConfigError,
     ConnectError,
     DerpError,
     DialError,
     FailureReason,
-    LocalProtocolError,
     UpgradeRejected,
-    raisable,
     without_frames,
 )
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
-from pyderp.net.streams import Stream, as_link, describe
+from pyderp.net.streams import as_link
 from pyderp.net.tcp import failure_reason
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
@@ -43,8 +42,8 @@ __all__ = [
     "Progress",
     "RegionRoute",
     "Route",
-    "StreamRoute",
     "UrlRoute",
+    "call_user_code",
     "dial_region_tls",
     "explain_timeout",
 ]
@@ -93,6 +92,9 @@ class Route(ABC):
     label: str
     """Where it leads, for errors."""
 
+    host = ""
+    """The name or address that `label` has, if it has one."""
+
     @abstractmethod
     async def connect(self, login: Login, progress: Progress) -> Established:
         """Connect and log in; all that was opened on the way is closed if it fails."""
@@ -103,6 +105,9 @@ class Route(ABC):
 
 class HttpRoute(Route):
     """What URLs and regions share."""
+
+    cert_name = ""
+    """What the certificate must be, as a node's `cert_name`; nodes of a region have their own."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
@@ -145,8 +150,7 @@ class HttpRoute(Route):
         try:
             done = await attempt(True)
         except (DerpError, OSError) as e:
-            rejected.add_note(f"and no websocket: {describe(without_frames(e))}")
-            raise raisable(rejected) from None
+            raise self.fallback.failed(rejected, e) from None
         except asyncio.CancelledError:
             progress.step = f"trying a websocket after: {rejected}"
             raise
@@ -189,7 +193,7 @@ class HttpRoute(Route):
         return await start_tls(
             link,
             server_name=host,
-            cert_name="" if node is None else node.cert_name,
+            cert_name=self.cert_name if node is None else node.cert_name,
             insecure=node is not None and node.insecure_for_tests,
             config=self.config.tls,
             settings=self.settings,
@@ -200,17 +204,26 @@ class HttpRoute(Route):
 class UrlRoute(HttpRoute):
     """To one relay, by URL."""
 
-    def __init__(self, target: UrlTarget, config: ClientConfig) -> None:
+    def __init__(self, target: UrlTarget, config: ClientConfig, cert_name: str = "") -> None:
         super().__init__(config)
+        self.cert_name = cert_name
+        if cert_name and not target.tls:
+            raise ConfigError("pin: only with https://, as http:// has no certificate")
+        if cert_name and self.settings.use_derp_http:
+            raise ConfigError(
+                "pin: use_derp_http is set, by TS_DEBUG_USE_DERP_HTTP or NetworkSettings, and "
+                "turns TLS off, so that there would be no certificate; unset it"
+            )
         if self.settings.use_derp_http and target.tls:
             log.warning("no TLS for %s: use_derp_http is set", target.text)
             target = replace(target, tls=False)
         self.target = target
         self.label = target.text
+        self.host = target.host
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         log.info("connecting %sto %s", "websocket " if self.websocket else "", self.target.text)
-        progress.step = f"connecting to {self.target.host}"
+        progress.step = "connecting"
         return await self._upgraded(self._dial, self.target, login, progress)
 
     async def _dial(self, websocket: bool) -> Link:
@@ -317,43 +330,6 @@ def _late(text: str, cause: TimeoutError) -> DialError:
     error = DialError(text, reason=FailureReason.TIMEOUT)
     error.__cause__ = without_frames(cause)
     return error
-
-
-class StreamRoute(Route):
-    """Over a stream that exists already, or that a function opens; DERP without HTTP."""
-
-    label = "the given stream"
-
-    def __init__(self, stream: Stream | Callable[[], Awaitable[Stream]]) -> None:
-        self._stream: Stream | Callable[[], Awaitable[Stream]] | None = stream
-
-    async def connect(self, login: Login, progress: Progress) -> Established:
-        link = await as_link(await self._take())
-        progress.step = "waiting for the relay's greeting"
-        try:
-            done = await over_stream(link, login)
-            done.tls = getattr(link, "state", None)
-            return done
-        except BaseException:
-            link.abort()
-            raise
-
-    async def _take(self) -> Stream:
-        stream = self._stream
-        if stream is None:
-            raise LocalProtocolError(
-                "the stream given to this client has ended; to reconnect, give a function that "
-                "opens a stream"
-            )
-        if callable(stream):
-            return await call_user_code(stream)
-        self._stream = None
-        return stream
-
-    async def aclose(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None and not callable(stream):
-            (await as_link(stream)).abort()
 
 
 async def dial_region_tls(

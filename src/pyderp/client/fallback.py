@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from pyderp.client.config import UrlTarget
-from pyderp.errors import UpgradeRejected
+from pyderp.errors import UpgradeRejected, raisable, without_frames
+from pyderp.net.streams import describe
 from pyderp.wire.http import WEBSOCKET_STATUS
 
 __all__ = ["MEMORY", "Fallback"]
@@ -37,6 +38,12 @@ class Fallback:
     def wanted(self, error: UpgradeRejected) -> bool:
         """Whether a websocket may get through where an upgrade was answered with this."""
         return self._allowed and error.status in WEBSOCKET_STATUS and not error.asks_for_tls
+
+    def failed(self, rejected: UpgradeRejected, error: Exception) -> UpgradeRejected:
+        """The upgrade's refusal, to be raised, with what became of the websocket."""
+        rejected.websocket = True
+        rejected.add_note(f"and no websocket: {describe(without_frames(error))}")
+        return raisable(rejected)
 
     def worked(self, target: UrlTarget) -> None:
         """A relay took a websocket instead."""

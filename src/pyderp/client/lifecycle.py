@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
+import warnings
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -12,13 +12,17 @@ from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import Progress, Route, explain_timeout
 from pyderp.client.connection import ClientConnection
 from pyderp.client.login import Established, Login
+from pyderp.client.refusals import Refusals
 from pyderp.errors import (
     ClientClosed,
     ConnectError,
     ConnectionClosed,
     DerpError,
+    DialError,
     LocalProtocolError,
     NotConnected,
+    TLSError,
+    text_beside,
     without_frames,
 )
 from pyderp.keys import NodePrivate, NodePublic
@@ -37,9 +41,6 @@ __all__ = ["ConnectionState", "Lifecycle"]
 
 ConnectionState: TypeAlias = Literal["not connected", "connecting", "connected", "closed"]
 
-_REFUSED_UNIT: Final = 0.1
-_REFUSED_LONGEST: Final = 10.0
-"""Seconds: before the login that follows n refused ones, (n - 1)² x 100 ms, at most 10 s."""
 _OTHER_LOOP: Final = (
     "this client belongs to the event loop that it first connected on, and this is another one: "
     "make a client in each asyncio.run, or use pyderp.blocking"
@@ -81,13 +82,24 @@ class Lifecycle:
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
         """What the last of them ended with, as long as a caller waits that shares it."""
-        self._refusals = 0
-        """Connections that have ended in a row because the relay refused the login."""
-        self._not_before = 0.0
-        """The loop's time before which none is made, because of them."""
+        self._refusals = Refusals()
         self._callers = 0
         """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
+
+    def __del__(self) -> None:
+        connection = getattr(self, "connection", None)
+        if connection is None or connection.ended or self._loop is None:
+            return
+        # The collector may run in any thread. A closed loop has closed its sockets.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(connection.end, ClientClosed(_CLOSED), "closed")
+        warnings.warn(f"unclosed {self.name}", ResourceWarning, source=self, stacklevel=1)
+
+    @property
+    def name(self) -> str:
+        """The client for errors and logs: its short key and where it leads, without passwords."""
+        return f"<pyderp.Client {self.private.public.short()} url={self.route.label}>"
 
     @property
     def closed(self) -> bool:
@@ -146,7 +158,7 @@ class Lifecycle:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
             ) from self._failure.__cause__
-        await self._after_refusals()
+        await self._refusals.wait(self.closing)
         try:
             connection = await self._attempt_connect(label)
         except ConnectError as e:
@@ -163,17 +175,6 @@ class Lifecycle:
         self._news.clear()
         if not (self.closed or self.connected):
             await self._news.wait()
-
-    async def _after_refusals(self) -> None:
-        """Wait before another login, if the relay has refused the last ones.
-
-        Here, and not where the calls are repeated: there are several, and each would begin anew.
-        """
-        delay = self._not_before - asyncio.get_running_loop().time()
-        if self._refusals and delay > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self.closing.wait()
 
     async def for_receive(self, what: str) -> ClientConnection:
         """The connection to use for a call; made if there is none.
@@ -255,7 +256,11 @@ class Lifecycle:
         attempts = progress.attempts
         if error not in attempts:
             attempts = [*attempts, explain_timeout(error, progress, self._config.connect_timeout)]
-        detail = describe(attempts[0])
+        first = attempts[0]
+        if isinstance(first, DialError | TLSError):
+            detail = text_beside(self.route.host, first)
+        else:
+            detail = describe(first)
         if len(attempts) > 1:
             detail += f" (the first of {len(attempts)} nodes that failed)"
         text = f"{label} connect to {self.route.label}: {detail}"
@@ -271,22 +276,15 @@ class Lifecycle:
         connection.end(None, "error")
         if self.connection is connection:
             self.connection = None
-            self._count_refusals(connection)
+            if connection.admitted:
+                self.admitted = True
+                self._refusals.reset()
+            elif connection.refused:
+                self._refusals.add()
             self.unsent = connection if connection.write_failed else None
         # What a receiver was told is still news for the next sender.
         if sending and self.unsent is connection:
             self.unsent = None
-
-    def _count_refusals(self, connection: ClientConnection) -> None:
-        if connection.admitted:
-            self.admitted = True
-            self._refusals = 0
-        elif connection.refused:
-            # The first may be a relay that was about to stop: the next login is not held back.
-            delay = min(self._refusals**2 * _REFUSED_UNIT, _REFUSED_LONGEST)
-            self._refusals += 1
-            now = asyncio.get_running_loop().time()
-            self._not_before = now + delay * (0.5 + random.random())
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""

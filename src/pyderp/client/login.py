@@ -152,7 +152,12 @@ async def over_websocket(
         user_info=target.userinfo,
         headers=[(IDEAL_NODE_HEADER, ideal_node)] if ideal_node else [],
     )
-    return await over_stream(await open_websocket(link, client), login)
+    try:
+        opened = await open_websocket(link, client)
+    except UpgradeRejected as e:
+        e.websocket = True
+        raise
+    return await over_stream(opened, login)
 
 
 async def over_stream(

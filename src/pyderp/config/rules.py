@@ -8,12 +8,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from pyderp.addresses import parse_ip
+from pyderp.addresses import bare_name, check_host_name, parse_ip
 from pyderp.errors import ConfigError
 from pyderp.relay.bootstrap import BootstrapName
 
 __all__ = ["RULES", "about", "check_port", "check_setting", "check_type", "parse_eab_key"]
+
+_LONGEST_PART: Final = 63
+"""Characters of a part of a host name between dots (RFC 1035, section 2.3.4)."""
+_WITH_PORT: Final = re.compile(r":[0-9]+$")
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
@@ -80,16 +85,41 @@ def _check_home(home: str) -> None:
 def _check_admission_url(url: str) -> None:
     if url and not url.startswith(("http://", "https://")):
         raise ConfigError(f"admission URL {url!r} begins with neither http:// nor https://")
+    if url:
+        _check_host_of(url, "admission URL")
 
 
 def _check_directory(url: str) -> None:
     if not url.startswith("https://"):
         raise ConfigError(f"ACME directory {url!r} is no https:// URL")
+    _check_host_of(url, "ACME directory")
+
+
+def _check_host_of(url: str, what: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as e:
+        raise ConfigError(f"{what} cannot be used: {e}") from None
+    if not host:
+        raise ConfigError(f"{what} {url!r} names no host")
 
 
 def _check_hostname(name: str) -> None:
     if re.fullmatch(r"[0-9.]+", name) and parse_ip(name) is None:
         raise ConfigError(f"{name!r} is no IP address, and no name ends in a number")
+    if not name or parse_ip(name) is not None:
+        return
+    if "://" in name or _WITH_PORT.search(name):
+        what = "is a URL" if "://" in name else "has a port"
+        raise ConfigError(f"{name!r} {what}: want the host name alone, such as relay.example.com")
+    if any(not 0 < len(part) <= _LONGEST_PART for part in bare_name(name).split(".")):
+        raise ConfigError(
+            f"{name!r} is no host name: a part between its dots is empty or longer than "
+            f"{_LONGEST_PART} characters"
+        )
+    if name.isascii():
+        check_host_name(name)
 
 
 def _check_eab_key(text: str) -> None:

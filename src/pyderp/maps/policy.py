@@ -7,6 +7,7 @@ from typing import Final
 
 from pyderp import gojson
 from pyderp.errors import InvalidMap
+from pyderp.extras import needs
 
 __all__ = ["map_in_policy", "parse_hujson"]
 
@@ -24,9 +25,10 @@ def parse_hujson(text: str) -> object:
 
     Raises:
         InvalidMap: the text has line and column of the first mistake.
+        MissingExtra: jsonyx is not installed.
     """
-    # Not at the top: only the commands that read maps need it.
-    import jsonyx
+    with needs("cli", "maps with comments or trailing commas"):
+        import jsonyx
 
     shift = 0
     if _SNIPPET.match(text) is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from pyderp.errors import InvalidMap
+from pyderp.extras import needs
 
 __all__ = ["Tree", "YamlList", "YamlMapping", "YamlScalar", "parse_yaml"]
 
@@ -91,9 +92,10 @@ def parse_yaml(text: str) -> Tree | None:
     Raises:
         InvalidMap: not YAML, a key that is repeated or no scalar, an alias without its anchor, or
             nesting of more than 64; with line and column.
+        MissingExtra: PyYAML is not installed.
     """
-    # Not at the top: only the commands that read maps need it.
-    import yaml
+    with needs("cli", "maps in YAML"):
+        import yaml
 
     # libyaml's parser, which is ten times as fast, is in every wheel.
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -176,7 +178,7 @@ def _put(mapping: YamlMapping, key: YamlScalar, value: Tree) -> None:
 
 
 def _build(events: Iterator[Any]) -> Tree | None:
-    import yaml
+    import yaml  # `parse_yaml` has it already
 
     builder = _Builder()
     for event in events:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from pyderp.addresses import ip_literal
-from pyderp.errors import DialError, FailureReason, ProxyError, without_frames
+from pyderp.errors import DialError, FailureReason, ProxyError, text_beside, without_frames
 from pyderp.maps.region import DERPNode
 from pyderp.net.dns import DNSCache, Resolver
 from pyderp.net.link import Link, link_over_socket
@@ -58,8 +58,8 @@ async def dial_host(
         scheme: that of the URL.
 
     Raises:
-        DialError: `dial of <host>: …`; all failures are in the `ExceptionGroup` that is its
-            cause, if several addresses were tried.
+        DialError: `dial of <host>: …`, or a text that has the host already; all failures are
+            in the `ExceptionGroup` that is its cause, if several addresses were tried.
         ProxyError: the same, when it was a proxy that refused.
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
@@ -75,8 +75,18 @@ async def dial_host(
             sock = await connect_to_host(host, port, settings=settings, resolver=resolver)
         return await link_over_socket(sock)
     except OSError as e:
-        kind = ProxyError if isinstance(e, ProxyError) else DialError
-        raise kind(f"dial of {host}: {e}", reason=failure_reason(e)) from (e.__cause__ or e)
+        raise _of_host(host, e) from (e.__cause__ or e)
+
+
+def _of_host(host: str, error: OSError) -> DialError:
+    """The same error with the host in its text, once."""
+    kind = ProxyError if isinstance(error, ProxyError) else DialError
+    text = short = str(error)
+    if isinstance(error, DialError):
+        short = text_beside(host, error)
+    if short == text:
+        text = f"dial of {host}: {text}"
+    return kind(text, reason=failure_reason(error), host=host, short=short)
 
 
 async def dial_node(
@@ -91,8 +101,8 @@ async def dial_node(
 
     IPv4 and IPv6 race, over the addresses in the node or else over those that its host name
     has. With an HTTP proxy (`settings.proxy` or HTTPS_PROXY) the tunnel goes to the host
-    name. With a SOCKS5 proxy (ALL_PROXY as well) one connection goes to the node's address,
-    or to its host name if the node has none.
+    name, or to the node's address if it has none. With a SOCKS5 proxy (ALL_PROXY as well) one
+    connection goes to the node's address, or to its host name if the node has none.
 
     All of it has 1.5 s, unless there is an HTTP proxy: that has no time limit here.
 
@@ -108,17 +118,19 @@ async def dial_node(
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
     _check(node, port)
+    ways = _ways(node)
+    # Go's client asks for an empty name, or (v1.104) not at all: such a node has an address.
+    host = node.host_name or next((address for _, address in ways if address), "")
     proxy = explicit_proxy(settings) or connect_proxy_from_environment(
-        settings, node.host_name, _HTTPS, tls=True
+        settings, host, _HTTPS, tls=True
     )
     if proxy is not None and not proxy.is_socks:
-        return await _through(proxy, node.host_name, port, settings, resolver)
-    ways = _ways(node)
+        return await _through(proxy, host, port, settings, resolver)
     if not ways:
         raise _bad_map("both IPv4 and IPv6 are explicitly disabled for node")
     if prefer_ipv6:
         ways.reverse()
-    proxy = proxy or _socks_for_node(settings, node.host_name, ways[0][1], port)
+    proxy = proxy or _socks_for_node(settings, host, ways[0][1], port)
     try:
         async with asyncio.timeout(NODE_TIMEOUT):
             if proxy is not None:

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 from pyderp.addresses import IPAddress, parse_ip, unmapped
 from pyderp.errors import DialError, FailureReason, NameNotFound
 from pyderp.tasks import SingleFlight, in_own_thread
+from pyderp.text import name_words
 
 __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
@@ -97,11 +98,17 @@ async def lookup(
         error = NameNotFound if none or isinstance(e, NameNotFound) else DialError
         late = isinstance(e, TimeoutError)
         reason = FailureReason.TIMEOUT if late else FailureReason.UNKNOWN_NAME
-        raise error(f"look-up of {host!r}: {text}", reason=reason) from e
+        raise error(
+            f"look-up of {host!r}: {text}", reason=reason, host=host, short=f"look-up: {text}"
+        ) from e
     except ValueError as e:  # labels too long or empty, zero bytes
-        raise NameNotFound(f"{host!r} is not a host name: {e}") from e
+        raise NameNotFound(
+            f"{host!r} is not a host name: {name_words(e)}",
+            host=host,
+            short=f"not a host name: {name_words(e)}",
+        ) from e
     if not found:
-        raise NameNotFound(f'no IPs for "{host}" found')
+        raise NameNotFound(f'no IPs for "{host}" found', host=host, short="no IPs found")
     return [unmapped(ip) for ip in found]
 
 
@@ -215,14 +222,26 @@ class DNSCache:
                 except DialError as e:
                     failures.append(e)
                 except TimeoutError:
-                    text = f"look-up of {host!r}: no answer within {timeout:g} s"
-                    failures.append(DialError(text, reason=FailureReason.TIMEOUT))
+                    failures.append(_unanswered(host, timeout))
                 timeout = _FALLBACK_TIMEOUT
-            raise DialError(str(failures[0]), reason=failures[0].reason) from ExceptionGroup(
-                "all look-ups failed", failures
-            )
+            raise DialError(
+                str(failures[0]),
+                reason=failures[0].reason,
+                host=failures[0].host,
+                short=failures[0].short,
+            ) from ExceptionGroup("all look-ups failed", failures)
         finally:
             failures.clear()  # they hold this frame
+
+
+def _unanswered(host: str, timeout: float) -> DialError:
+    text = f"no answer within {timeout:g} s"
+    return DialError(
+        f"look-up of {host!r}: {text}",
+        reason=FailureReason.TIMEOUT,
+        host=host,
+        short=f"look-up: {text}",
+    )
 
 
 def _debug(wanted: bool, host: str, text: str, *values: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from pyderp.errors import DerpError, LocalProtocolError, raisable, without_frames
 from pyderp.net.link import NO_RECEIVER, Link, Receiver, link_over_socket
+from pyderp.text import system_words
 
 __all__ = ["ByteStream", "Stream", "StreamLink", "as_link", "describe"]
 
@@ -213,4 +214,6 @@ class StreamLink(Link):
 
 def describe(error: Exception) -> str:
     """An error in words, also one that has none of its own."""
+    if isinstance(error, OSError) and not isinstance(error, DerpError):
+        return system_words(error)
     return str(error) or type(error).__name__

@@ -23,6 +23,7 @@ from pyderp.tasks import cancel_and_wait
 
 __all__ = [
     "Attempt",
+    "as_dial_error",
     "connect_socket",
     "connect_to_any",
     "connect_to_host",
@@ -61,7 +62,7 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as e:
-        raise DialError(f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)) from e
+        raise _no_connection(address, where, e) from e
     try:
         sock.setblocking(False)
         _set_keepalive(sock)
@@ -73,13 +74,18 @@ async def connect_socket(address: str, port: int, *, settings: NetworkSettings) 
         try:
             await asyncio.get_running_loop().sock_connect(sock, (address, port))
         except OSError as e:
-            raise DialError(
-                f"connect to {where}: {_system_text(e)}", reason=failure_reason(e)
-            ) from e
+            raise _no_connection(address, where, e) from e
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _no_connection(address: str, where: str, error: OSError) -> DialError:
+    text = _system_text(error)
+    return DialError(
+        f"connect to {where}: {text}", reason=failure_reason(error), host=address, short=text
+    )
 
 
 def failure_reason(error: OSError) -> FailureReason:
@@ -90,6 +96,13 @@ def failure_reason(error: OSError) -> FailureReason:
         (reason for kind, reason in _REASONS if isinstance(error, kind)),
         FailureReason.UNREACHABLE,
     )
+
+
+def as_dial_error(error: OSError, reason: FailureReason) -> DialError:
+    """A new error with the text of another one, and its host."""
+    if isinstance(error, DialError):
+        return DialError(str(error), reason=reason, host=error.host, short=error.short)
+    return DialError(str(error), reason=reason)
 
 
 def _set_keepalive(sock: socket.socket) -> None:
@@ -178,7 +191,7 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
             raise fatal[0]
         if not winners:
             reason = min(map(failure_reason, failures), key=_PRECEDENCE.index)
-            raise DialError(str(failures[0]), reason=reason) from ExceptionGroup(
+            raise as_dial_error(failures[0], reason) from ExceptionGroup(
                 "all attempts failed", failures
             )
         return winners.pop(0)

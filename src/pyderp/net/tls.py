@@ -16,7 +16,16 @@ from pyderp.errors import CertificateError, FailureReason, TLSError, raisable, w
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig, client_context
-from pyderp.net.verify import Rule, describe, make_rule, presented_chain, self_signed_issuer
+from pyderp.net.verify import (
+    UNNAMED,
+    Rule,
+    describe,
+    make_rule,
+    presented_chain,
+    self_signed_issuer,
+    verify_by_program,
+)
+from pyderp.text import is_alert, name_words, openssl_words
 
 __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 
@@ -26,13 +35,17 @@ _SLICE: Final = 16 * 1024
 """A memory buffer of OpenSSL never shrinks again."""
 _RECORD: Final = 16 * 1024
 """The most plaintext that a record has (RFC 8446, section 5.1)."""
-_ALERTS: Final = {
+_NAME_ALERTS: Final = {
     "TLSV1_ALERT_INTERNAL_ERROR": "internal error",
     "TLSV1_UNRECOGNIZED_NAME": "unrecognized name",
 }
 """OpenSSL's names of what relays answer to a server name that is not theirs."""
 _HANDSHAKE_OR_ALERT: Final = (0x16, 0x15)
 """Types of the record that a TLS server may begin with."""
+
+
+def _reason(error: ssl.SSLError) -> FailureReason:
+    return FailureReason.TLS_REFUSED if is_alert(error) else FailureReason.TLS_FAILED
 
 
 class HealthTracker(Protocol):
@@ -78,7 +91,7 @@ async def start_tls(
     Args:
         link: connected and not started.
         server_name, cert_name, insecure: as `make_rule`. A host name is sent in the handshake.
-        config: which authorities to trust.
+        config: which authorities to trust, and functions of the program.
         settings: `keylog_file` and `verbose_tls` hold here.
         health: called after each verification.
 
@@ -94,7 +107,7 @@ async def start_tls(
         context = client_context(
             config, chain=rule.chain, hostname=rule.hostname, keylog_file=settings.keylog_file
         )
-        handshake = _Handshake(link, context, rule)
+        handshake = _Handshake(link, context, rule, config)
         try:
             await handshake.run()
         except CertificateError as e:
@@ -110,9 +123,10 @@ async def start_tls(
 class _Handshake:
     """The time until a certificate is verified."""
 
-    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule) -> None:
+    def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule, config: TLSConfig) -> None:
         self._link = link
         self._rule = rule
+        self._verify = config.verify
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._first = b""
@@ -123,8 +137,10 @@ class _Handshake:
             # None sends no name, but is only for what compares none: `ssl` would skip that.
             host = name if name or rule.hostname else None
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        except (TypeError, ValueError) as e:  # TypeError: it has a null byte
+        except TypeError as e:  # it has a null byte
             raise TLSError(f"{name!r} cannot be a server's name: {e}") from e
+        except ValueError as e:
+            raise TLSError(f"{name!r} cannot be a server's name: {name_words(e)}") from e
 
     async def run(self) -> None:
         """Exchange what the handshake needs, and verify."""
@@ -133,11 +149,14 @@ class _Handshake:
                 self._link.write(self._outgoing.read())
             data = await self._link.read()
             if not data:
-                raise TLSError(f"{self._rule.server_name}: closed during the TLS handshake")
+                raise self._error("closed during the TLS handshake")
             self._first = self._first or data[:1]
             self._incoming.write(data)
         # Our last message of the handshake has not left yet, if this fails.
-        self._rule.check(presented_chain(self._tls), now=datetime.datetime.now(datetime.UTC))
+        chain = presented_chain(self._tls)
+        self._rule.check(chain, now=datetime.datetime.now(datetime.UTC))
+        if self._verify is not None:
+            verify_by_program(self._verify, self._rule.server_name, chain)
 
     def _step(self) -> bool:
         try:
@@ -153,20 +172,27 @@ class _Handshake:
         return True
 
     def _failure(self, error: ssl.SSLError) -> TLSError:
-        name = self._rule.server_name
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
-            text = f"{name}: the server does not speak TLS on this port"
-            return TLSError(text, reason=FailureReason.NO_TLS)
-        reason = error.reason or str(error)
+            text = "the server does not speak TLS on this port"
+            return self._error(text, reason=FailureReason.NO_TLS)
+        reason = error.reason
         if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
-            return TLSError(f"{name}: the server speaks neither TLS 1.2 nor TLS 1.3")
-        if reason in _ALERTS:
-            return TLSError(
-                f"{name}: TLS handshake failed: the server ended it with the alert "
-                f"{_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
-                f"{name or 'a client that names no server'}: check the name, HostName in a map"
+            text = "the server speaks neither TLS 1.2 nor TLS 1.3"
+            return self._error(text, reason=FailureReason.TLS_REFUSED)
+        if reason in _NAME_ALERTS:
+            whom = "this name" if self._rule.server_name else "a client that names no server"
+            return self._error(
+                f"TLS handshake failed: the server ended it with the alert "
+                f"{_NAME_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
+                f"{whom}: check the name, HostName in a map",
+                reason=FailureReason.TLS_NAME,
             )
-        return TLSError(f"{name}: TLS handshake failed: {_words(reason)}")
+        text = f"TLS handshake failed: {openssl_words(error)}"
+        return self._error(text, reason=_reason(error))
+
+    def _error(self, text: str, *, reason: FailureReason | None = None) -> TLSError:
+        rule = self._rule
+        return TLSError(f"{rule.server}: {text}", reason=reason, host=rule.server_name, short=text)
 
     def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
@@ -174,9 +200,9 @@ class _Handshake:
         """Report what verification found."""
         chain = presented_chain(self._tls)
         if verbose:
-            _log.info("%s: %s", self._rule.server_name, error or "certificate accepted")
+            _log.info("%s: %s", self._rule.server, error or "certificate accepted")
             for number, der in enumerate(chain):
-                _log.info("%s: certificate %d: %s", self._rule.server_name, number, describe(der))
+                _log.info("%s: certificate %d: %s", self._rule.server, number, describe(der))
         if health is None:
             return
         problem = None
@@ -272,7 +298,8 @@ class TlsLink(LayeredLink):
 
     def _fail(self, error: ssl.SSLError) -> None:
         self._ended = True
-        self._error = TLSError(f"{self.state.server_name}: TLS: {_words(error.reason or '')}")
+        name = self.state.server_name or UNNAMED
+        self._error = TLSError(f"{name}: TLS: {openssl_words(error)}", reason=_reason(error))
         self._error.__cause__ = without_frames(error)
 
     # Called by us
@@ -313,7 +340,3 @@ class TlsLink(LayeredLink):
         """Close the link below, without a close alert (so does `close`, as in Go)."""
         self._ended = True
         self._lower.abort()
-
-
-def _words(reason: str) -> str:
-    return reason.lower().replace("_", " ")

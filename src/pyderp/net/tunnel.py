@@ -7,6 +7,7 @@ import base64
 import logging
 import re
 import socket
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -22,7 +23,7 @@ from pyderp.net.link import LayeredLink, Link, Receiver, link_over_socket
 from pyderp.net.settings import NetworkSettings, Proxy
 from pyderp.net.tcp import connect_to_host
 from pyderp.net.tls import TLSConfig, start_tls
-from pyderp.text import h11_words, printable
+from pyderp.text import h11_words, printable, system_words
 
 __all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", "open_tunnel"]
 
@@ -94,7 +95,8 @@ async def _secure(link: Link, proxy: Proxy, settings: NetworkSettings) -> Link:
     try:
         return await start_tls(link, server_name=proxy.host, config=_PROXY_TLS, settings=settings)
     except (TLSError, OSError) as e:
-        raise ProxyError(f"TLS to HTTP proxy {proxy.redacted}: {e}") from e
+        text = system_words(e) if isinstance(e, OSError) else str(e)
+        raise ProxyError(f"TLS to HTTP proxy {proxy.redacted}: {text}") from e
 
 
 async def open_tunnel(
@@ -136,7 +138,7 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     try:
         response = await _response(link, connection)
     except OSError as e:
-        raise ProxyError(f"no response from {what}: {e.strerror or e}") from e
+        raise ProxyError(f"no response from {what}: {system_words(e)}") from e
     except h11.RemoteProtocolError as e:
         # h11 raises it in a method of itself: its own frames hold it.
         raise ProxyError(f"bad response from {what}: {h11_words(e)}") from without_frames(e)
@@ -145,7 +147,7 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     if response.status_code != 200:
         raise ProxyError(
             f"invalid response status from {what}: {status}{_schemes(response)}",
-            reason=_reason_of_status(response.status_code),
+            reason=_reason_of(response),
         )
     _log.debug("derphttp: CONNECT dial to %s: %s", target, status)
     return connection.trailing_data[0]
@@ -153,17 +155,29 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
 
 def _schemes(response: h11.Response) -> str:
     """The ways to log in that a proxy offers, for an error; of each its name alone."""
-    offered = [value for name, value in response.headers if name == b"proxy-authenticate"]
-    names = dict.fromkeys(printable(each.decode("latin-1").split(" ")[0], 20) for each in offered)
+    names = _offered(response)
     if not names:
         return ""
     text = f"; it offers the login by {', '.join(names)}"
-    return text if "basic" in map(str.lower, names) else f"{text}, and not by Basic"
+    return text if _takes_basic(names) else f"{text}, and not by Basic"
 
 
-def _reason_of_status(status: int) -> FailureReason:
+def _offered(response: h11.Response) -> list[str]:
+    offered = [value for name, value in response.headers if name == b"proxy-authenticate"]
+    names = (each.decode("latin-1").partition(" ")[0] for each in offered)
+    return list(dict.fromkeys(printable(name, 20) for name in names if name))
+
+
+def _takes_basic(names: Sequence[str]) -> bool:
+    return "basic" in map(str.lower, names)
+
+
+def _reason_of(response: h11.Response) -> FailureReason:
+    status = response.status_code
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED):
-        return FailureReason.PROXY_LOGIN
+        names = _offered(response)
+        known = not names or _takes_basic(names)
+        return FailureReason.PROXY_LOGIN if known else FailureReason.PROXY_LOGIN_UNKNOWN
     if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND) or 500 <= status < 600:
         return FailureReason.PROXY_REFUSED
     return FailureReason.PROXY_BROKEN
@@ -177,6 +191,8 @@ async def _response(link: Link, connection: h11.Connection) -> h11.Response:
             return event
         if event is h11.NEED_DATA:
             data = await link.read()
+            if not data and not received:
+                raise h11.RemoteProtocolError("it closed the connection without an answer")
             received += len(data)
             connection.receive_data(data)
             # What comes after a head in one piece with it is not counted against it.
@@ -328,7 +344,7 @@ class _Stream:
 
     def _broken(self, error: OSError) -> ProxyError:
         # A frame of asyncio holds the future that holds the error.
-        return self._error(without_frames(error).strerror or str(error))
+        return self._error(system_words(without_frames(error)))
 
     def _error(self, reason: str) -> ProxyError:
         return ProxyError(f"SOCKS5 proxy {self._proxy.redacted}: {reason}")

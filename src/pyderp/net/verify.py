@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import inspect
 import ssl
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from pyderp import certnames
 from pyderp.addresses import ip_literal
 from pyderp.errors import CertificateError, FailureReason, PinMismatch, TLSError
 from pyderp.maps.region import PIN_PREFIX
-from pyderp.text import printable
+from pyderp.text import name_words, printable
 from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted
 
 __all__ = [
+    "UNNAMED",
     "Rule",
     "describe",
     "intercepted",
@@ -36,8 +38,11 @@ __all__ = [
     "quotable",
     "reading",
     "self_signed_issuer",
+    "verify_by_program",
 ]
 
+UNNAMED: Final = "the unnamed server"
+"""How errors call the node of a map that has no HostName."""
 _UNREADABLE: Final = (
     ValueError,
     TypeError,  # a name that is a string of bits
@@ -143,6 +148,15 @@ _REASONS: Final = {
     10: FailureReason.CERTIFICATE_EXPIRED,  # CERT_HAS_EXPIRED
     62: FailureReason.CERTIFICATE_OTHER_NAME,  # HOSTNAME_MISMATCH
     64: FailureReason.CERTIFICATE_OTHER_NAME,  # IP_ADDRESS_MISMATCH
+    # Refused whatever is trusted: another --ca helps nobody.
+    7: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_SIGNATURE_FAILURE
+    22: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_CHAIN_TOO_LONG
+    23: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_REVOKED
+    24: FailureReason.CERTIFICATE_UNUSABLE,  # INVALID_CA
+    26: FailureReason.CERTIFICATE_UNUSABLE,  # INVALID_PURPOSE
+    66: FailureReason.CERTIFICATE_UNUSABLE,  # EE_KEY_TOO_SMALL
+    67: FailureReason.CERTIFICATE_UNUSABLE,  # CA_KEY_TOO_SMALL
+    68: FailureReason.CERTIFICATE_UNUSABLE,  # CA_MD_TOO_WEAK
 }
 
 
@@ -163,6 +177,11 @@ class Rule:
     """SHA-256 of it, 64 lower-case hex digits. No chain then."""
 
     @property
+    def server(self) -> str:
+        """The server as errors and logs name it."""
+        return self.server_name or UNNAMED
+
+    @property
     def hostname(self) -> bool:
         """Whether OpenSSL compares the names."""
         return self.chain and not self.other_name
@@ -178,12 +197,17 @@ class Rule:
             PinMismatch: another certificate is pinned.
             CertificateError: it is for another name or time.
         """
+        if not chain and (self.chain or self.pin is not None):
+            # As with ciphers that need none, which only a program's own context can have.
+            text = "the server presented no certificate"
+            name = self.server_name
+            raise CertificateError(f"{name}: {text}", host=name, short=text)
         if self.pin is not None:
             host = "" if ip_literal(self.server_name) else self.server_name
             _check_pin(chain, self.pin, host, now)
         elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
-                f"certificate of {self.server_name}: not valid for {self.other_name!r}, the name"
+                f"certificate of {self.server}: not valid for {self.other_name!r}, the name"
                 f" it was to have; {describe(chain[0])}",
                 reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
@@ -195,9 +219,12 @@ class Rule:
         problem = error.verify_message.rstrip(".")
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
+        text = f"{wanted}: {problem}{seen}{intercepted(chain)}"
         return CertificateError(
-            f"certificate of {self.server_name}{wanted}: {problem}{seen}{intercepted(chain)}",
+            f"certificate of {self.server}{text}",
             reason=_REASONS.get(error.verify_code),
+            host=self.server_name,
+            short=f"certificate{text}",
         )
 
 
@@ -221,6 +248,33 @@ def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) 
     if other == name:
         other = ""
     return Rule(server_name=name, chain=not insecure or bool(other), other_name=other)
+
+
+def verify_by_program(
+    verify: Callable[[str, tuple[bytes, ...]], object], name: str, chain: tuple[bytes, ...]
+) -> None:
+    """Have a function of the program check a certificate that has passed all other checks.
+
+    Raises:
+        CertificateError: it raised something, or returned something: a function that returns
+            False or is `async` would otherwise accept all.
+    """
+    try:
+        answer = verify(name, chain)
+    except CertificateError:
+        raise
+    except Exception as e:
+        text = f"TLSConfig.verify refused it: {str(e) or type(e).__name__}"
+        raise CertificateError(
+            f"certificate of {name}: {text}", host=name, short=f"certificate: {text}"
+        ) from e
+    if answer is not None:
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise CertificateError(
+            f"certificate of {name}: TLSConfig.verify returned a {type(answer).__name__}; it must "
+            "return None, or raise CertificateError to refuse"
+        )
 
 
 def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
@@ -249,9 +303,12 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
             f" {describe(chain[0])}"
         )
     if host and not is_for(chain[0], host):
+        text = f": {describe(chain[0])}"
         raise CertificateError(
-            f'cert does not match server name "{quotable(host)}": {describe(chain[0])}',
+            f'cert does not match server name "{quotable(host)}"{text}',
             reason=FailureReason.CERTIFICATE_OTHER_NAME,
+            host=host,
+            short=f"cert does not match the server name{text}",
         )
     with reading(chain[0]) as certificate:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -279,4 +336,4 @@ def _bare(server_name: str) -> str:
     try:
         return name.encode("idna").decode("ascii")
     except UnicodeError as e:
-        raise TLSError(f"{server_name!r} cannot be a server's name: {e}") from e
+        raise TLSError(f"{server_name!r} cannot be a server's name: {name_words(e)}") from e

@@ -1,6 +1,6 @@
-"""What waits for a destination whose socket takes no more: bounded, oldest dropped first.
+"""The queues of a destination whose socket is full: bounded, the oldest packet is dropped first.
 
-What waits are runs: neighbouring frames in one piece of bytes.
+A run is several neighbouring frames in one bytes object.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Backlog", "Batch", "packets_at_the_end", "recv_frame", "split_run"]
 
 
 def recv_frame(src: bytes, packet: bytes) -> bytes:
-    """A RecvPacket frame, of a raw key."""
+    """Return a RecvPacket frame; `src` is the sender's raw key."""
     return b"".join((frame_header(FrameType.RECV_PACKET, KEY_LEN + len(packet)), src, packet))
 
 
 def split_run(run: bytes) -> Iterator[bytes]:
-    """The single frames of a run, each a copy, so that none keeps the whole run alive."""
+    """Yield the frames of a run, each a copy: a queued one must not keep the run alive."""
     pos = 0
     while pos < len(run):
         _, length = HEADER.unpack_from(run, pos)
@@ -40,12 +40,12 @@ def split_run(run: bytes) -> Iterator[bytes]:
 
 
 def packets_at_the_end(written: list[bytes], unsent: int) -> list[tuple[int, int, bool]]:
-    """The packets that the last `unsent` bytes of a write belong to, last first.
+    """Find the packets that the last `unsent` bytes of a write belong to, last first.
 
-    Numbers and not the frames, because the transport has its own copy of those.
+    It returns numbers, not frames: the transport holds its own copy of those.
 
     Returns:
-        of each: how many bytes were written behind it, its size, whether it is disco.
+        for each packet: the bytes written after it, its size, whether it is disco.
     """
     found: list[tuple[int, int, bool]] = []
     behind = 0
@@ -63,7 +63,7 @@ def packets_at_the_end(written: list[bytes], unsent: int) -> list[tuple[int, int
 PACKET_OVERHEAD: Final = FRAME_HEADER_LEN + KEY_LEN
 MAX_RECV_FRAME: Final = PACKET_OVERHEAD + MAX_PACKET_SIZE
 MAX_UNSENT: Final = SEND_QUEUE_BYTES - MAX_RECV_FRAME
-"""Bytes handed to a transport at once: with one more packet queued, still within the bound."""
+"""Bytes handed to a transport at once: one more packet may be queued within SEND_QUEUE_BYTES."""
 _BATCH_BYTES: Final = 64 * 1024
 
 
@@ -115,34 +115,34 @@ class PacketQueue(deque[bytes]):
 class Backlog:
     """The queues of one destination: data and disco packets, presence changes, other frames.
 
-    Data and disco are kept apart, so that a flood of one cannot push out the other: each
-    holds at most `depth` packets, both together at most `limit` bytes, and
-    only a queue that has more than half of them gives way to the other.
-    It exists only while something waits.
+    Data and disco packets have a queue each, so that a flood of one cannot push out the other.
+    Each holds at most `depth` packets, both together at most `limit` bytes; a queue loses packets
+    to the other one only while it holds more than half of the bytes. A connection has a backlog
+    only while something waits.
     """
 
     limit: int = SEND_QUEUE_BYTES
-    """Bytes of packets that may wait, at least one packet's."""
+    """Bytes of packets that may wait; at least the largest packet fits."""
     depth: int = SEND_QUEUE_DEPTH
-    """Packets that may wait in each of the two."""
+    """Packets that may wait in each of the two queues."""
     data: PacketQueue = field(default_factory=PacketQueue)
     disco: PacketQueue = field(default_factory=PacketQueue)
     changes: deque[bytes] = field(default_factory=deque)
     """PeerPresent and PeerGone frames for a watcher."""
     picture_waits: bool = False
-    """All of a picture that the watcher asked for is still among the changes."""
+    """The whole picture that a watcher asked for is still among `changes`."""
     control: list[bytes] = field(default_factory=list)
-    """Pongs, PeerGone, KeepAlive: bounded by what causes them."""
+    """Pongs, PeerGone, KeepAlive. Each of their senders has a bound of its own."""
     since: float = 0.0
-    """When it began to wait, on the router's clock."""
+    """When the first packet began to wait, on the router's clock."""
     in_flight: list[tuple[int, int, bool]] = field(default_factory=list)
-    """Packets that the kernel did not take yet: bytes written behind each, its size, whether
-    it is disco. They count as sent once it did."""
+    """Packets that were written and that the kernel has yet to take, as `packets_at_the_end`
+    returns them. They count as sent when the kernel has taken them."""
 
     def put(self, frame: bytes, *, disco: bool) -> list[tuple[bytes, bool]]:
-        """Queue a RecvPacket frame; returns the frames dropped for it, each with its kind.
+        """Queue a RecvPacket frame; return the dropped frames, each with whether it is disco.
 
-        The frame itself is among them, as the last, if no room could be made.
+        If no room can be made, the frame itself is the last of them.
         """
         dropped: list[tuple[bytes, bool]] = []
         own, other = (self.disco, self.data) if disco else (self.data, self.disco)
@@ -178,7 +178,7 @@ class Backlog:
         return batch
 
     def drain_packets(self) -> list[tuple[bytes, bool]]:
-        """Empty the packet queues; returns the frames, each with its kind."""
+        """Empty the packet queues; return the frames, each with whether it is disco."""
         data = [(self.data.take(), False) for _ in range(len(self.data))]
         return data + [(self.disco.take(), True) for _ in range(len(self.disco))]
 

@@ -1,7 +1,7 @@
-"""Bootstrap DNS: the addresses in an answer to a client whose DNS is broken. No I/O.
+"""Bootstrap DNS: which addresses a client with broken DNS gets in its answer. No I/O.
 
-Every answer has all published names. An unpublished one is returned only to clients that ask for
-it by name, and of those only to a percentage: for a slow roll-out. As `derper` does
+Every answer has all published names. An unpublished name is returned only to clients that ask
+for it, and only to a percentage of those: for a slow roll-out. As `derper` does
 (`cmd/derper/bootstrap_dns.go`).
 """
 
@@ -28,7 +28,7 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_QUERIED: Final = 500
-"""Different names that clients asked for and that are counted; one more, and that begins anew."""
+"""Different names that are remembered for `queried_domains`; the next one clears the set."""
 _MAX_NAME: Final = 255
 """Characters of a name asked for that are remembered; no DNS name is longer."""
 _PERCENT: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -70,15 +70,15 @@ class BootstrapCounters:
     requests: int = 0
     published_hits: int = 0
     published_misses: int = 0
-    """Asked for by name, but it has no address."""
+    """Queries for a published name that has no address."""
     unpublished_hits: int = 0
-    """Known, whether or not the client is of the percentage."""
+    """Queries for an unpublished name with addresses, whether or not the client got them."""
     unpublished_misses: int = 0
-    """Queries for a name that is unknown or withheld from the client, and not published either."""
+    """Queries for a name that is not published, and that is unknown or withheld from the client."""
     unpublished_percent_misses: int = 0
-    """Known, but the client is not of the percentage."""
+    """Queries for an unpublished name whose addresses were withheld from the client."""
     queried_domains: int = 0
-    """How many different names were asked for; from 501 on it begins anew."""
+    """Different names in queries; the count starts again after 500."""
 
 
 def percentage(texts: Iterable[str]) -> int:
@@ -94,9 +94,9 @@ def in_percentage(address: str, percent: int, *, uniform: Callable[[], float]) -
     """Whether a client belongs to a percentage; the same address always gets the same answer.
 
     Args:
-        address: its IP address; what is none belongs only to 100.
+        address: its IP address; a text that is no IP address belongs only to 100 percent.
         percent: from 0 to 100.
-        uniform: returns numbers from [0, 1): on loopback, where tests are, chance decides.
+        uniform: returns numbers from [0, 1); decides for clients on loopback, as in tests.
     """
     if percent <= 0 or percent >= 100:
         return percent >= 100
@@ -121,13 +121,13 @@ def _pcg_float(seed: bytes) -> float:
 
 
 class LastGood(Generic[T]):
-    """What was found out last about each name, while nothing newer is known.
+    """The last answer for each name, kept for a limited time.
 
-    A name server that does not answer for a while takes nothing away from clients whose DNS is
-    broken as well. But an address that no name server confirms is another machine's some day.
+    While a name server does not answer, clients with broken DNS still get the last addresses.
+    The time is limited because an unconfirmed address may belong to another machine by then.
 
     Args:
-        keep: seconds that something is good without being found anew.
+        keep: seconds that a value is used without being found again.
     """
 
     def __init__(self, keep: float) -> None:
@@ -135,22 +135,22 @@ class LastGood(Generic[T]):
         self._found: dict[str, tuple[float, T]] = {}
 
     def found(self, name: str, value: T, now: float) -> None:
-        """This is the news about a name."""
+        """Keep a name's newest value."""
         self._found[name] = now + self._keep, value
 
     def gone(self, name: str) -> None:
-        """The name is known not to exist."""
+        """Forget a name that does not exist any more."""
         self._found.pop(name, None)
 
     def get(self, name: str, now: float) -> T | None:
-        """What is known about a name."""
+        """Return a name's last value, if it is not too old."""
         until, value = self._found.get(name, (now, None))
         return value if now < until else None
 
 
 @dataclass(slots=True)
 class BootstrapAnswers:
-    """The addresses known at the moment, and which of them an answer has."""
+    """The addresses that are known now, and which of them a client gets."""
 
     counters: BootstrapCounters = field(default_factory=BootstrapCounters)
     _published: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -159,19 +159,19 @@ class BootstrapAnswers:
     _queried: set[str] = field(default_factory=set)
 
     def publish(self, addresses: Mapping[str, Sequence[str]]) -> None:
-        """Replace what every answer has: the addresses of each published name."""
+        """Replace the published names and their addresses, which every answer has."""
         self._published = addresses
         self._body = _as_json(addresses) if addresses else b"null"
 
     def keep_for_askers(self, addresses: Mapping[str, tuple[Sequence[str], int]]) -> None:
-        """Replace what queries by name get: addresses, and the percentage of clients."""
+        """Replace the unpublished names: addresses, and the percentage of clients for each."""
         self._unpublished = addresses
 
     def answer(self, name: str, address: str, *, uniform: Callable[[], float]) -> bytes:
-        """The JSON that a request is answered with; empty before anything was published.
+        """Return the JSON for a request; empty before `publish` was called.
 
         Args:
-            name: what it asks for; empty: nothing by name. Upper and lower case differ.
+            name: the name in the query; empty: none. Upper and lower case differ.
             address: the client's.
             uniform: as for `in_percentage`.
         """

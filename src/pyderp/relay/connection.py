@@ -1,4 +1,4 @@
-"""One logged-in connection, as the relay's core sees it, and why and how connections end."""
+"""One logged-in connection as the router sees it; why and how connections end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["Connection", "EndReason", "How", "Sink"]
 
 
 class How(Enum):
-    """What becomes of the bytes that were written and that the kernel did not take yet."""
+    """How a connection ends: what happens to written bytes that the kernel has yet to take."""
 
     NOW = "now"
-    """They are lost, and counted as lost. What the kernel has may still arrive."""
+    """They are dropped and counted as lost. Bytes that the kernel has may still arrive."""
     GRACEFUL = "graceful"
     """They are written first, then the last words of TLS and of a websocket. Then the relay
     closes its half and discards what the client still sends: with unread bytes the kernel
     would reset the connection, and throw away what it had not delivered."""
     LOST = "lost"
-    """The connection is gone already; so are they."""
+    """The connection is gone already, and they are lost with it."""
 
 
 class EndReason(Enum):
@@ -42,61 +42,64 @@ class EndReason(Enum):
     NO_LOGIN = "no_login"
     """The client did not log in, or send its next request, in time."""
     REFUSED = "refused"
-    """Admission did not let the client in."""
+    """Admission refused the client."""
     DISALLOWED_APP_NAME = "disallowed_app_name"
     """The client gave its program one of the names of `--disallow-app-names`."""
     REVOKED = "revoked"
-    """Admission lets the client in no longer."""
+    """Admission no longer allows the client."""
     MESH_PEER = "mesh_peer"
     """A relay of the mesh asked for it (ClosePeer)."""
     WATCHER_BEHIND = "watcher_behind"
     """Too many presence changes waited for a watcher."""
     WRITE_TIMEOUT = "write_timeout"
-    """The client took no byte for too long while more waited here."""
+    """The client read nothing for too long while bytes waited for it."""
     DEAD_PATH = "dead_path"
     """The client's kernel acknowledged nothing for too long."""
     RESET = "reset"
     """The client's kernel reset the connection."""
     TIMED_OUT = "timed_out"
-    """Our kernel gave the connection up, say after unanswered keepalive probes."""
+    """This host's kernel gave up, for example after unanswered keepalive probes."""
     LOST = "lost"
-    """Our kernel ended the connection for another cause."""
+    """This host's kernel ended the connection for another cause."""
     FAILED = "failed"
-    """The relay failed to answer; a bug, which is logged with its traceback."""
+    """The relay raised an unexpected error: a bug, logged with its traceback."""
 
 
 class Sink(Protocol):
-    """Where a connection's frames go: the transport, or a list in a test."""
+    """Where the router writes a connection's frames: a transport, or a list in a test."""
 
     def send(self, chunks: list[bytes]) -> bool:
-        """Write whole frames. The list is the caller's again afterwards.
+        """Write whole frames. The caller may reuse the list afterwards.
 
         May call `Router.pause` for this connection when the kernel does not take all.
 
         Returns:
-            False: nothing was written, as the connection is about to end.
+            False if nothing was written because the connection is about to end.
         """
 
     def unsent_size(self) -> int:
         """Bytes at the end of what `send` last wrote that the kernel did not take.
 
-        They are bytes of frames: those that TLS or a websocket added are not among them.
+        Bytes of frames only: those that TLS or a websocket adds are not counted.
         """
 
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
         """Unregister the connection and close it.
 
         Args:
-            detail: for the log; empty: the end is nothing to be logged.
+            detail: for the log; empty: the end is not logged.
         """
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Connection:
-    """State of one connection between login and end. Idle ones must stay small: see `bench/`."""
+    """The state of one connection between login and end.
+
+    A relay holds tens of thousands of idle ones, so an idle one must stay small: see `bench/`.
+    """
 
     key: bytes
-    """The client's public key, 32 raw bytes: routing compares bytes, not objects."""
+    """The client's public key, 32 raw bytes, because comparing bytes is what routing does."""
     sink: Sink
     """Where its frames go."""
     _: KW_ONLY
@@ -110,50 +113,50 @@ class Connection:
     is_prober: bool = False
     not_ideal: bool = False
     app_name: str = ""
-    """What the client calls itself; the login has checked that it keeps the rule."""
+    """The name of the client's program, which the login has checked."""
     version: int = 0
     """The protocol version that the client named when it logged in."""
     takes_health: bool = False
-    """Known to take Health and Restarting: others may end on a frame they do not know."""
+    """Whether the client takes Health and Restarting; others may end on an unknown frame."""
 
     preferred: bool = False
     is_dup: bool = False
     """Another connection has the same key."""
     has_left: bool = False
-    """No longer registered: what it still sends or is sent is for no one."""
+    """It is no longer registered: further frames from it or for it are discarded."""
     # Packets that the client sent, for peers here or forwarded, and packets written to it.
     # The bytes are those of the packets alone, without frame headers and keys.
     packets_received: int = 0
     bytes_received: int = 0
     packets_sent: int = 0
     bytes_sent: int = 0
-    # What leaves at the end of this turn of the loop: runs of whole frames.
+    # Runs of whole frames that `flush` writes at the end of this turn of the loop.
     out: list[bytes] = field(default_factory=list)
     out_bytes: int = 0
     out_packets: int = 0
     dirty: bool = False
     backlog: Backlog | None = None
-    """What waits because the socket takes no more; `None` nearly always."""
+    """Frames that wait because the socket is full; `None` nearly always."""
     paused: bool = False
     pong_pending: bool = False
     skip: int = 0
-    """Bytes of an unknown frame still to be thrown away."""
+    """Bytes of an unknown frame that are still to be discarded."""
     sent_to: set[Connection] | None = None
-    """Connections that are told when this key leaves."""
+    """Connections that get a PeerGone when this key leaves."""
     heard_from: set[bytes] | None = None
-    """Keys whose leaving this connection is told."""
+    """Keys for which this connection gets a PeerGone when they leave."""
     not_here_tokens: float = float(NOT_HERE_BURST)
     not_here_at: float = 0.0
     _present: bytes | None = None
 
     @property
     def public(self) -> NodePublic:
-        """The client's key as an object."""
+        """The client's public key as an object."""
         return NodePublic(self.key)
 
     @property
     def flags(self) -> PeerPresentFlags:
-        """What a watcher is told of this connection; "regular" stands alone."""
+        """The flags of PeerPresent; REGULAR only if no other flag is set."""
         flags = PeerPresentFlags(0)
         if self.can_mesh:
             flags |= PeerPresentFlags.MESH_PEER
@@ -164,7 +167,7 @@ class Connection:
         return flags or PeerPresentFlags.REGULAR
 
     def present_frame(self) -> bytes:
-        """The PeerPresent frame about this connection; made once, as each watcher gets it."""
+        """Return the PeerPresent frame about this connection; made once for all watchers."""
         if self._present is None:
             host, port = self.peer
             address = parse_ip(host)

@@ -1,4 +1,4 @@
-"""What a relay counts. Plain integers; server/site shows them."""
+"""A relay's counters: plain integers, which `server/site` shows as metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DropReason(Enum):
     """Why a packet was not delivered; the first seven are the labels of Go's metric."""
 
     UNKNOWN_DEST = "unknown_dest"
-    """No client here has the key, nor any relay of the mesh."""
+    """Neither a client of this relay nor another relay of the mesh has the key."""
     UNKNOWN_DEST_ON_FWD = "unknown_dest_on_fwd"
     """The same, for a packet that another relay forwarded."""
     GONE_DISCONNECTED = "gone_disconnected"
@@ -29,17 +29,17 @@ class DropReason(Enum):
     WRITE_ERROR = "write_error"
     """The packet was with the transport when the connection ended; it does not count as sent."""
     DUP_CLIENT = "dup_client"
-    """Several connections have the key and none is active; the default policy never gets there."""
+    """Several connections have the key and none is active: not with this relay's policy."""
     MESH_LINK_FULL = "mesh_link_full"
     """The queue to another relay is full."""
     MESH_LINK_DOWN = "mesh_link_down"
     """The other relay is not connected at the moment."""
     WRITE_TIMEOUT = "write_timeout"
-    """It waited, or was with the transport, as the relay closed a client that took no byte."""
+    """It waited, or was with the transport, when the relay closed a client that read nothing."""
 
 
 KINDS: Final = ("other", "disco")
-"""Packet kinds, indexed by whether a packet looks like disco."""
+"""Labels of packet kinds, indexed by `looks_like_disco`."""
 
 
 _WRITE_FRAMES: Final = (*range(11), 15, 20, 25, 50, 100)
@@ -49,10 +49,10 @@ _UPDATE_LOOPS: Final = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
 class QueueTime:
-    """A moving average of how long packets wait here, in milliseconds; each counts a tenth.
+    """A moving average of the time packets wait here, in milliseconds; each weighs a tenth.
 
-    Nearly all packets leave in the turn of the loop that brought them, and count as zero:
-    they are not looked at one by one, but added up when the average is read.
+    Nearly all packets leave in the turn of the loop that brought them and count as 0 ms. They
+    cost nothing on the packet path: they are added up when the average is read.
     """
 
     __slots__ = ("_average", "_seen")
@@ -62,10 +62,10 @@ class QueueTime:
         self._seen = 0
 
     def waited(self, packets: int, milliseconds: float, sent: int) -> None:
-        """Some packets had to wait.
+        """Add packets that waited.
 
         Args:
-            sent: all packets sent so far, these among them.
+            sent: all packets sent so far, including these.
         """
         self._average = self.average(sent - packets)
         self._seen = sent
@@ -73,7 +73,7 @@ class QueueTime:
         self._average = self._average * keep + milliseconds * (1 - keep)
 
     def average(self, sent: int) -> float:
-        """The average now, after `sent` packets in all."""
+        """Return the average after `sent` packets in all."""
         direct, self._seen = max(sent - self._seen, 0), sent
         self._average *= 0.9**direct
         return self._average
@@ -81,7 +81,7 @@ class QueueTime:
 
 @dataclass(slots=True, eq=False)
 class Counters:
-    """Counters since start and gauges of now, for one relay. Bytes are packet bytes only."""
+    """One relay's counters since its start, and gauges. Bytes are those of packets alone."""
 
     accepts: int = 0
     bytes_received: int = 0
@@ -95,9 +95,9 @@ class Counters:
     home_moves_in: int = 0
     home_moves_out: int = 0
     large_writes: int = 0
-    """Frames in writes of more than a hundred."""
+    """Frames in writes that had more than 100 of them."""
     mesh_keys_not_noted: int = 0
-    """PeerPresent of another relay that had as many keys as it may."""
+    """PeerPresent frames ignored because the other relay had reached its bound of keys."""
     multiforwarder_created: int = 0
     multiforwarder_deleted: int = 0
     packets_forwarded_in: int = 0
@@ -108,33 +108,33 @@ class Counters:
     peer_gone_disconnected: int = 0
     peer_gone_not_here: int = 0
     peer_gone_not_sent: int = 0
-    """PeerGone frames not sent, as too many other frames waited for a slow client."""
+    """PeerGone frames not sent because too many frames waited for a slow client."""
     sent_pong: int = 0
     sources_not_noted: int = 0
-    """Forwarded packets whose new source was not noted, as a bound was reached."""
+    """Forwarded packets whose new source was not noted because a bound was reached."""
     unknown_frames: int = 0
     watch_repeats_ignored: int = 0
-    """WatchConns of a watcher for which a whole picture waited already."""
+    """WatchConns frames ignored because the watcher still had a whole picture to read."""
     watchers_closed: int = 0
     websocket_accepts: int = 0
     write_timeouts: int = 0
     ends: dict[EndReason, int] = field(default_factory=lambda: dict.fromkeys(EndReason, 0))
-    """Connections that ended, by why."""
+    """Connections that ended, by reason."""
     writes: list[int] = field(default_factory=lambda: [0] * (_MANY + 1))
-    """Writes by how many frames they had; the last place is for all larger ones."""
+    """Number of writes by frames in them; the last item counts all larger writes."""
     mesh_update_batch_size: Histogram = field(default_factory=lambda: Histogram(_UPDATE_SIZES))
     mesh_update_loop_count: Histogram = field(default_factory=lambda: Histogram(_UPDATE_LOOPS))
     tcp_rtt: dict[str, int] = field(default_factory=dict)
-    """Samples of the round-trip time by label, as `pyderp.server.conn.kernel` takes them."""
+    """Samples of the round-trip time by label, as `pyderp.server.conn.watch` takes them."""
     queue_time: QueueTime = field(default_factory=QueueTime)
     drops: dict[tuple[DropReason, str], list[int]] = field(
         default_factory=lambda: {(reason, kind): [0, 0] for reason in DropReason for kind in KINDS}
     )
-    """Packets and bytes of each reason and kind; every series is there from the start."""
+    """Packets and bytes by reason and kind; every series exists from the start."""
 
     @property
     def protocol_errors(self) -> int:
-        """Connections that ended as the client broke a protocol."""
+        """Connections that ended because the client broke a protocol."""
         return self.ends[EndReason.PROTOCOL_ERROR]
 
     def drop(self, reason: DropReason, *, disco: bool, size: int) -> None:
@@ -162,24 +162,24 @@ class Counters:
 
     @property
     def average_queue_ms(self) -> float:
-        """How long packets waited here, a moving average in milliseconds."""
+        """The moving average of the time that packets waited here, in milliseconds."""
         return self.queue_time.average(self.packets_sent)
 
     def dropped(self, reason: DropReason) -> int:
-        """Packets dropped for a reason, of both kinds."""
+        """Return the packets dropped for a reason, of both kinds."""
         return sum(self.drops[reason, kind][0] for kind in KINDS)
 
 
 class Histogram:
-    """How often a number was at most each of some bounds, and not at most the one before.
+    """Numbers counted in buckets, as Prometheus has them.
 
     Args:
-        bounds: upper bounds, ascending; each belongs to its own bucket. What is larger than
-            the last one has a bucket of its own.
+        bounds: upper bounds, ascending, each within its bucket. One more bucket is for larger
+            numbers.
 
     Attributes:
-        counts: one for each bound and one more, not cumulative.
-        sum: all observed numbers together.
+        counts: one for each bucket, not cumulative.
+        sum: of all observed numbers.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -194,17 +194,17 @@ class Histogram:
         self.add(number, 1)
 
     def add(self, number: int, times: int) -> None:
-        """Count a number so many times."""
+        """Count a number several times."""
         self.counts[bisect_left(self.bounds, number)] += times
         self.sum += number * times
 
     @property
     def count(self) -> int:
-        """How many numbers were observed."""
+        """How many numbers were counted."""
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, int]]:
-        """Each bound as text, the last one `+Inf`, with how many numbers were at most that."""
+        """Return each bound as text, `+Inf` last, and how many numbers are at most that."""
         total = 0
         pairs = []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):

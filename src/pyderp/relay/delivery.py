@@ -1,7 +1,7 @@
-"""Frames on their way out: gathered in a turn, written once, queued where a socket is full.
+"""Sending frames: collected during a turn, written once, queued where a socket is full.
 
-`Router` decides what goes to which connection; this is how it gets there. Each packet is counted
-once: as sent when the kernel has it, or as dropped with the reason.
+`Router` decides what goes to which connection, `Delivery` gets it there. Each packet is counted
+once: as sent when the kernel has it, or as dropped with its reason.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["Delivery", "MeshLink"]
 
 
 class Delivery:
-    """What leaves a relay.
+    """Collects, writes and queues the frames for all connections of a relay.
 
     Args:
-        clock: seconds, monotonic; asked only off the packet path.
+        clock: monotonic seconds; not called on the packet path.
         send_queue_depth: packets in each of the two queues of a destination.
 
     Attributes:
-        dirty: connections that `flush` must look at.
+        dirty: connections that have something for `flush` to write.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Delivery:
         self.dirty: list[Connection] = []
         self._send_queue_depth = send_queue_depth
 
-    # Frames come
+    # Collecting
 
     def enqueue(self, destination: Connection, frame: bytes, *, disco: bool) -> None:
-        """Give a RecvPacket frame to a connection, or queue it if its socket takes no more."""
+        """Collect a RecvPacket frame for a connection, or queue it if the socket is full."""
         if self.make_room(destination, len(frame)):
             self.mark_dirty(destination)
             destination.out.append(frame)
@@ -68,11 +68,12 @@ class Delivery:
             self.counters.drop(reason, disco=kind, size=len(dropped) - PACKET_OVERHEAD)
 
     def make_room(self, destination: Connection, size: int) -> bool:
-        """Whether `size` more bytes may be added to what leaves for a connection this turn.
+        """Make room for `size` more bytes in what a connection gets this turn.
 
-        Makes room by writing what is there already; if that blocks, the answer is no and
-        the connection has a backlog. A run too large for any room, as a websocket message
-        may bring, must be given frame by frame.
+        It writes what was collected so far. If the socket is full, or becomes full by that, it
+        returns False and the connection has a backlog. It also returns False for a run that is
+        larger than MAX_UNSENT, as a websocket message may bring: the caller then passes its
+        frames one by one.
         """
         if destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT:
             return True
@@ -81,12 +82,12 @@ class Delivery:
         return destination.backlog is None and size <= MAX_UNSENT
 
     def keep_alive(self, connection: Connection) -> None:
-        """Send a KeepAlive frame; a peer that has yet to read what waits needs none."""
+        """Send a KeepAlive frame, unless the client has other bytes to read."""
         if not connection.paused:
             self.send_control(connection, KEEP_ALIVE_FRAME)
 
     def send_control(self, connection: Connection, frame: bytes) -> None:
-        """Send a frame that is no packet, such as Health or Restarting."""
+        """Send a frame that is not a packet, such as Health or Restarting."""
         self.mark_dirty(connection)
         if connection.backlog is None:
             connection.out.append(frame)
@@ -94,7 +95,7 @@ class Delivery:
             connection.backlog.control.append(frame)
 
     def mark_dirty(self, connection: Connection) -> None:
-        """Have `flush` look at a connection."""
+        """Have `flush` write what was collected for a connection."""
         if not connection.dirty:
             connection.dirty = True
             self.dirty.append(connection)
@@ -103,11 +104,12 @@ class Delivery:
 
     @property
     def wants_flush(self) -> bool:
-        """Whether something waits for the end of the turn."""
+        """Whether `flush` must be called at the end of this turn."""
         return bool(self.dirty or self.registry.departed)
 
     def flush(self) -> None:
-        """Write what this turn brought: one write a destination."""
+        """Write what was collected in this turn: one write for each destination."""
+        # A write may end a connection, whose peers then get a PeerGone: they are dirty again.
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for connection in dirty:
@@ -119,17 +121,20 @@ class Delivery:
     def _flush_one(self, connection: Connection) -> None:
         out = connection.out
         if out:
+            # Taken out first: `send` may call `pause`, which queues what is still in `out`.
             connection.out = []
             counters = self.counters
             packets = connection.out_packets
             if packets:
+                # Counted as sent before the write, because nearly all writes succeed whole;
+                # `_take_back` corrects the count of the others.
                 size = connection.out_bytes - PACKET_OVERHEAD * packets
                 counters.packets_sent += packets
                 counters.bytes_sent += size
                 connection.packets_sent += packets
                 connection.bytes_sent += size
                 connection.out_bytes = connection.out_packets = 0
-            if packets == 1:  # a call less where a turn brings one packet
+            if packets == 1:  # saves a call for a packet that comes alone
                 counters.writes[1] += 1
             else:
                 counters.wrote(packets or len(out))
@@ -141,7 +146,7 @@ class Delivery:
             self._drain(connection)
 
     def _take_back(self, connection: Connection, frames: list[bytes], *, written: bool) -> None:
-        """Count as not sent what the kernel did not take of the frames written last."""
+        """Correct the counts by the packets of the last write that the kernel did not take."""
         if written:
             backlog = connection.backlog
             if backlog is None:
@@ -161,18 +166,18 @@ class Delivery:
         connection.bytes_sent += size
 
     def pause(self, connection: Connection, unsent: int) -> None:
-        """The kernel takes no more for a connection.
+        """Queue frames from now on: a connection's socket is full.
 
         Args:
-            unsent: bytes that its transport holds; they count against the bound.
+            unsent: bytes that its transport holds; they count against SEND_QUEUE_BYTES.
         """
         connection.paused = True
         if connection.backlog is None:
             connection.backlog = Backlog(depth=self._send_queue_depth)
         connection.backlog.limit = max(SEND_QUEUE_BYTES - unsent, MAX_RECV_FRAME)
         connection.backlog.since = self.clock()
-        # There are some if the socket filled up by other means than a flush, say by a pong
-        # of a websocket.
+        # `out` has frames if something else than a flush filled the socket, for example the
+        # pong of a websocket.
         runs, connection.out = connection.out, []
         connection.out_bytes = connection.out_packets = 0
         for frame in chain.from_iterable(map(split_run, runs)):
@@ -183,7 +188,7 @@ class Delivery:
                 connection.backlog.control.append(frame)
 
     def resume(self, connection: Connection) -> None:
-        """The kernel took all; write what waits."""
+        """Write the queued frames: the kernel has taken all bytes."""
         connection.paused = False
         self.settle(connection, 0)
         self._drain(connection)
@@ -211,10 +216,10 @@ class Delivery:
         if not connection.paused:
             connection.backlog = None
 
-    # A connection that leaves
+    # Connections that end
 
     def give_up(self, connection: Connection, unsent: int) -> None:
-        """Count all that a client did not get, as it took no byte for too long.
+        """Count as dropped all packets for a client that read nothing for too long.
 
         `leave` must follow at once.
 
@@ -225,7 +230,7 @@ class Delivery:
         self.settle(connection, unsent, DropReason.WRITE_TIMEOUT)
 
     def _drop_waiting(self, connection: Connection, reason: DropReason) -> list[bytes]:
-        """Count the packets that waited as dropped; returns the other frames that did."""
+        """Drop what waits for a connection and count its packets; return the other frames."""
         for frame in chain.from_iterable(map(split_run, connection.out)):
             if frame[0] == FrameType.RECV_PACKET:
                 packet = frame[PACKET_OVERHEAD:]
@@ -247,11 +252,11 @@ class Delivery:
     def settle(
         self, connection: Connection, unsent: int, reason: DropReason = DropReason.WRITE_ERROR
     ) -> None:
-        """Count what the transport held: as sent, or as lost with the connection.
+        """Count the packets that the transport held as sent, or as lost with the connection.
 
         Args:
-            unsent: bytes at the end of it that the kernel never took.
-            reason: why those are lost.
+            unsent: bytes at the end of the last write that the kernel never took.
+            reason: why the packets in them are dropped.
         """
         backlog = connection.backlog
         if backlog is None or not backlog.in_flight:
@@ -269,14 +274,14 @@ MESH_QUEUE_BYTES: Final = 4 * 1024 * 1024
 
 
 class MeshLink:
-    """The queue to one other relay, of ForwardPacket frames, for the task that writes them.
+    """ForwardPacket frames for one other relay, until the link's task has written them.
 
-    Full or disconnected means dropped: a relay in trouble must not cost this one memory. A frame
-    that is being written stays in the queue until it is `written`, so that it counts as dropped
-    if the link breaks meanwhile.
+    While the link is down or the queue is full, packets are dropped: an unreachable relay must
+    not cost this one memory. A frame stays in the queue until `written` is called, so that it
+    counts as dropped if the link breaks while the task writes it.
 
     Args:
-        wake: called when the queue gets its first frame.
+        wake: called when the queue gets its first frame, to wake the task.
     """
 
     __slots__ = ("_frames", "_size", "_wake", "connected")
@@ -302,7 +307,7 @@ class MeshLink:
         return None
 
     def batch(self, size: int) -> list[bytes]:
-        """The first frames, which stay queued: as many as it takes to have `size` bytes, or all."""
+        """Return the first frames that have `size` bytes together, or all; they stay queued."""
         frames = []
         for frame in self._frames:
             frames.append(frame)
@@ -312,12 +317,12 @@ class MeshLink:
         return frames
 
     def written(self, count: int) -> None:
-        """The first `count` frames were written: take them out."""
+        """Take out the first `count` frames, which were written."""
         for _ in range(count):
             self._size -= len(self._frames.popleft())
 
     def take(self) -> list[bytes]:
-        """Take out all queued frames."""
+        """Take out and return all frames."""
         frames = list(self._frames)
         self._frames.clear()
         self._size = 0

@@ -1,4 +1,4 @@
-"""What a relay tells its clients of trouble, and when it takes it back.
+"""Health frames: which clients are warned of which trouble, and when the warning is cleared.
 
 Health frames are part of the protocol, and stock Tailscale clients show their text as a
 warning; Go's `derper` never sends any. Time comes in as an argument, seconds of a monotonic
@@ -22,22 +22,22 @@ from pyderp.wire.frames import pack_health
 __all__ = ["HealthTeller", "Trouble", "expiry_text"]
 
 ALTERNATIONS: Final = 4
-"""So many changes between connections of one key …"""
+"""Takeovers between connections of one key …"""
 ALTERNATIONS_WITHIN: Final = 10.0
-"""… within so many seconds are a fight."""
+"""… within this many seconds that count as a fight over the key."""
 WAIT_WINDOW: Final = 30.0
 WAIT_SHARE: Final = 0.5
-"""A client that waited more than this share of `WAIT_WINDOW` is told."""
+"""A client that had to wait for more than this share of `WAIT_WINDOW` is warned."""
 QUIET: Final = 60.0
-"""A trouble that was not seen for so long is over."""
+"""Seconds after which a trouble that was not seen again is over."""
 _LOOK: Final = 1.0
-"""Seconds between two looks at whom to tell."""
+"""Seconds between two looks at which clients to warn."""
 _TOLD_AT_ONCE: Final = 1000
-"""Clients that one look tells; the others follow in the next."""
+"""Most clients that one look sends to; the others follow in the next."""
 
 
 class Trouble(Enum):
-    """What a single client is told of; the value is the text."""
+    """A single client's trouble; the value is the text of its Health frame."""
 
     DUPLICATE = (
         "another device is connected with the same node key, and the two take each other's "
@@ -151,7 +151,7 @@ class HealthTeller:
             self._fights.add(connection.key)
 
     def on_wait(self, connection: Connection, seconds: float) -> None:
-        """A client is not read from for so long, because it exceeds its rate."""
+        """Note that the relay does not read from a client for `seconds`: it exceeds its rate."""
         if not self._is_told(connection):
             return
         now = self._clock()
@@ -161,13 +161,13 @@ class HealthTeller:
         waits.add(seconds, now)
 
     def end_wait(self, connection: Connection) -> None:
-        """A client is read from again, maybe earlier than `on_wait` said."""
+        """Note that a client is read from again, perhaps earlier than `on_wait` said."""
         waits = self._waits.get(connection)
         if waits is not None:
             waits.stop(self._clock())
 
     def set_certificate_problem(self, text: str | None) -> None:
-        """What is wrong with the relay's certificate; all clients are told. `None`: nothing."""
+        """Set the trouble with the relay's certificate, for all clients. `None`: there is none."""
         text = text or ""
         if text != self._certificate:
             self._certificate = text
@@ -178,10 +178,10 @@ class HealthTeller:
         # A client that does not know the frame may leave the relay for good.
         return self._tell_all or connection.takes_health
 
-    # What is told
+    # Sending
 
     def tick(self, now: float) -> None:
-        """Tell clients what they must be told by now; to be called once a second or more often."""
+        """Send the Health frames that are due; to be called at least once a second."""
         if now < self._next_look:
             return
         self._next_look = now + _LOOK
@@ -246,9 +246,9 @@ class HealthTeller:
 
 
 def expiry_text(name: str, not_after: datetime, now: datetime) -> str:
-    """What clients are told of a certificate that should have been renewed long ago.
+    """Return the Health text about a certificate that should have been renewed long ago.
 
-    It stays the same until the certificate expires, so that they are told once.
+    It stays the same until the certificate expires, so that clients get it once.
 
     Args:
         name: what the certificate is for.
@@ -257,10 +257,10 @@ def expiry_text(name: str, not_after: datetime, now: datetime) -> str:
     when = not_after.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if now < not_after:
         return (
-            f"the relay's certificate for {name} expires on {when} and was not renewed; nobody "
+            f"the relay's certificate for {name} expires on {when} and was not renewed; no client "
             "can connect after that: tell the relay's operator"
         )
     return (
-        f"the relay's certificate for {name} expired on {when}; nobody can connect any more: "
+        f"the relay's certificate for {name} expired on {when}; no client can connect any more: "
         "tell the relay's operator"
     )

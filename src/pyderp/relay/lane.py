@@ -1,14 +1,14 @@
-"""The fast lane: from a receive buffer to the destinations, run by run. Handle with care.
+"""The fast lane: relays the packets of one read, run by run.
 
 A relayed frame keeps its length: SendPacket is `04 ‖ length ‖ destination ‖ packet`,
 RecvPacket is `05 ‖ length ‖ source ‖ packet`. So type and key are overwritten in the
 receive buffer and the frame is ready to go. Neighbouring frames to one destination
-leave as one slice: one copy, one look-up, one write. Only the inner loop is per packet; whatever
-can be done once a run is done there. It is in `receive`, and in `walk` of the native part,
-which `receive_runs` calls.
+are a run and leave as one slice: one copy, one look-up, one write. Only the inner loop runs once
+a packet, so a change belongs outside of it whenever a run can share the work. That loop is in
+`receive`, and in `walk` of the native part, which `receive_runs` calls.
 
 `tests/property/test_lane_properties.py` proves that it delivers what `Router.on_frame`
-does frame by frame. `bench/` says what it costs: run it before and after every change.
+does frame by frame. Run `bench/` before and after every change here.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ _RECV_PACKET: Final = int(FrameType.RECV_PACKET)
 _MIN_LENGTH: Final = KEY_LEN
 _MAX_LENGTH: Final = KEY_LEN + MAX_PACKET_SIZE
 _PACKET: Final = _HEADER_AND_KEY.size
-"""Where the packet starts in a frame."""
+"""Offset of the packet in a frame."""
 _DISCO_FIRST: Final = DISCO_MAGIC[0]
 _DISCO_LENGTH: Final = KEY_LEN + DISCO_MIN_LEN
 
 _MOST_OTHERS: Final = 4096
-"""A packet's share of work for each: 26,000 empty frames in one read would stop all for 0.1 s."""
+"""Non-packet frames allowed per read. Without a limit one read could hold 26,000 and block the
+loop for 0.1 s."""
 
 _KNOWN_FRAMES: Final = frozenset(
     {
@@ -66,23 +67,25 @@ _KNOWN_FRAMES: Final = frozenset(
 def receive(  # noqa: C901 (a call a read would cost as much as a packet)
     router: Router, connection: Connection, data: bytearray, view: memoryview, end: int
 ) -> int:
-    """Relay what a connection sent. The buffer is overwritten.
+    """Relay the frames of one read. The buffer is overwritten.
 
     Args:
-        data: the bytes, from the start of a frame.
+        data: the receive buffer; it begins with the start of a frame.
         view: a memoryview of `data`.
-        end: how many of them there are.
+        end: number of bytes in it.
 
     Returns:
-        how many were used up; the rest is an incomplete frame.
+        the number of bytes that were used; the rest is an incomplete frame.
 
     Raises:
-        RemoteProtocolError: the client broke the protocol. What came before was relayed.
+        RemoteProtocolError: the client broke the protocol. The frames before were relayed.
     """
     if connection.skip:
         return _skip(router, connection, data, view, end)
+    # Of several connections with one key the last to send gets its packets; a read is enough.
     if connection.is_dup and end >= FRAME_HEADER_LEN:
         router.registry.note_activity(connection)
+    # Bound here, so that they are looked up once a read and not once a packet.
     unpack = _HEADER_AND_KEY.unpack_from
     pack = _HEADER_AND_KEY.pack_into
     source = connection.key
@@ -95,15 +98,17 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
         while pos + _PACKET <= end:
             kind, length, key = unpack(data, pos)
             stop = pos + FRAME_HEADER_LEN + length
+            # Whatever is not a whole SendPacket of an allowed size is left to `_other_frame`.
             if kind != _SEND_PACKET or stop > end or not _MIN_LENGTH <= length <= _MAX_LENGTH:
                 break
             if key != run_key:
-                if count:
+                if count:  # another destination: the run before is complete
                     _relay_run(router, connection, run_key, bytes(view[start:pos]), count)
                     packets += count
                     count = 0
                 run_key = key
                 start = pos
+            # Nearly all packets are WireGuard's: comparing one byte first saves a call for them.
             if (
                 length >= _DISCO_LENGTH
                 and data[pos + _PACKET] == _DISCO_FIRST
@@ -116,6 +121,7 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
         if count:
             _relay_run(router, connection, run_key, bytes(view[start:pos]), count)
             packets += count
+            # Once a read, not once a packet: all that stands from `begin` to `pos` is packets.
             size = pos - begin - packets * _PACKET
             counters = router.counters
             counters.packets_received += packets
@@ -137,10 +143,11 @@ def receive(  # noqa: C901 (a call a read would cost as much as a packet)
 def receive_runs(
     walk: Walk, router: Router, connection: Connection, data: bytearray, view: memoryview, end: int
 ) -> int:
-    """Relay what a connection sent, as `receive` does, by a loop elsewhere.
+    """Relay the frames of one read as `receive` does, with the loop over packets in `walk`.
 
     Args:
-        walk: rewrites and collects the packets that stand at a position, run by run.
+        walk: rewrites the packets from a position on in place; returns where it stopped and the
+            runs (`pyderp.native.Walk`).
     """
     if connection.skip:
         return _skip(router, connection, data, view, end)
@@ -172,40 +179,42 @@ def receive_runs(
 def _other_frame(
     router: Router, connection: Connection, data: bytearray, view: memoryview, pos: int, end: int
 ) -> int:
-    """Act on the frame at `pos`, whose header is there; gives where the next one starts.
+    """Act on the frame at `pos`, whose header is complete; return where the next one starts.
 
-    That is `pos` itself while bytes are missing, and `end` when the rest is for no one.
+    Returns `pos` while bytes of the frame are missing, and `end` if the rest is to be discarded.
     """
     kind, length = HEADER.unpack_from(data, pos)
     check_client_frame_untrusted(kind, length)
     if kind == FrameType.FORWARD_PACKET and not connection.can_mesh:
-        router.on_frame(connection, kind, b"")  # refused before its payload is awaited
+        router.on_frame(connection, kind, b"")  # raises before the payload is waited for
     start = pos + FRAME_HEADER_LEN
     stop = start + length
     if stop > end:
         if kind in _KNOWN_FRAMES:
             return pos
-        # An unknown frame may be 4 GiB long: it is thrown away as it comes.
+        # An unknown frame may be 4 GiB long: its bytes are discarded as they arrive.
         router.on_frame(connection, kind, b"")
         connection.skip = stop - end
         return end
     router.on_frame(connection, kind, bytes(view[start:stop]))
-    # It may have had itself closed: what stands behind is for no one then.
+    # The frame may have ended this very connection (ClosePeer): the rest is then discarded.
     return end if connection.has_left else stop
 
 
 def _relay_run(router: Router, connection: Connection, key: bytes, run: bytes, count: int) -> None:
-    """Give `count` neighbouring frames, already RecvPackets, to the destination they share."""
+    """Pass on a run of `count` frames, which are RecvPackets already, to its destination."""
     destination = router.registry.active.get(key)
     if destination is None:
         for frame in split_run(run):
             packet = frame[_PACKET:]
             router.forward_or_drop(connection, key, packet, disco=looks_like_disco(packet))
         return
+    # A set that the connection holds itself: in the registry it would be a second look-up.
     told = connection.sent_to
     if told is None or destination not in told:
         connection.sent_to = router.registry.remember(connection.key, destination)
     size = len(run)
+    # The first half is what `make_room` checks first; here it saves the call.
     if (
         destination.backlog is None and destination.out_bytes + size <= MAX_UNSENT
     ) or router.make_room(destination, size):

@@ -1,11 +1,11 @@
-"""How fast a client may send: the file that says so, and the bucket that measures it.
+"""Rate limits of clients: the file that sets them, and the token bucket that applies them.
 
-The file is JSON. Two members are those of `derper -rate-config`, names in any case:
+The file is JSON. Two members are those of `derper -rate-config`, in upper or lower case:
 
     {"PerClientRateLimitBytesPerSec": 200000, "PerClientRateBurstBytes": 1000000}
 
-A third is only ours, and `derper` passes it over. It gives single keys limits of their own;
-0 bytes a second: no limit at all.
+A third is pyderp's own, which `derper` ignores. It sets limits for single keys; 0 bytes a second
+means no limit.
 
     "PerKey": {"nodekey:…": {"BytesPerSec": 0, "BurstBytes": 0, "Label": "the office"}}
 """
@@ -40,7 +40,8 @@ MIN_BURST: Final = KEY_LEN + MAX_PACKET_SIZE
 """Bytes of the largest frame without its header; a smaller burst is raised to this."""
 
 MOST_KEPT: Final = 16_384
-"""Buckets that are remembered after the last connection of their key, as keys cost nothing."""
+"""Buckets kept after the last connection of their key. Bounded, because a client can make any
+number of keys."""
 
 _RATE: Final = "PerClientRateLimitBytesPerSec"
 _BURST: Final = "PerClientRateBurstBytes"
@@ -49,8 +50,10 @@ _KEY_RATE: Final = "BytesPerSec"
 _KEY_BURST: Final = "BurstBytes"
 _LABEL: Final = "Label"
 _MOST: Final = 2**64 - 1
+_LONGEST_LABEL: Final = 200
+"""Characters; as in a key file."""
 _QUOTED: Final = 80
-"""Characters of the file that an error repeats."""
+"""Most characters of the file that an error quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,10 @@ class RateLimit:
     """How fast a client may send (`rate.Limiter` in Go)."""
 
     bytes_per_second: int
-    """What it may send for ever; more than 0."""
+    """The rate it may keep up; more than 0."""
 
     burst_bytes: int
-    """What it may send at once after a time of silence."""
+    """What it may send at once after a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +77,22 @@ class RateConfig:
     keys: Mapping[bytes, RateLimit | None] = field(default_factory=dict)
     """Raw key → its limit; `None`: no limit."""
 
+    labels: Mapping[bytes, str] = field(default_factory=dict)
+    """Raw key → what the file calls it, printable; only of those that have a label."""
+
     ignored: tuple[str, ...] = ()
-    """Members of the file that mean nothing here, printable: worth a warning."""
+    """Unknown members of the file, made printable, for a warning."""
 
     def limit_for(self, key: bytes) -> RateLimit | None:
-        """The limit of a raw key; `None`: no limit."""
+        """Return the limit of a raw key; `None`: no limit."""
         return self.keys.get(key, self.default)
 
 
 class RateBucket:
-    """Bytes that a client may still send. Starts full and refills continuously.
+    """A token bucket of bytes. It starts full and refills continuously.
 
-    What was sent is charged afterwards, whole, even if the bucket goes into debt: the answer
-    is how long to read nothing, until the debt is paid.
+    Bytes are charged after they were received, even if the bucket goes into debt: `charge`
+    returns how long the relay must not read, until the debt is paid.
 
     Args:
         now: seconds of a monotonic clock, as for `charge`.
@@ -102,7 +108,7 @@ class RateBucket:
     def charge(self, size: int, now: float) -> float:
         """Take `size` bytes; returns the seconds until the bucket is out of debt.
 
-        Less than 0 gives back what was taken too much. A clock that goes back refills nothing.
+        A negative size is a refund. A clock that goes back refills nothing.
         """
         limit = self.limit
         tokens = self._tokens
@@ -114,33 +120,33 @@ class RateBucket:
         return -tokens / limit.bytes_per_second if tokens < 0 else 0.0
 
     def is_full(self, now: float) -> bool:
-        """Whether the whole burst may be sent, as from a new bucket."""
+        """Whether the bucket is as full as a new one."""
         self.charge(0, now)
         return self._tokens >= self.limit.burst_bytes
 
 
 class RateBuckets:
-    """One bucket for each key, shared by its connections, those of later included.
+    """One bucket for each key, shared by all its connections.
 
-    A bucket that is not full outlives its connections: a client gets no full one by coming anew.
-    Full ones are forgotten, a few whenever one is added. Of those that are not full `MOST_KEPT`
-    are kept, and the one that was charged longest ago goes first, unless it has a connection.
+    A bucket that is not full is kept after its last connection, so that a client does not get a
+    full one by reconnecting. Full ones are forgotten, two whenever one is added. At most
+    `MOST_KEPT` are kept, those charged last; a connection keeps its own bucket in any case.
     """
 
     def __init__(self) -> None:
         self._of: WeakValueDictionary[bytes, RateBucket] = WeakValueDictionary()
-        """Those that a connection holds, and those that are kept."""
+        """Key → bucket, while a connection or `_kept` holds it."""
         self._kept: OrderedDict[RateBucket, None] = OrderedDict()
-        """The one charged last comes last."""
+        """Buckets that are not full, in the order of their last charge."""
 
     def __len__(self) -> int:
         return len(self._of)
 
     def of(self, key: bytes, limit: RateLimit, now: float) -> RateBucket:
-        """The bucket of a raw key; what charges it holds it.
+        """Return the bucket of a raw key, made if there is none. The caller must hold it.
 
         Args:
-            limit: of a bucket that is made; all of one key must be given the same.
+            limit: for a new bucket; the same for all connections of a key.
         """
         bucket = self._of.get(key)
         if bucket is None:
@@ -148,7 +154,7 @@ class RateBuckets:
         return bucket
 
     def charge(self, bucket: RateBucket, size: int, now: float) -> float:
-        """`RateBucket.charge`, and keep the bucket until it is full again."""
+        """Charge a bucket as `RateBucket.charge`, and keep it until it is full again."""
         if bucket in self._kept:
             self._kept.move_to_end(bucket)
         else:
@@ -157,17 +163,17 @@ class RateBuckets:
         return bucket.charge(size, now)
 
     def _forget(self, now: float) -> None:
-        # Two for each that comes: so those that are full never become many.
+        # Two for each that is added, so that full ones never accumulate.
         for bucket in list(islice(self._kept, 2)):
             if len(self._kept) >= MOST_KEPT or bucket.is_full(now):
                 del self._kept[bucket]
 
 
 def parse_rate_config(data: bytes, where: str) -> RateConfig:
-    """Read a file of rate limits; see the module's text for its form.
+    """Read a file of rate limits; the module's docstring has its form.
 
-    A missing or null number is 0, and a rate of 0 is no limit. Unknown members are
-    passed over, as `derper` does; within `PerKey` they are errors.
+    A missing or null number is 0, and a rate of 0 is no limit. Unknown members are ignored, as
+    by `derper`; within `PerKey` they are errors.
 
     Args:
         data: the file's content.
@@ -179,8 +185,8 @@ def parse_rate_config(data: bytes, where: str) -> RateConfig:
     members, ignored = _members(_load(data, where), where, _RATE, _BURST, _PER_KEY)
     rate = _number(members, _RATE, where)
     burst = _number(members, _BURST, where)
-    keys = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
-    return RateConfig(_limit(rate, burst), keys, ignored)
+    keys, labels = _keys(members.get(_PER_KEY), f"{where}: {_PER_KEY}")
+    return RateConfig(_limit(rate, burst), keys, labels, ignored)
 
 
 def _load(data: bytes, where: str) -> object:
@@ -198,7 +204,7 @@ def _load(data: bytes, where: str) -> object:
 
 
 def _members(value: object, where: str, *names: str) -> tuple[dict[str, object], tuple[str, ...]]:
-    """The members of an object that are known by a name in any case, and the other names."""
+    """Return the members with one of `names` in upper or lower case, and the other names."""
     known = {gojson.same_name(name): name for name in names}
     members: dict[str, object] = {}
     others = []
@@ -217,11 +223,14 @@ def _object(value: object, where: str) -> gojson.Object:
     return value
 
 
-def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
-    if value is None:
-        return {}
-    members = _object(value, where)
+def _keys(
+    value: object, where: str
+) -> tuple[Mapping[bytes, RateLimit | None], Mapping[bytes, str]]:
     keys: dict[bytes, RateLimit | None] = {}
+    labels: dict[bytes, str] = {}
+    if value is None:
+        return keys, labels
+    members = _object(value, where)
     for text, entry in members.pairs:
         at = f"{where}[{printable(text, _QUOTED)}]"
         try:
@@ -230,11 +239,13 @@ def _keys(value: object, where: str) -> Mapping[bytes, RateLimit | None]:
             raise ConfigError(f"{at}: {e}; want nodekey: and 64 hex digits") from None
         if key in keys:
             raise ConfigError(f"{at}: this key is there twice; keep one")
-        keys[key] = _key_limit(entry, at)
-    return keys
+        keys[key], label = _key_limit(entry, at)
+        if label:
+            labels[key] = label
+    return keys, labels
 
 
-def _key_limit(entry: object, where: str) -> RateLimit | None:
+def _key_limit(entry: object, where: str) -> tuple[RateLimit | None, str]:
     members, unknown = _members(entry, where, _KEY_RATE, _KEY_BURST, _LABEL)
     if unknown:
         raise ConfigError(
@@ -242,9 +253,11 @@ def _key_limit(entry: object, where: str) -> RateLimit | None:
         )
     if members.get(_KEY_RATE) is None:
         raise ConfigError(f"{where}: {_KEY_RATE} is missing; 0 means no limit for this key")
-    if not isinstance(members.get(_LABEL, ""), str):
-        raise ConfigError(f"{where}: {_LABEL}: want a string, got {_describe(members[_LABEL])}")
-    return _limit(_number(members, _KEY_RATE, where), _number(members, _KEY_BURST, where))
+    label = members.get(_LABEL, "")
+    if not isinstance(label, str):
+        raise ConfigError(f"{where}: {_LABEL}: want a string, got {_describe(label)}")
+    limit = _limit(_number(members, _KEY_RATE, where), _number(members, _KEY_BURST, where))
+    return limit, printable(label.strip(), _LONGEST_LABEL)
 
 
 def _limit(rate: int, burst: int) -> RateLimit | None:

@@ -1,4 +1,4 @@
-"""Which connections and which other relays have a key; duplicates, watchers, departures."""
+"""Which connections and other relays have a key; duplicates, watchers, PeerGone on departure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyderp.relay.counters import Counters, DropReason
 __all__ = ["Duplicates", "Forwarder", "ForwarderTable", "Registry"]
 
 _FORGET_A_TURN: Final = 2_000
-"""Sources of a departed connection that are forgotten in one turn of the loop, in about 1 ms."""
+"""Sources of ended connections that are forgotten in one turn of the loop, in about 1 ms."""
 
 
 class Duplicates:
-    """The connections that share one key, while there are at least two.
+    """The connections of one key, while there are at least two.
 
-    The order of takeovers is Go's (`dupClientSet`): the newest is active, then the
-    last to speak; when the active one leaves, the one that spoke before it. The second connection
-    counts as having spoken only once it does.
+    As in Go (`dupClientSet`) a new connection is active until another one sends something. When
+    the active one ends, the one that sent last before it becomes active. The second connection of
+    a key counts as having sent only when it does.
     """
 
     __slots__ = ("_spoke", "last", "members")
@@ -33,18 +33,18 @@ class Duplicates:
         self._spoke: dict[Connection, None] = {first: None}
 
     def add(self, connection: Connection) -> None:
-        """Take in a further connection; it is active."""
+        """Add a connection, which becomes the active one."""
         self.members[connection] = None
         self.note(connection)
 
     def note(self, connection: Connection) -> None:
-        """A connection spoke: it is active."""
+        """Make a connection the active one: it sent something."""
         self.last = connection
         self._spoke.pop(connection, None)
         self._spoke[connection] = None
 
     def remove(self, connection: Connection) -> None:
-        """Take a connection out; `last` is then the one that is active."""
+        """Take out a connection; `last` is the active one afterwards."""
         del self.members[connection]
         self._spoke.pop(connection, None)
         if self.last is connection:
@@ -53,17 +53,16 @@ class Duplicates:
 
 @dataclass(slots=True, eq=False)
 class Registry:
-    """The relay's books on its own connections. Of several with one key, the last to speak counts.
+    """The connections of a relay.
 
     Attributes:
         active: key → the connection that gets its packets; one look-up routes a run.
         duplicates: key → all its connections, for keys that have several.
-        watchers: connections that are told which clients come and go.
-        sent_to: source key → connections that it has written to.
+        watchers: connections that get a PeerPresent or PeerGone for each client (WatchConns).
+        sent_to: source key → connections that it has written to, which get a PeerGone.
         pairs: members of all sets in `sent_to`.
-        departed: connections that left and still stand in `sent_to`.
-        on_takeover: told when one of several connections of a key takes its packets over by
-            speaking.
+        departed: connections that have ended and are still in `sent_to`.
+        on_takeover: called with the connection that becomes active for its key by sending.
     """
 
     counters: Counters
@@ -78,7 +77,7 @@ class Registry:
     on_takeover: Callable[[Connection], None] | None = None
 
     def add(self, connection: Connection) -> None:
-        """Take in a connection; it becomes the active one of its key."""
+        """Add a connection; it becomes the active one of its key."""
         key = connection.key
         was = self.active.get(key)
         if was is not None:
@@ -116,11 +115,11 @@ class Registry:
         return last
 
     def forget_departed(self) -> None:
-        """Take departed connections out of `sent_to`, a slice in each turn of the loop.
+        """Take ended connections out of `sent_to`, a slice in each turn of the loop.
 
-        A client may have heard from 100,000 sources, and a thousand clients may leave at once;
-        in one turn they would stop the loop for 60 ms and more. Until a connection's turn comes,
-        `left_region` leaves it out.
+        A client may have heard from 100,000 sources, and 1,000 clients may leave at once; done
+        in one turn this would block the loop for 60 ms or more. `left_region` leaves out the
+        connections that are still to be taken out.
         """
         budget = _FORGET_A_TURN
         while self.departed and budget > 0:
@@ -134,7 +133,7 @@ class Registry:
                 self.departed.popleft()
 
     def note_activity(self, connection: Connection) -> None:
-        """One of several connections of a key spoke: it gets the key's packets from now on."""
+        """Make a connection the active one of its key, because it sent something."""
         self.duplicates[connection.key].note(connection)
         if self.active[connection.key] is not connection:
             self.active[connection.key] = connection
@@ -142,13 +141,13 @@ class Registry:
                 self.on_takeover(connection)
 
     def connections(self) -> Iterator[Connection]:
-        """All connections, those of one key together."""
+        """Yield all connections, those of one key together."""
         for key, connection in self.active.items():
             duplicates = self.duplicates.get(key)
             yield from (connection,) if duplicates is None else duplicates.members
 
     def connections_of(self, key: bytes) -> list[Connection]:
-        """All connections of a key, oldest first."""
+        """Return all connections of a key, oldest first."""
         duplicates = self.duplicates.get(key)
         if duplicates is not None:
             return list(duplicates.members)
@@ -156,10 +155,11 @@ class Registry:
         return [] if connection is None else [connection]
 
     def remember(self, source: bytes, destination: Connection) -> set[Connection]:
-        """Note that `source` wrote to `destination`, which is told when it leaves.
+        """Note that `source` wrote to `destination`, which gets a PeerGone when it leaves.
 
         Returns:
-            the set of all connections that `source` wrote to, for quick tests.
+            the set of all connections that `source` wrote to; the lane holds it, so that one
+            test a run is enough.
         """
         told = self.sent_to.get(source)
         if told is None:
@@ -173,10 +173,10 @@ class Registry:
         return told
 
     def remember_forwarded(self, source: bytes, destination: Connection) -> None:
-        """Note a source that another relay named, as `remember`, within bounds.
+        """Note a source on another relay as `remember` does, within bounds.
 
-        A mesh peer may name any number of sources. At the bound the packet is still delivered;
-        only the later PeerGone for this source is not sent to this destination.
+        A mesh peer may name any number of sources. Beyond the bound a packet is still delivered,
+        but its destination gets no PeerGone for its source.
         """
         heard = destination.heard_from
         if heard is not None and source in heard:
@@ -194,12 +194,12 @@ class Registry:
         self.remember(source, destination)
 
     def left_region(self, source: bytes) -> list[Connection]:
-        """Forget a source that no connection here can reach any more.
+        """Forget a source that left the region: neither this relay nor its mesh has it.
 
-        The memory goes on both sides, so that a second departure is told again.
+        Both directions are forgotten, so that a second departure sends PeerGone again.
 
         Returns:
-            the connections that it wrote to and that are still here.
+            the connections that it wrote to and that have not ended.
         """
         told = self.sent_to.pop(source, None)
         if told is None:
@@ -215,21 +215,21 @@ class Registry:
         if told is not None and destination in told:
             told.remove(destination)
             self.pairs -= 1
-            # An empty set may still be held by its source's connection, which would add
-            # to it unseen: it stays until the source leaves, unless the source is not here.
+            # The source's connection may hold the set (`sent_to`) and add to it: an empty one
+            # stays until the source leaves.
             if not told and source not in self.active:
                 del self.sent_to[source]
 
 
 class Forwarder(Protocol):
-    """A way to a key on another relay."""
+    """Another relay that has a key."""
 
     def forward(self, src: bytes, dst: bytes, packet: bytes) -> DropReason | None:
-        """Take a packet on its way, at once; or say why it is dropped. Never blocks or connects."""
+        """Queue a packet for the other relay; return why it is dropped, or `None`. Never blocks."""
 
 
 class ForwarderTable:
-    """Remote keys and the relays that claim to have them; the oldest claim is used."""
+    """Keys on other relays, and the relays that said they have them; the first to say is used."""
 
     __slots__ = ("_counters", "_table")
 
@@ -238,12 +238,12 @@ class ForwarderTable:
         self._table: dict[bytes, list[Forwarder]] = {}
 
     def get(self, key: bytes) -> Forwarder | None:
-        """The way to a key, or `None`."""
+        """Return the relay that packets for a key go to, if any."""
         forwarders = self._table.get(key)
         return forwarders[0] if forwarders else None
 
     def add(self, key: bytes, forwarder: Forwarder) -> None:
-        """A relay has a key; saying so twice changes nothing."""
+        """Note that a relay has a key; a repetition changes nothing."""
         forwarders = self._table.setdefault(key, [])
         if any(known is forwarder for known in forwarders):
             return
@@ -252,10 +252,10 @@ class ForwarderTable:
             self._counters.multiforwarder_created += 1
 
     def remove(self, key: bytes, forwarder: Forwarder, *, is_local: bool) -> bool:
-        """A relay lost a key. Returns whether that was the last way to it.
+        """Note that a relay no longer has a key. Returns whether it was the last that had it.
 
         Args:
-            is_local: a connection here has the key.
+            is_local: a connection of this relay has the key.
         """
         forwarders = self._table.get(key)
         if forwarders is None:

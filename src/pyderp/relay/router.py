@@ -1,8 +1,7 @@
-"""The relay's decisions: which client gets what and is told what, what is dropped. It never awaits.
+"""The relay's decisions: which client gets which frames, and which packets are dropped. No I/O.
 
-The shell calls `login`, then `receive` with each read, and `leave`; it calls `flush` once
-at the end of each turn of its loop in which `wants_flush` became true. All bytes go out
-through `Sink.send`.
+The server calls `login`, then `lane.receive` with each read, and `leave`; it calls `flush` at the
+end of each turn of its loop in which `wants_flush` became true. All bytes leave by `Sink.send`.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ _FOR_MESH_PEERS: Final = frozenset(
 
 
 class Router(Delivery):
-    """One relay's connections and the paths between them.
+    """Routes packets between the connections of one relay and to other relays.
 
     Args:
         own_key: the relay's public key, 32 raw bytes.
-        clock: seconds, monotonic; asked only off the packet path.
+        clock: monotonic seconds; not called on the packet path.
         send_queue_depth: packets in each of the two queues of a destination.
     """
 
@@ -62,26 +61,26 @@ class Router(Delivery):
         self.own_key = own_key
         self.forwarders = ForwarderTable(self.counters)
 
-    # Life of a connection
+    # Logins and departures
 
     def login(self, connection: Connection) -> None:
-        """Take in a connection and tell the watchers; it gets its key's packets from now on."""
+        """Register a connection, which gets its key's packets from now on; inform the watchers."""
         self.registry.add(connection)
         if self.registry.watchers:
             self._tell_watchers(connection.present_frame())
 
     def leave(self, connection: Connection, *, last_words: bool = False) -> list[bytes]:
-        """Take out a connection, count the packets that waited, and tell its peers and watchers.
+        """Unregister a connection, drop the packets that wait for it, inform peers and watchers.
 
-        Packets that its transport holds are counted when it is known what becomes of them:
-        `settle` must follow, at once or later.
+        Packets that its transport holds are counted by `settle`, which must follow at once or
+        later, when it is known whether the kernel took them.
 
         Args:
-            last_words: the transport stays open until it has written what it holds. What this
-                turn of the loop brought is written, too.
+            last_words: the transport stays open until it has written what it holds. Frames
+                that were collected in this turn of the loop are written too.
 
         Returns:
-            with `last_words`, frames that are no packets and waited, to be written last.
+            with `last_words`, the queued frames that are not packets, for the caller to write.
         """
         if last_words and not connection.paused:
             self._flush_one(connection)
@@ -104,10 +103,10 @@ class Router(Delivery):
     # Frames other than runs of SendPacket
 
     def on_frame(self, connection: Connection, kind: int, payload: bytes) -> None:
-        """Act on one whole frame whose length was checked.
+        """Act on one complete frame whose length was checked.
 
         Raises:
-            RemoteProtocolError: the client may not send this.
+            RemoteProtocolError: the client is not allowed to send it.
         """
         if kind in _FOR_MESH_PEERS and not connection.can_mesh:
             raise RemoteProtocolError(
@@ -132,7 +131,7 @@ class Router(Delivery):
 
     def _on_ping(self, connection: Connection, payload: bytes) -> None:
         self.counters.got_ping += 1
-        # One pong may wait; pings beyond that are ignored, so that a flood earns nothing.
+        # One pong may wait, further pings are ignored: a flood of them must not fill the queue.
         if not connection.pong_pending:
             connection.pong_pending = True
             self.counters.sent_pong += 1
@@ -149,10 +148,10 @@ class Router(Delivery):
             else:
                 self.counters.home_moves_out += 1
 
-    # Packets one at a time: the plain path, and what the fast lane cannot do
+    # Packets one at a time: the reference for the fast lane, and what it leaves to the router
 
     def send_packet(self, connection: Connection, dst: bytes, packet: bytes) -> None:
-        """Relay one SendPacket, frame by frame: what `pyderp.relay.lane` does for whole runs."""
+        """Relay one SendPacket; `pyderp.relay.lane` does the same for whole runs."""
         disco = looks_like_disco(packet)
         self.counters.packets_received += 1
         self.counters.bytes_received += len(packet)
@@ -170,7 +169,7 @@ class Router(Delivery):
     def forward_or_drop(
         self, connection: Connection, dst: bytes, packet: bytes, *, disco: bool
     ) -> None:
-        """Relay a packet whose destination has no connection here: to the mesh, or nowhere."""
+        """Forward a packet whose destination has no connection here to the mesh, or drop it."""
         forwarder = self.forwarders.get(dst)
         if forwarder is None:
             self.counters.drop(DropReason.UNKNOWN_DEST, disco=disco, size=len(packet))
@@ -192,7 +191,7 @@ class Router(Delivery):
         connection.bytes_received += len(packet)
         destination = self.registry.active.get(dst)
         if destination is None:
-            # One hop: what was forwarded is never forwarded again.
+            # A packet takes at most one hop: two relays could send it back and forth for ever.
             self.counters.drop(DropReason.UNKNOWN_DEST_ON_FWD, disco=disco, size=len(packet))
             if disco:
                 self._tell_not_here(connection, dst)
@@ -214,29 +213,29 @@ class Router(Delivery):
 
     def _on_watch_conns(self, connection: Connection) -> None:
         if connection.key == self.own_key:
-            return  # the relay itself, by way of its own mesh list: nothing to learn
+            return  # the relay itself, whose own name is in its mesh list
         self.registry.watchers[connection] = None
         backlog = connection.backlog
         if backlog is not None and backlog.picture_waits:
-            # The picture that waits, with the changes behind it, is already the answer.
+            # The picture that waits and the changes after it are the answer already.
             self.counters.watch_repeats_ignored += 1
             return
         self._changes(connection, (c.present_frame() for c in self.registry.active.values()))
-        if connection.backlog is not None:  # it may have been closed as too slow
+        if connection.backlog is not None:  # `_changes` ends a watcher that is too slow
             connection.backlog.picture_waits = True
 
     def add_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
-        """Another relay has a key."""
+        """Note that another relay has a key."""
         self.forwarders.add(key, forwarder)
 
     def remove_forwarder(self, key: bytes, forwarder: Forwarder) -> None:
-        """Another relay lost a key."""
+        """Note that another relay no longer has a key."""
         is_local = key in self.registry.active
         if self.forwarders.remove(key, forwarder, is_local=is_local) and not is_local:
             self._tell_left_region(key)
 
     def disconnect_link(self, link: MeshLink) -> None:
-        """A mesh link broke: what waits for it is dropped and counted, as is what comes."""
+        """Mark a mesh link as down; drop and count the packets that wait for it."""
         link.connected = False
         for frame in link.take():
             packet = frame[HEADER.size + 2 * KEY_LEN :]
@@ -245,7 +244,7 @@ class Router(Delivery):
 
     def _tell_watchers(self, frame: bytes) -> None:
         for watcher in list(self.registry.watchers):
-            # One that does not keep up is closed, which is news for the others.
+            # A watcher that is too slow is ended, which is a change for the other ones.
             if not watcher.has_left:
                 self._changes(watcher, (frame,))
 
@@ -255,7 +254,7 @@ class Router(Delivery):
             watcher.backlog.since = self.clock()
         changes = watcher.backlog.changes
         changes.extend(frames)
-        # A full picture may always wait; more than that means the watcher does not read.
+        # A whole picture may always wait; with more than that the watcher is too slow.
         if len(changes) > MAX_PENDING_CHANGES + len(self.registry.active):
             self.counters.watchers_closed += 1
             detail = "watcher does not keep up"
@@ -268,7 +267,7 @@ class Router(Delivery):
         frame = pack_peer_gone(NodePublic(source), PeerGoneReason.DISCONNECTED)
         for connection in told:
             backlog = connection.backlog
-            # A mesh peer may have any number of sources come and go while a client reads slowly.
+            # Bounded: a mesh peer may announce any number of departures to a slow client.
             if backlog is not None and len(backlog.control) >= MAX_PENDING_CONTROL:
                 self.counters.peer_gone_not_sent += 1
             else:
@@ -277,9 +276,9 @@ class Router(Delivery):
 
 
 def check(router: Router) -> list[str]:
-    """What does not agree, a line each; empty: all does.
+    """Compare counters and tables with the connections; return each difference as a line.
 
-    Several connections with one key are no difference, unlike in Go's `ConsistencyCheck`.
+    Unlike Go's `ConsistencyCheck`, several connections with one key are not a difference.
     """
     registry = router.registry
     total = home = not_ideal = shared = left = 0

@@ -1,4 +1,4 @@
-"""What a relay serves without, or only in part: the words for it that all its parts share."""
+"""Troubles: parts of a relay that do not work while it serves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Part", "Trouble"]
 
 
 class Part(StrEnum):
-    """A part of a relay, or of the program that runs it, that can fail while the relay serves."""
+    """A part of a relay, or of its program, that can fail while the relay serves."""
 
     CERTIFICATE = "certificate"
     ADMISSION = "admission"
@@ -22,9 +22,9 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that does not work at the moment."""
+    """A part that does not work at the moment."""
 
     part: Part
 
     text: str
-    """What is wrong with which part, in one line that a person understands by itself."""
+    """What is wrong, in one line that makes sense without context."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import ssl
 import tempfile
 from http import HTTPStatus
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Final, get_args
 
 from pyderp.addresses import format_address
 from pyderp.certs import ServerContexts, meta_certificate
-from pyderp.certs.manual import ManualCertificates
+from pyderp.certs.manual import ManualCertificates, certificate_paths
 from pyderp.config import RelayConfig
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePublic
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.server.app.relay import Relay
+from pyderp.testing.authority import issue
 from pyderp.testing.pipe import CutAfter, FaultCounters, FaultPlan, Junk, Way, make_junk
 from pyderp.testing.proxy import HOST, ProxiedConnection, Proxy
 
@@ -38,7 +40,8 @@ class FaultyRelay:
     Args:
         config: of the relay; address and TLS are this class's own.
         seed: of all random decisions.
-        tls: serve TLS, with a certificate made for it; `region` has its pin.
+        tls: serve TLS, with a certificate made for it: `region` has its pin, `ca_file` the
+            authority that signed it.
 
     Raises:
         ConfigError: `config` has TLS.
@@ -74,6 +77,8 @@ class FaultyRelay:
         try:
             if self._tls:
                 self._certdir = tempfile.TemporaryDirectory(prefix="pyderp-")
+                names = [HOST, "localhost"]
+                issue(self.ca_file, *certificate_paths(Path(self._certdir.name), HOST), names)
             await self._start_relay(self._config)
             self._proxy.accept()
         except BaseException:
@@ -116,6 +121,27 @@ class FaultyRelay:
         """What clients connect to."""
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{format_address(*self.address)}/derp"
+
+    @property
+    def ca_file(self) -> Path:
+        """With TLS, a file with the authority that signed the relay's certificate, in PEM form.
+
+        For programs that take a URL. It is there as long as the relay.
+
+        Raises:
+            LocalProtocolError: the relay is not started, or has no TLS.
+        """
+        if self._certdir is None:
+            raise LocalProtocolError("no authority: the relay is not started, or has no tls=True")
+        return Path(self._certdir.name) / "ca.pem"
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """With TLS, a new context for clients that trusts the relay's authority and no other.
+
+        Raises:
+            LocalProtocolError: as `ca_file`.
+        """
+        return ssl.create_default_context(cafile=self.ca_file)
 
     @property
     def region(self) -> DERPRegion:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from pyderp.client.client import Client
@@ -102,7 +104,12 @@ class RelayThread:
         if self._loop is None:
             work.close()
             raise LocalProtocolError("the relay is not started")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
+        except TimeoutError as e:
+            if str(e):
+                raise  # of the work itself
+            raise TimeoutError(f"the relay's thread did not answer within {_BOUND:g} s") from None
 
     def call(self, function: Callable[[FaultyRelay], T]) -> T:
         """Run a function in the relay's thread; returns what it returns."""
@@ -123,6 +130,15 @@ class RelayThread:
     def url(self) -> str:
         """What clients connect to."""
         return self._faulty.url
+
+    @property
+    def ca_file(self) -> Path:
+        """With TLS, a file with the authority that signed the relay's certificate, in PEM form."""
+        return self._faulty.ca_file
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """With TLS, a new context for clients that trusts the relay's authority and no other."""
+        return self._faulty.ssl_context()
 
     @property
     def region(self) -> DERPRegion:

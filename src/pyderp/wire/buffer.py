@@ -1,8 +1,8 @@
-"""Between a byte stream and frames: what came and is not whole yet, and what is to leave.
+"""Buffers between a byte stream and frames: incomplete frames that arrived, frames to be written.
 
-Packets have faster paths. A relay reads them where the kernel put them (`pyderp.relay.lane`).
-A client reads all that came at once (`PacketLane`) and queues all that it is given at once
-(`SendQueue`); frame by frame the result is the same, here there are fewer steps for each.
+Packets have faster paths. A relay reads them where the kernel put them (`pyderp.relay.lane`). A
+client reads all packets of a chunk in one pass (`PacketLane`) and queues a list of packets in one
+(`SendQueue`). The results are those of `FrameBuffer` and `pack_frame`, with less work a packet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_SOURCES: Final = 1024
 
 
 class FrameBuffer:
-    """Cuts a stream into frames, one pass a chunk.
+    """Cuts a stream into frames.
 
     Args:
         limit: the largest payload accepted, in bytes; may be changed between frames.
@@ -38,12 +38,12 @@ class FrameBuffer:
         self._data = bytearray()
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[int, bytes]]:
-        """Add a chunk and give each frame that is now whole, as (type byte, payload).
+        """Add a chunk; yield each frame that is complete now, as (type byte, payload).
 
-        The iterator must be used up before the next chunk.
+        The iterator must be exhausted before the next call.
 
         Raises:
-            FrameTooLarge: a header announces more than `limit`; the stream is then useless.
+            FrameTooLarge: a header announces more than `limit`. The stream cannot be read on.
         """
         buffer = self._data
         buffer += data
@@ -68,7 +68,7 @@ class FrameBuffer:
 
     @property
     def missing(self) -> int:
-        """Bytes until the next header is whole, or, behind a header, until its frame is."""
+        """Bytes that are missing until the next header, or the frame behind it, is complete."""
         held = len(self._data)
         if held < FRAME_HEADER_LEN:
             return FRAME_HEADER_LEN - held
@@ -76,12 +76,12 @@ class FrameBuffer:
         return FRAME_HEADER_LEN + int(length) - held
 
     def __len__(self) -> int:
-        """Bytes held of a frame that is not whole yet."""
+        """Bytes held of an incomplete frame."""
         return len(self._data)
 
 
 class PacketLane:
-    """Reads whole RecvPacket frames, many in one pass.
+    """Reads complete RecvPacket frames, many in one pass.
 
     Args:
         limit: the largest payload accepted, in bytes.
@@ -91,18 +91,18 @@ class PacketLane:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # One object a peer, not one a packet.
+        # One NodePublic for each peer instead of one for each packet.
         self._sources: dict[bytes, NodePublic] = {}
-        # Of the frame before: header and key as they came, what they mean.
+        # Header and key of the last frame, as bytes, with the peer and frame size they stand for.
         self._head = b""
         self._source = NodePublic(bytes(KEY_LEN))
         self._size = 0
 
     def take_untrusted(self, data: bytes, at: int, messages: list[Message]) -> int:
-        """Append the packets from `at` on; where the first frame begins that is none.
+        """Append the packets from `at` on; return where the first frame begins that is left.
 
-        That is a frame of another type, a short or too large one, one that is not whole, or
-        the end of `data`. Raises nothing.
+        Left is a frame of another type, one that is too short or too large, an incomplete one,
+        or the end of `data`. Raises nothing.
         """
         end = len(data)
         append = messages.append
@@ -134,22 +134,22 @@ class PacketLane:
 
 
 class SendQueue:
-    """Frames that a client has not written yet, in pieces; joined they are the stream."""
+    """Frames that a client has yet to write, in pieces which joined are the stream."""
 
     __slots__ = ("_pieces", "packets", "size")
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self.size = 0
-        """Bytes that wait."""
+        """Bytes in the queue."""
         self.packets = 0
-        """Packets among the frames that wait."""
+        """Packets in the queue."""
 
     def add(self, frame: bytes, *, packets: int = 0) -> None:
-        """Queue a frame, or several in one piece.
+        """Queue one or several whole frames.
 
         Args:
-            packets: how many frames of it carry a packet.
+            packets: how many of them carry a packet.
         """
         self._pieces.append(frame)
         self.size += len(frame)
@@ -166,9 +166,9 @@ class SendQueue:
         """Queue a SendPacket frame for each packet from position `start` on.
 
         Args:
-            packets: they went through `as_packet`.
-            limit: stop once more bytes than this wait.
-            allowed: asked with the size of each frame; it is left out if that is false.
+            packets: as `as_packet` returns them.
+            limit: stop once more than this many bytes are queued.
+            allowed: called with the size of each frame; False leaves the frame out.
 
         Returns:
             the position after the last packet looked at.
@@ -184,7 +184,7 @@ class SendQueue:
                 head = send_packet_head(dst, size)
             if allowed is not None and not allowed(_HEAD + size):
                 continue
-            # Head and packet stay apart: all is copied once, when it is joined for the write.
+            # Not joined here, so that each byte is copied only once, by the join before the write.
             pieces.append(head)
             pieces.append(packet)
             waiting += _HEAD + size
@@ -195,7 +195,7 @@ class SendQueue:
         return position + 1
 
     def take(self) -> list[bytes]:
-        """All pieces, in order; the list is handed over and the queue is empty."""
+        """Empty the queue; return its pieces in order."""
         pieces, self._pieces = self._pieces, []
         self.size = self.packets = 0
         return pieces

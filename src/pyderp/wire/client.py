@@ -1,4 +1,4 @@
-"""A client's half of DERP after the HTTP upgrade: login, then messages. Sans-IO."""
+"""The client's side of DERP after the HTTP upgrade: login, then messages. Sans-IO."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ __all__ = ["ClientSession", "ClientState"]
 
 
 class ClientState(Enum):
-    """Where a `ClientSession` is."""
+    """States of a `ClientSession`."""
 
     GREETING = auto()
     """Waiting for ServerKey."""
     READY = auto()
-    """ClientInfo is out; frames may be sent. ServerInfo is on its way."""
+    """ClientInfo is queued and frames may be sent. ServerInfo has yet to arrive."""
     FAILED = auto()
-    """The stream broke; the first error is raised again and again."""
+    """The relay broke the protocol; each further call raises the first error."""
 
 
 class ClientSession:
-    """Bytes from a relay in, messages out; calls in, bytes for the relay out (`derp.Client`).
+    """Turns bytes from a relay into messages, and calls into bytes for the relay (`derp.Client`).
 
-    Feed what arrives to `receive_data`, write what `data_to_send` returns. A login needs
-    no answer beyond ServerKey: once that is read (or known), the session is ready.
+    Pass what arrives to `receive_data`; write what `data_to_send` returns. The session is ready
+    to send once ServerKey was read, or at once if the relay's key is known.
 
     Args:
         private: the client's key.
-        random: returns n fresh random bytes; for the nonce of the login box.
-        info: what to say at login.
-        server_key: the relay's key, if already known from its meta certificate; its
-            greeting is then neither awaited nor compared.
-        on_skip: called with each frame that is passed over, and with an AppName that was cut off.
+        random: returns n fresh random bytes, for the nonce of the login.
+        info: the content of ClientInfo.
+        server_key: the relay's key if the meta certificate had it (fast start); ServerKey is
+            then neither awaited nor compared.
+        on_skip: called with each frame that is ignored, and with each AppName that was cut off.
 
     Raises:
-        LocalProtocolError: the AppName of `info` is one that relays refuse.
+        LocalProtocolError: relays would refuse the AppName of `info`.
     """
 
     def __init__(
@@ -73,19 +73,18 @@ class ClientSession:
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
         self._between_frames = server_key is not None
         self.out = SendQueue()
-        """What `data_to_send` will return; a client that counts it and limits it may add to it."""
+        """What `data_to_send` will return. A caller that counts and limits it may add frames."""
         self.error: RemoteProtocolError | None = None
         if server_key is not None:
             self._login(server_key)
 
     def receive_data(self, data: BytesLike) -> list[Message]:
-        """Take bytes from the relay and give the messages that are now whole.
+        """Take bytes from the relay; return the messages that are complete now.
 
         Raises:
-            RemoteProtocolError: the relay broke the protocol. The session is finished:
-                later calls raise its like. If there are messages before the bad
-                frame, they are given first: `state` is `FAILED` then, `error` says why,
-                and the next call raises it.
+            RemoteProtocolError: the relay broke the protocol; each later call raises the same.
+                If messages stand before the bad frame, this call returns them, `state` is
+                FAILED, `error` is set, and the next call raises.
         """
         if self.error is not None:
             raise raisable(self.error)
@@ -96,7 +95,7 @@ class ClientSession:
             try:
                 self._read_untrusted(chunk, at, messages)
             except RemoteProtocolError as e:
-                # A copy, as this one may be on its way to the caller, and gets frames there.
+                # A copy: the error itself may be raised here, and would keep the frames alive.
                 self.error = without_frames(raisable(e))
                 self.state = ClientState.FAILED
                 if not messages:
@@ -104,7 +103,7 @@ class ClientSession:
         return messages
 
     def data_to_send(self) -> list[bytes]:
-        """What to write, in order and in pieces of any size; the list is handed over."""
+        """Return what to write, in order, in pieces of any size, and forget it."""
         return self.out.take()
 
     def send_packet(self, dst: NodePublic, packet: BytesLike) -> None:
@@ -140,11 +139,11 @@ class ClientSession:
         self._send(frames.pack_pong(data))
 
     def note_preferred(self, preferred: bool) -> None:
-        """Tell whether this relay is our home."""
+        """Tell the relay whether it is this client's home."""
         self._send(frames.pack_note_preferred(preferred))
 
     def watch_conns(self) -> None:
-        """Ask for a report of all clients that come and go; needs the mesh key."""
+        """Ask for PeerPresent and PeerGone of all clients; needs the mesh key."""
         self._send(frames.pack_watch_conns())
 
     def close_peer(self, target: NodePublic) -> None:
@@ -167,10 +166,10 @@ class ClientSession:
         self.state = ClientState.READY
 
     def _read_untrusted(self, data: bytes, at: int, messages: list[Message]) -> None:
-        """Frame by frame, until packets come again; what is not whole is kept."""
+        """Read frame by frame until packets follow again; keep an incomplete frame."""
         buffer = self._buffer
         while at < len(data):
-            # The buffer gets no byte more than it needs: behind may be packets.
+            # The buffer gets the bytes of one frame only: packets may follow, which read faster.
             start, at = at, at + buffer.missing
             for kind, payload in buffer.receive_data(data[start:at]):
                 self._on_frame(kind, payload, messages)

@@ -1,7 +1,7 @@
-"""The first message of a TLS client: which server it asks for, and for which protocol.
+"""The first message of a TLS client: the server name and the protocols (ALPN) that it asks for.
 
-The ssl module tells a server the name, but not the protocols (ALPN) before it has chosen
-one; a certificate authority that checks by TLS-ALPN-01 is known by them (RFC 8737).
+The ssl module reports the protocols only after it has chosen one, which is too late for the choice
+of the certificate: a certificate authority that checks by TLS-ALPN-01 (RFC 8737) gets another one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MAX_CLIENT_HELLO: Final = 16 * 1024
 """Bytes of a ClientHello; post-quantum key shares make it 1.5 KiB today."""
 
 _MAX_RECORDS: Final = 64
-"""That it is spread over; nearly all are in one. Reading many again and again is work."""
+"""Most TLS records that a ClientHello may span; nearly all have one. Each read parses all again."""
 
 _MAX_RECORD: Final = 16 * 1024
 _HEADER: Final = 5
-"""Of a record: type, version (2), length (2)."""
+"""Bytes of a record's header: type, version (2), length (2)."""
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
@@ -30,7 +30,7 @@ _ALPN: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """What a client asks for."""
+    """The parts of a ClientHello that the choice of a certificate needs."""
 
     server_name: str
     """As sent; empty: none."""
@@ -43,10 +43,10 @@ def parse_client_hello_untrusted(data: bytes | bytearray | memoryview) -> Client
     """Read a ClientHello from the first bytes of a connection (RFC 8446 §4.1.2, §5.1).
 
     Args:
-        data: all that came so far. What follows the message is not looked at.
+        data: all bytes of the connection so far. Bytes after the message are ignored.
 
     Returns:
-        `None` while more is needed; never beyond `MAX_CLIENT_HELLO` and what its records add.
+        `None` while bytes are missing, at most until `MAX_CLIENT_HELLO` and record headers.
 
     Raises:
         RemoteProtocolError: this is no ClientHello.
@@ -56,7 +56,7 @@ def parse_client_hello_untrusted(data: bytes | bytearray | memoryview) -> Client
 
 
 def _join_records(data: memoryview) -> bytes | None:
-    """The body of the first handshake message; it may be spread over several records."""
+    """Return the body of the first handshake message, which may span several records."""
     message = bytearray()
     wanted = 4  # type (1) and length (3)
     start = 0
@@ -69,7 +69,7 @@ def _join_records(data: memoryview) -> bytes | None:
         length = int.from_bytes(header[3:], "big")
         if header[1] != 3 or not 0 < length <= _MAX_RECORD:
             raise RemoteProtocolError("a TLS record with a bad header")
-        # What came of a record counts before the record is whole: garbage is refused early.
+        # An incomplete record counts as well, so that garbage is refused early.
         body = data[start + _HEADER : start + _HEADER + length]
         message += body
         if len(message) >= 4:
@@ -85,7 +85,7 @@ def _join_records(data: memoryview) -> bytes | None:
 
 
 class _Cursor:
-    """Takes a message apart from its front."""
+    """Reads a message from its start on."""
 
     __slots__ = ("_at", "_data")
 
@@ -108,7 +108,7 @@ class _Cursor:
         return int.from_bytes(self.take(size), "big")
 
     def block(self, size: int) -> bytes:
-        """What a length of `size` bytes announces."""
+        """Read a length of `size` bytes, then as many bytes as it says."""
         return self.take(self.number(size))
 
 

@@ -1,4 +1,4 @@
-"""Other protocols that reach a relay's port, known by their first bytes. Sans-IO."""
+"""Recognises other protocols on a relay's port by their first bytes. Sans-IO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyderp.wire.clienthello import parse_client_hello_untrusted
 __all__ = ["foreign_protocol_untrusted", "is_tls", "server_name_untrusted"]
 
 _NAME: Final = 100
-"""Characters of a server name that are repeated."""
+"""Most characters of a server name that are quoted."""
 _BEGINNINGS: Final = (
     (b"PROXY ", "PROXY header, but proxy-protocol is off or it came twice"),
     (b"\r\n\r\n\0\r\nQUIT\n", "PROXY header, but proxy-protocol is off or it came twice"),
@@ -20,7 +20,7 @@ _BEGINNINGS: Final = (
 )
 _TPKT: Final = b"\x03\x00"
 _CONNECTION_REQUEST: Final = 0xE0
-"""X.224; with TPKT around it is how the Remote Desktop Protocol begins (MS-RDPBCGR 2.2.1.1)."""
+"""X.224 connection request; in TPKT, the start of Remote Desktop (MS-RDPBCGR 2.2.1.1)."""
 
 
 def is_tls(data: bytes) -> bool:
@@ -29,26 +29,26 @@ def is_tls(data: bytes) -> bool:
 
 
 def server_name_untrusted(hello: bytes) -> str:
-    """What a client asks for by its ClientHello, in words for a log line.
+    """Describe for a log line which server name a ClientHello asks for.
 
-    Never raises: what cannot be read is said to be so.
+    Never raises: the description says what is wrong with the ClientHello.
     """
     try:
         parsed = parse_client_hello_untrusted(hello)
     except RemoteProtocolError as e:
         return str(e)
     if parsed is None:
-        return "the ClientHello is not whole"
+        return "the ClientHello is incomplete"
     if not parsed.server_name:
         return "it asks for no server name (SNI)"
     return f"it asks for the server name {printable(parsed.server_name, _NAME)!r}"
 
 
 def foreign_protocol_untrusted(data: bytes) -> str:
-    """Which protocol the first bytes of a connection are of, where HTTP was expected.
+    """Name the protocol of a connection's first bytes where HTTP was expected.
 
     Returns:
-        words for a log line; empty: none that is known here, or too few bytes to say.
+        text for a log line; empty if no protocol is recognised or bytes are missing.
     """
     if is_tls(data):
         return f"TLS on a plain HTTP port: {server_name_untrusted(data)}"

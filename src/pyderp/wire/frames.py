@@ -1,8 +1,8 @@
-"""Frames: their types, limits and layouts; each packed and unpacked in one place.
+"""Frames: types, limits and layouts. Each frame is packed and unpacked in one place.
 
-A frame is a header of five bytes, type u8 and length u32 big-endian without the
-header itself, and then the payload. `pack_*` makes whole frames; `unpack_*_untrusted`
-reads a payload that a peer sent and raises nothing but `RemoteProtocolError`.
+A frame is a header of five bytes, the type (u8) and the payload's length (u32, big-endian), and
+the payload. `pack_*` returns whole frames; `unpack_*_untrusted` reads a payload from a peer and
+raises only `RemoteProtocolError`.
 
 Constants are the Go names of `tailscale.com/derp` in upper case.
 """
@@ -62,22 +62,22 @@ MAGIC: Final = "DERP🔑".encode()
 """The first eight bytes of ServerKey."""
 FRAME_HEADER_LEN: Final = 5
 MAX_PACKET_SIZE: Final = 64 * 1024
-"""A packet without key and header."""
+"""Bytes of a packet, without key and header."""
 MAX_INFO_LEN: Final = 256 * 1024
-"""ClientInfo payload that a server accepts."""
+"""Largest ClientInfo payload that a relay accepts, in bytes."""
 MAX_CLIENT_FRAME: Final = 1024 * 1024
-"""Any frame that a client accepts after login, inclusive."""
+"""Largest payload that a client accepts after login, in bytes."""
 MAX_SERVER_KEY_FRAME: Final = 1024
-"""ServerKey payload that a client accepts."""
+"""Largest ServerKey payload that a client accepts, in bytes."""
 MIN_CLIENT_INFO: Final = KEY_LEN + NONCE_LEN
 SERVER_KEY_LEN: Final = len(MAGIC) + KEY_LEN
 PING_LEN: Final = 8
 MAX_PING_LEN: Final = 1000
-"""Ping payload that a server accepts; the bytes after the eighth are dropped."""
+"""Largest Ping payload that a relay accepts; it ignores the bytes after the eighth."""
 MIN_PEER_PRESENT_LEN: Final = KEY_LEN + 16 + 2 + 1 + 1
-"""PeerPresent payload that a server sends when there is no AppName (`peerPresentBaseLen`)."""
+"""PeerPresent payload without AppName, in bytes (`peerPresentBaseLen`)."""
 MAX_UNKNOWN_FRAME_LEN: Final = MAX_PACKET_SIZE + KEY_LEN
-"""Payload of a type that a server does not know; it is read and thrown away."""
+"""Largest payload of an unknown type that a relay reads, and discards."""
 
 DISCO_MAGIC: Final = "TS💬".encode()
 """The first six bytes of a disco packet (`disco.Magic`)."""
@@ -86,7 +86,7 @@ DISCO_MIN_LEN: Final = len(DISCO_MAGIC) + KEY_LEN + NONCE_LEN
 HEADER: Final = struct.Struct(">BI")
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
-"""What can be sent; anything else with a buffer is taken as well."""
+"""Types of data to send; other objects with a buffer are accepted too."""
 
 
 class FrameType(IntEnum):
@@ -116,11 +116,11 @@ class PeerGoneReason(IntEnum):
     DISCONNECTED = 0x00
     NOT_HERE = 0x01
     MESH_CONN_BROKE = 0xF0
-    """Never on the wire: made by a mesh watcher that lost its relay."""
+    """Never on the wire: a mesh watcher reports it when it loses its relay."""
 
 
 class PeerPresentFlags(IntFlag):
-    """What kind of client is present (`derp.PeerPresentFlags`); 0: the server does not say."""
+    """The kind of a present client (`derp.PeerPresentFlags`); 0: the relay does not say."""
 
     REGULAR = 0x01
     MESH_PEER = 0x02
@@ -129,12 +129,12 @@ class PeerPresentFlags(IntFlag):
 
 
 def frame_header(kind: int, length: int) -> bytes:
-    """The five bytes before a payload of `length` bytes."""
+    """Return the header of a frame with a payload of `length` bytes."""
     return HEADER.pack(kind, length)
 
 
 def pack_frame(kind: int, payload: bytes = b"") -> bytes:
-    """Header and payload."""
+    """Return a frame."""
     return HEADER.pack(kind, len(payload)) + payload
 
 
@@ -144,7 +144,7 @@ def looks_like_disco(packet: bytes | bytearray | memoryview) -> bool:
 
 
 def as_packet(data: object) -> bytes:
-    """The bytes of a packet; of any bytes-like object all its bytes, whatever its items are.
+    """Return a packet as bytes; of an array of larger items, all their bytes.
 
     Raises:
         TypeError: not a bytes-like object.
@@ -157,15 +157,15 @@ def as_packet(data: object) -> bytes:
 
 
 def as_bytes(data: object, name: str) -> bytes:
-    """All bytes of a bytes-like object, whatever its items are.
+    """Return all bytes of a bytes-like object; of an array of larger items, all their bytes.
 
     Args:
-        name: what it is, for the error.
+        name: what the object is, for the error.
 
     Raises:
         TypeError: not a bytes-like object.
     """
-    # Not bytes(data), which makes bytes of numbers and lists too.
+    # bytes(data) would also accept numbers and lists.
     try:
         view = memoryview(cast("bytes", data))
     except TypeError:
@@ -192,7 +192,7 @@ def pack_server_info(sealed: bytes) -> bytes:
 
 
 def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
-    """The server's key from its greeting; bytes after the fortieth are for the future.
+    """Read the relay's key from ServerKey; bytes after the fortieth are ignored, as by Go.
 
     Raises:
         UnexpectedFrame: another type.
@@ -215,7 +215,7 @@ def unpack_server_key_untrusted(kind: int, payload: bytes) -> NodePublic:
 
 
 def send_packet_head(dst: NodePublic, size: int) -> bytes:
-    """What stands before a packet of `size` bytes in a SendPacket frame: header and destination."""
+    """Return header and destination of a SendPacket frame for a packet of `size` bytes."""
     return HEADER.pack(FrameType.SEND_PACKET, KEY_LEN + size) + dst.raw
 
 
@@ -308,10 +308,10 @@ def pack_peer_present(
 
     Args:
         ip16: the IPv6 form, `::ffff:a.b.c.d` for IPv4; 16 zero bytes when unknown.
-        app_name: what the client calls itself; its length is there even if it is empty.
+        app_name: the name of the client's program; empty: none, its length is then 0.
 
     Raises:
-        LocalProtocolError: the name breaks the rule, so that readers would throw it away.
+        LocalProtocolError: the name is not allowed (`pyderp.text.is_app_name`).
     """
     if not is_app_name(app_name):
         raise LocalProtocolError(invalid_app_name(app_name))
@@ -321,7 +321,7 @@ def pack_peer_present(
 
 
 def pack_health(problem: str) -> bytes:
-    """14 Health: UTF-8 text; empty: healthy again."""
+    """14 Health: UTF-8 text; empty: the problem is over."""
     return pack_frame(FrameType.HEALTH, problem.encode())
 
 
@@ -344,12 +344,12 @@ _WRONG_SIZE: Final = {
 
 
 def check_client_frame_untrusted(kind: int, length: int) -> None:
-    """Check the length of a frame that a logged-in client announces, before its payload arrives.
+    """Check the header of a frame from a logged-in client, before its payload arrives.
 
-    Types that a server does not know are skipped, up to the length of the largest packet.
+    Frames of unknown types are allowed, up to `MAX_UNKNOWN_FRAME_LEN`.
 
     Raises:
-        RemoteProtocolError: the length is not legal for this type.
+        RemoteProtocolError: the length is not allowed for this type.
     """
     if kind == FrameType.SEND_PACKET:
         _check_packet_frame(kind, length, KEY_LEN, "short send packet frame")
@@ -365,7 +365,7 @@ def check_client_frame_untrusted(kind: int, length: int) -> None:
         if length != want:
             raise RemoteProtocolError(f"{text}: {length}, want {want}", frame_type=kind)
     elif length > MAX_UNKNOWN_FRAME_LEN:
-        # A relay that awaits 4 GiB for nothing keeps a connection that does nothing else.
+        # Without this a client could keep its connection busy with 4 GiB that mean nothing.
         raise FrameTooLarge(f"unknown frame type {kind} too large: {length} bytes", frame_type=kind)
 
 

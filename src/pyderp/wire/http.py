@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests on a relay's port, before any of them becomes DERP. Sans-IO, on h11."""
+"""HTTP/1.1 on a relay's port, up to the upgrade to DERP. Sans-IO, built on h11."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ __all__ = [
 ]
 
 WEBSOCKET_STATUS: Final = frozenset({400, 404, 426, 501})
-"""What a proxy answers that does not pass the upgrade on, or a relay that sees none of it because
-a proxy took its headers away. Not 401, 403, 407, 429 and 511: these hold for a websocket, too."""
+"""Statuses after which a client tries a websocket: those of a proxy that does not pass on the
+upgrade, or of a relay to which a proxy passed it on without its headers. Not 401, 403, 407, 429 and
+511, which a websocket would get as well."""
 DERP_PATH: Final = "/derp"
 BROWSER_HEADERS: Final = (
     ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
@@ -51,7 +52,7 @@ _MAX_QUERY_FIELDS: Final = 50
 
 
 class Upgrade(Enum):
-    """What a request to the DERP path asks for."""
+    """The upgrade that a request to the DERP path asks for."""
 
     NONE = auto()
     DERP = auto()
@@ -60,7 +61,7 @@ class Upgrade(Enum):
 
 @dataclass(slots=True)
 class Request:
-    """A request head. Header names are in lower case, values as sent, without outer space."""
+    """A request head. Header names are in lower case; values are as sent, without outer space."""
 
     method: str
     target: str
@@ -74,7 +75,7 @@ class Request:
     """TLS version of the connection, such as `1.3`; empty: none."""
 
     forwarded: bool = False
-    """It came through a proxy that is not trusted, so `remote` is the proxy's."""
+    """The request came through a proxy that is not trusted, so `remote` is the proxy's address."""
 
     @property
     def path(self) -> str:
@@ -83,7 +84,7 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """The fields of the target's query; of a repeated one, the first."""
+        """The fields of the target's query; the first value of a repeated one."""
         text = self.target.partition("?")[2]
         try:
             fields = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
@@ -92,7 +93,7 @@ class Request:
         return dict(reversed(fields))
 
     def header(self, name: bytes) -> str:
-        """The first value of a header; empty when absent.
+        """Return the first value of a header; empty if there is none.
 
         Args:
             name: in lower case.
@@ -103,14 +104,14 @@ class Request:
         return ""
 
     def header_values(self, name: bytes) -> list[str]:
-        """All values of a header, in order."""
+        """Return all values of a header, in order."""
         return [value.decode("latin-1") for key, value in self.headers if key == name]
 
     @property
     def upgrade(self) -> Upgrade:
-        """What a request to `/derp` is upgraded to, by the rules of Go's handler.
+        """The upgrade of a request to `/derp`, by the rules of Go's handler.
 
-        A websocket without the subprotocol is an ancient client that speaks plain DERP.
+        A websocket request without the subprotocol comes from an old client that speaks DERP.
         """
         wanted = self.header(b"upgrade").lower()
         if wanted == "websocket":
@@ -120,13 +121,13 @@ class Request:
 
     @property
     def wants_fast_start(self) -> bool:
-        """Whether the client expects no HTTP answer at all: the header is exactly `1`."""
+        """Whether the client expects no HTTP answer (fast start): the header is exactly `1`."""
         return self.header(b"derp-fast-start") == "1"
 
 
 @dataclass(slots=True)
 class Response:
-    """An ordinary answer; length and connection headers are added when it is sent."""
+    """An answer; `HttpConnection` adds Content-Length and Connection."""
 
     status: int
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -137,7 +138,7 @@ class Response:
 
 @dataclass(slots=True)
 class StreamedResponse:
-    """An answer whose body comes piece by piece, for as long as it takes."""
+    """An answer whose body is made piece by piece while it is sent."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -145,13 +146,13 @@ class StreamedResponse:
 
 
 Answer: TypeAlias = Response | StreamedResponse | Coroutine[Any, Any, Response]
-"""What a request is answered with, now or later."""
+"""The answer to a request, or a coroutine that returns it."""
 Routes: TypeAlias = Callable[[Request], Answer]
-"""Decides on the answer to a request."""
+"""Returns the answer to a request."""
 
 
 def text_response(status: int, text: str, *, close: bool = False) -> Response:
-    """A plain-text error or note, in the form of Go's `http.Error`."""
+    """Return a plain-text answer in the form of Go's `http.Error`."""
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("X-Content-Type-Options", "nosniff"),
@@ -160,14 +161,14 @@ def text_response(status: int, text: str, *, close: bool = False) -> Response:
 
 
 def page(content_type: str, body: bytes) -> Response:
-    """A page for browsers, with the headers that restrict what they do with it."""
+    """Return a page for browsers, with the headers that restrict scripts and frames."""
     return Response(200, [("Content-Type", content_type), *BROWSER_HEADERS], body)
 
 
 def _origin_form(target: str, headers: list[tuple[bytes, bytes]]) -> str:
-    """A target without scheme and host, which any request may have (RFC 9112 §3.2.2).
+    """Return a target without scheme and host, which any request may have (RFC 9112 §3.2.2).
 
-    The host of such a target counts, and replaces that of the header.
+    Its host replaces the Host header.
     """
     start = _SCHEME_AND_HOST.match(target)
     if start is None:
@@ -180,14 +181,14 @@ def _origin_form(target: str, headers: list[tuple[bytes, bytes]]) -> str:
 
 _SCHEME_AND_HOST: Final = re.compile("https?://([^/?]*)", re.IGNORECASE)
 _QUOTED: Final = 100
-"""Characters of what a peer sent that an error repeats."""
+"""Most characters of a peer's bytes that an error quotes."""
 _MAX_LINES: Final = 200
-"""Lines of a request head. h11 takes 64 KiB of empty ones, for a fifth of a second of CPU."""
+"""Most lines of a request head. h11 accepts 64 KiB of empty ones, which take 0.2 s of CPU."""
 _SERVER_ERROR_CLOSES: Final = ("Connection", "close")
 
 
 class HttpConnection:
-    """One connection's requests, one after another.
+    """Reads one connection's requests and writes the answers, one after another.
 
     Call `receive_data`, then `next_request` until it returns `None`; after each request
     either `respond`, or take over the connection with `take_over`.
@@ -196,7 +197,7 @@ class HttpConnection:
     __slots__ = ("_h11", "_lines", "_refusal_status", "finished", "head_only", "served")
 
     finished: bool
-    """No further request can follow: close once all is written."""
+    """No request can follow: close the connection when everything is written."""
     head_only: bool
     """The request was HEAD: no body is sent."""
     served: int
@@ -211,17 +212,17 @@ class HttpConnection:
         self.served = 0
 
     def receive_data(self, data: bytes) -> None:
-        """Add bytes from the peer; nothing is parsed yet."""
+        """Add bytes from the peer, without parsing them."""
         if data:
             self._lines += data.count(b"\n")
             self._h11.receive_data(data)
 
     def next_request(self) -> Request | None:
-        """The next request head, or `None` while bytes are missing.
+        """Return the next request head, or `None` while bytes are missing.
 
         Raises:
-            BadUpgrade: not HTTP, CONNECT, two ways of telling a body's length, or a head of more
-                than 64 KiB. `refusal` has the answer.
+            BadUpgrade: not HTTP, CONNECT, both Content-Length and Transfer-Encoding, or a head of
+                more than 64 KiB. `refusal` returns the answer.
         """
         if self.finished:
             return None
@@ -230,7 +231,7 @@ class HttpConnection:
         except h11.RemoteProtocolError as e:
             self._refusal_status = HTTPStatus(e.error_status_hint)
             problem = printable(h11_words(e), _QUOTED)
-            # h11 raises it in a method of itself: its own frames hold it.
+            # h11 raises it in its own method: without this, error and frames refer to each other.
             raise BadUpgrade(f"bad HTTP request: {problem}") from without_frames(e)
         if event is h11.NEED_DATA:
             if self._lines > _MAX_LINES:
@@ -264,15 +265,15 @@ class HttpConnection:
         )
 
     def take_over(self) -> bytes:
-        """End HTTP on this connection; returns the bytes that followed the request head."""
+        """End HTTP on this connection; return the bytes after the request head."""
         self.finished = True
         return self._h11.trailing_data[0]
 
     def respond(self, response: Response) -> bytes:
-        """The bytes of an answer to the request just given.
+        """Return the bytes of the answer to the last request.
 
-        After HEAD the body is announced and not sent. A request with a body of its own is
-        answered and then the connection ends: no route reads one.
+        The answer to HEAD has Content-Length and no body. After a request with a body the
+        connection ends, because no route reads bodies.
         """
         headers = [*response.headers, ("Content-Length", str(len(response.body)))]
         if response.status == HTTPStatus.NO_CONTENT:
@@ -283,11 +284,11 @@ class HttpConnection:
         return out + self.end()
 
     def begin(self, response: StreamedResponse) -> bytes:
-        """The head of an answer whose body follows with `chunk`; `end` ends it."""
+        """Return the head of an answer; `chunk` and `end` follow."""
         return self._head(response.status, response.headers, close=False)
 
     def chunk(self, data: bytes) -> bytes:
-        """The bytes of a piece of the body; none after HEAD."""
+        """Return the bytes of a piece of the body; none after HEAD."""
         return b"" if self.head_only or not data else self._h11.send(h11.Data(data=data)) or b""
 
     def _head(self, status: int, headers: list[tuple[str, str]], *, close: bool) -> bytes:
@@ -306,7 +307,7 @@ class HttpConnection:
         return self._h11.send(head) or b""
 
     def end(self) -> bytes:
-        """The end of an answer."""
+        """Return the bytes that end an answer."""
         out = self._h11.send(h11.EndOfMessage()) or b""
         self.served += 1
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
@@ -316,7 +317,7 @@ class HttpConnection:
         return out
 
     def refusal(self) -> bytes:
-        """The answer to bytes that are no acceptable request, after `next_request` raised."""
+        """Return the answer to bytes for which `next_request` raised."""
         self.finished = True
         line = f"{self._refusal_status.value} {self._refusal_status.phrase}"
         return (

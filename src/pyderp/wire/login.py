@@ -1,24 +1,23 @@
-"""The login: its two sealed JSON blobs, ClientInfo and ServerInfo, their nonces, the relay's side.
+"""The login: the sealed JSON of ClientInfo and ServerInfo, their nonces, and the relay's side.
 
-Decoding has Go's manners (`pyderp.gojson`): names match in any case, unknown ones are ignored
-whatever their value is, missing ones are zero, `null` is "nothing said"; a value of the wrong type
-rejects the blob.
+JSON is decoded as by Go (`pyderp.gojson`): names match in upper or lower case, unknown members are
+ignored, missing ones are zero, `null` leaves a member as it is, and a value of the wrong type makes
+the login fail.
 
-Both boxes of a login are sealed under the one key that client and relay share. So a box opens
-at the side that sealed it as well, and DERP's JSON does not tell them apart: a ServerInfo passes
-as a ClientInfo that says little, and a ClientInfo as a ServerInfo. So each side makes nonces that
-it knows again, and refuses a box of its own that comes back (`OwnNonces`).
+Both messages are sealed with the one key that client and relay share. So each side can also open
+what it sealed itself, and a ServerInfo is a valid ClientInfo and the other way round. A third party
+could send such a message back. So each side makes nonces that it recognises, and refuses a message
+with one of them (`OwnNonces`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
-
-import msgspec
 
 from pyderp import gojson
 from pyderp.errors import (
@@ -57,19 +56,19 @@ T = TypeVar("T")
 _TAKES_HEALTH: Final = "pyderpTakesHealth"
 _INT64: Final = range(-(2**63), 2**63)
 _INTEGER: Final = re.compile("-?[0-9]{1,19}")
-"""What may be one of 64 bits; JSON has no leading zeros."""
+"""Text of an integer that may fit into 64 bits; JSON has no leading zeros."""
 _BOOLEANS: Final = {"true": True, "false": False}
 _MARK_LEN: Final = 8
-"""One of 2**64 foreign nonces is taken for an own one. 16 random bytes remain, which is plenty:
-2**64 boxes between the same two keys until two nonces may be equal."""
+"""Bytes of the mark: one of 2**64 foreign nonces is taken for an own one. 16 random bytes are left,
+so 2**64 messages between the same two keys may be sealed before two nonces are likely equal."""
 
 
 class OwnNonces:
-    """Makes nonces that end in a keyed hash of their beginning. To others all of it is random.
+    """Makes nonces that end in a keyed hash of their start; without the key they look random.
 
     Args:
-        private: whose nonces they are.
-        role: keeps apart what one key does as a relay and as a client.
+        private: the key that seals with these nonces.
+        role: `b"relay"` or `b"client"`: one key may be used for both.
         random: returns n fresh random bytes.
     """
 
@@ -82,12 +81,12 @@ class OwnNonces:
         self._random = random
 
     def make(self) -> bytes:
-        """A fresh nonce."""
+        """Return a fresh nonce."""
         start = self._random(NONCE_LEN)[:-_MARK_LEN]
         return start + self._mark(start)
 
     def made(self, nonce: bytes) -> bool:
-        """Whether it is one of these."""
+        """Whether `make` of this key and role made a nonce."""
         return self._mark(nonce[:-_MARK_LEN]) == nonce[-_MARK_LEN:]
 
     def _mark(self, start: bytes) -> bytes:
@@ -96,19 +95,19 @@ class OwnNonces:
 
 @dataclass(slots=True)
 class ClientInfo:
-    """What a client says of itself at login (`derp.ClientInfo`)."""
+    """The content of a client's login (`derp.ClientInfo`)."""
 
     mesh_key: MeshKey | None = None
     version: int = 0
     can_ack_pings: bool = False
     is_prober: bool = False
     app_name: str = ""
-    """Which program it is, in its own words; `pyderp.text.is_app_name` has the rule."""
+    """The name of the client's program, as allowed by `pyderp.text.is_app_name`."""
     takes_health: bool = False
-    """Takes Health and Restarting frames; a field of ours, which other relays ignore."""
+    """The client takes Health and Restarting; pyderp's own member, which other relays ignore."""
 
     def to_json(self) -> bytes:
-        """The JSON in the order and with the omissions of Go's client."""
+        """Return the JSON as Go's client orders and shortens it."""
         fields: dict[str, object] = {}
         if self.mesh_key is not None:
             fields["meshKey"] = self.mesh_key.to_text()
@@ -121,7 +120,7 @@ class ClientInfo:
             fields["AppName"] = self.app_name
         if self.takes_health:
             fields[_TAKES_HEALTH] = True
-        return msgspec.json.encode(fields)
+        return _compact(fields)
 
     @classmethod
     def from_json_untrusted(cls, data: bytes) -> ClientInfo:
@@ -143,8 +142,13 @@ class ClientInfo:
         )
 
 
+def _compact(fields: Mapping[str, object]) -> bytes:
+    """JSON without spaces, as Go's encoder writes it."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def server_info_json(info: ServerInfo) -> bytes:
-    """ServerInfo as JSON, zero fields omitted."""
+    """Return ServerInfo as JSON, without zero members."""
     fields: dict[str, int] = {}
     if info.version:
         fields["version"] = info.version
@@ -152,7 +156,7 @@ def server_info_json(info: ServerInfo) -> bytes:
         fields["TokenBucketBytesPerSecond"] = info.token_bucket_bytes_per_second
     if info.token_bucket_bytes_burst:
         fields["TokenBucketBytesBurst"] = info.token_bucket_bytes_burst
-    return msgspec.json.encode(fields)
+    return _compact(fields)
 
 
 _SERVER_INFO_JSON: Final = server_info_json(ServerInfo(version=PROTOCOL_VERSION))
@@ -161,12 +165,12 @@ _SERVER_INFO_JSON: Final = server_info_json(ServerInfo(version=PROTOCOL_VERSION)
 def seal_client_info(
     private: NodePrivate, server: NodePublic, info: ClientInfo, *, nonce: bytes
 ) -> bytes:
-    """The ClientInfo frame of `private` for `server`."""
+    """Return the ClientInfo frame of the client `private` for the relay `server`."""
     return pack_client_info(private.public, private.seal_to(server, info.to_json(), nonce=nonce))
 
 
 def seal_server_info(shared: bytes, *, nonce: bytes) -> bytes:
-    """The ServerInfo frame, under the key shared with the client: only the version, as Go's."""
+    """Return the ServerInfo frame, sealed with the shared key; as Go's, it has only the version."""
     return pack_server_info(seal(shared, _SERVER_INFO_JSON, nonce=nonce))
 
 
@@ -193,11 +197,11 @@ def open_client_info_untrusted(
     """Open a ClientInfo payload, whose length was checked.
 
     Returns:
-        the client's key, the key shared with it (for ServerInfo), and what it says.
+        the client's key, the key shared with it (for ServerInfo), and the content.
 
     Raises:
-        RemoteProtocolError: zero key, a box that does not open, bad JSON, or an AppName that
-            breaks its rule. Mesh peers are not exempt from that.
+        RemoteProtocolError: zero key, a box that does not open, bad JSON, or an AppName that is
+            not allowed, also for mesh peers.
     """
     client = NodePublic(payload[:KEY_LEN])
     if client.is_zero():
@@ -243,9 +247,10 @@ def open_server_info_untrusted(
 
 
 def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, list[str]]:
-    """The values of known members, each in its order, as JSON text; null says nothing.
+    """Return the values of the known members as JSON text, without nulls.
 
-    Each is a list, because Go reads every one: a wrong type is an error wherever it stands.
+    Each member has a list of values, because Go reads repeated ones too: a wrong type in any of
+    them is an error.
     """
     try:
         pairs = gojson.members(data)
@@ -265,7 +270,7 @@ def _fields(data: bytes, names: tuple[str, ...], kind: int) -> Mapping[str, list
 def _last(
     found: Mapping[str, list[str]], name: str, zero: T, read: Callable[[str], T | None], kind: int
 ) -> T:
-    """The last value of a member; `zero` if it is missing."""
+    """Return the last value of a member; `zero` if it is missing."""
     last = zero
     for text in found[name]:
         value = read(text)
@@ -285,16 +290,16 @@ def _integer(text: str) -> int | None:
 def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:
     key = None
     for value in found["meshKey"]:
-        # Unlike the other fields, null is not "nothing said": Go's key type refuses it.
+        # Go's key type refuses null, which leaves other members as they are.
         text = gojson.text_value(value)
         if text == "":
-            # Go refuses this, too. But there are clients that always send the field.
+            # Go refuses this as well, but some clients always send the member.
             key = None
             continue
         if text is None or len(text) != 2 * KEY_LEN:
             raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO)
         try:
-            # The zero key is well-formed, and grants nothing.
+            # The zero key is valid, but not a mesh key.
             key = MeshKey.parse(text) if text.strip("0") else None
         except InvalidKey as e:
             raise RemoteProtocolError("invalid mesh key", frame_type=FrameType.CLIENT_INFO) from e
@@ -303,26 +308,26 @@ def _mesh_key(found: Mapping[str, list[str]]) -> MeshKey | None:
 
 @dataclass(slots=True)
 class LoggedIn:
-    """A client that proved its key."""
+    """A client that proved that it has its key."""
 
     client: NodePublic
     info: ClientInfo
     server_info: bytes
-    """The ServerInfo frame: the first thing the client must be sent."""
+    """The ServerInfo frame, which the relay must send before any other."""
 
 
 class ServerLogin:
-    """The login rules of one relay key; shared by all its connections, it keeps no state of any.
+    """The relay's side of logins. All connections share one: it has no state of a connection.
 
     Args:
         private: the relay's key.
-        random: returns n fresh random bytes; for the nonce of each ServerInfo.
+        random: returns n fresh random bytes, for the nonce of each ServerInfo.
     """
 
     __slots__ = ("_nonces", "_private", "greeting")
 
     greeting: bytes
-    """The ServerKey frame: what the relay says first."""
+    """The ServerKey frame, the relay's first."""
 
     def __init__(self, private: NodePrivate, *, random: Callable[[int], bytes]) -> None:
         self._private = private
@@ -332,12 +337,12 @@ class ServerLogin:
     def receive_untrusted(
         self, data: bytearray | memoryview, end: int
     ) -> tuple[int, LoggedIn | None]:
-        """Look for a whole ClientInfo frame in `data[:end]`.
+        """Read the ClientInfo frame in `data[:end]`.
 
-        A wrong type or length is refused as soon as the header is there.
+        A wrong type or length is refused as soon as the header is complete.
 
         Returns:
-            (bytes consumed, the client), or (0, None) while bytes are missing.
+            (bytes used, the client), or (0, None) while bytes are missing.
 
         Raises:
             RemoteProtocolError: the login failed; close without an answer.

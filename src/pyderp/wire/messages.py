@@ -1,7 +1,7 @@
-"""What a relay sends a client after login, one small class a frame; and how each is read.
+"""The messages of a relay to a client after login: a class for each frame, and how it is read.
 
-`unpack_message_untrusted` follows Go's client to the byte: short optional frames are
-skipped with a remark, spare bytes are ignored, unknown types are skipped.
+`unpack_message_untrusted` does as Go's client does: it skips frames that are too short and unknown
+types, with a remark, and ignores surplus bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class ReceivedPacket:
-    """A packet for us. The source is the relay's word: see `docs/security.md`."""
+    """A packet for this client. Only the relay vouches for its source: see `docs/security.md`."""
 
     source: NodePublic
     data: bytes
@@ -43,7 +43,7 @@ class ReceivedPacket:
 
 @dataclass(slots=True)
 class PeerGone:
-    """A peer that wrote to us left the relay (reason 0), or one we wrote to is not here (1)."""
+    """A peer that wrote to this client left (reason 0), or a destination is not here (1)."""
 
     peer: NodePublic
     reason: int
@@ -61,13 +61,13 @@ class PeerPresent:
     port: int | None
     flags: PeerPresentFlags
     app_name: str = ""
-    """What the client calls itself, unchecked; empty: nothing, or a relay that
-    does not pass it on."""
+    """The name of the client's program, as the client said; empty: none, or the relay does not
+    pass it on."""
 
 
 @dataclass(slots=True)
 class ServerInfo:
-    """The relay's sealed greeting. Rates in bytes a second and bytes; 0: no limit."""
+    """The relay's answer to a login. Rates in bytes a second and bytes; 0: no limit."""
 
     version: int = 0
     token_bucket_bytes_per_second: int = 0
@@ -76,33 +76,33 @@ class ServerInfo:
 
 @dataclass(slots=True)
 class Ping:
-    """Answer with a Pong of the same eight bytes."""
+    """The relay asks for a Pong with the same eight bytes."""
 
     data: bytes
 
 
 @dataclass(slots=True)
 class Pong:
-    """The answer to a ping of ours: the same eight bytes."""
+    """The answer to a ping of this client: the same eight bytes."""
 
     data: bytes
 
 
 @dataclass(slots=True)
 class KeepAlive:
-    """The relay is alive."""
+    """The relay is alive and has nothing else to send."""
 
 
 @dataclass(slots=True)
 class Health:
-    """A problem the relay sees with this connection; empty text: healthy again."""
+    """A problem that the relay sees with this connection; empty: it is over."""
 
     problem: str
 
 
 @dataclass(slots=True)
 class Skipped:
-    """A frame, or the end of one, that was not understood and is not an error; for a log line."""
+    """A frame, or the end of one, that the client ignores without an error; for a log line."""
 
     frame_type: int
     remark: str
@@ -124,10 +124,10 @@ _ADDRESS_END: Final = KEY_LEN + 16 + 2
 
 
 def unpack_message_untrusted(kind: int, payload: bytes) -> Message | Skipped:
-    """Read a frame from a server, other than ServerInfo, which needs keys.
+    """Read a frame from a relay other than ServerInfo, which needs keys.
 
     Returns:
-        the message, or `Skipped` for a frame that a client passes over.
+        the message, or `Skipped` for a frame that a client ignores.
     """
     known = _READERS.get(kind)
     if known is None:
@@ -148,7 +148,7 @@ def _peer_gone(payload: bytes) -> PeerGone:
 
 
 def _peer_present(payload: bytes) -> PeerPresent:
-    # Four groups, 32 / 18 / 1 / 1 + n bytes, each there as a whole or not at all.
+    # Four groups of 32, 18, 1 and 1 + n bytes; older relays leave out the last ones.
     peer = NodePublic(payload[:KEY_LEN])
     if len(payload) < _ADDRESS_END:
         return PeerPresent(peer, None, None, PeerPresentFlags(0))
@@ -158,14 +158,14 @@ def _peer_present(payload: bytes) -> PeerPresent:
     if len(payload) < MIN_PEER_PRESENT_LEN or has_short_app_name(payload):
         return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags))
     end = MIN_PEER_PRESENT_LEN + payload[MIN_PEER_PRESENT_LEN - 1]
-    # latin-1 takes any bytes, and what is not ASCII breaks the rule.
+    # Latin-1 decodes any bytes; `is_app_name` then refuses what is not ASCII.
     name = payload[MIN_PEER_PRESENT_LEN:end].decode("latin-1")
     name = name if is_app_name(name) else ""
     return PeerPresent(peer, unmapped(ip6), port, PeerPresentFlags(flags), name)
 
 
 def has_short_app_name(payload: bytes) -> bool:
-    """Whether a PeerPresent ends before its AppName does, which is then left out."""
+    """Whether a PeerPresent is too short for its AppName, which is then ignored."""
     if len(payload) < MIN_PEER_PRESENT_LEN:
         return False
     return len(payload) - MIN_PEER_PRESENT_LEN < payload[MIN_PEER_PRESENT_LEN - 1]
@@ -186,4 +186,4 @@ _READERS: Final[Mapping[int, tuple[int, str, Callable[[bytes], Message]]]] = {
     FrameType.HEALTH: (0, "", lambda p: Health(p.decode("utf-8", "replace"))),
     FrameType.RESTARTING: (8, "short server restarting frame", _restarting),
 }
-"""Frame type → shortest payload, the remark when it is shorter, how to read it."""
+"""Frame type → shortest payload in bytes, the remark if it is shorter, the reader."""

@@ -1,11 +1,11 @@
-"""The meta certificate: how a relay tells its DERP key inside the TLS handshake.
+"""The meta certificate: a relay sends its DERP key inside the TLS handshake.
 
-A self-signed certificate last in the chain, named `derpkey` and the relay's key, whose
-serial number is the protocol version. It is not verified: under TLS 1.3 the handshake
-itself vouches for the chain. A client that finds it can skip a round trip (fast start).
+It is a self-signed certificate at the end of the chain. Its common name is `derpkey` and the
+relay's key, its serial number the protocol version. Clients do not verify it: under TLS 1.3 the
+handshake authenticates the whole chain. A client that finds it saves a round trip (fast start).
 
-X.509 bounds a common name at 64 characters and this one has 71, so X.509 libraries warn
-or refuse; hence the few lines of DER here, to write one certificate and read two fields.
+X.509 allows 64 characters in a common name and this one has 71, so X.509 libraries warn or refuse.
+That is why this module writes and reads DER itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import datetime
 from collections.abc import Iterable
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import nacl.bindings
 
 from pyderp.errors import InvalidKey
 from pyderp.keys import NodePublic
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 META_NAME_PREFIX: Final = "derpkey"
-"""What the common name of a meta certificate starts with."""
+"""Start of a meta certificate's common name."""
 
 _VALIDITY: Final = datetime.timedelta(days=30)
 _OID_COMMON_NAME: Final = bytes.fromhex("0603550403")
@@ -40,13 +40,12 @@ _MAX_SERIAL: Final = 255
 
 
 def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> bytes:
-    """A fresh meta certificate, DER; its Ed25519 key is thrown away.
+    """Make a meta certificate in DER; its Ed25519 key is not kept.
 
     Args:
-        now: aware time; the certificate is valid 30 days to both sides of it.
+        now: time with its zone; the certificate is valid from 30 days before to 30 days after.
     """
-    private = Ed25519PrivateKey.generate()
-    public = private.public_key().public_bytes_raw()
+    public, private = nacl.bindings.crypto_sign_keypair()
     common_name = _der(0x13, (META_NAME_PREFIX + server.untyped_hex()).encode("ascii"))
     name = _der(0x30, _der(0x31, _der(0x30, _OID_COMMON_NAME, common_name)))
     body = _der(
@@ -60,7 +59,8 @@ def make_meta_certificate(server: NodePublic, *, now: datetime.datetime) -> byte
         _der(0x30, _ED25519, _der(0x03, b"\0" + public)),
         _der(0xA3, _der(0x30, _BASIC_CONSTRAINTS)),
     )
-    return _der(0x30, body, _ED25519, _der(0x03, b"\0" + private.sign(body)))
+    signature = nacl.bindings.crypto_sign(body, private)[: nacl.bindings.crypto_sign_BYTES]
+    return _der(0x30, body, _ED25519, _der(0x03, b"\0" + signature))
 
 
 def _der(tag: int, *parts: bytes) -> bytes:
@@ -78,17 +78,17 @@ def _utc_time(when: datetime.datetime) -> bytes:
 
 
 def scan_chain_untrusted(chain: Iterable[bytes]) -> tuple[NodePublic, int] | None:
-    """Find the meta certificate in a presented chain, the leaf included.
+    """Find the meta certificate in a presented chain.
 
-    Expiry and signature are not looked at. Use it under TLS 1.3 only: below, the chain
-    travels in the clear.
+    Expiry and signature are not checked. Use it under TLS 1.3 only: in older versions the chain is
+    not encrypted.
 
     Args:
         chain: DER certificates as presented.
 
     Returns:
-        (relay key, protocol version) of the first one that fits, or `None`. A version of
-        0, or a zero key, tells the key but does not allow fast start.
+        (relay key, protocol version) of the first meta certificate, or `None`. With version 0
+        or a zero key there is no fast start.
     """
     for der in chain:
         found = _serial_and_name(der)
@@ -105,13 +105,13 @@ def scan_chain_untrusted(chain: Iterable[bytes]) -> tuple[NodePublic, int] | Non
 
 
 def common_name_untrusted(der: bytes) -> str:
-    """The common name of a certificate's subject, also one that X.509 libraries refuse.
+    """Return the common name of a certificate's subject, also one that X.509 libraries refuse.
 
     Args:
-        der: a presented certificate, whatever it is.
+        der: a presented certificate; may be malformed.
 
     Returns:
-        the name; empty if there is none, or none in ASCII, or this is no certificate.
+        the name; empty if there is none, if it is not ASCII, or if the certificate is malformed.
     """
     found = _serial_and_name(der)
     return "" if found is None else found[1]
@@ -154,7 +154,7 @@ def _contents(data: bytes, want: int) -> bytes:
 
 
 def _element(data: bytes, pos: int) -> tuple[int, int, int]:
-    """Tag, and where the contents of the DER element at `pos` start and end."""
+    """Return the tag of the DER element at `pos`, and where its contents start and end."""
     tag, length, start = data[pos], data[pos + 1], pos + 2
     if length & 0x80:
         count = length & 0x7F

@@ -1,4 +1,4 @@
-"""PROXY protocol headers, versions 1 and 2: what a load balancer says of a connection. Sans-IO.
+"""PROXY protocol headers, versions 1 and 2: a load balancer names the real client. Sans-IO.
 
 Source: "The PROXY protocol", versions 1 & 2, by HAProxy's Willy Tarreau.
 """
@@ -18,7 +18,7 @@ __all__ = ["MAX_PROXY_HEADER", "ProxyHeader", "parse_proxy_header_untrusted"]
 Endpoint: TypeAlias = tuple[str, int]
 
 MAX_PROXY_HEADER: Final = 2048
-"""Bytes that a header may have; load balancers send some hundred."""
+"""Largest header accepted, in bytes; load balancers send a few hundred."""
 
 _V1: Final = b"PROXY "
 _V1_LONGEST: Final = 107
@@ -32,23 +32,23 @@ _ADDRESSES: Final = {_TCP4: struct.Struct(">4s4sHH"), _TCP6: struct.Struct(">16s
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """What stands before the bytes of a connection."""
+    """A header, which precedes the bytes of a connection."""
 
     length: int
-    """Bytes of the header."""
+    """Length of the header in bytes."""
 
     source: Endpoint | None = None
-    """Address and port of the client; `None`: not given, as for a health check."""
+    """Address and port of the client; `None`: not named, as for a health check."""
 
     destination: Endpoint | None = None
-    """Address and port that it connected to."""
+    """Address and port that the client connected to."""
 
 
 def parse_proxy_header_untrusted(data: bytes) -> ProxyHeader | None:
-    """The header at the start of `data`, or `None` while bytes are missing.
+    """Read the header at the start of `data`; `None` while bytes are missing.
 
     Raises:
-        RemoteProtocolError: no such header, or one of more than `MAX_PROXY_HEADER` bytes.
+        RemoteProtocolError: no header, a malformed one, or more than `MAX_PROXY_HEADER` bytes.
     """
     if data[: len(_V2)] == _V2[: len(data)]:
         return _parse_v2(data)

@@ -1,4 +1,4 @@
-"""STUN as Tailscale speaks it: one request, one answer with the address it came from.
+"""STUN as Tailscale uses it: a request, and an answer with the address the request came from.
 
     header:   type u16, length u16, cookie 2112a442, transaction id 12 bytes
     request:  type 0001, attributes SOFTWARE `tailnode` … FINGERPRINT (always last)
@@ -33,8 +33,8 @@ __all__ = [
 
 TX_ID_LEN: Final = 12
 MAX_REQUEST: Final = 1500
-"""Longest request that is looked at, in bytes. A whole datagram of 64 KiB can hold 16,000
-attributes, which would take milliseconds to walk through."""
+"""Longest request that is parsed, in bytes. A datagram of 64 KiB can hold 16,000 attributes, which
+would take milliseconds to read."""
 
 _Datagram: TypeAlias = bytes | memoryview
 
@@ -83,7 +83,7 @@ _ADDRESS_LENGTHS: Final = {1: 4, 2: 16}
 
 @dataclass(frozen=True, slots=True)
 class BindingResponse:
-    """A server's answer: from where it saw the request come."""
+    """A server's answer: the address from which the request reached it."""
 
     tx_id: bytes
     address: IPv4Address | IPv6Address
@@ -92,12 +92,12 @@ class BindingResponse:
 
 
 def is_stun(datagram: _Datagram) -> bool:
-    """Whether this looks like any STUN message (as `stun.Is`); its length field may be wrong."""
+    """Whether a datagram looks like STUN (as `stun.Is`); its length field is not checked."""
     return len(datagram) >= _HEADER_LEN and datagram[0] < 0x40 and datagram[4:8] == _COOKIE
 
 
 def pack_request(tx_id: bytes) -> bytes:
-    """A binding request of 40 bytes (as `stun.Request`).
+    """Return a binding request of 40 bytes (as `stun.Request`).
 
     Args:
         tx_id: 12 random bytes; the answer has the same.
@@ -111,14 +111,14 @@ def pack_request(tx_id: bytes) -> bytes:
 
 
 def parse_request_untrusted(datagram: _Datagram) -> bytes:
-    """The transaction id of a request that a DERP server answers (as `stun.ParseBindingRequest`).
+    """Return the transaction id of a request that a DERP server answers.
 
-    That is: a SOFTWARE attribute says `tailnode`, and the last attribute is a FINGERPRINT that
-    fits. The header's length is not looked at, other attributes do not matter.
+    A SOFTWARE attribute must be `tailnode` and the last attribute a valid FINGERPRINT; other
+    attributes and the length in the header are ignored (as `stun.ParseBindingRequest`).
 
     Raises:
-        RemoteProtocolError: anything else; it is to be ignored in silence. Also more than
-            1,500 bytes.
+        RemoteProtocolError: any other datagram, and one of more than 1,500 bytes. The server
+            must not answer.
     """
     if not is_stun(datagram):
         raise RemoteProtocolError("not a STUN message")
@@ -141,16 +141,15 @@ def parse_request_untrusted(datagram: _Datagram) -> bytes:
 
 
 class RequestReader:
-    """A buffer to receive requests into, and the fast lane for the one that Tailscale sends.
+    """A buffer for requests, with a fast path for the request that Tailscale's clients send.
 
-    It takes the same requests as `parse_request_untrusted`, which needs 2 µs where this needs
-    0.3.
+    It accepts the same requests as `parse_request_untrusted`, in 0.3 µs instead of 2 µs.
     """
 
     __slots__ = ("_checked", "_view", "buffer")
 
     buffer: bytearray
-    """For one datagram. It has a byte too many, to tell one that is too long."""
+    """For one datagram; one byte longer than allowed, so that a longer datagram is noticed."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(MAX_REQUEST + 1)
@@ -158,7 +157,7 @@ class RequestReader:
         self._checked = self._view[:_PLAIN_CHECKED]
 
     def read_untrusted(self, size: int) -> bytes:
-        """As `parse_request_untrusted`, of the first `size` bytes of the buffer."""
+        """Do as `parse_request_untrusted` for the first `size` bytes of the buffer."""
         if size == _PLAIN_LEN:
             head, tx_id, attributes, fingerprint = _unpack_plain(self.buffer)
             if (
@@ -171,12 +170,12 @@ class RequestReader:
 
 
 def pack_response(tx_id: bytes, address: bytes, port: int) -> bytes:
-    """The answer to a request: 32 bytes for IPv4, 44 for IPv6 (as `stun.Response`).
+    """Return the answer to a request: 32 bytes for IPv4, 44 for IPv6 (as `stun.Response`).
 
     Args:
         tx_id: the request's.
-        address: where it came from, as 4 or 16 bytes; `::ffff:a.b.c.d` is sent as IPv4.
-        port: likewise.
+        address: the request's source, 4 or 16 bytes; `::ffff:a.b.c.d` is sent as IPv4.
+        port: the request's source port.
 
     Raises:
         LocalProtocolError: a transaction id or address of another length.
@@ -196,9 +195,9 @@ def pack_response(tx_id: bytes, address: bytes, port: int) -> bytes:
 
 
 def parse_response_untrusted(datagram: _Datagram) -> BindingResponse:
-    """A server's answer to a request (as `stun.ParseResponse`).
+    """Read a server's answer (as `stun.ParseResponse`).
 
-    Whether it answers one of yours, the transaction id says; nothing else does.
+    Compare its transaction id with those that were sent: nothing else ties it to a request.
 
     Raises:
         RemoteProtocolError: not a success response, malformed, or without an address.
@@ -235,7 +234,7 @@ def _parse_address(value: _Datagram, tx_id: bytes, mask: bytes) -> BindingRespon
 
 
 def _attributes(data: _Datagram) -> Iterator[tuple[int, _Datagram]]:
-    """Types and values; the padding after a value must be there, also after the last."""
+    """Yield types and values. Each value must be followed by its padding, the last one too."""
     at = 0
     while at < len(data):
         if len(data) - at < _ATTRIBUTE.size:

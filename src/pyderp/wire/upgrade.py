@@ -1,4 +1,4 @@
-"""The HTTP upgrade to DERP, both halves: what to ask, what to answer, what follows."""
+"""The HTTP upgrade to DERP: the client's request, the relay's answer, and how it is read."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ __all__ = [
 FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
+_QUOTED: Final = 40
+"""Bytes of what is no answer that its error repeats."""
 _MAX_SHOWN: Final = 200
-"""Characters of a refusal's body that its error repeats."""
+"""Most characters of a refusal's body that its error quotes."""
 _TAGS: Final = re.compile(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->|<[^>]*>")
 
 
 def switching_protocols(server: NodePublic) -> bytes:
-    """The 101 answer of Go's relay, to the byte."""
+    """Return the 101 answer, byte for byte that of Go's relay."""
     return (
         "HTTP/1.1 101 Switching Protocols\r\n"
         "Upgrade: DERP\r\n"
@@ -47,7 +49,7 @@ def upgrade_request(
     fast_start: bool = False,
     extra: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """The request that a client sends, headers in the order of Go's HTTP library.
+    """Return a client's upgrade request, with headers in the order of Go's HTTP library.
 
     Args:
         host: host and, unless it is the default, port.
@@ -56,7 +58,7 @@ def upgrade_request(
         fast_start: the relay's key is known under TLS 1.3: ClientInfo follows at once.
 
     Raises:
-        BadUpgrade: a value that cannot stand in a request head.
+        BadUpgrade: a value that an HTTP request cannot have.
     """
     headers = [("Connection", "Upgrade"), ("Upgrade", "DERP"), *extra]
     if ideal_node:
@@ -73,16 +75,16 @@ def upgrade_request(
             )
         )
     except (h11.LocalProtocolError, UnicodeEncodeError) as e:
-        raise BadUpgrade(f"cannot ask for an upgrade: {e}") from e
+        raise BadUpgrade(f"cannot ask for an upgrade: {h11_words(e)}") from e
     return head or b""
 
 
 class UpgradeReply:
-    """Reads the relay's answer to `upgrade_request`; only the status matters, as for Go."""
+    """Reads the relay's answer to `upgrade_request`. As in Go, only the status matters."""
 
     def __init__(self) -> None:
         self._h11 = h11.Connection(h11.CLIENT)
-        # The request went out by other means; h11 must know of one to expect its answer.
+        # h11 reads an answer only after a request; the real one was made by `upgrade_request`.
         self._h11.send(
             h11.Request(
                 method="GET",
@@ -93,24 +95,27 @@ class UpgradeReply:
         self._h11.send(h11.EndOfMessage())
         self._refused: tuple[int, str] | None = None
         self._body = b""
+        self._start = b""
+        """What the answer begins with, for an error if it is none."""
 
     @property
     def refused(self) -> bool:
-        """Whether the answer is known to be another than 101; its body may be still to come."""
+        """Whether the answer has another status than 101; its body may be incomplete."""
         return self._refused is not None
 
     def receive_data(self, data: bytes) -> bytes | None:
-        """Take bytes from the relay; `b""` means that it closed its side.
+        """Take bytes from the relay; `b""`: the relay closed its side.
 
         Returns:
-            the bytes that follow a complete 101 answer, the start of the DERP stream;
-            `None` while more is needed.
+            the bytes after a complete 101 answer, which start the DERP stream; `None` while
+            the answer is incomplete.
 
         Raises:
-            UpgradeRejected: another status; the text has it and the start of the body, of
-                both what is not printable in escapes.
-            BadUpgrade: not HTTP, or nothing.
+            UpgradeRejected: another status. The text has it and the start of the body, with
+                unprintable characters escaped.
+            BadUpgrade: not HTTP, or no answer at all.
         """
+        self._start = (self._start + data[:_QUOTED])[:_QUOTED]
         try:
             self._h11.receive_data(data)
             while True:
@@ -132,16 +137,17 @@ class UpgradeReply:
             without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
             if self._refused is not None or not data:
                 raise self._error() from e
-            problem = printable(h11_words(e), 100)
+            # Of garbage in the first line it says that as if it were a request.
+            problem = printable(h11_words(e), 100).replace("request line", "status line")
             text = f"the relay's answer is not HTTP: {problem}"
             raise BadUpgrade(text, reason=FailureReason.NO_HTTP) from e
 
     def refusal(self) -> UpgradeRejected:
-        """The error of a refusal, with as much of its body as has come; once it is `refused`."""
+        """Return the error for an answer that is `refused`, with the body so far."""
         assert self._refused is not None, "nothing was refused"
         status, reason = self._refused
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
-        # A web page in an error helps no reader: its words do, and the first of them.
+        # Of a web page the error quotes the text without the tags.
         words = " ".join(_TAGS.sub(" ", body).split()) if "<" in body else body
         text = f"upgrade refused: {status} {printable(reason)}: {printable(words, _MAX_SHOWN)}"
         return UpgradeRejected(text, status=status, body=body)
@@ -149,5 +155,8 @@ class UpgradeReply:
     def _error(self) -> BadUpgrade:
         if self._refused is None:
             text = "the relay closed the connection without an answer"
+            if self._start:
+                said = printable(self._start.decode("utf-8", "replace").strip())
+                text = f'the relay\'s answer is not HTTP, or not whole: it begins with "{said}"'
             return BadUpgrade(text, reason=FailureReason.NO_HTTP)
         return self.refusal()

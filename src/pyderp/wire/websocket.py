@@ -1,6 +1,6 @@
 """DERP inside a websocket, the relay's side: binary messages carry the byte stream.
 
-On the sans-IO core of `websockets`. Message borders mean nothing: a frame may span
+Built on the sans-IO core of `websockets`. Message boundaries have no meaning: a frame may span
 messages and a message may hold many frames (`net/wsconn`).
 """
 
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 MAX_SENT_MESSAGE: Final = 32 * 1024
-"""Go's client accepts no larger message."""
+"""Largest message that Go's client accepts, in bytes."""
 MAX_RECEIVED_MESSAGE: Final = 256 * 1024
-"""Holds a full 64 KiB packet and what a client may batch with it."""
+"""Largest message accepted, in bytes: a packet of 64 KiB and what a client may batch with it."""
 SUBPROTOCOL: Final = "derp"
 # Headers of messages that a server sends (RFC 6455 §5.2).
 _SHORT_HEADER: Final = 2
 _MEDIUM_HEADER: Final = 4
 _MEDIUM: Final = 126
-"""Bytes of a message from which on its header has a length field of its own."""
+"""Messages of at least this many bytes have a header of four bytes."""
 
 
 def refuse_handshake(request: Request) -> Response | None:
-    """Why a request is no valid websocket handshake (RFC 6455 §4.2.1), or `None` if it is."""
+    """Return the refusal of an invalid handshake (RFC 6455 §4.2.1); `None`: it is valid."""
     connection = ",".join(request.header_values(b"connection"))
     try:
         tokens = [str(token).lower() for token in parse_connection(connection)]
@@ -73,9 +73,9 @@ def _is_key(value: str) -> bool:
 
 
 def websocket_accept(request: Request) -> tuple[bytes, bool]:
-    """The 101 answer to a valid handshake, and whether the subprotocol `derp` was agreed on.
+    """Return the 101 answer to a valid handshake, and whether it agrees on subprotocol `derp`.
 
-    Extensions are never agreed on: packets are encrypted, compressing them is in vain.
+    It never agrees on extensions: packets are encrypted, so compression would not help.
     """
     headers = Headers()
     headers["Upgrade"] = "websocket"
@@ -99,16 +99,16 @@ def _offers_derp(request: Request) -> bool:
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """All that a websocket says which is closed as soon as it is open."""
+    """Return a close frame, for a websocket that is closed as soon as it is open."""
     return Frame(Opcode.CLOSE, Close(CloseCode(code), reason).serialize()).serialize(mask=False)
 
 
 def unsent_payload(unsent: int, payload: int) -> int:
-    """Bytes of the stream among the last `unsent` bytes of what `WebSocketServer.send` made.
+    """Return how many bytes of the stream are in the last `unsent` bytes of sent messages.
 
     Args:
-        unsent: bytes of messages that the peer does not get.
-        payload: bytes that were sent.
+        unsent: bytes, with message headers, that the peer does not get.
+        payload: bytes of the stream that were passed to `WebSocketServer.send`.
     """
     missing = 0
     while payload and unsent > 0:
@@ -120,30 +120,30 @@ def unsent_payload(unsent: int, payload: int) -> int:
 
 
 def release_protocol(protocol: Protocol) -> None:
-    """Break the cycles that the websocket library's `Protocol` is part of; it is over then.
+    """Break the reference cycles of the websocket library's `Protocol`, which cannot be used again.
 
-    Its parser is a generator that runs a method of the `Protocol`, and so holds it; an error that
-    the parser met holds the parser's frames. Only the cyclic collector would free a websocket,
-    with all that was read and not used.
+    Its parser is a generator that runs a method of the `Protocol` and so refers to it; an error in
+    the parser refers to the parser's frames. Otherwise only the cyclic collector would free the
+    websocket and the data it has buffered.
     """
     protocol.parser.close()
-    protocol.parser = _deaf()
+    protocol.parser = _ignore_all()
     for error in (protocol.parser_exc, protocol.handshake_exc):
         if error is not None:
             without_frames(error)
     protocol.state = State.CLOSED
 
 
-def _deaf() -> Generator[None, None, None]:
-    """A parser that takes bytes and makes nothing of them."""
+def _ignore_all() -> Generator[None, None, None]:
+    """Replace the parser: ignore all bytes."""
     while True:
         yield
 
 
 class WebSocketServer:
-    """Bytes of an open websocket in, bytes of the DERP stream out, and back.
+    """Turns bytes of an open websocket into bytes of the DERP stream, and back.
 
-    After each call write what `data_to_send` returns; an empty chunk in it means: half-close.
+    After each call write what `data_to_send` returns; an empty chunk in it means half-close.
     """
 
     __slots__ = ("_protocol", "_text")
@@ -153,20 +153,20 @@ class WebSocketServer:
         self._text: Exception | None = None
 
     def __del__(self) -> None:
-        # So no code that ends a connection can forget it.
+        # Here, so that code which ends a connection cannot forget it.
         self.release()
 
     def release(self) -> None:
-        """Let go of all that only the cyclic collector would free; done when this is freed, too.
+        """Break reference cycles; also done when this object is freed.
 
-        The websocket is closed for all calls then; what was to be sent can still be taken.
+        The websocket is closed afterwards, but `data_to_send` still returns what was queued.
         """
         release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> list[bytes]:
-        """Take bytes from the peer; returns the stream's bytes in order.
+        """Take bytes from the peer; return the stream's bytes in order.
 
-        Pings are answered and closes echoed in `data_to_send`. A text message closes
+        `data_to_send` then has the answers to pings and closes. A text message closes
         with 1003, a message of more than 256 KiB with 1009, a malformed frame with 1002.
         """
         protocol = self._protocol
@@ -184,7 +184,7 @@ class WebSocketServer:
         return stream
 
     def receive_eof(self) -> None:
-        """The peer closed its half of the connection."""
+        """Note that the peer closed its half of the connection."""
         self._protocol.receive_eof()
 
     def send(self, chunks: Iterable[bytes]) -> None:
@@ -207,9 +207,9 @@ class WebSocketServer:
 
     @property
     def error(self) -> Exception | None:
-        """What the peer did wrong, if it did."""
+        """How the peer broke the protocol, if it did."""
         return self._text or self._protocol.parser_exc
 
     def data_to_send(self) -> list[bytes]:
-        """What to write, in order."""
+        """Return what to write, in order."""
         return self._protocol.data_to_send()

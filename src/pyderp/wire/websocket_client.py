@@ -1,6 +1,6 @@
 """DERP inside a websocket, the client's side: binary messages carry the byte stream.
 
-On the sans-IO core of `websockets`. As on the other side message borders mean nothing.
+Built on the sans-IO core of `websockets`. Message boundaries have no meaning here either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, without_frames
-from pyderp.text import printable
+from pyderp.text import h11_words, printable
 from pyderp.wire.upgrade import UpgradeReply
 from pyderp.wire.websocket import (
     MAX_RECEIVED_MESSAGE,
@@ -33,9 +33,9 @@ _CLEAN: Final = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
 
 
 class WebSocketClient:
-    """Bytes from a relay in, bytes of the DERP stream out, and back; the handshake first.
+    """Turns bytes from a relay into bytes of the DERP stream, and back, after the handshake.
 
-    After each call write what `data_to_send` returns; at first that is the request.
+    After each call write what `data_to_send` returns; the first time, that is the request.
 
     Args:
         host: the `Host` header: host and, unless it is the default, port.
@@ -45,7 +45,7 @@ class WebSocketClient:
         headers: more headers of the request, such as `Ideal-Node`.
 
     Raises:
-        BadUpgrade: a value that cannot stand in a request head.
+        BadUpgrade: a value that an HTTP request cannot have.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class WebSocketClient:
         self.release()
 
     def release(self) -> None:
-        """Let go of all that only the cyclic collector would free; done when this is freed, too.
+        """Break reference cycles; also done when this object is freed.
 
-        The websocket is closed for all calls then; what was to be sent can still be taken.
+        The websocket is closed afterwards, but `data_to_send` still returns what was queued.
         """
         release_protocol(self._protocol)
 
     def receive_data(self, data: bytes) -> bytes:
-        """Take bytes from the relay; returns those of the stream, in one piece, maybe none.
+        """Take bytes from the relay; return those of the stream in one piece, perhaps empty.
 
-        Once open this raises nothing: see `ended` and `error`, also after bytes were given.
-        Pings are answered and a close is echoed in `data_to_send`. A text message closes
+        Once the websocket is open this raises nothing: check `ended` and `error` after each call.
+        `data_to_send` then has the answers to pings and closes. A text message closes
         with 1003, a message of more than 256 KiB with 1009, a malformed frame with 1002.
 
         Raises:
@@ -120,7 +120,7 @@ class WebSocketClient:
         return b"".join(parts)
 
     def receive_eof(self) -> None:
-        """The relay closed its half of the connection.
+        """Note that the relay closed its half of the connection.
 
         Raises:
             UpgradeRejected, BadUpgrade: in the middle of the handshake.
@@ -130,28 +130,28 @@ class WebSocketClient:
         self._protocol.receive_eof()
 
     def send(self, data: bytes) -> None:
-        """Put bytes of the stream into messages of at most 32 KiB; after the end: nothing."""
+        """Put bytes of the stream into messages of at most 32 KiB; do nothing after the end."""
         if not self.ended:
             for at in range(0, len(data), MAX_SENT_MESSAGE):
                 self._protocol.send_binary(data[at : at + MAX_SENT_MESSAGE])
 
     def close(self) -> None:
-        """Say goodbye (1000); nothing can be sent after it."""
+        """Send a close with code 1000; nothing can be sent after it."""
         if not self.ended:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
 
     def data_to_send(self) -> bytes:
-        """What to write now."""
+        """Return what to write now."""
         request, self._request = self._request, b""
         return request + b"".join(self._protocol.data_to_send())
 
     @property
     def refused(self) -> bool:
-        """Whether the answer is known to be a refusal; its body may be still to come."""
+        """Whether the answer is a refusal; its body may be incomplete."""
         return self._reply is not None and self._reply.refused
 
     def refusal(self) -> UpgradeRejected:
-        """The error of a refusal, with as much of its body as has come; once it is `refused`."""
+        """Return the error for an answer that is `refused`, with the body so far."""
         assert self._reply is not None, "the websocket is open"
         return self._reply.refusal()
 
@@ -162,12 +162,12 @@ class WebSocketClient:
 
     @property
     def ended(self) -> bool:
-        """Whether the stream is over: nothing comes any more, and nothing can be sent."""
+        """Whether the stream is over: no more bytes arrive and none can be sent."""
         return self._protocol.state in (State.CLOSING, State.CLOSED)
 
     @property
     def error(self) -> RemoteProtocolError | None:
-        """Why the stream ended; `None` if it goes on, or was closed with 1000 or 1001."""
+        """Why the stream ended; `None` while it is open or if it was closed with 1000 or 1001."""
         if self._text is not None:
             return self._text
         if (cause := self._protocol.parser_exc) is not None:
@@ -182,13 +182,13 @@ class WebSocketClient:
         return RemoteProtocolError(f"the relay closed the websocket: {code}, {close.reason!r}")
 
     def _opens(self, reply: UpgradeReply, data: bytes) -> bool:
-        """Whether the handshake is complete; what follows it is then read, too."""
+        """Read the handshake; return whether it is complete. Bytes after it are read as well."""
         self._head += data
         if reply.receive_data(data) is None:
             if len(self._head) > _MAX_HEAD:
                 raise BadUpgrade("the relay's answer is too long")
             return False
-        # `UpgradeReply` has the better refusals, this has the rules of a websocket.
+        # `UpgradeReply` explains refusals better; the rules of a websocket are checked here.
         protocol = self._protocol
         protocol.receive_data(bytes(self._head))
         if protocol.state is State.CONNECTING:
@@ -213,7 +213,7 @@ def _request(
         request = h11.Request(method="GET", target=target or "/", headers=headers)
         return h11.Connection(h11.CLIENT).send(request) or b""
     except h11.LocalProtocolError as e:
-        raise BadUpgrade(f"cannot ask for a websocket: {e}") from e
+        raise BadUpgrade(f"cannot ask for a websocket: {h11_words(e)}") from e
     except UnicodeEncodeError:
         # Its text has the value, which may be a password.
         raise BadUpgrade("cannot ask for a websocket: a value is not ASCII") from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import anyio
-import anyio.abc
-import anyio.lowlevel
-
 from pyderp.errors import ConnectionClosed, LocalProtocolError, RemoteProtocolError
+from pyderp.extras import needs
 from pyderp.wsconn.stream import WebSocketStream
+
+with needs("anyio", "byte streams for anyio"):
+    import anyio
+    import anyio.abc
+    import anyio.lowlevel
 
 __all__ = ["AnyioByteStream"]
 

@@ -11,11 +11,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 import pyderp
-from pyderp.cli.app import app
+from pyderp.cli.dispatch import carry_out
 from pyderp.cli.relay import run as relayrun
+from pyderp.cli.relay.layers import load_settings, values_of
 from pyderp.config import RelayConfig
 from pyderp.server.app.relay import Relay
 from tests.conftest import Run
@@ -83,10 +83,10 @@ def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(relayrun, "_run", lambda _, main: mains.append(main))
     monkeypatch.setattr(relayrun, "_serve", serve)
-    command: Any = get_command(app)
-    relay_command = command.commands["relay"]
     with _traced(found):
-        relay_command.main(["--dev", f"--drain={VALUE}"], standalone_mode=False)
+        given = values_of(["--dev", f"--drain={VALUE}"], {})
+        assert given is not None
+        carry_out(lambda: load_settings(given), None)
 
     async def main() -> None:
         await mains[0]()

@@ -19,4 +19,4 @@ def logged_nowhere() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_pause_after_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """The relays here end a login without ServerInfo as often as a test asks for it."""
-    monkeypatch.setattr("pyderp.client.lifecycle._REFUSED_UNIT", 0.0)
+    monkeypatch.setattr("pyderp.client.refusals._UNIT", 0.0)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import pytest
 
 from pyderp import AdmissionConfig, BootstrapDNSConfig, ClientConfig, NetworkSettings, NodePrivate
-from pyderp.admission import Gate
+from pyderp.admission.gate import Gate
 from pyderp.certs.network import Refused
 from pyderp.errors import DialError
 from pyderp.keys import MeshKey

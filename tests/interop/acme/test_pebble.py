@@ -14,7 +14,7 @@ from cryptography import x509
 
 from pyderp import Relay, RelayConfig
 from pyderp.certs.acme import ACMECertificates
-from pyderp.certs.credential import info_of
+from pyderp.certs.leaf import info_of
 from pyderp.certs.schedule import RetryPolicy
 from pyderp.config import ACMETLS
 from pyderp.keys import NodePrivate

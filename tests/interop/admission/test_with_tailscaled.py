@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pyderp import NodePrivate, NodePublic
-from pyderp.admission import ClientIdentity, Gate, Verdict
+from pyderp.admission import ClientIdentity, Verdict
+from pyderp.admission.gate import Gate
 from pyderp.config import AdmissionConfig
 from tests.interop.tailscaled.namespaces import HUB_ADDRESS, private_network
 from tests.interop.tailscaled.peers import need, need_namespaces

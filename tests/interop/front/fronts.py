@@ -22,8 +22,8 @@ _BOUND = 15.0
 _POLL = 0.02
 _ATTEMPTS = 3
 
-Command = Callable[[Path, str], list[str]]
-"""Makes a command line from a folder and the settings of the proxy."""
+Command = Callable[[Path, str, str], list[str]]
+"""Makes a command line from a folder, the settings of the proxy and of a web site beside."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Front:
 
 @contextmanager
 def front(
-    snippet: str, relay: str, directory: Path, changes: Mapping[str, str] | None = None
+    snippet: str,
+    relay: str,
+    directory: Path,
+    changes: Mapping[str, str] | None = None,
+    site: str = "",
 ) -> Iterator[Front]:
     """Run the proxy that a file of `contrib/` is for.
 
@@ -48,14 +52,16 @@ def front(
         snippet: the file, as `nginx/end-tls.conf`.
         relay: where the relay listens, instead of 127.0.0.1:3340 or :8443.
         changes: further texts to replace; each must be in the file.
+        site: settings of a web site in the same nginx, for its `http` section.
     """
     folder = directory / snippet.replace("/", "-")
     folder.mkdir()
     ca = _write_certificate(folder)
     log = folder / "front.log"
     for attempt in range(_ATTEMPTS):
-        port, http_port = free_port(), free_port()
+        port, http_port, site_port = free_port(), free_port(), free_port()
         text = _settings(snippet, folder, port, http_port)
+        beside = _ports(site, port, http_port)
         for old, new in {
             **(changes or {}),
             "127.0.0.1:3340": relay,
@@ -64,7 +70,10 @@ def front(
             assert old in text or old.startswith("127.0.0.1:"), old
             text = text.replace(old, new)
         assert relay in text
-        command = _COMMANDS[snippet.partition("/")[0]](folder, text)
+        text, beside = (
+            each.replace("127.0.0.1:8444", f"127.0.0.1:{site_port}") for each in (text, beside)
+        )
+        command = _COMMANDS[snippet.partition("/")[0]](folder, text, beside)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
@@ -105,40 +114,45 @@ def _settings(snippet: str, folder: Path, port: int, http_port: int) -> str:
         # Its own names for ports; the rest of the global options keeps it to itself.
         options = (
             f"{{\n\tadmin off\n\thttps_port {port}\n\thttp_port {http_port}\n"
-            "\tdefault_bind 127.0.0.1\n}\n"
+            "\tdefault_bind 127.0.0.1 ::1\n}\n"
         )
         return options + text.replace("derp.example.com", "localhost")
-    text = text.replace("derp.example.com", "localhost")
-    for kind in ("listen ", "bind :"):
-        at = f"{kind.rstrip(':')}127.0.0.1:"
-        text = text.replace(f"{kind}443", f"{at}{port}").replace(f"{kind}80", f"{at}{http_port}")
+    return _ports(text.replace("derp.example.com", "localhost"), port, http_port)
+
+
+def _ports(text: str, port: int, http_port: int) -> str:
+    """The same with loopback addresses in place of all, and ports that are free."""
+    for old, new in ((443, port), (80, http_port)):
+        text = text.replace(f"[::]:{old}", f"[::1]:{new}")
+        for kind in ("listen ", "bind :"):
+            text = text.replace(f"{kind}{old}", f"{kind.rstrip(':')}127.0.0.1:{new}")
     return text
 
 
-def _nginx(folder: Path, text: str) -> list[str]:
+def _nginx(folder: Path, text: str, site: str) -> list[str]:
     program = str(need("nginx"))
     head = f"daemon off;\nmaster_process off;\npid {folder}/nginx.pid;\nerror_log stderr;\n"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    beside = ""
     if "stream {" in text:
         if not NGINX_STREAM.exists():
             pytest.skip("nginx has no stream module: run `make peers`")
         head = f"load_module {NGINX_STREAM};\n{head}"
-        text = f"events {{}}\n{text}"
-    else:
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        paths = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
-        text = f"events {{}}\nhttp {{\naccess_log off;\n{paths}{text}}}\n"
+        beside, text = text, ""
+    text = f"{beside}events {{}}\nhttp {{\naccess_log off;\n{paths}{text}{site}}}\n"
     path = folder / "nginx.conf"
     path.write_text(head + text)
     return [program, "-p", str(folder), "-e", "stderr", "-c", str(path)]
 
 
-def _haproxy(folder: Path, text: str) -> list[str]:
+def _haproxy(folder: Path, text: str, _: str) -> list[str]:
     path = folder / "haproxy.cfg"
     path.write_text(text)
     return [str(need("haproxy")), "-db", "-f", str(path)]
 
 
-def _caddy(folder: Path, text: str) -> list[str]:
+def _caddy(folder: Path, text: str, _: str) -> list[str]:
     path = folder / "Caddyfile"
     path.write_text(text)
     return [str(need("caddy")), "run", "--config", str(path), "--adapter", "caddyfile"]

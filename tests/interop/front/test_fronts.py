@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +14,10 @@ from typing import TypeAlias
 
 import pytest
 
-from pyderp import Client
+from pyderp import Client, DERPNode
 from tests.cli import process
 from tests.conftest import Run
-from tests.interop.client.support import clients, deliver, url
+from tests.interop.client.support import clients, deliver, region, url
 from tests.interop.gopeer import play
 from tests.interop.peers import REPOSITORY
 from tests.interop.relays import Relay, running
@@ -28,7 +30,10 @@ FROM_HERE = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"
 
 END = ["nginx/end-tls.conf", "haproxy/end-tls.cfg", "caddy/Caddyfile"]
 PASS = ["nginx/pass-tls.conf", "haproxy/pass-tls.cfg"]
+SHARED = ["nginx/share-443.conf", "nginx/share-443-site.conf"]
 TRUSTED = "--trusted-proxy=127.0.0.1"
+
+GUIDE = REPOSITORY / "docs" / "howto" / "behind-a-proxy.md"
 
 Behind: TypeAlias = tuple[Relay, Front]
 
@@ -79,12 +84,18 @@ def test_tls_ends_in_front(snippet: str, run: Run, tmp_path: Path) -> None:
         run(main(relay, proxy))
         run(answers_plain_http(proxy))
         run(lies_in_vain(proxy))
+        run(comes_by_ipv6(proxy, proxy.ca))
         for flags in ((), ("-mode", "ws")):
             play(through(proxy, relay), "sendrecv", flags)
 
 
 async def exchange(
-    host: str, port: int, request: str, context: ssl.SSLContext | None, source: str = FROM
+    host: str,
+    port: int,
+    request: str,
+    context: ssl.SSLContext | None,
+    source: str = FROM,
+    name: str = "localhost",
 ) -> str:
     """Send a request; gives the answer, nothing if the connection is closed instead."""
     async with asyncio.timeout(10):
@@ -92,7 +103,7 @@ async def exchange(
             host,
             port,
             ssl=context,
-            server_hostname="localhost" if context else None,
+            server_hostname=name if context else None,
             local_addr=(source, 0),
         )
         try:
@@ -102,6 +113,24 @@ async def exchange(
             return ""
         finally:
             writer.close()
+
+
+async def comes_by_ipv6(proxy: Front, ca: Path) -> None:
+    """Who has IPv6 reaches the relay, which sees that address."""
+    context = ssl.create_default_context(cafile=ca)
+    page = debug_page().replace("/debug/", "/debug/connections?format=json")
+    six = DERPNode(
+        name="900a",
+        region_id=900,
+        host_name="localhost",
+        ipv4="none",
+        ipv6="::1",
+        derp_port=proxy.port,
+    )
+    client = Client.for_region(region(six), config=settings(ca, "::1"))
+    async with clients(client):
+        answer = await exchange("::1", proxy.port, page, context, "::1")
+    assert '"address": "[::1]:' in answer, answer
 
 
 async def answers_plain_http(proxy: Front) -> None:
@@ -216,7 +245,9 @@ def test_tls_passes_through(
         await refuses_another_name(proxy)
 
     with passing(snippet, tmp_path, changes) as (relay, proxy):
+        assert relay.ca is not None
         run(main(relay, proxy))
+        run(comes_by_ipv6(proxy, relay.ca))
         play(through(proxy, relay), "sendrecv", ())
         problems = [
             line for line in relay.log_text().splitlines() if "no trusted proxy" not in line
@@ -264,9 +295,96 @@ def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
             asyncio.run(main(proxy))
 
 
-@pytest.mark.parametrize("snippet", [*END, *PASS])
+@pytest.mark.parametrize("run", ["uvloop"], indirect=True)
+def test_port_443_is_shared_with_web_sites(run: Run, tmp_path: Path) -> None:
+    """By name: TLS of the relay passes through to it, all else goes to the sites of this nginx.
+    Both know where clients are."""
+
+    async def main(relay: Relay, proxy: Front) -> None:
+        assert relay.ca is not None
+        client = Client.for_url(by_proxy(proxy), config=settings(relay.ca))
+        async with clients(client):
+            await deliver(client, client, bytes(40_000))
+            rows = await connections(relay.port, relay.ca, before=FROM_HERE)
+            address = rows[str(client.self_public_key)]["address"]
+            assert address.rpartition(":")[0] == FROM
+        context = ssl.create_default_context(cafile=proxy.ca)
+        context.check_hostname = False
+        for name in ("www.example.com", "other.example.com"):
+            answer = await exchange("127.0.0.1", proxy.port, page(), context, name=name)
+            assert answer.endswith(f"a site for {FROM}"), answer
+        answer = await exchange("::1", proxy.port, page(), context, "::1", "www.example.com")
+        assert answer.endswith("a site for ::1"), answer
+
+    site = (REPOSITORY / "contrib" / SHARED[1]).read_text()
+    folder = tmp_path / SHARED[0].replace("/", "-")
+    for old, new in {
+        "/etc/ssl/www.example.com": f"{folder}/localhost",
+        "root /var/www/html;": 'location / { return 200 "a site for $remote_addr"; }',
+    }.items():
+        assert old in site
+        site = site.replace(old, new)
+    options = (TRUSTED, "--proxy-protocol")
+    with (
+        running("pyderp", "named", tmp_path, options=options) as relay,
+        front(SHARED[0], f"127.0.0.1:{relay.port}", tmp_path, site=site) as proxy,
+    ):
+        run(main(relay, proxy))
+        play(through(proxy, relay), "sendrecv", ())
+
+
+@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
+def test_the_relay_stands_beside_other_sites_where_tls_ends(run: Run, tmp_path: Path) -> None:
+    """Server blocks of one port: nginx chooses by name, the relay's and the sites'."""
+
+    async def main(relay: Relay, proxy: Front) -> None:
+        client = Client.for_url(by_proxy(proxy), config=settings(proxy.ca))
+        async with clients(client):
+            await deliver(client, client, b"x")
+        context = ssl.create_default_context(cafile=proxy.ca)
+        context.check_hostname = False
+        asked = page().replace("localhost", "www.example.com")
+        answer = await exchange("127.0.0.1", proxy.port, asked, context, name="www.example.com")
+        assert answer.endswith("another site"), answer
+
+    folder = tmp_path / "nginx-end-tls.conf"
+    site = f"""server {{
+        listen 443 ssl;
+        listen [::]:443 ssl;
+        server_name www.example.com;
+        ssl_certificate {folder}/localhost.crt;
+        ssl_certificate_key {folder}/localhost.key;
+        location / {{ return 200 "another site"; }}
+    }}
+    """
+    with (
+        running("pyderp", "plain", tmp_path, options=[TRUSTED]) as relay,
+        front("nginx/end-tls.conf", f"127.0.0.1:{relay.port}", tmp_path, site=site) as proxy,
+    ):
+        run(main(relay, proxy))
+
+
+def page() -> str:
+    return "GET / HTTP/1.1\nHost: localhost\nConnection: close\n\n"
+
+
+@pytest.mark.parametrize("snippet", [*END, *PASS, *SHARED])
 def test_the_guide_quotes_what_is_tested(snippet: str) -> None:
     text = (REPOSITORY / "contrib" / snippet).read_text()
-    while text.startswith("#"):  # which settings the relay needs; the guide has that in words
+    while text.startswith("#"):
         text = text.partition("\n")[2]
-    assert text in (REPOSITORY / "docs/howto/behind-a-proxy.md").read_text()
+    assert text in GUIDE.read_text()
+
+
+@pytest.mark.parametrize("snippet", [*END, *PASS, SHARED[0]])
+def test_the_guide_has_the_same_command_line_of_the_relay(snippet: str) -> None:
+    """The comment above the settings is copied as well: it must be all that the guide gives."""
+    text = (REPOSITORY / "contrib" / snippet).read_text()
+    commands = re.findall(r"^#   (pyderp relay (?:.*\\\n# +)*.*)$", text, re.MULTILINE)
+    given = re.findall(r"^pyderp relay (?:.*\\\n +)*.*$", GUIDE.read_text(), re.MULTILINE)
+    (command,) = commands
+    assert words(command.replace("\n#", "\n")) in [words(each) for each in given]
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command)

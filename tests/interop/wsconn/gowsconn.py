@@ -61,7 +61,7 @@ class GoEnd:
 
 
 @contextlib.asynccontextmanager
-async def _started(*args: str) -> AsyncIterator[GoEnd]:
+async def started(*args: str) -> AsyncIterator[GoEnd]:
     process = await asyncio.create_subprocess_exec(program(), *args, stdout=PIPE, stderr=PIPE)
     try:
         yield GoEnd(process)
@@ -96,7 +96,7 @@ async def connected(
 async def _to_go(
     *args: str, ended: asyncio.Event
 ) -> AsyncIterator[tuple[WebSocketConnection, GoEnd]]:
-    async with _started(*args) as go:
+    async with started(*args) as go:
         url = f"ws://127.0.0.1:{await go.port()}/"
         yield await connect(url, proxy=None, **_OPTIONS), go
 
@@ -113,6 +113,6 @@ async def _from_go(
 
     async with serve(handle, "127.0.0.1", 0, **_OPTIONS) as server:
         host, port = server.sockets[0].getsockname()
-        async with _started(f"-dial=ws://{host}:{port}/", *args) as go:
+        async with started(f"-dial=ws://{host}:{port}/", *args) as go:
             yield await accepted, go
             ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from dataclasses import replace
@@ -105,7 +106,12 @@ def test_who_is_refused_is_closed_and_logged(run: Run, caplog: pytest.LogCapture
             private = NodePrivate.generate()
             with pytest.raises(EOFError):
                 await connect(relay.address, private=private)
-            assert f"client {private.public} rejected" in caplog.text
+            (line,) = [each for each in caplog.records if " closed: " in each.message]
+            assert f"client {private.public} rejected" in line.message
+            fields = vars(line)[LOG_FIELDS]
+            assert fields["key"] == str(private.public)
+            assert fields["label"] == ""
+            assert fields["reason"] == "refused"
             await until_gone(relay)
 
     run(main())
@@ -307,5 +313,33 @@ def test_a_labelled_client_is_logged_by_its_label(
             (line,) = [each for each in caplog.records if " closed: " in each.message]
             assert f"{key.public.short()} (alice's laptop) closed: " in line.message
             assert vars(line)[LOG_FIELDS]["label"] == "alice's laptop"
+
+    run(main())
+
+
+def test_a_label_of_the_rate_limits_is_in_the_log_and_on_the_page(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "limits"
+        key = NodePrivate.generate()
+        entry = {"BytesPerSec": 0, "Label": "the office"}
+        path.write_text(json.dumps({"PerKey": {str(key.public): entry}}))
+        async with pyderp.Relay(RelayConfig(rate_config=path)) as relay:
+            client = await connect(relay.address, private=key)
+            reader, writer = await asyncio.open_connection(*relay.address)
+            writer.write(
+                b"GET /debug/connections?format=json HTTP/1.1\r\nHost: localhost\r\n"
+                b"Connection: close\r\n\r\n"
+            )
+            _, _, page = (await reader.read()).partition(b"\r\n\r\n")
+            await hang_up(writer)
+            assert b'"label": "the office"' in page
+            client.write_stream(b"\x04" + (1 << 30).to_bytes(4, "big"))
+            await client.closed()
+            await client.aclose()
+            (line,) = [each for each in caplog.records if " closed: " in each.message]
+            assert f"{key.public.short()} (the office) closed: " in line.message
+            assert vars(line)[LOG_FIELDS]["label"] == "the office"
 
     run(main())

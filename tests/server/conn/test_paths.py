@@ -6,12 +6,14 @@ import asyncio
 import logging
 import socket
 import sys
+from collections import Counter
 
 import pytest
 
 from pyderp.relay.connection import EndReason
-from pyderp.server.conn.context import ConnectionContext
-from pyderp.server.conn.kernel import PathWatch, Unanswered, unanswered
+from pyderp.server.conn.context import TICK, ConnectionContext
+from pyderp.server.conn.kernel import Unanswered, unanswered
+from pyderp.server.conn.watch import PathWatch
 from tests.server.fakes import FakeLoop, Wire, make_context
 
 TIMEOUT = 15.0
@@ -21,12 +23,17 @@ SLACK = TIMEOUT / 4 + 1
 class Kernel:
     """What the kernel says of each connection; by default it waits for nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.waits: dict[asyncio.BaseTransport, Unanswered | None] = {}
-        self.asked = 0
+        self.asked_at: Counter[float] = Counter()
+
+    @property
+    def asked(self) -> int:
+        return self.asked_at.total()
 
     def ask(self, transport: asyncio.BaseTransport | None) -> Unanswered | None:
-        self.asked += 1
+        self.asked_at[self.loop.time()] += 1
         return None if transport is None else self.waits.get(transport, Unanswered(False, 3600.0))
 
 
@@ -37,8 +44,8 @@ def core() -> ConnectionContext:
 
 @pytest.fixture
 def kernel(core: ConnectionContext) -> Kernel:
-    kernel = Kernel()
-    paths = PathWatch(core.protocols, core.loop.time(), TIMEOUT, kernel.ask)
+    kernel = Kernel(core.loop)
+    paths = PathWatch(core.protocols, core.loop, TIMEOUT, kernel.ask)
     core.every_tick(paths.tick)
     return kernel
 
@@ -110,11 +117,41 @@ def test_each_connection_is_looked_at_four_times_within_the_timeout(
 ) -> None:
     logged_in(core, 40)
     core.router.flush()
-    kernel.asked = 0
+    kernel.asked_at.clear()
     loop = core.loop
     assert isinstance(loop, FakeLoop)
     loop.advance(TIMEOUT)
     assert 3 * 40 <= kernel.asked <= 5 * 40
+
+
+def test_a_turn_of_the_loop_looks_at_a_few_connections_only(
+    core: ConnectionContext, kernel: Kernel
+) -> None:
+    """Packets wait while the kernel is asked, so thousands are never asked in a row."""
+    logged_in(core, 3000)
+    core.router.flush()
+    loop = core.loop
+    assert isinstance(loop, FakeLoop)
+    loop.advance(TIMEOUT / 4)
+    assert 2800 <= kernel.asked <= 3100
+    assert max(kernel.asked_at.values()) <= 32
+
+
+def test_suspects_are_looked_at_a_few_at_a_time_too(
+    core: ConnectionContext, kernel: Kernel
+) -> None:
+    """When a whole network goes away, all of its connections end, and in time."""
+    wires = logged_in(core, 1000)
+    core.router.flush()
+    loop = core.loop
+    assert isinstance(loop, FakeLoop)
+    begin = loop.time()
+    while loop.time() - begin < TIMEOUT + 2 * SLACK:
+        silent = Unanswered(True, loop.time() - begin)
+        kernel.waits = dict.fromkeys((wire.transport for wire in wires), silent)
+        loop.advance(TICK)
+    assert all(wire.gone for wire in wires)
+    assert max(kernel.asked_at.values()) <= 32
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells")

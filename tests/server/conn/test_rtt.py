@@ -7,9 +7,10 @@ import sys
 import pytest
 
 import pyderp
-from pyderp.server.conn import kernel as rtt
+from pyderp.server.conn import watch
 from pyderp.server.conn.context import TICK, ConnectionContext
-from pyderp.server.conn.kernel import NON_TCP, RttSampler
+from pyderp.server.conn.kernel import NON_TCP
+from pyderp.server.conn.watch import RttSampler
 from tests.conftest import Run
 from tests.server.dial import clients
 from tests.server.fakes import FakeLoop, Wire, make_context
@@ -25,7 +26,7 @@ def loop() -> FakeLoop:
 @pytest.fixture
 def core(loop: FakeLoop) -> ConnectionContext:
     core = make_context(loop)
-    sampler = RttSampler(core.protocols, core.router.counters, loop.now)
+    sampler = RttSampler(core.protocols, core.router.counters, core.loop)
     core.every_tick(sampler.tick)
     return core
 
@@ -69,7 +70,7 @@ def test_who_has_not_logged_in_is_not_sampled(core: ConnectionContext, loop: Fak
 def test_many_are_sampled_over_several_ticks(
     core: ConnectionContext, loop: FakeLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rtt, "_AT_ONCE", 2)
+    monkeypatch.setattr(watch, "_A_TICK", 2)
     wires = join(core, 5)
     loop.advance(PERIOD)
     assert taken(core) == 2

@@ -102,6 +102,20 @@ def test_what_a_client_says_of_itself_is_harmless() -> None:
     assert row["app"] == "<script>\\n\\x1b[31m\\u202e"
 
 
+def test_a_label_of_the_rate_limits_is_told_unless_the_key_file_has_one() -> None:
+    one, other = client(1), client(2)
+    config = RateConfig(labels={one.key: "fast", other.key: "the office"})
+    view = bare(
+        FakeServed(one),
+        FakeServed(other),
+        limits=FakeLimits(config),
+        admission=FakeAdmission(labels={one.public: "laptop"}),
+    )
+    html, rows = show(view)
+    assert [row["label"] for row in rows] == ["laptop", "the office"]
+    assert "<td>the office</td>" in html
+
+
 def test_labels_are_escaped() -> None:
     connection = client()
     admission = FakeAdmission(labels={connection.public: "<i>&"})

@@ -115,6 +115,9 @@ class FakeLimits:
     waiting: Collection[object] = (1, 2)
     trouble: str = ""
 
+    def label(self, key: NodePublic) -> str:
+        return self.config.labels.get(key.raw, "")
+
 
 @dataclass
 class FakeAccepts:

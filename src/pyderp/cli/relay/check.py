@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import typer
-
 from pyderp.addresses import normal_name, parse_address, parse_ip, unix_path
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.denylist import read_deny_list
+from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import AdmissionCounters
-from pyderp.certs import make_certificates
+from pyderp.certs import import_acme, make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
-from pyderp.certs.manual import manual_paths
-from pyderp.cli.output import print_line
+from pyderp.cli.output import print_error, print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
@@ -26,11 +25,13 @@ from pyderp.cli.relay.running import runs_already
 from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
+from pyderp.extras import needs
 from pyderp.keys import NodePrivate, load_or_create_key
 from pyderp.native import NativeUse, load
 from pyderp.server.app.listeners import listen_beside, stun_host
 from pyderp.server.conn.limits import read_rate_config
 from pyderp.server.conn.sockets import is_left_over, listen
+from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import stun_sockets
 
 __all__ = ["ask_tailscaled", "check_all", "check_files", "read_key"]
@@ -42,7 +43,7 @@ _HEALTH_TO_ALL: Final = (
 
 
 def check_all(settings: Settings) -> None:
-    """Print what is fine and what is wrong; raises `typer.Exit` if anything is."""
+    """Print what is fine and what is wrong; exits 1 if anything is."""
     plan = make_plan(settings)
     lines: list[str] = []
     warnings: list[str] = []
@@ -59,9 +60,9 @@ def check_all(settings: Settings) -> None:
     for line in warnings:
         print_line(f"warning: {line}")
     for problem in settings.problems:
-        typer.echo(f"pyderp: {problem}", err=True)
+        print_error(f"pyderp: {problem}")
     if settings.problems:
-        raise typer.Exit(1)
+        sys.exit(1)
     print_line("ok: the relay can start")
 
 
@@ -69,7 +70,7 @@ def check_files(plan: StartPlan, settings: Settings) -> list[str]:
     """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
     checks = (
         *(_key_file, _certificate, _rate_config, _allowed_keys, _denied_keys),
-        *(_mesh_hosts, _native),
+        *(_mesh_hosts, _native, _libraries),
     )
     lines = []
     for check in checks:
@@ -127,6 +128,9 @@ def _certificate(plan: StartPlan) -> str:
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         _check_obtained(tls)
         return f"TLS, certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
+    # Not at the top: it brings a library for X.509, and a new relay without TLS is checked too.
+    from pyderp.certs.manual import manual_paths
+
     files = manual_paths(tls)
     made = tls.cert_file is None and parse_ip(tls.hostname) is not None
     if made and not all(map(_exists, files)):
@@ -168,8 +172,8 @@ async def ask_tailscaled(config: RelayConfig) -> str:
     """
     if not config.admission.tailscaled:
         return ""
-    # Not at the top: it brings an HTTP library with it.
-    from pyderp.admission.tailscaled import Tailscaled, default_socket
+    with needs("relay", "questions to tailscaled"):
+        from pyderp.admission.tailscaled import Tailscaled, default_socket
 
     path = config.admission.tailscaled_socket or default_socket()
     daemon = Tailscaled(path, AdmissionCounters())
@@ -233,6 +237,8 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
     tls = plan.config.tls
     if not isinstance(tls, ManualTLS):
         return
+    from pyderp.certs.manual import manual_paths
+
     file, *_ = files = manual_paths(tls)
     if not all(map(_exists, files)):
         return
@@ -250,6 +256,15 @@ def _expiry(plan: StartPlan) -> Iterator[str]:
 def _native(plan: StartPlan) -> str:
     if plan.config.native is NativeUse.ON:
         load(NativeUse.ON)
+    return ""
+
+
+def _libraries(plan: StartPlan) -> str:
+    """Import what the settings ask for, as the relay does when it starts."""
+    Gate(plan.config.admission, live=tuple, revoke=lambda *_: None)
+    BootstrapDNS(plan.config.bootstrap_dns)
+    if isinstance(plan.config.tls, ACMETLS):
+        import_acme()
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -53,6 +52,9 @@ def _advice(name: str) -> str:
     spelling = name[len(_PREFIX) :].upper().replace("-", "_")
     if flag := _SPELLINGS.get(spelling):
         return f"no such setting; {_how(flag)}"
+    # Not at the top: mostly all are known.
+    import difflib
+
     near = difflib.get_close_matches(spelling, _SPELLINGS, n=1)
     return f"no such setting; {_how(_SPELLINGS[near[0]])}" if near else "no such setting"
 

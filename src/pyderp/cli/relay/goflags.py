@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final, NoReturn
 
-import typer
-
-from pyderp.cli.output import print_line
+from pyderp.cli.output import print_error, print_line
 from pyderp.cli.process import json_line
 from pyderp.cli.relay.flags import DERPER_HOSTNAME, FLAGS
 from pyderp.cli.relay.layers import CarryOut, load_settings
 from pyderp.cli.relay.values import Kind, go_duration
 
-__all__ = ["derper_command", "usage", "wants_json_log"]
+__all__ = ["run_derper", "usage", "wants_json_log"]
 
 _FLAGS: Final = {flag.go_name or flag.name: flag for flag in FLAGS}
 
@@ -31,30 +29,27 @@ class GoFlagError(Exception):
     """A command line that Go would refuse."""
 
 
-def derper_command(carry_out: CarryOut) -> Callable[..., None]:
-    """The function of `pyderp derper`, for typer."""
+def run_derper(words: Sequence[str], carry_out: CarryOut) -> None:
+    """Do what a command line of `derper` asks for; exits 2 if that would refuse it."""
+    try:
+        given = _parse_go_flags(words)
+    except GoFlagError as e:
+        _refuse(words, str(e))
+    if given is None:
+        print_line(usage("pyderp derper"))
+        return
+    carry_out(
+        lambda: load_settings(given, defaults=_derper_defaults(), derper=True),
+        given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"),
+    )
 
-    def derper(
-        _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
-    ) -> None:
-        try:
-            # Not what typer makes of them: it takes a -- for its own.
-            given = _parse_go_flags(sys.argv[2:])
-        except GoFlagError as e:
-            if wants_json_log(sys.argv[2:]):
-                typer.echo(json_line(logging.ERROR, "pyderp.relay", str(e)), err=True)
-            else:
-                typer.echo(f"{e}\n{usage('pyderp derper')}", err=True)
-            raise typer.Exit(2) from None
-        if given is None:
-            print_line(usage("pyderp derper"))
-            return
-        carry_out(
-            lambda: load_settings(given, defaults=_derper_defaults(), derper=True),
-            given.get("log-format") or os.environ.get("PYDERP_LOG_FORMAT"),
-        )
 
-    return derper
+def _refuse(words: Sequence[str], text: str) -> NoReturn:
+    if wants_json_log(words):
+        print_error(json_line(logging.ERROR, "pyderp.relay", text))
+    else:
+        print_error(f"{text}\n{usage('pyderp derper')}")
+    sys.exit(2)
 
 
 def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,12 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-import typer
-
 import pyderp
 from pyderp.addresses import format_address
 from pyderp.cli.interrupts import stop_with
-from pyderp.cli.output import print_line
+from pyderp.cli.output import print_error, print_line
 from pyderp.cli.process import (
     LogHandler,
     errors_seen,
@@ -28,7 +27,6 @@ from pyderp.cli.process import (
     log_unraisable,
     loop_factory,
 )
-from pyderp.cli.relay.check import ask_tailscaled, check_all, check_files, read_key
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, checked_plan
 from pyderp.cli.relay.showmap import (
@@ -77,8 +75,8 @@ def carry_out(load: Callable[[], Settings], log_format: str | None = None) -> No
     except DerpError as e:
         text = str(e) if settings is None else settings.explain(e)
         if log_format == "json":
-            typer.echo(json_line(logging.ERROR, log.name, text), err=True)
-            raise typer.Exit(1) from None
+            print_error(json_line(logging.ERROR, log.name, text))
+            sys.exit(1)
         if isinstance(e, ConfigError):
             raise ConfigError(text) from e
         raise
@@ -91,6 +89,9 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     handler = log_to_stderr(settings["log-format"])
     _set_level(settings["log-level"])
     if settings["check"]:
+        # Not at the top: a relay that runs needs little of what it imports.
+        from pyderp.cli.relay.check import check_all
+
         check_all(settings)
         return
     plan = checked_plan(settings)
@@ -137,8 +138,8 @@ def _run(kind: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def _quiet_collector() -> None:
     # A relay makes few cycles and many objects that live as long as a connection. Looking
     # at all of them again and again costs a sixth of the CPU of a connect (bench row 8).
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(50_000, 20, 50)
 
 
@@ -156,7 +157,7 @@ async def _serve(
         stop.set_result(loop.time())
         supervisor.stopping()
         log.info(
-            "%s: stopping; clients are told and closed within %g s",
+            "%s: stopping; clients are being closed within %g s",
             signal.Signals(signum).name,
             (plan if relay is None else relay).config.drain,
         )
@@ -201,6 +202,10 @@ def _exit_at_once(signum: int) -> int:
 
 
 async def _probe_tailscaled(config: RelayConfig) -> None:
+    if not config.admission.tailscaled:
+        return
+    from pyderp.cli.relay.check import ask_tailscaled
+
     try:
         await ask_tailscaled(config)
     except ConfigError as e:
@@ -236,7 +241,10 @@ def _with_key(plan: StartPlan, config: RelayConfig) -> RelayConfig:
     """With the relay's key; it is only made once nothing else can be wrong any more."""
     if plan.key_file is None:
         return config
-    if read_key(plan.key_file) is None:
+    if not os.path.exists(plan.key_file):
+        from pyderp.cli.relay.check import check_files, read_key
+
+        read_key(plan.key_file)
         settings = Settings({})
         check_files(plan, settings)
         settings.check()

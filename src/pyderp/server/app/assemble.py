@@ -9,12 +9,11 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from typing import TYPE_CHECKING
 
+import pyderp
 from pyderp.addresses import bare_name, parse_ip
-from pyderp.admission.gate import Gate
 from pyderp.admission.verdict import ClientIdentity
 from pyderp.certs import CertificateSource, ServerContexts, make_certificates, meta_certificate
 from pyderp.config import HealthRecipients, RelayConfig
@@ -28,19 +27,19 @@ from pyderp.server.app.listeners import Listeners
 from pyderp.server.conn.accept import AcceptGate, protocol_factory
 from pyderp.server.conn.context import ConnectionContext, ConnectionRules
 from pyderp.server.conn.engines import Engine, RustlsEngine, SSLEngine
-from pyderp.server.conn.kernel import PathWatch, RttSampler
-from pyderp.server.conn.limits import Limits
+from pyderp.server.conn.watch import PathWatch, RttSampler
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.stun import StunServer
-from pyderp.server.site.pages import DebugSite
-from pyderp.server.site.routes import home_page, relay_routes, side_routes
+from pyderp.server.site.routes import DebugRoutes, home_page, relay_routes, side_routes
 from pyderp.server.site.view import Access, RelayView
 from pyderp.server.trouble import Trouble
 from pyderp.tasks import running_loop
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
 
-if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+if TYPE_CHECKING:  # a relay whose settings leave them out does without; a mesh brings the client
+    from pyderp.admission.gate import Gate
+    from pyderp.server.conn.limits import Limits
     from pyderp.server.mesh.links import Mesh
 
 __all__ = [
@@ -143,9 +142,13 @@ def _make_context(
         health = HealthTeller(router, loop.time, tell_all=tell_all)
         closing.callback(health.close)
     if config.rate_config is not None:
+        from pyderp.server.conn.limits import Limits
+
         limits = Limits(loop, router.counters, config.rate_config, observer=health)
         closing.callback(limits.close)
     if config.admission.any:
+        from pyderp.admission.gate import Gate
+
         admission = Gate(
             config.admission, live=partial(live_clients, router), revoke=partial(revoke, router)
         )
@@ -211,12 +214,11 @@ def _watch_connections(
     config: RelayConfig, context: ConnectionContext, health: HealthTeller | None
 ) -> None:
     """Have what looks at all connections now and then called in each tick."""
-    now = context.loop.time()
     if config.rtt_stats:
-        sampler = RttSampler(context.protocols, context.router.counters, now)
+        sampler = RttSampler(context.protocols, context.router.counters, context.loop)
         context.every_tick(sampler.tick)
     if config.tcp_user_timeout > 0:
-        paths = PathWatch(context.protocols, now, config.tcp_user_timeout)
+        paths = PathWatch(context.protocols, context.loop, config.tcp_user_timeout)
         context.every_tick(paths.tick)
     if health is not None:
         context.every_tick(health.tick)
@@ -231,7 +233,7 @@ def protocol_factories(
     All serve one site, which shows `view`; if `/debug/` has an address of its own, only that does.
     """
     context, certificates = parts.context, parts.certificates
-    site = DebugSite(view)
+    site = DebugRoutes(view)
     engine = None
     if certificates is not None:
         engine = _engine(config, parts.native, certificates, public_key)
@@ -274,7 +276,7 @@ def make_view(
         router=context.router,
         protocols=context.protocols,
         access=Access(config.debug, names=partial(_own_names, config.hostname, certificates)),
-        version=_own_version(),
+        version=pyderp.__version__,
         native="" if parts.native is None else parts.native.VERSION,
         accepts=parts.accepts,
         bootstrap=parts.bootstrap.counters,
@@ -288,11 +290,6 @@ def make_view(
         stun_trouble=parts.stun_trouble,
         more_troubles=more_troubles,
     )
-
-
-@cache  # importlib leaves reference cycles behind
-def _own_version() -> str:
-    return version("pyderp")
 
 
 def _own_names(hostname: str, certificates: CertificateSource | None) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""The sockets that a relay listens on, opened here or by systemd; and what systemd is told.
+"""The sockets that a relay listens on, opened here or by systemd; notifications to systemd.
 
-Nothing here needs systemd. Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+It works without systemd. Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _LONGEST_WAIT: Final = 0.5
-"""Seconds; under a flood a client is always in the queue."""
+"""Most seconds to wait for empty queues: under a flood they never are."""
 _LOOK: Final = 5.0
 _FIRST_FD: Final = 3
 _SIDE_NAME: Final = "http"
-"""`FileDescriptorName=` of a socket for plain HTTP beside TLS."""
+"""`FileDescriptorName=` of the socket for plain HTTP beside TLS."""
 
 
 @dataclass
 class Listeners:
-    """Listening sockets, by what is served on them."""
+    """Listening sockets, by service."""
 
     main: list[socket.socket] = field(default_factory=list)
     """DERP and the site, with TLS if the relay has it."""
@@ -53,24 +53,25 @@ class Listeners:
     """UDP."""
 
     debug: list[socket.socket] = field(default_factory=list)
-    """Plain HTTP for `/debug/`, if that has an address of its own."""
+    """Plain HTTP for `/debug/`, if it has its own address."""
 
     paths: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """Unix sockets that were made here, with device and inode; not those of systemd."""
+    """Paths of Unix sockets that this process made, with device and inode."""
 
     stun_trouble: str = ""
-    """Why there is no socket for STUN, though there should be; empty: nothing is missing."""
+    """Why the socket for STUN is missing; empty: it is not."""
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all sockets."""
         self.unlink()
         for sock in (*self.main, *self.side, *self.stun, *self.debug):
             sock.close()
 
     def unlink(self) -> None:
-        """Remove the Unix sockets that were made here, unless something else is there by now.
+        """Remove the Unix sockets that this process made, unless they were replaced.
 
-        Before they are closed: a successor replaces one on which no process listens.
+        Call it before `close`: another relay replaces a socket on which no process listens, and
+        its own must not be removed.
         """
         paths, self.paths = self.paths, {}
         for path, made in paths.items():
@@ -79,10 +80,10 @@ class Listeners:
                     path.unlink()
 
     async def queues_empty(self) -> None:
-        """Wait until the relay has accepted all clients that connected, half a second at most.
+        """Wait until the relay has accepted all connected clients, at most half a second.
 
-        With SO_REUSEPORT each process has a queue of its own, and the kernel resets what still
-        waits in it when the socket is closed, though another relay could serve it.
+        With SO_REUSEPORT each process has its own queue. When the socket is closed, the kernel
+        resets the connections in it, even if another relay listens on the port.
         """
         poll = select.poll()
         for sock in (*self.main, *self.side):
@@ -94,14 +95,13 @@ class Listeners:
 
 
 def open_listeners(config: RelayConfig, given: Listeners | None = None) -> Listeners:
-    """What a relay with these settings listens on.
+    """Open the sockets for a relay with these settings.
 
     Args:
-        given: sockets that are open already; they are used in place of those of their kind, and
-            belong to the relay from then on.
+        given: open sockets to use instead; the relay closes them.
 
     Raises:
-        ConfigError: one cannot be opened; then none stays open.
+        ConfigError: a socket cannot be opened. None stays open.
     """
     listeners = Listeners()
     with contextlib.ExitStack() as undo:
@@ -138,7 +138,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def stun_host(config: RelayConfig) -> str:
-    """The IP address that STUN is answered on; empty: all.
+    """Return the IP address for STUN; empty: all addresses.
 
     Raises:
         ConfigError: the relay's own address cannot be used.
@@ -147,7 +147,7 @@ def stun_host(config: RelayConfig) -> str:
 
 
 def _host(config: RelayConfig) -> str:
-    # What is beside a Unix socket listens on all addresses.
+    # Other services of a relay on a Unix socket listen on all addresses.
     return "" if unix_path(config.address) is not None else parse_address(config.address)[0]
 
 
@@ -163,7 +163,7 @@ def _open(address: str, config: RelayConfig, listeners: Listeners) -> socket.soc
 
 
 def listen_beside(config: RelayConfig, port: int) -> socket.socket:
-    """A socket for plain HTTP beside TLS.
+    """Open the socket for plain HTTP beside TLS.
 
     Raises:
         ConfigError: it cannot be opened.
@@ -179,13 +179,13 @@ def listen_beside(config: RelayConfig, port: int) -> socket.socket:
 
 
 def inherited_listeners(environ: MutableMapping[str, str] = os.environ) -> Listeners | None:
-    """The listening sockets that systemd opened for this process; `None`: none.
+    """Return the listening sockets that systemd opened for this process; `None`: none.
 
-    UDP sockets are for STUN; of the others, those named `http` are for plain HTTP beside TLS,
-    and all else is for DERP. The variables are removed, so that no child takes the sockets, too.
+    UDP sockets are for STUN, sockets named `http` for plain HTTP beside TLS, other ones for DERP.
+    The variables are removed, so that child processes do not use the sockets.
 
     Raises:
-        ConfigError: the variables make no sense, or a socket is of no use here.
+        ConfigError: malformed variables, or a socket of another type.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -224,11 +224,11 @@ def _sort(listeners: Listeners, sock: socket.socket, name: str) -> None:
 
 
 class Supervisor:
-    """Tells the service manager how this process is doing, if there is one.
+    """Notifies the service manager of this process's state, if there is a manager.
 
     Args:
-        environ: where `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are.
-        look: seconds between two looks at whether the status changed.
+        environ: variables with `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+        look: seconds between two checks whether the status changed.
     """
 
     def __init__(
@@ -240,10 +240,10 @@ class Supervisor:
         self._look = look
         self._watch_timer: asyncio.TimerHandle | None = None
         self._status = ""
-        """What the manager was told last."""
+        """The last status sent to the manager."""
 
     def ready(self, status: str) -> None:
-        """It serves. From now on the watchdog is fed, as long as the event loop turns.
+        """Report that the relay serves, and feed the watchdog while the event loop runs.
 
         Args:
             status: a line for `systemctl status`.
@@ -254,7 +254,7 @@ class Supervisor:
             self._feed()
 
     def watch(self, status: Callable[[], str]) -> None:
-        """Tell the manager of each change of what `status` returns, until it stops."""
+        """Send the manager each new value of `status()`, until `stopping`."""
         if not self._socket:
             return
         text = status()
@@ -265,19 +265,19 @@ class Supervisor:
         self._watch_timer = loop.call_later(self._look, self.watch, status)
 
     def reloading(self) -> None:
-        """It reads its files again; `ready` says that it is done."""
+        """Report that the relay reads its files again; `ready` reports the end."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={now}")
 
     def stopping(self) -> None:
-        """It begins to stop. The watchdog is fed until `close`."""
+        """Report that the relay stops. The watchdog is fed until `close`."""
         if self._watch_timer is not None:
             self._watch_timer.cancel()
             self._watch_timer = None
-        self._notify("STOPPING=1\nSTATUS=stopping; clients are told and closed")
+        self._notify("STOPPING=1\nSTATUS=stopping; clients are being closed")
 
     def close(self) -> None:
-        """Feed the watchdog no more."""
+        """Stop feeding the watchdog."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -292,7 +292,7 @@ class Supervisor:
         # "@" stands for the null byte of an abstract socket.
         address = "\0" + self._socket[1:] if self._socket.startswith("@") else self._socket
         with (
-            contextlib.suppress(OSError),  # a manager that is gone is no reason to stop
+            contextlib.suppress(OSError),  # the relay works without its manager
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
         ):
             sock.setblocking(False)
@@ -300,7 +300,7 @@ class Supervisor:
 
 
 def _watchdog_interval(environ: MutableMapping[str, str]) -> float:
-    """Seconds between two signs of life: half of what systemd waits; 0: none wanted."""
+    """Return the seconds between two WATCHDOG=1, half of systemd's timeout; 0: none wanted."""
     text, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not (text.isascii() and text.isdigit()) or pid not in ("", str(os.getpid())):
         return 0.0

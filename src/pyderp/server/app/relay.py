@@ -1,4 +1,4 @@
-"""A whole relay: listens, serves, reloads its certificate, stops without a stampede."""
+"""A whole relay: it listens, serves, reloads settings and files, and stops gradually."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ __all__ = ["Relay", "close_all"]
 log = logging.getLogger("pyderp.relay")
 
 _CERTIFICATE_LOOK: Final = 5.0
-"""Seconds between two looks at whether the certificate's files changed."""
+"""Seconds between two checks whether the certificate's files changed."""
 _ACCEPT_AT_ONCE: Final = 5
-"""asyncio accepts as many in one turn of its loop as the backlog that it is told, before it
-asks us about the first: more than file descriptors may be left."""
+"""The backlog that asyncio gets. It accepts that many connections in one turn of the loop before it
+makes the first protocol, and more could take the last file descriptors."""
 
 
 class Relay:
     """A DERP relay on the running event loop.
 
-    Use it as `async with Relay(config) as relay:`; leaving the block stops it, at once and
-    without draining. `start` and `aclose` do the same by hand.
+    Use it as `async with Relay(config) as relay:`; leaving the block stops it at once, without
+    draining. Or call `start` and `aclose`.
 
     Args:
-        config: by default a plain relay with a key in memory on a free port of 127.0.0.1.
-        listeners: what `open_listeners` gave for these settings; by default `start` asks for
-            it. The relay closes them.
-        more_troubles: returns what is wrong with the program that runs the relay, such as a log
-            that cannot be written; the relay's pages and metrics show it, and `troubles`.
+        config: by default a relay without TLS on a free port of 127.0.0.1, with a new key.
+        listeners: sockets from `open_listeners` for these settings; by default `start` opens
+            them. The relay closes them.
+        more_troubles: returns troubles of the program that runs the relay, such as a log that
+            cannot be written, for the pages, metrics and `troubles`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Relay:
         self._more_troubles = more_troubles
         self._view: RelayView | None = None
         self._changing = asyncio.Lock()
-        """One start or stop at a time."""
+        """Held during a start or stop."""
         self._closed = False
         self._parts: RelayParts | None = None
         self._closing = contextlib.AsyncExitStack()
@@ -81,15 +81,15 @@ class Relay:
         self._certificate_timer: asyncio.TimerHandle | None = None
         self._addresses: list[tuple[str, int]] = []
         self.http_address: tuple[str, int] | None = None
-        """Address and port of the plain listener beside TLS, if there is one."""
+        """Address and port of plain HTTP beside TLS, if it is served."""
         self.metrics_address: tuple[str, int] | None = None
-        """Address and port of `/debug/`, if it has its own."""
+        """Address and port of `/debug/`, if it has its own listener."""
         self.stun_addresses: list[tuple[str, int]] = []
-        """Addresses and ports that STUN is answered on."""
+        """Addresses and ports of STUN."""
 
     @property
     def native_version(self) -> str:
-        """The version of pyderp-fast, if it does the work; empty: Python does all."""
+        """The version of pyderp-fast if it is used; empty: pure Python."""
         native = None if self._parts is None else self._parts.native
         return "" if native is None else native.VERSION
 
@@ -97,8 +97,8 @@ class Relay:
         """Listen and serve.
 
         Raises:
-            ConfigError: an address, certificate or other setting cannot be used. Nothing
-                listens then.
+            ConfigError: an address, certificate or other setting cannot be used. No socket
+                stays open.
         """
         async with self._changing:
             if self._parts is not None or self._closed:
@@ -112,7 +112,7 @@ class Relay:
             undo.callback(listeners.close)
             parts = assemble(config, self.private_key, listeners, undo)
             undo.callback(self._close_servers)
-            # Whatever can still be wrong with settings is found before a client is served.
+            # All errors of settings must be found before a client is served.
             if parts.admission is not None:
                 await parts.admission.start()
             if parts.mesh is not None:
@@ -122,7 +122,7 @@ class Relay:
             await self._serve(parts, listeners)
             self._parts, self._closing = parts, undo.pop_all()
         parts.context.start()
-        # What needs a relay that answers: names to look up, certificates by ACME.
+        # Only now, because ACME needs a relay that answers.
         parts.bootstrap.start()
         if parts.certificates is not None:
             await parts.certificates.start()
@@ -131,7 +131,7 @@ class Relay:
     async def _serve(self, parts: RelayParts, listeners: Listeners) -> None:
         self._listeners = listeners
         loop = parts.context.loop
-        # asyncio hides what a listening socket is bound to once it has it.
+        # Read now: asyncio does not show the addresses of listening sockets it has taken over.
         self._addresses = [_endpoint(sock) for sock in listeners.main]
         self.http_address = _endpoint(listeners.side[0]) if listeners.side else None
         self.stun_addresses = [_endpoint(sock) for sock in listeners.stun]
@@ -145,7 +145,7 @@ class Relay:
                 if sock.family == socket.AF_UNIX:
                     make = loop.create_unix_server
                     if sys.version_info >= (3, 13):
-                        # It would remove those of systemd, too.
+                        # asyncio would also remove sockets that systemd made.
                         make = partial(make, cleanup_socket=False)
                 self._servers.append(await make(factory, sock=sock, backlog=_ACCEPT_AT_ONCE))
                 sock.listen(LISTEN_BACKLOG)
@@ -157,7 +157,7 @@ class Relay:
         self._look_at_certificates(parts)
 
     def _look_at_certificates(self, parts: RelayParts) -> None:
-        """See whether their files changed, and whether they are about to expire."""
+        """Reload changed files; warn of certificates that expire soon."""
         assert parts.certificates is not None
         parts.certificates.reload()
         now = datetime.datetime.now(datetime.UTC)
@@ -169,14 +169,14 @@ class Relay:
             parts.health.set_certificate_problem(texts[0] if texts else None)
 
     def reload(self, config: RelayConfig | None = None) -> None:
-        """Read certificates, limits and allowed keys again (on SIGHUP).
+        """Read certificates, limits and allowed keys again (SIGHUP).
 
         Args:
-            config: new settings. The mesh's list is taken over; for the rest that changed, the
-                log says that it needs a restart.
+            config: new settings. The settings in `LIVE_SETTINGS` are taken over; for others that
+                changed, the log says that they need a restart.
 
         Raises:
-            ConfigError: an entry of the mesh's list cannot be used. Nothing was changed then.
+            ConfigError: an entry of the list of mesh hosts cannot be used; nothing changes.
         """
         parts = self._parts
         if parts is None:
@@ -198,13 +198,13 @@ class Relay:
                 protocol.limit_again()
 
     async def aclose(self, *, drain: float | None = None) -> None:
-        """Stop: no new connections, all clients told and closed.
+        """Stop: accept no connections, announce the restart, close all clients.
 
-        Each client known to take it gets a Restarting frame with its own reconnect-in, drawn from
-        [0, `drain`); connections are closed one by one over the same time.
+        Each client known to take it gets a Restarting frame with a random reconnect-in from
+        [0, `drain`). The connections are closed one by one over the same time.
 
         Args:
-            drain: seconds to spread the closes over; 0: at once; by default the config's.
+            drain: seconds to spread the closes over; 0: at once; by default `config.drain`.
         """
         self._closed = True
         async with self._changing:
@@ -225,8 +225,8 @@ class Relay:
     async def _stop_accepting(self, loop: asyncio.AbstractEventLoop) -> None:
         for server in self._servers:
             if isinstance(server, asyncio.base_events.Server):
-                # asyncio accepts in a task of its own each, and closing the server under
-                # such a task leaves a socket behind (3.11) or trips an assertion (3.13).
+                # asyncio accepts each connection in a task. Closing the server while one runs
+                # leaves a socket open (Python 3.11) or fails an assertion (3.13).
                 for sock in server.sockets:
                     loop.remove_reader(sock.fileno())
         await asyncio.sleep(0)
@@ -250,22 +250,22 @@ class Relay:
     ) -> None:
         await self.aclose(drain=0)
 
-    # What a running relay tells
+    # The state of a running relay
 
     @property
     def address(self) -> tuple[str, int]:
-        """IP address and port that it listens on; a Unix socket's path and 0."""
+        """IP address and port that the relay listens on; a Unix socket's path and 0."""
         if not self._addresses:
             raise LocalProtocolError("the relay is not started")
         return self._addresses[0]
 
     @property
     def url(self) -> str:
-        """What clients connect to; of a Unix socket, its address."""
+        """The URL for clients; for a Unix socket, its address."""
         host, port = self.address
         tls = self.config.tls
         if host.startswith("unix:"):
-            return host  # what is in front of it has the URL
+            return host  # the proxy in front has the URL
         if tls is not None:
             return f"https://{format_address(bare_name(tls.hostname), port)}/derp"
         if host in ("::", "0.0.0.0"):  # noqa: S104 (compared, not listened on)
@@ -279,7 +279,7 @@ class Relay:
 
     @property
     def counters(self) -> Counters:
-        """What it has counted so far; the object is live."""
+        """The relay's counters; a live object."""
         return self._running().router.counters
 
     @property
@@ -288,16 +288,16 @@ class Relay:
         return self._running().router.registry.size
 
     def troubles(self) -> list[Trouble]:
-        """What does not work at the moment, though the relay serves; empty: all works.
+        """Return what does not work at the moment although the relay serves; empty: all works.
 
-        `/debug/check` fails as long as there is one. Of admission it is what the last question
-        found: no program is asked for this.
+        `/debug/check` fails while there is a trouble. The state of admission is that of its last
+        request: this call sends none.
         """
         return [] if self._view is None else troubles(self._view)
 
     @property
     def map_node(self) -> DERPNode | None:
-        """With TLS, the node for a DERP map."""
+        """This relay as a node of a DERP map; `None` without TLS."""
         tls = self.config.tls
         if self._parts is None or self._parts.certificates is None or tls is None:
             return None
@@ -321,14 +321,14 @@ def _endpoint(sock: socket.socket) -> tuple[str, int]:
 
 _STEP: Final = 0.01
 _LINGER_SHARE: Final = 0.4
-"""Of a stop's time, at most this part is kept for clients that are closed last."""
+"""Share of a stop's time that is kept, at most, for the last bytes of the last connections."""
 
 
 async def close_all(context: ConnectionContext, drain: float) -> None:
-    """Tell all clients that the relay restarts, and close them one by one.
+    """Send Restarting to all clients that take it, and close all connections one by one.
 
     Args:
-        drain: seconds to spread that over; 0: at once.
+        drain: seconds to spread the closes over; 0: at once.
     """
     try:
         context.restarts_within = drain
@@ -340,7 +340,7 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
             await _close_spread(context, drain)
         for protocol in list(context.protocols):
             protocol.end(EndReason.STOPPED, How.GRACEFUL)
-        # Some turns for the transports to close, even if there is no time to wait.
+        # Transports need two turns of the loop to close, even with no time to wait.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         while context.protocols:
@@ -356,7 +356,7 @@ async def close_all(context: ConnectionContext, drain: float) -> None:
 
 
 async def _close_spread(context: ConnectionContext, drain: float) -> None:
-    """Close all connections, so that also the last has time for its last bytes."""
+    """Close all connections in random order; leave time for the last bytes of the last one."""
     waiting = list(context.protocols)
     random.shuffle(waiting)
     total = len(waiting)

@@ -1,4 +1,4 @@
-"""Which connections are taken at all: a rate of accepts, and file descriptors that are left."""
+"""Accepting connections: the limits of rate and file descriptors, and the first stage of each."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = ["AcceptGate", "ProxyHeaderStage", "log_accept_errors", "protocol_fact
 log = logging.getLogger("pyderp.relay")
 
 _RESERVE: Final = 64
-"""File descriptors kept for certificates, mesh links, questions about clients and logs."""
+"""File descriptors kept for certificates, mesh links, admission requests and logs."""
 _SMALL: Final = 256
-"""With fewer descriptors than this in all, a quarter of them is the reserve."""
+"""If the process may have fewer descriptors than this, the reserve is a quarter of them."""
 _SAY_AGAIN: Final = 10.0
 """Seconds between two log lines about connections that were shed."""
 
 
 class AcceptGate:
-    """Decides whether the next connection is served; one that is not is closed at once.
+    """Decides whether the next connection is served; it closes other ones at once.
 
-    What comes too fast is rejected (`derper -accept-connection-limit`, which ends the process
-    instead). What would take the last file descriptors is shed, so that the relay never
-    comes to the point where it cannot accept, open its log or renew its certificate.
+    Connections above the rate are rejected (`derper -accept-connection-limit`, which ends the
+    process instead). Connections that would take the last file descriptors are shed, so that the
+    relay can always open its log and renew its certificate.
 
     Args:
-        connections: those that there are; live.
+        connections: the relay's connections; a live view.
         limit: connections a second; `inf`: any number.
-        burst: how many may exceed that for a moment.
+        burst: connections that may come at once.
     """
 
     def __init__(
@@ -62,23 +62,23 @@ class AcceptGate:
         files = math.inf if soft == resource.RLIM_INFINITY else soft
         reserve = _RESERVE if files >= _SMALL else files // 4
         self.most = files - open_files() - reserve
-        """Connections that are served at once."""
+        """Most connections that are served at the same time."""
         self.accepted = 0
         self.rejected = 0
-        """Closed because they came too fast."""
+        """Connections closed because they came too fast."""
         self.shed = 0
-        """Closed because file descriptors ran out."""
+        """Connections closed because file descriptors ran out."""
         self._throttle = Throttle(_SAY_AGAIN)
         self._coming = 0
-        """Connections taken in this turn of the loop; the core knows them in the next."""
+        """Connections accepted in this turn of the loop; `connections` has them in the next one."""
 
     def guard(
         self, factory: Callable[[], asyncio.BaseProtocol], *, limited: bool = True
     ) -> Callable[[], asyncio.BaseProtocol]:
-        """A protocol factory that turns away what is not to be served.
+        """Wrap a protocol factory, so that connections beyond the limits are closed.
 
         Args:
-            limited: whether the rate counts; file descriptors always do.
+            limited: whether the rate limit applies; that of file descriptors always does.
         """
 
         def make() -> asyncio.BaseProtocol:
@@ -93,13 +93,13 @@ class AcceptGate:
             if limited:
                 self.accepted += 1
             if not self._coming:
-                self._loop.call_soon(self._they_came)
+                self._loop.call_soon(self._reset_coming)
             self._coming += 1
             return factory()
 
         return make
 
-    def _they_came(self) -> None:
+    def _reset_coming(self) -> None:
         self._coming = 0
 
     def _say(self, text: str, count: int) -> None:
@@ -115,19 +115,19 @@ def protocol_factory(
     derp: bool = True,
     proxy_header: bool = False,
 ) -> Callable[[], RelayProtocol]:
-    """Makes the protocol of each accepted connection, with its layers and first stage.
+    """Return the factory of protocols for accepted connections, with layers and first stage.
 
     Args:
         engine: makes the TLS of each connection; `None`: plain TCP.
         derp: whether `/derp` is served.
-        proxy_header: each connection begins with a PROXY header, from a trusted proxy.
+        proxy_header: each connection begins with a PROXY header from a trusted proxy.
     """
 
     def begin(protocol: RelayProtocol, behind: bytes = b"") -> None:
         protocol.stage = HttpStage(protocol, routes, derp=derp)
         if engine is not None:
-            # Only now is it known which of the relay's addresses it came to.
-            # Few addresses, so they share their texts.
+            # Known only now: a PROXY header may name the address that the client connected to.
+            # Interned, because all connections have one of a few addresses.
             protocol.local = sys.intern(protocol.local or protocol.endpoint("sockname")[0])
             layer = TLSLayer(protocol, engine)
             protocol.add_layer(layer, behind)
@@ -146,17 +146,17 @@ def protocol_factory(
 
 
 class _TurnedAway(asyncio.Protocol):
-    """A connection that is closed as soon as it is there."""
+    """Closes a connection as soon as it is made."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()
 
 
 def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the loop tell in a line, now and then, that it cannot accept.
+    """Have the loop log failures to accept, at most one line every 10 s.
 
-    asyncio's own words are a traceback for each attempt, and a thousand attempts a second. It
-    tries again each second by itself; uvloop closes what it cannot accept, and says nothing.
+    asyncio itself logs a traceback for each failed accept, which may be a thousand a second, and
+    tries again after a second. uvloop closes what it cannot accept and logs nothing.
     """
     throttle = Throttle(_SAY_AGAIN)
 
@@ -165,7 +165,7 @@ def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
         if message.startswith("socket.accept() out of system resource"):
             if throttle.admit(loop.time()) is not None:
                 log.warning("cannot accept connections for now: %s", context.get("exception"))
-        # Its next attempt may come after the relay has closed its sockets.
+        # asyncio's next attempt may follow after the relay has closed its sockets: no error.
         elif "_start_serving" not in message:
             loop.default_exception_handler(context)
 
@@ -173,11 +173,11 @@ def log_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class ProxyHeaderStage:
-    """Reads the PROXY header of a peer that is trusted, and has the connection begin behind it.
+    """The stage that reads the PROXY header of a trusted proxy.
 
     Args:
         protocol: the connection.
-        begin: sets the stage of what follows, and its layers; gets the bytes behind the header.
+        begin: sets the next stage and the layers; called with the bytes after the header.
     """
 
     __slots__ = ("_begin", "_data", "_protocol")
@@ -192,12 +192,13 @@ class ProxyHeaderStage:
         protocol.restart_timer(timeout, f"no PROXY header within {timeout:g} s")
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; they are always used up (`Stage`)."""
+        """Take bytes and use all of them (`Stage`)."""
         self._data += view[:end]
         header = parse_proxy_header_untrusted(self._data)
         if header is not None:
             protocol = self._protocol
-            # The balancer's own health checks name no source: least of all this machine.
+            # A health check of the load balancer names no source. The peer's own address must
+            # not count: on loopback it could see the debug pages.
             protocol.peer = header.source or UNKNOWN
             if header.destination is not None:
                 protocol.local = header.destination[0]

@@ -23,6 +23,7 @@ from pyderp.keys import MeshKey, NodePublic
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.lane import Receive, receive
 from pyderp.relay.router import Router
+from pyderp.server.conn.labels import Labels
 from pyderp.text import LOG_FIELDS
 from pyderp.throttle import Throttle
 from pyderp.wire.frames import pack_restarting
@@ -160,7 +161,7 @@ class LimitedConnection(Protocol):
         """Give the stage what it left unused."""
 
 
-class Admission(Protocol):
+class Admission(Labels, Protocol):
     """Decides which clients may come in."""
 
     def known(self, client: ClientIdentity) -> Verdict | None:
@@ -168,9 +169,6 @@ class Admission(Protocol):
 
     async def ask(self, client: ClientIdentity) -> Verdict:
         """Find out about a client."""
-
-    def label(self, key: NodePublic) -> str:
-        """What the operator calls a key; empty for nothing."""
 
 
 class RateLimited(Protocol):
@@ -189,7 +187,7 @@ class RateLimited(Protocol):
         """Wait no longer."""
 
 
-class RateLimits(Protocol):
+class RateLimits(Labels, Protocol):
     """The rate limits of a relay's clients."""
 
     def wrap(

@@ -1,6 +1,6 @@
-"""TLS engines: from a ClientHello to the record layer of a connection.
+"""TLS engines: each makes the record layer of a connection for a ClientHello.
 
-An engine chooses the certificate and makes the records. Nothing else asks which engine runs.
+An engine chooses the certificate. No other code depends on which engine runs.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ log = logging.getLogger("pyderp.tls")
 HANDSHAKE_RECORD: Final = 22
 """First byte of a record with a part of the handshake."""
 _REFUSE_NAME: Final = bytes((21, 3, 3, 0, 2, 2, 80))
-"""The fatal alert `internal_error` (RFC 8446 §6.2), as `REFUSE_NAME`; nothing is encrypted yet."""
+"""The fatal alert `internal_error` (RFC 8446 §6.2) before encryption, as the ssl engine sends."""
 _OFFERS_HTTP: Final = len(HTTP).to_bytes(1) + HTTP.encode()
-"""How a ClientHello offers the protocol (RFC 7301 §3.1)."""
+"""HTTP/1.1 in the list of protocols of a ClientHello (RFC 7301 §3.1)."""
 
 
 class Engine(Protocol):
     """Makes the record layers of a relay's connections.
 
     Attributes:
-        name: of the library below it.
+        name: `ssl` or `rustls`.
     """
 
     name: str
 
     def records(self, local_address: str, data: bytes) -> RecordLayer | None:
-        """The records of a connection, which take `data` next.
+        """Make the record layer of a connection; the caller passes it `data` next.
 
         Args:
-            local_address: the relay's own IP address that the client connected to.
-            data: the first bytes of the client: a whole record, or more of them, or no TLS.
+            local_address: the relay's IP address that the client connected to.
+            data: the client's first bytes: at least one complete record, or no TLS at all.
 
         Returns:
-            `None` while the ClientHello is not whole.
+            `None` while the ClientHello is incomplete.
 
         Raises:
-            RemoteProtocolError: it is no ClientHello.
+            RemoteProtocolError: a malformed ClientHello.
         """
 
 
@@ -55,8 +55,8 @@ class SSLEngine:
     """TLS by the ssl module: OpenSSL, or what Python was built with.
 
     Args:
-        contexts: have the certificates.
-        server_name: what clients ask for; a ClientHello with it needs no second look.
+        contexts: make the `ssl` contexts with the certificates.
+        server_name: the relay's name; a ClientHello that contains it is not parsed here.
     """
 
     name = "ssl"
@@ -68,12 +68,12 @@ class SSLEngine:
     def records(self, local_address: str, data: bytes) -> RecordLayer | None:
         """Choose the context (`Engine.records`).
 
-        OpenSSL asks for the certificate when it knows the name. But an authority that checks
-        this relay needs a certificate of its own. And the ssl module prints a traceback for a
-        name that is not ASCII, which a client may send at will.
+        OpenSSL itself calls back for the certificate of a name. Two cases must be handled before:
+        a certificate authority that checks this relay gets a certificate made for it, and for a
+        name that is not ASCII the ssl module would print a traceback.
         """
         contexts = self._contexts
-        # Nearly all ask for the right name. OpenSSL knows what is no TLS.
+        # Nearly all clients ask for the right name. OpenSSL recognises what is not TLS.
         name = self._server_name
         if data[0] == HANDSHAKE_RECORD and (
             contexts.challenge_pending or not name or name not in data
@@ -88,12 +88,12 @@ class SSLEngine:
 
 
 class RustlsEngine:
-    """TLS by rustls, in `pyderp-fast`; what it cannot do is left to the ssl module.
+    """TLS by rustls, in `pyderp-fast`. The ssl module serves certificates that rustls refuses.
 
     Args:
-        native: the module.
+        native: the module `pyderp_fast`.
         contexts: have the certificates.
-        server_name: what clients ask for, if the certificate is for a name.
+        server_name: the relay's name, if the certificate is for a name.
     """
 
     name = "rustls"
@@ -107,7 +107,7 @@ class RustlsEngine:
         self._server_name = server_name.decode()
         self._extension = _server_name_extension(server_name)
         self._configs: WeakKeyDictionary[Credential, RustlsConfig | None] = WeakKeyDictionary()
-        """`None`: rustls refuses it."""
+        """`None`: rustls refuses the certificate."""
 
     def records(self, local_address: str, data: bytes) -> RecordLayer | None:
         """Choose the certificate (`Engine.records`)."""
@@ -137,13 +137,13 @@ class RustlsEngine:
                 config = self._configs[credential] = self._config(credential, challenge=challenge)
             if config is None:
                 return SSLRecords(self._contexts.filled(credential, challenge=challenge))
-        # A client that offers other protocols only is served all the same, without any.
+        # A client that offers only other protocols is served, without a protocol.
         records: RecordLayer = self._native.Tls(config, alpn=alpn)
         return records
 
     def _config(self, credential: Credential, *, challenge: bool) -> RustlsConfig | None:
         meta = b"" if challenge else self._contexts.meta
-        # OpenSSL knows this old name too; rustls would pass such a block over, whatever is in it.
+        # OpenSSL accepts this old PEM label; rustls would silently skip such a block.
         chain = credential.chain.replace(b" X509 CERTIFICATE-----", b" CERTIFICATE-----")
         chain = chain.rstrip() + b"\n" + meta
         try:
@@ -157,11 +157,11 @@ class RustlsEngine:
 
 
 class RefusedRecords:
-    """A `RecordLayer` that has failed before it began.
+    """A `RecordLayer` that fails at the first bytes, for a client that gets no certificate.
 
     Args:
         alert: the bytes to write.
-        failure: why.
+        failure: the reason.
     """
 
     is_closed = False
@@ -198,13 +198,13 @@ class RefusedRecords:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether the first record has the whole ClientHello."""
+    """Whether the first record contains the complete ClientHello."""
     record, message = int.from_bytes(data[3:5]), int.from_bytes(data[6:9])
     return message + 4 <= record
 
 
 def _server_name_extension(name: bytes) -> bytes:
-    """How a ClientHello asks for a name (RFC 6066 §3): the whole extension server_name."""
+    """Return the extension server_name of a ClientHello that asks for a name (RFC 6066 §3)."""
     size = len(name)
     head = (0).to_bytes(2), (size + 5).to_bytes(2), (size + 3).to_bytes(2), b"\0", size.to_bytes(2)
     return b"".join(head) + name

@@ -15,7 +15,6 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.server.conn.login import LoginStage
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.reading import HOLD_HTTP
-from pyderp.server.conn.websocket import WebSocketLayer
 from pyderp.text import printable
 from pyderp.wire.foreign import foreign_protocol_untrusted
 from pyderp.wire.http import (
@@ -29,7 +28,6 @@ from pyderp.wire.http import (
     Upgrade,
     text_response,
 )
-from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
 
 __all__ = ["HttpStage", "client_address"]
 
@@ -134,6 +132,7 @@ class HttpStage:
             "Connection (Upgrade: DERP or websocket) by HTTP/1.1",
             protocol.who,
             what,
+            fields=protocol.log_fields(),
         )
 
     def _note_asker(self, request: Request) -> None:
@@ -227,6 +226,10 @@ class HttpStage:
         return self._hand_over(http)
 
     def _upgrade_websocket(self, http: HttpConnection, request: Request) -> bytes:
+        # Not at the top: most relays never see a websocket, and the library takes 2 MB.
+        from pyderp.server.conn.websocket import WebSocketLayer
+        from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
+
         protocol = self._protocol
         refusal = refuse_handshake(request)
         if refusal is not None:

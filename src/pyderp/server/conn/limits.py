@@ -10,6 +10,7 @@ from typing import Final
 
 from pyderp.defaults import RECEIVE_BUFFER
 from pyderp.errors import ConfigError, RemoteProtocolError
+from pyderp.keys import NodePublic
 from pyderp.relay.connection import Connection
 from pyderp.relay.counters import Counters
 from pyderp.relay.health import HealthTeller
@@ -102,6 +103,10 @@ class Limits:
             protocol.read_in_small()
         bucket = self.buckets.of(connection.key, limit, self.loop.time())
         return _LimitedStage(self, protocol, connection, relaying, self.buckets, bucket)
+
+    def label(self, key: NodePublic) -> str:
+        """What the file calls a key; empty for nothing."""
+        return self.config.labels.get(key.raw, "")
 
     def reload(self) -> bool:
         """Read the file again. Connections that `limit_again` begin anew, with a full bucket.

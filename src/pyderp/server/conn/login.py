@@ -94,7 +94,7 @@ class LoginStage:
 
     def _refuse(self, client: LoggedIn, text: str, reason: EndReason) -> None:
         detail = f"client {client.client} rejected: {text}"
-        self._protocol.end(reason, How.GRACEFUL, detail)
+        self._protocol.end(reason, How.GRACEFUL, detail, key=client.client)
 
     def _enter(self, client: LoggedIn, *, mesh: bool) -> None:
         protocol = self._protocol

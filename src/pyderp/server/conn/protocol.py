@@ -19,8 +19,10 @@ from typing import Final, cast
 
 from pyderp.addresses import format_address, unmapped_text
 from pyderp.defaults import CLOSE_TIMEOUT, LINGER_TIMEOUT
+from pyderp.keys import NodePublic
 from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.server.conn.context import ConnectionContext, RateLimited, Stage
+from pyderp.server.conn.labels import label_of
 from pyderp.server.conn.writing import StagedWriter
 
 __all__ = ["UNKNOWN", "RelayProtocol"]
@@ -116,13 +118,16 @@ class RelayProtocol(StagedWriter):
         self.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
         return False
 
-    def end(self, reason: EndReason, how: How, detail: str = "") -> None:
+    def end(
+        self, reason: EndReason, how: How, detail: str = "", *, key: NodePublic | None = None
+    ) -> None:
         """Unregister and close: every connection ends here, and only once (`Sink`).
 
         A second call changes nothing, but that `How.NOW` waits no longer for last bytes.
 
         Args:
             detail: why, for the log, in words; empty: the end is nothing to be logged.
+            key: of a client that was not let in, for a JSON log.
         """
         if self.ended:
             if how is How.NOW:
@@ -132,7 +137,7 @@ class RelayProtocol(StagedWriter):
         context = self.context
         context.router.counters.ends[reason] += 1
         if detail:
-            fields = {**self._log_fields(), "reason": reason.value}
+            fields = {**self.log_fields(key), "reason": reason.value}
             context.log_problem("%s closed: %s", self.who, detail, fields=fields)
         else:
             log.debug("%s ended: %s", self.who, reason.value)
@@ -235,24 +240,24 @@ class RelayProtocol(StagedWriter):
         where = f"client {self.number} {format_address(*self.peer)}"
         if self.connection is None:
             return where
-        label = self._label()
-        return f"{where} {self.connection.public.short()}{f' ({label})' if label else ''}"
+        key = self.connection.public
+        label = self._label(key)
+        return f"{where} {key.short()}{f' ({label})' if label else ''}"
 
-    def _label(self) -> str:
-        admission = self.context.admission
-        if admission is None or self.connection is None:
-            return ""
-        return admission.label(self.connection.public)
+    def _label(self, key: NodePublic) -> str:
+        return label_of(key, self.context.admission, self.context.limits)
 
-    def _log_fields(self) -> dict[str, object]:
-        """The same for a JSON log."""
+    def log_fields(self, key: NodePublic | None = None) -> dict[str, object]:
+        """The same for a JSON log; `key`: of a client that has not logged in."""
         fields: dict[str, object] = {
             "connection": self.number,
             "address": format_address(*self.peer),
         }
         if self.connection is not None:
-            fields["key"] = str(self.connection.public)
-            fields["label"] = self._label()
+            key = self.connection.public
+        if key is not None:
+            fields["key"] = str(key)
+            fields["label"] = self._label(key)
         return fields
 
     def on_protocol_error(self, error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""TLS records: encrypted bytes in, plain bytes out, and back; on the ssl module's memory buffers.
+"""TLS without a socket: the interface `RecordLayer`, and its implementation on the ssl module.
 
-The event loops' own TLS would do, but asyncio's keeps 256 KiB a connection, and neither tells
-how much the kernel still has to take. Here OpenSSL gets 16 KiB at a time, so that its own
-buffers stay small, and the transport below is plain TCP with all that the relay knows about it.
+The event loops have TLS of their own, but asyncio's keeps 256 KiB for each connection, and neither
+asyncio's nor uvloop's says how many bytes the kernel has yet to take, which the relay's queues need
+to know. Here TLS runs on memory buffers over a plain TCP transport.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ __all__ = ["BRINGS_NOTHING", "NO_CERTIFICATE", "PLAIN_HTTP", "RecordLayer", "SSL
 BRINGS_NOTHING: Final = "records that bring nothing"
 NO_CERTIFICATE: Final = "no certificate for this client"
 PLAIN_HTTP: Final = "plain HTTP on the TLS port"
-"""Reasons why a connection failed that all engines give alike."""
+"""Reasons of a failure that are the same for all engines."""
 
 _RECORD: Final = 16 * 1024
-"""The most plain bytes of one record (RFC 8446 §5.1)."""
+"""Most plain bytes of one record (RFC 8446 §5.1)."""
 _SLICE: Final = 16 * 1024
-"""A memory buffer of OpenSSL never shrinks again."""
+"""Most bytes given to OpenSSL at once, because its memory buffers never shrink."""
 _MOST_WITHOUT_DATA: Final = 40 * 1024
-"""Bytes of records that bring nothing. The largest record has 16 KiB; a key update that asks for
-another one has 22 bytes, and costs as much as a handshake's part."""
+"""Most bytes of records in a row that bring no data. The largest record has 16 KiB. A flood of key
+updates has 22 bytes for each, and each costs as much as a part of a handshake."""
 _VERSIONS: Final[dict[str | None, str]] = {"TLSv1.2": "1.2", "TLSv1.3": "1.3"}
-"""One text for all connections, and not one each."""
+"""Shared by all connections, which saves a string for each."""
 _REASONS: Final = {
     "HTTP_REQUEST": PLAIN_HTTP,
     "CALLBACK_FAILED": NO_CERTIFICATE,
@@ -40,11 +40,11 @@ class RecordLayer(Protocol):
     """The TLS of one connection, without its socket.
 
     Attributes:
-        news: after `feed`: the handshake is over, it failed, the client closed it, or `output`
-            has something.
-        is_closed: the client's close alert came: it sends nothing more.
-        failure: why the connection must end; empty: it need not. `feed` and `seal` are not
-            called again after it.
+        news: set by `feed` if the handshake is complete, TLS failed, the client closed it, or
+            `output` has bytes.
+        is_closed: the client's close alert arrived: it sends nothing more.
+        failure: why the connection must end; empty: it goes on. `feed` and `seal` must not be
+            called afterwards.
     """
 
     news: bool
@@ -52,36 +52,36 @@ class RecordLayer(Protocol):
     failure: str
 
     def feed(self, encrypted: memoryview, room: memoryview) -> int:
-        """Take encrypted bytes and decrypt all whole records that are there.
+        """Take encrypted bytes and decrypt all complete records.
 
         Args:
-            room: gets the plain bytes; it must hold as many as `encrypted` and a record more.
+            room: where the plain bytes go; at least as long as `encrypted` and one record.
 
         Returns:
-            how many plain bytes there are now.
+            the number of plain bytes.
         """
 
     def seal(self, chunks: list[bytes]) -> bytes:
-        """Encrypt bytes of the stream; returns what to write, in front of it what `output` has."""
+        """Encrypt bytes of the stream; return what to write, after what `output` has."""
 
     def output(self) -> bytes:
-        """What TLS itself has to write: handshake, alerts, key updates; mostly nothing."""
+        """Return what TLS itself has to write: handshake, alerts, key updates; mostly nothing."""
 
     def close(self) -> bytes:
-        """Returns the close alert; empty if the handshake is not over."""
+        """Return the close alert; empty if the handshake is incomplete."""
 
     def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
-        """Plain bytes that the client cannot decrypt if the end of a `seal` does not reach it.
+        """Return how many plain bytes a client misses that does not get the end of a `seal`.
 
         Args:
-            outer: encrypted bytes that are missing at its end; a record counts as a whole.
-            plain: bytes that were given to `seal`.
+            outer: encrypted bytes that are missing; a client decrypts complete records only.
+            plain: bytes that were passed to `seal`.
             encrypted: bytes that it returned.
         """
 
     @property
     def version(self) -> str:
-        """The version agreed on, such as `1.3`; empty before that."""
+        """The version of TLS, such as `1.3`; empty before it was negotiated."""
 
 
 class SSLRecords:
@@ -114,8 +114,8 @@ class SSLRecords:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        # The object below SSLObject has the same methods without a Python call around
-        # each. It is private, so where it is missing the public one serves.
+        # The private object inside SSLObject has the same methods without a Python function
+        # around each. If a Python lacks it, the public one is used.
         fast: Any = getattr(self._tls, "_sslobj", self._tls)
         self._read_record: Callable[[int, memoryview], int] = fast.read
         self._write_record: Callable[[bytes | memoryview], int] = fast.write
@@ -156,14 +156,14 @@ class SSLRecords:
         return True
 
     def _decrypt(self, room: memoryview, filled: int, came: int) -> int:
-        """Fill `room` from `filled` on; returns how many bytes are in it then."""
+        """Decrypt into `room` from `filled` on; return how many bytes it then has."""
         incoming = self._incoming
         read = self._read_record
         size = len(room)
         before = filled
         try:
-            # A call a record: one read never returns more than one. Asking for what is not
-            # there costs an exception.
+            # One call for each record, because OpenSSL reads at most one. The condition saves the
+            # exception that a call without data would raise.
             while incoming.pending or self._undelivered():
                 count = read(size - filled, room[filled:] if filled else room)
                 if not count:
@@ -202,7 +202,7 @@ class SSLRecords:
             return b""
 
     def _seal_rest(self, data: bytes, sent: int, first: bytes) -> bytes:
-        # OpenSSL makes one record a call, of 16 KiB at most.
+        # OpenSSL makes one record for each call, of at most 16 KiB.
         records = [first]
         with memoryview(data) as view:
             while sent < len(data):
@@ -215,14 +215,14 @@ class SSLRecords:
         return self._outgoing.read() if self._outgoing.pending else b""
 
     def close(self) -> bytes:
-        """Make the close alert; the client's own is not waited for (`RecordLayer.close`)."""
+        """Make the close alert, without waiting for the client's (`RecordLayer.close`)."""
         if self._established:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
         return self.output()
 
     def unsent_size(self, outer: int, plain: int, encrypted: int) -> int:
-        """Count plain bytes of records that are not whole (`RecordLayer.unsent_size`)."""
+        """Count plain bytes of incomplete records (`RecordLayer.unsent_size`)."""
         if outer <= 0 or not plain:
             return 0
         records = -(-plain // _RECORD)

@@ -31,15 +31,15 @@ _MAX_OPTION: Final = 2**31 - 1
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """A listening TCP socket.
+    """Return a listening TCP socket.
 
     Args:
         host: an address, or empty or `::` for all addresses of both families.
-        port: 0: any free one.
-        reuse_port: another process may listen there, too (SO_REUSEPORT).
+        port: 0: any free port.
+        reuse_port: another process may listen on the same port (SO_REUSEPORT).
 
     Raises:
-        ConfigError: the address cannot be listened on; the text says why and what to do.
+        ConfigError: the socket cannot be made; the text says why and what to do.
     """
     with explained(f"on {format_address(host, port)}", "stop what uses it or choose another"):
         family, address, dual = resolve(host, port, socket.SOCK_STREAM)
@@ -55,13 +55,13 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 def resolve(
     host: str, port: int, kind: socket.SocketKind
 ) -> tuple[socket.AddressFamily, tuple[Any, ...], bool]:
-    """What to bind a socket to; the last item: it is for both families.
+    """Return family and address to bind a socket to, and whether it serves both families.
 
     Args:
         host: an address, or empty or `::` for all addresses of both families, as for Go.
 
     Raises:
-        OSError, UnicodeError: there is no such host.
+        OSError, UnicodeError: the host does not exist.
     """
     if host and host != "::":
         family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
@@ -73,14 +73,14 @@ def resolve(
 
 @contextlib.contextmanager
 def explained(where: str, if_taken: str) -> Iterator[None]:
-    """Say why a port cannot be listened on, and what to do.
+    """Turn errors of the block into one that says why a port cannot be listened on.
 
     Args:
         where: such as `on 192.0.2.1:80`.
         if_taken: what to do when the port is taken.
 
     Raises:
-        ConfigError: in place of what the system or a name that is none raises in the block.
+        ConfigError: in place of OSError, and of UnicodeError for an impossible host name.
     """
     try:
         yield
@@ -103,11 +103,11 @@ def _reason(error: OSError, if_taken: str) -> str:
 
 
 def tune(sock: socket.socket, *, keepalive_time: float, notsent_lowat: int) -> None:
-    """Set the options of a listening socket that Linux hands on to each accepted one.
+    """Set options of a listening socket, which accepted sockets inherit on Linux.
 
     Args:
         keepalive_time: seconds of silence before the first keepalive probe; 0: none.
-        notsent_lowat: bytes that the kernel holds unsent before it takes no more; 0: the system's.
+        notsent_lowat: unsent bytes that the kernel takes (TCP_NOTSENT_LOWAT); 0: the system's.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -122,10 +122,10 @@ def tune(sock: socket.socket, *, keepalive_time: float, notsent_lowat: int) -> N
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A listening Unix socket. One left over by a relay that is gone is replaced.
+    """Return a listening Unix socket; replace one on which no process listens any more.
 
     Raises:
-        ConfigError: another process listens there, or it cannot be made.
+        ConfigError: another process listens there, or the socket cannot be made.
     """
     left_over = is_left_over(path)
     try:
@@ -144,10 +144,10 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether there is a Unix socket that no process listens on; `False`: nothing is there.
+    """Whether a path is a Unix socket on which no process listens; False: the path is free.
 
     Raises:
-        ConfigError: something else is there, or it cannot be told.
+        ConfigError: the path is in use, or is no socket, or cannot be examined.
     """
     try:
         if not path.exists():
@@ -165,7 +165,7 @@ def is_left_over(path: Path) -> bool:
 
 
 def _set_tcp(sock: socket.socket, name: str, value: float) -> None:
-    # Other systems lack some of these; none is needed for correctness.
+    # Some systems lack some of these options. The relay works without them.
     option = getattr(socket, name, None)
     if option is not None:
         with contextlib.suppress(OSError):

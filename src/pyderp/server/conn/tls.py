@@ -1,4 +1,4 @@
-"""The layer of TLS: has the records made, and moves them between socket and stream."""
+"""The TLS layer: moves bytes between the socket, the record layer and the stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLAIN_HTTP_ANSWER: Final = (
 )
 _RECORD_HEADER: Final = 5
 _ILLEGAL_PARAMETER: Final = bytes((21, 3, 3, 0, 2, 2, 47))
-"""A fatal alert (RFC 8446 §6.2), before anything is encrypted."""
+"""The fatal alert `illegal_parameter` (RFC 8446 §6.2) before encryption."""
 
 
 class TLSLayer(Layer):
@@ -28,7 +28,7 @@ class TLSLayer(Layer):
 
     Args:
         protocol: the connection.
-        engine: makes the records once it is known what the client asks for.
+        engine: makes the record layer when the ClientHello is complete.
     """
 
     __slots__ = ("_engine", "_hello", "_last", "_protocol", "_records")
@@ -38,9 +38,9 @@ class TLSLayer(Layer):
         self._protocol = protocol
         self._engine = engine
         self._hello = b""
-        """What came of the ClientHello, as long as there are no records."""
+        """The ClientHello so far, until there is a record layer."""
         self._records: RecordLayer | None = None
-        # Of the last write, if the kernel did not take all: bytes before and after encryption.
+        # Bytes of the last write that filled the socket, before and after encryption.
         self._last = (0, 0)
 
     def receive(self, data: memoryview) -> None:
@@ -68,7 +68,7 @@ class TLSLayer(Layer):
     # The ClientHello
 
     def _on_hello(self, data: bytes) -> None:
-        """Have the records made by what the client asks for, once all of that is there."""
+        """Have the engine make the record layer when the ClientHello is complete."""
         self._hello = data
         if len(data) < _RECORD_HEADER or (
             data[0] == HANDSHAKE_RECORD and len(data) < _RECORD_HEADER + _record_length(data)
@@ -83,12 +83,12 @@ class TLSLayer(Layer):
             return
         if self._records is not None:
             self.receive(memoryview(data))
-            self._hello = b""  # until now, for the words of a failure
+            self._hello = b""  # kept until now, to explain a failure
 
     # Records
 
     def _on_news(self) -> None:
-        """The handshake is over, or TLS has something to write, failed, or was closed."""
+        """Act on `RecordLayer.news`: write TLS's own bytes, end the connection if TLS ended."""
         protocol, records = self._protocol, self._records
         assert records is not None
         if records.failure:
@@ -107,7 +107,7 @@ class TLSLayer(Layer):
         protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, f"TLS: {self._why(records.failure)}")
 
     def _why(self, failure: str) -> str:
-        """What a failure means, by the client's first bytes if it did not get further."""
+        """Explain a failure, by the client's first bytes if the handshake did not begin."""
         first = self._hello
         if failure == NO_CERTIFICATE and first:
             return f"{failure}: {server_name_untrusted(first)}"

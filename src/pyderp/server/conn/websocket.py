@@ -1,4 +1,4 @@
-"""A websocket around DERP: taken off what arrives, put on what leaves."""
+"""The websocket layer: unwraps what arrives and wraps what leaves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["WebSocketLayer"]
 
 
 class WebSocketLayer(Layer):
-    """The layer of a connection that speaks DERP inside a websocket, from the upgrade to its end.
+    """The layer of a connection with DERP inside a websocket, from the upgrade on.
 
-    Message borders mean nothing to DERP: the payloads form a stream.
+    Message boundaries have no meaning: the payloads form a stream.
 
     Args:
         protocol: the connection.
@@ -28,11 +28,11 @@ class WebSocketLayer(Layer):
         super().__init__()
         self._protocol = protocol
         self._websocket = WebSocketServer()
-        # Bytes of the last write, if the kernel did not take all of it.
+        # Bytes of the last write that filled the socket.
         self._written = 0
 
     def open(self, head: bytes, greeting: bytes) -> None:
-        """Write the HTTP answer and the first bytes of the stream at once."""
+        """Write the HTTP answer and the first bytes of the stream in one write."""
         self._websocket.send((greeting,))
         self._pass_out(head + b"".join(self._websocket.data_to_send()))
 
@@ -46,7 +46,7 @@ class WebSocketLayer(Layer):
             if protocol.ended:
                 return
         if protocol.full is not None and self._websocket.is_open:
-            # Pongs would pile up without bound while the client does not read.
+            # Pongs are discarded while the client does not read: their number has no bound.
             self._websocket.data_to_send()
         else:
             self._write_own()
@@ -56,7 +56,7 @@ class WebSocketLayer(Layer):
         chunks = self._websocket.data_to_send()
         self._pass_out(b"".join(chunks))
         if b"" in chunks:
-            # The closing handshake is complete, or failed.
+            # An empty chunk: the closing handshake is complete, or it failed.
             error = self._websocket.error
             if error is None:
                 self._protocol.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
@@ -66,9 +66,8 @@ class WebSocketLayer(Layer):
     def send(self, chunks: list[bytes]) -> bool:
         """Write bytes of the stream, in messages of at most 32 KiB (`Layer`).
 
-        Once either side has begun to close nothing more goes out, and this returns False. The
-        connection itself ends in `receive`, never here, where the router may be in the middle
-        of a run.
+        After either side has begun to close it writes nothing and returns False. It never ends
+        the connection, because the router may be in the middle of a run: `receive` does.
         """
         if not self._websocket.is_open:
             return False
@@ -85,7 +84,7 @@ class WebSocketLayer(Layer):
         return unsent_payload(outer, self._written)
 
     def close(self) -> None:
-        """Send a close frame; the client's own is not waited for (`Layer`)."""
+        """Send a close frame, without waiting for the client's (`Layer`)."""
         self._websocket.close()
         self._pass_out(b"".join(self._websocket.data_to_send()))
 
@@ -93,6 +92,6 @@ class WebSocketLayer(Layer):
         return self._protocol.write(data) if self.outer is None else self.outer.send([data])
 
     def discard(self) -> None:
-        """Break the cycles that the websockets library's object is part of (`Layer`)."""
+        """Break the reference cycles of the websockets library's object (`Layer`)."""
         super().discard()
         self._websocket.release()

@@ -1,7 +1,7 @@
-"""Writing: frames through the connection's layers to the kernel, and what it did not take.
+"""Writing: frames through the connection's layers to the kernel, and what the kernel did not take.
 
-A socket is full from `pause_writing` to `resume_writing`. Until then the router keeps packets
-for it in its bounded queues, and the connection says how much of the last write is unsent.
+A socket is full from `pause_writing` to `resume_writing`. Meanwhile the router queues packets for
+it, and `unsent_size` says how much of the last write the kernel has yet to take.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["FullSocket", "StagedWriter"]
 
 @dataclass(slots=True)
 class FullSocket:
-    """What is known of a socket whose kernel takes no more."""
+    """The state of a socket whose kernel buffer is full."""
 
     held: int
-    """Bytes that the transport held when the kernel took no more."""
+    """Bytes that the transport held when the kernel buffer became full."""
     since: float
-    """When progress was seen for the last time, on the loop's clock."""
+    """Time of the last progress, on the loop's clock."""
     waits: tuple[int, int]
-    """Bytes that the transport and the kernel held when last looked at."""
+    """Bytes that the transport and the kernel held at the last check."""
     behind: int = 0
-    """Bytes that were written after that."""
+    """Bytes that were written after the socket became full."""
 
 
 class StagedWriter(StagedReader):
@@ -37,10 +37,10 @@ class StagedWriter(StagedReader):
 
     Attributes:
         connection: the client that logged in.
-        full: set while the kernel takes no more. The one place that knows: `context.stalled`
-            lists the connections that have it, `Connection.paused` is what the router was told.
-        ended: `end` was called; at most its last bytes are still being written.
-        lingering: the transport, once the connection has ended; only last bytes leave by it.
+        full: set while the kernel buffer is full. `context.stalled` and `Connection.paused`
+            follow it.
+        ended: `end` was called; at most last bytes are still to be written.
+        lingering: the transport of an ended connection, until its last bytes are written.
     """
 
     __slots__ = ("_waiter", "connection", "ended", "full", "lingering")
@@ -59,17 +59,17 @@ class StagedWriter(StagedReader):
 
     @abstractmethod
     def on_last_bytes_taken(self) -> None:
-        """The connection has ended, and the kernel took what it still held."""
+        """Close the transport: the connection has ended and the kernel has its last bytes."""
 
     def send(self, chunks: list[bytes]) -> bool:
-        """Write frames (`Sink`), or what else belongs to the stream."""
+        """Write frames, or other bytes of the stream (`Sink`)."""
         layer = self.inmost
         if layer is not None:
             return layer.send(chunks)
         return self.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def write(self, data: bytes) -> bool:
-        """Write bytes to the socket as they are. Returns False if it is closed."""
+        """Write bytes to the socket without layers. Returns False if it is closed."""
         transport = self.transport
         if transport is None:
             return False
@@ -80,13 +80,13 @@ class StagedWriter(StagedReader):
         return True
 
     def unsent_size(self) -> int:
-        """Bytes at the end of what `send` last wrote that the kernel did not take (`Sink`)."""
+        """Bytes at the end of the last `send` that the kernel has yet to take (`Sink`)."""
         full = self.full
         if full is None:
             return 0
         transport = self.transport or self.lingering
         size = 0 if transport is None else transport.get_write_buffer_size()
-        # A transport that failed has forgotten what it held.
+        # After a failure the transport's buffer is empty: what it held before is unsent.
         unsent = max((size or full.held) - full.behind, 0)
         layer = self.outmost
         while layer is not None:
@@ -105,13 +105,13 @@ class StagedWriter(StagedReader):
         size = transport.get_write_buffer_size()
         self.full = FullSocket(size, context.loop.time(), (size, -1))
         if self.ended:
-            return  # the deadline of the end counts
+            return  # `end` has set a deadline
         context.stalled[self] = None
         if self.connection is not None:
             context.router.pause(self.connection, size)
 
     def resume_writing(self) -> None:
-        """The kernel took all (asyncio)."""
+        """The kernel has taken all bytes (asyncio)."""
         self.context.stalled.pop(self, None)
         self.full = None
         if self.ended:
@@ -122,7 +122,7 @@ class StagedWriter(StagedReader):
             self._waiter.set_result(None)
 
     def pause_if_full(self, connection: Connection) -> None:
-        """Tell the router of a new connection whose socket takes no more already."""
+        """Pause a connection in the router if its socket became full before the login."""
         if self.full is not None:
             self.context.router.pause(connection, self.full.held)
 
@@ -134,12 +134,12 @@ class StagedWriter(StagedReader):
             self._waiter = None
 
     def check_progress(self, now: float) -> None:
-        """Give up a client whose kernel buffer took no byte for too long."""
+        """End a connection whose client has read nothing for too long."""
         transport, full = self.transport, self.full
         if transport is None or full is None:
             return
-        # The kernel asks for more only once a good part of its buffer is free: a client that
-        # reads slowly but steadily shows in the second figure long before the first.
+        # The kernel takes more only when a good part of its buffer is free. So a client that reads
+        # slowly changes the second number long before the first.
         last, full.waits = (
             full.waits,
             (
@@ -147,7 +147,7 @@ class StagedWriter(StagedReader):
                 unacknowledged(transport),
             ),
         )
-        # More waiting here is no progress; another figure in the kernel is, either way.
+        # More bytes in the transport are no progress; any change in the kernel is.
         if full.waits[0] < last[0] or full.waits[1] != last[1]:
             full.since = now
             return

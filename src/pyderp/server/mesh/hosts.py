@@ -1,5 +1,4 @@
-"""The other relays of a mesh: how an operator writes them (`derper -mesh-with`), and what the
-log says of a link to one, which may fail for days."""
+"""The hosts of a mesh as an operator writes them (`derper -mesh-with`), and each link's log."""
 
 from __future__ import annotations
 
@@ -20,31 +19,31 @@ __all__ = ["MeshHost", "MeshLog", "parse_mesh_host"]
 log = logging.getLogger("pyderp.mesh")
 
 _NOT_IN_HOSTS: Final = frozenset("@?#\\%")
-"""What would make another URL of a host; an IPv6 zone means nothing to a certificate."""
+"""Characters that would change the URL of a host. An IPv6 zone is of no use in a certificate."""
 _FIRST_PAUSE: Final = 60.0
 _LONGEST_PAUSE: Final = 3600.0
-"""Seconds between two lines about a link that keeps failing, at first and at most."""
+"""Seconds between two log lines about a failing link: at first, and at most."""
 _MOST_REASONS: Final = 8
-"""Reasons that are logged at once between two such lines; each is logged once."""
+"""Different reasons that are logged at once between two such lines."""
 _STABLE: Final = 60.0
-"""A connection that held so long has mended the link; sooner it is the old trouble."""
+"""Seconds after which a connection counts as working: an earlier failure is the same trouble."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeshHost:
-    """One other relay."""
+    """Another relay of the mesh."""
 
     label: str
-    """What it is called in logs: as it was written, but without a password."""
+    """Its name in logs: as the operator wrote it, without a password."""
 
     url: str = field(repr=False)
     dial: str = ""
     """Host that TCP connects to instead of the URL's; port, SNI and certificate are the URL's."""
 
     def dialer(self, network: NetworkSettings | None) -> UrlDialer | None:
-        """How to connect to the dial host; `None` without one.
+        """Return the function that connects to the dial host; `None` without one.
 
-        It is a host of the operator's own network: no proxy of the environment is asked.
+        The dial host is in the operator's own network, so proxies are not used.
         """
         if not self.dial:
             return None
@@ -57,10 +56,10 @@ class MeshHost:
 
 
 def parse_mesh_host(text: str) -> MeshHost:
-    """Read `host`, `host:port`, either with `/dial-host`, or a whole `http(s)://…/derp`.
+    """Parse `host` or `host:port`, either with `/dial-host`, or a URL `http(s)://…/derp`.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: any other form.
     """
     text = text.strip()
     if not text:
@@ -100,7 +99,7 @@ def _dial_host(dial: str, text: str) -> str:
 
 
 def _from_url(text: str) -> MeshHost:
-    # Not repeated where it may hold a password.
+    # The text may contain a password, so the error does not quote it.
     if not text.lower().startswith(("http://", "https://")):
         raise ConfigError("mesh host with a URL that begins with neither http:// nor https://")
     target = parse_url(text)
@@ -110,11 +109,11 @@ def _from_url(text: str) -> MeshHost:
 
 
 class MeshLog:
-    """Lines about one link: each new failure, then ever fewer; and that it is mended.
+    """Logs the failures of one link, in ever longer intervals, and when it works again.
 
     Args:
-        host: what it is called.
-        clock: seconds, monotonic.
+        host: the link's name in the log.
+        clock: monotonic seconds.
     """
 
     def __init__(self, host: str, clock: Callable[[], float]) -> None:
@@ -122,25 +121,25 @@ class MeshLog:
         self._clock = clock
         self._pause = _FIRST_PAUSE
         self._said_at: float | None = None
-        """When a failure was last logged; `None`: not since all was well."""
-        self._told = False
-        """The last line says that it fails."""
+        """When a failure was last logged; `None`: not since the link last worked."""
+        self._failure_logged = False
+        """The last line is a failure."""
         self._reasons: set[str] = set()
-        """Logged since the last line that was due."""
+        """Reasons logged since the last line that was due."""
         self._failures = 0
         self._connected_at: float | None = None
 
     def connected(self) -> None:
-        """It works."""
+        """Note that the link works."""
         self._connected_at = self._clock()
-        if self._told:
+        if self._failure_logged:
             log.info("mesh with %s: connected again", self._host)
         elif self._said_at is None:
             log.info("mesh with %s: connected", self._host)
-        self._told = False
+        self._failure_logged = False
 
     def failed(self, error: str, bug: Exception | None) -> None:
-        """It does not, or not any more."""
+        """Note that the link cannot connect, or broke."""
         now = self._clock()
         if self._connected_at is not None and now - self._connected_at >= _STABLE:
             self._said_at = None
@@ -160,5 +159,5 @@ class MeshLog:
             self._said_at = now
             self._failures = 0
             self._reasons.clear()
-        self._told = True
+        self._failure_logged = True
         self._reasons.add(error)

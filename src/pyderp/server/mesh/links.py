@@ -1,7 +1,7 @@
-"""The mesh: one loop for each other relay, that watches its clients and forwards to them.
+"""The mesh: a loop for each other relay watches its clients and forwards packets to them.
 
-A loop logs in to the other relay as an ordinary client with the mesh key. Each client there
-becomes a forwarder in the router; what the router forwards is written in batches.
+The loop logs in to the other relay as a client with the mesh key. For each client there, the link
+becomes a forwarder in the router. Forwarded packets are written in batches.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = logging.getLogger("pyderp.mesh")
 RETRY: Final = 5.0
 """Seconds between a failure and the next attempt."""
 _JITTER: Final = 0.2
-"""Part of it that is added at random, so that a mesh does not reconnect in step."""
+"""Share of RETRY that is added at random, so that relays do not reconnect all at once."""
 _ASK_AGAIN: Final = 60.0
-"""Seconds between two questions for the whole picture."""
+"""Seconds between two requests for all keys of the other relay (WatchConns)."""
 _KEYS_A_TURN: Final = 2_000
 """Keys of a broken link that are removed in one turn of the loop, in about 4 ms."""
 _TOLD_A_TURN: Final = 2_000
-"""PeerGone frames to clients here that the news of one link may cause in one turn of the loop."""
+"""PeerGone frames to clients here that one link may cause in one turn of the loop."""
 _LONGEST_ERROR: Final = 500
 _NOT_YET: Final = "not connected yet"
 _KEYS_DIFFER: Final = (
@@ -57,35 +57,35 @@ _NOT_LET_IN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class MeshStatus:
-    """How one host of the list is doing."""
+    """The state of one link."""
 
     host: str
-    """As it was given, without a password."""
+    """The host as the operator wrote it, without a password."""
 
     connected: bool
     """Presence updates arrive and packets can be forwarded."""
 
     peers: int
-    """Keys that it has."""
+    """Clients of the other relay."""
 
     since: datetime
-    """When `connected` last changed, or the loop began; in UTC."""
+    """When `connected` last changed, or when the loop began; UTC."""
 
     error: str
-    """What went wrong last; empty while connected."""
+    """The last error; empty while connected."""
 
     is_self: bool
-    """The host is this very relay: there is no connection, and there will be none."""
+    """The host is this relay itself, so there is no link."""
 
 
 class Mesh:
-    """The links of a relay to the others of its mesh. It belongs to the running event loop.
+    """The links of a relay to the other relays of its mesh; used on one event loop.
 
     Args:
-        private_key: the relay's own.
-        mesh_key: the same on all relays of the mesh.
-        schedule_flush: called after changes of the router that may have left something to write.
-        client_config: trust, proxies and time limits; the mesh key is put in.
+        private_key: the relay's key.
+        mesh_key: the same for all relays of the mesh.
+        schedule_flush: called when the router may have frames to write.
+        client_config: trust, proxies and timeouts; the mesh key is added.
         retry: seconds between a failure and the next attempt.
     """
 
@@ -111,15 +111,15 @@ class Mesh:
         self._stopping: set[asyncio.Task[None]] = set()
 
     def set_hosts(self, hosts: Sequence[str]) -> None:
-        """Be linked to these relays and no others; links that stay are not disturbed.
+        """Have links to these relays and no others; existing links to them stay.
 
-        This relay itself may be among them: it is found out, and left alone.
+        The list may contain this relay itself, to which there is no link.
 
         Raises:
-            ConfigError: an entry or the environment's proxies cannot be used; nothing changed.
+            ConfigError: an entry or the environment's proxies cannot be used; nothing changes.
         """
         if hosts and self._own.config.network is None:
-            # As each attempt does, but here the caller gets the error.
+            # Each attempt reads it again; here the caller gets the error.
             NetworkSettings.from_environment()
         wanted = {(host.url, host.dial): host for host in map(parse_mesh_host, hosts)}
         loops = {
@@ -138,19 +138,19 @@ class Mesh:
         return neighbour, asyncio.create_task(neighbour.run(), name=name)
 
     async def aclose(self) -> None:
-        """End all links, which takes a second at most."""
+        """End all links; takes at most a second."""
         self.set_hosts(())
         while self._stopping:
             await asyncio.wait(self._stopping)
 
     def status(self) -> list[MeshStatus]:
-        """How each host is doing, in the order of the list."""
+        """Return the state of each link, in the order of the list."""
         return [neighbour.status() for neighbour, _ in self._loops.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """What all links of a relay share."""
+    """What all links share."""
 
     router: Router
     private_key: NodePrivate
@@ -160,7 +160,7 @@ class _Own:
 
 
 class _Neighbour:
-    """The loop for one other relay."""
+    """The link to one other relay."""
 
     def __init__(self, host: MeshHost, own: _Own) -> None:
         self._host = host
@@ -171,9 +171,9 @@ class _Neighbour:
         self._present: set[bytes] = set()
         self._logged_in = False
         self._sent_keys = False
-        """The other relay sent a key on this connection."""
+        """The other relay has sent a key on this connection."""
         self._is_full = False
-        """The log says already that this connection brought too many keys."""
+        """Too many keys on this connection were logged."""
         self._doubt = False
         self._asked_at = -_ASK_AGAIN
         self._since = datetime.now(UTC)
@@ -191,27 +191,27 @@ class _Neighbour:
         )
 
     async def run(self) -> None:
-        """Be connected, again and again, until cancelled or the other relay is this one."""
+        """Connect and reconnect until cancelled, or until the other relay is this one."""
         while not self._is_self:
             try:
                 await self._connect()
-            except Exception as e:  # whatever it is, the relay goes on without
+            except Exception as e:  # the relay goes on without this link, whatever the error
                 self._failed(e)
                 if _is_cancelled():
-                    # Whatever ended with an error and forgot a cancel that came meanwhile.
+                    # Something in the task turned a cancellation into another error.
                     raise asyncio.CancelledError from without_frames(e)
                 await asyncio.sleep(self._own.retry * (1 + _JITTER * random.random()))
 
     async def _connect(self) -> None:
         config = self._own.config
         if config.websocket is None:
-            # A relay is told where the others are: a refusal is for its operator to see.
+            # No fallback to a websocket: the operator named the relay, and should see a refusal.
             network = config.network or NetworkSettings.from_environment()
             config = replace(config, websocket=network.websocket)
         dialer = self._host.dialer(config.network)
         if dialer is not None:
             config = replace(config, dialer=dialer)
-        # A client for each connection: it cannot connect anew behind our back.
+        # A new client for each connection, so that it never reconnects by itself.
         async with Client.for_url(
             self._host.url, private_key=self._own.private_key, config=config
         ) as client:
@@ -245,7 +245,7 @@ class _Neighbour:
             for message in messages:
                 self._handle(message)
                 if counters.peer_gone_disconnected - told > _TOLD_A_TURN:
-                    # Thousands of keys may leave at once, each known to thousands of clients.
+                    # Thousands of keys may leave at once, and each may cause thousands of frames.
                     self._own.schedule_flush()
                     await asyncio.sleep(0)
                     told = counters.peer_gone_disconnected
@@ -260,7 +260,7 @@ class _Neighbour:
             case PeerPresent(peer):
                 if not self._link.connected:
                     self._connected()
-                # Our own login there: nothing leads to ourselves by way of others.
+                # This relay's own login there is not a client.
                 if peer != self._own.private_key.public:
                     self._came(peer.raw)
             case PeerGone(peer, reason):
@@ -269,7 +269,7 @@ class _Neighbour:
                 self._logged_in = True
 
     def _came(self, key: bytes) -> None:
-        # Each key costs memory here, and the other relay may name any number.
+        # Bounded, because the other relay may announce any number of keys.
         if len(self._present) >= MAX_MESH_KEYS and key not in self._present:
             self._own.router.counters.mesh_keys_not_noted += 1
             if not self._is_full:
@@ -288,8 +288,8 @@ class _Neighbour:
             return
         self._present.discard(key)
         self._own.router.remove_forwarder(key, self._link)
-        # Go's relay sends its answers to packets and its news of who comes and goes in no
-        # fixed order: who reconnects there at the wrong moment may be present all the same.
+        # Go's relay sends its answers to packets and its presence updates in no fixed order. A
+        # client that reconnects there at the wrong moment may be present in spite of this frame.
         if reason == PeerGoneReason.NOT_HERE:
             self._doubt = True
 
@@ -300,19 +300,19 @@ class _Neighbour:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                # No more than may wait for the kernel before a write waits.
+                # As much as the client buffers before `forward_frames` waits.
                 while batch := self._link.batch(CLIENT_WRITE_BUFFER):
                     await client.forward_frames(batch)
-                    # Only now: what a broken link takes with it is dropped, not forwarded.
+                    # Only now: frames on a link that breaks meanwhile count as dropped.
                     self._link.written(len(batch))
                     self._own.router.counters.packets_forwarded_out += len(batch)
         except (ConnectionClosed, NotConnected):
-            pass  # the receiver hears of it, too, and says why
+            pass  # `_receive` raises the same, with the reason
 
     # Changes
 
     def _connected(self) -> None:
-        """It sent the first key (our own, at least), so it lets us watch."""
+        """Mark the link as up: the first key arrived, so the other relay took the mesh key."""
         self._link.connected = self._sent_keys = True
         self._since = datetime.now(UTC)
         self._error = ""
@@ -327,8 +327,8 @@ class _Neighbour:
     async def _forget_keys(self) -> None:
         """Remove all keys of the broken link, a slice in each turn of the loop.
 
-        Until its turn comes, packets for a key are dropped as `mesh_link_down`. The link is
-        not used again before the last slice, as this runs in the task that connects.
+        Until a key is removed, packets for it are dropped as `mesh_link_down`. The task that
+        connects runs this, so the link is not used again before the last slice.
         """
         router, present = self._own.router, self._present
         cancelled: asyncio.CancelledError | None = None
@@ -343,7 +343,7 @@ class _Neighbour:
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError as e:
-                cancelled = e  # keys that stayed would lead to a link that never returns
+                cancelled = e  # remove all keys first: the link never returns
         if cancelled is not None:
             raise cancelled
 
@@ -359,13 +359,13 @@ class _Neighbour:
 
 
 def _is_cancelled() -> bool:
-    # Not a local of what runs in the task: cancelled, the task holds its frames.
+    # A function of its own: a local in the task's frames would make a reference cycle.
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _hung_up(error: ConnectionClosed) -> bool:
-    """The other side closed the connection, and did not say that it restarts."""
+    """Whether the other relay closed the connection without announcing a restart."""
     cause = error.__cause__
     by_them = cause is None or (isinstance(cause, OSError) and not isinstance(cause, TimeoutError))
     return by_them and error.restarting is None

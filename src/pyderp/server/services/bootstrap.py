@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from pyderp.config import BootstrapDNSConfig
 from pyderp.errors import NameNotFound
+from pyderp.extras import needs
 from pyderp.net.dns import Resolver, lookup
 from pyderp.relay.bootstrap import (
     BootstrapAnswers,
@@ -51,6 +52,7 @@ class BootstrapDNS:
 
     Raises:
         ConfigError: an entry is neither NAME nor NAME/TXTNAME.
+        MissingExtra: there is a NAME/TXTNAME, and the extra `relay` is not installed.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class BootstrapDNS:
         self._published = [BootstrapName.parse(text) for text in config.published]
         self._unpublished = [BootstrapName.parse(text) for text in config.unpublished]
         if txt is None and any(entry.txt for entry in self._unpublished):
-            from pyderp.server.services.txt import system_txt
+            with needs("relay", "TXT records for bootstrap DNS"):
+                from pyderp.server.services.txt import system_txt
 
             txt = system_txt
         self._resolver = resolver

@@ -1,8 +1,8 @@
-"""To which of our addresses a datagram came, so that the answer can leave from there (Linux).
+"""The destination address of a datagram, so that the answer can leave from it (Linux).
 
 A socket for all addresses answers from the address that the route back prefers. On a host with
-several addresses that is often another one than the client asked, and the client, or a
-firewall in between that follows connections, drops such an answer.
+several addresses that is often not the address the client sent to, and the client, or a stateful
+firewall in between, drops the answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pyderp.addresses import unmapped
 __all__ = ["ANCILLARY_SIZE", "Ancillary", "AnswerSources", "enable_pktinfo"]
 
 Ancillary: TypeAlias = list[tuple[int, int, bytes]]
-"""Control messages: level, type, data; of `recvmsg`, and for `sendmsg`."""
+"""Control messages of `recvmsg` and for `sendmsg`: level, type, data."""
 
-# Python 3.11 does not know the first; the numbers are those of Linux.
+# The numbers are those of Linux; Python 3.11 lacks the first.
 _IP_PKTINFO: Final = 8
 _IPV6_RECVPKTINFO: Final = 49
 _IPV6_PKTINFO: Final = 50
@@ -36,21 +36,22 @@ _MULTICAST_V4: Final = range(224, 240)
 _MULTICAST_V6: Final = 0xFF
 
 ANCILLARY_SIZE: Final = 256
-"""Bytes for the control messages of a datagram. The two need 72; an inherited socket may
-have others switched on."""
+"""Bytes for the control messages of a datagram. These two need 72; others may be switched on for an
+inherited socket."""
 _MOST_REMEMBERED: Final = 256
-"""A /64 may be routed to this host, so a client can ask any number of addresses."""
+"""Most answers' control messages that are kept. A /64 may be routed to this host, so a client can
+send to any number of addresses."""
 
 
 def enable_pktinfo(sock: socket.socket) -> bool:
-    """Have the kernel tell for each datagram to which of our addresses it came.
+    """Have the kernel name the destination address of each datagram.
 
     Args:
         sock: a bound UDP socket.
 
     Returns:
-        whether it does. Not for a socket with one address, which needs no such thing, and
-        not on other systems than Linux.
+        whether it does: only on Linux, and only for a socket for all addresses. Others do not
+        need it.
 
     Raises:
         OSError: the kernel refused.
@@ -59,8 +60,8 @@ def enable_pktinfo(sock: socket.socket) -> bool:
         return False
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-    # For IPv4 on a socket for both families, too: IPV6_PKTINFO has the destination as it stands
-    # in the header, and nothing can be sent from a broadcast address.
+    # IP_PKTINFO also for IPv4 on a socket for both families: IPV6_PKTINFO has the destination of
+    # the header, which may be a broadcast address, from which nothing can be sent.
     sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     return True
 
@@ -71,7 +72,7 @@ def _is_for_all(sock: socket.socket) -> bool:
 
 
 class AnswerSources:
-    """Makes what `sendmsg` needs to answer a datagram from the address that it came to."""
+    """Makes the control messages with which `sendmsg` answers from a datagram's destination."""
 
     __slots__ = ("_known",)
 
@@ -79,20 +80,20 @@ class AnswerSources:
         self._known: dict[bytes, Ancillary] = {}
 
     def of(self, ancillary: Iterable[tuple[int, int, bytes]]) -> Ancillary | None:
-        """The control messages of an answer.
+        """Return the control messages of an answer.
 
         Args:
             ancillary: the control messages of the datagram.
 
         Returns:
-            an empty list: let the kernel choose, as a datagram came to no address that one
-            could send from; `None`: the kernel named no address.
+            an empty list if the kernel must choose the source, because the destination was a
+            multicast address; `None` if the kernel named no destination.
         """
         found = None
         for level, kind, data in ancillary:
             if kind == _IP_PKTINFO and level == socket.IPPROTO_IP and len(data) >= _V4_LEN:
                 found = data
-                break  # beside it an IPV6_PKTINFO says less
+                break  # it has more than an IPV6_PKTINFO beside it
             if kind == _IPV6_PKTINFO and level == socket.IPPROTO_IPV6 and len(data) >= _V6_LEN:
                 found = data
         if found is None:
@@ -110,13 +111,13 @@ def _source(pktinfo: bytes) -> Ancillary:
         address = pktinfo[4:8]
         if address == _UNSPECIFIED_V4 or address[0] in _MULTICAST_V4:
             return []
-        # With an interface the answer would leave there, whatever the routes say.
+        # Without the interface, or the answer would leave by it in spite of the routes.
         return [(socket.IPPROTO_IP, _IP_PKTINFO, _NO_INTERFACE + address + _UNSPECIFIED_V4)]
     address, interface = pktinfo[:16], pktinfo[16:20]
     if address in (_UNSPECIFIED_V6, _MAPPED_UNSPECIFIED) or address[0] == _MULTICAST_V6:
         return []
     if address[0] != 0xFE or address[1] & 0xC0 != 0x80:  # not fe80::/10, link-local
         interface = _NO_INTERFACE
-    # else the address belongs to an interface, and Linux refuses it without: EINVAL, unless
+    # A link-local address belongs to an interface. Linux refuses it without one (EINVAL), unless
     # the client's address is link-local as well.
     return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, address + interface)]

@@ -1,4 +1,4 @@
-"""A STUN server: tells clients from which address their packets come."""
+"""The STUN server: it tells a client the address from which the client's packets come."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["StunCounters", "StunServer", "stun_sockets"]
 log = logging.getLogger("pyderp.stun")
 
 BATCH: Final = 32
-"""Packets that one turn of the loop takes from a socket: some 0.2 ms. One at a time would
-cost a sixth more CPU a packet under load (bench/STUN.md)."""
+"""Most packets read from a socket in one turn of the loop, in about 0.2 ms. One packet a turn would
+cost a sixth more CPU under load (bench/STUN.md)."""
 _PAUSE: Final = 1.0
-"""Seconds that a socket rests after a read error."""
+"""Seconds for which a socket is not read after a read error."""
 _RECEIVE_BUFFER: Final = 1024 * 1024
-"""Asked of the kernel, which may give less. The usual 208 KiB hold 270 requests."""
+"""Bytes requested of the kernel, which may grant less. Its default, 208 KiB, holds 270 requests."""
 _V4_ANSWER_LEN: Final = 32
 _inet_pton = socket.inet_pton
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -34,30 +34,30 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 @dataclass(slots=True)
 class StunCounters:
-    """What a STUN server has counted; the names are labels of Go's metrics."""
+    """A STUN server's counters; the names are labels of Go's metrics."""
 
     success: int = 0
     """Requests answered."""
     not_stun: int = 0
-    """Packets ignored: not STUN, or no request of a Tailscale client."""
+    """Packets that were ignored: no STUN request of a Tailscale client."""
     read_error: int = 0
     write_error: int = 0
-    """Answers that the system did not take."""
+    """Answers that the kernel refused to send."""
     ipv4: int = 0
-    """Valid requests that came by IPv4, whether or not the answer could be sent."""
+    """Valid requests by IPv4, whether or not the answer was sent."""
     ipv6: int = 0
     no_local_addr: int = 0
-    """Valid requests for which the kernel did not say to which of our addresses they came,
-    though it should; the answer left from an address of its choice."""
+    """Valid requests for which the kernel failed to name the address they came to. The answer left
+    from an address of the kernel's choice."""
 
 
 def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
-    """UDP sockets for a `StunServer`.
+    """Return UDP sockets for a `StunServer`.
 
     Args:
         host: an address, or empty or `::` for all addresses of both families.
-        port: 0: any free one.
-        reuse_port: a second process may listen on the same port, to take over.
+        port: 0: any free port.
+        reuse_port: another process may listen on the same port, to take over.
 
     Raises:
         ConfigError: the address cannot be used; the text says why and what to do.
@@ -71,8 +71,8 @@ def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[sock
         sock = socket.socket(family, socket.SOCK_DGRAM)
         undo.callback(sock.close)
         if family == socket.AF_INET6:
-            # One socket for both families. Two would save 5 % of an answer by IPv4, and could
-            # not take "any free port" in one step.
+            # One socket for both families. Two would make answers by IPv4 5 % cheaper, but could
+            # not bind the same free port in one step.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -85,12 +85,11 @@ def stun_sockets(host: str, port: int, *, reuse_port: bool = False) -> list[sock
 class StunServer:
     """Answers valid STUN requests on UDP sockets, and nothing else (as Go's `stunserver`).
 
-    An answer leaves from the address that was asked. It does a bounded piece of work in a turn
-    of the loop. Errors of the network are counted; none ends it.
+    An answer leaves from the address that the request came to. Work in a turn of the loop is
+    bounded. Network errors are counted and do not end the server.
 
     Args:
-        sockets: bound UDP sockets, of `stun_sockets` or inherited. They are this object's
-            from now on: `aclose` closes them.
+        sockets: bound UDP sockets, from `stun_sockets` or inherited; `aclose` closes them.
 
     Raises:
         ConfigError: a socket is not for UDP.
@@ -108,7 +107,7 @@ class StunServer:
         self._sources = AnswerSources()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._with_pktinfo: set[socket.socket] = set()
-        """Sockets for all addresses, with which the kernel tells the one that was asked."""
+        """Sockets for all addresses, on which the kernel names each request's destination."""
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
         self._read_error = ""
         self._logged: set[tuple[str, int | None]] = set()
@@ -120,7 +119,7 @@ class StunServer:
 
     @property
     def trouble(self) -> str:
-        """Why a socket is not read from at the moment; empty: all are."""
+        """Why a socket is not read from at the moment; empty: all sockets are read from."""
         return self._read_error if self._resting else ""
 
     def start(self) -> None:
@@ -138,13 +137,13 @@ class StunServer:
                 self._with_pktinfo.add(sock)
         except OSError as e:
             log.warning(
-                "STUN answers leave from an address of the kernel's choice, which may not be the "
-                "one that was asked: the kernel does not tell that: %s",
+                "STUN answers leave from an address of the kernel's choice, which may differ from "
+                "the one the request came to, because the kernel does not name that: %s",
                 e,
             )
 
     async def aclose(self) -> None:
-        """Stop, and close the sockets. Packets that wait in them are lost."""
+        """Stop and close the sockets; packets in their buffers are lost."""
         for timer in self._resting.values():
             timer.cancel()
         self._resting.clear()
@@ -158,7 +157,7 @@ class StunServer:
     def _read(self, sock: socket.socket) -> None:
         assert self._loop is not None
         reader = self._on_readable_any if sock in self._with_pktinfo else self._on_readable
-        # To ask the socket for its family takes as long as to pack an answer.
+        # `sock.family` is passed on, because reading it takes as long as packing an answer.
         self._loop.add_reader(sock, reader, sock, sock.family)
 
     def _on_readable(self, sock: socket.socket, family: int) -> None:
@@ -182,7 +181,7 @@ class StunServer:
                 counters.success += 1
 
     def _on_readable_any(self, sock: socket.socket, family: int) -> None:
-        """As `_on_readable`, on a socket for all addresses: a quarter more CPU an answer."""
+        """Do as `_on_readable` on a socket for all addresses, at a quarter more CPU an answer."""
         buffers, counters, source_of = (self._requests.buffer,), self.counters, self._sources.of
         for _ in range(BATCH):
             try:
@@ -206,7 +205,7 @@ class StunServer:
                 counters.success += 1
 
     def _response(self, size: int, family: int, address: tuple[str, int]) -> bytes | None:
-        """The answer to what is in the buffer; `None`: it gets none."""
+        """Return the answer to the packet in the buffer; `None`: it gets no answer."""
         counters = self.counters
         try:
             tx_id = self._requests.read_untrusted(size)
@@ -221,12 +220,12 @@ class StunServer:
         return response
 
     def _on_write_error(self, error: OSError) -> None:
-        # No room, a firewall, no route, a forged source port 0. The client asks again.
+        # A full buffer, a firewall, no route, a forged source port 0. The client asks again.
         self.counters.write_error += 1
         self._log_once("write", error)
 
     def _on_read_error(self, sock: socket.socket, error: OSError) -> None:
-        # The socket may stay readable, so reading on at once could be a busy loop.
+        # A pause, because the socket may stay readable, and reading on would be a busy loop.
         assert self._loop is not None
         self.counters.read_error += 1
         self._read_error = f"STUN rests for {_PAUSE:g} s after a read error: {error}"
@@ -239,7 +238,7 @@ class StunServer:
         self._read(sock)
 
     def _log_once(self, what: str, error: OSError) -> None:
-        # Any sender can cause some of these at will; the counters tell how many.
+        # Once, because any sender can cause some of these errors; the counters count them.
         if (what, error.errno) not in self._logged:
             self._logged.add((what, error.errno))
             log.warning("STUN %s error: %s (logged once; counted from now on)", what, error)

@@ -13,6 +13,7 @@ from typing import Final
 from pyderp.relay.connection import Connection
 from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import tcp_info
+from pyderp.server.conn.labels import label_of
 from pyderp.server.site.clients import remote
 from pyderp.server.site.view import RelayView, slices
 from pyderp.text import printable
@@ -103,7 +104,7 @@ def _row(view: RelayView, protocol: Served, connection: Connection, epoch: float
         "number": connection.number,
         "key": str(connection.public),
         "short": connection.public.short(),
-        "label": "" if view.admission is None else view.admission.label(connection.public),
+        "label": label_of(connection.public, view.admission, view.limits),
         "address": remote(connection),
         "since": since.isoformat(timespec="seconds"),
         "app": printable(connection.app_name),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from pyderp.server.site.view import RelayView
 from pyderp.wire.http import (
     BROWSER_HEADERS,
     DERP_PATH,
@@ -17,7 +18,10 @@ from pyderp.wire.http import (
     text_response,
 )
 
-__all__ = ["generate_204", "home_page", "relay_routes", "side_routes"]
+if TYPE_CHECKING:
+    from pyderp.server.site.pages import DebugSite
+
+__all__ = ["DebugRoutes", "generate_204", "home_page", "relay_routes", "side_routes"]
 
 _PROBE_PATHS: Final = frozenset({"/derp/probe", "/derp/latency-check"})
 _CHALLENGE_CHARACTERS: Final = frozenset((string.ascii_letters + string.digits + ".-_:").encode())
@@ -52,6 +56,26 @@ def relay_routes(
         return text_response(404, "404 page not found") if route is None else route(request)
 
     return routes
+
+
+class DebugRoutes:
+    """`/debug` and all below it. The pages are imported when one of them is first seen."""
+
+    def __init__(self, view: RelayView) -> None:
+        self._view = view
+        self._site: DebugSite | None = None
+
+    def allows(self, request: Request) -> bool:
+        """Whether the requester may see the pages, and is told of them."""
+        return self._view.access.allows(request)
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request whose path is `/debug` or begins with `/debug/`."""
+        if self._site is None:
+            from pyderp.server.site.pages import DebugSite
+
+            self._site = DebugSite(self._view)
+        return self._site.answer(request)
 
 
 def side_routes(

@@ -17,7 +17,6 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyderp.addresses import IPAddress, parse_ip
-from pyderp.admission.gate import Gate
 from pyderp.certs.credential import CertificateInfo, CertificateState
 from pyderp.config import DebugAccess, RelayConfig
 from pyderp.relay.bootstrap import BootstrapCounters
@@ -26,12 +25,13 @@ from pyderp.relay.router import Router
 from pyderp.server.conn.accept import AcceptGate
 from pyderp.server.conn.context import Served
 from pyderp.server.conn.kernel import memory_now
-from pyderp.server.conn.limits import Limits
 from pyderp.server.services.stun import StunCounters
 from pyderp.server.trouble import Trouble
 from pyderp.wire.http import Request, Response, text_response
 
-if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+if TYPE_CHECKING:  # a relay whose settings leave them out does without; a mesh brings the client
+    from pyderp.admission.gate import Gate
+    from pyderp.server.conn.limits import Limits
     from pyderp.server.mesh.links import Mesh
 
 __all__ = ["Access", "RelayView", "refusal", "slices"]

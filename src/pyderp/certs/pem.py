@@ -1,0 +1,101 @@
+"""What is wrong with a file of certificates or with a key, in words that say what to do.
+
+OpenSSL and cryptography say of most that it could not be read, and not of which of the two.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+__all__ = ["chain_problem", "foreign_key_problem", "key_problem"]
+
+_BEGIN: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
+_CERTIFICATE: Final = re.compile(
+    rb"-----BEGIN ((?:X509 )?CERTIFICATE)-----.+?-----END \1-----", re.DOTALL
+)
+_JOINED: Final = re.compile(rb"-----END [A-Z0-9 ]+----------BEGIN")
+"""What files put together with `cat` have where the first lacks its last line break."""
+_DER: Final = b"\x30"
+"""What certificates and keys begin with that are not PEM."""
+
+
+def chain_problem(chain: bytes) -> str:
+    """Why a chain of certificates cannot be read, as the end of a sentence; empty: it can."""
+    labels = _labels(chain)
+    count = len([each for each in labels if each in ("CERTIFICATE", "X509 CERTIFICATE")])
+    if not count:
+        return f"holds no certificate in PEM form{_instead(chain, labels)}"
+    if _JOINED.search(chain):
+        return "lacks the line break between two of its parts"
+    if b"\n" not in chain.strip():
+        return "lacks the line breaks that PEM has"
+    whole = [found[0] for found in _CERTIFICATE.finditer(chain)]
+    for number, each in enumerate(whole, 1):
+        try:
+            x509.load_pem_x509_certificate(each)
+        except ValueError:
+            if count > 1:
+                return f"is damaged: certificate {number} of {count} cannot be read"
+            return "holds no certificate in PEM form that can be read"
+    if len(whole) < count:
+        if count > 1:
+            return f"is not whole: only {len(whole)} of {count} certificates have an end"
+        return "holds no certificate in PEM form that is whole"
+    return ""
+
+
+def key_problem(key: bytes) -> str:
+    """As `chain_problem`, of a private key; empty also if it has a password."""
+    labels = _labels(key)
+    if not any(each.endswith("PRIVATE KEY") for each in labels):
+        return f"is no private key in PEM form{_instead(key, labels)}"
+    if _JOINED.search(key):
+        return "lacks the line break between two of its parts"
+    try:
+        load_pem_private_key(key, None)
+    except TypeError:
+        return ""  # it has a password
+    except (ValueError, UnsupportedAlgorithm):
+        return "is no private key in PEM form that is whole, or of no kind that is known here"
+    return ""
+
+
+def foreign_key_problem(chain: bytes, key: bytes) -> str:
+    """Which certificate of a chain a key belongs to, if it is not the first; empty: to none."""
+    wanted = _public(load_pem_private_key(key, None).public_key())
+    for number, certificate in enumerate(x509.load_pem_x509_certificates(chain), 1):
+        if number > 1 and _public(certificate.public_key()) == wanted:
+            return (
+                f"the key belongs to certificate {number} of the chain: the server's own must "
+                "come first"
+            )
+    return ""
+
+
+def _public(key: object) -> bytes:
+    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
+    return encoded
+
+
+def _labels(data: bytes) -> list[str]:
+    return [found.decode("ascii") for found in _BEGIN.findall(data)]
+
+
+def _instead(data: bytes, labels: list[str]) -> str:
+    """What a file is instead of PEM of the wanted kind, as the end of a sentence."""
+    if labels:
+        kind = labels[0].lower()
+        swapped = "private key" in kind or kind == "certificate"
+        return f", but a {kind}{': are the two files swapped?' if swapped else ''}"
+    if data.startswith(_DER):
+        return "; it seems to be in DER form, which `openssl … -inform der` makes PEM of"
+    return "" if data.strip() else "; it is empty"

@@ -1,0 +1,134 @@
+"""The relay's flags as typer's options: for help, and for what is wrong with a command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperCommand
+
+from pyderp.cli.relay.flags import FLAGS, Flag
+from pyderp.cli.relay.layers import CarryOut, load_settings
+
+__all__ = ["EPILOG", "HELP", "RelayCommand", "relay_command"]
+
+HELP = "Run a DERP relay."
+EPILOG = """**Examples**
+
+A relay on this machine only, for trying things out:
+
+`pyderp relay --dev`
+
+On ports 443, 80 and 3478/udp, with a certificate from Let's Encrypt:
+
+`pyderp relay --hostname=relay.example.com`
+
+By IP address, with a self-signed certificate that the DERP map pins:
+
+`pyderp relay --hostname=203.0.113.7`
+
+The DERP map of that relay, for Tailscale's policy file and for headscale:
+
+`pyderp relay --hostname=203.0.113.7 --show-map=all`
+
+With a certificate that you have, in /etc/derp/derp.example.com.crt and .key:
+
+`pyderp relay --certmode=manual --certdir=/etc/derp --hostname=derp.example.com -c relay.key`
+
+All settings from a file; is it right?
+
+`pyderp relay --config-file=/etc/pyderp/relay.toml --check`
+"""
+
+
+def _misspelt(word: str) -> str | None:
+    """What was meant by a word of a command line that Go would take and typer does not.
+
+    Returns:
+        the whole error; `None`: nothing is wrong with it.
+    """
+    name, equals, text = word.partition("=")
+    if not name.startswith("--"):
+        return None
+    for flag in FLAGS:
+        if name == f"--{flag.name}" and flag.kind.switch and equals:
+            try:
+                value = flag.kind.parse(text)
+            except ValueError:
+                return f"{word}: {name} takes no value"
+            meant = name if value else f"--no-{flag.name}" if flag.in_file else f"no {name}"
+            return f"{word}: write {meant}; a switch takes no value"
+        if name[1:] in flag.also and len(name) == 3:
+            value = text if equals else flag.kind.metavar or "VALUE"
+            return f"{word}: write {name[1:]} {value}, or --{flag.name}={value}"
+    return None
+
+
+_ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
+
+
+class RelayCommand(TyperCommand):
+    """A command with flags that may stand alone or take a value: `--health`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the command line; such flags that stand alone, as `--no-NAME` too, get a value."""
+        given = []
+        for word, following in zip(args, [*args[1:], "-"], strict=False):
+            if error := _misspelt(word):
+                ctx.fail(error)
+            flag = _ALONE.get(word.removeprefix("--no-").removeprefix("--"))
+            if flag is not None and word == f"--no-{flag.name}":
+                given.append(f"--{flag.name}=false")
+            elif flag is not None and word == f"--{flag.name}" and following.startswith("-"):
+                given.append(f"{word}={flag.kind.alone}")
+            else:
+                given.append(word)
+        return super().parse_args(ctx, given)
+
+
+def relay_command(carry_out: CarryOut) -> Callable[..., None]:
+    """The function of `pyderp relay`, with the signature that typer reads."""
+
+    def relay(**values: Any) -> None:
+        given = {flag.name: values[flag.parameter] for flag in FLAGS}
+        carry_out(lambda: load_settings(given), given["log-format"])
+
+    parameters = [
+        inspect.Parameter(
+            flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(flag)
+        )
+        for flag in FLAGS
+    ]
+    vars(relay)["__signature__"] = inspect.Signature(parameters)
+    relay.__annotations__ = {each.name: each.annotation for each in parameters}
+    return relay
+
+
+def _option(flag: Flag) -> Any:
+    # All defaults are None: a value that was given wins over the file, a default does not.
+    default = flag.shown_default
+    common: dict[str, Any] = {
+        "help": f"{flag.help}  [default: {default}]" if default else flag.help,
+        "envvar": flag.variable or None,
+        "show_default": False,
+        "rich_help_panel": flag.panel,
+    }
+    if flag.kind.switch:
+        spelling = f"--{flag.name}/--no-{flag.name}" if flag.in_file else f"--{flag.name}"
+        return Annotated[bool | None, typer.Option(spelling, **common)]
+    spellings = [*flag.also, f"--{flag.name}"]
+    if flag.kind.alone:
+        spellings.append(f"--no-{flag.name}")  # `RelayCommand` gives it its value
+
+    def parse(text: str) -> Any:
+        try:
+            return flag.kind.parse(text)
+        except ValueError as e:
+            raise typer.BadParameter(f"{text!r}: {e}") from None
+
+    return Annotated[
+        str | None,
+        typer.Option(*spellings, metavar=flag.kind.metavar, parser=parse, **common),
+    ]
