@@ -274,6 +274,21 @@ def _upgrade_reply() -> Seeds:
     }  # fmt: skip
 
 
+def _http_reply() -> Seeds:
+    no_content = b"HTTP/1.1 204 No Content\r\nX-Tailscale-Response: response ts_192.0.2.1\r\n\r\n"
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+    return {
+        "no-content": b"\0" + _UNEVEN + no_content,
+        "portal": b"\0" + _AT_ONCE + b"HTTP/1.0 302 Found\r\nLocation: http://portal/\r\n\r\nhi",
+        "page": b"\0" + _BYTE_BY_BYTE + b"HTTP/1.1 100 Continue\r\n\r\n" + page,
+        "head": b"\1" + _UNEVEN + page[:-5],
+        "chunks": b"\0" + _UNEVEN + b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3\r\nabc\r\n0\r\n\r\n",
+        "body-too-long": b"\0" + _AT_ONCE + b"HTTP/1.1 200 OK\r\n\r\n" + bytes(200),
+        "another-protocol": b"\0" + _AT_ONCE + switching_protocols(_SERVER.public) + bytes(99),
+    }  # fmt: skip
+
+
 def _websocket_frame(opcode: int, data: bytes, *, final: bool = True) -> bytes:
     """A client's frame. Its mask is zero, so that what is inside can be read and mutated."""
     size = len(data)
@@ -384,6 +399,7 @@ def make() -> dict[str, Seeds]:
     return {
         "client_frames": _client_frames(),
         "first_bytes": _first_bytes(),
+        "http_reply": _http_reply(),
         "http_requests": _http_requests(),
         "login": _login(),
         "maps": _maps(),

@@ -616,6 +616,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
         for name in ("show", "lint", "diff", "new", "convert")
     },
     "listen-options": functools.partial(own_options, "listen"),
+    "doctor-options": lambda: _options_table(options("doctor")),
+    "netcheck-options": functools.partial(own_options, "netcheck"),
     "ping-options": functools.partial(own_options, "ping"),
     "relay-options": functools.partial(own_options, "relay"),
     "send-options": functools.partial(own_options, "send"),

@@ -19,6 +19,7 @@ ROOT: Final = Path(__file__).parent.parent
 MUTATIONS: Final = {
     "client_frames": 2000,
     "first_bytes": 6000,
+    "http_reply": 2500,
     "http_requests": 2500,
     "login": 4000,
     "maps": 2000,

@@ -331,6 +331,49 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "FuzzForeachAttr": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
     "FuzzMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
     "FuzzXorMappedAddress": ("wire/test_stun.py::test_attributes_raise_nothing_else",),
+    # net/netcheck, cmd/tailscale/cli, net/ping, net/captivedetection
+    "TestBasic": (
+        "netcheck/test_core.py::test_one_region_that_answers",
+        "netcheck/test_checker.py::test_one_server_on_loopback",
+    ),
+    "TestMultiGlobalAddressMapping": (
+        "netcheck/test_core.py::test_a_mapping_that_varied_once_varies",
+    ),
+    "TestWorksWhenUDPBlocked": ("netcheck/test_core.py::test_go_s_test_of_blocked_udp",),
+    "TestNoUDPNilGetReportOpts": (
+        "netcheck/test_core.py::test_without_udp_all_regions_are_measured_by_https_and_icmp",
+        "interop/netcheck/test_beside_tailscale.py::test_a_network",
+    ),
+    "TestReportTimeouts": ("netcheck/test_core.py::test_nothing_outlives_the_run",),
+    "TestRecentReportsRetainFullNetcheck": (
+        "netcheck/test_core.py::test_recent_reports_cover_all_regions",
+    ),
+    "TestSortRegions": (
+        "netcheck/test_plan.py::test_the_fastest_first_and_those_without_latency_last",
+    ),
+    "TestNodeAddrResolve": ("netcheck/test_checker.py::test_names_are_looked_up_once_a_family",),
+    "TestRegionLatencyCompare": (
+        "netcheck/test_home.py::test_home",
+        "netcheck/test_report.py::test_text",
+    ),
+    "TestSTUNResponseProvesCanSend": ("netcheck/test_core.py::test_one_region_that_answers",),
+    "TestAddReportHistoryAndSetPreferredDERP": ("netcheck/test_home.py::test_home",),
+    "TestMakeProbePlan": (
+        "netcheck/test_plan.py::test_initial",
+        "netcheck/test_plan.py::test_incremental",
+    ),
+    "TestCreateBindStr": (
+        "cli/test_netcheck.py::test_bind_of",
+        "cli/test_netcheck.py::test_bind_of_what_cannot_be",
+    ),
+    "TestPinger": ("netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_it",),
+    "TestPingerTimeout": ("netcheck/test_icmp.py::test_closing_ends_what_waits",),
+    "TestPingerMismatch": ("netcheck/test_icmp.py::test_only_the_answer_to_the_echo_ends_it",),
+    "TestCaptivePortalRequest": ("netcheck/test_captive.py::test_the_request",),
+    "TestAgainstDERPHandler": ("netcheck/test_captive.py::test_our_own_relay_is_no_portal",),
+    "TestDetectCaptivePortalReturnsFalse": (
+        "netcheck/test_core.py::test_without_an_interface_there_is_no_portal",
+    ),
 }
 """Go's tests, and the tests here that prove the same."""
 
@@ -353,6 +396,9 @@ WITHOUT: Final[Mapping[str, str]] = {
     "TestRuntimeMetricsHandler": "about Go's runtime",
     "TestCurrentFDsFast": "about one way of counting them; the number is the same",
     "TestWriterWakeStress": "no task writes, so none is woken",
+    "TestLogConciseReport": "a daemon's log line",
+    "TestV6Pinger": "relays are pinged by IPv4 only",
+    "TestAvailableEndpointsAlwaysAtLeastTwo": "Tailscale's own hosts are not asked",
     "TestSendPktHeadDropAttribution": "a drop is counted with its reason, and names nobody",
 }
 """Go's tests that have no twin, and why."""

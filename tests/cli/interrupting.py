@@ -18,7 +18,7 @@ from typing import Any
 import pyderp.cli.app  # noqa: F401 (every fork has it)
 from pyderp.cli.main import main
 
-_READY = (b"connected to ", b"admits every client", b"pong from")
+_READY = (b"connected to ", b"admits every client", b"pong from", b"tcp.any")
 
 
 def start() -> tuple[int, int]:

@@ -23,6 +23,7 @@ NOISE = ("Traceback", "Error", "xception", "transport", "never", "Warning", "clo
 COMMANDS = {
     "listen": ["listen", "URL"],
     "listen-json": ["listen", "URL", "--json"],
+    "doctor": ["doctor", "URL", "--stun-port=-1", "--http-port=1", "--watch", "--every=1"],
     "ping": ["ping", "URL", "--count", "0", "--interval", "0"],
     "relay": ["relay", "--dev", "-a", "127.0.0.1:0", "--no-stun"],
 }

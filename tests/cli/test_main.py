@@ -119,7 +119,7 @@ def test_a_full_standard_output_is_told_in_a_line(relay: RelayThread, args: list
 # Not UTF-8
 
 
-@pytest.mark.parametrize("command", ["ping", "send", "listen", "relay"])
+@pytest.mark.parametrize("command", ["ping", "send", "listen", "netcheck", "relay"])
 def test_help_is_printed_on_a_terminal_without_utf_8(command: str) -> None:
     done = shell(command, "--help", redirect="", LC_ALL="C", LANG="C", PYTHONUTF8="0")
     assert done.returncode == 0

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import check_docs
 
+from pyderp.cli.doctorlines import CODES
 from pyderp.cli.relay.flags import FLAGS
+from pyderp.doctor.finding import Result
 from tests.interop.peers import REPOSITORY, need
 
 UNITS = REPOSITORY / "contrib" / "systemd"
 SERVICES = ["pyderp.service", "pyderp@.service"]
 SOCKETS = ["pyderp.socket", "pyderp-http.socket"]
+DOCTOR = ["pyderp-doctor.service", "pyderp-doctor.timer"]
+CRON = REPOSITORY / "contrib" / "cron" / "pyderp-doctor"
 EXPOSED = 2.0
 """What `systemd-analyze security` may give at most; 10 is a service without any protection."""
 
@@ -47,7 +52,7 @@ def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_systemd_takes_the_units(units: Path) -> None:
     """Not a warning: an option that systemd does not know is passed over otherwise."""
-    done = analyze("verify", "--man=no", *(units / name for name in (*SERVICES, *SOCKETS)))
+    done = analyze("verify", "--man=no", *(units / name for name in (*SERVICES, *SOCKETS, *DOCTOR)))
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
@@ -57,7 +62,7 @@ def test_a_mistake_in_a_unit_would_be_found(units: Path) -> None:
     assert "protect system" in analyze("verify", "--man=no", path).stderr
 
 
-@pytest.mark.parametrize("name", ["pyderp.service", "pyderp@a.service"])
+@pytest.mark.parametrize("name", ["pyderp.service", "pyderp@a.service", DOCTOR[0]])
 def test_the_services_are_hardened(units: Path, name: str) -> None:
     if "@" in name:
         (units / "pyderp@.service").rename(units / name)
@@ -121,6 +126,18 @@ def test_systemd_takes_what_the_pages_add_to_the_unit(units: Path, name: str) ->
         "override.conf:2: Unknown key"
         in analyze("verify", "--man=no", units / "pyderp.service").stderr
     )
+
+
+def test_the_doctor_is_called_as_it_can_be() -> None:
+    """By the unit and by cron alike, and warnings do not make the unit fail."""
+    service = section(DOCTOR[0], "Service")
+    words = shlex.split(service["ExecStart"][0])
+    assert words[1:] == ["doctor", "/etc/pyderp/derpmap.json", "--quiet"]
+    line = CRON.read_text().splitlines()[-1]
+    assert shlex.split(line)[6:] == words
+    known = {flag for option in check_docs.options("doctor") for flag in option.flags}
+    assert {word for word in words if word.startswith("-")} <= known
+    assert service["SuccessExitStatus"] == [str(CODES[Result.WARN])]
 
 
 def test_both_services_differ_in_what_they_must() -> None:

@@ -61,13 +61,15 @@ def _derper(
 
 
 def _add_client_commands() -> None:
-    from pyderp.cli import listen, ping, send
+    from pyderp.cli import doctor, listen, netcheck, ping, send
     from pyderp.cli.key import key_app
     from pyderp.cli.map.app import map_app
 
     app.command("listen", epilog=listen.EPILOG, help=listen.HELP)(listen.listen)
     app.command("send", epilog=send.EPILOG, help=send.HELP)(send.send)
     app.command("ping", epilog=ping.EPILOG, help=ping.HELP)(ping.ping)
+    app.command("doctor", epilog=doctor.EPILOG, help=doctor.HELP)(doctor.doctor)
+    app.command("netcheck", epilog=netcheck.EPILOG, help=netcheck.HELP)(netcheck.netcheck)
     app.add_typer(key_app, name="key")
     app.add_typer(map_app, name="map")
 

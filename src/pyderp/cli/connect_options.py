@@ -30,7 +30,7 @@ from pyderp.net.tlscontext import client_context
 from pyderp.wire.messages import Message, ServerInfo
 
 __all__ = ["ConnectOptions", "ReportingClient", "admitted", "seconds", "split_targets"]
-__all__ += ["value", "with_connect_options"]
+__all__ += ["trusted", "value", "wanted_certificate", "with_connect_options"]
 
 log = logging.getLogger("pyderp.cli")
 
@@ -200,7 +200,7 @@ class ConnectOptions:
         config = ClientConfig(
             mesh_key=None if self.mesh_key is None else read_mesh_key(self.mesh_key),
             app_name="pyderp",
-            tls=self._tls(),
+            tls=trusted(self.ca),
             network=self._network(url),
             websocket=self.websocket,
             prefer_ipv6=(lambda: True) if self.ipv6 else None,
@@ -212,17 +212,6 @@ class ConnectOptions:
             client = ReportingClient.for_region(target, private_key=private_key, config=config)
         assert isinstance(client, ReportingClient)
         return client
-
-    def _tls(self) -> TLSConfig:
-        if self.ca is None:
-            return TLSConfig()
-        config = TLSConfig(extra_roots=(self.ca,))
-        try:
-            # Kept, and used again when it connects.
-            client_context(config, chain=True, hostname=True, keylog_file="")
-        except ConfigError as e:
-            raise ConfigError(f"--ca: {str(e).removeprefix('extra_roots: ')}") from e
-        return config
 
     def _network(self, url: str | None) -> NetworkSettings:
         settings = NetworkSettings.from_environment()
@@ -273,20 +262,10 @@ class ConnectOptions:
             region_id=_REGION,
             host_name=target.host,
             derp_port=target.port,
-            cert_name=self._cert_name(),
+            cert_name=wanted_certificate(self.pin, self.cert_name),
             insecure_for_tests=self.insecure,
         )
         return DERPRegion(region_id=_REGION, region_code=target.text, nodes=(node,))
-
-    def _cert_name(self) -> str:
-        if self.pin is None:
-            return self.cert_name or ""
-        if self.cert_name is not None:
-            raise typer.BadParameter("--pin and --cert-name: give one of them")
-        try:
-            return pin_name(self.pin)
-        except ConfigError as e:
-            raise typer.BadParameter(f"--{e}") from None  # "pin: …"
 
     def _map_region(self, url: str | None) -> DERPRegion:
         assert self.derp_map is not None
@@ -296,6 +275,39 @@ class ConnectOptions:
         if flags:
             raise typer.BadParameter(f"{', '.join(flags)}: the DERP map says that (CertName)")
         return read_region(self.derp_map, self.region)
+
+
+def trusted(ca: Path | None) -> TLSConfig:
+    """What `--ca` asks for.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if ca is None:
+        return TLSConfig()
+    config = TLSConfig(extra_roots=(ca,))
+    try:
+        # Kept, and used again when it connects.
+        client_context(config, chain=True, hostname=True, keylog_file="")
+    except ConfigError as e:
+        raise ConfigError(f"--ca: {str(e).removeprefix('extra_roots: ')}") from e
+    return config
+
+
+def wanted_certificate(pin: str | None, cert_name: str | None) -> str:
+    """What `--pin` and `--cert-name` ask for, as a map's `CertName`; empty: neither.
+
+    Raises:
+        typer.BadParameter: both, or a pin that is none.
+    """
+    if pin is None:
+        return cert_name or ""
+    if cert_name is not None:
+        raise typer.BadParameter("--pin and --cert-name: give one of them")
+    try:
+        return pin_name(pin)
+    except ConfigError as e:
+        raise typer.BadParameter(f"--{e}") from None  # "pin: …"
 
 
 def with_connect_options(command: Callable[..., None]) -> Callable[..., None]:

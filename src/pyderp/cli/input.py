@@ -22,7 +22,7 @@ from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.region import DERPRegion
 
 __all__ = ["STDIN", "Stdin", "chunks_of", "lines_of", "read_private_key", "read_region"]
-__all__ += ["read_stdin"]
+__all__ += ["read_map", "read_stdin"]
 
 log = logging.getLogger("pyderp.cli")
 
@@ -188,13 +188,7 @@ def read_region(path: Path, wanted: str | None) -> DERPRegion:
         ConfigError: the file cannot be read, or has no such region.
         InvalidMap: the file is no DERP map, or there are errors in this region.
     """
-    try:
-        text = read_stdin(_MAX_MAP) if path == STDIN else path.read_bytes()
-        derp_map = _parse_map(text)
-    except OSError as e:
-        raise ConfigError(f"cannot read the DERP map {path}: {e.strerror}") from e
-    except InvalidMap as e:
-        raise InvalidMap(f"DERP map {path}: {e}") from e
+    derp_map = read_map(path)
     key = _chosen(derp_map, wanted, path)
     errors = DERPMap(regions={key: derp_map.regions[key]}).problems().errors
     if errors:
@@ -205,6 +199,22 @@ def read_region(path: Path, wanted: str | None) -> DERPRegion:
     for warning in problems.warnings:
         log.info("DERP map %s: %s", path, warning)
     return derp_map.regions[key]
+
+
+def read_map(path: Path) -> DERPMap:
+    """The DERP map in a file; `-`: standard input. What is odd in it is not looked for.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        InvalidMap: the file is no DERP map.
+    """
+    try:
+        text = read_stdin(_MAX_MAP) if path == STDIN else path.read_bytes()
+        return _parse_map(text)
+    except OSError as e:
+        raise ConfigError(f"cannot read the DERP map {path}: {e.strerror}") from e
+    except InvalidMap as e:
+        raise InvalidMap(f"DERP map {path}: {e}") from e
 
 
 def _chosen(derp_map: DERPMap, wanted: str | None, path: Path) -> int:

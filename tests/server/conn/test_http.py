@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import time
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_network
 
 import pytest
@@ -149,6 +152,18 @@ def test_some_requests_are_answered_and_end_the_connection(
     wire.hang_up()
     assert not core.protocols
     assert not core.timers
+
+
+@pytest.mark.parametrize("path", ["/derp/probe", "/derp", "/generate_204", "/nowhere"])
+def test_each_answer_has_one_date(core: ConnectionContext, path: str) -> None:
+    """Also the second one of a page that is made once."""
+    wire = Wire(core)
+    for _ in range(2):
+        before = int(time.time())
+        wire.feed(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+        head = wire.answer().partition(b"\r\n\r\n")[0].decode()
+        (date,) = re.findall(r"^Date: (.*)\r?$", head, re.MULTILINE)
+        assert before <= parsedate_to_datetime(date.strip()).timestamp() <= time.time()
 
 
 def test_garbage_after_a_good_request_is_refused(core: ConnectionContext) -> None:

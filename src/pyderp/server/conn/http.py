@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from email.utils import formatdate
 from typing import Any, Final
 
 from pyderp.addresses import parse_ip
@@ -38,6 +40,16 @@ _PIPELINED: Final = 8
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 _ANSWER_TIMEOUT: Final = 60.0
 """What an answer that is not ready at once may take; a stream may go on for ever."""
+
+
+def _date() -> tuple[str, str]:
+    """The header with this machine's time (RFC 9110, section 6.6.1)."""
+    return "Date", formatdate(usegmt=True)
+
+
+def _dated(answer: Response) -> Response:
+    # Not into the answer itself: pages are made once and given out again and again.
+    return replace(answer, headers=[*answer.headers, _date()])
 
 
 class HttpStage:
@@ -116,7 +128,7 @@ class HttpStage:
         else:
             answer = self._routes(request)
         if isinstance(answer, Response):
-            protocol.send([http.respond(answer)])
+            protocol.send([http.respond(_dated(answer))])
             self._keep_alive()
         else:
             self._answer_later(http, answer)
@@ -183,7 +195,7 @@ class HttpStage:
             if isinstance(answer, StreamedResponse):
                 await self._stream(http, answer)
             else:
-                protocol.send([http.respond(await answer)])
+                protocol.send([http.respond(_dated(await answer))])
         except Exception:
             # The head may be out already: closing is the only way left to tell.
             log.exception("%s: an HTTP answer failed", protocol.who)
@@ -206,7 +218,7 @@ class HttpStage:
     async def _stream(self, http: HttpConnection, answer: StreamedResponse) -> None:
         protocol = self._protocol
         async with contextlib.aclosing(answer.chunks) as chunks:
-            protocol.send([http.begin(answer)])
+            protocol.send([http.begin(replace(answer, headers=[*answer.headers, _date()]))])
             if not http.head_only:
                 async for chunk in chunks:
                     protocol.send([http.chunk(chunk)])
@@ -233,7 +245,7 @@ class HttpStage:
         protocol = self._protocol
         refusal = refuse_handshake(request)
         if refusal is not None:
-            protocol.send([http.respond(refusal)])
+            protocol.send([http.respond(_dated(refusal))])
             return b""
         head, agreed = websocket_accept(request)
         if not agreed:

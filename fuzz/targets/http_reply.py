@@ -1,0 +1,57 @@
+"""A server's answer to a plain HTTP request: `pyderp.wire.httpreply.HttpExchange`.
+
+The first byte's lowest bit asks by HEAD instead of GET.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fuzz.targets._input import cut, split_input
+from pyderp.errors import RemoteProtocolError
+from pyderp.netcheck.captive import Endpoint, is_captive
+from pyderp.wire.httpreply import MAX_HEAD, HttpExchange, HttpReply
+
+__all__ = ["TOKENS", "one_input"]
+
+TOKENS: Final = (
+    b"HTTP/1.1 204 No Content\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\n",
+    b"HTTP/1.0 302 Found\r\n",
+    b"X-Tailscale-Response: response ts_192.0.2.1\r\n",
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n",
+    b"\r\n\r\n",
+    b"\xff",
+)
+_MAX_BODY: Final = 100
+_ENDPOINT: Final = Endpoint("192.0.2.1")
+
+
+def _outcome(payload: bytes, sizes: bytes, method: str) -> tuple[HttpReply | None, bytes]:
+    """The answer's head and body; no head: it was refused."""
+    http = HttpExchange("192.0.2.1", "/", method=method, max_body=_MAX_BODY)
+    try:
+        for chunk in cut(payload, sizes):
+            if not http.finished:
+                http.receive_data_untrusted(chunk)
+        if not http.finished:
+            http.receive_data_untrusted(b"")
+    except RemoteProtocolError:
+        return None, b""
+    assert len(http.body) <= _MAX_BODY
+    if http.reply is not None:
+        is_captive(_ENDPOINT, http.reply)
+        size = sum(len(name) + len(value) for name, value in http.reply.headers)
+        assert size <= MAX_HEAD + 8192
+    return (http.reply, http.body) if http.finished else (None, b"")
+
+
+def one_input(data: bytes) -> None:
+    """Read an answer, in chunks and at once."""
+    mode, sizes, payload = split_input(data)
+    method = "HEAD" if mode & 1 else "GET"
+    chunked, whole = _outcome(payload, sizes, method), _outcome(payload, b"", method)
+    assert chunked == whole, "chunks make a difference"

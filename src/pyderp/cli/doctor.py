@@ -1,0 +1,311 @@
+"""`pyderp doctor`: whether a relay, or all of a DERP map, works; a line for each check."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from pyderp.cli.connect_options import seconds, trusted, value, wanted_certificate
+from pyderp.cli.doctorlines import PROBLEMS, Report, line_of, values_of
+from pyderp.cli.input import read_private_key
+from pyderp.cli.output import Output
+from pyderp.cli.process import Refused, log_to_stderr, run_command
+from pyderp.doctor.examination import Examination, Region
+from pyderp.doctor.finding import Finding, Result
+from pyderp.doctor.target import Single, TargetKind, kind_of, regions_of, relay_region
+from pyderp.doctor.visit import Settings
+from pyderp.errors import ConfigError, ConnectError, InvalidMap
+from pyderp.keys import read_mesh_key
+from pyderp.mapio.sources import LoadedMap, MapWays, load_map
+from pyderp.maps.derpmap import DERPMap
+from pyderp.net.settings import NetworkSettings
+
+__all__ = ["EPILOG", "HELP", "doctor"]
+
+HELP: Final = """Check whether a relay works, or all relays of a DERP map: names, TCP, TLS, HTTP,
+STUN, and packets that are really relayed.
+
+A line for each check: ok, warn, fail or skip, what was seen, and what to do next. It goes the
+direct way, without proxies. The exit status is 0 if all is well, 1 if there are warnings, and 2
+if something fails (or, as with every command, if the command line or the map cannot be used).
+"""
+
+EPILOG: Final = """**Examples**
+
+A relay, by its name; by its URL; by address and pin:
+
+`pyderp doctor derp.example.com`
+
+`pyderp doctor https://derp.example.com:8443/derp`
+
+`pyderp doctor 203.0.113.7:8443 --pin HEX`
+
+All relays of a map, more thoroughly, also whether those of a region are meshed:
+
+`pyderp doctor derpmap.json --deep`
+
+For cron, which sends a mail only if something is printed:
+
+`pyderp doctor derpmap.json --quiet`
+
+Again every minute, and only what changes is printed:
+
+`pyderp doctor derp.example.com --watch --every 60`
+"""
+
+_MAX_NODES: Final = 200
+
+
+def doctor(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL|MAP|HOST",
+            help="A relay: https://HOST[:PORT][/derp] or HOST[:PORT]; or a DERP map: a file, its "
+            "URL, or - for standard input.",
+            show_default=False,
+        ),
+    ],
+    region: Annotated[
+        str | None, value("N|CODE", "Only this region of the map.", show_default=False)
+    ] = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="More of each: more connections, packets, and throughput."),
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes."),
+    ] = False,
+    every: Annotated[
+        float | None,
+        seconds("With --watch, from one run to the next.  [default: 60]", least=1),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print warnings and failures only.")
+    ] = False,
+    timeout: Annotated[
+        float, seconds("For one check; a few may take some times as long.", least=0.1)
+    ] = 5.0,
+    key: Annotated[
+        Path | None,
+        value(
+            "FILE",
+            "A private key that the relay admits, and that no node uses now; for a relay that does "
+            "not admit all.",
+            show_default=False,
+        ),
+    ] = None,
+    mesh_key: Annotated[
+        Path | None,
+        value("FILE", "File of the relay's mesh key; it then admits every key."),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
+    ] = None,
+    pin: Annotated[
+        str | None,
+        value("[sha256-raw:]HEX", "SHA-256 of the certificate; as CertName in a map."),
+    ] = None,
+    cert_name: Annotated[
+        str | None, value("NAME", "The name that the certificate is for; as CertName in a map.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Accept any certificate, with a warning.")
+    ] = False,
+    stun_port: Annotated[
+        int | None,
+        value("PORT", "UDP port of STUN; -1: none.  [default: 3478]", min=-1, max=65535),
+    ] = None,
+    http_port: Annotated[
+        int, value("PORT", "Port of plain HTTP, for /generate_204.", min=1, max=65535)
+    ] = 80,
+    max_nodes: Annotated[
+        int, value("N", "Look at so many nodes of a map at most.", min=1)
+    ] = _MAX_NODES,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on standard output.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Log to standard error what happens.")
+    ] = False,
+) -> None:
+    """The command; `HELP` says what it does."""
+    log_to_stderr("text" if verbose else "brief")
+    logging.getLogger("pyderp").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if every is not None and not watch:
+        raise typer.BadParameter("--every needs --watch")
+    output = Output(as_json=json)
+    single = Single(
+        cert_name=wanted_certificate(pin, cert_name),
+        insecure=insecure,
+        http_port=http_port,
+        stun_port=stun_port or 0,
+    )
+    if insecure and single.cert_name:
+        raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
+    is_map = kind_of(target) is TargetKind.MAP
+    if is_map:
+        _refuse_node_flags(pin=pin, cert_name=cert_name, insecure=insecure, stun_port=stun_port)
+    elif region is not None:
+        raise typer.BadParameter("--region needs a DERP map, and not a relay")
+
+    async def main() -> int:
+        try:
+            settings = Settings(
+                timeout=timeout,
+                deep=deep,
+                tls=trusted(ca),
+                key=None if key is None else read_private_key(key),
+                mesh_key=None if mesh_key is None else read_mesh_key(mesh_key),
+                network=_network(output),
+            )
+            ways = MapWays(tls=settings.tls)
+            source = _Source(target, region, single, max_nodes, output, ways)
+            session = _Session(source, settings, output, quiet=quiet, as_json=json)
+            await source.load()
+        except (ConfigError, InvalidMap, ConnectError) as e:
+            raise Refused(str(e)) from e
+        if watch:
+            await session.watch(60.0 if every is None else every)
+        return await session.once()
+
+    run_command(main, output, from_map=is_map)
+
+
+def _refuse_node_flags(**flags: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, each in flags.items() if each]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)}: the DERP map says that")
+
+
+def _network(output: Output) -> NetworkSettings:
+    """Socket options of the environment; its proxies are left out, which is said."""
+    found = NetworkSettings.from_environment()
+    proxies = [name.upper() for name in ("https_proxy", "all_proxy") if getattr(found, name)]
+    if proxies:
+        output.note(f"the checks go the direct way, and not by {' and '.join(proxies)}")
+    return dataclasses.replace(found, https_proxy="", http_proxy="", all_proxy="", proxy="")
+
+
+@dataclass
+class _Source:
+    """Where the regions come from; a map is read again for each run."""
+
+    target: str
+    region: str | None
+    single: Single
+    max_nodes: int
+    output: Output
+    ways: MapWays
+    regions: Sequence[Region] = ()
+    left_out: int = 0
+    _loaded: LoadedMap | None = None
+
+    @property
+    def derp_map(self) -> DERPMap | None:
+        """The map, if the target is one."""
+        return None if self._loaded is None else self._loaded.map
+
+    async def load(self) -> None:
+        """Read the target.
+
+        Raises:
+            ConfigError, InvalidMap, ConnectError: it cannot be used, or not be had.
+        """
+        if kind_of(self.target) is TargetKind.RELAY:
+            self.regions = [relay_region(self.target, self.single)]
+            return
+        again = self._loaded is not None
+        self._loaded = await load_map(self.target, ways=self.ways, previous=self._loaded)
+        if not again:
+            for warning in self._loaded.warnings:
+                self.output.note(f"{self._loaded.origin}: {warning}")
+        found = regions_of(self._loaded.map, self.region, http_port=self.single.http_port)
+        self.regions, self.left_out = _first_nodes(found, self.max_nodes)
+
+    async def load_again(self) -> None:
+        """As `load`; if the map cannot be used any more, the last one stays."""
+        if self.target == "-":
+            return
+        try:
+            await self.load()
+        except (ConfigError, InvalidMap, ConnectError) as e:
+            self.output.remark("map", f"the last DERP map stays in use: {e}", error=e)
+
+
+def _first_nodes(regions: Sequence[Region], most: int) -> tuple[list[Region], int]:
+    """The regions with so many nodes together, and how many are left out."""
+    kept: list[Region] = []
+    count = 0
+    for region in regions:
+        subjects = region.subjects[: max(0, most - count)]
+        if subjects:
+            kept.append(dataclasses.replace(region, subjects=subjects))
+        count += len(region.subjects)
+    return kept, max(0, count - most)
+
+
+@dataclass
+class _Session:
+    """Runs, and what is printed of them."""
+
+    source: _Source
+    settings: Settings
+    output: Output
+    quiet: bool
+    as_json: bool
+    before: dict[tuple[str, str], Result] = field(default_factory=dict)
+    """Results of the last run of `watch`."""
+
+    async def once(self) -> int:
+        """One run, all of it printed; returns the exit status."""
+        report = self._report(self._shown)
+        await report.run()
+        return report.summarize()
+
+    async def watch(self, every: float) -> None:
+        """Runs until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        for number in itertools.count():
+            began = loop.time()
+            report = self._report(self._changed if number else self._shown)
+            await report.run()
+            if not number:
+                report.summarize()
+            self.before = {key: finding.result for key, finding in report.found.items()}
+            await asyncio.sleep(began + every - loop.time())
+            await self.source.load_again()
+
+    def _report(self, show: Callable[[Finding, bool], None]) -> Report:
+        return Report(
+            Examination(self.source.regions, self.settings, self.source.derp_map),
+            self.output,
+            show,
+            progress=not self.as_json,
+            left_out=self.source.left_out,
+            quiet=self.quiet and not self.as_json,
+        )
+
+    def _shown(self, finding: Finding, several: bool) -> None:
+        if not self.quiet or finding.result in PROBLEMS:
+            self.output.result("check", line_of(finding, several), **values_of(finding))
+
+    def _changed(self, finding: Finding, several: bool) -> None:
+        before = self.before.get(finding.key)
+        if before is finding.result:
+            return
+        was = "new" if before is None else before.value
+        now = datetime.datetime.now().astimezone()
+        text = f"{now:%Y-%m-%d %H:%M:%S}  {was} -> {line_of(finding, several)}"
+        self.output.result("change", text, before=was, **values_of(finding))

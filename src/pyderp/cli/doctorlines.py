@@ -1,0 +1,152 @@
+"""How findings of `pyderp doctor` are printed: a line each in the order of the plan, and a sum."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from pyderp.cli.output import Output, escaped
+from pyderp.doctor.examination import Examination
+from pyderp.doctor.finding import Finding, Result
+
+__all__ = ["CODES", "PROBLEMS", "Report", "line_of", "values_of"]
+
+PROBLEMS: Final = (Result.WARN, Result.FAIL)
+CODES: Final = {Result.FAIL: 2, Result.WARN: 1}
+"""Exit status by the worst result; else 0."""
+_WIDTH: Final = len("relay.admission")
+_LINE: Final = 100
+"""Characters of the line that shows how far it is."""
+
+
+class Report:
+    """One run: prints findings in the order of the plan, and how far it is on a terminal.
+
+    Args:
+        show: prints a finding, or not; with whether there are several subjects.
+        progress: on a terminal, show how far it is.
+        left_out: nodes that are not looked at, for the sum.
+        quiet: no sum if all is well.
+    """
+
+    def __init__(
+        self,
+        examination: Examination,
+        output: Output,
+        show: Callable[[Finding, bool], None],
+        *,
+        progress: bool,
+        left_out: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        self._run = examination
+        self._output = output
+        self._show = show
+        self._left_out = left_out
+        self._quiet = quiet
+        self._plan = examination.plan()
+        self._several = len({subject for subject, _ in self._plan}) > 1
+        self._printed = 0
+        self._began = time.monotonic()
+        self._progress = _Progress() if progress else None
+        self.found: dict[tuple[str, str], Finding] = {}
+
+    async def run(self) -> None:
+        """Run all checks; if that is cancelled, what was found is printed."""
+        try:
+            await self._run.run(self._on_finding)
+        except asyncio.CancelledError:
+            self._clear()
+            for key in self._plan[self._printed :]:
+                if key in self.found:
+                    self._show(self.found[key], self._several)
+            self.summarize()
+            raise
+        finally:
+            self._clear()
+
+    def _on_finding(self, finding: Finding) -> None:
+        self.found[finding.key] = finding
+        self._clear()
+        while self._printed < len(self._plan) and self._plan[self._printed] in self.found:
+            self._show(self.found[self._plan[self._printed]], self._several)
+            self._printed += 1
+        if self._progress is not None and self._printed < len(self._plan):
+            waiting = " ".join(self._plan[self._printed])
+            self._progress.show(f"{len(self.found)} of {len(self._plan)} checks; now {waiting}")
+
+    def _clear(self) -> None:
+        if self._progress is not None:
+            self._progress.clear()
+
+    def summarize(self) -> int:
+        """Print the sum of it; returns the exit status."""
+        counts = Counter(finding.result for finding in self.found.values())
+        worst = next((each for each in (Result.FAIL, Result.WARN) if counts[each]), Result.OK)
+        missing = len(self._plan) - len(self.found)
+        took = time.monotonic() - self._began
+        parts = [f"{counts[each]} {each.value}" for each in Result]
+        if missing:
+            parts.append(f"{missing} not done")
+        if self._left_out:
+            parts.append(f"{self._left_out} nodes left out (--max-nodes)")
+        text = f"{worst.value}: {', '.join(parts)}, in {took:.1f} s"
+        values: dict[str, object] = {each.value: counts[each] for each in Result}
+        values |= {"result": worst.value, "not_done": missing, "nodes_left_out": self._left_out}
+        if not self._quiet or worst is not Result.OK:
+            self._output.result("summary", text, **values, seconds=round(took, 3))
+        return CODES.get(worst, 0)
+
+
+class _Progress:
+    """A line on standard error that comes and goes, if that is a terminal."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Write the line."""
+        if self._on:
+            self._write(f"\r\x1b[K{escaped(text)[:_LINE]}")
+            self._shown = True
+
+    def clear(self) -> None:
+        """Take it away, before anything else is written."""
+        if self._shown:
+            self._write("\r\x1b[K")
+            self._shown = False
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            self._on = False
+
+
+def line_of(finding: Finding, several: bool) -> str:
+    """A finding in one line, which cannot steer a terminal."""
+    seen = finding.seen
+    subject = f"{finding.subject}  " if several else ""
+    text = f"{finding.result.value:4}  {subject}{finding.check:{_WIDTH}}  {seen.text}"
+    return escaped(f"{text} -> {seen.advice}" if seen.advice else text)
+
+
+def values_of(finding: Finding) -> dict[str, object]:
+    """The same for programs."""
+    seen = finding.seen
+    return {
+        "subject": finding.subject,
+        "check": finding.check,
+        "group": finding.check.partition(".")[0],
+        "result": finding.result.value,
+        "seen": seen.text,
+        "advice": seen.advice,
+        "seconds": round(finding.seconds, 6),
+        "data": dict(seen.data),
+    }

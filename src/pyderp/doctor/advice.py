@@ -1,0 +1,106 @@
+"""What to do about an error that a check met, for those who run the relay or its map."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from pyderp.doctor.finding import Seen, failed
+from pyderp.errors import (
+    BadUpgrade,
+    ConnectError,
+    FailureReason,
+    LoginRefused,
+    RemoteProtocolError,
+    TLSError,
+    UpgradeRejected,
+)
+from pyderp.net.tcp import failure_reason
+
+__all__ = ["explain", "no_such_family", "reason_of"]
+
+_BY_REASON: Final = {
+    FailureReason.BAD_MAP: "correct the node in the map",
+    FailureReason.TIMEOUT: (
+        "no answer: is the address right, is the machine up, and does a firewall drop the packets?"
+    ),
+    FailureReason.REFUSED: (
+        "nothing listens at this address and port: does the relay run, and does it listen on this "
+        "address (`ss -tlnp`)?"
+    ),
+    FailureReason.UNKNOWN_NAME: "check the spelling of the name, and this machine's DNS",
+    FailureReason.CUT: (
+        "the connection was cut: look at the relay's log; if nothing is in it, at what is in front"
+    ),
+    FailureReason.UNREACHABLE: (
+        "no way there from here: check the address and this machine's routes"
+    ),
+    FailureReason.NO_TLS: (
+        "what answers speaks no TLS: is this the right port, and does the relay have a certificate "
+        "(--certmode, --hostname)?"
+    ),
+    FailureReason.TLS_FAILED: "look at the relay's log, which says why it ended the handshake",
+    FailureReason.CERTIFICATE_NOT_YET_VALID: "check the clocks of this machine and of the relay",
+    FailureReason.CERTIFICATE_EXPIRED: "renew the certificate; the relay's log says why it was not",
+    FailureReason.CERTIFICATE_OTHER_NAME: (
+        "get a certificate for the name that clients connect to, or put the certificate's name "
+        "into the map as CertName (--cert-name)"
+    ),
+    FailureReason.CERTIFICATE_UNTRUSTED: (
+        "send the whole chain, and of an authority that clients trust; of a self-signed one put "
+        "the pin into the map as CertName (--pin); for an authority of your own --ca FILE"
+    ),
+    FailureReason.PIN_OTHER_CERTIFICATE: (
+        "if the relay has a new certificate, put its pin into the map; if not, the connection is "
+        "intercepted"
+    ),
+    FailureReason.PIN_OF_SEVERAL: "leave the pin out, or let the relay send its certificate alone",
+    FailureReason.NO_HTTP: "what answers here is no relay: check the port",
+    FailureReason.NO_DERP: "what answers here is no relay: check host, port and path (/derp)",
+}
+_PROXY: Final = "look at the proxy that the environment names"
+_REFUSED: Final = (
+    "the relay's log says why it hung up; if it admits known keys only, give --mesh-key FILE or "
+    "--key FILE"
+)
+_NO_WAY: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def explain(error: Exception) -> Seen:
+    """What a check saw that an error ended: a failure, with the reason in `data`."""
+    cause = _first(error)
+    reason = reason_of(cause)
+    if isinstance(cause, LoginRefused):
+        return failed(str(cause), _REFUSED, reason="login refused")
+    text = str(cause) or type(cause).__name__
+    if isinstance(cause, UpgradeRejected):
+        return failed(text, _BY_REASON[FailureReason.NO_DERP], status=cause.status)
+    if reason is None:
+        return failed(text, "look at the relay's log")
+    return failed(text, _BY_REASON.get(reason, _PROXY), reason=reason.value)
+
+
+def reason_of(error: Exception) -> FailureReason | None:
+    """Why connecting failed, if the error says so."""
+    if isinstance(error, TLSError | BadUpgrade):
+        return error.reason
+    if isinstance(error, RemoteProtocolError):
+        return FailureReason.NO_DERP
+    return failure_reason(error) if isinstance(error, OSError) else None
+
+
+def _first(error: Exception) -> Exception:
+    """The first of several failed attempts, which says most."""
+    while isinstance(error, ConnectError) and error.attempts:
+        error = error.attempts[0]
+    return error
+
+
+def no_such_family(error: BaseException) -> bool:
+    """Whether this machine has no way out for the family of the address (no IPv6, mostly)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _NO_WAY:
+            return True
+        seen = seen.__cause__
+    return False

@@ -1,0 +1,176 @@
+"""Packets from one client to another, and how many of them arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyderp.client.client import Client
+from pyderp.errors import DerpError, RemoteProtocolError, without_frames
+from pyderp.tasks import cancel_and_wait
+from pyderp.wire.messages import ReceivedPacket, ServerInfo
+
+__all__ = ["Carried", "carry", "carry_again", "welcome"]
+
+
+async def welcome(client: Client) -> ServerInfo:
+    """Connect, log in, and wait for the relay's answer.
+
+    Raises:
+        LoginRefused: the relay hung up instead.
+        ConnectError, ConnectionClosed: it failed.
+    """
+    await client.connect()
+    while True:
+        message = await client.recv()
+        if isinstance(message, ServerInfo):
+            return message
+
+
+_FIRST: Final = asyncio.FIRST_COMPLETED
+
+
+@dataclass
+class Carried:
+    """What became of packets that were sent."""
+
+    sent: int = 0
+    arrived: int = 0
+    bytes_arrived: int = 0
+    seconds: float = 0.0
+    """From the first send to the last arrival."""
+    intact: bool = True
+    """What arrived was sent, and in this order; some may be missing."""
+    error: DerpError | None = field(default=None, repr=False)
+    """What ended it early."""
+
+
+async def carry(
+    source: Client,
+    target: Client,
+    packets: Sequence[bytes],
+    *,
+    window: int,
+    limit: float,
+) -> Carried:
+    """Send packets from one client to another, and count what arrives.
+
+    Args:
+        source, target: logged in; nothing else receives from `target`. They may be the same.
+        window: so many packets may be on their way.
+        limit: seconds for all.
+    """
+    way = _Way(source, target, packets, window)
+    try:
+        async with asyncio.timeout(limit):
+            await way.run()
+    except TimeoutError:
+        pass
+    except DerpError as e:
+        way.done.error = without_frames(e)
+    return way.done
+
+
+class _Way:
+    """Packets on their way from one client to another."""
+
+    def __init__(
+        self,
+        source: Client,
+        target: Client,
+        packets: Sequence[bytes],
+        window: int,
+    ) -> None:
+        self.done = Carried()
+        self._source = source
+        self._target = target
+        self._packets = packets
+        self._room = asyncio.Semaphore(window)
+        self._began = time.perf_counter()  # the loop's own clock may be one of milliseconds
+        self._next = 0
+        """The packet that is to arrive next."""
+        self._sent_all = False
+        self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Send, and receive until all that was sent is there."""
+        sending = asyncio.create_task(self._send(), name="doctor sends")
+        receiving = asyncio.create_task(self._receive(), name="doctor receives")
+        try:
+            await asyncio.wait((sending, receiving), return_when=_FIRST)
+            if receiving.done():
+                receiving.result()  # it failed
+            sending.result()
+            self._sent_all = True
+            if self.done.arrived < self.done.sent:
+                await asyncio.wait((receiving, self._complete), return_when=_FIRST)
+            if receiving.done():
+                receiving.result()
+        finally:
+            await cancel_and_wait((sending, receiving))
+            del sending, receiving  # they may hold an error, which holds this frame
+
+    async def _send(self) -> None:
+        done = self.done
+        for packet in self._packets:
+            await self._room.acquire()
+            done.sent += 1
+            await self._source.send(self._target.self_public_key, packet)
+
+    async def _receive(self) -> None:
+        while True:
+            for message in await self._target.receive_many():
+                if isinstance(message, ReceivedPacket):
+                    self._take(message)
+
+    def _take(self, packet: ReceivedPacket) -> None:
+        done = self.done
+        if packet.source != self._source.self_public_key or done.arrived == done.sent:
+            return
+        # Those that are passed over were lost.
+        while self._next < done.sent and self._packets[self._next] != packet.data:
+            self._next += 1
+        done.intact &= self._next < done.sent
+        self._next += 1
+        done.arrived += 1
+        done.bytes_arrived += len(packet.data)
+        done.seconds = time.perf_counter() - self._began
+        self._room.release()
+        if self._sent_all and done.arrived == done.sent and not self._complete.done():
+            self._complete.set_result(None)
+
+
+async def carry_again(
+    source: Client, target: Client, packet: bytes, *, every: float, limit: float
+) -> float | None:
+    """Send one packet again and again until it arrives, as a mesh learns of a client late.
+
+    Returns:
+        seconds from the first send to the first arrival; `None`: none arrived in time.
+
+    Raises:
+        ConnectionClosed, ConnectError: a connection ended.
+    """
+    began = time.perf_counter()
+
+    async def send() -> None:
+        while True:
+            await source.send(target.self_public_key, packet)
+            await asyncio.sleep(every)
+
+    sending = asyncio.create_task(send(), name="doctor sends")
+    try:
+        async with asyncio.timeout(limit):
+            while True:
+                message = await target.recv()
+                if isinstance(message, ReceivedPacket) and message.data == packet:
+                    if message.source != source.self_public_key:
+                        raise RemoteProtocolError("the packet came from another key than sent it")
+                    return time.perf_counter() - began
+    except TimeoutError:
+        return None
+    finally:
+        await cancel_and_wait((sending,))

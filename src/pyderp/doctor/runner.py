@@ -1,0 +1,114 @@
+"""Runs checks: each when those that it needs have ended, and for a limited time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from pyderp.doctor.advice import explain
+from pyderp.doctor.finding import Check, Finding, Seen, failed, skipped
+from pyderp.errors import DerpError, without_frames
+from pyderp.tasks import run_together
+
+__all__ = ["run_checks"]
+
+S = TypeVar("S")
+
+_log = logging.getLogger("pyderp.doctor")
+
+
+async def run_checks(
+    checks: Sequence[Check[S]],
+    subject: S,
+    name: str,
+    *,
+    limit: float,
+    report: Callable[[Finding], None],
+) -> None:
+    """Run checks of one subject side by side, as their needs allow.
+
+    Cancelling ends those that run; what was reported by then stands. So does an error of `report`,
+    which is raised.
+
+    Args:
+        checks: at least one; names of others in `needs` and `after` are of these; one that is not
+            among them counts as ended, and as one that is not needed.
+        subject: what each check gets.
+        name: that of the subject, in findings.
+        limit: seconds for one check, times its `times`.
+        report: called with each finding as soon as it is there, in whatever order they end.
+    """
+    run = _Run(checks, subject, name, limit, report)
+    await run_together(
+        *(asyncio.create_task(run.one(check), name=f"doctor {check.name}") for check in checks)
+    )
+
+
+class _Run(Generic[S]):
+    """The checks of one subject, and which have ended."""
+
+    def __init__(
+        self,
+        checks: Sequence[Check[S]],
+        subject: S,
+        name: str,
+        limit: float,
+        report: Callable[[Finding], None],
+    ) -> None:
+        self._subject = subject
+        self._name = name
+        self._limit = limit
+        self._report = report
+        self._ended = {check.name: asyncio.Event() for check in checks}
+        self._seen: dict[str, Seen] = {}
+
+    async def one(self, check: Check[S]) -> None:
+        """Run one check when its turn has come, and report what it found."""
+        needed = [each if isinstance(each, tuple) else (each,) for each in check.needs]
+        for other in (*check.after, *(name for names in needed for name in names)):
+            if other in self._ended:
+                await self._ended[other].wait()
+        missing = next((names for names in needed if not self._passed(names)), None)
+        began = time.perf_counter()
+        if missing is not None:
+            seen = skipped(f"not checked, as there is no {' or '.join(missing)}")
+            seconds = 0.0
+        else:
+            seen = await self._look(check)
+            seconds = time.perf_counter() - began
+        self._seen[check.name] = seen
+        self._report(Finding(self._name, check.name, seen, seconds))
+        self._ended[check.name].set()
+
+    def _passed(self, names: Sequence[str]) -> bool:
+        known = [name for name in names if name in self._ended]
+        return not known or any(self._seen[name].passes for name in known)
+
+    async def _look(self, check: Check[S]) -> Seen:
+        limit = self._limit * check.times
+        scope = asyncio.timeout(limit)
+        try:
+            async with scope:
+                return await check.run(self._subject)
+        except (DerpError, OSError) as e:
+            without_frames(e)
+            if scope.expired():
+                return failed(f"no end within {limit:g} s", SLOW)
+            return explain(e)
+        except Exception as e:
+            # A relay must not be able to end the doctor: what it can do to one check ends there.
+            _log.debug("%s", check.name, exc_info=e)
+            with contextlib.suppress(AttributeError):
+                without_frames(e)
+            text = f"a mistake in pyderp: {type(e).__name__}: {e}"
+            return failed(text, "report it, with the output of -v")
+
+
+SLOW: Final = (
+    "the relay, or something on the way, takes the connection and then is silent or very slow: "
+    "look at its load and its log; --timeout waits longer"
+)

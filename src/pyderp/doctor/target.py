@@ -1,0 +1,166 @@
+"""What `doctor` is to look at: a relay's URL, a DERP map, or a host."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from pyderp.addresses import bracketed, check_host_name, format_address, ip_literal, parse_address
+from pyderp.client.config import node_url, parse_url
+from pyderp.defaults import HTTP_PORT, HTTPS_PORT
+from pyderp.doctor.examination import Region
+from pyderp.doctor.visit import Subject
+from pyderp.errors import ConfigError
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.region import DERPNode, DERPRegion
+from pyderp.wire.http import DERP_PATH
+
+__all__ = ["Single", "TargetKind", "kind_of", "regions_of", "relay_region"]
+
+_REGION: Final = 900
+_MAP_FILE: Final = re.compile(r"(?i)\.(json|hujson|jsonc|ya?ml)$")
+
+
+class TargetKind(Enum):
+    """How a target is read."""
+
+    RELAY = "relay"
+    MAP = "map"
+
+
+def kind_of(text: str) -> TargetKind:
+    """Whether a target is a relay (URL or host) or a DERP map (file or URL).
+
+    A URL is one of a relay if its path is empty, `/`, or ends in `/derp`. What has no scheme is a
+    map if it is `-`, has a slash, ends as files of maps do, or is a file that is there.
+    """
+    if re.match(r"(?i)https?://", text):
+        path = _path(text)
+        return TargetKind.RELAY if path in ("", "/") or path.endswith(DERP_PATH) else TargetKind.MAP
+    if "://" in text and not text.startswith("file:"):
+        return TargetKind.RELAY  # of an unknown scheme, which `relay_region` says
+    if text == "-" or "/" in text or _MAP_FILE.search(text) or Path(text).is_file():
+        return TargetKind.MAP
+    return TargetKind.RELAY
+
+
+def _path(url: str) -> str:
+    """The path of a URL; empty also if the URL cannot be read, which `parse_url` says."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """What flags say of a relay that no map describes."""
+
+    cert_name: str = ""
+    """Another name of the certificate, or its pin."""
+    insecure: bool = False
+    http_port: int = HTTP_PORT
+    stun_port: int = 0
+
+
+def relay_region(text: str, single: Single) -> Region:
+    """The region of one relay that a URL or a host name stands for.
+
+    Args:
+        text: `https://HOST[:PORT][/derp]`, `http://…`, or `HOST[:PORT]`, which means https.
+
+    Raises:
+        ConfigError: neither a URL nor a host name.
+    """
+    if re.match(r"(?i)https?://", text):
+        url = text
+    elif "://" in text:
+        raise ConfigError("the URL has another scheme than https and http")
+    else:
+        url = f"https://{_host_and_port(text)}"
+    target = parse_url(url)
+    if _path(url) in ("", "/"):
+        target = parse_url(urlsplit(url)._replace(path=DERP_PATH).geturl())
+    if ip_literal(target.host) is None:
+        check_host_name(target.host)
+    default = HTTPS_PORT if target.tls else HTTP_PORT
+    name = bracketed(target.host)
+    if target.port != default:
+        name = format_address(target.host, target.port)
+    node = DERPNode(
+        name=name,
+        region_id=_REGION,
+        host_name=target.host,
+        derp_port=target.port,
+        cert_name=single.cert_name,
+        insecure_for_tests=single.insecure,
+        stun_port=single.stun_port,
+    )
+    subject = Subject(node=node, target=target, http_port=single.http_port)
+    return Region(name, (subject,))
+
+
+def _host_and_port(text: str) -> str:
+    if ip_literal(text) is not None:
+        return bracketed(text)
+    if ":" in text:
+        host, port = parse_address(text)
+        if not host:
+            raise ConfigError(f"{text!r} has no host: give a URL, a DERP map, or HOST[:PORT]")
+        return format_address(host, port)
+    try:
+        check_host_name(text)
+    except ConfigError:
+        raise ConfigError(
+            f"{text!r} is no URL, no host name, and no file: give https://HOST/derp, a DERP map, "
+            "or HOST[:PORT]"
+        ) from None
+    return text
+
+
+def regions_of(derp_map: DERPMap, wanted: str | None, *, http_port: int) -> list[Region]:
+    """The regions of a map, or one of them.
+
+    Args:
+        wanted: id or code of a region; `None`: all.
+        http_port: of plain HTTP, at all nodes.
+
+    Raises:
+        ConfigError: there is no such region, or none at all.
+    """
+    found = list(derp_map.regions.values())
+    if wanted is not None:
+        one = derp_map.region(wanted)
+        if one is None:
+            there = ", ".join(f"{r.region_id} ({r.region_code})" for r in found[:20]) or "none"
+            raise ConfigError(f"the DERP map has no region {wanted!r}; its regions: {there}")
+        found = [one]
+    if not any(region.nodes for region in found):
+        raise ConfigError("there is no node in the DERP map, so nothing to look at")
+    names = Counter(node.name for region in found for node in region.nodes)
+    return [_region(region, names, http_port) for region in found if region.nodes]
+
+
+def _region(region: DERPRegion, names: Counter[str], http_port: int) -> Region:
+    label = f"region {region.region_id}"
+    if region.region_code:
+        label += f" ({region.region_code})"
+    return Region(label, tuple(_subjects(region, names, http_port)))
+
+
+def _subjects(region: DERPRegion, names: Counter[str], http_port: int) -> Iterator[Subject]:
+    for position, node in enumerate(region.nodes):
+        if not node.name or names[node.name] > 1:
+            node = replace(node, name=f"{region.region_id}[{position}] {node.name}".rstrip())
+        yield Subject(
+            node=node,
+            target=node_url(node, tls=True),
+            http_port=http_port,
+            wants_port_80=node.can_port_80,
+        )

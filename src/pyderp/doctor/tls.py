@@ -1,0 +1,252 @@
+"""Group `tls`: the handshake, and what is to be said of the certificates that came with it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import time
+from typing import Final
+
+from pyderp import certnames
+from pyderp.addresses import ip_literal
+from pyderp.doctor.advice import explain, reason_of
+from pyderp.doctor.finding import Check, Seen, failed, ok, skipped, warned
+from pyderp.doctor.visit import Visit
+from pyderp.errors import CertificateError, DerpError, FailureReason, PinMismatch, without_frames
+from pyderp.maps.region import PIN_PREFIX
+from pyderp.net.tls import TlsLink
+from pyderp.net.verify import describe, interceptor, quotable, reading
+from pyderp.wire.metacert import META_NAME_PREFIX, common_name_untrusted, scan_chain_untrusted
+
+__all__ = ["CHECKS"]
+
+_TLS13: Final = "TLSv1.3"
+_SOON: Final = datetime.timedelta(days=7)
+"""A certificate that ends sooner should have been renewed, if it was not a short one."""
+_SHARE: Final = 4
+"""Of a short one the last quarter counts as soon: automatic renewal begins at a third."""
+_NAME_WAIT: Final = 0.4
+"""Share of the limit for a handshake that may well hang."""
+
+
+async def _handshake(visit: Visit) -> Seen:
+    began = time.perf_counter()
+    link: TlsLink
+    try:
+        link = await visit.tls(verify=True)
+        visit.verified = True
+    except CertificateError as e:
+        # What else is wrong can be told only by going on without trust. Nothing secret is sent.
+        visit.distrust = without_frames(e)
+        link = await visit.tls(verify=False)
+    seconds = time.perf_counter() - began
+    state = link.state
+    link.abort()
+    visit.chain, visit.version = state.peer_chain, state.version
+    if state.version == _TLS13:
+        visit.meta = scan_chain_untrusted(state.peer_chain)
+    data = {"version": state.version, "cipher": state.cipher, "seconds": seconds}
+    return ok(f"{state.version}, {state.cipher}, in {seconds * 1000:.1f} ms", **data)
+
+
+async def _chain(visit: Visit) -> Seen:
+    node, error = visit.subject.node, visit.distrust
+    leaf = visit.chain[0]
+    pin = PIN_PREFIX + hashlib.sha256(leaf).hexdigest()
+    shown = describe(leaf)
+    data = {"certificate": shown, "pin": pin, "certificates": len(visit.chain)}
+    if node.cert_name.startswith(PIN_PREFIX):
+        return skipped("pinned, so no authority is needed", **data)
+    if node.insecure_for_tests and not node.cert_name:
+        return warned(
+            f"not verified: InsecureForTests is set (--insecure); {shown}",
+            "whoever is on the way can pose as the relay: leave it out",
+            **data,
+        )
+    if error is None:
+        return ok(f"trusted: {shown}", **data)
+    if error.reason is not FailureReason.CERTIFICATE_UNTRUSTED:
+        return skipped(f"not verified to its end: {error.reason.value}", **data)
+    seen = explain(error)
+    return failed(f"{seen.text}; its pin is {pin}", seen.advice, **data, **seen.data)
+
+
+async def _name(visit: Visit) -> Seen:
+    node = visit.subject.node
+    wanted = node.cert_name or node.host_name
+    if wanted.startswith(PIN_PREFIX):
+        if ip_literal(node.host_name) is not None:
+            return skipped("pinned, and connected to by address")
+        wanted = node.host_name
+    leaf = visit.chain[0]
+    with reading(leaf) as certificate:
+        names = certnames.alternative_names(certificate)
+        good = certnames.is_for(certificate, wanted)
+    told = quotable(", ".join(names)) or "no name"
+    if good:
+        return ok(f"for {told}", names=list(names))
+    text = f"not for {wanted!r}, but for {told}"
+    if node.insecure_for_tests and not node.cert_name:
+        return skipped(f"{text}; not verified, as InsecureForTests is set", names=list(names))
+    seen = explain(CertificateError(text, reason=FailureReason.CERTIFICATE_OTHER_NAME))
+    return failed(text, seen.advice, names=list(names), **seen.data)
+
+
+async def _pin(visit: Visit) -> Seen:
+    wanted = visit.subject.node.cert_name
+    if not wanted.startswith(PIN_PREFIX):
+        return skipped("no pin is given")
+    error = visit.distrust
+    pin = PIN_PREFIX + hashlib.sha256(visit.chain[0]).hexdigest()
+    if isinstance(error, PinMismatch):
+        seen = explain(error)
+        return failed(seen.text, seen.advice, pin=pin, **seen.data)
+    return ok("the pinned certificate", pin=pin)
+
+
+async def _expiry(visit: Visit) -> Seen:
+    now = visit.settings.utc_now()
+    ends: list[tuple[datetime.datetime, datetime.datetime]] = []
+    for der in visit.chain:
+        if common_name_untrusted(der).startswith(META_NAME_PREFIX):
+            continue  # 30 days from the relay's start, and no client looks
+        with reading(der) as certificate:
+            ends.append((certificate.not_valid_after_utc, certificate.not_valid_before_utc))
+    if not ends:
+        return failed("there is no certificate but the relay's meta certificate", "see tls.chain")
+    end, start = min(ends)
+    left = end - now
+    days = left / datetime.timedelta(days=1)
+    data = {"ends": end.isoformat(), "begins": start.isoformat(), "days_left": round(days, 2)}
+    latest = max(begin for _, begin in ends)
+    if latest > now:
+        seen = explain(CertificateError("", reason=FailureReason.CERTIFICATE_NOT_YET_VALID))
+        return failed(f"valid only from {latest:%Y-%m-%d %H:%M} UTC on", seen.advice, **data)
+    if days < 0:
+        seen = explain(CertificateError("", reason=FailureReason.CERTIFICATE_EXPIRED))
+        return failed(f"ended {-days:.1f} days ago, {end:%Y-%m-%d %H:%M} UTC", seen.advice, **data)
+    text = f"{days:.1f} days left, until {end:%Y-%m-%d %H:%M} UTC"
+    if left < min(_SOON, (end - start) / _SHARE):
+        return warned(text, "renew it now: the relay's log says why that has not happened", **data)
+    return ok(text, **data)
+
+
+async def _sni(visit: Visit) -> Seen:
+    """Handshakes with the name and without one differ where something looks at names."""
+    host = visit.subject.server_name
+    if not host or ip_literal(host) is not None:
+        return skipped("connected to by address, so clients send no name")
+    limit = visit.settings.timeout * _NAME_WAIT
+    nameless = await _try_name(visit, "", limit)
+    if not visit.chain:
+        if isinstance(nameless, TlsLink):
+            return failed(
+                f"the handshake works without a name, and fails with {host}",
+                "something on the way cuts off connections that ask for this name, or the relay "
+                "has no certificate for it: try another network; compare --hostname of the relay",
+            )
+        return skipped("fails without a name, too")
+    if isinstance(nameless, TimeoutError):
+        return warned(
+            "without a name in the handshake the server is silent",
+            "nothing that clients need; scanners will hold connections",
+        )
+    if not isinstance(nameless, TlsLink):
+        return ok("refused without a name, as Go's relay does", without_name=str(nameless))
+    leaf = nameless.state.peer_chain[0]
+    if leaf == visit.chain[0]:
+        return ok("the same certificate without a name", without_name="same")
+    return ok(f"without a name another certificate: {describe(leaf)}", without_name="other")
+
+
+async def _try_name(visit: Visit, name: str, limit: float) -> TlsLink | Exception:
+    link: TlsLink | None = None
+    try:
+        async with asyncio.timeout(limit):
+            link = await visit.tls(name=name)
+    except (DerpError, OSError) as e:
+        return without_frames(e)
+    link.abort()
+    return link
+
+
+async def _addresses(visit: Visit) -> Seen:
+    """A name may lead to several machines, of which one has the old certificate."""
+    others = visit.answering[1:]
+    if not others:
+        return skipped("there is one address only")
+    keys: dict[str, object] = {}
+    for address in others:
+        try:
+            link = await visit.tls(address, verify=visit.verified)
+        except CertificateError as e:
+            seen = explain(e)
+            return failed(f"{address}: {seen.text}", seen.advice, **seen.data)
+        link.abort()
+        found = scan_chain_untrusted(link.state.peer_chain)
+        keys[str(address)] = None if found is None else str(found[0])
+        if visit.meta is not None and found is not None and found[0] != visit.meta[0]:
+            return failed(
+                f"{address} is another relay: its key is {found[0]}, and not {visit.meta[0]}",
+                "give each relay a name and a node of its own: two that share a name look like one",
+                keys=keys,
+            )
+    return ok(f"as good at {', '.join(map(str, others))}", keys=keys)
+
+
+async def _meta(visit: Visit) -> Seen:
+    if visit.version != _TLS13:
+        return skipped(f"only with TLS 1.3; this is {visit.version}")
+    if visit.meta is None:
+        return skipped(
+            "no meta certificate, so clients need one round trip more to connect",
+            "normal with headscale's relay, and where a proxy ends TLS",
+        )
+    key, version = visit.meta
+    visit.note_key(key, "the meta certificate")
+    return ok(f"relay {key.short()}, protocol version {version}", key=str(key), version=version)
+
+
+async def _middlebox(visit: Visit) -> Seen:
+    """Whether what presented the certificate looks like something between us and the relay."""
+    leaf = visit.chain[0]
+    maker = interceptor(leaf)
+    if maker:
+        return failed(
+            f"a firewall of {maker} ends TLS on the way, and reads along; {describe(leaf)}",
+            "exempt the relay's name from inspection: DERP does not pass through it",
+            maker=maker,
+        )
+    error = visit.distrust
+    replaced = error is not None and reason_of(error) in (
+        FailureReason.CERTIFICATE_UNTRUSTED,
+        FailureReason.PIN_OTHER_CERTIFICATE,
+    )
+    if not replaced:
+        return ok("no sign of one")
+    if scan_chain_untrusted(visit.chain) is not None:
+        return ok("no sign of one: the relay's meta certificate is there")
+    return failed(
+        f"the certificate may have been replaced on the way: it is not the wanted one, and the "
+        f"relay's meta certificate is missing; {describe(leaf)}",
+        "compare with a run from another network, or on the relay's machine",
+    )
+
+
+_TLS: Final = ("tls.handshake",)
+CHECKS: Final[tuple[Check[Visit], ...]] = (
+    Check(
+        name="tls.handshake",
+        run=_handshake,
+        needs=("tcp.any",),
+    ),
+    Check(name="tls.chain", run=_chain, needs=_TLS),
+    Check(name="tls.name", run=_name, needs=_TLS),
+    Check(name="tls.pin", run=_pin, needs=_TLS),
+    Check(name="tls.expiry", run=_expiry, needs=_TLS),
+    Check(name="tls.sni", run=_sni, needs=("tcp.any",), after=_TLS),
+    Check(name="tls.addresses", run=_addresses, needs=_TLS),
+    Check(name="tls.meta", run=_meta, needs=_TLS),
+    Check(name="tls.middlebox", run=_middlebox, needs=_TLS),
+)

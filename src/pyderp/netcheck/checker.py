@@ -1,0 +1,119 @@
+"""`Netcheck`: measures again and again; its sockets and its memory between two runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pyderp.addresses import ip_literal
+from pyderp.errors import ConfigError
+from pyderp.maps.derpmap import DERPMap
+from pyderp.net.stunclient import StunClient
+from pyderp.netcheck.commands import RunOptions
+from pyderp.netcheck.config import NetcheckConfig
+from pyderp.netcheck.core import Run, is_full_due
+from pyderp.netcheck.home import History, HomeHints
+from pyderp.netcheck.interfaces import host_network, os_has_ipv6
+from pyderp.netcheck.plan import Family
+from pyderp.netcheck.report import Report
+from pyderp.netcheck.shell import FAMILIES, Shell
+
+__all__ = ["Netcheck"]
+
+log = logging.getLogger("pyderp.netcheck")
+
+
+class Netcheck:
+    """Measures a network again and again; use it in `async with`.
+
+    It keeps its UDP sockets from run to run, and the reports of five minutes, by which the later
+    runs are shorter and the home region changes only for a reason.
+
+    Raises:
+        ConfigError: on entering: no socket can be bound as `config` wants.
+    """
+
+    def __init__(self, config: NetcheckConfig | None = None) -> None:
+        self.config = config or NetcheckConfig()
+        self.history = History()
+        self.on_progress: Callable[[str], None] | None = None
+        """Called with what is done at the moment, a few words."""
+        self._sockets: dict[Family, StunClient] = {}
+        self._last_full: int | None = None
+        self._current: Shell | None = None
+
+    async def __aenter__(self) -> Self:
+        if not self.config.only_tcp_443:
+            self._open_sockets()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for each in self._sockets.values():
+            each.close()
+        self._sockets.clear()
+
+    def _open_sockets(self) -> None:
+        literal = ip_literal(self.config.bind_host) if self.config.bind_host else None
+        problems: list[str] = []
+        for family, number in FAMILIES.items():
+            if literal is not None and literal.version != family:
+                continue
+            try:
+                self._sockets[family] = StunClient(
+                    number, host=self.config.bind_host, port=self.config.bind_port
+                )
+            except ConfigError as e:
+                problems.append(str(e))
+        if not self._sockets:
+            raise ConfigError("; ".join(problems))
+        for problem in problems:
+            log.info("%s", problem)
+
+    def partial_report(self) -> Report | None:
+        """What the current or last run has measured so far, without a home."""
+        if self._current is None:
+            return None
+        report = self._current.run.report
+        report.now = report.now or time.time_ns()
+        return report
+
+    async def run(self, derp_map: DERPMap) -> Report:
+        """Measure once. It takes 5 s at most, and a check for a captive portal that runs then.
+
+        The first run is full, then one every five minutes; others ask the fastest regions only.
+
+        Raises:
+            RuntimeError: a run is under way.
+        """
+        if self._current is not None and not self._current.ended:
+            raise RuntimeError("a run of this Netcheck is under way")
+        began, began_wall = time.monotonic_ns(), time.time_ns()
+        last = self.history.last
+        if is_full_due(last, self._last_full, began):
+            self._last_full, last = began, None
+        host = host_network()
+        options = RunOptions(
+            have_v4=host.have_v4,
+            have_v6=host.have_v6,
+            os_has_ipv6=os_has_ipv6(),
+            have_interface=host.have_interface,
+            only_stun=self.config.only_stun,
+            only_tcp_443=self.config.only_tcp_443,
+            verbose=self.config.verbose,
+        )
+        run = Run(derp_map, options, last=last, home=self.history.home)
+        self._current = Shell(run, self.config, self._sockets, self.on_progress)
+        await self._current.drive()
+        report = run.report
+        report.now = time.time_ns()
+        scores = derp_map.home_params.region_score if derp_map.home_params else None
+        self.history.add(report, HomeHints(started=began_wall, scores=scores))
+        return report

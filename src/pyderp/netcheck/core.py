@@ -1,0 +1,352 @@
+"""One run of netcheck without I/O: events in, commands out, deadlines of its own.
+
+A shell carries out the commands and tells what came of them (`netcheck.Client.GetReport` in Go):
+
+    start ─ SendProbe… ─ answers ─┬─ enough ──────────────────────┬─ captive check ─ finished
+                                  └─ no UDP: MeasureHTTPS and     │  (if it has begun)
+                                     MeasureICMP, then ───────────┘
+
+Times are nanoseconds of a monotonic clock, which each method is told. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from typing import Final
+
+from pyderp.addresses import IPAddress, format_address
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.region import DERPRegion
+from pyderp.netcheck.captive import captive_endpoints
+from pyderp.netcheck.commands import (
+    CheckCaptive,
+    Command,
+    MeasureHTTPS,
+    MeasureICMP,
+    RunOptions,
+    SendProbe,
+    StopICMP,
+)
+from pyderp.netcheck.plan import MS, Family, Probe, SetKey, make_plan
+from pyderp.netcheck.report import Report, Way
+
+__all__ = ["Run", "is_full_due"]
+
+OVERALL: Final = 5000 * MS
+"""A whole run [overallProbeTimeout]."""
+STUN_PHASE: Final = 3000 * MS
+"""[stunProbeTimeout]"""
+ICMP_PHASE: Final = 1000 * MS
+"""[icmpProbeTimeout]"""
+HTTPS_PHASE: Final = 5000 * MS
+"""Each region, within the run [httpsProbeTimeout]."""
+CAPTIVE_DELAY: Final = 200 * MS
+"""Most runs have all their STUN answers before, and check no portal [captivePortalDelay]."""
+ENOUGH_REGIONS: Final = 3
+ENOUGH_REGIONS_VERBOSE: Final = 100
+FULL_INTERVAL: Final = 300_000 * MS
+"""A full run is due when the last one began longer ago."""
+
+
+def is_full_due(last: Report | None, last_full: int | None, now: int) -> bool:
+    """Whether the next run is to measure all regions.
+
+    Args:
+        last: the report of the run before.
+        last_full: when the last full run began, on the clock of `now`.
+    """
+    if last is None or last_full is None or now - last_full > FULL_INTERVAL:
+        return True
+    # A portal may have kept the last run from its answers.
+    return not last.udp and last.captive_portal is True
+
+
+class _Phase(Enum):
+    STUN = auto()
+    FALLBACK = auto()
+    CAPTIVE = auto()
+    """Only the check for a captive portal is awaited."""
+    FINISHED = auto()
+
+
+class Run:
+    """One report in the making.
+
+    Call `start`, then the methods `on_…` as things happen, and `on_time` when `next_time` has
+    come; after each call carry out what `take` returns. It is over when `finished`; what is still
+    under way then is to be cancelled, and `report` is complete but for `now` and the home.
+
+    Args:
+        last: the report of the run before, for an incremental run; `None`: a full run.
+        home: the preferred region of the run before, also for a full run; 0: none.
+    """
+
+    def __init__(
+        self, derp_map: DERPMap, options: RunOptions, *, last: Report | None = None, home: int = 0
+    ) -> None:
+        self.report = Report(os_has_ipv6=options.os_has_ipv6)
+        self.stopped_at_deadline = False
+        """The run had to end while something was under way."""
+        self._map = derp_map
+        self._options = options
+        self._incremental = last is not None
+        self._home = home
+        self._plan = {}
+        if not options.only_tcp_443:
+            self._plan = dict(
+                make_plan(
+                    derp_map,
+                    last=last,
+                    home=home,
+                    have_v4=options.have_v4,
+                    have_v6=options.have_v6,
+                )
+            )
+        self._phase = _Phase.STUN
+        self._open: set[SetKey] = set(self._plan)
+        """Sets that may still send, or get an answer that matters."""
+        self._https: set[int] = set()
+        self._icmp: set[int] = set()
+        self._captive_wanted = False
+        self._captive_under_way = False
+        self._timers: list[tuple[int, int, Callable[[int], None]]] = []
+        self._serial = 0
+        self._commands: list[Command] = []
+        self._deadline = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the report is complete."""
+        return self._phase is _Phase.FINISHED
+
+    @property
+    def next_time(self) -> int | None:
+        """When `on_time` is to be called; `None`: only events matter."""
+        return self._timers[0][0] if self._timers and not self.finished else None
+
+    @property
+    def planned_regions(self) -> int:
+        """Regions that this run measures."""
+        return len({region for region, _ in self._plan}) or len(self._https | self._icmp)
+
+    def take(self) -> list[Command]:
+        """What is to be done now; each command once."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def start(self, now: int) -> None:
+        """Begin."""
+        self._deadline = now + OVERALL
+        for probes in self._plan.values():
+            for probe in probes:
+                self._at(now + probe.delay, partial(self._send, probe))
+        if not self._incremental and not self._options.only_stun:
+            if self._options.have_interface:
+                self._captive_wanted = True
+                self._at(now + CAPTIVE_DELAY, self._check_captive)
+            else:
+                self.report.captive_portal = False
+        self._at(now + STUN_PHASE, self._end_stun)
+        self._at(self._deadline, self._on_deadline)
+        self._check_sets(now)
+        self.on_time(now)
+
+    def on_time(self, now: int) -> None:
+        """Do what is due."""
+        while self._timers and self._timers[0][0] <= now and not self.finished:
+            _, _, act = heapq.heappop(self._timers)
+            act(now)
+
+    def on_sent(self, probe: Probe) -> None:
+        """The kernel took a request (on Linux also one that a firewall then refused)."""
+        if probe.family is Family.V4:
+            self.report.ipv4_can_send = True
+        else:
+            self.report.ipv6_can_send = True
+
+    def on_answer(
+        self, probe: Probe, address: IPAddress, port: int, latency: int, now: int
+    ) -> None:
+        """A STUN server answered a request.
+
+        Args:
+            address, port: what it saw the request come from.
+            latency: nanoseconds of the round trip.
+        """
+        if self.finished:
+            return
+        self.on_sent(probe)
+        self._record_mapping(probe.family, format_address(str(address), port))
+        self._record_stun(probe, latency, now)
+        self._close_set(probe.set_key, now)
+
+    def on_https(self, region: DERPRegion, latency: int | None, version: int, now: int) -> None:
+        """A relay answered an HTTPS request, or did not.
+
+        Args:
+            latency: nanoseconds; `None`: it failed.
+            version: 4 or 6, of the connection.
+        """
+        if latency is not None:
+            self._record_fallback(region, latency, Way.HTTPS)
+            if version == Family.V4:
+                self.report.ipv4 = True
+            else:
+                self.report.ipv6 = True
+        self._https.discard(region.region_id)
+        self._check_fallback(now)
+
+    def on_icmp(self, region: DERPRegion, latency: int | None, now: int) -> None:
+        """A node answered an ICMP echo; or there is no answer, or no way to ask."""
+        if latency is not None and region.region_id in self._icmp:
+            self._record_fallback(region, latency, Way.ICMP)
+            self.report.icmpv4 = self.report.ipv4 = True
+        self._icmp.discard(region.region_id)
+        self._check_fallback(now)
+
+    def on_captive(self, found: bool | None, now: int) -> None:
+        """The check for a captive portal ended; `None`: nothing could be asked."""
+        self._captive_under_way = False
+        self.report.captive_portal = found
+        if self._phase is _Phase.CAPTIVE:
+            self._finish(now)
+
+    def _at(self, time: int, act: Callable[[int], None]) -> None:
+        self._serial += 1
+        heapq.heappush(self._timers, (time, self._serial, act))
+
+    # STUN
+
+    def _send(self, probe: Probe, now: int) -> None:
+        if self._phase is not _Phase.STUN or probe.set_key not in self._open:
+            return
+        if self._would_help(probe):
+            self._commands.append(SendProbe(probe))
+        else:
+            self._close_set(probe.set_key, now)
+
+    def _would_help(self, probe: Probe) -> bool:
+        report = self.report
+        if probe.node.region_id not in report.region_latency:
+            return True
+        if probe.family is Family.V6:
+            return not report.region_v6_latency
+        return report.mapping_varies_by_dest_ip is None
+
+    def _record_mapping(self, family: Family, mapped: str) -> None:
+        report = self.report
+        if family is Family.V6:
+            report.ipv6 = True
+            report.global_v6 = mapped
+            counters = report.global_v6_counters
+        else:
+            report.ipv4 = True
+            counters = report.global_v4_counters
+            if not report.global_v4:
+                report.global_v4 = mapped
+            elif mapped != report.global_v4:
+                report.mapping_varies_by_dest_ip = True
+            elif report.mapping_varies_by_dest_ip is None:
+                report.mapping_varies_by_dest_ip = False
+        counters[mapped] = counters.get(mapped, 0) + 1
+
+    def _record_stun(self, probe: Probe, latency: int, now: int) -> None:
+        report = self.report
+        region = probe.node.region_id
+        report.udp = True
+        by_family = (
+            report.region_v4_latency if probe.family is Family.V4 else report.region_v6_latency
+        )
+        for latencies in (report.region_latency, by_family):
+            latencies[region] = min(latency, latencies.get(region, latency))
+        report.ways.setdefault(region, set()).add(Way.STUN)
+        verbose = self._options.verbose
+        enough = ENOUGH_REGIONS_VERBOSE if verbose else ENOUGH_REGIONS
+        if len(report.region_latency) == enough:
+            # Those that are not much slower get the time to answer.
+            wait = max(report.region_latency.values()) * (1 if self._incremental else 2)
+            self._at(now + wait, self._end_stun_with_answers)
+
+    def _close_set(self, key: SetKey, now: int) -> None:
+        self._open.discard(key)
+        self._check_sets(now)
+
+    def _check_sets(self, now: int) -> None:
+        if not self._open and self._phase is _Phase.STUN:
+            if self.report.udp:
+                self._end_stun_with_answers(now)
+            else:
+                self._end_stun(now)
+
+    def _end_stun_with_answers(self, now: int) -> None:
+        if self._phase is _Phase.STUN and not self._options.verbose:
+            self._captive_wanted = False
+        self._end_stun(now)
+
+    def _end_stun(self, now: int) -> None:
+        if self._phase is not _Phase.STUN:
+            return
+        self._phase = _Phase.FALLBACK
+        if not self.report.udp and not self._options.only_stun:
+            self._fall_back(now)
+        self._check_fallback(now)
+
+    # What UDP does not let through
+
+    def _fall_back(self, now: int) -> None:
+        for region in self._map.regions.values():
+            if (
+                region.region_id in self.report.region_latency
+                or region.avoid
+                or region.no_measure_no_home
+                or all(node.stun_only for node in region.nodes)
+            ):
+                continue
+            self._https.add(region.region_id)
+            self._commands.append(MeasureHTTPS(region))
+            if not self._options.only_tcp_443 and region.nodes[0].stun_port >= 0:
+                self._icmp.add(region.region_id)
+                self._commands.append(MeasureICMP(region))
+        if self._icmp:
+            self._at(now + ICMP_PHASE, self._stop_icmp)
+
+    def _record_fallback(self, region: DERPRegion, latency: int, way: Way) -> None:
+        latencies = self.report.region_latency
+        latencies[region.region_id] = min(latency, latencies.get(region.region_id, latency))
+        self.report.ways.setdefault(region.region_id, set()).add(way)
+
+    def _stop_icmp(self, now: int) -> None:
+        if self._icmp:
+            self._icmp.clear()
+            self._commands.append(StopICMP())
+            self._check_fallback(now)
+
+    def _check_fallback(self, now: int) -> None:
+        if self._phase is _Phase.FALLBACK and not self._https and not self._icmp:
+            self._phase = _Phase.CAPTIVE
+            if not self._captive_under_way and not self._captive_wanted:
+                self._finish(now)
+
+    # Captive portal, and the end
+
+    def _check_captive(self, now: int) -> None:
+        if not self._captive_wanted:
+            return
+        self._captive_wanted = False
+        endpoints = captive_endpoints(self._map, self._home)
+        if endpoints:
+            self._captive_under_way = True
+            self._commands.append(CheckCaptive(endpoints))
+        elif self._phase is _Phase.CAPTIVE:
+            self._finish(now)
+
+    def _on_deadline(self, now: int) -> None:
+        self.stopped_at_deadline = True
+        self._finish(now)
+
+    def _finish(self, now: int) -> None:
+        self._phase = _Phase.FINISHED
+        self._timers.clear()

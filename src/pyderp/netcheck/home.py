@@ -1,0 +1,109 @@
+"""Which region becomes home: the fastest of the last minutes, unless the gain is small.
+
+`netcheck.Client.addReportHistoryAndSetPreferredDERP`. Sans-IO; times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pyderp.netcheck.plan import MS
+from pyderp.netcheck.report import Report
+
+__all__ = ["History", "HomeHints"]
+
+_SECOND: Final = 1000 * MS
+_KEPT: Final = 305 * _SECOND
+"""How long a report counts: five minutes, and five seconds of a run [maxAge]."""
+_LEAST_GAIN: Final = 10 * MS
+"""A region that is less than this faster does not replace home
+[preferredDERPAbsoluteDiff]."""
+_RECENT_FRAME: Final = 8 * _SECOND
+"""A frame of the home relay that came so long ago at most shows that it works
+[PreferredDERPFrameTime]."""
+_KEEP_WITHOUT_DATA: Final = 120 * _SECOND
+"""Without any latency, home is kept for so long after its relay's last frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomeHints:
+    """What a program with connections to relays knows besides the measurements."""
+
+    started: int = 0
+    """When the run began."""
+    last_frame: Mapping[int, int] | None = None
+    """Region id → when its relay's last frame came."""
+    forced: int = 0
+    """A region that is home as long as it is reachable; 0: none."""
+    scores: Mapping[int, float] | None = None
+    """Region id → factor on its latency (`HomeParams.RegionScore`)."""
+
+
+class History:
+    """Reports of the last minutes, and the home that they lead to."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self.last: Report | None = None
+        """The report that was added last, however old."""
+
+    def __len__(self) -> int:
+        """Reports that count for the next choice."""
+        return len(self._reports)
+
+    @property
+    def home(self) -> int:
+        """The preferred region of the last report; 0: none."""
+        return 0 if self.last is None else self.last.preferred_derp
+
+    def add(self, report: Report, hints: HomeHints | None = None) -> None:
+        """Set `report.preferred_derp`, and remember the report. `report.now` must be set."""
+        hints = hints or HomeHints()
+        previous = self.home
+        self._reports = [r for r in self._reports if report.now - r.now <= _KEPT]
+        self._reports.append(report)
+        self.last = report
+        report.preferred_derp = self._choose(report, previous, hints)
+
+    def _choose(self, report: Report, previous: int, hints: HomeHints) -> int:
+        best = self._best(hints.scores or {})
+        measured = report.region_latency
+        pick = min(measured, key=lambda region: (best[region], region), default=0)
+        best_any = best.get(pick, 0)
+        now_of_previous = _scaled(measured.get(previous, 0), previous, hints.scores or {})
+        if previous and pick != previous and (now_of_previous or _heard(previous, report, hints)):
+            small_gain = now_of_previous - best_any < _LEAST_GAIN
+            if small_gain or best_any > now_of_previous // 3 * 2:
+                pick = previous
+        if hints.forced and (hints.forced in measured or _heard(hints.forced, report, hints)):
+            pick = hints.forced
+        if not pick and previous and _frame_age(previous, report, hints) <= _KEEP_WITHOUT_DATA:
+            pick = previous
+        return pick
+
+    def _best(self, scores: Mapping[int, float]) -> dict[int, int]:
+        best: dict[int, int] = {}
+        for report in self._reports:
+            for region, latency in report.region_latency.items():
+                best[region] = min(latency, best.get(region, latency))
+        return {region: _scaled(latency, region, scores) for region, latency in best.items()}
+
+
+def _scaled(latency: int, region: int, scores: Mapping[int, float]) -> int:
+    score = scores.get(region, 0.0)
+    return int(latency * score) if score > 0 else latency
+
+
+def _frame_age(region: int, report: Report, hints: HomeHints) -> float:
+    frame = (hints.last_frame or {}).get(region)
+    return float("inf") if frame is None else report.now - frame
+
+
+def _heard(region: int, report: Report, hints: HomeHints) -> bool:
+    """Whether the region's relay showed of late that it works."""
+    frame = (hints.last_frame or {}).get(region)
+    if frame is None:
+        return False
+    return frame > hints.started or report.now - frame <= _RECENT_FRAME

@@ -1,0 +1,1 @@
+"""`pyderp netcheck` beside `tailscale netcheck`, in networks made for that."""

@@ -1,0 +1,289 @@
+"""The STUN client against servers that answer, lie, repeat themselves, or say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Any, TypeAlias
+
+import pytest
+
+from pyderp.errors import ConfigError, DialError, FailureReason
+from pyderp.net import stunclient
+from pyderp.net.stunclient import MAX_ANSWER, StunAnswer, StunClient
+from pyderp.wire.stun import pack_response, parse_request_untrusted
+
+Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
+Answers: TypeAlias = Callable[[bytes, tuple[str, int]], list[bytes]]
+"""What a server sends back for a request from an address."""
+
+
+def truth(request: bytes, source: tuple[str, int]) -> list[bytes]:
+    """What a good server answers."""
+    tx_id = parse_request_untrusted(request)
+    return [pack_response(tx_id, ip_address(source[0]).packed, source[1])]
+
+
+class Server:
+    """A UDP server on loopback, and what it was asked."""
+
+    def __init__(self, answers: Answers, host: str, answers_from: str) -> None:
+        self.answers = answers
+        self.requests: list[bytes] = []
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.sock = socket.socket(family, socket.SOCK_DGRAM)
+        self.sock.bind((host, 0))
+        self.sock.setblocking(False)
+        self.port: int = self.sock.getsockname()[1]
+        self.out = self.sock
+        if answers_from:
+            self.out = socket.socket(family, socket.SOCK_DGRAM)
+            self.out.bind((answers_from, 0))
+
+    def on_readable(self) -> None:
+        request, source = self.sock.recvfrom(2048)
+        self.requests.append(request)
+        for answer in self.answers(request, source[:2]):
+            self.out.sendto(answer, source)
+
+
+@contextmanager
+def serving(
+    answers: Answers, host: str = "127.0.0.1", *, answers_from: str = ""
+) -> Iterator[Server]:
+    server = Server(answers, host, answers_from)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(server.sock, server.on_readable)
+    try:
+        yield server
+    finally:
+        loop.remove_reader(server.sock)
+        server.sock.close()
+        server.out.close()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+HOSTS = [
+    pytest.param("127.0.0.1", id="v4"),
+    pytest.param("::1", id="v6", marks=needs_ipv6),
+]
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_learns_the_address_that_the_server_sees(run: Run, host: str) -> None:
+    """The mapped address is that of our socket, and the answer came from where we asked."""
+
+    async def main() -> None:
+        with serving(truth, host) as server:
+            async with StunClient(family_of(host), host=host) as client:
+                answer = await client.ask(host, server.port, within=60)
+                assert (str(answer.address), answer.port) == client.local_address
+                assert answer.asked == answer.source == (host, server.port)
+                assert answer.from_asked_address
+                assert answer.round_trip > 0
+
+    run(main())
+
+
+def test_an_answer_from_another_address_is_told_apart(run: Run) -> None:
+    """The transaction id alone decides whether it is an answer."""
+
+    async def main() -> None:
+        with serving(truth, answers_from="127.0.0.2") as server:
+            async with StunClient() as client:
+                answer = await client.ask("127.0.0.1", server.port, within=60)
+                assert not answer.from_asked_address
+                assert answer.source == server.out.getsockname()
+
+    run(main())
+
+
+def _cut(request: bytes, source: tuple[str, int]) -> list[bytes]:
+    return [truth(request, source)[0][:-1]]
+
+
+def _other_tx_id(request: bytes, source: tuple[str, int]) -> list[bytes]:
+    answer = truth(request, source)[0]
+    return [answer[:8] + bytes(12) + answer[20:]]
+
+
+def _endless(request: bytes, source: tuple[str, int]) -> list[bytes]:
+    answer = truth(request, source)[0]
+    length = MAX_ANSWER + 4 - 20
+    return [answer[:2] + length.to_bytes(2) + answer[4:] + bytes(MAX_ANSWER + 4 - len(answer))]
+
+
+HOSTILE: dict[str, Answers] = {
+    "nothing at all": lambda *_: [b""],
+    "the request itself": lambda request, _: [request],
+    "noise": lambda *_: [b"\xff" * 1400],
+    "an answer cut short": _cut,
+    "an answer to another request": _other_tx_id,
+    "an error": lambda request, source: [b"\x01\x11" + truth(request, source)[0][2:]],
+    "more than a datagram should have": _endless,
+    "no address": lambda request, _: [b"\x01\x01\0\0" + request[4:20]],
+    "an address of no family": lambda request, _: [
+        b"\x01\x01\0\x0c" + request[4:20] + bytes.fromhex("0020000800050001e112a643")
+    ],
+}
+
+
+@pytest.mark.parametrize("answers", HOSTILE.values(), ids=HOSTILE.keys())
+def test_junk_is_ignored_and_the_answer_behind_it_counts(run: Run, answers: Answers) -> None:
+    def junk_first(request: bytes, source: tuple[str, int]) -> list[bytes]:
+        return answers(request, source) + truth(request, source)
+
+    async def main() -> None:
+        with serving(junk_first) as server:
+            async with StunClient() as client:
+                answer = await client.ask("127.0.0.1", server.port, within=60)
+                assert answer.port == client.local_address[1]
+                assert client.ignored == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("answers", HOSTILE.values(), ids=HOSTILE.keys())
+def test_junk_alone_is_no_answer(run: Run, answers: Answers) -> None:
+    async def main() -> None:
+        with serving(answers) as server:
+            async with StunClient() as client:
+                with pytest.raises(DialError, match=r"no STUN answer from 127\.0\.0\.1:") as caught:
+                    await client.ask("127.0.0.1", server.port, within=0.2, retransmit=0.05)
+                assert caught.value.reason is FailureReason.TIMEOUT
+
+    run(main())
+
+
+def test_a_lost_request_is_sent_again_with_another_id(run: Run) -> None:
+    """So that an answer is never taken for one to a later request."""
+
+    async def main() -> None:
+        with serving(lambda *_: []) as server:
+
+            def third_time(request: bytes, source: tuple[str, int]) -> list[bytes]:
+                return truth(request, source) if len(server.requests) >= 3 else []
+
+            server.answers = third_time
+            async with StunClient() as client:
+                await client.ask("127.0.0.1", server.port, within=60, retransmit=0.01)
+            ids = {parse_request_untrusted(request) for request in server.requests}
+            assert len(ids) == len(server.requests) >= 3
+
+    run(main())
+
+
+def test_a_repeated_answer_counts_once(run: Run) -> None:
+    """Also one that comes when a later question is under way."""
+
+    async def main() -> None:
+        with serving(lambda *request: truth(*request) * 3) as server:
+            async with StunClient() as client:
+                seen: list[StunAnswer] = []
+                client.send("127.0.0.1", server.port, seen.append)
+                await client.ask("127.0.0.1", server.port, within=60, retransmit=60)
+                while client.ignored < 3:  # noqa: ASYNC110 (only counted)
+                    await asyncio.sleep(0)
+                assert len(seen) == 1
+
+    run(main())
+
+
+def test_questions_at_once_get_their_own_answers(run: Run) -> None:
+    async def main() -> None:
+        with serving(truth) as one, serving(truth) as two:
+            async with StunClient() as client:
+                ask = client.ask
+                first, second = await asyncio.gather(
+                    ask("127.0.0.1", one.port, within=60), ask("127.0.0.1", two.port, within=60)
+                )
+                assert (first.source[1], second.source[1]) == (one.port, two.port)
+
+    run(main())
+
+
+def test_what_may_still_be_answered_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest request is forgotten; the latest are answered."""
+    monkeypatch.setattr(stunclient, "MAX_PENDING", 4)
+
+    async def main() -> None:
+        with serving(truth) as server:
+            async with StunClient() as client:
+                seen: list[int] = []
+                for number in range(6):
+                    client.send("127.0.0.1", server.port, lambda _, n=number: seen.append(n))  # type: ignore[misc]  # mypy knows no type of n
+                while len(seen) + client.ignored < 6:  # noqa: ASYNC110 (only counted)
+                    await asyncio.sleep(0)
+                assert seen == [2, 3, 4, 5]
+                assert client.ignored == 2
+
+    run(main())
+
+
+def test_what_was_forgotten_is_not_answered(run: Run) -> None:
+    async def main() -> None:
+        with serving(truth) as server:
+            async with StunClient() as client:
+                seen: list[StunAnswer] = []
+                client.send("127.0.0.1", server.port, seen.append)
+                client.forget()
+                while not client.ignored:  # noqa: ASYNC110 (only counted)
+                    await asyncio.sleep(0)
+                assert not seen
+
+    run(main())
+
+
+def test_a_callback_may_close_the_client(run: Run) -> None:
+    async def main() -> None:
+        with serving(lambda *request: truth(*request) * 2) as server:
+            client = StunClient()
+            closed = asyncio.Event()
+
+            def close(_: StunAnswer) -> None:
+                client.close()
+                closed.set()
+
+            client.send("127.0.0.1", server.port, close)
+            await closed.wait()
+            client.close()
+
+    run(main())
+
+
+def test_no_way_to_the_server_is_an_error_at_once(run: Run) -> None:
+    """Port 0 stands for what the kernel refuses to send to."""
+
+    async def main() -> None:
+        async with StunClient() as client:
+            with pytest.raises(DialError, match="cannot send a STUN request to") as caught:
+                await client.ask("127.0.0.1", 0, within=60)
+            assert caught.value.reason is FailureReason.UNREACHABLE
+
+    run(main())
+
+
+def test_an_address_in_use_is_refused(run: Run) -> None:
+    async def main() -> None:
+        with serving(truth) as server:
+            where = rf"cannot bind UDP to 127\.0\.0\.1:{server.port}: Address already in use"
+            with pytest.raises(ConfigError, match=where):
+                StunClient(host="127.0.0.1", port=server.port)
+
+    run(main())

@@ -1,0 +1,104 @@
+"""ICMP echoes: their bytes, answers that are none, and the kernel's refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pyderp.errors import DialError
+from pyderp.netcheck.icmp import NotPermitted, Pinger, echo_answer_untrusted, pack_echo
+
+
+def reply(sequence: int, payload: bytes, *, kind: int = 0, code: int = 0) -> bytes:
+    return bytes((kind, code, 0, 0, 0x12, 0x34)) + sequence.to_bytes(2) + payload
+
+
+def test_the_bytes_of_an_echo() -> None:
+    packet = pack_echo(1, b"abc")
+    assert packet.hex() == "0800339c00000001616263"
+    words = [int.from_bytes(packet[at : at + 2].ljust(2, b"\0")) for at in range(0, 11, 2)]
+    total = sum(words)
+    assert (total & 0xFFFF) + (total >> 16) == 0xFFFF  # RFC 1071
+
+
+@pytest.mark.parametrize(
+    ("packet", "found"),
+    [
+        (reply(7, b"x"), (7, b"x")),
+        (b"\x45" + bytes(19) + reply(7, b"x"), (7, b"x")),
+        (reply(7, b"x", kind=8), None),
+        (reply(7, b"x", kind=3), None),
+        (reply(7, b"x", code=1), None),
+        (reply(7, b"")[:-1], None),
+        (b"", None),
+        (b"\x4f" + bytes(20), None),
+    ],
+)
+def test_answers(packet: bytes, found: tuple[int, bytes] | None) -> None:
+    assert echo_answer_untrusted(packet) == found
+
+
+class PingSocket(socket.socket):
+    """One end of a pair of Unix sockets in the place of a ping socket; tests hold the other."""
+
+    def sendto(self, data: Any, *_: Any) -> int:
+        return self.send(data)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[PingSocket, socket.socket]]:
+    """What the pinger takes for a ping socket, and the kernel's side of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with PingSocket(socket.AF_UNIX, socket.SOCK_DGRAM, fileno=ours.detach()) as fake, theirs:
+        theirs.setblocking(False)
+        yield fake, theirs
+
+
+def test_only_the_answer_to_the_echo_ends_it(ends: tuple[PingSocket, socket.socket]) -> None:
+    """Go's TestPingerMismatch and TestPinger."""
+
+    async def main() -> None:
+        fake, kernel = ends
+        pinger = Pinger(lambda: fake)
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"900a"))
+        request = await loop.sock_recv(kernel, 100)
+        assert request == pack_echo(1, b"900a")
+        wrong = (reply(2, b"900a"), reply(1, b"900b"), reply(1, b"900a", kind=8), b"noise")
+        for packet in wrong:
+            kernel.send(packet)
+        done, _ = await asyncio.wait([waiting], timeout=0.05)
+        assert not done
+        kernel.send(reply(1, b"900a"))
+        assert await waiting > 0
+        pinger.close()
+
+    asyncio.run(main())
+
+
+def test_closing_ends_what_waits(ends: tuple[PingSocket, socket.socket]) -> None:
+    """Go's TestPingerTimeout."""
+
+    async def main() -> None:
+        pinger = Pinger(lambda: ends[0])
+        waiting = asyncio.create_task(pinger.ping("192.0.2.1", b"x"))
+        await asyncio.sleep(0)
+        pinger.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_the_kernel_s_refusal_says_what_allows_it() -> None:
+    def refuse() -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(NotPermitted, match=r"net\.ipv4\.ping_group_range") as caught:
+        Pinger(refuse)
+    assert isinstance(caught.value, DialError)

@@ -1,0 +1,72 @@
+"""Which nodes relay packets: a good relay, one that is not there, one that loses everything."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+
+import pytest
+
+from pyderp.client.config import ClientConfig
+from pyderp.config import AdmissionConfig, RelayConfig
+from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.region import DERPRegion
+from pyderp.net.settings import NetworkSettings
+from pyderp.netcheck import relaying
+from pyderp.netcheck.relaying import check_relaying
+from pyderp.netcheck.report import RelayResult
+from pyderp.testing import RelayThread
+
+CONFIG = ClientConfig(network=NetworkSettings(use_derp_http=True))
+
+
+def numbered(region: DERPRegion, number: int) -> DERPRegion:
+    nodes = tuple(
+        dataclasses.replace(node, region_id=number, name=f"{number}a") for node in region.nodes
+    )
+    return dataclasses.replace(region, region_id=number, nodes=nodes)
+
+
+def check(*regions: DERPRegion) -> dict[int, RelayResult]:
+    found: dict[int, RelayResult] = {}
+    derp_map = DERPMap(regions={each.region_id: each for each in regions})
+    asyncio.run(check_relaying(derp_map, CONFIG, on_result=found.__setitem__))
+    return found
+
+
+def test_a_relay_that_relays_and_one_that_is_not_there() -> None:
+    with RelayThread() as relay, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        good = numbered(relay.region, 1)
+        port = closed.getsockname()[1]
+        dead = dataclasses.replace(good.nodes[0], region_id=2, name="2a", derp_port=port)
+        stun = dataclasses.replace(dead, region_id=3, name="3a", stun_only=True)
+        found = check(
+            good,
+            DERPRegion(region_id=2, nodes=(dead,)),
+            DERPRegion(region_id=3, nodes=(stun,)),
+        )
+    assert set(found) == {1, 2}
+    assert found[1].relays
+    assert found[1].latency > 0
+    assert not found[2].relays
+    assert "refused" in found[2].error
+
+
+def test_a_relay_that_loses_all_packets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logins work, and it answers pings; only a packet tells."""
+    monkeypatch.setattr(relaying, "TIMEOUT", 1.0)
+    with RelayThread() as relay:
+        relay.loss = 1.0
+        found = check(numbered(relay.region, 1))
+    assert found[1] == RelayResult("1a", relays=False, error="no packet came through within 1 s")
+
+
+def test_a_relay_that_does_not_admit_new_keys() -> None:
+    """That may be as its operator wants it, so the text tells it from a fault."""
+    config = RelayConfig(admission=AdmissionConfig(decide=lambda _key, _address: False))
+    with RelayThread(config) as relay:
+        found = check(numbered(relay.region, 1))
+    assert not found[1].relays
+    assert found[1].error.startswith("it does not admit a new key: ")
