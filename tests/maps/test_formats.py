@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.errors import InvalidMap
+from pyderp.errors import InvalidMap, MissingExtra
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.formats import MAX_MAP, MapKind, read_map_text
 from pyderp.maps.mapjson import JSONValue
@@ -106,6 +107,17 @@ def test_form_that_was_asked_for() -> None:
     read = read_map_text(JSON.encode(), MapKind.HEADSCALE)
     assert read.map.regions == {}
     assert read.warnings[0].startswith("Regions: headscale ignores it")
+
+
+@pytest.mark.parametrize(("module", "text"), [("yaml", "regions: {}"), ("jsonyx", "{} // x")])
+def test_library_that_is_not_installed(
+    module: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain JSON needs none."""
+    monkeypatch.setitem(sys.modules, module, None)
+    assert read_map_text(JSON.encode()).map == LAB
+    with pytest.raises(MissingExtra, match=rf"need the package {module}.*pyderp\[cli\]"):
+        read_map_text(text.encode())
 
 
 def test_size_is_bounded() -> None:

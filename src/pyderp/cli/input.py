@@ -32,7 +32,8 @@ _READ: Final = 64 * 1024
 _MAX_KEY: Final = 64 * 1024
 _MAX_MAP: Final = 16 * 1024 * 1024
 _WANTED: Final = (
-    'a DERP map in JSON is wanted here, {"Regions": …}; `pyderp relay … --show-map=json` prints one'
+    'a DERP map in JSON is wanted here, {"Regions": …}; `pyderp map convert FILE --to json` makes '
+    "one of other forms"
 )
 _MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _OF_POLICY: Final = {"acls", "grants", "tagowners"}

@@ -42,6 +42,10 @@ _HTTP_TIMEOUT: Final = 3.0
 """Seconds for an answer on port 80."""
 _HTTP: Final = 80
 _NO_CONTENT: Final = 204
+_PINNED: Final = (
+    "the certificate is pinned as it was presented just now, by no authority that is trusted: "
+    "compare it with what the relay itself says (`pyderp relay … --show-map`)"
+)
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,7 @@ async def describe_relay(
         ConnectError: there is no relay, or its certificate can be neither verified nor pinned.
     """
     relay = _parse(url, tls, settings, resolver)
-    try:
-        cert_name = await _cert_name(relay)
-        addresses = await lookup(relay.host, resolver=resolver)
-    except ConnectError:
-        raise
-    except (DerpError, OSError) as e:
-        if isinstance(e, ConfigError):
-            raise
-        raise ConnectError(f"{relay.shown}: {e}", attempts=[without_frames(e)]) from e
+    cert_name, addresses = await _connect_once(relay)
     stun, port_80 = await asyncio.gather(
         _stun(addresses, stun_port), _has_port_80(relay, http_port)
     )
@@ -102,14 +98,19 @@ async def describe_relay(
         derp_port=relay.port,
         stun_port=stun_port if any(stun.values()) else None,
     )
-    warnings = []
-    if cert_name:
-        warnings.append(
-            "the certificate is pinned as it was presented just now, by no authority that is "
-            "trusted: compare it with what the relay itself says (`pyderp relay … --show-map`)"
-        )
+    warnings = [_PINNED] if cert_name else []
     warnings += _about_stun(stun, stun_port)
     return dataclasses.replace(node, can_port_80=port_80), warnings
+
+
+async def _connect_once(relay: _Relay) -> tuple[str, list[IPAddress]]:
+    """`CertName` and addresses of what is known then to be a relay."""
+    try:
+        return await _cert_name(relay), await lookup(relay.host, resolver=relay.resolver)
+    except (ConnectError, ConfigError):
+        raise
+    except (DerpError, OSError) as e:
+        raise ConnectError(f"{relay.shown}: {e}", attempts=[without_frames(e)]) from e
 
 
 def _parse(

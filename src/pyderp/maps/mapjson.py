@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from decimal import Decimal
 from typing import Final, TypeAlias
 
 from pyderp import gojson
@@ -247,5 +246,6 @@ def _float(value: float) -> str:
     if value and not 1e-6 <= abs(value) < 1e21:
         return repr(value).replace("e-0", "e-")
     # Not at the top: a relay's own map has no such number.
+    from decimal import Decimal
 
     return format(Decimal(repr(value)), "f").removesuffix(".0")

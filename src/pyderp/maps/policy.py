@@ -25,9 +25,9 @@ def parse_hujson(text: str) -> object:
 
     Raises:
         InvalidMap: the text has line and column of the first mistake.
+        MissingExtra: jsonyx is not installed.
     """
-    # Not at the top: only the commands that read maps need it.
-    with needs("cli", "policy files"):
+    with needs("cli", "maps with comments or trailing commas"):
         import jsonyx
 
     shift = 0

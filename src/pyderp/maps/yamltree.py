@@ -92,8 +92,8 @@ def parse_yaml(text: str) -> Tree | None:
     Raises:
         InvalidMap: not YAML, a key that is repeated or no scalar, an alias without its anchor, or
             nesting of more than 64; with line and column.
+        MissingExtra: PyYAML is not installed.
     """
-    # Not at the top: only the commands that read maps need it.
     with needs("cli", "maps in YAML"):
         import yaml
 
@@ -178,7 +178,7 @@ def _put(mapping: YamlMapping, key: YamlScalar, value: Tree) -> None:
 
 
 def _build(events: Iterator[Any]) -> Tree | None:
-    import yaml
+    import yaml  # `parse_yaml` has it already
 
     builder = _Builder()
     for event in events:

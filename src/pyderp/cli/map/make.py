@@ -71,68 +71,76 @@ def _hosts(texts: list[str]) -> list[str]:
     return texts
 
 
+_Hosts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="HOST...",
+        help="Names or IP addresses of the relays, in the order in which clients try them.",
+        callback=_hosts,
+        show_default=False,
+    ),
+]
+_Port = Annotated[
+    int, value("PORT", "TCP port that clients connect to.", "--port", min=1, max=65535)
+]
+_StunPort = Annotated[int, value("PORT", "UDP port of STUN.", "--stun-port", min=1, max=65535)]
+_NoStun = Annotated[
+    bool, typer.Option("--no-stun", help="The relays answer no STUN.", show_default=False)
+]
+_Pin = Annotated[
+    str | None,
+    value(
+        "[sha256-raw:]HEX",
+        "SHA-256 of the relay's certificate, which then needs no authority.",
+        callback=_pin,
+    ),
+]
+_IPv4 = Annotated[
+    str,
+    value(
+        "ADDRESS|none",
+        "IPv4 address, instead of a look-up; none: not by IPv4.",
+        callback=lambda text: _address(4, text),
+    ),
+]
+_IPv6 = Annotated[
+    str,
+    value(
+        "ADDRESS|none",
+        "IPv6 address, instead of a look-up; none: not by IPv6.",
+        callback=lambda text: _address(6, text),
+    ),
+]
+_CanPort80 = Annotated[
+    bool,
+    typer.Option("--can-port-80", help="HTTP on port 80 reaches the relays: for captive portals."),
+]
+_Region = Annotated[
+    int, value("N", "Id of the region; 900 to 999 are free.", min=1, max=MAX_REGION_ID)
+]
+_Code = Annotated[
+    str, value("CODE", "Short name of the region.  [default: the first label of the host]")
+]
+_Name = Annotated[str, value("TEXT", "Name of the region for people.  [default: the first host]")]
+_OmitDefaults = Annotated[
+    bool,
+    typer.Option("--omit-default-regions", help="Without Tailscale's own regions."),
+]
+
+
 def new(
-    hosts: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="HOST...",
-            help="Names or IP addresses of the relays, in the order in which clients try them.",
-            callback=_hosts,
-            show_default=False,
-        ),
-    ],
-    port: Annotated[
-        int, value("PORT", "TCP port that clients connect to.", "--port", min=1, max=65535)
-    ] = HTTPS_PORT,
-    stun_port: Annotated[
-        int, value("PORT", "UDP port of STUN.", "--stun-port", min=1, max=65535)
-    ] = STUN_PORT,
-    no_stun: Annotated[
-        bool, typer.Option("--no-stun", help="The relays answer no STUN.", show_default=False)
-    ] = False,
-    pin: Annotated[
-        str | None,
-        value(
-            "[sha256-raw:]HEX",
-            "SHA-256 of the relay's certificate, which then needs no authority.",
-            callback=_pin,
-        ),
-    ] = None,
-    ipv4: Annotated[
-        str,
-        value(
-            "ADDRESS|none",
-            "IPv4 address, instead of a look-up; none: not by IPv4.",
-            callback=lambda text: _address(4, text),
-        ),
-    ] = "",
-    ipv6: Annotated[
-        str,
-        value(
-            "ADDRESS|none",
-            "IPv6 address, instead of a look-up; none: not by IPv6.",
-            callback=lambda text: _address(6, text),
-        ),
-    ] = "",
-    can_port_80: Annotated[
-        bool,
-        typer.Option(
-            "--can-port-80", help="HTTP on port 80 reaches the relays: for captive portals."
-        ),
-    ] = False,
-    region: Annotated[
-        int, value("N", "Id of the region; 900 to 999 are free.", min=1, max=MAX_REGION_ID)
-    ] = 900,
-    code: Annotated[
-        str, value("CODE", "Short name of the region.  [default: the first label of the host]")
-    ] = "",
-    name: Annotated[
-        str, value("TEXT", "Name of the region for people.  [default: the first host]")
-    ] = "",
-    omit_default_regions: Annotated[
-        bool,
-        typer.Option("--omit-default-regions", help="Without Tailscale's own regions."),
-    ] = False,
+    hosts: _Hosts,
+    port: _Port = HTTPS_PORT,
+    stun_port: _StunPort = STUN_PORT,
+    no_stun: _NoStun = False,
+    pin: _Pin = None,
+    ipv4: _IPv4 = "",
+    ipv6: _IPv6 = "",
+    can_port_80: _CanPort80 = False,
+    region: _Region = 900,
+    code: _Code = "",
+    name: _Name = "",
+    omit_default_regions: _OmitDefaults = False,
     to: Target = "json",
 ) -> None:
     """The command; `NEW_HELP` says what it does."""
