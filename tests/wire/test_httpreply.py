@@ -111,8 +111,14 @@ def test_an_upgrade_that_was_not_asked_for_is_refused() -> None:
         read(SWITCHED)
 
 
-@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nA: b"], ids=["none", "half_a_head"])
-def test_a_connection_that_ends_without_an_answer(start: bytes) -> None:
-    http = read(start) if start else read()
-    with pytest.raises(RemoteProtocolError, match="nothing but a closed connection"):
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        pytest.param([], "nothing but a closed connection", id="none"),
+        pytest.param([b"HTTP/1.1 200 OK\r\nA: b"], "unexpectedly closed", id="half_a_head"),
+    ],
+)
+def test_a_connection_that_ends_without_an_answer(start: list[bytes], text: str) -> None:
+    http = read(*start)
+    with pytest.raises(RemoteProtocolError, match=text):
         http.receive_data_untrusted(b"")

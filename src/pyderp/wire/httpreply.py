@@ -114,7 +114,7 @@ class HttpExchange:
         except h11.RemoteProtocolError as e:
             without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
             text = printable(h11_words(e), _QUOTED)
-            if not data and self.reply is None:
+            if not self._head_size:
                 text = "nothing but a closed connection"
             raise RemoteProtocolError(f"the answer is not HTTP: {text}") from e
         if self.reply is None and (self._head_size > MAX_HEAD or self._head_lines > _MAX_LINES):
