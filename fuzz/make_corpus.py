@@ -285,6 +285,7 @@ def _http_reply() -> Seeds:
         "chunks": b"\0" + _UNEVEN + b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\nabc\r\n0\r\n\r\n",
         "body-too-long": b"\0" + _AT_ONCE + b"HTTP/1.1 200 OK\r\n\r\n" + bytes(200),
+        "upgraded": b"\2" + _UNEVEN + switching_protocols(_SERVER.public) + bytes(99),
         "another-protocol": b"\0" + _AT_ONCE + switching_protocols(_SERVER.public) + bytes(99),
     }  # fmt: skip
 

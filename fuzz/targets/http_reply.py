@@ -1,6 +1,6 @@
 """A server's answer to a plain HTTP request: `pyderp.wire.httpreply.HttpExchange`.
 
-The first byte's lowest bit asks by HEAD instead of GET.
+The first byte's lowest bit asks by HEAD instead of GET, the next one for an upgrade.
 """
 
 from __future__ import annotations
@@ -30,28 +30,33 @@ _MAX_BODY: Final = 100
 _ENDPOINT: Final = Endpoint("192.0.2.1")
 
 
-def _outcome(payload: bytes, sizes: bytes, method: str) -> tuple[HttpReply | None, bytes]:
-    """The answer's head and body; no head: it was refused."""
-    http = HttpExchange("192.0.2.1", "/", method=method, max_body=_MAX_BODY)
+_UPGRADE: Final = (("Connection", "Upgrade"), ("Upgrade", "DERP"))
+
+
+def _outcome(payload: bytes, sizes: bytes, mode: int) -> tuple[HttpReply | None, bytes, bytes]:
+    """The answer's head, its body and what follows a 101; no head: it was refused."""
+    method, headers = "HEAD" if mode & 1 else "GET", _UPGRADE if mode & 2 else ()
+    http = HttpExchange("192.0.2.1", "/", method=method, headers=headers, max_body=_MAX_BODY)
     try:
         for chunk in cut(payload, sizes):
-            if not http.finished:
-                http.receive_data_untrusted(chunk)
-        if not http.finished:
-            http.receive_data_untrusted(b"")
+            http.receive_data_untrusted(chunk)
+        http.receive_data_untrusted(b"")
     except RemoteProtocolError:
-        return None, b""
+        return None, b"", b""
+    assert http.finished
+    assert http.reply is not None
     assert len(http.body) <= _MAX_BODY
-    if http.reply is not None:
-        is_captive(_ENDPOINT, http.reply)
-        size = sum(len(name) + len(value) for name, value in http.reply.headers)
-        assert size <= MAX_HEAD + 8192
-    return (http.reply, http.body) if http.finished else (None, b"")
+    assert payload.endswith(http.rest)
+    assert http.reply.status == 101 or not http.rest
+    is_captive(_ENDPOINT, http.reply)
+    size = sum(len(name) + len(value) for name, value in http.reply.headers)
+    assert size <= MAX_HEAD + 8192
+    return http.reply, http.body, http.rest
 
 
 def one_input(data: bytes) -> None:
     """Read an answer, in chunks and at once."""
     mode, sizes, payload = split_input(data)
-    method = "HEAD" if mode & 1 else "GET"
-    chunked, whole = _outcome(payload, sizes, method), _outcome(payload, b"", method)
-    assert chunked == whole, "chunks make a difference"
+    assert _outcome(payload, sizes, mode) == _outcome(payload, b"", mode), (
+        "chunks make a difference"
+    )

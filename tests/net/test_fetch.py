@@ -66,12 +66,17 @@ def _cut(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")
 
 
+def _nothing(connection: socket.socket) -> None:
+    connection.recv(9999)
+
+
 @pytest.mark.parametrize(
     ("talk", "error"),
     [
         (_chunks_without_end, "more than 1000 bytes"),
         (_head_without_end, "the answer is not HTTP"),
         (_cut, "the answer is not HTTP"),
+        (_nothing, "nothing but a closed connection"),
     ],
 )
 def test_hostile_answer_is_bounded(talk: Any, error: str) -> None:

@@ -274,10 +274,10 @@ def test_latency_by_https(tmp_path: Path) -> None:
     ("answer", "note"),
     [
         pytest.param(b"", "stopped after 5 s; what had not answered", id="silence"),
-        pytest.param(b"\0" * 100_000, "HTTPS to region r1: bad HTTP answer: ", id="junk"),
+        pytest.param(b"\0" * 100_000, "HTTPS to region r1: the answer is not HTTP: ", id="junk"),
         pytest.param(
             b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000,
-            "HTTPS to region r1: bad HTTP answer: its head does not end",
+            "HTTPS to region r1: the answer is not HTTP: its head does not end",
             id="endless_head",
         ),
         pytest.param(

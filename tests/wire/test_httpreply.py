@@ -29,7 +29,7 @@ def test_an_answer_in_pieces(size: int) -> None:
     assert http.finished
     assert http.reply is not None
     assert (http.reply.status, http.reply.reason, http.body) == (200, "OK", b"hello")
-    assert http.reply.header("x-a") == "1"
+    assert http.reply.header("x-a") == http.reply.header("X-A") == "1"
     assert http.reply.header("x-b") == ""
 
 
@@ -64,14 +64,14 @@ def test_a_body_is_kept_up_to_its_bound() -> None:
     ],
 )
 def test_what_is_no_answer_is_refused(data: bytes) -> None:
-    with pytest.raises(RemoteProtocolError, match="bad HTTP answer: "):
+    with pytest.raises(RemoteProtocolError, match="the answer is not HTTP: "):
         read(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200", PAGE[:-1]])
 def test_an_answer_cut_short_is_refused(data: bytes) -> None:
     http = read(*([data] if data else []))
-    with pytest.raises(RemoteProtocolError, match="bad HTTP answer: "):
+    with pytest.raises(RemoteProtocolError, match="the answer is not HTTP: "):
         http.receive_data_untrusted(b"")
 
 
@@ -79,3 +79,46 @@ def test_an_answer_cut_short_is_refused(data: bytes) -> None:
 def test_a_request_that_would_be_two_is_not_made(host: str, target: str) -> None:
     with pytest.raises(LocalProtocolError, match="cannot ask"):
         HttpExchange(host, target)
+
+
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("rest", [b"", b"HTTP/1.1 is no answer here", bytes(range(250)) * 100])
+def test_an_upgrade_keeps_what_follows_the_answer(size: int, rest: bytes) -> None:
+    """Also what came in the same piece, and in pieces after it."""
+    http = HttpExchange("h", "/derp", headers=[("Connection", "Upgrade"), ("Upgrade", "DERP")])
+    data = SWITCHED + rest
+    for at in range(0, len(data), size):
+        http.receive_data_untrusted(data[at : at + size])
+    assert http.finished
+    assert http.reply is not None
+    assert (http.reply.status, http.reply.header("Upgrade")) == (101, "DERP")
+    assert (http.body, http.rest) == (b"", rest)
+
+
+def test_an_upgrade_may_be_answered_with_a_page() -> None:
+    http = HttpExchange("h", "/derp", headers=[("Connection", "Upgrade"), ("Upgrade", "DERP")])
+    http.receive_data_untrusted(PAGE + b"more")
+    assert http.finished
+    assert http.reply is not None
+    assert (http.reply.status, http.body, http.rest) == (200, b"hello", b"")
+
+
+def test_an_upgrade_that_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="the answer is not HTTP: "):
+        read(SWITCHED)
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        pytest.param([], "nothing but a closed connection", id="none"),
+        pytest.param([b"HTTP/1.1 200 OK\r\nA: b"], "unexpectedly closed", id="half_a_head"),
+    ],
+)
+def test_a_connection_that_ends_without_an_answer(start: list[bytes], text: str) -> None:
+    http = read(*start)
+    with pytest.raises(RemoteProtocolError, match=text):
+        http.receive_data_untrusted(b"")

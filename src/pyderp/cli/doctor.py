@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
@@ -62,83 +62,91 @@ Again every minute, and only what changes is printed:
 `pyderp doctor derp.example.com --watch --every 60`
 """
 
-_MAX_NODES: Final = 200
+_Target: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL|MAP|HOST",
+        help="A relay: https://HOST[:PORT][/derp] or HOST[:PORT]; or a DERP map: a file, its "
+        "URL, or - for standard input.",
+        show_default=False,
+    ),
+]
+_Region: TypeAlias = Annotated[
+    str | None, value("N|CODE", "Only this region of the map.", show_default=False)
+]
+_Deep: TypeAlias = Annotated[
+    bool, typer.Option("--deep", help="More of each: more connections, packets, and throughput.")
+]
+_Watch: TypeAlias = Annotated[
+    bool, typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes.")
+]
+_Every: TypeAlias = Annotated[
+    float | None, seconds("With --watch, from one run to the next.  [default: 60]", least=1)
+]
+_Quiet: TypeAlias = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print warnings and failures only.")
+]
+_Timeout: TypeAlias = Annotated[
+    float, seconds("For one check; a few may take some times as long.", least=0.1)
+]
+_Key: TypeAlias = Annotated[
+    Path | None,
+    value(
+        "FILE",
+        "A private key that the relay admits, and that no node uses now; for a relay that does "
+        "not admit all.",
+        show_default=False,
+    ),
+]
+_MeshKey: TypeAlias = Annotated[
+    Path | None, value("FILE", "File of the relay's mesh key; it then admits every key.")
+]
+_CA: TypeAlias = Annotated[
+    Path | None, value("FILE", "Certificates to trust beside the system's; PEM, or one in DER.")
+]
+_Pin: TypeAlias = Annotated[
+    str | None, value("[sha256-raw:]HEX", "SHA-256 of the certificate; as CertName in a map.")
+]
+_CertName: TypeAlias = Annotated[
+    str | None, value("NAME", "The name that the certificate is for; as CertName in a map.")
+]
+_Insecure: TypeAlias = Annotated[
+    bool, typer.Option("--insecure", help="Accept any certificate, with a warning.")
+]
+_StunPort: TypeAlias = Annotated[
+    int | None, value("PORT", "UDP port of STUN; -1: none.  [default: 3478]", min=-1, max=65535)
+]
+_HttpPort: TypeAlias = Annotated[
+    int, value("PORT", "Port of plain HTTP, for /generate_204.", min=1, max=65535)
+]
+_MaxNodes: TypeAlias = Annotated[int, value("N", "Look at so many nodes of a map at most.", min=1)]
+_Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on standard output.")
+]
+_Verbose: TypeAlias = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Log to standard error what happens.")
+]
 
 
 def doctor(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="URL|MAP|HOST",
-            help="A relay: https://HOST[:PORT][/derp] or HOST[:PORT]; or a DERP map: a file, its "
-            "URL, or - for standard input.",
-            show_default=False,
-        ),
-    ],
-    region: Annotated[
-        str | None, value("N|CODE", "Only this region of the map.", show_default=False)
-    ] = None,
-    deep: Annotated[
-        bool,
-        typer.Option("--deep", help="More of each: more connections, packets, and throughput."),
-    ] = False,
-    watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes."),
-    ] = False,
-    every: Annotated[
-        float | None,
-        seconds("With --watch, from one run to the next.  [default: 60]", least=1),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print warnings and failures only.")
-    ] = False,
-    timeout: Annotated[
-        float, seconds("For one check; a few may take some times as long.", least=0.1)
-    ] = 5.0,
-    key: Annotated[
-        Path | None,
-        value(
-            "FILE",
-            "A private key that the relay admits, and that no node uses now; for a relay that does "
-            "not admit all.",
-            show_default=False,
-        ),
-    ] = None,
-    mesh_key: Annotated[
-        Path | None,
-        value("FILE", "File of the relay's mesh key; it then admits every key."),
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        value("FILE", "Certificates to trust beside the system's; PEM, or one in DER."),
-    ] = None,
-    pin: Annotated[
-        str | None,
-        value("[sha256-raw:]HEX", "SHA-256 of the certificate; as CertName in a map."),
-    ] = None,
-    cert_name: Annotated[
-        str | None, value("NAME", "The name that the certificate is for; as CertName in a map.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Accept any certificate, with a warning.")
-    ] = False,
-    stun_port: Annotated[
-        int | None,
-        value("PORT", "UDP port of STUN; -1: none.  [default: 3478]", min=-1, max=65535),
-    ] = None,
-    http_port: Annotated[
-        int, value("PORT", "Port of plain HTTP, for /generate_204.", min=1, max=65535)
-    ] = 80,
-    max_nodes: Annotated[
-        int, value("N", "Look at so many nodes of a map at most.", min=1)
-    ] = _MAX_NODES,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line on standard output.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Log to standard error what happens.")
-    ] = False,
+    target: _Target,
+    region: _Region = None,
+    deep: _Deep = False,
+    watch: _Watch = False,
+    every: _Every = None,
+    quiet: _Quiet = False,
+    timeout: _Timeout = 5.0,
+    key: _Key = None,
+    mesh_key: _MeshKey = None,
+    ca: _CA = None,
+    pin: _Pin = None,
+    cert_name: _CertName = None,
+    insecure: _Insecure = False,
+    stun_port: _StunPort = None,
+    http_port: _HttpPort = 80,
+    max_nodes: _MaxNodes = 200,
+    json: _Json = False,
+    verbose: _Verbose = False,
 ) -> None:
     """The command; `HELP` says what it does."""
     log_to_stderr("text" if verbose else "brief")
@@ -146,14 +154,7 @@ def doctor(
     if every is not None and not watch:
         raise typer.BadParameter("--every needs --watch")
     output = Output(as_json=json)
-    single = Single(
-        cert_name=wanted_certificate(pin, cert_name),
-        insecure=insecure,
-        http_port=http_port,
-        stun_port=stun_port or 0,
-    )
-    if insecure and single.cert_name:
-        raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
+    single = _single(pin, cert_name, insecure, http_port, stun_port)
     is_map = kind_of(target) is TargetKind.MAP
     if is_map:
         _refuse_node_flags(pin=pin, cert_name=cert_name, insecure=insecure, stun_port=stun_port)
@@ -162,25 +163,47 @@ def doctor(
 
     async def main() -> int:
         try:
-            settings = Settings(
-                timeout=timeout,
-                deep=deep,
-                tls=trusted(ca),
-                key=None if key is None else read_private_key(key),
-                mesh_key=None if mesh_key is None else read_mesh_key(mesh_key),
-                network=_network(output),
-            )
-            ways = MapWays(tls=settings.tls)
-            source = _Source(target, region, single, max_nodes, output, ways)
-            session = _Session(source, settings, output, quiet=quiet, as_json=json)
+            settings = _settings(timeout, deep, ca, key, mesh_key, output)
+            source = _Source(target, region, single, max_nodes, output, MapWays(tls=settings.tls))
             await source.load()
         except (ConfigError, InvalidMap, ConnectError) as e:
             raise Refused(str(e)) from e
+        session = _Session(source, settings, output, quiet=quiet, as_json=json)
         if watch:
             await session.watch(60.0 if every is None else every)
         return await session.once()
 
     run_command(main, output, from_map=is_map)
+
+
+def _single(
+    pin: str | None, cert_name: str | None, insecure: bool, http_port: int, stun_port: int | None
+) -> Single:
+    """What the flags say of a relay that is not in a map."""
+    wanted = wanted_certificate(pin, cert_name)
+    if insecure and wanted:
+        raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
+    return Single(
+        cert_name=wanted, insecure=insecure, http_port=http_port, stun_port=stun_port or 0
+    )
+
+
+def _settings(
+    timeout: float,
+    deep: bool,
+    ca: Path | None,
+    key: Path | None,
+    mesh_key: Path | None,
+    output: Output,
+) -> Settings:
+    return Settings(
+        timeout=timeout,
+        deep=deep,
+        tls=trusted(ca),
+        key=None if key is None else read_private_key(key),
+        mesh_key=None if mesh_key is None else read_mesh_key(mesh_key),
+        network=_network(output),
+    )
 
 
 def _refuse_node_flags(**flags: object) -> None:

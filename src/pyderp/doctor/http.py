@@ -9,9 +9,9 @@ from http import HTTPStatus
 from typing import Final
 
 from pyderp.addresses import bracketed, format_address, ip_literal
-from pyderp.client.login import USER_AGENT, Login, over_http, over_stream, over_websocket
+from pyderp.client.login import Login, over_http, over_stream, over_websocket
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped, warned
-from pyderp.doctor.httpask import NotHttp, Reply, ask, get
+from pyderp.doctor.httpask import NotHttp, Reply, ask_upgrade, get
 from pyderp.doctor.visit import Visit
 from pyderp.errors import (
     BadUpgrade,
@@ -27,7 +27,6 @@ from pyderp.wire.client import ClientState
 from pyderp.wire.frames import PROTOCOL_VERSION
 from pyderp.wire.http import WEBSOCKET_STATUS
 from pyderp.wire.login import ClientInfo
-from pyderp.wire.upgrade import upgrade_request
 
 __all__ = ["checks"]
 
@@ -49,12 +48,11 @@ def _login() -> Login:
 async def _upgrade(visit: Visit) -> Seen:
     """As a client that does not know the relay's key, with what answers kept for `http.proxy`."""
     target = visit.subject.target
-    request = upgrade_request(target.host_header, target.request_target, user_agent=USER_AGENT)
     link = await visit.stream()
     began = time.perf_counter()
     try:
         try:
-            reply = await ask(link, request)
+            reply = await ask_upgrade(link, target.host_header, target.request_target)
         except NotHttp as e:
             visit.http2 = e.http2
             if not e.http2:
@@ -285,10 +283,9 @@ async def _identity(visit: Visit) -> Seen:
     """All connections must lead to one relay, or clients that share a node do not meet."""
     target = visit.subject.target
     for _ in range(5 if visit.settings.deep else 2):
-        request = upgrade_request(target.host_header, target.request_target, user_agent=USER_AGENT)
         link = await visit.stream()
         try:
-            reply = await ask(link, request)
+            reply = await ask_upgrade(link, target.host_header, target.request_target)
             done = await over_stream(link, _login(), received=reply.rest)
         except DerpError as e:
             return failed(f"one of several connections fails: {e}", _ONE_RELAY)

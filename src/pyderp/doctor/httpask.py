@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import h11
-
-from pyderp.errors import BadUpgrade, FailureReason, without_frames
+from pyderp.errors import BadUpgrade, FailureReason, RemoteProtocolError, without_frames
 from pyderp.net.link import Link
-from pyderp.text import h11_words, printable
+from pyderp.text import printable
+from pyderp.wire.httpreply import HttpExchange, HttpReply
+from pyderp.wire.upgrade import UPGRADE_HEADERS
 
-__all__ = ["NotHttp", "Reply", "ask", "get"]
+__all__ = ["NotHttp", "Reply", "ask_upgrade", "get"]
 
-MAX_ANSWER: Final = 64 * 1024
-"""Bytes of an answer that are read, head and body."""
 _MAX_BODY: Final = 4096
 _FRAME_HEAD: Final = 9
 """Bytes of the head of an HTTP/2 frame (RFC 9113, section 4.1)."""
@@ -35,21 +33,14 @@ class NotHttp(BadUpgrade):
         self.http2 = http2
 
 
-@dataclass(frozen=True)
-class Reply:
+@dataclass(frozen=True, slots=True)
+class Reply(HttpReply):
     """An answer over HTTP."""
 
-    status: int
-    headers: Sequence[tuple[str, str]]
-    """Names in lower case."""
     body: bytes
     """At most 4 KiB of it."""
-    rest: bytes = b""
+    rest: bytes
     """What followed a 101."""
-
-    def header(self, name: str) -> str:
-        """The first value of a header; empty: there is none."""
-        return next((value for each, value in self.headers if each == name), "")
 
     @property
     def front(self) -> str:
@@ -61,94 +52,47 @@ class Reply:
 async def get(
     link: Link, host: str, target: str, *, headers: Sequence[tuple[str, str]] = ()
 ) -> Reply:
-    """GET over a link; raises as `ask`."""
-    request = h11.Request(
-        method="GET",
-        target=target,
-        headers=[("Host", host), ("User-Agent", "pyderp"), *headers, ("Connection", "close")],
-    )
-    return await ask(link, h11.Connection(h11.CLIENT).send(request) or b"")
+    """GET over a link; raises as `ask_upgrade`."""
+    return await _ask(link, host, target, (*headers, ("Connection", "close")))
 
 
-async def ask(link: Link, request: bytes) -> Reply:
-    """Write a request that has no body, and read the answer.
+async def ask_upgrade(link: Link, host: str, target: str) -> Reply:
+    """Ask for the upgrade to DERP, as a client that does not know the relay's key.
 
     Args:
         link: not started.
+        host: host and, unless it is the default, port.
+        target: path and query.
 
     Raises:
-        NotHttp: the answer is not HTTP/1.1, or longer than 64 KiB.
+        NotHttp: the answer is not HTTP/1.1, or its head has more than 64 KiB.
+        LocalProtocolError: a value that cannot stand in a request head.
         ConnectionError: there was no answer.
         OSError, TLSError: the link broke.
     """
-    reader = _Reader()
-    link.write(request)
-    while True:
+    return await _ask(link, host, target, UPGRADE_HEADERS)
+
+
+async def _ask(link: Link, host: str, target: str, headers: Sequence[tuple[str, str]]) -> Reply:
+    http = HttpExchange(host, target, headers=headers, max_body=_MAX_BODY)
+    link.write(http.request)
+    first = b""
+    while not http.finished:
         data = await link.read()
-        reply = reader.receive(data)
-        if reply is not None:
-            return reply
-
-
-class _Reader:
-    """Reads one answer, piece by piece."""
-
-    def __init__(self) -> None:
-        self._h11 = h11.Connection(h11.CLIENT)
-        # The request went out by other means; h11 must know of one to expect its answer.
-        upgrade = [("Host", "x"), ("Connection", "Upgrade"), ("Upgrade", "DERP")]
-        self._h11.send(h11.Request(method="GET", target="/", headers=upgrade))
-        self._h11.send(h11.EndOfMessage())
-        self._first = b""
-        self._size = 0
-        self._head: h11.Response | None = None
-        self._body = b""
-
-    def receive(self, data: bytes) -> Reply | None:
-        """Take bytes, `b""` at the end of the stream; returns the answer once it is whole."""
-        if not data and not self._size:
+        if not data and not first:
             raise ConnectionError("the connection was closed without an answer")
-        self._size += len(data)
-        self._first = (self._first + data[:_FRAME_HEAD])[:_FRAME_HEAD]
+        first = (first + data[:_FRAME_HEAD])[:_FRAME_HEAD]
         try:
-            self._h11.receive_data(data)
-            return self._events()
-        except h11.RemoteProtocolError as e:
-            without_frames(e)
-            if self._head is not None:
-                return self._reply()  # cut, or with an odd body: the head is what counts
-            if _is_http2(self._first):
-                raise NotHttp("the answer is HTTP/2, which was not asked for", http2=True) from e
-            text = "nothing but a closed connection" if not data else printable(h11_words(e), 100)
-            raise NotHttp(f"the answer is not HTTP: {text}") from e
-
-    def _events(self) -> Reply | None:
-        while True:
-            event = self._h11.next_event()
-            if event is h11.NEED_DATA or event is h11.PAUSED:
-                break
-            if isinstance(event, h11.InformationalResponse):
-                if event.status_code == 101:
-                    return Reply(101, _headers(event), b"", self._h11.trailing_data[0])
-            elif isinstance(event, h11.Response):
-                self._head = event
-            elif isinstance(event, h11.Data):
-                self._body = (self._body + bytes(event.data))[:_MAX_BODY]
-            else:
-                return self._reply()
-        if self._size > MAX_ANSWER:
-            if self._head is not None:
-                return self._reply()
-            raise NotHttp(f"the answer has more than {MAX_ANSWER} bytes, and no end")
-        return None
-
-    def _reply(self) -> Reply:
-        assert self._head is not None
-        return Reply(self._head.status_code, _headers(self._head), self._body)
-
-
-def _headers(head: h11.Response | h11.InformationalResponse) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers]
+            http.receive_data_untrusted(data)
+        except RemoteProtocolError as e:
+            if http.reply is not None:
+                break  # cut, or with an odd body: the head is what counts
+            http2 = _is_http2(first)
+            text = "the answer is HTTP/2, which was not asked for" if http2 else str(e)
+            raise NotHttp(text, http2=http2) from without_frames(e)
+    reply = http.reply
+    assert reply is not None
+    return Reply(reply.status, reply.reason, reply.headers, http.body, http.rest)
 
 
 def _is_http2(first: bytes) -> bool:

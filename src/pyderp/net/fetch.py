@@ -9,44 +9,39 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-import h11
-
 from pyderp.addresses import bracketed
-from pyderp.errors import ConfigError, DialError, FailureReason, RemoteProtocolError, without_frames
+from pyderp.errors import (
+    ConfigError,
+    DialError,
+    FailureReason,
+    LocalProtocolError,
+    RemoteProtocolError,
+    without_frames,
+)
 from pyderp.net.dial import dial_host
 from pyderp.net.dns import Resolver
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import start_tls
 from pyderp.net.tlscontext import TLSConfig
-from pyderp.text import h11_words, printable
+from pyderp.text import printable
+from pyderp.wire.httpreply import HttpExchange, HttpReply
 
 __all__ = ["Fetched", "fetch", "shown_url"]
 
 _PORTS: Final = {"http": 80, "https": 443}
 _REDIRECTS: Final = 10
 """As in Go's HTTP client."""
-_MAX_HEAD: Final = 64 * 1024
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """An answer, after redirects."""
+@dataclass(frozen=True, slots=True)
+class Fetched(HttpReply):
+    """An answer, after redirects; its `reason` is printable."""
 
     url: str
     """Where it came from."""
-    status: int
-    reason: str
-    """The words beside the status, printable."""
-    headers: Sequence[tuple[bytes, bytes]]
-    """Names in lower case."""
     body: bytes
-
-    def header(self, name: str) -> str:
-        """The first value of a header, or an empty text."""
-        wanted = name.lower().encode()
-        return next((v.decode("latin-1") for n, v in self.headers if n == wanted), "")
 
 
 def shown_url(url: str) -> str:
@@ -142,13 +137,13 @@ async def _get(url: str, headers: Sequence[tuple[str, str]], limit: int, way: _W
     parts, host, port = _split(url)
     name = bracketed(host) if port == _PORTS[parts.scheme] else f"{bracketed(host)}:{port}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    fields = [("Host", name), ("User-Agent", "pyderp"), ("Connection", "close"), *headers]
+    fields = [("Connection", "close"), *headers]
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         fields.append(("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}"))
     try:
-        request = h11.Request(method="GET", target=target, headers=fields)
-    except (h11.LocalProtocolError, UnicodeEncodeError):
+        http = HttpExchange(name, target, headers=fields, max_body=limit + 1)
+    except LocalProtocolError:
         raise ConfigError(f"{shown_url(url)}: it cannot be asked for: not ASCII") from None
     secure = parts.scheme == "https"
     # With the schemes of websockets, both kinds of URL have a proxy in the environment.
@@ -162,41 +157,24 @@ async def _get(url: str, headers: Sequence[tuple[str, str]], limit: int, way: _W
     try:
         if secure:
             link = await start_tls(link, server_name=host, config=way.tls, settings=way.settings)
-        return await _exchange(link, request, limit, url)
+        return await _exchange(link, http, limit, url)
     finally:
         link.abort()
 
 
-async def _exchange(link: Link, request: h11.Request, limit: int, url: str) -> Fetched:
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-    link.write((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
-    response: h11.Response | None = None
-    body = bytearray()
+async def _exchange(link: Link, http: HttpExchange, limit: int, url: str) -> Fetched:
+    link.write(http.request)
     try:
-        while True:
-            event = connection.next_event()
-            if event is h11.NEED_DATA:
-                connection.receive_data(await link.read())
-            elif isinstance(event, h11.Response):
-                response = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > limit:
-                    raise RemoteProtocolError(f"{shown_url(url)}: more than {limit} bytes")
-            elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                break
-    except h11.RemoteProtocolError as e:
-        text = f"{shown_url(url)}: the answer is not HTTP: {printable(h11_words(e), 100)}"
-        raise RemoteProtocolError(text) from without_frames(e)
+        while not http.finished:
+            http.receive_data_untrusted(await link.read())
+    except RemoteProtocolError as e:
+        raise RemoteProtocolError(f"{shown_url(url)}: {e}") from without_frames(e)
     except OSError as e:
         text = f"{shown_url(url)}: the connection broke: {e.strerror or e}"
         raise DialError(text, reason=FailureReason.CUT) from without_frames(e)
-    if response is None:
-        raise RemoteProtocolError(f"{shown_url(url)}: closed without an answer")
-    return Fetched(
-        url,
-        response.status_code,
-        printable(response.reason.decode("latin-1"), 100),
-        tuple(response.headers),
-        bytes(body),
-    )
+    body = http.body
+    if len(body) > limit:
+        raise RemoteProtocolError(f"{shown_url(url)}: more than {limit} bytes")
+    assert http.reply is not None
+    reason = printable(http.reply.reason, 100)
+    return Fetched(http.reply.status, reason, http.reply.headers, url, body)

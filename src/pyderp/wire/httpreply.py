@@ -13,13 +13,14 @@ from pyderp.text import h11_words, printable
 
 __all__ = ["HttpExchange", "HttpReply"]
 
-MAX_HEAD: Final = 32 * 1024
+MAX_HEAD: Final = 64 * 1024
 """Bytes of an answer's head, together with informational answers before it."""
 _MAX_LINES: Final = 400
 """Lines of the same. h11 takes seconds for a head of many thousands."""
 _SLICE: Final = 4096
 """Bytes that h11 gets at once: it looks at its limit only while a head is incomplete."""
 _QUOTED: Final = 100
+_SWITCHING: Final = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ class HttpReply:
         """The first value of a header; empty when absent.
 
         Args:
-            name: in lower case.
+            name: in upper or lower case.
         """
-        return next((value for key, value in self.headers if key == name), "")
+        wanted = name.lower()
+        return next((value for key, value in self.headers if key == wanted), "")
 
 
 class HttpExchange:
@@ -75,11 +77,18 @@ class HttpExchange:
         self.request: bytes = head or b""
         self.reply: HttpReply | None = None
         """The head of the answer, once it is complete."""
-        self.body = b""
-        """As much of the body as came, at most `max_body` bytes."""
+        self.rest = b""
+        """What followed a 101, which is the answer if the request asks for an upgrade."""
         self.finished = False
+        self._body = bytearray()
         self._max_body = max_body
+        self._switched = False
         self._head_size = self._head_lines = 0
+
+    @property
+    def body(self) -> bytes:
+        """As much of the body as came, at most `max_body` bytes."""
+        return bytes(self._body)
 
     def receive_data_untrusted(self, data: bytes) -> None:
         """Take bytes of the server; `b""` means that it closed its side.
@@ -88,8 +97,11 @@ class HttpExchange:
             RemoteProtocolError: not HTTP, cut short, or a head that is too long.
         """
         for start in range(0, len(data) or 1, _SLICE):
+            piece = data[start : start + _SLICE]
             if not self.finished:
-                self._receive(data[start : start + _SLICE])
+                self._receive(piece)
+            elif self._switched:
+                self.rest += piece
 
     def _receive(self, data: bytes) -> None:
         if self.reply is None:
@@ -101,25 +113,32 @@ class HttpExchange:
                 pass
         except h11.RemoteProtocolError as e:
             without_frames(e)  # h11 raises it in a method of itself: its own frames hold it
-            raise RemoteProtocolError(f"bad HTTP answer: {printable(h11_words(e), _QUOTED)}") from e
+            text = printable(h11_words(e), _QUOTED)
+            if not self._head_size:
+                text = "nothing but a closed connection"
+            raise RemoteProtocolError(f"the answer is not HTTP: {text}") from e
         if self.reply is None and (self._head_size > MAX_HEAD or self._head_lines > _MAX_LINES):
-            raise RemoteProtocolError("bad HTTP answer: its head does not end")
+            raise RemoteProtocolError("the answer is not HTTP: its head does not end")
 
     def _take(self, event: object) -> bool:
         """Take an event of h11; returns whether another may follow at once."""
-        if isinstance(event, h11.Response):
-            self.reply = HttpReply(
-                event.status_code,
-                event.reason.decode("latin-1"),
-                tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in event.headers),
-            )
+        if isinstance(event, h11.Response | h11.InformationalResponse):
+            # h11 lets a 101 pass only if the request has the header Upgrade.
+            self._switched = event.status_code == _SWITCHING
+            if self._switched or isinstance(event, h11.Response):
+                self.reply = HttpReply(
+                    event.status_code,
+                    event.reason.decode("latin-1"),
+                    tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in event.headers),
+                )
+            if self._switched:
+                self.rest = self._h11.trailing_data[0]
+                self.finished = True
         elif isinstance(event, h11.Data):
-            self.body += event.data[: self._max_body - len(self.body)]
-            self.finished = len(self.body) >= self._max_body
+            self._body += event.data[: self._max_body - len(self._body)]
+            self.finished = len(self._body) >= self._max_body
         elif isinstance(event, h11.EndOfMessage):
             self.finished = True
-        elif isinstance(event, h11.ConnectionClosed):
-            raise RemoteProtocolError("bad HTTP answer: the connection ended without one")
-        elif not isinstance(event, h11.InformationalResponse):
-            return False  # more is needed, or it switches to another protocol
+        else:
+            return False  # more is needed
         return True

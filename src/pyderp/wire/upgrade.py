@@ -19,6 +19,8 @@ __all__ = [
     "upgrade_request",
 ]
 
+UPGRADE_HEADERS: Final = (("Connection", "Upgrade"), ("Upgrade", "DERP"))
+"""What makes a request one for the upgrade to DERP."""
 FAST_START_HEADER: Final = "Derp-Fast-Start"
 IDEAL_NODE_HEADER: Final = "Ideal-Node"
 _MAX_REPLY_BODY: Final = 4096
@@ -60,7 +62,7 @@ def upgrade_request(
     Raises:
         BadUpgrade: a value that an HTTP request cannot have.
     """
-    headers = [("Connection", "Upgrade"), ("Upgrade", "DERP"), *extra]
+    headers = [*UPGRADE_HEADERS, *extra]
     if ideal_node:
         headers.append((IDEAL_NODE_HEADER, ideal_node))
     if fast_start:
@@ -86,11 +88,7 @@ class UpgradeReply:
         self._h11 = h11.Connection(h11.CLIENT)
         # h11 reads an answer only after a request; the real one was made by `upgrade_request`.
         self._h11.send(
-            h11.Request(
-                method="GET",
-                target="/",
-                headers=[("Host", "x"), ("Connection", "Upgrade"), ("Upgrade", "DERP")],
-            )
+            h11.Request(method="GET", target="/", headers=[("Host", "x"), *UPGRADE_HEADERS])
         )
         self._h11.send(h11.EndOfMessage())
         self._refused: tuple[int, str] | None = None
