@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyderp.server.app.assemble.Gate", functools.partial(Gate, timeout=BUDGET))
+    monkeypatch.setattr("pyderp.admission.gate.Gate", functools.partial(Gate, timeout=BUDGET))
 
 
 class Controller:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -33,21 +34,21 @@ _A_TICK: Final = 500
 """Connections looked at in one tick, for a millisecond at most."""
 
 
-class Spread:
+class Spread(ABC):
     """Looks at many connections, a few at a time, evenly over a tick.
 
     The kernel takes about 4 µs to answer for one, which the packets that arrive meanwhile wait:
     for 5,000 connections all looks of a tick took 1.4 ms, and were seen in the 99th percentile.
-
-    Args:
-        look: called with each connection.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, look: Callable[[Served], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._look = look
         self._rest: deque[Served] = deque()
         self._pause = 0.0
+
+    @abstractmethod
+    def look(self, protocol: Served) -> None:
+        """Look at one connection."""
 
     @property
     def going_on(self) -> bool:
@@ -58,17 +59,17 @@ class Spread:
         """Look at these; the first few at once."""
         self._rest.extend(connections)
         self._pause = TICK * _LOOKS_AT_ONCE / max(len(connections), _LOOKS_AT_ONCE)
-        self._next()
+        self._look_at_next()
 
-    def _next(self) -> None:
+    def _look_at_next(self) -> None:
         rest = self._rest
         for _ in range(min(_LOOKS_AT_ONCE, len(rest))):
-            self._look(rest.popleft())
+            self.look(rest.popleft())
         if rest:
-            self._loop.call_later(self._pause, self._next)
+            self._loop.call_later(self._pause, self._look_at_next)
 
 
-class PathWatch:
+class PathWatch(Spread):
     """Ends connections on which the kernel retransmits without an answer.
 
     The kernel must have sent three times in vain, which it has 1.4 s after the path died if round
@@ -91,8 +92,8 @@ class PathWatch:
         timeout: float,
         ask: Callable[[asyncio.BaseTransport | None], Unanswered | None] = unanswered,
     ) -> None:
+        super().__init__(loop)
         self._connections = connections
-        self._loop = loop
         self._timeout = timeout
         self._ask = ask
         self._period = max(timeout / _LOOKS, TICK)
@@ -101,7 +102,6 @@ class PathWatch:
         self._next = loop.time()
         # Connections that did not answer when last looked at, and since when.
         self._suspects: dict[Served, float] = {}
-        self._looks = Spread(loop, self._look)
 
     def tick(self, now: float) -> None:
         """Look at the next connections, and at those that did not answer."""
@@ -111,11 +111,12 @@ class PathWatch:
             self._round = iter(everyone)
             # A round takes most of the period, so that there is little to do in each tick.
             self._a_tick = math.ceil(len(everyone) * TICK / self._period)
-        if not self._looks.going_on:
+        if not self.going_on:
             fresh = (p for p in islice(self._round, self._a_tick) if p not in self._suspects)
-            self._looks.start([*self._suspects, *fresh])
+            self.start([*self._suspects, *fresh])
 
-    def _look(self, protocol: Served) -> None:
+    def look(self, protocol: Served) -> None:
+        """Ask the kernel, and end the connection if its path is dead (`Spread`)."""
         now = self._loop.time()
         since = self._suspects.get(protocol, now)
         waits = self._ask(protocol.transport)
@@ -131,7 +132,7 @@ class PathWatch:
             protocol.end(EndReason.DEAD_PATH, How.NOW, detail)
 
 
-class RttSampler:
+class RttSampler(Spread):
     """Samples each logged-in connection about every ten seconds, some of them in each tick.
 
     Args:
@@ -142,21 +143,22 @@ class RttSampler:
     def __init__(
         self, connections: Collection[Served], counters: Counters, loop: asyncio.AbstractEventLoop
     ) -> None:
+        super().__init__(loop)
         self._connections = connections
         self._counters = counters
         self._round: Iterator[Served] = iter(())
         self._next = loop.time() + _PERIOD
-        self._samples = Spread(loop, self._sample)
 
     def tick(self, now: float) -> None:
         """Sample the next connections, if it is time for them."""
         if now >= self._next:
             self._next = now + _PERIOD
             self._round = iter(list(self._connections))
-        if not self._samples.going_on:
-            self._samples.start(list(islice(self._round, _A_TICK)))
+        if not self.going_on:
+            self.start(list(islice(self._round, _A_TICK)))
 
-    def _sample(self, protocol: Served) -> None:
+    def look(self, protocol: Served) -> None:
+        """Take a sample of a connection that is logged in (`Spread`)."""
         if protocol.connection is not None and protocol.transport is not None:
             label = _label(protocol.transport)
             samples = self._counters.tcp_rtt
