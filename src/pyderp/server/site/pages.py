@@ -97,7 +97,7 @@ class DebugSite:
     async def _check(self, _: Request) -> Response:
         found = await problems(self._view)
         if found:
-            return _sub_page(_TEXT, (", ".join(found) + "\n").encode(), status=500)
+            return _sub_page(_TEXT, "".join(f"{each}\n" for each in found).encode(), status=500)
         # Monitoring looks for derper's words.
         return _sub_page(_TEXT, b"derp.Server ConsistencyCheck okay")
 
