@@ -187,6 +187,12 @@ def test_the_words_of_the_native_part_match_as_well(why: str) -> None:
     assert expression().search(line)
 
 
+def test_the_alert_of_a_client_without_trust_is_in_the_guide_as_it_is_logged() -> None:
+    text = (REPOSITORY / "docs" / "howto" / "troubleshooting.md").read_text()
+    assert f"`closed: TLS: the other side ended it with the {DISTRUST}`" in text
+    assert not re.search(r"TLSV1_|SSLV3_", text)
+
+
 def test_a_client_cannot_have_another_banned() -> None:
     """What it sends stands behind its own address."""
     start = "2026-11-30 10:00:00,123 WARNING client 1 192.0.2.1:4 "
