@@ -6,15 +6,17 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pyderp.config import ACMETLS, AdmissionConfig, RelayConfig
+from pyderp.config import ACMETLS, AdmissionConfig, ManualTLS, RelayConfig
 from pyderp.keys import MeshKey
 from pyderp.server.app.listeners import Supervisor
 from pyderp.server.app.relay import Relay
 from pyderp.server.trouble import Part
+from tests.certs.authority import issue
 from tests.conftest import Run
 from tests.server import dial
 
@@ -70,6 +72,23 @@ def test_a_relay_whose_authority_is_down_is_not_healthy(run: Run, tmp_path: Path
                 await asyncio.open_connection(*relay.address, ssl=dial_anything())
             assert b'\npyderp_certificate_missing{name="relay.example.com"} 1\n' in varz
             assert b"pyderp_certificate_next_try_timestamp_seconds{" in varz
+
+    run(main())
+
+
+@pytest.mark.parametrize(("age", "says"), [(100, "has expired on"), (-1, "is valid from")])
+def test_a_certificate_that_clients_refuse_is_logged_once_at_the_start(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, age: int, says: str
+) -> None:
+    chain, key = issue("relay.example.com", age=timedelta(days=age))
+    (tmp_path / "relay.example.com.crt").write_bytes(chain)
+    (tmp_path / "relay.example.com.key").write_bytes(key)
+
+    async def main() -> None:
+        tls = ManualTLS(certdir=tmp_path, hostname="relay.example.com", http_port=None)
+        async with Relay(RelayConfig(tls=tls)):
+            (line,) = (each for each in caplog.messages if "relay.example.com" in each)
+            assert says in line
 
     run(main())
 
