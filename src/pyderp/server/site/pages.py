@@ -221,8 +221,9 @@ async def problems(view: RelayView) -> list[str]:
             f"connections = {view.router.registry.size} != {logged_in} sockets are logged in"
         )
     if view.admission is not None:
-        trouble = await view.admission.check_self()
-        if trouble is not None:
-            found.append(trouble)
+        wrong = await view.admission.check_self()
+        # The trouble of tailscaled is mostly the same.
+        if wrong is not None and not any(wrong in each.text for each in troubles(view)):
+            found.append(wrong)
     found += [each.text for each in troubles(view)]
     return found
