@@ -19,7 +19,7 @@ from pyderp.config import AdmissionConfig
 from pyderp.errors import ConfigError
 from tests.conftest import Run
 
-from .fakes import STALL, Reply, Request, identity, key, response, serving
+from .fakes import CLOSE, STALL, FakeServer, Reply, Request, identity, key, response, serving
 
 ALLOW = response(b'{"Allow":true}')
 DENY = response(b'{"Allow":false}')
@@ -60,13 +60,16 @@ class Relay:
         self.closed.set()
 
     @contextlib.asynccontextmanager
-    async def gate(self, *, look: float = 3600, **settings: Any) -> AsyncIterator[Gate]:
+    async def gate(
+        self, *, look: float = 3600, probe: float = 0, **settings: Any
+    ) -> AsyncIterator[Gate]:
         config = AdmissionConfig(**{"recheck": 0} | settings)
         gate = Gate(
             config,
             live=lambda: self.connected,
             revoke=self.revoke,
             look=look,
+            probe=probe,
             clock=lambda: self.now,
         )
         try:
@@ -581,3 +584,117 @@ assert not make(AdmissionConfig(decide=lambda *_: True))
 assert make(AdmissionConfig(tailscaled=True))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+
+
+async def until(gate: Gate, *, trouble: bool) -> None:
+    """Wait until the gate is in trouble, or is not any more."""
+    async with asyncio.timeout(20):
+        while True:
+            if bool(gate.troubles()) is trouble:
+                return
+            await asyncio.sleep(0.01)
+
+
+def test_a_tailscaled_that_is_down_counts_before_the_first_client(
+    run: Run, relay: Relay, tmp_path: Path
+) -> None:
+    """Down at the start, up later, and down again: no client asks in all this time."""
+
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode())
+        async with relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate:
+            await until(gate, trouble=True)
+            assert gate.troubles() == [
+                "local tailscaled brings no answer, clients are kept out: localClient.Status: "
+                f"cannot connect to {path}: No such file or directory"
+            ]
+            async with serving([status], path=path):
+                await until(gate, trouble=False)
+            path.unlink(missing_ok=True)
+            await until(gate, trouble=True)
+            assert gate.counters == AdmissionCounters()
+
+    run(main())
+
+
+def test_a_tailscaled_that_is_not_logged_in_counts(run: Run, relay: Relay, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "d.sock"
+        status = response(b'{"Self":{"PublicKey":"nodekey:%s"}}' % (b"0" * 64))
+        async with (
+            serving([status], path=path),
+            relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate,
+        ):
+            await until(gate, trouble=True)
+            assert "tailscaled is not logged in" in gate.troubles()[0]
+
+    run(main())
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("answer", [ALLOW, DENY])
+def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
+    run: Run, relay: Relay, fail_open: bool, answer: bytes
+) -> None:
+    """No client is let in, or counted as one, by the looks meanwhile."""
+
+    async def main() -> None:
+        up = False
+
+        def reply(_: Request) -> Reply:
+            return [answer] if up else [CLOSE]
+
+        async with serving(reply) as server:
+            url = server.url
+        # Nothing listens there now; the same port later.
+        port = int(url.split(":")[2].split("/")[0])
+        async with relay.gate(probe=0.01, url=url, url_fail_open=fail_open, remember=0) as gate:
+            assert (await gate.ask(identity())).allowed == fail_open
+            assert gate.troubles()
+            let_in = gate.counters.failed_open
+            asked = gate.counters.queries
+            async with asyncio.timeout(20):
+                while True:
+                    if gate.counters.queries >= asked + 3:
+                        break
+                    await asyncio.sleep(0.01)
+            assert gate.troubles()
+            up = True
+            fake = FakeServer(reply)
+            back = await asyncio.start_server(fake.serve, "127.0.0.1", port)
+            try:
+                await until(gate, trouble=False)
+            finally:
+                back.close()
+            assert gate.counters.failed_open == let_in
+            assert str(key(1)).encode() in fake.requests[0].body
+
+    run(main())
+
+
+def test_the_trouble_of_a_function_ends_on_an_empty_relay(run: Run, relay: Relay) -> None:
+    """A function that works is asked about no client that is not there."""
+
+    async def main() -> None:
+        asked = []
+        works = False
+
+        def decide(public: NodePublic, address: str) -> bool:
+            asked.append((public, address))
+            if not works:
+                raise RuntimeError("no database")
+            return False
+
+        async with relay.gate(probe=0.01, decide=decide) as gate:
+            assert not (await gate.ask(identity())).allowed
+            assert gate.troubles()
+            works = True
+            await until(gate, trouble=False)
+            count = len(asked)
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            assert len(asked) == count
+            assert set(asked) == {(key(1), "192.0.2.7")}
+
+    run(main())

@@ -193,6 +193,7 @@ class Slow(Source):
     seconds: float
     name: str = "source"
     verdict: Verdict = DENIED
+    trouble: str = ""
     asked: list[ClientIdentity] = field(default_factory=list)
     running: int = 0
     most: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -134,6 +135,8 @@ def test_without_a_good_one_an_expired_one_is_served_and_told_of(
 ) -> None:
     old = write_pair(tmp_path, NAME, days=-2)
     certificates = load(tmp_path)
+    assert errors(caplog) == []  # as of a check of settings
+    asyncio.run(certificates.start())
     assert presented(context_of(certificates))[0] == old
     new = write_pair(tmp_path, NAME, days=-1)
     assert certificates.reload() is True

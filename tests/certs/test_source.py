@@ -12,9 +12,7 @@ ONE = CertificateInfo(("derp.example.com", "192.0.2.1"), ISSUED, END)
 OTHER = CertificateInfo(("other.example.com",), ISSUED, END + timedelta(days=100))
 
 
-@pytest.mark.parametrize(
-    ("day", "says"), [(79, None), (81, "expires on 2026-04-11"), (101, "expired on 2026-04-11")]
-)
+@pytest.mark.parametrize(("day", "says"), [(79, None), (81, "expires on 2026-04-11"), (101, None)])
 def test_warns_in_the_last_fifth_of_the_lifetime(
     caplog: pytest.LogCaptureFixture, day: int, says: str | None
 ) -> None:
@@ -32,9 +30,23 @@ def test_warns_once_a_day_and_of_a_new_certificate_at_once(
         watch.look([ONE], ISSUED + timedelta(days=90, hours=hours))
         counts.append(len(caplog.records))
     assert counts == [1, 1, 1, 2, 2, 3]
-    watch.look([], END)
-    watch.look([ONE], END)
+    watch.look([], END - timedelta(hours=1))
+    watch.look([ONE], END - timedelta(hours=1))
     assert len(caplog.records) == 4
+    watch.look([ONE], END + timedelta(days=1))
+    assert "derp.example.com, 192.0.2.1 expired on 2026-04-11" in caplog.messages[-1]
+
+
+def test_one_that_had_expired_before_is_told_again_after_a_day(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its source says so at once."""
+    watch = ExpiryWatch()
+    counts = []
+    for hours in (0, 23, 24):
+        watch.look([ONE], END + timedelta(hours=hours))
+        counts.append(len(caplog.records))
+    assert counts == [0, 0, 1]
 
 
 def test_a_lifetime_of_nothing_divides_nothing() -> None:

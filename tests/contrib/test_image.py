@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import http.client
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -203,10 +206,35 @@ def test_what_the_image_is_built_from_exists() -> None:
     assert os.access(OCI / "entrypoint.sh", os.X_OK)
     assert "--require-hashes" in BUILD
     assert "EXPOSE 443/tcp 80/tcp 3478/udp" in BUILD
+    assert not re.search(r"https?://(?!127)", BUILD)
+
+
+@pytest.mark.parametrize("given", ["", "127.0.0.2:{}", "localhost:{}"])
+def test_the_health_check_asks_where_it_is_told_to(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Port 80 of 127.0.0.1 if nothing is said; what is no 200 is not healthy."""
+    asked: list[tuple[str, int, str]] = []
+    statuses = [200, 500]
+
+    class Recorder(http.client.HTTPConnection):
+        def request(self, method: str, url: str, *_: object, **__: object) -> None:
+            asked.append((self.host, self.port, f"{method} {url}"))
+
+        def getresponse(self) -> Any:
+            return SimpleNamespace(status=statuses[len(asked) - 1])
+
     check = re.search(r'"-c", "(.*)"\]', BUILD)
     assert check
-    compile(check[1], "HEALTHCHECK", "exec")
-    assert not re.search(r"https?://(?!127)", BUILD)
+    monkeypatch.setenv("HEALTH_ADDRESS", given.format(9090))
+    monkeypatch.setattr(http.client, "HTTPConnection", Recorder)
+    code = compile(check[1], "HEALTHCHECK", "exec")
+    for healthy in (True, False):
+        with pytest.raises(SystemExit) as caught:
+            exec(code, {})
+        assert bool(caught.value.code) is not healthy
+    host = given.partition(":")[0] or "127.0.0.1"
+    assert asked == [(host, 9090 if given else 80, "GET /debug/check")] * 2
 
 
 def test_what_is_sent_to_the_build_is_what_it_copies() -> None:

@@ -79,13 +79,28 @@ def running(log: Path, *args: object) -> Iterator[LoggingRelay]:
 RDP = bytes.fromhex("030000130ee000000000000100080003000000")
 CAUGHT = {
     b"hello\r\n\r\n": "bad HTTP request: ",
-    b"SSH-2.0-scan\r\n\r\n": "SSH",
+    b"CONNECT relay.example.com:25 HTTP/1.1\r\nHost: h\r\n\r\n": "HTTP request for a proxy: ",
+    b"SSH-2.0-scan\r\n": "SSH",
     RDP: "RDP ",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": "HTTP/2, ",
 }
-"""What scanners send, and the log about them."""
+"""What scanners send to a port without TLS, and the log about them."""
+CAUGHT_BY_TLS = {
+    b"GET / HTTP/1.1\r\nHost: h\r\n\r\n": "TLS: plain HTTP on the TLS port",
+    b"CONNECT h:25 HTTP/1.1\r\nHost: h\r\n\r\n": "TLS: a request for an HTTP proxy on the TLS port",
+    b"SSH-2.0-scan\r\n": "TLS: SSH",
+    RDP: "TLS: RDP ",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": "TLS: HTTP/2, ",
+    b"EHLO scan.example.com\r\n": "TLS: what came is no TLS",
+}
+"""The same for a port with TLS."""
 OTHERS = ("no login within ", "TLS: no certificate for this client")
 """What they leave there otherwise."""
+MONITOR = "bad HTTP request: no request line received"
+DISTRUST = "alert 'unknown ca'"
+WANTED = len(CAUGHT) + len(CAUGHT_BY_TLS) + len(OTHERS)
+PASSED = ("rejected", MONITOR, DISTRUST)
+"""In lines about nodes and monitors of one's own."""
 
 
 def a_scanned_log(folder: Path) -> Path:
@@ -113,10 +128,26 @@ def a_scanned_log(folder: Path) -> Path:
     with running(
         log, "-a", "127.0.0.1:0", "-c", folder / "relay.key", "--http-port=-1", *files
     ) as r:
+        for data, text in CAUGHT_BY_TLS.items():
+            r.say(data)
+            r.wait_for(rf"closed: {re.escape(text)}")
         context = ssl.create_default_context()
         with socket.create_connection(r.where, timeout=BOUND) as sock, pytest.raises(OSError):
             context.wrap_socket(sock, server_hostname="scan.example.com")
         r.wait_for(f"closed: {OTHERS[1]}")
+        # A monitor that looks at the certificate: echo | openssl s_client.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(r.where, timeout=BOUND) as sock,
+            context.wrap_socket(sock, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(b"\n")
+            tls.recv(4096)
+        r.wait_for(f"closed: {MONITOR}")
+        # A client that does not trust the certificate.
+        with socket.create_connection(r.where, timeout=BOUND) as sock, pytest.raises(OSError):
+            ssl.create_default_context().wrap_socket(sock, server_hostname="localhost")
+        r.wait_for(r"closed: TLS: .* alert 'unknown ca'")
     return log
 
 
@@ -134,8 +165,11 @@ def test_the_filter_matches_what_scanners_leave_in_the_log(tmp_path: Path) -> No
     As fail2ban has them from a file, without the time, and from the journal, with a prefix.
     """
     lines = a_scanned_log(tmp_path).read_text().splitlines()
-    caught = [line for line in lines if " closed: " in line and "rejected" not in line]
-    assert len(caught) == len(CAUGHT) + len(OTHERS)
+    closed = [line for line in lines if " closed: " in line]
+    passed = [line for line in closed if any(text in line for text in PASSED)]
+    assert len(passed) == len(PASSED)
+    caught = [line for line in closed if line not in passed]
+    assert len(caught) == WANTED
     for line in lines:
         untimed = re.sub(r"^\S+ \S+ ", " ", line)
         for form in (line, untimed, f"derp pyderp[4711]: {line}"):
@@ -144,6 +178,19 @@ def test_the_filter_matches_what_scanners_leave_in_the_log(tmp_path: Path) -> No
             if match:
                 address = "127.0.0.1" if "TLS" in line else "::1"
                 assert match["address"] == address
+
+
+@pytest.mark.parametrize("why", ["no TLS", "plain HTTP on the TLS port", "RDP (Remote Desktop)"])
+def test_the_words_of_the_native_part_match_as_well(why: str) -> None:
+    """`pyderp-fast` has its own word for what is no TLS."""
+    line = f"WARNING client 1 192.0.2.1:4 closed: TLS: {why}"
+    assert expression().search(line)
+
+
+def test_the_alert_of_a_client_without_trust_is_in_the_guide_as_it_is_logged() -> None:
+    text = (REPOSITORY / "docs" / "howto" / "troubleshooting.md").read_text()
+    assert f"`closed: TLS: the other side ended it with the {DISTRUST}`" in text
+    assert not re.search(r"TLSV1_|SSLV3_", text)
 
 
 def test_a_client_cannot_have_another_banned() -> None:
@@ -168,9 +215,8 @@ def test_fail2ban_takes_the_filter(tmp_path: Path) -> None:
         [program, str(log), str(FILTER)], capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    wanted = len(CAUGHT) + len(OTHERS)
-    assert re.search(rf"^Failregex: {wanted} total", done.stdout, re.M), done.stdout
-    assert re.search(rf", {wanted} matched, ", done.stdout), done.stdout
+    assert re.search(rf"^Failregex: {WANTED} total", done.stdout, re.M), done.stdout
+    assert re.search(rf", {WANTED} matched, ", done.stdout), done.stdout
 
 
 def test_the_jail_is_for_the_filter_and_as_the_guide_says() -> None:

@@ -28,6 +28,8 @@ log = logging.getLogger("pyderp.admission")
 
 _LOOK: Final = 2.0
 """Seconds between two looks at the key file; a change counts when it is there for two."""
+_PROBE: Final = 10.0
+"""Seconds between two looks at whether a source works: without clients, no question says so."""
 _SELF_ADDRESS: Final = "::1"
 _ALLOWED: Final = Verdict(True)
 _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
@@ -46,6 +48,7 @@ class Gate:
             `None`; the text says why.
         timeout: seconds for each question.
         look: seconds between two looks at whether the key file changed.
+        probe: seconds between two looks at whether a source works; 0: no such looks.
         clock: seconds of a monotonic clock.
 
     Raises:
@@ -60,6 +63,7 @@ class Gate:
         revoke: Callable[[NodePublic, str | None, str], None],
         timeout: float = ADMISSION_TIMEOUT,
         look: float = _LOOK,
+        probe: float = _PROBE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = AdmissionCounters()
@@ -67,6 +71,7 @@ class Gate:
         self._live = live
         self._revoke = revoke
         self._look = look
+        self._probe = probe
         self._clock = clock
         self._list = None if config.keys_file is None else AllowList(config.keys_file)
         self._denied = None if config.deny_file is None else DenyList(config.deny_file)
@@ -109,6 +114,8 @@ class Gate:
             keys.load()
         for keys in self._files():
             self._begin(self._look_for_ever(keys), f"pyderp admission: {keys.path}")
+        for source in self._sources if self._probe else ():
+            self._begin(self._probe_for_ever(source), f"pyderp admission: probe {source.name}")
         if self._sources and self._recheck:
             self._begin(
                 recheck_for_ever(self._recheck, self._live, self._check_again),
@@ -157,7 +164,7 @@ class Gate:
         return wrong or None
 
     def troubles(self) -> list[str]:
-        """What of the sources does not work, a line each, as the last question and look found."""
+        """What of the sources does not work, a line each, as the last question or look found."""
         texts = [source.trouble for source in self._sources]
         texts += [keys.trouble for keys in self._files()]
         return [text for text in texts if text]
@@ -268,6 +275,14 @@ class Gate:
                     self._close_unlisted()
             except Exception:
                 log.exception("looking at the key file %s failed", keys.path)
+
+    async def _probe_for_ever(self, source: Questions) -> None:
+        while True:
+            try:
+                await source.probe()
+            except Exception:
+                log.exception("%s: looking whether it works failed", source.name)
+            await asyncio.sleep(self._probe)
 
     def _close_unlisted(self) -> None:
         for key in {client.key for client in self._live()}:

@@ -111,6 +111,16 @@ class Source:
         """Return the verdict; never raises anything but `CancelledError`."""
         raise NotImplementedError
 
+    async def probe(self, client: ClientIdentity | None) -> None:
+        """Find out whether the source works, and note it in `trouble`; lets no client in.
+
+        Args:
+            client: the last one that the source had no answer about; `None`: the source had an
+                answer to the last question, or was not asked yet.
+        """
+        if client is not None:
+            await self.ask(client)
+
     async def aclose(self) -> None:
         """Close what is kept open for the next question."""
 
@@ -127,9 +137,12 @@ class Source:
         """Count and log that there is no usable answer, which keeps the client out."""
         self._counters.errors += 1
         if cause is not Cause.CROWDED:
-            self.trouble = f"{self.name} brings no answer, clients are kept out: {what}"
+            self.trouble = self._kept_out(what)
         self._failures.failed(what, error)
         return Verdict(False, f"{self.name}: {what}", cause=cause)
+
+    def _kept_out(self, what: str) -> str:
+        return f"{self.name} brings no answer, clients are kept out: {what}"
 
 
 class AdmissionFunction(Source):
@@ -313,6 +326,8 @@ class Questions:
         self._newcomers = Turns(ADMISSION_QUESTIONS, ADMISSION_SHARE)
         self._rechecks = Turns(ADMISSION_RECHECKS, ADMISSION_RECHECKS)
         self._failures = FailureLog(source.name)
+        self._unanswered: ClientIdentity | None = None
+        """The client of the last question, if the source had no answer to it."""
 
     @property
     def trouble(self) -> str:
@@ -348,7 +363,14 @@ class Questions:
                 slow = clock() - begin > _SLOW * self._timeout
         finally:
             turns.end(turn, slow=slow)
+        self._unanswered = client if self._source.trouble else None
         return verdict
+
+    async def probe(self) -> None:
+        """Find out whether the source works now, so that `trouble` is right without clients."""
+        await self._source.probe(self._unanswered)
+        if not self._source.trouble:
+            self._unanswered = None
 
     async def aclose(self) -> None:
         """Close what the source keeps open."""

@@ -111,6 +111,22 @@ class Tailscaled(Source):
             return "localClient.Status: no node key in it"
         return "localClient.Status: tailscaled is not logged in" if key.is_zero() else key
 
+    async def probe(self, client: ClientIdentity | None) -> None:
+        """Ask about the client again, or, if there is none, for the daemon's own node key."""
+        if client is not None:
+            await super().probe(client)
+            return
+        before = self.trouble
+        key = await self.own_key()
+        # A client's question that ended meanwhile says more than this one.
+        if self.trouble != before:
+            return
+        if isinstance(key, str):
+            # Without a line in the log: the program that runs the relay warns at its start.
+            self.trouble = self._kept_out(key)
+        else:
+            self._worked()
+
     async def aclose(self) -> None:
         """Close the connections."""
         if self._session is not None:

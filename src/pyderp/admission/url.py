@@ -94,6 +94,20 @@ class AdmissionURL(Source):
         finally:
             self._reach.on_end(attempt)
 
+    async def probe(self, client: ClientIdentity | None) -> None:
+        """Ask about the client again; without a connection, `trouble` stays as it is."""
+        if client is None:
+            return
+        self._counters.queries += 1
+        attempt = self._reach.begin()
+        try:
+            await self._exchange(client, attempt)
+        except (aiohttp.ClientError, OSError, ValueError) as e:
+            self._counters.errors += 1
+            without_frames(e)
+        finally:
+            self._reach.on_end(attempt)
+
     async def _exchange(self, client: ClientIdentity, attempt: Attempt) -> Verdict:
         question = {"NodePublic": str(client.key), "Source": client.address}
         body = json.dumps(question, separators=(",", ":")).encode()

@@ -204,7 +204,10 @@ class CertificateSource:
 
 
 class ExpiryWatch:
-    """Warns of each certificate that is about to expire, once a day."""
+    """Warns of each certificate that is about to expire or has, once a day.
+
+    Of one that had expired when it was first seen, only after a day: its source logs that.
+    """
 
     def __init__(self) -> None:
         self._throttles: dict[CertificateInfo, Throttle] = {}
@@ -213,7 +216,7 @@ class ExpiryWatch:
         """Warn of those that it is time for; `now` is aware."""
         soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
         known = self._throttles
-        self._throttles = {each: known.get(each) or Throttle(_AGAIN) for each in soon}
+        self._throttles = {each: known.get(each) or _throttle(each, now) for each in soon}
         for each, throttle in self._throttles.items():
             if throttle.admit(now.timestamp()) is None:
                 continue
@@ -223,3 +226,10 @@ class ExpiryWatch:
                 "expires on" if now < each.not_after else "expired on",
                 day(each.not_after),
             )
+
+
+def _throttle(certificate: CertificateInfo, now: datetime) -> Throttle:
+    throttle = Throttle(_AGAIN)
+    if now >= certificate.not_after:
+        throttle.admit(now.timestamp())
+    return throttle

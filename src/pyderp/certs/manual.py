@@ -101,7 +101,12 @@ class ManualCertificates(CertificateSource):
         self._failures = 0
         self._error = ""
         """Why the files are not used; empty: they are."""
-        self._use(self._load())
+        self._credential = self._load()
+
+    async def start(self) -> None:
+        """Log it if clients refuse the certificate."""
+        # Not when it is read: a check of settings reads it too, and has its own words.
+        self._tell_if_refused()
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
         """The one there is, to clients that ask for its DNS name; that of an address to all."""
@@ -152,7 +157,8 @@ class ManualCertificates(CertificateSource):
             log.error("certificate not reloaded, the old one stays in use: %s", e)
             return False
         self._failures, self._error = 0, ""
-        self._use(found)
+        self._credential = found
+        self._tell_if_refused()
         log.info("certificate of %s reloaded from %s", self.hostname, self.certificate_file)
         return True
 
@@ -169,16 +175,16 @@ class ManualCertificates(CertificateSource):
             f"{day(old.not_after)}"
         )
 
-    def _use(self, found: Credential) -> None:
+    def _tell_if_refused(self) -> None:
         now = utc_now()
-        if not found.info.is_valid(now):
+        info = self._credential.info
+        if not info.is_valid(now):
             log.error(
                 "the certificate in %s %s: it is served all the same, and clients refuse it; "
                 "replace it",
                 self.certificate_file,
-                _dates(found.info, now),
+                _dates(info, now),
             )
-        self._credential = found
 
     @property
     def _content(self) -> tuple[bytes, bytes]:

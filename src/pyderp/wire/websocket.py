@@ -19,6 +19,7 @@ from websockets.protocol import SERVER, Protocol, State
 from websockets.utils import accept_key
 
 from pyderp.errors import RemoteProtocolError, without_frames
+from pyderp.silence import SILENT
 from pyderp.wire.http import Request, Response, text_response
 
 __all__ = [
@@ -149,7 +150,10 @@ class WebSocketServer:
     __slots__ = ("_protocol", "_text")
 
     def __init__(self) -> None:
-        self._protocol = Protocol(SERVER, state=State.OPEN, max_size=MAX_RECEIVED_MESSAGE)
+        # The library would log the start of each message at level DEBUG.
+        self._protocol = Protocol(
+            SERVER, state=State.OPEN, max_size=MAX_RECEIVED_MESSAGE, logger=SILENT
+        )
         self._text: Exception | None = None
 
     def __del__(self) -> None:

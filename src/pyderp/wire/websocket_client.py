@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, without_frames
+from pyderp.silence import SILENT
 from pyderp.text import h11_words, printable
 from pyderp.wire.upgrade import UpgradeReply
 from pyderp.wire.websocket import (
@@ -62,6 +63,7 @@ class WebSocketClient:
             WebSocketURI(False, "", 0, "", ""),
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             max_size=MAX_RECEIVED_MESSAGE,
+            logger=SILENT,  # it would log the start of each message
         )
         self._request = _request(
             target,

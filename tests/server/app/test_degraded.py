@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pyderp.config import ACMETLS, AdmissionConfig, RelayConfig
+from pyderp.config import ACMETLS, AdmissionConfig, ManualTLS, RelayConfig
 from pyderp.keys import MeshKey
 from pyderp.server.app.listeners import Supervisor
 from pyderp.server.app.relay import Relay
 from pyderp.server.trouble import Part
+from tests.certs.authority import issue
 from tests.conftest import Run
 from tests.server import dial
 
@@ -24,9 +27,9 @@ def closed_port() -> int:
         return port
 
 
-async def plain(address: tuple[str, int], target: str) -> bytes:
+async def plain(address: tuple[str, int], target: str, host: str = "localhost") -> bytes:
     reader, writer = await asyncio.open_connection(*address)
-    writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     answer = await dial.drained(reader)
     await dial.hang_up(writer)
     return answer
@@ -36,6 +39,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(40):
         while not condition():  # noqa: ASYNC110 (another task's doing)
             await asyncio.sleep(0.01)
+
+
+def dial_anything() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def texts(relay: Relay, part: Part) -> list[str]:
@@ -56,9 +65,30 @@ def test_a_relay_whose_authority_is_down_is_not_healthy(run: Run, tmp_path: Path
             answer = await plain(relay.http_address, "/debug/check")
             assert answer.startswith(b"HTTP/1.1 500 ")
             assert b"no certificate for relay.example.com" in answer
-            varz = await plain(relay.http_address, "/debug/varz")
+            # As Prometheus asks; by TLS it could not.
+            varz = await plain(relay.http_address, "/debug/varz", "relay.example.com:80")
+            assert b'\npyderp_degraded{part="certificate"} 1\n' in varz
+            with pytest.raises(ssl.SSLError):
+                await asyncio.open_connection(*relay.address, ssl=dial_anything())
             assert b'\npyderp_certificate_missing{name="relay.example.com"} 1\n' in varz
             assert b"pyderp_certificate_next_try_timestamp_seconds{" in varz
+
+    run(main())
+
+
+@pytest.mark.parametrize(("age", "says"), [(100, "has expired on"), (-1, "is valid from")])
+def test_a_certificate_that_clients_refuse_is_logged_once_at_the_start(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, age: int, says: str
+) -> None:
+    chain, key = issue("relay.example.com", age=timedelta(days=age))
+    (tmp_path / "relay.example.com.crt").write_bytes(chain)
+    (tmp_path / "relay.example.com.key").write_bytes(key)
+
+    async def main() -> None:
+        tls = ManualTLS(certdir=tmp_path, hostname="relay.example.com", http_port=None)
+        async with Relay(RelayConfig(tls=tls)):
+            (line,) = (each for each in caplog.messages if "relay.example.com" in each)
+            assert says in line
 
     run(main())
 

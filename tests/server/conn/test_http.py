@@ -296,8 +296,10 @@ HELLO = bytes.fromhex("16030100") + bytes((9, 1)) + bytes(8)
         (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), "PROXY header, but proxy-"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, which a relay does not speak"),
         (b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0", "RDP (Remote Desktop)"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH"),
+        (b"PRI * HTTP/2.0\r\n", "HTTP/2, which a relay does not speak"),
     ],
-    ids=["tls", "proxy1", "proxy2", "http2", "rdp"],
+    ids=["tls", "proxy1", "proxy2", "http2", "rdp", "ssh", "http2 incomplete"],
 )
 def test_another_protocol_is_named_for_what_it_is(
     core: ConnectionContext, caplog: pytest.LogCaptureFixture, first: bytes, told: str

@@ -44,6 +44,13 @@ def test_admission_that_lets_this_machine_in_is_well() -> None:
     assert found(with_clients(admission=FakeAdmission())) == []
 
 
+def test_what_is_a_trouble_of_admission_as_well_is_told_once() -> None:
+    wrong = "localClient.Status: no such socket"
+    admission = FakeAdmission(wrong)
+    admission.failing = f"local tailscaled brings no answer, clients are kept out: {wrong}"
+    assert found(with_clients(admission=admission)) == [admission.failing]
+
+
 def test_admission_that_would_not_let_this_machine_in_is_told() -> None:
     trouble = "localClient.Status: no such socket"
     assert found(with_clients(admission=FakeAdmission(trouble))) == [trouble]

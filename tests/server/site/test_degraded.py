@@ -109,6 +109,16 @@ def test_each_trouble_is_told_everywhere(case: str) -> None:
     assert f'\npyderp_degraded{{part="{part}"}} 1\n' in scrape(view)
 
 
+def test_the_check_has_a_line_for_each_trouble() -> None:
+    """The texts themselves have commas and semicolons."""
+    parts = CASES["a certificate that was asked for"][0] | CASES["a controller that is down"][0]
+    view = bare(config=RelayConfig(tls=ManualTLS(certdir=Path("unused"), hostname=NAME)), **parts)
+    assert get(view, "/debug/check").body.decode().splitlines() == [
+        f"no certificate for {NAME}; it has been asked for",
+        "controller is unreachable, clients are let in unasked: refused",
+    ]
+
+
 def test_a_relay_that_works_is_not_degraded() -> None:
     healthy = {
         "certificate_states": lambda: [

@@ -218,7 +218,7 @@ def test_the_check_says_all_that_is_wrong() -> None:
     response = get(view, "/debug/check")
     assert response.status == 500
     assert response.body == (
-        b"connections = 1 != the connections say 0, connections = 1 != 0 sockets are logged in, "
+        b"connections = 1 != the connections say 0\nconnections = 1 != 0 sockets are logged in\n"
         b"tailscaled is away\n"
     )
 

@@ -48,7 +48,8 @@ def _refuse(words: Sequence[str], text: str) -> NoReturn:
     if wants_json_log(words):
         print_error(json_line(logging.ERROR, "pyderp.relay", text))
     else:
-        print_error(f"{text}\n{usage('pyderp derper')}")
+        # Not the usage, as Go does: in a journal, what is wrong would be 140 lines above the end.
+        print_error(f"pyderp: {text}; `pyderp derper -help` lists all flags")
     sys.exit(2)
 
 

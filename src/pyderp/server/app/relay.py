@@ -291,7 +291,7 @@ class Relay:
         """Return what does not work at the moment although the relay serves; empty: all works.
 
         `/debug/check` fails while there is a trouble. The state of admission is that of its last
-        request: this call sends none.
+        question or look (every 10 s): this call asks nothing.
         """
         return [] if self._view is None else troubles(self._view)
 

@@ -105,6 +105,9 @@ class HttpStage:
                     # More answers would pile up without bound.
                     raise RemoteProtocolError("HTTP answers are not read")
                 rest = self._on_request(http, request)
+            if first and not requests and (foreign := foreign_protocol_untrusted(first)):
+                # Of a protocol without blank lines, such as SSH, no request would ever be whole.
+                raise BadUpgrade(foreign)
         except BadUpgrade as e:
             protocol.send([http.refusal()])
             foreign = foreign_protocol_untrusted(first)
