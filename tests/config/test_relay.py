@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,27 @@ def test_a_copied_error_is_the_same() -> None:
     again = copy.copy(caught.value)
     assert str(again) == str(caught.value)
     assert again.spelled(str.upper).startswith("PROXY_PROTOCOL needs TRUSTED_PROXIES")
+
+
+@pytest.mark.parametrize(
+    ("address", "http_port", "metrics", "refused"),
+    [
+        ("127.0.0.1:81", None, "127.0.0.1:81", "metrics_address is port 81, as is the address"),
+        (":81", None, "127.0.0.1:81", "metrics_address is port 81"),
+        ("127.0.0.1:81", None, "[::]:81", "metrics_address is port 81"),
+        ("127.0.0.1:81", 81, "", "http_port is port 81, as is the address"),
+        (":82", 81, "127.0.0.1:81", "metrics_address is port 81, as is plain HTTP beside TLS"),
+        ("unix:/run/x", 81, ":81", "metrics_address is port 81, as is plain HTTP"),
+        ("127.0.0.1:81", None, "127.0.0.2:81", ""),
+        ("127.0.0.1:0", 0, "127.0.0.1:0", ""),
+        ("unix:/run/x", None, ":81", ""),
+    ],
+)
+def test_two_services_on_one_port_are_refused(
+    address: str, http_port: int | None, metrics: str, refused: str
+) -> None:
+    """With SO_REUSEPORT the kernel takes it, and spreads connections over both."""
+    tls = ManualTLS(certdir=Path(), hostname="h", http_port=http_port)
+    expected = pytest.raises(ConfigError, match=refused) if refused else contextlib.nullcontext()
+    with expected:
+        RelayConfig(address=address, tls=tls, metrics_address=metrics, reuse_port=True)

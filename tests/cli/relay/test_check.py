@@ -106,11 +106,16 @@ def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> No
     (tmp_path / "mesh.key").write_text("ab" * 32)
     (tmp_path / "mesh.key").chmod(0o600)
     (tmp_path / "relay.toml").write_text("drian = 5\nstun-port = 'x'\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken, taken_udp() as udp:
+    local = ("127.0.0.1", 0)
+    with (
+        socket.create_server(local) as taken,
+        socket.create_server(local) as side,
+        taken_udp() as udp,
+    ):
         done = check(
             *("--certmode=manual", "--certdir", tmp_path, "--hostname", NAME),
             *("-a", f"127.0.0.1:{taken.getsockname()[1]}"),
-            *("--http-port", taken.getsockname()[1], "--stun-port", udp),
+            *("--http-port", side.getsockname()[1], "--stun-port", udp),
             *("-c", tmp_path / "relay.key", "--rate-config", tmp_path / "rate.json"),
             *("--allow-keys-file", tmp_path / "keys", "--mesh-with=a/b/c"),
             *("--mesh-psk-file", tmp_path / "mesh.key"),
@@ -188,6 +193,15 @@ def test_a_file_in_the_place_of_a_folder_is_told(
     done = check("-a", "127.0.0.1:0", "--certmode=manual", "--hostname=::1", "--http-port=0")
     assert done.code == 1
     assert "cannot look for" in done.err or done.err.count("state is no directory") == 2
+
+
+def test_two_services_on_one_port_are_refused(check: Callable[..., Done], tmp_path: Path) -> None:
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:8443", "--metrics-address=:8443")
+    assert done.code == 1
+    assert (
+        "pyderp: --metrics-address is port 8443, as is the address of the relay; give each a port "
+        "of its own\n"
+    ) in done.err
 
 
 def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) -> None:

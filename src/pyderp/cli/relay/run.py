@@ -178,6 +178,8 @@ async def _serve(
         # Not the loop's way: it would have signals written to a pipe that it closes first.
         signal.signal(signal.SIGHUP, lambda *_: on_loop(on_reload))
     relay, listeners = await _start(plan, around)
+    # Open as long as the relay runs: by it --check finds this process, and so its ports.
+    key_file = None if plan.key_file is None else os.open(plan.key_file, os.O_RDONLY)
     _announce(relay, plan)
     probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
     if not stop.done():
@@ -191,6 +193,8 @@ async def _serve(
     # Under full load a turn of the loop takes a tenth of a second, and some have passed.
     await relay.aclose(drain=max(0.0, signalled + relay.config.drain - loop.time()))
     supervisor.close()
+    if key_file is not None:
+        os.close(key_file)
     log.info("stopped")
 
 
