@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyderp import ConfigError, ManualTLS, RelayConfig
-from pyderp.config import AdmissionConfig, BootstrapDNSConfig
+from pyderp.config import AdmissionConfig, BootstrapDNSConfig, DebugAccess
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,24 @@ def test_parts_name_their_settings_in_full() -> None:
     with pytest.raises(ConfigError, match="bootstrap DNS name 'a/'") as caught:
         BootstrapDNSConfig(unpublished=("b/c", "a/"))
     assert caught.value.settings == ("bootstrap_dns.unpublished",)
+
+
+@pytest.mark.parametrize("text", ["foo", "192.0.2.0/24", "192.0.2.1:80", "[::1]", "%eth0"])
+def test_an_address_for_debug_that_is_none_is_refused(text: str) -> None:
+    """It would keep monitoring out, and nothing would say so."""
+    with pytest.raises(ConfigError, match="no IP address, so it would let no requester") as caught:
+        DebugAccess(allow_ip=text)
+    assert caught.value.settings == ("debug.allow_ip",)
+    for fine in ("", "192.0.2.1", "fe80::1%eth0"):
+        DebugAccess(allow_ip=fine)
+
+
+@pytest.mark.parametrize("name", ["https://a.example", "a.example:80", "a.example b.example"])
+def test_a_host_for_debug_that_no_request_has_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no host name") as caught:
+        DebugAccess(hosts=("ok.example", name))
+    assert caught.value.settings == ("debug.hosts",)
+    DebugAccess(hosts=("a.example", "relay.tailnet.ts.net.", "", "2001:db8::1"))
 
 
 def test_a_copied_error_is_the_same() -> None:

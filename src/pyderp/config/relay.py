@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp import defaults
-from pyderp.addresses import parse_address, unix_path
+from pyderp.config.ports import check_distinct_ports
 from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
@@ -106,6 +106,11 @@ class DebugAccess:
 
     key: str = ""
     """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would let no requester in."""
+        check_setting("debug.allow_ip", self.allow_ip)
+        check_setting("debug.hosts", self.hosts)
 
 
 class HealthRecipients(StrEnum):
@@ -270,7 +275,8 @@ class RelayConfig:
             )
         check_setting("home", self.home)
         check_type("metrics_address", self.metrics_address, str)
-        _check_ports(self)
+        side = None if self.tls is None else self.tls.http_port
+        check_distinct_ports(self.address, side, self.metrics_address)
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError(
                 "{} needs {}: the networks of the proxies whose word is taken",
@@ -310,8 +316,6 @@ class RelayConfig:
 LIVE_SETTINGS: Final = ("mesh_with", "drain")
 """Settings that a running relay can change."""
 
-_ALL_ADDRESSES: Final = frozenset({"", "::", "0.0.0.0"})  # noqa: S104 (compared, not listened on)
-
 _NUMBERS: Final = (
     "accept_limit",
     "accept_burst",
@@ -344,33 +348,6 @@ def _check_login_timeout(seconds: float) -> None:
             seconds=seconds,
             most=_LONGEST_LOGIN,
         )
-
-
-def _check_ports(config: RelayConfig) -> None:
-    """Refuse two services on one TCP port. With `reuse_port` the kernel would take them for one."""
-    host, port = "", 0  # of a Unix socket; the other ports are on all addresses then
-    if unix_path(config.address) is None:
-        host, port = parse_address(config.address)
-    taken = [(host, port, "the address of the relay")]
-    side = None if config.tls is None else config.tls.http_port
-    if side is not None:
-        _check_port_free("tls.http_port", host, side, taken)
-        taken.append((host, side, "plain HTTP beside TLS"))
-    if config.metrics_address:
-        _check_port_free("metrics_address", *parse_address(config.metrics_address), taken)
-
-
-def _check_port_free(
-    setting: str, host: str, port: int, taken: Iterable[tuple[str, int, str]]
-) -> None:
-    for other, number, what in taken:
-        if number == port != 0 and (host == other or {host, other} & _ALL_ADDRESSES):
-            raise ConfigError(
-                "{} is port {port}, as is {what}; give each a port of its own",
-                settings=(setting,),
-                port=port,
-                what=what,
-            )
 
 
 def _check_app_names(config: RelayConfig) -> None:

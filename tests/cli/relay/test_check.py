@@ -204,6 +204,19 @@ def test_two_services_on_one_port_are_refused(check: Callable[..., Done], tmp_pa
     ) in done.err
 
 
+def test_an_address_for_debug_that_is_none_is_told(
+    check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
+    done = check(*flags, "--debug-allow-ip=foo")
+    assert done.code == 1
+    assert done.err.startswith("pyderp: --debug-allow-ip: 'foo' is no IP address")
+    monkeypatch.setenv("TS_ALLOW_DEBUG_IP", "foo")
+    done = check(*flags)
+    assert done.code == 1
+    assert done.err.startswith("pyderp: TS_ALLOW_DEBUG_IP in the environment: 'foo' is no IP")
+
+
 def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "sock"
     assert check("--dev", "-a", f"unix:{path}").code == 0
