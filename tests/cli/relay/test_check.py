@@ -282,6 +282,14 @@ def test_unknown_members_of_the_rate_limits_are_told(
     assert f"warning: rate limits {file}: unknown and passed over: PerClientRate\n" in done.out
 
 
+def test_a_relay_without_derp_is_doubtful(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
+    done = check(*flags, "--no-derp")
+    assert done.code == 0
+    assert "warning: /derp is not served here (--no-derp): no client can connect" in done.out
+    assert "/derp is not" not in check(*flags).out
+
+
 def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None:
     flags = ("--dev", "-a", "127.0.0.1:0", "--hostname=x.example", "--public-port=443")
     assert "warning: STUN answers this machine only" in check(*flags).out

@@ -22,7 +22,7 @@ from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
 from pyderp.cli.relay.ports import check_ports
-from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
+from pyderp.cli.relay.showmap import NO_DERP, STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.extras import needs
@@ -226,6 +226,8 @@ def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
     lines += plan.config.idle_app_names()
     if plan.config.health is HealthRecipients.ALL:
         lines.append(_HEALTH_TO_ALL)
+    if not plan.config.derp:
+        lines.append(NO_DERP)
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines

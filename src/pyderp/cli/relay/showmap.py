@@ -18,10 +18,15 @@ from pyderp.maps.region import DERPNode
 from pyderp.maps.yamltext import headscale_yaml
 from pyderp.server.app.listeners import stun_host
 
-__all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]
+__all__ = ["NO_DERP", "STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map"]
+__all__ += ["stun_hidden"]
 
 STUN_HIDDEN: Final = (
     "STUN answers this machine only, so the DERP map says that there is none: give --stun-host=::"
+)
+NO_DERP: Final = (
+    "/derp is not served here (--no-derp): no client can connect; STUN, probes and bootstrap DNS "
+    "are answered"
 )
 _HEADS: Final = {
     "policy": "For the policy file of a tailnet, at its top level",
