@@ -180,6 +180,17 @@ def test_certificates_for_other_names_are_refused(
         load(tmp_path)
 
 
+def test_a_chain_in_the_wrong_order_is_named_as_such(tmp_path: Path) -> None:
+    """The authority's own certificate names no host, which would not say what to do."""
+    write_pair(tmp_path, "authority", names=[])
+    write_pair(tmp_path, NAME)
+    chain = tmp_path / f"{NAME}.crt"
+    chain.write_bytes((tmp_path / "authority.crt").read_bytes() + chain.read_bytes())
+    with pytest.raises(ConfigError, match=f"'{NAME}': the first in the file must be") as caught:
+        load(tmp_path)
+    assert "names no host" not in str(caught.value)
+
+
 def test_an_existing_pair_for_an_address_must_name_it(tmp_path: Path) -> None:
     write_pair(tmp_path, "192.0.2.1", names=["192.0.2.2"])
     with pytest.raises(ConfigError, match=r"not valid for '192\.0\.2\.1'"):

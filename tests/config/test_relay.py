@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyderp import ConfigError, ManualTLS, RelayConfig
-from pyderp.config import AdmissionConfig, BootstrapDNSConfig
+from pyderp.config import AdmissionConfig, BootstrapDNSConfig, DebugAccess
 
 
 @pytest.mark.parametrize(
@@ -108,9 +109,51 @@ def test_parts_name_their_settings_in_full() -> None:
     assert caught.value.settings == ("bootstrap_dns.unpublished",)
 
 
+@pytest.mark.parametrize("text", ["foo", "192.0.2.0/24", "192.0.2.1:80", "[::1]", "%eth0"])
+def test_an_address_for_debug_that_is_none_is_refused(text: str) -> None:
+    """It would keep monitoring out, and nothing would say so."""
+    with pytest.raises(ConfigError, match="no IP address, so it would let no requester") as caught:
+        DebugAccess(allow_ip=text)
+    assert caught.value.settings == ("debug.allow_ip",)
+    for fine in ("", "192.0.2.1", "fe80::1%eth0"):
+        DebugAccess(allow_ip=fine)
+
+
+@pytest.mark.parametrize("name", ["https://a.example", "a.example:80", "a.example b.example"])
+def test_a_host_for_debug_that_no_request_has_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no host name") as caught:
+        DebugAccess(hosts=("ok.example", name))
+    assert caught.value.settings == ("debug.hosts",)
+    DebugAccess(hosts=("a.example", "relay.tailnet.ts.net.", "", "2001:db8::1"))
+
+
 def test_a_copied_error_is_the_same() -> None:
     with pytest.raises(ConfigError) as caught:
         RelayConfig(proxy_protocol=True)
     again = copy.copy(caught.value)
     assert str(again) == str(caught.value)
     assert again.spelled(str.upper).startswith("PROXY_PROTOCOL needs TRUSTED_PROXIES")
+
+
+@pytest.mark.parametrize(
+    ("address", "http_port", "metrics", "refused"),
+    [
+        ("127.0.0.1:81", None, "127.0.0.1:81", "metrics_address is port 81, as is the address"),
+        (":81", None, "127.0.0.1:81", "metrics_address is port 81"),
+        ("127.0.0.1:81", None, "[::]:81", "metrics_address is port 81"),
+        ("127.0.0.1:81", 81, "", "http_port is port 81, as is the address"),
+        (":82", 81, "127.0.0.1:81", "metrics_address is port 81, as is plain HTTP beside TLS"),
+        ("unix:/run/x", 81, ":81", "metrics_address is port 81, as is plain HTTP"),
+        ("127.0.0.1:81", None, "127.0.0.2:81", ""),
+        ("127.0.0.1:0", 0, "127.0.0.1:0", ""),
+        ("unix:/run/x", None, ":81", ""),
+    ],
+)
+def test_two_services_on_one_port_are_refused(
+    address: str, http_port: int | None, metrics: str, refused: str
+) -> None:
+    """With SO_REUSEPORT the kernel takes it, and spreads connections over both."""
+    tls = ManualTLS(certdir=Path(), hostname="h", http_port=http_port)
+    expected = pytest.raises(ConfigError, match=refused) if refused else contextlib.nullcontext()
+    with expected:
+        RelayConfig(address=address, tls=tls, metrics_address=metrics, reuse_port=True)

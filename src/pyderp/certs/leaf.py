@@ -16,7 +16,8 @@ from pyderp.certs.credential import CertificateInfo, Credential
 from pyderp.certs.pem import chain_problem
 from pyderp.errors import ConfigError
 
-__all__ = ["info_of", "is_self_signed", "parse_leaf", "pem_of_key", "self_signed", "valid_for"]
+__all__ = ["info_of", "is_self_signed", "parse_chain", "parse_leaf", "pem_of_key"]
+__all__ += ["self_signed", "valid_for"]
 
 
 def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
@@ -29,10 +30,19 @@ def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
         ConfigError: there is none.
     """
     try:
-        return x509.load_pem_x509_certificates(chain)[0]
+        return parse_chain(chain)[0]
     except (ValueError, IndexError) as e:
         why = chain_problem(chain) or "holds no certificate in PEM form"
         raise ConfigError(f"{where} {why}") from e
+
+
+def parse_chain(chain: bytes) -> list[x509.Certificate]:
+    """All certificates of a chain in PEM form, in its order.
+
+    Raises:
+        ValueError: one of them cannot be read, or there is none.
+    """
+    return x509.load_pem_x509_certificates(chain)
 
 
 def info_of(leaf: x509.Certificate) -> CertificateInfo:

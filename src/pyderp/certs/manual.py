@@ -24,7 +24,7 @@ from pyderp.certs.credential import (
     day,
     utc_now,
 )
-from pyderp.certs.leaf import info_of, parse_leaf, self_signed, valid_for
+from pyderp.certs.leaf import info_of, parse_chain, parse_leaf, self_signed, valid_for
 from pyderp.config import ManualTLS
 from pyderp.errors import ConfigError
 from pyderp.maps.region import PIN_PREFIX
@@ -198,9 +198,14 @@ class ManualCertificates(CertificateSource):
         leaf = parse_leaf(chain, self.certificate_file)
         info = info_of(leaf)
         if not valid_for(leaf, self.hostname):
+            why = f"it names {', '.join(info.names) or 'no host at all'}"
+            if any(valid_for(each, self.hostname) for each in parse_chain(chain)[1:]):
+                why = (
+                    "the first in the file must be that of the host, and it is a later one; put "
+                    "it first, then its issuer's"
+                )
             raise ConfigError(
-                f"certificate {self.certificate_file} is not valid for {self.hostname!r}: "
-                f"it names {', '.join(info.names) or 'no host at all'}"
+                f"certificate {self.certificate_file} is not valid for {self.hostname!r}: {why}"
             )
         found = Credential(chain, _read(self.key_file, "key"), info)
         check_credential(found, f"certificate {self.certificate_file} with key {self.key_file}")

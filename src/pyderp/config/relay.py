@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pyderp import defaults
-from pyderp.addresses import parse_address
+from pyderp.config.ports import check_distinct_ports
 from pyderp.config.rules import check_port, check_setting, check_type
 from pyderp.config.tls import ACMETLS, ManualTLS, TLSSettings
 from pyderp.errors import ConfigError
@@ -106,6 +106,11 @@ class DebugAccess:
 
     key: str = ""
     """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would let no requester in."""
+        check_setting("debug.allow_ip", self.allow_ip)
+        check_setting("debug.hosts", self.hosts)
 
 
 class HealthRecipients(StrEnum):
@@ -270,8 +275,8 @@ class RelayConfig:
             )
         check_setting("home", self.home)
         check_type("metrics_address", self.metrics_address, str)
-        if self.metrics_address:
-            parse_address(self.metrics_address)
+        side = None if self.tls is None else self.tls.http_port
+        check_distinct_ports(self.address, side, self.metrics_address)
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError(
                 "{} needs {}: the networks of the proxies whose word is taken",

@@ -122,6 +122,18 @@ def _check_hostname(name: str) -> None:
         check_host_name(name)
 
 
+def _check_debug_address(text: str) -> None:
+    # A zone (%eth0) is let pass: it is ignored.
+    if text and parse_ip(text.partition("%")[0]) is None:
+        raise ConfigError(f"{text!r} is no IP address, so it would let no requester see /debug/")
+
+
+def _check_debug_hosts(names: tuple[str, ...]) -> None:
+    for name in names:
+        if parse_ip(name) is None and (re.search(r"[/\s]", name) or _WITH_PORT.search(name)):
+            raise ConfigError(f"{name!r} is no host name: want the name alone, without a port")
+
+
 def _check_eab_key(text: str) -> None:
     if text:
         parse_eab_key(text)
@@ -136,6 +148,8 @@ RULES: Final[Mapping[str, Callable[[Any], None]]] = {
     "admission.url": _check_admission_url,
     "bootstrap_dns.published": _check_bootstrap,
     "bootstrap_dns.unpublished": _check_bootstrap,
+    "debug.allow_ip": _check_debug_address,
+    "debug.hosts": _check_debug_hosts,
     "home": _check_home,
     "tls.directory": _check_directory,
     "tls.eab_key": _check_eab_key,

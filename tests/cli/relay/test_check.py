@@ -106,11 +106,16 @@ def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> No
     (tmp_path / "mesh.key").write_text("ab" * 32)
     (tmp_path / "mesh.key").chmod(0o600)
     (tmp_path / "relay.toml").write_text("drian = 5\nstun-port = 'x'\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken, taken_udp() as udp:
+    local = ("127.0.0.1", 0)
+    with (
+        socket.create_server(local) as taken,
+        socket.create_server(local) as side,
+        taken_udp() as udp,
+    ):
         done = check(
             *("--certmode=manual", "--certdir", tmp_path, "--hostname", NAME),
             *("-a", f"127.0.0.1:{taken.getsockname()[1]}"),
-            *("--http-port", taken.getsockname()[1], "--stun-port", udp),
+            *("--http-port", side.getsockname()[1], "--stun-port", udp),
             *("-c", tmp_path / "relay.key", "--rate-config", tmp_path / "rate.json"),
             *("--allow-keys-file", tmp_path / "keys", "--mesh-with=a/b/c"),
             *("--mesh-psk-file", tmp_path / "mesh.key"),
@@ -190,6 +195,28 @@ def test_a_file_in_the_place_of_a_folder_is_told(
     assert "cannot look for" in done.err or done.err.count("state is no directory") == 2
 
 
+def test_two_services_on_one_port_are_refused(check: Callable[..., Done], tmp_path: Path) -> None:
+    done = check("--dev", "--no-stun", "-a", "127.0.0.1:8443", "--metrics-address=:8443")
+    assert done.code == 1
+    assert (
+        "pyderp: --metrics-address is port 8443, as is the address of the relay; give each a port "
+        "of its own\n"
+    ) in done.err
+
+
+def test_an_address_for_debug_that_is_none_is_told(
+    check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
+    done = check(*flags, "--debug-allow-ip=foo")
+    assert done.code == 1
+    assert done.err.startswith("pyderp: --debug-allow-ip: 'foo' is no IP address")
+    monkeypatch.setenv("TS_ALLOW_DEBUG_IP", "foo")
+    done = check(*flags)
+    assert done.code == 1
+    assert done.err.startswith("pyderp: TS_ALLOW_DEBUG_IP in the environment: 'foo' is no IP")
+
+
 def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "sock"
     assert check("--dev", "-a", f"unix:{path}").code == 0
@@ -254,6 +281,14 @@ def test_unknown_members_of_the_rate_limits_are_told(
     done = check("--dev", "-a", "127.0.0.1:0", "--no-stun", "--rate-config", file)
     assert done.code == 0
     assert f"warning: rate limits {file}: unknown and passed over: PerClientRate\n" in done.out
+
+
+def test_a_relay_without_derp_is_doubtful(check: Callable[..., Done]) -> None:
+    flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
+    done = check(*flags, "--no-derp")
+    assert done.code == 0
+    assert "warning: /derp is not served here (--no-derp): no client can connect" in done.out
+    assert "/derp is not" not in check(*flags).out
 
 
 def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None:

@@ -161,6 +161,8 @@ def test_a_certificate_that_cannot_be_used_is_explained(
     [
         (["--certmode=manual", "--hostname=x"], "needs --certdir"),
         (["--certmode=manual", "--certdir=/x"], "needs --hostname"),
+        (["--cert-file=x", "--cert-key-file=y"], "--cert-file needs --hostname, a name or IP"),
+        (["--cert-key-file=y"], "--cert-key-file needs --hostname, a name or IP"),
         (["--cert-file=x", "--hostname=x"], "--cert-file and --cert-key-file belong together"),
         (
             ["--certmode=gcp", "--cert-file=x", "--hostname=x"],

@@ -49,6 +49,17 @@ def leaf(address: tuple[str, int]) -> bytes:
 # Running
 
 
+def test_a_relay_without_derp_does_not_say_that_it_admits_clients(tmp_path: Path) -> None:
+    """And has no node for a map, though its name and port are known."""
+    public = ("--hostname=derp.example.com", "--public-port=443")
+    with running("--dev", *LOCAL, "--no-stun", "--no-derp", *public) as process:
+        process.wait_for(r"WARNING /derp is not served here \(--no-derp\)")
+        process.signal(signal.SIGTERM)
+        assert process.end() == 0
+    assert "admits every client" not in process.text
+    assert "DERP map" not in process.text
+
+
 def test_a_relay_serves_and_says_what_matters(tmp_path: Path) -> None:
     key_file = tmp_path / "sub" / "relay.key"
     mesh_file = tmp_path / "mesh.key"

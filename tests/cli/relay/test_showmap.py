@@ -68,7 +68,7 @@ def test_without_stun_that_is_told(shown: Callable[..., Done]) -> None:
 
 def test_behind_a_proxy_the_port_is_the_proxy_s(shown: Callable[..., Done]) -> None:
     for address in ("127.0.0.1:8080", "unix:/run/derp.sock"):
-        done = shown("json", "-a", address, "--hostname=derp.example.com")
+        done = shown("json", "-a", address, "--hostname=derp.example.com", "--public-port=443")
         (node,) = DERPMap.from_json(done.out).regions[900].nodes
         assert (node.host_name, node.derp_port) == ("derp.example.com", 0)
 
@@ -76,7 +76,8 @@ def test_behind_a_proxy_the_port_is_the_proxy_s(shown: Callable[..., Done]) -> N
 def test_of_plain_http_the_port_of_the_proxy_must_be_given(shown: Callable[..., Done]) -> None:
     """A Tailscale client speaks TLS, so a map with the relay's own port cannot work."""
     name = "--hostname=derp.example.com"
-    for line in (("-a", ":8443", "--no-tls"), ("--dev",)):
+    plain = (("-a", ":8443", "--no-tls"), ("--dev",), ("-a", "unix:/run/x"))
+    for line in (*plain, ("-a", "127.0.0.1:8443"), ("-a", "127.0.0.1:8443", "--no-tls")):
         done = shown("json", *line, name)
         assert (done.code, done.out) == (1, "")
         assert "this relay speaks plain HTTP on " in done.err
@@ -108,6 +109,11 @@ def test_own_certificates_are_not_pinned(shown: Callable[..., Done], tmp_path: P
     [
         (["--dev"], "give --hostname"),
         ([*IP, "--certmode=manual", "-a", ":0"], "port 0 is another one at each start"),
+        ([*IP, "--no-derp"], "/derp, which this relay does not serve: --derp is off"),
+        (
+            [*IP, "--certmode=manual", "-a", "127.0.0.1:9"],
+            "only this machine reaches 127.0.0.1:9, and a DERP map would send clients to 203.0",
+        ),
         ([*IP, "--stun-port=0"], "port 0 is another one at each start"),
     ],
 )
@@ -139,7 +145,7 @@ def test_all_are_shown_under_headings() -> None:
 def test_tailscale_s_prober_reads_it(shown: Callable[..., Done], tmp_path: Path) -> None:
     derpprobe = need("derpprobe")
     path = tmp_path / "map.json"
-    path.write_text(shown("json", *IP, "-a", "127.0.0.1:9", "--certmode=manual").out)
+    path.write_text(shown("json", *IP, "-a", ":9", "--certmode=manual").out)
     intervals = [f"-{each}-interval=0" for each in ("mesh", "tls", "stun")]
     done = subprocess.run(
         [derpprobe, "-once", f"-derp-map=file://{path}", *intervals],

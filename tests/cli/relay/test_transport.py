@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pyderp.cli.relay.goflags import _derper_defaults
-from pyderp.cli.relay.layers import Settings
-from pyderp.cli.relay.transport import transport_of
+from pyderp.cli.relay.layers import Settings, load_settings
+from pyderp.cli.relay.transport import TRANSPORT_FLAGS, transport_of
 from pyderp.errors import ConfigError
 from tests.cli.commands import Done
 from tests.cli.process import running
@@ -88,6 +88,35 @@ def test_flags_of_the_certificate_without_tls_are_warned_of() -> None:
     assert "--certdir, --acme-email do nothing; give --certmode for TLS, or --no-tls" in (
         found.warning
     )
+
+
+def test_flags_of_the_certificate_beside_no_tls_are_warned_of(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"tls": False, "cert_file": Path("/c"), "cert_key_file": Path("/k")}
+    found = transport_of(settings(**given), ":8443")
+    assert found.plain == "--no-tls"
+    assert found.warning == (
+        "plain HTTP, since --no-tls: --cert-file, --cert-key-file do nothing; leave one or the "
+        "other out"
+    )
+    assert not transport_of(settings(tls=False, hostname="a.example"), ":8443").warning
+    # Of a settings file it is what the relay has without the flag.
+    file = tmp_path / "relay.toml"
+    file.write_text('cert-file = "/c"\ncert-key-file = "/k"\n')
+    in_file = load_settings({"tls": False, "config-file": file}, environment={})
+    assert not transport_of(in_file.only(TRANSPORT_FLAGS), ":8443").warning
+
+
+def test_a_directory_beside_files_of_the_certificate_is_warned_of() -> None:
+    given: dict[str, Any] = {"cert_file": Path("/c"), "cert_key_file": Path("/k")}
+    assert not transport_of(settings(**given), ":8443").warning
+    for more in ({}, {"tls": True}):
+        found = transport_of(settings(**given, **more, certdir=Path("/d")), ":8443")
+        assert (found.plain, found.warning) == (
+            "",
+            "--certdir does nothing beside --cert-file, which names the certificate; leave it out",
+        )
+    found = transport_of(settings(certdir=Path("/d"), certmode="manual"), ":8443")
+    assert not found.warning
 
 
 def test_no_tls_and_a_certificate_mode_exclude_each_other() -> None:

@@ -36,7 +36,7 @@ def test_sockets_that_are_given_are_used_and_closed(run: Run, tls: ManualTLS) ->
         config = RelayConfig(
             address="192.0.2.1:1",
             stun_port=1,
-            tls=ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=1),
+            tls=ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=2),
         )
         async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
             assert relay.address == names[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyderp.addresses import normal_name, parse_address, parse_ip, unix_path
+from pyderp.addresses import normal_name, parse_ip
 from pyderp.admission.allowlist import read_allow_list
 from pyderp.admission.denylist import read_deny_list
 from pyderp.admission.gate import Gate
@@ -21,18 +21,15 @@ from pyderp.cli.output import print_error, print_line
 from pyderp.cli.process import loop_factory
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
-from pyderp.cli.relay.running import runs_already
-from pyderp.cli.relay.showmap import STUN_HIDDEN, stun_hidden
+from pyderp.cli.relay.ports import check_ports
+from pyderp.cli.relay.showmap import NO_DERP, STUN_HIDDEN, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.extras import needs
 from pyderp.keys import NodePrivate, load_or_create_key
 from pyderp.native import NativeUse, load
-from pyderp.server.app.listeners import listen_beside, stun_host
 from pyderp.server.conn.limits import read_rate_config
-from pyderp.server.conn.sockets import is_left_over, listen
 from pyderp.server.services.bootstrap import BootstrapDNS
-from pyderp.server.services.stun import stun_sockets
 
 __all__ = ["ask_tailscaled", "check_all", "check_files", "read_key"]
 
@@ -53,8 +50,9 @@ def check_all(settings: Settings) -> None:
         lines = check_files(plan, settings)
         with settings.collect():
             lines.append(asyncio.run(ask_tailscaled(plan.config)))
-        lines += _check_ports(plan, settings)
-        warnings = _doubts(plan, settings)
+        fine, unsure = check_ports(plan, settings, _check_unix)
+        lines += fine
+        warnings = unsure + _doubts(plan, settings)
     for line in filter(None, lines):
         print_line(f"ok: {line}")
     for line in warnings:
@@ -228,6 +226,8 @@ def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
     lines += plan.config.idle_app_names()
     if plan.config.health is HealthRecipients.ALL:
         lines.append(_HEALTH_TO_ALL)
+    if not plan.config.derp:
+        lines.append(NO_DERP)
     if stun_hidden(plan):
         lines.append(STUN_HIDDEN)
     return lines
@@ -268,65 +268,7 @@ def _libraries(plan: StartPlan) -> str:
     return ""
 
 
-def _check_ports(plan: StartPlan, settings: Settings) -> list[str]:
-    """A line for each port that can be listened on."""
-    if "address" in plan.missing:
-        return []
-    config = plan.config
-    try:
-        _check_listen(config.address, config)
-    except ConfigError as e:
-        if not _runs_already(plan):
-            settings.note(e)
-        else:
-            # It has the other ports, too; one that it has not is found out when it is restarted.
-            return [f"listening on {config.address}: the relay with this key runs there already"]
-        lines = []
-    else:
-        lines = [f"listening on {config.address}"]
-    if config.metrics_address:
-        with settings.collect():
-            _check_listen(config.metrics_address, config)
-            lines.append(f"/debug/ on {config.metrics_address} only")
-    if config.tls is not None and config.tls.http_port is not None:
-        with settings.collect():
-            listen_beside(config, config.tls.http_port).close()
-            lines.append(f"plain HTTP on port {config.tls.http_port}")
-    if config.stun_port is not None:
-        with settings.collect():
-            lines.append(_check_stun(config, config.stun_port, stun_if_free=plan.stun_if_free))
-    return lines
-
-
-def _check_listen(address: str, config: RelayConfig) -> None:
-    path = unix_path(address)
-    if path is not None:
-        _check_unix(path)
-    else:
-        host, port = parse_address(address)
-        listen(host, port, reuse_port=config.reuse_port).close()
-
-
-def _runs_already(plan: StartPlan) -> bool:
-    with contextlib.suppress(ConfigError):
-        key = None if plan.key_file is None else read_key(plan.key_file)
-        return key is not None and runs_already(plan.config, key.public)
-    return False
-
-
 def _check_unix(path: Path) -> None:
     if not _exists(path.parent):
         raise ConfigError(f"cannot listen on unix:{path}: {path.parent} does not exist")
     _check_can_make(path.parent, f"the socket {path}")
-    is_left_over(path)
-
-
-def _check_stun(config: RelayConfig, port: int, *, stun_if_free: bool) -> str:
-    try:
-        for sock in stun_sockets(stun_host(config), port, reuse_port=config.reuse_port):
-            sock.close()
-    except ConfigError as e:
-        if not stun_if_free:
-            raise
-        return f"no STUN: {e}"
-    return f"STUN on UDP port {port}"

@@ -273,6 +273,12 @@ def _no_hostname(settings: Settings, address: str) -> ConfigError:
             "{} needs {}, the name that the certificate is for",
             settings=(f"certmode={settings['certmode']}", "tls.hostname"),
         )
+    for name in ("cert-file", "cert-key-file"):
+        if settings.given(name):
+            return ConfigError(
+                "{} needs {}, a name or IP address that the certificate is for",
+                settings=(name, "tls.hostname"),
+            )
     return ConfigError(
         "TLS on {address} needs a certificate: give --hostname=NAME for one from Let's Encrypt, "
         "--hostname=IP for a self-signed one, --certmode=manual with --certdir for your own, "

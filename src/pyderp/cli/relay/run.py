@@ -30,6 +30,7 @@ from pyderp.cli.process import (
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, checked_plan
 from pyderp.cli.relay.showmap import (
+    NO_DERP,
     STUN_HIDDEN,
     map_command,
     node_of,
@@ -178,20 +179,28 @@ async def _serve(
         # Not the loop's way: it would have signals written to a pipe that it closes first.
         signal.signal(signal.SIGHUP, lambda *_: on_loop(on_reload))
     relay, listeners = await _start(plan, around)
-    _announce(relay, plan)
-    probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
-    if not stop.done():
-        supervisor.ready(_status(relay))
-        supervisor.watch(partial(_status, relay))
-    signalled = await stop
-    probe.cancel()
-    await asyncio.wait([probe])
-    if relay.config.reuse_port:
-        await listeners.queues_empty()
-    # Under full load a turn of the loop takes a tenth of a second, and some have passed.
-    await relay.aclose(drain=max(0.0, signalled + relay.config.drain - loop.time()))
-    supervisor.close()
+    with _key_file_open(plan):
+        _announce(relay, plan)
+        probe = asyncio.create_task(_probe_tailscaled(plan.config), name="pyderp: ask tailscaled")
+        if not stop.done():
+            supervisor.ready(_status(relay))
+            supervisor.watch(partial(_status, relay))
+        signalled = await stop
+        probe.cancel()
+        await asyncio.wait([probe])
+        if relay.config.reuse_port:
+            await listeners.queues_empty()
+        # Under full load a turn of the loop takes a tenth of a second, and some have passed.
+        await relay.aclose(drain=max(0.0, signalled + relay.config.drain - loop.time()))
+        supervisor.close()
     log.info("stopped")
+
+
+def _key_file_open(plan: StartPlan) -> contextlib.AbstractContextManager[object]:
+    """Have the key file open meanwhile: by it `--check` finds this process, and so its ports."""
+    if plan.key_file is None or not plan.key_file.is_file():
+        return contextlib.nullcontext()
+    return plan.key_file.open("rb")
 
 
 def _exit_at_once(signum: int) -> int:
@@ -318,11 +327,8 @@ def _announce(relay: Relay, plan: StartPlan) -> None:
         if stun and stun_hidden(plan):
             log.warning("%s", STUN_HIDDEN)
     if not config.derp:
-        log.warning(
-            "/derp is not served here (--no-derp): no client can connect; STUN, probes and "
-            "bootstrap DNS are answered"
-        )
-    if config.admission.open:
+        log.warning("%s", NO_DERP)
+    elif config.admission.open:
         but = ", but for those in the deny file" if config.admission.any else ""
         log.warning("this relay admits every client that can reach it%s", but)
 

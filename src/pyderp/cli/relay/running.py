@@ -1,18 +1,21 @@
-"""Whether the relay that settings describe runs already, on the ports that they name."""
+"""Whether the relay with a key runs already, and on which ports."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import ssl
+from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 from pyderp.addresses import parse_address, parse_ip, unix_path
+from pyderp.cli.relay.holders import Process, processes
 from pyderp.config import RelayConfig
-from pyderp.errors import InvalidKey
-from pyderp.keys import NodePublic
+from pyderp.errors import ConfigError, InvalidKey
+from pyderp.keys import NodePublic, load_or_create_key
 
-__all__ = ["runs_already"]
+__all__ = ["RunningRelay"]
 
 _TIMEOUT: Final = 2.0
 """Seconds for each step. It is a relay of this machine."""
@@ -23,19 +26,74 @@ _REQUEST: Final = (
 _KEY: Final = b"derp-public-key"
 
 
-def runs_already(config: RelayConfig, key: NodePublic) -> bool:
-    """Ask what listens on the address of the settings for its key, without logging in.
+class RunningRelay:
+    """The relay that runs with a key, if it does, and the sockets that are its.
+
+    A relay has its key file open as long as it runs, so its process is the one with that file and
+    its sockets are that process's: true without a certificate and behind a proxy, too, and found
+    without a connection, which the relay would log. What is not found so, an older version or a
+    process of another user, is asked for its key.
 
     Args:
-        key: the relay's.
-
-    Returns:
-        whether it is the same. False also if it cannot be asked: because it wants a PROXY header,
-        say, or has no certificate.
+        config: the settings that are looked at; the relay may run with others.
+        key_file: of its key; `None`: it has none, so no relay is the one.
     """
-    with contextlib.suppress(OSError):
-        return _key_of(config) == key
-    return False
+
+    def __init__(self, config: RelayConfig, key_file: Path | None) -> None:
+        self._config = config
+        self._key_file = key_file
+        self._answers = False
+        self._asked: frozenset[int] = frozenset()
+        """Sockets of the processes on the relay's address, if what listens there has the key."""
+
+    def has(self, sockets: frozenset[int], *, main: bool = False) -> bool | None:
+        """Whether it is the relay that listens on a port.
+
+        Args:
+            sockets: inodes of those that are there; empty: not known.
+            main: whether it is the relay's address. To be asked of this port first.
+
+        Returns:
+            `None`: the relay runs on its address, and which process has this port is not visible.
+        """
+        if self._key_file is None:
+            return False
+        if sockets and sockets <= self._with_key_file | self._asked:
+            return True
+        if main:
+            self._answers = self._has_key(self._key_file)
+            if self._answers:
+                self._asked = sockets | self._beside(sockets)
+            return self._answers
+        visible = bool(sockets) and sockets <= frozenset().union(
+            *(each.sockets for each in self._processes)
+        )
+        return None if self._answers and not visible else False
+
+    @cached_property
+    def _processes(self) -> tuple[Process, ...]:
+        return () if self._key_file is None else tuple(processes(self._key_file))
+
+    @cached_property
+    def _with_key_file(self) -> frozenset[int]:
+        return frozenset().union(*(each.sockets for each in self._processes if each.has_file))
+
+    def _beside(self, sockets: frozenset[int]) -> frozenset[int]:
+        """All sockets of the processes that hold these."""
+        holders = [each for each in self._processes if each.sockets & sockets]
+        # A service manager has the sockets that it opened for a relay, and those of others.
+        found = [each for each in holders if each.pid != 1] or holders
+        return frozenset().union(*(each.sockets for each in found))
+
+    def _has_key(self, key_file: Path) -> bool:
+        """Ask what listens on the address of the settings for its key, without logging in.
+
+        False also if it cannot be asked: because it wants a PROXY header, say.
+        """
+        with contextlib.suppress(OSError, ConfigError):
+            if key_file.exists():
+                return _key_of(self._config) == load_or_create_key(key_file).public
+        return False
 
 
 def _key_of(config: RelayConfig) -> NodePublic | None:

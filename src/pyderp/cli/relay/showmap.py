@@ -18,10 +18,15 @@ from pyderp.maps.region import DERPNode
 from pyderp.maps.yamltext import headscale_yaml
 from pyderp.server.app.listeners import stun_host
 
-__all__ = ["STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map", "stun_hidden"]
+__all__ = ["NO_DERP", "STUN_HIDDEN", "map_command", "node_of", "public_node", "show_map"]
+__all__ += ["stun_hidden"]
 
 STUN_HIDDEN: Final = (
     "STUN answers this machine only, so the DERP map says that there is none: give --stun-host=::"
+)
+NO_DERP: Final = (
+    "/derp is not served here (--no-derp): no client can connect; STUN, probes and bootstrap DNS "
+    "are answered"
 )
 _HEADS: Final = {
     "policy": "For the policy file of a tailnet, at its top level",
@@ -42,13 +47,14 @@ def node_of(plan: StartPlan) -> DERPNode:
             "clients find a relay by its name or IP address: give --hostname, also if something "
             "in front of the relay has the certificate"
         )
-    cert_name = ""
-    if isinstance(config.tls, ManualTLS):
-        cert_name = make_certificates(config.tls).cert_name
-    # What only this machine reaches, and without TLS, has a proxy in front.
-    on_socket = unix_path(config.address) is not None
-    proxied = on_socket or (config.tls is None and is_loopback(config.address))
-    if config.tls is None and plan.public_port is None and (config.dev or not proxied):
+    if not config.derp:
+        raise ConfigError(
+            "clients that read a DERP map connect to /derp, which this relay does not serve: {} is "
+            "off",
+            settings=("derp",),
+        )
+    if config.tls is None and plan.public_port is None:
+        # Without TLS a proxy is in front, and only the user knows its port.
         raise ConfigError(
             "clients that read a DERP map connect with TLS, and this relay speaks plain HTTP on "
             "{address} ({reason}): if a proxy in front of it ends TLS, give {}, the port of the "
@@ -57,7 +63,12 @@ def node_of(plan: StartPlan) -> DERPNode:
             address=config.address,
             reason=plan.transport.plain,
         )
-    port = HTTPS_PORT if proxied else parse_address(config.address)[1]
+    _check_reached(plan)
+    cert_name = ""
+    if isinstance(config.tls, ManualTLS):
+        cert_name = make_certificates(config.tls).cert_name
+    on_socket = unix_path(config.address) is not None
+    port = HTTPS_PORT if on_socket else parse_address(config.address)[1]
     derp_port = plan.public_port or port
     stun_port = None if stun_hidden(plan) else config.stun_port
     if 0 in (derp_port, stun_port):
@@ -65,13 +76,30 @@ def node_of(plan: StartPlan) -> DERPNode:
     return own_node(plan.public_name, cert_name=cert_name, derp_port=derp_port, stun_port=stun_port)
 
 
+def _check_reached(plan: StartPlan) -> None:
+    """Refuse a public IP address of a relay that only this machine reaches, without a proxy."""
+    public = parse_ip(plan.public_name)
+    only_here = is_loopback(plan.config.address) and plan.public_port is None
+    if only_here and public is not None and not public.is_loopback:
+        raise ConfigError(
+            "only this machine reaches {address}, and a DERP map would send clients to {public}: "
+            "give an address that clients reach, or {}, the port of a proxy in front",
+            settings=("public-port",),
+            address=plan.config.address,
+            public=plan.public_name,
+        )
+
+
 def public_node(plan: StartPlan, node: DERPNode | None, stun_port: int | None) -> DERPNode | None:
-    """The map's node for a relay that runs; `None`: no setting says what clients connect to.
+    """The map's node for a relay that runs; `None`: it serves no DERP, or no setting
+    says what clients connect to.
 
     Args:
         node: as the relay has it.
         stun_port: where it answers STUN; `None`: nowhere.
     """
+    if not plan.config.derp:
+        return None
     if plan.public_port is None or not plan.public_name:
         return node
     return own_node(

@@ -43,6 +43,12 @@ def transport_of(settings: Settings, address: str) -> Transport:
     Raises:
         ConfigError: flags contradict each other.
     """
+    found = _found(settings, address)
+    unused = "" if found.plain else _unused_directory(settings)
+    return Transport(warning=unused) if unused else found
+
+
+def _found(settings: Settings, address: str) -> Transport:
     if settings["tls"] is not None:
         return _as_told(settings)
     if settings.derper:
@@ -73,7 +79,29 @@ def _as_told(settings: Settings) -> Transport:
     no_tls = "-tls=false" if settings.derper else "--no-tls"
     if settings.given("certmode") and not settings.in_file("certmode"):
         raise ConfigError(f"{no_tls} and {settings.flag('certmode')} exclude each other")
-    return Transport(no_tls)
+    # Those of the file are for the relay without this flag.
+    unused = [
+        settings.flag(name)
+        for name in _OF_CERTIFICATE
+        if settings.given(name) and not settings.in_file(name)
+    ]
+    # An image of derper has some of these flags by default.
+    if settings.derper or not unused:
+        return Transport(no_tls)
+    return Transport(
+        no_tls,
+        f"plain HTTP, since {no_tls}: {', '.join(unused)} {_do(unused)} nothing; leave one or the "
+        "other out",
+    )
+
+
+def _unused_directory(settings: Settings) -> str:
+    """A warning if two flags say where the certificate is; empty: they do not."""
+    files = settings.given("cert-file") and settings.given("cert-key-file")
+    if not (files and settings.given("certdir")):
+        return ""
+    certdir, file = settings.flag("certdir"), settings.flag("cert-file")
+    return f"{certdir} does nothing beside {file}, which names the certificate; leave it out"
 
 
 def _as_derper(settings: Settings, address: str) -> Transport:
