@@ -160,6 +160,74 @@ def test_what_arrives_must_be_what_was_sent() -> None:
     run(main())
 
 
+def test_packets_that_come_late_are_not_taken_for_those_of_the_next_check() -> None:
+    async def main() -> None:
+        async with FaultyRelay() as relay, client_pair(relay) as (one, other):
+            late: set[bytes] = set()
+            relay.freeze()
+            first = await carry(one, other, [b"first"], window=1, limit=SOON, late=late)
+            assert (first.sent, first.arrived) == (1, 0)
+            relay.thaw()
+            after = [b"second", b"third"]
+            second = await carry(one, other, after, window=2, limit=LIMIT, late=late)
+            assert second.intact
+            assert second.arrived == 2
+
+    run(main())
+
+
+def _limited(path: Path, rate: int, burst: int) -> RelayConfig:
+    path.write_text(
+        json.dumps({"PerClientRateLimitBytesPerSec": rate, "PerClientRateBurstBytes": burst})
+    )
+    return RelayConfig(rate_config=path)
+
+
+def test_a_slow_relay_is_called_slow_and_its_packets_are_not_called_corrupt(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with Relay(_limited(tmp_path / "rate.json", 20_000, 66_000)) as relay:
+            found = await look_at(relay.url, no_network(timeout=2))
+        for finding in found.values():
+            assert "not what was sent" not in finding.seen.text
+            assert "address" not in finding.seen.advice
+        for name in ("burst", "speed"):
+            seen = found[f"relay.{name}"].seen
+            assert seen.result in (WARN, FAIL)
+            assert "a slow line, or a limit" in seen.advice
+
+    run(main())
+
+
+def test_a_rate_that_is_too_low_for_most_is_a_warning(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Relay(_limited(tmp_path / "rate.json", 90_000, 200_000)) as relay:
+            found = await look_at(relay.url, no_network(timeout=5))
+        assert found["relay.limits"].seen.text == "none announced"
+        assert found["relay.speed"].result is WARN
+        assert "a slow line, or a limit" in found["relay.speed"].seen.advice
+
+    run(main())
+
+
+def test_a_path_that_takes_no_large_packets() -> None:
+    """As one whose MTU is smaller than the ends know: from then on nothing passes."""
+
+    async def main() -> None:
+        async with FaultyRelay() as relay:
+            region = relay_region(relay.url, Single(stun_port=-1))
+            then = {"relay.packet": relay.freeze}
+            found = await look(region, no_network(timeout=SOON), then=then)
+        assert found["relay.packet"].result is OK
+        assert "MTU" in found["relay.large"].seen.advice
+        for name in ("burst", "speed"):
+            assert found[f"relay.{name}"].result is FAIL
+            assert found[f"relay.{name}"].seen.advice == "see relay.large"
+
+    run(main())
+
+
 def test_limits_that_the_relay_announces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither Go's relay nor ours does; clients heed it all the same, and drop what is more."""
 
