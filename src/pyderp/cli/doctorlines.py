@@ -13,7 +13,7 @@ from pyderp.cli.output import Output, escaped
 from pyderp.doctor.examination import Examination
 from pyderp.doctor.finding import Finding, Result
 
-__all__ = ["CODES", "PROBLEMS", "Report", "line_of", "values_of"]
+__all__ = ["CODES", "PROBLEMS", "Notes", "Report", "line_of", "values_of"]
 
 PROBLEMS: Final = (Result.WARN, Result.FAIL)
 CODES: Final = {Result.FAIL: 2, Result.WARN: 1}
@@ -100,6 +100,35 @@ class Report:
         if not self._quiet or worst is not Result.OK:
             self._output.result("summary", text, **values, seconds=round(took, 3))
         return CODES.get(worst, 0)
+
+
+class Notes:
+    """Remarks about the input, on standard error.
+
+    Args:
+        silent: only errors are printed, as cron sends a mail for each line.
+    """
+
+    def __init__(self, output: Output, *, silent: bool) -> None:
+        self._output = output
+        self._silent = silent
+        self._trouble = ""
+
+    def note(self, text: str) -> None:
+        """A remark that needs no action."""
+        if not self._silent:
+            self._output.note(text)
+
+    def map_stays(self, error: Exception) -> None:
+        """The map cannot be read any more; printed once for each different error in a row."""
+        text = str(error)
+        if text != self._trouble:
+            self._output.remark("map", f"the last DERP map stays in use: {text}", error=text)
+        self._trouble = text
+
+    def map_is_good(self) -> None:
+        """The map was read, so that the next error is printed again."""
+        self._trouble = ""
 
 
 class _Progress:
