@@ -19,7 +19,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pyderp.cli.doctorlines import line_of
+from pyderp.doctor.finding import Finding, failed
 from pyderp.testing import RelayThread
+from pyderp.text import printable
 
 from .commands import Done, command, run
 from .process import BOUND, environment
@@ -220,6 +223,12 @@ def test_text_of_a_peer_cannot_steer_the_terminal(here: Here) -> None:
     assert done.code == 2
     assert "\x1b" not in done.out
     assert "red" in done.out
+
+
+def test_text_that_is_escaped_already_is_not_escaped_again() -> None:
+    text = printable("<html>\r\n\x1b[31m")
+    line = line_of(Finding("relay", "http.upgrade", failed(text, "look\x07"), 0.0), several=False)
+    assert line.endswith(r"<html>\r\n\x1b[31m -> look\x07")
 
 
 def test_watching_prints_changes_only(relay: RelayThread) -> None:

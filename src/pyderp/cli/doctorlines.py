@@ -12,6 +12,7 @@ from typing import Final
 from pyderp.cli.output import Output, escaped
 from pyderp.doctor.examination import Examination
 from pyderp.doctor.finding import Finding, Result
+from pyderp.text import printable
 
 __all__ = ["CODES", "PROBLEMS", "Notes", "Report", "line_of", "values_of"]
 
@@ -163,7 +164,8 @@ def line_of(finding: Finding, several: bool) -> str:
     seen = finding.seen
     subject = f"{finding.subject}  " if several else ""
     text = f"{finding.result.value:4}  {subject}{finding.check:{_WIDTH}}  {seen.text}"
-    return escaped(f"{text} -> {seen.advice}" if seen.advice else text)
+    # Backslashes stay: what is escaped in a text already would be escaped twice.
+    return printable(f"{text} -> {seen.advice}" if seen.advice else text)
 
 
 def values_of(finding: Finding) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pyderp.doctor.finding import Seen, failed
 from pyderp.errors import (
     BadUpgrade,
     ConnectError,
+    DerpError,
     FailureReason,
     LoginRefused,
     RemoteProtocolError,
@@ -16,8 +17,9 @@ from pyderp.errors import (
     UpgradeRejected,
 )
 from pyderp.net.tcp import failure_reason
+from pyderp.text import system_words
 
-__all__ = ["explain", "no_such_family", "reason_of"]
+__all__ = ["explain", "no_such_family", "reason_of", "words_of"]
 
 _PROXY: Final = "look at the proxy that the environment names"
 _BY_REASON: Final = {
@@ -89,12 +91,19 @@ def explain(error: Exception) -> Seen:
     reason = reason_of(cause)
     if isinstance(cause, LoginRefused):
         return failed(str(cause), _REFUSED, reason="login refused")
-    text = str(cause) or type(cause).__name__
+    text = words_of(cause)
     if isinstance(cause, UpgradeRejected):
         return failed(text, _BY_REASON[FailureReason.NO_DERP], status=cause.status)
     if reason is None:
         return failed(text, "look at the relay's log")
     return failed(text, _BY_REASON[reason], reason=reason.value)
+
+
+def words_of(error: Exception) -> str:
+    """What an error says, without numbers and class names of the system's errors."""
+    if isinstance(error, OSError) and not isinstance(error, DerpError):
+        return system_words(error)
+    return str(error) or type(error).__name__
 
 
 def reason_of(error: Exception) -> FailureReason | None:
