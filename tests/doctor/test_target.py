@@ -127,3 +127,9 @@ def test_no_region() -> None:
     for empty in (make_map(), make_map({"RegionID": 900})):
         with pytest.raises(ConfigError, match="no node in the DERP map"):
             regions_of(empty, None, http_port=80)
+
+
+def test_a_region_without_a_code_is_listed_by_its_number() -> None:
+    derp_map = make_map({"RegionID": 900, "Nodes": [NODE]})
+    with pytest.raises(ConfigError, match=r"its regions: 900$"):
+        regions_of(derp_map, "nowhere", http_port=80)

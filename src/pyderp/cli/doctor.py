@@ -77,7 +77,10 @@ _Region: TypeAlias = Annotated[
     str | None, value("N|CODE", "Only this region of the map.", show_default=False)
 ]
 _Deep: TypeAlias = Annotated[
-    bool, typer.Option("--deep", help="More of each: more connections, packets, and throughput.")
+    bool,
+    typer.Option(
+        "--deep", help="More of each: more connections and packets, and a minute of silence."
+    ),
 ]
 _Watch: TypeAlias = Annotated[
     bool, typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes.")

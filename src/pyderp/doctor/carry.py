@@ -13,7 +13,7 @@ from pyderp.errors import DerpError, RemoteProtocolError, without_frames
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.messages import ReceivedPacket, ServerInfo
 
-__all__ = ["Carried", "carry", "carry_again", "welcome"]
+__all__ = ["Carried", "carry", "carry_again", "stay_idle", "welcome"]
 
 
 async def welcome(client: Client) -> ServerInfo:
@@ -151,6 +151,28 @@ class _Way:
         self._room.release()
         if self._sent_all and done.arrived == done.sent and not self._complete.done():
             self._complete.set_result(None)
+
+
+async def stay_idle(one: Client, other: Client, seconds: float) -> None:
+    """Receive for so long from two clients, which may be the same, and send nothing.
+
+    Raises:
+        ConnectionClosed, ConnectError: a connection ended.
+    """
+
+    async def listen(client: Client) -> None:
+        while True:
+            await client.receive_many()
+
+    clients = (one,) if one is other else (one, other)
+    listening = [asyncio.create_task(listen(each), name="doctor listens") for each in clients]
+    try:
+        done, _ = await asyncio.wait(listening, timeout=seconds, return_when=_FIRST)
+        for task in done:
+            task.result()
+    finally:
+        await cancel_and_wait(listening)
+        del listening  # they may hold an error, which holds this frame
 
 
 async def carry_again(

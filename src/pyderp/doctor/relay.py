@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
+import time
 from typing import Final
 
 from pyderp.client.client import Client
 from pyderp.doctor.advice import explain, reason_of
-from pyderp.doctor.carry import Carried, carry, welcome
+from pyderp.doctor.carry import Carried, carry, stay_idle, welcome
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped, warned
 from pyderp.doctor.visit import Visit
 from pyderp.errors import DerpError, FailureReason, LoginRefused, without_frames
@@ -38,8 +39,15 @@ _SLOW_LINE: Final = (
     "a slow line, or a limit of the relay (--rate-config) or of what is in front: compare with a "
     "run from another network"
 )
+_TIMEOUTS: Final = (
+    "relays send a keepalive every 60 s: let what is in front, or on the way, hold silent "
+    "connections for longer (nginx: proxy_read_timeout and proxy_send_timeout; HAProxy: timeout "
+    "tunnel, client and server; NAT and firewalls)"
+)
+_IDLE: Final = 70.0
+"""Seconds that the check of idle connections may wait."""
 _PATH: Final = (
-    f"small packets pass. {_SLOW_LINE}; or the path drops large ones (MTU: let ICMP pass, clamp "
+    f"small packets pass: {_SLOW_LINE}; or the path drops large ones (MTU: let ICMP pass, clamp "
     f"the MSS); or the relay drops them: {_LOG}"
 )
 
@@ -55,7 +63,9 @@ async def _admission(visit: Visit) -> Seen:
         return await _as_known(visit, without_frames(e))
     visit.pair = (one, other)
     how = "" if visit.upgraded else ", in a websocket"
-    return ok(f"open: lets in a key that is new to it{how}", open=True)
+    flag = _key_flag(visit)
+    untried = f"; {flag} was not tried, as it needs none" if flag else ""
+    return ok(f"open: lets in a key that is new to it{how}{untried}", open=True)
 
 
 async def _welcome_both(one: Client, other: Client) -> ServerInfo:
@@ -80,7 +90,7 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
             "is to be open, its log says why it hung up",
             open=False,
         )
-    flag = "--mesh-key" if settings.mesh_key is not None else "--key"
+    flag = _key_flag(visit)
     if visit.subject.target.tls and not visit.verified:
         return warned(
             "hung up after the login of a new key",
@@ -100,6 +110,13 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
         await welcome(other)
     visit.pair = (one, other)
     return ok(f"admits known keys only, and the one of {flag}", open=False)
+
+
+def _key_flag(visit: Visit) -> str:
+    """The flag of the key that is to be admitted; empty: there is none."""
+    if visit.settings.mesh_key is not None:
+        return "--mesh-key"
+    return "--key" if visit.settings.key is not None else ""
 
 
 async def _packet(visit: Visit) -> Seen:
@@ -201,6 +218,23 @@ async def _speed(visit: Visit) -> Seen:
     if rate < _SLOW:
         return warned(text, _SLOW_LINE, **data)
     return ok(text, **data)
+
+
+async def _idle(visit: Visit) -> Seen:
+    """Whether a connection lives from one keepalive of the relay to the next."""
+    one, other = _pair(visit)
+    seconds = visit.settings.idle
+    began = time.perf_counter()
+    try:
+        await stay_idle(one, other, seconds)
+    except (DerpError, OSError) as e:
+        without_frames(e)
+        lived = time.perf_counter() - began
+        return failed(f"cut after {lived:.1f} s without a packet", _TIMEOUTS, seconds=lived)
+    done = await _carry(visit, one, other, [os.urandom(64)])
+    if not _whole(done):
+        return _lost(visit, done, f"a packet after {seconds:g} s of silence", _TIMEOUTS)
+    return ok(f"still connected after {seconds:g} s without a packet", seconds=seconds)
 
 
 async def _throughput(visit: Visit, source: Client, target: Client) -> Carried:
@@ -311,4 +345,9 @@ def checks(*, deep: bool) -> tuple[Check[Visit], ...]:
         needs = _PAIR if name in ("packet", "limits") else ("relay.packet",)
         before = (made[-1].name, "http.identity") if name == "packet" else (made[-1].name,)
         made.append(Check(name=f"relay.{name}", run=run, needs=needs, after=before, times=times))
+    if deep:
+        last = (made[-1].name,)
+        made.append(
+            Check(name="relay.idle", run=_idle, needs=("relay.packet",), after=last, extra=_IDLE)
+        )
     return tuple(made)

@@ -94,7 +94,7 @@ class _Run(Generic[S]):
         return not known or any(self._seen[name].passes for name in known)
 
     async def _look(self, check: Check[S]) -> Seen:
-        limit = self._limit * check.times
+        limit = self._limit * check.times + check.extra
         scope = asyncio.timeout(limit)
         try:
             async with scope:

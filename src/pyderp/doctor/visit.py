@@ -36,6 +36,10 @@ class Settings:
     deep: bool = False
     """More of each: every address, more connections, more and larger packets."""
 
+    idle: float = 65.0
+    """Seconds without a packet for which a deep run holds a connection; relays send a keepalive
+    after 60 s."""
+
     tls: TLSConfig = field(default_factory=TLSConfig)
     """Which authorities are trusted."""
 
