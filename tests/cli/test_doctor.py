@@ -19,7 +19,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pyderp.cli.doctorlines import line_of
+from pyderp.doctor.finding import Finding, failed
 from pyderp.testing import RelayThread
+from pyderp.text import printable
 
 from .commands import Done, command, run
 from .process import BOUND, environment
@@ -222,6 +225,12 @@ def test_text_of_a_peer_cannot_steer_the_terminal(here: Here) -> None:
     assert "red" in done.out
 
 
+def test_text_that_is_escaped_already_is_not_escaped_again() -> None:
+    text = printable("<html>\r\n\x1b[31m")
+    line = line_of(Finding("relay", "http.upgrade", failed(text, "look\x07"), 0.0), several=False)
+    assert line.endswith(r"<html>\r\n\x1b[31m -> look\x07")
+
+
 def test_watching_prints_changes_only(relay: RelayThread) -> None:
     with command("doctor", relay.url, *DEAD, "--watch", "--every=1", "--json") as watching:
         watching.wait_for_out('"summary"')
@@ -253,6 +262,34 @@ def test_a_map_that_breaks_while_it_is_watched(tls_relay: RelayThread, tmp_path:
         watching.wait_for_out("new -> fail  900b  tcp.ipv4")
         watching.interrupt()
         assert watching.end().code == 130
+
+
+def test_watching_prints_a_recovery_in_short_and_names_what_is_gone(
+    tls_relay: RelayThread, tmp_path: Path
+) -> None:
+    path = tmp_path / "map.json"
+    alive = node("900a", tls_relay, CertName=pin_of(tls_relay))
+    make_map(path, alive, node("900b"))
+    with command("doctor", path, "--http-port=1", "--watch", "--every=1") as watching:
+        watching.wait_for_out("fail: ")
+        before = len(watching.out.splitlines())
+        tls_relay.refuse()
+        watching.wait_for_out("ok -> fail  900a  tcp.ipv4")
+        tls_relay.accept()
+        watching.wait_for_out("fail -> ok    900a  tcp.ipv4")
+        make_map(path, alive)
+        watching.wait_for_out("there -> gone  900b")
+        watching.interrupt()
+        done = watching.end()
+    assert done.code == 130
+    assert "skip -> ok" not in "".join(done.out.splitlines()[before:])
+
+
+def test_verbose_says_when_each_check_begins_and_ends(relay: RelayThread) -> None:
+    with command("doctor", relay.url, *FLAGS, "-v") as asking:
+        done = asking.end()
+    assert re.search(r"relay\.packet begins", done.err)
+    assert re.search(r"relay\.packet: ok after \d+\.\d+ s: both ways", done.err)
 
 
 def test_ctrl_c_prints_what_was_measured(relay: RelayThread) -> None:
@@ -303,3 +340,27 @@ def test_proxies_of_the_environment_are_not_used(relay: RelayThread) -> None:
         done = asking.end()
     assert done.code == 0
     assert "not by HTTPS_PROXY" in done.err
+
+
+def test_quiet_says_nothing_of_notes(tls_relay: RelayThread, tmp_path: Path) -> None:
+    """Cron would send a mail for them."""
+    path = make_map(tmp_path / "map.hujson", node("900a", tls_relay, CertName=pin_of(tls_relay)))
+    path.write_text(f"// a comment\n{path.read_text()}")
+    flags = ("--http-port=1", "--timeout=20", "-q")
+    with command("doctor", path, *flags, HTTPS_PROXY="http://127.0.0.1:1") as asking:
+        done = asking.end()
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_watching_says_once_that_a_map_cannot_be_read(
+    tls_relay: RelayThread, tmp_path: Path
+) -> None:
+    path = make_map(tmp_path / "map.json", node("900a", tls_relay, CertName=pin_of(tls_relay)))
+    with command("doctor", path, "--http-port=1", "--watch", "--every=1", "-v") as watching:
+        watching.wait_for_out("ok: ")
+        path.write_text("{")
+        watching.wait_for("the last DERP map stays in use: ")
+        watching.wait_for("round 5 begins")
+        watching.interrupt()
+        done = watching.end()
+    assert done.err.count("stays in use") == 1

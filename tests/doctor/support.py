@@ -47,7 +47,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def no_network(**more: Any) -> Settings:
     """Settings that do not look at the environment."""
-    return Settings(**{"timeout": LIMIT, "network": NetworkSettings(), **more})
+    return Settings(**{"timeout": LIMIT, "idle": 0.2, "network": NetworkSettings(), **more})
 
 
 async def look(

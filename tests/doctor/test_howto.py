@@ -144,7 +144,7 @@ async def apart(_: Path) -> list[str]:
     """Two relays in a region, and no mesh."""
     async with Relay() as one, Relay() as other:
         region = test_region.region_of(one.url, other.url, names=["900a", "900b"])
-        return await lines(region, settings(timeout=2.5))
+        return await lines(region, settings(timeout=5.0))
 
 
 SCENARIOS: Final[dict[str, Callable[[Path], Awaitable[list[str]]]]] = {

@@ -26,7 +26,7 @@ async def look(**region: object) -> Finding:
 def test_a_good_map_and_what_makes_it_bad() -> None:
     async def main() -> None:
         good = await look()
-        assert (good.result, good.seen.text) == (OK, "1 regions, 1 nodes")
+        assert (good.result, good.seen.text) == (OK, "1 region, 1 node")
         avoided = await look(Avoid=True)
         assert avoided.result is WARN
         assert "Avoid is set for 900" in avoided.seen.text

@@ -11,8 +11,9 @@ import pytest
 
 from pyderp import Relay
 from pyderp.doctor.examination import Region
-from pyderp.doctor.target import Single, relay_region
+from pyderp.doctor.target import Single, regions_of, relay_region
 from pyderp.doctor.visit import Settings
+from pyderp.maps.derpmap import DERPMap
 
 from .support import (
     FAIL,
@@ -184,5 +185,20 @@ def test_a_machine_without_the_family_says_so(monkeypatch: pytest.MonkeyPatch) -
             found = await look(region(relay.address[1]), settings(*BOTH))
         assert (found["tcp.ipv4"].result, found["tcp.ipv6"].result) == (OK, SKIP)
         assert "this machine has no IPv6" in found["tcp.ipv6"].seen.text
+
+    run(main())
+
+
+@pytest.mark.parametrize("port", [-5, 70_000])
+def test_a_port_of_the_map_that_is_none(port: int) -> None:
+    async def main() -> None:
+        node = {"Name": "900a", "RegionID": 900, "HostName": "127.0.0.1", "DERPPort": port}
+        region = {"RegionID": 900, "Nodes": [node | {"STUNPort": -1}]}
+        derp_map = DERPMap.from_json({"Regions": {"900": region}})
+        (made,) = regions_of(derp_map, None, http_port=1)
+        found = await look(made)
+        assert found["tcp.ipv4"].result is FAIL
+        assert found["tcp.ipv4"].seen.text == f"DERPPort {port} is no port"
+        assert found["tcp.ipv4"].seen.advice == "correct the map"
 
     run(main())

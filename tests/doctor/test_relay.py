@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from pathlib import Path
 
@@ -27,11 +28,13 @@ from .support import (
     SOON,
     WARN,
     Found,
+    front,
     look,
     look_at,
     no_network,
     results,
     run,
+    serving,
     tls_files,
     tls_relay,
 )
@@ -49,7 +52,10 @@ def test_open_to_all() -> None:
     async def main() -> None:
         async with Relay() as relay:
             found = await look_at(relay.url)
+            with_key = await look_at(relay.url, no_network(mesh_key=MESH))
         assert found["relay.admission"].seen.data["open"] is True
+        assert "--mesh-key" not in found["relay.admission"].seen.text
+        assert "--mesh-key was not tried" in with_key["relay.admission"].seen.text
 
     run(main())
 
@@ -156,6 +162,119 @@ def test_what_arrives_must_be_what_was_sent() -> None:
             await one.send(other.self_public_key, b"another")
             mixed = await carry(one, other, packets[:1], window=1, limit=LIMIT)
             assert not mixed.intact
+
+    run(main())
+
+
+def test_packets_that_come_late_are_not_taken_for_those_of_the_next_check() -> None:
+    async def main() -> None:
+        async with FaultyRelay() as relay, client_pair(relay) as (one, other):
+            late: set[bytes] = set()
+            relay.freeze()
+            first = await carry(one, other, [b"first"], window=1, limit=SOON, late=late)
+            assert (first.sent, first.arrived) == (1, 0)
+            relay.thaw()
+            after = [b"second", b"third"]
+            second = await carry(one, other, after, window=2, limit=LIMIT, late=late)
+            assert second.intact
+            assert second.arrived == 2
+
+    run(main())
+
+
+def _limited(path: Path, rate: int, burst: int) -> RelayConfig:
+    path.write_text(
+        json.dumps({"PerClientRateLimitBytesPerSec": rate, "PerClientRateBurstBytes": burst})
+    )
+    return RelayConfig(rate_config=path)
+
+
+def test_a_slow_relay_is_called_slow_and_its_packets_are_not_called_corrupt(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with Relay(_limited(tmp_path / "rate.json", 20_000, 66_000)) as relay:
+            found = await look_at(relay.url, no_network(timeout=2))
+        for finding in found.values():
+            assert "not what was sent" not in finding.seen.text
+            assert "address" not in finding.seen.advice
+        for name in ("burst", "speed"):
+            seen = found[f"relay.{name}"].seen
+            assert seen.result in (WARN, FAIL)
+            assert "a slow line, or a limit" in seen.advice
+
+    run(main())
+
+
+def test_a_rate_that_is_too_low_for_most_is_a_warning(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Relay(_limited(tmp_path / "rate.json", 90_000, 200_000)) as relay:
+            found = await look_at(relay.url, no_network(timeout=5))
+        assert found["relay.limits"].seen.text == "none announced"
+        assert found["relay.speed"].result is WARN
+        assert "a slow line, or a limit" in found["relay.speed"].seen.advice
+
+    run(main())
+
+
+def test_a_path_that_takes_no_large_packets() -> None:
+    """As one whose MTU is smaller than the ends know: from then on nothing passes."""
+
+    async def main() -> None:
+        async with FaultyRelay() as relay:
+            region = relay_region(relay.url, Single(stun_port=-1))
+            then = {"relay.packet": relay.freeze}
+            found = await look(region, no_network(timeout=SOON), then=then)
+        assert found["relay.packet"].result is OK
+        assert "MTU" in found["relay.large"].seen.advice
+        for name in ("burst", "speed"):
+            assert found[f"relay.{name}"].result is FAIL
+            assert found[f"relay.{name}"].seen.advice == "see relay.large"
+
+    run(main())
+
+
+def test_a_proxy_that_cuts_idle_connections() -> None:
+    """Here at once when all packets have passed; a proxy does it after its idle timeout."""
+
+    async def main() -> None:
+        async with FaultyRelay() as relay:
+            region = relay_region(relay.url, Single(stun_port=-1))
+            settings = no_network(deep=True, idle=LIMIT)
+            found = await look(region, settings, then={"relay.speed": relay.cut})
+        assert found["relay.speed"].result is OK
+        assert found["relay.idle"].result is FAIL
+        assert "cut after" in found["relay.idle"].seen.text
+        assert "proxy_read_timeout" in found["relay.idle"].seen.advice
+
+    run(main())
+
+
+def test_an_idle_connection_that_lives() -> None:
+    async def main() -> None:
+        async with Relay() as relay:
+            found = await look_at(relay.url, no_network(deep=True, idle=0.2))
+            usual = await look_at(relay.url)
+        assert found["relay.idle"].result is OK
+        assert "relay.idle" not in usual
+
+    run(main())
+
+
+def test_clients_at_two_relays_behind_one_address() -> None:
+    async def main() -> None:
+        async with FaultyRelay() as one, FaultyRelay() as other:
+            one.loss = other.loss = 1.0
+            turns = itertools.cycle([front(one.address[1]), front(other.address[1])])
+
+            async def balance(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await next(turns)(reader, writer)
+
+            async with serving(balance) as port:
+                found = await look_at(f"http://127.0.0.1:{port}", no_network(timeout=2))
+        assert found["http.identity"].result is FAIL
+        assert found["relay.packet"].result is FAIL
+        assert "see http.identity" in found["relay.packet"].seen.advice
 
     run(main())
 

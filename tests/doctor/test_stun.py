@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from typing import cast
@@ -106,6 +107,32 @@ def test_junk_is_no_answer(junk: bytes) -> None:
         async with stun(Server(junk=junk)) as port:
             found = await found_with(port, limit=SOON)
         assert found["stun.ipv4"].result is FAIL
+        assert "answers over UDP, and not with STUN" in found["stun.ipv4"].seen.text
+        assert "firewall" not in found["stun.ipv4"].seen.advice
+
+    run(main())
+
+
+def test_no_answer_at_all() -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            found = await found_with(silent.getsockname()[1], limit=SOON)
+        assert "no answer from 127.0.0.1" in found["stun.ipv4"].seen.text
+        assert "open UDP in the firewalls" in found["stun.ipv4"].seen.advice
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels may not report closed ports")
+def test_a_closed_port_is_known_at_once() -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        found = await found_with(port, limit=200.0)  # the run of a test ends before
+        assert found["stun.ipv4"].result is FAIL
+        assert "nothing listens there" in found["stun.ipv4"].seen.text
 
     run(main())
 

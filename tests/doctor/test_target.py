@@ -32,6 +32,10 @@ RELAY, MAP = TargetKind.RELAY, TargetKind.MAP
         ("map.YAML", MAP),
         ("policy.hujson", MAP),
         ("./map", MAP),
+        ("./maps/derp", MAP),
+        ("../maps/derp", MAP),
+        ("maps/derp", MAP),
+        ("derp.example.com/derp", RELAY),
         ("/etc/derp/map", MAP),
         ("https://[bad", RELAY),
     ],
@@ -70,6 +74,9 @@ def test_relays(text: str, name: str, url: str, host: str) -> None:
     ("text", "problem"),
     [
         ("", "is no URL"),
+        ("derp.example.com/derp", "give https://derp.example.com/derp"),
+        ("derp.example.com:8443/x/derp", "give https://derp.example.com:8443/x/derp"),
+        ("wss://a.example/derp", "not with wss://: give https://a.example/derp"),
         ("two words", "is no URL"),
         (":8443", "has no host"),
         ("host:port", "no port number"),
@@ -78,7 +85,7 @@ def test_relays(text: str, name: str, url: str, host: str) -> None:
         ("https://host:0/derp", "port 0"),
         ("https://[bad", "not a URL"),
         ("https://a b/derp", "neither a host name"),
-        ("ftp://host/derp", "scheme"),
+        ("ftp://host/derp", "not with ftp://"),
     ],
 )
 def test_what_is_none(text: str, problem: str) -> None:
@@ -120,3 +127,9 @@ def test_no_region() -> None:
     for empty in (make_map(), make_map({"RegionID": 900})):
         with pytest.raises(ConfigError, match="no node in the DERP map"):
             regions_of(empty, None, http_port=80)
+
+
+def test_a_region_without_a_code_is_listed_by_its_number() -> None:
+    derp_map = make_map({"RegionID": 900, "Nodes": [NODE]})
+    with pytest.raises(ConfigError, match=r"its regions: 900$"):
+        regions_of(derp_map, "nowhere", http_port=80)

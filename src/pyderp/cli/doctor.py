@@ -15,9 +15,9 @@ from typing import Annotated, Final, TypeAlias
 import typer
 
 from pyderp.cli.connect_options import seconds, trusted, value, wanted_certificate
-from pyderp.cli.doctorlines import PROBLEMS, Report, line_of, values_of
+from pyderp.cli.doctorlines import PROBLEMS, Notes, Report, line_of, values_of
 from pyderp.cli.input import read_private_key
-from pyderp.cli.output import Output
+from pyderp.cli.output import Output, escaped
 from pyderp.cli.process import Refused, log_to_stderr, run_command
 from pyderp.doctor.examination import Examination, Region
 from pyderp.doctor.finding import Finding, Result
@@ -30,6 +30,8 @@ from pyderp.maps.derpmap import DERPMap
 from pyderp.net.settings import NetworkSettings
 
 __all__ = ["EPILOG", "HELP", "doctor"]
+
+log = logging.getLogger("pyderp.doctor")
 
 HELP: Final = """Check whether a relay works, or all relays of a DERP map: names, TCP, TLS, HTTP,
 STUN, and packets that are really relayed.
@@ -75,7 +77,10 @@ _Region: TypeAlias = Annotated[
     str | None, value("N|CODE", "Only this region of the map.", show_default=False)
 ]
 _Deep: TypeAlias = Annotated[
-    bool, typer.Option("--deep", help="More of each: more connections, packets, and throughput.")
+    bool,
+    typer.Option(
+        "--deep", help="More of each: more connections and packets, and a minute of silence."
+    ),
 ]
 _Watch: TypeAlias = Annotated[
     bool, typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes.")
@@ -163,8 +168,9 @@ def doctor(
 
     async def main() -> int:
         try:
-            settings = _settings(timeout, deep, ca, key, mesh_key, output)
-            source = _Source(target, region, single, max_nodes, output, MapWays(tls=settings.tls))
+            notes = Notes(output, silent=quiet)
+            settings = _settings(timeout, deep, ca, key, mesh_key, notes)
+            source = _Source(target, region, single, max_nodes, notes, MapWays(tls=settings.tls))
             await source.load()
         except (ConfigError, InvalidMap, ConnectError) as e:
             raise Refused(str(e)) from e
@@ -194,7 +200,7 @@ def _settings(
     ca: Path | None,
     key: Path | None,
     mesh_key: Path | None,
-    output: Output,
+    notes: Notes,
 ) -> Settings:
     return Settings(
         timeout=timeout,
@@ -202,7 +208,7 @@ def _settings(
         tls=trusted(ca),
         key=None if key is None else read_private_key(key),
         mesh_key=None if mesh_key is None else read_mesh_key(mesh_key),
-        network=_network(output),
+        network=_network(notes),
     )
 
 
@@ -212,12 +218,12 @@ def _refuse_node_flags(**flags: object) -> None:
         raise typer.BadParameter(f"{', '.join(given)}: the DERP map says that")
 
 
-def _network(output: Output) -> NetworkSettings:
+def _network(notes: Notes) -> NetworkSettings:
     """Socket options of the environment; its proxies are left out, which is said."""
     found = NetworkSettings.from_environment()
     proxies = [name.upper() for name in ("https_proxy", "all_proxy") if getattr(found, name)]
     if proxies:
-        output.note(f"the checks go the direct way, and not by {' and '.join(proxies)}")
+        notes.note(f"the checks go the direct way, and not by {' and '.join(proxies)}")
     return dataclasses.replace(found, https_proxy="", http_proxy="", all_proxy="", proxy="")
 
 
@@ -229,7 +235,7 @@ class _Source:
     region: str | None
     single: Single
     max_nodes: int
-    output: Output
+    notes: Notes
     ways: MapWays
     regions: Sequence[Region] = ()
     left_out: int = 0
@@ -253,7 +259,7 @@ class _Source:
         self._loaded = await load_map(self.target, ways=self.ways, previous=self._loaded)
         if not again:
             for warning in self._loaded.warnings:
-                self.output.note(f"{self._loaded.origin}: {warning}")
+                self.notes.note(f"{self._loaded.origin}: {warning}")
         found = regions_of(self._loaded.map, self.region, http_port=self.single.http_port)
         self.regions, self.left_out = _first_nodes(found, self.max_nodes)
 
@@ -264,7 +270,9 @@ class _Source:
         try:
             await self.load()
         except (ConfigError, InvalidMap, ConnectError) as e:
-            self.output.remark("map", f"the last DERP map stays in use: {e}", error=e)
+            self.notes.map_stays(e)
+        else:
+            self.notes.map_is_good()
 
 
 def _first_nodes(regions: Sequence[Region], most: int) -> tuple[list[Region], int]:
@@ -302,10 +310,13 @@ class _Session:
         loop = asyncio.get_running_loop()
         for number in itertools.count():
             began = loop.time()
+            log.debug("round %d begins", number + 1)
             report = self._report(self._changed if number else self._shown)
             await report.run()
             if not number:
                 report.summarize()
+            else:
+                self._vanished({subject for subject, _ in report.found})
             self.before = {key: finding.result for key, finding in report.found.items()}
             await asyncio.sleep(began + every - loop.time())
             await self.source.load_again()
@@ -329,6 +340,18 @@ class _Session:
         if before is finding.result:
             return
         was = "new" if before is None else before.value
+        # What is not looked at behind a failure, and is again after it, is no news to people.
+        if self.as_json or not {before, finding.result} <= {Result.SKIP, Result.OK}:
+            self._print_change(was, line_of(finding, several), **values_of(finding))
+
+    def _vanished(self, subjects: set[str]) -> None:
+        """Name the nodes and regions of the last round that this one has not looked at."""
+        for subject in dict.fromkeys(subject for subject, _ in self.before):
+            if subject not in subjects:
+                text = escaped(f"gone  {subject}  the map does not have it any more")
+                self._print_change("there", text, subject=subject, result="gone")
+
+    def _print_change(self, was: str, text: str, **values: object) -> None:
         now = datetime.datetime.now().astimezone()
-        text = f"{now:%Y-%m-%d %H:%M:%S}  {was} -> {line_of(finding, several)}"
-        self.output.result("change", text, before=was, **values_of(finding))
+        line = f"{now:%Y-%m-%d %H:%M:%S}  {was} -> {text}"
+        self.output.result("change", line, before=was, **values)

@@ -12,8 +12,9 @@ from typing import Final
 from pyderp.cli.output import Output, escaped
 from pyderp.doctor.examination import Examination
 from pyderp.doctor.finding import Finding, Result
+from pyderp.text import printable
 
-__all__ = ["CODES", "PROBLEMS", "Report", "line_of", "values_of"]
+__all__ = ["CODES", "PROBLEMS", "Notes", "Report", "line_of", "values_of"]
 
 PROBLEMS: Final = (Result.WARN, Result.FAIL)
 CODES: Final = {Result.FAIL: 2, Result.WARN: 1}
@@ -102,6 +103,35 @@ class Report:
         return CODES.get(worst, 0)
 
 
+class Notes:
+    """Remarks about the input, on standard error.
+
+    Args:
+        silent: only errors are printed, as cron sends a mail for each line.
+    """
+
+    def __init__(self, output: Output, *, silent: bool) -> None:
+        self._output = output
+        self._silent = silent
+        self._trouble = ""
+
+    def note(self, text: str) -> None:
+        """A remark that needs no action."""
+        if not self._silent:
+            self._output.note(text)
+
+    def map_stays(self, error: Exception) -> None:
+        """The map cannot be read any more; printed once for each different error in a row."""
+        text = str(error)
+        if text != self._trouble:
+            self._output.remark("map", f"the last DERP map stays in use: {text}", error=text)
+        self._trouble = text
+
+    def map_is_good(self) -> None:
+        """The map was read, so that the next error is printed again."""
+        self._trouble = ""
+
+
 class _Progress:
     """A line on standard error that comes and goes, if that is a terminal."""
 
@@ -134,7 +164,8 @@ def line_of(finding: Finding, several: bool) -> str:
     seen = finding.seen
     subject = f"{finding.subject}  " if several else ""
     text = f"{finding.result.value:4}  {subject}{finding.check:{_WIDTH}}  {seen.text}"
-    return escaped(f"{text} -> {seen.advice}" if seen.advice else text)
+    # Backslashes stay: what is escaped in a text already would be escaped twice.
+    return printable(f"{text} -> {seen.advice}" if seen.advice else text)
 
 
 def values_of(finding: Finding) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pyderp.doctor.finding import Seen, failed
 from pyderp.errors import (
     BadUpgrade,
     ConnectError,
+    DerpError,
     FailureReason,
     LoginRefused,
     RemoteProtocolError,
@@ -16,9 +17,11 @@ from pyderp.errors import (
     UpgradeRejected,
 )
 from pyderp.net.tcp import failure_reason
+from pyderp.text import system_words
 
-__all__ = ["explain", "no_such_family", "reason_of"]
+__all__ = ["explain", "no_such_family", "reason_of", "words_of"]
 
+_PROXY: Final = "look at the proxy that the environment names"
 _BY_REASON: Final = {
     FailureReason.BAD_MAP: "correct the node in the map",
     FailureReason.TIMEOUT: (
@@ -35,9 +38,23 @@ _BY_REASON: Final = {
     FailureReason.UNREACHABLE: (
         "no way there from here: check the address and this machine's routes"
     ),
+    FailureReason.PROXY_TIMEOUT: _PROXY,
+    FailureReason.PROXY_UNREACHABLE: _PROXY,
+    FailureReason.PROXY_LOGIN: _PROXY,
+    FailureReason.PROXY_LOGIN_UNKNOWN: _PROXY,
+    FailureReason.PROXY_REFUSED: _PROXY,
+    FailureReason.PROXY_BROKEN: _PROXY,
     FailureReason.NO_TLS: (
         "what answers speaks no TLS: is this the right port, and does the relay have a certificate "
         "(--certmode, --hostname)?"
+    ),
+    FailureReason.TLS_NAME: (
+        "the server has no certificate for this name: connect by the name of its certificate, or "
+        "compare --hostname of the relay"
+    ),
+    FailureReason.TLS_REFUSED: (
+        "the server wants another kind of TLS: clients speak TLS 1.2 and 1.3, and have no "
+        "certificate of their own; correct the settings of what ends TLS"
     ),
     FailureReason.TLS_FAILED: "look at the relay's log, which says why it ended the handshake",
     FailureReason.CERTIFICATE_NOT_YET_VALID: "check the clocks of this machine and of the relay",
@@ -45,6 +62,9 @@ _BY_REASON: Final = {
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "get a certificate for the name that clients connect to, or put the certificate's name "
         "into the map as CertName (--cert-name)"
+    ),
+    FailureReason.CERTIFICATE_UNUSABLE: (
+        "get another certificate: clients refuse this one, whatever authority they trust"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
         "send the whole chain, and of an authority that clients trust; of a self-signed one put "
@@ -58,7 +78,6 @@ _BY_REASON: Final = {
     FailureReason.NO_HTTP: "what answers here is no relay: check the port",
     FailureReason.NO_DERP: "what answers here is no relay: check host, port and path (/derp)",
 }
-_PROXY: Final = "look at the proxy that the environment names"
 _REFUSED: Final = (
     "the relay's log says why it hung up; if it admits known keys only, give --mesh-key FILE or "
     "--key FILE"
@@ -72,12 +91,19 @@ def explain(error: Exception) -> Seen:
     reason = reason_of(cause)
     if isinstance(cause, LoginRefused):
         return failed(str(cause), _REFUSED, reason="login refused")
-    text = str(cause) or type(cause).__name__
+    text = words_of(cause)
     if isinstance(cause, UpgradeRejected):
         return failed(text, _BY_REASON[FailureReason.NO_DERP], status=cause.status)
     if reason is None:
         return failed(text, "look at the relay's log")
-    return failed(text, _BY_REASON.get(reason, _PROXY), reason=reason.value)
+    return failed(text, _BY_REASON[reason], reason=reason.value)
+
+
+def words_of(error: Exception) -> str:
+    """What an error says, without numbers and class names of the system's errors."""
+    if isinstance(error, OSError) and not isinstance(error, DerpError):
+        return system_words(error)
+    return str(error) or type(error).__name__
 
 
 def reason_of(error: Exception) -> FailureReason | None:

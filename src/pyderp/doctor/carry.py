@@ -13,7 +13,7 @@ from pyderp.errors import DerpError, RemoteProtocolError, without_frames
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.messages import ReceivedPacket, ServerInfo
 
-__all__ = ["Carried", "carry", "carry_again", "welcome"]
+__all__ = ["Carried", "carry", "carry_again", "stay_idle", "welcome"]
 
 
 async def welcome(client: Client) -> ServerInfo:
@@ -55,6 +55,7 @@ async def carry(
     *,
     window: int,
     limit: float,
+    late: set[bytes] | None = None,
 ) -> Carried:
     """Send packets from one client to another, and count what arrives.
 
@@ -62,8 +63,11 @@ async def carry(
         source, target: logged in; nothing else receives from `target`. They may be the same.
         window: so many packets may be on their way.
         limit: seconds for all.
+        late: packets of earlier calls that may still arrive, and are ignored. If this call ends
+            before all have arrived, its own are added.
     """
-    way = _Way(source, target, packets, window)
+    late = set() if late is None else late
+    way = _Way(source, target, packets, window, late)
     try:
         async with asyncio.timeout(limit):
             await way.run()
@@ -71,6 +75,8 @@ async def carry(
         pass
     except DerpError as e:
         way.done.error = without_frames(e)
+    if way.done.arrived < way.done.sent:
+        late.update(packets[: way.done.sent])
     return way.done
 
 
@@ -83,11 +89,13 @@ class _Way:
         target: Client,
         packets: Sequence[bytes],
         window: int,
+        late: set[bytes],
     ) -> None:
         self.done = Carried()
         self._source = source
         self._target = target
         self._packets = packets
+        self._late = late
         self._room = asyncio.Semaphore(window)
         self._began = time.perf_counter()  # the loop's own clock may be one of milliseconds
         self._next = 0
@@ -130,6 +138,8 @@ class _Way:
         done = self.done
         if packet.source != self._source.self_public_key or done.arrived == done.sent:
             return
+        if packet.data in self._late:
+            return
         # Those that are passed over were lost.
         while self._next < done.sent and self._packets[self._next] != packet.data:
             self._next += 1
@@ -141,6 +151,28 @@ class _Way:
         self._room.release()
         if self._sent_all and done.arrived == done.sent and not self._complete.done():
             self._complete.set_result(None)
+
+
+async def stay_idle(one: Client, other: Client, seconds: float) -> None:
+    """Receive for so long from two clients, which may be the same, and send nothing.
+
+    Raises:
+        ConnectionClosed, ConnectError: a connection ended.
+    """
+
+    async def listen(client: Client) -> None:
+        while True:
+            await client.receive_many()
+
+    clients = (one,) if one is other else (one, other)
+    listening = [asyncio.create_task(listen(each), name="doctor listens") for each in clients]
+    try:
+        done, _ = await asyncio.wait(listening, timeout=seconds, return_when=_FIRST)
+        for task in done:
+            task.result()
+    finally:
+        await cancel_and_wait(listening)
+        del listening  # they may hold an error, which holds this frame
 
 
 async def carry_again(

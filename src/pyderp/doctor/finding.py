@@ -85,6 +85,9 @@ class Check(Generic[S]):
     times: float = 1.0
     """How many times the usual limit it may take."""
 
+    extra: float = 0.0
+    """Seconds that it may take beyond that, as it waits for something on purpose."""
+
     @property
     def group(self) -> str:
         """What is before the dot."""

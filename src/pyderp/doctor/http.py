@@ -10,6 +10,7 @@ from typing import Final
 
 from pyderp.addresses import bracketed, format_address, ip_literal
 from pyderp.client.login import Login, over_http, over_stream, over_websocket
+from pyderp.doctor.advice import words_of
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped, warned
 from pyderp.doctor.httpask import NotHttp, Reply, ask_upgrade, get
 from pyderp.doctor.visit import Visit
@@ -60,7 +61,7 @@ async def _upgrade(visit: Visit) -> Seen:
             return failed(str(e), "see http.proxy", reason=e.reason.value)
         visit.upgrade = reply
         if reply.status != HTTPStatus.SWITCHING_PROTOCOLS:
-            words = printable(reply.body.decode("utf-8", "replace").strip(), 80)
+            words = printable(" ".join(reply.body.decode("utf-8", "replace").split()), 80)
             text = f"answered with {reply.status}, not 101: {words}"
             return failed(text, _advice_of(reply), status=reply.status)
         done = await over_stream(link, _login(), received=reply.rest)
@@ -167,7 +168,7 @@ async def _websocket(visit: Visit) -> Seen:
             status=e.status,
         )
     except (BadUpgrade, ConnectionError) as e:
-        return warned(str(e), "not every relay has it: clients in browsers need it")
+        return warned(words_of(e), "not every relay has it: clients in browsers need it")
     finally:
         link.abort()
     seconds = time.perf_counter() - began
@@ -248,7 +249,7 @@ async def _port_80(visit: Visit) -> Seen:
         headers = [("X-Tailscale-Challenge", challenge), ("Cache-Control", "no-cache")]
         reply = await get(link, name, asked, headers=headers)
     except (ConnectionError, NotHttp) as e:
-        return _no_port_80(f"port {port}: {e}", promised)
+        return _no_port_80(f"port {port}: {words_of(e)}", promised)
     finally:
         link.abort()
     _note_date(visit, reply)

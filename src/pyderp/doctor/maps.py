@@ -28,7 +28,11 @@ async def _valid(derp_map: DERPMap) -> Seen:
         text = f"Avoid is set for {', '.join(map(str, avoided[:_SHOWN]))}"
         advice = "clients measure these less: NoMeasureNoHome says it better, if it is meant"
         return warned(text, f"{advice}; {_LINT}", **data)
-    return ok(f"{len(derp_map.regions)} regions, {nodes} nodes", **data)
+    return ok(f"{_count(len(derp_map.regions), 'region')}, {_count(nodes, 'node')}", **data)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 CHECKS: Final[tuple[Check[DERPMap], ...]] = (Check(name="map.valid", run=_valid),)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
+import time
 from typing import Final
 
 from pyderp.client.client import Client
-from pyderp.doctor.advice import explain
-from pyderp.doctor.carry import Carried, carry, welcome
+from pyderp.doctor.advice import explain, reason_of
+from pyderp.doctor.carry import Carried, carry, stay_idle, welcome
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped, warned
 from pyderp.doctor.visit import Visit
-from pyderp.errors import LoginRefused, without_frames
+from pyderp.errors import DerpError, FailureReason, LoginRefused, without_frames
 from pyderp.keys import KEY_LEN
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.frames import FRAME_HEADER_LEN, MAX_PACKET_SIZE
@@ -22,6 +23,8 @@ __all__ = ["checks"]
 
 _SHARE: Final = 0.8
 """Of a check's limit, so that it can still say how much arrived."""
+_PATIENCE: Final = 2.0
+"""How many times as long packets may take that are many or large, before they count as lost."""
 _BURST: Final = 30
 """Packets at once: relays queue 32 for each client, and may drop what is more."""
 _BURST_SIZE: Final = 1200
@@ -32,6 +35,21 @@ _PINGS: Final = 3
 _SLOW: Final = 125_000
 """Bytes a second (1 Mbit/s), below which a limit is worth a warning."""
 _LOG: Final = "look at the relay's log and at derp_packets_dropped in its metrics"
+_SLOW_LINE: Final = (
+    "a slow line, or a limit of the relay (--rate-config) or of what is in front: compare with a "
+    "run from another network"
+)
+_TIMEOUTS: Final = (
+    "relays send a keepalive every 60 s: let what is in front, or on the way, hold silent "
+    "connections for longer (nginx: proxy_read_timeout and proxy_send_timeout; HAProxy: timeout "
+    "tunnel, client and server; NAT and firewalls)"
+)
+_IDLE: Final = 70.0
+"""Seconds that the check of idle connections may wait."""
+_PATH: Final = (
+    f"small packets pass: {_SLOW_LINE}; or the path drops large ones (MTU: let ICMP pass, clamp "
+    f"the MSS); or the relay drops them: {_LOG}"
+)
 
 
 async def _admission(visit: Visit) -> Seen:
@@ -45,7 +63,9 @@ async def _admission(visit: Visit) -> Seen:
         return await _as_known(visit, without_frames(e))
     visit.pair = (one, other)
     how = "" if visit.upgraded else ", in a websocket"
-    return ok(f"open: lets in a key that is new to it{how}", open=True)
+    flag = _key_flag(visit)
+    untried = f"; {flag} was not tried, as it needs none" if flag else ""
+    return ok(f"open: lets in a key that is new to it{how}{untried}", open=True)
 
 
 async def _welcome_both(one: Client, other: Client) -> ServerInfo:
@@ -70,7 +90,7 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
             "is to be open, its log says why it hung up",
             open=False,
         )
-    flag = "--mesh-key" if settings.mesh_key is not None else "--key"
+    flag = _key_flag(visit)
     if visit.subject.target.tls and not visit.verified:
         return warned(
             "hung up after the login of a new key",
@@ -92,16 +112,23 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
     return ok(f"admits known keys only, and the one of {flag}", open=False)
 
 
+def _key_flag(visit: Visit) -> str:
+    """The flag of the key that is to be admitted; empty: there is none."""
+    if visit.settings.mesh_key is not None:
+        return "--mesh-key"
+    return "--key" if visit.settings.key is not None else ""
+
+
 async def _packet(visit: Visit) -> Seen:
     if visit.pair is None:
         return skipped("not checked, as no client was let in")
     one, other = visit.pair
     done = await _carry(visit, one, other, [os.urandom(64)])
     if not _whole(done):
-        return _lost(done, "a packet of 64 bytes")
+        return _lost(visit, done, "a packet of 64 bytes", _silent(visit))
     back = await _carry(visit, other, one, [os.urandom(64)])
     if not _whole(back):
-        return _lost(back, "a packet of 64 bytes, the way back")
+        return _lost(visit, back, "a packet of 64 bytes, the way back", _silent(visit))
     text = f"both ways, in {done.seconds * 1000:.1f} and {back.seconds * 1000:.1f} ms"
     return ok(text, seconds=[done.seconds, back.seconds])
 
@@ -115,9 +142,13 @@ async def _large(visit: Visit) -> Seen:
             "raise the burst of the relay's rate limit to 65,573 bytes at least",
             burst=burst,
         )
-    done = await _carry(visit, one, other, [os.urandom(MAX_PACKET_SIZE)])
+    done = await _carry(visit, one, other, [os.urandom(MAX_PACKET_SIZE)], patience=_PATIENCE)
     if not _whole(done):
-        return _lost(done, "a packet of 64 KiB")
+        seen = _lost(visit, done, "a packet of 64 KiB", _PATH)
+        visit.stuck = "" if done.arrived else "relay.large"
+        return seen
+    if _late(visit, done):
+        return warned(f"64 KiB took {done.seconds:.1f} s", _SLOW_LINE, seconds=done.seconds)
     return ok(f"64 KiB in {done.seconds * 1000:.1f} ms", seconds=done.seconds)
 
 
@@ -130,10 +161,14 @@ async def _bursts(visit: Visit) -> Seen:
     seconds: list[float] = []
     for _ in range(rounds):
         packets = [os.urandom(_BURST_SIZE) for _ in range(_BURST)]
-        done = await _carry(visit, one, other, packets, window=_BURST)
+        done = await _carry(visit, one, other, packets, window=_BURST, patience=_PATIENCE)
+        what = f"a burst of {_BURST} packets of {_BURST_SIZE} bytes"
         if not _whole(done):
-            return _lost(done, f"a burst of {_BURST} packets of {_BURST_SIZE} bytes")
+            return _lost(visit, done, what, _PATH)
+        visit.stuck = ""
         seconds.append(done.seconds)
+        if _late(visit, done):
+            return warned(f"{what} took {done.seconds:.1f} s", _SLOW_LINE, seconds=seconds)
     text = f"{rounds} times {_BURST} packets, complete and in order"
     return ok(text, seconds=seconds)
 
@@ -155,10 +190,17 @@ async def _limits(visit: Visit) -> Seen:
 async def _speed(visit: Visit) -> Seen:
     one, other = _pair(visit)
     deep = visit.settings.deep
-    pings = [await one.ping() for _ in range(_PINGS * (4 if deep else 1))]
+    limit = visit.settings.timeout * _SHARE
+    try:
+        async with asyncio.timeout(limit):
+            pings = [await one.ping() for _ in range(_PINGS * (4 if deep else 1))]
+    except TimeoutError:
+        return _ended(visit, TimeoutError(f"no pong within {limit:g} s"), "a ping")
+    except DerpError as e:
+        return _ended(visit, without_frames(e), "a ping")
     through = await _carry(visit, one, other, [os.urandom(64)])
     if not _whole(through):
-        return _lost(through, "a packet of 64 bytes")
+        return _lost(visit, through, "a packet of 64 bytes", f"{_SLOW_LINE}; or {_LOG}")
     ping = statistics.median(pings)
     text = f"round trip {ping * 1000:.1f} ms, {through.seconds * 1000:.1f} ms to a peer"
     data: dict[str, object] = {"round_trip": ping, "to_peer": through.seconds}
@@ -166,16 +208,33 @@ async def _speed(visit: Visit) -> Seen:
         return ok(f"{text}; throughput not measured, as the relay limits it", **data)
     done = await _throughput(visit, one, other)
     if not done.arrived or done.error is not None or not done.intact:
-        return _lost(done, f"{done.sent} packets of {_SPEED_SIZE} bytes")
+        return _lost(visit, done, f"{done.sent} packets of {_SPEED_SIZE} bytes", _PATH)
     rate = done.bytes_arrived / done.seconds if done.seconds else 0.0
     data |= {"bytes": done.bytes_arrived, "bytes_per_second": round(rate)}
     text = f"{text}; {_rate(rate)} with at most 224 KiB on the way"
     if done.arrived < done.sent:
         lost = f"{done.sent - done.arrived} of {done.sent} packets did not arrive in time"
-        return warned(
-            f"{text}, and {lost}", f"a slow line, or a relay that drops them: {_LOG}", **data
-        )
+        return warned(f"{text}, and {lost}", f"{_SLOW_LINE}; or {_LOG}", **data)
+    if rate < _SLOW:
+        return warned(text, _SLOW_LINE, **data)
     return ok(text, **data)
+
+
+async def _idle(visit: Visit) -> Seen:
+    """Whether a connection lives from one keepalive of the relay to the next."""
+    one, other = _pair(visit)
+    seconds = visit.settings.idle
+    began = time.perf_counter()
+    try:
+        await stay_idle(one, other, seconds)
+    except (DerpError, OSError) as e:
+        without_frames(e)
+        lived = time.perf_counter() - began
+        return failed(f"cut after {lived:.1f} s without a packet", _TIMEOUTS, seconds=lived)
+    done = await _carry(visit, one, other, [os.urandom(64)])
+    if not _whole(done):
+        return _lost(visit, done, f"a packet after {seconds:g} s of silence", _TIMEOUTS)
+    return ok(f"still connected after {seconds:g} s without a packet", seconds=seconds)
 
 
 async def _throughput(visit: Visit, source: Client, target: Client) -> Carried:
@@ -186,17 +245,25 @@ async def _throughput(visit: Visit, source: Client, target: Client) -> Carried:
     count = 8
     while True:
         batch = [packet] * count
-        done = await carry(source, target, batch, window=_SPEED_WINDOW, limit=limit)
+        done = await carry(
+            source, target, batch, window=_SPEED_WINDOW, limit=limit, late=visit.late
+        )
         if not _whole(done) or done.seconds > enough or count >= most:
             return done
         count *= 4
 
 
 async def _carry(
-    visit: Visit, source: Client, target: Client, packets: list[bytes], *, window: int = 1
+    visit: Visit,
+    source: Client,
+    target: Client,
+    packets: list[bytes],
+    *,
+    window: int = 1,
+    patience: float = 1.0,
 ) -> Carried:
-    limit = visit.settings.timeout * _SHARE
-    return await carry(source, target, packets, window=window, limit=limit)
+    limit = visit.settings.timeout * _SHARE * patience
+    return await carry(source, target, packets, window=window, limit=limit, late=visit.late)
 
 
 def _pair(visit: Visit) -> tuple[Client, Client]:
@@ -216,15 +283,41 @@ def _whole(done: Carried) -> bool:
     return done.error is None and done.intact and 0 < done.arrived == done.sent
 
 
-def _lost(done: Carried, what: str) -> Seen:
+def _late(visit: Visit, done: Carried) -> bool:
+    """Whether packets that all arrived took longer than a check should."""
+    return done.seconds > visit.settings.timeout * _SHARE
+
+
+def _cause(visit: Visit, advice: str) -> str:
+    """What to do, or the check that says it already, as no packet has arrived since."""
+    return f"see {visit.stuck}" if visit.stuck else advice
+
+
+def _silent(visit: Visit) -> str:
+    """What to do if not even a small packet arrives."""
+    if len(visit.relay_keys) > 1:
+        return "the two clients may be at different relays: see http.identity"
+    return f"the relay takes packets and does not deliver them: {_LOG}"
+
+
+def _lost(visit: Visit, done: Carried, what: str, advice: str) -> Seen:
     data = {"sent": done.sent, "arrived": done.arrived}
     if done.error is not None:
-        seen = explain(done.error)
-        return failed(f"{what}: {seen.text}", seen.advice, **data, **seen.data)
+        return _ended(visit, done.error, what, **data)
     if not done.intact:
         return failed(f"{what}: what arrived is not what was sent", _LOG, **data)
     text = f"{what}: {done.arrived} of {done.sent} arrived"
-    return failed(text, f"the relay takes packets and does not deliver them: {_LOG}", **data)
+    return failed(text, _cause(visit, advice), **data)
+
+
+def _ended(visit: Visit, error: Exception, what: str, **data: object) -> Seen:
+    """What a check returns that an error ended, once the clients are logged in."""
+    seen = explain(error)
+    advice = seen.advice
+    if reason_of(error) is FailureReason.TIMEOUT:
+        # The address is right, as packets have passed.
+        advice = f"{_SLOW_LINE}; or {_LOG}"
+    return failed(f"{what}: {seen.text}", _cause(visit, advice), **data, **seen.data)
 
 
 def _rate(bytes_per_second: float) -> str:
@@ -241,8 +334,8 @@ def checks(*, deep: bool) -> tuple[Check[Visit], ...]:
     """The checks of this group; one after the other, as one would disturb another."""
     order = (
         ("packet", _packet, 2.0),
-        ("large", _large, 1.0),
-        ("burst", _bursts, 4.0 if deep else 2.0),
+        ("large", _large, _PATIENCE),
+        ("burst", _bursts, 10.0 if deep else 4.0),
         ("limits", _limits, 1.0),
         ("speed", _speed, 4.0 if deep else 2.0),
     )
@@ -250,6 +343,11 @@ def checks(*, deep: bool) -> tuple[Check[Visit], ...]:
     made = [Check(name="relay.admission", run=_admission, needs=ways)]
     for name, run, times in order:
         needs = _PAIR if name in ("packet", "limits") else ("relay.packet",)
-        before = made[-1].name
-        made.append(Check(name=f"relay.{name}", run=run, needs=needs, after=(before,), times=times))
+        before = (made[-1].name, "http.identity") if name == "packet" else (made[-1].name,)
+        made.append(Check(name=f"relay.{name}", run=run, needs=needs, after=before, times=times))
+    if deep:
+        last = (made[-1].name,)
+        made.append(
+            Check(name="relay.idle", run=_idle, needs=("relay.packet",), after=last, extra=_IDLE)
+        )
     return tuple(made)

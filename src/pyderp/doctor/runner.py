@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from pyderp.doctor.advice import explain
-from pyderp.doctor.finding import Check, Finding, Seen, failed, skipped
+from pyderp.doctor.finding import Check, Finding, Result, Seen, failed, skipped
 from pyderp.errors import DerpError, without_frames
 from pyderp.tasks import run_together
 
@@ -74,12 +74,17 @@ class _Run(Generic[S]):
                 await self._ended[other].wait()
         missing = next((names for names in needed if not self._passed(names)), None)
         began = time.perf_counter()
+        if missing is None:
+            _log.debug("%s: %s begins", self._name, check.name)
         if missing is not None:
-            seen = skipped(f"not checked, as there is no {' or '.join(missing)}")
+            seen = skipped(_why_skipped(missing, self._seen))
             seconds = 0.0
         else:
             seen = await self._look(check)
             seconds = time.perf_counter() - began
+        if missing is None:
+            ended = (self._name, check.name, seen.result.value, seconds, seen.text)
+            _log.debug("%s: %s: %s after %.3f s: %s", *ended)
         self._seen[check.name] = seen
         self._report(Finding(self._name, check.name, seen, seconds))
         self._ended[check.name].set()
@@ -89,7 +94,7 @@ class _Run(Generic[S]):
         return not known or any(self._seen[name].passes for name in known)
 
     async def _look(self, check: Check[S]) -> Seen:
-        limit = self._limit * check.times
+        limit = self._limit * check.times + check.extra
         scope = asyncio.timeout(limit)
         try:
             async with scope:
@@ -106,6 +111,14 @@ class _Run(Generic[S]):
                 without_frames(e)
             text = f"a mistake in pyderp: {type(e).__name__}: {e}"
             return failed(text, "report it, with the output of -v")
+
+
+def _why_skipped(names: Sequence[str], seen: dict[str, Seen]) -> str:
+    """That checks which one needs failed, or were skipped themselves."""
+    failures = [name for name in names if name in seen and seen[name].result is Result.FAIL]
+    if failures:
+        return f"not checked, as {' and '.join(failures)} failed"
+    return f"not checked, as {' and '.join(names)} {'was' if len(names) == 1 else 'were'} skipped"
 
 
 SLOW: Final = (

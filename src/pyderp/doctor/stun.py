@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import socket
 from typing import Final
 
@@ -11,8 +13,10 @@ from pyderp.defaults import STUN_PORT
 from pyderp.doctor.advice import no_such_family
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped
 from pyderp.doctor.visit import Visit
-from pyderp.errors import ConfigError, DialError
+from pyderp.errors import ConfigError, DialError, FailureReason, without_frames
 from pyderp.net.stunclient import StunAnswer, StunClient
+from pyderp.tasks import cancel_and_wait
+from pyderp.wire.stun import TX_ID_LEN, pack_request
 
 __all__ = ["CHECKS"]
 
@@ -23,6 +27,15 @@ _SHARE: Final = 0.4
 _SILENT: Final = (
     "open UDP in the firewalls of relay and provider; on the relay's machine `ss -ulnp` shows "
     "whether it listens; if it is to answer no STUN, write STUNPort -1 into the map"
+)
+
+_CLOSED: Final = (
+    "on the relay's machine `ss -ulnp` shows whether STUN listens, and on which port (--stun-port, "
+    "STUNPort); if it is to answer no STUN, write STUNPort -1 into the map"
+)
+_OTHER: Final = (
+    "another program than STUN has this port, or something on the way changes the answers: check "
+    "the port (--stun-port, STUNPort); `ss -ulnp` on the relay's machine names the program"
 )
 
 
@@ -45,11 +58,9 @@ async def _answers(visit: Visit, version: int) -> Seen:
         return skipped(f"no IPv{version} address")
     limit = visit.settings.timeout * _SHARE
     try:
-        client = StunClient(_FAMILIES[version])
+        found = await asyncio.gather(*(_ask(ip, port, limit) for ip in addresses))
     except ConfigError as e:
         return skipped(f"this machine has no UDP over IPv{version}: {e}")
-    async with client:
-        found = await asyncio.gather(*(_ask(client, ip, port, limit) for ip in addresses))
     return _judge(list(zip(addresses, found, strict=True)), port, version)
 
 
@@ -79,6 +90,13 @@ def _judge(found: list[tuple[IPAddress, StunAnswer | DialError]], port: int, ver
     if silent:
         address = format_address(str(silent[0][0]), port)
         several = f" ({len(silent)} of {len(found)} addresses)" if len(found) > 1 else ""
+        reason = silent[0][1].reason
+        if reason is FailureReason.REFUSED:
+            text = f"{address} refuses: nothing listens there over UDP{several}"
+            return failed(text, _CLOSED, reason=reason.value, **data)
+        if reason is FailureReason.CUT:
+            text = f"{address} answers over UDP, and not with STUN{several}"
+            return failed(text, _OTHER, **data)
         return failed(f"no answer from {address} over UDP{several}", _SILENT, **data)
     first = good[0]
     mapped = format_address(str(first.address), first.port)
@@ -87,13 +105,65 @@ def _judge(found: list[tuple[IPAddress, StunAnswer | DialError]], port: int, ver
     return ok(f"{shown} in {milliseconds:.1f} ms, sees us as {mapped}", mapped=mapped, **data)
 
 
-async def _ask(
-    client: StunClient, address: IPAddress, port: int, limit: float
-) -> StunAnswer | DialError:
-    try:
-        return await client.ask(str(address), port, within=limit, retransmit=_RETRANSMIT)
-    except DialError as e:
-        return e
+async def _ask(address: IPAddress, port: int, limit: float) -> StunAnswer | DialError:
+    """Ask one address.
+
+    Returns:
+        the answer, or why there is none: `REFUSED` if the system of the relay says that nothing
+        listens, `CUT` if datagrams came that are no answer.
+
+    Raises:
+        ConfigError: this machine has no UDP of that family.
+    """
+    host = str(address)
+    async with StunClient(_FAMILIES[address.version]) as client:
+        asking = asyncio.create_task(
+            client.ask(host, port, within=limit, retransmit=_RETRANSMIT), name="doctor asks"
+        )
+        refusal = asyncio.create_task(_refusal(host, port), name="doctor waits for a refusal")
+        try:
+            await asyncio.wait((asking, refusal), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                return DialError("refused", reason=FailureReason.REFUSED)
+            return asking.result()
+        except DialError as e:
+            if e.reason is FailureReason.TIMEOUT and client.ignored:
+                return DialError("no STUN", reason=FailureReason.CUT)
+            return without_frames(e)
+        finally:
+            await cancel_and_wait((asking, refusal))
+            del asking, refusal  # they may hold an error, which holds this frame
+
+
+async def _refusal(host: str, port: int) -> None:
+    """Return when the relay's system says that the port is closed; else never.
+
+    The kernel reports that (ICMP) to a connected socket only, and `StunClient` has one for all.
+    """
+    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    with contextlib.suppress(OSError):
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: _Refusal(refused), remote_addr=(host, port)
+        )
+        try:
+            transport.sendto(pack_request(secrets.token_bytes(TX_ID_LEN)))
+            await refused
+            return
+        finally:
+            transport.close()
+    await asyncio.get_running_loop().create_future()
+
+
+class _Refusal(asyncio.DatagramProtocol):
+    """Ends a future when the kernel reports a closed port."""
+
+    def __init__(self, refused: asyncio.Future[None]) -> None:
+        self._refused = refused
+
+    def error_received(self, exc: Exception) -> None:
+        """Called by the loop with an error of the socket."""
+        if isinstance(exc, ConnectionRefusedError) and not self._refused.done():
+            self._refused.set_result(None)
 
 
 CHECKS: Final[tuple[Check[Visit], ...]] = (

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pyderp.addresses import bracketed, check_host_name, format_address, ip_literal, parse_address
-from pyderp.client.config import node_url, parse_url
+from pyderp.client.config import UrlTarget, node_url, parse_url
 from pyderp.defaults import HTTP_PORT, HTTPS_PORT
 from pyderp.doctor.examination import Region
 from pyderp.doctor.visit import Subject
@@ -25,6 +25,9 @@ __all__ = ["Single", "TargetKind", "kind_of", "regions_of", "relay_region"]
 
 _REGION: Final = 900
 _MAP_FILE: Final = re.compile(r"(?i)\.(json|hujson|jsonc|ya?ml)$")
+
+_WITH_PATH: Final = re.compile(r"(?i)[^/\\\s.][^/\\\s]*[.:][^/\\\s]+/(.+/)?derp/?$")
+"""Host and path of a relay, as in its URL."""
 
 
 class TargetKind(Enum):
@@ -45,6 +48,8 @@ def kind_of(text: str) -> TargetKind:
         return TargetKind.RELAY if path in ("", "/") or path.endswith(DERP_PATH) else TargetKind.MAP
     if "://" in text and not text.startswith("file:"):
         return TargetKind.RELAY  # of an unknown scheme, which `relay_region` says
+    if _WITH_PATH.match(text) and not Path(text).exists():
+        return TargetKind.RELAY  # without its scheme, which `relay_region` says
     if text == "-" or "/" in text or _MAP_FILE.search(text) or Path(text).is_file():
         return TargetKind.MAP
     return TargetKind.RELAY
@@ -81,12 +86,18 @@ def relay_region(text: str, single: Single) -> Region:
     if re.match(r"(?i)https?://", text):
         url = text
     elif "://" in text:
-        raise ConfigError("the URL has another scheme than https and http")
+        scheme, _, rest = text.partition("://")
+        raise ConfigError(
+            f"a relay's URL begins with https:// or http://, and not with {scheme}://"
+            f": give https://{rest}"
+        )
+    elif _WITH_PATH.match(text):
+        raise ConfigError(f"{text!r} has no scheme, and is no file: give https://{text}")
     else:
         url = f"https://{_host_and_port(text)}"
-    target = parse_url(url)
+    target = _parsed(url)
     if _path(url) in ("", "/"):
-        target = parse_url(urlsplit(url)._replace(path=DERP_PATH).geturl())
+        target = _parsed(urlsplit(url)._replace(path=DERP_PATH).geturl())
     if ip_literal(target.host) is None:
         check_host_name(target.host)
     default = HTTPS_PORT if target.tls else HTTP_PORT
@@ -104,6 +115,14 @@ def relay_region(text: str, single: Single) -> Region:
     )
     subject = Subject(node=node, target=target, http_port=single.http_port)
     return Region(name, (subject,))
+
+
+def _parsed(url: str) -> UrlTarget:
+    """As `parse_url`, without the name of the Go function that begins its errors."""
+    try:
+        return parse_url(url)
+    except ConfigError as e:
+        raise ConfigError(str(e).removeprefix("derphttp.NewClient: ")) from None
 
 
 def _host_and_port(text: str) -> str:
@@ -138,13 +157,18 @@ def regions_of(derp_map: DERPMap, wanted: str | None, *, http_port: int) -> list
     if wanted is not None:
         one = derp_map.region(wanted)
         if one is None:
-            there = ", ".join(f"{r.region_id} ({r.region_code})" for r in found[:20]) or "none"
+            there = ", ".join(map(_shown, found[:20])) or "none"
             raise ConfigError(f"the DERP map has no region {wanted!r}; its regions: {there}")
         found = [one]
     if not any(region.nodes for region in found):
         raise ConfigError("there is no node in the DERP map, so nothing to look at")
     names = Counter(node.name for region in found for node in region.nodes)
     return [_region(region, names, http_port) for region in found if region.nodes]
+
+
+def _shown(region: DERPRegion) -> str:
+    code = f" ({region.region_code})" if region.region_code else ""
+    return f"{region.region_id}{code}"
 
 
 def _region(region: DERPRegion, names: Counter[str], http_port: int) -> Region:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pyderp.addresses import IPAddress, format_address
-from pyderp.doctor.advice import explain, no_such_family
+from pyderp.doctor.advice import explain, no_such_family, words_of
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped
 from pyderp.doctor.visit import Visit
 from pyderp.errors import DerpError, without_frames
@@ -49,6 +49,10 @@ async def _connects(visit: Visit, version: int) -> Seen:
     addresses = visit.addresses.get(version)
     if not addresses:
         return skipped(f"no IPv{version} address")
+    port = visit.subject.target.port
+    if not 0 < port <= 0xFFFF:
+        visit.tcp_failed = True
+        return failed(f"DERPPort {port} is no port", "correct the map")
     # Less than the limit of the check, which then still reports the addresses that answered.
     limit = visit.settings.timeout * 0.6
     attempts = await asyncio.gather(*(_attempt(visit, ip, limit) for ip in addresses))
@@ -57,7 +61,7 @@ async def _connects(visit: Visit, version: int) -> Seen:
     visit.answering = _merged(visit, [a.address for a in good], version)
     data: dict[str, object] = {
         "connect_seconds": {str(a.address): a.seconds for a in good},
-        "failed": {str(a.address): str(a.error) for a in bad},
+        "failed": {str(a.address): words_of(a.error) for a in bad if a.error},
     }
     if bad and not good and all(a.error and no_such_family(a.error) for a in bad):
         text = f"this machine has no IPv{version}, so {len(bad)} not tried"
@@ -71,7 +75,6 @@ async def _connects(visit: Visit, version: int) -> Seen:
             text = seen.text
         visit.tcp_failed = True
         return failed(text, seen.advice, **data, **seen.data)
-    port = visit.subject.target.port
     shown = ", ".join(format_address(str(a.address), port) for a in good)
     return ok(f"{shown} in {good[0].seconds * 1000:.1f} ms", **data)
 

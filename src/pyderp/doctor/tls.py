@@ -188,7 +188,8 @@ async def _addresses(visit: Visit) -> Seen:
         keys[str(address)] = None if found is None else str(found[0])
         if visit.meta is not None and found is not None and found[0] != visit.meta[0]:
             return failed(
-                f"{address} is another relay: its key is {found[0]}, and not {visit.meta[0]}",
+                f"{address} is another relay: its key is {found[0].short()}, and not "
+                f"{visit.meta[0].short()}",
                 "give each relay a name and a node of its own: two that share a name look like one",
                 keys=keys,
             )

@@ -36,6 +36,10 @@ class Settings:
     deep: bool = False
     """More of each: every address, more connections, more and larger packets."""
 
+    idle: float = 65.0
+    """Seconds without a packet for which a deep run holds a connection; relays send a keepalive
+    after 60 s."""
+
     tls: TLSConfig = field(default_factory=TLSConfig)
     """Which authorities are trusted."""
 
@@ -120,6 +124,10 @@ class Visit:
     """The relay's answer to a login."""
     pair: tuple[Client, Client] | None = None
     """Two clients that are logged in, for packets; one twice if the relay admits one key only."""
+    late: set[bytes] = field(default_factory=set)
+    """Packets that were sent and have not arrived in time; they may still come."""
+    stuck: str = ""
+    """The check from which on no packet arrives, so that later ones say nothing new."""
     _kept: list[Client] = field(default_factory=list)
 
     async def tcp(self, address: IPAddress | None = None, port: int | None = None) -> Link:
