@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,11 @@ __all__ = ["CODES", "PROBLEMS", "Notes", "Report", "line_of", "values_of"]
 PROBLEMS: Final = (Result.WARN, Result.FAIL)
 CODES: Final = {Result.FAIL: 2, Result.WARN: 1}
 """Exit status by the worst result; else 0."""
+_SETTING: Final = re.compile(
+    r"\{(ca|cert_name|certmode|hostname|http_port|insecure|key|mesh_key|mesh_psk_file|mesh_with"
+    r"|pin|rate_config|stun_port|timeout)\}"
+)
+"""Settings of the doctor and of relays."""
 _WIDTH: Final = len("relay.admission")
 _LINE: Final = 100
 """Characters of the line that shows how far it is."""
@@ -159,13 +165,18 @@ class _Progress:
             self._on = False
 
 
+def with_flags(text: str) -> str:
+    """Name the flags of settings, which stand in braces in the texts of `pyderp.doctor`."""
+    return _SETTING.sub(lambda found: "--" + found[1].replace("_", "-"), text)
+
+
 def line_of(finding: Finding, several: bool) -> str:
     """A finding in one line, which cannot steer a terminal."""
     seen = finding.seen
     subject = f"{finding.subject}  " if several else ""
     text = f"{finding.result.value:4}  {subject}{finding.check:{_WIDTH}}  {seen.text}"
     # Backslashes stay: what is escaped in a text already would be escaped twice.
-    return printable(f"{text} -> {seen.advice}" if seen.advice else text)
+    return printable(with_flags(f"{text} -> {seen.advice}" if seen.advice else text))
 
 
 def values_of(finding: Finding) -> dict[str, object]:
@@ -176,8 +187,8 @@ def values_of(finding: Finding) -> dict[str, object]:
         "check": finding.check,
         "group": finding.check.partition(".")[0],
         "result": finding.result.value,
-        "seen": seen.text,
-        "advice": seen.advice,
+        "seen": with_flags(seen.text),
+        "advice": with_flags(seen.advice),
         "seconds": round(finding.seconds, 6),
         "data": dict(seen.data),
     }

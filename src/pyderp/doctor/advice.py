@@ -46,11 +46,11 @@ _BY_REASON: Final = {
     FailureReason.PROXY_BROKEN: _PROXY,
     FailureReason.NO_TLS: (
         "what answers speaks no TLS: is this the right port, and does the relay have a certificate "
-        "(--certmode, --hostname)?"
+        "({certmode}, {hostname})?"
     ),
     FailureReason.TLS_NAME: (
         "the server has no certificate for this name: connect by the name of its certificate, or "
-        "compare --hostname of the relay"
+        "compare {hostname} of the relay"
     ),
     FailureReason.TLS_REFUSED: (
         "the server wants another kind of TLS: clients speak TLS 1.2 and 1.3, and have no "
@@ -61,14 +61,14 @@ _BY_REASON: Final = {
     FailureReason.CERTIFICATE_EXPIRED: "renew the certificate; the relay's log says why it was not",
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "get a certificate for the name that clients connect to, or put the certificate's name "
-        "into the map as CertName (--cert-name)"
+        "into the map as CertName ({cert_name})"
     ),
     FailureReason.CERTIFICATE_UNUSABLE: (
         "get another certificate: clients refuse this one, whatever authority they trust"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
         "send the whole chain, and of an authority that clients trust; of a self-signed one put "
-        "the pin into the map as CertName (--pin); for an authority of your own --ca FILE"
+        "the pin into the map as CertName ({pin}); for an authority of your own {ca} FILE"
     ),
     FailureReason.PIN_OTHER_CERTIFICATE: (
         "if the relay has a new certificate, put its pin into the map; if not, the connection is "
@@ -79,8 +79,8 @@ _BY_REASON: Final = {
     FailureReason.NO_DERP: "what answers here is no relay: check host, port and path (/derp)",
 }
 _REFUSED: Final = (
-    "the relay's log says why it hung up; if it admits known keys only, give --mesh-key FILE or "
-    "--key FILE"
+    "the relay's log says why it hung up; if it admits known keys only, give {mesh_key} FILE or "
+    "{key} FILE"
 )
 _NO_WAY: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 

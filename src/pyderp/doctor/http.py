@@ -275,7 +275,7 @@ def _judge_204(reply: Reply, port: int, challenge: str, promised: bool) -> Seen:
 
 def _no_port_80(text: str, promised: bool) -> Seen:
     if promised:
-        advice = "the map promises it (CanPort80): open port 80 (--http-port), or correct the map"
+        advice = "the map promises it (CanPort80): open port 80 ({http_port}), or correct the map"
         return failed(text, advice)
     return skipped(text, "clients then cannot tell captive portals by this relay")
 

@@ -20,8 +20,8 @@ _PAIRS: Final = 12
 """Pairs of nodes that are tried, unless deep."""
 _SHARE: Final = 0.8
 _NO_MESH: Final = (
-    "let each of the region's relays have a link to every other, with one key (--mesh-with, "
-    "--mesh-psk-file); their logs say which link is down"
+    "let each of the region's relays have a link to every other, with one key ({mesh_with}, "
+    "{mesh_psk_file}); their logs say which link is down"
 )
 
 
@@ -52,7 +52,7 @@ async def _keys(region: RegionVisit) -> Seen:
 async def _mesh(region: RegionVisit) -> Seen:
     """A packet from a client of each node to one of each other, and back."""
     if region.settings.key is not None and region.settings.mesh_key is None:
-        return skipped("with one --key only: a client of each node needs a key of its own")
+        return skipped("with one {key} only: a client of each node needs a key of its own")
     live = [visit for visit in region.visits if visit.pair is not None]
     if len(live) < 2:
         return skipped("fewer than two relays relay packets")

@@ -36,7 +36,7 @@ _SLOW: Final = 125_000
 """Bytes a second (1 Mbit/s), below which a limit is worth a warning."""
 _LOG: Final = "look at the relay's log and at derp_packets_dropped in its metrics"
 _SLOW_LINE: Final = (
-    "a slow line, or a limit of the relay (--rate-config) or of what is in front: compare with a "
+    "a slow line, or a limit of the relay ({rate_config}) or of what is in front: compare with a "
     "run from another network"
 )
 _TIMEOUTS: Final = (
@@ -86,7 +86,7 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
     if settings.key is None and settings.mesh_key is None:
         return warned(
             "hung up after the login of a new key: it admits known keys only, or is broken",
-            "give --mesh-key FILE, or --key FILE with a key that it knows, to look further; if it "
+            "give {mesh_key} FILE, or {key} FILE with a key that it knows, to look further; if it "
             "is to be open, its log says why it hung up",
             open=False,
         )
@@ -115,8 +115,8 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
 def _key_flag(visit: Visit) -> str:
     """The flag of the key that is to be admitted; empty: there is none."""
     if visit.settings.mesh_key is not None:
-        return "--mesh-key"
-    return "--key" if visit.settings.key is not None else ""
+        return "{mesh_key}"
+    return "{key}" if visit.settings.key is not None else ""
 
 
 async def _packet(visit: Visit) -> Seen:
@@ -183,7 +183,7 @@ async def _limits(visit: Visit) -> Seen:
         return ok("none announced", **data)
     text = f"{_rate(rate)} for each client, {burst} bytes at once"
     if rate and rate < _SLOW:
-        return warned(text, "less than most uses need: see the relay's --rate-config", **data)
+        return warned(text, "less than most uses need: see the relay's {rate_config}", **data)
     return ok(text, **data)
 
 

@@ -123,5 +123,5 @@ def _why_skipped(names: Sequence[str], seen: dict[str, Seen]) -> str:
 
 SLOW: Final = (
     "the relay, or something on the way, takes the connection and then is silent or very slow: "
-    "look at its load and its log; --timeout waits longer"
+    "look at its load and its log; {timeout} waits longer"
 )

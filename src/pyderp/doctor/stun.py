@@ -30,12 +30,12 @@ _SILENT: Final = (
 )
 
 _CLOSED: Final = (
-    "on the relay's machine `ss -ulnp` shows whether STUN listens, and on which port (--stun-port, "
+    "on the relay's machine `ss -ulnp` shows whether STUN listens, and on which port ({stun_port}, "
     "STUNPort); if it is to answer no STUN, write STUNPort -1 into the map"
 )
 _OTHER: Final = (
     "another program than STUN has this port, or something on the way changes the answers: check "
-    "the port (--stun-port, STUNPort); `ss -ulnp` on the relay's machine names the program"
+    "the port ({stun_port}, STUNPort); `ss -ulnp` on the relay's machine names the program"
 )
 
 

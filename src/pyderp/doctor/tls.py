@@ -60,7 +60,7 @@ async def _chain(visit: Visit) -> Seen:
         return skipped("pinned, so no authority is needed", **data)
     if node.insecure_for_tests and not node.cert_name:
         return warned(
-            f"not verified: InsecureForTests is set (--insecure); {shown}",
+            f"not verified: InsecureForTests is set ({{insecure}}); {shown}",
             "whoever is on the way can pose as the relay: leave it out",
             **data,
         )
@@ -144,7 +144,7 @@ async def _sni(visit: Visit) -> Seen:
             return failed(
                 f"the handshake works without a name, and fails with {host}",
                 "something on the way cuts off connections that ask for this name, or the relay "
-                "has no certificate for it: try another network; compare --hostname of the relay",
+                "has no certificate for it: try another network; compare {hostname} of the relay",
             )
         return skipped("fails without a name, too")
     if isinstance(nameless, TimeoutError):

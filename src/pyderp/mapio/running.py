@@ -44,7 +44,7 @@ _HTTP: Final = 80
 _NO_CONTENT: Final = 204
 _PINNED: Final = (
     "the certificate is pinned as it was presented just now, by no authority that is trusted: "
-    "compare it with what the relay itself says (`pyderp relay … --show-map`)"
+    "compare it with the pin in the relay's own log"
 )
 
 
