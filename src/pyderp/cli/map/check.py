@@ -111,6 +111,7 @@ async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: lis
     """Add what trying the nodes finds, as it is found."""
     last = time.monotonic()
     tried = 0
+    offline = list(found)
 
     def on_progress(done: int, total: int, of_node: Sequence[Finding]) -> None:
         nonlocal last, tried
@@ -122,7 +123,8 @@ async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: lis
             output.note(f"{done} of {total} nodes tried")
 
     try:
-        await lint_online(loaded.map, ways=how, on_progress=on_progress)
+        online = await lint_online(loaded.map, ways=how, on_progress=on_progress)
+        found[:] = [*offline, *online]
     except asyncio.CancelledError:
         output.note(f"stopped after {counted(tried, 'node')}")
         raise

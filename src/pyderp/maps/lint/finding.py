@@ -65,6 +65,8 @@ RULES: Final[Mapping[str, Severity]] = {
     # Of `--online`
     "node-silent": Severity.ERROR,
     "certificate": Severity.ERROR,
+    "port-80-captive": Severity.ERROR,
+    "nothing-tried": Severity.WARNING,
     "family-silent": Severity.WARNING,
     "stun-silent": Severity.WARNING,
     "port-80-silent": Severity.WARNING,
