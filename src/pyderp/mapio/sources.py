@@ -69,6 +69,9 @@ class LoadedMap:
     """The map's JSON in Python objects, also where it was YAML; objects are `gojson.Object`, whose
     `pairs` show repeated names. `None`: it was made, of several sources or for a relay."""
 
+    urls: tuple[str, ...] | None = None
+    """Those of headscale's `config.yaml`; `None`: the map is not from one."""
+
     etag: str = ""
     """Of a URL: what `load_map(…, previous=…)` asks the server with."""
 
@@ -196,6 +199,7 @@ async def _load_config(
         kind=MapKind.HEADSCALE,
         warnings=tuple(warnings),
         tree=tree,
+        urls=config.urls,
     )
 
 

@@ -21,7 +21,8 @@ Here = Callable[..., Done]
 TWO = """{
   "Regions": {
     "900": {"RegionID": 900, "RegionCode": "fra", "RegionName": "Frankfurt", "Nodes": [
-      {"Name": "900a", "RegionID": 900, "HostName": "a.example.com", "CanPort80": true, "X": [1]}]},
+      {"Name": "900a", "RegionID": 900, "HostName": "a.example.com",
+       "IPv4": "192.0.2.7", "CanPort80": true, "X": [1]}]},
     "901": {"RegionID": 901, "RegionCode": "nyc", "Nodes": [
       {"Name": "901a", "RegionID": 901, "HostName": "b.example.com", "STUNPort": -1},
       {"Name": "901b", "RegionID": 901, "HostName": "c.example.com", "IPv4": "192.0.2.1"}]}
@@ -43,7 +44,7 @@ def test_show(here: Here, two: Path) -> None:
         f"{two}: 2 regions, 3 nodes",
         "",
         "900 fra, Frankfurt",
-        "  900a  a.example.com  port 443  STUN 3478  IPv4 by name  IPv6 by name  port 80",
+        "  900a  a.example.com  port 443  STUN 3478  IPv4 192.0.2.7  IPv6 by name  port 80",
         "",
         "901 nyc",
         "  901a  b.example.com  port 443  no STUN    IPv4 by name    IPv6 by name",
@@ -104,6 +105,22 @@ def test_lint_says_where_and_what_to_do(here: Here, two: Path) -> None:
         "  give each node a name of its own in the whole map, such as 901b",
         f"{two}: 1 error",
     ]
+
+
+def test_lint_of_headscale_without_tailscale_s_regions(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "server_url: https://a.example.com\nderp:\n  urls: []\n  server:\n    enabled: true\n"
+    )
+    findings = json.loads(here("map", "lint", path, "--json").out)["findings"]
+    assert "derp.urls" in [f["path"] for f in findings if f["rule"] == "omits-default-regions"]
+
+
+def test_new_with_port_80_says_what_is_missing(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(here("map", "new", "derp.example.com", "--can-port-80").out)
+    done = here("map", "lint", path)
+    assert (done.code, "[port-80-unused]" in done.out) == (1, True)
 
 
 def test_lint_json(here: Here, two: Path) -> None:
@@ -247,7 +264,7 @@ def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:
     assert done.event("error")["error"] == wanted
     two.write_text(TWO.replace("}]},", "}]}", 1))
     done = here("map", "show", two)
-    assert f"{two}: line 4, column 100: missing commas are not allowed" in done.err
+    assert f"{two}: line 5, column 59: missing commas are not allowed" in done.err
 
 
 def test_url_with_a_copy(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

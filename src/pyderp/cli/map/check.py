@@ -94,7 +94,7 @@ def lint_command(
     async def work(output: Output) -> int:
         how = ways(ca, timeout)
         loaded = await load(output, source, form, how, cache=cache)
-        found = lint(loaded.map, loaded.tree)
+        found = lint(loaded.map, loaded.tree, kind=loaded.kind, urls=loaded.urls)
         try:
             if online:
                 await _try_nodes(loaded, how, output, found)

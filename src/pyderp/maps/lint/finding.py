@@ -46,6 +46,9 @@ RULES: Final[Mapping[str, Severity]] = {
     "pin-conflict": Severity.WARNING,
     "ip-without-pin": Severity.WARNING,
     "port-80": Severity.WARNING,
+    "port-80-unused": Severity.WARNING,
+    "no-name": Severity.WARNING,
+    "null-member": Severity.WARNING,
     "own-id": Severity.WARNING,
     "ipv6-only": Severity.WARNING,
     "not-an-address": Severity.WARNING,
@@ -61,6 +64,7 @@ RULES: Final[Mapping[str, Severity]] = {
     "region-code": Severity.WARNING,
     "unknown-member": Severity.HINT,
     "one-region": Severity.HINT,
+    "null-region": Severity.HINT,
     "derpprobe": Severity.HINT,
     # Of `--online`
     "node-silent": Severity.ERROR,
