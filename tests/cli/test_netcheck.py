@@ -112,6 +112,7 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path, silent: int) -> None:
     assert done.code == 130
     report = json.loads(done.out)
     assert list(report["RegionLatency"]) == ["901"]
+    assert report["PreferredDERP"] == 901
     assert report["Notes"] == ["interrupted: this is what was measured so far"]
 
 
@@ -138,6 +139,13 @@ def test_a_terminal_sees_progress(tmp_path: Path, silent: int) -> None:
         os.close(ours)
     assert b"Report:" in out
     assert b"measuring" not in out
+
+
+def test_relay_measures_all_regions(tmp_path: Path) -> None:
+    """Three that answer end a run, but not beside what each of them relays."""
+    with our_stun_server("127.0.0.1") as port:
+        done = run("netcheck", write_map(tmp_path, *[port] * 8), "--relay", "--json")
+    assert len(json.loads(done.out)["RegionLatency"]) == 8
 
 
 def test_relay_tells_whether_packets_pass(tmp_path: Path) -> None:
@@ -188,6 +196,7 @@ def test_a_map_that_cannot_be_used(tmp_path: Path, content: str, why: str) -> No
         (["--format", "xml"], "want json or json-line"),
         (["--ca", "/nowhere"], "--ca: "),
         (["--every", "0"], "--every"),
+        (["--every", "1e999"], "--every"),
         ([], "Missing argument"),
     ],
 )
