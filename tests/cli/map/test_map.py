@@ -148,6 +148,12 @@ def test_lint_online(here: Here, tmp_path: Path) -> None:
     assert [error["rule"] for error in errors] == ["node-silent"]
 
 
+def test_progress_is_for_terminals(here: Here, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyderp.cli.map.check._PAUSE", 0.0)
+    two.write_text(TWO.replace("example.com", "invalid").replace('"192.0.2.1"', '"127.0.0.1"'))
+    assert "nodes tried" not in here("map", "lint", two, "--online", "--timeout", 1).err
+
+
 def test_ctrl_c_prints_what_was_found_so_far(tmp_path: Path) -> None:
     """The relay takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -202,6 +208,8 @@ def test_convert_says_what_is_lost(here: Here, two: Path) -> None:
     done = here("map", "convert", two, "--to", "headscale")
     assert "has comments or trailing commas" in done.err
     assert "headscale does not look at omitdefaultregions" in done.err
+    for args in (["show", two], ["lint", two], ["diff", two, two]):
+        assert here("map", *args).err == ""
 
 
 def test_new(here: Here) -> None:

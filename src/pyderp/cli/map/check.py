@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -112,13 +113,14 @@ async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: lis
     last = time.monotonic()
     tried = 0
     offline = list(found)
+    shown = sys.stderr is not None and sys.stderr.isatty()
 
     def on_progress(done: int, total: int, of_node: Sequence[Finding]) -> None:
         nonlocal last, tried
         found.extend(of_node)
         tried = done
         now = time.monotonic()
-        if now - last >= _PAUSE:
+        if shown and now - last >= _PAUSE:
             last = now
             output.note(f"{done} of {total} nodes tried")
 
