@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ _NOT_MODIFIED: Final = 304
 _OK: Final = 200
 _RELAY_PATHS: Final = ("", "/", "/derp")
 _STDIN: Final = "-"
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,10 @@ async def load_map(
     """
     ways = ways or MapWays()
     if not is_url(source):
+        if not str(source):
+            raise ConfigError("no DERP map is named: give a file, a URL, or - for standard input")
+        if isinstance(source, str) and _SCHEME.match(source):
+            raise ConfigError(f"{shown_url(source)}: want http:// or https://, or a file")
         if cache is not None:
             raise ConfigError(f"{source} is no URL: only of one a copy is kept")
         return await _load_file(Path(source), kind, ways)

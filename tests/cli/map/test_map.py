@@ -142,6 +142,7 @@ def test_lint_online(here: Here, tmp_path: Path) -> None:
         path.write_text(json.dumps(shown["map"]))
         found = json.loads(here("map", "lint", path, "--online", "--json").out)["findings"]
         assert not [f for f in found if f["severity"] == "error"]
+        assert "netcheck MAP --relay" in here("map", "lint", path, "--online").err
     done = here("map", "lint", path, "--online", "--json")
     assert done.code == 2
     errors = [f for f in json.loads(done.out)["findings"] if f["severity"] == "error"]
@@ -254,6 +255,9 @@ def test_new_by_address(here: Here) -> None:
         (["lint", "/missing"], "cannot read the DERP map /missing: No such file"),
         (["show", "http://127.0.0.1:1"], "connect with TLS, and this is without"),
         (["show", "x", "--cache", "y"], "x is no URL"),
+        (["show", ""], "no DERP map is named"),
+        (["show", "ftp://u:secret@x/y"], "want http:// or https://, or a file"),
+        (["diff", "-", "-"], "standard input can be one of the two maps only"),
     ],
 )
 def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
@@ -262,6 +266,7 @@ def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
     assert done.code == 2
     assert error in " ".join(done.err.replace("│", " ").split())
     assert "Traceback" not in done.err
+    assert "secret" not in done.err
 
 
 def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:

@@ -55,8 +55,12 @@ DIFF_EPILOG: Final = """**Example**
 
 `pyderp map diff map.json new-map.json`
 
-**Exit status**: 0 the maps are the same; 1 they differ; 2 one of them is none.
+**Exit status**: 0 no change that clients notice; 1 there is one; 2 a map cannot be had.
 """
+_NO_LOGIN: Final = (
+    "no login was tried: `pyderp netcheck MAP --relay` and `pyderp doctor MAP` find out whether "
+    "the relays relay"
+)
 _PAUSE: Final = 1.0
 """Seconds between two lines of progress."""
 
@@ -103,6 +107,8 @@ def lint_command(
             # Also on Ctrl-C: what was found so far.
             found = [each for each in by_severity(found) if each.rule not in left_out]
             _print_findings(loaded, found, as_json=as_json)
+        if online and not as_json:
+            output.note(_NO_LOGIN)
         return _code(found)
 
     run(work, as_json=as_json)
@@ -170,6 +176,9 @@ def diff_command(
     as_json: AsJson = False,
 ) -> None:
     """The command; `DIFF_HELP` says what it does."""
+
+    if old == new == "-":
+        raise typer.BadParameter("standard input can be one of the two maps only")
 
     async def work(output: Output) -> int:
         how = ways(ca, timeout)
