@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +114,7 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path, silent: int) -> None:
     assert done.code == 130
     report = json.loads(done.out)
     assert list(report["RegionLatency"]) == ["901"]
+    assert report["PreferredDERP"] == 901
     assert report["Notes"] == ["interrupted: this is what was measured so far"]
 
 
@@ -138,6 +141,41 @@ def test_a_terminal_sees_progress(tmp_path: Path, silent: int) -> None:
         os.close(ours)
     assert b"Report:" in out
     assert b"measuring" not in out
+
+
+@contextlib.contextmanager
+def late_server(port: int) -> Iterator[int]:
+    """A STUN server that loses the first request, so that its answer is 100 ms late."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as front,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back,
+    ):
+        front.bind(("127.0.0.1", 0))
+        front.settimeout(BOUND)
+        back.connect(("127.0.0.1", port))
+        back.settimeout(BOUND)
+
+        def serve() -> None:
+            front.recvfrom(2048)
+            data, source = front.recvfrom(2048)
+            back.send(data)
+            front.sendto(back.recv(2048), source)
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                serve()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield front.getsockname()[1]
+
+
+def test_relay_measures_all_regions(tmp_path: Path) -> None:
+    """Three that answer end a run, but not beside what each of them relays."""
+    with our_stun_server("127.0.0.1") as port, late_server(port) as late:
+        path = write_map(tmp_path, port, port, port, late)
+        done = run("netcheck", path, "--relay", "--json")
+    assert len(json.loads(done.out)["RegionLatency"]) == 4
 
 
 def test_relay_tells_whether_packets_pass(tmp_path: Path) -> None:
@@ -188,6 +226,7 @@ def test_a_map_that_cannot_be_used(tmp_path: Path, content: str, why: str) -> No
         (["--format", "xml"], "want json or json-line"),
         (["--ca", "/nowhere"], "--ca: "),
         (["--every", "0"], "--every"),
+        (["--every", "1e999"], "--every"),
         ([], "Missing argument"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyderp.errors import ConfigError
-from pyderp.mapio.cache import CachedMap, read_cache, write_cache
+from pyderp.mapio.cache import CachedMap, UnusableCopy, read_cache, write_cache
 
 URL = "https://example.com/map"
 COPY = CachedMap(
@@ -23,7 +23,8 @@ def test_what_is_kept_is_read(tmp_path: Path) -> None:
     assert read_cache(path, URL) is None
     write_cache(path, COPY)
     assert read_cache(path, URL) == COPY
-    assert read_cache(path, "https://example.com/other") is None
+    with pytest.raises(UnusableCopy, match="is the copy of another URL"):
+        read_cache(path, "https://example.com/other")
     write_cache(path, dataclasses.replace(COPY, text="x"))
     again = read_cache(path, URL)
     assert again is not None
@@ -40,13 +41,24 @@ def test_what_is_kept_is_read(tmp_path: Path) -> None:
         {"fetched": 7},
     ],
 )
-def test_damaged_copy_is_none(tmp_path: Path, damage: dict[str, object]) -> None:
+def test_damaged_copy(tmp_path: Path, damage: dict[str, object]) -> None:
     path = tmp_path / "copy"
     write_cache(path, COPY)
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UnusableCopy):
+        read_cache(path, URL)
+    path.write_text("")
     assert read_cache(path, URL) is None
-    path.write_text("{")
-    assert read_cache(path, URL) is None
+
+
+@pytest.mark.parametrize("text", ["{", "notes", "[]", '{"Regions": {}}', "null", '{"url": "x"}'])
+def test_file_that_is_no_copy_is_refused(tmp_path: Path, text: str) -> None:
+    """It may be a file that the user needs."""
+    path = tmp_path / "map.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is no copy of a map") as caught:
+        read_cache(path, URL)
+    assert not isinstance(caught.value, UnusableCopy)
 
 
 def test_etag_that_cannot_stand_in_a_header_is_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pyderp.maps.lint import Finding
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tlscontext import TLSConfig
+from tests.mapio.serving import serving
 from tests.server.certificates import write_pair
 
 DIRECT = NetworkSettings()
@@ -121,14 +122,96 @@ def test_nothing_there() -> None:
 def test_stun_and_port_80_that_do_not_answer(
     pinned: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A refused port 80 is no captive portal to a client."""
     with free_port() as port:
         monkeypatch.setattr("pyderp.mapio.online._HTTP", port)
         ways = dataclasses.replace(WAYS, timeout=1.0)
-        found = judged(pinned, ways, stun_port=port, can_port_80=True)
+        found = judged(pinned, ways, stun_port=port, can_port_80=True, ipv4="127.0.0.1")
     assert told(found) == [
         ("stun-silent", f"{NODE}.STUNPort"),
         ("port-80-silent", f"{NODE}.CanPort80"),
     ]
+    assert "refused" in found[1].text
+    assert "take that for" not in found[1].text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 404},
+        {"status": 302, "headers": {"Location": "http://127.0.0.1:1/login"}},
+        {"status": 200, "body": b"log in" * 10_000},
+        {"status": 204},
+        {"status": 204, "headers": {"X-Tailscale-Response": "response x"}},
+    ],
+)
+def test_port_80_that_clients_take_for_a_captive_portal(
+    pinned: RelayConfig, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]
+) -> None:
+    with serving(**answer) as server:
+        port = int(server.url.split(":")[2].removesuffix("/map"))
+        monkeypatch.setattr("pyderp.mapio.online._HTTP", port)
+        (finding,) = judged(pinned, WAYS, can_port_80=True, ipv4="127.0.0.1")
+    assert told([finding]) == [("port-80-captive", f"{NODE}.CanPort80")]
+    assert "clients take that for a captive portal" in finding.text
+
+
+def test_port_80_of_a_relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = ManualTLS(certdir=tmp_path, hostname="127.0.0.1", http_port=0)
+
+    async def main() -> list[Finding]:
+        async with Relay(RelayConfig(tls=tls, stun_port=0)) as relay:
+            assert relay.http_address is not None
+            assert relay.map_node is not None
+            monkeypatch.setattr("pyderp.mapio.online._HTTP", relay.http_address[1])
+            node = dataclasses.replace(relay.map_node, can_port_80=True, ipv4="127.0.0.1")
+            return await lint_online(map_of(node), ways=WAYS)
+
+    assert asyncio.run(main()) == []
+
+
+def test_port_80_is_asked_by_the_ipv4_address_of_the_map_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As clients do: not by the name, and not by IPv6."""
+    write_pair(tmp_path, NAME)
+    trusted = TLSConfig(extra_roots=(tmp_path / f"{NAME}.crt",))
+    ways = MapWays(settings=DIRECT, timeout=20, tls=trusted, resolver=only_ipv4)
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME), stun_port=0)
+    with free_port() as port:
+        monkeypatch.setattr("pyderp.mapio.online._HTTP", port)
+        assert judged(config, ways, can_port_80=True) == []
+        found = judged(config, ways, can_port_80=True, ipv4="127.0.0.1")
+    assert told(found) == [("port-80-silent", f"{NODE}.CanPort80")]
+
+
+def test_right_pin_beside_another_name(pinned: RelayConfig) -> None:
+    """It is HostName that does not fit the certificate."""
+    ways = dataclasses.replace(WAYS, resolver=only_ipv4)
+    (finding,) = judged(pinned, ways, host_name="relay.example.org", ipv4="127.0.0.1", ipv6="none")
+    assert told([finding]) == [("certificate", f"{NODE}.HostName")]
+    assert "it is for 127.0.0.1" in finding.text
+    assert finding.advice.startswith("write a name that the certificate is for")
+
+
+def test_certificate_that_clients_do_not_trust(pinned: RelayConfig) -> None:
+    (finding,) = judged(pinned, WAYS, cert_name="")
+    assert told([finding]) == [("certificate", f"{NODE}.HostName")]
+    assert "its pin in CertName" in finding.advice
+
+
+def test_machine_without_any_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hints alone would read as if all were well."""
+    monkeypatch.setattr("pyderp.mapio.online._has_route", lambda _address: False)
+    nodes = [DERPNode(name=n, region_id=900, host_name=n, ipv4="192.0.2.1") for n in "ab"]
+
+    async def far(_host: str, _family: socket.AddressFamily) -> list[IPAddress]:
+        return [ipaddress.ip_address("2001:db8::1")]
+
+    ways = dataclasses.replace(WAYS, resolver=far)
+    found = asyncio.run(lint_online(map_of(*nodes), ways=ways))
+    assert [f.rule for f in found if f.rule != "not-tried"] == ["nothing-tried"]
+    assert len(found) == 5
 
 
 def test_name_without_an_address() -> None:

@@ -144,8 +144,32 @@ def test_copy_of_another_url_is_not_used(tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     with serving(body=JSON) as server:
         load(server.url, cache=cache)
-    with serving(status=500) as other, pytest.raises(ConnectError, match="answers 500"):
+    with (
+        serving(status=500) as other,
+        pytest.raises(ConnectError, match=r"answers 500.*; .* is the copy of another URL"),
+    ):
         load(other.url, cache=cache)
+    with serving(body=JSON) as third:
+        assert load(third.url, cache=cache).warnings == ()
+        assert json.loads(cache.read_text())["url"] == third.url
+
+
+def test_error_says_that_the_copy_is_damaged(tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    with serving(body=JSON) as server:
+        load(server.url, cache=cache)
+    cache.write_text(json.dumps(json.loads(cache.read_text()) | {"map": 1}))
+    with pytest.raises(ConnectError, match=r"efused.*; the copy in .* is damaged"):
+        load(server.url, cache=cache)
+
+
+def test_file_that_is_no_copy_is_not_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "map.json"
+    mine.write_bytes(JSON)
+    with serving(body=JSON) as server, pytest.raises(ConfigError, match="is no copy of a map"):
+        load(server.url, cache=mine)
+    assert mine.read_bytes() == JSON
+    assert server.requests == []
 
 
 def test_copy_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:

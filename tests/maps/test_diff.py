@@ -40,6 +40,21 @@ def second(**values: Any) -> DERPMap:
     return region(nodes=(A, dataclasses.replace(B, **values)))
 
 
+def test_defaults_that_are_written_out() -> None:
+    """Clients compare the members, and connect anew; but nothing else changes."""
+    assert changes(OLD, second(derp_port=443, stun_port=3478)) == [
+        CHANGED,
+        (
+            f"{AT}.Nodes[1].STUNPort",
+            "region 901 (lab), 901b: STUNPort (default) becomes 3478: the same port",
+        ),
+        (
+            f"{AT}.Nodes[1].DERPPort",
+            "region 901 (lab), 901b: DERPPort (default) becomes 443: the same port",
+        ),
+    ]
+
+
 def test_loses_its_only_ipv6_node() -> None:
     assert changes(OLD, second(ipv6="none")) == [
         CHANGED,

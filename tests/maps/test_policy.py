@@ -39,3 +39,8 @@ def test_no_other_liberties(text: str) -> None:
 )
 def test_map_in_a_policy(text: str, found: object) -> None:
     assert map_in_policy(parse_hujson(text)) == found
+
+
+def test_names_in_errors_keep_their_case() -> None:
+    with pytest.raises(InvalidMap, match=r"^line 1, column \d+: NaN is not allowed$"):
+        parse_hujson('{"a": NaN}')

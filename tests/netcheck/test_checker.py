@@ -270,6 +270,23 @@ def test_latency_by_https(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_note_of_a_relay_that_is_not_there() -> None:
+    """The region and the reason, without names of Go's functions."""
+
+    async def main() -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            derp_map = local(1, 0, stun_only=False, derp_port=closed.getsockname()[1])
+            async with Netcheck(ONLY_HTTPS) as check:
+                report = await check.run(derp_map)
+        (note,) = report.notes
+        assert note.startswith("HTTPS to region r1: ")
+        assert "refused" in note
+        assert "dialRegion" not in note
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("answer", "note"),
     [

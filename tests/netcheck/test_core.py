@@ -115,9 +115,11 @@ def test_three_regions_are_enough() -> None:
     assert set(net.run(FIVE).region_latency) == {1, 2, 3}
 
 
-def test_three_are_not_enough_if_verbose() -> None:
+@pytest.mark.parametrize("more", [{"verbose": True}, {"all_regions": True}])
+def test_three_are_not_enough_if_verbose(more: dict[str, bool]) -> None:
+    """Or if each region is to be shown beside what it relays."""
     net = VirtualNetwork(stun=all_of(FIVE, first=100))
-    found = net.run(FIVE, RunOptions(have_v6=False, verbose=True))
+    found = net.run(FIVE, RunOptions(have_v6=False, **more))
     assert set(found.region_latency) == {1, 2, 3, 4, 5}
     assert net.took == 500
 

@@ -131,3 +131,15 @@ def test_a_report_of_305_seconds_ago_counts_and_an_older_one_does_not() -> None:
         history.add(report({1: 10}, now=START))
         history.add(report({1: 10}, now=START + 305 * SECOND + extra))
         assert len(history) == kept
+
+
+def test_an_interrupted_run_changes_no_home_and_finds_a_first_one() -> None:
+    history = History()
+    assert history.home_of(report({})) == 0
+    assert history.home_of(report({1: 20, 2: 10})) == 2
+    scores = HomeHints(scores={2: 4.0})
+    assert history.home_of(report({1: 20, 2: 10}), scores) == 1
+    assert (len(history), history.home) == (0, 0)
+    history.add(report({1: 20}))
+    assert history.home_of(report({2: 1})) == 1
+    assert history.home_of(report({})) == 1

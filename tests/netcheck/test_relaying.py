@@ -11,7 +11,7 @@ import pytest
 from pyderp.client.config import ClientConfig
 from pyderp.config import AdmissionConfig, RelayConfig
 from pyderp.maps.derpmap import DERPMap
-from pyderp.maps.region import DERPRegion
+from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.net.settings import NetworkSettings
 from pyderp.netcheck import relaying
 from pyderp.netcheck.relaying import check_relaying
@@ -52,6 +52,7 @@ def test_a_relay_that_relays_and_one_that_is_not_there() -> None:
     assert found[1].latency > 0
     assert not found[2].relays
     assert "refused" in found[2].error
+    assert "derphttp" not in found[2].error
 
 
 def test_a_relay_that_loses_all_packets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +71,19 @@ def test_a_relay_that_does_not_admit_new_keys() -> None:
         found = check(numbered(relay.region, 1))
     assert not found[1].relays
     assert found[1].error.startswith("it does not admit a new key: ")
+
+
+def test_a_relay_that_hangs_before_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No packet was sent, so none can have been lost."""
+    monkeypatch.setattr(relaying, "TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        node = DERPNode(
+            name="1a",
+            region_id=1,
+            host_name="127.0.0.1",
+            ipv4="127.0.0.1",
+            derp_port=listener.getsockname()[1],
+        )
+        found = check(DERPRegion(region_id=1, nodes=(node,)))
+    assert not found[1].relays
+    assert found[1].error.startswith("no answer within 0.8 s, ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -56,6 +57,9 @@ The exit status is 0 if a relay answered and, with `--relay`, all relay packets;
 command line or the map cannot be used.
 """
 
+_LONGEST_PAUSE: Final = 86_400.0
+"""Seconds; a longer one is a mistake."""
+
 _Map: TypeAlias = Annotated[
     str,
     typer.Argument(
@@ -69,7 +73,8 @@ _Relay: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--relay",
-        help="Also log in to each relay with two new keys, and relay a packet between them.",
+        help="Also log in to each relay with two new keys, and relay a packet between them; "
+        "wait for up to 100 regions.",
     ),
 ]
 _Format: TypeAlias = Annotated[
@@ -83,7 +88,10 @@ _Format: TypeAlias = Annotated[
 ]
 _Every: TypeAlias = Annotated[
     float | None,
-    seconds("Measure again and again, with such a pause; shorter runs after the first."),
+    seconds(
+        "Measure again and again, with such a pause; shorter runs after the first.",
+        most=_LONGEST_PAUSE,
+    ),
 ]
 _Verbose: TypeAlias = Annotated[
     bool,
@@ -124,6 +132,7 @@ def netcheck(
     async def work() -> int:
         try:
             config = _settings(bind_address, bind_port, ca, verbose)
+            config = dataclasses.replace(config, all_regions=relay)
             loaded = await load_map(source, ways=MapWays(tls=config.tls, settings=config.network))
             if not loaded.map.regions:
                 raise ConfigError(f"DERP map {loaded.origin}: it has no region")

@@ -13,10 +13,17 @@ from pyderp.errors import ConfigError
 from pyderp.maps.formats import MAX_MAP
 from pyderp.secretfiles import read_regular, write_atomically
 
-__all__ = ["CachedMap", "read_cache", "write_cache"]
+__all__ = ["CachedMap", "UnusableCopy", "read_cache", "write_cache"]
 
 _LIMIT: Final = 7 * MAX_MAP
 """Bytes of the file: JSON escapes a character with six at most."""
+
+
+_MEMBERS: Final = frozenset({"url", "etag", "fetched", "map"})
+
+
+class UnusableCopy(ConfigError):
+    """A copy that `write_cache` has made, but not of this URL, or a damaged one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +41,37 @@ class CachedMap:
 
 
 def read_cache(path: Path, url: str) -> CachedMap | None:
-    """The copy in a file; `None`: there is none, or of another URL, or the file is damaged.
+    """The copy in a file; `None`: there is no file, or an empty one.
 
     Raises:
-        ConfigError: there is a file, and it cannot be read.
+        UnusableCopy: it is of another URL, or damaged; a new copy may replace it.
+        ConfigError: there is a file, and it cannot be read, or is no copy of a map.
     """
     try:
-        document = gojson.parse(read_regular(path, _LIMIT))
+        data = read_regular(path, _LIMIT)
+        document = gojson.parse(data) if data else None
     except FileNotFoundError:
         return None
     except OSError as e:
         raise ConfigError(f"cannot read the copy of the map {path}: {e.strerror}") from e
     except ValueError:
+        document = {}
+    if document is None and not data:
         return None
-    if not isinstance(document, dict) or document.get("url") != url:
-        return None
+    # Any other file is one that the user needs, and not ours to replace.
+    if not isinstance(document, dict) or not document.keys() >= _MEMBERS:
+        raise ConfigError(
+            f"{path} is no copy of a map: give a file that does not exist yet, or remove it"
+        )
+    if document["url"] != url:
+        raise UnusableCopy(f"{path} is the copy of another URL")
     etag, text, fetched = (document.get(name) for name in ("etag", "map", "fetched"))
     try:
         when = datetime.fromisoformat(fetched) if isinstance(fetched, str) else None
     except ValueError:
         when = None
     if when is None or when.tzinfo is None or not isinstance(text, str):
-        return None
+        raise UnusableCopy(f"the copy in {path} is damaged")
     etag = etag if isinstance(etag, str) and etag.isascii() and etag.isprintable() else ""
     return CachedMap(url=url, etag=etag, fetched=when.astimezone(UTC), text=text)
 

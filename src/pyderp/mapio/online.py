@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from pyderp.addresses import IPAddress, ip_literal
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import CertificateError, DerpError, NameNotFound, TLSError
+from pyderp.mapio.onlinefindings import NO_ADDRESS, Tried, judge, of_all
+from pyderp.mapio.port80 import HTTP_PORT, ask_port_80
 from pyderp.mapio.sources import MapWays
 from pyderp.mapio.stunprobe import answers_stun
 from pyderp.maps.derpmap import DERPMap
@@ -27,26 +29,9 @@ __all__ = ["lint_online"]
 
 _AT_ONCE: Final = 32
 """Nodes that are tried at the same time."""
-_HTTP: Final = 80
+_HTTP: Final = HTTP_PORT
+"""Tests have another."""
 _FAMILIES: Final = ((4, socket.AF_INET), (6, socket.AF_INET6))
-
-
-@dataclass
-class _Tried:
-    """One family of a node."""
-
-    name: str
-    """`IPv4` or `IPv6`."""
-    fault: str = ""
-    """Why there is no TLS connection; empty: there is one."""
-    certificate: bool = False
-    """It is the certificate that is at fault."""
-    skipped: str = ""
-    """Why it was not tried; empty: it was."""
-    stun: bool | None = None
-    """`None`: the node has none."""
-    port_80: bool | None = None
-    """`None`: the map does not say that it is open."""
 
 
 @dataclass
@@ -103,20 +88,24 @@ async def lint_online(
     gate = asyncio.Semaphore(_AT_ONCE)
     done = 0
 
+    everything: list[Tried] = []
+
     async def one(path: str, node: DERPNode) -> list[Finding]:
         nonlocal done
         async with gate:
-            found = list(_judge(path, node, await _try_node(node, ways, machine)))
+            tried = await _try_node(node, ways, machine)
+        everything.extend(tried)
+        found = list(judge(path, node, tried))
         done += 1
         if on_progress is not None:
             on_progress(done, len(nodes), found)
         return found
 
     results = await asyncio.gather(*(one(path, node) for path, node in nodes))
-    return [finding for result in results for finding in result]
+    return [*of_all(everything), *(finding for result in results for finding in result)]
 
 
-async def _try_node(node: DERPNode, ways: MapWays, machine: _Machine) -> list[_Tried]:
+async def _try_node(node: DERPNode, ways: MapWays, machine: _Machine) -> list[Tried]:
     wanted = families(node)
     tries = [
         _try_family(node, version, family, ways, machine)
@@ -132,14 +121,14 @@ async def _try_family(
     family: socket.AddressFamily,
     ways: MapWays,
     machine: _Machine,
-) -> _Tried:
-    tried = _Tried(name=f"IPv{version}")
+) -> Tried:
+    tried = Tried(name=f"IPv{version}")
     literal = node.ipv4 if version == 4 else node.ipv6
     try:
         async with asyncio.timeout(ways.timeout):
             found = await lookup(literal or node.host_name, family=family, resolver=ways.resolver)
     except NameNotFound:
-        tried.skipped = "none"
+        tried.skipped = NO_ADDRESS
         return tried
     except TimeoutError:
         tried.fault = f"look-up of {node.host_name!r}: no answer within {ways.timeout:g} s"
@@ -149,7 +138,7 @@ async def _try_family(
         return tried
     address = next((ip for ip in found if ip.version == version), None)
     if address is None:
-        tried.skipped = "none"
+        tried.skipped = NO_ADDRESS
     elif not machine.has_way(address):
         tried.skipped = f"this machine has no {tried.name}"
     else:
@@ -161,7 +150,7 @@ async def _try_family(
     return tried
 
 
-async def _try_derp(tried: _Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
+async def _try_derp(tried: Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
     if node.stun_only:
         return
     assert ways.settings is not None
@@ -182,14 +171,14 @@ async def _try_derp(tried: _Tried, node: DERPNode, address: IPAddress, ways: Map
     except TimeoutError:
         tried.fault = f"{where}: no answer within {ways.timeout:g} s"
     except CertificateError as e:
-        tried.fault, tried.certificate = f"{where}: {e}", True
+        tried.fault, tried.refusal = f"{where}: {e}", e.reason
     except TLSError as e:
         tried.fault = f"{where}: {e}"
     except (DerpError, OSError) as e:
         tried.fault = f"{where}: {getattr(e, 'strerror', None) or e}"
 
 
-async def _try_stun(tried: _Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
+async def _try_stun(tried: Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
     if not 0 <= node.stun_port <= 65535:
         return
     asked = address if not node.stun_test_ip else ip_literal(node.stun_test_ip)
@@ -199,82 +188,12 @@ async def _try_stun(tried: _Tried, node: DERPNode, address: IPAddress, ways: Map
     tried.stun = await answers_stun(asked, port, seconds=ways.timeout)
 
 
-async def _try_http(tried: _Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
-    if not node.can_port_80:
+async def _try_http(tried: Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
+    # Clients ask the address that the map has, and no name or IPv6 address.
+    literal = ip_literal(node.ipv4)
+    if not node.can_port_80 or literal != address or address.version != 4:
         return
     assert ways.settings is not None
-    tried.port_80 = False
-    try:
-        async with asyncio.timeout(ways.timeout):
-            sock = await connect_socket(str(address), _HTTP, settings=ways.settings)
-            sock.close()
-            tried.port_80 = True
-    except (DerpError, OSError):
-        pass
-
-
-def _judge(path: str, node: DERPNode, tried: Sequence[_Tried]) -> Iterator[Finding]:
-    """What the answers of a node's families come to."""
-    real = [each for each in tried if not each.skipped]
-    yield from _about_skipped(path, node, tried)
-    faults = [each for each in real if each.fault]
-    for each in faults:
-        others = [other.name for other in real if not other.fault]
-        rule = "certificate" if each.certificate else "family-silent" if others else "node-silent"
-        yield Finding(
-            rule=rule,
-            path=_member(path, node, each),
-            text=f"{each.name} does not work: {each.fault}",
-            advice=_advice(node, each, others),
-        )
-    for each in real:
-        if each.stun is False:
-            yield Finding(
-                rule="stun-silent",
-                path=f"{path}.STUNPort",
-                text=f"no answer to STUN by {each.name}: clients do not measure the node by it",
-                advice=f"open UDP port {node.stun_port or STUN_PORT} to the relay, or write -1",
-            )
-        if each.port_80 is False:
-            yield Finding(
-                rule="port-80-silent",
-                path=f"{path}.CanPort80",
-                text=f"port 80 does not answer by {each.name}: clients may take that for a "
-                "captive portal",
-                advice="open TCP port 80 to the relay, or remove CanPort80",
-            )
-
-
-def _about_skipped(path: str, node: DERPNode, tried: Sequence[_Tried]) -> Iterator[Finding]:
-    if tried and all(each.skipped == "none" for each in tried):
-        yield Finding(
-            rule="node-silent",
-            path=f"{path}.HostName",
-            text=f"the name {node.host_name!r} has no address",
-            advice="correct the name, or write IPv4 or IPv6",
-        )
-    for each in tried:
-        if each.skipped not in ("", "none"):
-            yield Finding(
-                rule="not-tried",
-                path=f"{path}.{each.name}",
-                text=f"not tried: {each.skipped}",
-                advice="lint the map from a machine that has it",
-            )
-
-
-def _member(path: str, node: DERPNode, tried: _Tried) -> str:
-    if tried.certificate:
-        return f"{path}.CertName" if node.cert_name else f"{path}.HostName"
-    literal = node.ipv4 if tried.name == "IPv4" else node.ipv6
-    return f"{path}.{tried.name if literal else 'HostName'}"
-
-
-def _advice(node: DERPNode, tried: _Tried, others: Sequence[str]) -> str:
-    if tried.certificate:
-        if node.cert_name:
-            return "correct CertName: `pyderp map show https://HOST:PORT` shows the pin of now"
-        return "correct HostName, or give the relay a certificate for it that clients trust"
-    if others:
-        return f"let the relay answer by {tried.name}, or write 'none' in {tried.name}"
-    return "start the relay, open its port, or correct HostName, DERPPort, IPv4 and IPv6"
+    tried.port_80 = await ask_port_80(
+        str(address), _HTTP, seconds=ways.timeout, settings=ways.settings
+    )

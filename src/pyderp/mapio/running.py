@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-import secrets
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -21,12 +20,13 @@ from pyderp.errors import (
     RemoteProtocolError,
     without_frames,
 )
+from pyderp.mapio.port80 import HTTP_PORT, ask_port_80
 from pyderp.mapio.stunprobe import answers_stun
 from pyderp.maps.derpmap import own_node
 from pyderp.maps.region import PIN_PREFIX, DERPNode
 from pyderp.net.dial import dial_host
 from pyderp.net.dns import Resolver, lookup
-from pyderp.net.fetch import fetch, shown_url
+from pyderp.net.fetch import shown_url
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.net.tlscontext import TLSConfig
@@ -40,8 +40,6 @@ _STUN_TIMEOUT: Final = 2.0
 """Seconds for an answer to STUN: seven requests."""
 _HTTP_TIMEOUT: Final = 3.0
 """Seconds for an answer on port 80."""
-_HTTP: Final = 80
-_NO_CONTENT: Final = 204
 _PINNED: Final = (
     "the certificate is pinned as it was presented just now, by no authority that is trusted: "
     "compare it with the pin in the relay's own log"
@@ -65,7 +63,7 @@ async def describe_relay(
     settings: NetworkSettings | None = None,
     resolver: Resolver | None = None,
     stun_port: int = STUN_PORT,
-    http_port: int = _HTTP,
+    http_port: int = HTTP_PORT,
 ) -> tuple[DERPNode, list[str]]:
     """Connect to a relay as a client does, without logging in, and find out its node.
 
@@ -211,20 +209,11 @@ def _about_stun(stun: dict[IPAddress, bool], port: int) -> list[str]:
 
 async def _has_port_80(relay: _Relay, port: int) -> bool:
     """Whether the check for captive portals passes on an HTTP port."""
-    challenge = f"pyderp-{secrets.token_hex(8)}"
-    try:
-        answer = await fetch(
-            f"http://{bracketed(relay.host)}:{port}/generate_204",
-            headers=[("X-Tailscale-Challenge", challenge)],
-            limit=4096,
-            seconds=_HTTP_TIMEOUT,
-            # Not by a proxy: a client that checks for portals does not use one either.
-            settings=dataclasses.replace(
-                relay.settings, proxy="", https_proxy="", http_proxy="", all_proxy=""
-            ),
-            resolver=relay.resolver,
-        )
-    except (DerpError, OSError):
-        return False
-    told = answer.header("X-Tailscale-Response")
-    return answer.status == _NO_CONTENT and told == f"response {challenge}"
+    answer = await ask_port_80(
+        relay.host,
+        port,
+        seconds=_HTTP_TIMEOUT,
+        settings=relay.settings,
+        resolver=relay.resolver,
+    )
+    return not answer.fault

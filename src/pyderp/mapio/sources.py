@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from pyderp import gojson
 from pyderp.defaults import STUN_PORT
 from pyderp.errors import ConfigError, ConnectError, DerpError, InvalidMap, without_frames
-from pyderp.mapio.cache import CachedMap, read_cache, write_cache
+from pyderp.mapio.cache import CachedMap, UnusableCopy, read_cache, write_cache
 from pyderp.mapio.running import describe_relay
 from pyderp.maps.derpmap import DERPMap, own_map
 from pyderp.maps.formats import MAX_MAP, MapKind, MapText, read_map_text
@@ -31,6 +32,7 @@ _NOT_MODIFIED: Final = 304
 _OK: Final = 200
 _RELAY_PATHS: Final = ("", "/", "/derp")
 _STDIN: Final = "-"
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,12 @@ class LoadedMap:
     tree: object = None
     """The map's JSON in Python objects, also where it was YAML; objects are `gojson.Object`, whose
     `pairs` show repeated names. `None`: it was made, of several sources or for a relay."""
+
+    urls: tuple[str, ...] | None = None
+    """Those of headscale's `config.yaml`; `None`: the map is not from one."""
+
+    has_comments: bool = False
+    """The text has comments or trailing commas, which JSON has not."""
 
     etag: str = ""
     """Of a URL: what `load_map(…, previous=…)` asks the server with."""
@@ -113,6 +121,10 @@ async def load_map(
     """
     ways = ways or MapWays()
     if not is_url(source):
+        if not str(source):
+            raise ConfigError("no DERP map is named: give a file, a URL, or - for standard input")
+        if isinstance(source, str) and _SCHEME.match(source):
+            raise ConfigError(f"{shown_url(source)}: want http:// or https://, or a file")
         if cache is not None:
             raise ConfigError(f"{source} is no URL: only of one a copy is kept")
         return await _load_file(Path(source), kind, ways)
@@ -169,6 +181,7 @@ def _loaded(text: MapText, origin: str, *, etag: str = "") -> LoadedMap:
         kind=text.kind,
         warnings=text.warnings,
         tree=text.tree,
+        has_comments=text.has_comments,
         etag=etag,
     )
 
@@ -196,6 +209,7 @@ async def _load_config(
         kind=MapKind.HEADSCALE,
         warnings=tuple(warnings),
         tree=tree,
+        urls=config.urls,
     )
 
 
@@ -246,7 +260,11 @@ async def _load_url(
     previous: LoadedMap | None,
 ) -> LoadedMap:
     origin = shown_url(url)
-    copy = read_cache(cache, origin) if cache is not None else None
+    copy, unusable = None, ""
+    try:
+        copy = read_cache(cache, origin) if cache is not None else None
+    except UnusableCopy as e:
+        unusable = str(e)
     etag = copy.etag if copy else previous.etag if previous else ""
     try:
         answer = await _fetch(url, etag, origin, ways)
@@ -259,7 +277,7 @@ async def _load_url(
         loaded = _loaded(_read_text(text.encode(), kind, origin), origin, etag=etag)
     except (ConnectError, InvalidMap) as e:
         if copy is None:
-            raise
+            raise _beside(e, unusable) from e.__cause__
         return _from_copy(copy, kind, origin, e)
     if cache is not None:
         loaded = _keep(cache, loaded, text)
@@ -288,12 +306,24 @@ async def _fetch(url: str, etag: str, origin: str, ways: MapWays) -> Fetched:
     raise ConnectError(f"{origin}: the server answers {answer.status} {answer.reason}".rstrip())
 
 
-def _from_copy(copy: CachedMap, kind: MapKind | None, origin: str, error: Exception) -> LoadedMap:
+def _beside(error: ConnectError | InvalidMap, why: str) -> ConnectError | InvalidMap:
+    """The error of the URL, with why the copy is of no help; empty: there is none."""
+    if not why:
+        return error
+    text = f"{error}; {why}"
+    if isinstance(error, ConnectError):
+        return ConnectError(text, attempts=error.attempts)
+    return InvalidMap(text)
+
+
+def _from_copy(
+    copy: CachedMap, kind: MapKind | None, origin: str, error: ConnectError | InvalidMap
+) -> LoadedMap:
     try:
         loaded = _loaded(_read_text(copy.text.encode(), kind, origin), origin, etag=copy.etag)
-    except InvalidMap:
+    except InvalidMap as e:
         # Another form was asked for this time.
-        raise error from None
+        raise _beside(error, f"the copy cannot be used: {e}") from None
     when = f"{copy.fetched:%Y-%m-%d %H:%M} UTC"
     warning = f"this is the copy of {when}, as the map cannot be had now: {error}"
     return dataclasses.replace(loaded, warnings=(*loaded.warnings, warning), copied=copy.fetched)

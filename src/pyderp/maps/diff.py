@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
+from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.lint import families, node_path, region_path
 from pyderp.maps.region import NODE_NAMES, PIN_PREFIX, DERPNode, DERPRegion
@@ -191,6 +192,10 @@ def _meaning(name: str, old: DERPNode, new: DERPNode) -> str:
         if new.cert_name.startswith(PIN_PREFIX):
             return ": clients accept the pinned certificate alone"
         return f": the certificate must be for {new.cert_name or new.host_name!r}, and trusted"
+    if (name == "DERPPort" and old.derp_port_or(HTTPS_PORT) == new.derp_port_or(HTTPS_PORT)) or (
+        name == "STUNPort" and (old.stun_port or STUN_PORT) == (new.stun_port or STUN_PORT)
+    ):
+        return ": the same port"
     if name == "STUNPort" and (old.stun_port < 0) != (new.stun_port < 0):
         return ": it answers no STUN any more" if new.stun_port < 0 else ": it answers STUN now"
     if name == "InsecureForTests" and new.insecure_for_tests:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class MapText:
     tree: object
     """The map's JSON, or what would be it, in Python objects; objects are `gojson.Object`."""
     warnings: tuple[str, ...] = ()
+    has_comments: bool = False
+    """It has comments or trailing commas, which JSON has not."""
     config: HeadscaleConfig | None = field(default=None)
     """The text is headscale's `config.yaml`: the map is still to be fetched; `map` is empty."""
 
@@ -75,7 +78,7 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
     text = data.decode("utf-8", "replace")
     if kind is MapKind.HEADSCALE or (kind is None and _looks_like_yaml(text)):
         return _read_yaml(text)
-    warnings: tuple[str, ...] = ()
+    has_comments = False
     try:
         document = gojson.parse(text)
     except ValueError as e:
@@ -84,8 +87,8 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
         if text.lstrip()[:1] not in ("{", "[", '"', "/"):
             raise InvalidMap(f"neither JSON nor YAML with regions: {_WANTED}") from None
         document = parse_hujson(text)
-        warnings = ("it has comments or trailing commas, which JSON has not: `convert` drops them",)
-    return _read_json(document, kind, warnings)
+        has_comments = True
+    return dataclasses.replace(_read_json(document, kind), has_comments=has_comments)
 
 
 def _looks_like_yaml(text: str) -> bool:
@@ -94,18 +97,18 @@ def _looks_like_yaml(text: str) -> bool:
     return start not in ("{", "[", '"', "/", "") and _TOP_OF_YAML.search(text) is not None
 
 
-def _read_json(document: object, kind: MapKind | None, warnings: tuple[str, ...]) -> MapText:
+def _read_json(document: object, kind: MapKind | None) -> MapText:
     names = {gojson.same_name(n) for n in document} if isinstance(document, gojson.Object) else ()
     if kind is MapKind.POLICY or (kind is None and "derpmap" in names):
         tree = map_in_policy(document)
         if tree is None:
             raise InvalidMap("the policy has no derpMap, so its tailnet has Tailscale's relays")
-        return MapText(kind=MapKind.POLICY, map=_map(tree, "derpMap"), tree=tree, warnings=warnings)
+        return MapText(kind=MapKind.POLICY, map=_map(tree, "derpMap"), tree=tree)
     if names and not _OF_MAP.intersection(names):
         if _OF_POLICY.intersection(names):
             raise InvalidMap("this policy file has no derpMap, the member that holds a DERP map")
         raise InvalidMap(f"it has no Regions: {_WANTED}")
-    return MapText(kind=MapKind.JSON, map=_map(document, ""), tree=document, warnings=warnings)
+    return MapText(kind=MapKind.JSON, map=_map(document, ""), tree=document)
 
 
 def _map(tree: object, path: str) -> DERPMap:

@@ -40,7 +40,10 @@ def parse_hujson(text: str) -> object:
     except jsonyx.JSONSyntaxError as e:
         column = e.colno - (shift if e.lineno == 1 else 0)
         where = f"line {e.lineno}, column {column}"
-        raise InvalidMap(f"{where}: {e.msg[:1].lower()}{e.msg[1:]}") from None
+        first, space, rest = e.msg.partition(" ")
+        # But not NaN.
+        first = first.lower() if first[1:].islower() else first
+        raise InvalidMap(f"{where}: {first}{space}{rest}") from None
     except ValueError:
         raise InvalidMap("an integer of thousands of digits") from None
     except RecursionError:

@@ -28,6 +28,12 @@ MAX_REGION_ID: Final = 2**53 - 1
 PIN_PREFIX: Final = "sha256-raw:"
 """How a `cert_name` begins that is the hash of a certificate, and not a name."""
 _PIN: Final = re.compile(r"sha256-raw:[0-9a-f]{64}")
+_LIKE_A_PIN: Final = re.compile(r"(?i)sha-?256[a-z_-]*[:=/]|(?:[0-9a-f]{2}[: ]?){31}[0-9a-f]{2}\Z")
+"""What is meant as one: no DNS name has a label of 64 characters, or a colon."""
+_NOT_IN_NAMES: Final = re.compile(r"[\x00-\x2c/:-@\[-^`{-\x7f]")
+"""ASCII but letters, digits, `.`, `-` and `_`; what is beyond ASCII a resolver may translate."""
+_LONGEST_LABEL: Final = 63
+"""Characters between two dots (RFC 1035, section 2.3.4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +226,14 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
         yield f"STUNPort {node.stun_port} is not from -1 to 65535"
     if not 0 <= node.derp_port <= 65535:
         yield f"DERPPort {node.derp_port} is not from 0 to 65535"
-    if node.cert_name.startswith(PIN_PREFIX) and _PIN.fullmatch(node.cert_name) is None:
-        yield f"CertName {PIN_PREFIX} wants 64 lower-case hex digits"
+    if _LIKE_A_PIN.match(node.cert_name) and _PIN.fullmatch(node.cert_name) is None:
+        if node.cert_name.startswith(PIN_PREFIX):
+            yield f"CertName {PIN_PREFIX} wants 64 lower-case hex digits"
+        else:
+            yield (
+                f"CertName {node.cert_name[:80]!r} is taken for a name: a pin is {PIN_PREFIX} and "
+                "64 lower-case hex digits"
+            )
 
 
 def _host_errors(node: DERPNode) -> Iterator[str]:
@@ -238,6 +250,21 @@ def _host_errors(node: DERPNode) -> Iterator[str]:
             f"HostName {host!r} has a port or brackets: write the name or address alone, and "
             "the port in DERPPort"
         )
+    elif ip_literal(host) is None:
+        yield from _name_errors(host)
+
+
+def _name_errors(host: str) -> Iterator[str]:
+    wrong = _NOT_IN_NAMES.search(host) or next((c for c in host if c.isspace()), None)
+    if wrong:
+        character = wrong if isinstance(wrong, str) else wrong[0]
+        yield f"HostName {host!r} has {character!r}, which no host name can have"
+        return
+    labels = host.removesuffix(".").split(".")
+    if not all(labels):
+        yield f"HostName {host!r} has two dots in a row, or one at its start"
+    if any(len(label) > _LONGEST_LABEL for label in labels):
+        yield f"HostName {host!r} has more than {_LONGEST_LABEL} characters between two dots"
 
 
 def has_no_family(node: DERPNode) -> bool:

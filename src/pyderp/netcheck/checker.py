@@ -44,6 +44,7 @@ class Netcheck:
         self._sockets: dict[Family, StunClient] = {}
         self._last_full: int | None = None
         self._current: Shell | None = None
+        self._hints = HomeHints()
 
     async def __aenter__(self) -> Self:
         if not self.config.only_tcp_443:
@@ -78,11 +79,16 @@ class Netcheck:
             log.info("%s", problem)
 
     def partial_report(self) -> Report | None:
-        """What the current or last run has measured so far, without a home."""
+        """What the current or last run has measured so far, with the home that this leads to.
+
+        `None`: no run has begun.
+        """
         if self._current is None:
             return None
         report = self._current.run.report
-        report.now = report.now or time.time_ns()
+        if not report.now:
+            report.now = time.time_ns()
+            report.preferred_derp = self.history.home_of(report, self._hints)
         return report
 
     async def run(self, derp_map: DERPMap) -> Report:
@@ -107,13 +113,15 @@ class Netcheck:
             have_interface=host.have_interface,
             only_stun=self.config.only_stun,
             only_tcp_443=self.config.only_tcp_443,
+            all_regions=self.config.all_regions,
             verbose=self.config.verbose,
         )
+        scores = derp_map.home_params.region_score if derp_map.home_params else None
+        self._hints = HomeHints(started=began_wall, scores=scores)
         run = Run(derp_map, options, last=last, home=self.history.home)
         self._current = Shell(run, self.config, self._sockets, self.on_progress)
         await self._current.drive()
         report = run.report
         report.now = time.time_ns()
-        scores = derp_map.home_params.region_score if derp_map.home_params else None
-        self.history.add(report, HomeHints(started=began_wall, scores=scores))
+        self.history.add(report, self._hints)
         return report

@@ -70,5 +70,7 @@ class RunOptions:
     """No HTTPS, no ICMP, no captive portal."""
     only_tcp_443: bool = False
     """No STUN and no ICMP."""
+    all_regions: bool = False
+    """Measure more than the three fastest regions, as `verbose` does."""
     verbose: bool = False
     """Measure more regions, and always finish the check for a captive portal."""

@@ -31,8 +31,10 @@ class NetcheckConfig:
     """For the names of nodes; by default the system's."""
     only_stun: bool = False
     only_tcp_443: bool = False
+    all_regions: bool = False
+    """Wait for up to 100 regions instead of three."""
     verbose: bool = False
-    """Wait for more regions, and always finish the check for a captive portal."""
+    """As `all_regions`, and always finish the check for a captive portal."""
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.

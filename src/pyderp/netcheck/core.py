@@ -263,8 +263,8 @@ class Run:
         for latencies in (report.region_latency, by_family):
             latencies[region] = min(latency, latencies.get(region, latency))
         report.ways.setdefault(region, set()).add(Way.STUN)
-        verbose = self._options.verbose
-        enough = ENOUGH_REGIONS_VERBOSE if verbose else ENOUGH_REGIONS
+        more = self._options.verbose or self._options.all_regions
+        enough = ENOUGH_REGIONS_VERBOSE if more else ENOUGH_REGIONS
         if len(report.region_latency) == enough:
             # Those that are not much slower get the time to answer.
             wait = max(report.region_latency.values()) * (1 if self._incremental else 2)

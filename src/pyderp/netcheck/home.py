@@ -58,6 +58,13 @@ class History:
         """The preferred region of the last report; 0: none."""
         return 0 if self.last is None else self.last.preferred_derp
 
+    def home_of(self, report: Report, hints: HomeHints | None = None) -> int:
+        """The home that an interrupted run leads to; 0: none. Nothing is remembered.
+
+        The home of before stays: what is missing in the report may only be late.
+        """
+        return self.home or self._choose([report], report, 0, hints or HomeHints())
+
     def add(self, report: Report, hints: HomeHints | None = None) -> None:
         """Set `report.preferred_derp`, and remember the report. `report.now` must be set."""
         hints = hints or HomeHints()
@@ -65,10 +72,11 @@ class History:
         self._reports = [r for r in self._reports if report.now - r.now <= _KEPT]
         self._reports.append(report)
         self.last = report
-        report.preferred_derp = self._choose(report, previous, hints)
+        report.preferred_derp = self._choose(self._reports, report, previous, hints)
 
-    def _choose(self, report: Report, previous: int, hints: HomeHints) -> int:
-        best = self._best(hints.scores or {})
+    @staticmethod
+    def _choose(reports: list[Report], report: Report, previous: int, hints: HomeHints) -> int:
+        best = _best(reports, hints.scores or {})
         measured = report.region_latency
         pick = min(measured, key=lambda region: (best[region], region), default=0)
         best_any = best.get(pick, 0)
@@ -83,12 +91,14 @@ class History:
             pick = previous
         return pick
 
-    def _best(self, scores: Mapping[int, float]) -> dict[int, int]:
-        best: dict[int, int] = {}
-        for report in self._reports:
-            for region, latency in report.region_latency.items():
-                best[region] = min(latency, best.get(region, latency))
-        return {region: _scaled(latency, region, scores) for region, latency in best.items()}
+
+def _best(reports: list[Report], scores: Mapping[int, float]) -> dict[int, int]:
+    """Region id → least latency of all reports, with its score."""
+    best: dict[int, int] = {}
+    for report in reports:
+        for region, latency in report.region_latency.items():
+            best[region] = min(latency, best.get(region, latency))
+    return {region: _scaled(latency, region, scores) for region, latency in best.items()}
 
 
 def _scaled(latency: int, region: int, scores: Mapping[int, float]) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig
-from pyderp.errors import DerpError, LoginRefused
+from pyderp.errors import ConnectError, DerpError, LoginRefused
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.region import DERPNode, DERPRegion
 from pyderp.netcheck.report import RelayResult
@@ -25,6 +25,8 @@ __all__ = ["check_relaying", "relay_once"]
 
 TIMEOUT: Final = 10.0
 """Seconds for one node: two logins and a packet."""
+_CONNECTING: Final = 0.8
+"""Of that time: what TCP, TLS and the upgrade of both clients may take."""
 _AT_ONCE: Final = 16
 """Nodes that are checked at the same time."""
 _PACKET: Final = 64
@@ -63,9 +65,12 @@ async def _result(region: DERPRegion, config: ClientConfig) -> RelayResult:
     name = region.nodes[0].name
     try:
         async with asyncio.timeout(TIMEOUT):
-            latency = await relay_once(region, config)
+            latency = await relay_once(region, _in_time(config))
     except TimeoutError as e:
         error = str(e) or f"no packet came through within {TIMEOUT:g} s"
+    except ConnectError as e:
+        # There is one node, which stands beside the text already.
+        error = str(e.attempts[0] if e.attempts else e)
     except LoginRefused as e:
         error = f"it does not admit a new key: {e}"
     except (DerpError, OSError) as e:
@@ -73,6 +78,12 @@ async def _result(region: DERPRegion, config: ClientConfig) -> RelayResult:
     else:
         return RelayResult(name, relays=True, latency=latency)
     return RelayResult(name, relays=False, error=error)
+
+
+def _in_time(config: ClientConfig) -> ClientConfig:
+    """Connecting ends before the whole check, so that its error says what was waited for."""
+    seconds = min(config.connect_timeout, TIMEOUT * _CONNECTING)
+    return dataclasses.replace(config, connect_timeout=seconds)
 
 
 async def relay_once(region: DERPRegion, config: ClientConfig) -> int:

@@ -207,6 +207,8 @@ class Shell:
             async with self._connections:
                 latency, version = await https_latency(region, self._client)
         except (DerpError, OSError) as e:
+            if isinstance(e, DialError) and isinstance(e.__cause__, DialError):
+                e = e.__cause__  # without the name of Go's function
             label = region.region_code or region.region_id
             self._note(f"HTTPS to region {label}: {e}")
         self.run.on_https(region, latency, version, time.monotonic_ns())

@@ -21,7 +21,8 @@ Here = Callable[..., Done]
 TWO = """{
   "Regions": {
     "900": {"RegionID": 900, "RegionCode": "fra", "RegionName": "Frankfurt", "Nodes": [
-      {"Name": "900a", "RegionID": 900, "HostName": "a.example.com", "CanPort80": true, "X": [1]}]},
+      {"Name": "900a", "RegionID": 900, "HostName": "a.example.com",
+       "IPv4": "192.0.2.7", "CanPort80": true, "X": [1]}]},
     "901": {"RegionID": 901, "RegionCode": "nyc", "Nodes": [
       {"Name": "901a", "RegionID": 901, "HostName": "b.example.com", "STUNPort": -1},
       {"Name": "901b", "RegionID": 901, "HostName": "c.example.com", "IPv4": "192.0.2.1"}]}
@@ -43,7 +44,7 @@ def test_show(here: Here, two: Path) -> None:
         f"{two}: 2 regions, 3 nodes",
         "",
         "900 fra, Frankfurt",
-        "  900a  a.example.com  port 443  STUN 3478  IPv4 by name  IPv6 by name  port 80",
+        "  900a  a.example.com  port 443  STUN 3478  IPv4 192.0.2.7  IPv6 by name  port 80",
         "",
         "901 nyc",
         "  901a  b.example.com  port 443  no STUN    IPv4 by name    IPv6 by name",
@@ -106,6 +107,22 @@ def test_lint_says_where_and_what_to_do(here: Here, two: Path) -> None:
     ]
 
 
+def test_lint_of_headscale_without_tailscale_s_regions(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "server_url: https://a.example.com\nderp:\n  urls: []\n  server:\n    enabled: true\n"
+    )
+    findings = json.loads(here("map", "lint", path, "--json").out)["findings"]
+    assert "derp.urls" in [f["path"] for f in findings if f["rule"] == "omits-default-regions"]
+
+
+def test_new_with_port_80_says_what_is_missing(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(here("map", "new", "derp.example.com", "--can-port-80").out)
+    done = here("map", "lint", path)
+    assert (done.code, "[port-80-unused]" in done.out) == (1, True)
+
+
 def test_lint_json(here: Here, two: Path) -> None:
     done = here("map", "lint", two, "--json")
     report = json.loads(done.out)
@@ -125,10 +142,17 @@ def test_lint_online(here: Here, tmp_path: Path) -> None:
         path.write_text(json.dumps(shown["map"]))
         found = json.loads(here("map", "lint", path, "--online", "--json").out)["findings"]
         assert not [f for f in found if f["severity"] == "error"]
+        assert "netcheck MAP --relay" in here("map", "lint", path, "--online").err
     done = here("map", "lint", path, "--online", "--json")
     assert done.code == 2
     errors = [f for f in json.loads(done.out)["findings"] if f["severity"] == "error"]
     assert [error["rule"] for error in errors] == ["node-silent"]
+
+
+def test_progress_is_for_terminals(here: Here, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyderp.cli.map.check._PAUSE", 0.0)
+    two.write_text(TWO.replace("example.com", "invalid").replace('"192.0.2.1"', '"127.0.0.1"'))
+    assert "nodes tried" not in here("map", "lint", two, "--online", "--timeout", 1).err
 
 
 def test_ctrl_c_prints_what_was_found_so_far(tmp_path: Path) -> None:
@@ -185,6 +209,8 @@ def test_convert_says_what_is_lost(here: Here, two: Path) -> None:
     done = here("map", "convert", two, "--to", "headscale")
     assert "has comments or trailing commas" in done.err
     assert "headscale does not look at omitdefaultregions" in done.err
+    for args in (["show", two], ["lint", two], ["diff", two, two]):
+        assert here("map", *args).err == ""
 
 
 def test_new(here: Here) -> None:
@@ -229,6 +255,9 @@ def test_new_by_address(here: Here) -> None:
         (["lint", "/missing"], "cannot read the DERP map /missing: No such file"),
         (["show", "http://127.0.0.1:1"], "connect with TLS, and this is without"),
         (["show", "x", "--cache", "y"], "x is no URL"),
+        (["show", ""], "no DERP map is named"),
+        (["show", "ftp://u:secret@x/y"], "want http:// or https://, or a file"),
+        (["diff", "-", "-"], "standard input can be one of the two maps only"),
     ],
 )
 def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
@@ -237,6 +266,7 @@ def test_wrong_command_line(here: Here, args: list[str], error: str) -> None:
     assert done.code == 2
     assert error in " ".join(done.err.replace("│", " ").split())
     assert "Traceback" not in done.err
+    assert "secret" not in done.err
 
 
 def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:
@@ -247,7 +277,7 @@ def test_mistake_in_a_map_names_its_place(here: Here, two: Path) -> None:
     assert done.event("error")["error"] == wanted
     two.write_text(TWO.replace("}]},", "}]}", 1))
     done = here("map", "show", two)
-    assert f"{two}: line 4, column 100: missing commas are not allowed" in done.err
+    assert f"{two}: line 5, column 59: missing commas are not allowed" in done.err
 
 
 def test_url_with_a_copy(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

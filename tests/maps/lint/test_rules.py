@@ -10,12 +10,19 @@ import pytest
 
 from pyderp import gojson
 from pyderp.maps.derpmap import DERPMap, HomeParams
+from pyderp.maps.formats import MapKind
 from pyderp.maps.lint import RULES, Severity, families, lint
 from pyderp.maps.region import DERPNode, DERPRegion
 
 PIN = "sha256-raw:" + "ab" * 32
 A, B = (
-    DERPNode(name=f"{n}a", region_id=n, host_name=f"derp{n}.example.com", can_port_80=True)
+    DERPNode(
+        name=f"{n}a",
+        region_id=n,
+        host_name=f"derp{n}.example.com",
+        ipv4=f"198.51.100.{n - 899}",
+        can_port_80=True,
+    )
     for n in (900, 901)
 )
 FRA, NYC = (
@@ -64,6 +71,16 @@ CASES: Mapping[str, list[tuple[DERPMap, str]]] = {
         (with_node(derp_port=65536), NODE),
         (with_node(region_id=1), NODE),
         (with_node(cert_name="sha256-raw:AB"), NODE),
+        (with_node(cert_name="sha256:" + "ab" * 32), NODE),
+        (with_node(cert_name="SHA256-RAW:" + "ab" * 32), NODE),
+        (with_node(cert_name="ab" * 32), NODE),
+        (with_node(cert_name="AB:" * 31 + "AB"), NODE),
+        (with_node(host_name="derp .example.com"), NODE),
+        (with_node(host_name="derp.example.com\n"), NODE),
+        (with_node(host_name="derp\u2003example.com"), NODE),
+        (with_node(host_name="user@example.com"), NODE),
+        (with_node(host_name="derp..example.com"), NODE),
+        (with_node(host_name="a" * 64 + ".example.com"), NODE),
     ],
     "duplicate-name": [
         (second(name="900a"), 'Regions["900"].Nodes[1].Name'),
@@ -128,6 +145,13 @@ CASES: Mapping[str, list[tuple[DERPMap, str]]] = {
             "Regions",
         )
     ],
+    "port-80-unused": [
+        (with_node(ipv4=""), f"{NODE}.CanPort80"),
+        (with_node(ipv4="none"), f"{NODE}.CanPort80"),
+        (with_node(ipv4="2001:db8::1"), f"{NODE}.CanPort80"),
+        (with_node(host_name="192.0.2.1", ipv4="", cert_name=PIN), f"{NODE}.CanPort80"),
+    ],
+    "no-name": [(with_node(name=""), f"{NODE}.Name")],
     "own-id": [(with_region(7, nodes=(dataclasses.replace(A, region_id=7),)), 'Regions["7"]')],
     "ipv6-only": [
         (with_node(ipv4="none"), f"{NODE}.IPv4"),
@@ -201,6 +225,10 @@ def test_machines_of_one_name_may_have_different_pins() -> None:
     assert "pin-conflict" not in {finding.rule for finding in lint(both)}
 
 
+def test_name_that_only_begins_as_a_pin() -> None:
+    assert lint(with_node(cert_name="sha256.example.com")) == []
+
+
 def test_regions_of_tailscale_keep_their_ids() -> None:
     node = dataclasses.replace(A, region_id=7, host_name="derp7d.tailscale.com")
     assert lint(with_region(7, nodes=(node,))) == []
@@ -225,6 +253,63 @@ def test_names_that_are_there_twice(text: str, path: str) -> None:
     assert [f.path for f in found if f.rule == "duplicate-key"] == [path]
 
 
+@pytest.mark.parametrize(
+    ("kind", "region", "rule"),
+    [
+        (None, "900", "null-member"),
+        (MapKind.JSON, "7", "null-member"),
+        (MapKind.POLICY, "900", "null-member"),
+        (MapKind.POLICY, "7", "null-region"),
+        (MapKind.HEADSCALE, "900", "null-region"),
+    ],
+)
+def test_regions_that_are_null(kind: MapKind | None, region: str, rule: str) -> None:
+    """In a policy that is how Tailscale's regions are removed, and for headscale any."""
+    text = f'{{"Regions": {{"{region}": null, "901": {{"Nodes": [{{}}, null]}}}}}}'
+    found = lint(DERPMap.from_json(text), gojson.parse(text), kind=kind)
+    assert [(f.rule, f.path) for f in found if f.rule.startswith("null")] == sorted(
+        [("null-member", 'Regions["901"].Nodes[1]'), (rule, f'Regions["{region}"]')],
+        key=lambda each: (each[0] == "null-region", each[1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "urls", "omits", "rules"),
+    [
+        (None, None, False, {"no-home"}),
+        (MapKind.JSON, None, False, {"no-home"}),
+        (MapKind.POLICY, None, False, set()),
+        (MapKind.POLICY, None, True, {"no-home", "omits-default-regions"}),
+        (MapKind.HEADSCALE, None, False, set()),
+        (MapKind.HEADSCALE, (), False, {"no-home", "omits-default-regions"}),
+    ],
+)
+def test_regions_that_clients_have_besides(
+    kind: MapKind | None, urls: tuple[str, ...] | None, omits: bool, rules: set[str]
+) -> None:
+    """Only where there are no others, a map without a home is an error."""
+    regions = {
+        n: dataclasses.replace(region, no_measure_no_home=True)
+        for n, region in GOOD.regions.items()
+    }
+    found = lint(DERPMap(regions=regions, omit_default_regions=omits), kind=kind, urls=urls)
+    assert {finding.rule for finding in found} == rules
+
+
+def test_headscale_with_regions_of_tailscale_omits_none() -> None:
+    node = dataclasses.replace(A, region_id=7, host_name="derp7d.tailscale.com")
+    with_theirs = with_region(7, nodes=(node,))
+    assert lint(with_theirs, kind=MapKind.HEADSCALE, urls=("https://example.com",)) == []
+    (finding,) = lint(GOOD, kind=MapKind.HEADSCALE, urls=())
+    assert (finding.rule, finding.path) == ("omits-default-regions", "derp.urls")
+
+
+def test_nodes_without_a_name_are_not_of_one_name() -> None:
+    nameless = dataclasses.replace(A, name="")
+    found = lint(with_region(nodes=(nameless, dataclasses.replace(nameless, host_name="b.x"))))
+    assert [finding.rule for finding in found] == ["no-name", "no-name"]
+
+
 def test_the_worst_comes_first() -> None:
     found = lint(second(name="900a", ipv6="none", stun_port=-1, insecure_for_tests=True))
     order = [list(Severity).index(finding.severity) for finding in found]
@@ -234,7 +319,9 @@ def test_the_worst_comes_first() -> None:
 
 def test_every_offline_rule_has_a_case() -> None:
     online = {"node-silent", "certificate", "family-silent", "stun-silent", "port-80-silent"}
-    assert set(CASES) | {"duplicate-key", "not-tried"} | online == set(RULES)
+    online |= {"port-80-captive", "nothing-tried", "not-tried"}
+    of_text = {"duplicate-key", "null-member", "null-region"}
+    assert set(CASES) | of_text | online == set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +338,7 @@ def test_every_offline_rule_has_a_case() -> None:
     ],
 )
 def test_families_of_a_node(changes: dict[str, Any], expected: tuple[bool, bool]) -> None:
-    assert families(dataclasses.replace(A, **changes)) == expected
+    assert families(dataclasses.replace(A, **{"ipv4": "", **changes})) == expected
 
 
 def test_ten_thousand_nodes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -54,8 +55,12 @@ DIFF_EPILOG: Final = """**Example**
 
 `pyderp map diff map.json new-map.json`
 
-**Exit status**: 0 the maps are the same; 1 they differ; 2 one of them is none.
+**Exit status**: 0 no change that clients notice; 1 there is one; 2 a map cannot be had.
 """
+_NO_LOGIN: Final = (
+    "no login was tried: `pyderp netcheck MAP --relay` and `pyderp doctor MAP` find out whether "
+    "the relays relay"
+)
 _PAUSE: Final = 1.0
 """Seconds between two lines of progress."""
 
@@ -94,7 +99,7 @@ def lint_command(
     async def work(output: Output) -> int:
         how = ways(ca, timeout)
         loaded = await load(output, source, form, how, cache=cache)
-        found = lint(loaded.map, loaded.tree)
+        found = lint(loaded.map, loaded.tree, kind=loaded.kind, urls=loaded.urls)
         try:
             if online:
                 await _try_nodes(loaded, how, output, found)
@@ -102,6 +107,8 @@ def lint_command(
             # Also on Ctrl-C: what was found so far.
             found = [each for each in by_severity(found) if each.rule not in left_out]
             _print_findings(loaded, found, as_json=as_json)
+        if online and not as_json:
+            output.note(_NO_LOGIN)
         return _code(found)
 
     run(work, as_json=as_json)
@@ -111,18 +118,21 @@ async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: lis
     """Add what trying the nodes finds, as it is found."""
     last = time.monotonic()
     tried = 0
+    offline = list(found)
+    shown = sys.stderr is not None and sys.stderr.isatty()
 
     def on_progress(done: int, total: int, of_node: Sequence[Finding]) -> None:
         nonlocal last, tried
         found.extend(of_node)
         tried = done
         now = time.monotonic()
-        if now - last >= _PAUSE:
+        if shown and now - last >= _PAUSE:
             last = now
             output.note(f"{done} of {total} nodes tried")
 
     try:
-        await lint_online(loaded.map, ways=how, on_progress=on_progress)
+        online = await lint_online(loaded.map, ways=how, on_progress=on_progress)
+        found[:] = [*offline, *online]
     except asyncio.CancelledError:
         output.note(f"stopped after {counted(tried, 'node')}")
         raise
@@ -166,6 +176,9 @@ def diff_command(
     as_json: AsJson = False,
 ) -> None:
     """The command; `DIFF_HELP` says what it does."""
+
+    if old == new == "-":
+        raise typer.BadParameter("standard input can be one of the two maps only")
 
     async def work(output: Output) -> int:
         how = ways(ca, timeout)

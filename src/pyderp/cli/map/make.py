@@ -113,7 +113,11 @@ _IPv6 = Annotated[
 ]
 _CanPort80 = Annotated[
     bool,
-    typer.Option("--can-port-80", help="HTTP on port 80 reaches the relays: for captive portals."),
+    typer.Option(
+        "--can-port-80",
+        help="HTTP on port 80 reaches the relays: for captive portals. Clients ask IPv4 addresses "
+        "of the map only, see --ipv4.",
+    ),
 ]
 _Region = Annotated[
     int, value("N", "Id of the region; 900 to 999 are free.", min=1, max=MAX_REGION_ID)

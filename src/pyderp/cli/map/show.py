@@ -163,6 +163,8 @@ def convert(
 
     async def work(output: Output) -> int:
         loaded = await load(output, source, form, ways(ca, timeout), cache=cache)
+        if loaded.has_comments:
+            output.note(f"{loaded.origin}: it has comments or trailing commas, which are not kept")
         for warning in _lost(loaded.map, to):
             output.note(f"{loaded.origin}: {warning}")
         if loaded.kind is MapKind.POLICY and to == "policy":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.formats import MapKind
 from pyderp.maps.lint.finding import RULES, Finding, Severity, families, node_path, region_path
 from pyderp.maps.lint.nodes import of_node
 from pyderp.maps.lint.regions import of_region
@@ -13,13 +16,23 @@ __all__ = ["RULES", "Finding", "Severity", "by_severity", "families", "lint", "n
 __all__ += ["region_path"]
 
 
-def lint(derp_map: DERPMap, tree: object = None) -> list[Finding]:
+def lint(
+    derp_map: DERPMap,
+    tree: object = None,
+    *,
+    kind: MapKind | None = None,
+    urls: Sequence[str] | None = None,
+) -> list[Finding]:
     """All that rules find, the worst first, in the order of the map.
 
     Args:
-        tree: the map's JSON as `gojson.parse` makes it; only there repeated names can be seen.
+        tree: the map's JSON as `gojson.parse` makes it; only there repeated names and nulls can
+            be seen.
+        kind: the form that it had: clients get Tailscale's regions beside those of a policy, and
+            headscale adds other sources to a file. `None`: clients get this map and no more.
+        urls: those in headscale's `config.yaml`, if the map is from there.
     """
-    found = [*of_tree(tree), *of_map(derp_map), *of_names(derp_map)]
+    found = [*of_tree(tree, kind), *of_map(derp_map, kind, urls), *of_names(derp_map)]
     for number, region in derp_map.regions.items():
         found += of_region(number, region)
         for index, node in enumerate(region.nodes):

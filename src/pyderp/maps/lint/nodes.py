@@ -23,7 +23,23 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
             text=error,
             advice="correct it: no client can use the node as it is written",
         )
+    if not node.name:
+        yield Finding(
+            rule="no-name",
+            path=f"{path}.Name",
+            text="no Name: reports and errors cannot name the node, and derpprobe refuses the map",
+            advice=f"give it a name of its own in the whole map, such as {number}a",
+        )
     yield from _addresses(node, path)
+    literal = ip_literal(node.ipv4)
+    if node.can_port_80 and (literal is None or literal.version != 4):
+        yield Finding(
+            rule="port-80-unused",
+            path=f"{path}.CanPort80",
+            text="CanPort80 has no effect without an address in IPv4: clients ask no name and no "
+            "IPv6 address for captive portals",
+            advice="write the relay's address in IPv4, or remove CanPort80",
+        )
     if (
         ip_literal(node.host_name) is not None
         and not node.cert_name

@@ -10,7 +10,7 @@ from pyderp.addresses import bare_name
 from pyderp.maps.lint.finding import FIRST_OWN, LAST_OWN, Finding, region_path, unknown_members
 from pyderp.maps.region import MAX_REGION_ID, REGION_NAMES, DERPRegion
 
-__all__ = ["of_region"]
+__all__ = ["is_tailscales", "of_region"]
 
 _TAILSCALE: Final = ".tailscale.com"
 _NUMBER: Final = re.compile(r"[0-9]+", re.ASCII)
@@ -27,7 +27,7 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
             f"from 1 to {MAX_REGION_ID}",
             advice=f"write one id in both places, {FIRST_OWN} to {LAST_OWN} for your own relays",
         )
-    elif number < FIRST_OWN and region.nodes and not _is_tailscales(region):
+    elif number < FIRST_OWN and region.nodes and not is_tailscales(region):
         yield Finding(
             rule="own-id",
             path=path,
@@ -54,7 +54,8 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
     yield from unknown_members(region.unknown, path, REGION_NAMES)
 
 
-def _is_tailscales(region: DERPRegion) -> bool:
+def is_tailscales(region: DERPRegion) -> bool:
+    """Whether a relay of the region is one of Tailscale's, by its name."""
     return any(bare_name(node.host_name).endswith(_TAILSCALE) for node in region.nodes)
 
 

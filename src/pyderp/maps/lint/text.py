@@ -1,4 +1,4 @@
-"""Rules about the text of a map, which its reader has forgotten: names that it has twice."""
+"""Rules about the text of a map, which its reader has forgotten: repeated names, and nulls."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pyderp import gojson
-from pyderp.maps.lint.finding import Finding
+from pyderp.maps.formats import MapKind
+from pyderp.maps.lint.finding import FIRST_OWN, Finding
 from pyderp.maps.mapjson import parse_id
 
 __all__ = ["of_tree"]
 
 
-def of_tree(tree: object) -> Iterator[Finding]:
-    """Names that a JSON text has twice; its readers use the last, without a word."""
+def of_tree(tree: object, kind: MapKind | None = None) -> Iterator[Finding]:
+    """Names that a JSON text has twice, of which readers use the last, and nulls, which they drop.
+
+    Args:
+        kind: the form: in a policy and for headscale, null removes a region.
+    """
     if not isinstance(tree, gojson.Object):
         return
     yield from _repeated(tree, "", by_id=False)
@@ -25,15 +30,47 @@ def of_tree(tree: object) -> Iterator[Finding]:
             if isinstance(region, gojson.Object):
                 path = f'Regions["{key}"]'
                 yield from _repeated(region, path, by_id=False)
-                yield from _repeated_in_nodes(region, path)
+                yield from _in_nodes(region, path)
+            elif region is None:
+                yield _null_region(key, kind)
 
 
-def _repeated_in_nodes(region: gojson.Object, path: str) -> Iterator[Finding]:
+def _null_region(key: str, kind: MapKind | None) -> Finding:
+    path = f'Regions["{key}"]'
+    number = parse_id(key)
+    removes = kind is MapKind.HEADSCALE or (
+        kind is MapKind.POLICY and number is not None and number < FIRST_OWN
+    )
+    if removes:
+        whose = "an earlier source of headscale" if kind is MapKind.HEADSCALE else "Tailscale"
+        return Finding(
+            rule="null-region",
+            path=path,
+            text=f"null removes the region {key} of {whose}",
+            advice="remove the line to keep that region",
+        )
+    return Finding(
+        rule="null-member",
+        path=path,
+        text="the region is null: clients drop it, and other programs may fail",
+        advice="write the region, or remove its id",
+    )
+
+
+def _in_nodes(region: gojson.Object, path: str) -> Iterator[Finding]:
     for name, nodes in region.items():
         if gojson.same_name(name) == "nodes" and isinstance(nodes, list):
             for index, node in enumerate(nodes):
+                where = f"{path}.Nodes[{index}]"
                 if isinstance(node, gojson.Object):
-                    yield from _repeated(node, f"{path}.Nodes[{index}]", by_id=False)
+                    yield from _repeated(node, where, by_id=False)
+                elif node is None:
+                    yield Finding(
+                        rule="null-member",
+                        path=where,
+                        text="the node is null: it is dropped here, and Tailscale's clients fail",
+                        advice="write the node, or remove it",
+                    )
 
 
 def _repeated(value: gojson.Object, path: str, *, by_id: bool) -> Iterator[Finding]:

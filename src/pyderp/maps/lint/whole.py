@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pyderp.addresses import bare_name
 from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.formats import MapKind
 from pyderp.maps.lint.finding import Finding, node_path, region_path, unknown_members
+from pyderp.maps.lint.regions import is_tailscales
 from pyderp.maps.region import PIN_PREFIX, DERPNode
 
 __all__ = ["of_map", "of_names"]
@@ -16,8 +18,10 @@ __all__ = ["of_map", "of_names"]
 _TOP_NAMES: Final = ("HomeParams", "Regions", "omitDefaultRegions")
 
 
-def of_map(derp_map: DERPMap) -> Iterator[Finding]:
-    """What its regions are together."""
+def of_map(
+    derp_map: DERPMap, kind: MapKind | None = None, urls: Sequence[str] | None = None
+) -> Iterator[Finding]:
+    """What its regions are together; the arguments are those of `lint`."""
     regions = derp_map.regions
     if not regions:
         yield Finding(
@@ -34,15 +38,13 @@ def of_map(derp_map: DERPMap) -> Iterator[Finding]:
             text="only one region: when it fails there is no other",
             advice="add a second region elsewhere, or keep Tailscale's own",
         )
-    if derp_map.omit_default_regions:
-        yield Finding(
-            rule="omits-default-regions",
-            path="omitDefaultRegions",
-            text=f"clients have no other relays than the {len(regions)} regions here: without a "
-            "direct path they reach each other by these or not at all",
-            advice="leave omitDefaultRegions out, unless Tailscale's relays must not be used",
-        )
-    if all(region.no_measure_no_home for region in regions.values()):
+    of_config = kind is MapKind.HEADSCALE and urls is not None
+    yield from _omits(derp_map, of_config=of_config)
+    if kind is MapKind.POLICY:
+        has_others = not derp_map.omit_default_regions
+    else:
+        has_others = kind is MapKind.HEADSCALE and not of_config
+    if not has_others and all(region.no_measure_no_home for region in regions.values()):
         yield Finding(
             rule="no-home",
             path="Regions",
@@ -55,10 +57,36 @@ def of_map(derp_map: DERPMap) -> Iterator[Finding]:
             rule="port-80",
             path="Regions",
             text="no node has CanPort80: clients look for captive portals by none of these relays",
-            advice='set "CanPort80": true where HTTP on port 80 reaches the relay',
+            advice='set "CanPort80": true where HTTP on port 80 reaches the relay, beside its '
+            "address in IPv4",
         )
     yield from _scores(derp_map)
     yield from unknown_members(derp_map.unknown, "", _TOP_NAMES)
+
+
+def _omits(derp_map: DERPMap, *, of_config: bool) -> Iterator[Finding]:
+    """Tailscale's regions are left out: by a flag, or as headscale's sources have none."""
+    count = len(derp_map.regions)
+    regions = "the one region" if count == 1 else f"the {count} regions"
+    text = (
+        f"clients have no other relays than {regions} here: without a direct path they reach each "
+        "other by these or not at all"
+    )
+    if of_config and not any(is_tailscales(region) for region in derp_map.regions.values()):
+        yield Finding(
+            rule="omits-default-regions",
+            path="derp.urls",
+            text=text,
+            advice="name the URL of Tailscale's map in derp.urls, unless its relays must not be "
+            "used",
+        )
+    elif derp_map.omit_default_regions and not of_config:
+        yield Finding(
+            rule="omits-default-regions",
+            path="omitDefaultRegions",
+            text=text,
+            advice="leave omitDefaultRegions out, unless Tailscale's relays must not be used",
+        )
 
 
 def _scores(derp_map: DERPMap) -> Iterator[Finding]:
@@ -98,7 +126,7 @@ def of_names(derp_map: DERPMap) -> Iterator[Finding]:
             )
         for index, node in enumerate(region.nodes):
             path = node_path(number, index)
-            other = names.setdefault(node.name, path)
+            other = names.setdefault(node.name, path) if node.name else path
             if other != path:
                 yield Finding(
                     rule="duplicate-name",
