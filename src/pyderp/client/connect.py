@@ -14,6 +14,7 @@ from pyderp.client.config import (
     ClientConfig,
     GetRegion,
     UrlTarget,
+    check_node,
     node_port,
     node_url,
     region_label,
@@ -315,6 +316,7 @@ class RegionRoute(HttpRoute):
         for position, node in enumerate(nodes):
             share = (end - loop.time()) / (len(nodes) - position)
             try:
+                check_node(node, tls=self.tls)
                 async with asyncio.timeout(share):
                     return await to_node(node)
             except TimeoutError as e:
