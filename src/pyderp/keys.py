@@ -40,7 +40,7 @@ _ZERO: Final = bytes(KEY_LEN)
 
 
 def _from_hex(text: str, prefix: str = "") -> bytes:
-    if not text.startswith(prefix):
+    if not _as_text(text).startswith(prefix):
         raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
     digits = text[len(prefix) :]
     if len(digits) != 2 * KEY_LEN:
@@ -48,6 +48,12 @@ def _from_hex(text: str, prefix: str = "") -> bytes:
     if not _HEX_DIGITS.issuperset(digits):
         raise InvalidKey("invalid hex character in key")
     return bytes.fromhex(digits)
+
+
+def _as_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"a key to parse is a {type(text).__name__}; want str")
+    return text
 
 
 def _check_raw(raw: bytes) -> bytes:
@@ -282,7 +288,7 @@ class MeshKey:
             InvalidKey: anything else; the text contains `invalid mesh key`.
         """
         try:
-            return cls(_from_hex(text.strip()))
+            return cls(_from_hex(_as_text(text).strip()))
         except InvalidKey as e:
             detail = str(e).removeprefix("invalid mesh key: ")
             raise InvalidKey(f"invalid mesh key: {detail}") from None

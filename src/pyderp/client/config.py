@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyderp import defaults
 from pyderp.addresses import bracketed, format_address, ip_literal
+from pyderp.arguments import check_callable, check_type
 from pyderp.errors import ConfigError, DialError, FailureReason
 from pyderp.keys import MeshKey
 from pyderp.maps.region import PIN_PREFIX, DERPNode, DERPRegion, host_errors
@@ -116,6 +117,8 @@ class ClientConfig:
             if not isinstance(value, kind):
                 wanted = _short(str(kind) if isinstance(kind, UnionType) else kind.__name__)
                 raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
+        for name in ("dialer", "prefer_ipv6", "connect_scope"):
+            check_callable(name, getattr(self, name))
         if not is_app_name(self.app_name):
             raise ConfigError(
                 f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "
@@ -204,8 +207,9 @@ def parse_url(url: str) -> UrlTarget:
     """Read a relay's URL; nothing is resolved and no `/derp` is added.
 
     Raises:
-        ConfigError: not a URL, or no port can be derived from its scheme.
+        ConfigError: no text, not a URL, or no port can be derived from its scheme.
     """
+    check_type("url", url, str)
     # The standard library's errors may repeat the password: they are not passed on.
     try:
         parts = urlsplit(url)

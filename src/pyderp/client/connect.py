@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
+from pyderp.client.arguments import as_config, check_region
 from pyderp.client.config import (
     ClientConfig,
     GetRegion,
@@ -254,6 +255,8 @@ class RegionRoute(HttpRoute):
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         region = await call_user_code(self.get_region)
+        if region is not None:
+            check_region(region, "what the function returned")
         self.label = "region" if region is None else region_label(region)
         if region is None:
             raise ConnectError("DERP region not available")
@@ -347,7 +350,8 @@ async def dial_region_tls(
         TLSError: no node that was reached passed the handshake.
         TimeoutError: it took more than `connect_timeout`.
     """
-    config = config or ClientConfig()
+    config = as_config(config)
+    check_region(region)
     progress = Progress()
     try:
         async with asyncio.timeout(config.connect_timeout):

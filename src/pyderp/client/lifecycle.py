@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
+from pyderp.client.arguments import check_peer
 from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import Progress, Route, explain_timeout
 from pyderp.client.connection import ClientConnection
@@ -319,10 +320,7 @@ class Lifecycle:
     async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
         """As `Client.send_many`, of packets that went through `as_packet`."""
         if not isinstance(dst, NodePublic):
-            raise TypeError(
-                f"the destination is a {type(dst).__name__}; want a NodePublic, which "
-                'NodePublic.parse("nodekey:…") makes of text'
-            )
+            check_peer(dst, "the destination")
         self.check_loop()
         connection = self.connection
         if connection is None or self.unsent is not None:

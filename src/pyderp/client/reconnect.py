@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
+from pyderp.arguments import check_seconds
 from pyderp.client.lifecycle import Lifecycle
 from pyderp.errors import (
     CertificateError,
@@ -178,6 +179,7 @@ async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: f
 
     The iteration over messages need not run: often it is what waits for this call.
     """
+    check_seconds("within", seconds)
     clock = asyncio.get_running_loop().time
     backoff = Backoff(random.random)
     last: ConnectionClosed | ConnectError | None = None
