@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,31 @@ def test_a_faulty_relay_s_arguments_of_another_type(name: str, value: Any) -> No
 
 
 def test_a_second_event_loop() -> None:
-    """Connecting, sending and receiving all say whose loop it is."""
+    """Whatever uses a connection, or closes it, says whose loop it is; nothing happens."""
 
     async def opens() -> LoginLink:
         return LoginLink()
 
     client = Client.over_stream(opens)
+
+    async def leave() -> None:
+        async with client:
+            pass
+
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(client.connect())
-        for call in (client.connect, client.recv, lambda: client.send(PEER, b"x")):
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            *(client.connect, client.recv, client.ping, client.aclose, client.wait_closed),
+            *(lambda: client.send(PEER, b"x"), lambda: client.send_many(PEER, [b"x"])),
+            *(lambda: client.send_ping(bytes(8)), lambda: client.send_pong(bytes(8))),
+            *(lambda: client.close_peer(PEER), lambda: client.note_preferred(True)),
+            *(lambda: client.watch_connection_changes(again=True), leave),
+            lambda: client.forward_frames([b"x"]),
+        ]
+        for call in calls:
             with pytest.raises(LocalProtocolError, match="belongs to the event loop that it first"):
                 second.run(call())
+            assert client.connected
 
         async def end() -> None:
             assert client._life.connection is not None
@@ -170,6 +185,27 @@ def test_a_second_event_loop() -> None:
             await client.aclose()
 
         first.run(end())
+
+
+def test_the_first_event_loop_is_closed() -> None:
+    """Closing the client is then no error: nothing is open any more."""
+
+    async def opens() -> LoginLink:
+        return LoginLink()
+
+    async def leave(client: Client) -> None:
+        async with client:
+            assert client.connected
+
+    for end in (Client.aclose, leave):
+        client = Client.over_stream(opens)
+        asyncio.run(client.connect())
+        for call in (client.ping, client.recv):
+            with pytest.raises(LocalProtocolError, match="belongs to the event loop"):
+                asyncio.run(call())
+        asyncio.run(end(client))
+        assert client.connection_state == "closed"
+        asyncio.run(client.aclose())
 
 
 def test_a_url_without_derp_says_so(run: Run) -> None:

@@ -149,12 +149,13 @@ class Client:
     async def aclose(self) -> None:
         """Close for good, at once but for what was sent before; cancels a connect. Idempotent.
 
-        Calls that wait raise `ClientClosed`.
+        Calls that wait raise `ClientClosed`. Once the client's loop is closed, any may call.
         """
         await self._life.aclose()
 
     async def wait_closed(self) -> None:
         """Wait until `aclose` is called."""
+        self._life.check_same_loop()
         await self._life.closing.wait()
 
     # Receiving
@@ -282,6 +283,7 @@ class Client:
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
+        self._life.check_same_loop()
         if preferred == self._life.preferred:
             return
         self._life.preferred = preferred
@@ -306,7 +308,7 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._life.require()
+        connection = self._life.current()
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 return await connection.ping()
