@@ -180,7 +180,7 @@ class NodePrivate:
 
         Args:
             path: a file as `pyderp key new -o` and relays make it, `{"PrivateKey": "privkey:…"}`,
-                or `privkey:` and 64 hex digits alone.
+                or `privkey:` and 64 hex digits alone. `~` is the home folder.
             create: make the file with a new key if it is missing, for this user only: the file
                 with mode 0600, folders that are missing with 0700.
 
@@ -188,7 +188,10 @@ class NodePrivate:
             ConfigError: the file is missing, cannot be read or made, or holds no key. The text
                 never shows its content.
         """
-        return _load(Path(path), create=create)
+        try:
+            return _load(Path(path).expanduser(), create=create)
+        except RuntimeError as e:
+            raise ConfigError(f"the key file {path}: the home folder is not known") from e
 
     @classmethod
     def parse(cls, text: str) -> NodePrivate:
