@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 import pytest
 
-from pyderp.errors import BadBox, InvalidKey, LocalProtocolError
+from pyderp.errors import BadBox, ConfigError, InvalidKey, LocalProtocolError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic, open_sealed, seal
 from tests import vectors as v
 
@@ -297,3 +298,21 @@ def test_mesh_keys_differ_by_any_digit() -> None:
         other = v.MESH_KEY_TEXT[:at] + ("0" if at % 16 else "1") + v.MESH_KEY_TEXT[at + 1 :]
         assert key != MeshKey.parse(other)
     assert key != v.MESH_KEY_TEXT
+
+
+def test_a_path_to_load_from_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    key = NodePrivate.load("~/keys/me.key", create=True)
+    assert NodePrivate.load(tmp_path / "keys" / "me.key") == key
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(ConfigError, match="the home folder is not known"):
+        NodePrivate.load("~no-such-user-here/me.key")
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_path_to_load_from_with_a_nul(create: bool) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the key file .*: no path has a NUL"):
+        NodePrivate.load("me\0.key", create=create)

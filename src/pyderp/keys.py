@@ -40,7 +40,7 @@ _ZERO: Final = bytes(KEY_LEN)
 
 
 def _from_hex(text: str, prefix: str = "") -> bytes:
-    if not text.startswith(prefix):
+    if not _as_text(text).startswith(prefix):
         raise InvalidKey(f"key hex string doesn't have expected type prefix {prefix}")
     digits = text[len(prefix) :]
     if len(digits) != 2 * KEY_LEN:
@@ -48,6 +48,12 @@ def _from_hex(text: str, prefix: str = "") -> bytes:
     if not _HEX_DIGITS.issuperset(digits):
         raise InvalidKey("invalid hex character in key")
     return bytes.fromhex(digits)
+
+
+def _as_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"a key to parse is a {type(text).__name__}; want str")
+    return text
 
 
 def _check_raw(raw: bytes) -> bytes:
@@ -174,7 +180,7 @@ class NodePrivate:
 
         Args:
             path: a file as `pyderp key new -o` and relays make it, `{"PrivateKey": "privkey:…"}`,
-                or `privkey:` and 64 hex digits alone.
+                or `privkey:` and 64 hex digits alone. `~` is the home folder.
             create: make the file with a new key if it is missing, for this user only: the file
                 with mode 0600, folders that are missing with 0700.
 
@@ -182,7 +188,10 @@ class NodePrivate:
             ConfigError: the file is missing, cannot be read or made, or holds no key. The text
                 never shows its content.
         """
-        return _load(Path(path), create=create)
+        try:
+            return _load(Path(path).expanduser(), create=create)
+        except RuntimeError as e:
+            raise ConfigError(f"the key file {path}: the home folder is not known") from e
 
     @classmethod
     def parse(cls, text: str) -> NodePrivate:
@@ -282,7 +291,7 @@ class MeshKey:
             InvalidKey: anything else; the text contains `invalid mesh key`.
         """
         try:
-            return cls(_from_hex(text.strip()))
+            return cls(_from_hex(_as_text(text).strip()))
         except InvalidKey as e:
             detail = str(e).removeprefix("invalid mesh key: ")
             raise InvalidKey(f"invalid mesh key: {detail}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pyderp.errors import ConfigError
+from pyderp.text import printable
 
 __all__ = ["FileStamp", "file_stamp", "make_private_folder", "numbered_lines", "read_regular"]
 __all__ += ["read_secret", "warn_if_open", "warn_if_replaceable", "write_atomically"]
@@ -73,9 +74,11 @@ def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
     """
     try:
         text = read_regular(path, limit).decode()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise ConfigError(f"cannot read the {what} {path}: {reason}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"cannot read the {what} {path}: it is not text") from e
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "no path has a NUL character"
+        raise ConfigError(f"cannot read the {what} {printable(str(path))}: {reason}") from e
     warn_if_open(path)
     return text
 

@@ -20,11 +20,13 @@ from pyderp import (
     DERPRegion,
     DialError,
     DNSCache,
+    FailureReason,
     NetworkSettings,
     RemoteProtocolError,
     TLSConfig,
     TLSError,
     dial_region_tls,
+    is_transient,
 )
 from pyderp.net.streams import as_link
 from pyderp.net.tls import TlsLink
@@ -791,7 +793,8 @@ def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(
             await client.aclose()
             first, _ = caught.value.attempts
             assert isinstance(first, DialError)
-            assert str(first) == f'invalid DERP node hostname "{bad}"'
+            named = {"a/b": "node a: HostName 'a/b' is a URL", "": "node a: no HostName"}
+            assert str(first).startswith(named.get(bad, f'invalid DERP node hostname "{bad}"'))
             assert targets == ["relay.test:8443"]
 
     run(main())
@@ -811,3 +814,41 @@ async def fake_connect_proxy() -> AsyncIterator[tuple[int, list[str]]]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1], targets
+
+
+BAD_HOSTS = [
+    ({"host_name": "https://127.0.0.1"}, "HostName 'https://127.0.0.1' is a URL"),
+    ({"host_name": "127.0.0.1:443"}, "HostName '127.0.0.1:443' has a port or brackets"),
+    ({"host_name": "", "ipv4": "127.0.0.1"}, "no HostName, which only a node with IPv4 or IPv6"),
+    ({"host_name": ""}, "no HostName, which only"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error"), BAD_HOSTS)
+def test_a_node_that_has_no_usable_host_is_named(
+    run: Run, settings: dict[str, Any], error: str
+) -> None:
+    """Before anything is looked up; other nodes of the region are tried all the same."""
+    bad = dataclasses.replace(node("7a", 1), **settings)
+
+    async def main() -> None:
+        async with of_region(bad, network=DIRECT) as client:
+            with pytest.raises(ConnectError) as caught:
+                await client.connect()
+            assert f"node 7a: {error}" in str(caught.value)
+            (cause,) = caught.value.attempts
+            assert isinstance(cause, DialError)
+            assert cause.reason is FailureReason.BAD_MAP
+            assert not is_transient(caught.value)
+
+    run(main())
+
+
+def test_a_node_after_one_without_usable_host_is_tried(run: Run) -> None:
+    bad = dataclasses.replace(node("7a", 1), host_name="https://127.0.0.1")
+
+    async def main() -> None:
+        async with fake_relay() as relay, of_region(bad, node("7b", relay)) as client:
+            await connects(client, relay)
+
+    run(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +14,19 @@ from pyderp import (
     ClientConfig,
     ConfigError,
     ConnectError,
+    DERPMap,
     LocalProtocolError,
+    MeshKey,
     NetworkSettings,
+    NodePrivate,
+    NodePublic,
     Relay,
+    RelayConfig,
     UpgradeRejected,
+    blocking,
+    is_transient,
 )
+from pyderp.testing import FaultyRelay, RelayThread
 from tests.conftest import Run
 
 from .fakes import DIRECT, PEER, LoginLink, bounded, fake_relay, linked
@@ -45,6 +55,9 @@ def test_a_destination_that_is_no_key(run: Run, dst: Any) -> None:
         ("tls", True, "want TLSConfig"),
         ("network", "http://proxy", r"want NetworkSettings \| None"),
         ("connect_timeout", "5", r"want int \| float"),
+        ("dialer", 3, "want a function or None"),
+        ("prefer_ipv6", True, "want a function or None"),
+        ("connect_scope", 3.0, "want a function or None"),
     ],
 )
 def test_a_setting_of_another_type(name: str, value: Any, want: str) -> None:
@@ -52,18 +65,119 @@ def test_a_setting_of_another_type(name: str, value: Any, want: str) -> None:
         ClientConfig(**{name: value})
 
 
+KEY = NodePrivate.generate()
+URL = "http://127.0.0.1:1/derp"
+
+
+@pytest.mark.parametrize("make", [Client.for_url, blocking.Client.for_url])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"private_key": KEY.to_text()}, r"private_key is a str; want NodePrivate or None: .*load"),
+        ({"private_key": bytes(32)}, "private_key is a bytes; want NodePrivate"),
+        ({"private_key": KEY.public}, "private_key is a NodePublic; want NodePrivate"),
+        ({"private_key": Path("me.key")}, "private_key is a PosixPath; want NodePrivate"),
+        ({"config": {}}, "config is a dict; want ClientConfig or None"),
+        ({"config": "x"}, "config is a str; want ClientConfig"),
+        ({"config": 0}, "config is a int; want ClientConfig"),
+        ({"url": URL.encode()}, "url is a bytes; want str"),
+        ({"url": None}, "url is a NoneType; want str"),
+    ],
+)
+def test_an_argument_of_another_type(make: Any, arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{error}") as caught:
+        make(**{"url": URL} | arguments)
+    assert KEY.to_text() not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [Client.for_region, blocking.Client.for_region])
+@pytest.mark.parametrize("region", ["fra", 900, DERPMap(), None])
+def test_what_is_no_region(make: Any, region: Any) -> None:
+    kind = type(region).__name__
+    with pytest.raises(ConfigError, match=f"^region is a {kind}; want DERPRegion, as DERPMap.reg"):
+        make(region)
+
+
+def test_a_function_that_returns_no_region(run: Run) -> None:
+    async def main() -> None:
+        returns: Any = lambda: "fra"  # noqa: E731
+        async with Client.for_region(returns) as client:
+            with pytest.raises(ConnectError, match="what the function returned is a str") as caught:
+                await client.connect()
+            assert not is_transient(caught.value)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "peer", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"]
+)
+def test_a_peer_to_seal_for_that_is_no_key(peer: Any) -> None:
+    for client in (Client.for_url(URL), blocking.Client.for_url(URL)):
+        with pytest.raises(TypeError, match=r"^the peer is a .*; want a NodePublic"):
+            client.sealed(peer)
+
+
+@pytest.mark.parametrize("seconds", ["3", None, True])
+def test_times_that_are_no_numbers(run: Run, seconds: Any) -> None:
+    async def main() -> None:
+        async with linked() as (client, _):
+            with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
+                await client.send(PEER, b"x", reconnect=True, within=seconds)
+
+    run(main())
+    if seconds is not None:  # which is no limit
+        with pytest.raises(TypeError, match=r"^timeout is a .*; want seconds"):
+            blocking.Client.for_url(URL).recv(timeout=seconds)
+
+
+@pytest.mark.parametrize("parse", [NodePublic.parse, NodePrivate.parse, MeshKey.parse])
+@pytest.mark.parametrize("text", [None, b"nodekey:", 3])
+def test_a_key_to_parse_that_is_no_text(parse: Any, text: Any) -> None:
+    with pytest.raises(TypeError, match=r"^a key to parse is a .*; want str$"):
+        parse(text)
+
+
+@pytest.mark.parametrize("config", [{}, {"a": 1}, 3, "x", RelayConfig])
+def test_a_relay_s_settings_of_another_type(config: Any) -> None:
+    for make in (Relay, FaultyRelay, RelayThread):
+        with pytest.raises(ConfigError, match=r"^config is a .*; want RelayConfig or None$"):
+            make(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tls", "yes"), ("seed", "x"), ("seed", True)])
+def test_a_faulty_relay_s_arguments_of_another_type(name: str, value: Any) -> None:
+    for make in (FaultyRelay, RelayThread):
+        with pytest.raises(ConfigError, match=f"^{name} is a .*; want (bool|int)$"):
+            make(**{name: value})
+
+
 def test_a_second_event_loop() -> None:
-    """Connecting, sending and receiving all say whose loop it is."""
+    """Whatever uses a connection, or closes it, says whose loop it is; nothing happens."""
 
     async def opens() -> LoginLink:
         return LoginLink()
 
     client = Client.over_stream(opens)
+
+    async def leave() -> None:
+        async with client:
+            pass
+
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(client.connect())
-        for call in (client.connect, client.recv, lambda: client.send(PEER, b"x")):
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            *(client.connect, client.recv, client.ping, client.aclose, client.wait_closed),
+            *(lambda: client.send(PEER, b"x"), lambda: client.send_many(PEER, [b"x"])),
+            *(lambda: client.send_ping(bytes(8)), lambda: client.send_pong(bytes(8))),
+            *(lambda: client.close_peer(PEER), lambda: client.note_preferred(True)),
+            *(lambda: client.watch_connection_changes(again=True), leave),
+            lambda: client.forward_frames([b"x"]),
+        ]
+        for call in calls:
             with pytest.raises(LocalProtocolError, match="belongs to the event loop that it first"):
                 second.run(call())
+            assert client.connected
 
         async def end() -> None:
             assert client._life.connection is not None
@@ -71,6 +185,27 @@ def test_a_second_event_loop() -> None:
             await client.aclose()
 
         first.run(end())
+
+
+def test_the_first_event_loop_is_closed() -> None:
+    """Closing the client is then no error: nothing is open any more."""
+
+    async def opens() -> LoginLink:
+        return LoginLink()
+
+    async def leave(client: Client) -> None:
+        async with client:
+            assert client.connected
+
+    for end in (Client.aclose, leave):
+        client = Client.over_stream(opens)
+        asyncio.run(client.connect())
+        for call in (client.ping, client.recv):
+            with pytest.raises(LocalProtocolError, match="belongs to the event loop"):
+                asyncio.run(call())
+        asyncio.run(end(client))
+        assert client.connection_state == "closed"
+        asyncio.run(client.aclose())
 
 
 def test_a_url_without_derp_says_so(run: Run) -> None:

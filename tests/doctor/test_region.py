@@ -66,7 +66,7 @@ def test_two_relays_without_a_mesh() -> None:
         mesh = found["region 900 (lab)", "region.mesh"]
         assert mesh.result is FAIL
         assert mesh.seen.data["broken"] == ["a to b", "b to a"]
-        assert "--mesh-with" in mesh.seen.advice
+        assert "{mesh_with}" in mesh.seen.advice
         assert found["region 900 (lab)", "region.relays"].result is OK
 
     run(main())

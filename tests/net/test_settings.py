@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,3 +140,23 @@ def test_binding_to_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
     read = NetworkSettings.from_environment
     assert read({"TS_FORCE_LINUX_BIND_TO_DEVICE": "true"}).bind_device == "eth7"
     assert read({"TS_FORCE_LINUX_BIND_TO_DEVICE": "0"}).bind_device is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "want"),
+    [
+        ("proxy", 3, "str"),
+        ("no_proxy", None, "str"),
+        ("keylog_file", Path("x"), "str"),
+        ("proxy_authorization", b"secret", "str"),
+        ("socket_mark", "x", "int or None"),
+        ("socket_mark", True, "int or None"),
+        ("bind_device", 3, "str or None"),
+        ("before_connect", 3, "a function or None"),
+        ("websocket", "yes", "bool"),
+        ("use_derp_http", 1, "bool"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(name: str, value: Any, want: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is a {type(value).__name__}; want {want}$"):
+        NetworkSettings(**{name: value})

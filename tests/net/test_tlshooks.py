@@ -126,7 +126,9 @@ def test_it_refuses_by_raising(pinned: bool) -> None:
     with pytest.raises(CertificateError) as caught:
         attempt(config(verify=refuses), identity, cert_name=cert_name)
     assert caught.value is mine
-    with pytest.raises(CertificateError, match=r"TLSConfig\.verify refused it: 'x'$") as caught:
+    with pytest.raises(
+        CertificateError, match=r"TLSConfig\.verify refused it by KeyError: 'x'$"
+    ) as caught:
         attempt(config(verify=fails), identity, cert_name=cert_name)
     assert isinstance(caught.value.__cause__, KeyError)
 

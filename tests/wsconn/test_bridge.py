@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -117,5 +118,37 @@ def test_a_stream_that_breaks_off_is_an_error_for_the_peer(run: Run, tmp_path: P
                 await there.recv()
             assert caught.value.rcvd is not None
             assert caught.value.rcvd.code == 1011
+
+    run(main())
+
+
+async def close_code(websocket: ClientConnection) -> int:
+    with pytest.raises(ConnectionClosed) as caught:
+        await websocket.recv()
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code
+
+
+def test_a_text_message_is_refused_as_such(run: Run, tmp_path: Path) -> None:
+    """And the program does not end in a traceback, which `bridged` looks for."""
+
+    async def main() -> None:
+        async with (
+            asyncio.timeout(BOUND),
+            upstream(echo) as url,
+            bridged(tmp_path, url) as there,
+        ):
+            await there.send("text")
+            assert await close_code(there) == 1003
+
+    run(main())
+
+
+def test_an_upstream_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with upstream(echo) as url:
+            pass  # which is closed then
+        async with asyncio.timeout(BOUND), bridged(tmp_path, url) as there:
+            assert await close_code(there) == 1013
 
     run(main())

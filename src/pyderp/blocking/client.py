@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
+from pyderp.arguments import check_seconds
 from pyderp.blocking.outbox import Outbox
 from pyderp.blocking.thread import LoopThread, shared
 from pyderp.client import client as asynchronous
@@ -186,6 +187,9 @@ class Client:
     def _receive(
         self, receive: Callable[[], Awaitable[list[Message]]], timeout: float | None
     ) -> list[Message]:
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+
         async def work() -> list[Message]:
             # The time limit is here, as only here it is known that no message was taken.
             try:

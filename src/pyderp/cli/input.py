@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-import json
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +16,7 @@ from pyderp import gojson
 from pyderp.errors import ConfigError, InvalidKey, InvalidMap, LocalProtocolError
 from pyderp.keys import NodePrivate
 from pyderp.maps.derpmap import DERPMap
+from pyderp.maps.notmap import read_document
 from pyderp.maps.region import DERPRegion
 
 __all__ = ["STDIN", "Stdin", "chunks_of", "lines_of", "read_private_key", "read_region"]
@@ -35,8 +33,6 @@ _WANTED: Final = (
     'a DERP map in JSON is wanted here, {"Regions": …}; `pyderp map convert FILE --to json` makes '
     "one of other forms"
 )
-_MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_OF_POLICY: Final = {"acls", "grants", "tagowners"}
 
 Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
@@ -233,38 +229,5 @@ def _chosen(derp_map: DERPMap, wanted: str | None, path: Path) -> int:
 
 
 def _parse_map(text: bytes) -> DERPMap:
-    if text.startswith(_MARKS):
-        raise InvalidMap(
-            "it begins with a byte order mark, which JSON must not have: save it as UTF-8 "
-            "without one"
-        )
-    try:
-        document = gojson.parse(text)
-    except ValueError as e:
-        what = _other_format(text)
-        where = f" in line {e.lineno}" if isinstance(e, json.JSONDecodeError) and text else ""
-        raise InvalidMap(f"{what or f'this is not JSON{where}'}: {_WANTED}") from None
-    names = set()
-    if isinstance(document, dict):
-        names = {gojson.same_name(name) for name in document}
-    if "derpmap" in names or names & _OF_POLICY:
-        raise InvalidMap(f"this is a policy file of Tailscale: {_WANTED}")
-    if names and "regions" not in names:
-        raise InvalidMap(f"it has no Regions: {_WANTED}")
+    read_document(text, _WANTED)  # for the advice that its errors end with
     return DERPMap.from_json(text)
-
-
-def _other_format(text: bytes) -> str | None:
-    """What a text is that is no JSON, if that can be seen."""
-    if not text.strip():
-        return "it is empty"
-    if text.lstrip().startswith(b"<"):
-        return "this is a web page or XML"
-    if re.search(rb'"(derpMap|acls|grants)"', text):
-        return "this is a policy file of Tailscale, with comments or trailing commas (HuJSON)"
-    if text.lstrip().startswith(b"{") or re.match(rb"\s*/[/*]", text):
-        if re.search(rb"(^|[\s,{\[])/[/*]|,\s*[}\]]", text):
-            return "it has comments or trailing commas (HuJSON), which JSON has not"
-    elif re.search(rb"(?m)^\s*regions\s*:", text):
-        return "this is YAML, as headscale reads it"
-    return None

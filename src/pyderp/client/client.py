@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
+from pyderp.client.arguments import as_config, as_get_region, as_private_key, check_peer
 from pyderp.client.config import ClientConfig, ClientStats, GetRegion, parse_url, pin_name
 from pyderp.client.connect import RegionRoute, Route, UrlRoute
 from pyderp.client.connection import ClientConnection
@@ -47,7 +48,7 @@ class Client:
     """
 
     def __init__(self, route: Route, private_key: NodePrivate | None, config: ClientConfig) -> None:
-        self._life = Lifecycle(route, private_key or NodePrivate.generate(), config)
+        self._life = Lifecycle(route, as_private_key(private_key), config)
         self._receiving: ClientConnection | None = None
         # Not our own `send`: then we and what has sealed packets to send would hold each other.
         self._sealed = SealedPeers(self._life.private, send=self._life.send_one)
@@ -75,7 +76,7 @@ class Client:
         Raises:
             ConfigError: the URL or the pin cannot be used, or there would be no TLS to pin.
         """
-        config = config or ClientConfig()
+        config = as_config(config)
         cert_name = "" if pin is None else pin_name(pin)
         return cls(UrlRoute(parse_url(url), config, cert_name), private_key, config)
 
@@ -91,9 +92,12 @@ class Client:
 
         Args:
             region: or a function, asked at every attempt; `None` of it: there is none now.
+
+        Raises:
+            ConfigError: no region, such as the `None` of a map that lacks it.
         """
-        config = config or ClientConfig()
-        get_region = region if callable(region) else lambda: region
+        config = as_config(config)
+        get_region = region if callable(region) else as_get_region(region)
         return cls(RegionRoute(get_region, config), private_key, config)
 
     @classmethod
@@ -110,7 +114,7 @@ class Client:
             stream: the relay's greeting is the next thing it brings. It belongs to the
                 client then. Or a function that opens one, asked at every attempt.
         """
-        return cls(StreamRoute(stream), private_key, config or ClientConfig())
+        return cls(StreamRoute(stream), private_key, as_config(config))
 
     async def __aenter__(self) -> Client:
         return self
@@ -145,12 +149,13 @@ class Client:
     async def aclose(self) -> None:
         """Close for good, at once but for what was sent before; cancels a connect. Idempotent.
 
-        Calls that wait raise `ClientClosed`.
+        Calls that wait raise `ClientClosed`. Once the client's loop is closed, any may call.
         """
         await self._life.aclose()
 
     async def wait_closed(self) -> None:
         """Wait until `aclose` is called."""
+        self._life.check_same_loop()
         await self._life.closing.wait()
 
     # Receiving
@@ -278,6 +283,7 @@ class Client:
 
     async def note_preferred(self, preferred: bool) -> None:
         """Tell the relay whether it is our home, now if connected and on each later connect."""
+        self._life.check_same_loop()
         if preferred == self._life.preferred:
             return
         self._life.preferred = preferred
@@ -302,7 +308,7 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._life.require()
+        connection = self._life.current()
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 return await connection.ping()
@@ -322,10 +328,11 @@ class Client:
     def sealed(self, peer: NodePublic) -> SealedPeer:
         """Private packets to and from `peer`, which the relay cannot read, forge or repeat.
 
-        Never raises: the source of a packet may be any 32 bytes. A packet that was opened by
+        Takes any key: the source of a packet may be any 32 bytes. A packet that was opened by
         way of this client is not opened again, however many peers there are (`SealedPeers`).
         Another client does not know of it; so keep to one client a key.
         """
+        check_peer(peer, "the peer")
         return self._sealed.get(peer)
 
     @property

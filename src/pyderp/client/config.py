@@ -15,10 +15,11 @@ from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyderp import defaults
-from pyderp.addresses import bracketed, format_address
-from pyderp.errors import ConfigError
+from pyderp.addresses import bracketed, format_address, ip_literal
+from pyderp.arguments import check_callable, check_type
+from pyderp.errors import ConfigError, DialError, FailureReason
 from pyderp.keys import MeshKey
-from pyderp.maps.region import PIN_PREFIX, DERPNode, DERPRegion
+from pyderp.maps.region import PIN_PREFIX, DERPNode, DERPRegion, host_errors
 from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.streams import Stream
@@ -32,6 +33,7 @@ __all__ = [
     "GetRegion",
     "UrlDialer",
     "UrlTarget",
+    "check_node",
     "node_port",
     "node_url",
     "parse_url",
@@ -115,6 +117,8 @@ class ClientConfig:
             if not isinstance(value, kind):
                 wanted = _short(str(kind) if isinstance(kind, UnionType) else kind.__name__)
                 raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
+        for name in ("dialer", "prefer_ipv6", "connect_scope"):
+            check_callable(name, getattr(self, name))
         if not is_app_name(self.app_name):
             raise ConfigError(
                 f"{invalid_app_name(self.app_name)}: want at most {MAX_APP_NAME_LEN} printable "
@@ -203,8 +207,9 @@ def parse_url(url: str) -> UrlTarget:
     """Read a relay's URL; nothing is resolved and no `/derp` is added.
 
     Raises:
-        ConfigError: not a URL, or no port can be derived from its scheme.
+        ConfigError: no text, not a URL, or no port can be derived from its scheme.
     """
+    check_type("url", url, str)
     # The standard library's errors may repeat the password: they are not passed on.
     try:
         parts = urlsplit(url)
@@ -275,6 +280,19 @@ def _redacted(parts: SplitResult) -> str:
 def node_port(node: DERPNode, *, tls: bool) -> int:
     """The TCP port of a node; without TLS the default is `DEV_PORT`."""
     return node.derp_port_or(defaults.HTTPS_PORT if tls else defaults.DEV_PORT)
+
+
+def check_node(node: DERPNode, *, tls: bool) -> None:
+    """Refuse a node whose host no client can reach, before anything looks it up.
+
+    Raises:
+        DialError: of reason `BAD_MAP`; the text names the node, and says what is wrong.
+    """
+    addressed = ip_literal(node.ipv4) or ip_literal(node.ipv6)
+    if not node.host_name and addressed and (node.cert_name or not tls):
+        return  # nothing needs the name
+    for error in host_errors(node):
+        raise DialError(f"node {node.name}: {error}", reason=FailureReason.BAD_MAP)
 
 
 def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:

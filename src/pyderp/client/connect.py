@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
+from pyderp.client.arguments import as_config, check_region
 from pyderp.client.config import (
     ClientConfig,
     GetRegion,
     UrlTarget,
+    check_node,
     node_port,
     node_url,
     region_label,
@@ -253,6 +255,8 @@ class RegionRoute(HttpRoute):
 
     async def connect(self, login: Login, progress: Progress) -> Established:
         region = await call_user_code(self.get_region)
+        if region is not None:
+            check_region(region, "what the function returned")
         self.label = "region" if region is None else region_label(region)
         if region is None:
             raise ConnectError("DERP region not available")
@@ -315,6 +319,7 @@ class RegionRoute(HttpRoute):
         for position, node in enumerate(nodes):
             share = (end - loop.time()) / (len(nodes) - position)
             try:
+                check_node(node, tls=self.tls)
                 async with asyncio.timeout(share):
                     return await to_node(node)
             except TimeoutError as e:
@@ -345,7 +350,8 @@ async def dial_region_tls(
         TLSError: no node that was reached passed the handshake.
         TimeoutError: it took more than `connect_timeout`.
     """
-    config = config or ClientConfig()
+    config = as_config(config)
+    check_region(region)
     progress = Progress()
     try:
         async with asyncio.timeout(config.connect_timeout):

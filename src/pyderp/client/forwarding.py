@@ -27,7 +27,7 @@ async def forward_packet(life: Lifecycle, src: NodePublic, dst: NodePublic, pack
 
 async def forward_frames(life: Lifecycle, frames: Sequence[bytes]) -> None:
     """As `Client.forward_frames`."""
-    connection = life.require()
+    connection = life.current()
     try:
         connection.forward_frames(frames)
         if connection.busy:

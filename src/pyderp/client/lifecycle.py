@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
+from pyderp.client.arguments import check_peer
 from pyderp.client.config import ClientConfig, ClientStats
 from pyderp.client.connect import Progress, Route, explain_timeout
 from pyderp.client.connection import ClientConnection
@@ -46,7 +47,7 @@ _OTHER_LOOP: Final = (
     "make a client in each asyncio.run, or use pyderp.blocking"
 )
 _CLOSED: Final = "derphttp.Client closed"
-_NOT_CONNECTED: Final = "client not connected"
+_NOT_CONNECTED: Final = "client not connected; connect, send and recv connect, this call does not"
 
 
 class Lifecycle:
@@ -147,6 +148,11 @@ class Lifecycle:
             self._loop = loop
         elif self._loop is not loop:
             raise LocalProtocolError(_OTHER_LOOP)
+
+    def check_same_loop(self) -> None:
+        """As `check_loop`, but before a first call any loop will do."""
+        if self._loop is not None:
+            self.check_loop()
 
     async def _connect_in_turn(self, label: str, attempts: int) -> ClientConnection:
         connection = self.connection
@@ -288,6 +294,12 @@ class Lifecycle:
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""
+        if self._loop is not None and self._loop.is_closed():
+            self.connection = None  # nothing runs on it that would still use it
+            with contextlib.suppress(RuntimeError):
+                self.closing.set()
+            return
+        self.check_same_loop()
         self.closing.set()
         self._news.set()
         if self._attempt is not None:
@@ -319,10 +331,7 @@ class Lifecycle:
     async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
         """As `Client.send_many`, of packets that went through `as_packet`."""
         if not isinstance(dst, NodePublic):
-            raise TypeError(
-                f"the destination is a {type(dst).__name__}; want a NodePublic, which "
-                'NodePublic.parse("nodekey:…") makes of text'
-            )
+            check_peer(dst, "the destination")
         self.check_loop()
         connection = self.connection
         if connection is None or self.unsent is not None:
@@ -342,6 +351,7 @@ class Lifecycle:
 
     async def send_command(self, connection: ClientConnection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
+        self.check_loop()
         try:
             await _send_frame(connection, frame)
         except ConnectionClosed:
@@ -350,7 +360,12 @@ class Lifecycle:
 
     async def send_on_current(self, frame: bytes) -> None:
         """Send a ping or pong on the connection there is; does not forget one that has ended."""
-        await _send_frame(self.require(), frame)
+        await _send_frame(self.current(), frame)
+
+    def current(self) -> ClientConnection:
+        """As `require`, for calls that use it: another event loop is refused (`check_loop`)."""
+        self.check_same_loop()
+        return self.require()
 
     def require(self) -> ClientConnection:
         """The connection, for calls that do not make one.

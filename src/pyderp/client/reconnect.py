@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
+from pyderp.arguments import check_seconds
 from pyderp.client.lifecycle import Lifecycle
 from pyderp.errors import (
     CertificateError,
@@ -17,6 +18,8 @@ from pyderp.errors import (
     ConfigError,
     ConnectError,
     ConnectionClosed,
+    DialError,
+    FailureReason,
     InvalidMap,
     LocalProtocolError,
     LoginRefused,
@@ -79,12 +82,15 @@ class Backoff:
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later with nothing changed on this side.
 
-    Not so: a closed client, wrong use, a certificate that is not trusted, an HTTP refusal
-    (4xx), a login that the relay does not answer (`LoginRefused`), and what is no DERP relay.
+    Not so: a closed client, wrong use, a map without usable nodes, a certificate that is not
+    trusted, an HTTP refusal (4xx), a login that the relay does not answer (`LoginRefused`), and
+    what is no DERP relay.
     """
     if isinstance(error, ConnectError):
         return not error.attempts or any(is_transient(e) for e in error.attempts)
     if isinstance(error, ClientClosed | LoginRefused):
+        return False
+    if isinstance(error, DialError) and error.reason is FailureReason.BAD_MAP:
         return False
     if isinstance(error, ConnectionClosed | OSError):
         return True
@@ -173,6 +179,7 @@ async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: f
 
     The iteration over messages need not run: often it is what waits for this call.
     """
+    check_seconds("within", seconds)
     clock = asyncio.get_running_loop().time
     backoff = Backoff(random.random)
     last: ConnectionClosed | ConnectError | None = None

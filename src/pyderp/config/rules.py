@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pyderp.addresses import bare_name, check_host_name, parse_ip
+from pyderp.arguments import check_type
 from pyderp.errors import ConfigError
 from pyderp.relay.bootstrap import BootstrapName
 
@@ -19,13 +20,6 @@ __all__ = ["RULES", "about", "check_port", "check_setting", "check_type", "parse
 _LONGEST_PART: Final = 63
 """Characters of a part of a host name between dots (RFC 1035, section 2.3.4)."""
 _WITH_PORT: Final = re.compile(r":[0-9]+$")
-
-
-def check_type(name: str, value: object, *kinds: type) -> None:
-    """Refuse a value that is of none of these types; a bool is no int."""
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ConfigError(f"{name} is a {type(value).__name__}; want {wanted}")
 
 
 def check_port(name: str, port: object) -> None:

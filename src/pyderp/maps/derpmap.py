@@ -10,7 +10,8 @@ from typing import Final
 from pyderp.addresses import bare_name, parse_ip
 from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.errors import InvalidMap
-from pyderp.maps.mapjson import JSONValue, Reader, dump, folded, parse, parse_id
+from pyderp.maps.mapjson import JSONValue, Reader, dump, folded, parse_id
+from pyderp.maps.notmap import NO_REGIONS, read_document, refuse_other
 from pyderp.maps.region import (
     MAX_REGION_ID,
     DERPNode,
@@ -83,10 +84,15 @@ class DERPMap:
             source: JSON text, or objects that were read from it.
 
         Raises:
-            InvalidMap: not JSON, a member of a wrong type, a region key that is not an
-                integer; the text says where, as `Regions["900"].Nodes[0].DERPPort`.
+            InvalidMap: not JSON, or of something else than a map, such as a policy file or one
+                region: the text says of what. Or a member of a wrong type, a region key that is
+                not an integer; the text says where, as `Regions["900"].Nodes[0].DERPPort`.
         """
-        value = parse(source) if isinstance(source, (str, bytes)) else source
+        value: object = source
+        if isinstance(source, (str, bytes)):
+            value = read_document(source)
+        else:
+            refuse_other(source)
         reader = Reader({} if value is None else value)
         return cls(
             regions={
@@ -175,6 +181,8 @@ def _home(reader: Reader) -> HomeParams:
 
 
 def _errors(derp_map: DERPMap) -> Iterator[str]:
+    if derp_map.keep_regions:
+        yield f"{NO_REGIONS}: only an update of a map may lack them"
     names: set[str] = set()
     for key, region in derp_map.regions.items():
         if not 1 <= key <= MAX_REGION_ID:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -15,6 +14,14 @@ from pyderp.errors import InvalidMap
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.headscale import HeadscaleConfig, map_tree, read_config
 from pyderp.maps.mapjson import Reader
+from pyderp.maps.notmap import (
+    BYTE_ORDER_MARK,
+    NO_REGIONS,
+    has_mark,
+    is_map,
+    is_policy,
+    refuse_other,
+)
 from pyderp.maps.policy import map_in_policy, parse_hujson
 from pyderp.maps.yamltree import parse_yaml
 
@@ -22,9 +29,6 @@ __all__ = ["MAX_MAP", "MapKind", "MapText", "read_map_text"]
 
 MAX_MAP: Final = 16 * 1024 * 1024
 """Bytes of a map's text; one with 10,000 nodes has 2 MiB."""
-_MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_OF_POLICY: Final = frozenset({"derpmap", "acls", "grants", "tagowners", "ssh", "hosts", "groups"})
-_OF_MAP: Final = frozenset({"regions", "homeparams", "omitdefaultregions"})
 _WANTED: Final = "want a DERP map: JSON, headscale's YAML or a policy file with derpMap"
 _TOP_OF_YAML: Final = re.compile(r"(?m)^(regions|derp)[ \t]*:")
 
@@ -70,11 +74,8 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
     """
     if len(data) > MAX_MAP:
         raise InvalidMap(f"more than {MAX_MAP // 2**20} MiB")
-    if data.startswith(_MARKS):
-        raise InvalidMap(
-            "it begins with a byte order mark, which JSON must not have: save it as UTF-8 "
-            "without one"
-        )
+    if has_mark(data):
+        raise InvalidMap(BYTE_ORDER_MARK)
     text = data.decode("utf-8", "replace")
     if kind is MapKind.HEADSCALE or (kind is None and _looks_like_yaml(text)):
         return _read_yaml(text)
@@ -104,16 +105,20 @@ def _read_json(document: object, kind: MapKind | None) -> MapText:
         if tree is None:
             raise InvalidMap("the policy has no derpMap, so its tailnet has Tailscale's relays")
         return MapText(kind=MapKind.POLICY, map=_map(tree, "derpMap"), tree=tree)
-    if names and not _OF_MAP.intersection(names):
-        if _OF_POLICY.intersection(names):
+    if names and not is_map(document):
+        if is_policy(document):
             raise InvalidMap("this policy file has no derpMap, the member that holds a DERP map")
-        raise InvalidMap(f"it has no Regions: {_WANTED}")
+        raise InvalidMap(f"{NO_REGIONS}: {_WANTED}")
     return MapText(kind=MapKind.JSON, map=_map(document, ""), tree=document)
 
 
 def _map(tree: object, path: str) -> DERPMap:
     if tree is not None:
         Reader(tree, path)  # `from_json` would read a text as JSON once more
+    try:
+        refuse_other(tree, _WANTED)
+    except InvalidMap as e:
+        raise InvalidMap(f"{path}: {e}" if path else str(e)) from None
     try:
         return DERPMap.from_json(cast("Mapping[str, object] | None", tree))
     except InvalidMap as e:

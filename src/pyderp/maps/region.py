@@ -18,6 +18,7 @@ __all__ = [
     "DERPNode",
     "DERPRegion",
     "has_no_family",
+    "host_errors",
     "node_errors",
     "node_json",
     "read_region",
@@ -221,7 +222,7 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
     """
     if node.region_id != region_id:
         yield f"its RegionID is {node.region_id}"
-    yield from _host_errors(node)
+    yield from host_errors(node)
     if not -1 <= node.stun_port <= 65535:
         yield f"STUNPort {node.stun_port} is not from -1 to 65535"
     if not 0 <= node.derp_port <= 65535:
@@ -236,7 +237,8 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
             )
 
 
-def _host_errors(node: DERPNode) -> Iterator[str]:
+def host_errors(node: DERPNode) -> Iterator[str]:
+    """Why no client can make out what host the node is, or what its certificate must be for."""
     host = node.host_name
     if not host:
         # Go's client connects to the address, without a server name in the TLS handshake.

@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from pyderp.addresses import IPAddress, format_address, parse_ip
+from pyderp.arguments import check_callable, check_type
 from pyderp.errors import ConfigError
 
 __all__ = [
@@ -93,6 +94,23 @@ class NetworkSettings:
 
     keylog_file: str = ""
     """TLS secrets are appended to this file [SSLKEYLOGFILE]."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is of a wrong type.
+
+        Raises:
+            ConfigError: the text names the setting, and never has its value.
+        """
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "before_connect":
+                check_callable(item.name, value)
+            elif item.name == "socket_mark":
+                check_type(item.name, value, int, type(None))
+            elif item.name == "bind_device":
+                check_type(item.name, value, str, type(None))
+            else:
+                check_type(item.name, value, type(item.default))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> NetworkSettings:

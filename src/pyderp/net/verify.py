@@ -264,7 +264,9 @@ def verify_by_program(
     except CertificateError:
         raise
     except Exception as e:
-        text = f"TLSConfig.verify refused it: {str(e) or type(e).__name__}"
+        # The type as well: it may be a mistake in the function, and no verdict.
+        detail = f": {e}" if str(e) else ""
+        text = f"TLSConfig.verify refused it by {type(e).__name__}{detail}"
         raise CertificateError(
             f"certificate of {name}: {text}", host=name, short=f"certificate: {text}"
         ) from e

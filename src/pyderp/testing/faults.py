@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from pyderp.addresses import format_address
+from pyderp.arguments import check_type
 from pyderp.certs import ServerContexts, meta_certificate
 from pyderp.certs.manual import ManualCertificates, certificate_paths
 from pyderp.config import RelayConfig
@@ -50,7 +51,10 @@ class FaultyRelay:
     def __init__(
         self, config: RelayConfig | None = None, *, seed: int = 0, tls: bool = False
     ) -> None:
-        config = config or RelayConfig()
+        check_type("config", config, RelayConfig, type(None))
+        check_type("seed", seed, int)
+        check_type("tls", tls, bool)
+        config = RelayConfig() if config is None else config
         if config.tls is not None:
             raise ConfigError("the proxy ends TLS, not the relay: use FaultyRelay(tls=True)")
         self._config = dataclasses.replace(config, address=f"{HOST}:0")

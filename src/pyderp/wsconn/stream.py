@@ -326,8 +326,9 @@ def net_conn(
     if not isinstance(websocket, Connection):
         kind = f"{type(websocket).__module__}.{type(websocket).__qualname__}"
         raise TypeError(
-            f"websocket is a {kind}; want a connection of websockets.asyncio. Of another library, "
-            "give `Client.over_stream` an object with receive, send and aclose"
+            f"websocket is a {kind}; want a connection of websockets.asyncio. A web framework's "
+            "websocket can pass bytes on to one: From Starlette or FastAPI, in "
+            "docs/howto/websocket-as-stream.md"
         )
     if max_message is not None and max_message < LONGEST_CHARACTER:
         raise ValueError(f"max_message must be at least {LONGEST_CHARACTER}")

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from pyderp.addresses import bare_name, format_address
+from pyderp.arguments import check_type
 from pyderp.certs.credential import EXPIRES_SOON, ExpiryWatch
 from pyderp.config import RelayConfig
 from pyderp.config.relay import LIVE_SETTINGS
@@ -56,6 +57,9 @@ class Relay:
             them. The relay closes them.
         more_troubles: returns troubles of the program that runs the relay, such as a log that
             cannot be written, for the pages, metrics and `troubles`.
+
+    Raises:
+        ConfigError: `config` is something else.
     """
 
     def __init__(
@@ -65,7 +69,8 @@ class Relay:
         listeners: Listeners | None = None,
         more_troubles: Callable[[], Iterable[Trouble]] = tuple,
     ) -> None:
-        self.config = config or RelayConfig()
+        check_type("config", config, RelayConfig, type(None))
+        self.config = RelayConfig() if config is None else config
         self.private_key = self.config.private_key or NodePrivate.generate()
         self._given = listeners
         self._more_troubles = more_troubles

@@ -1,0 +1,70 @@
+"""What a program hands to a client: defaults, and what is of a wrong type is refused by name."""
+
+from __future__ import annotations
+
+from pyderp.arguments import check_type
+from pyderp.client.config import ClientConfig, GetRegion
+from pyderp.keys import NodePrivate, NodePublic
+from pyderp.maps.region import DERPRegion
+
+__all__ = ["as_config", "as_get_region", "as_private_key", "check_peer", "check_region"]
+
+
+def as_config(config: ClientConfig | None) -> ClientConfig:
+    """The settings, by default those of a new `ClientConfig`.
+
+    Raises:
+        ConfigError: something else, such as a dict.
+    """
+    check_type("config", config, ClientConfig, type(None))
+    return ClientConfig() if config is None else config
+
+
+def as_private_key(private_key: NodePrivate | None) -> NodePrivate:
+    """The key, by default a new one.
+
+    Raises:
+        ConfigError: something else, such as its text or a path.
+    """
+    hint = (
+        ': NodePrivate.load(path) reads one from a file, NodePrivate.parse("privkey:…") makes '
+        "one of text"
+    )
+    check_type("private_key", private_key, NodePrivate, type(None), hint=hint)
+    return NodePrivate.generate() if private_key is None else private_key
+
+
+def as_get_region(region: DERPRegion) -> GetRegion:
+    """A function that returns the region, whenever it is asked.
+
+    Raises:
+        ConfigError: it is no region.
+    """
+    check_region(region)
+    return lambda: region
+
+
+def check_region(region: object, name: str = "region") -> None:
+    """Refuse what is no region, such as the id of one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    hint = ", as DERPMap.region(id_or_code) returns it if the map has it, or a function"
+    check_type(name, region, DERPRegion, hint=hint)
+
+
+def check_peer(key: object, what: str) -> None:
+    """Refuse what is no public key, such as its text.
+
+    Args:
+        what: the key is, for the error.
+
+    Raises:
+        TypeError: it is no `NodePublic`.
+    """
+    if not isinstance(key, NodePublic):
+        raise TypeError(
+            f"{what} is a {type(key).__name__}; want a NodePublic, which "
+            'NodePublic.parse("nodekey:…") makes of text'
+        )
