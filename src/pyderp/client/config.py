@@ -173,7 +173,8 @@ class ClientStats:
 
     disconnects: Counter[str] = field(default_factory=Counter)
     """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
-    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`)."""
+    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`),
+    `upgrade` (an answer in HTTP to a fast start)."""
 
 
 GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]

@@ -153,7 +153,8 @@ class MessageIterator:
             return True
         if isinstance(error, LoginRefused):
             return not self._life.admitted
-        return self._life.generation == 0 and not is_transient(error)
+        worked = self._life.generation > self._life.http_answers
+        return not (worked or is_transient(error))
 
     def _plan(self, error: ConnectionClosed | ConnectError) -> None:
         now = asyncio.get_running_loop().time()

@@ -67,6 +67,11 @@ class FrameBuffer:
             del buffer[:pos]
 
     @property
+    def held(self) -> bytes:
+        """The bytes of an incomplete frame, or of one that is too large."""
+        return bytes(self._data)
+
+    @property
     def missing(self) -> int:
         """Bytes that are missing until the next header, or the frame behind it, is complete."""
         held = len(self._data)
