@@ -217,8 +217,9 @@ class Client:
 
         Args:
             reconnect: when the connection ends, send again by the next one, made here or by
-                another task; the packet may arrive twice. What looks permanent is raised.
-            within: seconds for all of that; then the last error is raised.
+                another task; the packet may arrive twice. What looks permanent is raised, such
+                as a second `LoginRefused` in a row of a relay that has never taken us in.
+            within: seconds for all of that; then the last error is raised, or `TimeoutError`.
 
         Raises:
             LocalProtocolError: too big; nothing happened.

@@ -19,7 +19,7 @@ from pyderp.net.streams import describe
 
 __all__ = ["connect_error", "connection_error"]
 
-_REFUSED: Final = "the relay took the login and hung up: it may not admit this key"
+_REFUSED: Final = "the relay took the login and hung up: it may not admit this key, or was stopping"
 _AGAIN: Final = "; the next call connects again"
 
 

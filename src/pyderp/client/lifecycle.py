@@ -82,7 +82,7 @@ class Lifecycle:
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
         """What the last of them ended with, as long as a caller waits that shares it."""
-        self._refusals = Refusals()
+        self.refusals = Refusals()
         self._callers = 0
         """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
@@ -158,7 +158,7 @@ class Lifecycle:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
             ) from self._failure.__cause__
-        await self._refusals.wait(self.closing)
+        await self.refusals.wait(self.closing)
         try:
             connection = await self._attempt_connect(label)
         except ConnectError as e:
@@ -263,9 +263,9 @@ class Lifecycle:
             self.connection = None
             if connection.admitted:
                 self.admitted = True
-                self._refusals.reset()
+                self.refusals.reset()
             elif connection.refused:
-                self._refusals.add()
+                self.refusals.add(connection.error("derp.Send"))
             if connection.http_answer is not None:
                 self.http_answers += 1
             self.unsent = connection if connection.write_failed else None
