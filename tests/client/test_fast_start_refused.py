@@ -28,7 +28,7 @@ from pyderp.wire.upgrade import switching_protocols
 from tests.conftest import Run
 from tests.net.certificates import ROOT, certificate
 
-from .fakes import DIRECT, PEER, RELAY, FakeRelay, Peer, bounded, fake_relay, until
+from .fakes import DIRECT, PEER, RELAY, FakeRelay, Peer, bounded, fake_relay, packet_frame, until
 
 META = make_meta_certificate(RELAY.public, now=datetime.now(UTC))
 TRUSTING = ClientConfig(
@@ -183,7 +183,10 @@ def test_a_relay_that_answers_101(run: Run) -> None:
     run(main())
 
 
-def test_later_bytes_are_no_answer(run: Run) -> None:
+@pytest.mark.parametrize(
+    "before", [pack_server_key(RELAY.public), packet_frame(b"x")], ids=["greeting", "packet"]
+)
+def test_later_bytes_are_no_answer(run: Run, before: bytes) -> None:
     """After a frame, what looks like HTTP is a broken stream."""
 
     async def main() -> None:
@@ -193,7 +196,9 @@ def test_later_bytes_are_no_answer(run: Run) -> None:
             Client.for_url(relay.url, config=TRUSTING) as client,
         ):
             peer = await fast(client, relay)
-            peer.say(pack_server_key(RELAY.public), b"HTTP/1.1 403 No\r\n\r\n")
+            peer.say(before, b"HTTP/1.1 403 No\r\n\r\n")
+            if before == packet_frame(b"x"):
+                await client.recv()
             with pytest.raises(ConnectionClosed, match="unexpectedly large frame"):
                 await client.recv()
 

@@ -103,6 +103,11 @@ class PacketLane:
         self._source = NodePublic(bytes(KEY_LEN))
         self._size = 0
 
+    @property
+    def used(self) -> bool:
+        """Whether a RecvPacket frame has begun at all."""
+        return bool(self._head)
+
     def take_untrusted(self, data: bytes, at: int, messages: list[Message]) -> int:
         """Append the packets from `at` on; return where the first frame begins that is left.
 

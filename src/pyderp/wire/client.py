@@ -81,7 +81,7 @@ class ClientSession:
         self._on_skip = on_skip
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
-        self._between_frames = False
+        self._between_frames = server_key is not None
         self._awaits_first = server_key is not None
         self.http_answer = b""
         """After a fast start: what the relay sent, if that begins as an answer in HTTP does.
@@ -191,7 +191,7 @@ class ClientSession:
                     self._on_frame(kind, payload, messages)
             except FrameTooLarge:
                 head = buffer.held
-                if self._awaits_first and head == _HTTP:
+                if self._awaits_first and not self._packets.used and head == _HTTP:
                     self.http_answer = head + data[at:]
                 raise
             self._between_frames = not buffer
