@@ -204,7 +204,7 @@ def parse_url(url: str) -> UrlTarget:
     """Read a relay's URL; nothing is resolved and no `/derp` is added.
 
     Raises:
-        ConfigError: not a URL, or no port can be derived from its scheme.
+        ConfigError: not a URL, or one of another scheme than https and http.
     """
     # The standard library's errors may repeat the password: they are not passed on.
     try:
@@ -232,10 +232,13 @@ def parse_url(url: str) -> UrlTarget:
             "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
             "%, the host as xn--…"
         )
-    port = explicit or {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
-    if not port:
+    default = {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
+    if default is None:
         text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
+        if scheme in ("ws", "wss"):
+            text += ", with ClientConfig(websocket=True) for a websocket"
         raise ConfigError(text)
+    port = explicit or default
     path = parts.path or "/"
     user = None
     if parts.username is not None:
