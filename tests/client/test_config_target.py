@@ -19,8 +19,6 @@ from pyderp.client.config import node_url, parse_url, region_label
         ("https://h:8443/derp", True, "h", 8443, "h:8443", "/derp"),
         ("http://h:3340/derp", False, "h", 3340, "h:3340", "/derp"),
         ("https://h:443/derp", True, "h", 443, "h:443", "/derp"),
-        # An explicit port makes any scheme good, and it is spoken as TLS.
-        ("foo://h:12", True, "h", 12, "h:12", "/"),
         # No /derp is added; path and query stay as they are.
         ("https://h", True, "h", 443, "h", "/"),
         ("https://h/a%20b/../c?x=1&y=%2f", True, "h", 443, "h", "/a%20b/../c?x=1&y=%2f"),
@@ -45,6 +43,19 @@ def test_url(url: str, tls: bool, host: str, port: int, header: str, target: str
     ("url", "text"),
     [
         ("ftp://h/derp", 'derphttp.NewClient: invalid URL scheme "ftp"; want https:// or http://'),
+        # A port does not make another scheme TLS.
+        (
+            "ftp://h:12/derp",
+            'derphttp.NewClient: invalid URL scheme "ftp"; want https:// or http://',
+        ),
+        (
+            "ws://h:12/derp",
+            'derphttp.NewClient: invalid URL scheme "ws"; want https:// or http://, w',
+        ),
+        (
+            "wss://h/derp",
+            'derphttp.NewClient: invalid URL scheme "wss"; want https:// or http://, w',
+        ),
         ("//h/derp", 'derphttp.NewClient: invalid URL scheme ""; want https:// or http://'),
         ("relay.example.com/derp", "derphttp.NewClient: no host in"),
         ("https:///derp", "derphttp.NewClient: no host in"),

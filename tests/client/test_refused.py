@@ -24,7 +24,17 @@ from pyderp.wire.frames import pack_server_key
 from pyderp.wire.upgrade import switching_protocols
 from tests.conftest import Run
 
-from .fakes import DIRECT, RELAY, Links, bounded, connects, fake_relay, linked
+from .fakes import (
+    DIRECT,
+    RELAY,
+    Links,
+    bounded,
+    connects,
+    fake_relay,
+    linked,
+    packet_frame,
+    until,
+)
 
 DIRECT_CONFIG = ClientConfig(network=DIRECT)
 GREETING = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
@@ -112,6 +122,85 @@ def test_the_iterator_goes_on_if_the_relay_admitted_us_before(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("error", [None, ConnectionResetError("reset")], ids=["EOF", "reset"])
+@pytest.mark.parametrize("sends", [False, True], ids=["iterator", "send"])
+def test_a_relay_that_stops_just_after_the_first_login(
+    run: Run, sends: bool, error: Exception | None
+) -> None:
+    """One refusal is no proof: a bot that has just started waits for the relay."""
+
+    async def main() -> None:
+        links = Links()
+        links.admits = False
+        client = links.client()
+        async with bounded():
+            await client.connect()
+            links.last.lose(error)
+            links.error = ConnectionRefusedError("no relay")
+            call = client.send(PEER, b"x", reconnect=True) if sends else anext(client.messages())
+            calling = asyncio.ensure_future(call)
+            await until(lambda: client.stats.failed_connects > 1 or calling.done())
+            assert not calling.done()
+            links.error, links.admits = None, True
+            await until(lambda: client.connected)
+            links.last.feed(packet_frame(b"y"))
+            await calling
+            closing = asyncio.create_task(client.aclose())
+            await asyncio.sleep(0)
+            links.finish()
+            await closing
+
+    run(main())
+
+
+async def send_on(client: Client) -> None:
+    """Send until it raises; the first packet after each login leaves, whatever comes of it."""
+    while True:
+        await client.send(PEER, b"x", reconnect=True)
+        await until(lambda: not client.connected)
+
+
+@pytest.mark.parametrize("sends", [False, True], ids=["iterator", "send"])
+def test_the_second_refusal_in_a_row_is_raised(run: Run, sends: bool) -> None:
+    async def main() -> None:
+        denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
+        config = ClientConfig(network=NetworkSettings(use_derp_http=True))
+        async with (
+            bounded(),
+            FaultyRelay(denying) as relay,
+            Client.for_region(relay.region, config=config) as client,
+        ):
+            with pytest.raises(LoginRefused, match="or was stopping"):
+                await (send_on(client) if sends else anext(client.messages()))
+            assert client.stats.disconnects == {"refused": 2}
+
+    run(main())
+
+
+def test_a_send_that_is_held_back_reports_the_refusal(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only that its time is up."""
+    monkeypatch.setattr(refusals, "_UNIT", 1e6)
+
+    async def main() -> None:
+        links = Links()
+        links.admits = False
+        client = links.client()
+        async with bounded():
+            for _ in range(2):
+                await client.connect()
+                links.last.lose()
+                with pytest.raises(LoginRefused):
+                    await client.send(PEER, b"x")
+            with pytest.raises(LoginRefused, match=TEXT):
+                await client.send(PEER, b"x", reconnect=True, within=0.05)
+            assert len(links.all) == 2
+            await client.aclose()
+
+    run(main())
+
+
 def test_logins_after_refusals_are_held_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a connection, and however often: the pauses are those of the client."""
     monkeypatch.setattr(refusals, "_UNIT", 1e6)
@@ -149,7 +238,7 @@ def test_a_login_that_is_answered_ends_the_pauses(run: Run) -> None:
                 links.last.lose()
                 with pytest.raises(ConnectionClosed):
                     await client.recv()
-            assert client._life._refusals._count == 1
+            assert client._life.refusals._count == 1
             await client.aclose()
 
     run(main())

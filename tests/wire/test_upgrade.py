@@ -167,7 +167,8 @@ REFUSALS = [
         b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 9\r\n\r\n no derp\n",
         "upgrade refused: 426 Upgrade Required: no derp",
     ),
-    (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "upgrade refused: 404 Not Found: "),
+    (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "upgrade refused: 404 Not Found"),
+    (b"HTTP/1.1 404 \r\nContent-Length: 0\r\n\r\n", "upgrade refused: 404"),
     (
         b"HTTP/1.1 502 Bad Gateway\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbad\r\n0\r\n\r\n",
         "upgrade refused: 502 Bad Gateway: bad",

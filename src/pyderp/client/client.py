@@ -187,18 +187,18 @@ class Client:
 
     async def _messages_wait(self) -> ClientConnection:
         # A receiver has all that came and the error first, also if a sender has connected anew.
-        connection = self._receiving
-        if connection is None:
-            connection = self._receiving = await self._life.for_receive("Recv")
-        if not connection.messages:
+        while True:
+            connection = self._receiving
+            if connection is None:
+                connection = self._receiving = await self._life.for_receive("Recv")
+            if connection.messages:
+                return connection
             self._life.check_loop()
             try:
                 await connection.wait()
-            except ConnectionClosed:
+            except ConnectionClosed as e:
                 self._receiving = None
-                self._life.forget(connection, sending=False)
-                raise
-        return connection
+                self._life.lost(connection, e, "Recv", sending=False)
 
     def messages(self, *, reconnect: bool = True) -> MessageIterator:
         """All messages from now on; ends when the client is closed.
@@ -222,8 +222,9 @@ class Client:
 
         Args:
             reconnect: when the connection ends, send again by the next one, made here or by
-                another task; the packet may arrive twice. What looks permanent is raised.
-            within: seconds for all of that; then the last error is raised.
+                another task; the packet may arrive twice. What looks permanent is raised, such
+                as a second `LoginRefused` in a row of a relay that has never taken us in.
+            within: seconds for all of that; then the last error is raised, or `TimeoutError`.
 
         Raises:
             LocalProtocolError: too big; nothing happened.
@@ -308,10 +309,15 @@ class Client:
             TimeoutError: no answer within five seconds; sooner with `asyncio.timeout`.
             ConnectionClosed: the connection ended meanwhile.
         """
-        connection = self._life.current()
+        connection = await self._life.standing("Ping")
         try:
             async with asyncio.timeout(PING_TIMEOUT):
-                return await connection.ping()
+                try:
+                    return await connection.ping()
+                except ConnectionClosed:
+                    if connection.http_answer is None:
+                        raise
+                return await (await self._life.standing("Ping")).ping()
         except TimeoutError as e:
             raise TimeoutError(f"no pong within {PING_TIMEOUT:g} s") from without_frames(e)
 

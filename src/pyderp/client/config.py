@@ -177,7 +177,8 @@ class ClientStats:
 
     disconnects: Counter[str] = field(default_factory=Counter)
     """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
-    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`)."""
+    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`),
+    `upgrade` (an answer in HTTP to a fast start)."""
 
 
 GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]
@@ -207,7 +208,7 @@ def parse_url(url: str) -> UrlTarget:
     """Read a relay's URL; nothing is resolved and no `/derp` is added.
 
     Raises:
-        ConfigError: no text, not a URL, or no port can be derived from its scheme.
+        ConfigError: no text, not a URL, or one of another scheme than https and http.
     """
     check_type("url", url, str)
     # The standard library's errors may repeat the password: they are not passed on.
@@ -236,10 +237,13 @@ def parse_url(url: str) -> UrlTarget:
             "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
             "%, the host as xn--…"
         )
-    port = explicit or {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
-    if not port:
+    default = {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
+    if default is None:
         text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
+        if scheme in ("ws", "wss"):
+            text += ", with ClientConfig(websocket=True) for a websocket"
         raise ConfigError(text)
+    port = explicit or default
     path = parts.path or "/"
     user = None
     if parts.username is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from abc import ABC, abstractmethod
@@ -21,8 +22,9 @@ from pyderp.client.config import (
     region_label,
 )
 from pyderp.client.fallback import Fallback
-from pyderp.client.login import Established, Login, over_http, over_websocket
+from pyderp.client.login import Established, Login, over_http, over_websocket, with_hint
 from pyderp.errors import (
+    BadUpgrade,
     ConfigError,
     ConnectError,
     DerpError,
@@ -117,6 +119,8 @@ class HttpRoute(Route):
         wanted = config.websocket
         self.websocket = self.settings.websocket if wanted is None else wanted
         self.fallback = Fallback(allowed=wanted is None)
+        self._patient: set[tuple[str, int]] = set()
+        """Host and port of relays that answered a fast start in HTTP, and no upgrade since."""
 
     async def _upgraded(
         self,
@@ -184,12 +188,29 @@ class HttpRoute(Route):
                 known = None
                 if state is not None and state.version == _TLS13:
                     known = scan_chain_untrusted(state.peer_chain)
-                done = await over_http(link, target, login, known=known, ideal_node=ideal_node)
+                patient = (target.host, target.port) in self._patient
+                done = await over_http(
+                    link,
+                    target,
+                    login,
+                    known=known,
+                    refused=None if patient else functools.partial(self._refused, target),
+                    ideal_node=ideal_node,
+                )
+                if patient:
+                    self._patient.discard((target.host, target.port))
         except BaseException:
             link.abort()
             raise
         done.tls = state
         return done
+
+    def _refused(self, target: UrlTarget, error: BadUpgrade) -> BadUpgrade | None:
+        """Await the answer next time, which then may lead to a websocket; as for `FastStart`."""
+        self._patient.add((target.host, target.port))
+        if not isinstance(error, UpgradeRejected):
+            return error
+        return None if self.fallback.wanted(error) else with_hint(error, target)
 
     async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
         return await start_tls(

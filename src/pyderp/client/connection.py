@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyderp.client.config import ClientStats
+from pyderp.client.failures import connection_error
+from pyderp.client.faststart import FastStart
 from pyderp.client.login import Established, hung_up
 from pyderp.client.pings import Pings
 from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
@@ -21,12 +23,11 @@ from pyderp.errors import (
     ClientClosed,
     ConnectionClosed,
     LocalProtocolError,
-    LoginRefused,
     RemoteProtocolError,
     without_frames,
 )
 from pyderp.keys import NodePublic
-from pyderp.net.streams import describe
+from pyderp.net.websocket import BODY_WAIT
 from pyderp.throttle import TokenBucket
 from pyderp.wire.frames import pack_forward_packet
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
@@ -36,7 +37,6 @@ __all__ = ["ClientConnection"]
 log = logging.getLogger("pyderp.client")
 
 _CLOSE_TIMEOUT: Final = 1.0
-_REFUSED: Final = "the relay took the login and hung up: it may not admit this key"
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
 
@@ -63,6 +63,8 @@ class ClientConnection:
         self.link = login.link
         self.session = login.session
         self.tls = login.tls
+        self._fast_start = login.fast_start
+        self.http_answer: FastStart | None = None  # that of the fast start, if there is one
         self.stats = stats if stats is not None else ClientStats()
         self.messages: deque[Message] = deque()
         self.ended = False
@@ -103,7 +105,7 @@ class ClientConnection:
         try:
             messages = self.session.receive_data(data)
         except RemoteProtocolError as e:
-            self.end(e, "protocol")
+            self._unreadable(data, e)
             return
         if messages:
             self._take(messages)
@@ -115,10 +117,23 @@ class ClientConnection:
         if self.session.error is not None:
             self.end(self.session.error, "protocol")
 
+    def _unreadable(self, data: bytes, error: RemoteProtocolError) -> None:
+        """What came is not DERP; after a fast start it may be HTTP, which is read to its end."""
+        start = self._fast_start
+        reason = error if start is None else start.read(data, error)
+        if reason is None:
+            self._watch.cancel()
+            self._watch = self._loop.call_later(BODY_WAIT, self._unreadable, b"", error)
+        else:
+            self.http_answer = start if start is not None and start.over else None
+            self.end(reason, "upgrade" if self.http_answer else "protocol")
+
     def connection_lost(self, error: Exception | None) -> None:
         """The stream ended."""
         if not self._gone.done():
             self._gone.set_result(None)
+        if self._fast_start is not None and self._fast_start.reading and self.session.error:
+            self._unreadable(b"", self.session.error)
         if not (self.ended or self.admitted or self.restarting) and hung_up(error):
             self.refused, self.write_failed = True, isinstance(error, BrokenPipeError)
             self.end(error, "refused")
@@ -157,8 +172,6 @@ class ClientConnection:
                 self._bucket = TokenBucket(rate, burst, self._loop.time()) if rate else None
             case Restarting():
                 self.restarting = message
-            case _:
-                pass
         return True
 
     def _look_for_silence(self) -> None:
@@ -364,17 +377,4 @@ class ClientConnection:
 
     def error(self, where: str) -> ConnectionClosed:
         """Why it ended, to be raised; made anew so that tracebacks do not pile up."""
-        cause = self._error
-        if isinstance(cause, ClientClosed):
-            return ClientClosed(str(cause), generation=self.generation)
-        if self.refused:
-            text = _REFUSED if cause is None else f"{_REFUSED} ({describe(cause)})"
-        else:
-            text = "EOF" if cause is None else describe(cause)
-        if where == "derp.Send":
-            text += "; the next call connects again"
-        closed = (LoginRefused if self.refused else ConnectionClosed)(
-            f"{where}: {text}", generation=self.generation, restarting=self.restarting
-        )
-        closed.__cause__ = cause
-        return closed
+        return connection_error(where, self._error, self.refused, self.generation, self.restarting)

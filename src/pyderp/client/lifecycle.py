@@ -10,8 +10,9 @@ from typing import Final, Literal, TypeAlias
 
 from pyderp.client.arguments import check_peer
 from pyderp.client.config import ClientConfig, ClientStats
-from pyderp.client.connect import Progress, Route, explain_timeout
+from pyderp.client.connect import Progress, Route
 from pyderp.client.connection import ClientConnection
+from pyderp.client.failures import connect_error
 from pyderp.client.login import Established, Login
 from pyderp.client.refusals import Refusals
 from pyderp.errors import (
@@ -19,15 +20,12 @@ from pyderp.errors import (
     ConnectError,
     ConnectionClosed,
     DerpError,
-    DialError,
     LocalProtocolError,
     NotConnected,
-    TLSError,
-    text_beside,
+    raisable,
     without_frames,
 )
 from pyderp.keys import NodePrivate, NodePublic
-from pyderp.net.streams import describe
 from pyderp.tasks import running_loop
 from pyderp.wire.frames import (
     PROTOCOL_VERSION,
@@ -70,6 +68,8 @@ class Lifecycle:
         """Set when the client is closed."""
         self.unsent: ClientConnection | None = None
         """It ended with a failed write, of which no sender has heard."""
+        self.http_answers = 0
+        """How many connections were none: a fast start was answered in HTTP."""
         self.admitted = False
         """A relay has taken us in at least once."""
         self.preferred = False
@@ -83,7 +83,7 @@ class Lifecycle:
         """Attempts that have ended, but for those that were cancelled."""
         self._failure: ConnectError | None = None
         """What the last of them ended with, as long as a caller waits that shares it."""
-        self._refusals = Refusals()
+        self.refusals = Refusals()
         self._callers = 0
         """Calls of `connect` that have not returned."""
         self._news = asyncio.Event()
@@ -164,7 +164,7 @@ class Lifecycle:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
             ) from self._failure.__cause__
-        await self._refusals.wait(self.closing)
+        await self.refusals.wait(self.closing)
         try:
             connection = await self._attempt_connect(label)
         except ConnectError as e:
@@ -231,7 +231,8 @@ class Lifecycle:
                 raise
             if isinstance(e, TimeoutError):
                 without_frames(e)
-            raise self._connect_error(label, e, progress)  # noqa: B904 (it has a cause)
+            timeout = self._config.connect_timeout
+            raise connect_error(label, self.route, e, progress, timeout)  # noqa: B904 (it has a cause)
         finally:
             self._attempt = None
             progress.attempts = []  # the errors hold frames that hold `progress`
@@ -258,22 +259,6 @@ class Lifecycle:
             connection.send_frame(pack_watch_conns())
         return connection
 
-    def _connect_error(self, label: str, error: Exception, progress: Progress) -> ConnectError:
-        attempts = progress.attempts
-        if error not in attempts:
-            attempts = [*attempts, explain_timeout(error, progress, self._config.connect_timeout)]
-        first = attempts[0]
-        if isinstance(first, DialError | TLSError):
-            detail = text_beside(self.route.host, first)
-        else:
-            detail = describe(first)
-        if len(attempts) > 1:
-            detail += f" (the first of {len(attempts)} nodes that failed)"
-        text = f"{label} connect to {self.route.label}: {detail}"
-        failed = ConnectError(text, attempts=attempts)
-        failed.__cause__ = ExceptionGroup("attempts to connect", failed.attempts)
-        return failed
-
     def forget(self, connection: ClientConnection, *, sending: bool) -> None:
         """Close for reconnect: only if it is still the current one.
 
@@ -284,13 +269,37 @@ class Lifecycle:
             self.connection = None
             if connection.admitted:
                 self.admitted = True
-                self._refusals.reset()
+                self.refusals.reset()
             elif connection.refused:
-                self._refusals.add()
+                self.refusals.add(connection.error("derp.Send"))
+            if connection.http_answer is not None:
+                self.http_answers += 1
             self.unsent = connection if connection.write_failed else None
         # What a receiver was told is still news for the next sender.
         if sending and self.unsent is connection:
             self.unsent = None
+
+    def lost(
+        self, connection: ClientConnection, error: ConnectionClosed, what: str, *, sending: bool
+    ) -> None:
+        """Forget what has ended, and raise; return if the call should connect in another way."""
+        self.forget(connection, sending=sending)
+        answer = connection.http_answer
+        if answer is None or isinstance(error, ClientClosed):
+            raise error
+        self.unsent = None  # nothing at all has arrived, which the answer says
+        if answer.error is not None:
+            self.stats.failed_connects += 1
+            label = f"derphttp.Client.{what}"
+            raise connect_error(label, self.route, raisable(answer.error), Progress(), 0)
+
+    async def standing(self, what: str) -> ClientConnection:
+        """As `require`; but a fast start that was answered in HTTP is dealt with as in `lost`."""
+        connection = self.connection
+        if connection is None or connection.http_answer is None:
+            return self.current()
+        self.lost(connection, connection.error(what), what, sending=False)
+        return await self.for_receive(what)
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""
@@ -345,22 +354,22 @@ class Lifecycle:
                 done = connection.send_packets(dst, packets, done)
             if connection.busy:
                 await connection.drain()
-        except ConnectionClosed:
-            self.forget(connection, sending=True)
-            raise
+        except ConnectionClosed as e:
+            self.lost(connection, e, "Send", sending=True)
+            await self.send(dst, packets)
 
     async def send_command(self, connection: ClientConnection, frame: bytes) -> None:
         """Send a frame that is no packet; when it fails, the connection is forgotten."""
         self.check_loop()
         try:
             await _send_frame(connection, frame)
-        except ConnectionClosed:
-            self.forget(connection, sending=True)
-            raise
+        except ConnectionClosed as e:
+            self.lost(connection, e, "Send", sending=True)
+            await _send_frame(await self.for_receive("Send"), frame)
 
     async def send_on_current(self, frame: bytes) -> None:
         """Send a ping or pong on the connection there is; does not forget one that has ended."""
-        await _send_frame(self.current(), frame)
+        await _send_frame(await self.standing("Send"), frame)
 
     def current(self) -> ClientConnection:
         """As `require`, for calls that use it: another event loop is refused (`check_loop`)."""

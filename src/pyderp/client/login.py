@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
 from pyderp.client.config import UrlTarget
-from pyderp.errors import RemoteProtocolError, UpgradeRejected, raisable
+from pyderp.client.faststart import FastStart
+from pyderp.errors import BadUpgrade, RemoteProtocolError, UpgradeRejected, raisable
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.net.link import Link
 from pyderp.net.tls import TLSState
@@ -21,7 +22,15 @@ from pyderp.wire.messages import Message, Skipped
 from pyderp.wire.upgrade import IDEAL_NODE_HEADER, UpgradeReply, upgrade_request
 from pyderp.wire.websocket_client import WebSocketClient
 
-__all__ = ["Established", "Login", "hung_up", "over_http", "over_stream", "over_websocket"]
+__all__ = [
+    "Established",
+    "Login",
+    "hung_up",
+    "over_http",
+    "over_stream",
+    "over_websocket",
+    "with_hint",
+]
 
 log = logging.getLogger("pyderp.client")
 
@@ -71,14 +80,19 @@ class Established:
     """What came with the login."""
     tls: TLSState | None = None
     """TLS of the stream; `None`: none."""
+    fast_start: FastStart | None = None
+    """Set if no answer to the upgrade was awaited."""
     fell_back: bool = False
     """It is in a websocket only because no upgrade got through."""
 
 
-def _with_hint(error: UpgradeRejected, target: UrlTarget) -> UpgradeRejected:
-    """The same error; a 404 at another path than relays have says so."""
+def with_hint(error: UpgradeRejected, target: UrlTarget) -> UpgradeRejected:
+    """The same error; a refusal at another path than relays have says so.
+
+    Whatever its status: relays have a home page, and derper has it at every other path.
+    """
     path = target.request_target.partition("?")[0]
-    if error.status == HTTPStatus.NOT_FOUND and not path.endswith(DERP_PATH):
+    if not path.endswith(DERP_PATH) and not error.asks_for_tls:
         error.args = (f"{error} (the URL's path is {path}; that of relays is {DERP_PATH})",)
     return error
 
@@ -89,6 +103,7 @@ async def over_http(
     login: Login,
     *,
     known: tuple[NodePublic, int] | None,
+    refused: Callable[[BadUpgrade], BadUpgrade | None] | None = None,
     ideal_node: str = "",
 ) -> Established:
     """Ask for the upgrade, and log in.
@@ -96,6 +111,8 @@ async def over_http(
     Args:
         known: key and protocol version from the relay's meta certificate. With both,
             request and login leave together and no answer is awaited (fast start).
+        refused: takes an answer in HTTP to a fast start, as for `FastStart`; `None`: the answer
+            is awaited.
 
     Raises:
         UpgradeRejected: another answer than 101; its body is waited for one second at most.
@@ -103,24 +120,25 @@ async def over_http(
         OSError: the connection broke.
     """
     server_key = known[0] if known is not None and not known[0].is_zero() else None
-    fast_start = server_key is not None and known is not None and known[1] != 0
+    if server_key is None or known is None or known[1] == 0:
+        refused = None
     request = upgrade_request(
         target.host_header,
         target.request_target,
         user_agent=USER_AGENT,
         ideal_node=ideal_node,
-        fast_start=fast_start,
+        fast_start=refused is not None,
     )
-    if fast_start:
+    if refused is not None:
         session = login.session(server_key)
         link.write(request + login.first_words(session))
-        return Established(link, session, [])
+        return Established(link, session, [], fast_start=FastStart(session, refused))
     link.write(request)
     reply = UpgradeReply()
     try:
         rest = await _read_answer(link, reply)
     except UpgradeRejected as e:
-        raise _with_hint(e, target) from e.__cause__
+        raise with_hint(e, target) from e.__cause__
     return await over_stream(link, login, server_key=server_key, received=rest)
 
 
@@ -156,7 +174,7 @@ async def over_websocket(
         opened = await open_websocket(link, client)
     except UpgradeRejected as e:
         e.websocket = True
-        raise
+        raise with_hint(e, target) from e.__cause__
     return await over_stream(opened, login)
 
 

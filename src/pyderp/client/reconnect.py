@@ -158,8 +158,9 @@ class MessageIterator:
         if any(isinstance(e, LocalProtocolError) for e in attempts):
             return True
         if isinstance(error, LoginRefused):
-            return not self._life.admitted
-        return self._life.generation == 0 and not is_transient(error)
+            return _not_admitted(self._life)
+        worked = self._life.generation > self._life.http_answers
+        return not (worked or is_transient(error))
 
     def _plan(self, error: ConnectionClosed | ConnectError) -> None:
         now = asyncio.get_running_loop().time()
@@ -189,7 +190,11 @@ async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: f
                 try:
                     return await life.send(dst, (packet,))
                 except (ConnectionClosed, ConnectError) as e:
-                    if not is_transient(e) and not (life.admitted and isinstance(e, LoginRefused)):
+                    if isinstance(e, LoginRefused):
+                        permanent = _not_admitted(life)
+                    else:
+                        permanent = not is_transient(e)
+                    if permanent:
                         raise
                     last = without_frames(e)
                 delay = 0.0
@@ -197,9 +202,19 @@ async def send_again(life: Lifecycle, dst: NodePublic, packet: bytes, seconds: f
                     delay = backoff.announced(last.restarting, clock())
                 await pause(life, max(delay, backoff.failed(clock())))
     except TimeoutError:
+        if last is None and life.connection is None:
+            last = life.refusals.last  # what holds the login back
         if last is None:
             raise TimeoutError(f"the relay took no packet within {seconds:g} s") from None
         raise raisable(last) from None
+
+
+def _not_admitted(life: Lifecycle) -> bool:
+    """Whether the relay seems not to admit the key: it refused twice, and never took us in.
+
+    A relay that stops just after a login does the same once, and is worth another try.
+    """
+    return not life.admitted and life.refusals.repeated
 
 
 async def pause(life: Lifecycle, seconds: float) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import random
 from typing import Final
 
+from pyderp.errors import ConnectionClosed, LoginRefused, without_frames
+
 __all__ = ["Refusals"]
 
 _UNIT: Final = 0.1
@@ -21,6 +23,8 @@ class Refusals:
     """
 
     def __init__(self) -> None:
+        self.last: LoginRefused | None = None
+        """The last of them."""
         self._count = 0
         self._not_before = 0.0
         """The loop's time before which no connection is made, because of them."""
@@ -28,9 +32,17 @@ class Refusals:
     def reset(self) -> None:
         """The relay has taken the client in."""
         self._count = 0
+        self.last = None
 
-    def add(self) -> None:
+    @property
+    def repeated(self) -> bool:
+        """Whether there were two. One may come from a relay that was about to stop."""
+        return self._count > 1
+
+    def add(self, error: ConnectionClosed) -> None:
         """Another one."""
+        if isinstance(error, LoginRefused):
+            self.last = without_frames(error)
         # The first may be a relay that was about to stop: the next login is not held back.
         delay = min(self._count**2 * _UNIT, _LONGEST)
         self._count += 1

@@ -125,7 +125,9 @@ async def _fast_start(visit: Visit) -> Seen:
     began = time.perf_counter()
     try:
         login = _login()
-        await over_http(link, visit.subject.target, login, known=visit.meta)
+        await over_http(
+            link, visit.subject.target, login, known=visit.meta, refused=lambda error: error
+        )
         # `over_http` does not wait for the greeting, and a session that knows the key skips it.
         greeting = login.session(None)
         while greeting.state is ClientState.GREETING:

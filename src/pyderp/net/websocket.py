@@ -10,11 +10,11 @@ from pyderp.errors import TLSError, UpgradeRejected, raisable, without_frames
 from pyderp.net.link import NO_RECEIVER, LayeredLink, Link, Receiver
 from pyderp.wire.websocket_client import WebSocketClient
 
-__all__ = ["WebSocketLink", "open_websocket", "read_refusal"]
+__all__ = ["BODY_WAIT", "WebSocketLink", "open_websocket", "read_refusal"]
 
 _MAX_PENDING: Final = 256 * 1024
 """While so many bytes wait to be sent, pings are not answered: pongs would pile up."""
-_BODY_WAIT: Final = 1.0
+BODY_WAIT: Final = 1.0
 """Seconds for the body of a refusal."""
 
 
@@ -158,7 +158,7 @@ async def read_refusal(
             the connection broke.
     """
     try:
-        async with asyncio.timeout(_BODY_WAIT):
+        async with asyncio.timeout(BODY_WAIT):
             while True:
                 take(await link.read())
     except (OSError, TLSError) as e:  # a TimeoutError is an OSError, too

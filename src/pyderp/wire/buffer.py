@@ -67,6 +67,11 @@ class FrameBuffer:
             del buffer[:pos]
 
     @property
+    def held(self) -> bytes:
+        """The bytes of an incomplete frame, or of one that is too large."""
+        return bytes(self._data)
+
+    @property
     def missing(self) -> int:
         """Bytes that are missing until the next header, or the frame behind it, is complete."""
         held = len(self._data)
@@ -97,6 +102,11 @@ class PacketLane:
         self._head = b""
         self._source = NodePublic(bytes(KEY_LEN))
         self._size = 0
+
+    @property
+    def used(self) -> bool:
+        """Whether a RecvPacket frame has begun at all."""
+        return bool(self._head)
 
     def take_untrusted(self, data: bytes, at: int, messages: list[Message]) -> int:
         """Append the packets from `at` on; return where the first frame begins that is left.

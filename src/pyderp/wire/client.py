@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
+from typing import Final
 
-from pyderp.errors import LocalProtocolError, RemoteProtocolError, raisable, without_frames
+from pyderp.errors import (
+    FrameTooLarge,
+    LocalProtocolError,
+    RemoteProtocolError,
+    raisable,
+    without_frames,
+)
 from pyderp.keys import NONCE_LEN, NodePrivate, NodePublic
 from pyderp.text import invalid_app_name, is_app_name
 from pyderp.wire import frames
@@ -21,6 +28,9 @@ from pyderp.wire.messages import (
 )
 
 __all__ = ["ClientSession", "ClientState"]
+
+_HTTP: Final = b"HTTP/"
+"""As long as the header of a frame, and no relay sends a frame with this one."""
 
 
 class ClientState(Enum):
@@ -72,6 +82,11 @@ class ClientSession:
         self._buffer = FrameBuffer(frames.MAX_SERVER_KEY_FRAME)
         self._packets = PacketLane(frames.MAX_CLIENT_FRAME)
         self._between_frames = server_key is not None
+        self._awaits_first = server_key is not None
+        self.http_answer = b""
+        """After a fast start: what the relay sent, if that begins as an answer in HTTP does.
+
+        The session has failed then, and reads nothing more."""
         self.out = SendQueue()
         """What `data_to_send` will return. A caller that counts and limits it may add frames."""
         self.error: RemoteProtocolError | None = None
@@ -171,13 +186,20 @@ class ClientSession:
         while at < len(data):
             # The buffer gets the bytes of one frame only: packets may follow, which read faster.
             start, at = at, at + buffer.missing
-            for kind, payload in buffer.receive_data(data[start:at]):
-                self._on_frame(kind, payload, messages)
+            try:
+                for kind, payload in buffer.receive_data(data[start:at]):
+                    self._on_frame(kind, payload, messages)
+            except FrameTooLarge:
+                head = buffer.held
+                if self._awaits_first and not self._packets.used and head == _HTTP:
+                    self.http_answer = head + data[at:]
+                raise
             self._between_frames = not buffer
             if self._between_frames:
                 at = self._packets.take_untrusted(data, at, messages)
 
     def _on_frame(self, kind: int, payload: bytes, messages: list[Message]) -> None:
+        self._awaits_first = False
         if self.state is ClientState.GREETING:
             self._login(frames.unpack_server_key_untrusted(kind, payload))
         elif kind == FrameType.SERVER_INFO:

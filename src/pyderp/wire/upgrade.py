@@ -147,7 +147,9 @@ class UpgradeReply:
         body = self._body[:_MAX_REPLY_BODY].decode("utf-8", "replace").strip()
         # Of a web page the error quotes the text without the tags.
         words = " ".join(_TAGS.sub(" ", body).split()) if "<" in body else body
-        text = f"upgrade refused: {status} {printable(reason)}: {printable(words, _MAX_SHOWN)}"
+        text = f"upgrade refused: {status} {printable(reason)}".rstrip()
+        if words:
+            text += f": {printable(words, _MAX_SHOWN)}"
         return UpgradeRejected(text, status=status, body=body)
 
     def _error(self) -> BadUpgrade:
