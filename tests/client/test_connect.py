@@ -794,7 +794,7 @@ def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(
             first, _ = caught.value.attempts
             assert isinstance(first, DialError)
             named = {"a/b": "node a: HostName 'a/b' is a URL", "": "node a: no HostName"}
-            assert str(first).startswith(named.get(bad, f'invalid DERP node hostname "{bad}"'))
+            assert str(first).startswith(named.get(bad, f"node a: HostName {bad!r} has "))
             assert targets == ["relay.test:8443"]
 
     run(main())
