@@ -298,3 +298,19 @@ async def task_of(task: asyncio.Task[T]) -> T:
 
 TestClientMachine = ClientMachine.TestCase
 TestClientMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_of_two_senders_on_an_ended_connection_one_gets_its_error() -> None:
+    """Found by the machine: the kernel had been full, and the receiver had yet to read."""
+    state = ClientMachine()
+    state.send(wait=True)
+    state.kernel(full=True)
+    state.send(wait=True)
+    state.kernel(full=False)
+    state.receive()
+    state.relay_says(count=1)
+    state.breaks(error=None)
+    state.send(wait=False)
+    state.send(wait=True)
+    state.teardown()
+    assert state.send_errors == {1: 1}

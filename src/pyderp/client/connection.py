@@ -300,6 +300,8 @@ class ClientConnection:
         Raises:
             ConnectionClosed: it ended meanwhile.
         """
+        if self.ended:
+            raise self.error("derp.Send")  # at once, so that only one sender gets it
         if not self.backed_up:
             self.busy = False
             await asyncio.sleep(0)
