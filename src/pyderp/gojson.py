@@ -18,6 +18,7 @@ __all__ = [
     "Object",
     "clean",
     "members",
+    "mistake",
     "parse",
     "same_name",
     "text_value",
@@ -94,6 +95,14 @@ def parse(text: str | bytes, *, start_only: bool = False) -> object:
     except RecursionError:
         raise ValueError("nested too deep") from None
     return value
+
+
+def mistake(error: ValueError) -> str:
+    """Say what is wrong with a text that `parse` refused, with line and column if known."""
+    if isinstance(error, json.JSONDecodeError):
+        words = error.msg[:1].lower() + error.msg[1:]
+        return f"{words} in line {error.lineno}, column {error.colno}"
+    return str(error)
 
 
 def clean(text: str) -> str:

@@ -221,11 +221,18 @@ def a_map(path: Path, **node: object) -> Path:
 
 @pytest.mark.parametrize(
     "node",
-    [{"STUNOnly": True}, {"IPv4": "none", "IPv6": "none"}, {"HostName": "a\r\nb"}],
+    [{"STUNOnly": True}, {"IPv4": "none", "IPv6": "none"}],
 )
 def test_a_map_that_is_wrong(here: Here, tmp_path: Path, node: dict[str, object]) -> None:
     path = a_map(tmp_path / "map.json", **node)
     assert "the map is wrong" in told(here, "--derp-map", path)
+
+
+def test_a_host_name_in_a_map_that_cannot_be(here: Here, tmp_path: Path) -> None:
+    path = a_map(tmp_path / "map.json", HostName="a\r\nb")
+    done = here("ping", "--derp-map", path)
+    assert done.code == 2
+    assert "which no host name can have" in done.err
 
 
 def test_certificates_of_a_map_s_node(here: Here, tmp_path: Path) -> None:

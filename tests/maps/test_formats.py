@@ -99,7 +99,7 @@ def test_what_is_wrong_and_where(text: str, error: str) -> None:
 
 
 def test_form_that_was_asked_for() -> None:
-    with pytest.raises(InvalidMap, match=r"^not JSON: .*line 1 column 1"):
+    with pytest.raises(InvalidMap, match=r"^not JSON: .*line 1, column 1"):
         read_map_text(HUJSON.encode(), MapKind.JSON)
     with pytest.raises(InvalidMap, match="the policy has no derpMap"):
         read_map_text(JSON.encode(), MapKind.POLICY)

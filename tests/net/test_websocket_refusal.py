@@ -68,7 +68,7 @@ def test_slow_body_is_cut_off(
     run: Run, monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]
 ) -> None:
     """Nothing comes, or a byte at a time."""
-    monkeypatch.setattr(websocket, "_BODY_WAIT", 0.05)
+    monkeypatch.setattr(websocket, "BODY_WAIT", 0.05)
 
     async def main() -> None:
         error = await told(link(), refused(HEAD.replace(b"100", b"4000")))

@@ -16,7 +16,7 @@ from pyderp.client.reconnect import MessageIterator, send_again
 from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.client.streamroute import StreamRoute
 from pyderp.defaults import PING_TIMEOUT
-from pyderp.errors import ConnectionClosed, without_frames
+from pyderp.errors import ClientClosed, ConnectionClosed, without_frames
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.maps.region import DERPRegion
 from pyderp.net.streams import Stream
@@ -198,7 +198,9 @@ class Client:
                 await connection.wait()
             except ConnectionClosed as e:
                 self._receiving = None
-                self._life.lost(connection, e, "Recv", sending=False)
+                closed = isinstance(e, ClientClosed)
+                if not self._life.goes_on(connection, "Recv", sending=False, closed=closed):
+                    raise
 
     def messages(self, *, reconnect: bool = True) -> MessageIterator:
         """All messages from now on; ends when the client is closed.

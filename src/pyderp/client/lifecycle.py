@@ -279,26 +279,38 @@ class Lifecycle:
         if sending and self.unsent is connection:
             self.unsent = None
 
-    def lost(
-        self, connection: ClientConnection, error: ConnectionClosed, what: str, *, sending: bool
-    ) -> None:
-        """Forget what has ended, and raise; return if the call should connect in another way."""
+    def goes_on(
+        self, connection: ClientConnection, what: str, *, sending: bool, closed: bool
+    ) -> bool:
+        """Forget a connection that has ended. Whether the call is to connect in another way.
+
+        It takes no error: a frame that an error's traceback refers to, and that refers to the
+        error, would leave both to the collector.
+
+        Args:
+            closed: the client was closed.
+
+        Raises:
+            ConnectError: a fast start was answered in HTTP, by a refusal.
+        """
         self.forget(connection, sending=sending)
         answer = connection.http_answer
-        if answer is None or isinstance(error, ClientClosed):
-            raise error
+        if answer is None or closed:
+            return False
         self.unsent = None  # nothing at all has arrived, which the answer says
         if answer.error is not None:
             self.stats.failed_connects += 1
             label = f"derphttp.Client.{what}"
             raise connect_error(label, self.route, raisable(answer.error), Progress(), 0)
+        return True
 
     async def standing(self, what: str) -> ClientConnection:
-        """As `require`; but a fast start that was answered in HTTP is dealt with as in `lost`."""
+        """As `require`; but a fast start that was answered in HTTP is handled as in `goes_on`."""
         connection = self.connection
         if connection is None or connection.http_answer is None:
             return self.current()
-        self.lost(connection, connection.error(what), what, sending=False)
+        if not self.goes_on(connection, what, sending=False, closed=False):
+            raise connection.error(what)
         return await self.for_receive(what)
 
     async def aclose(self) -> None:
@@ -355,7 +367,9 @@ class Lifecycle:
             if connection.busy:
                 await connection.drain()
         except ConnectionClosed as e:
-            self.lost(connection, e, "Send", sending=True)
+            closed = isinstance(e, ClientClosed)
+            if not self.goes_on(connection, "Send", sending=True, closed=closed):
+                raise
             await self.send(dst, packets)
 
     async def send_command(self, connection: ClientConnection, frame: bytes) -> None:
@@ -364,7 +378,9 @@ class Lifecycle:
         try:
             await _send_frame(connection, frame)
         except ConnectionClosed as e:
-            self.lost(connection, e, "Send", sending=True)
+            closed = isinstance(e, ClientClosed)
+            if not self.goes_on(connection, "Send", sending=True, closed=closed):
+                raise
             await _send_frame(await self.for_receive("Send"), frame)
 
     async def send_on_current(self, frame: bytes) -> None:

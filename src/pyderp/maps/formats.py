@@ -84,7 +84,7 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
         document = gojson.parse(text)
     except ValueError as e:
         if kind is MapKind.JSON:
-            raise InvalidMap(f"not JSON: {e}") from None
+            raise InvalidMap(f"not JSON: {gojson.mistake(e)}") from None
         if text.lstrip()[:1] not in ("{", "[", '"', "/"):
             raise InvalidMap(f"neither JSON nor YAML with regions: {_WANTED}") from None
         document = parse_hujson(text)

@@ -32,7 +32,7 @@ def parse(text: str | bytes) -> object:
     try:
         return gojson.parse(text)
     except ValueError as e:
-        raise InvalidMap(f"not JSON: {e}") from None
+        raise InvalidMap(f"not JSON: {gojson.mistake(e)}") from None
 
 
 def parse_id(text: str) -> int | None:

@@ -41,7 +41,7 @@ def read_document(text: str | bytes, wanted: str = _WANTED) -> object:
     try:
         document = gojson.parse(text)
     except ValueError as e:
-        what = _other_form(text) or f"not JSON: {e}"
+        what = _other_form(text) or f"not JSON: {gojson.mistake(e)}"
         raise InvalidMap(f"{what}: {wanted}") from None
     refuse_other(document, wanted)
     return document

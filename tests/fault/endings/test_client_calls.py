@@ -318,7 +318,9 @@ async def reconnects() -> None:
         client = Client.for_url(
             f"http://127.0.0.1:{peer.port}/derp", config=ClientConfig(network=NetworkSettings())
         )
-        async with client, none_left(but=("pyderp.keys.NodePublic",)):  # it notes the relay's key
+        # It notes the relay's key, and the last refusal.
+        kept = ("pyderp.keys.NodePublic", "pyderp.errors.LoginRefused")
+        async with client, none_left(but=kept):
             for _ in range(3):
                 await fails(receive(client, asyncio.Event()))
                 await fails(client.send(DST, b"x"))
