@@ -260,6 +260,7 @@ def test_a_map_that_breaks_while_it_is_watched(tls_relay: RelayThread, tmp_path:
             node("900b"),
         )
         watching.wait_for_out("new -> fail  900b  tcp.ipv4")
+        watching.wait_for_out("region.mesh")  # the last check: its clients are being closed
         watching.interrupt()
         assert watching.end().code == 130
 

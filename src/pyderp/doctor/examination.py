@@ -107,8 +107,7 @@ class Examination:
                     report=report,
                 )
         finally:
-            for visit in visits:
-                await visit.aclose()
+            await _close(visits)
 
     async def _node(
         self,
@@ -134,3 +133,13 @@ class Examination:
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Run coroutines side by side; the first error ends the others and is raised."""
     await run_together(*(asyncio.create_task(each, name="doctor") for each in work))
+
+
+async def _close(visits: Sequence[Visit]) -> None:
+    """Close all clients, also if the run is cancelled meanwhile; takes a second at most."""
+    closing = asyncio.gather(*(visit.aclose() for visit in visits))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await closing
+        raise
