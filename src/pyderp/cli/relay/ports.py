@@ -1,7 +1,7 @@
-"""Whether a relay's ports can be listened on, each looked at by itself.
+"""Checks whether a relay could listen on its ports, for `--check`.
 
-A port on which the relay with the same key runs already is none that is taken: it is free once that
-relay has stopped.
+A port counts as free if the relay with the same key listens on it, because the new relay replaces
+that one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _RUNS: Final = "the relay with this key runs there already"
 
 @dataclass(frozen=True)
 class _Port:
-    """One that a relay listens on.
+    """A port that the relay would listen on.
 
     Args:
-        line: what it is for, and where.
+        line: the line of `--check` for it: service and address.
         open: opens the sockets as the relay does, or raises `ConfigError`.
-        held: returns the inodes of the sockets that are there; empty: they are not known.
-        main: whether it is the relay's address.
-        optional: whether a relay starts without.
+        held: returns the inodes of the sockets that listen there now; empty: unknown.
+        main: whether it is the relay's own address (`-a`).
+        optional: whether the relay starts if this port is taken.
     """
 
     line: str

@@ -98,7 +98,7 @@ def _degraded(view: RelayView) -> Iterator[Series]:
     count = Counter(trouble.part for trouble in troubles(view))
     yield Series(
         "gauge_pyderp_degraded",
-        "What does not work at the moment, by part of the relay; /debug/check says what it is.",
+        "Troubles of the relay now, by the part that does not work; /debug/check lists them.",
         {(part.value,): count[part] for part in sorted({*parts_in_use(view), *count})},
         ("part",),
     )
