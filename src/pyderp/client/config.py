@@ -237,13 +237,7 @@ def parse_url(url: str) -> UrlTarget:
             "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
             "%, the host as xn--…"
         )
-    default = {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
-    if default is None:
-        text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
-        if scheme in ("ws", "wss"):
-            text += ", with ClientConfig(websocket=True) for a websocket"
-        raise ConfigError(text)
-    port = explicit or default
+    default = _default_port(scheme)  # also refuses other schemes
     path = parts.path or "/"
     user = None
     if parts.username is not None:
@@ -252,11 +246,21 @@ def parse_url(url: str) -> UrlTarget:
         text=_redacted(parts),
         tls=scheme != "http",
         host=host,
-        port=port,
+        port=explicit or default,
         host_header=parts.netloc.rpartition("@")[2].removesuffix(":"),
         request_target=f"{path}?{parts.query}" if parts.query else path,
         userinfo=user,
     )
+
+
+def _default_port(scheme: str) -> int:
+    port = {"https": defaults.HTTPS_PORT, "http": _HTTP_PORT}.get(scheme)
+    if port is None:
+        text = f'derphttp.NewClient: invalid URL scheme "{scheme}"; want https:// or http://'
+        if scheme in ("ws", "wss"):
+            text += ", with ClientConfig(websocket=True) for a websocket"
+        raise ConfigError(text)
+    return port
 
 
 def pin_name(pin: str) -> str:

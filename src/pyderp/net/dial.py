@@ -119,8 +119,7 @@ async def dial_node(
     """
     _check(node, port)
     ways = _ways(node)
-    # Go's client asks for an empty name, or (v1.104) not at all: such a node has an address.
-    host = node.host_name or next((address for _, address in ways if address), "")
+    host = _host_for_proxy(node, ways)
     proxy = explicit_proxy(settings) or connect_proxy_from_environment(
         settings, host, _HTTPS, tls=True
     )
@@ -141,6 +140,11 @@ async def dial_node(
             return await link_over_socket(sock)
     except TimeoutError as e:
         raise _too_slow(node, port, ways, proxy) from without_frames(e)
+
+
+def _host_for_proxy(node: DERPNode, ways: Sequence[_Way]) -> str:
+    # Go's client asks for an empty name, or (v1.104) not at all: such a node has an address.
+    return node.host_name or next((address for _, address in ways if address), "")
 
 
 def _too_slow(node: DERPNode, port: int, ways: Sequence[_Way], proxy: Proxy | None) -> DialError:

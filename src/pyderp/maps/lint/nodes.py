@@ -15,7 +15,7 @@ _NONE: Final = "none"
 
 
 def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
-    """What is wrong with it by itself; `number`: the region's."""
+    """Check a node without its neighbours; `number`: its region's."""
     for error in node_errors(node, number):
         yield Finding(
             rule="node-value",
@@ -54,6 +54,11 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
             advice=f"write the pin in CertName, {PIN_PREFIX}…; `pyderp map show https://"
             f"{bracketed(node.host_name)}` finds it",
         )
+    yield from _for_tests(node, path)
+    yield from unknown_members(node.unknown, path, NODE_NAMES)
+
+
+def _for_tests(node: DERPNode, path: str) -> Iterator[Finding]:
     for name, is_set, does in (
         ("InsecureForTests", node.insecure_for_tests, "anyone on the way can pose as the relay"),
         ("STUNTestIP", bool(node.stun_test_ip), "STUN goes to another address than DERP"),
@@ -65,7 +70,6 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
                 text=f"{name} is for tests: {does}",
                 advice="remove it",
             )
-    yield from unknown_members(node.unknown, path, NODE_NAMES)
 
 
 def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
