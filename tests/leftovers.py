@@ -88,9 +88,9 @@ class Snapshot:
         self._errors: list[str] = []
         self._loop = _running_loop()
         gc.collect()
-        # Kept alive, so that no later object has the identity of one of them.
-        self._held = [o for o in gc.get_objects() if self._counts(o)]
-        self._before = {id(o) for o in self._held}
+        # What is here now is out of every later search: `gc.get_objects` and the collector pass
+        # over it. In a process that has run many tests it is most of the heap.
+        gc.freeze()
         # Not kept alive: one that ends meanwhile would hold the error that it ends with.
         self._tasks = weakref.WeakSet(_tasks(self._loop))
         self._timers = {id(t) for t in _timers(self._loop)}
@@ -118,9 +118,7 @@ class Snapshot:
 
     def _objects(self) -> Counter[str]:
         """Objects that came later and count, by kind."""
-        return Counter(
-            _kind(o) for o in gc.get_objects() if id(o) not in self._before and self._counts(o)
-        )
+        return Counter(_kind(o) for o in gc.get_objects() if self._counts(o))
 
     def _look_for_cycles(self, found: Leftovers) -> None:
         _free_husks()
