@@ -256,7 +256,11 @@ class _Inner(socket.socket):
         self._outer = outer
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=True)
-        self._run(self._tls.do_handshake)
+        try:
+            self._run(self._tls.do_handshake)
+        except OSError:
+            self.close()
+            raise
 
     def _run(self, do: Callable[[], object]) -> object:
         while True:
