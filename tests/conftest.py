@@ -1,4 +1,4 @@
-"""What all tests share: the two event loops that a relay must work on."""
+"""What all tests share: async tests, and the two event loops that a relay must work on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import inspect
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
 import uvloop
@@ -23,6 +24,8 @@ from pyderp.native import NativeUse, installed_version, load
 
 from .server.certificates import write_pair
 from .server.ways import NAME
+
+TESTS = Path(__file__).parent
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -41,6 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[each.value for each in NativeUse],
         default=NativeUse.AUTO.value,
         help="use pyderp-fast if it is installed; on: it must be; off: as if it were not",
+    )
+    parser.addoption(
+        "--loops",
+        choices=["chosen", "both", *LOOPS],
+        default="chosen",
+        help="loops of async tests; chosen: both where the loop matters, elsewhere asyncio's",
     )
 
 
@@ -68,9 +77,52 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_BOUND = 30.0
-"""Seconds after which a test with sockets has hung."""
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+ONE_LOOP = "asyncio"
+"""The loop of async tests whose result does not depend on the loop."""
 
+BOTH_LOOPS = ("fault/", "net/", "server/app/", "server/conn/", "server/services/")
+"""Folders whose async tests run on both loops: sockets, TLS, transports, what a loop frees.
+
+Elsewhere `pytest.mark.both_loops` says so for one test or module.
+"""
+
+
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> None:
+    """Let an `async def test_…` depend on its loop, also if it does not name it."""
+    if collector.istestfunction(obj, name) and inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("on_loop")(obj)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the loops of a test, unless it is parametrized by `on_loop` itself."""
+    if "on_loop" not in metafunc.fixturenames:
+        return
+    marks = list(metafunc.definition.iter_markers("parametrize"))
+    if any("on_loop" in mark.args[0] for mark in marks):
+        return
+    loops = [metafunc.config.getoption("--loops")]
+    if loops == ["chosen"]:
+        path = metafunc.definition.path.as_posix().removeprefix(f"{TESTS.as_posix()}/")
+        marked = metafunc.definition.get_closest_marker("both_loops")
+        loops = ["both" if marked or path.startswith(BOTH_LOOPS) else ONE_LOOP]
+    metafunc.parametrize("on_loop", list(LOOPS) if loops == ["both"] else loops, indirect=True)
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test on its loop."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    cast("Run", pyfuncitem.funcargs["on_loop"])(test(**arguments))
+    return True
+
+
+BOUND = 30.0
+"""Seconds after which an async test has hung."""
 
 END = 60.0
 """Seconds after which a loop that is being closed has hung."""
@@ -92,16 +144,15 @@ def must_end(config: pytest.Config) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """Run a coroutine on each loop; what the loop had to catch by itself fails the test."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+@pytest.fixture
+def on_loop(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Run a coroutine on a loop; what the loop had to catch by itself fails the test."""
     caught: list[dict[str, Any]] = []
-    runner = asyncio.Runner(loop_factory=factory)
+    runner = asyncio.Runner(loop_factory=LOOPS[request.param])
     runner.get_loop().set_exception_handler(lambda _, context: caught.append(context))
 
     async def bounded(main: Coroutine[Any, Any, None]) -> None:
-        async with asyncio.timeout(_BOUND):
+        async with asyncio.timeout(BOUND):
             await main
 
     yield lambda main: runner.run(bounded(main))

@@ -18,7 +18,6 @@ import ctypes
 import pytest
 
 from tests import conftest
-from tests.conftest import run
 
 conftest.END = 0.5
 
@@ -32,19 +31,20 @@ class Loop(asyncio.SelectorEventLoop):
 
 @pytest.fixture
 def hanging(monkeypatch):
-    monkeypatch.setattr(asyncio, "new_event_loop", Loop)
+    monkeypatch.setitem(conftest.LOOPS, "asyncio", Loop)
 
 
-def test_before(run):
-    run(asyncio.sleep(0))
+async def test_before():
+    pass
 
 
-def test_hanging(hanging, run):
-    run(asyncio.sleep(0))
+@pytest.mark.usefixtures("hanging")
+async def test_hanging():
+    pass
 
 
-def test_after(run):
-    run(asyncio.sleep(0))
+async def test_after():
+    pass
 """
 
 
@@ -57,7 +57,14 @@ def test_a_loop_that_does_not_close_is_a_failure_with_its_stack(
     file = tmp_path / "test_hanging.py"
     file.write_text(HANGING)
     command = [sys.executable, "-m", "pytest", "-c", f"{ROOT}/pyproject.toml"]
-    command += ["-p", "no:cacheprovider", f"--rootdir={ROOT}", f"-n{workers}"]
+    command += [
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={ROOT}",
+        f"-n{workers}",
+    ]
     command += ["-k", "asyncio", str(file)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=BOUND

@@ -13,7 +13,6 @@ import pytest
 from pyderp.errors import ConnectionClosed
 from pyderp.wire.messages import Restarting
 
-from .conftest import Run
 from .leftovers import Snapshot, collector_off, none_left, none_left_now
 
 _HELD: list[object] = []
@@ -104,43 +103,37 @@ def test_a_descriptor_is_left() -> None:
     os.close(read)
 
 
-def test_what_a_loop_holds_is_left(run: Run) -> None:
-    async def main() -> None:
+async def test_what_a_loop_holds_is_left() -> None:
+    snapshot = Snapshot()
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(asyncio.sleep(100))
+    await asyncio.sleep(0)
+    assert len(snapshot.left().tasks) == 1
+    task.cancel()
+    await asyncio.wait([task])
+    assert not snapshot.left().tasks
+    timer = loop.call_later(100, print)
+    is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
+    assert len(snapshot.left().timers) == is_asyncio
+    timer.cancel()
+    assert not snapshot.left().timers
+
+
+async def test_a_transport_is_left_until_it_is_closed() -> None:
+    loop = asyncio.get_running_loop()
+    one, other = socket.socketpair()
+    with other:
         snapshot = Snapshot()
-        loop = asyncio.get_running_loop()
-        task = asyncio.create_task(asyncio.sleep(100))
-        await asyncio.sleep(0)
-        assert len(snapshot.left().tasks) == 1
-        task.cancel()
-        await asyncio.wait([task])
-        assert not snapshot.left().tasks
-        timer = loop.call_later(100, print)
-        is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
-        assert len(snapshot.left().timers) == is_asyncio
-        timer.cancel()
-        assert not snapshot.left().timers
-
-    run(main())
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=one)
+        del one
+        assert snapshot.left().objects.total() >= 1
+        async with none_left():
+            transport.abort()
+            del transport
+        assert not snapshot.left()
 
 
-def test_a_transport_is_left_until_it_is_closed(run: Run) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        one, other = socket.socketpair()
-        with other:
-            snapshot = Snapshot()
-            transport, _ = await loop.create_connection(asyncio.Protocol, sock=one)
-            del one
-            assert snapshot.left().objects.total() >= 1
-            async with none_left():
-                transport.abort()
-                del transport
-            assert not snapshot.left()
-
-    run(main())
-
-
-def test_an_exception_that_nobody_retrieved_is_left(run: Run) -> None:
+async def test_an_exception_that_nobody_retrieved_is_left() -> None:
     async def fail() -> None:
         raise ValueError("nobody looks")
 
@@ -150,9 +143,6 @@ def test_an_exception_that_nobody_retrieved_is_left(run: Run) -> None:
             await asyncio.sleep(0)
             del task
 
-    async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
-        with pytest.raises(AssertionError, match="errors: Task exception was never retrieved"):
-            await forget()
-
-    run(main())
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    with pytest.raises(AssertionError, match="errors: Task exception was never retrieved"):
+        await forget()

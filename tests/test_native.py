@@ -11,7 +11,6 @@ import pytest
 
 from pyderp import ConfigError, Relay, RelayConfig
 from pyderp.native import API_VERSION, NativeUse, installed_version, load
-from tests.conftest import Run
 
 
 def _installed(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
@@ -84,25 +83,19 @@ def test_another_type_is_refused() -> None:
         RelayConfig(native="auto")  # type: ignore[arg-type]  # what is tested
 
 
-def test_a_relay_says_what_it_uses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relay_says_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     walk = SimpleNamespace(API_VERSION=API_VERSION, VERSION="7", **COMPLETE)
     _installed(monkeypatch, walk)
 
-    async def main() -> None:
-        for native, version in ((NativeUse.AUTO, "7"), (NativeUse.OFF, "")):
-            async with Relay(RelayConfig(native=native)) as relay:
-                assert relay.native_version == version
-
-    run(main())
+    for native, version in ((NativeUse.AUTO, "7"), (NativeUse.OFF, "")):
+        async with Relay(RelayConfig(native=native)) as relay:
+            assert relay.native_version == version
 
 
-def test_a_relay_that_must_have_it_does_not_start_without(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_a_relay_that_must_have_it_does_not_start_without(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _installed(monkeypatch, None)
 
-    async def main() -> None:
-        with pytest.raises(ConfigError, match="native is on, but pyderp-fast cannot be loaded"):
-            await Relay(RelayConfig(native=NativeUse.ON)).start()
-
-    run(main())
+    with pytest.raises(ConfigError, match="native is on, but pyderp-fast cannot be loaded"):
+        await Relay(RelayConfig(native=NativeUse.ON)).start()

@@ -13,7 +13,6 @@ import pytest
 from pyderp import Client, NodePrivate, Relay, RelayConfig
 from pyderp.tasks import cancel_and_wait, in_own_thread, run_together
 
-from .conftest import Run
 from .leftovers import none_left
 
 
@@ -39,60 +38,48 @@ async def together(*works: Coroutine[Any, Any, None]) -> None:
     await run_together(*map(asyncio.create_task, works))
 
 
-def test_all_have_ended_when_it_returns(run: Run) -> None:
-    async def main() -> None:
-        done: list[int] = []
+async def test_all_have_ended_when_it_returns() -> None:
+    done: list[int] = []
 
-        async def work(n: int) -> None:
-            await asyncio.sleep(0)
-            done.append(n)
-
-        await together(work(1), work(2))
-        assert sorted(done) == [1, 2]
-
-    run(main())
-
-
-def test_the_first_that_fails_ends_the_others(run: Run) -> None:
-    async def main() -> None:
-        other = asyncio.create_task(stubborn())
-        with pytest.raises(ValueError, match="first"):
-            await run_together(other, asyncio.create_task(fail("first")))
-        assert other.cancelled()
-
-    run(main())
-
-
-def test_cancelling_waits_for_all(run: Run) -> None:
-    async def main() -> None:
-        works = [asyncio.create_task(stubborn()) for _ in range(2)]
-        task = asyncio.create_task(run_together(*works))
+    async def work(n: int) -> None:
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.sleep(0)
-        task.cancel()  # in the middle of the end
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        assert task.cancelled()
-        assert all(work.cancelled() for work in works)
+        done.append(n)
 
-    run(main())
+    await together(work(1), work(2))
+    assert sorted(done) == [1, 2]
 
 
-def test_what_fails_while_it_is_cancelled_is_dropped(run: Run) -> None:
+async def test_the_first_that_fails_ends_the_others() -> None:
+    other = asyncio.create_task(stubborn())
+    with pytest.raises(ValueError, match="first"):
+        await run_together(other, asyncio.create_task(fail("first")))
+    assert other.cancelled()
+
+
+async def test_cancelling_waits_for_all() -> None:
+    works = [asyncio.create_task(stubborn()) for _ in range(2)]
+    task = asyncio.create_task(run_together(*works))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()  # in the middle of the end
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert all(work.cancelled() for work in works)
+
+
+async def test_what_fails_while_it_is_cancelled_is_dropped() -> None:
     async def fails_at_the_end() -> None:
         try:
             await forever()
         finally:
             raise ValueError("nobody looks")
 
-    async def main() -> None:
-        task = asyncio.create_task(fails_at_the_end())
-        await asyncio.sleep(0)
-        await cancel_and_wait([task])
-
-    run(main())
+    task = asyncio.create_task(fails_at_the_end())
+    await asyncio.sleep(0)
+    await cancel_and_wait([task])
 
 
 async def fails() -> None:
@@ -107,41 +94,32 @@ async def is_cancelled() -> None:
 
 
 @pytest.mark.parametrize("end", [fails, is_cancelled])
-def test_nothing_is_left(run: Run, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
+async def test_nothing_is_left(end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await end()
+    async with none_left():
         await end()
-        async with none_left():
-            await end()
-
-    run(main())
 
 
-def test_a_call_in_its_own_thread_returns_or_raises(run: Run) -> None:
+async def test_a_call_in_its_own_thread_returns_or_raises() -> None:
     def name_of_thread() -> str:
         return threading.current_thread().name
 
     def fail_in_thread() -> None:
         raise ValueError("no")
 
-    async def main() -> None:
-        assert await in_own_thread(name_of_thread, name="own") == "own"
-        with pytest.raises(ValueError, match="no"):
-            await in_own_thread(fail_in_thread, name="own")
-
-    run(main())
+    assert await in_own_thread(name_of_thread, name="own") == "own"
+    with pytest.raises(ValueError, match="no"):
+        await in_own_thread(fail_in_thread, name="own")
 
 
-def test_a_call_that_is_cancelled_keeps_nothing_waiting(run: Run) -> None:
-    async def main() -> None:
-        release = threading.Event()
-        waiting = asyncio.ensure_future(in_own_thread(release.wait, name="own"))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        release.set()
-
-    run(main())
+async def test_a_call_that_is_cancelled_keeps_nothing_waiting() -> None:
+    release = threading.Event()
+    waiting = asyncio.ensure_future(in_own_thread(release.wait, name="own"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    release.set()
 
 
 def join(name: str) -> None:
@@ -170,26 +148,20 @@ async def is_cancelled_before_its_thread_ends() -> None:
 
 
 @pytest.mark.parametrize("end", [fails_in_a_thread, is_cancelled_before_its_thread_ends])
-def test_nothing_is_left_of_a_call_in_its_own_thread(
-    run: Run, end: Callable[[], Coroutine[Any, Any, None]]
+async def test_nothing_is_left_of_a_call_in_its_own_thread(
+    end: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    async def main() -> None:
+    await end()
+    async with none_left():
         await end()
-        async with none_left():
-            await end()
-
-    run(main())
 
 
-def test_a_thread_that_outlives_the_event_loop_ends_quietly(run: Run) -> None:
+async def test_a_thread_that_outlives_the_event_loop_ends_quietly() -> None:
     release = threading.Event()
 
-    async def main() -> None:
-        waiting = asyncio.ensure_future(in_own_thread(release.wait, name="late"))
-        await asyncio.sleep(0)
-        waiting.cancel()
-
-    run(main())
+    waiting = asyncio.ensure_future(in_own_thread(release.wait, name="late"))
+    await asyncio.sleep(0)
+    waiting.cancel()
     assert [each.daemon for each in threading.enumerate() if each.name == "late"] == [True]
     release.set()
     join("late")
@@ -211,8 +183,8 @@ def test_without_asyncio_the_error_says_what_to_use(call: str) -> None:
     work.close()
 
 
-def test_without_a_free_thread_it_is_an_error_of_the_system(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_without_a_free_thread_it_is_an_error_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -222,4 +194,4 @@ def test_without_a_free_thread_it_is_an_error_of_the_system(
             await in_own_thread(lambda: None, name="own")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    run(main())
+    await main()

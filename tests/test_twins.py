@@ -529,12 +529,15 @@ WANTED: Final = sorted(
 )
 
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def defined(body: list[ast.stmt], above: str) -> Iterator[str]:
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield f"{above}::{node.name}"
             yield from defined(node.body, f"{above}::{node.name}")
-        elif isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+        elif isinstance(node, FUNCTIONS) and node.name.startswith("test_"):
             yield f"{above}::{node.name}"
 
 

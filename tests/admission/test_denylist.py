@@ -15,7 +15,6 @@ from pyderp.errors import ConfigError
 from pyderp.relay.connection import EndReason
 from pyderp.server.app.relay import Relay
 from pyderp.text import LOG_FIELDS
-from tests.conftest import Run
 from tests.server import dial
 
 from .fakes import identity, key
@@ -84,63 +83,54 @@ def test_a_broken_file_leaves_the_old_list_and_shows(
 
 
 @pytest.mark.parametrize("source", ["alone", "allowed", "function"])
-def test_deny_wins_over_each_source(run: Run, tmp_path: Path, source: str) -> None:
-    async def main() -> None:
-        deny, allow = tmp_path / "deny", tmp_path / "allow"
-        deny.write_text(f"{key(1)}\n")
-        allow.write_text(f"{key(1)}\n{key(2)}\n")
-        ways: dict[str, dict[str, Any]] = {
-            "alone": {},
-            "allowed": {"keys_file": allow},
-            "function": {"decide": lambda *_: True},
-        }
-        more = ways[source]
-        async with GateRelay().gate(deny_file=deny, **more) as gate:
-            assert not (await gate.ask(identity(1))).allowed
-            assert (await gate.ask(identity(2))).allowed
-            assert gate.sources[0] == "deny file"
-
-    run(main())
+async def test_deny_wins_over_each_source(tmp_path: Path, source: str) -> None:
+    deny, allow = tmp_path / "deny", tmp_path / "allow"
+    deny.write_text(f"{key(1)}\n")
+    allow.write_text(f"{key(1)}\n{key(2)}\n")
+    ways: dict[str, dict[str, Any]] = {
+        "alone": {},
+        "allowed": {"keys_file": allow},
+        "function": {"decide": lambda *_: True},
+    }
+    more = ways[source]
+    async with GateRelay().gate(deny_file=deny, **more) as gate:
+        assert not (await gate.ask(identity(1))).allowed
+        assert (await gate.ask(identity(2))).allowed
+        assert gate.sources[0] == "deny file"
 
 
-def test_a_denied_client_is_closed_at_the_reload_and_logged(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_denied_client_is_closed_at_the_reload_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "deny"
-        path.write_text("")
-        config = RelayConfig(admission=AdmissionConfig(deny_file=path))
-        async with Relay(config) as relay, dial.clients(relay, 2) as (bad, good):
-            path.write_text(f"{bad.key} lost\n")
-            relay.reload()
-            assert relay.counters.ends[EndReason.REVOKED] == 1
-            assert relay.clients == 1
-            await bad.closed()
-            (line,) = [each for each in caplog.records if "no longer allowed" in each.message]
-            fields = vars(line)[LOG_FIELDS]
-            assert fields.pop("address").startswith("127.0.0.1:")
-            assert fields == {
-                "connection": 1,
-                "key": str(bad.key),
-                "label": "lost",
-                "reason": EndReason.REVOKED.value,
-            }
-            await good.ping()
-
-    run(main())
+    path = tmp_path / "deny"
+    path.write_text("")
+    config = RelayConfig(admission=AdmissionConfig(deny_file=path))
+    async with Relay(config) as relay, dial.clients(relay, 2) as (bad, good):
+        path.write_text(f"{bad.key} lost\n")
+        relay.reload()
+        assert relay.counters.ends[EndReason.REVOKED] == 1
+        assert relay.clients == 1
+        await bad.closed()
+        (line,) = [each for each in caplog.records if "no longer allowed" in each.message]
+        fields = vars(line)[LOG_FIELDS]
+        assert fields.pop("address").startswith("127.0.0.1:")
+        assert fields == {
+            "connection": 1,
+            "key": str(bad.key),
+            "label": "lost",
+            "reason": EndReason.REVOKED.value,
+        }
+        await good.ping()
 
 
-def test_a_denied_client_is_closed_without_a_reload(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "deny"
-        path.write_text("")
-        relay = GateRelay([identity(1), identity(2)])
-        async with relay.gate(deny_file=path, look=0.001):
-            new = tmp_path / "new"
-            new.write_text(f"{key(1)}\n")
-            os.replace(new, path)
-            async with asyncio.timeout(40):
-                await relay.closed.wait()
-            assert [each[0] for each in relay.revoked] == [key(1)]
-
-    run(main())
+async def test_a_denied_client_is_closed_without_a_reload(tmp_path: Path) -> None:
+    path = tmp_path / "deny"
+    path.write_text("")
+    relay = GateRelay([identity(1), identity(2)])
+    async with relay.gate(deny_file=path, look=0.001):
+        new = tmp_path / "new"
+        new.write_text(f"{key(1)}\n")
+        os.replace(new, path)
+        async with asyncio.timeout(40):
+            await relay.closed.wait()
+        assert [each[0] for each in relay.revoked] == [key(1)]

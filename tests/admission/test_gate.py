@@ -17,7 +17,6 @@ from pyderp.admission import AdmissionCounters, Cause, ClientIdentity, Verdict
 from pyderp.admission.gate import Gate
 from pyderp.config import AdmissionConfig
 from pyderp.errors import ConfigError
-from tests.conftest import Run
 
 from .fakes import CLOSE, STALL, FakeServer, Reply, Request, identity, key, response, serving
 
@@ -94,45 +93,34 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def test_without_sources_everybody_comes_in(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        async with relay.gate() as gate:
-            assert gate.known(identity()) == Verdict(True)
-            assert await gate.ask(identity()) == Verdict(True)
-            assert gate.label(key(1)) == ""
-            assert await gate.check_self() is None
-            assert gate.counters == AdmissionCounters(allowed=2)
-
-    run(main())
+async def test_without_sources_everybody_comes_in(relay: Relay) -> None:
+    async with relay.gate() as gate:
+        assert gate.known(identity()) == Verdict(True)
+        assert await gate.ask(identity()) == Verdict(True)
+        assert gate.label(key(1)) == ""
+        assert await gate.check_self() is None
+        assert gate.counters == AdmissionCounters(allowed=2)
 
 
-def test_a_key_file_alone_answers_at_once(run: Run, relay: Relay, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = write_keys(tmp_path / "keys", 1, 2)
-        async with relay.gate(keys_file=path) as gate:
-            assert gate.known(identity(1)) == Verdict(True, label="label 1")
-            assert gate.known(identity(3)) == Verdict(False, NOT_LISTED)
-            assert await gate.ask(identity(3)) == Verdict(False, NOT_LISTED)
-            assert (gate.label(key(2)), gate.label(key(3))) == ("label 2", "")
-            assert gate.counters == AdmissionCounters(allowed=1, denied=2)
-
-    run(main())
+async def test_a_key_file_alone_answers_at_once(relay: Relay, tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys", 1, 2)
+    async with relay.gate(keys_file=path) as gate:
+        assert gate.known(identity(1)) == Verdict(True, label="label 1")
+        assert gate.known(identity(3)) == Verdict(False, NOT_LISTED)
+        assert await gate.ask(identity(3)) == Verdict(False, NOT_LISTED)
+        assert (gate.label(key(2)), gate.label(key(3))) == ("label 2", "")
+        assert gate.counters == AdmissionCounters(allowed=1, denied=2)
 
 
-def test_a_key_file_that_cannot_be_used_stops_the_start(
-    run: Run, relay: Relay, tmp_path: Path
-) -> None:
-    async def main() -> None:
-        path = tmp_path / "keys"
-        path.write_text("nonsense\n")
-        with pytest.raises(ConfigError, match=r"keys, line 1: not a node key"):
-            async with relay.gate(keys_file=path):
-                pass
-        with pytest.raises(ConfigError, match="No such file"):
-            async with relay.gate(keys_file=tmp_path / "none"):
-                pass
-
-    run(main())
+async def test_a_key_file_that_cannot_be_used_stops_the_start(relay: Relay, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("nonsense\n")
+    with pytest.raises(ConfigError, match=r"keys, line 1: not a node key"):
+        async with relay.gate(keys_file=path):
+            pass
+    with pytest.raises(ConfigError, match="No such file"):
+        async with relay.gate(keys_file=tmp_path / "none"):
+            pass
 
 
 def test_before_the_start_a_key_file_allows_nobody(relay: Relay, tmp_path: Path) -> None:
@@ -154,336 +142,283 @@ REASONS = {
 
 
 @pytest.mark.parametrize("against", [None, *SOURCES])
-def test_all_sources_must_agree_and_are_asked_in_order(
-    run: Run, relay: Relay, tmp_path: Path, against: str | None
+async def test_all_sources_must_agree_and_are_asked_in_order(
+    relay: Relay, tmp_path: Path, against: str | None
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        asked = ["keys_file"]
+    path = tmp_path / "d.sock"
+    asked = ["keys_file"]
 
-        def whois(_: Request) -> Reply:
-            asked.append("tailscaled")
-            return [UNKNOWN if against == "tailscaled" else KNOWN]
+    def whois(_: Request) -> Reply:
+        asked.append("tailscaled")
+        return [UNKNOWN if against == "tailscaled" else KNOWN]
 
-        def admit(_: Request) -> Reply:
-            asked.append("url")
-            return [DENY if against == "url" else ALLOW]
+    def admit(_: Request) -> Reply:
+        asked.append("url")
+        return [DENY if against == "url" else ALLOW]
 
-        def decide(key: NodePublic, address: str) -> bool:
-            asked.append("decide")
-            return against != "decide"
+    def decide(key: NodePublic, address: str) -> bool:
+        asked.append("decide")
+        return against != "decide"
 
-        keys = write_keys(tmp_path / "keys", *([2] if against == "keys_file" else [1, 2]))
-        async with (
-            serving(whois, path=path),
-            serving(admit) as controller,
-            relay.gate(
-                keys_file=keys,
-                tailscaled=True,
-                tailscaled_socket=path,
-                url=controller.url,
-                decide=decide,
-            ) as gate,
-        ):
-            verdict = await gate.ask(identity(1))
-        assert verdict.allowed is (against is None)
-        label = "" if against == "keys_file" else "label 1"
-        assert (verdict.label, verdict.definitive) == (label, True)
-        assert asked == SOURCES[: SOURCES.index(against or "decide") + 1]
-        assert verdict.reason.startswith(REASONS[against])
-        assert (f"{key(1)}" in verdict.reason) is (against is not None)
-
-    run(main())
+    keys = write_keys(tmp_path / "keys", *([2] if against == "keys_file" else [1, 2]))
+    async with (
+        serving(whois, path=path),
+        serving(admit) as controller,
+        relay.gate(
+            keys_file=keys,
+            tailscaled=True,
+            tailscaled_socket=path,
+            url=controller.url,
+            decide=decide,
+        ) as gate,
+    ):
+        verdict = await gate.ask(identity(1))
+    assert verdict.allowed is (against is None)
+    label = "" if against == "keys_file" else "label 1"
+    assert (verdict.label, verdict.definitive) == (label, True)
+    assert asked == SOURCES[: SOURCES.index(against or "decide") + 1]
+    assert verdict.reason.startswith(REASONS[against])
+    assert (f"{key(1)}" in verdict.reason) is (against is not None)
 
 
-def test_an_answer_is_remembered_for_its_time_and_place(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        calls: list[str] = []
+async def test_an_answer_is_remembered_for_its_time_and_place(relay: Relay) -> None:
+    calls: list[str] = []
 
-        def decide(key: NodePublic, address: str) -> bool:
-            calls.append(address)
-            return address != "bad"
+    def decide(key: NodePublic, address: str) -> bool:
+        calls.append(address)
+        return address != "bad"
 
-        async with relay.gate(decide=decide, remember=10) as gate:
-            for address in ("good", "bad"):
-                who = identity(1, address)
-                assert gate.known(who) is None
-                verdict = await gate.ask(who)
-                relay.now += 9
-                assert gate.known(who) == await gate.ask(who) == verdict
-                assert verdict.allowed is (address == "good")
-                relay.now += 1
-                assert gate.known(who) is None
-            assert calls == ["good", "bad"]
-            assert gate.counters == AdmissionCounters(allowed=3, denied=3, cache_hits=4, queries=2)
-
-    run(main())
+    async with relay.gate(decide=decide, remember=10) as gate:
+        for address in ("good", "bad"):
+            who = identity(1, address)
+            assert gate.known(who) is None
+            verdict = await gate.ask(who)
+            relay.now += 9
+            assert gate.known(who) == await gate.ask(who) == verdict
+            assert verdict.allowed is (address == "good")
+            relay.now += 1
+            assert gate.known(who) is None
+        assert calls == ["good", "bad"]
+        assert gate.counters == AdmissionCounters(allowed=3, denied=3, cache_hits=4, queries=2)
 
 
-def test_remembering_can_be_switched_off(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        async with relay.gate(decide=lambda *_: True, remember=0) as gate:
-            for _ in range(3):
-                assert (await gate.ask(identity())).allowed
-                assert gate.known(identity()) is None
-            assert gate.counters.queries == 3
-
-    run(main())
+async def test_remembering_can_be_switched_off(relay: Relay) -> None:
+    async with relay.gate(decide=lambda *_: True, remember=0) as gate:
+        for _ in range(3):
+            assert (await gate.ask(identity())).allowed
+            assert gate.known(identity()) is None
+        assert gate.counters.queries == 3
 
 
-def test_no_more_is_remembered_than_the_limit(
-    run: Run, relay: Relay, monkeypatch: pytest.MonkeyPatch
+async def test_no_more_is_remembered_than_the_limit(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyderp.admission.gate.ADMISSION_CACHE", 3)
 
-    async def main() -> None:
-        async with relay.gate(decide=lambda *_: True) as gate:
-            for n in range(5):
-                await gate.ask(identity(n))
-            known = [n for n in range(5) if gate.known(identity(n)) is not None]
-            assert known == [2, 3, 4]
-
-    run(main())
+    async with relay.gate(decide=lambda *_: True) as gate:
+        for n in range(5):
+            await gate.ask(identity(n))
+        known = [n for n in range(5) if gate.known(identity(n)) is not None]
+        assert known == [2, 3, 4]
 
 
-def test_who_could_not_be_asked_about_is_asked_about_again(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        replies: list[Reply] = [[response(b"", "500 Oops")], [ALLOW]]
-        async with (
-            serving(lambda _: replies.pop(0)) as server,
-            relay.gate(url=server.url) as gate,
-        ):
-            assert not (await gate.ask(identity())).allowed
+async def test_who_could_not_be_asked_about_is_asked_about_again(relay: Relay) -> None:
+    replies: list[Reply] = [[response(b"", "500 Oops")], [ALLOW]]
+    async with (
+        serving(lambda _: replies.pop(0)) as server,
+        relay.gate(url=server.url) as gate,
+    ):
+        assert not (await gate.ask(identity())).allowed
+        assert gate.known(identity()) is None
+        assert (await gate.ask(identity())).allowed
+        assert gate.known(identity()) == Verdict(True)
+        assert gate.counters == AdmissionCounters(
+            allowed=2, denied=1, cache_hits=1, queries=2, errors=1
+        )
+
+
+async def test_who_was_let_in_unasked_is_asked_about_next_time(relay: Relay) -> None:
+    async with serving([ALLOW]) as server:
+        url = server.url
+    async with relay.gate(url=url) as gate:
+        for n in (1, 2):
+            assert await gate.ask(identity()) == Verdict(True, cause=Cause.UNREACHABLE)
             assert gate.known(identity()) is None
-            assert (await gate.ask(identity())).allowed
-            assert gate.known(identity()) == Verdict(True)
-            assert gate.counters == AdmissionCounters(
-                allowed=2, denied=1, cache_hits=1, queries=2, errors=1
-            )
-
-    run(main())
+            # At the second time it is known that there is nobody to ask.
+            assert gate.counters == AdmissionCounters(allowed=n, queries=1, errors=1, failed_open=n)
 
 
-def test_who_was_let_in_unasked_is_asked_about_next_time(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            url = server.url
-        async with relay.gate(url=url) as gate:
-            for n in (1, 2):
-                assert await gate.ask(identity()) == Verdict(True, cause=Cause.UNREACHABLE)
-                assert gate.known(identity()) is None
-                # At the second time it is known that there is nobody to ask.
-                assert gate.counters == AdmissionCounters(
-                    allowed=n, queries=1, errors=1, failed_open=n
-                )
-
-    run(main())
-
-
-def test_concurrent_questions_about_one_client_are_one(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        decide = Decider()
-        async with relay.gate(decide=decide) as gate:
-            asking = [asyncio.ensure_future(gate.ask(identity(1))) for _ in range(3)]
-            other = asyncio.ensure_future(gate.ask(identity(1, "192.0.2.8")))
-            await turns()
-            assert decide.asked == [identity(1), identity(1, "192.0.2.8")]
-            asking[0].cancel()
-            await turns()
-            decide.answers[0].set_result(True)
-            decide.answers[1].set_result(False)
-            assert [await task for task in asking[1:]] == [Verdict(True)] * 2
-            assert not (await other).allowed
-            with pytest.raises(asyncio.CancelledError):
-                await asking[0]
-            assert gate.counters == AdmissionCounters(allowed=2, denied=1, queries=2)
-
-    run(main())
+async def test_concurrent_questions_about_one_client_are_one(relay: Relay) -> None:
+    decide = Decider()
+    async with relay.gate(decide=decide) as gate:
+        asking = [asyncio.ensure_future(gate.ask(identity(1))) for _ in range(3)]
+        other = asyncio.ensure_future(gate.ask(identity(1, "192.0.2.8")))
+        await turns()
+        assert decide.asked == [identity(1), identity(1, "192.0.2.8")]
+        asking[0].cancel()
+        await turns()
+        decide.answers[0].set_result(True)
+        decide.answers[1].set_result(False)
+        assert [await task for task in asking[1:]] == [Verdict(True)] * 2
+        assert not (await other).allowed
+        with pytest.raises(asyncio.CancelledError):
+            await asking[0]
+        assert gate.counters == AdmissionCounters(allowed=2, denied=1, queries=2)
 
 
-def test_a_reload_forgets_answers_also_those_under_way(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        decide = Decider()
-        async with relay.gate(decide=decide) as gate:
-            early = asyncio.ensure_future(gate.ask(identity(1)))
-            await turns()
-            gate.reload()
-            late = asyncio.ensure_future(gate.ask(identity(1)))
-            await turns()
-            decide.answers[0].set_result(True)
-            assert (await early).allowed
-            assert gate.known(identity(1)) is None
-            decide.answers[1].set_result(False)
-            assert not (await late).allowed
-            known = gate.known(identity(1))
-            assert known is not None
-            assert not known.allowed
-            gate.reload()
-            assert gate.known(identity(1)) is None
-
-    run(main())
+async def test_a_reload_forgets_answers_also_those_under_way(relay: Relay) -> None:
+    decide = Decider()
+    async with relay.gate(decide=decide) as gate:
+        early = asyncio.ensure_future(gate.ask(identity(1)))
+        await turns()
+        gate.reload()
+        late = asyncio.ensure_future(gate.ask(identity(1)))
+        await turns()
+        decide.answers[0].set_result(True)
+        assert (await early).allowed
+        assert gate.known(identity(1)) is None
+        decide.answers[1].set_result(False)
+        assert not (await late).allowed
+        known = gate.known(identity(1))
+        assert known is not None
+        assert not known.allowed
+        gate.reload()
+        assert gate.known(identity(1)) is None
 
 
-def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
-    run: Run, relay: Relay, tmp_path: Path
+async def test_a_key_taken_out_while_others_are_asked_does_not_come_in(
+    relay: Relay, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        decide = Decider()
-        path = write_keys(tmp_path / "keys", 3)
-        async with relay.gate(keys_file=path, decide=decide) as gate:
-            asking = asyncio.ensure_future(gate.ask(identity(3)))
-            await turns()
-            write_keys(path, 1, 2)
-            gate.reload()
-            decide.answers[0].set_result(True)
-            assert await asking == Verdict(False, NOT_LISTED)
-
-    run(main())
+    decide = Decider()
+    path = write_keys(tmp_path / "keys", 3)
+    async with relay.gate(keys_file=path, decide=decide) as gate:
+        asking = asyncio.ensure_future(gate.ask(identity(3)))
+        await turns()
+        write_keys(path, 1, 2)
+        gate.reload()
+        decide.answers[0].set_result(True)
+        assert await asking == Verdict(False, NOT_LISTED)
 
 
-def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
-    run: Run, relay: Relay, tmp_path: Path
+async def test_a_new_key_file_closes_those_who_are_no_longer_in_it(
+    relay: Relay, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        path = write_keys(tmp_path / "keys", 1, 3)
-        async with relay.gate(keys_file=path) as gate:
-            relay.connected = [identity(1), identity(3), identity(3, "192.0.2.8")]
-            path.write_text("half a li")
-            gate.reload()
-            assert relay.revoked == []
-            write_keys(path, 1, 2)
-            gate.reload()
-            assert relay.revoked == [(key(3), None, NOT_LISTED)]
-            assert gate.known(identity(2)) == Verdict(True, label="label 2")
-            assert gate.counters.revoked == 1
-
-    run(main())
-
-
-def test_the_key_file_is_looked_at_without_a_reload(run: Run, relay: Relay, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = write_keys(tmp_path / "keys", 1, 3)
-        relay.connected = [identity(1), identity(3)]
-        async with relay.gate(keys_file=path, look=0.01):
-            write_keys(tmp_path / "new", 1, 2)
-            os.replace(tmp_path / "new", path)
-            await relay.closed.wait()
+    path = write_keys(tmp_path / "keys", 1, 3)
+    async with relay.gate(keys_file=path) as gate:
+        relay.connected = [identity(1), identity(3), identity(3, "192.0.2.8")]
+        path.write_text("half a li")
+        gate.reload()
+        assert relay.revoked == []
+        write_keys(path, 1, 2)
+        gate.reload()
         assert relay.revoked == [(key(3), None, NOT_LISTED)]
-
-    run(main())
-
-
-def test_rechecks_close_whom_a_source_denies_and_nobody_else(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        def reply(request: Request) -> Reply:
-            if str(key(1)).encode() in request.body:
-                return [ALLOW]
-            if str(key(2)).encode() in request.body:
-                return [response(b"", "503 Busy")]
-            return [DENY]
-
-        relay.connected = [identity(n) for n in (1, 2, 3)]
-        async with (
-            serving(reply) as server,
-            relay.gate(url=server.url, recheck=0.05) as gate,
-        ):
-            await relay.closed.wait()
-            await server.wait_for_requests(6)
-            reason = f"admission controller: {key(3)}/192.0.2.7 not allowed"
-            assert relay.revoked == [(key(3), "192.0.2.7", reason)]
-            # Nobody came in by this, and the denial is remembered.
-            assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
-            known = gate.known(identity(3))
-            assert known is not None
-            assert not known.allowed
-
-    run(main())
+        assert gate.known(identity(2)) == Verdict(True, label="label 2")
+        assert gate.counters.revoked == 1
 
 
-def test_a_recheck_closes_a_key_only_where_it_is_denied(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        asked: list[str] = []
-        round_two = asyncio.Event()
+async def test_the_key_file_is_looked_at_without_a_reload(relay: Relay, tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys", 1, 3)
+    relay.connected = [identity(1), identity(3)]
+    async with relay.gate(keys_file=path, look=0.01):
+        write_keys(tmp_path / "new", 1, 2)
+        os.replace(tmp_path / "new", path)
+        await relay.closed.wait()
+    assert relay.revoked == [(key(3), None, NOT_LISTED)]
 
-        def decide(key: NodePublic, address: str) -> bool:
-            asked.append(address)
-            if asked.count("good") == 2:
-                round_two.set()
-            return address == "good"
 
-        relay.connected = [identity(1, "bad"), identity(1, "good"), identity(1, "worse")]
-        async with relay.gate(decide=decide, recheck=0.03) as gate:
-            await round_two.wait()
-            assert [address for _, address, _ in relay.revoked] == ["bad", "worse"]
-            assert relay.connected == [identity(1, "good")]
-            assert gate.counters.revoked == 2
+async def test_rechecks_close_whom_a_source_denies_and_nobody_else(relay: Relay) -> None:
+    def reply(request: Request) -> Reply:
+        if str(key(1)).encode() in request.body:
+            return [ALLOW]
+        if str(key(2)).encode() in request.body:
+            return [response(b"", "503 Busy")]
+        return [DENY]
 
-    run(main())
+    relay.connected = [identity(n) for n in (1, 2, 3)]
+    async with (
+        serving(reply) as server,
+        relay.gate(url=server.url, recheck=0.05) as gate,
+    ):
+        await relay.closed.wait()
+        await server.wait_for_requests(6)
+        reason = f"admission controller: {key(3)}/192.0.2.7 not allowed"
+        assert relay.revoked == [(key(3), "192.0.2.7", reason)]
+        # Nobody came in by this, and the denial is remembered.
+        assert (gate.counters.allowed, gate.counters.revoked) == (0, 1)
+        known = gate.known(identity(3))
+        assert known is not None
+        assert not known.allowed
+
+
+async def test_a_recheck_closes_a_key_only_where_it_is_denied(relay: Relay) -> None:
+    asked: list[str] = []
+    round_two = asyncio.Event()
+
+    def decide(key: NodePublic, address: str) -> bool:
+        asked.append(address)
+        if asked.count("good") == 2:
+            round_two.set()
+        return address == "good"
+
+    relay.connected = [identity(1, "bad"), identity(1, "good"), identity(1, "worse")]
+    async with relay.gate(decide=decide, recheck=0.03) as gate:
+        await round_two.wait()
+        assert [address for _, address, _ in relay.revoked] == ["bad", "worse"]
+        assert relay.connected == [identity(1, "good")]
+        assert gate.counters.revoked == 2
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-def test_rechecks_that_reach_nobody_close_nobody(run: Run, relay: Relay, fail_open: bool) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            url = server.url
-        relay.connected = [identity()]
-        async with relay.gate(url=url, url_fail_open=fail_open, recheck=0.01) as gate:
-            while gate.counters.errors < 3:  # noqa: ASYNC110 # nothing tells of an error
-                await asyncio.sleep(0.01)
-        assert relay.revoked == []
-
-    run(main())
+async def test_rechecks_that_reach_nobody_close_nobody(relay: Relay, fail_open: bool) -> None:
+    async with serving([ALLOW]) as server:
+        url = server.url
+    relay.connected = [identity()]
+    async with relay.gate(url=url, url_fail_open=fail_open, recheck=0.01) as gate:
+        while gate.counters.errors < 3:  # noqa: ASYNC110 # nothing tells of an error
+            await asyncio.sleep(0.01)
+    assert relay.revoked == []
 
 
-def test_a_source_with_a_bug_keeps_out(
-    run: Run, relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+async def test_a_source_with_a_bug_keeps_out(
+    relay: Relay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(self: object, identity: ClientIdentity) -> Verdict:
         raise RuntimeError("bug")
 
     monkeypatch.setattr("pyderp.admission.source.AdmissionFunction.ask", broken)
 
-    async def main() -> None:
-        async with relay.gate(decide=lambda *_: True) as gate:
-            verdict = await gate.ask(identity())
-            assert (verdict.allowed, verdict.definitive) == (False, False)
-            assert gate.counters.errors == 1
-
-    run(main())
+    async with relay.gate(decide=lambda *_: True) as gate:
+        verdict = await gate.ask(identity())
+        assert (verdict.allowed, verdict.definitive) == (False, False)
+        assert gate.counters.errors == 1
     assert "RuntimeError: bug" in caplog.text
 
 
-def test_a_function_that_cancels_itself_keeps_out(run: Run, relay: Relay) -> None:
-    async def main() -> None:
-        async def decide(key: NodePublic, address: str) -> bool:
-            raise asyncio.CancelledError
+async def test_a_function_that_cancels_itself_keeps_out(relay: Relay) -> None:
+    async def decide(key: NodePublic, address: str) -> bool:
+        raise asyncio.CancelledError
 
-        async with relay.gate(decide=decide) as gate:
-            assert not (await gate.ask(identity())).allowed
-
-    run(main())
+    async with relay.gate(decide=decide) as gate:
+        assert not (await gate.ask(identity())).allowed
 
 
-def test_closing_tells_who_waits_and_leaves_nothing(run: Run, relay: Relay, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = write_keys(tmp_path / "keys", 1)
-        before = asyncio.all_tasks()
-        async with serving([STALL]) as server:
-            own = asyncio.all_tasks()
-            relay.connected = [identity(1, "elsewhere")]
-            async with relay.gate(keys_file=path, url=server.url, recheck=60) as gate:
-                asking = asyncio.ensure_future(gate.ask(identity(1)))
-                await server.wait_for_requests(2)
-                await gate.aclose()
-                closing = Verdict(False, "the relay is stopping", "label 1", cause=Cause.STOPPING)
-                assert await asking == closing
-                assert await gate.ask(identity(1)) == closing
-                assert await gate.check_self() is None
-            left = asyncio.all_tasks() - own
-            assert {task.get_name() for task in left if "pyderp" in task.get_name()} == set()
-        assert asyncio.all_tasks() == before
-
-    run(main())
+async def test_closing_tells_who_waits_and_leaves_nothing(relay: Relay, tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys", 1)
+    before = asyncio.all_tasks()
+    async with serving([STALL]) as server:
+        own = asyncio.all_tasks()
+        relay.connected = [identity(1, "elsewhere")]
+        async with relay.gate(keys_file=path, url=server.url, recheck=60) as gate:
+            asking = asyncio.ensure_future(gate.ask(identity(1)))
+            await server.wait_for_requests(2)
+            await gate.aclose()
+            closing = Verdict(False, "the relay is stopping", "label 1", cause=Cause.STOPPING)
+            assert await asking == closing
+            assert await gate.ask(identity(1)) == closing
+            assert await gate.check_self() is None
+        left = asyncio.all_tasks() - own
+        assert {task.get_name() for task in left if "pyderp" in task.get_name()} == set()
+    assert asyncio.all_tasks() == before
 
 
 def self_check(own: bytes, whois: bytes) -> Any:
@@ -513,8 +448,7 @@ def self_check(own: bytes, whois: bytes) -> Any:
         ),
     ],
 )
-def test_the_machines_own_node_is_verified(
-    run: Run,
+async def test_the_machines_own_node_is_verified(
     relay: Relay,
     tmp_path: Path,
     own: NodePublic | None,
@@ -522,54 +456,43 @@ def test_the_machines_own_node_is_verified(
     admit: bytes,
     wrong: str | None,
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(own).encode())
-        if own is None:
-            status = response(b"oops", "500 Oops")
-        async with (
-            serving(self_check(status, whois), path=path),
-            serving([admit]) as controller,
-            relay.gate(tailscaled=True, tailscaled_socket=path, url=controller.url) as gate,
-        ):
-            assert await gate.check_self() == wrong
-            assert (gate.counters.allowed, gate.counters.denied) == (0, 0)
-            if wrong is None:
-                assert b'"Source":"::1"' in controller.requests[0].body
-
-    run(main())
+    path = tmp_path / "d.sock"
+    status = response(b'{"Self":{"PublicKey":"%s"}}' % str(own).encode())
+    if own is None:
+        status = response(b"oops", "500 Oops")
+    async with (
+        serving(self_check(status, whois), path=path),
+        serving([admit]) as controller,
+        relay.gate(tailscaled=True, tailscaled_socket=path, url=controller.url) as gate,
+    ):
+        assert await gate.check_self() == wrong
+        assert (gate.counters.allowed, gate.counters.denied) == (0, 0)
+        if wrong is None:
+            assert b'"Source":"::1"' in controller.requests[0].body
 
 
-def test_closing_ends_a_self_check(run: Run, relay: Relay, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        async with (
-            serving([STALL], path=path) as server,
-            relay.gate(tailscaled=True, tailscaled_socket=path) as gate,
-        ):
-            checks = [asyncio.ensure_future(gate.check_self()) for _ in range(2)]
-            await server.wait_for_requests(1)
-            await gate.aclose()
-            assert await asyncio.gather(*checks) == [None, None]
-            assert len(server.requests) == 1
-
-    run(main())
+async def test_closing_ends_a_self_check(relay: Relay, tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    async with (
+        serving([STALL], path=path) as server,
+        relay.gate(tailscaled=True, tailscaled_socket=path) as gate,
+    ):
+        checks = [asyncio.ensure_future(gate.check_self()) for _ in range(2)]
+        await server.wait_for_requests(1)
+        await gate.aclose()
+        assert await asyncio.gather(*checks) == [None, None]
+        assert len(server.requests) == 1
 
 
-def test_the_machines_own_node_must_be_in_the_key_file(
-    run: Run, relay: Relay, tmp_path: Path
-) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(3)).encode())
-        keys = write_keys(tmp_path / "keys", 1)
-        async with (
-            serving(self_check(status, KNOWN), path=path),
-            relay.gate(keys_file=keys, tailscaled=True, tailscaled_socket=path) as gate,
-        ):
-            assert await gate.check_self() == f"verifyClient for self nodekey: {NOT_LISTED}"
-
-    run(main())
+async def test_the_machines_own_node_must_be_in_the_key_file(relay: Relay, tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(3)).encode())
+    keys = write_keys(tmp_path / "keys", 1)
+    async with (
+        serving(self_check(status, KNOWN), path=path),
+        relay.gate(keys_file=keys, tailscaled=True, tailscaled_socket=path) as gate,
+    ):
+        assert await gate.check_self() == f"verifyClient for self nodekey: {NOT_LISTED}"
 
 
 def test_an_http_client_is_loaded_only_when_somebody_is_asked() -> None:
@@ -595,106 +518,91 @@ async def until(gate: Gate, *, trouble: bool) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_tailscaled_that_is_down_counts_before_the_first_client(
-    run: Run, relay: Relay, tmp_path: Path
+async def test_a_tailscaled_that_is_down_counts_before_the_first_client(
+    relay: Relay, tmp_path: Path
 ) -> None:
     """Down at the start, up later, and down again: no client asks in all this time."""
-
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode())
-        async with relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate:
-            await until(gate, trouble=True)
-            assert gate.troubles() == [
-                "local tailscaled brings no answer, clients are kept out: localClient.Status: "
-                f"cannot connect to {path}: No such file or directory"
-            ]
-            async with serving([status], path=path):
-                await until(gate, trouble=False)
-            path.unlink(missing_ok=True)
-            await until(gate, trouble=True)
-            assert gate.counters == AdmissionCounters()
-
-    run(main())
+    path = tmp_path / "d.sock"
+    status = response(b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode())
+    async with relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate:
+        await until(gate, trouble=True)
+        assert gate.troubles() == [
+            "local tailscaled brings no answer, clients are kept out: localClient.Status: "
+            f"cannot connect to {path}: No such file or directory"
+        ]
+        async with serving([status], path=path):
+            await until(gate, trouble=False)
+        path.unlink(missing_ok=True)
+        await until(gate, trouble=True)
+        assert gate.counters == AdmissionCounters()
 
 
-def test_a_tailscaled_that_is_not_logged_in_counts(run: Run, relay: Relay, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        status = response(b'{"Self":{"PublicKey":"nodekey:%s"}}' % (b"0" * 64))
-        async with (
-            serving([status], path=path),
-            relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate,
-        ):
-            await until(gate, trouble=True)
-            assert "tailscaled is not logged in" in gate.troubles()[0]
-
-    run(main())
+async def test_a_tailscaled_that_is_not_logged_in_counts(relay: Relay, tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    status = response(b'{"Self":{"PublicKey":"nodekey:%s"}}' % (b"0" * 64))
+    async with (
+        serving([status], path=path),
+        relay.gate(probe=0.01, tailscaled=True, tailscaled_socket=path) as gate,
+    ):
+        await until(gate, trouble=True)
+        assert "tailscaled is not logged in" in gate.troubles()[0]
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("answer", [ALLOW, DENY])
-def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
-    run: Run, relay: Relay, fail_open: bool, answer: bytes
+async def test_the_trouble_ends_with_the_controllers_return_on_an_empty_relay(
+    relay: Relay, fail_open: bool, answer: bytes
 ) -> None:
     """No client is let in, or counted as one, by the looks meanwhile."""
+    up = False
 
-    async def main() -> None:
-        up = False
+    def reply(_: Request) -> Reply:
+        return [answer] if up else [CLOSE]
 
-        def reply(_: Request) -> Reply:
-            return [answer] if up else [CLOSE]
-
-        async with serving(reply) as server:
-            url = server.url
-        # Nothing listens there now; the same port later.
-        port = int(url.split(":")[2].split("/")[0])
-        async with relay.gate(probe=0.01, url=url, url_fail_open=fail_open, remember=0) as gate:
-            assert (await gate.ask(identity())).allowed == fail_open
-            assert gate.troubles()
-            let_in = gate.counters.failed_open
-            asked = gate.counters.queries
-            async with asyncio.timeout(20):
-                while True:
-                    if gate.counters.queries >= asked + 3:
-                        break
-                    await asyncio.sleep(0.01)
-            assert gate.troubles()
-            up = True
-            fake = FakeServer(reply)
-            back = await asyncio.start_server(fake.serve, "127.0.0.1", port)
-            try:
-                await until(gate, trouble=False)
-            finally:
-                back.close()
-            assert gate.counters.failed_open == let_in
-            assert str(key(1)).encode() in fake.requests[0].body
-
-    run(main())
-
-
-def test_the_trouble_of_a_function_ends_on_an_empty_relay(run: Run, relay: Relay) -> None:
-    """A function that works is asked about no client that is not there."""
-
-    async def main() -> None:
-        asked = []
-        works = False
-
-        def decide(public: NodePublic, address: str) -> bool:
-            asked.append((public, address))
-            if not works:
-                raise RuntimeError("no database")
-            return False
-
-        async with relay.gate(probe=0.01, decide=decide) as gate:
-            assert not (await gate.ask(identity())).allowed
-            assert gate.troubles()
-            works = True
-            await until(gate, trouble=False)
-            count = len(asked)
-            for _ in range(10):
+    async with serving(reply) as server:
+        url = server.url
+    # Nothing listens there now; the same port later.
+    port = int(url.split(":")[2].split("/")[0])
+    async with relay.gate(probe=0.01, url=url, url_fail_open=fail_open, remember=0) as gate:
+        assert (await gate.ask(identity())).allowed == fail_open
+        assert gate.troubles()
+        let_in = gate.counters.failed_open
+        asked = gate.counters.queries
+        async with asyncio.timeout(20):
+            while True:
+                if gate.counters.queries >= asked + 3:
+                    break
                 await asyncio.sleep(0.01)
-            assert len(asked) == count
-            assert set(asked) == {(key(1), "192.0.2.7")}
+        assert gate.troubles()
+        up = True
+        fake = FakeServer(reply)
+        back = await asyncio.start_server(fake.serve, "127.0.0.1", port)
+        try:
+            await until(gate, trouble=False)
+        finally:
+            back.close()
+        assert gate.counters.failed_open == let_in
+        assert str(key(1)).encode() in fake.requests[0].body
 
-    run(main())
+
+async def test_the_trouble_of_a_function_ends_on_an_empty_relay(relay: Relay) -> None:
+    """A function that works is asked about no client that is not there."""
+    asked = []
+    works = False
+
+    def decide(public: NodePublic, address: str) -> bool:
+        asked.append((public, address))
+        if not works:
+            raise RuntimeError("no database")
+        return False
+
+    async with relay.gate(probe=0.01, decide=decide) as gate:
+        assert not (await gate.ask(identity())).allowed
+        assert gate.troubles()
+        works = True
+        await until(gate, trouble=False)
+        count = len(asked)
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        assert len(asked) == count
+        assert set(asked) == {(key(1), "192.0.2.7")}

@@ -9,7 +9,6 @@ import pytest
 from pyderp import NodePublic
 from pyderp.admission.tailscaled import Tailscaled, default_socket
 from pyderp.admission.verdict import AdmissionCounters, Verdict
-from tests.conftest import Run
 
 from .fakes import CLOSE, STALL, Reply, identity, key, response, serving
 
@@ -33,18 +32,15 @@ async def own_key(path: Path, *, budget: float = 20) -> NodePublic | str:
         await daemon.aclose()
 
 
-def test_the_request_is_that_of_the_daemons_own_client(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        async with serving([KNOWN], path=path) as server:
-            assert await ask(path) == Verdict(True)
-        (request,) = server.requests
-        digits = "0" * 63 + "1"
-        assert request.line == (f"GET /localapi/v0/whois?addr=nodekey%3A{digits} HTTP/1.1".encode())
-        assert request.headers["Host"] == "local-tailscaled.sock"
-        assert int(request.headers["Tailscale-Cap"]) > 100
-
-    run(main())
+async def test_the_request_is_that_of_the_daemons_own_client(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    async with serving([KNOWN], path=path) as server:
+        assert await ask(path) == Verdict(True)
+    (request,) = server.requests
+    digits = "0" * 63 + "1"
+    assert request.line == (f"GET /localapi/v0/whois?addr=nodekey%3A{digits} HTTP/1.1".encode())
+    assert request.headers["Host"] == "local-tailscaled.sock"
+    assert int(request.headers["Tailscale-Cap"]) > 100
 
 
 ANSWERS = {
@@ -69,40 +65,34 @@ ANSWERS = {
 """Response, and what the reason says, if the client is kept out."""
 
 
-def test_each_answer_of_the_daemon(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        for name, (answer, reason) in ANSWERS.items():
-            path = tmp_path / "d.sock"
-            async with serving([answer, CLOSE], path=path):
-                verdict = await ask(path)
-            path.unlink(missing_ok=True)  # from 3.13 on the server does it
-            assert verdict.allowed is not bool(reason), name
-            assert reason in verdict.reason, name
-            # Only "known" and "not found" are decisions that others may be closed for.
-            assert verdict.definitive is (not reason or name == "unknown"), name
-            if not verdict.definitive and name != "too old":
-                start = f"failed to query local tailscaled status for {key(1)}: "
-                assert verdict.reason.startswith(start), name
-
-    run(main())
+async def test_each_answer_of_the_daemon(tmp_path: Path) -> None:
+    for name, (answer, reason) in ANSWERS.items():
+        path = tmp_path / "d.sock"
+        async with serving([answer, CLOSE], path=path):
+            verdict = await ask(path)
+        path.unlink(missing_ok=True)  # from 3.13 on the server does it
+        assert verdict.allowed is not bool(reason), name
+        assert reason in verdict.reason, name
+        # Only "known" and "not found" are decisions that others may be closed for.
+        assert verdict.definitive is (not reason or name == "unknown"), name
+        if not verdict.definitive and name != "too old":
+            start = f"failed to query local tailscaled status for {key(1)}: "
+            assert verdict.reason.startswith(start), name
 
 
 @pytest.mark.parametrize(
     "reply", [[STALL], [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", STALL]]
 )
-def test_a_daemon_that_hangs_lets_nobody_in(run: Run, tmp_path: Path, reply: Reply) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        async with serving(reply, path=path):
-            verdict = await ask(path, budget=0.1)
-        assert (verdict.allowed, verdict.definitive) == (False, False)
-        assert "no answer within 0.1 s" in verdict.reason
-
-    run(main())
+async def test_a_daemon_that_hangs_lets_nobody_in(tmp_path: Path, reply: Reply) -> None:
+    path = tmp_path / "d.sock"
+    async with serving(reply, path=path):
+        verdict = await ask(path, budget=0.1)
+    assert (verdict.allowed, verdict.definitive) == (False, False)
+    assert "no answer within 0.1 s" in verdict.reason
 
 
-def test_a_missing_socket_lets_nobody_in(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_missing_socket_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         path = tmp_path / "nobody.sock"
@@ -115,75 +105,63 @@ def test_a_missing_socket_lets_nobody_in(
         assert f"cannot connect to {path}" in verdict.reason
 
     with caplog.at_level(logging.WARNING, "pyderp.admission"):
-        run(main())
+        await main()
     assert "local tailscaled: failed to query" in caplog.text
 
 
-def test_a_daemon_that_returns_is_asked_again(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        counters = AdmissionCounters()
-        daemon = Tailscaled(path, counters)
-        for _ in range(2):
-            async with serving([KNOWN], path=path) as server:
-                for _ in range(3):
-                    assert (await daemon.ask(identity())).allowed
-                assert server.connections == 1
-            path.unlink(missing_ok=True)
-            assert not (await daemon.ask(identity())).allowed
-        assert counters == AdmissionCounters(queries=8, errors=2)
-        await daemon.aclose()
-
-    run(main())
+async def test_a_daemon_that_returns_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    counters = AdmissionCounters()
+    daemon = Tailscaled(path, counters)
+    for _ in range(2):
+        async with serving([KNOWN], path=path) as server:
+            for _ in range(3):
+                assert (await daemon.ask(identity())).allowed
+            assert server.connections == 1
+        path.unlink(missing_ok=True)
+        assert not (await daemon.ask(identity())).allowed
+    assert counters == AdmissionCounters(queries=8, errors=2)
+    await daemon.aclose()
 
 
 @pytest.mark.parametrize("answer", [KNOWN, response(b"", "404 Not Found")])
-def test_every_decision_ends_the_trouble(
-    run: Run, tmp_path: Path, answer: bytes, caplog: pytest.LogCaptureFixture
+async def test_every_decision_ends_the_trouble(
+    tmp_path: Path, answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pyderp.admission")
 
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        daemon = Tailscaled(path, AdmissionCounters())
+    path = tmp_path / "d.sock"
+    daemon = Tailscaled(path, AdmissionCounters())
+    await daemon.ask(identity())
+    async with serving([answer], path=path):
         await daemon.ask(identity())
-        async with serving([answer], path=path):
-            await daemon.ask(identity())
-            await daemon.ask(identity())
-        await daemon.aclose()
-
-    run(main())
+        await daemon.ask(identity())
+    await daemon.aclose()
     (_, again) = (record.getMessage() for record in caplog.records)
     assert again == "local tailscaled: answers again"
 
 
-def test_a_cancelled_question_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        async with serving([STALL], path=path) as server:
-            daemon = Tailscaled(path, AdmissionCounters())
-            asking = asyncio.get_running_loop().create_task(daemon.ask(identity()))
-            await server.wait_for_requests(1)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            await daemon.aclose()
-
-    run(main())
+async def test_a_cancelled_question_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    async with serving([STALL], path=path) as server:
+        daemon = Tailscaled(path, AdmissionCounters())
+        asking = asyncio.get_running_loop().create_task(daemon.ask(identity()))
+        await server.wait_for_requests(1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await daemon.aclose()
 
 
-def test_its_own_key(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        body = b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode()
-        async with serving([response(body)], path=path) as server:
-            assert await own_key(path) == key(9)
-        assert server.requests[0].line == b"GET /localapi/v0/status?peers=false HTTP/1.1"
-
-    run(main())
+async def test_its_own_key(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    body = b'{"Self":{"PublicKey":"%s"}}' % str(key(9)).encode()
+    async with serving([response(body)], path=path) as server:
+        assert await own_key(path) == key(9)
+    assert server.requests[0].line == b"GET /localapi/v0/status?peers=false HTTP/1.1"
 
 
-def test_without_its_own_key(run: Run, tmp_path: Path) -> None:
+async def test_without_its_own_key(tmp_path: Path) -> None:
     cases = {
         b"{}": "localClient.Status: no node key in it",
         b'{"Self":null}': "localClient.Status: no node key in it",
@@ -194,17 +172,14 @@ def test_without_its_own_key(run: Run, tmp_path: Path) -> None:
         b"nope": "localClient.Status: the answer is not JSON",
     }
 
-    async def main() -> None:
-        path = tmp_path / "d.sock"
-        for body, text in cases.items():
-            async with serving([response(body)], path=path):
-                assert await own_key(path) == text
-            path.unlink(missing_ok=True)
-        missing = await own_key(path)
-        assert isinstance(missing, str)
-        assert missing.startswith("localClient.Status: cannot connect to ")
-
-    run(main())
+    path = tmp_path / "d.sock"
+    for body, text in cases.items():
+        async with serving([response(body)], path=path):
+            assert await own_key(path) == text
+        path.unlink(missing_ok=True)
+    missing = await own_key(path)
+    assert isinstance(missing, str)
+    assert missing.startswith("localClient.Status: cannot connect to ")
 
 
 def test_the_first_place_with_a_socket_is_the_default(tmp_path: Path) -> None:

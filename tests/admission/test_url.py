@@ -20,7 +20,6 @@ from pyderp.admission.reach import OwnThreadResolver, Reach, _check_redirect
 from pyderp.admission.url import AdmissionURL, Undecided, _proxy_for, allows_untrusted
 from pyderp.admission.verdict import AdmissionCounters, Cause, Verdict
 from pyderp.errors import ConfigError
-from tests.conftest import Run
 
 from .fakes import CLOSE, STALL, Reply, Request, identity, key, response, serving
 
@@ -56,30 +55,22 @@ def free_url() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}/"
 
 
-def test_the_request_has_exactly_this_body_and_no_content_type(run: Run) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            assert await ask(server.url) == Verdict(True)
-        (request,) = server.requests
-        assert request.line == b"POST /admit?x=1 HTTP/1.1"
-        assert request.body == (
-            b'{"NodePublic":"nodekey:' + b"0" * 63 + b'1","Source":"192.0.2.7"}'
-        )
-        assert request.headers.keys() == {"Host", "User-Agent", "Accept-Encoding", "Content-Length"}
-
-    run(main())
+async def test_the_request_has_exactly_this_body_and_no_content_type() -> None:
+    async with serving([ALLOW]) as server:
+        assert await ask(server.url) == Verdict(True)
+    (request,) = server.requests
+    assert request.line == b"POST /admit?x=1 HTTP/1.1"
+    assert request.body == (b'{"NodePublic":"nodekey:' + b"0" * 63 + b'1","Source":"192.0.2.7"}')
+    assert request.headers.keys() == {"Host", "User-Agent", "Accept-Encoding", "Content-Length"}
 
 
-def test_an_unknown_address_is_an_empty_source(run: Run) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            controller = AdmissionURL(server.url, AdmissionCounters())
-            await controller.ask(identity(address=""))
-            await controller.ask(identity(address="2001:db8::1"))
-            await controller.aclose()
-        assert [json.loads(r.body)["Source"] for r in server.requests] == ["", "2001:db8::1"]
-
-    run(main())
+async def test_an_unknown_address_is_an_empty_source() -> None:
+    async with serving([ALLOW]) as server:
+        controller = AdmissionURL(server.url, AdmissionCounters())
+        await controller.ask(identity(address=""))
+        await controller.ask(identity(address="2001:db8::1"))
+        await controller.aclose()
+    assert [json.loads(r.body)["Source"] for r in server.requests] == ["", "2001:db8::1"]
 
 
 ANSWERS: dict[str, tuple[bytes, str]] = {
@@ -107,27 +98,21 @@ ANSWERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-def test_a_response_decides_whether_or_not_failing_opens(run: Run, fail_open: bool) -> None:
-    async def main() -> None:
-        for name, (answer, reason) in ANSWERS.items():
-            async with serving([answer]) as server:
-                verdict = await ask(server.url, fail_open=fail_open)
-            assert verdict.allowed is not bool(reason), name
-            assert reason in verdict.reason, name
-            assert verdict.allowed or verdict.reason.startswith("admission controller: "), name
-            # Only a whole answer with status 200 is a decision that others may be closed for.
-            assert verdict.definitive is (reason in ("", "not allowed")), name
-
-    run(main())
+async def test_a_response_decides_whether_or_not_failing_opens(fail_open: bool) -> None:
+    for name, (answer, reason) in ANSWERS.items():
+        async with serving([answer]) as server:
+            verdict = await ask(server.url, fail_open=fail_open)
+        assert verdict.allowed is not bool(reason), name
+        assert reason in verdict.reason, name
+        assert verdict.allowed or verdict.reason.startswith("admission controller: "), name
+        # Only a whole answer with status 200 is a decision that others may be closed for.
+        assert verdict.definitive is (reason in ("", "not allowed")), name
 
 
-def test_a_refusal_names_key_and_address(run: Run) -> None:
-    async def main() -> None:
-        async with serving([DENY]) as server:
-            verdict = await ask(server.url)
-        assert verdict.reason == f"admission controller: {key(1)}/192.0.2.7 not allowed"
-
-    run(main())
+async def test_a_refusal_names_key_and_address() -> None:
+    async with serving([DENY]) as server:
+        verdict = await ask(server.url)
+    assert verdict.reason == f"admission controller: {key(1)}/192.0.2.7 not allowed"
 
 
 HUGE_HEADER = b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"
@@ -163,8 +148,8 @@ NO_ANSWERS: dict[str, tuple[Reply, Cause]] = {
 
 @pytest.mark.parametrize("fail_open", [True, False])
 @pytest.mark.parametrize("name", NO_ANSWERS)
-def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
-    run: Run, name: str, fail_open: bool, caplog: pytest.LogCaptureFixture
+async def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
+    name: str, fail_open: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever wants in may be able to make a controller stumble; only its absence opens."""
     reply, cause = NO_ANSWERS[name]
@@ -181,22 +166,19 @@ def test_a_connection_without_a_good_answer_keeps_out_even_if_failing_opens(
         assert counters == AdmissionCounters(queries=1, errors=1)
 
     with caplog.at_level(logging.WARNING, "pyderp.admission"):
-        run(main())
+        await main()
     assert ("no answer within 0.2 s" in caplog.text) is (cause is Cause.TIMED_OUT)
     assert "is let in" not in caplog.text
 
 
-def test_a_server_that_is_not_there(run: Run) -> None:
-    async def main() -> None:
-        counters = AdmissionCounters()
-        for fail_open in (True, False):
-            controller = AdmissionURL(free_url(), counters, fail_open=fail_open)
-            verdict = await controller.ask(identity())
-            await controller.aclose()
-            assert (verdict.allowed, verdict.cause) == (fail_open, Cause.UNREACHABLE)
-        assert counters == AdmissionCounters(queries=2, errors=2, failed_open=1)
-
-    run(main())
+async def test_a_server_that_is_not_there() -> None:
+    counters = AdmissionCounters()
+    for fail_open in (True, False):
+        controller = AdmissionURL(free_url(), counters, fail_open=fail_open)
+        verdict = await controller.ask(identity())
+        await controller.aclose()
+        assert (verdict.allowed, verdict.cause) == (fail_open, Cause.UNREACHABLE)
+    assert counters == AdmissionCounters(queries=2, errors=2, failed_open=1)
 
 
 def failing_with(error: BaseException) -> type[aiohttp.TCPConnector]:
@@ -241,35 +223,29 @@ def dns_error(number: int) -> aiohttp.ClientConnectorDNSError:
         pytest.param(ValueError("odd"), False, id="odd"),
     ],
 )
-def test_only_a_missing_connection_opens_and_not_our_own_trouble(
-    run: Run, error: Exception, opens: bool, monkeypatch: pytest.MonkeyPatch
+async def test_only_a_missing_connection_opens_and_not_our_own_trouble(
+    error: Exception, opens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aiohttp, "TCPConnector", failing_with(error))
 
-    async def main() -> None:
-        verdict = await ask("http://c.example/")
-        cause = Cause.UNREACHABLE if opens else Cause.FAILED
-        assert (verdict.allowed, verdict.cause) == (opens, cause)
-
-    run(main())
+    verdict = await ask("http://c.example/")
+    cause = Cause.UNREACHABLE if opens else Cause.FAILED
+    assert (verdict.allowed, verdict.cause) == (opens, cause)
 
 
-def test_a_machine_without_a_free_thread_for_a_look_up_keeps_out(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_a_machine_without_a_free_thread_for_a_look_up_keeps_out(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_thread(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        monkeypatch.setattr(threading.Thread, "start", no_thread)
-        verdict = await ask("http://c.example/")
-        assert (verdict.allowed, verdict.cause) == (False, Cause.FAILED)
-
-    run(main())
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    verdict = await ask("http://c.example/")
+    assert (verdict.allowed, verdict.cause) == (False, Cause.FAILED)
 
 
-def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     running: list[str] = []
     most = 0
@@ -298,68 +274,58 @@ def test_names_are_looked_up_two_at_once_in_threads_of_their_own(
         await resolver.close()
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    run(main())
+    await main()
 
 
-def test_a_refused_connection_does_not_open_while_the_server_answers_others(run: Run) -> None:
+async def test_a_refused_connection_does_not_open_while_the_server_answers_others() -> None:
     """A full accept queue refuses some; who fills it must not come in by that."""
-
-    async def main() -> None:
-        clock = Clock()
-        reach = Reach(clock=clock)
-        counters = AdmissionCounters()
-        async with serving([DENY]) as server:
-            controller = AdmissionURL(server.url, counters, reach=reach)
-            assert (await controller.ask(identity(1))).definitive
-            await controller.aclose()
-        # The same server, with a port that refuses from now on.
-        for seconds, allowed in ((0, False), (29, False), (2, True)):
-            clock.now += seconds
-            verdict = await controller.ask(identity(2))
-            assert verdict.allowed is allowed
-            assert verdict.cause is (Cause.UNREACHABLE if allowed else Cause.CROWDED)
-        assert (counters.queries, counters.errors, counters.failed_open) == (4, 3, 1)
+    clock = Clock()
+    reach = Reach(clock=clock)
+    counters = AdmissionCounters()
+    async with serving([DENY]) as server:
+        controller = AdmissionURL(server.url, counters, reach=reach)
+        assert (await controller.ask(identity(1))).definitive
         await controller.aclose()
+    # The same server, with a port that refuses from now on.
+    for seconds, allowed in ((0, False), (29, False), (2, True)):
+        clock.now += seconds
+        verdict = await controller.ask(identity(2))
+        assert verdict.allowed is allowed
+        assert verdict.cause is (Cause.UNREACHABLE if allowed else Cause.CROWDED)
+    assert (counters.queries, counters.errors, counters.failed_open) == (4, 3, 1)
+    await controller.aclose()
 
-    run(main())
 
-
-def test_who_is_refused_first_waits_for_those_who_are_on_their_way(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_who_is_refused_first_waits_for_those_who_are_on_their_way(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def main() -> None:
-        async with serving([DENY]) as server:
-            both = asyncio.Barrier(2)
-            make = aiohttp.TCPConnector._create_connection
+    async with serving([DENY]) as server:
+        both = asyncio.Barrier(2)
+        make = aiohttp.TCPConnector._create_connection
 
-            async def some(self: Any, request: Any, *rest: Any) -> Any:
-                if await both.wait() == 0:
-                    raise connector_error(errno.ECONNREFUSED)
-                return await make(self, request, *rest)
+        async def some(self: Any, request: Any, *rest: Any) -> Any:
+            if await both.wait() == 0:
+                raise connector_error(errno.ECONNREFUSED)
+            return await make(self, request, *rest)
 
-            monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", some)
-            controller = AdmissionURL(server.url, AdmissionCounters(), reach=Reach(grace=LONG))
-            verdicts = await asyncio.gather(*(controller.ask(identity(n)) for n in (1, 2)))
-            assert {verdict.cause for verdict in verdicts} == {Cause.CROWDED, Cause.ANSWERED}
-            assert not any(verdict.allowed for verdict in verdicts)
-            await controller.aclose()
-
-    run(main())
-
-
-def test_a_server_known_to_be_away_is_not_tried_by_each(run: Run) -> None:
-    async def main() -> None:
-        clock = Clock()
-        counters = AdmissionCounters()
-        controller = AdmissionURL(free_url(), counters, reach=Reach(clock=clock))
-        for seconds, queries in ((0, 1), (0.9, 1), (0.2, 2)):
-            clock.now += seconds
-            assert (await controller.ask(identity())).cause is Cause.UNREACHABLE
-            assert counters.queries == queries
-        assert counters.failed_open == 3
+        monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", some)
+        controller = AdmissionURL(server.url, AdmissionCounters(), reach=Reach(grace=LONG))
+        verdicts = await asyncio.gather(*(controller.ask(identity(n)) for n in (1, 2)))
+        assert {verdict.cause for verdict in verdicts} == {Cause.CROWDED, Cause.ANSWERED}
+        assert not any(verdict.allowed for verdict in verdicts)
         await controller.aclose()
 
-    run(main())
+
+async def test_a_server_known_to_be_away_is_not_tried_by_each() -> None:
+    clock = Clock()
+    counters = AdmissionCounters()
+    controller = AdmissionURL(free_url(), counters, reach=Reach(clock=clock))
+    for seconds, queries in ((0, 1), (0.9, 1), (0.2, 2)):
+        clock.now += seconds
+        assert (await controller.ask(identity())).cause is Cause.UNREACHABLE
+        assert counters.queries == queries
+    assert counters.failed_open == 3
+    await controller.aclose()
 
 
 def test_a_redirect_from_https_to_http_keeps_out() -> None:
@@ -375,109 +341,88 @@ def test_a_redirect_from_https_to_http_keeps_out() -> None:
             _check_redirect(URL(base), target)
 
 
-def test_the_rest_of_a_body_is_not_waited_for(run: Run) -> None:
-    async def main() -> None:
-        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        parts: Reply = [head, b"9\r\n", b'{"Allow":', b"\r\n5\r\n", b"true}", STALL]
-        async with serving(parts) as server:
-            assert await ask(server.url) == Verdict(True)
-
-    run(main())
+async def test_the_rest_of_a_body_is_not_waited_for() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    parts: Reply = [head, b"9\r\n", b'{"Allow":', b"\r\n5\r\n", b"true}", STALL]
+    async with serving(parts) as server:
+        assert await ask(server.url) == Verdict(True)
 
 
-def test_redirects_are_followed_as_a_browser_does(run: Run) -> None:
-    async def main() -> None:
-        def reply(request: Request) -> Reply:
-            path = request.line.split()[1].decode()
-            target = {"/307": "/here", "/302": "/here"}.get(path)
-            if target is None:
-                return [ALLOW]
-            return [response(b"", f"{path[1:]} Go", f"Location: {target}\r\n")]
+async def test_redirects_are_followed_as_a_browser_does() -> None:
+    def reply(request: Request) -> Reply:
+        path = request.line.split()[1].decode()
+        target = {"/307": "/here", "/302": "/here"}.get(path)
+        if target is None:
+            return [ALLOW]
+        return [response(b"", f"{path[1:]} Go", f"Location: {target}\r\n")]
 
-        async with serving(reply) as server:
-            base = server.url.partition("/admit")[0]
-            assert await ask(f"{base}/307") == Verdict(True)
-            assert await ask(f"{base}/302") == Verdict(True)
-        again = server.requests[1]
-        assert (again.line, again.body) == (b"POST /here HTTP/1.1", server.requests[0].body)
-        changed = server.requests[3]
-        assert (changed.line, changed.body) == (b"GET /here HTTP/1.1", b"")
-
-    run(main())
+    async with serving(reply) as server:
+        base = server.url.partition("/admit")[0]
+        assert await ask(f"{base}/307") == Verdict(True)
+        assert await ask(f"{base}/302") == Verdict(True)
+    again = server.requests[1]
+    assert (again.line, again.body) == (b"POST /here HTTP/1.1", server.requests[0].body)
+    changed = server.requests[3]
+    assert (changed.line, changed.body) == (b"GET /here HTTP/1.1", b"")
 
 
-def test_a_connection_is_used_again(run: Run) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            controller = AdmissionURL(server.url, AdmissionCounters())
-            for _ in range(3):
-                assert await controller.ask(identity()) == Verdict(True)
-            await controller.aclose()
-        assert (server.connections, len(server.requests)) == (1, 3)
-
-    run(main())
+async def test_a_connection_is_used_again() -> None:
+    async with serving([ALLOW]) as server:
+        controller = AdmissionURL(server.url, AdmissionCounters())
+        for _ in range(3):
+            assert await controller.ask(identity()) == Verdict(True)
+        await controller.aclose()
+    assert (server.connections, len(server.requests)) == (1, 3)
 
 
-def test_a_kept_connection_that_the_server_drops_lets_nobody_in(run: Run) -> None:
-    async def main() -> None:
-        dropped = 0
+async def test_a_kept_connection_that_the_server_drops_lets_nobody_in() -> None:
+    dropped = 0
 
-        def reply(_: Request) -> Reply:
-            # Each connection serves one question and drops the next, which was read already.
-            nonlocal dropped
-            if len(server.requests) - dropped > server.connections:
-                dropped += 1
-                return [CLOSE]
-            return [DENY]
+    def reply(_: Request) -> Reply:
+        # Each connection serves one question and drops the next, which was read already.
+        nonlocal dropped
+        if len(server.requests) - dropped > server.connections:
+            dropped += 1
+            return [CLOSE]
+        return [DENY]
 
-        async with serving(reply) as server:
-            controller = AdmissionURL(server.url, AdmissionCounters())
-            for _ in range(3):
-                assert (await controller.ask(identity())).definitive
-            await controller.aclose()
-        assert dropped == 2
-
-    run(main())
+    async with serving(reply) as server:
+        controller = AdmissionURL(server.url, AdmissionCounters())
+        for _ in range(3):
+            assert (await controller.ask(identity())).definitive
+        await controller.aclose()
+    assert dropped == 2
 
 
-def test_a_cancelled_question_closes_its_connection(run: Run) -> None:
-    async def main() -> None:
-        async with serving([STALL]) as server:
-            controller = AdmissionURL(server.url, AdmissionCounters())
-            asking = asyncio.get_running_loop().create_task(controller.ask(identity()))
-            await server.wait_for_requests(1)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            await controller.aclose()
-            server.released.set()
-
-    run(main())
+async def test_a_cancelled_question_closes_its_connection() -> None:
+    async with serving([STALL]) as server:
+        controller = AdmissionURL(server.url, AdmissionCounters())
+        asking = asyncio.get_running_loop().create_task(controller.ask(identity()))
+        await server.wait_for_requests(1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await controller.aclose()
+        server.released.set()
 
 
-def test_a_password_is_sent_and_never_shown(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as server:
-            url = server.url.replace("http://", "http://user:s3cret@")
-            assert await ask(url) == Verdict(True)
-            assert server.requests[0].headers["Authorization"] == "Basic dXNlcjpzM2NyZXQ="
-        verdict = await ask(url, fail_open=False)
-        assert not verdict.allowed
-        assert "s3cret" not in verdict.reason
-
-    run(main())
+async def test_a_password_is_sent_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving([ALLOW]) as server:
+        url = server.url.replace("http://", "http://user:s3cret@")
+        assert await ask(url) == Verdict(True)
+        assert server.requests[0].headers["Authorization"] == "Basic dXNlcjpzM2NyZXQ="
+    verdict = await ask(url, fail_open=False)
+    assert not verdict.allowed
+    assert "s3cret" not in verdict.reason
     assert "unreachable" in caplog.text
     assert "s3cret" not in caplog.text
 
 
-def test_what_the_server_says_stays_in_one_short_line(run: Run) -> None:
-    async def main() -> None:
-        async with serving([response(b"", "500 " + "\x1b[31m" + "x" * 500)]) as server:
-            verdict = await ask(server.url)
-        assert verdict.reason.isprintable()
-        assert len(verdict.reason) < 250
-
-    run(main())
+async def test_what_the_server_says_stays_in_one_short_line() -> None:
+    async with serving([response(b"", "500 " + "\x1b[31m" + "x" * 500)]) as server:
+        verdict = await ask(server.url)
+    assert verdict.reason.isprintable()
+    assert len(verdict.reason) < 250
 
 
 @pytest.mark.parametrize(
@@ -509,14 +454,11 @@ def test_a_proxy_that_cannot_be_used_is_an_error_at_once(monkeypatch: pytest.Mon
     AdmissionURL("https://127.0.0.1/", AdmissionCounters())
 
 
-def test_a_proxy_is_asked_for_the_whole_url(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with serving([ALLOW]) as proxy:
-            monkeypatch.setenv("http_proxy", proxy.url.partition("/admit")[0])
-            assert await ask("http://controller.example/admit") == Verdict(True)
-            assert proxy.requests[0].line == b"POST http://controller.example/admit HTTP/1.1"
-
-    run(main())
+async def test_a_proxy_is_asked_for_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving([ALLOW]) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.partition("/admit")[0])
+        assert await ask("http://controller.example/admit") == Verdict(True)
+        assert proxy.requests[0].line == b"POST http://controller.example/admit HTTP/1.1"
 
 
 @pytest.mark.parametrize(
@@ -555,19 +497,15 @@ def test_any_bytes_are_an_answer_or_none(data: bytes) -> None:
     assert not allowed or b"true" in data
 
 
-def test_names_that_hang_elsewhere_do_not_keep_the_server_from_being_found(run: Run) -> None:
+async def test_names_that_hang_elsewhere_do_not_keep_the_server_from_being_found() -> None:
     """Its name is looked up in threads of its own: those of the loop may all be taken."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        release = threading.Event()
-        taken = [loop.run_in_executor(None, release.wait) for _ in range(100)]
-        try:
-            async with serving([DENY]) as server:
-                verdict = await ask(server.url.replace("127.0.0.1", "localhost"))
-            assert verdict.definitive
-        finally:
-            release.set()
-            await asyncio.gather(*taken)
-
-    run(main())
+    loop = asyncio.get_running_loop()
+    release = threading.Event()
+    taken = [loop.run_in_executor(None, release.wait) for _ in range(100)]
+    try:
+        async with serving([DENY]) as server:
+            verdict = await ask(server.url.replace("127.0.0.1", "localhost"))
+        assert verdict.definitive
+    finally:
+        release.set()
+        await asyncio.gather(*taken)

@@ -24,7 +24,6 @@ from pyderp.certs.schedule import Record, RetryPolicy, Schedule
 from pyderp.certs.store import Store
 from pyderp.config import ACMETLS, ManualTLS
 from pyderp.errors import ConfigError
-from tests.conftest import Run
 from tests.server.certificates import write_pair
 
 from .authority import FakeAuthority, issue
@@ -103,352 +102,288 @@ def refused(source: ACMECertificates, name: str | None, address: str = "127.0.0.
 # The host name's
 
 
-def test_the_host_names_certificate_is_got_and_served(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        source = source_of(tmp_path / "certs", authority)
-        assert refused(source, NAME), "nothing was asked yet"
-        assert source.certificates() == []
-        async with started(source):
-            await until(source.certificates)
-            for name in (NAME, "DERP.Example.COM", f"{NAME}."):
-                chain = presented(context_of(source, "127.0.0.1"), name)
-                assert names(chain[0]) == (NAME,)
-                assert b"derpkey" in chain[-1]
-            for other in (None, "other.example.com", "x" + NAME):
-                assert refused(source, other)
-            assert not asked_for(source, "127.0.0.1", "127.0.0.1")
-        assert authority.asked == [(NAME, 0)]
-        assert source.cert_name == ""
-
-    run(main())
+async def test_the_host_names_certificate_is_got_and_served(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    source = source_of(tmp_path / "certs", authority)
+    assert refused(source, NAME), "nothing was asked yet"
+    assert source.certificates() == []
+    async with started(source):
+        await until(source.certificates)
+        for name in (NAME, "DERP.Example.COM", f"{NAME}."):
+            chain = presented(context_of(source, "127.0.0.1"), name)
+            assert names(chain[0]) == (NAME,)
+            assert b"derpkey" in chain[-1]
+        for other in (None, "other.example.com", "x" + NAME):
+            assert refused(source, other)
+        assert not asked_for(source, "127.0.0.1", "127.0.0.1")
+    assert authority.asked == [(NAME, 0)]
+    assert source.cert_name == ""
 
 
-def test_a_name_may_be_given_in_any_form(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority, hostname="Bücher.Example.")) as source:
-            await until(source.certificates)
-            assert presented(context_of(source, "127.0.0.1"), "xn--bcher-kva.example")
-        assert authority.asked == [("xn--bcher-kva.example", 0)]
-
-    run(main())
+async def test_a_name_may_be_given_in_any_form(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority, hostname="Bücher.Example.")) as source:
+        await until(source.certificates)
+        assert presented(context_of(source, "127.0.0.1"), "xn--bcher-kva.example")
+    assert authority.asked == [("xn--bcher-kva.example", 0)]
 
 
-def test_a_restart_uses_the_disk(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(source.certificates)
-            first = chain_of(source)
-        async with started(source_of(tmp_path, authority)) as source:
-            assert chain_of(source) == first
-            await until(lambda: authority.advice_asked)
-        assert len(authority.asked) == 1
-
-    run(main())
-
-
-def test_one_from_another_authority_is_served_until_it_is_replaced(
-    run: Run, tmp_path: Path
-) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(source.certificates)
-            first = chain_of(source)
-        source = source_of(tmp_path, authority, directory="https://other.example/directory")
+async def test_a_restart_uses_the_disk(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(source.certificates)
+        first = chain_of(source)
+    async with started(source_of(tmp_path, authority)) as source:
         assert chain_of(source) == first
-        async with started(source):
-            await until(lambda: chain_of(source) != first)
-        assert chain_of(source_of(tmp_path, authority)) == chain_of(source)
-
-    run(main())
+        await until(lambda: authority.advice_asked)
+    assert len(authority.asked) == 1
 
 
-def test_what_autocert_left_is_not_asked_for(run: Run, tmp_path: Path) -> None:
+async def test_one_from_another_authority_is_served_until_it_is_replaced(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(source.certificates)
+        first = chain_of(source)
+    source = source_of(tmp_path, authority, directory="https://other.example/directory")
+    assert chain_of(source) == first
+    async with started(source):
+        await until(lambda: chain_of(source) != first)
+    assert chain_of(source_of(tmp_path, authority)) == chain_of(source)
+
+
+async def test_what_autocert_left_is_not_asked_for(tmp_path: Path) -> None:
     chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
     (tmp_path / NAME).write_bytes(key + chain)
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: authority.advice_asked)
-            assert not refused(source, NAME)
-        assert authority.asked == []
-
-    run(main())
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: authority.advice_asked)
+        assert not refused(source, NAME)
+    assert authority.asked == []
 
 
 # Renewal
 
 
-def test_renewal_replaces_the_certificate(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.lifetime, authority.age = timedelta(days=90), timedelta(days=70)
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(source.certificates)
-            first = chain_of(source)
-            await until(lambda: chain_of(source) != first)
-            assert not refused(source, NAME)
-
-    run(main())
+async def test_renewal_replaces_the_certificate(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    authority.lifetime, authority.age = timedelta(days=90), timedelta(days=70)
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(source.certificates)
+        first = chain_of(source)
+        await until(lambda: chain_of(source) != first)
+        assert not refused(source, NAME)
 
 
-def test_the_authoritys_advice_is_followed(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)):
-            await until(lambda: authority.advice_asked)
-            assert len(authority.asked) == 1
-        authority.renew_at = 1.0
-        async with started(source_of(tmp_path, authority)) as source:
-            first = chain_of(source)
-            await until(lambda: chain_of(source) != first)
-
-    run(main())
+async def test_the_authoritys_advice_is_followed(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)):
+        await until(lambda: authority.advice_asked)
+        assert len(authority.asked) == 1
+    authority.renew_at = 1.0
+    async with started(source_of(tmp_path, authority)) as source:
+        first = chain_of(source)
+        await until(lambda: chain_of(source) != first)
 
 
 @pytest.mark.parametrize("failure", [Refused("no"), RuntimeError("a bug")])
-def test_no_advice_is_no_harm(run: Run, tmp_path: Path, failure: Exception) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.advice_failure = failure
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: authority.advice_asked)
-            assert not refused(source, NAME)
-
-    run(main())
+async def test_no_advice_is_no_harm(tmp_path: Path, failure: Exception) -> None:
+    authority = FakeAuthority()
+    authority.advice_failure = failure
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: authority.advice_asked)
+        assert not refused(source, NAME)
 
 
 # Failures
 
 
 @pytest.mark.parametrize("failure", [Refused("rateLimited: no"), RuntimeError("a bug")])
-def test_a_failing_authority_is_asked_again(
-    run: Run, tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
+async def test_a_failing_authority_is_asked_again(
+    tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.failure = failure
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: len(authority.asked) >= 3)
-            assert refused(source, NAME)
-            authority.failure = None
-            await until(source.certificates)
-            assert not refused(source, NAME)
-        assert [attempt for _, attempt in authority.asked[:3]] == [0, 1, 2]
-
-    run(main())
+    authority = FakeAuthority()
+    authority.failure = failure
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: len(authority.asked) >= 3)
+        assert refused(source, NAME)
+        authority.failure = None
+        await until(source.certificates)
+        assert not refused(source, NAME)
+    assert [attempt for _, attempt in authority.asked[:3]] == [0, 1, 2]
     assert f"no certificate for {NAME}" in caplog.text
     assert str(failure) in caplog.text
 
 
-def test_the_old_certificate_is_served_while_renewal_fails(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_the_old_certificate_is_served_while_renewal_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.age = timedelta(days=70)
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(source.certificates)
-            authority.failure = Refused("down")
-            await until(lambda: "is not renewed: down" in caplog.text)
-            assert not refused(source, NAME)
-
-    run(main())
+    authority = FakeAuthority()
+    authority.age = timedelta(days=70)
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(source.certificates)
+        authority.failure = Refused("down")
+        await until(lambda: "is not renewed: down" in caplog.text)
+        assert not refused(source, NAME)
 
 
-def test_what_has_expired_already_is_no_certificate(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_has_expired_already_is_no_certificate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.age = timedelta(days=91)
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: len(authority.asked) >= 2)
-            assert source.certificates() == []
-
-    run(main())
+    authority = FakeAuthority()
+    authority.age = timedelta(days=91)
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: len(authority.asked) >= 2)
+        assert source.certificates() == []
     assert "is the clock right?" in caplog.text
 
 
-def test_what_is_for_another_name_is_no_certificate(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_is_for_another_name_is_no_certificate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.names = "other.example.com"
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: len(authority.asked) >= 2)
-            assert source.certificates() == []
-
-    run(main())
+    authority = FakeAuthority()
+    authority.names = "other.example.com"
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: len(authority.asked) >= 2)
+        assert source.certificates() == []
     assert "it names other.example.com" in caplog.text
 
 
-def test_failures_are_remembered_across_restarts(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_failures_are_remembered_across_restarts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = RetryPolicy()
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.failure = Refused("port 80 is closed", retry_after=500.0)
-        async with started(source_of(tmp_path, authority, slow)):
-            await until(lambda: "next try" in caplog.text)
-        caplog.clear()
-        for _ in range(3):
-            async with started(source_of(tmp_path, authority, slow)) as source:
-                await asyncio.sleep(0)
-                source.reload(force=True)  # the authority's own word counts
-        assert len(authority.asked) == 1
-        assert "as the last failed: port 80 is closed" in caplog.text
-
-    run(main())
+    authority = FakeAuthority()
+    authority.failure = Refused("port 80 is closed", retry_after=500.0)
+    async with started(source_of(tmp_path, authority, slow)):
+        await until(lambda: "next try" in caplog.text)
+    caplog.clear()
+    for _ in range(3):
+        async with started(source_of(tmp_path, authority, slow)) as source:
+            await asyncio.sleep(0)
+            source.reload(force=True)  # the authority's own word counts
+    assert len(authority.asked) == 1
+    assert "as the last failed: port 80 is closed" in caplog.text
 
 
-def test_an_operator_may_hurry_it(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.failure = Refused("port 80 is closed")
-        async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
-            await until(lambda: "next try" in caplog.text)
-            authority.failure = None
-            assert source.reload() is False
-            assert source.reload(force=True) is False
-            await until(source.certificates)
-
-    run(main())
+async def test_an_operator_may_hurry_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    authority = FakeAuthority()
+    authority.failure = Refused("port 80 is closed")
+    async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
+        await until(lambda: "next try" in caplog.text)
+        authority.failure = None
+        assert source.reload() is False
+        assert source.reload(force=True) is False
+        await until(source.certificates)
 
 
-def test_a_crash_in_the_middle_is_a_failure(run: Run, tmp_path: Path) -> None:
+async def test_a_crash_in_the_middle_is_a_failure(tmp_path: Path) -> None:
     store = Store(tmp_path)
     seen: list[Record] = []
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.before = lambda: seen.append(store.load_record(NAME))
-        async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
-            await until(source.certificates)
-
-    run(main())
+    authority = FakeAuthority()
+    authority.before = lambda: seen.append(store.load_record(NAME))
+    async with started(source_of(tmp_path, authority, RetryPolicy())) as source:
+        await until(source.certificates)
     assert seen[0].failures == 1
     assert seen[0].retry_at > 0
     assert store.load_record(NAME) == Record(directory=PRIVATE_CA)
 
 
-def test_a_stop_in_the_middle_is_none(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        source = source_of(tmp_path, authority, RetryPolicy())
+async def test_a_stop_in_the_middle_is_none(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    source = source_of(tmp_path, authority, RetryPolicy())
 
-        def until_the_stop() -> None:
-            assert source._stop.wait(60)
-            raise Stopped
+    def until_the_stop() -> None:
+        assert source._stop.wait(60)
+        raise Stopped
 
-        authority.before = until_the_stop
-        async with started(source):
-            await until(lambda: authority.asked)
-        assert Store(tmp_path).load_record(NAME) == Record()
-
-    run(main())
+    authority.before = until_the_stop
+    async with started(source):
+        await until(lambda: authority.asked)
+    assert Store(tmp_path).load_record(NAME) == Record()
 
 
-def test_a_full_disk_loses_nothing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_full_disk_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fsync = os.fsync
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)) as source:
-            monkeypatch.setattr(os, "fsync", full)
-            await until(source.certificates)
-            assert not refused(source, NAME)
-            assert source.reload(force=True) is False
-            await until(lambda: caplog.text.count("cannot save the certificate") >= 2)
-            monkeypatch.setattr(os, "fsync", fsync)
-            await until((tmp_path / NAME).exists)
-            saved = source.certificates()
-        assert source_of(tmp_path, authority).certificates() == saved
-        assert len(authority.asked) == 1
-
-    run(main())
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)) as source:
+        monkeypatch.setattr(os, "fsync", full)
+        await until(source.certificates)
+        assert not refused(source, NAME)
+        assert source.reload(force=True) is False
+        await until(lambda: caplog.text.count("cannot save the certificate") >= 2)
+        monkeypatch.setattr(os, "fsync", fsync)
+        await until((tmp_path / NAME).exists)
+        saved = source.certificates()
+    assert source_of(tmp_path, authority).certificates() == saved
+    assert len(authority.asked) == 1
     assert "No space left on device" in caplog.text
 
 
-def test_a_failure_before_anybody_was_asked_is_none_of_the_authoritys(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_failure_before_anybody_was_asked_is_none_of_the_authoritys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The account cannot be saved, perhaps: no long wait once there is room."""
     policy = RetryPolicy(save_every=0.01)
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        authority.failure = Refused("the disk is full", asked=False)
-        async with started(source_of(tmp_path, authority, policy)) as source:
-            await until(lambda: len(authority.asked) >= 3)
-            assert Store(tmp_path).load_record(NAME).failures in (0, 1), "1 within a request"
-            authority.failure = None
-            await until(source.certificates)
-        assert {attempt for _, attempt in authority.asked} == {0}
-
-    run(main())
+    authority = FakeAuthority()
+    authority.failure = Refused("the disk is full", asked=False)
+    async with started(source_of(tmp_path, authority, policy)) as source:
+        await until(lambda: len(authority.asked) >= 3)
+        assert Store(tmp_path).load_record(NAME).failures in (0, 1), "1 within a request"
+        authority.failure = None
+        await until(source.certificates)
+    assert {attempt for _, attempt in authority.asked} == {0}
     assert f"no certificate for {NAME}: the disk is full; next try in 0 s" in caplog.text
 
 
 # Two processes, one directory
 
 
-def test_what_one_process_asks_for_another_waits_for(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_one_process_asks_for_another_waits_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        go = threading.Event()
-        authority.before = lambda: assert_set(go)
-        async with started(source_of(tmp_path, authority)) as first:
-            await until(lambda: authority.asked)
-            async with started(source_of(tmp_path, authority)) as second:
-                await until(lambda: "another process asks" in caplog.text)
-                go.set()
-                await until(second.certificates)
-                await until(first.certificates)
-                assert chain_of(first) == chain_of(second)
-        assert len(authority.asked) == 1
-
-    run(main())
+    authority = FakeAuthority()
+    go = threading.Event()
+    authority.before = lambda: assert_set(go)
+    async with started(source_of(tmp_path, authority)) as first:
+        await until(lambda: authority.asked)
+        async with started(source_of(tmp_path, authority)) as second:
+            await until(lambda: "another process asks" in caplog.text)
+            go.set()
+            await until(second.certificates)
+            await until(first.certificates)
+            assert chain_of(first) == chain_of(second)
+    assert len(authority.asked) == 1
     assert caplog.text.count("another process asks") == 1, "once, not at each look"
     assert "another process got it" in caplog.text
 
 
-def test_what_one_process_was_told_another_heeds(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_one_process_was_told_another_heeds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        go = threading.Event()
-        authority.before = lambda: assert_set(go)
-        authority.failure = Refused("too often", retry_after=500.0)
-        second = source_of(tmp_path, authority)  # before the first leaves a note
-        async with started(source_of(tmp_path, authority)):
-            await until(lambda: authority.asked)
-            async with started(second):
-                go.set()
-                (managed,) = second._managed.values()
-                await until(lambda: managed.schedule.authority_retry_at)
-        assert len(authority.asked) == 1
-
-    run(main())
+    authority = FakeAuthority()
+    go = threading.Event()
+    authority.before = lambda: assert_set(go)
+    authority.failure = Refused("too often", retry_after=500.0)
+    second = source_of(tmp_path, authority)  # before the first leaves a note
+    async with started(source_of(tmp_path, authority)):
+        await until(lambda: authority.asked)
+        async with started(second):
+            go.set()
+            (managed,) = second._managed.values()
+            await until(lambda: managed.schedule.authority_retry_at)
+    assert len(authority.asked) == 1
 
 
 def assert_set(event: threading.Event) -> None:
@@ -458,24 +393,19 @@ def assert_set(event: threading.Event) -> None:
 # From a self-signed certificate to one of an authority
 
 
-def test_manual_mode_and_acme_take_nothing_from_each_other(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
-        pin = manual.cert_name
-        own = presented(context_of(manual, IP4), None)[0]
-        for _ in range(2):
-            async with started(
-                source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
-            ) as source:
-                await until(source.certificates)
-                assert presented(context_of(source, IP4), None)[0] != own
-                assert source.cert_name == ""
-        assert authority.asked == [(IP4, 0)]
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
-        assert manual.cert_name == pin
-
-    run(main())
+async def test_manual_mode_and_acme_take_nothing_from_each_other(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
+    pin = manual.cert_name
+    own = presented(context_of(manual, IP4), None)[0]
+    for _ in range(2):
+        async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
+            await until(source.certificates)
+            assert presented(context_of(source, IP4), None)[0] != own
+            assert source.cert_name == ""
+    assert authority.asked == [(IP4, 0)]
+    manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=IP4))
+    assert manual.cert_name == pin
 
 
 # What should not happen
@@ -485,145 +415,124 @@ def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_a_machine_without_a_free_thread_holds_nothing_up_for_good(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_machine_without_a_free_thread_holds_nothing_up_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", no_thread)
-            source = source_of(tmp_path, FakeAuthority())
-            await source.start()
-            await until(lambda: f"no certificate for {NAME}" in caplog.text)
-        await until(source.certificates)
-        await source.aclose()
-
-    run(main())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        source = source_of(tmp_path, FakeAuthority())
+        await source.start()
+        await until(lambda: f"no certificate for {NAME}" in caplog.text)
+    await until(source.certificates)
+    await source.aclose()
 
 
-def test_a_save_that_fails_unexpectedly_is_tried_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_save_that_fails_unexpectedly_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    async def main() -> None:
-        with monkeypatch.context() as disk:
-            disk.setattr(os, "fsync", full)
-            async with started(source_of(tmp_path, FakeAuthority())) as source:
-                await until(source.certificates)
-                with monkeypatch.context() as patch:
-                    patch.setattr(threading.Thread, "start", no_thread)
-                    await until(lambda: f"saving the certificate of {NAME} failed" in caplog.text)
-                disk.undo()
-                await until((tmp_path / NAME).exists)
-
-    run(main())
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        async with started(source_of(tmp_path, FakeAuthority())) as source:
+            await until(source.certificates)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", no_thread)
+                await until(lambda: f"saving the certificate of {NAME} failed" in caplog.text)
+            disk.undo()
+            await until((tmp_path / NAME).exists)
     assert "keeping certificates failed" not in caplog.text
 
 
-def test_a_mistake_of_ours_does_not_end_the_renewals(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_mistake_of_ours_does_not_end_the_renewals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    async def main() -> None:
-        source = source_of(tmp_path, FakeAuthority())
-        with monkeypatch.context() as patch:
-            patch.setattr(Schedule, "next_request", broken)
-            await source.start()
-            await until(lambda: caplog.text.count("keeping certificates failed") >= 2)
-        await until(source.certificates)
-        await source.aclose()
-
-    run(main())
+    source = source_of(tmp_path, FakeAuthority())
+    with monkeypatch.context() as patch:
+        patch.setattr(Schedule, "next_request", broken)
+        await source.start()
+        await until(lambda: caplog.text.count("keeping certificates failed") >= 2)
+    await until(source.certificates)
+    await source.aclose()
 
 
 # Files that change
 
 
-def test_what_is_not_saved_yet_counts_more_than_the_disk(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_what_is_not_saved_yet_counts_more_than_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    async def main() -> None:
-        with monkeypatch.context() as disk:
-            disk.setattr(os, "fsync", full)
-            async with started(source_of(tmp_path, FakeAuthority())) as source:
-                await until(source.certificates)
-                ours = chain_of(source)
-                chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
-                (tmp_path / NAME).write_bytes(key + chain)
-                assert source.reload(force=True) is False
-                disk.undo()
-                await until(lambda: (tmp_path / NAME).read_bytes() != key + chain)
-                assert chain_of(source) == ours
-        assert chain_of(source_of(tmp_path, FakeAuthority())) == ours
-
-    run(main())
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        async with started(source_of(tmp_path, FakeAuthority())) as source:
+            await until(source.certificates)
+            ours = chain_of(source)
+            chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+            (tmp_path / NAME).write_bytes(key + chain)
+            assert source.reload(force=True) is False
+            disk.undo()
+            await until(lambda: (tmp_path / NAME).read_bytes() != key + chain)
+            assert chain_of(source) == ours
+    assert chain_of(source_of(tmp_path, FakeAuthority())) == ours
 
 
-def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped(
-    run: Run, tmp_path: Path
+async def test_advice_about_a_certificate_that_was_replaced_meanwhile_is_dropped(
+    tmp_path: Path,
 ) -> None:
     def write() -> None:
         chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
         (tmp_path / NAME).write_bytes(key + chain)
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        replaced = threading.Event()
+    authority = FakeAuthority()
+    replaced = threading.Event()
 
-        def say_now_for_the_first() -> None:
-            authority.renew_at = 1.0 if authority.advice_asked == 1 else None
-            assert replaced.wait(20)
+    def say_now_for_the_first() -> None:
+        authority.renew_at = 1.0 if authority.advice_asked == 1 else None
+        assert replaced.wait(20)
 
-        authority.before_advice = say_now_for_the_first
+    authority.before_advice = say_now_for_the_first
+    write()
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(lambda: authority.advice_asked)
         write()
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(lambda: authority.advice_asked)
-            write()
-            assert source.reload()
-            replaced.set()
-            await until(lambda: authority.advice_asked == 2)
-        assert authority.asked == []
-
-    run(main())
+        assert source.reload()
+        replaced.set()
+        await until(lambda: authority.advice_asked == 2)
+    assert authority.asked == []
 
 
-def test_what_another_process_wrote_is_used(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        source = source_of(tmp_path, FakeAuthority())
-        assert source.reload() is False
-        chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
-        (tmp_path / NAME).write_bytes(key + chain)
-        assert source.reload() is True
-        assert not refused(source, NAME)
-        assert source.reload() is False
-        assert source.reload(force=True) is False
-
-    run(main())
+async def test_what_another_process_wrote_is_used(tmp_path: Path) -> None:
+    source = source_of(tmp_path, FakeAuthority())
+    assert source.reload() is False
+    chain, key = issue(NAME, timedelta(days=90), timedelta(days=1))
+    (tmp_path / NAME).write_bytes(key + chain)
+    assert source.reload() is True
+    assert not refused(source, NAME)
+    assert source.reload() is False
+    assert source.reload(force=True) is False
 
 
 @pytest.mark.parametrize("content", [b"garbage", "expired"])
-def test_what_cannot_be_used_is_not(
-    run: Run, tmp_path: Path, content: bytes | str, caplog: pytest.LogCaptureFixture
+async def test_what_cannot_be_used_is_not(
+    tmp_path: Path, content: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        source = source_of(tmp_path, FakeAuthority())
-        data = content
-        if data == "expired":
-            chain, key = issue(NAME, timedelta(days=90), timedelta(days=91))
-            data = key + chain
-        assert isinstance(data, bytes)
-        (tmp_path / NAME).write_bytes(data)
-        assert source.reload() is False
-        assert source.certificates() == []
-        assert (tmp_path / NAME).exists()
-
-    run(main())
+    source = source_of(tmp_path, FakeAuthority())
+    data = content
+    if data == "expired":
+        chain, key = issue(NAME, timedelta(days=90), timedelta(days=91))
+        data = key + chain
+    assert isinstance(data, bytes)
+    (tmp_path / NAME).write_bytes(data)
+    assert source.reload() is False
+    assert source.certificates() == []
+    assert (tmp_path / NAME).exists()
     assert ("the old one stays in use" in caplog.text) == (content == b"garbage")
 
 
@@ -637,134 +546,110 @@ def test_files_that_cannot_be_read_are_told_at_once(tmp_path: Path, name: str) -
 # Addresses: derper's TestIPCertManager, TestIPCertManagerNextProvider
 
 
-def test_a_connection_to_an_address_gets_a_certificate_for_it(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
-            await until(source.certificates)
-            assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
-            assert refused(source, None, IP6), "asked for now"
-            await until(lambda: len(source.certificates()) == 2)
-            assert names(presented(context_of(source, IP6), None)[0]) == (IP6,)
-            assert names(presented(context_of(source, f"::ffff:{IP4}"), None)[0]) == (IP4,)
-            for own in (IP4, IP6):
-                assert asked_for(source, own, own)
-            assert not asked_for(source, "203.0.113.8", IP4), "an address of somebody else"
-            assert not asked_for(source, IP6, IP4)
-            assert refused(source, NAME, IP4), "a name that is not ours"
-            assert authority.asked == [(IP4, 0), (IP6, 0)]
-            assert source.cert_name == ""
-        again = source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
-        assert not refused(again, None, IP4)
-        assert not refused(again, None, IP6)
-        assert len(authority.asked) == 2
-        assert again.http_challenge("/") is None
-
-    run(main())
+async def test_a_connection_to_an_address_gets_a_certificate_for_it(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority, hostname=IP4, ip_certs=True)) as source:
+        await until(source.certificates)
+        assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
+        assert refused(source, None, IP6), "asked for now"
+        await until(lambda: len(source.certificates()) == 2)
+        assert names(presented(context_of(source, IP6), None)[0]) == (IP6,)
+        assert names(presented(context_of(source, f"::ffff:{IP4}"), None)[0]) == (IP4,)
+        for own in (IP4, IP6):
+            assert asked_for(source, own, own)
+        assert not asked_for(source, "203.0.113.8", IP4), "an address of somebody else"
+        assert not asked_for(source, IP6, IP4)
+        assert refused(source, NAME, IP4), "a name that is not ours"
+        assert authority.asked == [(IP4, 0), (IP6, 0)]
+        assert source.cert_name == ""
+    again = source_of(tmp_path, authority, hostname=IP4, ip_certs=True)
+    assert not refused(again, None, IP4)
+    assert not refused(again, None, IP6)
+    assert len(authority.asked) == 2
+    assert again.http_challenge("/") is None
 
 
-def test_names_and_addresses_side_by_side(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority, ip_certs=True)) as source:
-            await until(source.certificates)
-            assert names(presented(context_of(source, IP4), NAME)[0]) == (NAME,)
-            await until(lambda: len(source.certificates()) == 2)
-            assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
-
-    run(main())
+async def test_names_and_addresses_side_by_side(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority, ip_certs=True)) as source:
+        await until(source.certificates)
+        assert names(presented(context_of(source, IP4), NAME)[0]) == (NAME,)
+        await until(lambda: len(source.certificates()) == 2)
+        assert names(presented(context_of(source, IP4), None)[0]) == (IP4,)
 
 
-def test_without_ip_certs_no_address_is_asked_for(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        async with started(source_of(tmp_path, authority)) as source:
-            await until(source.certificates)
-            assert refused(source, None, IP4)
-        assert len(authority.asked) == 1
-
-    run(main())
-
-
-def test_a_public_authority_is_not_asked_for_private_addresses(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        authority = FakeAuthority()
-        public: dict[str, Any] = {"directory": ACMETLS.directory, "ip_certs": True}
-        async with started(source_of(tmp_path / "a", authority, **public)) as source:
-            await until(source.certificates)
-            assert refused(source, None, "10.0.0.1")
-        assert len(authority.asked) == 1
-        # Behind address translation: the address that clients use was told.
-        more = {**public, "hostname": "8.8.8.8"}
-        async with started(source_of(tmp_path / "b", authority, **more)) as source:
-            await until(source.certificates)
-            assert names(presented(context_of(source, "10.0.0.1"), None)[0]) == ("8.8.8.8",)
-            assert asked_for(source, "8.8.8.8", "10.0.0.1")
-            assert not asked_for(source, "10.0.0.1", "10.0.0.1")
-
-    run(main())
-
-
-def test_a_machine_with_a_whole_network_asks_for_a_part_of_it(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
-        for n in range(70):
-            source.credential(f"192.0.2.{n}", None)
-        assert len(source._managed) == 64
-        assert refused(source, None, "192.0.2.69")
-        assert refused(source, None, "no address")
-
-    run(main())
-
-
-def test_an_address_whose_file_cannot_be_read_is_refused(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
-        (tmp_path / IP4).mkdir()
+async def test_without_ip_certs_no_address_is_asked_for(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    async with started(source_of(tmp_path, authority)) as source:
+        await until(source.certificates)
         assert refused(source, None, IP4)
+    assert len(authority.asked) == 1
 
-    run(main())
+
+async def test_a_public_authority_is_not_asked_for_private_addresses(tmp_path: Path) -> None:
+    authority = FakeAuthority()
+    public: dict[str, Any] = {"directory": ACMETLS.directory, "ip_certs": True}
+    async with started(source_of(tmp_path / "a", authority, **public)) as source:
+        await until(source.certificates)
+        assert refused(source, None, "10.0.0.1")
+    assert len(authority.asked) == 1
+    # Behind address translation: the address that clients use was told.
+    more = {**public, "hostname": "8.8.8.8"}
+    async with started(source_of(tmp_path / "b", authority, **more)) as source:
+        await until(source.certificates)
+        assert names(presented(context_of(source, "10.0.0.1"), None)[0]) == ("8.8.8.8",)
+        assert asked_for(source, "8.8.8.8", "10.0.0.1")
+        assert not asked_for(source, "10.0.0.1", "10.0.0.1")
+
+
+async def test_a_machine_with_a_whole_network_asks_for_a_part_of_it(tmp_path: Path) -> None:
+    source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
+    for n in range(70):
+        source.credential(f"192.0.2.{n}", None)
+    assert len(source._managed) == 64
+    assert refused(source, None, "192.0.2.69")
+    assert refused(source, None, "no address")
+
+
+async def test_an_address_whose_file_cannot_be_read_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = source_of(tmp_path, FakeAuthority(), ip_certs=True)
+    (tmp_path / IP4).mkdir()
+    assert refused(source, None, IP4)
     assert "cannot read" in caplog.text
 
 
 # Which source
 
 
-def test_make_certificates_gives_what_the_settings_ask_for(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        write_pair(tmp_path, NAME)
-        manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME))
-        assert len(manual.certificates()) == 1
-        await manual.start()
-        await manual.aclose()
-        acme = make_certificates(settings(tmp_path / "acme"))
-        assert acme.certificates() == []
-        assert not acme.challenge_pending
-        assert acme.challenge_credential(memoryview(b"")) is None
-        await acme.aclose()
-
-    run(main())
+async def test_make_certificates_gives_what_the_settings_ask_for(tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    manual = make_certificates(ManualTLS(certdir=tmp_path, hostname=NAME))
+    assert len(manual.certificates()) == 1
+    await manual.start()
+    await manual.aclose()
+    acme = make_certificates(settings(tmp_path / "acme"))
+    assert acme.certificates() == []
+    assert not acme.challenge_pending
+    assert acme.challenge_credential(memoryview(b"")) is None
+    await acme.aclose()
 
 
-def test_closing_does_not_wait_for_an_authority_that_hangs(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_closing_does_not_wait_for_an_authority_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pyderp.certs.acme._PATIENCE", 0.05)
     caplog.set_level(logging.INFO)
 
-    async def main() -> None:
-        authority = FakeAuthority()
-        go = threading.Event()
+    authority = FakeAuthority()
+    go = threading.Event()
 
-        def hang() -> None:
-            go.wait(10)
+    def hang() -> None:
+        go.wait(10)
 
-        authority.before = hang
-        async with started(source_of(tmp_path, authority)):
-            await until(lambda: authority.asked)
-        assert "does not answer" in caplog.text
-        go.set()
-
-    run(main())
+    authority.before = hang
+    async with started(source_of(tmp_path, authority)):
+        await until(lambda: authority.asked)
+    assert "does not answer" in caplog.text
+    go.set()

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from pyderp.cli.input import Read, Stdin, chunks_of, lines_of, read_stdin
 from pyderp.errors import ConfigError, LocalProtocolError
-from tests.conftest import Run
 
 
 def reader(pieces: Sequence[bytes]) -> Read:
@@ -67,37 +66,31 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return make
 
 
-def test_it_is_read_only_when_asked(run: Run, stdin: Callable[[], int]) -> None:
-    async def main() -> None:
-        into = stdin()
-        source = Stdin()
-        os.write(into, b"one")
-        assert await source.read() == b"one"
-        os.write(into, b"two")
-        os.close(into)
-        assert await source.read() == b"two"
-        assert await source.read() == b""
-        sys.stdin.close()
-
-    run(main())
+async def test_it_is_read_only_when_asked(stdin: Callable[[], int]) -> None:
+    into = stdin()
+    source = Stdin()
+    os.write(into, b"one")
+    assert await source.read() == b"one"
+    os.write(into, b"two")
+    os.close(into)
+    assert await source.read() == b"two"
+    assert await source.read() == b""
+    sys.stdin.close()
 
 
-def test_a_read_that_blocks_does_not_hold_up_the_loop(run: Run, stdin: Callable[[], int]) -> None:
-    async def main() -> None:
-        into = stdin()
-        source = Stdin()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await source.read()
-        os.close(into)
-        assert await source.read() == b""
-        sys.stdin.close()
-
-    run(main())
+async def test_a_read_that_blocks_does_not_hold_up_the_loop(stdin: Callable[[], int]) -> None:
+    into = stdin()
+    source = Stdin()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await source.read()
+    os.close(into)
+    assert await source.read() == b""
+    sys.stdin.close()
 
 
-def test_what_cannot_be_read_is_an_error(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+async def test_what_cannot_be_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
 
@@ -110,7 +103,7 @@ def test_what_cannot_be_read_is_an_error(
             await Stdin().read()
 
     monkeypatch.setattr(sys, "stdin", Folder())
-    run(main())
+    await main()
     os.close(folder)
 
 

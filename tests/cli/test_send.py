@@ -27,7 +27,6 @@ from pyderp.cli.send import _Sender
 from pyderp.keys import NodePublic
 from pyderp.testing import RelayThread
 from pyderp.wire.frames import pack_health, pack_peer_gone, pack_restarting
-from tests.conftest import Run
 
 from .commands import Done, command, listening
 from .commands import run as run_pyderp
@@ -240,28 +239,22 @@ class Broken(ReportingClient):
             raise ConnectionClosed("derp.Send: it broke")
 
 
-def test_a_packet_is_sent_until_a_connection_takes_it(run: Run) -> None:
-    async def main() -> None:
-        client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
-        assert isinstance(client, Broken)
-        client.times = 3
-        await _Sender(client, Output(as_json=False), NOBODY, BOUND, None)._send(b"x")
-        assert client.sent == 4
-
-    run(main())
+async def test_a_packet_is_sent_until_a_connection_takes_it() -> None:
+    client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
+    assert isinstance(client, Broken)
+    client.times = 3
+    await _Sender(client, Output(as_json=False), NOBODY, BOUND, None)._send(b"x")
+    assert client.sent == 4
 
 
-def test_a_packet_that_no_connection_takes_is_given_up_after_a_time(run: Run) -> None:
-    async def main() -> None:
-        client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
-        assert isinstance(client, Broken)
-        client.times = 1_000_000
-        sender = _Sender(client, Output(as_json=False), NOBODY, 0.2, None)
-        with pytest.raises(ConnectError, match=r"took no packet for 0\.2 s: derp.Send: it broke"):
-            await sender._send(b"x")
-        assert client.sent > 2
-
-    run(main())
+async def test_a_packet_that_no_connection_takes_is_given_up_after_a_time() -> None:
+    client = Broken.for_url("http://127.0.0.1:1/derp", config=DIRECT)
+    assert isinstance(client, Broken)
+    client.times = 1_000_000
+    sender = _Sender(client, Output(as_json=False), NOBODY, 0.2, None)
+    with pytest.raises(ConnectError, match=r"took no packet for 0\.2 s: derp.Send: it broke"):
+        await sender._send(b"x")
+    assert client.sent > 2
 
 
 def test_it_goes_on_when_the_relay_comes_back(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from pyderp import (
     dial_region_tls,
     watch_mesh,
 )
-from tests.conftest import Run
 from tests.net.ways_out import Sockets
 from tests.server.dial import until_gone
 from tests.server.ways import NAME
@@ -233,49 +232,49 @@ async def aclose(client: Client) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_connect(run: Run, tls: ManualTLS, way: str) -> None:
+async def test_connect(tls: ManualTLS, way: str) -> None:
     """A connect: TCP, TLS, upgrade and login."""
 
     async def test(world: World) -> None:
         assert await everywhere(world, connect) >= 2
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls"])
 @pytest.mark.parametrize("work", [send, Client.recv, receive_all, iterate])
-def test_calls_that_connect(run: Run, tls: ManualTLS, way: str, work: Work) -> None:
+async def test_calls_that_connect(tls: ManualTLS, way: str, work: Work) -> None:
     """A send or receive that has to connect first."""
 
     async def test(world: World) -> None:
         assert await everywhere(world, work) >= 2
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls websocket"])
-def test_ping(run: Run, tls: ManualTLS, way: str) -> None:
+async def test_ping(tls: ManualTLS, way: str) -> None:
     """A ping; the next one is answered all the same."""
 
     async def test(world: World) -> None:
         assert await everywhere(world, ping, before=connect) >= 1
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_aclose(run: Run, tls: ManualTLS, way: str) -> None:
+async def test_aclose(tls: ManualTLS, way: str) -> None:
     """Closing; also a close that is cancelled closes."""
 
     async def test(world: World) -> None:
         turns = await everywhere(world, aclose, before=send, works_after=False)
         assert turns >= 1
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)
 
 
 @pytest.mark.parametrize("way", ["url", "tls"])
-def test_watch_mesh(run: Run, tls: ManualTLS, way: str) -> None:
+async def test_watch_mesh(tls: ManualTLS, way: str) -> None:
     """Watching, until we hear of ourselves."""
 
     class HeardEnough(Exception):
@@ -291,10 +290,10 @@ def test_watch_mesh(run: Run, tls: ManualTLS, way: str) -> None:
     async def test(world: World) -> None:
         assert await everywhere(world, work, mesh_key=MESH) >= 2
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)
 
 
-def test_dial_region_tls(run: Run, tls: ManualTLS) -> None:
+async def test_dial_region_tls(tls: ManualTLS) -> None:
     """A dial to measure; what it gave is the caller's."""
 
     async def test(world: World) -> None:
@@ -305,10 +304,10 @@ def test_dial_region_tls(run: Run, tls: ManualTLS) -> None:
 
         assert await everywhere(world, work, works_after=False) >= 2
 
-    run(in_world(tls, "tls region", test))
+    await in_world(tls, "tls region", test)
 
 
-def test_over_stream(run: Run, tls: ManualTLS) -> None:
+async def test_over_stream(tls: ManualTLS) -> None:
     """A session over a stream that a function opens."""
 
     async def test(world: World) -> None:
@@ -329,11 +328,11 @@ def test_over_stream(run: Run, tls: ManualTLS) -> None:
         assert await everywhere(world, connect) >= 2
         assert await everywhere(world, aclose, before=send, works_after=False) >= 1
 
-    run(in_world(tls, "url", test))
+    await in_world(tls, "url", test)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_aclose_during_connect(run: Run, tls: ManualTLS, way: str) -> None:
+async def test_aclose_during_connect(tls: ManualTLS, way: str) -> None:
     """A close at any moment of a connect cancels it, for all who wait; nothing stays open."""
 
     async def test(world: World) -> None:
@@ -361,4 +360,4 @@ def test_aclose_during_connect(run: Run, tls: ManualTLS, way: str) -> None:
             if was_connected:
                 break
 
-    run(in_world(tls, way, test))
+    await in_world(tls, way, test)

@@ -23,7 +23,6 @@ from pyderp import (
     is_transient,
 )
 from pyderp.wire.frames import FrameType
-from tests.conftest import Run
 
 from .fakes import (
     DIRECT,
@@ -75,312 +74,256 @@ class TestMaking:
         assert str(client) == "<pyderp.Client  url=https://xxxxx@derp.example.com/derp>"
         assert repr(client) == f"<pyderp.Client {short} url=https://xxxxx@derp.example.com/derp>"
 
-    def test_before_the_first_connect(self, run: Run) -> None:
+    async def test_before_the_first_connect(self) -> None:
         """There is nothing to tell yet (with a twin of TestLocalAddrNoMutex)."""
-
-        async def main() -> None:
-            client = Client.for_url("http://127.0.0.1:1/derp")
-            assert client.server_public_key is None
-            assert client.tls_state is None
-            assert (client.generation, client.connected) == (0, False)
+        client = Client.for_url("http://127.0.0.1:1/derp")
+        assert client.server_public_key is None
+        assert client.tls_state is None
+        assert (client.generation, client.connected) == (0, False)
+        with pytest.raises(NotConnected, match=r"^client not connected; "):
+            _ = client.local_address
+        for call in (client.ping(), client.send_ping(bytes(8)), client.send_pong(bytes(8))):
             with pytest.raises(NotConnected, match=r"^client not connected; "):
-                _ = client.local_address
-            for call in (client.ping(), client.send_ping(bytes(8)), client.send_pong(bytes(8))):
-                with pytest.raises(NotConnected, match=r"^client not connected; "):
-                    await call
-            await client.aclose()
-
-        run(main())
+                await call
+        await client.aclose()
 
 
 class TestState:
     """What a connected client tells."""
 
-    def test_properties(self, run: Run) -> None:
+    async def test_properties(self) -> None:
         """Keys, addresses and state of the connection; the relay's key outlives it."""
+        async with fake_relay() as relay, connected(relay) as (client, peer):
+            assert client.connected
+            assert state(client) == "connected"
+            assert client.generation == 1
+            assert client.server_public_key == RELAY.public
+            assert client.self_public_key == peer.key
+            assert client.local_address == peer.writer.get_extra_info("peername")
+            assert client.tls_state is None
+            peer.cut()
+            await until(lambda: not client.connected)
+            assert state(client) == "not connected"
+            with pytest.raises(NotConnected):
+                _ = client.local_address
+            assert client.server_public_key == RELAY.public
 
-        async def main() -> None:
-            async with fake_relay() as relay, connected(relay) as (client, peer):
-                assert client.connected
-                assert state(client) == "connected"
-                assert client.generation == 1
-                assert client.server_public_key == RELAY.public
-                assert client.self_public_key == peer.key
-                assert client.local_address == peer.writer.get_extra_info("peername")
-                assert client.tls_state is None
-                peer.cut()
-                await until(lambda: not client.connected)
-                assert state(client) == "not connected"
-                with pytest.raises(NotConnected):
-                    _ = client.local_address
-                assert client.server_public_key == RELAY.public
-
-        run(main())
-
-    def test_connecting(self, run: Run) -> None:
+    async def test_connecting(self) -> None:
         """While it connects, nothing that does not connect has to wait
         (with a twin of TestLocalAddrNoMutex)."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                client = Client.for_url(relay.url, config=ClientConfig(network=DIRECT))
-                connecting = asyncio.create_task(client.connect())
-                await relay.accept()
-                assert state(client) == "connecting"
-                async with asyncio.timeout(1):
-                    with pytest.raises(NotConnected):
-                        _ = client.local_address
-                    with pytest.raises(NotConnected):
-                        await client.ping()
-                    await client.note_preferred(True)
-                    client.set_can_ack_pings(True)
-                    assert client.server_public_key is None
-                    await client.aclose()
-                with pytest.raises(ClientClosed):
-                    await connecting
-                assert client.connection_state == "closed"
-
-        run(main())
+        async with fake_relay() as relay:
+            client = Client.for_url(relay.url, config=ClientConfig(network=DIRECT))
+            connecting = asyncio.create_task(client.connect())
+            await relay.accept()
+            assert state(client) == "connecting"
+            async with asyncio.timeout(1):
+                with pytest.raises(NotConnected):
+                    _ = client.local_address
+                with pytest.raises(NotConnected):
+                    await client.ping()
+                await client.note_preferred(True)
+                client.set_can_ack_pings(True)
+                assert client.server_public_key is None
+                await client.aclose()
+            with pytest.raises(ClientClosed):
+                await connecting
+            assert client.connection_state == "closed"
 
 
 class TestReconnect:
     """A connection that breaks is an error once; then there is a new one."""
 
-    def test_receiver(self, run: Run) -> None:
+    async def test_receiver(self) -> None:
         """A receiver gets all that came, one error, and then a higher generation."""
+        async with fake_relay() as relay, connected(relay) as (client, peer):
+            peer.say(packet_frame(b"1"), packet_frame(b"2"))
+            peer.hang_up()
+            messages, error = await until_closed(client)
+            assert messages == [
+                ServerInfo(2),
+                ReceivedPacket(PEER, b"1"),
+                ReceivedPacket(PEER, b"2"),
+            ]
+            assert str(error) == "derp.Recv: EOF"
+            assert error.generation == 1
+            assert is_transient(error)
+            receiving = asyncio.create_task(client.recv_with_generation())
+            await relay.serve()
+            assert await receiving == (ServerInfo(2), 2)
+            assert client.generation == 2
 
-        async def main() -> None:
-            async with fake_relay() as relay, connected(relay) as (client, peer):
-                peer.say(packet_frame(b"1"), packet_frame(b"2"))
-                peer.hang_up()
-                messages, error = await until_closed(client)
-                assert messages == [
-                    ServerInfo(2),
-                    ReceivedPacket(PEER, b"1"),
-                    ReceivedPacket(PEER, b"2"),
-                ]
-                assert str(error) == "derp.Recv: EOF"
-                assert error.generation == 1
-                assert is_transient(error)
-                receiving = asyncio.create_task(client.recv_with_generation())
-                await relay.serve()
-                assert await receiving == (ServerInfo(2), 2)
-                assert client.generation == 2
-
-        run(main())
-
-    def test_sender(self, run: Run) -> None:
+    async def test_sender(self) -> None:
         """A send over a connection that broke raises once; the next one connects."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                links.last.lose(ConnectionResetError("gone"))
-                with pytest.raises(
-                    ConnectionClosed, match=r"^derp\.Send: gone; the next call "
-                ) as caught:
-                    await client.send(PEER, b"x")
-                assert caught.value.generation == 1
-                await client.send(PEER, b"y")
-                await asyncio.sleep(0)
-                assert client.generation == 2
-                words = links.last.words()
-                assert [kind for kind, _ in words] == [FrameType.CLIENT_INFO, FrameType.SEND_PACKET]
-                assert len(links.all) == 2
-
-        run(main())
+        async with linked() as (client, links):
+            links.last.lose(ConnectionResetError("gone"))
+            with pytest.raises(
+                ConnectionClosed, match=r"^derp\.Send: gone; the next call "
+            ) as caught:
+                await client.send(PEER, b"x")
+            assert caught.value.generation == 1
+            await client.send(PEER, b"y")
+            await asyncio.sleep(0)
+            assert client.generation == 2
+            words = links.last.words()
+            assert [kind for kind, _ in words] == [FrameType.CLIENT_INFO, FrameType.SEND_PACKET]
+            assert len(links.all) == 2
 
     @pytest.mark.parametrize("lost", [True, False])
-    def test_receiver_after_a_sender(self, run: Run, lost: bool) -> None:
+    async def test_receiver_after_a_sender(self, lost: bool) -> None:
         """A reconnect by a sender is one error for the receiver, after what had come."""
+        async with linked() as (client, links):
+            links.last.feed(packet_frame(b"1"), packet_frame(b"2"))
+            assert await client.recv() == ReceivedPacket(PEER, b"1")
+            links.last.lose(ConnectionResetError("gone") if lost else None)
+            with pytest.raises(ConnectionClosed):
+                await client.send(PEER, b"x")
+            await client.send(PEER, b"y")
+            links.last.feed(packet_frame(b"3"))
+            assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"2"), 1)
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            assert caught.value.generation == 1
+            assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"3"), 2)
 
-        async def main() -> None:
-            async with linked() as (client, links):
-                links.last.feed(packet_frame(b"1"), packet_frame(b"2"))
-                assert await client.recv() == ReceivedPacket(PEER, b"1")
-                links.last.lose(ConnectionResetError("gone") if lost else None)
-                with pytest.raises(ConnectionClosed):
-                    await client.send(PEER, b"x")
-                await client.send(PEER, b"y")
-                links.last.feed(packet_frame(b"3"))
-                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"2"), 1)
-                with pytest.raises(ConnectionClosed) as caught:
-                    await client.recv()
-                assert caught.value.generation == 1
-                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"3"), 2)
-
-        run(main())
-
-    def test_together(self, run: Run) -> None:
+    async def test_together(self) -> None:
         """Sender and receiver that fail together do not close each other's new connection."""
+        async with linked() as (client, links):
+            receiving = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+            links.last.lose(ConnectionResetError("gone"))
+            with pytest.raises(ConnectionClosed):
+                await client.send(PEER, b"x")
+            await client.send(PEER, b"y")
+            assert client.generation == 2
+            # Only now the receiver has its turn, and closes what broke.
+            with pytest.raises(ConnectionClosed):
+                await receiving
+            assert client.connected
+            links.last.feed(packet_frame(b"z"))
+            assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"z"), 2)
+            assert not links.last.aborted
 
-        async def main() -> None:
-            async with linked() as (client, links):
-                receiving = asyncio.create_task(client.recv())
-                await asyncio.sleep(0)
-                links.last.lose(ConnectionResetError("gone"))
-                with pytest.raises(ConnectionClosed):
-                    await client.send(PEER, b"x")
-                await client.send(PEER, b"y")
-                assert client.generation == 2
-                # Only now the receiver has its turn, and closes what broke.
-                with pytest.raises(ConnectionClosed):
-                    await receiving
-                assert client.connected
-                links.last.feed(packet_frame(b"z"))
-                assert await client.recv_with_generation() == (ReceivedPacket(PEER, b"z"), 2)
-                assert not links.last.aborted
-
-        run(main())
-
-    def test_connect_replaces_what_broke(self, run: Run) -> None:
+    async def test_connect_replaces_what_broke(self) -> None:
         """`connect` makes a new connection at once; a receiver hears of the old one first."""
+        async with linked() as (client, links):
+            receiving = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+            links.last.lose()
+            await client.connect()
+            assert client.generation == 2
+            with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$"):
+                await receiving
+            assert client.connected
+            await client.send(PEER, b"x")
+            assert client.generation == 2
 
-        async def main() -> None:
-            async with linked() as (client, links):
-                receiving = asyncio.create_task(client.recv())
-                await asyncio.sleep(0)
-                links.last.lose()
-                await client.connect()
-                assert client.generation == 2
-                with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$"):
-                    await receiving
-                assert client.connected
-                await client.send(PEER, b"x")
-                assert client.generation == 2
-
-        run(main())
-
-    def test_failed_reconnect(self, run: Run) -> None:
+    async def test_failed_reconnect(self) -> None:
         """A failed attempt is a connect error each time, and harms nothing."""
+        async with linked() as (client, links):
+            links.last.lose()
+            await until_closed(client)
+            links.error = OSError("no way")
+            for call in (client.recv(), client.send(PEER, b"x"), client.connect()):
+                with pytest.raises(ConnectError, match="no way"):
+                    await call
+            links.error = None
+            await client.send(PEER, b"x")
+            assert client.generation == 2
+            assert client.stats.connects == 2
+            assert client.stats.failed_connects == 3
 
-        async def main() -> None:
-            async with linked() as (client, links):
-                links.last.lose()
-                await until_closed(client)
-                links.error = OSError("no way")
-                for call in (client.recv(), client.send(PEER, b"x"), client.connect()):
-                    with pytest.raises(ConnectError, match="no way"):
-                        await call
-                links.error = None
-                await client.send(PEER, b"x")
-                assert client.generation == 2
-                assert client.stats.connects == 2
-                assert client.stats.failed_connects == 3
-
-        run(main())
-
-    def test_one_connection_at_a_time(self, run: Run) -> None:
+    async def test_one_connection_at_a_time(self) -> None:
         """Many that fail together make one new connection."""
+        async with linked() as (client, links):
 
-        async def main() -> None:
-            async with linked() as (client, links):
+            async def sender() -> None:
+                for _ in range(5):
+                    try:
+                        await client.send(PEER, b"x")
+                    except ConnectionClosed:
+                        await asyncio.sleep(0)
 
-                async def sender() -> None:
-                    for _ in range(5):
-                        try:
-                            await client.send(PEER, b"x")
-                        except ConnectionClosed:
-                            await asyncio.sleep(0)
-
-                for _ in range(10):
-                    links.last.lose(ConnectionResetError("gone"))
-                    await asyncio.gather(*(sender() for _ in range(5)))
-                assert len(links.all) == client.generation == 11
-
-        run(main())
+            for _ in range(10):
+                links.last.lose(ConnectionResetError("gone"))
+                await asyncio.gather(*(sender() for _ in range(5)))
+            assert len(links.all) == client.generation == 11
 
 
 class TestWriteErrors:
     """What was sent and did not leave is told to the next send, and to the receiver."""
 
-    def test_receiver_and_next_sender(self, run: Run) -> None:
+    async def test_receiver_and_next_sender(self) -> None:
         """The receiver hears first; the next send is told once, and the one after it connects."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                receiving = asyncio.create_task(client.recv())
-                await client.send(PEER, b"lost")
-                await asyncio.sleep(0)
-                links.last.lose(BrokenPipeError("broken"))
-                with pytest.raises(ConnectionClosed, match="broken"):
-                    await receiving
-                with pytest.raises(ConnectionClosed, match=r"^derp\.Send: broken; the next call "):
-                    await client.send(PEER, b"x")
-                await client.send(PEER, b"y")
-                assert client.generation == 2
-
-        run(main())
+        async with linked() as (client, links):
+            receiving = asyncio.create_task(client.recv())
+            await client.send(PEER, b"lost")
+            await asyncio.sleep(0)
+            links.last.lose(BrokenPipeError("broken"))
+            with pytest.raises(ConnectionClosed, match="broken"):
+                await receiving
+            with pytest.raises(ConnectionClosed, match=r"^derp\.Send: broken; the next call "):
+                await client.send(PEER, b"x")
+            await client.send(PEER, b"y")
+            assert client.generation == 2
 
     @pytest.mark.parametrize("call", ["send", "send_many", "forward_packet"])
-    def test_receiver_that_reconnects(self, run: Run, call: str) -> None:
+    async def test_receiver_that_reconnects(self, call: str) -> None:
         """Also when the receiver has connected anew meanwhile; that connection stays."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                receiving = asyncio.create_task(client.recv())
-                await client.send(PEER, b"lost")
-                await asyncio.sleep(0)
-                links.last.lose(BrokenPipeError("broken"))
-                with pytest.raises(ConnectionClosed):
-                    await receiving
-                receiving = asyncio.create_task(client.recv())
-                await asyncio.sleep(0)
-                assert client.generation == 2
-                calls = {
-                    "send": lambda: client.send(PEER, b"x"),
-                    "send_many": lambda: client.send_many(PEER, [b"x"]),
-                    "forward_packet": lambda: client.forward_packet(PEER, PEER, b"x"),
-                }
-                with pytest.raises(ConnectionClosed, match="broken") as caught:
-                    await calls[call]()
-                assert caught.value.generation == 1
+        async with linked() as (client, links):
+            receiving = asyncio.create_task(client.recv())
+            await client.send(PEER, b"lost")
+            await asyncio.sleep(0)
+            links.last.lose(BrokenPipeError("broken"))
+            with pytest.raises(ConnectionClosed):
+                await receiving
+            receiving = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+            assert client.generation == 2
+            calls = {
+                "send": lambda: client.send(PEER, b"x"),
+                "send_many": lambda: client.send_many(PEER, [b"x"]),
+                "forward_packet": lambda: client.forward_packet(PEER, PEER, b"x"),
+            }
+            with pytest.raises(ConnectionClosed, match="broken") as caught:
                 await calls[call]()
-                assert client.generation == 2
-                links.last.feed(packet_frame(b"1"))
-                assert await receiving == ReceivedPacket(PEER, b"1")
+            assert caught.value.generation == 1
+            await calls[call]()
+            assert client.generation == 2
+            links.last.feed(packet_frame(b"1"))
+            assert await receiving == ReceivedPacket(PEER, b"1")
 
-        run(main())
-
-    def test_connect_in_between(self, run: Run) -> None:
+    async def test_connect_in_between(self) -> None:
         """Also after a `connect`, which itself works."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                await client.send(PEER, b"lost")
-                links.last.lose()  # before the turn was over
-                await client.connect()
-                with pytest.raises(
-                    ConnectionClosed, match=r"^derp\.Send: EOF; the next call "
-                ) as caught:
-                    await client.send(PEER, b"x")
-                assert caught.value.generation == 1
-                await client.send(PEER, b"y")
-                assert client.generation == 2
-
-        run(main())
-
-    def test_sender_that_hears_itself(self, run: Run) -> None:
-        """A sender that was waiting is told there and then, and not the next one again."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                links.last.pending_bytes = 1 << 20
-                await client.send_many(PEER, [])
-                sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 3))
-                receiving = asyncio.create_task(client.recv())
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                assert not sending.done()
-                links.last.lose(BrokenPipeError("broken"))
-                for task in (sending, receiving):
-                    with pytest.raises(ConnectionClosed, match="broken"):
-                        await task
+        async with linked() as (client, links):
+            await client.send(PEER, b"lost")
+            links.last.lose()  # before the turn was over
+            await client.connect()
+            with pytest.raises(
+                ConnectionClosed, match=r"^derp\.Send: EOF; the next call "
+            ) as caught:
                 await client.send(PEER, b"x")
-                assert client.generation == 2
+            assert caught.value.generation == 1
+            await client.send(PEER, b"y")
+            assert client.generation == 2
 
-        run(main())
+    async def test_sender_that_hears_itself(self) -> None:
+        """A sender that was waiting is told there and then, and not the next one again."""
+        async with linked() as (client, links):
+            links.last.pending_bytes = 1 << 20
+            await client.send_many(PEER, [])
+            sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 3))
+            receiving = asyncio.create_task(client.recv())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not sending.done()
+            links.last.lose(BrokenPipeError("broken"))
+            for task in (sending, receiving):
+                with pytest.raises(ConnectionClosed, match="broken"):
+                    await task
+            await client.send(PEER, b"x")
+            assert client.generation == 2
 
-    def test_broken_byte_stream(self, run: Run) -> None:
+    async def test_broken_byte_stream(self) -> None:
         """A stream that cannot be written says so to both."""
 
         class Broken:
@@ -401,17 +344,14 @@ class TestWriteErrors:
                 if not self.end.done():
                     self.end.set_result(b"")
 
-        async def main() -> None:
-            async def opens() -> Broken:
-                return Broken()
+        async def opens() -> Broken:
+            return Broken()
 
-            async with Client.over_stream(opens) as client, bounded():
-                await client.connect()
-                receiving = asyncio.create_task(client.recv())
-                await client.send(PEER, b"x")
-                with pytest.raises(ConnectionClosed, match="writing failed: full"):
-                    await receiving
-                with pytest.raises(ConnectionClosed, match=r"derp\.Send: writing failed: full"):
-                    await client.send(PEER, b"y")
-
-        run(main())
+        async with Client.over_stream(opens) as client, bounded():
+            await client.connect()
+            receiving = asyncio.create_task(client.recv())
+            await client.send(PEER, b"x")
+            with pytest.raises(ConnectionClosed, match="writing failed: full"):
+                await receiving
+            with pytest.raises(ConnectionClosed, match=r"derp\.Send: writing failed: full"):
+                await client.send(PEER, b"y")

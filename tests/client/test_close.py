@@ -11,7 +11,6 @@ from pyderp import (
     ClientClosed,
 )
 from pyderp.wire.frames import FrameType
-from tests.conftest import Run
 
 from .fakes import (
     PEER,
@@ -27,92 +26,76 @@ from .fakes import (
 class TestClose:
     """Closing a client."""
 
-    def test_calls_after_it(self, run: Run) -> None:
+    async def test_calls_after_it(self) -> None:
         """Everything that would connect says that the client is closed; closing again is fine."""
-
-        async def main() -> None:
-            async with fake_relay() as relay, connected(relay) as (client, peer):
-                await client.send(PEER, b"last words")
-                await client.aclose()
-                await client.aclose()
-                assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"last words"
-                await peer.gone()
-                assert client.connection_state == "closed"
-                assert not client.connected
-                for call in (
-                    client.connect(),
-                    client.recv(),
-                    client.receive_many(),
-                    client.send(PEER, b"x"),
-                    client.send_many(PEER, [b"x"]),
-                    client.forward_packet(PEER, PEER, b"x"),
-                    client.close_peer(PEER),
-                    client.watch_connection_changes(),
-                    client.ping(),
-                    client.send_ping(bytes(8)),
-                    client.send_pong(bytes(8)),
-                ):
-                    with pytest.raises(ClientClosed, match=r"^derphttp\.Client closed$"):
-                        await call
-                await client.note_preferred(True)  # says nothing to anybody
-                assert len(relay.seen) == 1
-
-        run(main())
-
-    def test_waiting_calls(self, run: Run) -> None:
-        """Calls that wait end with exactly that error."""
-
-        async def main() -> None:
-            async with linked() as (client, links):
-                links.last.pending_bytes = 1 << 20
-                waiting = [
-                    asyncio.create_task(client.recv()),
-                    asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 3)),
-                    asyncio.create_task(client.ping()),
-                ]
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                closing = asyncio.create_task(client.aclose())
-                await asyncio.sleep(0)
-                links.finish()
-                await closing
-                for error in await asyncio.gather(*waiting, return_exceptions=True):
-                    assert isinstance(error, ClientClosed)
-                    assert str(error) == "derphttp.Client closed"
-                assert not client.stats.disconnects
-
-        run(main())
-
-    def test_a_lot_to_send(self, run: Run) -> None:
-        """What was sent before still leaves, also when the kernel has to wait for the relay."""
-
-        async def main() -> None:
-            async with fake_relay() as relay, connected(relay) as (client, peer):
-                sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 200))
-                connection = client._life.connection
-                assert connection is not None
-                await until(lambda: connection.backed_up)
-                closing = asyncio.create_task(client.aclose())
-                received = 0
-                async with bounded():
-                    while not peer.reader.at_eof():
-                        with contextlib.suppress(asyncio.IncompleteReadError):
-                            await peer.frame()
-                            received += 1
-                await closing
-                with pytest.raises(ClientClosed):
-                    await sending
-                assert 0 < received == client.stats.packets_sent < 200
-
-        run(main())
-
-    def test_context(self, run: Run) -> None:
-        """A block closes at its end and does not connect at its beginning."""
-
-        async def main() -> None:
-            links = Links()
-            async with links.client() as client:
-                assert not links.all
+        async with fake_relay() as relay, connected(relay) as (client, peer):
+            await client.send(PEER, b"last words")
+            await client.aclose()
+            await client.aclose()
+            assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"last words"
+            await peer.gone()
             assert client.connection_state == "closed"
+            assert not client.connected
+            for call in (
+                client.connect(),
+                client.recv(),
+                client.receive_many(),
+                client.send(PEER, b"x"),
+                client.send_many(PEER, [b"x"]),
+                client.forward_packet(PEER, PEER, b"x"),
+                client.close_peer(PEER),
+                client.watch_connection_changes(),
+                client.ping(),
+                client.send_ping(bytes(8)),
+                client.send_pong(bytes(8)),
+            ):
+                with pytest.raises(ClientClosed, match=r"^derphttp\.Client closed$"):
+                    await call
+            await client.note_preferred(True)  # says nothing to anybody
+            assert len(relay.seen) == 1
 
-        run(main())
+    async def test_waiting_calls(self) -> None:
+        """Calls that wait end with exactly that error."""
+        async with linked() as (client, links):
+            links.last.pending_bytes = 1 << 20
+            waiting = [
+                asyncio.create_task(client.recv()),
+                asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 3)),
+                asyncio.create_task(client.ping()),
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(client.aclose())
+            await asyncio.sleep(0)
+            links.finish()
+            await closing
+            for error in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(error, ClientClosed)
+                assert str(error) == "derphttp.Client closed"
+            assert not client.stats.disconnects
+
+    async def test_a_lot_to_send(self) -> None:
+        """What was sent before still leaves, also when the kernel has to wait for the relay."""
+        async with fake_relay() as relay, connected(relay) as (client, peer):
+            sending = asyncio.create_task(client.send_many(PEER, [bytes(60_000)] * 200))
+            connection = client._life.connection
+            assert connection is not None
+            await until(lambda: connection.backed_up)
+            closing = asyncio.create_task(client.aclose())
+            received = 0
+            async with bounded():
+                while not peer.reader.at_eof():
+                    with contextlib.suppress(asyncio.IncompleteReadError):
+                        await peer.frame()
+                        received += 1
+            await closing
+            with pytest.raises(ClientClosed):
+                await sending
+            assert 0 < received == client.stats.packets_sent < 200
+
+    async def test_context(self) -> None:
+        """A block closes at its end and does not connect at its beginning."""
+        links = Links()
+        async with links.client() as client:
+            assert not links.all
+        assert client.connection_state == "closed"

@@ -32,7 +32,6 @@ from pyderp.net.streams import as_link
 from pyderp.net.tls import TlsLink
 from pyderp.wire.frames import FrameType, pack_frame
 from pyderp.wire.upgrade import switching_protocols
-from tests.conftest import Run
 from tests.net.certificates import ROOT, certificate
 
 from .fakes import (
@@ -132,166 +131,130 @@ class TestTime:
     """`connect_timeout` holds for all steps together."""
 
     @pytest.mark.parametrize("stage", STAGES)
-    def test_silence(self, run: Run, stage: str) -> None:
+    async def test_silence(self, stage: str) -> None:
         """A server that falls silent is given up, with the step in the error."""
         scheme, settings, start, step = STAGES[stage]
 
-        async def main() -> None:
-            async with fake_relay() as relay:
-                url = relay.url.replace("http", scheme, 1)
-                async with of_url(url, connect_timeout=0.2, **settings) as client:
-                    failing = asyncio.create_task(fails(client))
-                    peer = await relay.accept()
-                    await start(peer)
-                    error = await failing
-                    prefix = f"derphttp.Client.Connect connect to {url}: "
-                    assert str(error) == f"{prefix}no answer within 0.2 s, {step}"
-                    assert isinstance(error.attempts[0], TimeoutError)
-                    assert client.stats.failed_connects == 1
-                    await peer.gone()
-                    # The client is good for another attempt.
-                    assert client.generation == 0
-                    if scheme == "http" and not settings:
-                        await connects(client, relay)
+        async with fake_relay() as relay:
+            url = relay.url.replace("http", scheme, 1)
+            async with of_url(url, connect_timeout=0.2, **settings) as client:
+                failing = asyncio.create_task(fails(client))
+                peer = await relay.accept()
+                await start(peer)
+                error = await failing
+                prefix = f"derphttp.Client.Connect connect to {url}: "
+                assert str(error) == f"{prefix}no answer within 0.2 s, {step}"
+                assert isinstance(error.attempts[0], TimeoutError)
+                assert client.stats.failed_connects == 1
+                await peer.gone()
+                # The client is good for another attempt.
+                assert client.generation == 0
+                if scheme == "http" and not settings:
+                    await connects(client, relay)
 
-        run(main())
-
-    def test_tcp(self, run: Run) -> None:
+    async def test_tcp(self) -> None:
         """So is one that does not even take the connection."""
+        with full_port() as port:
+            async with of_url(f"http://127.0.0.1:{port}/derp", connect_timeout=0.1) as client:
+                error = await fails(client)
+                assert str(error).endswith("no answer within 0.1 s, connecting")
 
-        async def main() -> None:
-            with full_port() as port:
-                async with of_url(f"http://127.0.0.1:{port}/derp", connect_timeout=0.1) as client:
-                    error = await fails(client)
-                    assert str(error).endswith("no answer within 0.1 s, connecting")
-
-        run(main())
-
-    def test_dialer(self, run: Run) -> None:
+    async def test_dialer(self) -> None:
         """And a dialer that never comes back."""
 
         async def dialer(_host: str, _port: int) -> socket.socket:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
 
-        async def main() -> None:
-            async with of_url("http://h/derp", connect_timeout=0.1, dialer=dialer) as client:
-                assert str(await fails(client)).endswith(
-                    "/derp: no answer within 0.1 s, connecting"
-                )
+        async with of_url("http://h/derp", connect_timeout=0.1, dialer=dialer) as client:
+            assert str(await fails(client)).endswith("/derp: no answer within 0.1 s, connecting")
 
-        run(main())
-
-    def test_greeting_over_a_stream(self, run: Run) -> None:
+    async def test_greeting_over_a_stream(self) -> None:
         """And a stream that says nothing."""
-
-        async def main() -> None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                client = Client.over_stream(ours, config=ClientConfig(connect_timeout=0.1))
-                error = await fails(client)
-                assert str(error) == (
-                    "derphttp.Client.Connect connect to the given stream: "
-                    "no answer within 0.1 s, waiting for the relay's greeting"
-                )
-                assert await asyncio.to_thread(theirs.recv, 10) == b""
-                await client.aclose()
-
-        run(main())
+        ours, theirs = socket.socketpair()
+        with theirs:
+            client = Client.over_stream(ours, config=ClientConfig(connect_timeout=0.1))
+            error = await fails(client)
+            assert str(error) == (
+                "derphttp.Client.Connect connect to the given stream: "
+                "no answer within 0.1 s, waiting for the relay's greeting"
+            )
+            assert await asyncio.to_thread(theirs.recv, 10) == b""
+            await client.aclose()
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
-    def test_deadline_of_the_caller(self, run: Run, scheme: str) -> None:
+    async def test_deadline_of_the_caller(self, scheme: str) -> None:
         """A sooner deadline of the caller's is his own TimeoutError; nothing stays open."""
-
-        async def main() -> None:
-            async with (
-                fake_relay() as relay,
-                of_url(relay.url.replace("http", scheme, 1)) as client,
-            ):
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.1):
-                        await client.connect()
-                await (await relay.accept()).gone()
-                assert client.connection_state == "not connected"
-
-        run(main())
+        async with (
+            fake_relay() as relay,
+            of_url(relay.url.replace("http", scheme, 1)) as client,
+        ):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await client.connect()
+            await (await relay.accept()).gone()
+            assert client.connection_state == "not connected"
 
     @pytest.mark.parametrize("call", ["send", "recv"])
-    def test_connect_scope(self, run: Run, call: str) -> None:
+    async def test_connect_scope(self, call: str) -> None:
         """A scope bounds the connects of sends and receives, and not that of `connect`."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                scope = lambda: asyncio.timeout(0.1)  # noqa: E731 (as in the documentation)
-                async with of_url(relay.url, connect_scope=scope) as client:
-                    work = client.recv() if call == "recv" else client.send(RELAY.public, b"x")
-                    async with bounded():
-                        with pytest.raises(ConnectError, match="time of connect_scope is up"):
-                            await work
-                    await (await relay.accept()).gone()
-                    connecting = asyncio.create_task(client.connect())
-                    peer = await relay.accept()
-                    await asyncio.sleep(0.2)
-                    await peer.serve()
-                    await connecting
-
-        run(main())
+        async with fake_relay() as relay:
+            scope = lambda: asyncio.timeout(0.1)  # noqa: E731 (as in the documentation)
+            async with of_url(relay.url, connect_scope=scope) as client:
+                work = client.recv() if call == "recv" else client.send(RELAY.public, b"x")
+                async with bounded():
+                    with pytest.raises(ConnectError, match="time of connect_scope is up"):
+                        await work
+                await (await relay.accept()).gone()
+                connecting = asyncio.create_task(client.connect())
+                peer = await relay.accept()
+                await asyncio.sleep(0.2)
+                await peer.serve()
+                await connecting
 
 
 class TestErrors:
     """What a failed connect says."""
 
-    def test_refused(self, run: Run) -> None:
+    async def test_refused(self) -> None:
         """Label, target and cause, as in Go; the address of the target stands there once."""
-
-        async def main() -> None:
-            url = f"http://127.0.0.1:{closed_port()}/derp"
-            async with of_url(url) as client:
-                error = await fails(client)
-                text = str(error)
-                assert text == f"derphttp.Client.Connect connect to {url}: Connection refused"
-                assert isinstance(error.attempts[0], DialError)
-                assert str(error.attempts[0]).startswith("connect to 127.0.0.1:")
-                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Recv connect to"):
-                    await client.recv()
-                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Send connect to"):
-                    await client.send(RELAY.public, b"x")
-                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ForwardPacket connect"):
-                    await client.forward_packet(RELAY.public, RELAY.public, b"x")
-                with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ClosePeer connect to"):
-                    await client.close_peer(RELAY.public)
-                assert client.stats.failed_connects == 5
-
-        run(main())
+        url = f"http://127.0.0.1:{closed_port()}/derp"
+        async with of_url(url) as client:
+            error = await fails(client)
+            text = str(error)
+            assert text == f"derphttp.Client.Connect connect to {url}: Connection refused"
+            assert isinstance(error.attempts[0], DialError)
+            assert str(error.attempts[0]).startswith("connect to 127.0.0.1:")
+            with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Recv connect to"):
+                await client.recv()
+            with pytest.raises(ConnectError, match=r"^derphttp\.Client\.Send connect to"):
+                await client.send(RELAY.public, b"x")
+            with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ForwardPacket connect"):
+                await client.forward_packet(RELAY.public, RELAY.public, b"x")
+            with pytest.raises(ConnectError, match=r"^derphttp\.Client\.ClosePeer connect to"):
+                await client.close_peer(RELAY.public)
+            assert client.stats.failed_connects == 5
 
     @pytest.mark.parametrize("websocket", [False, True])
-    def test_passwords(self, run: Run, websocket: bool) -> None:
+    async def test_passwords(self, websocket: bool) -> None:
         """The password of a URL is in no error and no log line."""
-
-        async def main() -> None:
-            url = f"http://user:s3cret@127.0.0.1:{closed_port()}/derp"
-            with Log("pyderp") as log:
-                async with of_url(url, websocket=websocket) as client:
-                    error = await fails(client)
-                    texts = [str(error), repr(error), str(client), repr(client), *log.lines]
-                    texts += map(str, error.attempts)
-            assert log.lines
-            assert any("xxxxx" in line for line in log.lines)
-            assert not any("s3cret" in text for text in texts)
-
-        run(main())
-
-    def test_certificate(self, run: Run) -> None:
-        """A certificate that nobody vouches for is the cause as it is."""
-
-        async def main() -> None:
-            async with fake_relay(SERVER) as relay, of_url(relay.url) as client:
+        url = f"http://user:s3cret@127.0.0.1:{closed_port()}/derp"
+        with Log("pyderp") as log:
+            async with of_url(url, websocket=websocket) as client:
                 error = await fails(client)
-                assert isinstance(error.attempts[0], CertificateError)
+                texts = [str(error), repr(error), str(client), repr(client), *log.lines]
+                texts += map(str, error.attempts)
+        assert log.lines
+        assert any("xxxxx" in line for line in log.lines)
+        assert not any("s3cret" in text for text in texts)
 
-        run(main())
+    async def test_certificate(self) -> None:
+        """A certificate that nobody vouches for is the cause as it is."""
+        async with fake_relay(SERVER) as relay, of_url(relay.url) as client:
+            error = await fails(client)
+            assert isinstance(error.attempts[0], CertificateError)
 
-    def test_error_of_a_bug(self, run: Run) -> None:
+    async def test_error_of_a_bug(self) -> None:
         """A dialer's own error is told like any other, and leaves a working client."""
         broken = True
 
@@ -300,17 +263,13 @@ class TestErrors:
                 raise ZeroDivisionError
             return socket.create_connection((host, port))
 
-        async def main() -> None:
-            nonlocal broken
-            async with fake_relay() as relay, of_url(relay.url, dialer=dialer) as client:
-                with pytest.raises(ConnectError, match="dialer raised ZeroDivisionError") as e:
-                    await client.connect()
-                assert isinstance(e.value.attempts[0].__cause__, ZeroDivisionError)
-                assert client.connection_state == "not connected"
-                broken = False
-                await connects(client, relay)
-
-        run(main())
+        async with fake_relay() as relay, of_url(relay.url, dialer=dialer) as client:
+            with pytest.raises(ConnectError, match="dialer raised ZeroDivisionError") as e:
+                await client.connect()
+            assert isinstance(e.value.attempts[0].__cause__, ZeroDivisionError)
+            assert client.connection_state == "not connected"
+            broken = False
+            await connects(client, relay)
 
 
 class Bytes:
@@ -335,374 +294,304 @@ class TestDialer:
     """A function that opens the connection."""
 
     @pytest.mark.parametrize("kind", ["socket", "streams", "byte stream", "link"])
-    def test_kinds(self, run: Run, kind: str) -> None:
+    async def test_kinds(self, kind: str) -> None:
         """It gets the host by name and the port, and may give any kind of stream."""
         asked: list[tuple[str, int]] = []
 
-        async def main() -> None:
-            async with fake_relay() as relay:
+        async with fake_relay() as relay:
 
-                async def dialer(host: str, port: int) -> Any:
-                    asked.append((host, port))
-                    address = ("127.0.0.1", relay.port)
-                    if kind == "socket":
-                        return socket.create_connection(address)
-                    if kind == "link":
-                        return await as_link(socket.create_connection(address))
-                    pair = await asyncio.open_connection(*address)
-                    return pair if kind == "streams" else Bytes(*pair)
+            async def dialer(host: str, port: int) -> Any:
+                asked.append((host, port))
+                address = ("127.0.0.1", relay.port)
+                if kind == "socket":
+                    return socket.create_connection(address)
+                if kind == "link":
+                    return await as_link(socket.create_connection(address))
+                pair = await asyncio.open_connection(*address)
+                return pair if kind == "streams" else Bytes(*pair)
 
-                async with of_url("http://no.such.name:99/derp", dialer=dialer) as client:
-                    peer = await connects(client, relay)
-                    assert b"\r\nHost: no.such.name:99\r\n" in peer.request
-                    await client.send(RELAY.public, b"x")
-                    assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"x"
-                await peer.gone()
-                assert asked == [("no.such.name", 99)]
+            async with of_url("http://no.such.name:99/derp", dialer=dialer) as client:
+                peer = await connects(client, relay)
+                assert b"\r\nHost: no.such.name:99\r\n" in peer.request
+                await client.send(RELAY.public, b"x")
+                assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"x"
+            await peer.gone()
+            assert asked == [("no.such.name", 99)]
 
-        run(main())
-
-    def test_error(self, run: Run) -> None:
+    async def test_error(self) -> None:
         """Its error is the cause, as it is."""
         error = OSError("no way out")
 
         async def dialer(_host: str, _port: int) -> socket.socket:
             raise error
 
-        async def main() -> None:
-            async with of_url("https://h/derp", dialer=dialer) as client:
-                found = await fails(client)
-                assert found.attempts == (error,)
-                assert str(found).endswith("connect to https://h/derp: no way out")
+        async with of_url("https://h/derp", dialer=dialer) as client:
+            found = await fails(client)
+            assert found.attempts == (error,)
+            assert str(found).endswith("connect to https://h/derp: no way out")
 
-        run(main())
-
-    def test_no_stream(self, run: Run) -> None:
+    async def test_no_stream(self) -> None:
         """A dialer that gives something else is told so."""
 
         async def dialer(_host: str, _port: int) -> Any:
             return None
 
-        async def main() -> None:
-            async with of_url("https://h/derp", dialer=dialer) as client:
-                assert "a NoneType is no stream" in str(await fails(client))
-
-        run(main())
+        async with of_url("https://h/derp", dialer=dialer) as client:
+            assert "a NoneType is no stream" in str(await fails(client))
 
 
-def test_dns_cache(run: Run) -> None:
+async def test_dns_cache() -> None:
     """A URL's host is looked up in the cache."""
+    asked = []
 
-    async def main() -> None:
-        asked = []
+    async def resolver(host: str, _family: socket.AddressFamily) -> list[Any]:
+        import ipaddress
 
-        async def resolver(host: str, _family: socket.AddressFamily) -> list[Any]:
-            import ipaddress
+        asked.append(host)
+        return [ipaddress.ip_address("127.0.0.1")]
 
-            asked.append(host)
-            return [ipaddress.ip_address("127.0.0.1")]
-
-        async with fake_relay() as relay:
-            cache = DNSCache(resolver=resolver)
-            url = relay.url.replace("127.0.0.1", "cached.example")
-            async with of_url(url, dns_cache=cache) as client:
-                for _ in range(2):
-                    peer = await connects(client, relay)
-                    peer.cut()
-                    await until_closed(client)
-        assert set(asked) == {"cached.example"}
-
-    run(main())
+    async with fake_relay() as relay:
+        cache = DNSCache(resolver=resolver)
+        url = relay.url.replace("127.0.0.1", "cached.example")
+        async with of_url(url, dns_cache=cache) as client:
+            for _ in range(2):
+                peer = await connects(client, relay)
+                peer.cut()
+                await until_closed(client)
+    assert set(asked) == {"cached.example"}
 
 
-def test_one_connection_for_all(run: Run) -> None:
+async def test_one_connection_for_all() -> None:
     """Calls that find no connection at once share the one attempt."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, of_url(relay.url) as client:
-            calls = [
-                asyncio.create_task(client.connect()),
-                asyncio.create_task(client.recv()),
-                *(asyncio.create_task(client.send(RELAY.public, b"x")) for _ in range(3)),
-            ]
-            await relay.serve()
-            async with bounded():
-                await asyncio.gather(*calls)
-            assert client.generation == 1
-            assert len(relay.seen) == 1
-            await client.connect()  # is connected already
-            assert len(relay.seen) == 1
-
-    run(main())
+    async with fake_relay() as relay, of_url(relay.url) as client:
+        calls = [
+            asyncio.create_task(client.connect()),
+            asyncio.create_task(client.recv()),
+            *(asyncio.create_task(client.send(RELAY.public, b"x")) for _ in range(3)),
+        ]
+        await relay.serve()
+        async with bounded():
+            await asyncio.gather(*calls)
+        assert client.generation == 1
+        assert len(relay.seen) == 1
+        await client.connect()  # is connected already
+        assert len(relay.seen) == 1
 
 
-def test_waiting_calls_share_a_failure(run: Run) -> None:
+async def test_waiting_calls_share_a_failure() -> None:
     """Who waits for the attempt of another fails with it, and does not wait ten seconds more."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, of_url(relay.url) as client:
-            calls = [asyncio.create_task(client.connect()) for _ in range(5)]
-            (await relay.accept()).cut()
-            errors = await asyncio.gather(*calls, return_exceptions=True)
-            assert {type(e) for e in errors} == {ConnectError}
-            assert len({str(e) for e in errors}) == 1
-            assert len({id(e) for e in errors}) == 5
-            assert client.stats.failed_connects == 1
-            await connects(client, relay)
-
-    run(main())
+    async with fake_relay() as relay, of_url(relay.url) as client:
+        calls = [asyncio.create_task(client.connect()) for _ in range(5)]
+        (await relay.accept()).cut()
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(e) for e in errors} == {ConnectError}
+        assert len({str(e) for e in errors}) == 1
+        assert len({id(e) for e in errors}) == 5
+        assert client.stats.failed_connects == 1
+        await connects(client, relay)
 
 
-def test_waiting_calls_go_on_when_one_is_cancelled(run: Run) -> None:
+async def test_waiting_calls_go_on_when_one_is_cancelled() -> None:
     """A cancelled attempt is no failure: the next in line makes its own."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, of_url(relay.url) as client:
-            first = asyncio.create_task(client.connect())
-            second = asyncio.create_task(client.connect())
-            await relay.accept()
-            first.cancel()
-            await relay.serve()
-            await second
-            assert client.generation == 1
-
-    run(main())
+    async with fake_relay() as relay, of_url(relay.url) as client:
+        first = asyncio.create_task(client.connect())
+        second = asyncio.create_task(client.connect())
+        await relay.accept()
+        first.cancel()
+        await relay.serve()
+        await second
+        assert client.generation == 1
 
 
-def test_changes_during_a_connect(run: Run) -> None:
+async def test_changes_during_a_connect() -> None:
     """What is asked for while a connect is under way is said right after it."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, of_url(relay.url) as client:
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await upgrade(peer)
-            await client.note_preferred(True)
-            watching = asyncio.create_task(client.watch_connection_changes())
-            await asyncio.sleep(0)
-            await peer.login()
-            await connecting
-            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
-            assert await peer.expect(FrameType.WATCH_CONNS) == b""
-            await watching
-            # And back, when it was said with the login.
-            peer.cut()
-            await until_closed(client)
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await upgrade(peer)
-            await client.note_preferred(False)
-            await peer.login()
-            await connecting
-            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
-            assert await peer.expect(FrameType.WATCH_CONNS) == b""
-            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x00"
-
-    run(main())
+    async with fake_relay() as relay, of_url(relay.url) as client:
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await upgrade(peer)
+        await client.note_preferred(True)
+        watching = asyncio.create_task(client.watch_connection_changes())
+        await asyncio.sleep(0)
+        await peer.login()
+        await connecting
+        assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+        assert await peer.expect(FrameType.WATCH_CONNS) == b""
+        await watching
+        # And back, when it was said with the login.
+        peer.cut()
+        await until_closed(client)
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await upgrade(peer)
+        await client.note_preferred(False)
+        await peer.login()
+        await connecting
+        assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+        assert await peer.expect(FrameType.WATCH_CONNS) == b""
+        assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x00"
 
 
 class TestRegion:
     """A region's nodes, in order."""
 
-    def test_no_region(self, run: Run) -> None:
+    async def test_no_region(self) -> None:
         """A region that is not there yet is asked for again at each attempt."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                answers = [None, None, region(node("1", relay)), region(node("2", relay))]
-                client = Client.for_region(
-                    lambda: answers.pop(0), config=ClientConfig(network=HTTP)
-                )
-                async with client:
-                    assert len(answers) == 4
-                    for _ in range(2):
-                        with pytest.raises(
-                            ConnectError, match=r"^DERP region not available$"
-                        ) as caught:
-                            await client.connect()
-                        assert caught.value.__cause__ is None
-                    assert client.stats.failed_connects == 2
-                    for left in (1, 0):
-                        peer = await connects(client, relay)
-                        assert len(answers) == left
-                        peer.cut()
-                        await until_closed(client)
-
-        run(main())
-
-    def test_no_nodes(self, run: Run) -> None:
-        """A region without nodes, or with STUN only, is an error in Go's words."""
-
-        async def main() -> None:
-            async with of_region() as client:
-                assert str(await fails(client)) == (
-                    "derphttp.Client.Connect connect to region 7 (x): no nodes for region 7 (x)"
-                )
-            async with of_region(node("1", 1, stun_only=True)) as client:
-                assert str(await fails(client)).endswith(": no non-STUNOnly nodes for region 7 (x)")
-
-        run(main())
-
-    def test_first_node(self, run: Run) -> None:
-        """The first node is asked without Ideal-Node; DERPPort is in Host."""
-
-        async def main() -> None:
-            async with fake_relay() as relay, fake_relay() as other:
-                async with of_region(node("1", relay), node("2", other)) as client:
+        async with fake_relay() as relay:
+            answers = [None, None, region(node("1", relay)), region(node("2", relay))]
+            client = Client.for_region(lambda: answers.pop(0), config=ClientConfig(network=HTTP))
+            async with client:
+                assert len(answers) == 4
+                for _ in range(2):
+                    with pytest.raises(
+                        ConnectError, match=r"^DERP region not available$"
+                    ) as caught:
+                        await client.connect()
+                    assert caught.value.__cause__ is None
+                assert client.stats.failed_connects == 2
+                for left in (1, 0):
                     peer = await connects(client, relay)
-                    assert peer.request.startswith(b"GET /derp HTTP/1.1\r\n")
-                    assert f"\r\nHost: 127.0.0.1:{relay.port}\r\n".encode() in peer.request
-                    assert b"Ideal-Node" not in peer.request
-                assert not other.seen
-
-        run(main())
-
-    @pytest.mark.parametrize("websocket", [False, True])
-    def test_stun_only_first(self, run: Run, websocket: bool) -> None:
-        """A STUN-only node is passed over, and is the ideal one all the same."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                nodes = (node("1", 1, stun_only=True), node("2", relay))
-                async with of_region(*nodes, websocket=websocket) as client:
-                    connecting = asyncio.create_task(client.connect())
-                    peer = await relay.accept()
-                    await peer.head()
-                    assert b"\r\nIdeal-Node: 1\r\n" in peer.request
-                    connecting.cancel()
-                    await asyncio.gather(connecting, return_exceptions=True)
-
-        run(main())
-
-    def test_refused_connection(self, run: Run) -> None:
-        """A node that refuses leads to the next."""
-
-        async def main() -> None:
-            async with (
-                fake_relay() as relay,
-                of_region(node("1", closed_port()), node("2", relay)) as client,
-            ):
-                peer = await connects(client, relay)
-                assert b"\r\nIdeal-Node: 1\r\n" in peer.request
-                assert client.stats.failed_connects == 0
-
-        run(main())
-
-    @pytest.mark.parametrize("failure", ["upgrade", "cut", "greeting", "silence"])
-    def test_failover(self, run: Run, failure: str) -> None:
-        """So does one that does not let us in, or says nothing."""
-
-        async def main() -> None:
-            async with fake_relay() as bad, fake_relay() as good:
-                nodes = (node("1", bad), node("2", good))
-                async with of_region(*nodes, connect_timeout=2) as client:
-                    connecting = asyncio.create_task(client.connect())
-                    peer = await bad.accept()
-                    if failure == "upgrade":
-                        await peer.head()
-                        peer.say(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
-                    elif failure == "cut":
-                        peer.cut()
-                    elif failure == "greeting":
-                        await upgrade(peer)
-                        peer.say(pack_frame(FrameType.KEEP_ALIVE))
-                    await good.serve()
-                    await connecting
-                    await peer.gone()
-                    assert client.generation == 1
-
-        run(main())
-
-    def test_failover_of_tls(self, run: Run) -> None:
-        """A node whose certificate is bad, or that does not speak TLS, leads to the next."""
-
-        async def main() -> None:
-            bad_context = certificate("another.name", issuer=ROOT).server()
-            async with (
-                fake_relay(bad_context) as bad,
-                fake_relay() as plain,
-                fake_relay(SERVER) as good,
-            ):
-                nodes = (node("1", bad), node("2", plain), node("3", good))
-                async with of_region(*nodes, network=DIRECT, tls=TRUSTING) as client:
-                    connecting = asyncio.create_task(client.connect())
-                    peer = await plain.accept()
-                    peer.say(b"220 mail.example.com ESMTP\r\n")
-                    await good.serve()
-                    await connecting
-                    await peer.gone()
-
-        run(main())
-
-    def test_each_has_its_share_of_time(self, run: Run) -> None:
-        """Silent nodes together take no longer than one may."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                nodes = [node(str(number), relay) for number in range(3)]
-                async with of_region(*nodes, connect_timeout=0.6) as client:
-                    loop = asyncio.get_running_loop()
-                    began = loop.time()
-                    error = await fails(client)
-                    assert loop.time() - began < 2
-                    assert len(error.attempts) == 3
-                    assert "node 0: no answer within 0.2 s" in str(error)
-                    assert "waiting for the relay's answer" in str(error)
-                    assert str(error).endswith(" (the first of 3 nodes that failed)")
-                    assert len(relay.seen) == 3
-                    for peer in relay.seen:
-                        await peer.gone()
-
-        run(main())
-
-    def test_all_fail(self, run: Run) -> None:
-        """The first failure is told, all of them are there."""
-
-        async def main() -> None:
-            async with fake_relay() as bad:
-                nodes = (
-                    node("0", 1, stun_only=True),
-                    node("1", closed_port()),
-                    node("2", bad),
-                    dataclasses.replace(node("3", 1), ipv4="none"),
-                )
-                async with of_region(*nodes) as client:
-                    failing = asyncio.create_task(fails(client))
-                    peer = await bad.accept()
-                    await upgrade(peer)
-                    peer.say(pack_frame(FrameType.KEEP_ALIVE))
-                    error = await failing
-                    first, second, third = error.attempts
-                    assert isinstance(first, DialError)
-                    assert isinstance(second, RemoteProtocolError)
-                    assert str(third) == "both IPv4 and IPv6 are explicitly disabled for node"
-                    text = str(error)
-                    assert text.startswith("derphttp.Client.Connect connect to region 7 (x): ")
-                    assert str(first) in text
-                    assert text.endswith(" (the first of 3 nodes that failed)")
-
-        run(main())
-
-    def test_prefer_ipv6_is_asked_at_each_dial(self, run: Run) -> None:
-        """The family may change between connects."""
-        asked = []
-
-        async def main() -> None:
-            def prefer() -> bool:
-                asked.append(1)
-                return len(asked) > 1
-
-            async with (
-                fake_relay() as relay,
-                of_region(node("1", relay), prefer_ipv6=prefer) as client,
-            ):
-                for times in (1, 2):
-                    peer = await connects(client, relay)
-                    assert len(asked) == times
+                    assert len(answers) == left
                     peer.cut()
                     await until_closed(client)
 
-        run(main())
+    async def test_no_nodes(self) -> None:
+        """A region without nodes, or with STUN only, is an error in Go's words."""
+        async with of_region() as client:
+            assert str(await fails(client)) == (
+                "derphttp.Client.Connect connect to region 7 (x): no nodes for region 7 (x)"
+            )
+        async with of_region(node("1", 1, stun_only=True)) as client:
+            assert str(await fails(client)).endswith(": no non-STUNOnly nodes for region 7 (x)")
+
+    async def test_first_node(self) -> None:
+        """The first node is asked without Ideal-Node; DERPPort is in Host."""
+        async with fake_relay() as relay, fake_relay() as other:
+            async with of_region(node("1", relay), node("2", other)) as client:
+                peer = await connects(client, relay)
+                assert peer.request.startswith(b"GET /derp HTTP/1.1\r\n")
+                assert f"\r\nHost: 127.0.0.1:{relay.port}\r\n".encode() in peer.request
+                assert b"Ideal-Node" not in peer.request
+            assert not other.seen
+
+    @pytest.mark.parametrize("websocket", [False, True])
+    async def test_stun_only_first(self, websocket: bool) -> None:
+        """A STUN-only node is passed over, and is the ideal one all the same."""
+        async with fake_relay() as relay:
+            nodes = (node("1", 1, stun_only=True), node("2", relay))
+            async with of_region(*nodes, websocket=websocket) as client:
+                connecting = asyncio.create_task(client.connect())
+                peer = await relay.accept()
+                await peer.head()
+                assert b"\r\nIdeal-Node: 1\r\n" in peer.request
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
+
+    async def test_refused_connection(self) -> None:
+        """A node that refuses leads to the next."""
+        async with (
+            fake_relay() as relay,
+            of_region(node("1", closed_port()), node("2", relay)) as client,
+        ):
+            peer = await connects(client, relay)
+            assert b"\r\nIdeal-Node: 1\r\n" in peer.request
+            assert client.stats.failed_connects == 0
+
+    @pytest.mark.parametrize("failure", ["upgrade", "cut", "greeting", "silence"])
+    async def test_failover(self, failure: str) -> None:
+        """So does one that does not let us in, or says nothing."""
+        async with fake_relay() as bad, fake_relay() as good:
+            nodes = (node("1", bad), node("2", good))
+            async with of_region(*nodes, connect_timeout=2) as client:
+                connecting = asyncio.create_task(client.connect())
+                peer = await bad.accept()
+                if failure == "upgrade":
+                    await peer.head()
+                    peer.say(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+                elif failure == "cut":
+                    peer.cut()
+                elif failure == "greeting":
+                    await upgrade(peer)
+                    peer.say(pack_frame(FrameType.KEEP_ALIVE))
+                await good.serve()
+                await connecting
+                await peer.gone()
+                assert client.generation == 1
+
+    async def test_failover_of_tls(self) -> None:
+        """A node whose certificate is bad, or that does not speak TLS, leads to the next."""
+        bad_context = certificate("another.name", issuer=ROOT).server()
+        async with (
+            fake_relay(bad_context) as bad,
+            fake_relay() as plain,
+            fake_relay(SERVER) as good,
+        ):
+            nodes = (node("1", bad), node("2", plain), node("3", good))
+            async with of_region(*nodes, network=DIRECT, tls=TRUSTING) as client:
+                connecting = asyncio.create_task(client.connect())
+                peer = await plain.accept()
+                peer.say(b"220 mail.example.com ESMTP\r\n")
+                await good.serve()
+                await connecting
+                await peer.gone()
+
+    async def test_each_has_its_share_of_time(self) -> None:
+        """Silent nodes together take no longer than one may."""
+        async with fake_relay() as relay:
+            nodes = [node(str(number), relay) for number in range(3)]
+            async with of_region(*nodes, connect_timeout=0.6) as client:
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                error = await fails(client)
+                assert loop.time() - began < 2
+                assert len(error.attempts) == 3
+                assert "node 0: no answer within 0.2 s" in str(error)
+                assert "waiting for the relay's answer" in str(error)
+                assert str(error).endswith(" (the first of 3 nodes that failed)")
+                assert len(relay.seen) == 3
+                for peer in relay.seen:
+                    await peer.gone()
+
+    async def test_all_fail(self) -> None:
+        """The first failure is told, all of them are there."""
+        async with fake_relay() as bad:
+            nodes = (
+                node("0", 1, stun_only=True),
+                node("1", closed_port()),
+                node("2", bad),
+                dataclasses.replace(node("3", 1), ipv4="none"),
+            )
+            async with of_region(*nodes) as client:
+                failing = asyncio.create_task(fails(client))
+                peer = await bad.accept()
+                await upgrade(peer)
+                peer.say(pack_frame(FrameType.KEEP_ALIVE))
+                error = await failing
+                first, second, third = error.attempts
+                assert isinstance(first, DialError)
+                assert isinstance(second, RemoteProtocolError)
+                assert str(third) == "both IPv4 and IPv6 are explicitly disabled for node"
+                text = str(error)
+                assert text.startswith("derphttp.Client.Connect connect to region 7 (x): ")
+                assert str(first) in text
+                assert text.endswith(" (the first of 3 nodes that failed)")
+
+    async def test_prefer_ipv6_is_asked_at_each_dial(self) -> None:
+        """The family may change between connects."""
+        asked = []
+
+        def prefer() -> bool:
+            asked.append(1)
+            return len(asked) > 1
+
+        async with (
+            fake_relay() as relay,
+            of_region(node("1", relay), prefer_ipv6=prefer) as client,
+        ):
+            for times in (1, 2):
+                peer = await connects(client, relay)
+                assert len(asked) == times
+                peer.cut()
+                await until_closed(client)
 
 
 async def dial(*nodes: DERPNode, **settings: Any) -> tuple[TlsLink, DERPNode]:
@@ -714,90 +603,69 @@ async def dial(*nodes: DERPNode, **settings: Any) -> tuple[TlsLink, DERPNode]:
 class TestDialRegionTls:
     """TCP and TLS without a client, to measure."""
 
-    def test_dial(self, run: Run) -> None:
+    async def test_dial(self) -> None:
         """TCP and TLS to the first node that can be reached; no request is sent."""
+        async with fake_relay(SERVER) as relay:
+            nodes = (node("0", 1, stun_only=True), node("1", closed_port()), node("2", relay))
+            link, found = await dial(*nodes)
+            assert found.name == "2"
+            assert link.state.version == "TLSv1.3"
+            assert link.remote_address == ("127.0.0.1", relay.port)
+            peer = await relay.accept()
+            link.abort()
+            assert await peer.gone() == b""
 
-        async def main() -> None:
-            async with fake_relay(SERVER) as relay:
-                nodes = (node("0", 1, stun_only=True), node("1", closed_port()), node("2", relay))
-                link, found = await dial(*nodes)
-                assert found.name == "2"
-                assert link.state.version == "TLSv1.3"
-                assert link.remote_address == ("127.0.0.1", relay.port)
-                peer = await relay.accept()
-                link.abort()
-                assert await peer.gone() == b""
-
-        run(main())
-
-    def test_errors(self, run: Run) -> None:
+    async def test_errors(self) -> None:
         """TCP's errors name the region, those of TLS are bare; nothing stays open."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                with pytest.raises(DialError, match=r"^dialRegion\(7\): ") as caught:
-                    await dial(node("1", closed_port()))
-                assert caught.value.__cause__ is not None
-                with pytest.raises(DialError, match=r"^no nodes for region 7 \(x\)$"):
-                    await dial()
-                dialling = asyncio.create_task(dial(node("1", relay)))
-                peer = await relay.accept()
-                peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                with pytest.raises(TLSError, match="does not speak TLS"):
-                    await dialling
-                await peer.gone()
-
-        run(main())
-
-    def test_time(self, run: Run) -> None:
-        """It has as long as a connect."""
-
-        async def main() -> None:
-            async with fake_relay() as relay:
-                with pytest.raises(TimeoutError, match="in the TLS handshake"):
-                    await dial(node("1", relay), connect_timeout=0.1)
-                await (await relay.accept()).gone()
-
-        run(main())
-
-
-def test_url_without_tls_by_a_switch(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """As in Go, the switch for debugging wins over `https`; it is said in the log."""
-
-    async def main() -> None:
         async with fake_relay() as relay:
-            config = ClientConfig(network=dataclasses.replace(DIRECT, use_derp_http=True))
-            url = relay.url.replace("http://", "https://")
-            async with Client.for_url(url, config=config) as client:
-                await connects(client, relay)
-                assert client.tls_state is None
+            with pytest.raises(DialError, match=r"^dialRegion\(7\): ") as caught:
+                await dial(node("1", closed_port()))
+            assert caught.value.__cause__ is not None
+            with pytest.raises(DialError, match=r"^no nodes for region 7 \(x\)$"):
+                await dial()
+            dialling = asyncio.create_task(dial(node("1", relay)))
+            peer = await relay.accept()
+            peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            with pytest.raises(TLSError, match="does not speak TLS"):
+                await dialling
+            await peer.gone()
 
-    run(main())
+    async def test_time(self) -> None:
+        """It has as long as a connect."""
+        async with fake_relay() as relay:
+            with pytest.raises(TimeoutError, match="in the TLS handshake"):
+                await dial(node("1", relay), connect_timeout=0.1)
+            await (await relay.accept()).gone()
+
+
+async def test_url_without_tls_by_a_switch(caplog: pytest.LogCaptureFixture) -> None:
+    """As in Go, the switch for debugging wins over `https`; it is said in the log."""
+    async with fake_relay() as relay:
+        config = ClientConfig(network=dataclasses.replace(DIRECT, use_derp_http=True))
+        url = relay.url.replace("http://", "https://")
+        async with Client.for_url(url, config=config) as client:
+            await connects(client, relay)
+            assert client.tls_state is None
     assert "no TLS for https://127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize("bad", ["a/b", "a@b", 'a"b', "a<b", ""])
-def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(
-    run: Run, bad: str
-) -> None:
-    async def main() -> None:
-        async with fake_connect_proxy() as (port, targets):
-            network = NetworkSettings(proxy=f"http://127.0.0.1:{port}", use_derp_http=True)
-            nodes = [
-                DERPNode(name=name, region_id=7, host_name=host, derp_port=8443)
-                for name, host in (("a", bad), ("b", "relay.test"))
-            ]
-            client = Client.for_region(region(*nodes), config=ClientConfig(network=network))
-            with pytest.raises(ConnectError) as caught:
-                await client.connect()
-            await client.aclose()
-            first, _ = caught.value.attempts
-            assert isinstance(first, DialError)
-            named = {"a/b": "node a: HostName 'a/b' is a URL", "": "node a: no HostName"}
-            assert str(first).startswith(named.get(bad, f"node a: HostName {bad!r} has "))
-            assert targets == ["relay.test:8443"]
-
-    run(main())
+async def test_a_host_name_that_no_proxy_can_be_asked_for_fails_that_node_only(bad: str) -> None:
+    async with fake_connect_proxy() as (port, targets):
+        network = NetworkSettings(proxy=f"http://127.0.0.1:{port}", use_derp_http=True)
+        nodes = [
+            DERPNode(name=name, region_id=7, host_name=host, derp_port=8443)
+            for name, host in (("a", bad), ("b", "relay.test"))
+        ]
+        client = Client.for_region(region(*nodes), config=ClientConfig(network=network))
+        with pytest.raises(ConnectError) as caught:
+            await client.connect()
+        await client.aclose()
+        first, _ = caught.value.attempts
+        assert isinstance(first, DialError)
+        named = {"a/b": "node a: HostName 'a/b' is a URL", "": "node a: no HostName"}
+        assert str(first).startswith(named.get(bad, f"node a: HostName {bad!r} has "))
+        assert targets == ["relay.test:8443"]
 
 
 @contextlib.asynccontextmanager
@@ -825,30 +693,24 @@ BAD_HOSTS = [
 
 
 @pytest.mark.parametrize(("settings", "error"), BAD_HOSTS)
-def test_a_node_that_has_no_usable_host_is_named(
-    run: Run, settings: dict[str, Any], error: str
+async def test_a_node_that_has_no_usable_host_is_named(
+    settings: dict[str, Any], error: str
 ) -> None:
     """Before anything is looked up; other nodes of the region are tried all the same."""
     bad = dataclasses.replace(node("7a", 1), **settings)
 
-    async def main() -> None:
-        async with of_region(bad, network=DIRECT) as client:
-            with pytest.raises(ConnectError) as caught:
-                await client.connect()
-            assert f"node 7a: {error}" in str(caught.value)
-            (cause,) = caught.value.attempts
-            assert isinstance(cause, DialError)
-            assert cause.reason is FailureReason.BAD_MAP
-            assert not is_transient(caught.value)
-
-    run(main())
+    async with of_region(bad, network=DIRECT) as client:
+        with pytest.raises(ConnectError) as caught:
+            await client.connect()
+        assert f"node 7a: {error}" in str(caught.value)
+        (cause,) = caught.value.attempts
+        assert isinstance(cause, DialError)
+        assert cause.reason is FailureReason.BAD_MAP
+        assert not is_transient(caught.value)
 
 
-def test_a_node_after_one_without_usable_host_is_tried(run: Run) -> None:
+async def test_a_node_after_one_without_usable_host_is_tried() -> None:
     bad = dataclasses.replace(node("7a", 1), host_name="https://127.0.0.1")
 
-    async def main() -> None:
-        async with fake_relay() as relay, of_region(bad, node("7b", relay)) as client:
-            await connects(client, relay)
-
-    run(main())
+    async with fake_relay() as relay, of_region(bad, node("7b", relay)) as client:
+        await connects(client, relay)

@@ -31,7 +31,6 @@ from pyderp.wire.frames import (
     pack_pong,
     pack_restarting,
 )
-from tests.conftest import Run
 
 from .fakes import (
     PEER,
@@ -59,195 +58,159 @@ def limit(link: FakeLink, connection: ClientConnection, rate: int, burst: int) -
     connection.messages.clear()
 
 
-def test_one_turn_is_one_write(run: Run) -> None:
+async def test_one_turn_is_one_write() -> None:
     """What many tasks send in one turn of the loop leaves in one write, in order."""
+    link = FakeLink()
+    connection = over(link)
 
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
+    async def sender(number: int) -> None:
+        for part in range(10):
+            send(connection, bytes((number, part)))
 
-        async def sender(number: int) -> None:
-            for part in range(10):
-                send(connection, bytes((number, part)))
-
-        await asyncio.gather(*map(sender, range(5)))
-        await asyncio.sleep(0)
-        assert len(link.written) == 1
-        packets = [payload[32:] for _, payload in frames_of(link.written[0])]
-        assert packets == [bytes((n, part)) for n in range(5) for part in range(10)]
-        # And nothing is left for the next turn.
-        await asyncio.sleep(0)
-        assert len(link.written) == 1
-        connection.end(None, "eof")
-
-    run(main())
+    await asyncio.gather(*map(sender, range(5)))
+    await asyncio.sleep(0)
+    assert len(link.written) == 1
+    packets = [payload[32:] for _, payload in frames_of(link.written[0])]
+    assert packets == [bytes((n, part)) for n in range(5) for part in range(10)]
+    # And nothing is left for the next turn.
+    await asyncio.sleep(0)
+    assert len(link.written) == 1
+    connection.end(None, "eof")
 
 
-def test_commands_and_packets_keep_their_order(run: Run) -> None:
+async def test_commands_and_packets_keep_their_order() -> None:
     """Frames of all kinds share one queue."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        send(connection, b"1")
-        connection.send_frame(pack_ping(b"12345678"))
-        connection.forward_packet(PEER, RELAY.public, b"2")
-        connection.flush()
-        kinds = [kind for kind, _ in frames_of(b"".join(link.written))]
-        assert kinds == [FrameType.SEND_PACKET, FrameType.PING, FrameType.FORWARD_PACKET]
-        connection.end(None, "eof")
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    send(connection, b"1")
+    connection.send_frame(pack_ping(b"12345678"))
+    connection.forward_packet(PEER, RELAY.public, b"2")
+    connection.flush()
+    kinds = [kind for kind, _ in frames_of(b"".join(link.written))]
+    assert kinds == [FrameType.SEND_PACKET, FrameType.PING, FrameType.FORWARD_PACKET]
+    connection.end(None, "eof")
 
 
-def test_more_than_64_kib_leaves_at_once(run: Run) -> None:
+async def test_more_than_64_kib_leaves_at_once() -> None:
     """A full buffer does not wait for the end of the turn."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        for _ in range(3):
-            send(connection, bytes(30 * KIB))
-        assert len(link.written) == 1
-        assert len(link.written[0]) == 3 * (30 * KIB + 37)
-        connection.end(None, "eof")
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    for _ in range(3):
+        send(connection, bytes(30 * KIB))
+    assert len(link.written) == 1
+    assert len(link.written[0]) == 3 * (30 * KIB + 37)
+    connection.end(None, "eof")
 
 
-def test_many_packets_stop_at_a_full_kernel(run: Run) -> None:
+async def test_many_packets_stop_at_a_full_kernel() -> None:
     """A list of packets is queued in parts; the caller drains in between."""
-
-    async def main() -> None:
-        link = FakeLink()
-        link.pending_bytes = 100 * KIB
-        connection = over(link)
-        packets = [bytes((n,)) * 20 * KIB for n in range(8)]
-        done = connection.send_packets(PEER, packets)
-        assert connection.backed_up
-        assert 0 < done < 8
-        link.took_all()
-        while done < 8:
-            done = connection.send_packets(PEER, packets, done)
-        connection.flush()
-        assert [p[32:] for _, p in frames_of(b"".join(link.written))] == packets
-        connection.end(None, "eof")
-
-    run(main())
+    link = FakeLink()
+    link.pending_bytes = 100 * KIB
+    connection = over(link)
+    packets = [bytes((n,)) * 20 * KIB for n in range(8)]
+    done = connection.send_packets(PEER, packets)
+    assert connection.backed_up
+    assert 0 < done < 8
+    link.took_all()
+    while done < 8:
+        done = connection.send_packets(PEER, packets, done)
+    connection.flush()
+    assert [p[32:] for _, p in frames_of(b"".join(link.written))] == packets
+    connection.end(None, "eof")
 
 
-def test_drain_waits_for_the_kernel(run: Run) -> None:
+async def test_drain_waits_for_the_kernel() -> None:
     """Above 64 KiB senders wait; all of them go on when the kernel has taken it."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        link.pending_bytes = 64 * KIB
-        send(connection, b"x")
-        connection.flush()
-        await connection.drain()  # 64 KiB are not more than 64 KiB
-        link.pending_bytes += 1
-        send(connection, b"x")
-        connection.flush()
-        senders = [asyncio.create_task(connection.drain()) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in senders)
-        # One that gives up does not matter to the others.
-        senders[0].cancel()
-        link.took_all()
-        async with bounded():
-            await asyncio.gather(*senders[1:])
-        connection.end(None, "eof")
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    link.pending_bytes = 64 * KIB
+    send(connection, b"x")
+    connection.flush()
+    await connection.drain()  # 64 KiB are not more than 64 KiB
+    link.pending_bytes += 1
+    send(connection, b"x")
+    connection.flush()
+    senders = [asyncio.create_task(connection.drain()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in senders)
+    # One that gives up does not matter to the others.
+    senders[0].cancel()
+    link.took_all()
+    async with bounded():
+        await asyncio.gather(*senders[1:])
+    connection.end(None, "eof")
 
 
-def test_end_wakes_all(run: Run) -> None:
+async def test_end_wakes_all() -> None:
     """Receiver, senders and pings of a connection that ends are told, each with a new error."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        link.pending_bytes = 100 * KIB
-        send(connection, b"x")
-        connection.flush()
-        waiting = [
-            asyncio.create_task(connection.wait()),
-            asyncio.create_task(connection.drain()),
-            asyncio.create_task(connection.ping()),
-        ]
-        await asyncio.sleep(0)
-        cause = ConnectionResetError("gone")
-        link.lose(cause)
-        async with bounded():
-            errors = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [str(e) for e in errors] == [
-            "derp.Recv: gone",
-            "derp.Send: gone; the next call connects again",
-            "derp.Recv: gone",
-        ]
-        for error in errors:
-            assert isinstance(error, ConnectionClosed)
-            assert error.__cause__ is cause
-        assert len({id(error) for error in errors}) == 3
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    link.pending_bytes = 100 * KIB
+    send(connection, b"x")
+    connection.flush()
+    waiting = [
+        asyncio.create_task(connection.wait()),
+        asyncio.create_task(connection.drain()),
+        asyncio.create_task(connection.ping()),
+    ]
+    await asyncio.sleep(0)
+    cause = ConnectionResetError("gone")
+    link.lose(cause)
+    async with bounded():
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(e) for e in errors] == [
+        "derp.Recv: gone",
+        "derp.Send: gone; the next call connects again",
+        "derp.Recv: gone",
+    ]
+    for error in errors:
+        assert isinstance(error, ConnectionClosed)
+        assert error.__cause__ is cause
+    assert len({id(error) for error in errors}) == 3
 
 
-def test_everything_then_the_error(run: Run) -> None:
+async def test_everything_then_the_error() -> None:
     """What came before the end can still be received; then the error, and again."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        link.feed(packet_frame(b"1"), packet_frame(b"2"))
-        link.lose()
-        await connection.wait()
-        assert [m.data for m in connection.messages if isinstance(m, ReceivedPacket)] == [
-            b"1",
-            b"2",
-        ]
-        connection.messages.clear()
-        for _ in range(2):
-            with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$") as caught:
-                await connection.wait()
-            assert caught.value.generation == 1
-        with pytest.raises(ConnectionClosed, match=r"^derp\.Send: EOF; the next call "):
-            send(connection, b"x")
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    link.feed(packet_frame(b"1"), packet_frame(b"2"))
+    link.lose()
+    await connection.wait()
+    assert [m.data for m in connection.messages if isinstance(m, ReceivedPacket)] == [
+        b"1",
+        b"2",
+    ]
+    connection.messages.clear()
+    for _ in range(2):
+        with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$") as caught:
+            await connection.wait()
+        assert caught.value.generation == 1
+    with pytest.raises(ConnectionClosed, match=r"^derp\.Send: EOF; the next call "):
+        send(connection, b"x")
 
 
-def test_the_first_error_stays(run: Run) -> None:
+async def test_the_first_error_stays() -> None:
     """A connection ends once; what comes later is not looked at."""
-
-    async def main() -> None:
-        link = FakeLink()
-        stats = ClientStats()
-        connection = over(link, stats=stats)
-        link.lose(ConnectionResetError("first"))
-        link.feed(packet_frame(b"late"))
-        connection.end(OSError("second"), "error")
-        with pytest.raises(ConnectionClosed, match="first"):
-            await connection.wait()
-        assert stats.disconnects == {"error": 1}
-        assert stats.packets_received == 0
-        assert link.aborted == 1
-
-    run(main())
+    link = FakeLink()
+    stats = ClientStats()
+    connection = over(link, stats=stats)
+    link.lose(ConnectionResetError("first"))
+    link.feed(packet_frame(b"late"))
+    connection.end(OSError("second"), "error")
+    with pytest.raises(ConnectionClosed, match="first"):
+        await connection.wait()
+    assert stats.disconnects == {"error": 1}
+    assert stats.packets_received == 0
+    assert link.aborted == 1
 
 
-def test_error_without_words(run: Run) -> None:
+async def test_error_without_words() -> None:
     """An error that says nothing is named by its class."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        link.lose(ConnectionResetError())
-        with pytest.raises(ConnectionClosed, match=r"derp\.Recv: ConnectionResetError"):
-            await connection.wait()
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    link.lose(ConnectionResetError())
+    with pytest.raises(ConnectionClosed, match=r"derp\.Recv: ConnectionResetError"):
+        await connection.wait()
 
 
 @pytest.mark.parametrize(
@@ -261,196 +224,152 @@ def test_error_without_words(run: Run) -> None:
         (RemoteProtocolError("x"), True, "protocol"),
     ],
 )
-def test_why_it_ended(run: Run, error: Exception | None, restarting: bool, reason: str) -> None:
+async def test_why_it_ended(error: Exception | None, restarting: bool, reason: str) -> None:
     """Each end is counted by its reason."""
-
-    async def main() -> None:
-        link = FakeLink()
-        stats = ClientStats()
-        connection = over(link, stats=stats)
-        if restarting:
-            link.feed(pack_restarting(1.5, 60))
-        link.lose(error)
-        assert stats.disconnects == {reason: 1}
-        assert connection.error("x").restarting == (Restarting(1.5, 60) if restarting else None)
-
-    run(main())
+    link = FakeLink()
+    stats = ClientStats()
+    connection = over(link, stats=stats)
+    if restarting:
+        link.feed(pack_restarting(1.5, 60))
+    link.lose(error)
+    assert stats.disconnects == {reason: 1}
+    assert connection.error("x").restarting == (Restarting(1.5, 60) if restarting else None)
 
 
-def test_what_the_relay_breaks(run: Run) -> None:
+async def test_what_the_relay_breaks() -> None:
     """A frame that is too long ends the connection as a violation of the protocol."""
-
-    async def main() -> None:
-        link = FakeLink()
-        stats = ClientStats()
-        connection = over(link, stats=stats)
-        link.feed(b"\x05\xff\xff\xff\xff")
-        assert link.aborted
-        with pytest.raises(ConnectionClosed, match="unexpectedly large frame") as caught:
-            await connection.wait()
-        assert isinstance(caught.value.__cause__, RemoteProtocolError)
-        assert stats.disconnects == {"protocol": 1}
-
-    run(main())
-
-
-def test_second_receiver(run: Run) -> None:
-    """Two tasks cannot wait at once; the first is not disturbed."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        first = asyncio.create_task(connection.wait())
-        await asyncio.sleep(0)
-        with pytest.raises(LocalProtocolError, match="another task is receiving"):
-            await connection.wait()
-        link.feed(packet_frame(b"x"))
-        await first
-        connection.end(None, "eof")
-
-    run(main())
-
-
-def test_cancelled_receiver_loses_nothing(run: Run) -> None:
-    """A message that comes while the receiver is cancelled stays for the next one."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        first = asyncio.create_task(connection.wait())
-        await asyncio.sleep(0)
-        link.feed(packet_frame(b"x"))
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
+    link = FakeLink()
+    stats = ClientStats()
+    connection = over(link, stats=stats)
+    link.feed(b"\x05\xff\xff\xff\xff")
+    assert link.aborted
+    with pytest.raises(ConnectionClosed, match="unexpectedly large frame") as caught:
         await connection.wait()
-        assert len(connection.messages) == 1
-        connection.end(None, "eof")
-
-    run(main())
+    assert isinstance(caught.value.__cause__, RemoteProtocolError)
+    assert stats.disconnects == {"protocol": 1}
 
 
-def test_reading_stops_at_a_megabyte(run: Run) -> None:
+async def test_second_receiver() -> None:
+    """Two tasks cannot wait at once; the first is not disturbed."""
+    link = FakeLink()
+    connection = over(link)
+    first = asyncio.create_task(connection.wait())
+    await asyncio.sleep(0)
+    with pytest.raises(LocalProtocolError, match="another task is receiving"):
+        await connection.wait()
+    link.feed(packet_frame(b"x"))
+    await first
+    connection.end(None, "eof")
+
+
+async def test_cancelled_receiver_loses_nothing() -> None:
+    """A message that comes while the receiver is cancelled stays for the next one."""
+    link = FakeLink()
+    connection = over(link)
+    first = asyncio.create_task(connection.wait())
+    await asyncio.sleep(0)
+    link.feed(packet_frame(b"x"))
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await connection.wait()
+    assert len(connection.messages) == 1
+    connection.end(None, "eof")
+
+
+async def test_reading_stops_at_a_megabyte() -> None:
     """With more than 1 MiB unread the socket is not read, until all is taken."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        frame = packet_frame(bytes(64 * KIB - 37))
-        for _ in range(16):
-            link.feed(frame)
-        assert link.reading  # exactly 1 MiB
-        link.feed(packet_frame(b""))
-        assert not link.reading
-        connection.messages.clear()
-        connection.taken()
-        assert link.reading
+    link = FakeLink()
+    connection = over(link)
+    frame = packet_frame(bytes(64 * KIB - 37))
+    for _ in range(16):
         link.feed(frame)
-        assert link.reading
-        connection.end(None, "eof")
-
-    run(main())
+    assert link.reading  # exactly 1 MiB
+    link.feed(packet_frame(b""))
+    assert not link.reading
+    connection.messages.clear()
+    connection.taken()
+    assert link.reading
+    link.feed(frame)
+    assert link.reading
+    connection.end(None, "eof")
 
 
 class TestTokenBucket:
     """What a relay allows, and what is dropped for it."""
 
-    def test_no_limit(self, run: Run) -> None:
+    async def test_no_limit(self) -> None:
         """Without a rate everything passes (twin of TestClientSendRateLimiting)."""
+        link = FakeLink()
+        connection = over(link)
+        limit(link, connection, 0, 1)
+        for _ in range(1000):
+            send(connection, bytes(1000))
+        connection.flush()
+        assert connection.stats.packets_sent == 1000
+        assert connection.stats.packets_dropped == 0
+        assert len(frames_of(b"".join(link.written))) == 1000
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            limit(link, connection, 0, 1)
-            for _ in range(1000):
-                send(connection, bytes(1000))
-            connection.flush()
-            assert connection.stats.packets_sent == 1000
-            assert connection.stats.packets_dropped == 0
-            assert len(frames_of(b"".join(link.written))) == 1000
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_burst(self, run: Run) -> None:
+    async def test_burst(self) -> None:
         """A byte a second with a burst of two packets: two pass, and hardly more
         (twin of TestClientSendRateLimiting)."""
+        link = FakeLink()
+        connection = over(link)
+        limit(link, connection, 1, 2 * (1000 + 37))
+        connection.send_packets(PEER, [bytes(1000)] * 1000)
+        connection.flush()
+        assert len(frames_of(b"".join(link.written))) == 2
+        assert connection.stats.packets_sent == 2
+        assert connection.stats.packets_dropped == 998
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            limit(link, connection, 1, 2 * (1000 + 37))
-            connection.send_packets(PEER, [bytes(1000)] * 1000)
-            connection.flush()
-            assert len(frames_of(b"".join(link.written))) == 2
-            assert connection.stats.packets_sent == 2
-            assert connection.stats.packets_dropped == 998
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_larger_than_the_burst_never_passes(self, run: Run) -> None:
+    async def test_larger_than_the_burst_never_passes(self) -> None:
         """Header and key are charged, too."""
+        link = FakeLink()
+        connection = over(link)
+        limit(link, connection, 1 << 40, 1037)
+        send(connection, bytes(1001))
+        assert connection.stats.packets_dropped == 1
+        send(connection, bytes(1000))
+        assert connection.stats.packets_dropped == 1
+        limit(link, connection, 1 << 40, 0)
+        send(connection, b"")
+        assert connection.stats.packets_dropped == 2
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            limit(link, connection, 1 << 40, 1037)
-            send(connection, bytes(1001))
-            assert connection.stats.packets_dropped == 1
-            send(connection, bytes(1000))
-            assert connection.stats.packets_dropped == 1
-            limit(link, connection, 1 << 40, 0)
-            send(connection, b"")
-            assert connection.stats.packets_dropped == 2
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_each_server_info_replaces_it(self, run: Run) -> None:
+    async def test_each_server_info_replaces_it(self) -> None:
         """A new ServerInfo brings a full bucket, or none."""
-
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            for _ in range(2):
-                limit(link, connection, 1, 137)
-                send(connection, bytes(100))
-                send(connection, bytes(100))
-            assert connection.stats.packets_dropped == 2
-            limit(link, connection, 0, 0)
+        link = FakeLink()
+        connection = over(link)
+        for _ in range(2):
+            limit(link, connection, 1, 137)
             send(connection, bytes(100))
-            assert connection.stats.packets_dropped == 2
-            connection.end(None, "eof")
+            send(connection, bytes(100))
+        assert connection.stats.packets_dropped == 2
+        limit(link, connection, 0, 0)
+        send(connection, bytes(100))
+        assert connection.stats.packets_dropped == 2
+        connection.end(None, "eof")
 
-        run(main())
-
-    def test_packets_of_the_program_only(self, run: Run) -> None:
+    async def test_packets_of_the_program_only(self) -> None:
         """Forwarded packets and commands are not charged."""
+        link = FakeLink()
+        connection = over(link)
+        limit(link, connection, 1, 0)
+        connection.forward_packet(PEER, PEER, bytes(1000))
+        connection.send_frame(pack_pong(b"12345678"))
+        connection.flush()
+        assert len(frames_of(b"".join(link.written))) == 2
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            limit(link, connection, 1, 0)
-            connection.forward_packet(PEER, PEER, bytes(1000))
-            connection.send_frame(pack_pong(b"12345678"))
-            connection.flush()
-            assert len(frames_of(b"".join(link.written))) == 2
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_an_empty_bucket_does_not_hide_the_end(self, run: Run) -> None:
+    async def test_an_empty_bucket_does_not_hide_the_end(self) -> None:
         """A packet that would be dropped is an error all the same when the connection ended."""
-
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            limit(link, connection, 1, 0)
-            link.lose()
-            with pytest.raises(ConnectionClosed):
-                send(connection, b"x")
-
-        run(main())
+        link = FakeLink()
+        connection = over(link)
+        limit(link, connection, 1, 0)
+        link.lose()
+        with pytest.raises(ConnectionClosed):
+            send(connection, b"x")
 
 
 def pings_of(link: FakeLink) -> list[bytes]:
@@ -467,269 +386,220 @@ async def turns() -> None:
 class TestPings:
     """A ping of ours and its pong."""
 
-    def test_pings_side_by_side(self, run: Run) -> None:
+    async def test_pings_side_by_side(self) -> None:
         """One is on its way at a time, as a relay answers only the last of those that it reads
         at once; all who come meanwhile share the next. No message remains."""
+        link = FakeLink()
+        connection = over(link)
+        first = asyncio.create_task(connection.ping())
+        await turns()
+        others = [asyncio.create_task(connection.ping()) for _ in range(5)]
+        await turns()
+        assert len(pings_of(link)) == 1
+        link.feed(pack_pong(pings_of(link)[0]))
+        await turns()
+        assert first.done()
+        assert not any(task.done() for task in others)
+        assert len(pings_of(link)) == 2
+        link.feed(pack_pong(pings_of(link)[1]))
+        async with bounded():
+            assert all(seconds >= 0 for seconds in await asyncio.gather(first, *others))
+        assert not connection.messages
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            first = asyncio.create_task(connection.ping())
-            await turns()
-            others = [asyncio.create_task(connection.ping()) for _ in range(5)]
-            await turns()
-            assert len(pings_of(link)) == 1
-            link.feed(pack_pong(pings_of(link)[0]))
-            await turns()
-            assert first.done()
-            assert not any(task.done() for task in others)
-            assert len(pings_of(link)) == 2
-            link.feed(pack_pong(pings_of(link)[1]))
-            async with bounded():
-                assert all(seconds >= 0 for seconds in await asyncio.gather(first, *others))
-            assert not connection.messages
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_one_that_is_given_up(self, run: Run) -> None:
+    async def test_one_that_is_given_up(self) -> None:
         """It lets the next one go; the end of the connection reaches all."""
+        link = FakeLink()
+        connection = over(link)
+        first = asyncio.create_task(connection.ping())
+        await turns()
+        others = [asyncio.create_task(connection.ping()) for _ in range(3)]
+        await turns()
+        first.cancel()
+        others[1].cancel()
+        await turns()
+        assert len(pings_of(link)) == 2
+        link.lose()
+        async with bounded():
+            results = await asyncio.gather(first, *others, return_exceptions=True)
+        kinds = [type(result) for result in results]
+        assert kinds == [
+            asyncio.CancelledError, ConnectionClosed, asyncio.CancelledError, ConnectionClosed,
+        ]  # fmt: skip
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            first = asyncio.create_task(connection.ping())
-            await turns()
-            others = [asyncio.create_task(connection.ping()) for _ in range(3)]
-            await turns()
-            first.cancel()
-            others[1].cancel()
-            await turns()
-            assert len(pings_of(link)) == 2
-            link.lose()
-            async with bounded():
-                results = await asyncio.gather(first, *others, return_exceptions=True)
-            kinds = [type(result) for result in results]
-            assert kinds == [
-                asyncio.CancelledError, ConnectionClosed, asyncio.CancelledError, ConnectionClosed,
-            ]  # fmt: skip
-
-        run(main())
-
-    def test_one_that_is_lost(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_one_that_is_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It holds up the next for a second only; its answer is its own if it comes later."""
         monkeypatch.setattr("pyderp.client.pings.NEXT_PING", 0.01)
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            late = asyncio.create_task(connection.ping())
-            await turns()
-            second = asyncio.create_task(connection.ping())
-            async with bounded():
-                await until(lambda: len(pings_of(link)) == 2)
-                link.feed(pack_pong(pings_of(link)[1]))
-                assert await second >= 0
-                assert not late.done()
-                link.feed(pack_pong(pings_of(link)[0]))
-                assert await late >= 0
-            connection.end(None, "eof")
+        link = FakeLink()
+        connection = over(link)
+        late = asyncio.create_task(connection.ping())
+        await turns()
+        second = asyncio.create_task(connection.ping())
+        async with bounded():
+            await until(lambda: len(pings_of(link)) == 2)
+            link.feed(pack_pong(pings_of(link)[1]))
+            assert await second >= 0
+            assert not late.done()
+            link.feed(pack_pong(pings_of(link)[0]))
+            assert await late >= 0
+        connection.end(None, "eof")
 
-        run(main())
-
-    def test_other_pongs_are_passed_on(self, run: Run) -> None:
+    async def test_other_pongs_are_passed_on(self) -> None:
         """An answer to what nobody asked, or no longer asks, is a message."""
+        link = FakeLink()
+        connection = over(link)
+        asked = asyncio.create_task(connection.ping())
+        await turns()
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        [given_up] = pings_of(link)
+        link.feed(pack_pong(b"12345678"), pack_pong(given_up), pack_ping(b"12345678"))
+        assert list(connection.messages) == [
+            Pong(b"12345678"),
+            Pong(given_up),
+            Ping(b"12345678"),
+        ]
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            asked = asyncio.create_task(connection.ping())
-            await turns()
-            asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
-            [given_up] = pings_of(link)
-            link.feed(pack_pong(b"12345678"), pack_pong(given_up), pack_ping(b"12345678"))
-            assert list(connection.messages) == [
-                Pong(b"12345678"),
-                Pong(given_up),
-                Ping(b"12345678"),
-            ]
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_cancelled_as_the_connection_ends(self, run: Run) -> None:
+    async def test_cancelled_as_the_connection_ends(self) -> None:
         """A ping that is cancelled in the very turn of the end leaves no unheard error."""
-
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link)
-            ping = asyncio.create_task(connection.ping())
-            await turns()
-            link.lose()
-            ping.cancel()
-            result = await asyncio.gather(ping, return_exceptions=True)
-            assert isinstance(result[0], asyncio.CancelledError)
-
-        run(main())  # which fails when the loop had to catch something
+        link = FakeLink()
+        connection = over(link)
+        ping = asyncio.create_task(connection.ping())
+        await turns()
+        link.lose()
+        ping.cancel()
+        result = await asyncio.gather(ping, return_exceptions=True)
+        assert isinstance(result[0], asyncio.CancelledError)
 
 
 class TestSilence:
     """A relay that says nothing is given up."""
 
-    def test_timeout(self, run: Run) -> None:
+    async def test_timeout(self) -> None:
         """After `receive_timeout` without a byte the connection ends."""
+        link = FakeLink()
+        stats = ClientStats()
+        connection = over(link, receive_timeout=0.05, stats=stats)
+        async with bounded():
+            with pytest.raises(ConnectionClosed, match=r"nothing received for 0\.05 s"):
+                await connection.wait()
+        assert stats.disconnects == {"timeout": 1}
+        assert link.aborted
 
-        async def main() -> None:
-            link = FakeLink()
-            stats = ClientStats()
-            connection = over(link, receive_timeout=0.05, stats=stats)
-            async with bounded():
-                with pytest.raises(ConnectionClosed, match=r"nothing received for 0\.05 s"):
-                    await connection.wait()
-            assert stats.disconnects == {"timeout": 1}
-            assert link.aborted
-
-        run(main())
-
-    def test_any_byte_counts(self, run: Run) -> None:
+    async def test_any_byte_counts(self) -> None:
         """Also a part of a frame keeps the connection."""
+        link = FakeLink()
+        connection = over(link, receive_timeout=0.2)
+        frame = packet_frame(bytes(100))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 0.5
+        at = 0
+        while loop.time() < end:
+            link.feed(frame[at : at + 1])
+            at += 1
+            await asyncio.sleep(0.01)
+        assert not connection.ended
+        connection.end(None, "eof")
 
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link, receive_timeout=0.2)
-            frame = packet_frame(bytes(100))
-            loop = asyncio.get_running_loop()
-            end = loop.time() + 0.5
-            at = 0
-            while loop.time() < end:
-                link.feed(frame[at : at + 1])
-                at += 1
-                await asyncio.sleep(0.01)
-            assert not connection.ended
-            connection.end(None, "eof")
-
-        run(main())
-
-    def test_not_while_we_do_not_listen(self, run: Run) -> None:
+    async def test_not_while_we_do_not_listen(self) -> None:
         """A receiver that is slow is no silence of the relay; after it has caught up, it is."""
-
-        async def main() -> None:
-            link = FakeLink()
-            connection = over(link, receive_timeout=0.05)
-            while link.reading:
-                link.feed(packet_frame(bytes(60 * KIB)))
-            await asyncio.sleep(0.3)
-            assert not connection.ended
-            connection.messages.clear()
-            connection.taken()
-            assert not connection.ended
-            async with bounded():
-                with pytest.raises(ConnectionClosed, match="nothing received"):
-                    await connection.wait()
-
-        run(main())
+        link = FakeLink()
+        connection = over(link, receive_timeout=0.05)
+        while link.reading:
+            link.feed(packet_frame(bytes(60 * KIB)))
+        await asyncio.sleep(0.3)
+        assert not connection.ended
+        connection.messages.clear()
+        connection.taken()
+        assert not connection.ended
+        async with bounded():
+            with pytest.raises(ConnectionClosed, match="nothing received"):
+                await connection.wait()
 
 
-def test_forwarding_has_five_seconds(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_forwarding_has_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forwarded packet that cannot leave closes the connection."""
     monkeypatch.setattr(module, "FORWARD_TIMEOUT", 0.05)
 
-    async def main() -> None:
-        link = FakeLink()
-        stats = ClientStats()
-        connection = over(link, stats=stats)
-        link.pending_bytes = 100 * KIB
-        connection.forward_packet(PEER, PEER, bytes(60 * KIB))
-        connection.forward_packet(PEER, PEER, bytes(60 * KIB))
-        assert connection.busy
-        async with bounded():
-            with pytest.raises(ConnectionClosed, match=r"derp\.ForwardPacket: "):
-                await connection.drain_forward()
-        assert link.aborted
-        assert stats.disconnects == {"timeout": 1}
-
-    run(main())
+    link = FakeLink()
+    stats = ClientStats()
+    connection = over(link, stats=stats)
+    link.pending_bytes = 100 * KIB
+    connection.forward_packet(PEER, PEER, bytes(60 * KIB))
+    connection.forward_packet(PEER, PEER, bytes(60 * KIB))
+    assert connection.busy
+    async with bounded():
+        with pytest.raises(ConnectionClosed, match=r"derp\.ForwardPacket: "):
+            await connection.drain_forward()
+    assert link.aborted
+    assert stats.disconnects == {"timeout": 1}
 
 
-def test_close_sends_what_was_queued(run: Run) -> None:
+async def test_close_sends_what_was_queued() -> None:
     """Closing writes first, closes in order, and waits for the link to say that it is done."""
-
-    async def main() -> None:
-        link = FakeLink()
-        stats = ClientStats()
-        connection = over(link, stats=stats)
-        send(connection, b"last")
-        closing = asyncio.create_task(connection.aclose(ClientClosed("closed")))
-        await asyncio.sleep(0)
-        assert len(link.written) == 1
-        assert link.closed
-        assert not link.aborted
-        link.lose()
-        async with bounded():
-            await closing
-        assert link.aborted
-        with pytest.raises(ClientClosed, match=r"^closed$") as caught:
-            await connection.wait()
-        assert caught.value.generation == 1
-        assert not stats.disconnects
-
-    run(main())
+    link = FakeLink()
+    stats = ClientStats()
+    connection = over(link, stats=stats)
+    send(connection, b"last")
+    closing = asyncio.create_task(connection.aclose(ClientClosed("closed")))
+    await asyncio.sleep(0)
+    assert len(link.written) == 1
+    assert link.closed
+    assert not link.aborted
+    link.lose()
+    async with bounded():
+        await closing
+    assert link.aborted
+    with pytest.raises(ClientClosed, match=r"^closed$") as caught:
+        await connection.wait()
+    assert caught.value.generation == 1
+    assert not stats.disconnects
 
 
-def test_close_does_not_wait_for_ever(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that takes nothing is not waited for longer than a second."""
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.05)
 
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        async with bounded():
-            await connection.aclose(ClientClosed("closed"))
-        assert link.aborted
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    async with bounded():
+        await connection.aclose(ClientClosed("closed"))
+    assert link.aborted
 
 
-def test_cancelled_close_aborts(run: Run) -> None:
+async def test_cancelled_close_aborts() -> None:
     """A close that is cancelled does not leave the socket to the kernel's leisure."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        closing = asyncio.create_task(connection.aclose(ClientClosed("closed")))
-        await asyncio.sleep(0)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
-        assert link.aborted
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    closing = asyncio.create_task(connection.aclose(ClientClosed("closed")))
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert link.aborted
 
 
 @pytest.mark.parametrize("queued", ["in our buffer", "in the link", "broken pipe", "nothing"])
-def test_what_did_not_leave(run: Run, queued: str) -> None:
+async def test_what_did_not_leave(queued: str) -> None:
     """The connection knows whether something that was sent is surely lost."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        error: Exception | None = None
-        if queued == "in our buffer":
-            send(connection, b"x")
-        elif queued == "in the link":
-            link.pending_bytes = 100 * KIB
-            send(connection, b"x")
-            connection.flush()
-        elif queued == "broken pipe":
-            error = BrokenPipeError()
-        link.lose(error)
-        assert connection.write_failed is (queued != "nothing")
-        await asyncio.sleep(0)
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    error: Exception | None = None
+    if queued == "in our buffer":
+        send(connection, b"x")
+    elif queued == "in the link":
+        link.pending_bytes = 100 * KIB
+        send(connection, b"x")
+        connection.flush()
+    elif queued == "broken pipe":
+        error = BrokenPipeError()
+    link.lose(error)
+    assert connection.write_failed is (queued != "nothing")
+    await asyncio.sleep(0)
 
 
-def test_link_that_had_ended(run: Run) -> None:
+async def test_link_that_had_ended() -> None:
     """A connection over a link that is gone already has ended from the start."""
 
     class Gone(FakeLink):
@@ -737,38 +607,27 @@ def test_link_that_had_ended(run: Run) -> None:
             super().start(receiver)  # type: ignore[arg-type]  # passed on as it is
             self.lose()
 
-    async def main() -> None:
-        connection = over(Gone())
-        assert connection.ended
-
-    run(main())
+    connection = over(Gone())
+    assert connection.ended
 
 
-def test_messages_of_the_login_count(run: Run) -> None:
+async def test_messages_of_the_login_count() -> None:
     """What came with the login is received first."""
-
-    async def main() -> None:
-        private = NodePrivate.generate()
-        session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
-        stats = ClientStats()
-        login = Established(FakeLink(), session, [ServerInfo(2), ReceivedPacket(PEER, b"x")])
-        connection = ClientConnection(login, stats=stats)
-        await connection.wait()
-        assert len(connection.messages) == 2
-        assert stats.packets_received == 1
-        connection.end(None, "eof")
-
-    run(main())
+    private = NodePrivate.generate()
+    session = ClientSession(private, random=os.urandom, server_key=RELAY.public)
+    stats = ClientStats()
+    login = Established(FakeLink(), session, [ServerInfo(2), ReceivedPacket(PEER, b"x")])
+    connection = ClientConnection(login, stats=stats)
+    await connection.wait()
+    assert len(connection.messages) == 2
+    assert stats.packets_received == 1
+    connection.end(None, "eof")
 
 
-def test_unknown_frames_are_passed_over(run: Run) -> None:
+async def test_unknown_frames_are_passed_over() -> None:
     """A frame from the future brings no message, and wakes nobody."""
-
-    async def main() -> None:
-        link = FakeLink()
-        connection = over(link)
-        link.feed(pack_frame(0x7F, b"future"), packet_frame(b"x"))
-        assert connection.messages == connection.messages.__class__([ReceivedPacket(PEER, b"x")])
-        connection.end(None, "eof")
-
-    run(main())
+    link = FakeLink()
+    connection = over(link)
+    link.feed(pack_frame(0x7F, b"future"), packet_frame(b"x"))
+    assert connection.messages == connection.messages.__class__([ReceivedPacket(PEER, b"x")])
+    connection.end(None, "eof")

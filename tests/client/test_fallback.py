@@ -21,7 +21,6 @@ from pyderp import (
 )
 from pyderp.client import fallback
 from pyderp.client.connect import HttpRoute
-from tests.conftest import Run
 
 from .fakes import Log, bounded, fake_relay
 
@@ -94,48 +93,41 @@ async def behind(answer: str, *, websockets: bool = True) -> AsyncIterator[Proxy
 @pytest.mark.parametrize(
     "answer", ["400 Bad Request", "404 Not Found", "426 Upgrade Required", "501 Not Implemented"]
 )
-def test_falls_back(run: Run, answer: str, region: bool) -> None:
+async def test_falls_back(answer: str, region: bool) -> None:
     """It is connected, with a line in the log and a count; the next connect asks at once."""
-
-    async def main() -> None:
-        async with bounded(), behind(answer) as proxy:
-            client = (
-                Client.for_region(proxy.region, config=AUTOMATIC)
-                if region
-                else Client.for_url(proxy.url, config=AUTOMATIC)
-            )
-            async with client:
-                with Log("pyderp.client") as log:
-                    assert isinstance(await client.recv(), ServerInfo)
-                assert any(f"upgrade refused: {answer}" in line for line in log.lines)
-                assert any("connected by websocket, as no upgrade" in line for line in log.lines)
-                assert proxy.asked == ["derp", "websocket"]
-                assert client.stats.websocket_fallbacks == 1
-                assert client._life.connection is not None
-                client._life.forget(client._life.connection, sending=False)
-                await client.connect()
-                assert proxy.asked == ["derp", "websocket", "websocket"]
-                assert client.stats.websocket_fallbacks == client.stats.connects == 2
-
-    run(main())
-
-
-def test_it_is_forgotten_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallback, "MEMORY", -1.0)
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            behind("426 Upgrade Required") as proxy,
-            Client.for_url(proxy.url, config=AUTOMATIC) as client,
-        ):
-            await client.connect()
+    async with bounded(), behind(answer) as proxy:
+        client = (
+            Client.for_region(proxy.region, config=AUTOMATIC)
+            if region
+            else Client.for_url(proxy.url, config=AUTOMATIC)
+        )
+        async with client:
+            with Log("pyderp.client") as log:
+                assert isinstance(await client.recv(), ServerInfo)
+            assert any(f"upgrade refused: {answer}" in line for line in log.lines)
+            assert any("connected by websocket, as no upgrade" in line for line in log.lines)
+            assert proxy.asked == ["derp", "websocket"]
+            assert client.stats.websocket_fallbacks == 1
             assert client._life.connection is not None
             client._life.forget(client._life.connection, sending=False)
             await client.connect()
-            assert proxy.asked == ["derp", "websocket"] * 2
+            assert proxy.asked == ["derp", "websocket", "websocket"]
+            assert client.stats.websocket_fallbacks == client.stats.connects == 2
 
-    run(main())
+
+async def test_it_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallback, "MEMORY", -1.0)
+
+    async with (
+        bounded(),
+        behind("426 Upgrade Required") as proxy,
+        Client.for_url(proxy.url, config=AUTOMATIC) as client,
+    ):
+        await client.connect()
+        assert client._life.connection is not None
+        client._life.forget(client._life.connection, sending=False)
+        await client.connect()
+        assert proxy.asked == ["derp", "websocket"] * 2
 
 
 @pytest.mark.parametrize(
@@ -152,72 +144,58 @@ def test_it_is_forgotten_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch
         "511 Network Authentication Required",
     ],
 )
-def test_not_after_other_answers(run: Run, answer: str) -> None:
+async def test_not_after_other_answers(answer: str) -> None:
     """These are about who asks, or when, and hold for a websocket, too."""
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            behind(answer) as proxy,
-            Client.for_url(proxy.url, config=AUTOMATIC) as client,
-        ):
-            with pytest.raises(ConnectError, match=answer[:3]):
-                await client.connect()
-            assert proxy.asked == ["derp"]
-
-    run(main())
+    async with (
+        bounded(),
+        behind(answer) as proxy,
+        Client.for_url(proxy.url, config=AUTOMATIC) as client,
+    ):
+        with pytest.raises(ConnectError, match=answer[:3]):
+            await client.connect()
+        assert proxy.asked == ["derp"]
 
 
-def test_can_be_switched_off(run: Run) -> None:
-    async def main() -> None:
-        config = ClientConfig(network=NetworkSettings(), websocket=False)
-        async with (
-            bounded(),
-            behind("426 Upgrade Required") as proxy,
-            Client.for_url(proxy.url, config=config) as client,
-        ):
-            with pytest.raises(ConnectError, match="426"):
-                await client.connect()
-            assert proxy.asked == ["derp"]
-
-    run(main())
+async def test_can_be_switched_off() -> None:
+    config = ClientConfig(network=NetworkSettings(), websocket=False)
+    async with (
+        bounded(),
+        behind("426 Upgrade Required") as proxy,
+        Client.for_url(proxy.url, config=config) as client,
+    ):
+        with pytest.raises(ConnectError, match="426"):
+            await client.connect()
+        assert proxy.asked == ["derp"]
 
 
-def test_what_both_ways_say_is_in_the_error(run: Run) -> None:
+async def test_what_both_ways_say_is_in_the_error() -> None:
     """The error is that of the upgrade; a note has the other; it is not remembered."""
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            behind("404 Not Found", websockets=False) as proxy,
-            Client.for_url(proxy.url, config=AUTOMATIC) as client,
-        ):
-            with pytest.raises(ConnectError, match="404 Not Found") as caught:
-                await client.connect()
-            (cause,) = caught.value.attempts
-            assert isinstance(cause, UpgradeRejected)
-            assert cause.__notes__ == ["and no websocket: upgrade refused: 404 Not Found: no"]
-            assert client.stats.websocket_fallbacks == 0
-            route = client._life.route
-            assert isinstance(route, HttpRoute)
-            assert not route.fallback._until
-
-    run(main())
+    async with (
+        bounded(),
+        behind("404 Not Found", websockets=False) as proxy,
+        Client.for_url(proxy.url, config=AUTOMATIC) as client,
+    ):
+        with pytest.raises(ConnectError, match="404 Not Found") as caught:
+            await client.connect()
+        (cause,) = caught.value.attempts
+        assert isinstance(cause, UpgradeRejected)
+        assert cause.__notes__ == ["and no websocket: upgrade refused: 404 Not Found: no"]
+        assert client.stats.websocket_fallbacks == 0
+        route = client._life.route
+        assert isinstance(route, HttpRoute)
+        assert not route.fallback._until
 
 
-def test_a_websocket_that_hangs_does_not_hide_the_refusal(run: Run) -> None:
-    async def main() -> None:
-        config = ClientConfig(network=NetworkSettings(), connect_timeout=0.5)
-        async with (
-            bounded(),
-            fake_relay() as relay,
-            Client.for_url(relay.url, config=config) as client,
-        ):
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno")
-            with pytest.raises(ConnectError, match=r"trying a websocket after: .*404 No: no"):
-                await connecting
-
-    run(main())
+async def test_a_websocket_that_hangs_does_not_hide_the_refusal() -> None:
+    config = ClientConfig(network=NetworkSettings(), connect_timeout=0.5)
+    async with (
+        bounded(),
+        fake_relay() as relay,
+        Client.for_url(relay.url, config=config) as client,
+    ):
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno")
+        with pytest.raises(ConnectError, match=r"trying a websocket after: .*404 No: no"):
+            await connecting

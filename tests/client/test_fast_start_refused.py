@@ -25,7 +25,6 @@ from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import FrameType, pack_frame, pack_server_key
 from pyderp.wire.metacert import make_meta_certificate
 from pyderp.wire.upgrade import switching_protocols
-from tests.conftest import Run
 from tests.net.certificates import ROOT, certificate
 
 from .fakes import DIRECT, PEER, RELAY, FakeRelay, Peer, bounded, fake_relay, packet_frame, until
@@ -67,173 +66,144 @@ def trusting(relay: FaultyRelay, **changes: Any) -> ClientConfig:
 
 
 @pytest.mark.parametrize("which", CALLS)
-def test_each_call_reports_it(run: Run, which: str) -> None:
+async def test_each_call_reports_it(which: str) -> None:
     """As an error of connecting, with status, body and advice; `is_transient` knows the status."""
-
-    async def main() -> None:
-        async with fake_relay(tls()) as relay, bounded():
-            url = relay.url.replace("/derp", "/derpx")
-            async with Client.for_url(url, config=TRUSTING) as client:
-                peer = await fast(client, relay)
-                peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nno, no")
-                await until(lambda: not client.connected)
-                with pytest.raises(ConnectError) as caught:
-                    await CALLS[which](client)
-                (cause,) = caught.value.attempts
-                assert isinstance(cause, UpgradeRejected)
-                assert (cause.status, cause.body) == (403, "no, no")
-                assert "path is /derpx; that of relays is /derp" in str(caught.value)
-                assert not is_transient(caught.value)
-                assert client.stats.disconnects == {"upgrade": 1}
-
-    run(main())
+    async with fake_relay(tls()) as relay, bounded():
+        url = relay.url.replace("/derp", "/derpx")
+        async with Client.for_url(url, config=TRUSTING) as client:
+            peer = await fast(client, relay)
+            peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nno, no")
+            await until(lambda: not client.connected)
+            with pytest.raises(ConnectError) as caught:
+                await CALLS[which](client)
+            (cause,) = caught.value.attempts
+            assert isinstance(cause, UpgradeRejected)
+            assert (cause.status, cause.body) == (403, "no, no")
+            assert "path is /derpx; that of relays is /derp" in str(caught.value)
+            assert not is_transient(caught.value)
+            assert client.stats.disconnects == {"upgrade": 1}
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 1000])
-def test_in_pieces(run: Run, step: int) -> None:
+async def test_in_pieces(step: int) -> None:
     """The answer is read as it comes, also while a call waits; its end need not come."""
     answer = b"HTTP/1.1 503 Later\r\nContent-Length: 100\r\n\r\nno, no"
 
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay(tls()) as relay,
-            Client.for_url(relay.url, config=TRUSTING) as client,
-        ):
-            peer = await fast(client, relay)
-            receiving = asyncio.create_task(client.recv())
-            for at in range(0, len(answer), step):
-                peer.say(answer[at : at + step])
-                await peer.writer.drain()
-                await asyncio.sleep(0)
-            if step == 5:
-                peer.hang_up()
-            with pytest.raises(ConnectError, match="503 Later: no, no") as caught:
-                await receiving
-            assert is_transient(caught.value)
-
-    run(main())
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        peer = await fast(client, relay)
+        receiving = asyncio.create_task(client.recv())
+        for at in range(0, len(answer), step):
+            peer.say(answer[at : at + step])
+            await peer.writer.drain()
+            await asyncio.sleep(0)
+        if step == 5:
+            peer.hang_up()
+        with pytest.raises(ConnectError, match="503 Later: no, no") as caught:
+            await receiving
+        assert is_transient(caught.value)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/nonsense\r\n\r\n", b"HTTP/1.1 "])
-def test_no_whole_answer(run: Run, answer: bytes) -> None:
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay(tls()) as relay,
-            Client.for_url(relay.url, config=TRUSTING) as client,
-        ):
-            peer = await fast(client, relay)
-            peer.say(answer)
-            peer.hang_up()
-            with pytest.raises(ConnectError, match="answer is not HTTP"):
-                await client.recv()
-
-    run(main())
+async def test_no_whole_answer(answer: bytes) -> None:
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        peer = await fast(client, relay)
+        peer.say(answer)
+        peer.hang_up()
+        with pytest.raises(ConnectError, match="answer is not HTTP"):
+            await client.recv()
 
 
-def test_the_next_connect_awaits_the_answer(run: Run) -> None:
+async def test_the_next_connect_awaits_the_answer() -> None:
     """And the one after it, if that is an upgrade, does not."""
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay(tls()) as relay,
-            Client.for_url(relay.url, config=TRUSTING) as client,
-        ):
-            peer = await fast(client, relay)
-            peer.say(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
-            with pytest.raises(ConnectError, match="503 Later"):
-                await client.recv()
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            assert b"Fast-Start" not in await peer.head()
-            peer.say(switching_protocols(RELAY.public))
-            await peer.client_info()
-            await connecting
-            peer.hang_up()
-            with pytest.raises(ConnectionClosed):
-                await client.recv()
-            await fast(client, relay)
-
-    run(main())
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        peer = await fast(client, relay)
+        peer.say(b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
+        with pytest.raises(ConnectError, match="503 Later"):
+            await client.recv()
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        assert b"Fast-Start" not in await peer.head()
+        peer.say(switching_protocols(RELAY.public))
+        await peer.client_info()
+        await connecting
+        peer.hang_up()
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        await fast(client, relay)
 
 
-def test_a_relay_that_answers_101(run: Run) -> None:
+async def test_a_relay_that_answers_101() -> None:
     """Whatever stands before it: the call connects again without a fast start."""
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay(tls()) as relay,
-            Client.for_url(relay.url, config=TRUSTING) as client,
-        ):
-            peer = await fast(client, relay)
-            receiving = asyncio.create_task(client.recv())
-            peer.say(switching_protocols(RELAY.public), pack_server_key(RELAY.public))
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(switching_protocols(RELAY.public))
-            await peer.client_info()
-            assert peer.key is not None
-            await asyncio.sleep(0)
-            peer.say(pack_frame(FrameType.KEEP_ALIVE))
-            await receiving
-
-    run(main())
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        peer = await fast(client, relay)
+        receiving = asyncio.create_task(client.recv())
+        peer.say(switching_protocols(RELAY.public), pack_server_key(RELAY.public))
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(switching_protocols(RELAY.public))
+        await peer.client_info()
+        assert peer.key is not None
+        await asyncio.sleep(0)
+        peer.say(pack_frame(FrameType.KEEP_ALIVE))
+        await receiving
 
 
 @pytest.mark.parametrize(
     "before", [pack_server_key(RELAY.public), packet_frame(b"x")], ids=["greeting", "packet"]
 )
-def test_later_bytes_are_no_answer(run: Run, before: bytes) -> None:
+async def test_later_bytes_are_no_answer(before: bytes) -> None:
     """After a frame, what looks like HTTP is a broken stream."""
-
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay(tls()) as relay,
-            Client.for_url(relay.url, config=TRUSTING) as client,
-        ):
-            peer = await fast(client, relay)
-            peer.say(before, b"HTTP/1.1 403 No\r\n\r\n")
-            if before == packet_frame(b"x"):
-                await client.recv()
-            with pytest.raises(ConnectionClosed, match="unexpectedly large frame"):
-                await client.recv()
-
-    run(main())
+    async with (
+        bounded(),
+        fake_relay(tls()) as relay,
+        Client.for_url(relay.url, config=TRUSTING) as client,
+    ):
+        peer = await fast(client, relay)
+        peer.say(before, b"HTTP/1.1 403 No\r\n\r\n")
+        if before == packet_frame(b"x"):
+            await client.recv()
+        with pytest.raises(ConnectionClosed, match="unexpectedly large frame"):
+            await client.recv()
 
 
 @pytest.mark.parametrize("status", [404, 426])
 @pytest.mark.parametrize("first", ["recv", "ping", "send"])
-def test_falls_back_to_a_websocket(run: Run, status: int, first: str) -> None:
+async def test_falls_back_to_a_websocket(status: int, first: str) -> None:
     """In the call that finds the refusal: it goes on by a websocket."""
-
-    async def main() -> None:
-        async with bounded(), FaultyRelay(tls=True) as relay:
-            relay.http_status(status, count=2)
-            async with Client.for_url(relay.url, config=trusting(relay)) as client:
-                await client.connect()
-                await until(lambda: not client.connected)
-                if first != "recv":
-                    await CALLS[first](client)
-                assert isinstance(await client.recv(), ServerInfo)
-                assert client.stats.websocket_fallbacks == 1
-
-    run(main())
+    async with bounded(), FaultyRelay(tls=True) as relay:
+        relay.http_status(status, count=2)
+        async with Client.for_url(relay.url, config=trusting(relay)) as client:
+            await client.connect()
+            await until(lambda: not client.connected)
+            if first != "recv":
+                await CALLS[first](client)
+            assert isinstance(await client.recv(), ServerInfo)
+            assert client.stats.websocket_fallbacks == 1
 
 
 @pytest.mark.parametrize("status", [403, 429, 503])
-def test_no_websocket_after_other_answers(run: Run, status: int) -> None:
-    async def main() -> None:
-        async with bounded(), FaultyRelay(tls=True) as relay:
-            relay.http_status(status)
-            async with Client.for_url(relay.url, config=trusting(relay)) as client:
-                await client.connect()
-                with pytest.raises(ConnectError, match=f"upgrade refused: {status}"):
-                    await client.recv()
-                assert isinstance(await client.recv(), ServerInfo)
-                assert client.stats.websocket_fallbacks == 0
-
-    run(main())
+async def test_no_websocket_after_other_answers(status: int) -> None:
+    async with bounded(), FaultyRelay(tls=True) as relay:
+        relay.http_status(status)
+        async with Client.for_url(relay.url, config=trusting(relay)) as client:
+            await client.connect()
+            with pytest.raises(ConnectError, match=f"upgrade refused: {status}"):
+                await client.recv()
+            assert isinstance(await client.recv(), ServerInfo)
+            assert client.stats.websocket_fallbacks == 0

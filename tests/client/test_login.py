@@ -30,7 +30,6 @@ from pyderp.wire.frames import FrameType, pack_frame, pack_server_key
 from pyderp.wire.login import ClientInfo
 from pyderp.wire.metacert import make_meta_certificate
 from pyderp.wire.upgrade import switching_protocols
-from tests.conftest import Run
 from tests.net.certificates import ROOT, certificate
 
 from .fakes import (
@@ -73,157 +72,125 @@ async def refused(client: Client, relay: FakeRelay, *answer: bytes) -> ConnectEr
     return caught.value
 
 
-def test_request(run: Run) -> None:
+async def test_request() -> None:
     """The request has Go's headers; path, query and Host are the URL's, without its user."""
-
-    async def main() -> None:
-        async with fake_relay() as relay:
-            url = f"http://user:pw@127.0.0.1:{relay.port}/some/path?x=1"
-            async with Client.for_url(url, config=config()) as client:
-                peer = await connects(client, relay)
-                lines = peer.request.decode().split("\r\n")
-                assert lines[0] == "GET /some/path?x=1 HTTP/1.1"
-                headers = {line.partition(": ")[0] for line in lines[1:] if line}
-                assert f"Host: 127.0.0.1:{relay.port}" in lines
-                assert "Upgrade: DERP" in lines
-                assert "Connection: Upgrade" in lines
-                assert headers == {"Host", "User-Agent", "Connection", "Upgrade"}
-                assert "pw" not in peer.request.decode()
-
-    run(main())
+    async with fake_relay() as relay:
+        url = f"http://user:pw@127.0.0.1:{relay.port}/some/path?x=1"
+        async with Client.for_url(url, config=config()) as client:
+            peer = await connects(client, relay)
+            lines = peer.request.decode().split("\r\n")
+            assert lines[0] == "GET /some/path?x=1 HTTP/1.1"
+            headers = {line.partition(": ")[0] for line in lines[1:] if line}
+            assert f"Host: 127.0.0.1:{relay.port}" in lines
+            assert "Upgrade: DERP" in lines
+            assert "Connection: Upgrade" in lines
+            assert headers == {"Host", "User-Agent", "Connection", "Upgrade"}
+            assert "pw" not in peer.request.decode()
 
 
-def test_client_info(run: Run) -> None:
+async def test_client_info() -> None:
     """ClientInfo says what was asked for, under our key."""
-
-    async def main() -> None:
-        mesh = MeshKey(bytes(range(32)))
-        private = NodePrivate.generate()
-        settings = config(mesh_key=mesh, is_prober=True, app_name="tests", can_ack_pings=True)
-        async with fake_relay() as relay:
-            async with Client.for_url(relay.url, private_key=private, config=settings) as client:
-                peer = await connects(client, relay)
-            assert peer.key == private.public == client.self_public_key
-            info = peer.info
-            assert info.mesh_key == mesh
-            assert (info.version, info.is_prober, info.can_ack_pings) == (2, True, True)
-            assert info.app_name == "tests"
-            async with Client.for_url(relay.url, config=config()) as client:
-                peer = await connects(client, relay)
-            info = peer.info
-            assert info.mesh_key is None
-            assert (info.version, info.is_prober, info.can_ack_pings) == (2, False, False)
-            assert info.app_name == ""
-
-    run(main())
+    mesh = MeshKey(bytes(range(32)))
+    private = NodePrivate.generate()
+    settings = config(mesh_key=mesh, is_prober=True, app_name="tests", can_ack_pings=True)
+    async with fake_relay() as relay:
+        async with Client.for_url(relay.url, private_key=private, config=settings) as client:
+            peer = await connects(client, relay)
+        assert peer.key == private.public == client.self_public_key
+        info = peer.info
+        assert info.mesh_key == mesh
+        assert (info.version, info.is_prober, info.can_ack_pings) == (2, True, True)
+        assert info.app_name == "tests"
+        async with Client.for_url(relay.url, config=config()) as client:
+            peer = await connects(client, relay)
+        info = peer.info
+        assert info.mesh_key is None
+        assert (info.version, info.is_prober, info.can_ack_pings) == (2, False, False)
+        assert info.app_name == ""
 
 
-def test_can_ack_pings_holds_for_later_connects(run: Run) -> None:
+async def test_can_ack_pings_holds_for_later_connects() -> None:
     """A connection that is there is told nothing."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            first = await connects(client, relay)
-            client.set_can_ack_pings(True)
-            assert not first.info.can_ack_pings
-            first.cut()
-            await until_closed(client)
-            second = await connects(client, relay)
-            assert second.info.can_ack_pings
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        first = await connects(client, relay)
+        client.set_can_ack_pings(True)
+        assert not first.info.can_ack_pings
+        first.cut()
+        await until_closed(client)
+        second = await connects(client, relay)
+        assert second.info.can_ack_pings
 
 
-def test_first_words(run: Run) -> None:
+async def test_first_words() -> None:
     """NotePreferred and WatchConns leave with ClientInfo; on every connect."""
-
-    async def main() -> None:
-        settings = config(watch_connection_changes=True)
-        async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
-            await client.note_preferred(True)
-            for _ in range(2):
-                peer = await connects(client, relay)
-                assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
-                assert await peer.expect(FrameType.WATCH_CONNS) == b""
-                peer.cut()
-                await until_closed(client)
-
-    run(main())
+    settings = config(watch_connection_changes=True)
+    async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
+        await client.note_preferred(True)
+        for _ in range(2):
+            peer = await connects(client, relay)
+            assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+            assert await peer.expect(FrameType.WATCH_CONNS) == b""
+            peer.cut()
+            await until_closed(client)
 
 
-def test_pieces(run: Run) -> None:
+async def test_pieces() -> None:
     """Answer, greeting and what follows may come byte by byte, or all in one."""
-
-    async def main() -> None:
-        whole = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
-        whole += packet_frame(b"early")
-        for step in (1, 7, len(whole)):
-            async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-                receiving = asyncio.create_task(client.recv())
-                peer = await relay.accept()
-                await peer.head()
-                for at in range(0, len(whole), step):
-                    peer.say(whole[at : at + step])
-                    await asyncio.sleep(0)
-                await peer.client_info()
-                async with bounded():
-                    assert await receiving == ReceivedPacket(PEER, b"early")
-                assert client.server_public_key == RELAY.public
-
-    run(main())
+    whole = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
+    whole += packet_frame(b"early")
+    for step in (1, 7, len(whole)):
+        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+            receiving = asyncio.create_task(client.recv())
+            peer = await relay.accept()
+            await peer.head()
+            for at in range(0, len(whole), step):
+                peer.say(whole[at : at + step])
+                await asyncio.sleep(0)
+            await peer.client_info()
+            async with bounded():
+                assert await receiving == ReceivedPacket(PEER, b"early")
+            assert client.server_public_key == RELAY.public
 
 
 @pytest.mark.parametrize(
     ("status", "transient"), [(404, False), (503, True), (200, False), (426, False), (429, True)]
 )
-def test_another_status(run: Run, status: int, transient: bool) -> None:
+async def test_another_status(status: int, transient: bool) -> None:
     """Another status than 101 is an error with status and body."""
-
-    async def main() -> None:
-        asks_once = config(websocket=False)
-        async with fake_relay() as relay, Client.for_url(relay.url, config=asks_once) as client:
-            answer = f"HTTP/1.1 {status} Some Reason\r\nContent-Length: 6\r\n\r\nno, no"
-            error = await refused(client, relay, answer.encode())
-            (cause,) = error.attempts
-            assert isinstance(cause, UpgradeRejected)
-            assert (cause.status, cause.body) == (status, "no, no")
-            assert f"derphttp.Client.Connect connect to {relay.url}: " in str(error)
-            assert str(status) in str(error)
-            assert "no, no" in str(error)
-            assert is_transient(error) is transient
-
-    run(main())
+    asks_once = config(websocket=False)
+    async with fake_relay() as relay, Client.for_url(relay.url, config=asks_once) as client:
+        answer = f"HTTP/1.1 {status} Some Reason\r\nContent-Length: 6\r\n\r\nno, no"
+        error = await refused(client, relay, answer.encode())
+        (cause,) = error.attempts
+        assert isinstance(cause, UpgradeRejected)
+        assert (cause.status, cause.body) == (status, "no, no")
+        assert f"derphttp.Client.Connect connect to {relay.url}: " in str(error)
+        assert str(status) in str(error)
+        assert "no, no" in str(error)
+        assert is_transient(error) is transient
 
 
-def test_body_without_end(run: Run) -> None:
+async def test_body_without_end() -> None:
     """Not more of a refusal is read than helps."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(b"HTTP/1.1 500 No\r\n\r\n", bytes(1 << 20))
-            async with bounded():
-                with pytest.raises(ConnectError, match="500 No") as caught:
-                    await connecting
-            assert len(str(caught.value)) < 10_000
-            await peer.gone()
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(b"HTTP/1.1 500 No\r\n\r\n", bytes(1 << 20))
+        async with bounded():
+            with pytest.raises(ConnectError, match="500 No") as caught:
+                await connecting
+        assert len(str(caught.value)) < 10_000
+        await peer.gone()
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03", b"HTTP"])
-def test_no_http(run: Run, answer: bytes) -> None:
+async def test_no_http(answer: bytes) -> None:
     """An answer that is not HTTP is an error that says so."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            error = await refused(client, relay, answer)
-            assert isinstance(error.attempts[0], BadUpgrade)
-            assert not is_transient(error)
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        error = await refused(client, relay, answer)
+        assert isinstance(error.attempts[0], BadUpgrade)
+        assert not is_transient(error)
 
 
 BAD_GREETINGS = {
@@ -239,68 +206,53 @@ BAD_GREETINGS = {
 
 
 @pytest.mark.parametrize("which", BAD_GREETINGS)
-def test_bad_greeting(run: Run, which: str) -> None:
+async def test_bad_greeting(which: str) -> None:
     """What is no relay's greeting fails the connect, with Go's words and the error's own class."""
     greeting, kind = BAD_GREETINGS[which]
 
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            error = await refused(client, relay, switching_protocols(RELAY.public), greeting)
-            assert type(error.attempts[0]) is kind or which == "too long"
-            assert isinstance(error.attempts[0], kind)
-            assert "derp.Client: failed to receive server key: " in str(error)
-            assert not is_transient(error)
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        error = await refused(client, relay, switching_protocols(RELAY.public), greeting)
+        assert type(error.attempts[0]) is kind or which == "too long"
+        assert isinstance(error.attempts[0], kind)
+        assert "derp.Client: failed to receive server key: " in str(error)
+        assert not is_transient(error)
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-def test_refusal_whose_body_does_not_come(run: Run, websocket: bool) -> None:
+async def test_refusal_whose_body_does_not_come(websocket: bool) -> None:
     """It is told as a refusal, and soon; not as a timeout."""
-
-    async def main() -> None:
-        settings = config(websocket=websocket)
-        async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\ngo away")
-            began = time.monotonic()
-            async with bounded():
-                with pytest.raises(ConnectError) as caught:
-                    await connecting
-            assert time.monotonic() - began < 5
-            (cause,) = caught.value.attempts
-            assert isinstance(cause, UpgradeRejected)
-            assert (cause.status, cause.body) == (403, "go away")
-            assert not is_transient(caught.value)
-            await peer.gone()
-
-    run(main())
+    settings = config(websocket=websocket)
+    async with fake_relay() as relay, Client.for_url(relay.url, config=settings) as client:
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\ngo away")
+        began = time.monotonic()
+        async with bounded():
+            with pytest.raises(ConnectError) as caught:
+                await connecting
+        assert time.monotonic() - began < 5
+        (cause,) = caught.value.attempts
+        assert isinstance(cause, UpgradeRejected)
+        assert (cause.status, cause.body) == (403, "go away")
+        assert not is_transient(caught.value)
+        await peer.gone()
 
 
-def test_hang_up_before_the_answer(run: Run) -> None:
+async def test_hang_up_before_the_answer() -> None:
     """So may one that closes before it has answered."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            error = await refused(client, relay)
-            assert "closed the connection without an answer" in str(error)
-            assert is_transient(error)
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        error = await refused(client, relay)
+        assert "closed the connection without an answer" in str(error)
+        assert is_transient(error)
 
 
-def test_hang_up_before_the_greeting(run: Run) -> None:
+async def test_hang_up_before_the_greeting() -> None:
     """A relay that closes during the login may be there again soon."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            error = await refused(client, relay, switching_protocols(RELAY.public))
-            assert "derp.Client: failed to receive server key: EOF" in str(error)
-            assert is_transient(error)
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        error = await refused(client, relay, switching_protocols(RELAY.public))
+        assert "derp.Client: failed to receive server key: EOF" in str(error)
+        assert is_transient(error)
 
 
 def context(version: ssl.TLSVersion, *rest: bytes) -> ssl.SSLContext:
@@ -310,36 +262,32 @@ def context(version: ssl.TLSVersion, *rest: bytes) -> ssl.SSLContext:
 class TestFastStart:
     """With the relay's key from its meta certificate, nobody waits for an answer."""
 
-    def test_one_write(self, run: Run) -> None:
+    async def test_one_write(self) -> None:
         """Request, ClientInfo, NotePreferred and WatchConns leave in one record, unanswered."""
-
-        async def main() -> None:
-            settings = ClientConfig(network=DIRECT, tls=TRUSTING.tls, watch_connection_changes=True)
-            tls = context(ssl.TLSVersion.TLSv1_3, META)
-            async with fake_relay(tls) as relay:
-                async with Client.for_url(relay.url, config=settings) as client, bounded():
-                    await client.note_preferred(True)
-                    # The relay has not said a word.
-                    await client.connect()
-                    assert client.connected
-                    assert client.server_public_key == RELAY.public
-                    peer = await relay.accept()
-                    await peer.head()
-                    assert b"\r\nDerp-Fast-Start: 1\r\n" in peer.request
-                    info = await peer.client_info()
-                    assert info.version == 2
-                    assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
-                    await peer.expect(FrameType.WATCH_CONNS)
-                    # The greeting comes all the same, and is passed over.
-                    assert peer.key is not None
-                    peer.say(pack_server_key(RELAY.public), packet_frame(b"x"))
-                    assert await client.recv() == ReceivedPacket(PEER, b"x")
-                assert client.stats.connects == 1
-
-        run(main())
+        settings = ClientConfig(network=DIRECT, tls=TRUSTING.tls, watch_connection_changes=True)
+        tls = context(ssl.TLSVersion.TLSv1_3, META)
+        async with fake_relay(tls) as relay:
+            async with Client.for_url(relay.url, config=settings) as client, bounded():
+                await client.note_preferred(True)
+                # The relay has not said a word.
+                await client.connect()
+                assert client.connected
+                assert client.server_public_key == RELAY.public
+                peer = await relay.accept()
+                await peer.head()
+                assert b"\r\nDerp-Fast-Start: 1\r\n" in peer.request
+                info = await peer.client_info()
+                assert info.version == 2
+                assert await peer.expect(FrameType.NOTE_PREFERRED) == b"\x01"
+                await peer.expect(FrameType.WATCH_CONNS)
+                # The greeting comes all the same, and is passed over.
+                assert peer.key is not None
+                peer.say(pack_server_key(RELAY.public), packet_frame(b"x"))
+                assert await client.recv() == ReceivedPacket(PEER, b"x")
+            assert client.stats.connects == 1
 
     @pytest.mark.parametrize("why", ["no meta certificate", "TLS 1.2", "version 0"])
-    def test_not_without(self, run: Run, why: str) -> None:
+    async def test_not_without(self, why: str) -> None:
         """Without a certificate that can be believed the client waits for the answer."""
         version = ssl.TLSVersion.TLSv1_2 if why == "TLS 1.2" else ssl.TLSVersion.TLSv1_3
         rest = () if why == "no meta certificate" else (META,)
@@ -348,63 +296,52 @@ class TestFastStart:
             rest = (META.replace(b"\x02\x01\x02\x30", b"\x02\x01\x00\x30", 1),)
             assert rest != (META,)
 
-        async def main() -> None:
-            async with (
-                fake_relay(context(version, *rest)) as relay,
-                Client.for_url(relay.url, config=TRUSTING) as client,
-                bounded(),
-            ):
-                connecting = asyncio.create_task(client.connect())
-                peer = await relay.accept()
-                await peer.head()
-                assert b"Fast-Start" not in peer.request
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.02):
-                        await peer.reader.read(1)
-                assert not connecting.done()
-                peer.say(switching_protocols(RELAY.public))
-                if why == "version 0":
-                    # The key is known, so that the greeting is not awaited.
-                    await peer.client_info()
-                await connecting if why == "version 0" else await peer.login()
-                await connecting
-                assert client.tls_state is not None
-                assert client.tls_state.version == version.name.replace("_", ".")
-
-        run(main())
-
-    def test_another_key_in_the_greeting(self, run: Run) -> None:
-        """The key of the meta certificate is used; the greeting is not compared, as in Go."""
-
-        async def main() -> None:
-            tls = context(ssl.TLSVersion.TLSv1_3, META)
-            async with (
-                fake_relay(tls) as relay,
-                Client.for_url(relay.url, config=TRUSTING) as client,
-                bounded(),
-            ):
-                await client.connect()
-                peer = await relay.accept()
-                await peer.head()
+        async with (
+            fake_relay(context(version, *rest)) as relay,
+            Client.for_url(relay.url, config=TRUSTING) as client,
+            bounded(),
+        ):
+            connecting = asyncio.create_task(client.connect())
+            peer = await relay.accept()
+            await peer.head()
+            assert b"Fast-Start" not in peer.request
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await peer.reader.read(1)
+            assert not connecting.done()
+            peer.say(switching_protocols(RELAY.public))
+            if why == "version 0":
+                # The key is known, so that the greeting is not awaited.
                 await peer.client_info()
-                other = NodePrivate.generate().public
-                peer.say(pack_server_key(other), packet_frame(b"x"))
-                assert await client.recv() == ReceivedPacket(PEER, b"x")
-                assert client.server_public_key == RELAY.public
+            await connecting if why == "version 0" else await peer.login()
+            await connecting
+            assert client.tls_state is not None
+            assert client.tls_state.version == version.name.replace("_", ".")
 
-        run(main())
+    async def test_another_key_in_the_greeting(self) -> None:
+        """The key of the meta certificate is used; the greeting is not compared, as in Go."""
+        tls = context(ssl.TLSVersion.TLSv1_3, META)
+        async with (
+            fake_relay(tls) as relay,
+            Client.for_url(relay.url, config=TRUSTING) as client,
+            bounded(),
+        ):
+            await client.connect()
+            peer = await relay.accept()
+            await peer.head()
+            await peer.client_info()
+            other = NodePrivate.generate().public
+            peer.say(pack_server_key(other), packet_frame(b"x"))
+            assert await client.recv() == ReceivedPacket(PEER, b"x")
+            assert client.server_public_key == RELAY.public
 
 
-def test_server_info_is_the_first_message(run: Run) -> None:
+async def test_server_info_is_the_first_message() -> None:
     """ServerInfo is given to the program like any other message."""
-
-    async def main() -> None:
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
-            info = ServerInfo(2, 1000, 2000)
-            await connects(client, relay, info=info)
-            assert await client.recv_with_generation() == (info, 1)
-
-    run(main())
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config()) as client:
+        info = ServerInfo(2, 1000, 2000)
+        await connects(client, relay, info=info)
+        assert await client.recv_with_generation() == (info, 1)
 
 
 def test_frames_that_are_passed_over_are_logged(caplog: pytest.LogCaptureFixture) -> None:

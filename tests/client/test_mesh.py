@@ -27,7 +27,6 @@ from pyderp import (
 from pyderp.client import mesh as module
 from pyderp.keys import KEY_LEN
 from pyderp.wire.frames import FrameType, pack_frame, pack_peer_gone, pack_peer_present, pack_ping
-from tests.conftest import Run
 
 from .fakes import DIRECT, RELAY, Links, Log, LoginLink, bounded, packet_frame, until
 
@@ -119,131 +118,107 @@ async def watched(**options: Any) -> AsyncIterator[Watched]:
                 await closing
 
 
-def test_add_and_remove(run: Run) -> None:
+async def test_add_and_remove() -> None:
     """Each connection is an `add`, duplicates too; each departure a `remove`."""
-
-    async def main() -> None:
-        async with watched() as watch:
-            link = await watch.generation(1)
-            assert (FrameType.WATCH_CONNS, b"") in link.words()
-            await watch.feed(present(A), present(B), present(A))
-            await watch.feed(gone(A), gone(B, 1))
-            assert watch.seen.events == [
-                ("add", A, 0),
-                ("add", B, 0),
-                ("add", A, 0),
-                ("remove", A, 0),
-                ("remove", B, 1),
-            ]
-            assert not watch.seen.errors
-            # Only what is out of the ordinary is a line in the log.
-            assert [line for line in watch.lines if "gone" in line] == [
-                f"peer {B.short()} gone, reason 0x1"
-            ]
-
-    run(main())
+    async with watched() as watch:
+        link = await watch.generation(1)
+        assert (FrameType.WATCH_CONNS, b"") in link.words()
+        await watch.feed(present(A), present(B), present(A))
+        await watch.feed(gone(A), gone(B, 1))
+        assert watch.seen.events == [
+            ("add", A, 0),
+            ("add", B, 0),
+            ("add", A, 0),
+            ("remove", A, 0),
+            ("remove", B, 1),
+        ]
+        assert not watch.seen.errors
+        # Only what is out of the ordinary is a line in the log.
+        assert [line for line in watch.lines if "gone" in line] == [
+            f"peer {B.short()} gone, reason 0x1"
+        ]
 
 
-def test_other_messages(run: Run) -> None:
+async def test_other_messages() -> None:
     """Nothing else is acted on; a ping is not answered."""
-
-    async def main() -> None:
-        async with watched() as watch:
-            link = await watch.generation(1)
-            link.words()
-            await watch.feed(pack_ping(bytes(8)), packet_frame(b"x"), pack_frame(0x06))
-            await watch.feed(present(A))
-            assert watch.seen.events == [("add", A, 0)]
-            assert link.words() == []
-
-    run(main())
+    async with watched() as watch:
+        link = await watch.generation(1)
+        link.words()
+        await watch.feed(pack_ping(bytes(8)), packet_frame(b"x"), pack_frame(0x06))
+        await watch.feed(present(A))
+        assert watch.seen.events == [("add", A, 0)]
+        assert link.words() == []
 
 
-def test_break(run: Run) -> None:
+async def test_break() -> None:
     """When the connection breaks all are removed once, with a reason of our own; then anew."""
-
-    async def main() -> None:
-        async with watched() as watch:
-            link = await watch.generation(1)
-            await watch.feed(present(A), present(B), gone(B))
-            watch.seen.events.clear()
-            link.lose()
-            await watch.generation(2)
-            assert watch.seen.events == [("remove", A, BROKE)]
-            (error,) = watch.seen.errors
-            assert isinstance(error, ConnectionClosed)
-            assert str(error) == "derp.Recv: EOF"
-            await watch.feed(present(C))
-            assert watch.seen.here == {C}
-            assert "reconnected; clearing 1 forwarding mappings" in watch.lines
-            assert "Recv: derp.Recv: EOF" in watch.lines
-
-    run(main())
+    async with watched() as watch:
+        link = await watch.generation(1)
+        await watch.feed(present(A), present(B), gone(B))
+        watch.seen.events.clear()
+        link.lose()
+        await watch.generation(2)
+        assert watch.seen.events == [("remove", A, BROKE)]
+        (error,) = watch.seen.errors
+        assert isinstance(error, ConnectionClosed)
+        assert str(error) == "derp.Recv: EOF"
+        await watch.feed(present(C))
+        assert watch.seen.here == {C}
+        assert "reconnected; clearing 1 forwarding mappings" in watch.lines
+        assert "Recv: derp.Recv: EOF" in watch.lines
 
 
-def test_break_with_nobody_there(run: Run) -> None:
+async def test_break_with_nobody_there() -> None:
     """Nothing is removed, and nothing is said of it."""
-
-    async def main() -> None:
-        async with watched() as watch:
-            (await watch.generation(1)).lose()
-            await watch.generation(2)
-            assert not watch.seen.events
-            assert not any("clearing" in line for line in watch.lines)
-
-    run(main())
+    async with watched() as watch:
+        (await watch.generation(1)).lose()
+        await watch.generation(2)
+        assert not watch.seen.events
+        assert not any("clearing" in line for line in watch.lines)
 
 
-def test_reconnect_by_another_task(run: Run) -> None:
+async def test_reconnect_by_another_task() -> None:
     """The new connection is subscribed, and its first message clears what was."""
-
-    async def main() -> None:
-        async with watched(retry=0.0001) as watch:
-            link = await watch.generation(1)
-            await watch.feed(present(A))
-            link.lose()
-            with contextlib.suppress(ConnectionClosed):
-                await watch.client.forward_packet(A, B, b"x")
+    async with watched(retry=0.0001) as watch:
+        link = await watch.generation(1)
+        await watch.feed(present(A))
+        link.lose()
+        with contextlib.suppress(ConnectionClosed):
             await watch.client.forward_packet(A, B, b"x")
-            link = await watch.generation(2)
-            words = [kind for kind, _ in link.words()]
-            assert words[:2] == [FrameType.CLIENT_INFO, FrameType.WATCH_CONNS]
-            await watch.feed(present(B))
-            assert watch.seen.events == [("add", A, 0), ("remove", A, BROKE), ("add", B, 0)]
+        await watch.client.forward_packet(A, B, b"x")
+        link = await watch.generation(2)
+        words = [kind for kind, _ in link.words()]
+        assert words[:2] == [FrameType.CLIENT_INFO, FrameType.WATCH_CONNS]
+        await watch.feed(present(B))
+        assert watch.seen.events == [("add", A, 0), ("remove", A, BROKE), ("add", B, 0)]
 
-    run(main())
 
-
-def test_failed_connects(run: Run) -> None:
+async def test_failed_connects() -> None:
     """Each is told, and tried again after the same time (with a twin of TestNotifyError)."""
-
-    async def main() -> None:
-        links = Links()
-        links.error = ConnectionRefusedError("refused")
-        seen = Seen()
-        client = links.client()
-        with Log("pyderp.mesh") as log:
-            task = asyncio.create_task(
-                watch_mesh(
-                    client,
-                    add=seen.add,
-                    remove=seen.remove,
-                    notify_error=seen.errors.append,
-                    retry=0.02,
-                )
+    links = Links()
+    links.error = ConnectionRefusedError("refused")
+    seen = Seen()
+    client = links.client()
+    with Log("pyderp.mesh") as log:
+        task = asyncio.create_task(
+            watch_mesh(
+                client,
+                add=seen.add,
+                remove=seen.remove,
+                notify_error=seen.errors.append,
+                retry=0.02,
             )
-            await until(lambda: len(seen.errors) == 3)
-            links.error = None
-            await until(lambda: client.connected)
-        assert all(isinstance(error, ConnectError) for error in seen.errors)
-        assert any(line.startswith("mesh connect: ") and "refused" in line for line in log.lines)
-        assert not seen.events
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        links.finish()
-        await client.aclose()
-
-    run(main())
+        )
+        await until(lambda: len(seen.errors) == 3)
+        links.error = None
+        await until(lambda: client.connected)
+    assert all(isinstance(error, ConnectError) for error in seen.errors)
+    assert any(line.startswith("mesh connect: ") and "refused" in line for line in log.lines)
+    assert not seen.events
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    links.finish()
+    await client.aclose()
 
 
 def test_retry_is_five_seconds() -> None:
@@ -252,7 +227,7 @@ def test_retry_is_five_seconds() -> None:
 
 
 @pytest.mark.parametrize("ignore", ["own", "zero", "another", "none"])
-def test_self_connect(run: Run, ignore: str) -> None:
+async def test_self_connect(ignore: str) -> None:
     """A relay with the key to ignore ends the watch; the connection stays open."""
     key = {
         "own": RELAY.public,
@@ -261,57 +236,50 @@ def test_self_connect(run: Run, ignore: str) -> None:
         "none": None,
     }[ignore]
 
-    async def main() -> None:
-        async with watched(ignore_server_key=key) as watch:
-            if ignore == "own":
-                await watch.task
-                assert "detected self-connect; ignoring host" in watch.lines
-                assert watch.client.connected
-            else:
-                await watch.generation(1)
-                await watch.feed(present(A))
-                assert watch.seen.here == {A}
-                assert not watch.task.done()
-
-    run(main())
+    async with watched(ignore_server_key=key) as watch:
+        if ignore == "own":
+            await watch.task
+            assert "detected self-connect; ignoring host" in watch.lines
+            assert watch.client.connected
+        else:
+            await watch.generation(1)
+            await watch.feed(present(A))
+            assert watch.seen.here == {A}
+            assert not watch.task.done()
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
 @pytest.mark.parametrize("when", ["receiving", "waiting", "connecting"])
-def test_stop(run: Run, how: str, when: str) -> None:
+async def test_stop(how: str, when: str) -> None:
     """A cancel or a close stops the watch at once, whatever it does; nobody is left present."""
-
-    async def main() -> None:
-        async with watched(retry=100) as watch:
-            if when == "connecting":
-                watch.links.silent = True
-                await until(lambda: watch.client.connection_state == "connecting")
-            else:
-                link = await watch.generation(1)
-                await watch.feed(present(A), present(B))
-                if when == "waiting":
-                    link.lose()
-                    await until(lambda: watch.seen.errors)
-            async with asyncio.timeout(1):
-                if how == "cancel":
-                    watch.task.cancel()
-                    with pytest.raises(asyncio.CancelledError):
-                        await watch.task
-                else:
-                    closing = asyncio.create_task(watch.client.aclose())
+    async with watched(retry=100) as watch:
+        if when == "connecting":
+            watch.links.silent = True
+            await until(lambda: watch.client.connection_state == "connecting")
+        else:
+            link = await watch.generation(1)
+            await watch.feed(present(A), present(B))
+            if when == "waiting":
+                link.lose()
+                await until(lambda: watch.seen.errors)
+        async with asyncio.timeout(1):
+            if how == "cancel":
+                watch.task.cancel()
+                with pytest.raises(asyncio.CancelledError):
                     await watch.task
-                    watch.links.finish()
-                    await closing
-            assert watch.seen.here == set()
-            if when == "receiving":
-                removed = [event for event in watch.seen.events if event[0] == "remove"]
-                assert sorted(removed) == sorted([("remove", A, BROKE), ("remove", B, BROKE)])
-
-    run(main())
+            else:
+                closing = asyncio.create_task(watch.client.aclose())
+                await watch.task
+                watch.links.finish()
+                await closing
+        assert watch.seen.here == set()
+        if when == "receiving":
+            removed = [event for event in watch.seen.events if event[0] == "remove"]
+            assert sorted(removed) == sorted([("remove", A, BROKE), ("remove", B, BROKE)])
 
 
 @pytest.mark.parametrize("which", ["add", "remove", "notify_error"])
-def test_callback_that_raises(run: Run, which: str) -> None:
+async def test_callback_that_raises(which: str) -> None:
     """An error in a callback is the watch's; its timer is stopped."""
 
     class Oops(Exception):
@@ -320,120 +288,98 @@ def test_callback_that_raises(run: Run, which: str) -> None:
     def fail(_: object) -> None:
         raise Oops
 
-    async def main() -> None:
-        links = Links()
-        client = links.client()
-        callbacks: dict[str, Any] = {"add": lambda _: None, "remove": lambda _: None}
-        callbacks[which] = fail
-        task = asyncio.create_task(watch_mesh(client, retry=0.01, **callbacks))
-        await until(lambda: client.connected)
-        links.last.feed(present(A), gone(A))
-        links.last.lose()
-        async with bounded():
-            with pytest.raises(Oops):
-                await task
-        handles = getattr(asyncio.get_running_loop(), "_scheduled", ())
-        assert not [h for h in handles if "_Watch" in str(h) and not h.cancelled()]
-        await client.aclose()
-
-    run(main())
+    links = Links()
+    client = links.client()
+    callbacks: dict[str, Any] = {"add": lambda _: None, "remove": lambda _: None}
+    callbacks[which] = fail
+    task = asyncio.create_task(watch_mesh(client, retry=0.01, **callbacks))
+    await until(lambda: client.connected)
+    links.last.feed(present(A), gone(A))
+    links.last.lose()
+    async with bounded():
+        with pytest.raises(Oops):
+            await task
+    handles = getattr(asyncio.get_running_loop(), "_scheduled", ())
+    assert not [h for h in handles if "_Watch" in str(h) and not h.cancelled()]
+    await client.aclose()
 
 
-def test_callback_that_raises_leaves_nobody(run: Run) -> None:
+async def test_callback_that_raises_leaves_nobody() -> None:
     """Whoever was added is removed, also the one whose adding failed."""
+    links = Links()
+    client = links.client()
+    removed: list[PeerGone] = []
 
-    async def main() -> None:
-        links = Links()
-        client = links.client()
-        removed: list[PeerGone] = []
+    def add(message: PeerPresent) -> None:
+        if message.peer == B:
+            raise ZeroDivisionError
 
-        def add(message: PeerPresent) -> None:
-            if message.peer == B:
-                raise ZeroDivisionError
-
-        task = asyncio.create_task(watch_mesh(client, add=add, remove=removed.append))
-        await until(lambda: client.connected)
-        links.last.feed(present(A), present(B))
-        async with bounded():
-            with pytest.raises(ZeroDivisionError):
-                await task
-        broke = PeerGoneReason.MESH_CONN_BROKE
-        assert sorted((m.peer, m.reason) for m in removed) == sorted([(A, broke), (B, broke)])
-        links.finish()
-        await client.aclose()
-
-    run(main())
+    task = asyncio.create_task(watch_mesh(client, add=add, remove=removed.append))
+    await until(lambda: client.connected)
+    links.last.feed(present(A), present(B))
+    async with bounded():
+        with pytest.raises(ZeroDivisionError):
+            await task
+    broke = PeerGoneReason.MESH_CONN_BROKE
+    assert sorted((m.peer, m.reason) for m in removed) == sorted([(A, broke), (B, broke)])
+    links.finish()
+    await client.aclose()
 
 
 class TestStatus:
     """Lines that say how many peers there are."""
 
-    def test_without_peers(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_without_peers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Some time after the start, once, even if nothing came or nothing is connected."""
         monkeypatch.setattr(module, "_FIRST_STATUS", 0.02)
 
-        async def main() -> None:
-            async with watched() as watch:
-                link = await watch.generation(1)
-                await until(lambda: "connected; 0 peers" in watch.lines)
-                link.lose()
-                await watch.generation(2)
-                await watch.feed(present(A), gone(A))
-                assert [line for line in watch.lines if "connected; " in line] == [
-                    "connected; 0 peers"
-                ]
+        async with watched() as watch:
+            link = await watch.generation(1)
+            await until(lambda: "connected; 0 peers" in watch.lines)
+            link.lose()
+            await watch.generation(2)
+            await watch.feed(present(A), gone(A))
+            assert [line for line in watch.lines if "connected; " in line] == ["connected; 0 peers"]
 
-        run(main())
-
-    def test_when_they_have_come(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_when_they_have_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A while after the last of the first peers."""
         monkeypatch.setattr(module, "_SETTLED", 60.0)
 
-        async def main() -> None:
-            async with watched() as watch:
-                await watch.generation(1)
-                await watch.feed(present(A))
-                assert not any("connected; " in line for line in watch.lines)
-                monkeypatch.setattr(module, "_SETTLED", 0.05)
-                await watch.feed(present(B))
-                await until(lambda: "connected; 2 peers" in watch.lines)
-                await watch.feed(present(C))
-                await asyncio.sleep(0.1)
-                assert sum("connected; " in line for line in watch.lines) == 1
+        async with watched() as watch:
+            await watch.generation(1)
+            await watch.feed(present(A))
+            assert not any("connected; " in line for line in watch.lines)
+            monkeypatch.setattr(module, "_SETTLED", 0.05)
+            await watch.feed(present(B))
+            await until(lambda: "connected; 2 peers" in watch.lines)
+            await watch.feed(present(C))
+            await asyncio.sleep(0.1)
+            assert sum("connected; " in line for line in watch.lines) == 1
 
-        run(main())
-
-    def test_at_the_first_departure(self, run: Run) -> None:
+    async def test_at_the_first_departure(self) -> None:
         """At once, and the one that leaves still counts."""
+        async with watched() as watch:
+            await watch.generation(1)
+            await watch.feed(present(A), present(B), gone(A))
+            assert "connected; 2 peers" in watch.lines
 
-        async def main() -> None:
-            async with watched() as watch:
-                await watch.generation(1)
-                await watch.feed(present(A), present(B), gone(A))
-                assert "connected; 2 peers" in watch.lines
-
-        run(main())
-
-    def test_now_and_then(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_now_and_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With a message about a peer, if the last line is old."""
         assert module.STATUS == 10.0
         monkeypatch.setattr(module, "_SETTLED", 60.0)  # that would be a line, too
 
-        async def main() -> None:
-            async with watched() as watch:
-                await watch.generation(1)
-                await watch.feed(present(A))
-                assert "1 peers" not in watch.lines
-                monkeypatch.setattr(module, "STATUS", 0.2)
-                await asyncio.sleep(0.21)
-                assert "1 peers" not in watch.lines
-                await watch.feed(pack_ping(bytes(8)))
-                assert "1 peers" not in watch.lines
-                await watch.feed(present(B), present(C))
-                found = [line for line in watch.lines if line.endswith(" peers")]
-                assert found == ["2 peers"]
-
-        run(main())
+        async with watched() as watch:
+            await watch.generation(1)
+            await watch.feed(present(A))
+            assert "1 peers" not in watch.lines
+            monkeypatch.setattr(module, "STATUS", 0.2)
+            await asyncio.sleep(0.21)
+            assert "1 peers" not in watch.lines
+            await watch.feed(pack_ping(bytes(8)))
+            assert "1 peers" not in watch.lines
+            await watch.feed(present(B), present(C))
+            found = [line for line in watch.lines if line.endswith(" peers")]
+            assert found == ["2 peers"]
 
 
 def of(relay: Relay, private: NodePrivate | None = None) -> Client:
@@ -445,99 +391,87 @@ class TestRelay:
     """With a real relay."""
 
     @pytest.mark.parametrize("where", ["receiving", "in add"])
-    def test_break_again_and_again(self, run: Run, where: str) -> None:
+    async def test_break_again_and_again(self, where: str) -> None:
         """Twins of TestBreakWatcherConnRecv and TestBreakWatcherConn: ten times the connection
         breaks, and ForwardPacket makes a new one; each time the watcher finds itself again."""
+        seen = Seen()
+        breaks = 0
+        async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
 
-        async def main() -> None:
-            seen = Seen()
-            breaks = 0
-            async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
+            def break_connection() -> None:
+                nonlocal breaks
+                breaks += 1
+                assert client._life.connection is not None
+                client._life.connection.link.abort()
 
-                def break_connection() -> None:
-                    nonlocal breaks
-                    breaks += 1
-                    assert client._life.connection is not None
-                    client._life.connection.link.abort()
+            def add(peer: PeerPresent) -> None:
+                seen.add(peer)
+                if where == "in add" and breaks < 10:
+                    break_connection()
 
-                def add(peer: PeerPresent) -> None:
-                    seen.add(peer)
-                    if where == "in add" and breaks < 10:
-                        break_connection()
-
-                task = asyncio.create_task(
-                    watch_mesh(
-                        client,
-                        add=add,
-                        remove=seen.remove,
-                        notify_error=seen.errors.append,
-                        retry=0.01,
-                    )
+            task = asyncio.create_task(
+                watch_mesh(
+                    client,
+                    add=add,
+                    remove=seen.remove,
+                    notify_error=seen.errors.append,
+                    retry=0.01,
                 )
-                if where == "receiving":
-                    for _ in range(10):
-                        await until(lambda: seen.here == {client.self_public_key})
-                        generation = client.generation
-                        break_connection()
-                        await until(lambda: not client.connected)
-                        with contextlib.suppress(ConnectionClosed):
-                            await client.forward_packet(A, B, b"bogus")
+            )
+            if where == "receiving":
+                for _ in range(10):
+                    await until(lambda: seen.here == {client.self_public_key})
+                    generation = client.generation
+                    break_connection()
+                    await until(lambda: not client.connected)
+                    with contextlib.suppress(ConnectionClosed):
                         await client.forward_packet(A, B, b"bogus")
-                        await until(lambda: client.generation > generation and seen.errors)  # noqa: B023
-                await until(lambda: breaks == 10 and len(seen.errors) == 10)
-                await until(lambda: seen.here == {client.self_public_key})
-                assert {str(error) for error in seen.errors} == {"derp.Recv: EOF"}
-                adds = [event for event in seen.events if event[0] == "add"]
-                removes = [event for event in seen.events if event[0] == "remove"]
-                assert len(adds) == len(removes) + 1 == 11
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                    await client.forward_packet(A, B, b"bogus")
+                    await until(lambda: client.generation > generation and seen.errors)  # noqa: B023
+            await until(lambda: breaks == 10 and len(seen.errors) == 10)
+            await until(lambda: seen.here == {client.self_public_key})
+            assert {str(error) for error in seen.errors} == {"derp.Recv: EOF"}
+            adds = [event for event in seen.events if event[0] == "add"]
+            removes = [event for event in seen.events if event[0] == "remove"]
+            assert len(adds) == len(removes) + 1 == 11
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-        run(main())
-
-    def test_others(self, run: Run) -> None:
+    async def test_others(self) -> None:
         """Clients that come and go are told as they do."""
-
-        async def main() -> None:
-            async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
-                seen = Seen()
-                task = asyncio.create_task(watch_mesh(client, add=seen.add, remove=seen.remove))
-                own = client.self_public_key
-                await until(lambda: seen.here == {own})
-                async with of(relay) as other:
-                    await other.connect()
-                    await until(lambda: seen.here == {own, other.self_public_key})
-                await until(lambda: seen.here == {own})
-                assert seen.events[-1] == ("remove", other.self_public_key, 0)
-                await client.aclose()
-                async with bounded():
-                    await task
-
-        run(main())
+        async with Relay(RelayConfig(mesh_key=MESH)) as relay, of(relay) as client:
+            seen = Seen()
+            task = asyncio.create_task(watch_mesh(client, add=seen.add, remove=seen.remove))
+            own = client.self_public_key
+            await until(lambda: seen.here == {own})
+            async with of(relay) as other:
+                await other.connect()
+                await until(lambda: seen.here == {own, other.self_public_key})
+            await until(lambda: seen.here == {own})
+            assert seen.events[-1] == ("remove", other.self_public_key, 0)
+            await client.aclose()
+            async with bounded():
+                await task
 
     @pytest.mark.parametrize("ignore", [True, False])
-    def test_self_connect(self, run: Run, ignore: bool) -> None:
+    async def test_self_connect(self, ignore: bool) -> None:
         """Twin of TestRunWatchConnectionLoopServeConnect: a relay that watches itself."""
-
-        async def main() -> None:
-            async with Relay(RelayConfig(mesh_key=MESH)) as relay:
-                client = of(relay, relay.private_key)
-                key = relay.public_key if ignore else NodePublic(bytes(KEY_LEN))
-                seen = Seen()
-                async with client:
-                    task = asyncio.create_task(
-                        watch_mesh(client, add=seen.add, remove=seen.remove, ignore_server_key=key)
-                    )
-                    if ignore:
-                        async with bounded():
-                            await task
-                        assert not seen.events
-                    else:
-                        # The relay says nothing to itself, but the watch goes on.
-                        await until(lambda: client.connected)
-                        assert await client.ping() > 0
-                        assert not task.done()
-                        task.cancel()
-                        await asyncio.gather(task, return_exceptions=True)
-
-        run(main())
+        async with Relay(RelayConfig(mesh_key=MESH)) as relay:
+            client = of(relay, relay.private_key)
+            key = relay.public_key if ignore else NodePublic(bytes(KEY_LEN))
+            seen = Seen()
+            async with client:
+                task = asyncio.create_task(
+                    watch_mesh(client, add=seen.add, remove=seen.remove, ignore_server_key=key)
+                )
+                if ignore:
+                    async with bounded():
+                        await task
+                    assert not seen.events
+                else:
+                    # The relay says nothing to itself, but the watch goes on.
+                    await until(lambda: client.connected)
+                    assert await client.ping() > 0
+                    assert not task.done()
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)

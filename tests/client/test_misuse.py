@@ -27,22 +27,18 @@ from pyderp import (
     is_transient,
 )
 from pyderp.testing import FaultyRelay, RelayThread
-from tests.conftest import Run
 
 from .fakes import DIRECT, PEER, LoginLink, bounded, fake_relay, linked
 
 
 @pytest.mark.parametrize("dst", ["nodekey:" + "1" * 64, bytes(32), None], ids=["text", "raw", "no"])
-def test_a_destination_that_is_no_key(run: Run, dst: Any) -> None:
-    async def main() -> None:
-        async with linked() as (client, links):
-            with pytest.raises(TypeError, match=r"want a NodePublic, which NodePublic\.parse"):
-                await client.send(dst, b"x")
-            with pytest.raises(TypeError, match=r"NodePublic\.parse"):
-                await client.send_many(dst, [b"x"])
-            assert links.last.words() == []
-
-    run(main())
+async def test_a_destination_that_is_no_key(dst: Any) -> None:
+    async with linked() as (client, links):
+        with pytest.raises(TypeError, match=r"want a NodePublic, which NodePublic\.parse"):
+            await client.send(dst, b"x")
+        with pytest.raises(TypeError, match=r"NodePublic\.parse"):
+            await client.send_many(dst, [b"x"])
+        assert links.last.words() == []
 
 
 @pytest.mark.parametrize(
@@ -98,15 +94,12 @@ def test_what_is_no_region(make: Any, region: Any) -> None:
         make(region)
 
 
-def test_a_function_that_returns_no_region(run: Run) -> None:
-    async def main() -> None:
-        returns: Any = lambda: "fra"  # noqa: E731
-        async with Client.for_region(returns) as client:
-            with pytest.raises(ConnectError, match="what the function returned is a str") as caught:
-                await client.connect()
-            assert not is_transient(caught.value)
-
-    run(main())
+async def test_a_function_that_returns_no_region() -> None:
+    returns: Any = lambda: "fra"  # noqa: E731
+    async with Client.for_region(returns) as client:
+        with pytest.raises(ConnectError, match="what the function returned is a str") as caught:
+            await client.connect()
+        assert not is_transient(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +112,10 @@ def test_a_peer_to_seal_for_that_is_no_key(peer: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["3", None, True])
-def test_times_that_are_no_numbers(run: Run, seconds: Any) -> None:
-    async def main() -> None:
-        async with linked() as (client, _):
-            with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
-                await client.send(PEER, b"x", reconnect=True, within=seconds)
-
-    run(main())
+async def test_times_that_are_no_numbers(seconds: Any) -> None:
+    async with linked() as (client, _):
+        with pytest.raises(TypeError, match=r"^within is a .*; want seconds"):
+            await client.send(PEER, b"x", reconnect=True, within=seconds)
     if seconds is not None:  # which is no limit
         with pytest.raises(TypeError, match=r"^timeout is a .*; want seconds"):
             blocking.Client.for_url(URL).recv(timeout=seconds)
@@ -208,34 +198,28 @@ def test_the_first_event_loop_is_closed() -> None:
         asyncio.run(client.aclose())
 
 
-def test_a_url_without_derp_says_so(run: Run) -> None:
-    async def main() -> None:
-        async with Relay() as relay, bounded():
-            url = relay.url.removesuffix("/derp") + "/nothing?x=1"
-            config = ClientConfig(network=NetworkSettings(), websocket=False)
-            async with Client.for_url(url, config=config) as client:
-                with pytest.raises(ConnectError, match="path is /nothing; that of relays is /derp"):
-                    await client.connect()
-
-    run(main())
+async def test_a_url_without_derp_says_so() -> None:
+    async with Relay() as relay, bounded():
+        url = relay.url.removesuffix("/derp") + "/nothing?x=1"
+        config = ClientConfig(network=NetworkSettings(), websocket=False)
+        async with Client.for_url(url, config=config) as client:
+            with pytest.raises(ConnectError, match="path is /nothing; that of relays is /derp"):
+                await client.connect()
 
 
-def test_a_web_page_in_an_error_is_cut_to_its_words(run: Run) -> None:
+async def test_a_web_page_in_an_error_is_cut_to_its_words() -> None:
     page = "<html><head><title>x</title></head><body><h1>Not here</h1>" + "<p>and so on" * 99
 
-    async def main() -> None:
-        config = ClientConfig(network=DIRECT, websocket=False)
-        async with fake_relay() as relay, Client.for_url(relay.url, config=config) as client:
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(f"HTTP/1.1 404 No\r\nContent-Length: {len(page)}\r\n\r\n{page}".encode())
-            with pytest.raises(ConnectError) as caught:
-                await connecting
-            (cause,) = caught.value.attempts
-            assert isinstance(cause, UpgradeRejected)
-            assert str(cause).startswith("upgrade refused: 404 No: Not here and so on and so")
-            assert len(str(cause)) < 250
-            assert cause.body == page
-
-    run(main())
+    config = ClientConfig(network=DIRECT, websocket=False)
+    async with fake_relay() as relay, Client.for_url(relay.url, config=config) as client:
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(f"HTTP/1.1 404 No\r\nContent-Length: {len(page)}\r\n\r\n{page}".encode())
+        with pytest.raises(ConnectError) as caught:
+            await connecting
+        (cause,) = caught.value.attempts
+        assert isinstance(cause, UpgradeRejected)
+        assert str(cause).startswith("upgrade refused: 404 No: Not here and so on and so")
+        assert len(str(cause)) < 250
+        assert cause.body == page

@@ -18,7 +18,6 @@ from pyderp import (
     blocking,
 )
 from pyderp.testing import FaultyRelay, RelayThread
-from tests.conftest import Run
 
 from .fakes import DIRECT, bounded
 
@@ -34,71 +33,59 @@ def with_colons(pin: str) -> str:
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-def test_the_pinned_certificate_needs_no_authority(run: Run, websocket: bool) -> None:
-    async def main() -> None:
-        async with FaultyRelay(tls=True) as relay, bounded():
-            pin = pin_of(relay)
-            config = ClientConfig(network=DIRECT, websocket=websocket)
-            for text in (pin, pin.upper(), f"sha256-raw:{pin}", with_colons(pin)):
-                async with Client.for_url(relay.url, config=config, pin=text) as client:
-                    await client.connect()
-                    assert client.tls_state is not None
-            async with Client.for_url(relay.url, config=config) as client:
-                with pytest.raises(ConnectError, match="unable to get local issuer"):
-                    await client.connect()
-
-    run(main())
+async def test_the_pinned_certificate_needs_no_authority(websocket: bool) -> None:
+    async with FaultyRelay(tls=True) as relay, bounded():
+        pin = pin_of(relay)
+        config = ClientConfig(network=DIRECT, websocket=websocket)
+        for text in (pin, pin.upper(), f"sha256-raw:{pin}", with_colons(pin)):
+            async with Client.for_url(relay.url, config=config, pin=text) as client:
+                await client.connect()
+                assert client.tls_state is not None
+        async with Client.for_url(relay.url, config=config) as client:
+            with pytest.raises(ConnectError, match="unable to get local issuer"):
+                await client.connect()
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-def test_another_certificate_is_refused_before_anything_is_sent(run: Run, websocket: bool) -> None:
-    async def main() -> None:
-        config = ClientConfig(network=DIRECT, websocket=websocket)
-        async with (
-            FaultyRelay(tls=True) as relay,
-            Client.for_url(relay.url, config=config, pin=ZEROS) as client,
-            bounded(),
-        ):
-            with pytest.raises(ConnectError, match="cert hash does not match") as caught:
-                await client.connect()
-            assert [type(e) for e in caught.value.attempts] == [PinMismatch]
-            assert relay.relay.counters.bytes_received == relay.relay.counters.derp_accepts == 0
-
-    run(main())
+async def test_another_certificate_is_refused_before_anything_is_sent(websocket: bool) -> None:
+    config = ClientConfig(network=DIRECT, websocket=websocket)
+    async with (
+        FaultyRelay(tls=True) as relay,
+        Client.for_url(relay.url, config=config, pin=ZEROS) as client,
+        bounded(),
+    ):
+        with pytest.raises(ConnectError, match="cert hash does not match") as caught:
+            await client.connect()
+        assert [type(e) for e in caught.value.attempts] == [PinMismatch]
+        assert relay.relay.counters.bytes_received == relay.relay.counters.derp_accepts == 0
 
 
-def test_the_pinned_certificate_must_be_for_the_name_of_the_url(run: Run) -> None:
+async def test_the_pinned_certificate_must_be_for_the_name_of_the_url() -> None:
     """An IP address in the URL need not be in it, a DNS name has to."""
+    async with FaultyRelay(tls=True) as relay, bounded():
 
-    async def main() -> None:
-        async with FaultyRelay(tls=True) as relay, bounded():
+        async def dialer(
+            _host: str, _port: int
+        ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection(*relay.address)
 
-            async def dialer(
-                _host: str, _port: int
-            ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-                return await asyncio.open_connection(*relay.address)
-
-            config = ClientConfig(network=DIRECT, dialer=dialer)
-            for host, good in (
-                ("192.0.2.1", True),
-                ("localhost", True),
-                ("derp.example.com", False),
-            ):
-                url = f"https://{host}/derp"
-                async with Client.for_url(url, config=config, pin=pin_of(relay)) as client:
-                    if good:
-                        await client.connect()
-                        continue
-                    with pytest.raises(
-                        ConnectError, match="does not match the server name"
-                    ) as caught:
-                        await client.connect()
-                    (error,) = caught.value.attempts
-                    assert isinstance(error, CertificateError)
-                    assert error.reason is FailureReason.CERTIFICATE_OTHER_NAME
-                    assert str(caught.value).count(host) == 1
-
-    run(main())
+        config = ClientConfig(network=DIRECT, dialer=dialer)
+        for host, good in (
+            ("192.0.2.1", True),
+            ("localhost", True),
+            ("derp.example.com", False),
+        ):
+            url = f"https://{host}/derp"
+            async with Client.for_url(url, config=config, pin=pin_of(relay)) as client:
+                if good:
+                    await client.connect()
+                    continue
+                with pytest.raises(ConnectError, match="does not match the server name") as caught:
+                    await client.connect()
+                (error,) = caught.value.attempts
+                assert isinstance(error, CertificateError)
+                assert error.reason is FailureReason.CERTIFICATE_OTHER_NAME
+                assert str(caught.value).count(host) == 1
 
 
 @pytest.mark.parametrize("pin", ["", "0" * 63, "0" * 65, "g" * 64, "sha256:" + ZEROS, ZEROS + "\n"])

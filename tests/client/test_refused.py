@@ -22,7 +22,6 @@ from pyderp.client import refusals
 from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import pack_server_key
 from pyderp.wire.upgrade import switching_protocols
-from tests.conftest import Run
 
 from .fakes import (
     DIRECT,
@@ -44,113 +43,95 @@ TEXT = "the relay took the login and hung up: it may not admit this key"
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("websocket", [False, True], ids=["upgrade", "websocket"])
-def test_a_relay_that_does_not_admit_the_key(run: Run, websocket: bool, tls: bool) -> None:
+async def test_a_relay_that_does_not_admit_the_key(websocket: bool, tls: bool) -> None:
     """Receivers and senders get `LoginRefused`, whatever carries the stream."""
-
-    async def main() -> None:
-        denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
-        network = NetworkSettings(use_derp_http=not tls)
-        config = ClientConfig(network=network, websocket=websocket)
-        async with (
-            bounded(),
-            FaultyRelay(denying, tls=tls) as relay,
-            Client.for_region(relay.region, config=config) as client,
-        ):
-            with pytest.raises(LoginRefused, match=f"^derp.Recv: {TEXT}"):
-                await client.recv()
-            with pytest.raises(LoginRefused, match=TEXT):
-                await anext(client.messages())
-            assert client.stats.disconnects == {"refused": 2}
-
-    run(main())
+    denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
+    network = NetworkSettings(use_derp_http=not tls)
+    config = ClientConfig(network=network, websocket=websocket)
+    async with (
+        bounded(),
+        FaultyRelay(denying, tls=tls) as relay,
+        Client.for_region(relay.region, config=config) as client,
+    ):
+        with pytest.raises(LoginRefused, match=f"^derp.Recv: {TEXT}"):
+            await client.recv()
+        with pytest.raises(LoginRefused, match=TEXT):
+            await anext(client.messages())
+        assert client.stats.disconnects == {"refused": 2}
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_an_end_before_server_info_is_a_refusal(run: Run, reset: bool) -> None:
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay() as relay,
-            Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
-        ):
-            connecting = asyncio.create_task(client.connect())
-            peer = await relay.accept()
-            await peer.head()
-            peer.say(GREETING)
-            await peer.client_info()
-            await connecting
-            peer.cut() if reset else peer.hang_up()
-            with pytest.raises(LoginRefused, match=TEXT):
-                await client.recv()
-
-    run(main())
+async def test_an_end_before_server_info_is_a_refusal(reset: bool) -> None:
+    async with (
+        bounded(),
+        fake_relay() as relay,
+        Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
+    ):
+        connecting = asyncio.create_task(client.connect())
+        peer = await relay.accept()
+        await peer.head()
+        peer.say(GREETING)
+        await peer.client_info()
+        await connecting
+        peer.cut() if reset else peer.hang_up()
+        with pytest.raises(LoginRefused, match=TEXT):
+            await client.recv()
 
 
-def test_an_end_after_server_info_is_none(run: Run) -> None:
-    async def main() -> None:
-        async with (
-            bounded(),
-            fake_relay() as relay,
-            Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
-        ):
-            peer = await connects(client, relay)
-            peer.hang_up()
-            assert isinstance(await client.recv(), ServerInfo)
-            with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$") as caught:
-                await client.recv()
-            assert not isinstance(caught.value, LoginRefused)
-
-    run(main())
+async def test_an_end_after_server_info_is_none() -> None:
+    async with (
+        bounded(),
+        fake_relay() as relay,
+        Client.for_url(relay.url, config=DIRECT_CONFIG) as client,
+    ):
+        peer = await connects(client, relay)
+        peer.hang_up()
+        assert isinstance(await client.recv(), ServerInfo)
+        with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$") as caught:
+            await client.recv()
+        assert not isinstance(caught.value, LoginRefused)
 
 
-def test_the_iterator_goes_on_if_the_relay_admitted_us_before(run: Run) -> None:
+async def test_the_iterator_goes_on_if_the_relay_admitted_us_before() -> None:
     """A relay that comes back without its source of admission refuses for a while."""
-
-    async def main() -> None:
-        async with linked() as (client, links):
-            received = asyncio.create_task(anext(client.messages()))
-            links.admits = False
-            await asyncio.sleep(0)
-            links.last.lose()
-            while len(links.all) < 3:
-                await asyncio.sleep(0.001)
-                if links.last.receiver is not None:
-                    links.last.lose()
-            assert not received.done()
-            received.cancel()
-
-    run(main())
+    async with linked() as (client, links):
+        received = asyncio.create_task(anext(client.messages()))
+        links.admits = False
+        await asyncio.sleep(0)
+        links.last.lose()
+        while len(links.all) < 3:
+            await asyncio.sleep(0.001)
+            if links.last.receiver is not None:
+                links.last.lose()
+        assert not received.done()
+        received.cancel()
 
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError("reset")], ids=["EOF", "reset"])
 @pytest.mark.parametrize("sends", [False, True], ids=["iterator", "send"])
-def test_a_relay_that_stops_just_after_the_first_login(
-    run: Run, sends: bool, error: Exception | None
+async def test_a_relay_that_stops_just_after_the_first_login(
+    sends: bool, error: Exception | None
 ) -> None:
     """One refusal is no proof: a bot that has just started waits for the relay."""
-
-    async def main() -> None:
-        links = Links()
-        links.admits = False
-        client = links.client()
-        async with bounded():
-            await client.connect()
-            links.last.lose(error)
-            links.error = ConnectionRefusedError("no relay")
-            call = client.send(PEER, b"x", reconnect=True) if sends else anext(client.messages())
-            calling = asyncio.ensure_future(call)
-            await until(lambda: client.stats.failed_connects > 1 or calling.done())
-            assert not calling.done()
-            links.error, links.admits = None, True
-            await until(lambda: client.connected)
-            links.last.feed(packet_frame(b"y"))
-            await calling
-            closing = asyncio.create_task(client.aclose())
-            await asyncio.sleep(0)
-            links.finish()
-            await closing
-
-    run(main())
+    links = Links()
+    links.admits = False
+    client = links.client()
+    async with bounded():
+        await client.connect()
+        links.last.lose(error)
+        links.error = ConnectionRefusedError("no relay")
+        call = client.send(PEER, b"x", reconnect=True) if sends else anext(client.messages())
+        calling = asyncio.ensure_future(call)
+        await until(lambda: client.stats.failed_connects > 1 or calling.done())
+        assert not calling.done()
+        links.error, links.admits = None, True
+        await until(lambda: client.connected)
+        links.last.feed(packet_frame(b"y"))
+        await calling
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        links.finish()
+        await closing
 
 
 async def send_on(client: Client) -> None:
@@ -161,87 +142,75 @@ async def send_on(client: Client) -> None:
 
 
 @pytest.mark.parametrize("sends", [False, True], ids=["iterator", "send"])
-def test_the_second_refusal_in_a_row_is_raised(run: Run, sends: bool) -> None:
-    async def main() -> None:
-        denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
-        config = ClientConfig(network=NetworkSettings(use_derp_http=True))
-        async with (
-            bounded(),
-            FaultyRelay(denying) as relay,
-            Client.for_region(relay.region, config=config) as client,
-        ):
-            with pytest.raises(LoginRefused, match="or was stopping"):
-                await (send_on(client) if sends else anext(client.messages()))
-            assert client.stats.disconnects == {"refused": 2}
-
-    run(main())
+async def test_the_second_refusal_in_a_row_is_raised(sends: bool) -> None:
+    denying = RelayConfig(admission=AdmissionConfig(decide=lambda key, address: False))
+    config = ClientConfig(network=NetworkSettings(use_derp_http=True))
+    async with (
+        bounded(),
+        FaultyRelay(denying) as relay,
+        Client.for_region(relay.region, config=config) as client,
+    ):
+        with pytest.raises(LoginRefused, match="or was stopping"):
+            await (send_on(client) if sends else anext(client.messages()))
+        assert client.stats.disconnects == {"refused": 2}
 
 
-def test_a_send_that_is_held_back_reports_the_refusal(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_a_send_that_is_held_back_reports_the_refusal(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And not only that its time is up."""
     monkeypatch.setattr(refusals, "_UNIT", 1e6)
 
-    async def main() -> None:
-        links = Links()
-        links.admits = False
-        client = links.client()
-        async with bounded():
-            for _ in range(2):
-                await client.connect()
-                links.last.lose()
-                with pytest.raises(LoginRefused):
-                    await client.send(PEER, b"x")
-            with pytest.raises(LoginRefused, match=TEXT):
-                await client.send(PEER, b"x", reconnect=True, within=0.05)
-            assert len(links.all) == 2
-            await client.aclose()
-
-    run(main())
+    links = Links()
+    links.admits = False
+    client = links.client()
+    async with bounded():
+        for _ in range(2):
+            await client.connect()
+            links.last.lose()
+            with pytest.raises(LoginRefused):
+                await client.send(PEER, b"x")
+        with pytest.raises(LoginRefused, match=TEXT):
+            await client.send(PEER, b"x", reconnect=True, within=0.05)
+        assert len(links.all) == 2
+        await client.aclose()
 
 
-def test_logins_after_refusals_are_held_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_logins_after_refusals_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a connection, and however often: the pauses are those of the client."""
     monkeypatch.setattr(refusals, "_UNIT", 1e6)
 
-    async def main() -> None:
-        links = Links()
-        links.admits = False
-        client = links.client()
-        async with bounded():
-            for _ in range(2):
-                await client.connect()
-                links.last.lose()
-                with pytest.raises(LoginRefused):
-                    await client.send(PEER, b"x")
-            waiting = [asyncio.create_task(client.send(PEER, b"x")) for _ in range(3)]
-            waiting.append(asyncio.create_task(client.connect()))
-            await asyncio.sleep(0.05)
-            assert len(links.all) == 2
-            await client.aclose()
-            done, _ = await asyncio.wait(waiting)
-            assert all(isinstance(task.exception(), ConnectionClosed) for task in done)
-
-    run(main())
+    links = Links()
+    links.admits = False
+    client = links.client()
+    async with bounded():
+        for _ in range(2):
+            await client.connect()
+            links.last.lose()
+            with pytest.raises(LoginRefused):
+                await client.send(PEER, b"x")
+        waiting = [asyncio.create_task(client.send(PEER, b"x")) for _ in range(3)]
+        waiting.append(asyncio.create_task(client.connect()))
+        await asyncio.sleep(0.05)
+        assert len(links.all) == 2
+        await client.aclose()
+        done, _ = await asyncio.wait(waiting)
+        assert all(isinstance(task.exception(), ConnectionClosed) for task in done)
 
 
-def test_a_login_that_is_answered_ends_the_pauses(run: Run) -> None:
-    async def main() -> None:
-        links = Links()
-        links.admits = False
-        client = links.client()
-        async with bounded():
-            for admits in (False, True, False):
-                links.admits = admits
-                await client.connect()
-                links.last.lose()
-                with pytest.raises(ConnectionClosed):
-                    await client.recv()
-            assert client._life.refusals._count == 1
-            await client.aclose()
-
-    run(main())
+async def test_a_login_that_is_answered_ends_the_pauses() -> None:
+    links = Links()
+    links.admits = False
+    client = links.client()
+    async with bounded():
+        for admits in (False, True, False):
+            links.admits = admits
+            await client.connect()
+            links.last.lose()
+            with pytest.raises(ConnectionClosed):
+                await client.recv()
+        assert client._life.refusals._count == 1
+        await client.aclose()
 
 
 def test_a_refused_login_does_not_look_transient() -> None:

@@ -17,7 +17,6 @@ from pyderp.client.sealed import SealedPeer, SealedPeers
 from pyderp.errors import InvalidKey, LocalProtocolError, SealError
 from pyderp.keys import NodePrivate, NodePublic
 from tests import vectors as v
-from tests.conftest import Run
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
 
@@ -120,23 +119,20 @@ def test_one_may_talk_to_oneself() -> None:
     assert "replay" in refused(me, packet)
 
 
-def test_send_seals_and_sends_to_the_peer(run: Run) -> None:
-    async def main() -> None:
-        sent: list[tuple[NodePublic, bytes]] = []
+async def test_send_seals_and_sends_to_the_peer() -> None:
+    sent: list[tuple[NodePublic, bytes]] = []
 
-        async def send(key: NodePublic, packet: bytes) -> None:
-            sent.append((key, packet))
+    async def send(key: NodePublic, packet: bytes) -> None:
+        sent.append((key, packet))
 
-        alice = SealedPeer(A, B.public, send=send)
-        bob = SealedPeer(B, A.public, send=send)
-        await alice.send(b"hello")
-        [(key, packet)] = sent
-        assert key == B.public
-        assert bob.open_untrusted(packet) == b"hello"
-        with pytest.raises(LocalProtocolError):
-            await alice.send(bytes(65536))
-
-    run(main())
+    alice = SealedPeer(A, B.public, send=send)
+    bob = SealedPeer(B, A.public, send=send)
+    await alice.send(b"hello")
+    [(key, packet)] = sent
+    assert key == B.public
+    assert bob.open_untrusted(packet) == b"hello"
+    with pytest.raises(LocalProtocolError):
+        await alice.send(bytes(65536))
 
 
 NO_SECRET = [
@@ -149,22 +145,18 @@ NO_SECRET = [
 
 
 @pytest.mark.parametrize("key", NO_SECRET)
-def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic, run: Run) -> None:
+async def test_key_that_shares_no_secret_opens_and_seals_nothing(key: NodePublic) -> None:
     """Such a source is one word of a relay: asking for its channel raises nothing."""
-
-    async def main() -> None:
-        alice, _, _ = pair()
-        async with Client.for_url("http://127.0.0.1:1/derp", private_key=A) as client:
-            for nobody in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
-                for packet in (b"", b"PDS\x01" + bytes(88), alice.seal(b"x")):
-                    with pytest.raises(SealError, match="no secret can be shared with key"):
-                        nobody.open_untrusted(packet)
-                with pytest.raises(InvalidKey, match="no secret can be shared with key"):
-                    nobody.seal(b"x")
-                with pytest.raises(InvalidKey, match="no secret can be shared with key"):
-                    await nobody.send(b"x")
-
-    run(main())
+    alice, _, _ = pair()
+    async with Client.for_url("http://127.0.0.1:1/derp", private_key=A) as client:
+        for nobody in (SealedPeer(A, key, send=nowhere), client.sealed(key)):
+            for packet in (b"", b"PDS\x01" + bytes(88), alice.seal(b"x")):
+                with pytest.raises(SealError, match="no secret can be shared with key"):
+                    nobody.open_untrusted(packet)
+            with pytest.raises(InvalidKey, match="no secret can be shared with key"):
+                nobody.seal(b"x")
+            with pytest.raises(InvalidKey, match="no secret can be shared with key"):
+                await nobody.send(b"x")
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -464,45 +456,37 @@ def made_up(n: int) -> NodePublic:
     return NodePublic(hashlib.sha256(n.to_bytes(8, "big")).digest())
 
 
-def test_made_up_sources_do_not_let_replays_in(run: Run) -> None:
+async def test_made_up_sources_do_not_let_replays_in() -> None:
     """A relay repeats a packet after as many sources as a client keeps, and more."""
-
-    async def main() -> None:
-        async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
-            packet = SealedPeer(A, B.public, send=nowhere).seal(b"pay 5")
-            assert bob.sealed(A.public).open_untrusted(packet) == b"pay 5"
-            for n in range(10_001):
-                junk = bob.sealed(made_up(n))
-                if n % 100 == 0:
-                    refused(junk, packet)
-            gc.collect()
-            assert "replay" in refused(bob.sealed(A.public), packet)
-            later = SealedPeer(A, B.public, send=nowhere).seal(b"pay 6")
-            assert bob.sealed(A.public).open_untrusted(later) == b"pay 6"
-
-    run(main())
+    async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
+        packet = SealedPeer(A, B.public, send=nowhere).seal(b"pay 5")
+        assert bob.sealed(A.public).open_untrusted(packet) == b"pay 5"
+        for n in range(10_001):
+            junk = bob.sealed(made_up(n))
+            if n % 100 == 0:
+                refused(junk, packet)
+        gc.collect()
+        assert "replay" in refused(bob.sealed(A.public), packet)
+        later = SealedPeer(A, B.public, send=nowhere).seal(b"pay 6")
+        assert bob.sealed(A.public).open_untrusted(later) == b"pay 6"
 
 
-def test_10001_real_peers_and_no_replay(run: Run) -> None:
+async def test_10001_real_peers_and_no_replay() -> None:
     """The one that was heard of least recently is dropped; its packets do not come back."""
-
-    async def main() -> None:
-        async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
-            # Its time stands: on a busy machine the first packet would be too old at the end.
-            bob._sealed.clock = clock = Clock()
-            packets = []
-            for n in range(1, 10_002):
-                key = private(n)
-                packets.append((key.public, peer(key, B.public, clock).seal(b"")))
-                bob.sealed(key.public).open_untrusted(packets[-1][1])
-            assert len(bob._sealed._opened) == 10_000
-            gc.collect()
-            (first, packet), *others = packets
-            assert "forgotten" in refused(bob.sealed(first), packet)
-            for other, packet in others:
-                assert "replay" in refused(bob.sealed(other), packet)
-
-    run(main())
+    async with Client.for_url("http://127.0.0.1:1/derp", private_key=B) as bob:
+        # Its time stands: on a busy machine the first packet would be too old at the end.
+        bob._sealed.clock = clock = Clock()
+        packets = []
+        for n in range(1, 10_002):
+            key = private(n)
+            packets.append((key.public, peer(key, B.public, clock).seal(b"")))
+            bob.sealed(key.public).open_untrusted(packets[-1][1])
+        assert len(bob._sealed._opened) == 10_000
+        gc.collect()
+        (first, packet), *others = packets
+        assert "forgotten" in refused(bob.sealed(first), packet)
+        for other, packet in others:
+            assert "replay" in refused(bob.sealed(other), packet)
 
 
 def test_peer_that_was_dropped_comes_back_with_what_is_later() -> None:

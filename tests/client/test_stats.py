@@ -15,99 +15,86 @@ from pyderp import (
     ServerInfo,
 )
 from pyderp.wire.frames import pack_frame, pack_ping, pack_restarting
-from tests.conftest import Run
 
 from .fakes import PEER, linked, packet_frame, server_info_frame, until_closed
 
 
-def test_traffic(run: Run) -> None:
+async def test_traffic() -> None:
     """Packets and bytes of the DERP stream, both ways."""
-
-    async def main() -> None:
-        async with linked() as (client, links):
-            await client.send(PEER, b"12")
-            await client.send_many(PEER, [b"3", b"4"])
-            await client.forward_packet(PEER, PEER, b"5")
-            await client.send_ping(bytes(8))
-            await asyncio.sleep(0)
-            sent = b"".join(links.last.written)
-            incoming = packet_frame(b"x") + pack_ping(bytes(8)) + pack_frame(0x66)
-            links.last.feed(incoming)
-            stats = client.stats
-            assert stats.packets_sent == 4
-            assert stats.bytes_sent == len(sent)
-            assert stats.packets_received == 1
-            assert stats.bytes_received == len(incoming)
-            with pytest.raises(LocalProtocolError):
-                await client.send(PEER, bytes(70_000))
-            links.last.lose()
-            for _ in range(2):
-                with pytest.raises(ConnectionClosed):
-                    client._life.connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # is there
-            await asyncio.sleep(0)
-            assert stats.packets_sent == 4
-
-    run(main())
+    async with linked() as (client, links):
+        await client.send(PEER, b"12")
+        await client.send_many(PEER, [b"3", b"4"])
+        await client.forward_packet(PEER, PEER, b"5")
+        await client.send_ping(bytes(8))
+        await asyncio.sleep(0)
+        sent = b"".join(links.last.written)
+        incoming = packet_frame(b"x") + pack_ping(bytes(8)) + pack_frame(0x66)
+        links.last.feed(incoming)
+        stats = client.stats
+        assert stats.packets_sent == 4
+        assert stats.bytes_sent == len(sent)
+        assert stats.packets_received == 1
+        assert stats.bytes_received == len(incoming)
+        with pytest.raises(LocalProtocolError):
+            await client.send(PEER, bytes(70_000))
+        links.last.lose()
+        for _ in range(2):
+            with pytest.raises(ConnectionClosed):
+                client._life.connection.send_packets(PEER, (b"x",))  # type: ignore[union-attr]  # is there
+        await asyncio.sleep(0)
+        assert stats.packets_sent == 4
 
 
-def test_dropped(run: Run) -> None:
+async def test_dropped() -> None:
     """What the token bucket does not allow is counted, and not as sent."""
-
-    async def main() -> None:
-        async with linked() as (client, links):
-            links.last.feed(server_info_frame(client.self_public_key, ServerInfo(2, 1, 38)))
-            await client.send(PEER, b"1")
-            await client.send(PEER, b"2")
-            await asyncio.sleep(0)
-            assert (client.stats.packets_sent, client.stats.packets_dropped) == (1, 1)
-            # A new connection is unlimited until it says otherwise.
-            links.last.lose()
-            await client.connect()
-            await client.send_many(PEER, [b"x"] * 50)
-            await asyncio.sleep(0)
-            assert (client.stats.packets_sent, client.stats.packets_dropped) == (51, 1)
-
-    run(main())
+    async with linked() as (client, links):
+        links.last.feed(server_info_frame(client.self_public_key, ServerInfo(2, 1, 38)))
+        await client.send(PEER, b"1")
+        await client.send(PEER, b"2")
+        await asyncio.sleep(0)
+        assert (client.stats.packets_sent, client.stats.packets_dropped) == (1, 1)
+        # A new connection is unlimited until it says otherwise.
+        links.last.lose()
+        await client.connect()
+        await client.send_many(PEER, [b"x"] * 50)
+        await asyncio.sleep(0)
+        assert (client.stats.packets_sent, client.stats.packets_dropped) == (51, 1)
 
 
-def test_disconnects(run: Run) -> None:
+async def test_disconnects() -> None:
     """Each end of a connection is counted once, by its reason; closing is none."""
+    async with linked(ClientConfig(receive_timeout=0.2)) as (client, links):
+        stats = client.stats
 
-    async def main() -> None:
-        async with linked(ClientConfig(receive_timeout=0.2)) as (client, links):
-            stats = client.stats
-
-            async def lose(error: Exception | None) -> None:
-                links.last.lose(error)
-                with pytest.raises(ConnectionClosed):
-                    await client.send(PEER, b"x")
-                await client.connect()
-
-            await lose(None)
-            await lose(None)
-            await lose(ConnectionResetError())
-            await lose(RemoteProtocolError("x"))
-            links.last.feed(pack_restarting(1, 1))
-            await lose(None)
-            await until_closed(client)
-            assert stats.disconnects == {
-                "eof": 2,
-                "error": 1,
-                "protocol": 1,
-                "restarting": 1,
-                "timeout": 1,
-            }
-            assert (stats.connects, stats.failed_connects) == (6, 0)
-            links.error = OSError("x")
-            with pytest.raises(ConnectError):
-                await client.connect()
-            assert (stats.connects, stats.failed_connects) == (6, 1)
-            links.error = None
+        async def lose(error: Exception | None) -> None:
+            links.last.lose(error)
+            with pytest.raises(ConnectionClosed):
+                await client.send(PEER, b"x")
             await client.connect()
-            closing = asyncio.create_task(client.aclose())
-            await asyncio.sleep(0)
-            links.finish()
-            await closing
-            assert stats.disconnects.total() == 6
 
-    run(main())
+        await lose(None)
+        await lose(None)
+        await lose(ConnectionResetError())
+        await lose(RemoteProtocolError("x"))
+        links.last.feed(pack_restarting(1, 1))
+        await lose(None)
+        await until_closed(client)
+        assert stats.disconnects == {
+            "eof": 2,
+            "error": 1,
+            "protocol": 1,
+            "restarting": 1,
+            "timeout": 1,
+        }
+        assert (stats.connects, stats.failed_connects) == (6, 0)
+        links.error = OSError("x")
+        with pytest.raises(ConnectError):
+            await client.connect()
+        assert (stats.connects, stats.failed_connects) == (6, 1)
+        links.error = None
+        await client.connect()
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        links.finish()
+        await closing
+        assert stats.disconnects.total() == 6

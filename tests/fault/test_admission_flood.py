@@ -18,7 +18,6 @@ from pyderp.admission.verdict import AdmissionCounters
 from pyderp.config import AdmissionConfig
 from pyderp.keys import NodePrivate, NodePublic
 from tests.admission.fakes import Reply, Request, response, serving
-from tests.conftest import Run
 from tests.server.dial import Via, connect
 
 ALLOW = response(b'{"Allow":true}')
@@ -118,57 +117,50 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("sources", SOURCES)
-def test_parallel_logins_let_nobody_in(run: Run, sources: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        controller = Controller()
-        async with guarded(controller, "url", tmp_path / "d.sock") as relay:
-            took_turns = itertools.cycle(SOURCES[sources])
-            flood = [comes_in(relay, next(took_turns)) for _ in range(70)]
-            assert sum(await asyncio.gather(*flood)) == 0
-            assert counters(relay).allowed == counters(relay).failed_open == 0
-            # It was more than the controller could bear.
-            assert controller.answered < 70
-
-    run(main())
+async def test_parallel_logins_let_nobody_in(sources: str, tmp_path: Path) -> None:
+    controller = Controller()
+    async with guarded(controller, "url", tmp_path / "d.sock") as relay:
+        took_turns = itertools.cycle(SOURCES[sources])
+        flood = [comes_in(relay, next(took_turns)) for _ in range(70)]
+        assert sum(await asyncio.gather(*flood)) == 0
+        assert counters(relay).allowed == counters(relay).failed_open == 0
+        # It was more than the controller could bear.
+        assert controller.answered < 70
 
 
 @pytest.mark.parametrize("sources", SOURCES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flood_that_goes_on_keeps_no_recheck_from_closing(
-    run: Run, kind: str, sources: str, tmp_path: Path
+async def test_a_flood_that_goes_on_keeps_no_recheck_from_closing(
+    kind: str, sources: str, tmp_path: Path
 ) -> None:
     """And the same member would be let in again, if it were one: others have their turn."""
+    controller = Controller()
+    gone, faithful = NodePrivate.generate(), NodePrivate.generate()
+    controller.members |= {gone.public, faithful.public}
+    stop = asyncio.Event()
 
-    async def main() -> None:
-        controller = Controller()
-        gone, faithful = NodePrivate.generate(), NodePrivate.generate()
-        controller.members |= {gone.public, faithful.public}
-        stop = asyncio.Event()
+    async def loop(source: str) -> int:
+        entered = 0
+        while not stop.is_set():
+            entered += await comes_in(relay, source)
+        return entered
 
-        async def loop(source: str) -> int:
-            entered = 0
-            while not stop.is_set():
-                entered += await comes_in(relay, source)
-            return entered
-
-        async with guarded(controller, kind, tmp_path / "d.sock") as relay:
-            via = Via(source="127.0.0.200")
-            removed = await connect(relay.address, private=gone, via=via)
-            stays = await connect(relay.address, private=faithful, via=via)
-            took_turns = itertools.cycle(SOURCES[sources])
-            flood = [asyncio.ensure_future(loop(next(took_turns))) for _ in range(80)]
-            while counters(relay).crowded < 80:  # noqa: ASYNC110 # nothing tells of it
-                await asyncio.sleep(0.01)
-            controller.members.discard(gone.public)
-            async with asyncio.timeout(50):
-                while await removed.reader.read(1 << 16):
-                    pass
-            stop.set()
-            assert sum(await asyncio.gather(*flood)) == 0
-            await stays.ping()
-            assert counters(relay).revoked == 1
-            assert counters(relay).failed_open == 0
-            await removed.aclose()
-            await stays.aclose()
-
-    run(main())
+    async with guarded(controller, kind, tmp_path / "d.sock") as relay:
+        via = Via(source="127.0.0.200")
+        removed = await connect(relay.address, private=gone, via=via)
+        stays = await connect(relay.address, private=faithful, via=via)
+        took_turns = itertools.cycle(SOURCES[sources])
+        flood = [asyncio.ensure_future(loop(next(took_turns))) for _ in range(80)]
+        while counters(relay).crowded < 80:  # noqa: ASYNC110 # nothing tells of it
+            await asyncio.sleep(0.01)
+        controller.members.discard(gone.public)
+        async with asyncio.timeout(50):
+            while await removed.reader.read(1 << 16):
+                pass
+        stop.set()
+        assert sum(await asyncio.gather(*flood)) == 0
+        await stays.ping()
+        assert counters(relay).revoked == 1
+        assert counters(relay).failed_open == 0
+        await removed.aclose()
+        await stays.aclose()

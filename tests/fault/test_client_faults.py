@@ -28,7 +28,6 @@ from pyderp import (
 )
 from pyderp.testing import FaultyRelay, Junk, client_pair
 from pyderp.wire.frames import pack_restarting
-from tests.conftest import Run
 
 M = TypeVar("M")
 
@@ -138,81 +137,65 @@ async def drain(client: Client) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_receiver_hears_of_a_cut_and_connects_again(run: Run, reset: bool) -> None:
+async def test_a_receiver_hears_of_a_cut_and_connects_again(reset: bool) -> None:
     """The error is said once and has the connection's number; the next call connects."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            assert relay.cut(reset=reset, client=b.self_public_key) == 1
-            error = await ended(b)
-            assert error.generation == 1
-            assert isinstance(error.__cause__, ConnectionResetError) is reset
-            message, generation = await b.recv_with_generation()
-            assert isinstance(message, ServerInfo)
-            assert generation == b.generation == 2
-            await arrives(a, b)
-            assert b.stats.disconnects == {"error" if reset else "eof": 1}
-            assert a.generation == 1
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        assert relay.cut(reset=reset, client=b.self_public_key) == 1
+        error = await ended(b)
+        assert error.generation == 1
+        assert isinstance(error.__cause__, ConnectionResetError) is reset
+        message, generation = await b.recv_with_generation()
+        assert isinstance(message, ServerInfo)
+        assert generation == b.generation == 2
+        await arrives(a, b)
+        assert b.stats.disconnects == {"error" if reset else "eof": 1}
+        assert a.generation == 1
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_sender_hears_of_a_cut_and_connects_again(run: Run, reset: bool) -> None:
+async def test_a_sender_hears_of_a_cut_and_connects_again(reset: bool) -> None:
     """Nobody receives: a send reports the end, and the one after it arrives."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            relay.cut(reset=reset, client=a.self_public_key)
-            async with asyncio.timeout(BOUND):
-                with pytest.raises(ConnectionClosed):
-                    await send_forever(a, b, b"lost")
-            await arrives(a, b)
-            assert a.generation == 2
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        relay.cut(reset=reset, client=a.self_public_key)
+        async with asyncio.timeout(BOUND):
+            with pytest.raises(ConnectionClosed):
+                await send_forever(a, b, b"lost")
+        await arrives(a, b)
+        assert a.generation == 2
 
 
-def test_what_came_before_a_cut_is_received(run: Run) -> None:
+async def test_what_came_before_a_cut_is_received() -> None:
     """Messages that are there already come before the error."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            for n in range(10):
-                await a.send(b.self_public_key, bytes([n]))
-            await a.ping()
-            await b.ping()
-            relay.cut(client=b.self_public_key)
-            got = [await b.recv() for _ in range(10)]
-            assert got == [ReceivedPacket(a.self_public_key, bytes([n])) for n in range(10)]
-            await ended(b)
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        for n in range(10):
+            await a.send(b.self_public_key, bytes([n]))
+        await a.ping()
+        await b.ping()
+        relay.cut(client=b.self_public_key)
+        got = [await b.recv() for _ in range(10)]
+        assert got == [ReceivedPacket(a.self_public_key, bytes([n])) for n in range(10)]
+        await ended(b)
 
 
 @pytest.mark.parametrize("nbytes", [1, 4, 5, 6, 36, 37, 38, 136, 137])
-def test_half_a_frame_is_never_a_message(run: Run, nbytes: int) -> None:
+async def test_half_a_frame_is_never_a_message(nbytes: int) -> None:
     """A connection that is cut inside a frame of 137 bytes brings the whole ones and ends."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            packet = ReceivedPacket(a.self_public_key, bytes(100))
-            relay.cut_after(137 + nbytes)
-            for _ in range(3):
-                await a.send(b.self_public_key, packet.data)
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        packet = ReceivedPacket(a.self_public_key, bytes(100))
+        relay.cut_after(137 + nbytes)
+        for _ in range(3):
+            await a.send(b.self_public_key, packet.data)
+        assert await b.recv() == packet
+        if nbytes == 137:
             assert await b.recv() == packet
-            if nbytes == 137:
-                assert await b.recv() == packet
-            with pytest.raises(ConnectionClosed):
-                await b.recv()
-            assert isinstance(await b.recv(), ServerInfo)
-            await arrives(a, b)
-
-    run(scenario())
+        with pytest.raises(ConnectionClosed):
+            await b.recv()
+        assert isinstance(await b.recv(), ServerInfo)
+        await arrives(a, b)
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_a_login_may_break_anywhere(run: Run, way: str) -> None:
+async def test_a_login_may_break_anywhere(way: str) -> None:
     """Whatever byte is the last one, the error is one of ours, and the next login is fine."""
 
     async def attempt(relay: FaultyRelay, nbytes: int) -> bool:
@@ -226,318 +209,252 @@ def test_a_login_may_break_anywhere(run: Run, way: str) -> None:
             await client.ping()
         return True
 
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            nbytes = 1
-            while await attempt(relay, nbytes):
-                nbytes += 7
-            assert nbytes > 200  # head, frames and ping
-            assert relay.counters.cut >= nbytes // 7
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        nbytes = 1
+        while await attempt(relay, nbytes):
+            nbytes += 7
+        assert nbytes > 200  # head, frames and ping
+        assert relay.counters.cut >= nbytes // 7
 
 
-def test_a_stream_goes_on_after_cuts_of_both_ends(run: Run) -> None:
+async def test_a_stream_goes_on_after_cuts_of_both_ends() -> None:
     """Sender and receiver connect again each time; packets stay in order, none is doubled."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, stream(relay) as numbers:
-            for reset in (False, True, False, True):
-                assert relay.cut(reset=reset) == 2
-                await numbers.goes_on()
-            assert numbers.sender.generation >= 5
-            assert numbers.receiver.generation >= 5
-            assert numbers.seen == sorted(set(numbers.seen))
-
-    run(scenario())
+    async with FaultyRelay() as relay, stream(relay) as numbers:
+        for reset in (False, True, False, True):
+            assert relay.cut(reset=reset) == 2
+            await numbers.goes_on()
+        assert numbers.sender.generation >= 5
+        assert numbers.receiver.generation >= 5
+        assert numbers.seen == sorted(set(numbers.seen))
 
 
 # Lossy, slow, frozen
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_what_is_lost_is_lost_and_nothing_else(run: Run, seed: int) -> None:
+async def test_what_is_lost_is_lost_and_nothing_else(seed: int) -> None:
     """Losses cost no connection, and what does not arrive is what was dropped."""
-
-    async def scenario() -> None:
-        async with (
-            FaultyRelay(seed=seed) as relay,
-            client_pair(relay) as (a, b),
-        ):
-            relay.loss = 0.2
-            for n in range(200):
-                await a.send(b.self_public_key, bytes([n]))
-                if n % 10 == 9:
-                    await a.ping()
-                    await b.ping()
-            relay.loss = 0
-            await a.send(b.self_public_key, b"end")
-            got = []
-            while (packet := await next_of(b, ReceivedPacket)).data != b"end":
-                got.append(packet.data)
-            assert got == sorted(set(got))
-            assert 0 < len(got) == 200 - relay.counters.dropped < 200
-            assert (a.generation, b.generation) == (1, 1)
-
-    run(scenario())
+    async with (
+        FaultyRelay(seed=seed) as relay,
+        client_pair(relay) as (a, b),
+    ):
+        relay.loss = 0.2
+        for n in range(200):
+            await a.send(b.self_public_key, bytes([n]))
+            if n % 10 == 9:
+                await a.ping()
+                await b.ping()
+        relay.loss = 0
+        await a.send(b.self_public_key, b"end")
+        got = []
+        while (packet := await next_of(b, ReceivedPacket)).data != b"end":
+            got.append(packet.data)
+        assert got == sorted(set(got))
+        assert 0 < len(got) == 200 - relay.counters.dropped < 200
+        assert (a.generation, b.generation) == (1, 1)
 
 
-def test_a_ping_measures_the_latency(run: Run) -> None:
+async def test_a_ping_measures_the_latency() -> None:
     """There and back."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, _):
-            relay.latency = 0.05
-            assert 0.098 <= await a.ping() < 1
-            relay.latency = 0
-            assert await a.ping() < 0.05
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, _):
+        relay.latency = 0.05
+        assert 0.098 <= await a.ping() < 1
+        relay.latency = 0
+        assert await a.ping() < 0.05
 
 
-def test_a_ping_into_a_freeze_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ping_into_a_freeze_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection stays, and the answer that comes too late is a message."""
     monkeypatch.setattr("pyderp.client.client.PING_TIMEOUT", SHORT)
 
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, _):
-            relay.freeze()
-            with pytest.raises(TimeoutError, match="no pong"):
-                await a.ping()
-            assert a.connected
-            relay.thaw()
-            await next_of(a, Pong)
+    async with FaultyRelay() as relay, client_pair(relay) as (a, _):
+        relay.freeze()
+        with pytest.raises(TimeoutError, match="no pong"):
             await a.ping()
-            assert a.generation == 1
+        assert a.connected
+        relay.thaw()
+        await next_of(a, Pong)
+        await a.ping()
+        assert a.generation == 1
 
-    run(scenario())
 
-
-def test_a_frozen_connection_is_given_up(run: Run) -> None:
+async def test_a_frozen_connection_is_given_up() -> None:
     """After the silence that the settings allow; a new connect is given up, too."""
-
-    async def scenario() -> None:
-        async with (
-            FaultyRelay() as relay,
-            client_of(relay, receive_timeout=SHORT, connect_timeout=SHORT) as client,
-        ):
-            assert isinstance(await client.recv(), ServerInfo)
-            relay.freeze()
-            error = await ended(client)
-            assert isinstance(error.__cause__, TimeoutError)
-            with pytest.raises(ConnectError) as caught:
-                await client.connect()
-            assert is_transient(caught.value)
-            relay.thaw()
-            assert isinstance(await client.recv(), ServerInfo)
-            assert client.stats.disconnects["timeout"] == 1
-
-    run(scenario())
+    async with (
+        FaultyRelay() as relay,
+        client_of(relay, receive_timeout=SHORT, connect_timeout=SHORT) as client,
+    ):
+        assert isinstance(await client.recv(), ServerInfo)
+        relay.freeze()
+        error = await ended(client)
+        assert isinstance(error.__cause__, TimeoutError)
+        with pytest.raises(ConnectError) as caught:
+            await client.connect()
+        assert is_transient(caught.value)
+        relay.thaw()
+        assert isinstance(await client.recv(), ServerInfo)
+        assert client.stats.disconnects["timeout"] == 1
 
 
-def test_sends_into_a_freeze_wait(run: Run) -> None:
+async def test_sends_into_a_freeze_wait() -> None:
     """They wait once buffers are full, can be cancelled, and go on after the thaw."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            relay.freeze()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(send_forever(a, b, bytes(60_000)), 1)
-            relay.thaw()
-            await a.ping()
-            await arrives(a, b)
-            assert a.generation == 1
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        relay.freeze()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(send_forever(a, b, bytes(60_000)), 1)
+        relay.thaw()
+        await a.ping()
+        await arrives(a, b)
+        assert a.generation == 1
 
 
 # Away and back
 
 
-def test_a_relay_that_is_not_there(run: Run) -> None:
+async def test_a_relay_that_is_not_there() -> None:
     """A connect says so; an iteration waits until it is back."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, stream(relay) as numbers:
-            relay.refuse()
-            relay.cut()
-            while numbers.receiver.stats.failed_connects < 2:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0.001)
-            async with client_of(relay) as newcomer:
-                with pytest.raises(ConnectError) as caught:
-                    await newcomer.connect()
-            assert is_transient(caught.value)
-            relay.accept()
-            await numbers.goes_on()
-
-    run(scenario())
+    async with FaultyRelay() as relay, stream(relay) as numbers:
+        relay.refuse()
+        relay.cut()
+        while numbers.receiver.stats.failed_connects < 2:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.001)
+        async with client_of(relay) as newcomer:
+            with pytest.raises(ConnectError) as caught:
+                await newcomer.connect()
+        assert is_transient(caught.value)
+        relay.accept()
+        await numbers.goes_on()
 
 
 @pytest.mark.parametrize("new_key", [False, True])
-def test_an_announced_restart(run: Run, new_key: bool) -> None:
+async def test_an_announced_restart(new_key: bool) -> None:
     """The announcement is a message, and the error that follows has it."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            old = relay.public_key
-            await relay.restart(new_key=new_key)
-            for client in (a, b):
-                assert await client.recv() == Restarting(0.0, 60.0)
-                with pytest.raises(ConnectionClosed) as caught:
-                    await client.recv()
-                assert caught.value.restarting == Restarting(0.0, 60.0)
-                assert isinstance(await client.recv(), ServerInfo)
-                assert client.stats.disconnects == {"restarting": 1}
-                assert client.server_public_key == relay.public_key
-            await arrives(a, b)
-            assert (relay.public_key != old) is new_key
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        old = relay.public_key
+        await relay.restart(new_key=new_key)
+        for client in (a, b):
+            assert await client.recv() == Restarting(0.0, 60.0)
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            assert caught.value.restarting == Restarting(0.0, 60.0)
+            assert isinstance(await client.recv(), ServerInfo)
+            assert client.stats.disconnects == {"restarting": 1}
+            assert client.server_public_key == relay.public_key
+        await arrives(a, b)
+        assert (relay.public_key != old) is new_key
 
 
 @pytest.mark.parametrize("announce", [False, True])
-def test_a_stream_goes_on_after_restarts(run: Run, announce: bool) -> None:
+async def test_a_stream_goes_on_after_restarts(announce: bool) -> None:
     """With the same key and with another."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, stream(relay) as numbers:
-            for new_key in (False, True):
-                await relay.restart(new_key=new_key, announce=announce)
-                await numbers.goes_on()
-            assert relay.counters.restarts == 2
-            assert numbers.receiver.stats.disconnects["restarting"] == (2 if announce else 0)
-
-    run(scenario())
+    async with FaultyRelay() as relay, stream(relay) as numbers:
+        for new_key in (False, True):
+            await relay.restart(new_key=new_key, announce=announce)
+            await numbers.goes_on()
+        assert relay.counters.restarts == 2
+        assert numbers.receiver.stats.disconnects["restarting"] == (2 if announce else 0)
 
 
-def test_an_iteration_comes_back_when_it_was_told_to(run: Run) -> None:
+async def test_an_iteration_comes_back_when_it_was_told_to() -> None:
     """Not before the time that the relay named."""
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with FaultyRelay() as relay, client_of(relay) as client:
-            messages = aiter(client)
-            assert isinstance(await anext(messages), ServerInfo)
-            relay.inject(pack_restarting(0.3, 60.0))
-            assert isinstance(await anext(messages), Restarting)
-            relay.cut()
-            begin = loop.time()
-            assert isinstance(await anext(messages), ServerInfo)
-            assert loop.time() - begin >= 0.298
-
-    run(scenario())
+    loop = asyncio.get_running_loop()
+    async with FaultyRelay() as relay, client_of(relay) as client:
+        messages = aiter(client)
+        assert isinstance(await anext(messages), ServerInfo)
+        relay.inject(pack_restarting(0.3, 60.0))
+        assert isinstance(await anext(messages), Restarting)
+        relay.cut()
+        begin = loop.time()
+        assert isinstance(await anext(messages), ServerInfo)
+        assert loop.time() - begin >= 0.298
 
 
 # Lies
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_relay_with_a_wrong_key(run: Run, tls: bool) -> None:
+async def test_a_relay_with_a_wrong_key(tls: bool) -> None:
     """The box that does not open ends the connection; with the right key all is well."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=tls) as relay:
-            config = ClientConfig(network=NetworkSettings(use_derp_http=not tls))
-            async with Client.for_region(relay.region, config=config) as client:
-                relay.wrong_key()
-                error = await ended(client)
-                assert isinstance(error.__cause__, BadBox)
-                assert isinstance(await client.recv(), ServerInfo)
-                assert client.server_public_key == relay.public_key
-                assert client.stats.disconnects == {"protocol": 1}
-
-    run(scenario())
+    async with FaultyRelay(tls=tls) as relay:
+        config = ClientConfig(network=NetworkSettings(use_derp_http=not tls))
+        async with Client.for_region(relay.region, config=config) as client:
+            relay.wrong_key()
+            error = await ended(client)
+            assert isinstance(error.__cause__, BadBox)
+            assert isinstance(await client.recv(), ServerInfo)
+            assert client.server_public_key == relay.public_key
+            assert client.stats.disconnects == {"protocol": 1}
 
 
 @pytest.mark.parametrize("status", [302, 403, 426, 429, 500, 503])
-def test_an_upgrade_that_is_refused(run: Run, status: int) -> None:
+async def test_an_upgrade_that_is_refused(status: int) -> None:
     """Status and body are in the error; whether trying again may help follows from them.
 
     Without the way out by a websocket, which a 426 would lead to.
     """
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_of(relay, websocket=False) as client:
-            relay.http_status(status)
-            with pytest.raises(ConnectError, match=str(status)) as caught:
-                await client.connect()
-            (error,) = caught.value.attempts
-            assert isinstance(error, UpgradeRejected)
-            assert error.status == status
-            assert error.body.startswith(str(status))
-            assert is_transient(caught.value) is (status in (429, 500, 503))
+    async with FaultyRelay() as relay, client_of(relay, websocket=False) as client:
+        relay.http_status(status)
+        with pytest.raises(ConnectError, match=str(status)) as caught:
             await client.connect()
+        (error,) = caught.value.attempts
+        assert isinstance(error, UpgradeRejected)
+        assert error.status == status
+        assert error.body.startswith(str(status))
+        assert is_transient(caught.value) is (status in (429, 500, 503))
+        await client.connect()
 
-    run(scenario())
 
-
-def test_an_iteration_outlasts_what_may_pass(run: Run) -> None:
+async def test_an_iteration_outlasts_what_may_pass() -> None:
     """Two answers of 503 are waited out from the start; one of 403 is raised."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_of(relay) as client:
-            relay.http_status(503, count=2)
-            assert isinstance(await anext(aiter(client)), ServerInfo)
-            assert client.stats.failed_connects == 2
-            async with client_of(relay) as other:
-                relay.http_status(403)
-                with pytest.raises(ConnectError):
-                    await anext(aiter(other))
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_of(relay) as client:
+        relay.http_status(503, count=2)
+        assert isinstance(await anext(aiter(client)), ServerInfo)
+        assert client.stats.failed_connects == 2
+        async with client_of(relay) as other:
+            relay.http_status(403)
+            with pytest.raises(ConnectError):
+                await anext(aiter(other))
 
 
 @pytest.mark.parametrize("kind", ["unknown", "short"])
-def test_frames_that_mean_nothing_are_skipped(run: Run, kind: Junk) -> None:
+async def test_frames_that_mean_nothing_are_skipped(kind: Junk) -> None:
     """The messages around them are all that a program sees."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            for n in range(20):
-                relay.junk(kind)
-                await a.send(b.self_public_key, bytes([n]))
-            assert [await b.recv() for _ in range(20)] == [
-                ReceivedPacket(a.self_public_key, bytes([n])) for n in range(20)
-            ]
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        for n in range(20):
+            relay.junk(kind)
+            await a.send(b.self_public_key, bytes([n]))
+        assert [await b.recv() for _ in range(20)] == [
+            ReceivedPacket(a.self_public_key, bytes([n])) for n in range(20)
+        ]
 
 
 @pytest.mark.parametrize("kind", ["oversized", "garbage"])
-def test_bytes_that_are_no_frames_end_the_connection(run: Run, kind: Junk) -> None:
+async def test_bytes_that_are_no_frames_end_the_connection(kind: Junk) -> None:
     """The error says that it was the relay; the next connection is fine."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, client_pair(relay) as (a, b):
-            relay.junk(kind, client=b.self_public_key)
-            error = await ended(b)
-            assert isinstance(error.__cause__, FrameTooLarge)
-            assert b.stats.disconnects == {"protocol": 1}
-            assert isinstance(await b.recv(), ServerInfo)
-            await arrives(a, b)
-
-    run(scenario())
+    async with FaultyRelay() as relay, client_pair(relay) as (a, b):
+        relay.junk(kind, client=b.self_public_key)
+        error = await ended(b)
+        assert isinstance(error.__cause__, FrameTooLarge)
+        assert b.stats.disconnects == {"protocol": 1}
+        assert isinstance(await b.recv(), ServerInfo)
+        await arrives(a, b)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_bytes_at_all_raise_only_our_errors(run: Run, seed: int) -> None:
+async def test_any_bytes_at_all_raise_only_our_errors(seed: int) -> None:
     """Whatever a relay says after the login, the client survives it."""
-
-    async def scenario() -> None:
-        rng = random.Random(seed)
-        async with FaultyRelay() as relay, client_of(relay) as client:
-            for _ in range(30):
-                await next_of(client, ServerInfo)
-                data = rng.randbytes(rng.randrange(1, 300))
-                if rng.randrange(2):  # a frame, and something in it
-                    data = bytes([rng.randrange(0x20)]) + len(data).to_bytes(4, "big") + data
-                relay.inject(data)
-                relay.cut()
-                error = await ended(client)
-                cause = error.__cause__
-                assert cause is None or isinstance(cause, RemoteProtocolError | OSError)
-
-    run(scenario())
+    rng = random.Random(seed)
+    async with FaultyRelay() as relay, client_of(relay) as client:
+        for _ in range(30):
+            await next_of(client, ServerInfo)
+            data = rng.randbytes(rng.randrange(1, 300))
+            if rng.randrange(2):  # a frame, and something in it
+                data = bytes([rng.randrange(0x20)]) + len(data).to_bytes(4, "big") + data
+            relay.inject(data)
+            relay.cut()
+            error = await ended(client)
+            cause = error.__cause__
+            assert cause is None or isinstance(cause, RemoteProtocolError | OSError)
 
 
 # Everything at once
@@ -582,15 +499,11 @@ async def chaos(relay: FaultyRelay, rng: random.Random, seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_delivery_works_after_any_trouble(run: Run, seed: int) -> None:
+async def test_delivery_works_after_any_trouble(seed: int) -> None:
     """The iterations never end, and when the trouble does, packets arrive again, in order."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(seed=seed) as relay, stream(relay) as numbers:
-            await chaos(relay, random.Random(seed), 2.0)
-            await numbers.goes_on()
-            assert numbers.receiver.generation > 1
-            assert relay.counters.cut > 5
-            assert numbers.seen == sorted(set(numbers.seen))
-
-    run(scenario())
+    async with FaultyRelay(seed=seed) as relay, stream(relay) as numbers:
+        await chaos(relay, random.Random(seed), 2.0)
+        await numbers.goes_on()
+        assert numbers.receiver.generation > 1
+        assert relay.counters.cut > 5
+        assert numbers.seen == sorted(set(numbers.seen))

@@ -18,7 +18,6 @@ from pyderp.relay.connection import EndReason, How
 from pyderp.server.app import relay as relay_module
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.messages import Restarting
-from tests.conftest import Run
 from tests.server.dial import Client, clients, connect, drained, hang_up, open_stream, passes
 
 
@@ -116,77 +115,62 @@ def test_one_connection_is_closed_within_the_time() -> None:
     assert closes[0] <= 5.02
 
 
-def test_without_connections_nothing_is_waited_for(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        await relay.aclose(drain=3600)
-
-    run(main())
+async def test_without_connections_nothing_is_waited_for() -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    await relay.aclose(drain=3600)
 
 
-def test_a_drain_of_zero_tells_and_closes_all_at_once(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        async with clients(relay, 20) as opened:
-            await relay.aclose(drain=0)
-            assert not relay._running().protocols
-            for client in opened:
-                restarting = await client.wait_for(Restarting)
-                assert (restarting.reconnect_in, restarting.try_for) == (0, 60)
-                await client.closed()
-
-    run(main())
+async def test_a_drain_of_zero_tells_and_closes_all_at_once() -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    async with clients(relay, 20) as opened:
+        await relay.aclose(drain=0)
+        assert not relay._running().protocols
+        for client in opened:
+            restarting = await client.wait_for(Restarting)
+            assert (restarting.reconnect_in, restarting.try_for) == (0, 60)
+            await client.closed()
 
 
-def test_packets_pass_until_a_connection_is_closed(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        async with clients(relay, 10) as opened:
-            closing = asyncio.ensure_future(relay.aclose(drain=1.0))
-            served = 0
-            told = set()
-            for client in opened:
-                told.add((await client.wait_for(Restarting)).reconnect_in)
-                with contextlib.suppress(EOFError, OSError):
-                    await passes(client, client)
-                    served += 1
-            assert served >= 5
-            assert len(told) > 1, "each has its own time to come back"
-            assert all(0 <= seconds <= 1.0 for seconds in told)
-            await closing
-
-    run(main())
+async def test_packets_pass_until_a_connection_is_closed() -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    async with clients(relay, 10) as opened:
+        closing = asyncio.ensure_future(relay.aclose(drain=1.0))
+        served = 0
+        told = set()
+        for client in opened:
+            told.add((await client.wait_for(Restarting)).reconnect_in)
+            with contextlib.suppress(EOFError, OSError):
+                await passes(client, client)
+                served += 1
+        assert served >= 5
+        assert len(told) > 1, "each has its own time to come back"
+        assert all(0 <= seconds <= 1.0 for seconds in told)
+        await closing
 
 
-def test_connections_without_a_login_are_closed_too(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        streams = [await open_stream(relay.address) for _ in range(5)]
-        await relay.aclose(drain=0.1)
-        for reader, writer in streams:
-            assert await drained(reader) == b""
-            await hang_up(writer)
-
-    run(main())
+async def test_connections_without_a_login_are_closed_too() -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    streams = [await open_stream(relay.address) for _ in range(5)]
+    await relay.aclose(drain=0.1)
+    for reader, writer in streams:
+        assert await drained(reader) == b""
+        await hang_up(writer)
 
 
-def test_a_client_that_leaves_during_the_drain_is_no_trouble(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        async with clients(relay, 10) as opened:
-            closing = asyncio.ensure_future(relay.aclose(drain=0.5))
-            for client in opened[:5]:
-                await client.wait_for(Restarting)
-                await client.aclose()
-            await closing
-            assert not relay._running().protocols
-
-    run(main())
+async def test_a_client_that_leaves_during_the_drain_is_no_trouble() -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    async with clients(relay, 10) as opened:
+        closing = asyncio.ensure_future(relay.aclose(drain=0.5))
+        for client in opened[:5]:
+            await client.wait_for(Restarting)
+            await client.aclose()
+        await closing
+        assert not relay._running().protocols
 
 
 @pytest.fixture
@@ -199,7 +183,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
-def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) -> None:
+async def test_a_thousand_clients_are_told_apart_and_closed_over_the_time() -> None:
     count, drain = 1000, 5.0
 
     async def follow(client: Client, told: list[float], closes: list[float]) -> None:
@@ -212,48 +196,39 @@ def test_a_thousand_clients_are_told_apart_and_closed_over_the_time(run: Run) ->
             looks.append(time.monotonic())
             await asyncio.sleep(0.01)
 
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        opened = [await connect(relay.address) for _ in range(count)]
-        told: list[float] = []
-        closes: list[float] = []
-        following = [asyncio.ensure_future(follow(each, told, closes)) for each in opened]
-        looks: list[float] = []
-        looking = asyncio.ensure_future(look(looks))
-        await relay.aclose(drain=drain)
-        await asyncio.gather(*following)
-        looking.cancel()
-        # Where this process waits for a processor, what it would have closed is closed after.
-        pause = max(after - before for before, after in pairwise(looks))
-        assert looks[-1] - looks[0] < drain + 1 + pause
-        for each in opened:
-            await each.aclose()
-        assert all(0 <= seconds <= drain for seconds in told)
-        assert len(set(told)) > count / 4, "each has its own"
-        assert max(told) > drain * 0.9
-        assert min(told) < drain * 0.1
-        spread = drain - LINGER_TIMEOUT
-        window = spread / 50
-        assert busiest(closes, window) <= 2 * count * (window + pause) / spread
-
-    run(main())
+    relay = pyderp.Relay()
+    await relay.start()
+    opened = [await connect(relay.address) for _ in range(count)]
+    told: list[float] = []
+    closes: list[float] = []
+    following = [asyncio.ensure_future(follow(each, told, closes)) for each in opened]
+    looks: list[float] = []
+    looking = asyncio.ensure_future(look(looks))
+    await relay.aclose(drain=drain)
+    await asyncio.gather(*following)
+    looking.cancel()
+    # Where this process waits for a processor, what it would have closed is closed after.
+    pause = max(after - before for before, after in pairwise(looks))
+    assert looks[-1] - looks[0] < drain + 1 + pause
+    for each in opened:
+        await each.aclose()
+    assert all(0 <= seconds <= drain for seconds in told)
+    assert len(set(told)) > count / 4, "each has its own"
+    assert max(told) > drain * 0.9
+    assert min(told) < drain * 0.1
+    spread = drain - LINGER_TIMEOUT
+    window = spread / 50
+    assert busiest(closes, window) <= 2 * count * (window + pause) / spread
 
 
-def test_a_client_that_is_not_known_to_take_it_gets_no_restarting_frame(run: Run) -> None:
+async def test_a_client_that_is_not_known_to_take_it_gets_no_restarting_frame() -> None:
     """It only sees its connection end."""
-
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        async with clients(relay, 2) as (bare, known):
-            bare_connection = next(
-                iter(relay._running().router.registry.connections_of(bare.key.raw))
-            )
-            bare_connection.takes_health = False
-            await relay.aclose(drain=0)
-            assert isinstance(await known.receive(), Restarting)
-            with pytest.raises(EOFError):
-                await bare.receive()
-
-    run(main())
+    relay = pyderp.Relay()
+    await relay.start()
+    async with clients(relay, 2) as (bare, known):
+        bare_connection = next(iter(relay._running().router.registry.connections_of(bare.key.raw)))
+        bare_connection.takes_health = False
+        await relay.aclose(drain=0)
+        assert isinstance(await known.receive(), Restarting)
+        with pytest.raises(EOFError):
+            await bare.receive()

@@ -20,7 +20,6 @@ from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire import frames
 from pyderp.wire.client import ClientSession
 from pyderp.wire.upgrade import upgrade_request
-from tests.conftest import Run
 from tests.server.dial import (
     Client,
     Via,
@@ -159,33 +158,30 @@ ATTACKS: list[Attack] = [
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_junk_at_any_stage_reaches_nobody_and_leaves_nothing(
-    run: Run, tls: ManualTLS, attack: Attack, encrypted: bool
+async def test_junk_at_any_stage_reaches_nobody_and_leaves_nothing(
+    tls: ManualTLS, attack: Attack, encrypted: bool
 ) -> None:
     config = RelayConfig(tls=tls if encrypted else None)
     via = over_tls() if encrypted else Via()
 
-    async def main() -> None:
-        async with pyderp.Relay(config) as relay:
-            async with clients(relay, via=via) as (first, second):
-                for seed in range(25):
-                    await attack(relay, via, random.Random(seed))
-                    await passes(first, second)
-                await passes(second, first)
-            await until_gone(relay)
-            core = relay._running()
-            assert relay.clients == 0
-            assert not core.timers
-            assert not core.stalled
-            assert not core.router.registry.active
-            assert not core.router.registry.sent_to
-            assert not core.router.registry.watchers
-
-    run(main())
+    async with pyderp.Relay(config) as relay:
+        async with clients(relay, via=via) as (first, second):
+            for seed in range(25):
+                await attack(relay, via, random.Random(seed))
+                await passes(first, second)
+            await passes(second, first)
+        await until_gone(relay)
+        core = relay._running()
+        assert relay.clients == 0
+        assert not core.timers
+        assert not core.stalled
+        assert not core.router.registry.active
+        assert not core.router.registry.sent_to
+        assert not core.router.registry.watchers
 
 
-def test_a_bad_peer_is_logged_once_with_its_address_and_counted(
-    run: Run, caplog: pytest.LogCaptureFixture
+async def test_a_bad_peer_is_logged_once_with_its_address_and_counted(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         async with pyderp.Relay() as relay, clients(relay, 1) as (client,):
@@ -199,92 +195,75 @@ def test_a_bad_peer_is_logged_once_with_its_address_and_counted(
             ]
 
     caplog.set_level(logging.INFO)
-    run(main())
+    await main()
 
 
 @pytest.mark.parametrize("length", [65569, 0xFFFFFFFF])
-def test_an_unknown_frame_that_is_too_long_is_not_awaited(
-    run: Run, caplog: pytest.LogCaptureFixture, length: int
+async def test_an_unknown_frame_that_is_too_long_is_not_awaited(
+    caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
-            first.writer.write(struct.pack(">BI", 0xFE, length))
-            with pytest.raises((EOFError, ConnectionError)):
-                await first.packet()
-            assert f"closed: unknown frame type 254 too large: {length} bytes" in caplog.text
-            assert relay.counters.protocol_errors == 1
-            await passes(second, second)
-
-    run(main())
+    async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
+        first.writer.write(struct.pack(">BI", 0xFE, length))
+        with pytest.raises((EOFError, ConnectionError)):
+            await first.packet()
+        assert f"closed: unknown frame type 254 too large: {length} bytes" in caplog.text
+        assert relay.counters.protocol_errors == 1
+        await passes(second, second)
 
 
-def test_unknown_frames_are_thrown_away_as_they_come(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
-            core = relay._running()
-            for _ in range(50):
-                first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(65568))
-                await first.writer.drain()
-            first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(60000))
+async def test_unknown_frames_are_thrown_away_as_they_come() -> None:
+    async with pyderp.Relay() as relay, clients(relay, 2) as (first, second):
+        core = relay._running()
+        for _ in range(50):
+            first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(65568))
             await first.writer.drain()
-            (protocol,) = (
-                each
-                for each in core.protocols
-                if isinstance(each, RelayProtocol) and each.number == 1
-            )
-            assert not protocol.tail
-            await passes(second, second)
-            assert relay.clients == 2
-
-    run(main())
+        first.writer.write(struct.pack(">BI", 0x7F, 65568) + bytes(60000))
+        await first.writer.drain()
+        (protocol,) = (
+            each for each in core.protocols if isinstance(each, RelayProtocol) and each.number == 1
+        )
+        assert not protocol.tail
+        await passes(second, second)
+        assert relay.clients == 2
 
 
-def test_a_thousand_half_open_connections_are_all_forgotten(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay) as (first, second):
-            streams = [await open_stream(relay.address) for _ in range(200)]
-            for i, (_, writer) in enumerate(streams):
-                writer.write(GET_DERP[: i % len(GET_DERP)])
-            await passes(first, second)
-            for _, writer in streams:
-                await hang_up(writer)
-            core = relay._running()
-            async with asyncio.timeout(10):
-                while len(core.protocols) > 2:  # noqa: ASYNC110 (nobody tells)
-                    await asyncio.sleep(0.005)
-            assert len(core.timers) == 2
-
-    run(main())
-
-
-def test_a_client_that_resets_takes_only_itself_down(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay) as (first, second):
-            for _ in range(20):
-                victim: Client = await connect(relay.address)
-                first.send(victim, bytes(60000))
-                sock = victim.writer.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                await victim.aclose()
-                first.send(victim, bytes(60000))
-            await passes(first, second)
-
-    run(main())
-
-
-def test_a_request_that_never_ends_is_refused(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(b"GET / HTTP/1.1\r\nHost: " + NAME.encode())
-            with contextlib.suppress(ConnectionError):
-                for _ in range(100):
-                    writer.write(b"a" * 10_000)
-                    await writer.drain()
-            answer = await drained(reader)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+async def test_a_thousand_half_open_connections_are_all_forgotten() -> None:
+    async with pyderp.Relay() as relay, clients(relay) as (first, second):
+        streams = [await open_stream(relay.address) for _ in range(200)]
+        for i, (_, writer) in enumerate(streams):
+            writer.write(GET_DERP[: i % len(GET_DERP)])
+        await passes(first, second)
+        for _, writer in streams:
             await hang_up(writer)
-            await until_gone(relay)
-            assert relay.counters.protocol_errors == 1
+        core = relay._running()
+        async with asyncio.timeout(10):
+            while len(core.protocols) > 2:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.005)
+        assert len(core.timers) == 2
 
-    run(main())
+
+async def test_a_client_that_resets_takes_only_itself_down() -> None:
+    async with pyderp.Relay() as relay, clients(relay) as (first, second):
+        for _ in range(20):
+            victim: Client = await connect(relay.address)
+            first.send(victim, bytes(60000))
+            sock = victim.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await victim.aclose()
+            first.send(victim, bytes(60000))
+        await passes(first, second)
+
+
+async def test_a_request_that_never_ends_is_refused() -> None:
+    async with pyderp.Relay() as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: " + NAME.encode())
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(b"a" * 10_000)
+                await writer.drain()
+        answer = await drained(reader)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+        await hang_up(writer)
+        await until_gone(relay)
+        assert relay.counters.protocol_errors == 1

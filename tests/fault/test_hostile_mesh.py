@@ -15,14 +15,13 @@ from pyderp.wire.frames import (
     pack_watch_conns,
 )
 from tests.client.fakes import fake_relay
-from tests.conftest import Run
 from tests.server.dial import connect
 from tests.server.meshed import MESH, client_of, news, node, until
 
 BOUND, FLOOD = 50, 2_000
 
 
-def test_flood_of_a_mesh_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flood_of_a_mesh_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh sources, PeerPresent and WatchConns; a client's pings are answered between them."""
     monkeypatch.setattr(mesh_module, "MAX_MESH_KEYS", BOUND)
     monkeypatch.setattr(registry_module, "MAX_FORWARDED_SOURCES", BOUND)
@@ -40,32 +39,29 @@ def test_flood_of_a_mesh_peer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def fresh() -> list[NodePublic]:
         return [NodePrivate.generate().public for _ in range(100)]
 
-    async def main() -> None:
-        async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
-            peer = await fake.serve()
-            await peer.expect(FrameType.WATCH_CONNS)
-            async with client_of(ours) as victim, client_of(ours) as other:
-                hostile = await connect(ours.relay.address, mesh_key=MESH)
-                for at in range(0, FLOOD, 500):
-                    for source in sources[at : at + 500]:
-                        hostile.writer.write(pack_forward_packet(source, victim.key, b"x"))
-                    hostile.writer.write(pack_watch_conns() * 500)
-                    peer.say(*(pack_peer_present(key, bytes(16), 0, 1) for key in fresh()))
-                    await news(other)
-                counters, router = ours.counters, ours.router
-                await until(lambda: counters.packets_forwarded_in == FLOOD)
-                await until(lambda: counters.mesh_keys_not_noted == 400 - BOUND)
+    async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
+        peer = await fake.serve()
+        await peer.expect(FrameType.WATCH_CONNS)
+        async with client_of(ours) as victim, client_of(ours) as other:
+            hostile = await connect(ours.relay.address, mesh_key=MESH)
+            for at in range(0, FLOOD, 500):
+                for source in sources[at : at + 500]:
+                    hostile.writer.write(pack_forward_packet(source, victim.key, b"x"))
+                hostile.writer.write(pack_watch_conns() * 500)
+                peer.say(*(pack_peer_present(key, bytes(16), 0, 1) for key in fresh()))
                 await news(other)
-                assert len(router.forwarders) == BOUND
-                assert counters.sources_not_noted == FLOOD - BOUND
-                assert len(router.registry.sent_to) == BOUND
-                assert counters.watch_repeats_ignored > 0
-                # The client that heard from all of them leaves: they go a slice in each turn.
-                await victim.aclose()
-                await until(lambda: not router.registry.sent_to)
-                assert len(turns) >= 10
-                await news(other)
-                await hostile.aclose()
-            await ours.mesh.aclose()
-
-    run(main())
+            counters, router = ours.counters, ours.router
+            await until(lambda: counters.packets_forwarded_in == FLOOD)
+            await until(lambda: counters.mesh_keys_not_noted == 400 - BOUND)
+            await news(other)
+            assert len(router.forwarders) == BOUND
+            assert counters.sources_not_noted == FLOOD - BOUND
+            assert len(router.registry.sent_to) == BOUND
+            assert counters.watch_repeats_ignored > 0
+            # The client that heard from all of them leaves: they go a slice in each turn.
+            await victim.aclose()
+            await until(lambda: not router.registry.sent_to)
+            assert len(turns) >= 10
+            await news(other)
+            await hostile.aclose()
+        await ours.mesh.aclose()

@@ -22,7 +22,6 @@ from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.client import ClientSession
 from pyderp.wire.upgrade import upgrade_request
-from tests.conftest import Run
 from tests.owntime import own_time
 from tests.server.dial import BOUND, Client, Via, clients, connect, passes
 from tests.server.ways import KINDS, way
@@ -78,86 +77,77 @@ async def fill(relay: pyderp.Relay, sender: Client, stalled: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stalled_reader_costs_its_sender_and_others_nothing(
-    run: Run, kind: str, tls: ManualTLS
+async def test_a_stalled_reader_costs_its_sender_and_others_nothing(
+    kind: str, tls: ManualTLS
 ) -> None:
     config, via = way(kind, tls)
 
-    async def main() -> None:
-        async with (
-            pyderp.Relay(config) as relay,
-            clients(relay, 3, via=via) as (sender, first, second),
-            stalled_client(relay, via) as stalled,
-        ):
-            core = relay._running()
-            await fill(relay, sender, stalled)
-            before = relay.counters.dropped(DropReason.QUEUE_HEAD)
-            for _ in range(50):
-                sender.send(stalled, bytes(PACKET))
-                await sender.ping()
-                await passes(first, second)
-                await passes(sender, second)
-                (held,) = waiting(core)
-                assert held <= SEND_QUEUE_BYTES + 4096  # what TLS adds
-            # A TLS client goes on reading into its own buffers for a moment.
-            assert before + 44 <= relay.counters.dropped(DropReason.QUEUE_HEAD) <= before + 50
-
-    run(main())
+    async with (
+        pyderp.Relay(config) as relay,
+        clients(relay, 3, via=via) as (sender, first, second),
+        stalled_client(relay, via) as stalled,
+    ):
+        core = relay._running()
+        await fill(relay, sender, stalled)
+        before = relay.counters.dropped(DropReason.QUEUE_HEAD)
+        for _ in range(50):
+            sender.send(stalled, bytes(PACKET))
+            await sender.ping()
+            await passes(first, second)
+            await passes(sender, second)
+            (held,) = waiting(core)
+            assert held <= SEND_QUEUE_BYTES + 4096  # what TLS adds
+        # A TLS client goes on reading into its own buffers for a moment.
+        assert before + 44 <= relay.counters.dropped(DropReason.QUEUE_HEAD) <= before + 50
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stalled_reader_is_closed_and_what_it_missed_counted(
-    run: Run, kind: str, tls: ManualTLS, caplog: pytest.LogCaptureFixture
+async def test_a_stalled_reader_is_closed_and_what_it_missed_counted(
+    kind: str, tls: ManualTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, via = way(kind, tls)
 
-    async def main() -> None:
-        settings = RelayConfig(tls=config.tls, write_timeout=0.3)
-        async with (
-            pyderp.Relay(settings) as relay,
-            clients(relay, 1, via=via) as (sender,),
-            stalled_client(relay, via) as stalled,
-        ):
-            core = relay._running()
-            await fill(relay, sender, stalled)
-            await until_closed(core, 1, BOUND)
-            counters = relay.counters
-            assert counters.write_timeouts == 1
-            assert relay.clients == 1
-            lost = sum(map(counters.dropped, DropReason))
-            assert counters.packets_sent + lost == counters.packets_received
-            assert counters.dropped(DropReason.WRITE_TIMEOUT) >= 1
-            assert counters.dropped(DropReason.GONE_DISCONNECTED) == 0
-            assert counters.dropped(DropReason.WRITE_ERROR) == 0
-
-    run(main())
+    settings = RelayConfig(tls=config.tls, write_timeout=0.3)
+    async with (
+        pyderp.Relay(settings) as relay,
+        clients(relay, 1, via=via) as (sender,),
+        stalled_client(relay, via) as stalled,
+    ):
+        core = relay._running()
+        await fill(relay, sender, stalled)
+        await until_closed(core, 1, BOUND)
+        counters = relay.counters
+        assert counters.write_timeouts == 1
+        assert relay.clients == 1
+        lost = sum(map(counters.dropped, DropReason))
+        assert counters.packets_sent + lost == counters.packets_received
+        assert counters.dropped(DropReason.WRITE_TIMEOUT) >= 1
+        assert counters.dropped(DropReason.GONE_DISCONNECTED) == 0
+        assert counters.dropped(DropReason.WRITE_ERROR) == 0
     assert caplog.text.count("no byte taken for 0.3 s") == 1
 
 
-def test_a_slow_reader_gets_the_newest_packets_whole_and_in_order(run: Run) -> None:
-    async def main() -> None:
-        async with (
-            pyderp.Relay() as relay,
-            clients(relay, 1) as (sender,),
-            stalled_client(relay, Via()) as slow,
-        ):
-            for i in range(300):
-                sender.send(slow, i.to_bytes(4, "big") + bytes(40_000))
-                await sender.ping()
-            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            got: list[int] = []
-            while not got or got[-1] != 299:
-                packet = await slow.packet()
-                assert len(packet) == 40_004
-                got.append(int.from_bytes(packet[:4], "big"))
-            assert got == sorted(set(got))
-            assert len(got) < 300
-            assert relay.counters.dropped(DropReason.QUEUE_HEAD) == 300 - len(got)
-            core = relay._running()
-            assert not core.stalled
-            assert not waiting(core)
-
-    run(main())
+async def test_a_slow_reader_gets_the_newest_packets_whole_and_in_order() -> None:
+    async with (
+        pyderp.Relay() as relay,
+        clients(relay, 1) as (sender,),
+        stalled_client(relay, Via()) as slow,
+    ):
+        for i in range(300):
+            sender.send(slow, i.to_bytes(4, "big") + bytes(40_000))
+            await sender.ping()
+        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        got: list[int] = []
+        while not got or got[-1] != 299:
+            packet = await slow.packet()
+            assert len(packet) == 40_004
+            got.append(int.from_bytes(packet[:4], "big"))
+        assert got == sorted(set(got))
+        assert len(got) < 300
+        assert relay.counters.dropped(DropReason.QUEUE_HEAD) == 300 - len(got)
+        core = relay._running()
+        assert not core.stalled
+        assert not waiting(core)
 
 
 # A thousand of them
@@ -204,53 +194,50 @@ async def chat(first: Client, second: Client, delays: list[float]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
-def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_bounded(run: Run) -> None:
+async def test_a_thousand_stalled_readers_cost_others_nothing_and_memory_is_bounded() -> None:
     count = 1000
 
-    async def main() -> None:
-        # None is given up before all are full, however long that takes.
-        config = RelayConfig(write_timeout=60.0)
-        async with (
-            pyderp.Relay(config) as relay,
-            clients(relay, 3) as (sender, first, second),
-            AsyncExitStack() as stack,
-        ):
-            core = relay._running()
-            mutes = []
-            for _ in range(count):
-                sock, key = await mute(relay)
-                stack.callback(sock.close)
-                mutes.append(key)
-            async with asyncio.timeout(BOUND):
-                while relay.clients < count + 3:  # noqa: ASYNC110 (nobody tells)
-                    await asyncio.sleep(0.01)
-            before = resident()
-            delays: list[float] = []
-            chatting = asyncio.ensure_future(chat(first, second, delays))
-            packet = bytes(PACKET)
-            most = 0
-            for _ in range(8):
-                for key in mutes:
-                    sender.session.send_packet(key, packet)
-                    sender.write()
-                    await sender.writer.drain()
-                held = waiting(core)
-                assert max(held, default=0) <= SEND_QUEUE_BYTES
-                most = max(most, sum(held))
-            await sender.ping()
-            grown = resident() - before
-            assert most > count * PACKET, "they did stall"
-            assert grown < count * SEND_QUEUE_BYTES * 1.25 + (64 << 20)
-            core.rules = replace(core.rules, write_timeout=1.0)
-            await until_closed(core, 3, BOUND)
-            assert relay.counters.write_timeouts == count
-            chatting.cancel()
-            await asyncio.wait([chatting])
-            delays.sort()
-            assert len(delays) > 20
-            assert delays[len(delays) // 2] < 0.1
-            assert delays[-1] < 1.0
-            assert not core.stalled
-            assert len(core.timers) == 3
-
-    run(main())
+    # None is given up before all are full, however long that takes.
+    config = RelayConfig(write_timeout=60.0)
+    async with (
+        pyderp.Relay(config) as relay,
+        clients(relay, 3) as (sender, first, second),
+        AsyncExitStack() as stack,
+    ):
+        core = relay._running()
+        mutes = []
+        for _ in range(count):
+            sock, key = await mute(relay)
+            stack.callback(sock.close)
+            mutes.append(key)
+        async with asyncio.timeout(BOUND):
+            while relay.clients < count + 3:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
+        before = resident()
+        delays: list[float] = []
+        chatting = asyncio.ensure_future(chat(first, second, delays))
+        packet = bytes(PACKET)
+        most = 0
+        for _ in range(8):
+            for key in mutes:
+                sender.session.send_packet(key, packet)
+                sender.write()
+                await sender.writer.drain()
+            held = waiting(core)
+            assert max(held, default=0) <= SEND_QUEUE_BYTES
+            most = max(most, sum(held))
+        await sender.ping()
+        grown = resident() - before
+        assert most > count * PACKET, "they did stall"
+        assert grown < count * SEND_QUEUE_BYTES * 1.25 + (64 << 20)
+        core.rules = replace(core.rules, write_timeout=1.0)
+        await until_closed(core, 3, BOUND)
+        assert relay.counters.write_timeouts == count
+        chatting.cancel()
+        await asyncio.wait([chatting])
+        delays.sort()
+        assert len(delays) > 20
+        assert delays[len(delays) // 2] < 0.1
+        assert delays[-1] < 1.0
+        assert not core.stalled
+        assert len(core.timers) == 3

@@ -22,7 +22,6 @@ from pyderp.relay.counters import DropReason
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import PeerGone, PeerPresent
-from tests.conftest import Run
 from tests.server.dial import Client, clients
 from tests.server.ways import way
 
@@ -85,8 +84,7 @@ async def until_gone(client: Client, key: pyderp.NodePublic) -> None:
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_end_of_a_stuck_client_is_told_at_once(
-    run: Run,
+async def test_the_end_of_a_stuck_client_is_told_at_once(
     kind: str,
     end: Callable[[Peer], Awaitable[None]],
     tls: ManualTLS,
@@ -98,39 +96,36 @@ def test_the_end_of_a_stuck_client_is_told_at_once(
     config, via = way("tls1.3" if kind == "tls" else kind, tls)
     config = replace(config, write_timeout=_HOUR, tcp_user_timeout=0, mesh_key=_MESH_KEY)
 
-    async def main() -> None:
-        stuck = Peer(kind, Ledger(), NodePrivate.generate(), receive_buffer=_SMALL_BUFFER)
-        async with (
-            pyderp.Relay(config) as relay,
-            clients(relay, 1, via=via) as (other,),
-            clients(relay, 1, via=via, mesh_key=_MESH_KEY) as (watcher,),
-            contextlib.AsyncExitStack() as stack,
-        ):
-            stack.callback(stuck.close)
-            await stuck.connect(relay.address)
-            watcher.session.watch_conns()
-            watcher.write()
-            while (await watcher.wait_for(PeerPresent)).peer != stuck.key:
-                pass
-            await stuck.send(other.key, 100)
-            await other.packet()
-            stuck.stop_reading()
-            await fill(relay, other, stuck)
-            protocol = protocol_of(relay, stuck.key)
-            assert protocol.full is not None
-            assert not protocol.ended
+    stuck = Peer(kind, Ledger(), NodePrivate.generate(), receive_buffer=_SMALL_BUFFER)
+    async with (
+        pyderp.Relay(config) as relay,
+        clients(relay, 1, via=via) as (other,),
+        clients(relay, 1, via=via, mesh_key=_MESH_KEY) as (watcher,),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        stack.callback(stuck.close)
+        await stuck.connect(relay.address)
+        watcher.session.watch_conns()
+        watcher.write()
+        while (await watcher.wait_for(PeerPresent)).peer != stuck.key:
+            pass
+        await stuck.send(other.key, 100)
+        await other.packet()
+        stuck.stop_reading()
+        await fill(relay, other, stuck)
+        protocol = protocol_of(relay, stuck.key)
+        assert protocol.full is not None
+        assert not protocol.ended
 
-            begin = time.monotonic()
-            await end(stuck)
-            await until_gone(other, stuck.key)
-            milliseconds = 1000 * (time.monotonic() - begin)
-            await until_gone(watcher, stuck.key)
-            print(f"{kind}, {end.__name__}: told after {milliseconds:.1f} ms")  # noqa: T201
-            assert protocol.ended
-            reason = ENDS[end]
-            assert relay.counters.ends[reason] == 1
-            # After a goodbye, its socket is still there for what the client may yet read.
-            lingers = protocol in relay._running().protocols
-            assert lingers == (reason is EndReason.CLIENT_CLOSED)
-
-    run(main())
+        begin = time.monotonic()
+        await end(stuck)
+        await until_gone(other, stuck.key)
+        milliseconds = 1000 * (time.monotonic() - begin)
+        await until_gone(watcher, stuck.key)
+        print(f"{kind}, {end.__name__}: told after {milliseconds:.1f} ms")  # noqa: T201
+        assert protocol.ended
+        reason = ENDS[end]
+        assert relay.counters.ends[reason] == 1
+        # After a goodbye, its socket is still there for what the client may yet read.
+        lingers = protocol in relay._running().protocols
+        assert lingers == (reason is EndReason.CLIENT_CLOSED)

@@ -17,7 +17,6 @@ from pyderp.net.dns import DNSCache
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig
-from tests.conftest import Run
 from tests.server.certificates import write_pair
 
 from .proxy_servers import FakeConnectProxy, FakeSocksProxy
@@ -51,80 +50,63 @@ async def check(dial: Callable[[], Coroutine[Any, Any, Link]], sockets: Sockets)
 
 @pytest.mark.parametrize("prefer_ipv6", [False, True])
 @pytest.mark.parametrize("ipv4_only", [False, True])
-def test_node(run: Run, prefer_ipv6: bool, ipv4_only: bool) -> None:
-    async def main() -> None:
-        sockets = Sockets()
-        node = replace(NODE, ipv6="none") if ipv4_only else NODE
-        async with serving(echo) as port:
+async def test_node(prefer_ipv6: bool, ipv4_only: bool) -> None:
+    sockets = Sockets()
+    node = replace(NODE, ipv6="none") if ipv4_only else NODE
+    async with serving(echo) as port:
 
-            def dial() -> Coroutine[Any, Any, Link]:
-                return dial_node(
-                    node,
-                    port,
-                    settings=sockets.watch(),
-                    prefer_ipv6=prefer_ipv6,
-                    resolver=BOTH,
-                )
+        def dial() -> Coroutine[Any, Any, Link]:
+            return dial_node(
+                node,
+                port,
+                settings=sockets.watch(),
+                prefer_ipv6=prefer_ipv6,
+                resolver=BOTH,
+            )
 
-            await check(dial, sockets)
-
-    run(main())
+        await check(dial, sockets)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_host(run: Run, cached: bool) -> None:
-    async def main() -> None:
-        sockets = Sockets()
-        async with serving(echo) as port:
+async def test_host(cached: bool) -> None:
+    sockets = Sockets()
+    async with serving(echo) as port:
 
-            def dial() -> Coroutine[Any, Any, Link]:
-                cache = DNSCache(resolver=BOTH) if cached else None
-                return dial_host(
-                    HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=BOTH
-                )
+        def dial() -> Coroutine[Any, Any, Link]:
+            cache = DNSCache(resolver=BOTH) if cached else None
+            return dial_host(HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=BOTH)
 
-            await check(dial, sockets)
-
-    run(main())
+        await check(dial, sockets)
 
 
 @pytest.mark.parametrize("way", [by_url, by_region])
 @pytest.mark.parametrize("tail", [b"", b"greeting"])
-def test_connect_proxy(run: Run, way: Dial, tail: bytes) -> None:
-    async def main() -> None:
-        sockets = Sockets()
-        proxy = FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\n" + tail)
-        async with serving(proxy) as port:
-            settings = sockets.watch(NetworkSettings(proxy=f"127.0.0.1:{port}"))
-            await check(lambda: way(settings), sockets)
-
-    run(main())
+async def test_connect_proxy(way: Dial, tail: bytes) -> None:
+    sockets = Sockets()
+    proxy = FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\n" + tail)
+    async with serving(proxy) as port:
+        settings = sockets.watch(NetworkSettings(proxy=f"127.0.0.1:{port}"))
+        await check(lambda: way(settings), sockets)
 
 
 @pytest.mark.parametrize("way", [by_url, by_region])
-def test_connect_proxy_over_tls(
-    run: Run, way: Dial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_connect_proxy_over_tls(
+    way: Dial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        root = write_pair(tmp_path, "127.0.0.1")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "127.0.0.1.crt", tmp_path / "127.0.0.1.key")
-        monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
-        sockets = Sockets()
-        async with serving(FakeConnectProxy(), ssl=context) as port:
-            settings = sockets.watch(NetworkSettings(proxy=f"https://127.0.0.1:{port}"))
-            await check(lambda: way(settings), sockets)
-
-    run(main())
+    root = write_pair(tmp_path, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "127.0.0.1.crt", tmp_path / "127.0.0.1.key")
+    monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
+    sockets = Sockets()
+    async with serving(FakeConnectProxy(), ssl=context) as port:
+        settings = sockets.watch(NetworkSettings(proxy=f"https://127.0.0.1:{port}"))
+        await check(lambda: way(settings), sockets)
 
 
 @pytest.mark.parametrize("way", [by_url, by_region])
-def test_socks_proxy(run: Run, way: Dial) -> None:
-    async def main() -> None:
-        sockets = Sockets()
-        async with serving(FakeSocksProxy(SOCKS)) as port:
-            url = f"socks5://user:pass@127.0.0.1:{port}"
-            settings = sockets.watch(NetworkSettings(all_proxy=url))
-            await check(lambda: way(settings), sockets)
-
-    run(main())
+async def test_socks_proxy(way: Dial) -> None:
+    sockets = Sockets()
+    async with serving(FakeSocksProxy(SOCKS)) as port:
+        url = f"socks5://user:pass@127.0.0.1:{port}"
+        settings = sockets.watch(NetworkSettings(all_proxy=url))
+        await check(lambda: way(settings), sockets)

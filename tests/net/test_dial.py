@@ -14,7 +14,6 @@ from pyderp.net import dial as dial_module
 from pyderp.net.dial import dial_host, dial_node
 from pyderp.net.dns import DNSCache
 from pyderp.net.settings import NetworkSettings
-from tests.conftest import Run
 
 from .proxy_servers import FakeConnectProxy, FakeSocksProxy
 from .ways_out import Names, Sockets, carries, closed_port, echo, fixed, serving
@@ -40,281 +39,222 @@ NOBODY = Names({})
 # The host of a URL
 
 
-def test_host_directly(run: Run) -> None:
-    async def main() -> None:
-        sockets = Sockets()
-        async with serving(echo) as port:
+async def test_host_directly() -> None:
+    sockets = Sockets()
+    async with serving(echo) as port:
+        link = await dial_host(HOST, port, settings=sockets.watch(), resolver=fixed("127.0.0.1"))
+        await carries(link)
+        assert link.remote_address == ("127.0.0.1", port)
+        link.abort()
+    await sockets.closed()
+    assert len(sockets.all) == 1
+
+
+async def test_host_by_the_system() -> None:
+    async with serving(echo) as port:
+        link = await dial_host("localhost", port, settings=NetworkSettings())
+        await carries(link)
+        link.abort()
+
+
+async def test_host_by_the_next_address() -> None:
+    """IPv6 refuses, IPv4 does not."""
+    sockets = Sockets()
+    async with serving(echo) as port:
+        link = await dial_host(
+            HOST, port, settings=sockets.watch(), resolver=fixed("::1", "127.0.0.1")
+        )
+        await carries(link)
+        link.abort()
+    assert [sock.family for sock in sockets.all] == [socket.AF_INET6, socket.AF_INET]
+
+
+async def test_host_that_refuses() -> None:
+    port = closed_port()
+    with pytest.raises(DialError) as caught:
+        await dial_host(
+            HOST, port, settings=NetworkSettings(), resolver=fixed("127.0.0.1", "127.0.0.2")
+        )
+    first = f"connect to 127.0.0.1:{port}: Connection refused"
+    second = f"connect to 127.0.0.2:{port}: Connection refused"
+    assert str(caught.value) == f"dial of {HOST}: {first}"
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert [str(e) for e in caught.value.__cause__.exceptions] == [first, second]
+
+
+async def test_host_without_an_address() -> None:
+    names = Names({HOST: OSError("no network")})
+    with pytest.raises(DialError) as caught:
+        await dial_host(HOST, 1, settings=NetworkSettings(), resolver=names)
+    assert str(caught.value) == f"look-up of '{HOST}': no network"
+    assert caught.value.__cause__ is names.answers[HOST]
+    assert names.asked == [(HOST, socket.AF_UNSPEC)]
+
+
+async def test_host_by_the_cache_begins_with_the_primary() -> None:
+    sockets, names = Sockets(), Names({HOST: ["::1", "127.0.0.2", "127.0.0.1"]})
+    cache = DNSCache(resolver=names)
+    async with serving(echo) as port:
+        for _ in range(2):
             link = await dial_host(
-                HOST, port, settings=sockets.watch(), resolver=fixed("127.0.0.1")
+                HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=NOBODY
             )
-            await carries(link)
             assert link.remote_address == ("127.0.0.1", port)
             link.abort()
-        await sockets.closed()
-        assert len(sockets.all) == 1
-
-    run(main())
-
-
-def test_host_by_the_system(run: Run) -> None:
-    async def main() -> None:
-        async with serving(echo) as port:
-            link = await dial_host("localhost", port, settings=NetworkSettings())
-            await carries(link)
-            link.abort()
-
-    run(main())
+    assert len(names.asked) == 1
+    # 127.0.0.2 is where nobody listens; the IPv6 address comes second.
+    assert [sock.family for sock in sockets.all[:2]] == [socket.AF_INET, socket.AF_INET6]
 
 
-def test_host_by_the_next_address(run: Run) -> None:
-    """IPv6 refuses, IPv4 does not."""
-
-    async def main() -> None:
-        sockets = Sockets()
-        async with serving(echo) as port:
-            link = await dial_host(
-                HOST, port, settings=sockets.watch(), resolver=fixed("::1", "127.0.0.1")
-            )
-            await carries(link)
-            link.abort()
-        assert [sock.family for sock in sockets.all] == [socket.AF_INET6, socket.AF_INET]
-
-    run(main())
-
-
-def test_host_that_refuses(run: Run) -> None:
-    async def main() -> None:
-        port = closed_port()
-        with pytest.raises(DialError) as caught:
-            await dial_host(
-                HOST, port, settings=NetworkSettings(), resolver=fixed("127.0.0.1", "127.0.0.2")
-            )
-        first = f"connect to 127.0.0.1:{port}: Connection refused"
-        second = f"connect to 127.0.0.2:{port}: Connection refused"
-        assert str(caught.value) == f"dial of {HOST}: {first}"
-        assert isinstance(caught.value.__cause__, ExceptionGroup)
-        assert [str(e) for e in caught.value.__cause__.exceptions] == [first, second]
-
-    run(main())
-
-
-def test_host_without_an_address(run: Run) -> None:
-    async def main() -> None:
-        names = Names({HOST: OSError("no network")})
-        with pytest.raises(DialError) as caught:
-            await dial_host(HOST, 1, settings=NetworkSettings(), resolver=names)
-        assert str(caught.value) == f"look-up of '{HOST}': no network"
-        assert caught.value.__cause__ is names.answers[HOST]
-        assert names.asked == [(HOST, socket.AF_UNSPEC)]
-
-    run(main())
-
-
-def test_host_by_the_cache_begins_with_the_primary(run: Run) -> None:
-    async def main() -> None:
-        sockets, names = Sockets(), Names({HOST: ["::1", "127.0.0.2", "127.0.0.1"]})
-        cache = DNSCache(resolver=names)
-        async with serving(echo) as port:
-            for _ in range(2):
-                link = await dial_host(
-                    HOST, port, settings=sockets.watch(), dns_cache=cache, resolver=NOBODY
-                )
-                assert link.remote_address == ("127.0.0.1", port)
-                link.abort()
-        assert len(names.asked) == 1
-        # 127.0.0.2 is where nobody listens; the IPv6 address comes second.
-        assert [sock.family for sock in sockets.all[:2]] == [socket.AF_INET, socket.AF_INET6]
-
-    run(main())
-
-
-def test_a_failure_of_the_cache_is_final_without_a_proxy(
-    run: Run, caplog: pytest.LogCaptureFixture
+async def test_a_failure_of_the_cache_is_final_without_a_proxy(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        caplog.clear()
-        caplog.set_level(logging.DEBUG, "pyderp.net")
-        cache = DNSCache(resolver=Names({HOST: []}))
-        with pytest.raises(DialError) as caught:
-            await dial_host(
-                HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NOBODY
-            )
-        assert str(caught.value) == f'no IPs for "{HOST}" found'
-        assert caplog.messages == [f'dnscache: {HOST}: no IPs for "{HOST}" found']
-
-    run(main())
+    caplog.clear()
+    caplog.set_level(logging.DEBUG, "pyderp.net")
+    cache = DNSCache(resolver=Names({HOST: []}))
+    with pytest.raises(DialError) as caught:
+        await dial_host(
+            HOST, 1, settings=NetworkSettings(debug_dns=True), dns_cache=cache, resolver=NOBODY
+        )
+    assert str(caught.value) == f'no IPs for "{HOST}" found'
+    assert caplog.messages == [f'dnscache: {HOST}: no IPs for "{HOST}" found']
 
 
-def test_a_socks_proxy_needs_no_cache(run: Run) -> None:
-    async def main() -> None:
-        proxy = FakeSocksProxy(SOCKS_NAME)
-        async with serving(proxy) as port:
-            settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{port}")
-            cache = DNSCache(resolver=NOBODY)
-            link = await dial_host(HOST, 7, settings=settings, dns_cache=cache)
-            await carries(link)
-            link.abort()
-        assert len(proxy.heard) == 2
-
-    run(main())
+async def test_a_socks_proxy_needs_no_cache() -> None:
+    proxy = FakeSocksProxy(SOCKS_NAME)
+    async with serving(proxy) as port:
+        settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{port}")
+        cache = DNSCache(resolver=NOBODY)
+        link = await dial_host(HOST, 7, settings=settings, dns_cache=cache)
+        await carries(link)
+        link.abort()
+    assert len(proxy.heard) == 2
 
 
 @pytest.mark.parametrize(("scheme", "setting"), [("ws", "http_proxy"), ("wss", "https_proxy")])
-def test_a_websocket_goes_through_the_proxy_of_its_scheme(
-    run: Run, scheme: str, setting: str
-) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            other = {"http_proxy": "https_proxy", "https_proxy": "http_proxy"}[setting]
-            proxies: dict[str, Any] = {
-                setting: f"127.0.0.1:{port}",
-                other: f"127.0.0.1:{closed_port()}",
-            }
-            settings = NetworkSettings(**proxies, all_proxy="socks5://127.0.0.1:1")
-            link = await dial_host(HOST, 7, settings=settings, scheme=scheme)
-            await carries(link)
-            link.abort()
-        assert proxy.heads[0].startswith(b"CONNECT derp.example.com:7 HTTP/1.1\r\n")
-
-    run(main())
+async def test_a_websocket_goes_through_the_proxy_of_its_scheme(scheme: str, setting: str) -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        other = {"http_proxy": "https_proxy", "https_proxy": "http_proxy"}[setting]
+        proxies: dict[str, Any] = {
+            setting: f"127.0.0.1:{port}",
+            other: f"127.0.0.1:{closed_port()}",
+        }
+        settings = NetworkSettings(**proxies, all_proxy="socks5://127.0.0.1:1")
+        link = await dial_host(HOST, 7, settings=settings, scheme=scheme)
+        await carries(link)
+        link.abort()
+    assert proxy.heads[0].startswith(b"CONNECT derp.example.com:7 HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("scheme", [None, "http", "https"])
-def test_only_websockets_use_http_proxies(run: Run, scheme: str | None) -> None:
-    async def main() -> None:
-        unused = f"127.0.0.1:{closed_port()}"
-        settings = NetworkSettings(http_proxy=unused, https_proxy=unused)
-        async with serving(echo) as port:
-            link = await dial_host(
-                HOST, port, settings=settings, scheme=scheme, resolver=fixed("127.0.0.1")
-            )
-            link.abort()
-
-    run(main())
+async def test_only_websockets_use_http_proxies(scheme: str | None) -> None:
+    unused = f"127.0.0.1:{closed_port()}"
+    settings = NetworkSettings(http_proxy=unused, https_proxy=unused)
+    async with serving(echo) as port:
+        link = await dial_host(
+            HOST, port, settings=settings, scheme=scheme, resolver=fixed("127.0.0.1")
+        )
+        link.abort()
 
 
 @pytest.mark.parametrize("entry", [HOST, "*", f"{HOST}:PORT"])
-def test_no_proxy_keeps_a_websocket_from_all_proxies(run: Run, entry: str) -> None:
-    async def main() -> None:
-        unused = f"127.0.0.1:{closed_port()}"
-        async with serving(echo) as port:
-            settings = NetworkSettings(
-                https_proxy=unused,
-                all_proxy=f"socks5://{unused}",
-                no_proxy=entry.replace("PORT", str(port)),
-            )
-            link = await dial_host(
-                HOST, port, settings=settings, scheme="wss", resolver=fixed("127.0.0.1")
-            )
-            link.abort()
-
-    run(main())
-
-
-def test_a_websocket_without_a_proxy_of_its_own_takes_socks(run: Run) -> None:
-    async def main() -> None:
-        async with serving(FakeSocksProxy(SOCKS_NAME)) as port:
-            settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{port}")
-            link = await dial_host(HOST, 7, settings=settings, scheme="wss")
-            await carries(link)
-            link.abort()
-
-    run(main())
-
-
-def test_the_programs_own_proxy_overrides_and_has_no_exceptions(run: Run) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            settings = NetworkSettings(
-                proxy=f"http://127.0.0.1:{port}",
-                https_proxy="127.0.0.1:1",
-                all_proxy="socks5://127.0.0.1:1",
-                no_proxy="*",
-            )
-            for host in (HOST, "127.0.0.1"):
-                link = await dial_host(host, 7, settings=settings)
-                await carries(link)
-                link.abort()
-            link = await dial_node(NODE, 7, settings=settings)
-            await carries(link)
-            link.abort()
-        targets = [head.split()[1] for head in proxy.heads]
-        assert targets == [b"derp.example.com:7", b"127.0.0.1:7", b"derp.example.com:7"]
-
-    run(main())
-
-
-def test_the_programs_own_proxy_goes_before_those_of_the_environment(run: Run) -> None:
-    async def main() -> None:
-        proxy, unused = FakeConnectProxy(), f"127.0.0.1:{closed_port()}"
-        async with serving(proxy) as port:
-            settings = NetworkSettings(
-                proxy=f"127.0.0.1:{port}", https_proxy=unused, all_proxy=f"socks5://{unused}"
-            )
-            (await dial_host(HOST, 7, settings=settings)).abort()
-            (await dial_host(HOST, 7, settings=settings, scheme="wss")).abort()
-            (await dial_node(NODE, 7, settings=settings)).abort()
-        assert len(proxy.heads) == 3
-
-    run(main())
-
-
-def test_a_refusal_of_the_proxy_stays_one(run: Run) -> None:
-    async def main() -> None:
-        async with serving(FakeConnectProxy(b"HTTP/1.1 403 No\r\n\r\n")) as port:
-            settings = NetworkSettings(proxy=f"http://me:secret@127.0.0.1:{port}")
-            with pytest.raises(ProxyError) as caught:
-                await dial_host(HOST, 7, settings=settings)
-        assert str(caught.value) == (
-            f"dial of {HOST}: invalid response status from HTTP proxy "
-            f"http://***@127.0.0.1:{port} on CONNECT to {HOST}:7: 403 No"
+async def test_no_proxy_keeps_a_websocket_from_all_proxies(entry: str) -> None:
+    unused = f"127.0.0.1:{closed_port()}"
+    async with serving(echo) as port:
+        settings = NetworkSettings(
+            https_proxy=unused,
+            all_proxy=f"socks5://{unused}",
+            no_proxy=entry.replace("PORT", str(port)),
         )
+        link = await dial_host(
+            HOST, port, settings=settings, scheme="wss", resolver=fixed("127.0.0.1")
+        )
+        link.abort()
 
-    run(main())
+
+async def test_a_websocket_without_a_proxy_of_its_own_takes_socks() -> None:
+    async with serving(FakeSocksProxy(SOCKS_NAME)) as port:
+        settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{port}")
+        link = await dial_host(HOST, 7, settings=settings, scheme="wss")
+        await carries(link)
+        link.abort()
 
 
-def test_a_bad_proxy_of_the_program_is_a_config_error(run: Run) -> None:
-    async def main() -> None:
-        settings = NetworkSettings(proxy="ftp://p")
-        with pytest.raises(ConfigError):
+async def test_the_programs_own_proxy_overrides_and_has_no_exceptions() -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        settings = NetworkSettings(
+            proxy=f"http://127.0.0.1:{port}",
+            https_proxy="127.0.0.1:1",
+            all_proxy="socks5://127.0.0.1:1",
+            no_proxy="*",
+        )
+        for host in (HOST, "127.0.0.1"):
+            link = await dial_host(host, 7, settings=settings)
+            await carries(link)
+            link.abort()
+        link = await dial_node(NODE, 7, settings=settings)
+        await carries(link)
+        link.abort()
+    targets = [head.split()[1] for head in proxy.heads]
+    assert targets == [b"derp.example.com:7", b"127.0.0.1:7", b"derp.example.com:7"]
+
+
+async def test_the_programs_own_proxy_goes_before_those_of_the_environment() -> None:
+    proxy, unused = FakeConnectProxy(), f"127.0.0.1:{closed_port()}"
+    async with serving(proxy) as port:
+        settings = NetworkSettings(
+            proxy=f"127.0.0.1:{port}", https_proxy=unused, all_proxy=f"socks5://{unused}"
+        )
+        (await dial_host(HOST, 7, settings=settings)).abort()
+        (await dial_host(HOST, 7, settings=settings, scheme="wss")).abort()
+        (await dial_node(NODE, 7, settings=settings)).abort()
+    assert len(proxy.heads) == 3
+
+
+async def test_a_refusal_of_the_proxy_stays_one() -> None:
+    async with serving(FakeConnectProxy(b"HTTP/1.1 403 No\r\n\r\n")) as port:
+        settings = NetworkSettings(proxy=f"http://me:secret@127.0.0.1:{port}")
+        with pytest.raises(ProxyError) as caught:
             await dial_host(HOST, 7, settings=settings)
-        with pytest.raises(ConfigError):
-            await dial_node(NODE, 7, settings=settings)
+    assert str(caught.value) == (
+        f"dial of {HOST}: invalid response status from HTTP proxy "
+        f"http://***@127.0.0.1:{port} on CONNECT to {HOST}:7: 403 No"
+    )
 
-    run(main())
+
+async def test_a_bad_proxy_of_the_program_is_a_config_error() -> None:
+    settings = NetworkSettings(proxy="ftp://p")
+    with pytest.raises(ConfigError):
+        await dial_host(HOST, 7, settings=settings)
+    with pytest.raises(ConfigError):
+        await dial_node(NODE, 7, settings=settings)
 
 
 # A node of a region
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_node_by_its_address_needs_no_dns(run: Run, address: str) -> None:
-    async def main() -> None:
-        field, other = ("ipv6", "ipv4") if ":" in address else ("ipv4", "ipv6")
-        fields: dict[str, Any] = {field: address, other: "none"}
-        node = replace(NODE, **fields)
-        async with serving(echo, address) as port:
-            link = await dial_node(node, port, settings=NetworkSettings(), resolver=NOBODY)
-            await carries(link)
-            assert link.remote_address is not None
-            assert link.remote_address[0] == address
-            link.abort()
-
-    run(main())
+async def test_node_by_its_address_needs_no_dns(address: str) -> None:
+    field, other = ("ipv6", "ipv4") if ":" in address else ("ipv4", "ipv6")
+    fields: dict[str, Any] = {field: address, other: "none"}
+    node = replace(NODE, **fields)
+    async with serving(echo, address) as port:
+        link = await dial_node(node, port, settings=NetworkSettings(), resolver=NOBODY)
+        await carries(link)
+        assert link.remote_address is not None
+        assert link.remote_address[0] == address
+        link.abort()
 
 
-def test_node_by_name_asks_for_each_family(run: Run) -> None:
-    async def main() -> None:
-        names = Names({HOST: {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: []}})
-        async with serving(echo) as port:
-            link = await dial_node(NODE, port, settings=NetworkSettings(), resolver=names)
-            await carries(link)
-            link.abort()
-        assert sorted(names.asked) == [(HOST, socket.AF_INET), (HOST, socket.AF_INET6)]
-
-    run(main())
+async def test_node_by_name_asks_for_each_family() -> None:
+    names = Names({HOST: {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: []}})
+    async with serving(echo) as port:
+        link = await dial_node(NODE, port, settings=NetworkSettings(), resolver=names)
+        await carries(link)
+        link.abort()
+    assert sorted(names.asked) == [(HOST, socket.AF_INET), (HOST, socket.AF_INET6)]
 
 
 @pytest.mark.parametrize(
@@ -327,17 +267,14 @@ def test_node_by_name_asks_for_each_family(run: Run) -> None:
         ("::1", "", [socket.AF_INET6]),
     ],
 )
-def test_a_field_that_is_no_address_of_its_family_turns_it_off(
-    run: Run, ipv4: str, ipv6: str, asked: list[socket.AddressFamily]
+async def test_a_field_that_is_no_address_of_its_family_turns_it_off(
+    ipv4: str, ipv6: str, asked: list[socket.AddressFamily]
 ) -> None:
-    async def main() -> None:
-        names = Names({HOST: OSError("no network")})
-        node = replace(NODE, ipv4=ipv4, ipv6=ipv6)
-        with pytest.raises(DialError, match=r"look-up of 'derp\.example\.com': no network"):
-            await dial_node(node, 1, settings=NetworkSettings(), resolver=names)
-        assert [family for _, family in names.asked] == asked
-
-    run(main())
+    names = Names({HOST: OSError("no network")})
+    node = replace(NODE, ipv4=ipv4, ipv6=ipv6)
+    with pytest.raises(DialError, match=r"look-up of 'derp\.example\.com': no network"):
+        await dial_node(node, 1, settings=NetworkSettings(), resolver=names)
+    assert [family for _, family in names.asked] == asked
 
 
 @pytest.mark.parametrize(
@@ -351,142 +288,115 @@ def test_a_field_that_is_no_address_of_its_family_turns_it_off(
     ],
 )
 @pytest.mark.parametrize("all_proxy", ["", "socks5://127.0.0.1:1"])
-def test_no_family_is_left(run: Run, name: str, ipv4: str, ipv6: str, all_proxy: str) -> None:
-    async def main() -> None:
-        node = replace(NODE, host_name=name, ipv4=ipv4, ipv6=ipv6)
-        settings = NetworkSettings(all_proxy=all_proxy)
-        with pytest.raises(DialError) as caught:
-            await dial_node(node, 1, settings=settings, resolver=NOBODY)
-        assert str(caught.value) == "both IPv4 and IPv6 are explicitly disabled for node"
-
-    run(main())
+async def test_no_family_is_left(name: str, ipv4: str, ipv6: str, all_proxy: str) -> None:
+    node = replace(NODE, host_name=name, ipv4=ipv4, ipv6=ipv6)
+    settings = NetworkSettings(all_proxy=all_proxy)
+    with pytest.raises(DialError) as caught:
+        await dial_node(node, 1, settings=settings, resolver=NOBODY)
+    assert str(caught.value) == "both IPv4 and IPv6 are explicitly disabled for node"
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "::1"])
-def test_a_name_that_is_an_address_is_dialled_by_its_family_alone(run: Run, name: str) -> None:
-    async def main() -> None:
-        sockets, node = Sockets(), replace(NODE, host_name=name)
-        async with serving(echo, name) as port:
-            link = await dial_node(node, port, settings=sockets.watch(), resolver=NOBODY)
-            await carries(link)
-            link.abort()
-        assert len(sockets.all) == 1
-
-    run(main())
+async def test_a_name_that_is_an_address_is_dialled_by_its_family_alone(name: str) -> None:
+    sockets, node = Sockets(), replace(NODE, host_name=name)
+    async with serving(echo, name) as port:
+        link = await dial_node(node, port, settings=sockets.watch(), resolver=NOBODY)
+        await carries(link)
+        link.abort()
+    assert len(sockets.all) == 1
 
 
-def test_the_first_failure_is_reported_and_all_are_kept(run: Run) -> None:
-    async def main() -> None:
-        node, port = replace(NODE, ipv4="127.0.0.1"), closed_port()
-        names = Names({HOST: OSError("no network")})
-        sockets = Sockets()
-        with pytest.raises(DialError) as caught:
-            await dial_node(node, port, settings=sockets.watch(), resolver=names)
-        group = caught.value.__cause__
-        assert isinstance(group, ExceptionGroup)
-        texts = [str(e) for e in group.exceptions]
-        assert str(caught.value) == texts[0]
-        assert sorted(texts) == [
-            f"connect to 127.0.0.1:{port}: Connection refused",
-            f"look-up of '{HOST}': no network",
-        ]
-        await sockets.closed()
-
-    run(main())
+async def test_the_first_failure_is_reported_and_all_are_kept() -> None:
+    node, port = replace(NODE, ipv4="127.0.0.1"), closed_port()
+    names = Names({HOST: OSError("no network")})
+    sockets = Sockets()
+    with pytest.raises(DialError) as caught:
+        await dial_node(node, port, settings=sockets.watch(), resolver=names)
+    group = caught.value.__cause__
+    assert isinstance(group, ExceptionGroup)
+    texts = [str(e) for e in group.exceptions]
+    assert str(caught.value) == texts[0]
+    assert sorted(texts) == [
+        f"connect to 127.0.0.1:{port}: Connection refused",
+        f"look-up of '{HOST}': no network",
+    ]
+    await sockets.closed()
 
 
-def test_ipv4_waits_for_a_preferred_ipv6(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        monkeypatch.setattr(dial_module, "PREFERENCE", 3600.0)
-        node, sockets = replace(NODE, ipv4="127.0.0.1", ipv6="::1"), Sockets()
-        async with serving(echo, "::1") as port:
-            link = await dial_node(node, port, settings=sockets.watch(), prefer_ipv6=True)
-            await carries(link)
-            link.abort()
-        assert [sock.family for sock in sockets.all] == [socket.AF_INET6]
-
-    run(main())
+async def test_ipv4_waits_for_a_preferred_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial_module, "PREFERENCE", 3600.0)
+    node, sockets = replace(NODE, ipv4="127.0.0.1", ipv6="::1"), Sockets()
+    async with serving(echo, "::1") as port:
+        link = await dial_node(node, port, settings=sockets.watch(), prefer_ipv6=True)
+        await carries(link)
+        link.abort()
+    assert [sock.family for sock in sockets.all] == [socket.AF_INET6]
 
 
 @pytest.mark.parametrize("ipv6", ["::1", "none", ""])
-def test_ipv4_does_not_wait_for_an_ipv6_that_failed_or_is_not_there(
-    run: Run, monkeypatch: pytest.MonkeyPatch, ipv6: str
+async def test_ipv4_does_not_wait_for_an_ipv6_that_failed_or_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, ipv6: str
 ) -> None:
-    async def main() -> None:
-        monkeypatch.setattr(dial_module, "PREFERENCE", 3600.0)
-        node = replace(NODE, ipv4="127.0.0.1", ipv6=ipv6)
-        names = Names({HOST: []})
-        async with serving(echo) as port:
+    monkeypatch.setattr(dial_module, "PREFERENCE", 3600.0)
+    node = replace(NODE, ipv4="127.0.0.1", ipv6=ipv6)
+    names = Names({HOST: []})
+    async with serving(echo) as port:
+        link = await dial_node(
+            node, port, settings=NetworkSettings(), prefer_ipv6=True, resolver=names
+        )
+        await carries(link)
+        link.abort()
+
+
+async def test_a_hanging_ipv6_lets_ipv4_begin() -> None:
+    """Both ways: with a preference after 200 ms, without one at once."""
+    node, names = replace(NODE, ipv4="127.0.0.1"), Names({HOST: None})
+    async with serving(echo) as port:
+        for prefer_ipv6 in (False, True):
             link = await dial_node(
-                node, port, settings=NetworkSettings(), prefer_ipv6=True, resolver=names
+                node,
+                port,
+                settings=NetworkSettings(),
+                prefer_ipv6=prefer_ipv6,
+                resolver=names,
             )
             await carries(link)
             link.abort()
-
-    run(main())
-
-
-def test_a_hanging_ipv6_lets_ipv4_begin(run: Run) -> None:
-    """Both ways: with a preference after 200 ms, without one at once."""
-
-    async def main() -> None:
-        node, names = replace(NODE, ipv4="127.0.0.1"), Names({HOST: None})
-        async with serving(echo) as port:
-            for prefer_ipv6 in (False, True):
-                link = await dial_node(
-                    node,
-                    port,
-                    settings=NetworkSettings(),
-                    prefer_ipv6=prefer_ipv6,
-                    resolver=names,
-                )
-                await carries(link)
-                link.abort()
-        assert names.cancelled == 2
-
-    run(main())
+    assert names.cancelled == 2
 
 
 @pytest.mark.parametrize(("prefer_ipv6", "delay"), [(False, 0), (True, 0.2)])
-def test_the_delays(
-    run: Run, monkeypatch: pytest.MonkeyPatch, prefer_ipv6: bool, delay: float
-) -> None:
-    async def main() -> None:
-        seen: list[float] = []
+async def test_the_delays(monkeypatch: pytest.MonkeyPatch, prefer_ipv6: bool, delay: float) -> None:
+    seen: list[float] = []
 
-        async def spy(_: object, *, delay: float) -> None:
-            seen.append(delay)
-            raise DialError("seen")
+    async def spy(_: object, *, delay: float) -> None:
+        seen.append(delay)
+        raise DialError("seen")
 
-        monkeypatch.setattr(dial_module, "staggered_race", spy)
-        with pytest.raises(DialError, match="seen"):
-            await dial_node(NODE, 1, settings=NetworkSettings(), prefer_ipv6=prefer_ipv6)
-        assert seen == [delay]
-
-    run(main())
+    monkeypatch.setattr(dial_module, "staggered_race", spy)
+    with pytest.raises(DialError, match="seen"):
+        await dial_node(NODE, 1, settings=NetworkSettings(), prefer_ipv6=prefer_ipv6)
+    assert seen == [delay]
 
 
-def test_a_node_has_a_second_and_a_half(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        assert dial_module.NODE_TIMEOUT == 1.5
-        monkeypatch.setattr(dial_module, "NODE_TIMEOUT", 0.01)
-        names = Names({HOST: None})
+async def test_a_node_has_a_second_and_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dial_module.NODE_TIMEOUT == 1.5
+    monkeypatch.setattr(dial_module, "NODE_TIMEOUT", 0.01)
+    names = Names({HOST: None})
+    with pytest.raises(DialError) as caught:
+        await dial_node(NODE, 443, settings=NetworkSettings(), resolver=names)
+    assert str(caught.value) == (f"node 900a ({HOST}, port 443): no connection within 0.01 s")
+    assert names.cancelled == 2
+
+    async with serving(FakeSocksProxy([(bytes(99), b"")])) as port:
+        settings = NetworkSettings(all_proxy=f"socks5://me:secret@127.0.0.1:{port}")
+        node = replace(NODE, ipv4="192.0.2.1")
         with pytest.raises(DialError) as caught:
-            await dial_node(NODE, 443, settings=NetworkSettings(), resolver=names)
-        assert str(caught.value) == (f"node 900a ({HOST}, port 443): no connection within 0.01 s")
-        assert names.cancelled == 2
-
-        async with serving(FakeSocksProxy([(bytes(99), b"")])) as port:
-            settings = NetworkSettings(all_proxy=f"socks5://me:secret@127.0.0.1:{port}")
-            node = replace(NODE, ipv4="192.0.2.1")
-            with pytest.raises(DialError) as caught:
-                await dial_node(node, 443, settings=settings)
-        assert str(caught.value) == (
-            f"node 900a (192.0.2.1 and {HOST}, port 443): no connection "
-            f"through proxy socks5://***@127.0.0.1:{port} within 0.01 s"
-        )
-
-    run(main())
+            await dial_node(node, 443, settings=settings)
+    assert str(caught.value) == (
+        f"node 900a (192.0.2.1 and {HOST}, port 443): no connection "
+        f"through proxy socks5://***@127.0.0.1:{port} within 0.01 s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -497,23 +407,20 @@ def test_a_node_has_a_second_and_a_half(run: Run, monkeypatch: pytest.MonkeyPatc
         replace(NODE, ipv4="none", ipv6="none"),
     ],
 )
-def test_https_proxy_gets_the_host_name_whatever_the_addresses(run: Run, node: DERPNode) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            settings = NetworkSettings(
-                https_proxy=f"http://127.0.0.1:{port}",
-                http_proxy="127.0.0.1:1",
-                all_proxy="socks5://127.0.0.1:1",
-            )
-            link = await dial_node(node, 8443, settings=settings)
-            await carries(link)
-            link.abort()
-        assert proxy.heads == [
-            b"CONNECT derp.example.com:8443 HTTP/1.1\r\nHost: derp.example.com:8443\r\n\r\n"
-        ]
-
-    run(main())
+async def test_https_proxy_gets_the_host_name_whatever_the_addresses(node: DERPNode) -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        settings = NetworkSettings(
+            https_proxy=f"http://127.0.0.1:{port}",
+            http_proxy="127.0.0.1:1",
+            all_proxy="socks5://127.0.0.1:1",
+        )
+        link = await dial_node(node, 8443, settings=settings)
+        await carries(link)
+        link.abort()
+    assert proxy.heads == [
+        b"CONNECT derp.example.com:8443 HTTP/1.1\r\nHost: derp.example.com:8443\r\n\r\n"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -524,63 +431,49 @@ def test_https_proxy_gets_the_host_name_whatever_the_addresses(run: Run, node: D
         ("", "2001:db8::1", b"[2001:db8::1]:8443"),
     ],
 )
-def test_https_proxy_gets_the_address_of_a_node_without_a_host_name(
-    run: Run, ipv4: str, ipv6: str, target: bytes
+async def test_https_proxy_gets_the_address_of_a_node_without_a_host_name(
+    ipv4: str, ipv6: str, target: bytes
 ) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        node = replace(NODE, host_name="", ipv4=ipv4, ipv6=ipv6)
-        async with serving(proxy) as port:
-            settings = NetworkSettings(https_proxy=f"http://127.0.0.1:{port}")
-            link = await dial_node(node, 8443, settings=settings)
-            await carries(link)
-            link.abort()
-        assert proxy.heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target)]
-
-    run(main())
+    proxy = FakeConnectProxy()
+    node = replace(NODE, host_name="", ipv4=ipv4, ipv6=ipv6)
+    async with serving(proxy) as port:
+        settings = NetworkSettings(https_proxy=f"http://127.0.0.1:{port}")
+        link = await dial_node(node, 8443, settings=settings)
+        await carries(link)
+        link.abort()
+    assert proxy.heads == [b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target)]
 
 
-def test_no_proxy_exempts_a_node_without_a_host_name_by_its_address(run: Run) -> None:
-    async def main() -> None:
-        async with serving(echo) as port:
-            settings = NetworkSettings(
-                https_proxy="http://127.0.0.1:1", all_proxy="socks5://[::1]:1"
-            )
-            node = replace(NODE, host_name="", ipv4="127.0.0.1", ipv6="none")
-            link = await dial_node(node, port, settings=settings)
-            await carries(link)
-            link.abort()
-
-    run(main())
+async def test_no_proxy_exempts_a_node_without_a_host_name_by_its_address() -> None:
+    async with serving(echo) as port:
+        settings = NetworkSettings(https_proxy="http://127.0.0.1:1", all_proxy="socks5://[::1]:1")
+        node = replace(NODE, host_name="", ipv4="127.0.0.1", ipv6="none")
+        link = await dial_node(node, port, settings=settings)
+        await carries(link)
+        link.abort()
 
 
-def test_an_http_proxy_has_no_limit_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        monkeypatch.setattr(dial_module, "NODE_TIMEOUT", -1.0)
-        async with serving(FakeConnectProxy()) as port:
-            settings = NetworkSettings(https_proxy=f"127.0.0.1:{port}")
-            (await dial_node(NODE, 443, settings=settings)).abort()
-        with pytest.raises(DialError, match="no connection within -1 s"):
-            await dial_node(NODE, 443, settings=NetworkSettings(), resolver=Names({HOST: None}))
-
-    run(main())
+async def test_an_http_proxy_has_no_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial_module, "NODE_TIMEOUT", -1.0)
+    async with serving(FakeConnectProxy()) as port:
+        settings = NetworkSettings(https_proxy=f"127.0.0.1:{port}")
+        (await dial_node(NODE, 443, settings=settings)).abort()
+    with pytest.raises(DialError, match="no connection within -1 s"):
+        await dial_node(NODE, 443, settings=NetworkSettings(), resolver=Names({HOST: None}))
 
 
 @pytest.mark.parametrize(
     ("no_proxy", "used"),
     [("", True), (HOST, False), (f"{HOST}:443", False), (f"{HOST}:8443", True)],
 )
-def test_no_proxy_for_nodes_is_about_port_443(run: Run, no_proxy: str, used: bool) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as proxy_port, serving(echo) as port:
-            settings = NetworkSettings(https_proxy=f"127.0.0.1:{proxy_port}", no_proxy=no_proxy)
-            node = replace(NODE, ipv4="127.0.0.1", ipv6="none")
-            link = await dial_node(node, port, settings=settings)
-            link.abort()
-        assert bool(proxy.heads) is used
-
-    run(main())
+async def test_no_proxy_for_nodes_is_about_port_443(no_proxy: str, used: bool) -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as proxy_port, serving(echo) as port:
+        settings = NetworkSettings(https_proxy=f"127.0.0.1:{proxy_port}", no_proxy=no_proxy)
+        node = replace(NODE, ipv4="127.0.0.1", ipv6="none")
+        link = await dial_node(node, port, settings=settings)
+        link.abort()
+    assert bool(proxy.heads) is used
 
 
 @pytest.mark.parametrize(
@@ -595,33 +488,29 @@ def test_no_proxy_for_nodes_is_about_port_443(run: Run, no_proxy: str, used: boo
     ],
 )
 @pytest.mark.parametrize("setting", ["proxy", "all_proxy", "https_proxy"])
-def test_socks_proxy_gets_one_connection_to_the_nodes_address(
-    run: Run,
+async def test_socks_proxy_gets_one_connection_to_the_nodes_address(
     ipv4: str,
     ipv6: str,
     prefer_ipv6: bool,
     script: list[tuple[bytes, bytes]],
     setting: str,
 ) -> None:
-    async def main() -> None:
-        proxy, sockets = FakeSocksProxy(script), Sockets()
-        async with serving(proxy) as port:
-            proxies: dict[str, Any] = {setting: f"socks5://127.0.0.1:{port}"}
-            settings = NetworkSettings(**proxies)
-            node = replace(NODE, ipv4=ipv4, ipv6=ipv6)
-            link = await dial_node(
-                node,
-                7,
-                settings=sockets.watch(settings),
-                prefer_ipv6=prefer_ipv6,
-                resolver=NOBODY,
-            )
-            await carries(link)
-            link.abort()
-        assert proxy.heard == [expected for expected, _ in script]
-        assert len(sockets.all) == 1
-
-    run(main())
+    proxy, sockets = FakeSocksProxy(script), Sockets()
+    async with serving(proxy) as port:
+        proxies: dict[str, Any] = {setting: f"socks5://127.0.0.1:{port}"}
+        settings = NetworkSettings(**proxies)
+        node = replace(NODE, ipv4=ipv4, ipv6=ipv6)
+        link = await dial_node(
+            node,
+            7,
+            settings=sockets.watch(settings),
+            prefer_ipv6=prefer_ipv6,
+            resolver=NOBODY,
+        )
+        await carries(link)
+        link.abort()
+    assert proxy.heard == [expected for expected, _ in script]
+    assert len(sockets.all) == 1
 
 
 @pytest.mark.parametrize(
@@ -633,33 +522,25 @@ def test_socks_proxy_gets_one_connection_to_the_nodes_address(
         ("h.test", "", "127.0.0.0/8,.test"),
     ],
 )
-def test_exempt_nodes_do_without_socks(run: Run, host: str, ipv4: str, no_proxy: str) -> None:
-    async def main() -> None:
-        settings = NetworkSettings(
-            all_proxy=f"socks5://127.0.0.1:{closed_port()}", no_proxy=no_proxy
-        )
-        async with serving(echo) as port:
-            node = replace(NODE, host_name=host, ipv4=ipv4, ipv6="none")
-            link = await dial_node(node, port, settings=settings, resolver=fixed("127.0.0.1"))
-            await carries(link)
+async def test_exempt_nodes_do_without_socks(host: str, ipv4: str, no_proxy: str) -> None:
+    settings = NetworkSettings(all_proxy=f"socks5://127.0.0.1:{closed_port()}", no_proxy=no_proxy)
+    async with serving(echo) as port:
+        node = replace(NODE, host_name=host, ipv4=ipv4, ipv6="none")
+        link = await dial_node(node, port, settings=settings, resolver=fixed("127.0.0.1"))
+        await carries(link)
+        link.abort()
+
+
+async def test_the_losers_socket_is_closed() -> None:
+    sockets, node = Sockets(), replace(NODE, ipv4="127.0.0.1", ipv6="::1")
+    async with serving(echo) as port:
+        for _ in range(20):
+            link = await dial_node(node, port, settings=sockets.watch())
+            still_open = [sock for sock in sockets.all if sock.fileno() != -1]
+            assert len(still_open) == 1
             link.abort()
-
-    run(main())
-
-
-def test_the_losers_socket_is_closed(run: Run) -> None:
-    async def main() -> None:
-        sockets, node = Sockets(), replace(NODE, ipv4="127.0.0.1", ipv6="::1")
-        async with serving(echo) as port:
-            for _ in range(20):
-                link = await dial_node(node, port, settings=sockets.watch())
-                still_open = [sock for sock in sockets.all if sock.fileno() != -1]
-                assert len(still_open) == 1
-                link.abort()
-                await sockets.closed()
-                assert len(asyncio.all_tasks()) <= 3  # this one, and two of the server
-
-    run(main())
+            await sockets.closed()
+            assert len(asyncio.all_tasks()) <= 3  # this one, and two of the server
 
 
 # Nodes that cannot be meant
@@ -671,52 +552,43 @@ def never(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
 @pytest.mark.parametrize("port", [99999, -5, 65536, 65536 + 443])
-def test_a_port_that_is_none_is_told_before_anything_is_connected(
-    run: Run, port: int, proxy: str
+async def test_a_port_that_is_none_is_told_before_anything_is_connected(
+    port: int, proxy: str
 ) -> None:
-    async def main() -> None:
-        settings = NetworkSettings(proxy=proxy, before_connect=never)
-        node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
-        with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
-            await dial_node(node, port, settings=settings, resolver=NOBODY)
-
-    run(main())
+    settings = NetworkSettings(proxy=proxy, before_connect=never)
+    node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
+    with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
+        await dial_node(node, port, settings=settings, resolver=NOBODY)
 
 
 @pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
 @pytest.mark.parametrize("name", ["a\r\nb", "a b", "a\0b", "x" * 64, "a..b", "\udc80"])
-def test_a_host_name_that_is_none_is_told_before_anything_is_connected(
-    run: Run, name: str, proxy: str
+async def test_a_host_name_that_is_none_is_told_before_anything_is_connected(
+    name: str, proxy: str
 ) -> None:
-    async def main() -> None:
-        settings = NetworkSettings(proxy=proxy, before_connect=never)
-        node = replace(NODE, host_name=name, ipv4="127.0.0.1")
-        with pytest.raises(DialError) as caught:
-            await dial_node(node, 443, settings=settings, resolver=NOBODY)
-        assert str(caught.value) == f"node 900a: HostName {name!r} is no host name"
-
-    run(main())
+    settings = NetworkSettings(proxy=proxy, before_connect=never)
+    node = replace(NODE, host_name=name, ipv4="127.0.0.1")
+    with pytest.raises(DialError) as caught:
+        await dial_node(node, 443, settings=settings, resolver=NOBODY)
+    assert str(caught.value) == f"node 900a: HostName {name!r} is no host name"
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-def test_a_time_out_names_the_proxy_that_was_silent(run: Run, scheme: str) -> None:
+async def test_a_time_out_names_the_proxy_that_was_silent(scheme: str) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    async def main() -> None:
-        async with serving(silent) as port:
-            settings = NetworkSettings(proxy=f"{scheme}://me:secret@127.0.0.1:{port}")
-            for dialling in (
-                dial_host(HOST, 7, settings=settings),
-                dial_node(NODE, 7, settings=settings),
-            ):
-                task = asyncio.ensure_future(dialling)
-                with pytest.raises(TimeoutError) as caught:
-                    async with asyncio.timeout(0.1):
-                        await task
-                cause = caught.value.__cause__
-                assert cause is not None
-                assert cause.__notes__ == [f"waiting for proxy {scheme}://***@127.0.0.1:{port}"]
-
-    run(main())
+    async with serving(silent) as port:
+        settings = NetworkSettings(proxy=f"{scheme}://me:secret@127.0.0.1:{port}")
+        for dialling in (
+            dial_host(HOST, 7, settings=settings),
+            dial_node(NODE, 7, settings=settings),
+        ):
+            task = asyncio.ensure_future(dialling)
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.1):
+                    await task
+            cause = caught.value.__cause__
+            assert cause is not None
+            assert cause.__notes__ == [f"waiting for proxy {scheme}://***@127.0.0.1:{port}"]

@@ -14,46 +14,39 @@ import pytest
 from pyderp.errors import DialError
 from pyderp.net import dns
 from pyderp.net.dns import lookup, system_resolver
-from tests.conftest import Run
 
 from .ways_out import Names
 
 BOUND = 20.0
 
 
-def test_the_system_knows_localhost(run: Run) -> None:
-    async def main() -> None:
-        assert await system_resolver("localhost", socket.AF_INET) == [ip_address("127.0.0.1")]
-        assert await lookup("localhost", family=socket.AF_INET) == [ip_address("127.0.0.1")]
-
-    run(main())
+async def test_the_system_knows_localhost() -> None:
+    assert await system_resolver("localhost", socket.AF_INET) == [ip_address("127.0.0.1")]
+    assert await lookup("localhost", family=socket.AF_INET) == [ip_address("127.0.0.1")]
 
 
-def test_the_systems_answer_without_repetitions_and_with_zones(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_the_systems_answer_without_repetitions_and_with_zones(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def main() -> None:
-        def answer(*_: object, **__: object) -> Sequence[object]:
-            tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
-            return [
-                (socket.AF_INET6, *tcp, ("fe80::1", 0, 0, 7)),
-                (socket.AF_INET6, *tcp, ("fe80::2%eth0", 0, 0, 8)),
-                (socket.AF_INET6, *tcp, ("2001:db8::1", 0, 0, 0)),
-                (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
-                (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
-            ]
-
-        monkeypatch.setattr(socket, "getaddrinfo", answer)
-        found = await system_resolver("h", socket.AF_UNSPEC)
-        monkeypatch.undo()
-        assert [str(ip) for ip in found] == [
-            "fe80::1%7",
-            "fe80::2%eth0",
-            "2001:db8::1",
-            "192.0.2.1",
+    def answer(*_: object, **__: object) -> Sequence[object]:
+        tcp = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [
+            (socket.AF_INET6, *tcp, ("fe80::1", 0, 0, 7)),
+            (socket.AF_INET6, *tcp, ("fe80::2%eth0", 0, 0, 8)),
+            (socket.AF_INET6, *tcp, ("2001:db8::1", 0, 0, 0)),
+            (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
+            (socket.AF_INET, *tcp, ("192.0.2.1", 0)),
         ]
 
-    run(main())
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    found = await system_resolver("h", socket.AF_UNSPEC)
+    monkeypatch.undo()
+    assert [str(ip) for ip in found] == [
+        "fe80::1%7",
+        "fe80::2%eth0",
+        "2001:db8::1",
+        "192.0.2.1",
+    ]
 
 
 class Hanging:
@@ -89,7 +82,7 @@ async def until_asked(hanging: Hanging, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_names_that_hang_keep_no_other_waiting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_that_hang_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Event loops have few threads for look-ups, uvloop two."""
     release = threading.Event()
 
@@ -106,7 +99,7 @@ def test_names_that_hang_keep_no_other_waiting(run: Run, monkeypatch: pytest.Mon
         await asyncio.gather(*hanging)
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
-    run(main())
+    await main()
 
 
 def test_a_host_never_takes_a_second_thread(hanging: Hanging) -> None:
@@ -197,23 +190,17 @@ def test_every_loop_asks_for_itself_and_none_is_kept(hanging: Hanging) -> None:
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-def test_an_address_is_its_own(run: Run, host: str, address: str) -> None:
-    async def main() -> None:
-        names = Names({})
-        assert await lookup(host, resolver=names) == [ip_address(address)]
-        assert not names.asked
-
-    run(main())
+async def test_an_address_is_its_own(host: str, address: str) -> None:
+    names = Names({})
+    assert await lookup(host, resolver=names) == [ip_address(address)]
+    assert not names.asked
 
 
-def test_the_resolver_is_asked_for_the_family(run: Run) -> None:
-    async def main() -> None:
-        names = Names({"h": ["::ffff:192.0.2.1", "2001:db8::1"]})
-        found = await lookup("h", family=socket.AF_INET6, resolver=names)
-        assert found == [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
-        assert names.asked == [("h", socket.AF_INET6)]
-
-    run(main())
+async def test_the_resolver_is_asked_for_the_family() -> None:
+    names = Names({"h": ["::ffff:192.0.2.1", "2001:db8::1"]})
+    found = await lookup("h", family=socket.AF_INET6, resolver=names)
+    assert found == [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
+    assert names.asked == [("h", socket.AF_INET6)]
 
 
 @pytest.mark.parametrize(
@@ -228,21 +215,15 @@ def test_the_resolver_is_asked_for_the_family(run: Run) -> None:
         (TimeoutError(), "look-up of 'h': TimeoutError"),
     ],
 )
-def test_no_address(run: Run, answer: list[str] | Exception, message: str) -> None:
-    async def main() -> None:
-        with pytest.raises(DialError) as caught:
-            await lookup("h", resolver=Names({"h": answer}))
-        assert str(caught.value) == message
-        assert caught.value.__cause__ is (answer if isinstance(answer, Exception) else None)
-
-    run(main())
+async def test_no_address(answer: list[str] | Exception, message: str) -> None:
+    with pytest.raises(DialError) as caught:
+        await lookup("h", resolver=Names({"h": answer}))
+    assert str(caught.value) == message
+    assert caught.value.__cause__ is (answer if isinstance(answer, Exception) else None)
 
 
 @pytest.mark.parametrize("host", ["a..b", "a\0b", "x" * 64 + ".net"])
-def test_what_no_name_can_be(run: Run, host: str) -> None:
-    async def main() -> None:
-        with pytest.raises(DialError) as caught:
-            await lookup(host)
-        assert repr(host) in str(caught.value)
-
-    run(main())
+async def test_what_no_name_can_be(host: str) -> None:
+    with pytest.raises(DialError) as caught:
+        await lookup(host)
+    assert repr(host) in str(caught.value)

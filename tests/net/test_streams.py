@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from pyderp import LocalProtocolError, RemoteProtocolError
 from pyderp.net.link import Link, TcpLink
 from pyderp.net.streams import StreamLink, as_link
-from tests.conftest import Run
 
 from .test_link import until_closed, until_ended, until_has
 from .tlspeer import Sink
@@ -60,23 +60,20 @@ class Pipe:
         raise BrokenResourceError("nobody minds")
 
 
-def streams(test: Callable[[StreamLink, Pipe], Coroutine[object, object, None]], run: Run) -> None:
-    """Run a test over a pipe; at its end no task is left."""
-
-    async def main() -> None:
-        before = asyncio.all_tasks()
-        pipe = Pipe()
-        link = await as_link(pipe)
-        assert isinstance(link, StreamLink)
-        async with asyncio.timeout(BOUND):
-            await test(link, pipe)
-            link.abort()
-            while asyncio.all_tasks() - before:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0.001)
-        assert pipe.closed == 1
-        assert not pipe.receiving
-
-    run(main())
+@asynccontextmanager
+async def streams() -> AsyncIterator[tuple[StreamLink, Pipe]]:
+    """Yield a link over a pipe; at the end no task is left."""
+    before = asyncio.all_tasks()
+    pipe = Pipe()
+    link = await as_link(pipe)
+    assert isinstance(link, StreamLink)
+    async with asyncio.timeout(BOUND):
+        yield link, pipe
+        link.abort()
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110 (nothing signals the end of a task)
+            await asyncio.sleep(0.001)
+    assert pipe.closed == 1
+    assert not pipe.receiving
 
 
 async def turns(count: int = 5) -> None:
@@ -84,10 +81,9 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-def test_read_and_write(run: Run) -> None:
+async def test_read_and_write() -> None:
     """Before `start` one task reads; what is written in one turn leaves in one send."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         pipe.incoming.put_nowait(b"in")
         assert await link.read() == b"in"
         link.write(b"a")
@@ -100,14 +96,11 @@ def test_read_and_write(run: Run) -> None:
         assert link.local_address is None
         assert link.remote_address is None
 
-    streams(test, run)
-
 
 @pytest.mark.parametrize("end", [b"", EndOfStream(), EOFError()])
-def test_end(run: Run, end: bytes | Exception) -> None:
+async def test_end(end: bytes | Exception) -> None:
     """Streams end in several ways, all of them clean."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         pipe.incoming.put_nowait(end)
         assert await link.read() == b""
         pipe.incoming.put_nowait(b"x")
@@ -118,16 +111,13 @@ def test_end(run: Run, end: bytes | Exception) -> None:
         assert sink.chunks == [b"x"]
         assert sink.ends == [None]
 
-    streams(test, run)
-
 
 @pytest.mark.parametrize(
     "error", [ConnectionResetError("x"), RemoteProtocolError("x"), TimeoutError("x")]
 )
-def test_errors_of_ours(run: Run, error: Exception) -> None:
+async def test_errors_of_ours(error: Exception) -> None:
     """Errors that programs know stay what they are."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         pipe.incoming.put_nowait(error)
         with pytest.raises(type(error)) as caught:
             await link.read()
@@ -138,27 +128,21 @@ def test_errors_of_ours(run: Run, error: Exception) -> None:
         await until_ended(sink)
         assert sink.ends == [error]
 
-    streams(test, run)
 
-
-def test_errors_of_others(run: Run) -> None:
+async def test_errors_of_others() -> None:
     """What a library calls a broken stream is an OSError, with that as its cause."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         error = BrokenResourceError()
         pipe.incoming.put_nowait(error)
         with pytest.raises(ConnectionError, match="BrokenResourceError") as caught:
             await link.read()
         assert caught.value.__cause__ is error
 
-    streams(test, run)
-
 
 @pytest.mark.parametrize("started", [True, False])
-def test_write_error(run: Run, started: bool) -> None:
+async def test_write_error(started: bool) -> None:
     """A failed write ends the link for the receiver, or the reader, with the error."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         sink = Sink()
         pipe.send_error = error = BrokenResourceError("no")
         if started:
@@ -176,13 +160,10 @@ def test_write_error(run: Run, started: bool) -> None:
         link.write(b"y")
         assert link.pending == 0
 
-    streams(test, run)
 
-
-def test_slow_stream(run: Run) -> None:
+async def test_slow_stream() -> None:
     """The receiver hears when no more than 64 KiB wait."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
         pipe.may_send.clear()
@@ -196,13 +177,10 @@ def test_slow_stream(run: Run) -> None:
         assert [*times, sink.times_writable] == [0, 1]
         assert not link.pending
 
-    streams(test, run)
 
-
-def test_pause(run: Run) -> None:
+async def test_pause() -> None:
     """A paused link takes at most what it was waiting for already."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
         link.pause_reading()
@@ -214,13 +192,10 @@ def test_pause(run: Run) -> None:
         await until_has(sink, 3)
         assert sink.chunks == [b"a", b"b", b"c"]
 
-    streams(test, run)
 
-
-def test_abort(run: Run) -> None:
+async def test_abort() -> None:
     """`abort` ends both tasks, closes the stream once, and tells the receiver."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
         pipe.may_send.clear()
@@ -234,13 +209,10 @@ def test_abort(run: Run) -> None:
         assert pipe.sent == []
         assert await link.read() == b""
 
-    streams(test, run)
 
-
-def test_close_sends_the_rest(run: Run) -> None:
+async def test_close_sends_the_rest() -> None:
     """`close` waits for what was written, then ends as `abort` does."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, pipe):
         sink = Sink()
         link.start(sink)
         pipe.may_send.clear()
@@ -255,26 +227,21 @@ def test_close_sends_the_rest(run: Run) -> None:
         assert pipe.sent == [b"a", b"b"]
         assert sink.ends == [None]
 
-    streams(test, run)
 
-
-def test_close_with_nothing_to_send(run: Run) -> None:
+async def test_close_with_nothing_to_send() -> None:
     """`close` of an idle link is at once."""
-
-    async def test(link: StreamLink, pipe: Pipe) -> None:
+    async with streams() as (link, _):
         sink = Sink()
         link.start(sink)
         link.close()
         await until_ended(sink)
         assert sink.ends == [None]
 
-    streams(test, run)
 
-
-def test_receiver_that_aborts(run: Run) -> None:
+async def test_receiver_that_aborts() -> None:
     """A receiver may abort from within its callback."""
+    async with streams() as (link, pipe):
 
-    async def test(link: StreamLink, pipe: Pipe) -> None:
         class Aborts(Sink):
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
@@ -287,74 +254,56 @@ def test_receiver_that_aborts(run: Run) -> None:
         await until_ended(sink)
         assert sink.chunks == [b"a"]
 
-    streams(test, run)
-
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_socket(run: Run, kind: str) -> None:
+async def test_socket(kind: str) -> None:
     """A socket becomes a TCP link, one of a socketpair as well."""
-
-    async def main() -> None:
-        if kind == "unix":
-            ours, other = socket.socketpair()
-        else:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                ours = socket.create_connection(server.getsockname())
-                other, _ = server.accept()
-        with other:
-            link = await as_link(ours)
-            assert isinstance(link, TcpLink)
-            assert (link.local_address is None) is (kind == "unix")
-            other.sendall(b"in")
-            assert await link.read() == b"in"
-            link.write(b"out")
-            assert await asyncio.to_thread(other.recv, 10) == b"out"
-            link.abort()
-            await until_closed(ours)
-
-    run(main())
-
-
-def test_asyncio_streams(run: Run) -> None:
-    """A reader and a writer become a link, and are closed with it."""
-
-    async def main() -> None:
+    if kind == "unix":
+        ours, other = socket.socketpair()
+    else:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            reader, writer = await asyncio.open_connection(*server.getsockname())
+            ours = socket.create_connection(server.getsockname())
             other, _ = server.accept()
-        with other:
-            link = await as_link((reader, writer))
-            other.sendall(b"in")
-            assert await link.read() == b"in"
-            sink = Sink()
-            link.start(sink)
-            link.write(b"out")
-            assert await asyncio.to_thread(other.recv, 10) == b"out"
-            other.sendall(b"more")
-            await until_has(sink, 4)
-            link.abort()
-            assert await asyncio.to_thread(other.recv, 10) == b""
-            await until_ended(sink)
-            await writer.wait_closed()
-
-    run(main())
+    with other:
+        link = await as_link(ours)
+        assert isinstance(link, TcpLink)
+        assert (link.local_address is None) is (kind == "unix")
+        other.sendall(b"in")
+        assert await link.read() == b"in"
+        link.write(b"out")
+        assert await asyncio.to_thread(other.recv, 10) == b"out"
+        link.abort()
+        await until_closed(ours)
 
 
-def test_link_stays(run: Run) -> None:
+async def test_asyncio_streams() -> None:
+    """A reader and a writer become a link, and are closed with it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reader, writer = await asyncio.open_connection(*server.getsockname())
+        other, _ = server.accept()
+    with other:
+        link = await as_link((reader, writer))
+        other.sendall(b"in")
+        assert await link.read() == b"in"
+        sink = Sink()
+        link.start(sink)
+        link.write(b"out")
+        assert await asyncio.to_thread(other.recv, 10) == b"out"
+        other.sendall(b"more")
+        await until_has(sink, 4)
+        link.abort()
+        assert await asyncio.to_thread(other.recv, 10) == b""
+        await until_ended(sink)
+        await writer.wait_closed()
+
+
+async def test_link_stays() -> None:
     """A link is what it is."""
-
-    async def main() -> None:
-        link: Link = StreamLink(Pipe())
-        assert await as_link(link) is link
-
-    run(main())
+    link: Link = StreamLink(Pipe())
+    assert await as_link(link) is link
 
 
-def test_no_stream(run: Run) -> None:
+async def test_no_stream() -> None:
     """Anything else is wrong use; the text says what is wanted."""
-
-    async def main() -> None:
-        with pytest.raises(LocalProtocolError, match="a str is no stream; want a socket"):
-            await as_link("x")  # type: ignore[arg-type]  # what is tested
-
-    run(main())
+    with pytest.raises(LocalProtocolError, match="a str is no stream; want a socket"):
+        await as_link("x")  # type: ignore[arg-type]  # what is tested

@@ -86,32 +86,24 @@ def family_of(host: str) -> socket.AddressFamily:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_it_learns_the_address_that_the_server_sees(run: Run, host: str) -> None:
+async def test_it_learns_the_address_that_the_server_sees(host: str) -> None:
     """The mapped address is that of our socket, and the answer came from where we asked."""
-
-    async def main() -> None:
-        with serving(truth, host) as server:
-            async with StunClient(family_of(host), host=host) as client:
-                answer = await client.ask(host, server.port, within=60)
-                assert (str(answer.address), answer.port) == client.local_address
-                assert answer.asked == answer.source == (host, server.port)
-                assert answer.from_asked_address
-                assert answer.round_trip > 0
-
-    run(main())
+    with serving(truth, host) as server:
+        async with StunClient(family_of(host), host=host) as client:
+            answer = await client.ask(host, server.port, within=60)
+            assert (str(answer.address), answer.port) == client.local_address
+            assert answer.asked == answer.source == (host, server.port)
+            assert answer.from_asked_address
+            assert answer.round_trip > 0
 
 
-def test_an_answer_from_another_address_is_told_apart(run: Run) -> None:
+async def test_an_answer_from_another_address_is_told_apart() -> None:
     """The transaction id alone decides whether it is an answer."""
-
-    async def main() -> None:
-        with serving(truth, answers_from="127.0.0.2") as server:
-            async with StunClient() as client:
-                answer = await client.ask("127.0.0.1", server.port, within=60)
-                assert not answer.from_asked_address
-                assert answer.source == server.out.getsockname()
-
-    run(main())
+    with serving(truth, answers_from="127.0.0.2") as server:
+        async with StunClient() as client:
+            answer = await client.ask("127.0.0.1", server.port, within=60)
+            assert not answer.from_asked_address
+            assert answer.source == server.out.getsockname()
 
 
 def _cut(request: bytes, source: tuple[str, int]) -> list[bytes]:
@@ -145,145 +137,112 @@ HOSTILE: dict[str, Answers] = {
 
 
 @pytest.mark.parametrize("answers", HOSTILE.values(), ids=HOSTILE.keys())
-def test_junk_is_ignored_and_the_answer_behind_it_counts(run: Run, answers: Answers) -> None:
+async def test_junk_is_ignored_and_the_answer_behind_it_counts(answers: Answers) -> None:
     def junk_first(request: bytes, source: tuple[str, int]) -> list[bytes]:
         return answers(request, source) + truth(request, source)
 
-    async def main() -> None:
-        with serving(junk_first) as server:
-            async with StunClient() as client:
-                answer = await client.ask("127.0.0.1", server.port, within=60)
-                assert answer.port == client.local_address[1]
-                assert client.ignored == 1
-
-    run(main())
+    with serving(junk_first) as server:
+        async with StunClient() as client:
+            answer = await client.ask("127.0.0.1", server.port, within=60)
+            assert answer.port == client.local_address[1]
+            assert client.ignored == 1
 
 
 @pytest.mark.parametrize("answers", HOSTILE.values(), ids=HOSTILE.keys())
-def test_junk_alone_is_no_answer(run: Run, answers: Answers) -> None:
-    async def main() -> None:
-        with serving(answers) as server:
-            async with StunClient() as client:
-                with pytest.raises(DialError, match=r"no STUN answer from 127\.0\.0\.1:") as caught:
-                    await client.ask("127.0.0.1", server.port, within=0.2, retransmit=0.05)
-                assert caught.value.reason is FailureReason.TIMEOUT
-
-    run(main())
+async def test_junk_alone_is_no_answer(answers: Answers) -> None:
+    with serving(answers) as server:
+        async with StunClient() as client:
+            with pytest.raises(DialError, match=r"no STUN answer from 127\.0\.0\.1:") as caught:
+                await client.ask("127.0.0.1", server.port, within=0.2, retransmit=0.05)
+            assert caught.value.reason is FailureReason.TIMEOUT
 
 
-def test_a_lost_request_is_sent_again_with_another_id(run: Run) -> None:
+async def test_a_lost_request_is_sent_again_with_another_id() -> None:
     """So that an answer is never taken for one to a later request."""
+    with serving(lambda *_: []) as server:
 
-    async def main() -> None:
-        with serving(lambda *_: []) as server:
+        def third_time(request: bytes, source: tuple[str, int]) -> list[bytes]:
+            return truth(request, source) if len(server.requests) >= 3 else []
 
-            def third_time(request: bytes, source: tuple[str, int]) -> list[bytes]:
-                return truth(request, source) if len(server.requests) >= 3 else []
-
-            server.answers = third_time
-            async with StunClient() as client:
-                await client.ask("127.0.0.1", server.port, within=60, retransmit=0.01)
-            ids = {parse_request_untrusted(request) for request in server.requests}
-            assert len(ids) == len(server.requests) >= 3
-
-    run(main())
+        server.answers = third_time
+        async with StunClient() as client:
+            await client.ask("127.0.0.1", server.port, within=60, retransmit=0.01)
+        ids = {parse_request_untrusted(request) for request in server.requests}
+        assert len(ids) == len(server.requests) >= 3
 
 
-def test_a_repeated_answer_counts_once(run: Run) -> None:
+async def test_a_repeated_answer_counts_once() -> None:
     """Also one that comes when a later question is under way."""
-
-    async def main() -> None:
-        with serving(lambda *request: truth(*request) * 3) as server:
-            async with StunClient() as client:
-                seen: list[StunAnswer] = []
-                client.send("127.0.0.1", server.port, seen.append)
-                await client.ask("127.0.0.1", server.port, within=60, retransmit=60)
-                while client.ignored < 3:  # noqa: ASYNC110 (only counted)
-                    await asyncio.sleep(0)
-                assert len(seen) == 1
-
-    run(main())
+    with serving(lambda *request: truth(*request) * 3) as server:
+        async with StunClient() as client:
+            seen: list[StunAnswer] = []
+            client.send("127.0.0.1", server.port, seen.append)
+            await client.ask("127.0.0.1", server.port, within=60, retransmit=60)
+            while client.ignored < 3:  # noqa: ASYNC110 (only counted)
+                await asyncio.sleep(0)
+            assert len(seen) == 1
 
 
-def test_questions_at_once_get_their_own_answers(run: Run) -> None:
-    async def main() -> None:
-        with serving(truth) as one, serving(truth) as two:
-            async with StunClient() as client:
-                ask = client.ask
-                first, second = await asyncio.gather(
-                    ask("127.0.0.1", one.port, within=60), ask("127.0.0.1", two.port, within=60)
-                )
-                assert (first.source[1], second.source[1]) == (one.port, two.port)
-
-    run(main())
+async def test_questions_at_once_get_their_own_answers() -> None:
+    with serving(truth) as one, serving(truth) as two:
+        async with StunClient() as client:
+            ask = client.ask
+            first, second = await asyncio.gather(
+                ask("127.0.0.1", one.port, within=60), ask("127.0.0.1", two.port, within=60)
+            )
+            assert (first.source[1], second.source[1]) == (one.port, two.port)
 
 
-def test_what_may_still_be_answered_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_may_still_be_answered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest request is forgotten; the latest are answered."""
     monkeypatch.setattr(stunclient, "MAX_PENDING", 4)
 
-    async def main() -> None:
-        with serving(truth) as server:
-            async with StunClient() as client:
-                seen: list[int] = []
-                for number in range(6):
-                    client.send("127.0.0.1", server.port, lambda _, n=number: seen.append(n))  # type: ignore[misc]  # mypy knows no type of n
-                while len(seen) + client.ignored < 6:  # noqa: ASYNC110 (only counted)
-                    await asyncio.sleep(0)
-                assert seen == [2, 3, 4, 5]
-                assert client.ignored == 2
-
-    run(main())
-
-
-def test_what_was_forgotten_is_not_answered(run: Run) -> None:
-    async def main() -> None:
-        with serving(truth) as server:
-            async with StunClient() as client:
-                seen: list[StunAnswer] = []
-                client.send("127.0.0.1", server.port, seen.append)
-                client.forget()
-                while not client.ignored:  # noqa: ASYNC110 (only counted)
-                    await asyncio.sleep(0)
-                assert not seen
-
-    run(main())
-
-
-def test_a_callback_may_close_the_client(run: Run) -> None:
-    async def main() -> None:
-        with serving(lambda *request: truth(*request) * 2) as server:
-            client = StunClient()
-            closed = asyncio.Event()
-
-            def close(_: StunAnswer) -> None:
-                client.close()
-                closed.set()
-
-            client.send("127.0.0.1", server.port, close)
-            await closed.wait()
-            client.close()
-
-    run(main())
-
-
-def test_no_way_to_the_server_is_an_error_at_once(run: Run) -> None:
-    """Port 0 stands for what the kernel refuses to send to."""
-
-    async def main() -> None:
+    with serving(truth) as server:
         async with StunClient() as client:
-            with pytest.raises(DialError, match="cannot send a STUN request to") as caught:
-                await client.ask("127.0.0.1", 0, within=60)
-            assert caught.value.reason is FailureReason.UNREACHABLE
+            seen: list[int] = []
+            for number in range(6):
+                client.send("127.0.0.1", server.port, lambda _, n=number: seen.append(n))  # type: ignore[misc]  # mypy knows no type of n
+            while len(seen) + client.ignored < 6:  # noqa: ASYNC110 (only counted)
+                await asyncio.sleep(0)
+            assert seen == [2, 3, 4, 5]
+            assert client.ignored == 2
 
-    run(main())
+
+async def test_what_was_forgotten_is_not_answered() -> None:
+    with serving(truth) as server:
+        async with StunClient() as client:
+            seen: list[StunAnswer] = []
+            client.send("127.0.0.1", server.port, seen.append)
+            client.forget()
+            while not client.ignored:  # noqa: ASYNC110 (only counted)
+                await asyncio.sleep(0)
+            assert not seen
 
 
-def test_an_address_in_use_is_refused(run: Run) -> None:
-    async def main() -> None:
-        with serving(truth) as server:
-            where = rf"cannot bind UDP to 127\.0\.0\.1:{server.port}: Address already in use"
-            with pytest.raises(ConfigError, match=where):
-                StunClient(host="127.0.0.1", port=server.port)
+async def test_a_callback_may_close_the_client() -> None:
+    with serving(lambda *request: truth(*request) * 2) as server:
+        client = StunClient()
+        closed = asyncio.Event()
 
-    run(main())
+        def close(_: StunAnswer) -> None:
+            client.close()
+            closed.set()
+
+        client.send("127.0.0.1", server.port, close)
+        await closed.wait()
+        client.close()
+
+
+async def test_no_way_to_the_server_is_an_error_at_once() -> None:
+    """Port 0 stands for what the kernel refuses to send to."""
+    async with StunClient() as client:
+        with pytest.raises(DialError, match="cannot send a STUN request to") as caught:
+            await client.ask("127.0.0.1", 0, within=60)
+        assert caught.value.reason is FailureReason.UNREACHABLE
+
+
+async def test_an_address_in_use_is_refused() -> None:
+    with serving(truth) as server:
+        where = rf"cannot bind UDP to 127\.0\.0\.1:{server.port}: Address already in use"
+        with pytest.raises(ConfigError, match=where):
+            StunClient(host="127.0.0.1", port=server.port)

@@ -16,7 +16,6 @@ from pyderp.net.tcp import (
     interleave,
     staggered_race,
 )
-from tests.conftest import Run
 
 from .ways_out import Names, Sockets, closed_port, echo, serving
 
@@ -52,87 +51,69 @@ def race_of(*runners: Attempt, delay: float) -> asyncio.Task[socket.socket]:
     return asyncio.create_task(staggered_race(runners, delay=delay))
 
 
-def test_the_next_starts_after_the_delay_and_the_loser_is_cancelled(run: Run) -> None:
-    async def main() -> None:
-        first, second, third = Runner(), Runner(), Runner()
-        task = race_of(first, second, third, delay=0.01)
-        await third.started.wait()
-        assert first.started.is_set()
-        assert second.started.is_set()
-        sock = second.win()
+async def test_the_next_starts_after_the_delay_and_the_loser_is_cancelled() -> None:
+    first, second, third = Runner(), Runner(), Runner()
+    task = race_of(first, second, third, delay=0.01)
+    await third.started.wait()
+    assert first.started.is_set()
+    assert second.started.is_set()
+    sock = second.win()
+    assert await task is sock
+    assert (first.cancelled, third.cancelled) == (True, True)
+    sock.close()
+
+
+async def test_nobody_else_starts_when_the_first_is_quick() -> None:
+    first, second = Runner(), Runner()
+    task = race_of(first, second, delay=NEVER)
+    await first.started.wait()
+    with first.win() as sock:
         assert await task is sock
-        assert (first.cancelled, third.cancelled) == (True, True)
-        sock.close()
-
-    run(main())
+    assert not second.started.is_set()
 
 
-def test_nobody_else_starts_when_the_first_is_quick(run: Run) -> None:
-    async def main() -> None:
-        first, second = Runner(), Runner()
-        task = race_of(first, second, delay=NEVER)
-        await first.started.wait()
-        with first.win() as sock:
-            assert await task is sock
-        assert not second.started.is_set()
-
-    run(main())
+async def test_the_next_starts_at_once_when_one_fails() -> None:
+    first, second = Runner(), Runner()
+    task = race_of(first, second, delay=NEVER)
+    first.fail("no")
+    await second.started.wait()
+    with second.win() as sock:
+        assert await task is sock
 
 
-def test_the_next_starts_at_once_when_one_fails(run: Run) -> None:
-    async def main() -> None:
-        first, second = Runner(), Runner()
-        task = race_of(first, second, delay=NEVER)
-        first.fail("no")
-        await second.started.wait()
-        with second.win() as sock:
-            assert await task is sock
-
-    run(main())
+async def test_no_delay_starts_all() -> None:
+    first, second = Runner(), Runner()
+    task = race_of(first, second, delay=0)
+    await first.started.wait()
+    await second.started.wait()
+    second.fail("no")
+    with first.win() as sock:
+        assert await task is sock
 
 
-def test_no_delay_starts_all(run: Run) -> None:
-    async def main() -> None:
-        first, second = Runner(), Runner()
-        task = race_of(first, second, delay=0)
-        await first.started.wait()
-        await second.started.wait()
-        second.fail("no")
-        with first.win() as sock:
-            assert await task is sock
-
-    run(main())
+async def test_a_second_winner_is_closed() -> None:
+    first, second = Runner(), Runner()
+    task = race_of(first, second, delay=0)
+    await second.started.wait()
+    with first.win() as sock:
+        late = second.win()
+        assert await task is sock
+        assert late.fileno() == -1
 
 
-def test_a_second_winner_is_closed(run: Run) -> None:
-    async def main() -> None:
-        first, second = Runner(), Runner()
-        task = race_of(first, second, delay=0)
-        await second.started.wait()
-        with first.win() as sock:
-            late = second.win()
-            assert await task is sock
-            assert late.fileno() == -1
-
-    run(main())
-
-
-def test_all_failed(run: Run) -> None:
-    async def main() -> None:
-        runners = [Runner() for _ in range(3)]
-        task = race_of(*runners, delay=0)
-        await runners[2].started.wait()
-        for number in (1, 2, 0):
-            runners[number].fail(f"failure of {number}")
-            await asyncio.sleep(0.001)
-        with pytest.raises(DialError) as caught:
-            await task
-        assert str(caught.value) == "failure of 1"
-        group = caught.value.__cause__
-        assert isinstance(group, ExceptionGroup)
-        assert [str(e) for e in group.exceptions] == [f"failure of {n}" for n in (1, 2, 0)]
-
-    run(main())
+async def test_all_failed() -> None:
+    runners = [Runner() for _ in range(3)]
+    task = race_of(*runners, delay=0)
+    await runners[2].started.wait()
+    for number in (1, 2, 0):
+        runners[number].fail(f"failure of {number}")
+        await asyncio.sleep(0.001)
+    with pytest.raises(DialError) as caught:
+        await task
+    assert str(caught.value) == "failure of 1"
+    group = caught.value.__cause__
+    assert isinstance(group, ExceptionGroup)
+    assert [str(e) for e in group.exceptions] == [f"failure of {n}" for n in (1, 2, 0)]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +127,8 @@ def test_all_failed(run: Run) -> None:
         ([DialError("no", reason=FailureReason.REFUSED)], FailureReason.REFUSED),
     ],
 )
-def test_of_several_reasons_the_one_that_stands_first_counts(
-    run: Run, failures: list[OSError], reason: FailureReason
+async def test_of_several_reasons_the_one_that_stands_first_counts(
+    failures: list[OSError], reason: FailureReason
 ) -> None:
     def failing(error: OSError) -> Attempt:
         async def attempt() -> socket.socket:
@@ -155,46 +136,37 @@ def test_of_several_reasons_the_one_that_stands_first_counts(
 
         return attempt
 
-    async def main() -> None:
-        with pytest.raises(DialError) as caught:
-            await staggered_race([failing(error) for error in failures], delay=0)
-        assert caught.value.reason is reason
-
-    run(main())
+    with pytest.raises(DialError) as caught:
+        await staggered_race([failing(error) for error in failures], delay=0)
+    assert caught.value.reason is reason
 
 
-def test_another_error_ends_the_race(run: Run) -> None:
-    async def main() -> None:
-        first, second, third = Runner(), Runner(), Runner()
-        task = race_of(first, second, third, delay=0)
-        await third.started.wait()
-        late = third.win()
-        error = ConfigError("mark")
-        first.outcome.set_exception(error)
-        with pytest.raises(ConfigError) as caught:
-            await task
-        assert caught.value is error
-        assert second.cancelled
-        assert late.fileno() == -1
-
-    run(main())
+async def test_another_error_ends_the_race() -> None:
+    first, second, third = Runner(), Runner(), Runner()
+    task = race_of(first, second, third, delay=0)
+    await third.started.wait()
+    late = third.win()
+    error = ConfigError("mark")
+    first.outcome.set_exception(error)
+    with pytest.raises(ConfigError) as caught:
+        await task
+    assert caught.value is error
+    assert second.cancelled
+    assert late.fileno() == -1
 
 
-def test_cancelling_cancels_all_and_closes_winners(run: Run) -> None:
-    async def main() -> None:
-        first, second = Runner(), Runner()
-        task = race_of(first, second, delay=0)
-        await second.started.wait()
-        won = first.win()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert second.cancelled
-        # It was cancelled before it could give its socket, or gave it and that was closed.
-        assert first.cancelled or won.fileno() == -1
-        won.close()
-
-    run(main())
+async def test_cancelling_cancels_all_and_closes_winners() -> None:
+    first, second = Runner(), Runner()
+    task = race_of(first, second, delay=0)
+    await second.started.wait()
+    won = first.win()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert second.cancelled
+    # It was cancelled before it could give its socket, or gave it and that was closed.
+    assert first.cancelled or won.fileno() == -1
+    won.close()
 
 
 def test_interleave() -> None:
@@ -212,47 +184,38 @@ def test_interleave() -> None:
     assert order("1.1.1.1") == ["1.1.1.1"]
 
 
-def test_families_take_turns_and_all_failures_are_kept(run: Run) -> None:
-    async def main() -> None:
-        sockets, port = Sockets(), closed_port()
-        addresses = [ip_address(text) for text in ("127.0.0.1", "127.0.0.2", "::1")]
-        with pytest.raises(DialError) as caught:
-            await connect_to_any(addresses, port, settings=sockets.watch())
-        assert str(caught.value) == f"connect to 127.0.0.1:{port}: Connection refused"
-        assert isinstance(caught.value.__cause__, ExceptionGroup)
-        tried = [str(e).split(": ")[0] for e in caught.value.__cause__.exceptions]
-        assert tried == [
-            f"connect to 127.0.0.1:{port}",
-            f"connect to [::1]:{port}",
-            f"connect to 127.0.0.2:{port}",
-        ]
-        await sockets.closed()
-
-    run(main())
+async def test_families_take_turns_and_all_failures_are_kept() -> None:
+    sockets, port = Sockets(), closed_port()
+    addresses = [ip_address(text) for text in ("127.0.0.1", "127.0.0.2", "::1")]
+    with pytest.raises(DialError) as caught:
+        await connect_to_any(addresses, port, settings=sockets.watch())
+    assert str(caught.value) == f"connect to 127.0.0.1:{port}: Connection refused"
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    tried = [str(e).split(": ")[0] for e in caught.value.__cause__.exceptions]
+    assert tried == [
+        f"connect to 127.0.0.1:{port}",
+        f"connect to [::1]:{port}",
+        f"connect to 127.0.0.2:{port}",
+    ]
+    await sockets.closed()
 
 
-def test_the_stagger_is_300_ms(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        delays: list[float] = []
+async def test_the_stagger_is_300_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays: list[float] = []
 
-        async def spy(_: object, *, delay: float) -> None:
-            delays.append(delay)
+    async def spy(_: object, *, delay: float) -> None:
+        delays.append(delay)
 
-        monkeypatch.setattr(tcp, "staggered_race", spy)
-        await connect_to_any([ip_address("127.0.0.1")], 1, settings=NetworkSettings())
-        assert delays == [0.3]
-
-    run(main())
+    monkeypatch.setattr(tcp, "staggered_race", spy)
+    await connect_to_any([ip_address("127.0.0.1")], 1, settings=NetworkSettings())
+    assert delays == [0.3]
 
 
-def test_a_host_by_one_family(run: Run) -> None:
-    async def main() -> None:
-        names = Names({"h": {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: OSError("none")}})
-        async with serving(echo) as port:
-            with await connect_to_host(
-                "h", port, settings=NetworkSettings(), resolver=names, family=socket.AF_INET
-            ) as sock:
-                assert sock.getpeername()[0] == "127.0.0.1"
-            assert names.asked == [("h", socket.AF_INET)]
-
-    run(main())
+async def test_a_host_by_one_family() -> None:
+    names = Names({"h": {socket.AF_INET: ["127.0.0.1"], socket.AF_INET6: OSError("none")}})
+    async with serving(echo) as port:
+        with await connect_to_host(
+            "h", port, settings=NetworkSettings(), resolver=names, family=socket.AF_INET
+        ) as sock:
+            assert sock.getpeername()[0] == "127.0.0.1"
+        assert names.asked == [("h", socket.AF_INET)]

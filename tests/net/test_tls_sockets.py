@@ -20,7 +20,6 @@ from pyderp.net.link import Link, TcpLink, link_over_socket
 from pyderp.net.settings import NetworkSettings
 from pyderp.net.tls import TLSConfig, TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
-from tests.conftest import Run
 from tests.interop.peers import need
 from tests.interop.relays import Kind, each_derper, running
 from tests.server.certificates import write_pair
@@ -120,56 +119,47 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_megabyte_both_ways(run: Run, version: ssl.TLSVersion) -> None:
-    async def main() -> None:
-        async with serving(echo, GOOD.server(version)) as address:
-            tls = await tls_over(await dial(address))
-            assert tls.state.peer_chain == (GOOD.der, META)
-            assert scan_chain_untrusted(tls.state.peer_chain) == (RELAY, 2)
-            assert tls.remote_address == address
-            assert tls.local_address is not None
-            collector = Collector()
-            tls.start(collector)
-            tls.write(BIG)
-            await collector.has(BIG)
-            assert tls.pending == 0
-            tls.abort()
-            assert await collector.end is None
-
-    run(main())
+async def test_a_megabyte_both_ways(version: ssl.TLSVersion) -> None:
+    async with serving(echo, GOOD.server(version)) as address:
+        tls = await tls_over(await dial(address))
+        assert tls.state.peer_chain == (GOOD.der, META)
+        assert scan_chain_untrusted(tls.state.peer_chain) == (RELAY, 2)
+        assert tls.remote_address == address
+        assert tls.local_address is not None
+        collector = Collector()
+        tls.start(collector)
+        tls.write(BIG)
+        await collector.has(BIG)
+        assert tls.pending == 0
+        tls.abort()
+        assert await collector.end is None
 
 
-def test_reading_first(run: Run) -> None:
-    async def main() -> None:
-        async with serving(echo, GOOD.server()) as address:
-            tls = await tls_over(await dial(address), "127.0.0.1")
-            tls.write(b"a request")
-            assert await tls.read() == b"a request"
-            collector = Collector()
-            tls.start(collector)
-            tls.write(b"the rest")
-            await collector.has(b"the rest")
-            tls.abort()
-            await collector.end
-
-    run(main())
+async def test_reading_first() -> None:
+    async with serving(echo, GOOD.server()) as address:
+        tls = await tls_over(await dial(address), "127.0.0.1")
+        tls.write(b"a request")
+        assert await tls.read() == b"a request"
+        collector = Collector()
+        tls.start(collector)
+        tls.write(b"the rest")
+        await collector.has(b"the rest")
+        tls.abort()
+        await collector.end
 
 
-def test_the_server_closes(run: Run) -> None:
+async def test_the_server_closes() -> None:
     async def goodbye(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"goodbye")
         writer.close()
         await writer.wait_closed()
 
-    async def main() -> None:
-        async with serving(goodbye, GOOD.server()) as address:
-            tls = await tls_over(await dial(address))
-            collector = Collector()
-            tls.start(collector)
-            assert await collector.end is None
-            assert collector.data == b"goodbye"
-
-    run(main())
+    async with serving(goodbye, GOOD.server()) as address:
+        tls = await tls_over(await dial(address))
+        collector = Collector()
+        tls.start(collector)
+        assert await collector.end is None
+        assert collector.data == b"goodbye"
 
 
 @pytest.mark.parametrize(
@@ -190,8 +180,7 @@ def test_the_server_closes(run: Run) -> None:
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_no_byte_leaves_before_all_is_verified(
-    run: Run,
+async def test_no_byte_leaves_before_all_is_verified(
     server_name: str,
     cert_name: str,
     error: type[TLSError] | None,
@@ -200,130 +189,115 @@ def test_no_byte_leaves_before_all_is_verified(
     """What the server can decrypt is nothing at all, or `secret` where all is well."""
     received = bytearray()
 
-    async def main() -> None:
-        gone = asyncio.Event()
+    gone = asyncio.Event()
 
-        async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = TlsPeer(GOOD.server(version))
-            try:
-                while bytes(peer.received) != b"secret" and (data := await reader.read(1 << 16)):
-                    writer.write(peer.answer(data))
-            finally:
-                received.extend(peer.received)
-                gone.set()
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = TlsPeer(GOOD.server(version))
+        try:
+            while bytes(peer.received) != b"secret" and (data := await reader.read(1 << 16)):
+                writer.write(peer.answer(data))
+        finally:
+            received.extend(peer.received)
+            gone.set()
 
-        async with serving(record) as address:
-            link = await dial(address)
-            if error is None:
-                tls = await tls_over(link, server_name, cert_name=cert_name)
-                tls.write(b"secret")
-            else:
-                with pytest.raises(error) as caught:
-                    (await tls_over(link, server_name, cert_name=cert_name)).write(b"secret")
-                assert type(caught.value) is error
-            await gone.wait()
-            assert bytes(received) == (b"secret" if error is None else b"")
-            link.abort()
-
-    run(main())
+    async with serving(record) as address:
+        link = await dial(address)
+        if error is None:
+            tls = await tls_over(link, server_name, cert_name=cert_name)
+            tls.write(b"secret")
+        else:
+            with pytest.raises(error) as caught:
+                (await tls_over(link, server_name, cert_name=cert_name)).write(b"secret")
+            assert type(caught.value) is error
+        await gone.wait()
+        assert bytes(received) == (b"secret" if error is None else b"")
+        link.abort()
 
 
-def test_cancelled_in_the_handshake(run: Run) -> None:
-    async def main() -> None:
-        hello, hung_up = asyncio.Event(), asyncio.Event()
+async def test_cancelled_in_the_handshake() -> None:
+    hello, hung_up = asyncio.Event(), asyncio.Event()
 
-        async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-            assert await reader.read(1 << 16)
-            hello.set()
-            try:
-                assert await reader.read(1 << 16) == b""
-            finally:
-                hung_up.set()
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        assert await reader.read(1 << 16)
+        hello.set()
+        try:
+            assert await reader.read(1 << 16) == b""
+        finally:
+            hung_up.set()
 
-        async with serving(silent) as address:
-            link = await dial(address)
-            connecting = asyncio.ensure_future(tls_over(link))
-            await hello.wait()
-            connecting.cancel()
-            await asyncio.wait([connecting])
-            assert connecting.cancelled()
-            await hung_up.wait()
-            assert len(asyncio.all_tasks()) <= 2  # this one, and the server's
-
-    run(main())
+    async with serving(silent) as address:
+        link = await dial(address)
+        connecting = asyncio.ensure_future(tls_over(link))
+        await hello.wait()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert connecting.cancelled()
+        await hung_up.wait()
+        assert len(asyncio.all_tasks()) <= 2  # this one, and the server's
 
 
-def test_plain_http_on_the_port(run: Run) -> None:
+async def test_plain_http_on_the_port() -> None:
     async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
 
-    async def main() -> None:
-        async with serving(http) as address:
-            with pytest.raises(TLSError, match="does not speak TLS"):
-                await tls_over(await dial(address))
-
-    run(main())
+    async with serving(http) as address:
+        with pytest.raises(TLSError, match="does not speak TLS"):
+            await tls_over(await dial(address))
 
 
-def test_tls_in_tls(run: Run) -> None:
+async def test_tls_in_tls() -> None:
     proxy = certificate("proxy.example.com", issuer=ROOT)
 
-    async def main() -> None:
-        async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(ConnectionError):
-                while data := await reader.read(1 << 16):
-                    writer.write(data)
-                    await writer.drain()
-            writer.transport.abort()
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
 
-        async with serving(echo, GOOD.server()) as address:
+    async with serving(echo, GOOD.server()) as address:
 
-            async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                to_reader, to_writer = await asyncio.open_connection(*address)
-                await asyncio.gather(pipe(reader, to_writer), pipe(to_reader, writer))
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            to_reader, to_writer = await asyncio.open_connection(*address)
+            await asyncio.gather(pipe(reader, to_writer), pipe(to_reader, writer))
 
-            async with serving(forward, proxy.server()) as proxy_address:
-                outer = await tls_over(await dial(proxy_address), "proxy.example.com")
-                inner = await tls_over(outer)
-                collector = Collector()
-                inner.start(collector)
-                inner.write(BIG)
-                await collector.has(BIG)
-                inner.abort()
-                assert await collector.end is None
-
-    run(main())
+        async with serving(forward, proxy.server()) as proxy_address:
+            outer = await tls_over(await dial(proxy_address), "proxy.example.com")
+            inner = await tls_over(outer)
+            collector = Collector()
+            inner.start(collector)
+            inner.write(BIG)
+            await collector.has(BIG)
+            inner.abort()
+            assert await collector.end is None
 
 
 # Relays
 
 
-def test_our_relay(run: Run, tmp_path: Path) -> None:
+async def test_our_relay(tmp_path: Path) -> None:
     """With the self-signed certificate and the meta certificate that it really sends."""
     pin = "sha256-raw:" + hashlib.sha256(write_pair(tmp_path, "127.0.0.1")).hexdigest()
 
-    async def main() -> None:
-        config = RelayConfig(
-            address="127.0.0.1:0", tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1")
-        )
-        async with Relay(config) as relay:
-            await greeted(relay.address, pin)
-            with pytest.raises(PinMismatch):
-                await tls_over(await dial(relay.address), "127.0.0.1", cert_name=pin[:-1] + "x")
-            with pytest.raises(CertificateError, match="self-signed"):
-                await tls_over(await dial(relay.address), "127.0.0.1")
-
-    run(main())
+    config = RelayConfig(
+        address="127.0.0.1:0", tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1")
+    )
+    async with Relay(config) as relay:
+        await greeted(relay.address, pin)
+        with pytest.raises(PinMismatch):
+            await tls_over(await dial(relay.address), "127.0.0.1", cert_name=pin[:-1] + "x")
+        with pytest.raises(CertificateError, match="self-signed"):
+            await tls_over(await dial(relay.address), "127.0.0.1")
 
 
 @each_derper
-def test_derper(derper: Kind, run: Run, tmp_path: Path) -> None:
+async def test_derper(derper: Kind, tmp_path: Path) -> None:
     with running(derper, "pinned", tmp_path) as relay:
         pin = relay.pin
         assert pin is not None
-        run(greeted(("127.0.0.1", relay.port), pin))
+        await greeted(("127.0.0.1", relay.port), pin)
 
 
 async def greeted(address: tuple[str, int], pin: str) -> None:
@@ -379,54 +353,44 @@ async def said(process: asyncio.subprocess.Process, pattern: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("order", [b"k\n", b"K\n"], ids=["theirs", "both"])
-def test_key_updates(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: bytes
-) -> None:
+async def test_key_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: bytes) -> None:
     """One that wants ours in return, and one that does not; data flows on after both."""
+    async with openssl_server(tmp_path, "-tls1_3") as (process, address):
+        assert process.stdin is not None
+        tls = await tls_over(await dial(address))
+        came, take = asyncio.Event(), tls.data_received
 
-    async def main() -> None:
-        async with openssl_server(tmp_path, "-tls1_3") as (process, address):
-            assert process.stdin is not None
-            tls = await tls_over(await dial(address))
-            came, take = asyncio.Event(), tls.data_received
+        def taken(data: bytes) -> None:
+            take(data)
+            came.set()
 
-            def taken(data: bytes) -> None:
-                take(data)
-                came.set()
-
-            monkeypatch.setattr(tls, "data_received", taken)
-            collector = Collector()
-            tls.start(collector)
-            text = b""
-            for number in range(3):
-                mark = b"mark %d\n" % number
-                text += mark
-                process.stdin.write(mark)
-                await collector.has(text)
-                came.clear()
-                process.stdin.write(order)
-                await came.wait()
-                tls.write(mark)
-                await said(process, b"(%s)" % mark)
-            tls.abort()
-            await collector.end
-
-    run(main())
+        monkeypatch.setattr(tls, "data_received", taken)
+        collector = Collector()
+        tls.start(collector)
+        text = b""
+        for number in range(3):
+            mark = b"mark %d\n" % number
+            text += mark
+            process.stdin.write(mark)
+            await collector.has(text)
+            came.clear()
+            process.stdin.write(order)
+            await came.wait()
+            tls.write(mark)
+            await said(process, b"(%s)" % mark)
+        tls.abort()
+        await collector.end
 
 
-def test_a_renegotiation_is_refused(run: Run, tmp_path: Path) -> None:
+async def test_a_renegotiation_is_refused(tmp_path: Path) -> None:
     """It could bring another certificate after the first was verified."""
-
-    async def main() -> None:
-        async with openssl_server(tmp_path, "-tls1_2") as (process, address):
-            assert process.stdin is not None
-            tls = await tls_over(await dial(address))
-            collector = Collector()
-            tls.start(collector)
-            process.stdin.write(b"R\n")
-            await process.stdin.drain()
-            await said(process, b"(?i)(no renegotiation)")
-            tls.abort()
-            await collector.end
-
-    run(main())
+    async with openssl_server(tmp_path, "-tls1_2") as (process, address):
+        assert process.stdin is not None
+        tls = await tls_over(await dial(address))
+        collector = Collector()
+        tls.start(collector)
+        process.stdin.write(b"R\n")
+        await process.stdin.drain()
+        await said(process, b"(?i)(no renegotiation)")
+        tls.abort()
+        await collector.end

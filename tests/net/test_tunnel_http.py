@@ -14,7 +14,6 @@ from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tls import TLSConfig
 from pyderp.net.tunnel import connect_through_http
 from pyderp.text import printable
-from tests.conftest import Run
 from tests.server.certificates import write_pair
 
 from .proxy_servers import FakeConnectProxy
@@ -49,49 +48,38 @@ async def through(
         ("", "Bearer of news", b"Proxy-Authorization: Bearer of news\r\n"),
     ],
 )
-def test_the_request_to_the_byte(run: Run, userinfo: str, authorization: str, line: bytes) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            settings = NetworkSettings(proxy_authorization=authorization)
-            link = await through(port, userinfo=userinfo, settings=settings)
-            await carries(link)
-            link.abort()
-        target = b"derp.example.com:8443"
-        assert proxy.heads == [
-            b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + target + b"\r\n" + line + b"\r\n"
-        ]
-
-    run(main())
+async def test_the_request_to_the_byte(userinfo: str, authorization: str, line: bytes) -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        settings = NetworkSettings(proxy_authorization=authorization)
+        link = await through(port, userinfo=userinfo, settings=settings)
+        await carries(link)
+        link.abort()
+    target = b"derp.example.com:8443"
+    assert proxy.heads == [
+        b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + target + b"\r\n" + line + b"\r\n"
+    ]
 
 
-def test_an_ipv6_target_has_brackets(run: Run) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            (await through(port, host="2001:db8::1")).abort()
-        assert proxy.heads[0].startswith(b"CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n")
-
-    run(main())
+async def test_an_ipv6_target_has_brackets() -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        (await through(port, host="2001:db8::1")).abort()
+    assert proxy.heads[0].startswith(b"CONNECT [2001:db8::1]:8443 HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("tail", [b"", b"\x01 greeting", b"HTTP/1.1 200 OK\r\n\r\n" * 9])
-def test_what_follows_the_answer_belongs_to_the_tunnel(
-    run: Run, tail: bytes, in_pieces: bool
-) -> None:
-    async def main() -> None:
-        answer = b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.0 200\r\nVia: x\r\n\r\n" + tail
-        async with serving(FakeConnectProxy(answer, in_pieces=in_pieces)) as port:
-            link = await through(port)
-            assert await read_exactly(link, len(tail)) == tail
-            await carries(link)
-            link.abort()
-
-    run(main())
+async def test_what_follows_the_answer_belongs_to_the_tunnel(tail: bytes, in_pieces: bool) -> None:
+    answer = b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.0 200\r\nVia: x\r\n\r\n" + tail
+    async with serving(FakeConnectProxy(answer, in_pieces=in_pieces)) as port:
+        link = await through(port)
+        assert await read_exactly(link, len(tail)) == tail
+        await carries(link)
+        link.abort()
 
 
-def test_a_receiver_gets_what_follows_the_answer_first(run: Run) -> None:
+async def test_a_receiver_gets_what_follows_the_answer_first() -> None:
     class Receiver:
         def __init__(self) -> None:
             self.data = b""
@@ -108,28 +96,25 @@ def test_a_receiver_gets_what_follows_the_answer_first(run: Run) -> None:
 
         def writable(self) -> None: ...
 
-    async def main() -> None:
-        answer = b"HTTP/1.1 200 OK\r\n\r\nfirst, "
-        async with serving(FakeConnectProxy(answer)) as port:
-            link = await through(port)
-            receiver = Receiver()
-            link.start(receiver)
-            assert receiver.data == b"first, "
-            link.pause_reading()
-            link.resume_reading()
-            link.write(b"echoed.")
-            await receiver.whole.wait()
-            assert receiver.data == b"first, echoed."
-            assert link.pending == 0
-            assert link.remote_address == ("127.0.0.1", port)
-            assert link.local_address is not None
-            link.abort()
-            await receiver.lost.wait()
-
-    run(main())
+    answer = b"HTTP/1.1 200 OK\r\n\r\nfirst, "
+    async with serving(FakeConnectProxy(answer)) as port:
+        link = await through(port)
+        receiver = Receiver()
+        link.start(receiver)
+        assert receiver.data == b"first, "
+        link.pause_reading()
+        link.resume_reading()
+        link.write(b"echoed.")
+        await receiver.whole.wait()
+        assert receiver.data == b"first, echoed."
+        assert link.pending == 0
+        assert link.remote_address == ("127.0.0.1", port)
+        assert link.local_address is not None
+        link.abort()
+        await receiver.lost.wait()
 
 
-def test_what_was_read_is_not_brought_again(run: Run) -> None:
+async def test_what_was_read_is_not_brought_again() -> None:
     class Receiver:
         def __init__(self) -> None:
             self.data = asyncio.Queue[bytes]()
@@ -141,17 +126,14 @@ def test_what_was_read_is_not_brought_again(run: Run) -> None:
 
         def writable(self) -> None: ...
 
-    async def main() -> None:
-        async with serving(FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\nfirst")) as port:
-            link = await through(port)
-            assert await read_exactly(link, 5) == b"first"
-            receiver = Receiver()
-            link.start(receiver)
-            link.write(b"then")
-            assert await receiver.data.get() == b"then"
-            link.abort()
-
-    run(main())
+    async with serving(FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\nfirst")) as port:
+        link = await through(port)
+        assert await read_exactly(link, 5) == b"first"
+        receiver = Receiver()
+        link.start(receiver)
+        link.write(b"then")
+        assert await receiver.data.get() == b"then"
+        link.abort()
 
 
 @pytest.mark.parametrize(
@@ -185,50 +167,41 @@ def test_what_was_read_is_not_brought_again(run: Run) -> None:
         (b"HTTP/1.1 100 Go\r\n\r\n" * 10_000, "bad response from {what}: the head is too long"),
     ],
 )
-def test_other_answers_are_errors_without_a_password(
-    run: Run, answer: bytes, message: str, caplog: pytest.LogCaptureFixture
+async def test_other_answers_are_errors_without_a_password(
+    answer: bytes, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        caplog.clear()
-        caplog.set_level(logging.DEBUG, "pyderp.net")
-        sockets = Sockets()
-        async with serving(FakeConnectProxy(answer, hang_up=True)) as port:
-            with pytest.raises(ProxyError) as caught:
-                await through(port, userinfo="me:secret@", settings=sockets.watch())
-        what = f"HTTP proxy http://***@127.0.0.1:{port} on CONNECT to {HOST}:8443"
-        assert str(caught.value).startswith(message.format(what=what))
-        assert caplog.messages == [f"derphttp: CONNECT dial to {HOST}:8443: {caught.value}"]
-        assert "secret" not in caplog.text
-        await sockets.closed()
-
-    run(main())
+    caplog.clear()
+    caplog.set_level(logging.DEBUG, "pyderp.net")
+    sockets = Sockets()
+    async with serving(FakeConnectProxy(answer, hang_up=True)) as port:
+        with pytest.raises(ProxyError) as caught:
+            await through(port, userinfo="me:secret@", settings=sockets.watch())
+    what = f"HTTP proxy http://***@127.0.0.1:{port} on CONNECT to {HOST}:8443"
+    assert str(caught.value).startswith(message.format(what=what))
+    assert caplog.messages == [f"derphttp: CONNECT dial to {HOST}:8443: {caught.value}"]
+    assert "secret" not in caplog.text
+    await sockets.closed()
 
 
-def test_success_is_logged(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        caplog.clear()
-        caplog.set_level(logging.DEBUG, "pyderp.net")
-        async with serving(FakeConnectProxy(b"HTTP/1.1 200 Go\r\n\r\n")) as port:
-            (await through(port)).abort()
-        assert caplog.messages == [f"derphttp: CONNECT dial to {HOST}:8443: 200 Go"]
-
-    run(main())
+async def test_success_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    caplog.set_level(logging.DEBUG, "pyderp.net")
+    async with serving(FakeConnectProxy(b"HTTP/1.1 200 Go\r\n\r\n")) as port:
+        (await through(port)).abort()
+    assert caplog.messages == [f"derphttp: CONNECT dial to {HOST}:8443: 200 Go"]
 
 
-def test_a_proxy_that_resets_the_connection(run: Run) -> None:
+async def test_a_proxy_that_resets_the_connection() -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
 
-    async def main() -> None:
-        async with serving(reset) as port:
-            with pytest.raises(ProxyError, match=r"on CONNECT to derp\.example\.com:8443: "):
-                await through(port)
-
-    run(main())
+    async with serving(reset) as port:
+        with pytest.raises(ProxyError, match=r"on CONNECT to derp\.example\.com:8443: "):
+            await through(port)
 
 
-def test_a_broken_link_is_no_response(run: Run) -> None:
+async def test_a_broken_link_is_no_response() -> None:
     class Broken(TcpLink):
         aborted = False
 
@@ -238,18 +211,15 @@ def test_a_broken_link_is_no_response(run: Run) -> None:
         def abort(self) -> None:
             self.aborted = True
 
-    async def main() -> None:
-        link = Broken()
-        proxy = parse_proxy("http://p:1")
-        with pytest.raises(ProxyError) as caught:
-            await tunnel.open_tunnel(link, HOST, 1, proxy=proxy, settings=NetworkSettings())
-        assert str(caught.value) == (
-            "no response from HTTP proxy http://p:1 on CONNECT to derp.example.com:1: "
-            "Connection reset by peer"
-        )
-        assert link.aborted
-
-    run(main())
+    link = Broken()
+    proxy = parse_proxy("http://p:1")
+    with pytest.raises(ProxyError) as caught:
+        await tunnel.open_tunnel(link, HOST, 1, proxy=proxy, settings=NetworkSettings())
+    assert str(caught.value) == (
+        "no response from HTTP proxy http://p:1 on CONNECT to derp.example.com:1: "
+        "Connection reset by peer"
+    )
+    assert link.aborted
 
 
 @pytest.mark.parametrize(
@@ -264,15 +234,11 @@ def test_a_broken_link_is_no_response(run: Run) -> None:
         *(f"a{c}b" for c in '/@"<>\\^`{|}#?'),
     ],
 )
-def test_a_host_that_no_request_can_have(run: Run, host: str) -> None:
+async def test_a_host_that_no_request_can_have(host: str) -> None:
     """The proxy is not even dialled: it would refuse the connection, with another error."""
-
-    async def main() -> None:
-        with pytest.raises(DialError) as caught:
-            await through(closed_port(), host=host)
-        assert str(caught.value) == f'invalid DERP node hostname "{printable(host)}"'
-
-    run(main())
+    with pytest.raises(DialError) as caught:
+        await through(closed_port(), host=host)
+    assert str(caught.value) == f'invalid DERP node hostname "{printable(host)}"'
 
 
 @pytest.mark.parametrize(
@@ -288,40 +254,31 @@ def test_a_host_that_no_request_can_have(run: Run, host: str) -> None:
         ("a'b!$&()*+=~", "a'b!$&()*+=~:8443"),
     ],
 )
-def test_any_host_that_go_asks_for_is_asked_for(run: Run, host: str, target: str) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        async with serving(proxy) as port:
-            link = await through(port, host=host)
-            link.abort()
-        assert proxy.heads[0].startswith(f"CONNECT {target} HTTP/1.1\r\n".encode())
-
-    run(main())
+async def test_any_host_that_go_asks_for_is_asked_for(host: str, target: str) -> None:
+    proxy = FakeConnectProxy()
+    async with serving(proxy) as port:
+        link = await through(port, host=host)
+        link.abort()
+    assert proxy.heads[0].startswith(f"CONNECT {target} HTTP/1.1\r\n".encode())
 
 
 @pytest.mark.parametrize("authorization", ["x\r\ny", "x\0"])
-def test_an_authorization_that_no_request_can_have(run: Run, authorization: str) -> None:
-    async def main() -> None:
-        proxy = FakeConnectProxy()
-        settings = NetworkSettings(proxy_authorization=authorization)
-        async with serving(proxy) as port:
-            with pytest.raises(DialError, match="cannot be sent"):
-                await through(port, settings=settings)
-        assert not proxy.heads
-
-    run(main())
+async def test_an_authorization_that_no_request_can_have(authorization: str) -> None:
+    proxy = FakeConnectProxy()
+    settings = NetworkSettings(proxy_authorization=authorization)
+    async with serving(proxy) as port:
+        with pytest.raises(DialError, match="cannot be sent"):
+            await through(port, settings=settings)
+    assert not proxy.heads
 
 
-def test_a_proxy_that_is_not_there(run: Run) -> None:
-    async def main() -> None:
-        port = closed_port()
-        with pytest.raises(DialError) as caught:
-            await through(port, userinfo="me:secret@")
-        assert str(caught.value) == (
-            f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
-        )
-
-    run(main())
+async def test_a_proxy_that_is_not_there() -> None:
+    port = closed_port()
+    with pytest.raises(DialError) as caught:
+        await through(port, userinfo="me:secret@")
+    assert str(caught.value) == (
+        f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
+    )
 
 
 @pytest.fixture
@@ -333,57 +290,47 @@ def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, bytes]:
 
 
 @pytest.mark.parametrize("tail", [b"", b"greeting"])
-def test_tls_to_the_proxy(
-    run: Run,
+async def test_tls_to_the_proxy(
     certificate: tuple[ssl.SSLContext, bytes],
     monkeypatch: pytest.MonkeyPatch,
     tail: bytes,
 ) -> None:
-    async def main() -> None:
-        context, root = certificate
-        monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
-        proxy = FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\n" + tail)
-        async with serving(proxy, ssl=context) as port:
-            link = await connect_through_http(
-                parse_proxy(f"https://proxy.test:{port}"),
-                HOST,
-                443,
-                settings=NetworkSettings(),
-                resolver=fixed("127.0.0.1"),
-            )
-            assert await read_exactly(link, len(tail)) == tail
-            await carries(link)
-            link.abort()
-        assert proxy.heads[0].startswith(b"CONNECT derp.example.com:443 HTTP/1.1\r\n")
-
-    run(main())
-
-
-def test_a_certificate_of_the_proxy_that_nobody_vouches_for(
-    run: Run, certificate: tuple[ssl.SSLContext, bytes]
-) -> None:
-    async def main() -> None:
-        sockets, proxy = Sockets(), FakeConnectProxy()
-        async with serving(proxy, ssl=certificate[0]) as port:
-            with pytest.raises(ProxyError) as caught:
-                await through(port, scheme="https", userinfo="me:secret@", settings=sockets.watch())
-            await sockets.closed()
-        what = f"TLS to HTTP proxy https://***@127.0.0.1:{port}: "
-        assert str(caught.value).startswith(what)
-        assert not proxy.heads
-
-    run(main())
-
-
-def test_a_proxy_that_is_not_there_is_named(run: Run) -> None:
-    async def main() -> None:
-        port = closed_port()
-        proxy = parse_proxy(f"http://me:secret@127.0.0.1:{port}")
-        with pytest.raises(DialError) as caught:
-            await tunnel.connect_to_proxy(proxy, settings=NetworkSettings())
-        assert str(caught.value) == (
-            f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
+    context, root = certificate
+    monkeypatch.setattr(tunnel, "_PROXY_TLS", TLSConfig(extra_roots=(root,)))
+    proxy = FakeConnectProxy(b"HTTP/1.1 200 OK\r\n\r\n" + tail)
+    async with serving(proxy, ssl=context) as port:
+        link = await connect_through_http(
+            parse_proxy(f"https://proxy.test:{port}"),
+            HOST,
+            443,
+            settings=NetworkSettings(),
+            resolver=fixed("127.0.0.1"),
         )
-        assert isinstance(caught.value.__cause__, ExceptionGroup)
+        assert await read_exactly(link, len(tail)) == tail
+        await carries(link)
+        link.abort()
+    assert proxy.heads[0].startswith(b"CONNECT derp.example.com:443 HTTP/1.1\r\n")
 
-    run(main())
+
+async def test_a_certificate_of_the_proxy_that_nobody_vouches_for(
+    certificate: tuple[ssl.SSLContext, bytes],
+) -> None:
+    sockets, proxy = Sockets(), FakeConnectProxy()
+    async with serving(proxy, ssl=certificate[0]) as port:
+        with pytest.raises(ProxyError) as caught:
+            await through(port, scheme="https", userinfo="me:secret@", settings=sockets.watch())
+        await sockets.closed()
+    what = f"TLS to HTTP proxy https://***@127.0.0.1:{port}: "
+    assert str(caught.value).startswith(what)
+    assert not proxy.heads
+
+
+async def test_a_proxy_that_is_not_there_is_named() -> None:
+    port = closed_port()
+    proxy = parse_proxy(f"http://me:secret@127.0.0.1:{port}")
+    with pytest.raises(DialError) as caught:
+        await tunnel.connect_to_proxy(proxy, settings=NetworkSettings())
+    assert str(caught.value) == (
+        f"proxy http://***@127.0.0.1:{port}: connect to 127.0.0.1:{port}: Connection refused"
+    )
+    assert isinstance(caught.value.__cause__, ExceptionGroup)

@@ -10,7 +10,6 @@ from pyderp.errors import DialError, ProxyError
 from pyderp.net.link import link_over_socket
 from pyderp.net.settings import NetworkSettings, parse_proxy
 from pyderp.net.tunnel import _Stream, connect_through_socks
-from tests.conftest import Run
 
 from .proxy_servers import FakeSocksProxy
 from .ways_out import Sockets, carries, closed_port, read_exactly, serving
@@ -46,21 +45,18 @@ async def fails(proxy: FakeSocksProxy, *, host: str = HOST, userinfo: str = "") 
         ("user:pass@", [(HELLO_USER[0], b"\x05\x00"), CONNECT]),
     ],
 )
-def test_the_proxy_resolves_the_name(
-    run: Run, scheme: str, userinfo: str, script: list[tuple[bytes, bytes]]
+async def test_the_proxy_resolves_the_name(
+    scheme: str, userinfo: str, script: list[tuple[bytes, bytes]]
 ) -> None:
-    async def main() -> None:
-        proxy, sockets = FakeSocksProxy(script), Sockets()
-        async with serving(proxy) as port:
-            url = parse_proxy(f"{scheme}://{userinfo}127.0.0.1:{port}")
-            sock = await connect_through_socks(url, HOST, 443, settings=sockets.watch())
-            assert sockets.all == [sock]
-            link = await link_over_socket(sock)
-            await carries(link)
-            link.abort()
-        assert proxy.heard == [expected for expected, _ in script]
-
-    run(main())
+    proxy, sockets = FakeSocksProxy(script), Sockets()
+    async with serving(proxy) as port:
+        url = parse_proxy(f"{scheme}://{userinfo}127.0.0.1:{port}")
+        sock = await connect_through_socks(url, HOST, 443, settings=sockets.watch())
+        assert sockets.all == [sock]
+        link = await link_over_socket(sock)
+        await carries(link)
+        link.abort()
+    assert proxy.heard == [expected for expected, _ in script]
 
 
 @pytest.mark.parametrize(
@@ -70,34 +66,28 @@ def test_the_proxy_resolves_the_name(
         ("2001:db8::1", b"\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x01"),
     ],
 )
-def test_an_address_goes_as_one(run: Run, host: str, address: bytes) -> None:
-    async def main() -> None:
-        connect = (b"\x05\x01\x00" + address + b"\x01\xbb", CONNECT[1])
-        proxy = FakeSocksProxy([HELLO, connect])
-        async with serving(proxy) as port:
-            url = parse_proxy(f"socks5://127.0.0.1:{port}")
-            sock = await connect_through_socks(url, host, 443, settings=NetworkSettings())
-            sock.close()
-        assert proxy.heard[1] == connect[0]
-
-    run(main())
+async def test_an_address_goes_as_one(host: str, address: bytes) -> None:
+    connect = (b"\x05\x01\x00" + address + b"\x01\xbb", CONNECT[1])
+    proxy = FakeSocksProxy([HELLO, connect])
+    async with serving(proxy) as port:
+        url = parse_proxy(f"socks5://127.0.0.1:{port}")
+        sock = await connect_through_socks(url, host, 443, settings=NetworkSettings())
+        sock.close()
+    assert proxy.heard[1] == connect[0]
 
 
 @pytest.mark.parametrize(
     "bound",
     [BOUND_V4, b"\x04" + bytes(18), b"\x03\x05proxy\x00\x50", b"\x03\x00\x00\x00"],
 )
-def test_what_follows_the_answer_belongs_to_the_tunnel(run: Run, bound: bytes) -> None:
-    async def main() -> None:
-        connect = (CONNECT[0], b"\x05\x00\x00" + bound + b"greeting")
-        async with serving(FakeSocksProxy([HELLO, connect])) as port:
-            url = parse_proxy(f"socks5://127.0.0.1:{port}")
-            sock = await connect_through_socks(url, HOST, 443, settings=NetworkSettings())
-            link = await link_over_socket(sock)
-            assert await read_exactly(link, 8) == b"greeting"
-            link.abort()
-
-    run(main())
+async def test_what_follows_the_answer_belongs_to_the_tunnel(bound: bytes) -> None:
+    connect = (CONNECT[0], b"\x05\x00\x00" + bound + b"greeting")
+    async with serving(FakeSocksProxy([HELLO, connect])) as port:
+        url = parse_proxy(f"socks5://127.0.0.1:{port}")
+        sock = await connect_through_socks(url, HOST, 443, settings=NetworkSettings())
+        link = await link_over_socket(sock)
+        assert await read_exactly(link, 8) == b"greeting"
+        link.abort()
 
 
 @pytest.mark.parametrize(
@@ -120,25 +110,19 @@ def test_what_follows_the_answer_belongs_to_the_tunnel(run: Run, bound: bytes) -
         ([HELLO, (CONNECT[0], b"\x05\x00\x00\x01\x7f")], ": it closed the connection"),
     ],
 )
-def test_a_refusal_or_nonsense_closes_the_socket(
-    run: Run, script: list[tuple[bytes, bytes]], message: str
+async def test_a_refusal_or_nonsense_closes_the_socket(
+    script: list[tuple[bytes, bytes]], message: str
 ) -> None:
-    async def main() -> None:
-        text, proxy = await fails(FakeSocksProxy(script or [(HELLO[0], b"")], hang_up=True))
-        assert text.startswith(proxy + message)
-
-    run(main())
+    text, proxy = await fails(FakeSocksProxy(script or [(HELLO[0], b"")], hang_up=True))
+    assert text.startswith(proxy + message)
 
 
-def test_a_wrong_password_is_not_repeated(run: Run) -> None:
-    async def main() -> None:
-        script = [HELLO_USER, (USER[0], b"\x01\x01")]
-        text, proxy = await fails(FakeSocksProxy(script), userinfo="user:pass@")
-        assert text.startswith(f"{proxy} to derp.example.com:443: ")
-        assert "://***@127" in text
-        assert "pass@" not in text
-
-    run(main())
+async def test_a_wrong_password_is_not_repeated() -> None:
+    script = [HELLO_USER, (USER[0], b"\x01\x01")]
+    text, proxy = await fails(FakeSocksProxy(script), userinfo="user:pass@")
+    assert text.startswith(f"{proxy} to derp.example.com:443: ")
+    assert "://***@127" in text
+    assert "pass@" not in text
 
 
 @pytest.mark.parametrize(
@@ -150,55 +134,43 @@ def test_a_wrong_password_is_not_repeated(run: Run) -> None:
         ("user:pass@", ".".join(["x" * 60] * 5)),
     ],
 )
-def test_what_cannot_be_encoded_in_socks5(run: Run, userinfo: str, host: str) -> None:
-    async def main() -> None:
-        proxy = FakeSocksProxy([HELLO_USER, USER])
-        text, name = await fails(proxy, userinfo=userinfo, host=host)
-        assert text.startswith(f"{name} to {host}:443: cannot be encoded in SOCKS5: ")
-
-    run(main())
+async def test_what_cannot_be_encoded_in_socks5(userinfo: str, host: str) -> None:
+    proxy = FakeSocksProxy([HELLO_USER, USER])
+    text, name = await fails(proxy, userinfo=userinfo, host=host)
+    assert text.startswith(f"{name} to {host}:443: cannot be encoded in SOCKS5: ")
 
 
-def test_a_proxy_that_resets_the_connection(run: Run) -> None:
+async def test_a_proxy_that_resets_the_connection() -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(3)
         at_once = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         writer.transport.abort()
 
-    async def main() -> None:
-        sockets = Sockets()
-        async with serving(reset) as port:
-            url = parse_proxy(f"socks5://127.0.0.1:{port}")
-            with pytest.raises(ProxyError) as caught:
-                await connect_through_socks(url, HOST, 443, settings=sockets.watch())
-        assert str(caught.value) == f"SOCKS5 proxy {url.redacted}: Connection reset by peer"
-        await sockets.closed()
-
-    run(main())
-
-
-def test_a_proxy_that_is_gone_before_the_greeting(run: Run) -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.close()
-        stream = _Stream(ours, parse_proxy("socks5://me:secret@p"))
+    sockets = Sockets()
+    async with serving(reset) as port:
+        url = parse_proxy(f"socks5://127.0.0.1:{port}")
         with pytest.raises(ProxyError) as caught:
-            await stream.write(b"\x05\x01\x00")
-        assert str(caught.value) == "SOCKS5 proxy socks5://***@p:1080: Broken pipe"
-        await stream.close()
-
-    run(main())
+            await connect_through_socks(url, HOST, 443, settings=sockets.watch())
+    assert str(caught.value) == f"SOCKS5 proxy {url.redacted}: Connection reset by peer"
+    await sockets.closed()
 
 
-def test_a_proxy_that_is_not_there(run: Run) -> None:
-    async def main() -> None:
-        url = parse_proxy(f"socks5://user:pass@127.0.0.1:{closed_port()}")
-        with pytest.raises(DialError) as caught:
-            await connect_through_socks(url, HOST, 443, settings=NetworkSettings())
-        assert str(caught.value) == (
-            f"proxy {url.redacted}: connect to 127.0.0.1:{url.port}: Connection refused"
-        )
+async def test_a_proxy_that_is_gone_before_the_greeting() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.close()
+    stream = _Stream(ours, parse_proxy("socks5://me:secret@p"))
+    with pytest.raises(ProxyError) as caught:
+        await stream.write(b"\x05\x01\x00")
+    assert str(caught.value) == "SOCKS5 proxy socks5://***@p:1080: Broken pipe"
+    await stream.close()
 
-    run(main())
+
+async def test_a_proxy_that_is_not_there() -> None:
+    url = parse_proxy(f"socks5://user:pass@127.0.0.1:{closed_port()}")
+    with pytest.raises(DialError) as caught:
+        await connect_through_socks(url, HOST, 443, settings=NetworkSettings())
+    assert str(caught.value) == (
+        f"proxy {url.redacted}: connect to 127.0.0.1:{url.port}: Connection refused"
+    )

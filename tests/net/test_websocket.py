@@ -22,7 +22,6 @@ from pyderp.net.websocket import WebSocketLink, open_websocket
 from pyderp.wire.client import ClientSession
 from pyderp.wire.messages import Message, ReceivedPacket, ServerInfo
 from pyderp.wire.websocket_client import WebSocketClient
-from tests.conftest import Run
 
 
 @dataclass
@@ -192,128 +191,104 @@ async def dial(relay: pyderp.Relay) -> Link:
     return await link_over_socket(sock)
 
 
-def test_packets_through_a_relay(run: Run) -> None:
+async def test_packets_through_a_relay() -> None:
     """As large as may be, to ourselves and back."""
-
-    async def main() -> None:
-        private = NodePrivate.generate()
-        packets = [b"x", b"", bytes(range(256)) * 256, b"last"]
-        async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
-            link = await open_websocket(
-                await dial(relay), WebSocketClient("relay.test", "/derp", user_agent="x")
-            )
-            assert link.remote_address == ("127.0.0.1", relay.address[1])
-            assert link.local_address is not None
-            session = await login(link, private)
-            collector = Collector(session, 1 + len(packets))
-            link.start(collector)
-            for packet in packets:
-                session.send_packet(private.public, packet)
-            link.write(b"".join(session.data_to_send()))
-            await collector.done
-            first, *others = collector.messages
-            assert isinstance(first, ServerInfo)
-            assert others == [ReceivedPacket(private.public, packet) for packet in packets]
-            link.abort()
-            assert await collector.lost is None
-
-    run(main())
+    private = NodePrivate.generate()
+    packets = [b"x", b"", bytes(range(256)) * 256, b"last"]
+    async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
+        link = await open_websocket(
+            await dial(relay), WebSocketClient("relay.test", "/derp", user_agent="x")
+        )
+        assert link.remote_address == ("127.0.0.1", relay.address[1])
+        assert link.local_address is not None
+        session = await login(link, private)
+        collector = Collector(session, 1 + len(packets))
+        link.start(collector)
+        for packet in packets:
+            session.send_packet(private.public, packet)
+        link.write(b"".join(session.data_to_send()))
+        await collector.done
+        first, *others = collector.messages
+        assert isinstance(first, ServerInfo)
+        assert others == [ReceivedPacket(private.public, packet) for packet in packets]
+        link.abort()
+        assert await collector.lost is None
 
 
-def test_relay_that_hangs_up_ends_the_stream(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
-            link = await open_websocket(
-                await dial(relay), WebSocketClient("relay.test", "/derp", user_agent="x")
-            )
-            assert (await link.read())[:1] == b"\x01"
-            link.write(b"\x02\xff\xff\xff\xff")  # a ClientInfo that no relay reads
-            assert await link.read() == b""
-            link.abort()
-
-    run(main())
+async def test_relay_that_hangs_up_ends_the_stream() -> None:
+    async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
+        link = await open_websocket(
+            await dial(relay), WebSocketClient("relay.test", "/derp", user_agent="x")
+        )
+        assert (await link.read())[:1] == b"\x01"
+        link.write(b"\x02\xff\xff\xff\xff")  # a ClientInfo that no relay reads
+        assert await link.read() == b""
+        link.abort()
 
 
-def test_path_that_is_no_relay_is_refused(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
-            link = await dial(relay)
-            with pytest.raises(BadUpgrade, match="404"):
-                await open_websocket(link, WebSocketClient("h", "/other", user_agent="x"))
-            # Aborted: nothing comes any more.
-            assert await link.read() == b""
-
-    run(main())
+async def test_path_that_is_no_relay_is_refused() -> None:
+    async with pyderp.Relay(pyderp.RelayConfig(address="127.0.0.1:0")) as relay:
+        link = await dial(relay)
+        with pytest.raises(BadUpgrade, match="404"):
+            await open_websocket(link, WebSocketClient("h", "/other", user_agent="x"))
+        # Aborted: nothing comes any more.
+        assert await link.read() == b""
 
 
 # Failures of the handshake
 
 
-def test_failed_handshake_aborts_the_link(run: Run) -> None:
-    async def main() -> None:
-        for said, error in (
-            (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", BadUpgrade),
-            (b"", BadUpgrade),
-            (ConnectionResetError(), ConnectionResetError),
-        ):
-            link = FakeLink()
-            link.incoming.put_nowait(said)
-            with pytest.raises(error):
-                await open_websocket(link, WebSocketClient("h", "/", user_agent="x"))
-            assert link.aborted == 1
-
-    run(main())
-
-
-def test_cancelled_handshake_aborts_the_link(run: Run) -> None:
-    async def main() -> None:
+async def test_failed_handshake_aborts_the_link() -> None:
+    for said, error in (
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", BadUpgrade),
+        (b"", BadUpgrade),
+        (ConnectionResetError(), ConnectionResetError),
+    ):
         link = FakeLink()
-        opening = asyncio.ensure_future(
-            open_websocket(link, WebSocketClient("h", "/", user_agent="x"))
-        )
-        await link.wrote.wait()
-        opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
+        link.incoming.put_nowait(said)
+        with pytest.raises(error):
+            await open_websocket(link, WebSocketClient("h", "/", user_agent="x"))
         assert link.aborted == 1
 
-    run(main())
+
+async def test_cancelled_handshake_aborts_the_link() -> None:
+    link = FakeLink()
+    opening = asyncio.ensure_future(open_websocket(link, WebSocketClient("h", "/", user_agent="x")))
+    await link.wrote.wait()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert link.aborted == 1
 
 
 # While one task reads
 
 
-def test_ping_behind_the_answer_is_answered(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        opening = asyncio.ensure_future(
-            open_websocket(relay.link, WebSocketClient("h", "/derp", user_agent="x"))
-        )
-        await relay.link.wrote.wait()
-        answer = relay.answer()
-        relay.protocol.send_ping(b"?")
-        relay.link.incoming.put_nowait(answer + relay.sent())
-        await opening
-        assert relay.heard() == [Frame(Opcode.PONG, b"?")]
-
-    run(main())
+async def test_ping_behind_the_answer_is_answered() -> None:
+    relay = Relay.new()
+    opening = asyncio.ensure_future(
+        open_websocket(relay.link, WebSocketClient("h", "/derp", user_agent="x"))
+    )
+    await relay.link.wrote.wait()
+    answer = relay.answer()
+    relay.protocol.send_ping(b"?")
+    relay.link.incoming.put_nowait(answer + relay.sent())
+    await opening
+    assert relay.heard() == [Frame(Opcode.PONG, b"?")]
 
 
-def test_what_came_with_the_answer_is_read_first(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link = await relay.opened(b"ab", b"cd")
-        assert await link.read() == b"abcd"
-        relay.protocol.send_ping(b"?")
-        relay.link.incoming.put_nowait(relay.sent())
-        relay.link.incoming.put_nowait(relay.message(b""))
-        relay.link.incoming.put_nowait(relay.message(b"e") + relay.close(1001))
-        assert await link.read() == b"e"
-        assert [frame.opcode for frame in relay.heard()] == [Opcode.PONG, Opcode.CLOSE]
-        assert await link.read() == b""
-        assert await link.read() == b""
-
-    run(main())
+async def test_what_came_with_the_answer_is_read_first() -> None:
+    relay = Relay.new()
+    link = await relay.opened(b"ab", b"cd")
+    assert await link.read() == b"abcd"
+    relay.protocol.send_ping(b"?")
+    relay.link.incoming.put_nowait(relay.sent())
+    relay.link.incoming.put_nowait(relay.message(b""))
+    relay.link.incoming.put_nowait(relay.message(b"e") + relay.close(1001))
+    assert await link.read() == b"e"
+    assert [frame.opcode for frame in relay.heard()] == [Opcode.PONG, Opcode.CLOSE]
+    assert await link.read() == b""
+    assert await link.read() == b""
 
 
 @pytest.mark.parametrize(
@@ -325,201 +300,161 @@ def test_what_came_with_the_answer_is_read_first(run: Run) -> None:
         (lambda _: ConnectionResetError(), ConnectionResetError),
     ],
 )
-def test_broken_stream_fails_a_read(
-    run: Run, last: Callable[[Relay], bytes | Exception], error: type[Exception]
+async def test_broken_stream_fails_a_read(
+    last: Callable[[Relay], bytes | Exception], error: type[Exception]
 ) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link = await relay.opened()
-        relay.link.incoming.put_nowait(last(relay))
-        with pytest.raises(error):
-            await link.read()
-
-    run(main())
+    relay = Relay.new()
+    link = await relay.opened()
+    relay.link.incoming.put_nowait(last(relay))
+    with pytest.raises(error):
+        await link.read()
 
 
-def test_cancelled_read_loses_nothing(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link = await relay.opened()
-        message = relay.message(b"hello")
-        relay.link.incoming.put_nowait(message[:3])
-        reading = asyncio.ensure_future(link.read())
-        relay.link.reads.clear()
-        await relay.link.reads.wait()
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
-        relay.link.incoming.put_nowait(message[3:])
-        assert await link.read() == b"hello"
-
-    run(main())
+async def test_cancelled_read_loses_nothing() -> None:
+    relay = Relay.new()
+    link = await relay.opened()
+    message = relay.message(b"hello")
+    relay.link.incoming.put_nowait(message[:3])
+    reading = asyncio.ensure_future(link.read())
+    relay.link.reads.clear()
+    await relay.link.reads.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    relay.link.incoming.put_nowait(message[3:])
+    assert await link.read() == b"hello"
 
 
 # Delivered
 
 
-def test_payloads_of_one_call_are_delivered_at_once(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, heard, below = await relay.started()
-        below.data_received(relay.message(b"ab") + relay.message(b"") + relay.message(b"cd"))
-        below.data_received(relay.message(b""))
-        assert heard.told == [b"abcd"]
-        link.write(b"to the relay")
-        assert relay.heard() == [Frame(Opcode.BINARY, b"to the relay")]
-
-    run(main())
+async def test_payloads_of_one_call_are_delivered_at_once() -> None:
+    relay = Relay.new()
+    link, heard, below = await relay.started()
+    below.data_received(relay.message(b"ab") + relay.message(b"") + relay.message(b"cd"))
+    below.data_received(relay.message(b""))
+    assert heard.told == [b"abcd"]
+    link.write(b"to the relay")
+    assert relay.heard() == [Frame(Opcode.BINARY, b"to the relay")]
 
 
-def test_what_was_not_read_is_delivered_first(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link = await relay.opened(b"early")
-        heard = Heard()
-        link.start(heard)
-        assert heard.told == [b"early"]
-        assert relay.link.receiver is link
-
-    run(main())
+async def test_what_was_not_read_is_delivered_first() -> None:
+    relay = Relay.new()
+    link = await relay.opened(b"early")
+    heard = Heard()
+    link.start(heard)
+    assert heard.told == [b"early"]
+    assert relay.link.receiver is link
 
 
-def test_end_that_came_before_the_start_is_delivered(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link = await relay.opened(b"early")
-        await link.read()
-        relay.link.incoming.put_nowait(relay.message(b"x") + relay.close(1008))
-        await link.read()
-        heard = Heard()
-        link.start(heard)
-        [error] = heard.told
-        assert isinstance(error, RemoteProtocolError)
-
-    run(main())
+async def test_end_that_came_before_the_start_is_delivered() -> None:
+    relay = Relay.new()
+    link = await relay.opened(b"early")
+    await link.read()
+    relay.link.incoming.put_nowait(relay.message(b"x") + relay.close(1008))
+    await link.read()
+    heard = Heard()
+    link.start(heard)
+    [error] = heard.told
+    assert isinstance(error, RemoteProtocolError)
 
 
-def test_clean_close_is_delivered_once_after_the_last_bytes(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, heard, below = await relay.started()
-        below.data_received(relay.message(b"bye") + relay.close(1000))
-        assert heard.told == [b"bye", None]
-        assert relay.link.aborted == 1
-        [echo] = relay.heard()
-        assert Close.parse(echo.data).code == 1000
-        below.data_received(b"\x82\x01x")
-        below.writable()
-        below.connection_lost(None)
-        link.write(b"too late")
-        assert heard.told == [b"bye", None]
-        assert relay.link.written == b""
-
-    run(main())
+async def test_clean_close_is_delivered_once_after_the_last_bytes() -> None:
+    relay = Relay.new()
+    link, heard, below = await relay.started()
+    below.data_received(relay.message(b"bye") + relay.close(1000))
+    assert heard.told == [b"bye", None]
+    assert relay.link.aborted == 1
+    [echo] = relay.heard()
+    assert Close.parse(echo.data).code == 1000
+    below.data_received(b"\x82\x01x")
+    below.writable()
+    below.connection_lost(None)
+    link.write(b"too late")
+    assert heard.told == [b"bye", None]
+    assert relay.link.written == b""
 
 
-def test_text_message_is_an_error_for_the_receiver(run: Run) -> None:
-    async def main() -> None:
+async def test_text_message_is_an_error_for_the_receiver() -> None:
+    relay = Relay.new()
+    _, heard, below = await relay.started()
+    relay.protocol.send_text(b"hello")
+    below.data_received(relay.sent())
+    [error] = heard.told
+    assert isinstance(error, RemoteProtocolError)
+    [close] = relay.heard()
+    assert Close.parse(close.data).code == 1003
+
+
+async def test_connection_that_ends_without_a_close_is_an_error() -> None:
+    for cause in (None, ConnectionResetError("gone")):
         relay = Relay.new()
         _, heard, below = await relay.started()
-        relay.protocol.send_text(b"hello")
-        below.data_received(relay.sent())
+        below.connection_lost(cause)
         [error] = heard.told
-        assert isinstance(error, RemoteProtocolError)
-        [close] = relay.heard()
-        assert Close.parse(close.data).code == 1003
-
-    run(main())
-
-
-def test_connection_that_ends_without_a_close_is_an_error(run: Run) -> None:
-    async def main() -> None:
-        for cause in (None, ConnectionResetError("gone")):
-            relay = Relay.new()
-            _, heard, below = await relay.started()
-            below.connection_lost(cause)
-            [error] = heard.told
-            if cause is None:
-                assert isinstance(error, RemoteProtocolError)
-            else:
-                assert error is cause
-
-    run(main())
+        if cause is None:
+            assert isinstance(error, RemoteProtocolError)
+        else:
+            assert error is cause
 
 
-def test_abort_of_our_own_is_no_error(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, heard, below = await relay.started()
-        link.abort()
-        assert relay.link.aborted == 1
-        assert heard.told == []
-        below.connection_lost(None)
-        assert heard.told == [None]
-
-    run(main())
+async def test_abort_of_our_own_is_no_error() -> None:
+    relay = Relay.new()
+    link, heard, below = await relay.started()
+    link.abort()
+    assert relay.link.aborted == 1
+    assert heard.told == []
+    below.connection_lost(None)
+    assert heard.told == [None]
 
 
-def test_close_says_goodbye_and_cuts_nothing_off(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, heard, below = await relay.started()
-        link.write(b"last words")
-        link.close()
-        link.write(b"too late")
-        words, close = relay.heard()
-        assert words.data == b"last words"
-        assert Close.parse(close.data).code == 1000
-        below.data_received(Frame(Opcode.BINARY, b"crossed").serialize(mask=False))
-        assert (relay.link.closed, relay.link.aborted) == (1, 0)
-        below.connection_lost(None)
-        assert heard.told == [None]
-
-    run(main())
+async def test_close_says_goodbye_and_cuts_nothing_off() -> None:
+    relay = Relay.new()
+    link, heard, below = await relay.started()
+    link.write(b"last words")
+    link.close()
+    link.write(b"too late")
+    words, close = relay.heard()
+    assert words.data == b"last words"
+    assert Close.parse(close.data).code == 1000
+    below.data_received(Frame(Opcode.BINARY, b"crossed").serialize(mask=False))
+    assert (relay.link.closed, relay.link.aborted) == (1, 0)
+    below.connection_lost(None)
+    assert heard.told == [None]
 
 
-def test_close_after_the_end_says_nothing(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, _, below = await relay.started()
-        below.data_received(relay.close(1000))
-        relay.link.take()
-        link.close()
-        assert relay.link.take() == b""
-        assert relay.link.closed == 1
-
-    run(main())
+async def test_close_after_the_end_says_nothing() -> None:
+    relay = Relay.new()
+    link, _, below = await relay.started()
+    below.data_received(relay.close(1000))
+    relay.link.take()
+    link.close()
+    assert relay.link.take() == b""
+    assert relay.link.closed == 1
 
 
-def test_flow_control_is_that_of_the_link_below(run: Run) -> None:
-    async def main() -> None:
-        relay = Relay.new()
-        link, heard, below = await relay.started()
-        link.pause_reading()
-        assert not relay.link.reading
-        link.resume_reading()
-        assert relay.link.reading
-        relay.link.waiting = 77
-        assert link.pending == 77
-        below.writable()
-        assert heard.told == ["writable"]
-        assert (link.local_address, link.remote_address) == (("127.0.0.1", 1), ("127.0.0.1", 2))
-
-    run(main())
+async def test_flow_control_is_that_of_the_link_below() -> None:
+    relay = Relay.new()
+    link, heard, below = await relay.started()
+    link.pause_reading()
+    assert not relay.link.reading
+    link.resume_reading()
+    assert relay.link.reading
+    relay.link.waiting = 77
+    assert link.pending == 77
+    below.writable()
+    assert heard.told == ["writable"]
+    assert (link.local_address, link.remote_address) == (("127.0.0.1", 1), ("127.0.0.1", 2))
 
 
-def test_pongs_do_not_pile_up(run: Run) -> None:
+async def test_pongs_do_not_pile_up() -> None:
     """A relay that pings and does not read costs no memory."""
-
-    async def main() -> None:
-        relay = Relay.new()
-        _, heard, below = await relay.started()
-        relay.link.waiting = 256 * 1024
-        for answered in (False, True):
-            relay.protocol.send_ping(b"?")
-            below.data_received(relay.sent())
-            assert bool(relay.heard()) is answered
-            relay.link.waiting = 0
-        assert heard.told == []
-
-    run(main())
+    relay = Relay.new()
+    _, heard, below = await relay.started()
+    relay.link.waiting = 256 * 1024
+    for answered in (False, True):
+        relay.protocol.send_ping(b"?")
+        below.data_received(relay.sent())
+        assert bool(relay.heard()) is answered
+        relay.link.waiting = 0
+    assert heard.told == []

@@ -10,7 +10,6 @@ from pyderp.errors import TLSError, UpgradeRejected
 from pyderp.net import websocket
 from pyderp.net.websocket import read_refusal
 from pyderp.wire.upgrade import UpgradeReply
-from tests.conftest import Run
 
 from .test_websocket import FakeLink
 
@@ -50,39 +49,26 @@ async def told(link: FakeLink, reply: UpgradeReply) -> UpgradeRejected:
         ([b"x" * 5000], "x" * 100),
     ],
 )
-def test_what_comes_of_the_body_is_told(
-    run: Run, incoming: list[bytes | Exception], body: str
-) -> None:
-    async def main() -> None:
-        link = FakeLink()
-        for chunk in incoming:
-            link.incoming.put_nowait(chunk)
-        error = await told(link, refused())
-        assert (error.status, error.body) == (403, body)
-
-    run(main())
+async def test_what_comes_of_the_body_is_told(incoming: list[bytes | Exception], body: str) -> None:
+    link = FakeLink()
+    for chunk in incoming:
+        link.incoming.put_nowait(chunk)
+    error = await told(link, refused())
+    assert (error.status, error.body) == (403, body)
 
 
 @pytest.mark.parametrize("link", [FakeLink, Trickle])
-def test_slow_body_is_cut_off(
-    run: Run, monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]
-) -> None:
+async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch, link: type[FakeLink]) -> None:
     """Nothing comes, or a byte at a time."""
     monkeypatch.setattr(websocket, "BODY_WAIT", 0.05)
 
-    async def main() -> None:
-        error = await told(link(), refused(HEAD.replace(b"100", b"4000")))
-        assert error.status == 403
-        assert set(error.body) <= {"."}
-
-    run(main())
+    error = await told(link(), refused(HEAD.replace(b"100", b"4000")))
+    assert error.status == 403
+    assert set(error.body) <= {"."}
 
 
-def test_callers_own_time_limit_stays_one(run: Run) -> None:
-    async def main() -> None:
-        reply = refused()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02):
-                await read_refusal(FakeLink(), reply.receive_data, reply.refusal)
-
-    run(main())
+async def test_callers_own_time_limit_stays_one() -> None:
+    reply = refused()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await read_refusal(FakeLink(), reply.receive_data, reply.refusal)

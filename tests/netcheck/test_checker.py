@@ -48,27 +48,23 @@ def local(number: int, port: int, **more: Any) -> DERPMap:
     return map_of(region(number, node(number, **(values | more))))
 
 
-def test_one_server_on_loopback(run: Run) -> None:
+async def test_one_server_on_loopback() -> None:
     """Go's TestBasic, and the second run, which is incremental."""
-
-    async def main() -> None:
-        async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
-            derp_map = local(1, port)
-            for _ in range(2):
-                report = await check.run(derp_map)
-                assert report.udp
-                assert report.ipv4
-                assert report.now > 0
-                assert set(report.region_latency) == {1}
-                assert report.preferred_derp == 1
-                assert report.global_addresses() == [report.global_v4]
-                assert report.global_v4.startswith("127.0.0.1:")
-            assert check.history.home == 1
-
-    run(main())
+    async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
+        derp_map = local(1, port)
+        for _ in range(2):
+            report = await check.run(derp_map)
+            assert report.udp
+            assert report.ipv4
+            assert report.now > 0
+            assert set(report.region_latency) == {1}
+            assert report.preferred_derp == 1
+            assert report.global_addresses() == [report.global_v4]
+            assert report.global_v4.startswith("127.0.0.1:")
+        assert check.history.home == 1
 
 
-def test_names_are_looked_up_once_a_family(run: Run) -> None:
+async def test_names_are_looked_up_once_a_family() -> None:
     """Go's TestNodeAddrResolve: a host with IPv4 only has no IPv6."""
     asked: list[tuple[str, socket.AddressFamily]] = []
 
@@ -78,25 +74,22 @@ def test_names_are_looked_up_once_a_family(run: Run) -> None:
             raise NameNotFound(host)
         return [ip_address("127.0.0.1")]
 
-    async def main() -> None:
-        config = NetcheckConfig(only_stun=True, resolver=resolver)
-        async with stun_server() as port, Netcheck(config) as check:
-            # A test node is asked whichever addresses this host has.
-            derp_map = map_of(
-                region(1, node(1, ipv4="", ipv6="", stun_port=port)),
-                region(2, node(2, ipv4="127.0.0.1", ipv6="", stun_port=port)),
-            )
-            report = await check.run(derp_map)
-            assert 2 in report.region_latency
-            assert not report.ipv6
-            assert len(asked) == len(set(asked))
-            assert ("derp2a.example.com", socket.AF_INET6) in asked
-
-    run(main())
+    config = NetcheckConfig(only_stun=True, resolver=resolver)
+    async with stun_server() as port, Netcheck(config) as check:
+        # A test node is asked whichever addresses this host has.
+        derp_map = map_of(
+            region(1, node(1, ipv4="", ipv6="", stun_port=port)),
+            region(2, node(2, ipv4="127.0.0.1", ipv6="", stun_port=port)),
+        )
+        report = await check.run(derp_map)
+        assert 2 in report.region_latency
+        assert not report.ipv6
+        assert len(asked) == len(set(asked))
+        assert ("derp2a.example.com", socket.AF_INET6) in asked
 
 
-def test_ten_thousand_names_that_hang_take_few_threads(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_ten_thousand_names_that_hang_take_few_threads(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run ends in its time, and what it looked up is cancelled."""
     hanging = most = 0
@@ -111,64 +104,55 @@ def test_ten_thousand_names_that_hang_take_few_threads(
             hanging -= 1
         raise AssertionError
 
-    async def main() -> None:
-        derp_map = map_of(
-            *(
-                region(n, node(1, name=f"{n}a", region_id=n, host_name=f"h{n}", ipv4="", ipv6=""))
-                for n in range(1, 10_001)
-            )
+    derp_map = map_of(
+        *(
+            region(n, node(1, name=f"{n}a", region_id=n, host_name=f"h{n}", ipv4="", ipv6=""))
+            for n in range(1, 10_001)
         )
-        config = NetcheckConfig(only_stun=True, resolver=resolver)
-        async with Netcheck(config) as check:
-            report = await check.run(derp_map)
-        assert not report.udp
-        assert hanging == 0
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        # Without any address of this host nothing is asked at all.
-        assert most <= shell.LOOKUPS
+    )
+    config = NetcheckConfig(only_stun=True, resolver=resolver)
+    async with Netcheck(config) as check:
+        report = await check.run(derp_map)
+    assert not report.udp
+    assert hanging == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    # Without any address of this host nothing is asked at all.
+    assert most <= shell.LOOKUPS
 
-    run(main())
+
+async def test_ten_thousand_servers_that_answer() -> None:
+    async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
+        values: dict[str, Any] = {"ipv4": "127.0.0.1", "ipv6": "none", "stun_port": port}
+        derp_map = map_of(
+            *(region(n, node(1, name=f"{n}a", region_id=n, **values)) for n in range(1, 10_001))
+        )
+        report = await check.run(derp_map)
+        assert len(report.region_latency) >= 3
 
 
-def test_ten_thousand_servers_that_answer(run: Run) -> None:
-    async def main() -> None:
-        async with stun_server() as port, Netcheck(NetcheckConfig(only_stun=True)) as check:
-            values: dict[str, Any] = {"ipv4": "127.0.0.1", "ipv6": "none", "stun_port": port}
-            derp_map = map_of(
-                *(region(n, node(1, name=f"{n}a", region_id=n, **values)) for n in range(1, 10_001))
+async def test_cancelling_leaves_nothing_and_keeps_what_was_measured() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        async with stun_server() as port, Netcheck() as check:
+            answered = asyncio.Event()
+            check.on_progress = lambda _: answered.set()
+            derp_map = DERPMap(
+                regions={
+                    **local(1, port).regions,
+                    **local(2, silent.getsockname()[1]).regions,
+                }
             )
-            report = await check.run(derp_map)
-            assert len(report.region_latency) >= 3
-
-    run(main())
-
-
-def test_cancelling_leaves_nothing_and_keeps_what_was_measured(run: Run) -> None:
-    async def main() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
-            silent.bind(("127.0.0.1", 0))
-            async with stun_server() as port, Netcheck() as check:
-                answered = asyncio.Event()
-                check.on_progress = lambda _: answered.set()
-                derp_map = DERPMap(
-                    regions={
-                        **local(1, port).regions,
-                        **local(2, silent.getsockname()[1]).regions,
-                    }
-                )
-                running = asyncio.create_task(check.run(derp_map))
-                await answered.wait()
-                with pytest.raises(RuntimeError, match="under way"):
-                    await check.run(derp_map)
-                running.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await running
-                assert asyncio.all_tasks() == {asyncio.current_task()}
-                partial = check.partial_report()
-                assert partial is not None
-                assert set(partial.region_latency) == {1}
-
-    run(main())
+            running = asyncio.create_task(check.run(derp_map))
+            await answered.wait()
+            with pytest.raises(RuntimeError, match="under way"):
+                await check.run(derp_map)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            partial = check.partial_report()
+            assert partial is not None
+            assert set(partial.region_latency) == {1}
 
 
 @pytest.mark.parametrize(
@@ -185,13 +169,10 @@ def test_settings_that_cannot_be_used(values: dict[str, Any], text: str) -> None
         NetcheckConfig(**values)
 
 
-def test_an_address_that_cannot_be_bound(run: Run) -> None:
-    async def main() -> None:
-        with pytest.raises(ConfigError, match=r"cannot bind UDP to 192\.0\.2\.77:0"):
-            async with Netcheck(NetcheckConfig(bind_host="192.0.2.77")):
-                pass
-
-    run(main())
+async def test_an_address_that_cannot_be_bound() -> None:
+    with pytest.raises(ConfigError, match=r"cannot bind UDP to 192\.0\.2\.77:0"):
+        async with Netcheck(NetcheckConfig(bind_host="192.0.2.77")):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -203,7 +184,7 @@ def test_an_address_that_cannot_be_bound(run: Run) -> None:
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx", id="cut_short"),
     ],
 )
-def test_a_hostile_http_server_is_an_error(run: Run, answer: bytes) -> None:
+async def test_a_hostile_http_server_is_an_error(answer: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -211,18 +192,15 @@ def test_a_hostile_http_server_is_an_error(run: Run, answer: bytes) -> None:
             await writer.drain()
         writer.close()
 
-    async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        sock = socket.create_connection(server.sockets[0].getsockname())
-        sock.setblocking(False)
-        link = await link_over_socket(sock)
-        with pytest.raises((RemoteProtocolError, ConnectionError)):
-            await exchange(link, "127.0.0.1", "/")
-        link.abort()
-        server.close()
-        await server.wait_closed()
-
-    run(main())
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    sock = socket.create_connection(server.sockets[0].getsockname())
+    sock.setblocking(False)
+    link = await link_over_socket(sock)
+    with pytest.raises((RemoteProtocolError, ConnectionError)):
+        await exchange(link, "127.0.0.1", "/")
+    link.abort()
+    server.close()
+    await server.wait_closed()
 
 
 @contextlib.asynccontextmanager

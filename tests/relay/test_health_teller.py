@@ -18,7 +18,6 @@ from pyderp.wire.client import ClientSession
 from pyderp.wire.frames import pack_ping, pack_send_packet
 from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Health
-from tests.conftest import Run
 from tests.server.certificates import write_pair
 from tests.server.dial import clients
 from tests.server.fakes import FakeLoop, Wire, make_context
@@ -211,23 +210,19 @@ def test_a_fight_costs_one_frame_however_long(core: ConnectionContext, loop: Fak
     assert problems(one) == problems(two) == [Trouble.DUPLICATE.value]
 
 
-def test_a_relay_tells_of_its_own_certificate(run: Run, tmp_path: Path) -> None:
+async def test_a_relay_tells_of_its_own_certificate(tmp_path: Path) -> None:
     """Whoever is there and whoever comes, until it is renewed."""
-
-    async def main() -> None:
-        write_pair(tmp_path, NAME, days=60)
-        config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME))
-        async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):
-            assert relay._parts is not None
-            write_pair(tmp_path, NAME, days=3)
+    write_pair(tmp_path, NAME, days=60)
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname=NAME))
+    async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()) as (first,):
+        assert relay._parts is not None
+        write_pair(tmp_path, NAME, days=3)
+        relay._look_at_certificates(relay._parts)
+        problem = (await first.wait_for(Health)).problem
+        assert problem.startswith(f"the relay's certificate for {NAME} expires on ")
+        async with clients(relay, 1, via=over_tls()) as (second,):
+            assert await second.wait_for(Health) == Health(problem)
+            write_pair(tmp_path, NAME, days=60)
             relay._look_at_certificates(relay._parts)
-            problem = (await first.wait_for(Health)).problem
-            assert problem.startswith(f"the relay's certificate for {NAME} expires on ")
-            async with clients(relay, 1, via=over_tls()) as (second,):
-                assert await second.wait_for(Health) == Health(problem)
-                write_pair(tmp_path, NAME, days=60)
-                relay._look_at_certificates(relay._parts)
-                for client in (first, second):
-                    assert await client.wait_for(Health) == Health("")
-
-    run(main())
+            for client in (first, second):
+                assert await client.wait_for(Health) == Health("")

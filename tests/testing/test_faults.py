@@ -15,7 +15,6 @@ from pyderp.relay.counters import DropReason
 from pyderp.testing import FaultyRelay
 from pyderp.wire.frames import pack_health
 from pyderp.wire.messages import Health, PeerGone, Ping, ReceivedPacket, Restarting
-from tests.conftest import Run
 from tests.owntime import own_time
 from tests.server.certificates import trusting_nobody
 from tests.server.dial import Client, Via, connect, drained, hang_up, open_stream, passes
@@ -64,562 +63,437 @@ async def burst(sender: Client, receiver: Client, count: int, *, chunk: int = 0)
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "websocket", "fast start"])
-def test_without_faults_it_is_a_relay(run: Run, kind: str, tls: bool) -> None:
+async def test_without_faults_it_is_a_relay(kind: str, tls: bool) -> None:
     """Packets of all sizes arrive, unchanged and in order, in every way to speak DERP."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=tls) as relay:
-            via = Via(
-                tls=trusting_nobody() if tls else None,
-                websocket=kind == "websocket",
-                fast_start=relay.public_key if kind == "fast start" else None,
-            )
-            async with pair(relay, via) as (a, b):
-                sent = [bytes([n]) * n * 250 for n in range(31)]
-                for packet in [*sent, bytes(65536)]:
-                    a.send(b, packet)
-                assert await received(b, 31) == sent
-                assert await b.packet() == bytes(65536)
-                await passes(b, a)
-                assert relay.counters.connections == relay.connections == 2
-                assert relay.counters.passed == (0 if kind == "websocket" else 2 * 33)
-                assert relay.counters.dropped == relay.counters.cut == 0
-                assert relay.relay.clients == 2
-
-    run(scenario())
+    async with FaultyRelay(tls=tls) as relay:
+        via = Via(
+            tls=trusting_nobody() if tls else None,
+            websocket=kind == "websocket",
+            fast_start=relay.public_key if kind == "fast start" else None,
+        )
+        async with pair(relay, via) as (a, b):
+            sent = [bytes([n]) * n * 250 for n in range(31)]
+            for packet in [*sent, bytes(65536)]:
+                a.send(b, packet)
+            assert await received(b, 31) == sent
+            assert await b.packet() == bytes(65536)
+            await passes(b, a)
+            assert relay.counters.connections == relay.connections == 2
+            assert relay.counters.passed == (0 if kind == "websocket" else 2 * 33)
+            assert relay.counters.dropped == relay.counters.cut == 0
+            assert relay.relay.clients == 2
 
 
-def test_other_requests_pass(run: Run) -> None:
+async def test_other_requests_pass() -> None:
     """What is no upgrade is answered by the relay, also twice on one connection."""
+    async with FaultyRelay() as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: r\r\n\r\n")
+        writer.write(b"GET /derp HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
+        answers = await drained(reader)
+        writer.close()
+        await writer.wait_closed()
+        assert answers.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1 426 " in answers
 
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
+
+async def test_bytes_that_are_no_http_pass() -> None:
+    """The relay's own refusal of nonsense comes back."""
+    async with FaultyRelay() as relay:
+        for nonsense in (b"\x16\x03\x01\x02\x00\x01", b"NO HTTP\r\n\r\n"):
             reader, writer = await open_stream(relay.address)
-            writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: r\r\n\r\n")
-            writer.write(b"GET /derp HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
-            answers = await drained(reader)
+            writer.write(nonsense)
+            assert (await drained(reader)).startswith(b"HTTP/1.1 400 ")
             writer.close()
             await writer.wait_closed()
-            assert answers.startswith(b"HTTP/1.1 200 ")
-            assert b"HTTP/1.1 426 " in answers
-
-    run(scenario())
 
 
-def test_bytes_that_are_no_http_pass(run: Run) -> None:
-    """The relay's own refusal of nonsense comes back."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            for nonsense in (b"\x16\x03\x01\x02\x00\x01", b"NO HTTP\r\n\r\n"):
-                reader, writer = await open_stream(relay.address)
-                writer.write(nonsense)
-                assert (await drained(reader)).startswith(b"HTTP/1.1 400 ")
-                writer.close()
-                await writer.wait_closed()
-
-    run(scenario())
-
-
-def test_a_client_that_leaves_is_gone(run: Run) -> None:
+async def test_a_client_that_leaves_is_gone() -> None:
     """Hanging up reaches the relay, and the receiver of the last packet hears of it."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            await passes(a, b)
-            await a.aclose()
-            assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
-            assert relay.relay.clients == 1
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        await passes(a, b)
+        await a.aclose()
+        assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
+        assert relay.relay.clients == 1
 
 
 # Slow and lossy
 
 
-def test_latency_is_each_way(run: Run) -> None:
+async def test_latency_is_each_way() -> None:
     """A ping takes twice the latency at least; without, it does not."""
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with FaultyRelay() as relay, pair(relay) as (a, _):
-            relay.latency = LATE
-            begin = loop.time()
-            await a.ping()
-            assert loop.time() - begin >= 2 * LATE - 0.002
-            relay.latency = 0
-            begin = own_time()
-            await a.ping()
-            assert own_time() - begin < 2 * LATE
-
-    run(scenario())
+    loop = asyncio.get_running_loop()
+    async with FaultyRelay() as relay, pair(relay) as (a, _):
+        relay.latency = LATE
+        begin = loop.time()
+        await a.ping()
+        assert loop.time() - begin >= 2 * LATE - 0.002
+        relay.latency = 0
+        begin = own_time()
+        await a.ping()
+        assert own_time() - begin < 2 * LATE
 
 
-def test_what_is_late_overlaps(run: Run) -> None:
+async def test_what_is_late_overlaps() -> None:
     """Latency is no bandwidth: what is sent together is late together."""
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.latency = LATE
-            begin, own_begin = loop.time(), own_time()
-            for n in range(20):
-                a.send(b, bytes([n]))
-                await asyncio.sleep(0)
-            assert await received(b, 20) == [bytes([n]) for n in range(20)]
-            assert loop.time() - begin >= 2 * LATE - 0.002
-            assert own_time() - own_begin < 20 * LATE
-
-    run(scenario())
+    loop = asyncio.get_running_loop()
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.latency = LATE
+        begin, own_begin = loop.time(), own_time()
+        for n in range(20):
+            a.send(b, bytes([n]))
+            await asyncio.sleep(0)
+        assert await received(b, 20) == [bytes([n]) for n in range(20)]
+        assert loop.time() - begin >= 2 * LATE - 0.002
+        assert own_time() - own_begin < 20 * LATE
 
 
-def test_jitter_keeps_the_order(run: Run) -> None:
+async def test_jitter_keeps_the_order() -> None:
     """Packets are late by different times and are still in order, also when it ends."""
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        async with FaultyRelay(seed=3) as relay, pair(relay) as (a, b):
-            relay.jitter = LATE
-            begin = loop.time()
-            for n in range(10):
-                a.send(b, bytes([n]))
-            assert await received(b, 1) == [b"\0"]
-            relay.jitter = 0
-            for n in range(10, 20):
-                a.send(b, bytes([n]))
-            assert await received(b, 19) == [bytes([n]) for n in range(1, 20)]
-            assert loop.time() - begin > LATE / 4
-
-    run(scenario())
+    loop = asyncio.get_running_loop()
+    async with FaultyRelay(seed=3) as relay, pair(relay) as (a, b):
+        relay.jitter = LATE
+        begin = loop.time()
+        for n in range(10):
+            a.send(b, bytes([n]))
+        assert await received(b, 1) == [b"\0"]
+        relay.jitter = 0
+        for n in range(10, 20):
+            a.send(b, bytes([n]))
+        assert await received(b, 19) == [bytes([n]) for n in range(1, 20)]
+        assert loop.time() - begin > LATE / 4
 
 
-def losses(run: Run, seed: int, *, chunk: int = 0, loss: float = 0.3) -> set[int]:
+async def losses(seed: int, *, chunk: int = 0, loss: float = 0.3) -> set[int]:
     """Which of 100 packets arrive; the sender writes them in chunks of some size."""
-    found: set[int] = set()
-
-    async def scenario() -> None:
-        async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
-            relay.loss = loss
-            found.update(await burst(a, b, 100, chunk=chunk))
-            assert relay.counters.dropped == 100 - len(found)
-
-    run(scenario())
+    async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
+        relay.loss = loss
+        found = set(await burst(a, b, 100, chunk=chunk))
+        assert relay.counters.dropped == 100 - len(found)
     return found
 
 
-def test_the_seed_decides_what_is_lost(run: Run) -> None:
+async def test_the_seed_decides_what_is_lost() -> None:
     """The same seed loses the same packets, however they are written; another seed others."""
-    once = losses(run, 1)
+    once = await losses(1)
     assert 20 < len(once) < 80  # 49 on average: lost on the way up, or on the way down
-    assert losses(run, 1) == once
-    assert losses(run, 1, chunk=3) == once
-    assert losses(run, 2) != once
+    assert await losses(1) == once
+    assert await losses(1, chunk=3) == once
+    assert await losses(2) != once
 
 
-def test_no_loss_and_all_loss(run: Run) -> None:
+async def test_no_loss_and_all_loss() -> None:
     """The ends of the scale are exact."""
-    assert losses(run, 1, loss=0.0) == set(range(100))
-    assert losses(run, 1, loss=1.0) == set()
+    assert await losses(1, loss=0.0) == set(range(100))
+    assert await losses(1, loss=1.0) == set()
 
 
-def test_only_packets_are_lost(run: Run) -> None:
+async def test_only_packets_are_lost() -> None:
     """Login, pings and what the relay says itself get through any loss."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            relay.loss = 1
-            async with pair(relay) as (a, b):
-                a.send(b, b"lost")
-                await a.ping()
-                assert relay.counters.dropped == 1
-                assert relay.counters.passed == 0
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        relay.loss = 1
+        async with pair(relay) as (a, b):
+            a.send(b, b"lost")
+            await a.ping()
+            assert relay.counters.dropped == 1
+            assert relay.counters.passed == 0
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_drop_next_drops_exactly(run: Run, way: str) -> None:
+async def test_drop_next_drops_exactly(way: str) -> None:
     """Two packets are dropped, not one more."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.drop_next(2, way="up" if way == "up" else "down")
-            for n in range(5):
-                a.send(b, bytes([n]))
-            assert await received(b, 3) == [b"\2", b"\3", b"\4"]
-            assert relay.counters.dropped == 2
-            assert relay.relay.counters.packets_sent == (3 if way == "up" else 5)
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.drop_next(2, way="up" if way == "up" else "down")
+        for n in range(5):
+            a.send(b, bytes([n]))
+        assert await received(b, 3) == [b"\2", b"\3", b"\4"]
+        assert relay.counters.dropped == 2
+        assert relay.relay.counters.packets_sent == (3 if way == "up" else 5)
 
 
 # Cut and frozen
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_cut_ends_all_connections(run: Run, reset: bool) -> None:
+async def test_cut_ends_all_connections(reset: bool) -> None:
     """FIN is an end of file; RST is an error."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            assert relay.cut(reset=reset) == 2
-            for client in (a, b):
-                if reset:
-                    with pytest.raises(ConnectionResetError):
-                        await client.reader.read(1)
-                else:
-                    assert await client.reader.read(1) == b""
-            assert relay.counters.cut == 2
-            again = await connect(relay.address)
-            await again.ping()
-            await again.aclose()
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        assert relay.cut(reset=reset) == 2
+        for client in (a, b):
+            if reset:
+                with pytest.raises(ConnectionResetError):
+                    await client.reader.read(1)
+            else:
+                assert await client.reader.read(1) == b""
+        assert relay.counters.cut == 2
+        again = await connect(relay.address)
+        await again.ping()
+        await again.aclose()
 
 
-def test_cut_of_one_client_spares_others(run: Run) -> None:
+async def test_cut_of_one_client_spares_others() -> None:
     """The key says whose connection is cut; the relay tells others that it is gone."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            await passes(a, b)
-            assert relay.cut(client=a.key) == 1
-            await a.closed()
-            assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
-            assert relay.cut(client=a.key) == 0
-            assert relay.connections == 1
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        await passes(a, b)
+        assert relay.cut(client=a.key) == 1
+        await a.closed()
+        assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
+        assert relay.cut(client=a.key) == 0
+        assert relay.connections == 1
 
 
-def test_cut_drops_what_is_under_way(run: Run) -> None:
+async def test_cut_drops_what_is_under_way() -> None:
     """A packet that is late is lost with its connection."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.latency = LATE
-            a.send(b, b"never arrives")
-            while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            relay.cut()
-            assert await drained(b.reader) == b""
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.latency = LATE
+        a.send(b, b"never arrives")
+        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        relay.cut()
+        assert await drained(b.reader) == b""
 
 
 @pytest.mark.parametrize("nbytes", [1, 4, 5, 36, 37, 100])
-def test_cut_after_is_exact_to_the_byte(run: Run, nbytes: int) -> None:
+async def test_cut_after_is_exact_to_the_byte(nbytes: int) -> None:
     """So many bytes of the next frames arrive, then the end; the other client stays."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.cut_after(nbytes)
-            for _ in range(3):
-                a.send(b, b"12345")
-            assert len(await drained(b.reader)) == nbytes
-            assert relay.counters.cut == 1
-            await a.ping()
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.cut_after(nbytes)
+        for _ in range(3):
+            a.send(b, b"12345")
+        assert len(await drained(b.reader)) == nbytes
+        assert relay.counters.cut == 1
+        await a.ping()
 
 
-def test_cut_after_on_the_way_up(run: Run) -> None:
+async def test_cut_after_on_the_way_up() -> None:
     """The relay sees half a frame; the sender is cut, by RST."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.cut_after(50, way="up", reset=True)
-            a.send(b, b"12345")  # 42 bytes with header and key
-            assert await b.packet() == b"12345"
-            a.send(b, b"67890")
-            with pytest.raises(ConnectionResetError):
-                await a.reader.read(1)
-            assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.cut_after(50, way="up", reset=True)
+        a.send(b, b"12345")  # 42 bytes with header and key
+        assert await b.packet() == b"12345"
+        a.send(b, b"67890")
+        with pytest.raises(ConnectionResetError):
+            await a.reader.read(1)
+        assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
 
 
-def test_freeze_passes_nothing_and_thaw_everything(run: Run) -> None:
+async def test_freeze_passes_nothing_and_thaw_everything() -> None:
     """Connections stay; what was sent meanwhile arrives later. New ones wait, too."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.freeze()
-            a.send(b, b"one")
-            a.send(b, b"two")
-            newcomer = asyncio.ensure_future(connect(relay.address))
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(b.receive(), LATE)
-            assert not newcomer.done()
-            assert relay.counters.passed == 0
-            relay.thaw()
-            assert await received(b, 2) == [b"one", b"two"]
-            await (await newcomer).aclose()
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.freeze()
+        a.send(b, b"one")
+        a.send(b, b"two")
+        newcomer = asyncio.ensure_future(connect(relay.address))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(b.receive(), LATE)
+        assert not newcomer.done()
+        assert relay.counters.passed == 0
+        relay.thaw()
+        assert await received(b, 2) == [b"one", b"two"]
+        await (await newcomer).aclose()
 
 
-def test_freeze_holds_what_is_under_way(run: Run) -> None:
+async def test_freeze_holds_what_is_under_way() -> None:
     """A packet that is late already stays on its way, and a cut ends a frozen connection."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.latency = LATE
-            a.send(b, b"late")
-            while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            relay.freeze()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(b.receive(), 3 * LATE)
-            relay.thaw()
-            assert await b.packet() == b"late"
-            relay.freeze()
-            relay.cut()
-            await a.closed()
-            await b.closed()
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.latency = LATE
+        a.send(b, b"late")
+        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        relay.freeze()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(b.receive(), 3 * LATE)
+        relay.thaw()
+        assert await b.packet() == b"late"
+        relay.freeze()
+        relay.cut()
+        await a.closed()
+        await b.closed()
 
 
-def test_a_freeze_hides_the_end_of_a_connection(run: Run) -> None:
+async def test_a_freeze_hides_the_end_of_a_connection() -> None:
     """The relay learns only after the thaw that a client left."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            await passes(a, b)
-            relay.freeze()
-            await a.aclose()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(b.receive(), LATE)
-            assert relay.relay.clients == 2
-            relay.thaw()
-            assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        await passes(a, b)
+        relay.freeze()
+        await a.aclose()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(b.receive(), LATE)
+        assert relay.relay.clients == 2
+        relay.thaw()
+        assert await b.wait_for(PeerGone) == PeerGone(a.key, 0)
 
 
-def test_a_reader_that_stalls_stalls_the_relay(run: Run) -> None:
+async def test_a_reader_that_stalls_stalls_the_relay() -> None:
     """The proxy holds no more than a transport does: the relay drops, as without a proxy."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
-            b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
-            while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
-                a.send(b, bytes(65536))
-                await a.ping()
-            b.writer.transport.resume_reading()  # type: ignore[attr-defined] # as above
-            await passes(a, b)
-
-    run(scenario())
+    async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
+        b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
+        while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
+            a.send(b, bytes(65536))
+            await a.ping()
+        b.writer.transport.resume_reading()  # type: ignore[attr-defined] # as above
+        await passes(a, b)
 
 
-def test_a_reader_that_stalls_is_cut(run: Run) -> None:
+async def test_a_reader_that_stalls_is_cut() -> None:
     """It reads what was on its way to it, and then the end."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
-            b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
-            while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
-                a.send(b, bytes(65536))
-                await a.ping()
-            assert relay.cut(client=b.key) == 1
-            b.writer.transport.resume_reading()  # type: ignore[attr-defined] # as above
-            assert len(await drained(b.reader)) > 65536
-            assert relay.connections == 1
-
-    run(scenario())
+    async with FaultyRelay(RelayConfig(write_timeout=0)) as relay, pair(relay) as (a, b):
+        b.writer.transport.pause_reading()  # type: ignore[attr-defined] # a read transport, too
+        while not relay.relay.counters.dropped(DropReason.QUEUE_HEAD):
+            a.send(b, bytes(65536))
+            await a.ping()
+        assert relay.cut(client=b.key) == 1
+        b.writer.transport.resume_reading()  # type: ignore[attr-defined] # as above
+        assert len(await drained(b.reader)) > 65536
+        assert relay.connections == 1
 
 
 # Away and back
 
 
-def test_refused_connections_are_refused(run: Run) -> None:
+async def test_refused_connections_are_refused() -> None:
     """The port is the same afterwards, and open connections stay."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            address = relay.address
-            for _ in range(2):
-                relay.refuse()
-                relay.refuse()
-                with pytest.raises(ConnectionRefusedError):
-                    await connect(address)
-                await passes(a, b)
-                relay.accept()
-                relay.accept()
-                again = await connect(address)
-                await again.aclose()
-            assert relay.address == address
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        address = relay.address
+        for _ in range(2):
+            relay.refuse()
+            relay.refuse()
+            with pytest.raises(ConnectionRefusedError):
+                await connect(address)
+            await passes(a, b)
+            relay.accept()
+            relay.accept()
+            again = await connect(address)
+            await again.aclose()
+        assert relay.address == address
 
 
 @pytest.mark.parametrize("new_key", [False, True])
-def test_restart_is_announced(run: Run, new_key: bool) -> None:
+async def test_restart_is_announced(new_key: bool) -> None:
     """Clients are told and closed; the relay is back with the key it had, or not."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, _):
-            key, address, first = relay.public_key, relay.address, relay.relay
-            await relay.restart(new_key=new_key)
-            assert await a.wait_for(Restarting) == Restarting(0.0, 60.0)
-            await a.closed()
-            assert (relay.public_key == key) is not new_key
-            assert relay.address == address
-            assert relay.relay is not first
-            assert relay.counters.restarts == 1
-            again = await connect(address)
-            assert again.session.server_key == relay.public_key
-            await again.aclose()
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, _):
+        key, address, first = relay.public_key, relay.address, relay.relay
+        await relay.restart(new_key=new_key)
+        assert await a.wait_for(Restarting) == Restarting(0.0, 60.0)
+        await a.closed()
+        assert (relay.public_key == key) is not new_key
+        assert relay.address == address
+        assert relay.relay is not first
+        assert relay.counters.restarts == 1
+        again = await connect(address)
+        assert again.session.server_key == relay.public_key
+        await again.aclose()
 
 
-def test_a_crash_is_not_announced(run: Run) -> None:
+async def test_a_crash_is_not_announced() -> None:
     """Without an announcement nothing but the end arrives; refusing goes on."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, _):
-            relay.refuse()
-            await relay.restart(announce=False)
-            assert await drained(a.reader) == b""
-            with pytest.raises(ConnectionRefusedError):
-                await connect(relay.address)
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, _):
+        relay.refuse()
+        await relay.restart(announce=False)
+        assert await drained(a.reader) == b""
+        with pytest.raises(ConnectionRefusedError):
+            await connect(relay.address)
 
 
-def test_a_restart_under_tls_has_the_same_pin(run: Run) -> None:
+async def test_a_restart_under_tls_has_the_same_pin() -> None:
     """The certificate stays; the meta certificate is of the new key."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=True) as relay:
-            region = relay.region
-            assert region.nodes[0].cert_name.startswith("sha256-raw:")
-            await relay.restart(new_key=True)
-            assert relay.region == region
-            async with pair(relay, Via(tls=trusting_nobody())) as (a, b):
-                await passes(a, b)
-
-    run(scenario())
+    async with FaultyRelay(tls=True) as relay:
+        region = relay.region
+        assert region.nodes[0].cert_name.startswith("sha256-raw:")
+        await relay.restart(new_key=True)
+        assert relay.region == region
+        async with pair(relay, Via(tls=trusting_nobody())) as (a, b):
+            await passes(a, b)
 
 
 # Lies
 
 
-def test_wrong_key(run: Run) -> None:
+async def test_wrong_key() -> None:
     """The box of one login does not open; the next does."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            relay.wrong_key()
-            with pytest.raises(BadBox):
-                await connect(relay.address)
-            assert relay.counters.wrong_keys == 1
-            async with pair(relay) as (a, b):
-                await passes(a, b)
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        relay.wrong_key()
+        with pytest.raises(BadBox):
+            await connect(relay.address)
+        assert relay.counters.wrong_keys == 1
+        async with pair(relay) as (a, b):
+            await passes(a, b)
 
 
 @pytest.mark.parametrize("websocket", [False, True])
-def test_http_status(run: Run, websocket: bool) -> None:
+async def test_http_status(websocket: bool) -> None:
     """Two upgrades are refused, with a body; a probe in between is none."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            relay.http_status(503, count=2)
-            with pytest.raises(Exception, match="503"):
-                await connect(relay.address, via=Via(websocket=websocket))
-            reader, writer = await open_stream(relay.address)
-            writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
-            assert (await drained(reader)).startswith(b"HTTP/1.1 200 ")
-            writer.close()
-            await writer.wait_closed()
-            with pytest.raises(DerpError, match="503 Service Unavailable: 503 Service Unavail"):
-                await connect(relay.address)
-            await (await connect(relay.address)).aclose()
-            assert relay.counters.rejected == 2
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        relay.http_status(503, count=2)
+        with pytest.raises(Exception, match="503"):
+            await connect(relay.address, via=Via(websocket=websocket))
+        reader, writer = await open_stream(relay.address)
+        writer.write(b"GET /derp/probe HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n")
+        assert (await drained(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(DerpError, match="503 Service Unavailable: 503 Service Unavail"):
+            await connect(relay.address)
+        await (await connect(relay.address)).aclose()
+        assert relay.counters.rejected == 2
 
 
 @pytest.mark.parametrize("kind", ["unknown", "short"])
-def test_junk_that_is_skipped(run: Run, kind: str) -> None:
+async def test_junk_that_is_skipped(kind: str) -> None:
     """Frames that mean nothing change nothing, and are whole: what follows is read."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            for _ in range(20):
-                assert relay.junk("unknown" if kind == "unknown" else "short")
-            a.send(b, b"after")
-            assert isinstance(message := await b.receive(), ReceivedPacket)
-            assert message.data == b"after"
-            assert relay.counters.injected == 40
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        for _ in range(20):
+            assert relay.junk("unknown" if kind == "unknown" else "short")
+        a.send(b, b"after")
+        assert isinstance(message := await b.receive(), ReceivedPacket)
+        assert message.data == b"after"
+        assert relay.counters.injected == 40
 
 
 @pytest.mark.parametrize("kind", ["oversized", "garbage"])
 @pytest.mark.parametrize("seed", range(5))
-def test_junk_that_ends_the_connection(run: Run, kind: str, seed: int) -> None:
+async def test_junk_that_ends_the_connection(kind: str, seed: int) -> None:
     """Only the client that got it breaks."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
-            relay.junk("oversized" if kind == "oversized" else "garbage", client=a.key)
-            with pytest.raises(FrameTooLarge):
-                await a.receive()
-            await b.ping()
-            assert relay.counters.injected == 1
-
-    run(scenario())
+    async with FaultyRelay(seed=seed) as relay, pair(relay) as (a, b):
+        relay.junk("oversized" if kind == "oversized" else "garbage", client=a.key)
+        with pytest.raises(FrameTooLarge):
+            await a.receive()
+        await b.ping()
+        assert relay.counters.injected == 1
 
 
-def test_junk_follows_the_seed(run: Run) -> None:
+async def test_junk_follows_the_seed() -> None:
     """The same seed makes the same junk; nobody need be there to get it."""
-
-    async def scenario() -> None:
-        made = []
-        for seed in (1, 1, 2):
-            async with FaultyRelay(seed=seed) as relay:
-                made.append([relay.junk("garbage"), relay.junk("unknown"), relay.junk("garbage")])
-                assert relay.counters.injected == 0
-        assert made[0] == made[1] != made[2]
-        assert made[0][0] != made[0][2]
-
-    run(scenario())
+    made = []
+    for seed in (1, 1, 2):
+        async with FaultyRelay(seed=seed) as relay:
+            made.append([relay.junk("garbage"), relay.junk("unknown"), relay.junk("garbage")])
+            assert relay.counters.injected == 0
+    assert made[0] == made[1] != made[2]
+    assert made[0][0] != made[0][2]
 
 
-def test_frames_of_ones_own(run: Run) -> None:
+async def test_frames_of_ones_own() -> None:
     """A frame is put between two others, in its place also when they are late."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay) as (a, b):
-            relay.latency = LATE
-            a.send(b, b"first")
-            while relay.counters.passed < 2:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            assert relay.inject(pack_health("sick"), client=b.key) == 1
-            relay.latency = 0
-            assert relay.inject(b"\x12\0\0\0\x0812345678", client=b.key) == 1
-            assert isinstance(await b.receive(), ReceivedPacket)
-            assert await b.receive() == Health("sick")
-            assert await b.receive() == Ping(b"12345678")
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay) as (a, b):
+        relay.latency = LATE
+        a.send(b, b"first")
+        while relay.counters.passed < 2:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        assert relay.inject(pack_health("sick"), client=b.key) == 1
+        relay.latency = 0
+        assert relay.inject(b"\x12\0\0\0\x0812345678", client=b.key) == 1
+        assert isinstance(await b.receive(), ReceivedPacket)
+        assert await b.receive() == Health("sick")
+        assert await b.receive() == Ping(b"12345678")
 
 
-def test_nothing_is_put_into_a_websocket(run: Run) -> None:
+async def test_nothing_is_put_into_a_websocket() -> None:
     """Its frames are not ours."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay, pair(relay, Via(websocket=True)) as (a, b):
-            relay.loss = 1
-            assert relay.inject(b"junk") == 0
-            await passes(a, b)
-
-    run(scenario())
+    async with FaultyRelay() as relay, pair(relay, Via(websocket=True)) as (a, b):
+        relay.loss = 1
+        assert relay.inject(b"junk") == 0
+        await passes(a, b)
 
 
 # Use and misuse
@@ -673,88 +547,67 @@ def test_before_the_start_there_is_nothing(name: str) -> None:
         getattr(FaultyRelay(), name)
 
 
-def test_it_starts_once(run: Run) -> None:
+async def test_it_starts_once() -> None:
     """A second start is refused; a second close is not."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            with pytest.raises(LocalProtocolError):
-                await relay.start()
-            assert relay.url == f"http://127.0.0.1:{relay.address[1]}/derp"
-        await relay.aclose()
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        with pytest.raises(LocalProtocolError):
+            await relay.start()
+        assert relay.url == f"http://127.0.0.1:{relay.address[1]}/derp"
+    await relay.aclose()
 
 
-def test_without_a_relay_connections_end(run: Run) -> None:
+async def test_without_a_relay_connections_end() -> None:
     """The proxy accepts, finds nobody and closes; so it does when the client speaks no TLS."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() as relay:
-            await relay.relay.aclose()
-            reader, writer = await open_stream(relay.address)
-            assert await drained(reader) == b""
-            await hang_up(writer)
-        async with FaultyRelay(tls=True) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            assert b"HTTP" not in await drained(reader)
-            await hang_up(writer)
-
-    run(scenario())
+    async with FaultyRelay() as relay:
+        await relay.relay.aclose()
+        reader, writer = await open_stream(relay.address)
+        assert await drained(reader) == b""
+        await hang_up(writer)
+    async with FaultyRelay(tls=True) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"HTTP" not in await drained(reader)
+        await hang_up(writer)
 
 
-def test_a_cut_during_the_handshake(run: Run) -> None:
+async def test_a_cut_during_the_handshake() -> None:
     """A connection that is not complete yet ends when it is, and not later."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=True) as relay:
-            connecting = asyncio.ensure_future(
-                open_stream(relay.address, Via(tls=trusting_nobody()))
-            )
-            while not relay.connections:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            assert relay.cut() == 1
-            reader, writer = await connecting
-            assert await drained(reader) == b""
-            await hang_up(writer)
-
-    run(scenario())
+    async with FaultyRelay(tls=True) as relay:
+        connecting = asyncio.ensure_future(open_stream(relay.address, Via(tls=trusting_nobody())))
+        while not relay.connections:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        assert relay.cut() == 1
+        reader, writer = await connecting
+        assert await drained(reader) == b""
+        await hang_up(writer)
 
 
-def test_closing_ends_everything(run: Run) -> None:
+async def test_closing_ends_everything() -> None:
     """Frozen, late and half-open connections are gone with it, and so is the port."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=True) as relay:
-            via = Via(tls=trusting_nobody())
-            a, b = await connect(relay.address, via=via), await connect(relay.address, via=via)
-            half = socket.create_connection(relay.address)
-            relay.latency = 60
-            a.send(b, b"late")
-            while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            relay.freeze()
-        await a.closed()
-        await b.closed()
-        half.close()
-        await a.aclose()
-        await b.aclose()
-        with pytest.raises(ConnectionRefusedError):
-            await connect(relay.address, via=via)
-
-    run(scenario())
+    async with FaultyRelay(tls=True) as relay:
+        via = Via(tls=trusting_nobody())
+        a, b = await connect(relay.address, via=via), await connect(relay.address, via=via)
+        half = socket.create_connection(relay.address)
+        relay.latency = 60
+        a.send(b, b"late")
+        while not relay.counters.passed:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        relay.freeze()
+    await a.closed()
+    await b.closed()
+    half.close()
+    await a.aclose()
+    await b.aclose()
+    with pytest.raises(ConnectionRefusedError):
+        await connect(relay.address, via=via)
 
 
-def test_a_start_that_fails_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The port is given away, and the block is never entered."""
 
     async def fails(_: object) -> None:
         raise ConfigError("no")
 
-    async def scenario() -> None:
-        monkeypatch.setattr("pyderp.server.app.relay.Relay.start", fails)
-        with pytest.raises(ConfigError, match="no"):
-            await FaultyRelay().start()
-
-    run(scenario())
+    monkeypatch.setattr("pyderp.server.app.relay.Relay.start", fails)
+    with pytest.raises(ConfigError, match="no"):
+        await FaultyRelay().start()

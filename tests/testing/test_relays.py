@@ -32,55 +32,42 @@ from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.testing import FaultyRelay, RelayThread, client_pair, relay
 from pyderp.wire.frames import pack_health
 from pyderp.wire.messages import Health, Restarting
-from tests.conftest import Run
 from tests.server.dial import Client, connect, hang_up
 
 
-def test_a_relay_serves(run: Run, tmp_path: Path) -> None:
+async def test_a_relay_serves(tmp_path: Path) -> None:
     """With the settings given; afterwards it is gone."""
-
-    async def scenario() -> None:
-        async with relay() as running:
-            assert running.url.startswith("http://127.0.0.1:")
-            url = running.url
-        with pytest.raises(ConnectError):
-            async with client_pair(url):
-                pass
-        config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"))
-        async with relay(config) as running:
-            assert running.url.startswith("https://127.0.0.1:")
-
-    run(scenario())
+    async with relay() as running:
+        assert running.url.startswith("http://127.0.0.1:")
+        url = running.url
+    with pytest.raises(ConnectError):
+        async with client_pair(url):
+            pass
+    config = RelayConfig(tls=ManualTLS(certdir=tmp_path, hostname="127.0.0.1"))
+    async with relay(config) as running:
+        assert running.url.startswith("https://127.0.0.1:")
 
 
 @pytest.mark.parametrize("faulty", [False, True])
 @pytest.mark.parametrize("by_url", [False, True])
-def test_a_pair_is_reachable_at_once(run: Run, faulty: bool, by_url: bool) -> None:
+async def test_a_pair_is_reachable_at_once(faulty: bool, by_url: bool) -> None:
     """The first message of each is the other's packet; afterwards both are closed."""
-
-    async def scenario() -> None:
-        async with FaultyRelay() if faulty else relay() as running:
-            async with client_pair(running.url if by_url else running) as (a, b):
-                await a.send(b.self_public_key, b"to b")
-                await b.send(a.self_public_key, b"to a")
-                assert await b.recv() == ReceivedPacket(a.self_public_key, b"to b")
-                assert await a.recv() == ReceivedPacket(b.self_public_key, b"to a")
-            for client in (a, b):
-                assert client.connection_state == "closed"
-
-    run(scenario())
-
-
-def test_a_pair_over_tls(run: Run) -> None:
-    """The pin of a relay with a certificate of its own is known."""
-
-    async def scenario() -> None:
-        async with FaultyRelay(tls=True) as running, client_pair(running) as (a, b):
+    async with FaultyRelay() if faulty else relay() as running:
+        async with client_pair(running.url if by_url else running) as (a, b):
             await a.send(b.self_public_key, b"to b")
+            await b.send(a.self_public_key, b"to a")
             assert await b.recv() == ReceivedPacket(a.self_public_key, b"to b")
-            assert a.tls_state is not None
+            assert await a.recv() == ReceivedPacket(b.self_public_key, b"to a")
+        for client in (a, b):
+            assert client.connection_state == "closed"
 
-    run(scenario())
+
+async def test_a_pair_over_tls() -> None:
+    """The pin of a relay with a certificate of its own is known."""
+    async with FaultyRelay(tls=True) as running, client_pair(running) as (a, b):
+        await a.send(b.self_public_key, b"to b")
+        assert await b.recv() == ReceivedPacket(a.self_public_key, b"to b")
+        assert a.tls_state is not None
 
 
 def serves(url: str, context: ssl.SSLContext) -> bool:
@@ -136,25 +123,22 @@ def test_a_thread_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
             blocked.set()
 
 
-def test_a_pair_has_its_settings(run: Run) -> None:
+async def test_a_pair_has_its_settings() -> None:
     """Both log in with the mesh key, so that both may watch."""
     key = MeshKey.parse("0123456789abcdef" * 4)
     config = ClientConfig(network=NetworkSettings(), mesh_key=key, watch_connection_changes=True)
 
-    async def scenario() -> None:
-        async with (
-            relay(RelayConfig(mesh_key=key)) as running,
-            client_pair(running, config=config) as pair,
-        ):
-            for client in pair:
-                present: set[NodePublic] = set()
-                while len(present) < 2:
-                    message = await client.recv()
-                    assert isinstance(message, PeerPresent)
-                    present.add(message.peer)
-                assert present == {each.self_public_key for each in pair}
-
-    run(scenario())
+    async with (
+        relay(RelayConfig(mesh_key=key)) as running,
+        client_pair(running, config=config) as pair,
+    ):
+        for client in pair:
+            present: set[NodePublic] = set()
+            while len(present) < 2:
+                message = await client.recv()
+                assert isinstance(message, PeerPresent)
+                present.add(message.peer)
+            assert present == {each.self_public_key for each in pair}
 
 
 Scenario = Callable[[RelayThread, Client], Coroutine[Any, Any, None]]

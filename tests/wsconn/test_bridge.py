@@ -13,10 +13,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from pyderp.wsconn import WebSocketStream, net_conn
-from tests.conftest import Run
 
 from .bridge import bridged
 
+pytestmark = pytest.mark.both_loops
 BOUND = 30.0
 MEGABYTE = bytes(range(256)) * 4096
 
@@ -41,85 +41,72 @@ async def echo(stream: WebSocketStream) -> None:
         await stream.write(data)
 
 
-def test_bytes_go_both_ways(run: Run, tmp_path: Path) -> None:
+async def test_bytes_go_both_ways(tmp_path: Path) -> None:
     """A megabyte, at the same time, in pieces of any size."""
+    async with asyncio.timeout(BOUND), upstream(echo) as url, bridged(tmp_path, url) as there:
 
-    async def main() -> None:
-        async with asyncio.timeout(BOUND), upstream(echo) as url, bridged(tmp_path, url) as there:
+        async def write() -> None:
+            for start in range(0, len(MEGABYTE), 50_000):
+                await there.send(MEGABYTE[start : start + 50_000])
 
-            async def write() -> None:
-                for start in range(0, len(MEGABYTE), 50_000):
-                    await there.send(MEGABYTE[start : start + 50_000])
-
-            writing = asyncio.create_task(write())
-            found = bytearray()
-            while len(found) < len(MEGABYTE):
-                data = await there.recv()
-                assert isinstance(data, bytes)
-                found += data
-            assert found == MEGABYTE
-            await writing
-
-    run(main())
+        writing = asyncio.create_task(write())
+        found = bytearray()
+        while len(found) < len(MEGABYTE):
+            data = await there.recv()
+            assert isinstance(data, bytes)
+            found += data
+        assert found == MEGABYTE
+        await writing
 
 
-def test_the_peer_s_close_is_the_end_of_the_stream(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+async def test_the_peer_s_close_is_the_end_of_the_stream(tmp_path: Path) -> None:
+    ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-        async def to_the_end(stream: WebSocketStream) -> None:
-            ended.set_result(await stream.read())
+    async def to_the_end(stream: WebSocketStream) -> None:
+        ended.set_result(await stream.read())
 
-        async with (
-            asyncio.timeout(BOUND),
-            upstream(to_the_end) as url,
-            bridged(tmp_path, url) as there,
-        ):
-            await there.send(b"all of it")
-            await there.close()
-            assert await ended == b"all of it"
-
-    run(main())
+    async with (
+        asyncio.timeout(BOUND),
+        upstream(to_the_end) as url,
+        bridged(tmp_path, url) as there,
+    ):
+        await there.send(b"all of it")
+        await there.close()
+        assert await ended == b"all of it"
 
 
-def test_the_end_of_the_stream_closes_the_websocket(run: Run, tmp_path: Path) -> None:
+async def test_the_end_of_the_stream_closes_the_websocket(tmp_path: Path) -> None:
     async def answer(stream: WebSocketStream) -> None:
         await stream.write(await stream.readexactly(4))
 
-    async def main() -> None:
-        async with (
-            asyncio.timeout(BOUND),
-            upstream(answer) as url,
-            bridged(tmp_path, url) as there,
-        ):
-            await there.send(b"ping")
-            assert await there.recv() == b"ping"
-            with pytest.raises(ConnectionClosed) as caught:
-                await there.recv()
-            assert caught.value.rcvd is not None
-            assert caught.value.rcvd.code == 1000
-
-    run(main())
+    async with (
+        asyncio.timeout(BOUND),
+        upstream(answer) as url,
+        bridged(tmp_path, url) as there,
+    ):
+        await there.send(b"ping")
+        assert await there.recv() == b"ping"
+        with pytest.raises(ConnectionClosed) as caught:
+            await there.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1000
 
 
-def test_a_stream_that_breaks_off_is_an_error_for_the_peer(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        async def break_off(stream: WebSocketStream) -> None:
-            await stream.readexactly(1)
-            stream._websocket.transport.abort()
+async def test_a_stream_that_breaks_off_is_an_error_for_the_peer(tmp_path: Path) -> None:
+    async def break_off(stream: WebSocketStream) -> None:
+        await stream.readexactly(1)
+        stream._websocket.transport.abort()
 
-        async with (
-            asyncio.timeout(BOUND),
-            upstream(break_off) as url,
-            bridged(tmp_path, url) as there,
-        ):
-            await there.send(b"x")
-            with pytest.raises(ConnectionClosed) as caught:
-                await there.recv()
-            assert caught.value.rcvd is not None
-            assert caught.value.rcvd.code == 1011
-
-    run(main())
+    async with (
+        asyncio.timeout(BOUND),
+        upstream(break_off) as url,
+        bridged(tmp_path, url) as there,
+    ):
+        await there.send(b"x")
+        with pytest.raises(ConnectionClosed) as caught:
+            await there.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1011
 
 
 async def close_code(websocket: ClientConnection) -> int:
@@ -129,26 +116,19 @@ async def close_code(websocket: ClientConnection) -> int:
     return caught.value.rcvd.code
 
 
-def test_a_text_message_is_refused_as_such(run: Run, tmp_path: Path) -> None:
+async def test_a_text_message_is_refused_as_such(tmp_path: Path) -> None:
     """And the program does not end in a traceback, which `bridged` looks for."""
-
-    async def main() -> None:
-        async with (
-            asyncio.timeout(BOUND),
-            upstream(echo) as url,
-            bridged(tmp_path, url) as there,
-        ):
-            await there.send("text")
-            assert await close_code(there) == 1003
-
-    run(main())
+    async with (
+        asyncio.timeout(BOUND),
+        upstream(echo) as url,
+        bridged(tmp_path, url) as there,
+    ):
+        await there.send("text")
+        assert await close_code(there) == 1003
 
 
-def test_an_upstream_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with upstream(echo) as url:
-            pass  # which is closed then
-        async with asyncio.timeout(BOUND), bridged(tmp_path, url) as there:
-            assert await close_code(there) == 1013
-
-    run(main())
+async def test_an_upstream_that_is_not_there(tmp_path: Path) -> None:
+    async with upstream(echo) as url:
+        pass  # which is closed then
+    async with asyncio.timeout(BOUND), bridged(tmp_path, url) as there:
+        assert await close_code(there) == 1013

@@ -72,7 +72,7 @@ async def cancelled_after(reading: WebSocketStream, n: int, exact: bool, patienc
     reads=st.lists(st.tuples(st.integers(1, 100), st.booleans(), turns), max_size=60),
 )
 def test_no_byte_is_lost(
-    run: Run,
+    on_loop: Run,
     role: Role,
     sizes: list[list[int]],
     chunks: list[tuple[int, int]],
@@ -88,36 +88,29 @@ def test_no_byte_is_lost(
             assert reading.at_eof()
             await feeding
 
-    run(main())
+    on_loop(main())
 
 
-def test_cancelling_while_fragments_arrive_one_byte_at_a_time(run: Run, role: Role) -> None:
+async def test_cancelling_while_fragments_arrive_one_byte_at_a_time(role: Role) -> None:
     """The worst case, and not by chance: a cancelled read in each turn of the loop."""
-
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            content, wire = pack(peer, [[1, 0, 2, 3]] * 20)
-            feeding = asyncio.create_task(feed(peer, wire, [(1, 1)] * len(wire)))
-            got = bytearray()
-            while not feeding.done():
-                got += await cancelled_after(reading, 10, False, 1)
-            got += await reading.read()
-            assert bytes(got) == content
-
-    run(main())
+    async with stream(role) as (reading, peer):
+        content, wire = pack(peer, [[1, 0, 2, 3]] * 20)
+        feeding = asyncio.create_task(feed(peer, wire, [(1, 1)] * len(wire)))
+        got = bytearray()
+        while not feeding.done():
+            got += await cancelled_after(reading, 10, False, 1)
+        got += await reading.read()
+        assert bytes(got) == content
 
 
-def test_a_timeout_of_asyncio_leaves_the_stream_usable(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"a", fin=False)
-            assert await reading.read(1) == b"a"
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await reading.read(1)
-            peer.more(b"b")
-            assert await reading.read(1) == b"b"
-            await reading.write(b"fine")
-            assert (await peer.message())[1] == b"fine"
-
-    run(main())
+async def test_a_timeout_of_asyncio_leaves_the_stream_usable(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"a", fin=False)
+        assert await reading.read(1) == b"a"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await reading.read(1)
+        peer.more(b"b")
+        assert await reading.read(1) == b"b"
+        await reading.write(b"fine")
+        assert (await peer.message())[1] == b"fine"

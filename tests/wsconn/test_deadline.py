@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from pyderp.errors import ConnectionClosed
 from pyderp.wsconn import WebSocketStream
 from pyderp.wsconn.bounds import Deadline
-from tests.conftest import Run
 
 from .peers import Peer, Role, stream
 from .test_reading import until_it_waits
@@ -66,33 +64,16 @@ def direction(request: pytest.FixtureRequest) -> Direction:
     return Direction(request.param)
 
 
-Test = Callable[[WebSocketStream, Peer], Awaitable[None]]
-
-
-@pytest.fixture
-def play(run: Run, role: Role) -> Callable[[Test], None]:
-    """Run a test on a stream."""
-
-    async def main(test: Test) -> None:
-        async with stream(role) as (made, peer):
-            await test(made, peer)
-
-    return lambda test: run(main(test))
-
-
-Play = Callable[[Test], None]
-
-
 async def passes(seconds: float) -> None:
     """The clock, and not the number of turns, is what a deadline is about."""
     await asyncio.sleep(seconds)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -1e9])
-def test_a_deadline_in_the_past_refuses_until_it_is_reset(
-    play: Play, direction: Direction, seconds: float
+async def test_a_deadline_in_the_past_refuses_until_it_is_reset(
+    role: Role, direction: Direction, seconds: float
 ) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+    async with stream(role) as (made, peer):
         for again in (None, 60.0):
             direction.set(made, seconds)
             for _ in range(2):
@@ -101,13 +82,11 @@ def test_a_deadline_in_the_past_refuses_until_it_is_reset(
             direction.set(made, again)
             await direction.works(made, peer)
 
-    play(test)
 
-
-def test_a_deadline_that_passes_between_operations_refuses(
-    play: Play, direction: Direction
+async def test_a_deadline_that_passes_between_operations_refuses(
+    role: Role, direction: Direction
 ) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+    async with stream(role) as (made, peer):
         direction.set(made, SOON / 3)
         await passes(SOON / 2)
         await direction.times_out(made)
@@ -115,13 +94,11 @@ def test_a_deadline_that_passes_between_operations_refuses(
         direction.set(made, None)
         await direction.works(made, peer)
 
-    play(test)
 
-
-def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
-    play: Play, direction: Direction
+async def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
+    role: Role, direction: Direction
 ) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+    async with stream(role) as (made, peer):
         # Begun before the deadline is set, or on a busy machine it may pass before.
         operation = asyncio.create_task(direction.times_out(made))
         await asyncio.sleep(0)
@@ -138,11 +115,11 @@ def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
         else:
             assert 0 < len(await peer.left()) < 16 << 20
 
-    play(test)
 
-
-def test_the_other_direction_is_told_when_it_is_waiting(play: Play, direction: Direction) -> None:
-    async def test(made: WebSocketStream, _: Peer) -> None:
+async def test_the_other_direction_is_told_when_it_is_waiting(
+    role: Role, direction: Direction
+) -> None:
+    async with stream(role) as (made, _):
         other = asyncio.create_task(direction.other.is_closed(made))
         operation = asyncio.create_task(direction.times_out(made))
         await asyncio.sleep(0)
@@ -150,11 +127,11 @@ def test_the_other_direction_is_told_when_it_is_waiting(play: Play, direction: D
         await operation
         await other
 
-    play(test)
 
-
-def test_a_deadline_in_the_past_ends_an_operation_at_once(play: Play, direction: Direction) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_a_deadline_in_the_past_ends_an_operation_at_once(
+    role: Role, direction: Direction
+) -> None:
+    async with stream(role) as (made, peer):
         task = asyncio.create_task(direction.times_out(made))
         for _ in range(3):
             await asyncio.sleep(0)
@@ -165,11 +142,9 @@ def test_a_deadline_in_the_past_ends_an_operation_at_once(play: Play, direction:
         await direction.is_closed(made)
         await peer.left()
 
-    play(test)
 
-
-def test_a_later_deadline_replaces_the_first(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_a_later_deadline_replaces_the_first(role: Role) -> None:
+    async with stream(role) as (made, peer):
         for again in (None, 60.0):
             read = asyncio.create_task(made.read(10))
             await asyncio.sleep(0)
@@ -179,11 +154,9 @@ def test_a_later_deadline_replaces_the_first(play: Play) -> None:
             peer.binary(b"late")
             assert await read == b"late"
 
-    play(test)
 
-
-def test_set_deadline_sets_both(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_set_deadline_sets_both(role: Role) -> None:
+    async with stream(role) as (made, peer):
         loop = asyncio.get_running_loop()
         made.set_deadline(loop.time() - 1)
         await Direction("read").times_out(made)
@@ -192,11 +165,9 @@ def test_set_deadline_sets_both(play: Play) -> None:
         await Direction("read").works(made, peer)
         await Direction("write").works(made, peer)
 
-    play(test)
 
-
-def test_what_has_come_is_not_read_after_the_deadline(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_what_has_come_is_not_read_after_the_deadline(role: Role) -> None:
+    async with stream(role) as (made, peer):
         peer.binary(b"abc")
         assert await made.read(1) == b"a"
         made.set_read_deadline(0)
@@ -207,11 +178,9 @@ def test_what_has_come_is_not_read_after_the_deadline(play: Play) -> None:
         made.set_read_deadline(None)
         assert await made.read(10) == b"bc"
 
-    play(test)
 
-
-def test_a_deadline_comes_before_the_end(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_a_deadline_comes_before_the_end(role: Role) -> None:
+    async with stream(role) as (made, peer):
         peer.close(1000)
         peer.hang_up()
         assert await made.read(1) == b""
@@ -221,24 +190,19 @@ def test_a_deadline_comes_before_the_end(play: Play) -> None:
         made.set_read_deadline(None)
         assert await made.read(1) == b""
 
-    play(test)
 
-
-def test_a_queued_read_times_out_with_the_one_before_it(play: Play) -> None:
-    async def test(made: WebSocketStream, _: Peer) -> None:
+async def test_a_queued_read_times_out_with_the_one_before_it(role: Role) -> None:
+    async with stream(role) as (made, _):
         made.set_read_deadline(asyncio.get_running_loop().time() + SOON)
         reads = [asyncio.create_task(made.read(1)) for _ in range(2)]
         for read in reads:
             with pytest.raises(TimeoutError, match="read deadline"):
                 await read
 
-    play(test)
 
-
-def test_no_operation_is_missed_by_a_deadline(play: Play) -> None:
+async def test_no_operation_is_missed_by_a_deadline(role: Role) -> None:
     """Set in the same turn as an operation starts, in either order."""
-
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+    async with stream(role) as (made, peer):
         for _ in range(200):
             made.set_read_deadline(asyncio.get_running_loop().time())
             with pytest.raises(TimeoutError):
@@ -246,11 +210,11 @@ def test_no_operation_is_missed_by_a_deadline(play: Play) -> None:
         made.set_read_deadline(None)
         await Direction("read").works(made, peer)
 
-    play(test)
 
-
-def test_a_deadline_that_is_far_away_leaves_no_timer(play: Play, direction: Direction) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_a_deadline_that_is_far_away_leaves_no_timer(
+    role: Role, direction: Direction
+) -> None:
+    async with stream(role) as (made, peer):
         made.set_deadline(asyncio.get_running_loop().time() + 3600)
         await direction.works(made, peer)
         deadline = made._read_deadline if direction.name == "read" else made._write_deadline
@@ -258,31 +222,25 @@ def test_a_deadline_that_is_far_away_leaves_no_timer(play: Play, direction: Dire
         made.set_deadline(float("inf"))
         await direction.works(made, peer)
 
-    play(test)
 
-
-def test_time_that_was_up_too_early_stays_up(run: Run) -> None:
+async def test_time_that_was_up_too_early_stays_up() -> None:
     """As with timers of uvloop, which round to milliseconds."""
-
-    async def main() -> None:
-        cut: list[str] = []
-        deadline = Deadline("read", lambda: cut.append)
-        deadline.set(asyncio.get_running_loop().time() + 60)
-        with pytest.raises(TimeoutError), deadline.operation():
-            deadline._fire()
-        assert cut == ["a read deadline"]
-        with pytest.raises(TimeoutError), deadline.operation():
-            raise AssertionError
-        deadline.set(None)
-        with deadline.operation():
-            pass
-        assert cut == ["a read deadline"]
-
-    run(main())
+    cut: list[str] = []
+    deadline = Deadline("read", lambda: cut.append)
+    deadline.set(asyncio.get_running_loop().time() + 60)
+    with pytest.raises(TimeoutError), deadline.operation():
+        deadline._fire()
+    assert cut == ["a read deadline"]
+    with pytest.raises(TimeoutError), deadline.operation():
+        raise AssertionError
+    deadline.set(None)
+    with deadline.operation():
+        pass
+    assert cut == ["a read deadline"]
 
 
-def test_a_deadline_drops_the_refusal_of_a_wrong_type(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_a_deadline_drops_the_refusal_of_a_wrong_type(role: Role) -> None:
+    async with stream(role) as (made, peer):
         peer.text(b"text")
         read = asyncio.create_task(made.read(1))
         assert (await peer.closing()).code == 1003
@@ -291,11 +249,9 @@ def test_a_deadline_drops_the_refusal_of_a_wrong_type(play: Play) -> None:
             await read
         assert await peer.left() == b""
 
-    play(test)
 
-
-def test_cancelling_beats_the_deadline(play: Play) -> None:
-    async def test(made: WebSocketStream, peer: Peer) -> None:
+async def test_cancelling_beats_the_deadline(role: Role) -> None:
+    async with stream(role) as (made, peer):
         read = asyncio.create_task(made.read(1))
         await until_it_waits(read)
         made.set_read_deadline(0)
@@ -305,5 +261,3 @@ def test_cancelling_beats_the_deadline(play: Play) -> None:
         assert await peer.left() == b""
         made.set_read_deadline(None)
         await functools.partial(Direction("read").is_closed, made)()
-
-    play(test)

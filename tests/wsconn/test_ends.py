@@ -11,7 +11,6 @@ from websockets.frames import Opcode
 
 from pyderp.errors import ConnectionClosed, DerpError, RemoteProtocolError
 from pyderp.wsconn import WebSocketStream
-from tests.conftest import Run
 
 from .peers import Role, stream
 
@@ -32,204 +31,161 @@ async def fails(
 
 
 @pytest.mark.parametrize("code", [1000, 1001])
-def test_1000_and_1001_are_the_end_for_ever(run: Run, role: Role, code: int) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"abc")
-            peer.close(code, "bye")
-            peer.binary(b"after the end")
-            peer.hang_up()
-            assert await reading.read(10) == b"abc"
-            for _ in range(3):
-                assert await reading.read(10) == b""
-            with pytest.raises(ConnectionClosed, match=str(code)):
-                await reading.write(b"x")
-            await reading.aclose()
+async def test_1000_and_1001_are_the_end_for_ever(role: Role, code: int) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"abc")
+        peer.close(code, "bye")
+        peer.binary(b"after the end")
+        peer.hang_up()
+        assert await reading.read(10) == b"abc"
+        for _ in range(3):
             assert await reading.read(10) == b""
-
-    run(main())
+        with pytest.raises(ConnectionClosed, match=str(code)):
+            await reading.write(b"x")
+        await reading.aclose()
+        assert await reading.read(10) == b""
 
 
 @pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 1011, 3000, 4999])
-def test_other_codes_are_errors_with_code_and_reason(run: Run, role: Role, code: int) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"abc")
-            peer.close(code, "out of luck")
-            peer.hang_up()
-            assert await reading.read(10) == b"abc"
-            error = await fails(reading, ConnectionClosed, f"{code}.*out of luck")
-            cause = error.__cause__
-            assert isinstance(cause, WebSocketClosed)
-            assert cause.rcvd is not None
-            assert (cause.rcvd.code, cause.rcvd.reason) == (code, "out of luck")
-
-    run(main())
+async def test_other_codes_are_errors_with_code_and_reason(role: Role, code: int) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"abc")
+        peer.close(code, "out of luck")
+        peer.hang_up()
+        assert await reading.read(10) == b"abc"
+        error = await fails(reading, ConnectionClosed, f"{code}.*out of luck")
+        cause = error.__cause__
+        assert isinstance(cause, WebSocketClosed)
+        assert cause.rcvd is not None
+        assert (cause.rcvd.code, cause.rcvd.reason) == (code, "out of luck")
 
 
-def test_a_close_without_a_code_is_an_error(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.close(None)
-            peer.hang_up()
-            await fails(reading, ConnectionClosed, "1005")
-
-    run(main())
+async def test_a_close_without_a_code_is_an_error(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        peer.close(None)
+        peer.hang_up()
+        await fails(reading, ConnectionClosed, "1005")
 
 
-def test_1000_inside_of_a_fragmented_message_is_an_error(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"ab", fin=False)
-            peer.close(1000)
-            peer.hang_up()
-            assert await reading.read(10) == b"ab"
-            await fails(reading, RemoteProtocolError, "incomplete fragmented message")
-
-    run(main())
+async def test_1000_inside_of_a_fragmented_message_is_an_error(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"ab", fin=False)
+        peer.close(1000)
+        peer.hang_up()
+        assert await reading.read(10) == b"ab"
+        await fails(reading, RemoteProtocolError, "incomplete fragmented message")
 
 
 # TCP ends without a close frame
 
 
-def test_tcp_ends_between_messages(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"abc")
-            peer.hang_up()
-            assert await reading.read(10) == b"abc"
-            await fails(reading, ConnectionClosed)
-
-    run(main())
+async def test_tcp_ends_between_messages(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"abc")
+        peer.hang_up()
+        assert await reading.read(10) == b"abc"
+        await fails(reading, ConnectionClosed)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 5, 8])
-def test_tcp_ends_in_the_middle_of_a_frame(run: Run, role: Role, kept: int) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"before")
-            frame = peer.pack(Opcode.BINARY, b"0123456789")
-            peer.writer.write(frame[:kept])
-            peer.hang_up()
-            assert await reading.read(10) == b"before"
-            await fails(reading, ConnectionClosed)
-
-    run(main())
+async def test_tcp_ends_in_the_middle_of_a_frame(role: Role, kept: int) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"before")
+        frame = peer.pack(Opcode.BINARY, b"0123456789")
+        peer.writer.write(frame[:kept])
+        peer.hang_up()
+        assert await reading.read(10) == b"before"
+        await fails(reading, ConnectionClosed)
 
 
-def test_tcp_ends_between_fragments(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            peer.binary(b"ab", fin=False)
-            peer.hang_up()
-            assert await reading.read(10) == b"ab"
-            await fails(reading, ConnectionClosed)
-
-    run(main())
+async def test_tcp_ends_between_fragments(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        peer.binary(b"ab", fin=False)
+        peer.hang_up()
+        assert await reading.read(10) == b"ab"
+        await fails(reading, ConnectionClosed)
 
 
-def test_tcp_is_reset_during_a_read(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            linger = struct.pack("ii", 1, 0)
-            peer.writer.get_extra_info("socket").setsockopt(1, 13, linger)
-            peer.drop()
-            await fails(reading, ConnectionClosed)
-
-    run(main())
+async def test_tcp_is_reset_during_a_read(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        linger = struct.pack("ii", 1, 0)
+        peer.writer.get_extra_info("socket").setsockopt(1, 13, linger)
+        peer.drop()
+        await fails(reading, ConnectionClosed)
 
 
-def test_read_to_the_end_keeps_what_came_before_an_error(run: Run) -> None:
-    async def main() -> None:
-        async with stream() as (reading, peer):
-            peer.binary(b"ab")
-            peer.binary(b"cd")
-            peer.close(1011)
-            peer.hang_up()
-            with pytest.raises(ConnectionClosed, match="1011"):
-                await reading.read()
-            assert await reading.read(10) == b"ab"
-            assert await reading.readexactly(2) == b"cd"
-            await fails(reading, ConnectionClosed, "1011")
-
-    run(main())
+async def test_read_to_the_end_keeps_what_came_before_an_error() -> None:
+    async with stream() as (reading, peer):
+        peer.binary(b"ab")
+        peer.binary(b"cd")
+        peer.close(1011)
+        peer.hang_up()
+        with pytest.raises(ConnectionClosed, match="1011"):
+            await reading.read()
+        assert await reading.read(10) == b"ab"
+        assert await reading.readexactly(2) == b"cd"
+        await fails(reading, ConnectionClosed, "1011")
 
 
 # Nonsense
 
 
-def test_a_message_above_max_size_closes_with_1009(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role, max_size=1000) as (reading, peer):
-            peer.binary(b"a" * 1000)
-            peer.binary(b"b" * 1001)
-            assert await reading.readexactly(1000) == b"a" * 1000
-            assert (await peer.closing()).code == 1009
-            peer.hang_up()
-            await fails(reading, RemoteProtocolError, "1009")
-
-    run(main())
+async def test_a_message_above_max_size_closes_with_1009(role: Role) -> None:
+    async with stream(role, max_size=1000) as (reading, peer):
+        peer.binary(b"a" * 1000)
+        peer.binary(b"b" * 1001)
+        assert await reading.readexactly(1000) == b"a" * 1000
+        assert (await peer.closing()).code == 1009
+        peer.hang_up()
+        await fails(reading, RemoteProtocolError, "1009")
 
 
-def test_a_frame_of_an_unknown_type_closes_with_1002(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role) as (reading, peer):
-            frame = bytearray(peer.pack(Opcode.BINARY, b"abc"))
-            frame[0] = 0x83
-            peer.writer.write(frame)
-            assert (await peer.closing()).code == 1002
-            peer.hang_up()
-            await fails(reading, RemoteProtocolError, "1002")
-
-    run(main())
+async def test_a_frame_of_an_unknown_type_closes_with_1002(role: Role) -> None:
+    async with stream(role) as (reading, peer):
+        frame = bytearray(peer.pack(Opcode.BINARY, b"abc"))
+        frame[0] = 0x83
+        peer.writer.write(frame)
+        assert (await peer.closing()).code == 1002
+        peer.hang_up()
+        await fails(reading, RemoteProtocolError, "1002")
 
 
-def test_text_that_is_not_utf_8_closes_with_1007(run: Run, role: Role) -> None:
-    async def main() -> None:
-        async with stream(role, binary=False) as (reading, peer):
-            peer.text(b"fine")
-            peer.text(b"\xff\xfe")
-            assert await reading.read(10) == b"fine"
-            failing = asyncio.create_task(fails(reading, RemoteProtocolError, "1007"))
-            assert (await peer.closing()).code == 1007
-            peer.hang_up()
-            await failing
-
-    run(main())
+async def test_text_that_is_not_utf_8_closes_with_1007(role: Role) -> None:
+    async with stream(role, binary=False) as (reading, peer):
+        peer.text(b"fine")
+        peer.text(b"\xff\xfe")
+        assert await reading.read(10) == b"fine"
+        failing = asyncio.create_task(fails(reading, RemoteProtocolError, "1007"))
+        assert (await peer.closing()).code == 1007
+        peer.hang_up()
+        await failing
 
 
-def test_a_large_write_that_the_peer_refuses(run: Run, role: Role) -> None:
+async def test_a_large_write_that_the_peer_refuses(role: Role) -> None:
     """The error has the peer's code, and to close what has ended is harmless."""
-
-    async def main() -> None:
-        async with stream(role) as (writing, peer):
-            write = asyncio.create_task(writing.write(bytes(20 << 20)))
-            await peer.some()
-            peer.close(1009, "too big")
-            peer.writer.write_eof()
-            await peer.left()
-            with pytest.raises(ConnectionClosed) as caught:
-                await write
-            cause = caught.value.__cause__
-            assert isinstance(cause, WebSocketClosed)
-            assert cause.rcvd is not None
-            assert (cause.rcvd.code, cause.rcvd.reason) == (1009, "too big")
-            with pytest.raises(ConnectionClosed, match="too big"):
-                await writing.write(b"more")
-            await writing.aclose()
-            await writing.aclose()
-
-    run(main())
+    async with stream(role) as (writing, peer):
+        write = asyncio.create_task(writing.write(bytes(20 << 20)))
+        await peer.some()
+        peer.close(1009, "too big")
+        peer.writer.write_eof()
+        await peer.left()
+        with pytest.raises(ConnectionClosed) as caught:
+            await write
+        cause = caught.value.__cause__
+        assert isinstance(cause, WebSocketClosed)
+        assert cause.rcvd is not None
+        assert (cause.rcvd.code, cause.rcvd.reason) == (1009, "too big")
+        with pytest.raises(ConnectionClosed, match="too big"):
+            await writing.write(b"more")
+        await writing.aclose()
+        await writing.aclose()
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_write_after_the_peer_closed_does_not_wait_for_it_to_hang_up(run: Run) -> None:
-    async def main() -> None:
-        async with stream() as (writing, peer):
-            peer.close(1011, "busy")
-            assert (await peer.closing()).code == 1011
-            with pytest.raises(ConnectionClosed, match=r"1011.*busy"):
-                await writing.write(b"x")
-            assert await peer.left() == b""
-
-    run(main())
+async def test_a_write_after_the_peer_closed_does_not_wait_for_it_to_hang_up() -> None:
+    async with stream() as (writing, peer):
+        peer.close(1011, "busy")
+        assert (await peer.closing()).code == 1011
+        with pytest.raises(ConnectionClosed, match=r"1011.*busy"):
+            await writing.write(b"x")
+        assert await peer.left() == b""

@@ -20,7 +20,6 @@ from pyderp.errors import ConfigError
 from pyderp.keys import MeshKey, NodePrivate
 from pyderp.wire.messages import PeerPresent, Restarting
 from tests.cli.process import BOUND, pyderp, running
-from tests.conftest import Run
 from tests.server.certificates import trusting_nobody, write_pair
 from tests.server.dial import connect, passes
 from tests.server.ways import NAME, over_tls
@@ -331,8 +330,8 @@ def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
         assert f"{second.name} again: exiting at once" in process.text
 
 
-def test_who_stops_does_not_reload(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_who_stops_does_not_reload(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Or a service manager would be told that the relay is ready again."""
     plan, _ = planner(monkeypatch)("--dev", *LOCAL, "--no-stun", "--drain=0")
@@ -359,7 +358,7 @@ def test_who_stops_does_not_reload(
         assert len(loads) == 1
 
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    run(main())
+    await main()
 
 
 def test_a_stopping_relay_takes_no_new_connections() -> None:

@@ -18,7 +18,6 @@ from pyderp.cli.relay import run as relayrun
 from pyderp.cli.relay.layers import load_settings, values_of
 from pyderp.config import RelayConfig
 from pyderp.server.app.relay import Relay
-from tests.conftest import Run
 
 ROOT = Path(pyderp.__file__).parent
 VALUE = 0.03125
@@ -72,7 +71,7 @@ def _traced(found: list[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flag_enters_six_files_until_it_acts(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the arguments of `pyderp relay` on: what chooses the command is the same for all."""
     found: list[str] = []
     mains: list[Callable[[], Coroutine[Any, Any, None]]] = []
@@ -95,6 +94,6 @@ def test_a_flag_enters_six_files_until_it_acts(run: Run, monkeypatch: pytest.Mon
         with _traced(found):
             await relay.aclose(drain=configs[0].drain)
 
-    run(main())
+    await main()
     assert found == WAY
     assert len(found) <= 6

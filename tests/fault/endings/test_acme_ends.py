@@ -14,7 +14,6 @@ from pyderp.certs.network import Refused, Stopped
 from pyderp.certs.session import Session
 from tests.certs.handshake import NAME
 from tests.certs.test_session import Quiet, serving, session
-from tests.conftest import Run
 from tests.leftovers import none_left
 from tests.server.certificates import write_pair
 
@@ -66,10 +65,10 @@ def one_exchange(folder: Path, port: int, ask: Ask, *, stopped: bool) -> None:
         ask(session(folder, port, stop), chain)
 
 
-@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("answer", [*ANSWERS, "stopped", "nobody"])
-def test_nothing_is_left_of_an_exchange(run: Run, tmp_path: Path, ask: str, answer: str) -> None:
+async def test_nothing_is_left_of_an_exchange(tmp_path: Path, ask: str, answer: str) -> None:
     write_pair(tmp_path, NAME)
     does = ANSWERS.get(answer, says_nothing)
 
@@ -82,4 +81,4 @@ def test_nothing_is_left_of_an_exchange(run: Run, tmp_path: Path, ask: str, answ
             one()
 
     with serving(tmp_path, type("Answering", (Quiet,), {"do_GET": does})) as port:
-        run(main(1 if answer == "nobody" else port))
+        await main(1 if answer == "nobody" else port)

@@ -29,7 +29,6 @@ from pyderp.net.dial import dial_node
 from pyderp.net.dns import DNSCache
 from pyderp.tasks import cancel_and_wait
 from pyderp.wire.frames import pack_server_key
-from tests.conftest import Run
 from tests.leftovers import none_left, none_left_now
 
 from . import peer as peers
@@ -435,13 +434,10 @@ ENDINGS: Final[dict[str, Ending]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_nothing_is_left(run: Run, name: str) -> None:
-    async def main() -> None:
+async def test_nothing_is_left(name: str) -> None:
+    await ENDINGS[name]()
+    async with none_left():
         await ENDINGS[name]()
-        async with none_left():
-            await ENDINGS[name]()
-
-    run(main())
 
 
 def test_nothing_is_left_of_a_loop_that_ends_in_the_middle() -> None:

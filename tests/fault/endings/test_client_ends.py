@@ -13,7 +13,6 @@ import pytest
 from pyderp import Client, ClientConfig, DerpError, NetworkSettings
 from pyderp.net.tls import TLSConfig
 from pyderp.tasks import cancel_and_wait, run_together
-from tests.conftest import Run
 from tests.leftovers import none_left
 from tests.net.certificates import ROOT
 
@@ -190,25 +189,19 @@ each, for one has half a minute, also on a busy machine."""
 @pytest.mark.parametrize(
     ("way", "stage", "use"), USED, ids=[f"{w.name}-{s}-{u.__name__}" for w, s, u in USED]
 )
-def test_the_peer_ends_it(run: Run, way: Way, stage: str, use: Use, contexts: Identities) -> None:
-    async def main() -> None:
-        await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
-        for act in actions(way, stage):
-            async with none_left():
-                await one_ending(way, stage, act, use, contexts=contexts)
-
-    run(main())
+async def test_the_peer_ends_it(way: Way, stage: str, use: Use, contexts: Identities) -> None:
+    await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
+    for act in actions(way, stage):
+        async with none_left():
+            await one_ending(way, stage, act, use, contexts=contexts)
 
 
 @pytest.mark.parametrize(("way", "stage"), PLACES, ids=[f"{w.name}-{s}" for w, s in PLACES])
-def test_the_client_ends_it(run: Run, way: Way, stage: str, contexts: Identities) -> None:
-    async def main() -> None:
-        await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
-        for cause, (act, use) in CAUSES_OF_OURS.items():
-            if act is not peers.stay and stage != "idle":
-                continue
-            change = short if cause == "time-out" else (lambda c: c)
-            async with none_left():
-                await one_ending(way, stage, act, use, contexts=contexts, change=change)
-
-    run(main())
+async def test_the_client_ends_it(way: Way, stage: str, contexts: Identities) -> None:
+    await one_ending(way, stage, peers.hang_up, receive, contexts=contexts)
+    for cause, (act, use) in CAUSES_OF_OURS.items():
+        if act is not peers.stay and stage != "idle":
+            continue
+        change = short if cause == "time-out" else (lambda c: c)
+        async with none_left():
+            await one_ending(way, stage, act, use, contexts=contexts, change=change)

@@ -15,7 +15,6 @@ import pyderp
 from pyderp import ManualTLS, RelayConfig
 from tests import leftovers
 from tests.admission.fakes import STALL
-from tests.conftest import Run
 from tests.server.dial import drained, hang_up, until_gone
 from tests.server.ways import way as way_of
 
@@ -97,19 +96,16 @@ async def one_ending(place: Place, stage: Stage, cause: str) -> None:
     await until_gone(place.relay)
 
 
-@pytest.mark.parametrize(("run", "way", "stage", "cause"), list(cases()), indirect=["run"])
-def test_nothing_is_left_of_a_connection(
-    run: Run, way: str, stage: str, cause: str, place: MakePlace
+@pytest.mark.parametrize(("on_loop", "way", "stage", "cause"), list(cases()), indirect=["on_loop"])
+async def test_nothing_is_left_of_a_connection(
+    way: str, stage: str, cause: str, place: MakePlace
 ) -> None:
     where = place(stage, way)
 
-    async def main() -> None:
-        async with pyderp.Relay(where.config) as where.relay:
+    async with pyderp.Relay(where.config) as where.relay:
+        await one_ending(where, STAGES[stage], cause)
+        async with leftovers.none_left(
+            but=_READ_AGAIN if STAGES[stage].rereads or cause == "revoked" else (),
+            libraries=_LIBRARIES if where.controller is not None else (),
+        ):
             await one_ending(where, STAGES[stage], cause)
-            async with leftovers.none_left(
-                but=_READ_AGAIN if STAGES[stage].rereads or cause == "revoked" else (),
-                libraries=_LIBRARIES if where.controller is not None else (),
-            ):
-                await one_ending(where, STAGES[stage], cause)
-
-    run(main())

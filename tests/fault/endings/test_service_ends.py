@@ -27,7 +27,6 @@ from pyderp.wire.stun import pack_request
 from tests.admission.fakes import CLOSE, STALL, identity, response
 from tests.certs.authority import FakeAuthority
 from tests.certs.test_acme import source_of
-from tests.conftest import Run
 from tests.leftovers import none_left
 
 from . import peer as peers
@@ -287,15 +286,12 @@ ENDINGS: Final[dict[str, Ending]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_nothing_is_left(run: Run, name: str) -> None:
-    async def main() -> None:
+async def test_nothing_is_left(name: str) -> None:
+    await ENDINGS[name]()
+    # aiohttp leaves a cycle for each connection that the server closed, and json for each text
+    # that it indents.
+    libraries = ("aiohttp",) if name.startswith(("URL", "tailscaled")) else ()
+    if name.startswith(("bootstrap", "certificates")):
+        libraries = ("json",)
+    async with none_left(libraries=libraries):
         await ENDINGS[name]()
-        # aiohttp leaves a cycle for each connection that the server closed, and json for each text
-        # that it indents.
-        libraries = ("aiohttp",) if name.startswith(("URL", "tailscaled")) else ()
-        if name.startswith(("bootstrap", "certificates")):
-            libraries = ("json",)
-        async with none_left(libraries=libraries):
-            await ENDINGS[name]()
-
-    run(main())

@@ -8,7 +8,6 @@ from typing import Final, TypeAlias
 import pytest
 
 from pyderp.testing import FaultyRelay
-from tests.conftest import Run
 from tests.leftovers import none_left
 from tests.server.certificates import trusting_nobody
 from tests.server.dial import Via, connect, hang_up, open_stream, until_gone
@@ -87,14 +86,13 @@ async def one_ending(relay: FaultyRelay, via: Via, stage: str, cause: str) -> No
 
 @pytest.mark.parametrize("cause", CAUSES)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("run", "tls"), [("asyncio", False), ("uvloop", True)], indirect=["run"])
-def test_nothing_is_left_of_a_connection(run: Run, tls: bool, stage: str, cause: str) -> None:
+@pytest.mark.parametrize(
+    ("on_loop", "tls"), [("asyncio", False), ("uvloop", True)], indirect=["on_loop"]
+)
+async def test_nothing_is_left_of_a_connection(tls: bool, stage: str, cause: str) -> None:
     via = Via(tls=trusting_nobody() if tls else None)
 
-    async def main() -> None:
-        async with FaultyRelay(tls=tls) as relay:
+    async with FaultyRelay(tls=tls) as relay:
+        await one_ending(relay, via, stage, cause)
+        async with none_left():
             await one_ending(relay, via, stage, cause)
-            async with none_left():
-                await one_ending(relay, via, stage, cause)
-
-    run(main())

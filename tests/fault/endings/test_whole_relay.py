@@ -9,14 +9,13 @@ import pytest
 
 import pyderp
 from pyderp import AdmissionConfig, ManualTLS, MeshKey
-from tests.conftest import Run
 from tests.leftovers import none_left
 from tests.server.dial import connect
 from tests.server.ways import way
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls1.3"])
-def test_nothing_is_left_of_a_relay(run: Run, kind: str, tls: ManualTLS, tmp_path: Path) -> None:
+async def test_nothing_is_left_of_a_relay(kind: str, tls: ManualTLS, tmp_path: Path) -> None:
     rates = tmp_path / "rates.json"
     rates.write_text("{}")
     config, via = way(kind, tls)
@@ -35,9 +34,6 @@ def test_nothing_is_left_of_a_relay(run: Run, kind: str, tls: ManualTLS, tmp_pat
             client = await connect(relay.address, via=via)
             await client.aclose()
 
-    async def main() -> None:
+    await life()
+    async with none_left():
         await life()
-        async with none_left():
-            await life()
-
-    run(main())

@@ -16,7 +16,6 @@ from websockets.frames import Opcode
 from pyderp import DerpError
 from pyderp.tasks import cancel_and_wait
 from pyderp.wsconn import Scope, WebSocketStream
-from tests.conftest import Run
 from tests.leftovers import none_left
 from tests.wsconn.peers import Peer, Role
 from tests.wsconn.peers import stream as streaming
@@ -119,15 +118,12 @@ async def one_ending(role: Role, act: Act, use: Use) -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
-def test_nothing_is_left(run: Run, role: Role) -> None:
-    async def main() -> None:
-        await one_ending(role, ACTS["closes"], read_all)
-        for act in ACTS.values():
-            for use in USES.values():
-                async with none_left(libraries=LIBRARIES):
-                    await one_ending(role, act, use)
-        for use in OURS.values():
+async def test_nothing_is_left(role: Role) -> None:
+    await one_ending(role, ACTS["closes"], read_all)
+    for act in ACTS.values():
+        for use in USES.values():
             async with none_left(libraries=LIBRARIES):
-                await one_ending(role, lambda _: None, use)
-
-    run(main())
+                await one_ending(role, act, use)
+    for use in OURS.values():
+        async with none_left(libraries=LIBRARIES):
+            await one_ending(role, lambda _: None, use)

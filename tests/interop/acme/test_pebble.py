@@ -19,7 +19,6 @@ from pyderp.certs.schedule import RetryPolicy
 from pyderp.config import ACMETLS
 from pyderp.keys import NodePrivate
 from tests.certs.serve import Served, connected, serving
-from tests.conftest import Run
 from tests.interop.ports import free_port
 
 from .pebble import Pebble, running
@@ -76,175 +75,142 @@ def pebble_at(folder: Path, **settings: Any) -> Iterator[Pebble]:
 
 
 @pytest.mark.parametrize("way", ["http-01", "tls-alpn-01"])
-def test_issuance(run: Run, tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path) as pebble:
-            more = {} if way == "http-01" else {"http_port": None}
-            source = source_of(settings(pebble, tmp_path, email="ops@example.com", **more))
-            async with served(source, pebble) as ports:
-                await until(source.certificates)
-                assert not source.challenge_pending
-                async with connected(ports.tls_port, NAME) as (_, _, leaf):
-                    assert names(leaf) == (NAME,)
-            assert "failed" not in caplog.text
-            asked = pebble.log().count("/order-plz -> calling")
-            # A restart uses the disk, and the same account.
-            again = source_of(settings(pebble, tmp_path, **more))
-            async with served(again, pebble):
-                assert again.certificates() == source.certificates()
-            assert pebble.log().count("/order-plz -> calling") == asked
-
-    run(main())
+async def test_issuance(tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pebble_at(tmp_path) as pebble:
+        more = {} if way == "http-01" else {"http_port": None}
+        source = source_of(settings(pebble, tmp_path, email="ops@example.com", **more))
+        async with served(source, pebble) as ports:
+            await until(source.certificates)
+            assert not source.challenge_pending
+            async with connected(ports.tls_port, NAME) as (_, _, leaf):
+                assert names(leaf) == (NAME,)
+        assert "failed" not in caplog.text
+        asked = pebble.log().count("/order-plz -> calling")
+        # A restart uses the disk, and the same account.
+        again = source_of(settings(pebble, tmp_path, **more))
+        async with served(again, pebble):
+            assert again.certificates() == source.certificates()
+        assert pebble.log().count("/order-plz -> calling") == asked
 
 
-def test_a_failed_challenge_is_followed_by_the_other_kind(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_failed_challenge_is_followed_by_the_other_kind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Port 80 may be closed by a firewall that lets 443 pass."""
-
-    async def main() -> None:
-        with pebble_at(tmp_path) as pebble:
-            source = source_of(settings(pebble, tmp_path))
-            async with serving(source, tls_port=pebble.tls_port):
-                await until(source.certificates)
-
-    run(main())
+    with pebble_at(tmp_path) as pebble:
+        source = source_of(settings(pebble, tmp_path))
+        async with serving(source, tls_port=pebble.tls_port):
+            await until(source.certificates)
     assert "challenge http-01 failed: " in caplog.text
 
 
-def test_an_address_gets_a_short_lived_certificate(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path, profiles=PROFILES) as pebble:
-            tls = settings(pebble, tmp_path, hostname="127.0.0.1", ip_certs=True)
-            source = source_of(tls)
-            async with served(source, pebble) as ports:
-                await until(source.certificates)
-                async with connected(ports.tls_port, None) as (_, _, leaf):
-                    assert names(leaf) == ("127.0.0.1",)
-                (info,) = source.certificates()
-                assert info.lifetime.total_seconds() == pytest.approx(518400, abs=5)
-
-    run(main())
+async def test_an_address_gets_a_short_lived_certificate(tmp_path: Path) -> None:
+    with pebble_at(tmp_path, profiles=PROFILES) as pebble:
+        tls = settings(pebble, tmp_path, hostname="127.0.0.1", ip_certs=True)
+        source = source_of(tls)
+        async with served(source, pebble) as ports:
+            await until(source.certificates)
+            async with connected(ports.tls_port, None) as (_, _, leaf):
+                assert names(leaf) == ("127.0.0.1",)
+            (info,) = source.certificates()
+            assert info.lifetime.total_seconds() == pytest.approx(518400, abs=5)
 
 
 KID, KEY = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
 
 
-def test_external_account_binding(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_external_account_binding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    eab = {"externalAccountBindingRequired": True, "externalAccountMACKeys": {KID: KEY}}
+    with pebble_at(tmp_path, **eab) as pebble:
+        source = source_of(settings(pebble, tmp_path / "without"))
+        async with served(source, pebble):
+            await until(lambda: "eab_kid" in caplog.text)
+        source = source_of(settings(pebble, tmp_path, eab_kid=KID, eab_key=KEY))
+        async with served(source, pebble):
+            await until(source.certificates)
+            # The account is known by its key from now on.
+            (tmp_path / "certs" / NAME).unlink()
+        source = source_of(settings(pebble, tmp_path))
+        async with served(source, pebble):
+            await until(source.certificates)
+
+
+async def test_renewal_before_expiry_with_live_connections(tmp_path: Path) -> None:
+    short = {"short": {"description": "", "validityPeriod": 4}}
+    with pebble_at(tmp_path, profiles=short) as pebble:
+        source = source_of(settings(pebble, tmp_path))
+        async with served(source, pebble) as ports:
+            await until(source.certificates)
+            async with connected(ports.tls_port, NAME) as (reader, writer, first):
+                (old,) = source.certificates()
+                await until(lambda: source.certificates() != [old])
+                (new,) = source.certificates()
+                assert new.not_before <= old.not_after  # whole seconds
+                async with connected(ports.tls_port, NAME) as (_, _, second):
+                    assert second != first
+                writer.write(b"still here")
+                assert await reader.readexactly(10) == b"still here"
+
+
+async def test_an_authority_that_refuses_or_is_down_is_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        eab = {"externalAccountBindingRequired": True, "externalAccountMACKeys": {KID: KEY}}
-        with pebble_at(tmp_path, **eab) as pebble:
-            source = source_of(settings(pebble, tmp_path / "without"))
-            async with served(source, pebble):
-                await until(lambda: "eab_kid" in caplog.text)
-            source = source_of(settings(pebble, tmp_path, eab_kid=KID, eab_key=KEY))
-            async with served(source, pebble):
-                await until(source.certificates)
-                # The account is known by its key from now on.
-                (tmp_path / "certs" / NAME).unlink()
-            source = source_of(settings(pebble, tmp_path))
-            async with served(source, pebble):
-                await until(source.certificates)
-
-    run(main())
+    with pebble_at(tmp_path, domainBlocklist=[NAME]) as pebble:
+        source = source_of(settings(pebble, tmp_path))
+        async with served(source, pebble):
+            await until(lambda: f"no certificate for {NAME}: rejectedIdentifier" in caplog.text)
+            pebble.stop()
+            await until(lambda: "cannot reach the authority: Connection refused" in caplog.text)
+            pebble.settings = {}
+            pebble.start()
+            await until(source.certificates)
 
 
-def test_renewal_before_expiry_with_live_connections(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        short = {"short": {"description": "", "validityPeriod": 4}}
-        with pebble_at(tmp_path, profiles=short) as pebble:
-            source = source_of(settings(pebble, tmp_path))
-            async with served(source, pebble) as ports:
-                await until(source.certificates)
-                async with connected(ports.tls_port, NAME) as (reader, writer, first):
-                    (old,) = source.certificates()
-                    await until(lambda: source.certificates() != [old])
-                    (new,) = source.certificates()
-                    assert new.not_before <= old.not_after  # whole seconds
-                    async with connected(ports.tls_port, NAME) as (_, _, second):
-                        assert second != first
-                    writer.write(b"still here")
-                    assert await reader.readexactly(10) == b"still here"
-
-    run(main())
+async def test_stale_nonces_are_tried_again(tmp_path: Path) -> None:
+    with pebble_at(tmp_path, environment={"PEBBLE_WFE_NONCEREJECT": "40"}) as pebble:
+        source = source_of(settings(pebble, tmp_path))
+        async with served(source, pebble):
+            await until(source.certificates)
 
 
-def test_an_authority_that_refuses_or_is_down_is_asked_again(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_an_account_key_that_is_none_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path, domainBlocklist=[NAME]) as pebble:
-            source = source_of(settings(pebble, tmp_path))
-            async with served(source, pebble):
-                await until(lambda: f"no certificate for {NAME}: rejectedIdentifier" in caplog.text)
-                pebble.stop()
-                await until(lambda: "cannot reach the authority: Connection refused" in caplog.text)
-                pebble.settings = {}
-                pebble.start()
-                await until(source.certificates)
-
-    run(main())
-
-
-def test_stale_nonces_are_tried_again(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path, environment={"PEBBLE_WFE_NONCEREJECT": "40"}) as pebble:
-            source = source_of(settings(pebble, tmp_path))
-            async with served(source, pebble):
-                await until(source.certificates)
-
-    run(main())
-
-
-def test_an_account_key_that_is_none_is_replaced(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path) as pebble:
-            tls = settings(pebble, tmp_path)
-            source = source_of(tls)
-            (tls.certdir / "acme-account.key").write_text("garbage")
-            async with served(source, pebble):
-                await until(source.certificates)
-            assert (tls.certdir / "acme-account.key.bad").read_text() == "garbage"
-
-    run(main())
+    with pebble_at(tmp_path) as pebble:
+        tls = settings(pebble, tmp_path)
+        source = source_of(tls)
+        (tls.certdir / "acme-account.key").write_text("garbage")
+        async with served(source, pebble):
+            await until(source.certificates)
+        assert (tls.certdir / "acme-account.key.bad").read_text() == "garbage"
     assert "account key" in caplog.text
 
 
-def test_a_server_that_speaks_no_acme_is_told_of(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_server_that_speaks_no_acme_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        with pebble_at(tmp_path) as pebble:
-            tls = settings(pebble, tmp_path, directory=pebble.url.replace("/dir", "/else"))
-            source = source_of(tls)
-            async with served(source, pebble):
-                await until(lambda: "is no ACME" in caplog.text)
-            untrusted = source_of(settings(pebble, tmp_path / "2", ca_file=None))
-            async with served(untrusted, pebble):
-                await until(lambda: "the certificate is not accepted: self-signed" in caplog.text)
-
-    run(main())
+    with pebble_at(tmp_path) as pebble:
+        tls = settings(pebble, tmp_path, directory=pebble.url.replace("/dir", "/else"))
+        source = source_of(tls)
+        async with served(source, pebble):
+            await until(lambda: "is no ACME" in caplog.text)
+        untrusted = source_of(settings(pebble, tmp_path / "2", ca_file=None))
+        async with served(untrusted, pebble):
+            await until(lambda: "the certificate is not accepted: self-signed" in caplog.text)
 
 
-def test_a_relay_gets_its_certificate(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_a_relay_gets_its_certificate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The relay answers the challenges itself."""
     caplog.set_level(logging.INFO)
 
-    async def main() -> None:
-        with pebble_at(tmp_path) as pebble:
-            for way, more in (("http", {}), ("tls", {"http_port": None})):
-                tls = settings(pebble, tmp_path / way, **more)
-                config = RelayConfig(address=f"127.0.0.1:{pebble.tls_port}", tls=tls)
-                async with Relay(config):
-                    await until(lambda: f"certificate of {NAME} is good until" in caplog.text)
-                    async with connected(pebble.tls_port, NAME) as (_, _, leaf):
-                        assert names(leaf) == (NAME,)
-                caplog.clear()
-
-    run(main())
+    with pebble_at(tmp_path) as pebble:
+        for way, more in (("http", {}), ("tls", {"http_port": None})):
+            tls = settings(pebble, tmp_path / way, **more)
+            config = RelayConfig(address=f"127.0.0.1:{pebble.tls_port}", tls=tls)
+            async with Relay(config):
+                await until(lambda: f"certificate of {NAME} is good until" in caplog.text)
+                async with connected(pebble.tls_port, NAME) as (_, _, leaf):
+                    assert names(leaf) == (NAME,)
+            caplog.clear()

@@ -28,9 +28,9 @@ from tests.interop.relays import MESH_KEY, NEWER, OLDER, Kind, Relay, Setup
 M = TypeVar("M")
 
 EACH_KIND_ONCE = pytest.mark.parametrize(
-    ("kind", "run"),
+    ("kind", "on_loop"),
     [(OLDER, "asyncio"), (NEWER, "uvloop"), ("pyderp", "uvloop")],
-    indirect=["run"],
+    indirect=["on_loop"],
 )
 """All relays and both loops, in half the time of all combinations."""
 MESH = MeshKey.parse(MESH_KEY)

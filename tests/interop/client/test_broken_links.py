@@ -18,7 +18,6 @@ from functools import partial
 import pytest
 
 from pyderp import Client, ConnectError, ConnectionClosed, DERPNode, ReceivedPacket
-from tests.conftest import Run
 from tests.interop.peers import need
 from tests.interop.relays import KINDS, Kind, Relay, running
 from tests.interop.tailscaled.namespaces import HUB_ADDRESS, Namespace, Network, private_network
@@ -143,160 +142,129 @@ async def endlessly(send: Callable[[bytes], Awaitable[None]]) -> None:
         await send(bytes(60_000))
 
 
-def test_receiver_notices_and_comes_back(network: Network, relay: Relay, run: Run) -> None:
+async def test_receiver_notices_and_comes_back(network: Network, relay: Relay) -> None:
     """With the link down the receiver gives up in its time, and finds back when it is up."""
+    receiver = impatient(relay)
+    got: list[bytes] = []
 
-    async def main() -> None:
-        receiver = impatient(relay)
-        got: list[bytes] = []
+    async def receive() -> None:
+        async for message in receiver:
+            if isinstance(message, ReceivedPacket):
+                got.append(message.data)  # noqa: PERF401 (looked at meanwhile)
 
-        async def receive() -> None:
-            async for message in receiver:
-                if isinstance(message, ReceivedPacket):
-                    got.append(message.data)  # noqa: PERF401 (looked at meanwhile)
-
-        async with receiver, asyncio.TaskGroup() as group:
-            group.create_task(receive())
-            await until(lambda: receiver.connected)
-            await receiver.ping()
-            link(network, "down")
-            began = time.monotonic()
-            await until(lambda: not receiver.connected)
-            assert time.monotonic() - began < SILENCE + 2
-            assert receiver.stats.disconnects["timeout"] == 1
-            await until(lambda: receiver.stats.failed_connects > 0)
-            link(network, "up")
-            await until(lambda: receiver.connected)
-            assert receiver.generation == 2
-            sender = client_of(relay)
-            async with clients(sender):
-                await sender.send(receiver.self_public_key, b"after")
-                await until(lambda: got == [b"after"])
-            await receiver.aclose()
-
-    run(main())
+    async with receiver, asyncio.TaskGroup() as group:
+        group.create_task(receive())
+        await until(lambda: receiver.connected)
+        await receiver.ping()
+        link(network, "down")
+        began = time.monotonic()
+        await until(lambda: not receiver.connected)
+        assert time.monotonic() - began < SILENCE + 2
+        assert receiver.stats.disconnects["timeout"] == 1
+        await until(lambda: receiver.stats.failed_connects > 0)
+        link(network, "up")
+        await until(lambda: receiver.connected)
+        assert receiver.generation == 2
+        sender = client_of(relay)
+        async with clients(sender):
+            await sender.send(receiver.self_public_key, b"after")
+            await until(lambda: got == [b"after"])
+        await receiver.aclose()
 
 
-def test_sends_end_when_nothing_leaves(network: Network, relay: Relay, run: Run) -> None:
+async def test_sends_end_when_nothing_leaves(network: Network, relay: Relay) -> None:
     """A sender whose link is down waits, and is told when the connection is given up."""
-
-    async def main() -> None:
-        sender, target = impatient(relay), impatient(relay)
-        async with clients(sender, target):
-            link(network, "down")
-            began = time.monotonic()
-            with pytest.raises(ConnectionClosed) as caught:
-                await within(endlessly(partial(sender.send, target.self_public_key)))
-            assert time.monotonic() - began < SILENCE + 2
-            assert isinstance(caught.value.__cause__, TimeoutError)
-            with pytest.raises(ConnectError) as failed:
-                await within(sender.send(target.self_public_key, b"again"))
-            assert "no answer within 0.8 s, connecting to node 900a" in str(failed.value)
-            link(network, "up")
-            with suppress(ConnectionClosed):
-                await within(target.recv())
-            await until(lambda: not target.connected)
-            await asyncio.to_thread(wait_until_reachable, relay)
-            await sender.connect()
-            await sender.ping()
-            assert sender.generation == 2
-
-    run(main())
+    sender, target = impatient(relay), impatient(relay)
+    async with clients(sender, target):
+        link(network, "down")
+        began = time.monotonic()
+        with pytest.raises(ConnectionClosed) as caught:
+            await within(endlessly(partial(sender.send, target.self_public_key)))
+        assert time.monotonic() - began < SILENCE + 2
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        with pytest.raises(ConnectError) as failed:
+            await within(sender.send(target.self_public_key, b"again"))
+        assert "no answer within 0.8 s, connecting to node 900a" in str(failed.value)
+        link(network, "up")
+        with suppress(ConnectionClosed):
+            await within(target.recv())
+        await until(lambda: not target.connected)
+        await asyncio.to_thread(wait_until_reachable, relay)
+        await sender.connect()
+        await sender.ping()
+        assert sender.generation == 2
 
 
-def test_forwards_have_a_time_limit_of_their_own(
-    network: Network, relay: Relay, run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_forwards_have_a_time_limit_of_their_own(
+    network: Network, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forward that cannot leave closes the connection, long before silence would."""
     monkeypatch.setattr("pyderp.client.connection.FORWARD_TIMEOUT", 0.3)
 
-    async def main() -> None:
-        sender = client_of(relay)
-        async with clients(sender):
-            link(network, "down")
-            source, target = sender.self_public_key, client_of(relay).self_public_key
-            with pytest.raises(ConnectionClosed, match=r"derp\.ForwardPacket"):
-                await within(endlessly(partial(sender.forward_packet, source, target)))
-            assert not sender.connected
-
-    run(main())
-
-
-def test_ping_has_a_time_limit(network: Network, relay: Relay, run: Run) -> None:
-    """A ping into a dead link ends with the connection."""
-
-    async def main() -> None:
-        client = impatient(relay)
-        async with clients(client):
-            link(network, "down")
-            with pytest.raises(ConnectionClosed):
-                await within(client.ping())
-
-    run(main())
-
-
-def test_short_break_is_survived(network: Network, relay: Relay, run: Run) -> None:
-    """A link that comes back in time: TCP repeats what was lost, on the same connection."""
-
-    async def main() -> None:
-        sender, target = (client_of(relay) for _ in range(2))
-        async with clients(sender, target):
-            await deliver(sender, target)
-            link(network, "down")
-            await sender.send(target.self_public_key, b"during the break")
-            await asyncio.sleep(0)
-            link(network, "up")
-            assert (await next_of(target, ReceivedPacket)).data == b"during the break"
-            assert sender.generation == target.generation == 1
-
-    run(main())
-
-
-def test_close_does_not_wait_for_a_dead_link(network: Network, relay: Relay, run: Run) -> None:
-    """Closing takes a second at most, even with megabytes that cannot leave."""
-
-    async def main() -> None:
-        client = client_of(relay)
-        await client.connect()
-        await client.ping()
+    sender = client_of(relay)
+    async with clients(sender):
         link(network, "down")
-        with suppress(TimeoutError):
-            await within(endlessly(partial(client.send, client.self_public_key)), 0.2)
-        began = time.monotonic()
-        await client.aclose()
-        assert time.monotonic() - began < 4
-
-    run(main())
+        source, target = sender.self_public_key, client_of(relay).self_public_key
+        with pytest.raises(ConnectionClosed, match=r"derp\.ForwardPacket"):
+            await within(endlessly(partial(sender.forward_packet, source, target)))
+        assert not sender.connected
 
 
-def test_first_address_is_a_black_hole(network: Network, relay: Relay, run: Run) -> None:
+async def test_ping_has_a_time_limit(network: Network, relay: Relay) -> None:
+    """A ping into a dead link ends with the connection."""
+    client = impatient(relay)
+    async with clients(client):
+        link(network, "down")
+        with pytest.raises(ConnectionClosed):
+            await within(client.ping())
+
+
+async def test_short_break_is_survived(network: Network, relay: Relay) -> None:
+    """A link that comes back in time: TCP repeats what was lost, on the same connection."""
+    sender, target = (client_of(relay) for _ in range(2))
+    async with clients(sender, target):
+        await deliver(sender, target)
+        link(network, "down")
+        await sender.send(target.self_public_key, b"during the break")
+        await asyncio.sleep(0)
+        link(network, "up")
+        assert (await next_of(target, ReceivedPacket)).data == b"during the break"
+        assert sender.generation == target.generation == 1
+
+
+async def test_close_does_not_wait_for_a_dead_link(network: Network, relay: Relay) -> None:
+    """Closing takes a second at most, even with megabytes that cannot leave."""
+    client = client_of(relay)
+    await client.connect()
+    await client.ping()
+    link(network, "down")
+    with suppress(TimeoutError):
+        await within(endlessly(partial(client.send, client.self_public_key)), 0.2)
+    began = time.monotonic()
+    await client.aclose()
+    assert time.monotonic() - began < 4
+
+
+async def test_first_address_is_a_black_hole(network: Network, relay: Relay) -> None:
     """The second node is reached when the first has not answered for 1.5 s."""
-
-    async def main() -> None:
-        swallowed = node(relay, ipv4=BLACK_HOLE)
-        client = client_of(relay, swallowed, node(relay))
-        other = client_of(relay)
-        async with client:
-            began = time.monotonic()
-            await client.connect()
-            assert 1.4 < time.monotonic() - began < 4
-            await client.ping()
-            async with clients(other):
-                await deliver(client, other)
-                await deliver(other, client)
-
-    run(main())
+    swallowed = node(relay, ipv4=BLACK_HOLE)
+    client = client_of(relay, swallowed, node(relay))
+    other = client_of(relay)
+    async with client:
+        began = time.monotonic()
+        await client.connect()
+        assert 1.4 < time.monotonic() - began < 4
+        await client.ping()
+        async with clients(other):
+            await deliver(client, other)
+            await deliver(other, client)
 
 
-def test_family_without_a_route(network: Network, relay: Relay, run: Run) -> None:
+async def test_family_without_a_route(network: Network, relay: Relay) -> None:
     """IPv4 is used at once where IPv6 leads nowhere."""
-
-    async def main() -> None:
-        both = node(relay, ipv6="2001:db8::1")
-        client = client_of(relay, both, prefer_ipv6=lambda: True)
-        async with client:
-            began = time.monotonic()
-            await client.connect()
-            assert time.monotonic() - began < 1
-
-    run(main())
+    both = node(relay, ipv6="2001:db8::1")
+    client = client_of(relay, both, prefer_ipv6=lambda: True)
+    async with client:
+        began = time.monotonic()
+        await client.connect()
+        assert time.monotonic() - began < 1

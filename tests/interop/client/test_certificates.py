@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pyderp import CertificateError, Client, ConnectError, PinMismatch, TLSConfig, is_transient
-from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Relay
 
 from .recorder import Recorder, recording
@@ -47,34 +46,28 @@ async def refused(client: Client, recorder: Recorder) -> CertificateError:
     return error
 
 
-def test_wrong_pin(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_wrong_pin(kind: Kind, relays: GetRelay) -> None:
     """Another certificate than the pinned one is a `PinMismatch`."""
     relay = relays(kind, "pinned")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN)
-            error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
-        assert isinstance(error, PinMismatch)
-        assert "cert hash does not match expected cert hash" in str(error)
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN)
+        error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
+    assert isinstance(error, PinMismatch)
+    assert "cert hash does not match expected cert hash" in str(error)
 
 
-def test_pin_holds_with_verification_off(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_pin_holds_with_verification_off(kind: Kind, relays: GetRelay) -> None:
     """`InsecureForTests` does not switch a pin off."""
     relay = relays(kind, "pinned")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN, insecure_for_tests=True)
-            error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
-        assert isinstance(error, PinMismatch)
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        wrong = node(relay, port=recorder.port, cert_name=WRONG_PIN, insecure_for_tests=True)
+        error = await refused(Client.for_region(region(wrong), config=config(relay)), recorder)
+    assert isinstance(error, PinMismatch)
 
 
-def test_unknown_issuer(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_unknown_issuer(kind: Kind, relays: GetRelay) -> None:
     """A certificate that nobody vouches for; the health tracker hears of it, and of its cure."""
     relay = relays(kind, "named")
     heard: list[tuple[str, str]] = []
@@ -83,88 +76,73 @@ def test_unknown_issuer(kind: Kind, relays: GetRelay, run: Run) -> None:
         def set_tls_error(self, server_name: str, error: Exception | None) -> None:
             heard.append((server_name, "" if error is None else str(error)))
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            settings = config(relay, tls=NOBODY, health=Health())
-            client = Client.for_url(url(relay, port=recorder.port), config=settings)
-            assert "self-signed" in str(await refused(client, recorder))
-        async with Client.for_url(url(relay), config=config(relay, health=Health())) as client:
-            await client.connect()
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        settings = config(relay, tls=NOBODY, health=Health())
+        client = Client.for_url(url(relay, port=recorder.port), config=settings)
+        assert "self-signed" in str(await refused(client, recorder))
+    async with Client.for_url(url(relay), config=config(relay, health=Health())) as client:
+        await client.connect()
     (name, problem), cured = heard
     assert name == "localhost"
     assert problem.startswith("likely intercepted connection; certificate is self-signed by ")
     assert cured == ("localhost", "")
 
 
-def test_system_roots_do_not_vouch(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_system_roots_do_not_vouch(kind: Kind, relays: GetRelay) -> None:
     """With all the usual roots, a self-signed certificate is still refused."""
     relay = relays(kind, "named")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            settings = config(relay, tls=TLSConfig())
-            there = region(node(relay, port=recorder.port))
-            await refused(Client.for_region(there, config=settings), recorder)
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        settings = config(relay, tls=TLSConfig())
+        there = region(node(relay, port=recorder.port))
+        await refused(Client.for_region(there, config=settings), recorder)
 
 
-def test_wrong_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_wrong_name(kind: Kind, relays: GetRelay) -> None:
     """A trusted certificate for an address does not do for a name."""
     relay = relays(kind, "pinned")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            client = Client.for_url(
-                f"https://localhost:{recorder.port}/derp",
-                config=config(relay, tls=trusting(relay)),
-            )
-            assert "127.0.0.1" in str(await refused(client, recorder))
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        client = Client.for_url(
+            f"https://localhost:{recorder.port}/derp",
+            config=config(relay, tls=trusting(relay)),
+        )
+        assert "127.0.0.1" in str(await refused(client, recorder))
 
 
-def test_wrong_address(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_wrong_address(kind: Kind, relays: GetRelay) -> None:
     """A trusted certificate for one address does not do for another."""
     relay = relays(kind, "pinned")
 
-    async def main() -> None:
-        async with recording(relay.port, host="127.0.0.2") as recorder:
-            client = Client.for_url(
-                f"https://127.0.0.2:{recorder.port}/derp",
-                config=config(relay, tls=trusting(relay)),
-            )
-            assert "127.0.0.1" in str(await refused(client, recorder))
-
-    run(main())
+    async with recording(relay.port, host="127.0.0.2") as recorder:
+        client = Client.for_url(
+            f"https://127.0.0.2:{recorder.port}/derp",
+            config=config(relay, tls=trusting(relay)),
+        )
+        assert "127.0.0.1" in str(await refused(client, recorder))
 
 
-def test_wrong_cert_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_wrong_cert_name(kind: Kind, relays: GetRelay) -> None:
     """The name that a node's certificate must have is looked at, not its host name."""
     relay = relays(kind, "named")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            wrong = node(relay, port=recorder.port, cert_name="other.example")
-            client = Client.for_region(region(wrong), config=config(relay))
-            assert "other.example" in str(await refused(client, recorder))
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        wrong = node(relay, port=recorder.port, cert_name="other.example")
+        client = Client.for_region(region(wrong), config=config(relay))
+        assert "other.example" in str(await refused(client, recorder))
 
 
-def test_cert_name_stands_in_for_the_host_name(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_cert_name_stands_in_for_the_host_name(kind: Kind, relays: GetRelay) -> None:
     """A certificate for another name is good if that is the node's `CertName`."""
     relay = relays(kind, "pinned")
     known = node(relay, host_name="derp.example", cert_name="127.0.0.1")
     settings = config(relay, tls=trusting(relay))
-    run(talk(*(Client.for_region(region(known), config=settings) for _ in range(2))))
+    await talk(*(Client.for_region(region(known), config=settings) for _ in range(2)))
 
 
-def test_verification_off(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_verification_off(kind: Kind, relays: GetRelay) -> None:
     """A node that is `InsecureForTests` may have any certificate."""
     relay = relays(kind, "pinned")
     careless = node(relay, cert_name="", insecure_for_tests=True)
     settings = config(relay, tls=NOBODY)
-    run(talk(*(Client.for_region(region(careless), config=settings) for _ in range(2))))
+    await talk(*(Client.for_region(region(careless), config=settings) for _ in range(2)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
@@ -14,7 +13,6 @@ import pytest
 
 from pyderp import Client, ClientConfig, NodePublic, ServerInfo
 from pyderp.wire.metacert import make_meta_certificate
-from tests.conftest import Run
 from tests.interop.relays import Kind, Relay
 from tests.net.certificates import to_pem
 from tests.server.certificates import write_pair
@@ -87,87 +85,75 @@ def frontend(software: Software, relay_port: int, directory: Path) -> Iterator[P
 
 @pytest.mark.parametrize("websocket", [False, True], ids=["derp", "websocket"])
 @pytest.mark.parametrize("software", ["haproxy", "nginx"])
-def test_tls_ends_in_front(
-    kind: Kind, software: Software, websocket: bool, relays: GetRelay, tmp_path: Path, run: Run
+async def test_tls_ends_in_front(
+    kind: Kind, software: Software, websocket: bool, relays: GetRelay, tmp_path: Path
 ) -> None:
     """The relay itself sees the upgrade that was asked for, and packets pass."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        async with AsyncExitStack() as stack:
-            recorder = await stack.enter_async_context(recording(relay.port))
-            front = stack.enter_context(frontend(software, recorder.port, tmp_path))
-            settings = replace(trusting(tmp_path), websocket=websocket)
-            address = f"https://localhost:{front.port}/derp"
-            a = Client.for_url(address, config=settings)
-            b = Client.for_url(url(relay), config=config(relay))
-            async with clients(a, b):
-                assert a.tls_state is not None
-                assert a.server_public_key == b.server_public_key
-                await deliver(a, b, bytes(50_000))
-                await deliver(b, a, bytes(50_000))
-            request = bytes(recorder.passages[-1].sent).partition(b"\r\n\r\n")[0].lower()
-        assert (b"upgrade: websocket" in request) is websocket
-        assert (b"upgrade: derp" in request) is not websocket
-        assert b"derp-fast-start" not in request
-
-    run(main())
+    async with AsyncExitStack() as stack:
+        recorder = await stack.enter_async_context(recording(relay.port))
+        front = stack.enter_context(frontend(software, recorder.port, tmp_path))
+        settings = replace(trusting(tmp_path), websocket=websocket)
+        address = f"https://localhost:{front.port}/derp"
+        a = Client.for_url(address, config=settings)
+        b = Client.for_url(url(relay), config=config(relay))
+        async with clients(a, b):
+            assert a.tls_state is not None
+            assert a.server_public_key == b.server_public_key
+            await deliver(a, b, bytes(50_000))
+            await deliver(b, a, bytes(50_000))
+        request = bytes(recorder.passages[-1].sent).partition(b"\r\n\r\n")[0].lower()
+    assert (b"upgrade: websocket" in request) is websocket
+    assert (b"upgrade: derp" in request) is not websocket
+    assert b"derp-fast-start" not in request
 
 
-def server_key(relay: Relay) -> NodePublic:
+async def server_key(relay: Relay) -> NodePublic:
     """Read from the relay's own greeting."""
-    found: list[NodePublic] = []
-
-    async def main() -> None:
-        async with Client.for_url(url(relay), config=config(relay)) as client:
-            await client.connect()
-            assert client.server_public_key is not None
-            found.append(client.server_public_key)
-
-    asyncio.run(main())
-    return found[0]
+    async with Client.for_url(url(relay), config=config(relay)) as client:
+        await client.connect()
+        assert client.server_public_key is not None
+        return client.server_public_key
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-def test_meta_certificate_counts_in_tls13_only(
-    kind: Kind, version: str, relays: GetRelay, tmp_path: Path, run: Run
+async def test_meta_certificate_counts_in_tls13_only(
+    kind: Kind, version: str, relays: GetRelay, tmp_path: Path
 ) -> None:
     """With the same chain, fast start is used where nobody on the way can have read it."""
     relay = relays(kind, "plain")
-    meta = make_meta_certificate(server_key(relay), now=datetime.now(UTC))
+    meta = make_meta_certificate(await server_key(relay), now=datetime.now(UTC))
     pem = write_pem(tmp_path, meta)
 
-    async def main() -> None:
-        async with AsyncExitStack() as stack:
-            recorder = await stack.enter_async_context(recording(relay.port))
-            front = stack.enter_context(
-                haproxy(
-                    tmp_path,
-                    lambda port: (
-                        f"listen derp\n mode tcp\n bind 127.0.0.1:{port} ssl crt {pem}"
-                        f" ssl-min-ver {version} ssl-max-ver {version}\n"
-                        f" server relay 127.0.0.1:{recorder.port}\n"
-                    ),
-                )
+    async with AsyncExitStack() as stack:
+        recorder = await stack.enter_async_context(recording(relay.port))
+        front = stack.enter_context(
+            haproxy(
+                tmp_path,
+                lambda port: (
+                    f"listen derp\n mode tcp\n bind 127.0.0.1:{port} ssl crt {pem}"
+                    f" ssl-min-ver {version} ssl-max-ver {version}\n"
+                    f" server relay 127.0.0.1:{recorder.port}\n"
+                ),
             )
-            a = Client.for_url(f"https://localhost:{front.port}/derp", config=trusting(tmp_path))
-            b = Client.for_url(url(relay), config=config(relay))
-            async with clients(a, b):
-                assert a.tls_state is not None
-                assert a.tls_state.version == version
-                assert a.tls_state.peer_chain[-1] == meta
-                await deliver(a, b)
-                await deliver(b, a)
-            passage = recorder.passages[-1]
-        fast = version == "TLSv1.3"
-        assert (b"Derp-Fast-Start: 1" in passage.sent) is fast
-        assert passage.received.startswith(b"HTTP/1.1 101") is not fast
+        )
+        a = Client.for_url(f"https://localhost:{front.port}/derp", config=trusting(tmp_path))
+        b = Client.for_url(url(relay), config=config(relay))
+        async with clients(a, b):
+            assert a.tls_state is not None
+            assert a.tls_state.version == version
+            assert a.tls_state.peer_chain[-1] == meta
+            await deliver(a, b)
+            await deliver(b, a)
+        passage = recorder.passages[-1]
+    fast = version == "TLSv1.3"
+    assert (b"Derp-Fast-Start: 1" in passage.sent) is fast
+    assert passage.received.startswith(b"HTTP/1.1 101") is not fast
 
-    run(main())
 
-
-def test_fast_start_survives_a_tcp_proxy(
-    kind: Kind, relays: GetRelay, tmp_path: Path, run: Run
+async def test_fast_start_survives_a_tcp_proxy(
+    kind: Kind, relays: GetRelay, tmp_path: Path
 ) -> None:
     """TLS that only passes through: the relay's own certificate, and no answer is waited for."""
     relay = relays(kind, "named")
@@ -178,18 +164,15 @@ def test_fast_start_survives_a_tcp_proxy(
             f" server relay 127.0.0.1:{relay.port}\n"
         )
 
-    async def main() -> None:
-        async with AsyncExitStack() as stack:
-            front = stack.enter_context(haproxy(tmp_path, sections))
-            recorder = await stack.enter_async_context(recording(front.port, hold=True))
-            a = Client.for_url(url(relay, port=recorder.port), config=config(relay))
-            b = Client.for_url(url(relay), config=config(relay))
-            async with a, clients(b):
-                await within(a.connect())
-                await until(lambda: recorder.passages[0].held)
-                await deliver(a, b, b"before any answer")
-                recorder.release()
-                await next_of(a, ServerInfo)
-                await deliver(b, a)
-
-    run(main())
+    async with AsyncExitStack() as stack:
+        front = stack.enter_context(haproxy(tmp_path, sections))
+        recorder = await stack.enter_async_context(recording(front.port, hold=True))
+        a = Client.for_url(url(relay, port=recorder.port), config=config(relay))
+        b = Client.for_url(url(relay), config=config(relay))
+        async with a, clients(b):
+            await within(a.connect())
+            await until(lambda: recorder.passages[0].held)
+            await deliver(a, b, b"before any answer")
+            recorder.release()
+            await next_of(a, ServerInfo)
+            await deliver(b, a)

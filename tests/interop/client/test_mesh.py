@@ -20,7 +20,6 @@ from pyderp import (
     ReceivedPacket,
     watch_mesh,
 )
-from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Relay
 
 from .recorder import recording
@@ -94,179 +93,151 @@ async def running_watch(watch: Watch, client: Client) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("websocket", [False, True], ids=["http", "ws"])
-def test_forwarded_packet_has_the_source_it_was_given(
-    kind: Kind, websocket: bool, relays: GetRelay, run: Run
+async def test_forwarded_packet_has_the_source_it_was_given(
+    kind: Kind, websocket: bool, relays: GetRelay
 ) -> None:
     """A mesh client sends on behalf of a stranger."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        mesh = client_of(relay, mesh_key=MESH, websocket=websocket)
-        target = client_of(relay)
-        stranger = key().public
-        async with clients(mesh, target):
-            await mesh.forward_packet(stranger, target.self_public_key, b"by proxy")
-            assert await next_of(target, ReceivedPacket) == ReceivedPacket(stranger, b"by proxy")
-
-    run(main())
+    mesh = client_of(relay, mesh_key=MESH, websocket=websocket)
+    target = client_of(relay)
+    stranger = key().public
+    async with clients(mesh, target):
+        await mesh.forward_packet(stranger, target.self_public_key, b"by proxy")
+        assert await next_of(target, ReceivedPacket) == ReceivedPacket(stranger, b"by proxy")
 
 
-def test_without_mesh_key_a_forward_ends_the_connection(
-    kind: Kind, relays: GetRelay, run: Run
-) -> None:
+async def test_without_mesh_key_a_forward_ends_the_connection(kind: Kind, relays: GetRelay) -> None:
     """Who has no right to forward is hung up on, and may connect again."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        client, target = client_of(relay), client_of(relay)
-        async with clients(client, target):
-            await client.forward_packet(key().public, target.self_public_key, b"no right")
-            with pytest.raises(ConnectionClosed, match=r"derp\.Recv: ") as caught:
-                await next_of(client, PeerGone)
-            assert caught.value.generation == 1
-            await client.connect()
-            await client.ping()
-            await deliver(client, target)
-            assert client.generation == 2
-
-    run(main())
+    client, target = client_of(relay), client_of(relay)
+    async with clients(client, target):
+        await client.forward_packet(key().public, target.self_public_key, b"no right")
+        with pytest.raises(ConnectionClosed, match=r"derp\.Recv: ") as caught:
+            await next_of(client, PeerGone)
+        assert caught.value.generation == 1
+        await client.connect()
+        await client.ping()
+        await deliver(client, target)
+        assert client.generation == 2
 
 
-def test_close_peer(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_close_peer(kind: Kind, relays: GetRelay) -> None:
     """A mesh client has another's connection closed, which says so as an end of the stream."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        mesh, victim = client_of(relay, mesh_key=MESH), client_of(relay)
-        async with clients(mesh, victim):
-            await mesh.close_peer(victim.self_public_key)
-            with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$"):
-                await next_of(victim, PeerGone)
-            assert not victim.connected
-            assert mesh.connected
-
-    run(main())
+    mesh, victim = client_of(relay, mesh_key=MESH), client_of(relay)
+    async with clients(mesh, victim):
+        await mesh.close_peer(victim.self_public_key)
+        with pytest.raises(ConnectionClosed, match=r"^derp\.Recv: EOF$"):
+            await next_of(victim, PeerGone)
+        assert not victim.connected
+        assert mesh.connected
 
 
-def test_watch_sequence(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watch_sequence(kind: Kind, relays: GetRelay) -> None:
     """A watcher hears of itself, of a second watcher, and of who comes and leaves, in order."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        first = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
-        second = client_of(relay, mesh_key=MESH)
-        third = client_of(relay)
-        async with clients(first):
-            assert (await next_of(first, PeerPresent)).peer == first.self_public_key
-            async with clients(second):
-                assert (await next_of(first, PeerPresent)).peer == second.self_public_key
-                await second.watch_connection_changes()
-                present = {(await next_of(second, PeerPresent)).peer for _ in range(2)}
-                assert present == {first.self_public_key, second.self_public_key}
-                async with clients(third):
-                    for watcher in (first, second):
-                        seen = await next_of(watcher, PeerPresent)
-                        assert seen.peer == third.self_public_key
+    first = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
+    second = client_of(relay, mesh_key=MESH)
+    third = client_of(relay)
+    async with clients(first):
+        assert (await next_of(first, PeerPresent)).peer == first.self_public_key
+        async with clients(second):
+            assert (await next_of(first, PeerPresent)).peer == second.self_public_key
+            await second.watch_connection_changes()
+            present = {(await next_of(second, PeerPresent)).peer for _ in range(2)}
+            assert present == {first.self_public_key, second.self_public_key}
+            async with clients(third):
                 for watcher in (first, second):
-                    assert (await next_of(watcher, PeerGone)).peer == third.self_public_key
-            assert (await next_of(first, PeerGone)).peer == second.self_public_key
+                    seen = await next_of(watcher, PeerPresent)
+                    assert seen.peer == third.self_public_key
+            for watcher in (first, second):
+                assert (await next_of(watcher, PeerGone)).peer == third.self_public_key
+        assert (await next_of(first, PeerGone)).peer == second.self_public_key
 
-    run(main())
 
-
-def test_watch_loop_while_receiving(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watch_loop_while_receiving(kind: Kind, relays: GetRelay) -> None:
     """However often its connection breaks, the loop has the true set of peers again."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        watch = Watch()
-        async with recording(relay.port) as recorder:
-            peer = client_of(relay)
-            watcher = client_of(relay, port=recorder.port, mesh_key=MESH)
-            async with clients(peer), running_watch(watch, watcher):
-                for broken in range(BREAKS):
-                    await until(lambda: peer.self_public_key in watch.present)
-                    await until(lambda: watcher.self_public_key in watch.present)
-                    recorder.cut()
-                    await watch.until_errors(broken + 1)
-                    with contextlib.suppress(ConnectionClosed):
-                        await within(watcher.forward_packet(NOBODY, NOBODY, b"bogus"))
+    watch = Watch()
+    async with recording(relay.port) as recorder:
+        peer = client_of(relay)
+        watcher = client_of(relay, port=recorder.port, mesh_key=MESH)
+        async with clients(peer), running_watch(watch, watcher):
+            for broken in range(BREAKS):
                 await until(lambda: peer.self_public_key in watch.present)
-        assert {str(e) for e in watch.errors} == {"derp.Recv: EOF"}
-        assert watch.left_behind == 0
-        assert all(gone.reason == PeerGoneReason.MESH_CONN_BROKE for gone in watch.gone)
-        assert watcher.generation == BREAKS + 1
+                await until(lambda: watcher.self_public_key in watch.present)
+                recorder.cut()
+                await watch.until_errors(broken + 1)
+                with contextlib.suppress(ConnectionClosed):
+                    await within(watcher.forward_packet(NOBODY, NOBODY, b"bogus"))
+            await until(lambda: peer.self_public_key in watch.present)
+    assert {str(e) for e in watch.errors} == {"derp.Recv: EOF"}
+    assert watch.left_behind == 0
+    assert all(gone.reason == PeerGoneReason.MESH_CONN_BROKE for gone in watch.gone)
+    assert watcher.generation == BREAKS + 1
 
-    run(main())
 
-
-def test_watch_loop_broken_in_a_callback(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watch_loop_broken_in_a_callback(kind: Kind, relays: GetRelay) -> None:
     """The same when the connection breaks while the loop is inside `add`."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        watch = Watch()
-        async with recording(relay.port) as recorder:
-            peer = client_of(relay)
-            watcher = client_of(relay, port=recorder.port, mesh_key=MESH)
+    watch = Watch()
+    async with recording(relay.port) as recorder:
+        peer = client_of(relay)
+        watcher = client_of(relay, port=recorder.port, mesh_key=MESH)
 
-            def cut() -> None:
-                if len(watch.errors) < BREAKS:
-                    recorder.cut(reset=True)
+        def cut() -> None:
+            if len(watch.errors) < BREAKS:
+                recorder.cut(reset=True)
 
-            watch.on_add = cut
-            async with clients(peer), running_watch(watch, watcher):
-                await watch.until_errors(BREAKS)
-                await until(lambda: peer.self_public_key in watch.present)
-        assert all(str(e).startswith("derp.Recv: ") for e in watch.errors)
-
-    run(main())
+        watch.on_add = cut
+        async with clients(peer), running_watch(watch, watcher):
+            await watch.until_errors(BREAKS)
+            await until(lambda: peer.self_public_key in watch.present)
+    assert all(str(e).startswith("derp.Recv: ") for e in watch.errors)
 
 
-def test_watch_loop_knows_its_own_relay(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watch_loop_knows_its_own_relay(kind: Kind, relays: GetRelay) -> None:
     """With the relay's own key to ignore the loop ends, connected; with another it goes on."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        async with client_of(relay, mesh_key=MESH) as client:
-            await client.connect()
-            own = client.server_public_key
-            watch = Watch()
-            await within(watch.run(client, ignore=own))
-            assert client.connected
-            assert watch.present == set()
-        async with client_of(relay, mesh_key=MESH) as client:
-            watch = Watch()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(watch.run(client, ignore=NOBODY))
-                await until(lambda: client.self_public_key in watch.present)
-                await client.aclose()
-
-    run(main())
+    async with client_of(relay, mesh_key=MESH) as client:
+        await client.connect()
+        own = client.server_public_key
+        watch = Watch()
+        await within(watch.run(client, ignore=own))
+        assert client.connected
+        assert watch.present == set()
+    async with client_of(relay, mesh_key=MESH) as client:
+        watch = Watch()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch.run(client, ignore=NOBODY))
+            await until(lambda: client.self_public_key in watch.present)
+            await client.aclose()
 
 
-def test_watch_loop_tells_of_failed_connects(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watch_loop_tells_of_failed_connects(kind: Kind, relays: GetRelay) -> None:
     """A connect that fails is reported; one that works later ends the trouble."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        watch = Watch()
-        up = asyncio.Event()
-        async with recording(relay.port) as recorder:
+    watch = Watch()
+    up = asyncio.Event()
+    async with recording(relay.port) as recorder:
 
-            async def dial(
-                host: str, port: int
-            ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-                if not up.is_set():
-                    raise ConnectionRefusedError("not yet")
-                return await asyncio.open_connection(host, port)
+        async def dial(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            if not up.is_set():
+                raise ConnectionRefusedError("not yet")
+            return await asyncio.open_connection(host, port)
 
-            watcher = client_of(relay, port=recorder.port, mesh_key=MESH, dialer=dial)
-            async with running_watch(watch, watcher):
-                await watch.until_errors(2)
-                up.set()
-                await until(lambda: watcher.self_public_key in watch.present)
-        assert all(isinstance(e, ConnectError) for e in watch.errors)
-        assert "not yet" in str(watch.errors[0])
-
-    run(main())
+        watcher = client_of(relay, port=recorder.port, mesh_key=MESH, dialer=dial)
+        async with running_watch(watch, watcher):
+            await watch.until_errors(2)
+            up.set()
+            await until(lambda: watcher.self_public_key in watch.present)
+    assert all(isinstance(e, ConnectError) for e in watch.errors)
+    assert "not yet" in str(watch.errors[0])

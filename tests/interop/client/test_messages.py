@@ -22,7 +22,6 @@ from pyderp import (
     ReceivedPacket,
     ServerInfo,
 )
-from tests.conftest import Run
 from tests.interop.relays import KINDS, OLDER, Kind, Relay, Setup, each_derper, running
 
 from .support import (
@@ -58,24 +57,21 @@ def client_of(relay: Relay, **changes: object) -> Client:
 
 
 @both
-def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay) -> None:
     """Of three clients, 0 sends to 1 and 1 to 2; the relay's first word to each is ServerInfo."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        three = [client_of(relay) for _ in range(3)]
-        async with clients(*three):
-            for client in three:
-                assert isinstance(await within(client.recv()), ServerInfo)
-            keys = [client.self_public_key for client in three]
-            await three[0].send(keys[1], b"hello 0->1")
-            assert await within(three[1].recv()) == ReceivedPacket(keys[0], b"hello 0->1")
-            await three[1].send(keys[2], b"hello 1->2")
-            assert await within(three[2].recv()) == ReceivedPacket(keys[1], b"hello 1->2")
-            for client in three:
-                assert await settled(client) == []
-
-    run(main())
+    three = [client_of(relay) for _ in range(3)]
+    async with clients(*three):
+        for client in three:
+            assert isinstance(await within(client.recv()), ServerInfo)
+        keys = [client.self_public_key for client in three]
+        await three[0].send(keys[1], b"hello 0->1")
+        assert await within(three[1].recv()) == ReceivedPacket(keys[0], b"hello 0->1")
+        await three[1].send(keys[2], b"hello 1->2")
+        assert await within(three[2].recv()) == ReceivedPacket(keys[1], b"hello 1->2")
+        for client in three:
+            assert await settled(client) == []
 
 
 @both
@@ -84,28 +80,25 @@ def test_packets_reach_their_addressee_only(kind: Kind, relays: GetRelay, run: R
     [("plain", False), ("named", False), ("plain", True), ("named", True)],
     ids=["http", "https", "ws", "wss"],
 )
-def test_sizes(kind: Kind, setup: Setup, websocket: bool, relays: GetRelay, run: Run) -> None:
+async def test_sizes(kind: Kind, setup: Setup, websocket: bool, relays: GetRelay) -> None:
     """Packets from nothing to 64 KiB arrive whole, both ways; a byte more is refused here."""
     relay = relays(kind, setup)
 
-    async def main() -> None:
-        a, b = (client_of(relay, websocket=websocket) for _ in range(2))
-        async with clients(a, b):
-            for size in (0, 1, 2047, 2048, 16384, 32767, BIGGEST - 1, BIGGEST):
-                packet = random.randbytes(size)
-                await deliver(a, b, packet)
-                await deliver(b, a, packet)
-            with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
-                await a.send(b.self_public_key, bytes(BIGGEST + 1))
-            await deliver(a, b)
-            assert a.generation == b.generation == 1
-
-    run(main())
+    a, b = (client_of(relay, websocket=websocket) for _ in range(2))
+    async with clients(a, b):
+        for size in (0, 1, 2047, 2048, 16384, 32767, BIGGEST - 1, BIGGEST):
+            packet = random.randbytes(size)
+            await deliver(a, b, packet)
+            await deliver(b, a, packet)
+        with pytest.raises(LocalProtocolError, match="packet too big: 65537"):
+            await a.send(b.self_public_key, bytes(BIGGEST + 1))
+        await deliver(a, b)
+        assert a.generation == b.generation == 1
 
 
 @both
 @pytest.mark.parametrize("setup", ["plain", "named"])
-def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay, run: Run) -> None:
+async def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay) -> None:
     """Thousands of packets in both directions at once: all arrive, in order, unchanged."""
     relay = relays(kind, setup)
 
@@ -136,84 +129,69 @@ def test_thousands_of_packets(kind: Kind, setup: Setup, relays: GetRelay, run: R
             group.create_task(receive())
         assert received.digest() == sent.digest()
 
-    async def main() -> None:
-        a, b = client_of(relay), client_of(relay)
-        async with clients(a, b), asyncio.TaskGroup() as group:
-            group.create_task(one_way(a, b, 1))
-            group.create_task(one_way(b, a, 2))
-        assert a.stats.packets_sent == b.stats.packets_received == PACKETS
-
-    run(main())
+    a, b = client_of(relay), client_of(relay)
+    async with clients(a, b), asyncio.TaskGroup() as group:
+        group.create_task(one_way(a, b, 1))
+        group.create_task(one_way(b, a, 2))
+    assert a.stats.packets_sent == b.stats.packets_received == PACKETS
 
 
 @both
-def test_flood_waits_for_the_relay(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_flood_waits_for_the_relay(kind: Kind, relays: GetRelay) -> None:
     """A sender that is faster than the relay waits; no packet is dropped on our side."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        a, b = client_of(relay), client_of(relay)
-        async with clients(a, b):
-            packets = [bytes(8192)] * 500
-            await within(a.send_many(b.self_public_key, packets))
-            await within(a.ping())
-            assert (a.stats.packets_sent, a.stats.packets_dropped) == (500, 0)
-
-    run(main())
+    a, b = client_of(relay), client_of(relay)
+    async with clients(a, b):
+        packets = [bytes(8192)] * 500
+        await within(a.send_many(b.self_public_key, packets))
+        await within(a.ping())
+        assert (a.stats.packets_sent, a.stats.packets_dropped) == (500, 0)
 
 
 @both
-def test_ping(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_ping(kind: Kind, relays: GetRelay) -> None:
     """Pings come back, with and without somebody receiving; a bare one as a message."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        client = client_of(relay)
-        async with clients(client):
+    client = client_of(relay)
+    async with clients(client):
+        assert 0 < await client.ping() < 5
+        assert isinstance(await within(client.recv()), ServerInfo)
+        receiving = asyncio.create_task(client.recv())
+        for _ in range(5):  # one by one: a relay answers no more than one at a time
             assert 0 < await client.ping() < 5
-            assert isinstance(await within(client.recv()), ServerInfo)
-            receiving = asyncio.create_task(client.recv())
-            for _ in range(5):  # one by one: a relay answers no more than one at a time
-                assert 0 < await client.ping() < 5
-            assert not receiving.done()
-            await client.send_ping(b"12345678")
-            assert await within(receiving) == Pong(b"12345678")
-
-    run(main())
+        assert not receiving.done()
+        await client.send_ping(b"12345678")
+        assert await within(receiving) == Pong(b"12345678")
 
 
 @both
-def test_peer_gone_not_here(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_peer_gone_not_here(kind: Kind, relays: GetRelay) -> None:
     """Only what looks like disco is answered when nobody has that key."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        client = client_of(relay)
-        nobody = key().public
-        async with clients(client):
-            await client.send(nobody, b"not disco")
-            assert [m for m in await settled(client) if isinstance(m, PeerGone)] == []
-            await client.send(nobody, DISCO)
-            gone = await next_of(client, PeerGone)
-            assert gone == PeerGone(nobody, PeerGoneReason.NOT_HERE)
-
-    run(main())
+    client = client_of(relay)
+    nobody = key().public
+    async with clients(client):
+        await client.send(nobody, b"not disco")
+        assert [m for m in await settled(client) if isinstance(m, PeerGone)] == []
+        await client.send(nobody, DISCO)
+        gone = await next_of(client, PeerGone)
+        assert gone == PeerGone(nobody, PeerGoneReason.NOT_HERE)
 
 
 @both
-def test_peer_gone_disconnected(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_peer_gone_disconnected(kind: Kind, relays: GetRelay) -> None:
     """Who received from a client hears that it left."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        a, b = client_of(relay), client_of(relay)
-        async with clients(a, b):
-            await deliver(a, b)
-            await a.aclose()
-            gone = await next_of(b, PeerGone)
-            assert gone == PeerGone(a.self_public_key, PeerGoneReason.DISCONNECTED)
-
-    run(main())
+    a, b = client_of(relay), client_of(relay)
+    async with clients(a, b):
+        await deliver(a, b)
+        await a.aclose()
+        gone = await next_of(b, PeerGone)
+        assert gone == PeerGone(a.self_public_key, PeerGoneReason.DISCONNECTED)
 
 
 async def home_gauge(relay: Relay) -> int:
@@ -232,50 +210,47 @@ async def home_gauge(relay: Relay) -> int:
 
 @each_derper
 @pytest.mark.parametrize("websocket", [False, True], ids=["http", "ws"])
-def test_preferred_moves_the_home_gauge(
-    derper: Kind, websocket: bool, relays: GetRelay, run: Run
+async def test_preferred_moves_the_home_gauge(
+    derper: Kind, websocket: bool, relays: GetRelay
 ) -> None:
     """derper counts a home at once, again after a reconnect, and never after it is withdrawn."""
     relay = relays(derper, "plain")
 
-    async def main() -> None:
-        before = await home_gauge(relay)
+    before = await home_gauge(relay)
 
-        async def moved(client: Client) -> int:
-            await client.ping()
-            return await home_gauge(relay) - before
+    async def moved(client: Client) -> int:
+        await client.ping()
+        return await home_gauge(relay) - before
 
-        async def moved_to(wanted: int, client: Client) -> None:
-            # derper may take a while to notice that a connection has ended.
-            async with asyncio.timeout(BOUND):
-                while await moved(client) != wanted:
-                    pass
+    async def moved_to(wanted: int, client: Client) -> None:
+        # derper may take a while to notice that a connection has ended.
+        async with asyncio.timeout(BOUND):
+            while await moved(client) != wanted:
+                pass
 
-        client = client_of(relay, websocket=websocket)
+    client = client_of(relay, websocket=websocket)
+    await client.note_preferred(True)
+    other = client_of(relay, mesh_key=MESH)
+    async with clients(client, other):
+        assert await moved(client) == 1
         await client.note_preferred(True)
-        other = client_of(relay, mesh_key=MESH)
-        async with clients(client, other):
-            assert await moved(client) == 1
-            await client.note_preferred(True)
-            assert await moved(client) == 1
-            await client.note_preferred(False)
-            assert await moved(client) == 0
-            await client.note_preferred(True)
-            assert await moved(client) == 1
-            await other.close_peer(client.self_public_key)
-            async for message in client:  # reconnects
-                assert isinstance(message, ServerInfo)
-                if client.generation == 2:
-                    break
-            await moved_to(1, client)
-            await client.aclose()
-            await moved_to(0, other)
-
-    run(main())
+        assert await moved(client) == 1
+        await client.note_preferred(False)
+        assert await moved(client) == 0
+        await client.note_preferred(True)
+        assert await moved(client) == 1
+        await other.close_peer(client.self_public_key)
+        async for message in client:  # reconnects
+            assert isinstance(message, ServerInfo)
+            if client.generation == 2:
+                break
+        await moved_to(1, client)
+        await client.aclose()
+        await moved_to(0, other)
 
 
 @both
-def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay) -> None:
     """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node.
 
     And its name, which derper tells since v1.104.
@@ -285,70 +260,60 @@ def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay, run: Run) -> Non
     second = node(relay, name="900b")
     flags = PeerPresentFlags
 
-    async def main() -> None:
-        plain = config(relay, network=plain_region())
-        regular = Client.for_region(region(second), config=plain)
-        not_ideal = Client.for_region(region(first, second), config=plain)
-        prober = client_of(relay, is_prober=True, app_name="my app")
-        watcher = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
-        expected = {
-            regular: flags.REGULAR,
-            not_ideal: flags.NOT_IDEAL,
-            prober: flags.PROBER,
-            watcher: flags.MESH_PEER,
-        }
-        async with clients(*expected):
-            seen: dict[NodePublic, PeerPresent] = {}
-            while not {c.self_public_key for c in expected} <= seen.keys():
-                present = await next_of(watcher, PeerPresent)
-                seen[present.peer] = present
-            for client, wanted in expected.items():
-                present = seen[client.self_public_key]
-                assert present.flags == wanted
-                assert (str(present.address), present.port) == client.local_address
-                named = client is prober and kind != OLDER
-                assert present.app_name == ("my app" if named else "")
-
-    run(main())
+    plain = config(relay, network=plain_region())
+    regular = Client.for_region(region(second), config=plain)
+    not_ideal = Client.for_region(region(first, second), config=plain)
+    prober = client_of(relay, is_prober=True, app_name="my app")
+    watcher = client_of(relay, mesh_key=MESH, watch_connection_changes=True)
+    expected = {
+        regular: flags.REGULAR,
+        not_ideal: flags.NOT_IDEAL,
+        prober: flags.PROBER,
+        watcher: flags.MESH_PEER,
+    }
+    async with clients(*expected):
+        seen: dict[NodePublic, PeerPresent] = {}
+        while not {c.self_public_key for c in expected} <= seen.keys():
+            present = await next_of(watcher, PeerPresent)
+            seen[present.peer] = present
+        for client, wanted in expected.items():
+            present = seen[client.self_public_key]
+            assert present.flags == wanted
+            assert (str(present.address), present.port) == client.local_address
+            named = client is prober and kind != OLDER
+            assert present.app_name == ("my app" if named else "")
 
 
 @each_derper
-def test_rate_limit_of_derper_slows_the_sender(derper: Kind, tmp_path: Path, run: Run) -> None:
+async def test_rate_limit_of_derper_slows_the_sender(derper: Kind, tmp_path: Path) -> None:
     """derper's token bucket reads no faster than it allows: the sender waits, nothing is lost."""
     limits = tmp_path / "rate.json"
     limits.write_text(json.dumps({"PerClientRateLimitBytesPerSec": 200_000}))
     with running(derper, "plain", tmp_path, options=["-rate-config", str(limits)]) as relay:
-
-        async def main() -> None:
-            a, b = client_of(relay), client_of(relay)
-            async with clients(a, b):
-                loop = asyncio.get_running_loop()
-                began = loop.time()
-                # A bucket of 64 KiB, so that more than a second's worth remains.
-                for number in range(5):
-                    await deliver(a, b, bytes([number]) * 60_000)
-                assert 0.8 < loop.time() - began < 5
-                assert (a.stats.packets_sent, a.stats.packets_dropped) == (5, 0)
-
-        run(main())
+        a, b = client_of(relay), client_of(relay)
+        async with clients(a, b):
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            # A bucket of 64 KiB, so that more than a second's worth remains.
+            for number in range(5):
+                await deliver(a, b, bytes([number]) * 60_000)
+            assert 0.8 < loop.time() - began < 5
+            assert (a.stats.packets_sent, a.stats.packets_dropped) == (5, 0)
 
 
 @both
-def test_two_clients_of_one_key(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_two_clients_of_one_key(kind: Kind, relays: GetRelay) -> None:
     """The newer connection of a key gets its packets; the older stays open."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        shared = key()
-        older, newer = (
-            Client.for_url(url(relay), private_key=shared, config=config(relay)) for _ in range(2)
-        )
-        sender = client_of(relay)
-        async with clients(older, newer, sender):
-            await newer.send(sender.self_public_key, b"I am active")
-            await next_of(sender, ReceivedPacket)
-            await deliver(sender, newer)
-            await until(lambda: older.connected)
-            assert [m for m in await settled(older) if isinstance(m, ReceivedPacket)] == []
-
-    run(main())
+    shared = key()
+    older, newer = (
+        Client.for_url(url(relay), private_key=shared, config=config(relay)) for _ in range(2)
+    )
+    sender = client_of(relay)
+    async with clients(older, newer, sender):
+        await newer.send(sender.self_public_key, b"I am active")
+        await next_of(sender, ReceivedPacket)
+        await deliver(sender, newer)
+        await until(lambda: older.connected)
+        assert [m for m in await settled(older) if isinstance(m, ReceivedPacket)] == []

@@ -23,7 +23,6 @@ from pyderp import (
     UpgradeRejected,
     is_transient,
 )
-from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Relay
 from tests.interop.tailscaled.peers import missing
 
@@ -42,6 +41,8 @@ from .support import (
 )
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+HAS_IPV6 = Path("/proc/net/if_inet6").exists()
 
 
 def plain_client(relay: Relay, *nodes: DERPNode, **changes: object) -> Client:
@@ -96,33 +97,27 @@ async def attempts_of(client: Client) -> tuple[Exception, ...]:
     return (await failure_of(client)).attempts
 
 
-def test_first_node_refuses(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_first_node_refuses(kind: Kind, relays: GetRelay) -> None:
     """The next node is used at once when nobody listens at the first."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        with refusing_port() as port:
-            dead = node(relay, port=port)
-            await talk(plain_client(relay, dead, node(relay)), plain_client(relay, node(relay)))
-            (error,) = await attempts_of(plain_client(relay, dead))
-        assert isinstance(error, DialError)
-
-    run(main())
+    with refusing_port() as port:
+        dead = node(relay, port=port)
+        await talk(plain_client(relay, dead, node(relay)), plain_client(relay, node(relay)))
+        (error,) = await attempts_of(plain_client(relay, dead))
+    assert isinstance(error, DialError)
 
 
-def test_first_node_is_mute(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_first_node_is_mute(kind: Kind, relays: GetRelay) -> None:
     """A node that says nothing gets its share of the time, and the next node the rest."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        with mute_port() as port:
-            mute = node(relay, port=port)
-            client = plain_client(relay, mute, node(relay), connect_timeout=1)
-            await talk(client, plain_client(relay, node(relay)))
-            error = await failure_of(plain_client(relay, mute, connect_timeout=0.2))
-        assert "waiting for the relay's answer" in str(error)
-
-    run(main())
+    with mute_port() as port:
+        mute = node(relay, port=port)
+        client = plain_client(relay, mute, node(relay), connect_timeout=1)
+        await talk(client, plain_client(relay, node(relay)))
+        error = await failure_of(plain_client(relay, mute, connect_timeout=0.2))
+    assert "waiting for the relay's answer" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -135,150 +130,125 @@ def test_first_node_is_mute(kind: Kind, relays: GetRelay, run: Run) -> None:
     ],
     ids=["404", "200", "503", "ssh"],
 )
-def test_first_node_is_no_relay(
+async def test_first_node_is_no_relay(
     kind: Kind,
     answer: bytes,
     kind_of_error: type[Exception],
     relays: GetRelay,
-    run: Run,
 ) -> None:
     """What answers, but not with DERP, does not keep the client from the next node."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        async with answering_port(answer) as port:
-            other = node(relay, port=port)
-            await talk(plain_client(relay, other, node(relay)), plain_client(relay, node(relay)))
-            (error,) = await attempts_of(plain_client(relay, other))
-        assert isinstance(error, kind_of_error)
-        if isinstance(error, UpgradeRejected):
-            assert error.status == int(answer.split()[1])
-            assert is_transient(error) is (error.status == 503)
-
-    run(main())
+    async with answering_port(answer) as port:
+        other = node(relay, port=port)
+        await talk(plain_client(relay, other, node(relay)), plain_client(relay, node(relay)))
+        (error,) = await attempts_of(plain_client(relay, other))
+    assert isinstance(error, kind_of_error)
+    if isinstance(error, UpgradeRejected):
+        assert error.status == int(answer.split()[1])
+        assert is_transient(error) is (error.status == 503)
 
 
-def test_first_node_speaks_no_tls(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_first_node_speaks_no_tls(kind: Kind, relays: GetRelay) -> None:
     """A plain HTTP server on the port of the first node."""
     relay = relays(kind, "pinned")
     plain = relays(kind, "plain")
 
-    async def main() -> None:
-        wrong = node(relay, port=plain.port)
+    wrong = node(relay, port=plain.port)
 
-        def client(*nodes: DERPNode) -> Client:
-            return Client.for_region(region(*nodes), config=config(relay))
+    def client(*nodes: DERPNode) -> Client:
+        return Client.for_region(region(*nodes), config=config(relay))
 
-        await talk(client(wrong, node(relay)), client(node(relay)))
-        (error,) = await attempts_of(client(wrong))
-        assert isinstance(error, TLSError)
-        assert "does not speak TLS" in str(error)
-
-    run(main())
+    await talk(client(wrong, node(relay)), client(node(relay)))
+    (error,) = await attempts_of(client(wrong))
+    assert isinstance(error, TLSError)
+    assert "does not speak TLS" in str(error)
 
 
-def test_first_node_has_another_certificate(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_first_node_has_another_certificate(kind: Kind, relays: GetRelay) -> None:
     """A node that is not who it should be is passed over, too."""
     relay = relays(kind, "pinned")
 
-    async def main() -> None:
-        other = node(relay, cert_name="sha256-raw:" + 64 * "0")
+    other = node(relay, cert_name="sha256-raw:" + 64 * "0")
 
-        def client(*nodes: DERPNode) -> Client:
-            return Client.for_region(region(*nodes), config=config(relay))
+    def client(*nodes: DERPNode) -> Client:
+        return Client.for_region(region(*nodes), config=config(relay))
 
-        await talk(client(other, node(relay)), client(node(relay)))
-
-    run(main())
+    await talk(client(other, node(relay)), client(node(relay)))
 
 
-def test_all_nodes_fail(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_all_nodes_fail(kind: Kind, relays: GetRelay) -> None:
     """Each node's failure is told, in order."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-        async with answering_port(answer) as other:
-            with refusing_port() as dead:
-                stun_only = node(relay, stun_only=True)
-                nodes = [stun_only, node(relay, port=dead), node(relay, port=other)]
-                attempts = await attempts_of(plain_client(relay, *nodes))
-        assert [type(e) for e in attempts] == [DialError, UpgradeRejected]
-
-    run(main())
+    answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    async with answering_port(answer) as other:
+        with refusing_port() as dead:
+            stun_only = node(relay, stun_only=True)
+            nodes = [stun_only, node(relay, port=dead), node(relay, port=other)]
+            attempts = await attempts_of(plain_client(relay, *nodes))
+    assert [type(e) for e in attempts] == [DialError, UpgradeRejected]
 
 
-def test_no_node_to_try(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_no_node_to_try(kind: Kind, relays: GetRelay) -> None:
     """No nodes, none with DERP, none with an address family."""
     relay = relays(kind, "plain")
     nowhere = node(relay, ipv4="none", ipv6="none")
 
-    async def main() -> None:
-        for nodes, text in (
-            ([], "no nodes for region 900 (test)"),
-            ([node(relay, stun_only=True)], "no non-STUNOnly nodes for region 900 (test)"),
-            ([nowhere], "both IPv4 and IPv6 are explicitly disabled for node"),
-        ):
-            (error,) = await attempts_of(plain_client(relay, *nodes))
-            assert str(error) == text
-
-    run(main())
+    for nodes, text in (
+        ([], "no nodes for region 900 (test)"),
+        ([node(relay, stun_only=True)], "no non-STUNOnly nodes for region 900 (test)"),
+        ([nowhere], "both IPv4 and IPv6 are explicitly disabled for node"),
+    ):
+        (error,) = await attempts_of(plain_client(relay, *nodes))
+        assert str(error) == text
 
 
-def test_ipv6_only_node(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_ipv6_only_node(kind: Kind, relays: GetRelay) -> None:
     """A node without IPv4 is reached by IPv6."""
-    if not Path("/proc/net/if_inet6").exists():
+    if not HAS_IPV6:
         missing("IPv6", "use a kernel that has it")
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        async with recording(relay.port, host="::1") as recorder:
-            six = node(relay, port=recorder.port, ipv4="none", ipv6="::1")
-            client, other = plain_client(relay, six), plain_client(relay, node(relay))
-            async with clients(client, other):
-                assert client.local_address is not None
-                assert client.local_address[0] == "::1"
-                await deliver(client, other)
-                await deliver(other, client)
-
-    run(main())
+    async with recording(relay.port, host="::1") as recorder:
+        six = node(relay, port=recorder.port, ipv4="none", ipv6="::1")
+        client, other = plain_client(relay, six), plain_client(relay, node(relay))
+        async with clients(client, other):
+            assert client.local_address is not None
+            assert client.local_address[0] == "::1"
+            await deliver(client, other)
+            await deliver(other, client)
 
 
-def test_family_that_does_not_answer(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_family_that_does_not_answer(kind: Kind, relays: GetRelay) -> None:
     """The other family is used, whichever is preferred."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        four = node(relay, ipv6="::1")  # nobody listens there
-        for preference in (None, lambda: True):
-            client = plain_client(relay, four, prefer_ipv6=preference)
-            async with clients(client):
-                assert client.local_address is not None
-                assert client.local_address[0] == "127.0.0.1"
-
-    run(main())
+    four = node(relay, ipv6="::1")  # nobody listens there
+    for preference in (None, lambda: True):
+        client = plain_client(relay, four, prefer_ipv6=preference)
+        async with clients(client):
+            assert client.local_address is not None
+            assert client.local_address[0] == "127.0.0.1"
 
 
-def test_region_that_comes_and_moves(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_region_that_comes_and_moves(kind: Kind, relays: GetRelay) -> None:
     """The region is asked for at each connect: none yet, then one, then another."""
     relay = relays(kind, "plain")
     other = relays("derper" if kind == "pyderp" else "pyderp", "plain")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            moved = region(node(other))
-            answers = iter([None, region(node(relay, port=recorder.port)), moved])
-            settings = config(relay, network=plain_region())
-            async with Client.for_region(lambda: next(answers), config=settings) as client:
-                with pytest.raises(ConnectError, match="DERP region not available"):
-                    await client.connect()
+    async with recording(relay.port) as recorder:
+        moved = region(node(other))
+        answers = iter([None, region(node(relay, port=recorder.port)), moved])
+        settings = config(relay, network=plain_region())
+        async with Client.for_region(lambda: next(answers), config=settings) as client:
+            with pytest.raises(ConnectError, match="DERP region not available"):
                 await client.connect()
-                first = client.server_public_key
-                recorder.cut()
-                with pytest.raises(ConnectionClosed):
-                    await next_of(client, PeerGone)
-                await talk(client, Client.for_region(moved, config=settings))
-                assert client.generation == 2
-                assert client.server_public_key != first
-
-    run(main())
+            await client.connect()
+            first = client.server_public_key
+            recorder.cut()
+            with pytest.raises(ConnectionClosed):
+                await next_of(client, PeerGone)
+            await talk(client, Client.for_region(moved, config=settings))
+            assert client.generation == 2
+            assert client.server_public_key != first

@@ -10,7 +10,6 @@ import pytest
 
 from pyderp import Client, ConnectError, NetworkSettings, ProxyError
 from pyderp.net.websocket import WebSocketLink
-from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Relay, Setup, running
 
 from .programs import PASSWORD, USER, Program, microsocks, tinyproxy
@@ -109,19 +108,19 @@ def requests(http_proxy: Program, socks_proxy: Program) -> tuple[int, int]:
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
 @pytest.mark.parametrize("address", ["", "192.0.2.1"], ids=["by_name", "address_of_its_own"])
-def test_region_by_https_proxy(
-    kind: Kind, setup: Setup, address: str, named: Relays, http_proxy: Program, run: Run
+async def test_region_by_https_proxy(
+    kind: Kind, setup: Setup, address: str, named: Relays, http_proxy: Program
 ) -> None:
     """HTTPS_PROXY gets name and `DERPPort` of a node, also without TLS; never its address."""
     relay = named[kind, setup]
     network = NetworkSettings(https_proxy=http(http_proxy))
     before = connects(http_proxy, relay)
-    run(works(by_region(relay, network, ipv4=address), directly(relay)))
+    await works(by_region(relay, network, ipv4=address), directly(relay))
     assert connects(http_proxy, relay) == before + 1
 
 
-def test_proxies_of_the_environment(
-    kind: Kind, named: Relays, http_proxy: Program, run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_proxies_of_the_environment(
+    kind: Kind, named: Relays, http_proxy: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without settings of its own, a client asks the environment."""
     relay = named[kind, "named"]
@@ -129,13 +128,13 @@ def test_proxies_of_the_environment(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", http(http_proxy))
     before = connects(http_proxy, relay)
-    run(works(by_region(relay, None), directly(relay)))
+    await works(by_region(relay, None), directly(relay))
     assert connects(http_proxy, relay) == before + 1
 
 
 @pytest.mark.parametrize("exempt", [NAME, ".example", "*"])
-def test_no_proxy(
-    kind: Kind, exempt: str, named: Relays, http_proxy: Program, socks_proxy: Program, run: Run
+async def test_no_proxy(
+    kind: Kind, exempt: str, named: Relays, http_proxy: Program, socks_proxy: Program
 ) -> None:
     """Who is in NO_PROXY is reached directly."""
     relay = named[kind, "named"]
@@ -143,29 +142,28 @@ def test_no_proxy(
         https_proxy=http(http_proxy), all_proxy=socks(socks_proxy), no_proxy=exempt
     )
     before = requests(http_proxy, socks_proxy)
-    run(works(by_region(relay, network, ipv4=relay.address), directly(relay)))
+    await works(by_region(relay, network, ipv4=relay.address), directly(relay))
     assert requests(http_proxy, socks_proxy) == before
 
 
-def test_loopback_is_never_reached_by_proxy(kind: Kind, relays: GetRelay, run: Run) -> None:
+async def test_loopback_is_never_reached_by_proxy(kind: Kind, relays: GetRelay) -> None:
     """Proxies of the environment do not hold for `localhost`: these would not even answer."""
     relay = relays(kind, "named")
     network = NetworkSettings(https_proxy="http://127.0.0.1:1", all_proxy="socks5://127.0.0.1:1")
     settings = config(relay, network=network)
     by_node = Client.for_region(region(node(relay)), config=settings)
-    run(works(by_node, Client.for_url(url(relay), config=settings)))
+    await works(by_node, Client.for_url(url(relay), config=settings))
 
 
 @pytest.mark.parametrize("way", ["region", "url"])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-def test_wrong_password(
+async def test_wrong_password(
     kind: Kind,
     scheme: str,
     way: str,
     named: Relays,
     http_proxy: Program,
     socks_proxy: Program,
-    run: Run,
 ) -> None:
     """The proxy's refusal is told, and neither user nor password is."""
     relay = named[kind, "named"]
@@ -173,52 +171,49 @@ def test_wrong_password(
     proxy = http(http_proxy, wrong) if scheme == "http" else socks(socks_proxy, wrong)
     network = NetworkSettings(proxy=proxy)
 
-    async def main() -> None:
-        make = by_region if way == "region" else by_url
-        async with make(relay, network) as client:
-            with pytest.raises(ConnectError) as caught:
-                await client.connect()
-        (error,) = caught.value.attempts
-        assert isinstance(error, ProxyError)
-        if scheme == "http":
-            # 407 would be right; tinyproxy says so only when there is no password at all.
-            assert f"on CONNECT to {NAME}:{relay.port}: 401" in str(error)
-        for text in (
-            str(caught.value),
-            str(error),
-            repr(error),
-            repr(error.__cause__),
-            str(client),
-        ):
-            assert wrong not in text
-            assert USER not in text
-        assert "***@127.0.0.1" in str(error)
-
-    run(main())
+    make = by_region if way == "region" else by_url
+    async with make(relay, network) as client:
+        with pytest.raises(ConnectError) as caught:
+            await client.connect()
+    (error,) = caught.value.attempts
+    assert isinstance(error, ProxyError)
+    if scheme == "http":
+        # 407 would be right; tinyproxy says so only when there is no password at all.
+        assert f"on CONNECT to {NAME}:{relay.port}: 401" in str(error)
+    for text in (
+        str(caught.value),
+        str(error),
+        repr(error),
+        repr(error.__cause__),
+        str(client),
+    ):
+        assert wrong not in text
+        assert USER not in text
+    assert "***@127.0.0.1" in str(error)
 
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
 @pytest.mark.parametrize("way", ["region", "url"])
-def test_all_proxy(
-    kind: Kind, setup: Setup, way: str, named: Relays, socks_proxy: Program, run: Run
+async def test_all_proxy(
+    kind: Kind, setup: Setup, way: str, named: Relays, socks_proxy: Program
 ) -> None:
     """ALL_PROXY carries regions and URLs, and resolves their names."""
     relay = named[kind, setup]
     network = NetworkSettings(all_proxy=socks(socks_proxy))
     make = by_region if way == "region" else by_url
     before = socks_connects(socks_proxy, relay)
-    run(works(make(relay, network), directly(relay)))
+    await works(make(relay, network), directly(relay))
     assert socks_connects(socks_proxy, relay) == before + 1
 
 
-def test_all_proxy_gets_the_address_of_a_node(
-    kind: Kind, named: Relays, socks_proxy: Program, run: Run
+async def test_all_proxy_gets_the_address_of_a_node(
+    kind: Kind, named: Relays, socks_proxy: Program
 ) -> None:
     """Unlike a CONNECT proxy, a SOCKS5 proxy is asked for the node's own address."""
     relay = named[kind, "named"]
     network = NetworkSettings(all_proxy=socks(socks_proxy), https_proxy="")
     # One that is not loopback, which would be exempt, and still ends on this machine.
-    run(works(by_region(relay, network, ipv4="0.0.0.0"), directly(relay)))
+    await works(by_region(relay, network, ipv4="0.0.0.0"), directly(relay))
     assert socks_connects(socks_proxy, relay, "0.0.0.0")
 
 
@@ -232,7 +227,7 @@ def test_all_proxy_gets_the_address_of_a_node(
         ("socks5", "plain", True),
     ],
 )
-def test_explicit_proxy_by_url(
+async def test_explicit_proxy_by_url(
     kind: Kind,
     scheme: str,
     setup: Setup,
@@ -240,7 +235,6 @@ def test_explicit_proxy_by_url(
     named: Relays,
     http_proxy: Program,
     socks_proxy: Program,
-    run: Run,
 ) -> None:
     """A proxy that the program itself sets holds for URLs, whatever they speak."""
     relay = named[kind, setup]
@@ -251,13 +245,13 @@ def test_explicit_proxy_by_url(
     )
     before = count(program, relay)
     client = by_url(relay, NetworkSettings(proxy=proxy, no_proxy="*"), websocket=websocket)
-    run(works(client, directly(relay)))
+    await works(client, directly(relay))
     assert count(program, relay) == before + 1
 
 
 @pytest.mark.parametrize("setup", ["named", "plain"])
-def test_websocket_by_environment_proxy(
-    kind: Kind, setup: Setup, named: Relays, http_proxy: Program, run: Run
+async def test_websocket_by_environment_proxy(
+    kind: Kind, setup: Setup, named: Relays, http_proxy: Program
 ) -> None:
     """HTTP_PROXY holds for ws, and HTTPS_PROXY for wss; the other one would not answer."""
     relay = named[kind, setup]
@@ -267,25 +261,19 @@ def test_websocket_by_environment_proxy(
         network = NetworkSettings(http_proxy=dead, https_proxy=http(http_proxy))
     before = connects(http_proxy, relay)
 
-    async def main() -> None:
-        client = by_url(relay, network, websocket=True)
-        async with client:
-            await client.connect()
-            assert isinstance(client._life.require().link, WebSocketLink)
-            await works(client, directly(relay))
-
-    run(main())
+    client = by_url(relay, network, websocket=True)
+    async with client:
+        await client.connect()
+        assert isinstance(client._life.require().link, WebSocketLink)
+        await works(client, directly(relay))
     assert connects(http_proxy, relay) == before + 1
 
 
-def test_urls_do_not_use_https_proxy(kind: Kind, relays: GetRelay, named: Relays, run: Run) -> None:
+async def test_urls_do_not_use_https_proxy(kind: Kind, relays: GetRelay, named: Relays) -> None:
     """Without a websocket, HTTPS_PROXY is for regions only: the name is looked up here."""
     relay = named[kind, "named"]
     network = NetworkSettings(https_proxy="http://127.0.0.1:1")
 
-    async def main() -> None:
-        async with by_url(relay, network) as client:
-            with pytest.raises(ConnectError, match=f"{NAME}:[0-9]+/derp: look-up: "):
-                await client.connect()
-
-    run(main())
+    async with by_url(relay, network) as client:
+        with pytest.raises(ConnectError, match=f"{NAME}:[0-9]+/derp: look-up: "):
+            await client.connect()

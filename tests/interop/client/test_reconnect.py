@@ -18,7 +18,6 @@ from pyderp import (
     Restarting,
     ServerInfo,
 )
-from tests.conftest import Run
 from tests.interop.relays import KINDS, NEWER, Kind, Relay, Setup, running
 
 from .recorder import recording
@@ -100,7 +99,7 @@ def client_of(relay: Relay, way: str) -> Client:
 
 
 @pytest.mark.parametrize(
-    ("kind", "setup", "way", "run"),
+    ("kind", "setup", "way", "on_loop"),
     [
         ("derper", "plain", "http", "asyncio"),
         ("derper", "plain", "http", "uvloop"),
@@ -113,85 +112,72 @@ def client_of(relay: Relay, way: str) -> Client:
         ("pyderp", "plain", "http", "uvloop"),
         ("pyderp", "named", "https", "asyncio"),
     ],
-    indirect=["run"],
+    indirect=["on_loop"],
 )
-def test_crash_and_restart_under_traffic(
-    kind: Kind, setup: Setup, way: str, tmp_path: Path, run: Run
+async def test_crash_and_restart_under_traffic(
+    kind: Kind, setup: Setup, way: str, tmp_path: Path
 ) -> None:
     """Killed and started again on the same port: packets flow again each time."""
     with running(kind, setup, tmp_path) as relay:
-
-        async def main() -> None:
-            sender, receiver = client_of(relay, way), client_of(relay, way)
-            async with traffic(sender, receiver) as flow:
+        sender, receiver = client_of(relay, way), client_of(relay, way)
+        async with traffic(sender, receiver) as flow:
+            await flow.flows()
+            server_key = receiver.server_public_key
+            for crash in range(CRASHES):
+                generations = sender.generation, receiver.generation
+                relay.kill()
+                await until(lambda: not (sender.connected or receiver.connected))
+                await asyncio.to_thread(relay.start_again)
                 await flow.flows()
-                server_key = receiver.server_public_key
-                for crash in range(CRASHES):
-                    generations = sender.generation, receiver.generation
-                    relay.kill()
-                    await until(lambda: not (sender.connected or receiver.connected))
-                    await asyncio.to_thread(relay.start_again)
-                    await flow.flows()
-                    assert sender.generation > generations[0]
-                    assert receiver.generation > generations[1]
-                    assert receiver.stats.disconnects.total() == crash + 1
-                    assert receiver.server_public_key == server_key
-
-        run(main())
+                assert sender.generation > generations[0]
+                assert receiver.generation > generations[1]
+                assert receiver.stats.disconnects.total() == crash + 1
+                assert receiver.server_public_key == server_key
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_late_receiver_leaves_the_new_connection_alone(
-    kind: Kind, relays: GetRelay, run: Run
-) -> None:
+async def test_late_receiver_leaves_the_new_connection_alone(kind: Kind, relays: GetRelay) -> None:
     """A sender has connected anew before the receiver hears of the end: one reconnect, not two."""
     relay = relays(kind, "plain")
 
-    async def main() -> None:
-        async with recording(relay.port) as recorder:
-            client = Client.for_url(url(relay, port=recorder.port), config=config(relay))
-            async with clients(client):
-                await next_of(client, ServerInfo)
-                recorder.cut()
-                await until(lambda: not client.connected)
-                with pytest.raises(ConnectionClosed):
-                    await client.send(client.self_public_key, b"too late")
-                await client.send(client.self_public_key, b"on a new connection")
-                with pytest.raises(ConnectionClosed) as caught:
-                    await client.recv()
-                assert caught.value.generation == 1
-                assert client.connected
-                await client.ping()
-                _, generation = await client.recv_with_generation()
-                assert generation == client.generation == client.stats.connects == 2
-
-    run(main())
+    async with recording(relay.port) as recorder:
+        client = Client.for_url(url(relay, port=recorder.port), config=config(relay))
+        async with clients(client):
+            await next_of(client, ServerInfo)
+            recorder.cut()
+            await until(lambda: not client.connected)
+            with pytest.raises(ConnectionClosed):
+                await client.send(client.self_public_key, b"too late")
+            await client.send(client.self_public_key, b"on a new connection")
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.recv()
+            assert caught.value.generation == 1
+            assert client.connected
+            await client.ping()
+            _, generation = await client.recv_with_generation()
+            assert generation == client.generation == client.stats.connects == 2
 
 
-def test_announced_restart(tmp_path: Path, run: Run) -> None:
+async def test_announced_restart(tmp_path: Path) -> None:
     """Each client comes back no sooner than it was told to, and packets flow again."""
     with running("pyderp", "plain", tmp_path, options=["--drain", str(DRAIN)]) as relay:
-
-        async def main() -> None:
-            many = [Restarted(relay) for _ in range(6)]
-            async with asyncio.TaskGroup() as group:
-                for one in many:
-                    group.create_task(one.receive())
-                await until(lambda: all(one.client.connected for one in many))
-                await asyncio.gather(*(one.client.ping() for one in many))
-                relay.process.terminate()
-                await until(lambda: relay.process.poll() is not None)
-                await asyncio.to_thread(relay.start_again)
-                await until(lambda: all(one.client.generation == 2 for one in many))
-                for one in many:
-                    await one.client.aclose()
+        many = [Restarted(relay) for _ in range(6)]
+        async with asyncio.TaskGroup() as group:
             for one in many:
-                assert one.told is not None
-                assert 0 <= one.told.reconnect_in < DRAIN
-                assert one.attempts[1] - one.told_at >= one.told.reconnect_in
-                assert one.client.stats.disconnects == {"restarting": 1}
-
-        run(main())
+                group.create_task(one.receive())
+            await until(lambda: all(one.client.connected for one in many))
+            await asyncio.gather(*(one.client.ping() for one in many))
+            relay.process.terminate()
+            await until(lambda: relay.process.poll() is not None)
+            await asyncio.to_thread(relay.start_again)
+            await until(lambda: all(one.client.generation == 2 for one in many))
+            for one in many:
+                await one.client.aclose()
+        for one in many:
+            assert one.told is not None
+            assert 0 <= one.told.reconnect_in < DRAIN
+            assert one.attempts[1] - one.told_at >= one.told.reconnect_in
+            assert one.client.stats.disconnects == {"restarting": 1}
 
 
 class Restarted:

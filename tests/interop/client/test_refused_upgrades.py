@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pyderp import Client, ConnectError, ServerInfo, UpgradeRejected, is_transient
-from tests.conftest import Run
 from tests.interop.relays import KINDS, Kind, Setup
 
 from .support import GetRelay, config, url, within
@@ -14,25 +13,22 @@ from .support import GetRelay, config, url, within
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("setup", ["plain", "named"])
 @pytest.mark.parametrize("path", ["", "/", "/derpx"])
-def test_another_path(run: Run, relays: GetRelay, kind: Kind, setup: Setup, path: str) -> None:
+async def test_another_path(relays: GetRelay, kind: Kind, setup: Setup, path: str) -> None:
     """Both relays have a page of their own at `/`, and derper has it at every path."""
     relay = relays(kind, setup)
 
-    async def main() -> None:
-        base = url(relay).removesuffix("/derp")
-        async with Client.for_url(base + path, config=config(relay)) as client:
-            for _ in range(2):
-                with pytest.raises(ConnectError) as caught:
-                    await within(client.recv())
-                (cause,) = caught.value.attempts
-                assert isinstance(cause, UpgradeRejected)
-                assert cause.status in (200, 404)
-                text = f"(the URL's path is {path or '/'}; that of relays is /derp)"
-                assert text in str(caught.value)
-                assert not is_transient(caught.value)
-            with pytest.raises(ConnectError):
-                await within(anext(client.messages()))
-        async with Client.for_url(url(relay), config=config(relay)) as client:
-            assert isinstance(await within(client.recv()), ServerInfo)
-
-    run(main())
+    base = url(relay).removesuffix("/derp")
+    async with Client.for_url(base + path, config=config(relay)) as client:
+        for _ in range(2):
+            with pytest.raises(ConnectError) as caught:
+                await within(client.recv())
+            (cause,) = caught.value.attempts
+            assert isinstance(cause, UpgradeRejected)
+            assert cause.status in (200, 404)
+            text = f"(the URL's path is {path or '/'}; that of relays is /derp)"
+            assert text in str(caught.value)
+            assert not is_transient(caught.value)
+        with pytest.raises(ConnectError):
+            await within(anext(client.messages()))
+    async with Client.for_url(url(relay), config=config(relay)) as client:
+        assert isinstance(await within(client.recv()), ServerInfo)

@@ -16,7 +16,6 @@ import pytest
 
 from pyderp import Client, DERPNode
 from tests.cli import process
-from tests.conftest import Run
 from tests.interop.client.support import clients, deliver, region, url
 from tests.interop.gopeer import play
 from tests.interop.peers import REPOSITORY
@@ -59,11 +58,11 @@ def by_proxy(proxy: Front) -> str:
 
 
 @pytest.mark.parametrize(
-    ("snippet", "run"),
+    ("snippet", "on_loop"),
     [(END[0], "uvloop"), (END[1], "asyncio"), (END[2], "uvloop")],
-    indirect=["run"],
+    indirect=["on_loop"],
 )
-def test_tls_ends_in_front(snippet: str, run: Run, tmp_path: Path) -> None:
+async def test_tls_ends_in_front(snippet: str, tmp_path: Path) -> None:
     """DERP and websockets pass, the relay knows where clients really are, and says so."""
 
     async def main(relay: Relay, proxy: Front) -> None:
@@ -81,10 +80,10 @@ def test_tls_ends_in_front(snippet: str, run: Run, tmp_path: Path) -> None:
         assert told[0] == FROM
 
     with ending(snippet, tmp_path, TRUSTED) as (relay, proxy):
-        run(main(relay, proxy))
-        run(answers_plain_http(proxy))
-        run(lies_in_vain(proxy))
-        run(comes_by_ipv6(proxy, proxy.ca))
+        await main(relay, proxy)
+        await answers_plain_http(proxy)
+        await lies_in_vain(proxy)
+        await comes_by_ipv6(proxy, proxy.ca)
         for flags in ((), ("-mode", "ws")):
             play(through(proxy, relay), "sendrecv", flags)
 
@@ -158,8 +157,8 @@ def debug_page(*headers: str) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-@pytest.mark.parametrize("run", ["uvloop"], indirect=True)
-def test_whom_nobody_trusts_is_not_believed(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_loop", ["uvloop"], indirect=True)
+async def test_whom_nobody_trusts_is_not_believed(tmp_path: Path) -> None:
     """Without --trusted-proxy the relay sees the proxy, and forwarded requests get no `/debug/`."""
 
     async def main(relay: Relay, proxy: Front) -> None:
@@ -172,11 +171,11 @@ def test_whom_nobody_trusts_is_not_believed(run: Run, tmp_path: Path) -> None:
         assert answer.startswith("HTTP/1.1 403"), answer
 
     with ending("nginx/end-tls.conf", tmp_path) as (relay, proxy):
-        run(main(relay, proxy))
+        await main(relay, proxy)
 
 
-@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
-def test_only_the_named_proxy_is_believed(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
+async def test_only_the_named_proxy_is_believed(tmp_path: Path) -> None:
     """Others may reach the relay, too: what they say of others is not taken."""
 
     async def main(relay: Relay) -> None:
@@ -193,7 +192,7 @@ def test_only_the_named_proxy_is_believed(run: Run, tmp_path: Path) -> None:
             assert got.startswith(f"HTTP/1.1 {answer}"), (asked, source, got)
 
     with running("pyderp", "plain", tmp_path, options=[TRUSTED]) as relay:
-        run(main(relay))
+        await main(relay)
 
 
 @contextmanager
@@ -210,7 +209,7 @@ def passing(
 
 
 @pytest.mark.parametrize(
-    ("snippet", "changes", "run"),
+    ("snippet", "changes", "on_loop"),
     [
         ("nginx/pass-tls.conf", {}, "uvloop"),
         ("haproxy/pass-tls.cfg", {}, "asyncio"),
@@ -218,12 +217,10 @@ def passing(
         # It asks again and again whether the relay is there; that is no noise in the log.
         ("haproxy/pass-tls.cfg", {"send-proxy-v2": "send-proxy-v2 check inter 50ms"}, "asyncio"),
     ],
-    indirect=["run"],
+    indirect=["on_loop"],
     ids=["nginx", "haproxy-v2", "haproxy-v1", "haproxy-checks"],
 )
-def test_tls_passes_through(
-    snippet: str, changes: dict[str, str], run: Run, tmp_path: Path
-) -> None:
+async def test_tls_passes_through(snippet: str, changes: dict[str, str], tmp_path: Path) -> None:
     """PROXY headers of both versions tell where clients are; TLS is the relay's own."""
 
     async def main(relay: Relay, proxy: Front) -> None:
@@ -246,8 +243,8 @@ def test_tls_passes_through(
 
     with passing(snippet, tmp_path, changes) as (relay, proxy):
         assert relay.ca is not None
-        run(main(relay, proxy))
-        run(comes_by_ipv6(proxy, relay.ca))
+        await main(relay, proxy)
+        await comes_by_ipv6(proxy, relay.ca)
         play(through(proxy, relay), "sendrecv", ())
         problems = [
             line for line in relay.log_text().splitlines() if "no trusted proxy" not in line
@@ -295,8 +292,8 @@ def test_over_a_unix_socket(snippet: str, tmp_path: Path) -> None:
             asyncio.run(main(proxy))
 
 
-@pytest.mark.parametrize("run", ["uvloop"], indirect=True)
-def test_port_443_is_shared_with_web_sites(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_loop", ["uvloop"], indirect=True)
+async def test_port_443_is_shared_with_web_sites(tmp_path: Path) -> None:
     """By name: TLS of the relay passes through to it, all else goes to the sites of this nginx.
     Both know where clients are."""
 
@@ -329,12 +326,12 @@ def test_port_443_is_shared_with_web_sites(run: Run, tmp_path: Path) -> None:
         running("pyderp", "named", tmp_path, options=options) as relay,
         front(SHARED[0], f"127.0.0.1:{relay.port}", tmp_path, site=site) as proxy,
     ):
-        run(main(relay, proxy))
+        await main(relay, proxy)
         play(through(proxy, relay), "sendrecv", ())
 
 
-@pytest.mark.parametrize("run", ["asyncio"], indirect=True)
-def test_the_relay_stands_beside_other_sites_where_tls_ends(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_loop", ["asyncio"], indirect=True)
+async def test_the_relay_stands_beside_other_sites_where_tls_ends(tmp_path: Path) -> None:
     """Server blocks of one port: nginx chooses by name, the relay's and the sites'."""
 
     async def main(relay: Relay, proxy: Front) -> None:
@@ -361,7 +358,7 @@ def test_the_relay_stands_beside_other_sites_where_tls_ends(run: Run, tmp_path: 
         running("pyderp", "plain", tmp_path, options=[TRUSTED]) as relay,
         front("nginx/end-tls.conf", f"127.0.0.1:{relay.port}", tmp_path, site=site) as proxy,
     ):
-        run(main(relay, proxy))
+        await main(relay, proxy)
 
 
 def page() -> str:

@@ -16,7 +16,6 @@ import pyderp
 import pyderp.relay.health
 from pyderp import HealthRecipients, ManualTLS, NodePrivate, RelayConfig
 from pyderp.wire.messages import Health, Restarting
-from tests.conftest import Run
 from tests.interop.peers import need
 from tests.server.certificates import write_pair
 from tests.server.dial import BOUND, Client, connect
@@ -135,46 +134,36 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-def test_it_stays_while_others_are_told(run: Run, tmp_path: Path, trigger: Trigger) -> None:
-    async def main() -> None:
-        async with scene(tmp_path, HealthRecipients.KNOWN) as it:
-            login = it.login()
-            await trigger(it)
-            await it.echoes(b"after")
-            assert it.login() == login
-            assert it.program.returncode is None
-
-    run(main())
+async def test_it_stays_while_others_are_told(tmp_path: Path, trigger: Trigger) -> None:
+    async with scene(tmp_path, HealthRecipients.KNOWN) as it:
+        login = it.login()
+        await trigger(it)
+        await it.echoes(b"after")
+        assert it.login() == login
+        assert it.program.returncode is None
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-def test_it_ends_if_all_are_told(run: Run, tmp_path: Path, trigger: Trigger) -> None:
+async def test_it_ends_if_all_are_told(tmp_path: Path, trigger: Trigger) -> None:
     """Else the test above could not fail."""
-
-    async def main() -> None:
-        async with scene(tmp_path, HealthRecipients.ALL) as it:
-            with contextlib.suppress(TimeoutError):
-                await trigger(it)
-            assert "unexpected DERP frame type" in await it.says()
-            assert await it.program.wait() == 1
-
-    run(main())
+    async with scene(tmp_path, HealthRecipients.ALL) as it:
+        with contextlib.suppress(TimeoutError):
+            await trigger(it)
+        assert "unexpected DERP frame type" in await it.says()
+        assert await it.program.wait() == 1
 
 
-def test_it_comes_back_after_a_restart(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        async with scene(tmp_path, HealthRecipients.KNOWN) as it:
-            host, port = it.relay.address
-            await it.relay.aclose(drain=0)
-            await it.witness.wait_for(Restarting)
-            config = RelayConfig(address=f"{host}:{port}", tls=it.relay.config.tls)
-            private = it.talker.private
-            async with pyderp.Relay(config) as relay:
-                assert await it.says() == "login"
-                it.talker = await connect(relay.address, private=private, via=over_tls())
-                try:
-                    await it.echoes(b"after")
-                finally:
-                    await it.talker.aclose()
-
-    run(main())
+async def test_it_comes_back_after_a_restart(tmp_path: Path) -> None:
+    async with scene(tmp_path, HealthRecipients.KNOWN) as it:
+        host, port = it.relay.address
+        await it.relay.aclose(drain=0)
+        await it.witness.wait_for(Restarting)
+        config = RelayConfig(address=f"{host}:{port}", tls=it.relay.config.tls)
+        private = it.talker.private
+        async with pyderp.Relay(config) as relay:
+            assert await it.says() == "login"
+            it.talker = await connect(relay.address, private=private, via=over_tls())
+            try:
+                await it.echoes(b"after")
+            finally:
+                await it.talker.aclose()

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from tests.conftest import Run
 from tests.wsconn.bridge import bridged
 
 from .gowsconn import started
@@ -15,25 +14,22 @@ DATA = bytes(range(251)) * 800
 BOUND = 30.0
 
 
-def test_a_browser_s_bytes_reach_a_go_program_and_back(run: Run, tmp_path: Path) -> None:
+async def test_a_browser_s_bytes_reach_a_go_program_and_back(tmp_path: Path) -> None:
     """Both at once, in messages above Go's read limit; the close is the end of Go's stream."""
     steps = ("-type=binary", f"pump:{len(DATA)}", f"read:{len(DATA)}", "pumped", "readall")
 
-    async def main() -> None:
-        async with asyncio.timeout(BOUND), started(*steps) as go:
-            url = f"ws://127.0.0.1:{await go.port()}/"
-            async with bridged(tmp_path, url) as websocket:
-                sending = asyncio.create_task(websocket.send(DATA))
-                found = b""
-                while len(found) < len(DATA):
-                    message = await websocket.recv()
-                    assert isinstance(message, bytes)
-                    found += message
-                await sending
-                await websocket.close()
-                _, read, pumped, end = await go.saw()
-            assert read["sha256"] == hashlib.sha256(DATA).hexdigest()
-            assert pumped["sha256"] == hashlib.sha256(found).hexdigest()
-            assert end["eof"]
-
-    run(main())
+    async with asyncio.timeout(BOUND), started(*steps) as go:
+        url = f"ws://127.0.0.1:{await go.port()}/"
+        async with bridged(tmp_path, url) as websocket:
+            sending = asyncio.create_task(websocket.send(DATA))
+            found = b""
+            while len(found) < len(DATA):
+                message = await websocket.recv()
+                assert isinstance(message, bytes)
+                found += message
+            await sending
+            await websocket.close()
+            _, read, pumped, end = await go.saw()
+        assert read["sha256"] == hashlib.sha256(DATA).hexdigest()
+        assert pumped["sha256"] == hashlib.sha256(found).hexdigest()
+        assert end["eof"]

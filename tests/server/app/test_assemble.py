@@ -16,38 +16,34 @@ from pyderp.server.app.assemble import live_clients, revoke
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.wire.client import ClientSession
 from pyderp.wire.login import ClientInfo
-from tests.conftest import Run
 from tests.server.dial import connect
 from tests.server.fakes import FakeLoop, Wire, make_context
 
 MESH_KEY = MeshKey.parse("0123456789abcdef" * 4)
 
 
-def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them(run: Run) -> None:
-    async def main() -> None:
-        private, other = NodePrivate.generate(), NodePrivate.generate()
-        asked: set[NodePublic] = set()
-        banned: set[NodePublic] = set()
+async def test_a_recheck_neither_asks_about_mesh_peers_nor_closes_them() -> None:
+    private, other = NodePrivate.generate(), NodePrivate.generate()
+    asked: set[NodePublic] = set()
+    banned: set[NodePublic] = set()
 
-        def decide(key: NodePublic, address: str) -> bool:
-            asked.add(key)
-            return key not in banned
+    def decide(key: NodePublic, address: str) -> bool:
+        asked.add(key)
+        return key not in banned
 
-        admission = AdmissionConfig(decide=decide, remember=0, recheck=0.01)
-        async with pyderp.Relay(RelayConfig(mesh_key=MESH_KEY, admission=admission)) as relay:
-            client = await connect(relay.address, private=private)
-            twin = await connect(relay.address, private=private, mesh_key=MESH_KEY)
-            peer = await connect(relay.address, private=other, mesh_key=MESH_KEY)
-            banned.update((private.public, other.public))
-            await client.closed()
-            # A mesh peer with the same key stays, and with it whoever else is one.
-            await twin.ping()
-            await peer.ping()
-            assert asked == {private.public}
-            for each in (client, twin, peer):
-                await each.aclose()
-
-    run(main())
+    admission = AdmissionConfig(decide=decide, remember=0, recheck=0.01)
+    async with pyderp.Relay(RelayConfig(mesh_key=MESH_KEY, admission=admission)) as relay:
+        client = await connect(relay.address, private=private)
+        twin = await connect(relay.address, private=private, mesh_key=MESH_KEY)
+        peer = await connect(relay.address, private=other, mesh_key=MESH_KEY)
+        banned.update((private.public, other.public))
+        await client.closed()
+        # A mesh peer with the same key stays, and with it whoever else is one.
+        await twin.ping()
+        await peer.ping()
+        assert asked == {private.public}
+        for each in (client, twin, peer):
+            await each.aclose()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from pyderp.server.app import listeners
 from pyderp.server.app.listeners import Listeners, open_listeners
 from pyderp.server.conn.sockets import listen, listen_unix
 from pyderp.server.services.stun import stun_sockets
-from tests.conftest import Run
 from tests.server.dial import clients, drained, hang_up, passes
 from tests.server.ways import NAME, over_tls
 
@@ -29,32 +28,29 @@ def bound(port: int = 0) -> socket.socket:
     return listen("127.0.0.1", port)
 
 
-def test_sockets_that_are_given_are_used_and_closed(run: Run, tls: ManualTLS) -> None:
-    async def main() -> None:
-        given = Listeners([bound(), bound()], [bound()], stun_sockets("127.0.0.1", 0))
-        names = [sock.getsockname() for sock in (*given.main, *given.side, *given.stun)]
-        config = RelayConfig(
-            address="192.0.2.1:1",
-            stun_port=1,
-            tls=ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=2),
-        )
-        async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
-            assert relay.address == names[0]
-            assert relay.http_address == names[2]
-            assert relay.stun_addresses == [names[3]]
-            async with clients(relay, 2, via=over_tls()) as both:
-                await passes(*both)
-            # Each of several serves.
-            trusting = over_tls().tls
-            assert isinstance(trusting, ssl.SSLContext)
-            _, writer = await asyncio.open_connection(*names[1], ssl=trusting, server_hostname=NAME)
-            await hang_up(writer)
-            answer = await ask(names[2], get("/generate_204"))
-            assert answer.startswith(b"HTTP/1.1 204")
-        for sock in (*given.main, *given.side, *given.stun):
-            assert sock.fileno() == -1
-
-    run(main())
+async def test_sockets_that_are_given_are_used_and_closed(tls: ManualTLS) -> None:
+    given = Listeners([bound(), bound()], [bound()], stun_sockets("127.0.0.1", 0))
+    names = [sock.getsockname() for sock in (*given.main, *given.side, *given.stun)]
+    config = RelayConfig(
+        address="192.0.2.1:1",
+        stun_port=1,
+        tls=ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=2),
+    )
+    async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
+        assert relay.address == names[0]
+        assert relay.http_address == names[2]
+        assert relay.stun_addresses == [names[3]]
+        async with clients(relay, 2, via=over_tls()) as both:
+            await passes(*both)
+        # Each of several serves.
+        trusting = over_tls().tls
+        assert isinstance(trusting, ssl.SSLContext)
+        _, writer = await asyncio.open_connection(*names[1], ssl=trusting, server_hostname=NAME)
+        await hang_up(writer)
+        answer = await ask(names[2], get("/generate_204"))
+        assert answer.startswith(b"HTTP/1.1 204")
+    for sock in (*given.main, *given.side, *given.stun):
+        assert sock.fileno() == -1
 
 
 def test_what_is_missing_among_the_given_is_opened() -> None:
@@ -92,21 +88,18 @@ def test_when_one_cannot_be_opened_all_are_closed() -> None:
         assert given.main[0].fileno() == -1
 
 
-def test_two_relays_share_a_port_when_told_to(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(RelayConfig(reuse_port=True, stun_port=0)) as first:
-            again = RelayConfig(
-                address=f"127.0.0.1:{first.address[1]}",
-                stun_port=first.stun_addresses[0][1],
-                reuse_port=True,
-            )
-            async with pyderp.Relay(again) as second:
-                assert second.address == first.address
-                await first.aclose(drain=0)
-                async with clients(second) as both:
-                    await passes(*both)
-
-    run(main())
+async def test_two_relays_share_a_port_when_told_to() -> None:
+    async with pyderp.Relay(RelayConfig(reuse_port=True, stun_port=0)) as first:
+        again = RelayConfig(
+            address=f"127.0.0.1:{first.address[1]}",
+            stun_port=first.stun_addresses[0][1],
+            reuse_port=True,
+        )
+        async with pyderp.Relay(again) as second:
+            assert second.address == first.address
+            await first.aclose(drain=0)
+            async with clients(second) as both:
+                await passes(*both)
 
 
 # Unix sockets
@@ -120,34 +113,28 @@ async def over_unix(path: Path, request: bytes) -> bytes:
     return answer
 
 
-def test_a_relay_behind_a_unix_socket(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "relay.sock"
-        async with pyderp.Relay(RelayConfig(address=f"unix:{path}")) as relay:
-            assert relay.address == (f"unix:{path}", 0)
-            answer = await over_unix(path, get("/derp/probe"))
-            assert answer.startswith(b"HTTP/1.1 200 OK")
-
-    run(main())
+async def test_a_relay_behind_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "relay.sock"
+    async with pyderp.Relay(RelayConfig(address=f"unix:{path}")) as relay:
+        assert relay.address == (f"unix:{path}", 0)
+        answer = await over_unix(path, get("/derp/probe"))
+        assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_proxy_at_a_unix_socket_is_believed_if_any_is(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        request = (
-            b"GET /debug/ HTTP/1.1\r\nHost: localhost\r\n"
-            b"X-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
-        )
-        trusted = RelayConfig(
-            address=f"unix:{tmp_path}/a", trusted_proxies=(ip_network("192.0.2.1/32"),)
-        )
-        async with pyderp.Relay(trusted):
-            path = tmp_path / "a"
-            assert b" 200 OK" in await over_unix(path, request % b"127.0.0.1")
-            assert b" 403 " in await over_unix(path, request % b"198.51.100.1")
-        async with pyderp.Relay(RelayConfig(address=f"unix:{tmp_path}/b")):
-            assert b" 403 " in await over_unix(tmp_path / "b", request % b"127.0.0.1")
-
-    run(main())
+async def test_a_proxy_at_a_unix_socket_is_believed_if_any_is(tmp_path: Path) -> None:
+    request = (
+        b"GET /debug/ HTTP/1.1\r\nHost: localhost\r\n"
+        b"X-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
+    )
+    trusted = RelayConfig(
+        address=f"unix:{tmp_path}/a", trusted_proxies=(ip_network("192.0.2.1/32"),)
+    )
+    async with pyderp.Relay(trusted):
+        path = tmp_path / "a"
+        assert b" 200 OK" in await over_unix(path, request % b"127.0.0.1")
+        assert b" 403 " in await over_unix(path, request % b"198.51.100.1")
+    async with pyderp.Relay(RelayConfig(address=f"unix:{tmp_path}/b")):
+        assert b" 403 " in await over_unix(tmp_path / "b", request % b"127.0.0.1")
 
 
 def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Path) -> None:
@@ -163,49 +150,40 @@ def test_a_unix_socket_left_over_is_replaced_and_a_used_one_is_not(tmp_path: Pat
     assert path.read_text() == "a file of somebody's"
 
 
-def test_a_clean_stop_leaves_no_unix_socket(run: Run, tmp_path: Path) -> None:
+async def test_a_clean_stop_leaves_no_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
 
-    async def main() -> None:
-        relay = pyderp.Relay(RelayConfig(address=f"unix:{path}"))
-        await relay.start()
-        assert path.is_socket()
-        await relay.aclose(drain=0)
-        assert not path.exists()
-
-    run(main())
+    relay = pyderp.Relay(RelayConfig(address=f"unix:{path}"))
+    await relay.start()
+    assert path.is_socket()
+    await relay.aclose(drain=0)
+    assert not path.exists()
 
 
-def test_the_unix_socket_of_a_successor_is_left_alone(run: Run, tmp_path: Path) -> None:
+async def test_the_unix_socket_of_a_successor_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "relay.sock"
     config = RelayConfig(address=f"unix:{path}")
 
-    async def main() -> None:
-        first = pyderp.Relay(config)
-        await first.start()
-        path.unlink()
-        async with pyderp.Relay(config):
-            await first.aclose(drain=0)
-            assert b" 200 OK" in await over_unix(path, get("/derp/probe"))
-        assert not path.exists()
-
-    run(main())
+    first = pyderp.Relay(config)
+    await first.start()
+    path.unlink()
+    async with pyderp.Relay(config):
+        await first.aclose(drain=0)
+        assert b" 200 OK" in await over_unix(path, get("/derp/probe"))
+    assert not path.exists()
 
 
-def test_a_unix_socket_that_was_given_is_left_alone(run: Run, tmp_path: Path) -> None:
+async def test_a_unix_socket_that_was_given_is_left_alone(tmp_path: Path) -> None:
     """systemd's: it listens on, and starts the relay again when somebody connects."""
     path = tmp_path / "relay.sock"
 
-    async def main() -> None:
-        with listen_unix(path) as sock:
-            given = Listeners(main=[socket.socket(fileno=os.dup(sock.fileno()))])
-            config = RelayConfig()
-            async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
-                assert relay.address == (f"unix:{path}", 0)
-            assert path.is_socket()
-            path.unlink()
-
-    run(main())
+    with listen_unix(path) as sock:
+        given = Listeners(main=[socket.socket(fileno=os.dup(sock.fileno()))])
+        config = RelayConfig()
+        async with pyderp.Relay(config, listeners=open_listeners(config, given)) as relay:
+            assert relay.address == (f"unix:{path}", 0)
+        assert path.is_socket()
+        path.unlink()
 
 
 def test_a_relay_that_does_not_start_leaves_no_unix_socket(tmp_path: Path) -> None:
@@ -224,25 +202,22 @@ def test_a_unix_socket_in_no_folder_is_refused(tmp_path: Path) -> None:
         listen_unix(tmp_path / "missing" / "relay.sock")
 
 
-def test_queues_are_empty_when_all_who_connected_were_accepted(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_queues_are_empty_when_all_who_connected_were_accepted(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
-            server.setblocking(False)
-            opened = Listeners(main=[server])
-            await opened.queues_empty()
-            client.connect(server.getsockname())
-            waiting = loop.create_task(opened.queues_empty())
-            for _ in range(20):
-                await asyncio.sleep(0)
-            assert not waiting.done()
-            server.accept()[0].close()
-            await waiting
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        server.setblocking(False)
+        opened = Listeners(main=[server])
+        await opened.queues_empty()
+        client.connect(server.getsockname())
+        waiting = loop.create_task(opened.queues_empty())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        server.accept()[0].close()
+        await waiting
 
-            monkeypatch.setattr(listeners, "_LONGEST_WAIT", 0.02)
-            with socket.create_connection(server.getsockname()):
-                await opened.queues_empty()  # not for ever
-
-    run(main())
+        monkeypatch.setattr(listeners, "_LONGEST_WAIT", 0.02)
+        with socket.create_connection(server.getsockname()):
+            await opened.queues_empty()  # not for ever

@@ -7,41 +7,34 @@ import pytest
 import pyderp
 from pyderp import ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
-from tests.conftest import Run
 from tests.server.dial import clients
 from tests.server.ways import NAME, over_tls
 
 from .test_relay import ask, get
 
 
-def test_the_pages_have_an_address_of_their_own(run: Run, tls: ManualTLS) -> None:
-    async def main() -> None:
-        beside = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=0)
-        config = RelayConfig(tls=beside, metrics_address="127.0.0.1:0")
-        async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()):
-            assert relay.metrics_address is not None
-            assert relay.http_address is not None
-            check = await ask(relay.metrics_address, get("/debug/check"))
-            assert check.startswith(b"HTTP/1.1 200 ")
-            varz = await ask(relay.metrics_address, get("/debug/varz"))
-            assert b"\nderp_current_connections 1\n" in varz
-            for target in ("/derp", "/"):
-                answer = await ask(relay.metrics_address, get(target))
-                assert answer.startswith(b"HTTP/1.1 404 ")
-            assert (await ask(relay.http_address, get("/debug/varz"))).startswith(b"HTTP/1.1 404 ")
-            home = await ask(relay.http_address, get("/"))
-            assert b"/debug/" not in home
-
-    run(main())
+async def test_the_pages_have_an_address_of_their_own(tls: ManualTLS) -> None:
+    beside = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=0)
+    config = RelayConfig(tls=beside, metrics_address="127.0.0.1:0")
+    async with pyderp.Relay(config) as relay, clients(relay, 1, via=over_tls()):
+        assert relay.metrics_address is not None
+        assert relay.http_address is not None
+        check = await ask(relay.metrics_address, get("/debug/check"))
+        assert check.startswith(b"HTTP/1.1 200 ")
+        varz = await ask(relay.metrics_address, get("/debug/varz"))
+        assert b"\nderp_current_connections 1\n" in varz
+        for target in ("/derp", "/"):
+            answer = await ask(relay.metrics_address, get(target))
+            assert answer.startswith(b"HTTP/1.1 404 ")
+        assert (await ask(relay.http_address, get("/debug/varz"))).startswith(b"HTTP/1.1 404 ")
+        home = await ask(relay.http_address, get("/"))
+        assert b"/debug/" not in home
 
 
-def test_the_main_port_has_no_pages_then(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(RelayConfig(metrics_address="127.0.0.1:0")) as relay:
-            assert (await ask(relay.address, get("/debug/"))).startswith(b"HTTP/1.1 404 ")
-            assert b"/debug/" not in await ask(relay.address, get("/"))
-
-    run(main())
+async def test_the_main_port_has_no_pages_then() -> None:
+    async with pyderp.Relay(RelayConfig(metrics_address="127.0.0.1:0")) as relay:
+        assert (await ask(relay.address, get("/debug/"))).startswith(b"HTTP/1.1 404 ")
+        assert b"/debug/" not in await ask(relay.address, get("/"))
 
 
 @pytest.mark.parametrize("address", ["here", "unix:/tmp/debug"])

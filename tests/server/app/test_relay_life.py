@@ -16,26 +16,22 @@ from pyderp import ManualTLS, RelayConfig
 from pyderp.errors import ConfigError, LocalProtocolError
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.wire.messages import Restarting
-from tests.conftest import Run
 from tests.server.dial import Client, Via, clients, connect, drained, hang_up, open_stream, passes
 from tests.server.ways import KINDS, NAME, way
 
 
-def test_a_relay_tells_where_and_who_it_is(run: Run) -> None:
-    async def main() -> None:
-        key = NodePrivate.generate()
-        async with pyderp.Relay(RelayConfig(private_key=key)) as relay:
-            host, port = relay.address
-            assert host == "127.0.0.1"
-            assert relay.url == f"http://127.0.0.1:{port}/derp"
-            assert relay.public_key == key.public
-            assert relay.http_address is None
-            assert relay.map_node is None
-            async with clients(relay, 1) as (client,):
-                assert client.session.server_key == key.public
-            relay.reload()
-
-    run(main())
+async def test_a_relay_tells_where_and_who_it_is() -> None:
+    key = NodePrivate.generate()
+    async with pyderp.Relay(RelayConfig(private_key=key)) as relay:
+        host, port = relay.address
+        assert host == "127.0.0.1"
+        assert relay.url == f"http://127.0.0.1:{port}/derp"
+        assert relay.public_key == key.public
+        assert relay.http_address is None
+        assert relay.map_node is None
+        async with clients(relay, 1) as (client,):
+            assert client.session.server_key == key.public
+        relay.reload()
 
 
 def test_without_a_key_each_relay_makes_one() -> None:
@@ -50,199 +46,158 @@ def test_a_relay_that_does_not_run_tells_nothing(ask_for: Callable[[pyderp.Relay
         ask_for(pyderp.Relay())
 
 
-def test_a_relay_starts_once(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay:
-            with pytest.raises(LocalProtocolError, match="started or closed"):
-                await relay.start()
+async def test_a_relay_starts_once() -> None:
+    async with pyderp.Relay() as relay:
         with pytest.raises(LocalProtocolError, match="started or closed"):
             await relay.start()
-
-    run(main())
-
-
-def test_a_taken_port_is_a_config_error_and_nothing_listens(run: Run, tls: ManualTLS) -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as probe:
-            side = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=taken.getsockname()[1])
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            probe.close()
-            relay = pyderp.Relay(RelayConfig(address=f"127.0.0.1:{port}", tls=side))
-            with pytest.raises(ConfigError, match="the port is taken"):
-                await relay.start()
-            socket.create_server(("127.0.0.1", port)).close()
-            await relay.aclose(drain=0)
-
-    run(main())
+    with pytest.raises(LocalProtocolError, match="started or closed"):
+        await relay.start()
 
 
-def test_closing_a_relay_that_never_started_is_harmless(run: Run) -> None:
-    async def main() -> None:
-        await pyderp.Relay().aclose(drain=0)
+async def test_a_taken_port_is_a_config_error_and_nothing_listens(tls: ManualTLS) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as probe:
+        side = ManualTLS(certdir=tls.certdir, hostname=NAME, http_port=taken.getsockname()[1])
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        relay = pyderp.Relay(RelayConfig(address=f"127.0.0.1:{port}", tls=side))
+        with pytest.raises(ConfigError, match="the port is taken"):
+            await relay.start()
+        socket.create_server(("127.0.0.1", port)).close()
+        await relay.aclose(drain=0)
 
-    run(main())
+
+async def test_closing_a_relay_that_never_started_is_harmless() -> None:
+    await pyderp.Relay().aclose(drain=0)
 
 
-def test_closing_twice_is_harmless(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay, 1) as (client,):
-            await relay.aclose(drain=0.05)
-            await client.closed()
-            await relay.aclose(drain=0)
-
-    run(main())
+async def test_closing_twice_is_harmless() -> None:
+    async with pyderp.Relay() as relay, clients(relay, 1) as (client,):
+        await relay.aclose(drain=0.05)
+        await client.closed()
+        await relay.aclose(drain=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_leaving_the_block_closes_all_and_frees_the_port(
-    run: Run, kind: str, tls: ManualTLS
-) -> None:
+async def test_leaving_the_block_closes_all_and_frees_the_port(kind: str, tls: ManualTLS) -> None:
     config, via = way(kind, tls)
 
-    async def main() -> None:
-        async with pyderp.Relay(config) as relay:
-            opened = [await connect(relay.address, via=via) for _ in range(3)]
-            silent = await open_stream(relay.address)
-            address = relay.address
-            core = relay._running()
-        assert not core.protocols
-        for client in opened:
-            restarting = await client.wait_for(Restarting)
-            assert restarting.reconnect_in == 0
-            await client.closed()
-            await client.aclose()
-        assert await drained(silent[0]) == b""
-        await hang_up(silent[1])
-        with pytest.raises(ConnectionRefusedError):
-            await open_stream(address)
-
-    run(main())
+    async with pyderp.Relay(config) as relay:
+        opened = [await connect(relay.address, via=via) for _ in range(3)]
+        silent = await open_stream(relay.address)
+        address = relay.address
+        core = relay._running()
+    assert not core.protocols
+    for client in opened:
+        restarting = await client.wait_for(Restarting)
+        assert restarting.reconnect_in == 0
+        await client.closed()
+        await client.aclose()
+    assert await drained(silent[0]) == b""
+    await hang_up(silent[1])
+    with pytest.raises(ConnectionRefusedError):
+        await open_stream(address)
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_connections_that_arrive_while_closing_are_closed(run: Run, turns: int) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        # The kernel accepts them; the loop has had no turn for it.
-        waiting = [socket.create_connection(relay.address, timeout=5) for _ in range(20)]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await relay.aclose(drain=0)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not relay._running().protocols
-        gc.collect()
-        for sock in waiting:
-            with contextlib.suppress(ConnectionResetError):
-                assert sock.recv(1) == b""
-            sock.close()
-
-    run(main())
+async def test_connections_that_arrive_while_closing_are_closed(turns: int) -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    # The kernel accepts them; the loop has had no turn for it.
+    waiting = [socket.create_connection(relay.address, timeout=5) for _ in range(20)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await relay.aclose(drain=0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not relay._running().protocols
+    gc.collect()
+    for sock in waiting:
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        sock.close()
 
 
-def test_a_client_that_reads_nothing_does_not_outlive_the_relay(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay, 1) as (sender,):
-            stalled = await connect(relay.address, via=Via(receive_buffer=4096))
-            stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            core = relay._running()
-            while not core.stalled:
-                sender.send(stalled, bytes(60000))
-                await sender.ping()
-            await relay.aclose(drain=0.1)
-            assert not core.protocols
-            assert not core.stalled
-            await stalled.aclose()
-
-    run(main())
+async def test_a_client_that_reads_nothing_does_not_outlive_the_relay() -> None:
+    async with pyderp.Relay() as relay, clients(relay, 1) as (sender,):
+        stalled = await connect(relay.address, via=Via(receive_buffer=4096))
+        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        core = relay._running()
+        while not core.stalled:
+            sender.send(stalled, bytes(60000))
+            await sender.ping()
+        await relay.aclose(drain=0.1)
+        assert not core.protocols
+        assert not core.stalled
+        await stalled.aclose()
 
 
 @pytest.mark.parametrize("drain", [3600.0, 1e10, float("inf")])
-def test_cancelling_a_drain_closes_the_rest_at_once(run: Run, drain: float) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        await relay.start()
-        async with clients(relay, 5) as opened:
-            closing = asyncio.ensure_future(relay.aclose(drain=drain))
-            for client in opened:
-                await client.wait_for(Restarting)
-            closing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await closing
-            for client in opened:
-                await client.closed()
-
-    run(main())
+async def test_cancelling_a_drain_closes_the_rest_at_once(drain: float) -> None:
+    relay = pyderp.Relay()
+    await relay.start()
+    async with clients(relay, 5) as opened:
+        closing = asyncio.ensure_future(relay.aclose(drain=drain))
+        for client in opened:
+            await client.wait_for(Restarting)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        for client in opened:
+            await client.closed()
 
 
-def test_two_relays_on_one_loop_share_nothing(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as one, pyderp.Relay() as two:
-            first: Client = await connect(one.address)
-            second: Client = await connect(two.address)
-            first.send(second, b"lost")
-            await first.ping()
-            assert one.clients == two.clients == 1
-            assert two.counters.packets_received == 0
-            await first.aclose()
-            await second.aclose()
-
-    run(main())
+async def test_two_relays_on_one_loop_share_nothing() -> None:
+    async with pyderp.Relay() as one, pyderp.Relay() as two:
+        first: Client = await connect(one.address)
+        second: Client = await connect(two.address)
+        first.send(second, b"lost")
+        await first.ping()
+        assert one.clients == two.clients == 1
+        assert two.counters.packets_received == 0
+        await first.aclose()
+        await second.aclose()
 
 
-def test_info_lines_do_not_name_clients(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_info_lines_do_not_name_clients(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="pyderp")
     keys: list[NodePublic] = []
 
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay) as (first, second):
-            await passes(first, second)
-            keys.extend((first.key, second.key))
-
-    run(main())
+    async with pyderp.Relay() as relay, clients(relay) as (first, second):
+        await passes(first, second)
+        keys.extend((first.key, second.key))
     for key in keys:
         assert key.short() not in caplog.text
 
 
-def test_reload_reads_files_that_look_unchanged(
-    run: Run, tls: ManualTLS, caplog: pytest.LogCaptureFixture
+async def test_reload_reads_files_that_look_unchanged(
+    tls: ManualTLS, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pyderp")
 
-    async def main() -> None:
-        async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
-            relay.reload()
-
-    run(main())
+    async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
+        relay.reload()
     assert "reloaded" in caplog.text
 
 
-def test_a_relay_that_stopped_looks_at_its_certificate_no_more(run: Run, tls: ManualTLS) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
-            assert relay._certificate_timer is not None
-            assert not relay._certificate_timer.cancelled()
-        assert relay._certificate_timer.cancelled()
-
-    run(main())
+async def test_a_relay_that_stopped_looks_at_its_certificate_no_more(tls: ManualTLS) -> None:
+    async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
+        assert relay._certificate_timer is not None
+        assert not relay._certificate_timer.cancelled()
+    assert relay._certificate_timer.cancelled()
 
 
-def test_a_relay_that_is_closed_while_it_starts_serves_nobody(run: Run) -> None:
-    async def main() -> None:
-        relay = pyderp.Relay()
-        starting = asyncio.ensure_future(relay.start())
-        await asyncio.sleep(0)
-        await relay.aclose(drain=0)
-        await asyncio.gather(starting, return_exceptions=True)
-        if starting.exception() is None:
-            with pytest.raises(OSError):
-                await open_stream(relay.address)
+async def test_a_relay_that_is_closed_while_it_starts_serves_nobody() -> None:
+    relay = pyderp.Relay()
+    starting = asyncio.ensure_future(relay.start())
+    await asyncio.sleep(0)
+    await relay.aclose(drain=0)
+    await asyncio.gather(starting, return_exceptions=True)
+    if starting.exception() is None:
+        with pytest.raises(OSError):
+            await open_stream(relay.address)
 
-        early = pyderp.Relay()
-        await early.aclose(drain=0)
-        with pytest.raises(LocalProtocolError, match="started or closed"):
-            await early.start()
-
-    run(main())
+    early = pyderp.Relay()
+    await early.aclose(drain=0)
+    with pytest.raises(LocalProtocolError, match="started or closed"):
+        await early.start()

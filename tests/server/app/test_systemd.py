@@ -14,7 +14,6 @@ import pytest
 
 from pyderp.errors import ConfigError
 from pyderp.server.app.listeners import Supervisor, _watchdog_interval, inherited_listeners
-from tests.conftest import Run
 
 
 @pytest.fixture
@@ -30,52 +29,43 @@ def told(manager: socket.socket) -> list[str]:
     return manager.recv(4096).decode().split("\n")
 
 
-def test_ready_reloading_and_stopping_are_told(run: Run, manager: socket.socket) -> None:
-    async def main() -> None:
-        supervisor = Supervisor({"NOTIFY_SOCKET": manager.getsockname()})
-        supervisor.ready("listening on :443")
-        assert told(manager)[:2] == ["READY=1", "STATUS=listening on :443"]
-        supervisor.reloading()
-        reloading, when = told(manager)
-        assert reloading == "RELOADING=1"
-        assert int(when.removeprefix("MONOTONIC_USEC=")) > 0
-        supervisor.stopping()
-        assert told(manager)[0] == "STOPPING=1"
-        supervisor.close()
-
-    run(main())
+async def test_ready_reloading_and_stopping_are_told(manager: socket.socket) -> None:
+    supervisor = Supervisor({"NOTIFY_SOCKET": manager.getsockname()})
+    supervisor.ready("listening on :443")
+    assert told(manager)[:2] == ["READY=1", "STATUS=listening on :443"]
+    supervisor.reloading()
+    reloading, when = told(manager)
+    assert reloading == "RELOADING=1"
+    assert int(when.removeprefix("MONOTONIC_USEC=")) > 0
+    supervisor.stopping()
+    assert told(manager)[0] == "STOPPING=1"
+    supervisor.close()
 
 
-def test_an_abstract_socket_is_reached(run: Run) -> None:
-    async def main() -> None:
-        name = f"pyderp-test-{os.getpid()}-{id(run)}"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.bind("\0" + name)
-            sock.settimeout(10)
-            Supervisor({"NOTIFY_SOCKET": f"@{name}"}).ready("x")
-            assert told(sock)[0] == "READY=1"
-
-    run(main())
+async def test_an_abstract_socket_is_reached() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        name = f"pyderp-test-{os.getpid()}-{id(sock)}"
+        sock.bind("\0" + name)
+        sock.settimeout(10)
+        Supervisor({"NOTIFY_SOCKET": f"@{name}"}).ready("x")
+        assert told(sock)[0] == "READY=1"
 
 
-def test_the_watchdog_is_fed_twice_as_often_as_it_wants(run: Run, manager: socket.socket) -> None:
-    async def main() -> None:
-        environ = {
-            "NOTIFY_SOCKET": manager.getsockname(),
-            "WATCHDOG_USEC": "40000",
-            "WATCHDOG_PID": str(os.getpid()),
-        }
-        assert _watchdog_interval(environ) == 0.02
-        supervisor = Supervisor(environ)
-        supervisor.ready("x")
-        assert told(manager)[0] == "READY=1"
-        manager.setblocking(False)
-        loop = asyncio.get_running_loop()
-        for _ in range(4):
-            assert await loop.sock_recv(manager, 100) == b"WATCHDOG=1"
-        supervisor.close()
-
-    run(main())
+async def test_the_watchdog_is_fed_twice_as_often_as_it_wants(manager: socket.socket) -> None:
+    environ = {
+        "NOTIFY_SOCKET": manager.getsockname(),
+        "WATCHDOG_USEC": "40000",
+        "WATCHDOG_PID": str(os.getpid()),
+    }
+    assert _watchdog_interval(environ) == 0.02
+    supervisor = Supervisor(environ)
+    supervisor.ready("x")
+    assert told(manager)[0] == "READY=1"
+    manager.setblocking(False)
+    loop = asyncio.get_running_loop()
+    for _ in range(4):
+        assert await loop.sock_recv(manager, 100) == b"WATCHDOG=1"
+    supervisor.close()
 
 
 @pytest.mark.parametrize(
@@ -87,15 +77,12 @@ def test_the_watchdog_is_fed_twice_as_often_as_it_wants(run: Run, manager: socke
         {"WATCHDOG_USEC": "soon"},
     ],
 )
-def test_without_a_manager_nothing_happens(run: Run, environ: dict[str, str]) -> None:
-    async def main() -> None:
-        supervisor = Supervisor(environ)
-        supervisor.ready("x")
-        supervisor.reloading()
-        supervisor.stopping()
-        supervisor.close()
-
-    run(main())
+async def test_without_a_manager_nothing_happens(environ: dict[str, str]) -> None:
+    supervisor = Supervisor(environ)
+    supervisor.ready("x")
+    supervisor.reloading()
+    supervisor.stopping()
+    supervisor.close()
 
 
 CHILD = """

@@ -15,7 +15,6 @@ from pyderp import ManualTLS, RelayConfig
 from pyderp.server.conn.accept import AcceptGate, log_accept_errors
 from pyderp.server.conn.context import ConnectionContext
 from pyderp.server.conn.kernel import open_files, raise_file_limit
-from tests.conftest import Run
 from tests.server.dial import (
     Client,
     clients,
@@ -113,42 +112,36 @@ def test_floods_are_told_of_now_and_then(
     assert len(caplog.records) == 2
 
 
-def test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on(
-    run: Run, tls: ManualTLS
+async def test_the_third_of_quick_connections_is_closed_and_the_relay_goes_on(
+    tls: ManualTLS,
 ) -> None:
-    async def main() -> None:
-        # So slow a rate that no further connection is let in within the test.
-        config = RelayConfig(tls=tls, accept_limit=1e-6, accept_burst=2)
-        async with pyderp.Relay(config) as relay, clients(relay, 2, via=over_tls()) as both:
-            for _ in range(3):
-                with pytest.raises((EOFError, OSError)):
-                    await connect(relay.address, via=over_tls())
-            await passes(*both)
-
-    run(main())
+    # So slow a rate that no further connection is let in within the test.
+    config = RelayConfig(tls=tls, accept_limit=1e-6, accept_burst=2)
+    async with pyderp.Relay(config) as relay, clients(relay, 2, via=over_tls()) as both:
+        for _ in range(3):
+            with pytest.raises((EOFError, OSError)):
+                await connect(relay.address, via=over_tls())
+        await passes(*both)
 
 
-def test_out_of_files_connections_are_shed_and_the_relay_recovers(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, clients(relay, 2) as both:
-            assert relay._parts is not None
-            gate = relay._parts.accepts
-            # As at a low limit of files, without taking them from the test itself.
-            gate.most = 5
-            more = [await connect(relay.address) for _ in range(3)]
-            reader, writer = await open_stream(relay.address)
-            assert await drained(reader) == b""
-            await hang_up(writer)
-            assert gate.shed == 1
-            await passes(*both)
-            for each in more:
-                await each.aclose()
-            again = await _until_let_in(relay)
-            await passes(both[0], again)
-            await again.aclose()
-        await until_gone(relay)
-
-    run(main())
+async def test_out_of_files_connections_are_shed_and_the_relay_recovers() -> None:
+    async with pyderp.Relay() as relay, clients(relay, 2) as both:
+        assert relay._parts is not None
+        gate = relay._parts.accepts
+        # As at a low limit of files, without taking them from the test itself.
+        gate.most = 5
+        more = [await connect(relay.address) for _ in range(3)]
+        reader, writer = await open_stream(relay.address)
+        assert await drained(reader) == b""
+        await hang_up(writer)
+        assert gate.shed == 1
+        await passes(*both)
+        for each in more:
+            await each.aclose()
+        again = await _until_let_in(relay)
+        await passes(both[0], again)
+        await again.aclose()
+    await until_gone(relay)
 
 
 async def _until_let_in(relay: pyderp.Relay) -> Client:
@@ -190,22 +183,19 @@ def test_who_comes_in_the_same_turn_counts(core: ConnectionContext, loop: FakeLo
     assert taken(gate, 10) == 3  # those before were never made known here
 
 
-def test_accept_errors_are_a_line_now_and_then(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        handler = loop.get_exception_handler()
-        log_accept_errors(loop)
-        error = OSError(24, "Too many open files")
-        for _ in range(1000):
-            message = "socket.accept() out of system resource"
-            loop.call_exception_handler({"message": message, "exception": error})
-        message = "Exception in callback BaseSelectorEventLoop._start_serving(…)"
-        loop.call_exception_handler({"message": message})
-        assert [record.getMessage() for record in caplog.records] == [
-            "cannot accept connections for now: [Errno 24] Too many open files"
-        ]
-        loop.call_exception_handler({"message": "something else"})
-        assert caplog.records[1].getMessage().startswith("something else")
-        loop.set_exception_handler(handler)
-
-    run(main())
+async def test_accept_errors_are_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    log_accept_errors(loop)
+    error = OSError(24, "Too many open files")
+    for _ in range(1000):
+        message = "socket.accept() out of system resource"
+        loop.call_exception_handler({"message": message, "exception": error})
+    message = "Exception in callback BaseSelectorEventLoop._start_serving(…)"
+    loop.call_exception_handler({"message": message})
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot accept connections for now: [Errno 24] Too many open files"
+    ]
+    loop.call_exception_handler({"message": "something else"})
+    assert caplog.records[1].getMessage().startswith("something else")
+    loop.set_exception_handler(handler)

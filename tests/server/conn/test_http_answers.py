@@ -16,7 +16,6 @@ from pyderp.server.conn.accept import protocol_factory
 from pyderp.server.conn.sockets import listen
 from pyderp.server.site.routes import relay_routes
 from pyderp.wire.http import Request, Response, Routes, StreamedResponse, text_response
-from tests.conftest import Run
 from tests.server.dial import drained, hang_up, open_stream, until_gone
 
 
@@ -93,175 +92,143 @@ def get(path: str, *, close: bool = True, method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: {connection}\r\n\r\n".encode()
 
 
-def test_an_answer_may_take_its_time_and_requests_behind_it_wait(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/later", close=False) + get("/now"))
-            await stage.begun.wait()
-            stage.go.set()
-            answer = await drained(reader)
-            assert answer.count(b"HTTP/1.1 200 OK") == 2
-            assert answer.index(b"/later from 127.0.0.1") < answer.index(b"now\n")
-            await hang_up(writer)
-
-    run(main())
-
-
-def test_derp_may_begin_behind_an_answer_that_took_its_time(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
+async def test_an_answer_may_take_its_time_and_requests_behind_it_wait() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/later", close=False) + get("/now"))
+        await stage.begun.wait()
         stage.go.set()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            upgrade = (
-                b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
-            )
-            writer.write(get("/later", close=False) + upgrade + b"\2\0\0\0\1")
-            answer = await drained(reader)
-            assert b"101 Switching Protocols" in answer
-            await hang_up(writer)
-            await until_gone(relay)
-            assert relay.counters.protocol_errors == 1  # the ClientInfo of one byte was seen
-
-    run(main())
+        answer = await drained(reader)
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert answer.index(b"/later from 127.0.0.1") < answer.index(b"now\n")
+        await hang_up(writer)
 
 
-def test_an_answer_that_nobody_waits_for_is_given_up(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            _, writer = await open_stream(relay.address)
-            writer.write(get("/later"))
-            await stage.begun.wait()
-            for protocol in list(relay._running().protocols):
-                protocol.end(EndReason.STOPPED, How.NOW)
-            await stage.ended.wait()
-            assert not stage.go.is_set()
-            await until_gone(relay)
-            await hang_up(writer)
+async def test_derp_may_begin_behind_an_answer_that_took_its_time() -> None:
+    stage = Stage()
+    stage.go.set()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        upgrade = b"GET /derp HTTP/1.1\r\nHost: h\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+        writer.write(get("/later", close=False) + upgrade + b"\2\0\0\0\1")
+        answer = await drained(reader)
+        assert b"101 Switching Protocols" in answer
+        await hang_up(writer)
+        await until_gone(relay)
+        assert relay.counters.protocol_errors == 1  # the ClientInfo of one byte was seen
 
-    run(main())
+
+async def test_an_answer_that_nobody_waits_for_is_given_up() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        _, writer = await open_stream(relay.address)
+        writer.write(get("/later"))
+        await stage.begun.wait()
+        for protocol in list(relay._running().protocols):
+            protocol.end(EndReason.STOPPED, How.NOW)
+        await stage.ended.wait()
+        assert not stage.go.is_set()
+        await until_gone(relay)
+        await hang_up(writer)
 
 
 @pytest.mark.parametrize("path", ["/later", "/stream"])
-def test_a_relay_that_stops_ends_what_is_on_its_way(run: Run, path: str) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get(path))
-            await stage.begun.wait()
-            await relay.aclose(drain=0)
-            assert stage.ended.is_set()
-            assert b"second" not in await drained(reader)
-            await hang_up(writer)
-
-    run(main())
+async def test_a_relay_that_stops_ends_what_is_on_its_way(path: str) -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get(path))
+        await stage.begun.wait()
+        await relay.aclose(drain=0)
+        assert stage.ended.is_set()
+        assert b"second" not in await drained(reader)
+        await hang_up(writer)
 
 
-def test_an_answer_that_fails_closes_the_connection_and_is_logged(
-    run: Run, caplog: pytest.LogCaptureFixture
+async def test_an_answer_that_fails_closes_the_connection_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        async with serving(Stage()) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/broken"))
-            assert await drained(reader) == b""
-            await hang_up(writer)
-            errors = [each for each in caplog.records if each.levelno == logging.ERROR]
-            assert [str(each.exc_info[1]) for each in errors if each.exc_info] == ["/broken"]
-
-    run(main())
+    async with serving(Stage()) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/broken"))
+        assert await drained(reader) == b""
+        await hang_up(writer)
+        errors = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert [str(each.exc_info[1]) for each in errors if each.exc_info] == ["/broken"]
 
 
-def test_a_stream_comes_piece_by_piece_and_the_connection_goes_on(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/stream", close=False))
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert b"transfer-encoding: chunked" in head.lower()
-            assert await reader.readexactly(len(b"6\r\nfirst\n\r\n")) == b"6\r\nfirst\n\r\n"
-            stage.go.set()
-            rest = await reader.readuntil(b"0\r\n\r\n")
-            assert rest == b"7\r\nsecond\n\r\n0\r\n\r\n"
-            writer.write(get("/now"))
-            assert (await drained(reader)).endswith(b"now\n")
-            await hang_up(writer)
-
-    run(main())
+async def test_a_stream_comes_piece_by_piece_and_the_connection_goes_on() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/stream", close=False))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head.lower()
+        assert await reader.readexactly(len(b"6\r\nfirst\n\r\n")) == b"6\r\nfirst\n\r\n"
+        stage.go.set()
+        rest = await reader.readuntil(b"0\r\n\r\n")
+        assert rest == b"7\r\nsecond\n\r\n0\r\n\r\n"
+        writer.write(get("/now"))
+        assert (await drained(reader)).endswith(b"now\n")
+        await hang_up(writer)
 
 
-def test_head_of_a_stream_is_answered_without_running_it(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/stream", method="HEAD"))
-            answer = await drained(reader)
-            assert answer.startswith(b"HTTP/1.1 200 OK")
-            assert answer.endswith(b"\r\n\r\n")
-            assert not stage.begun.is_set()
-            await hang_up(writer)
-
-    run(main())
+async def test_head_of_a_stream_is_answered_without_running_it() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/stream", method="HEAD"))
+        answer = await drained(reader)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert answer.endswith(b"\r\n\r\n")
+        assert not stage.begun.is_set()
+        await hang_up(writer)
 
 
-def test_a_stream_waits_for_its_reader(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/flood"))
-            await stage.begun.wait()
-            core = relay._running()
-            async with asyncio.timeout(10):
-                while not core.stalled:  # noqa: ASYNC110 (nothing tells)
-                    await asyncio.sleep(0.01)
-            transport = next(iter(core.protocols)).transport
-            assert transport is not None
-            assert transport.get_write_buffer_size() < 300_000
-            before = len(await reader.read(1 << 20))
-            assert before
-            assert await reader.readexactly(3_000_000)
-            await hang_up(writer)
-            await until_gone(relay)
-
-    run(main())
+async def test_a_stream_waits_for_its_reader() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/flood"))
+        await stage.begun.wait()
+        core = relay._running()
+        async with asyncio.timeout(10):
+            while not core.stalled:  # noqa: ASYNC110 (nothing tells)
+                await asyncio.sleep(0.01)
+        transport = next(iter(core.protocols)).transport
+        assert transport is not None
+        assert transport.get_write_buffer_size() < 300_000
+        before = len(await reader.read(1 << 20))
+        assert before
+        assert await reader.readexactly(3_000_000)
+        await hang_up(writer)
+        await until_gone(relay)
 
 
-def test_too_many_requests_behind_a_slow_answer_end_the_connection(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/later", close=False) + 20 * get("/now", close=False))
-            await stage.begun.wait()
-            stage.go.set()
-            answer = await drained(reader)
-            assert answer.startswith(b"HTTP/1.1 200 OK")
-            await hang_up(writer)
-            await until_gone(relay)
-            assert relay.counters.protocol_errors == 1
-
-    run(main())
+async def test_too_many_requests_behind_a_slow_answer_end_the_connection() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/later", close=False) + 20 * get("/now", close=False))
+        await stage.begun.wait()
+        stage.go.set()
+        answer = await drained(reader)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        await hang_up(writer)
+        await until_gone(relay)
+        assert relay.counters.protocol_errors == 1
 
 
-def test_too_much_behind_a_stream_ends_the_connection(run: Run) -> None:
-    async def main() -> None:
-        stage = Stage()
-        async with serving(stage) as relay:
-            reader, writer = await open_stream(relay.address)
-            writer.write(get("/stream", close=False))
-            await stage.begun.wait()
-            writer.write(b"x" * 100_000)
-            await drained(reader)
-            await stage.ended.wait()
-            await hang_up(writer)
-            await until_gone(relay)
-            assert relay.counters.protocol_errors == 1
-
-    run(main())
+async def test_too_much_behind_a_stream_ends_the_connection() -> None:
+    stage = Stage()
+    async with serving(stage) as relay:
+        reader, writer = await open_stream(relay.address)
+        writer.write(get("/stream", close=False))
+        await stage.begun.wait()
+        writer.write(b"x" * 100_000)
+        await drained(reader)
+        await stage.ended.wait()
+        await hang_up(writer)
+        await until_gone(relay)
+        assert relay.counters.protocol_errors == 1

@@ -8,7 +8,6 @@ from contextlib import closing
 import pytest
 
 from pyderp.server.conn.kernel import rtt_label, tcp_info
-from tests.conftest import Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
 
@@ -20,47 +19,39 @@ class Transport(asyncio.Transport):
         return False
 
 
-def test_the_kernel_knows_the_bytes_of_a_connection(run: Run) -> None:
-    async def main() -> None:
-        seen: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
-        server = await asyncio.start_server(
-            lambda _, writer: seen.put_nowait(writer), "127.0.0.1", 0
-        )
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        there = await seen.get()
-        there.write(b"x" * 1234)
-        await reader.readexactly(1234)
-        writer.write(b"y" * 77)
-        ours, theirs = tcp_info(writer.transport), tcp_info(there.transport)
-        assert ours is not None
-        assert theirs is not None
-        assert ours.received == 1234
-        # Loopback delivers within the call that sends.
-        assert (theirs.sent, theirs.received) == (1234, 77)
-        assert ours.sent == 77
-        assert 0 < theirs.rtt < 1
-        for each in (writer, there):
-            each.close()
-            assert tcp_info(each.transport) is None
-        await writer.wait_closed()
-        await there.wait_closed()
-        server.close()
-        await server.wait_closed()
+async def test_the_kernel_knows_the_bytes_of_a_connection() -> None:
+    seen: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    server = await asyncio.start_server(lambda _, writer: seen.put_nowait(writer), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    there = await seen.get()
+    there.write(b"x" * 1234)
+    await reader.readexactly(1234)
+    writer.write(b"y" * 77)
+    ours, theirs = tcp_info(writer.transport), tcp_info(there.transport)
+    assert ours is not None
+    assert theirs is not None
+    assert ours.received == 1234
+    # Loopback delivers within the call that sends.
+    assert (theirs.sent, theirs.received) == (1234, 77)
+    assert ours.sent == 77
+    assert 0 < theirs.rtt < 1
+    for each in (writer, there):
+        each.close()
+        assert tcp_info(each.transport) is None
+    await writer.wait_closed()
+    await there.wait_closed()
+    server.close()
+    await server.wait_closed()
+    assert tcp_info(writer.transport) is None
+
+
+async def test_a_unix_socket_has_none() -> None:
+    here, there = socket.socketpair()
+    with there:
+        _, writer = await asyncio.open_connection(sock=here)
         assert tcp_info(writer.transport) is None
-
-    run(main())
-
-
-def test_a_unix_socket_has_none(run: Run) -> None:
-    async def main() -> None:
-        here, there = socket.socketpair()
-        with there:
-            _, writer = await asyncio.open_connection(sock=here)
-            assert tcp_info(writer.transport) is None
-            writer.close()
-            await writer.wait_closed()
-
-    run(main())
+        writer.close()
+        await writer.wait_closed()
 
 
 def test_nothing_has_none() -> None:

@@ -32,7 +32,6 @@ from pyderp.wire.frames import (
 )
 from pyderp.wire.login import ClientInfo
 from pyderp.wire.messages import Pong, ReceivedPacket
-from tests.conftest import Run
 from tests.server.dial import BOUND, Client, Via, clients
 from tests.server.fakes import FakeLoop, TLSWire, Wire, make_context
 
@@ -669,30 +668,27 @@ AT_ONCE = 10
 
 
 @pytest.mark.parametrize("via", ["tcp", "websocket"])
-def test_a_limited_client_gets_its_rate_and_a_free_one_does_not_wait(
-    run: Run, path: Path, via: str
+async def test_a_limited_client_gets_its_rate_and_a_free_one_does_not_wait(
+    path: Path, via: str
 ) -> None:
     """Whatever is sent arrives; the time it takes has the burst and the rate as its bound."""
     rate, count = 200_000, 100
     write(path, rate)
 
-    async def main() -> None:
-        config = pyderp.RelayConfig(rate_config=path)
-        async with (
-            pyderp.Relay(config) as relay,
-            clients(relay, 2, via=Via(websocket=via == "websocket")) as (sender, receiver),
-        ):
-            begin = time.monotonic()
-            await deliver(sender, receiver, count)
-            took = time.monotonic() - begin
-            assert took >= (count * 1032 - MIN_BURST - SMALL_READ - AT_ONCE * 1032) / rate
-            write(path)
-            relay.reload()
-            begin = time.monotonic()
-            await deliver(sender, receiver, count)
-            assert time.monotonic() - begin < BOUND
-
-    run(main())
+    config = pyderp.RelayConfig(rate_config=path)
+    async with (
+        pyderp.Relay(config) as relay,
+        clients(relay, 2, via=Via(websocket=via == "websocket")) as (sender, receiver),
+    ):
+        begin = time.monotonic()
+        await deliver(sender, receiver, count)
+        took = time.monotonic() - begin
+        assert took >= (count * 1032 - MIN_BURST - SMALL_READ - AT_ONCE * 1032) / rate
+        write(path)
+        relay.reload()
+        begin = time.monotonic()
+        await deliver(sender, receiver, count)
+        assert time.monotonic() - begin < BOUND
 
 
 async def deliver(sender: Client, receiver: Client, count: int) -> None:

@@ -13,7 +13,6 @@ from types import FrameType
 import pyderp
 from pyderp import ManualTLS, Relay
 from pyderp.native import NativeUse
-from tests.conftest import Run
 from tests.server import dial
 from tests.server.certificates import write_pair
 from tests.server.ways import NAME, way
@@ -68,28 +67,25 @@ def _traced(found: list[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def test_a_tls_login_enters_eighteen_files_until_server_info(run: Run, tmp_path: Path) -> None:
+async def test_a_tls_login_enters_eighteen_files_until_server_info(tmp_path: Path) -> None:
     """The client has a thread of its own, so only the relay's loop is seen."""
     write_pair(tmp_path, NAME)
     config, via = way("tls1.3", ManualTLS(hostname=NAME, certdir=tmp_path))
     config = replace(config, native=NativeUse.OFF)
     found: list[str] = []
 
-    async def main() -> None:
-        async with Relay(config) as relay:
+    async with Relay(config) as relay:
 
-            async def login() -> None:
-                client = await dial.connect(relay.address, via=via)
-                await client.aclose()
+        async def login() -> None:
+            client = await dial.connect(relay.address, via=via)
+            await client.aclose()
 
-            def log_in() -> None:
-                asyncio.run(login())
+        def log_in() -> None:
+            asyncio.run(login())
 
-            await asyncio.to_thread(log_in)  # what the first login of a relay loads is no part
-            while relay._running().protocols:  # noqa: ASYNC110 (nothing tells)
-                await asyncio.sleep(0.01)
-            with _traced(found):
-                await asyncio.to_thread(log_in)
-
-    run(main())
+        await asyncio.to_thread(log_in)  # what the first login of a relay loads is no part
+        while relay._running().protocols:  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(0.01)
+        with _traced(found):
+            await asyncio.to_thread(log_in)
     assert found == WAY

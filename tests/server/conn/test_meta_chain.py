@@ -8,7 +8,6 @@ import ssl
 import pyderp
 from pyderp import ManualTLS, RelayConfig
 from pyderp.wire.metacert import scan_chain_untrusted
-from tests.conftest import Run
 from tests.server.dial import hang_up, open_stream
 from tests.server.ways import over_tls
 
@@ -25,18 +24,15 @@ async def presented(address: tuple[str, int]) -> list[bytes]:
     return chain
 
 
-def test_a_hundred_handshakes_show_the_same_two(run: Run, tls: ManualTLS) -> None:
+async def test_a_hundred_handshakes_show_the_same_two(tls: ManualTLS) -> None:
     """Twin of TestModifyTLSConfigToAddMetaCert: nothing piles up in what they share."""
 
     async def client(address: tuple[str, int]) -> list[list[bytes]]:
         return [await presented(address) for _ in range(TIMES)]
 
-    async def main() -> None:
-        async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
-            first = await presented(relay.address)
-            assert len(first) == 2
-            assert scan_chain_untrusted(first[1:]) == (relay.public_key, 2)
-            seen = await asyncio.gather(*(client(relay.address) for _ in range(AT_ONCE)))
-            assert seen == [[first] * TIMES] * AT_ONCE
-
-    run(main())
+    async with pyderp.Relay(RelayConfig(tls=tls)) as relay:
+        first = await presented(relay.address)
+        assert len(first) == 2
+        assert scan_chain_untrusted(first[1:]) == (relay.public_key, 2)
+        seen = await asyncio.gather(*(client(relay.address) for _ in range(AT_ONCE)))
+        assert seen == [[first] * TIMES] * AT_ONCE

@@ -11,31 +11,25 @@ from pyderp.native import NativeUse, installed_version
 from pyderp.relay.connection import EndReason
 from pyderp.server.conn.protocol import RelayProtocol
 from pyderp.server.conn.tls import TLSLayer
-from tests.conftest import Run
 from tests.server import dial
 from tests.server.ways import over_tls
 
 
 @pytest.mark.skipif(not installed_version(), reason="pyderp-fast is not installed: make fast")
-def test_a_panic_ends_one_connection(
-    run: Run, tls: ManualTLS, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+async def test_a_panic_ends_one_connection(
+    tls: ManualTLS, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def main() -> None:
-        config = RelayConfig(tls=tls, native=NativeUse.ON)
-        async with Relay(config) as relay:
-            broken, other, third = [
-                await dial.connect(relay.address, via=over_tls()) for _ in range(3)
-            ]
-            _records_of(relay, broken)._inject_panic()
-            broken.send(other, b"never arrives")
-            await broken.closed()
-            other.send(third, b"goes on")
-            assert await third.packet() == b"goes on"
-            assert relay._running().router.counters.ends[EndReason.PROTOCOL_ERROR] == 1
-            for client in (broken, other, third):
-                await client.aclose()
-
-    run(main())
+    config = RelayConfig(tls=tls, native=NativeUse.ON)
+    async with Relay(config) as relay:
+        broken, other, third = [await dial.connect(relay.address, via=over_tls()) for _ in range(3)]
+        _records_of(relay, broken)._inject_panic()
+        broken.send(other, b"never arrives")
+        await broken.closed()
+        other.send(third, b"goes on")
+        assert await third.packet() == b"goes on"
+        assert relay._running().router.counters.ends[EndReason.PROTOCOL_ERROR] == 1
+        for client in (broken, other, third):
+            await client.aclose()
     (warning,) = [each for each in caplog.messages if "closed: TLS: " in each]
     assert warning.endswith("TLS: internal error in the TLS engine")
     # More than ten are told in the log only.

@@ -19,7 +19,6 @@ import pytest
 import pyderp
 from pyderp import ManualTLS, Relay
 from pyderp.native import NativeUse, installed_version
-from tests.conftest import Run
 from tests.server import dial
 from tests.server.ways import way
 
@@ -81,24 +80,21 @@ def _traced(found: list[str]) -> Iterator[None]:
         pytest.param("tls1.3", NativeUse.ON, NATIVE_TLS, id="native tls"),
     ],
 )
-def test_a_lone_packet_enters_these_functions(
-    run: Run, tls: ManualTLS, kind: str, native: NativeUse, expected: list[str]
+async def test_a_lone_packet_enters_these_functions(
+    tls: ManualTLS, kind: str, native: NativeUse, expected: list[str]
 ) -> None:
     if native is NativeUse.ON and not installed_version():
         pytest.skip("pyderp-fast is not installed: make fast")
     config, via = way(kind, tls)
     found: list[str] = []
 
-    async def main() -> None:
-        async with Relay(replace(config, native=native)) as relay:
-            source = await dial.connect(relay.address, via=via)
-            destination = await dial.connect(relay.address, via=via)
-            for traced in (contextlib.nullcontext(), _traced(found)):
-                with traced:
-                    source.send(destination, bytes(1200))
-                    assert await destination.packet() == bytes(1200)
-            await source.aclose()
-            await destination.aclose()
-
-    run(main())
+    async with Relay(replace(config, native=native)) as relay:
+        source = await dial.connect(relay.address, via=via)
+        destination = await dial.connect(relay.address, via=via)
+        for traced in (contextlib.nullcontext(), _traced(found)):
+            with traced:
+                source.send(destination, bytes(1200))
+                assert await destination.packet() == bytes(1200)
+        await source.aclose()
+        await destination.aclose()
     assert found == expected

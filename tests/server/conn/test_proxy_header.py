@@ -14,7 +14,6 @@ from pyderp.keys import NodePrivate
 from pyderp.wire.client import ClientSession
 from pyderp.wire.messages import ServerInfo
 from pyderp.wire.upgrade import upgrade_request
-from tests.conftest import Run
 from tests.server.app.test_relay import ask, get
 from tests.server.dial import Client, drained, hang_up, open_stream, passes, until_gone
 from tests.server.ways import over_tls
@@ -43,21 +42,18 @@ async def peers(relay: pyderp.Relay) -> set[tuple[str, int]]:
     ("header", "peer"), [(V1, ("192.0.2.7", 4711)), (V2, ("2001:db8::7", 4711))]
 )
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
-def test_clients_have_the_address_that_the_balancer_tells(
-    run: Run, header: bytes, peer: tuple[str, int], pieces: int
+async def test_clients_have_the_address_that_the_balancer_tells(
+    header: bytes, peer: tuple[str, int], pieces: int
 ) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(config()) as relay:
-            first = await _login(relay, header, pieces)
-            second = await _login(relay, LOCAL, pieces)
-            assert peer in await peers(relay)
-            assert {host for host, _ in await peers(relay)} == {peer[0], ""}
-            await passes(first, second)
-            for each in (first, second):
-                await each.aclose()
-            await until_gone(relay)
-
-    run(main())
+    async with pyderp.Relay(config()) as relay:
+        first = await _login(relay, header, pieces)
+        second = await _login(relay, LOCAL, pieces)
+        assert peer in await peers(relay)
+        assert {host for host, _ in await peers(relay)} == {peer[0], ""}
+        await passes(first, second)
+        for each in (first, second):
+            await each.aclose()
+        await until_gone(relay)
 
 
 async def _login(relay: pyderp.Relay, header: bytes, piece: int) -> Client:
@@ -76,55 +72,43 @@ async def _login(relay: pyderp.Relay, header: bytes, piece: int) -> Client:
     return client
 
 
-def test_tls_begins_behind_the_header(run: Run, tls: ManualTLS) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(config(tls)) as relay:
-            via = over_tls()
-            assert via.tls is not None
-            reader, writer = await open_stream(relay.address)
-            writer.write(V1)
-            await writer.start_tls(via.tls, server_hostname=via.server_name)
-            writer.write(get("/derp/probe"))
-            assert (await drained(reader)).startswith(b"HTTP/1.1 200 OK")
-            await hang_up(writer)
-
-    run(main())
+async def test_tls_begins_behind_the_header(tls: ManualTLS) -> None:
+    async with pyderp.Relay(config(tls)) as relay:
+        via = over_tls()
+        assert via.tls is not None
+        reader, writer = await open_stream(relay.address)
+        writer.write(V1)
+        await writer.start_tls(via.tls, server_hostname=via.server_name)
+        writer.write(get("/derp/probe"))
+        assert (await drained(reader)).startswith(b"HTTP/1.1 200 OK")
+        await hang_up(writer)
 
 
 @pytest.mark.parametrize("data", [get("/derp/probe"), b"\x16\x03\x01\x02\0", b"PROXY junk\r\n"])
-def test_without_a_header_a_connection_is_closed(
-    run: Run, data: bytes, caplog: pytest.LogCaptureFixture
+async def test_without_a_header_a_connection_is_closed(
+    data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(config()) as relay:
-            assert await ask(relay.address, data) == b""
-            assert "PROXY header" in caplog.text
-            assert relay.counters.protocol_errors == 1
-            await until_gone(relay)
-
-    run(main())
+    async with pyderp.Relay(config()) as relay:
+        assert await ask(relay.address, data) == b""
+        assert "PROXY header" in caplog.text
+        assert relay.counters.protocol_errors == 1
+        await until_gone(relay)
 
 
-def test_nobody_else_is_believed(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        other = RelayConfig(proxy_protocol=True, trusted_proxies=(ip_network("192.0.2.0/24"),))
-        async with pyderp.Relay(other) as relay:
-            assert await ask(relay.address, V1 + get("/derp/probe")) == b""
-            assert "127.0.0.1 is no trusted proxy" in caplog.text
-
-    run(main())
+async def test_nobody_else_is_believed(caplog: pytest.LogCaptureFixture) -> None:
+    other = RelayConfig(proxy_protocol=True, trusted_proxies=(ip_network("192.0.2.0/24"),))
+    async with pyderp.Relay(other) as relay:
+        assert await ask(relay.address, V1 + get("/derp/probe")) == b""
+        assert "127.0.0.1 is no trusted proxy" in caplog.text
 
 
-def test_who_is_silent_does_not_hinder_the_end(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(config()) as relay:
-            reader, writer = await open_stream(relay.address)
-            await _until_accepted(relay)
-            await relay.aclose(drain=0)
-            assert await drained(reader) == b""
-            await hang_up(writer)
-
-    run(main())
+async def test_who_is_silent_does_not_hinder_the_end() -> None:
+    async with pyderp.Relay(config()) as relay:
+        reader, writer = await open_stream(relay.address)
+        await _until_accepted(relay)
+        await relay.aclose(drain=0)
+        assert await drained(reader) == b""
+        await hang_up(writer)
 
 
 async def _until_accepted(relay: pyderp.Relay) -> None:

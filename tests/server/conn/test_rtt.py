@@ -11,7 +11,6 @@ from pyderp.server.conn import watch
 from pyderp.server.conn.context import TICK, ConnectionContext
 from pyderp.server.conn.kernel import NON_TCP
 from pyderp.server.conn.watch import RttSampler
-from tests.conftest import Run
 from tests.server.dial import clients
 from tests.server.fakes import FakeLoop, Wire, make_context
 
@@ -87,15 +86,12 @@ def test_many_are_sampled_over_several_ticks(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells so much")
-def test_a_socket_has_a_time(run: Run) -> None:
-    async def main() -> None:
-        config = pyderp.RelayConfig(rtt_stats=True)
-        async with pyderp.Relay(config) as relay, clients(relay, 2):
-            core = relay._running()
-            (tick,) = (call for call in core._on_tick if call.__qualname__ == "RttSampler.tick")
-            tick(core.loop.time() + PERIOD)
-            samples = core.router.counters.tcp_rtt
-            assert sum(samples.values()) == 2
-            assert not samples.keys() & {NON_TCP, "error"}
-
-    run(main())
+async def test_a_socket_has_a_time() -> None:
+    config = pyderp.RelayConfig(rtt_stats=True)
+    async with pyderp.Relay(config) as relay, clients(relay, 2):
+        core = relay._running()
+        (tick,) = (call for call in core._on_tick if call.__qualname__ == "RttSampler.tick")
+        tick(core.loop.time() + PERIOD)
+        samples = core.router.counters.tcp_rtt
+        assert sum(samples.values()) == 2
+        assert not samples.keys() & {NON_TCP, "error"}

@@ -18,7 +18,6 @@ from pyderp.server.conn.sockets import (
     listen,
     tune,
 )
-from tests.conftest import Run
 
 
 def test_a_listener_listens_on_a_free_port() -> None:
@@ -120,21 +119,21 @@ def test_other_failures_are_explained(
         listen("127.0.0.1", 80)
 
 
+def somaxconn() -> int:
+    """What the kernel allows for the queue of a listener."""
+    return int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
 @pytest.mark.skipif(shutil.which("ss") is None, reason="ss of iproute2 is not here")
-def test_the_listen_queue_is_as_long_as_documented(run: Run) -> None:
+async def test_the_listen_queue_is_as_long_as_documented() -> None:
     """create_server sets it anew, to 100, unless told."""
-
-    limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-
-    async def main() -> None:
-        async with pyderp.Relay() as relay:
-            command = ["ss", "-Hltn", f"sport = :{relay.address[1]}"]
-            done = await asyncio.to_thread(
-                subprocess.run, command, capture_output=True, text=True, check=True
-            )
-            assert int(done.stdout.split()[2]) == min(LISTEN_BACKLOG, limit)
-
-    run(main())
+    limit = somaxconn()
+    async with pyderp.Relay() as relay:
+        command = ["ss", "-Hltn", f"sport = :{relay.address[1]}"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout.split()[2]) == min(LISTEN_BACKLOG, limit)
 
 
 def test_what_a_client_has_yet_to_acknowledge_is_counted() -> None:

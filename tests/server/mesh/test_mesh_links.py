@@ -21,7 +21,6 @@ from pyderp.server.mesh import links as module
 from pyderp.server.mesh.hosts import MeshLog
 from pyderp.wire.frames import FrameType, pack_peer_gone, pack_peer_present, pack_restarting
 from tests.client.fakes import FakeRelay, Peer, fake_relay
-from tests.conftest import Run
 from tests.server.certificates import write_pair
 from tests.server.dial import passes
 from tests.server.meshed import (
@@ -74,334 +73,288 @@ def test_retry_is_five_seconds() -> None:
 class TestSelf:
     """The relay in its own list (with a twin of TestRunWatchConnectionLoopServeConnect)."""
 
-    def test_is_found_out_and_left_alone(self, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_is_found_out_and_left_alone(self, caplog: pytest.LogCaptureFixture) -> None:
         """The loop ends for good, and so does the connection."""
         caplog.set_level(logging.INFO)
 
-        async def main() -> None:
-            async with node() as ours:
-                url = ours.relay.url
-                ours.mesh.set_hosts([url])
-                await until(lambda: ours.status(url).is_self)
-                await until(lambda: ours.relay.clients == 0)
-                ((_, task),) = ours.mesh._loops.values()
-                await until(task.done)
-                status = ours.status(url)
-                assert (status.connected, status.error, status.peers) == (False, "", 0)
-                assert ours.counters.accepts == 1
-                ours.mesh.set_hosts([url])
-                ((_, same),) = ours.mesh._loops.values()
-                assert same is task, "it is done for good"
-            assert lines(caplog) == [f"mesh with {url}: that is this relay itself; left alone"]
+        async with node() as ours:
+            url = ours.relay.url
+            ours.mesh.set_hosts([url])
+            await until(lambda: ours.status(url).is_self)
+            await until(lambda: ours.relay.clients == 0)
+            ((_, task),) = ours.mesh._loops.values()
+            await until(task.done)
+            status = ours.status(url)
+            assert (status.connected, status.error, status.peers) == (False, "", 0)
+            assert ours.counters.accepts == 1
+            ours.mesh.set_hosts([url])
+            ((_, same),) = ours.mesh._loops.values()
+            assert same is task, "it is done for good"
+        assert lines(caplog) == [f"mesh with {url}: that is this relay itself; left alone"]
 
-        run(main())
-
-    def test_nothing_leads_to_ourselves_by_way_of_others(self, run: Run) -> None:
+    async def test_nothing_leads_to_ourselves_by_way_of_others(self) -> None:
         """The other relay tells of our own login, which is no client to forward to."""
-
-        async def main() -> None:
-            async with linked_to_fake() as (ours, fake, peer):
-                peer.say(present(A))
-                await until(lambda: ours.way(A))
-                assert ours.way(ours.relay.public_key) is None
-                assert ours.status(fake.url).peers == 1
-
-        run(main())
+        async with linked_to_fake() as (ours, fake, peer):
+            peer.say(present(A))
+            await until(lambda: ours.way(A))
+            assert ours.way(ours.relay.public_key) is None
+            assert ours.status(fake.url).peers == 1
 
 
 class TestNews:
     """What the other relay tells."""
 
     @pytest.mark.parametrize("reason", [0, 1])
-    def test_who_comes_and_goes(self, run: Run, reason: int) -> None:
+    async def test_who_comes_and_goes(self, reason: int) -> None:
         """A way is there and gone again, whatever the reason; telling twice changes nothing."""
-
-        async def main() -> None:
-            async with linked_to_fake() as (ours, fake, peer):
-                peer.say(present(A, A, B))
-                await until(lambda: ours.status(fake.url).peers == 2)
-                assert ours.way(A)
-                peer.say(pack_peer_gone(A, reason) + pack_peer_gone(A, reason))
-                await until(lambda: ours.status(fake.url).peers == 1)
-                assert ours.way(A) is None
-                assert ours.way(B)
-                assert ours.counters.forwarder_delete_other_value == 0
-
-        run(main())
+        async with linked_to_fake() as (ours, fake, peer):
+            peer.say(present(A, A, B))
+            await until(lambda: ours.status(fake.url).peers == 2)
+            assert ours.way(A)
+            peer.say(pack_peer_gone(A, reason) + pack_peer_gone(A, reason))
+            await until(lambda: ours.status(fake.url).peers == 1)
+            assert ours.way(A) is None
+            assert ours.way(B)
+            assert ours.counters.forwarder_delete_other_value == 0
 
     @pytest.mark.parametrize("closed", [False, True], ids=["broken", "closed meanwhile"])
-    def test_keys_of_a_broken_link_go_in_slices(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, closed: bool
+    async def test_keys_of_a_broken_link_go_in_slices(
+        self, monkeypatch: pytest.MonkeyPatch, closed: bool
     ) -> None:
         """Packets to a key that waits are dropped; one that another relay has by then stays."""
         monkeypatch.setattr(module, "_KEYS_A_TURN", 2)
         keys = [NodePrivate.generate().public for _ in range(11)]
 
-        async def main() -> None:
-            async with linked_to_fake(retry=100) as (ours, fake, peer):
-                peer.say(present(*keys))
-                await until(lambda: ours.status(fake.url).peers == 11)
-                loop, router, other = (
-                    asyncio.get_running_loop(),
-                    ours.router,
-                    MeshLink(lambda: None),
-                )
-                remove, turn = router.remove_forwarder, 0
-                turns: list[int] = []
-                claimed: list[bytes] = []
+        async with linked_to_fake(retry=100) as (ours, fake, peer):
+            peer.say(present(*keys))
+            await until(lambda: ours.status(fake.url).peers == 11)
+            loop, router, other = (
+                asyncio.get_running_loop(),
+                ours.router,
+                MeshLink(lambda: None),
+            )
+            remove, turn = router.remove_forwarder, 0
+            turns: list[int] = []
+            claimed: list[bytes] = []
 
-                def tick() -> None:
-                    nonlocal turn
-                    turn += 1
-                    if len(turns) < 11:
-                        loop.call_soon(tick)
+            def tick() -> None:
+                nonlocal turn
+                turn += 1
+                if len(turns) < 11:
+                    loop.call_soon(tick)
 
-                def removed(key: bytes, forwarder: Forwarder) -> None:
-                    remove(key, forwarder)
-                    turns.append(turn)
-                    if claimed:
-                        return
-                    claimed.extend(k.raw for k in keys if k.raw in router.forwarders)
-                    way = router.forwarders.get(claimed[0])
-                    assert way is not None
-                    assert way.forward(A.raw, claimed[0], b"x") is DropReason.MESH_LINK_DOWN
-                    router.add_forwarder(claimed[0], other)
-                    if closed:
-                        ours.mesh.set_hosts([])
+            def removed(key: bytes, forwarder: Forwarder) -> None:
+                remove(key, forwarder)
+                turns.append(turn)
+                if claimed:
+                    return
+                claimed.extend(k.raw for k in keys if k.raw in router.forwarders)
+                way = router.forwarders.get(claimed[0])
+                assert way is not None
+                assert way.forward(A.raw, claimed[0], b"x") is DropReason.MESH_LINK_DOWN
+                router.add_forwarder(claimed[0], other)
+                if closed:
+                    ours.mesh.set_hosts([])
 
-                monkeypatch.setattr(router, "remove_forwarder", removed)
-                loop.call_soon(tick)
-                peer.cut()
-                await until(lambda: len(turns) == 11)
-                assert max(map(turns.count, turns)) == 2
-                assert router.forwarders.get(claimed[0]) is other
-                assert len(router.forwarders) == 1
+            monkeypatch.setattr(router, "remove_forwarder", removed)
+            loop.call_soon(tick)
+            peer.cut()
+            await until(lambda: len(turns) == 11)
+            assert max(map(turns.count, turns)) == 2
+            assert router.forwarders.get(claimed[0]) is other
+            assert len(router.forwarders) == 1
 
-        run(main())
-
-    def test_many_departures_are_told_over_several_turns(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    async def test_many_departures_are_told_over_several_turns(
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each of thousands of keys may be known to thousands of clients."""
         monkeypatch.setattr(module, "_TOLD_A_TURN", 2)
         keys = [NodePrivate.generate().public for _ in range(12)]
         flushed: list[int] = []
 
-        async def main() -> None:
-            async with linked_to_fake() as (ours, fake, peer), client_of(ours) as client:
-                peer.say(present(*keys))
-                await until(lambda: ours.status(fake.url).peers == len(keys))
-                registry = ours.router.registry
-                for key in keys:
-                    registry.remember(key.raw, registry.active[client.key.raw])
-                flush = ours.router.flush
+        async with linked_to_fake() as (ours, fake, peer), client_of(ours) as client:
+            peer.say(present(*keys))
+            await until(lambda: ours.status(fake.url).peers == len(keys))
+            registry = ours.router.registry
+            for key in keys:
+                registry.remember(key.raw, registry.active[client.key.raw])
+            flush = ours.router.flush
 
-                def note() -> None:
-                    flushed.append(ours.counters.peer_gone_disconnected)
-                    flush()
+            def note() -> None:
+                flushed.append(ours.counters.peer_gone_disconnected)
+                flush()
 
-                monkeypatch.setattr(ours.router, "flush", note)
-                peer.say(b"".join(pack_peer_gone(key, DISCONNECTED) for key in keys))
-                for key in keys:
-                    await told_gone(client, key, DISCONNECTED)
-
-        run(main())
+            monkeypatch.setattr(ours.router, "flush", note)
+            peer.say(b"".join(pack_peer_gone(key, DISCONNECTED) for key in keys))
+            for key in keys:
+                await told_gone(client, key, DISCONNECTED)
         assert [count for count in flushed if 0 < count < len(keys)], "told in one turn"
 
-    def test_keys_beyond_the_bound_are_not_noted(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    async def test_keys_beyond_the_bound_are_not_noted(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         """They are counted, and the log says so once; who leaves makes room."""
         monkeypatch.setattr(module, "MAX_MESH_KEYS", 3)
         keys = [NodePrivate.generate().public for _ in range(10)]
 
-        async def main() -> None:
-            async with linked_to_fake() as (ours, fake, peer):
-                peer.say(present(*keys), present(keys[0]))
-                await until(lambda: ours.counters.mesh_keys_not_noted == 7)
-                assert [key for key in keys if ours.way(key)] == keys[:3]
-                assert ours.status(fake.url).peers == 3
-                peer.say(pack_peer_gone(keys[0], DISCONNECTED), present(keys[9]))
-                await until(lambda: ours.way(keys[9]))
-                assert len(ours.router.forwarders) == 3
-
-        run(main())
+        async with linked_to_fake() as (ours, fake, peer):
+            peer.say(present(*keys), present(keys[0]))
+            await until(lambda: ours.counters.mesh_keys_not_noted == 7)
+            assert [key for key in keys if ours.way(key)] == keys[:3]
+            assert ours.status(fake.url).peers == 3
+            peer.say(pack_peer_gone(keys[0], DISCONNECTED), present(keys[9]))
+            await until(lambda: ours.way(keys[9]))
+            assert len(ours.router.forwarders) == 3
         assert sum("more than 3 keys" in line for line in lines(caplog)) == 1
 
-    def test_not_here_is_doubted(self, run: Run) -> None:
+    async def test_not_here_is_doubted(self) -> None:
         """Go's relays tell "not here" and "present" in no fixed order: the picture is asked
         for again, but not for each such answer."""
+        async with linked_to_fake() as (ours, _, peer):
+            peer.say(present(A, B), pack_peer_gone(A, NOT_HERE))
+            await peer.expect(FrameType.WATCH_CONNS)
+            await until(lambda: not ours.way(A))
+            peer.say(present(A))
+            await until(lambda: ours.way(A))
+            peer.say(pack_peer_gone(A, NOT_HERE), pack_peer_gone(B, NOT_HERE))
+            await until(lambda: not ours.way(B))
+            assert peer.reader.at_eof() is False
+            ours.mesh.set_hosts([])
+            assert await peer.gone() == b""
 
-        async def main() -> None:
-            async with linked_to_fake() as (ours, _, peer):
-                peer.say(present(A, B), pack_peer_gone(A, NOT_HERE))
-                await peer.expect(FrameType.WATCH_CONNS)
-                await until(lambda: not ours.way(A))
-                peer.say(present(A))
-                await until(lambda: ours.way(A))
-                peer.say(pack_peer_gone(A, NOT_HERE), pack_peer_gone(B, NOT_HERE))
-                await until(lambda: not ours.way(B))
-                assert peer.reader.at_eof() is False
-                ours.mesh.set_hosts([])
-                assert await peer.gone() == b""
-
-        run(main())
-
-    def test_not_here_is_doubted_later(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_not_here_is_doubted_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Once it may be asked again, any message is the occasion, and one comes each minute."""
+        async with linked_to_fake() as (ours, _, peer):
+            peer.say(present(A), pack_peer_gone(A, NOT_HERE))
+            await peer.expect(FrameType.WATCH_CONNS)
+            peer.say(present(A), pack_peer_gone(A, NOT_HERE), present(B))
+            await until(lambda: ours.way(B))
+            assert not ours.way(A)
+            monkeypatch.setattr(module, "_ASK_AGAIN", 0.0)
+            peer.say(pack_peer_gone(B, DISCONNECTED))
+            await peer.expect(FrameType.WATCH_CONNS)
 
-        async def main() -> None:
-            async with linked_to_fake() as (ours, _, peer):
-                peer.say(present(A), pack_peer_gone(A, NOT_HERE))
-                await peer.expect(FrameType.WATCH_CONNS)
-                peer.say(present(A), pack_peer_gone(A, NOT_HERE), present(B))
-                await until(lambda: ours.way(B))
-                assert not ours.way(A)
-                monkeypatch.setattr(module, "_ASK_AGAIN", 0.0)
-                peer.say(pack_peer_gone(B, DISCONNECTED))
-                await peer.expect(FrameType.WATCH_CONNS)
-
-        run(main())
-
-    def test_a_client_hears_at_once(self, run: Run) -> None:
+    async def test_a_client_hears_at_once(self) -> None:
         """Who got packets from a key is told that it is gone, also when the link breaks, without
         waiting for anything else."""
-
-        async def main() -> None:
-            async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
-                ours.relay._running().stop()  # no tick that would write what was forgotten
-                peer.say(present(A, B))
-                await until(lambda: ours.way(B))
-                registry = ours.router.registry
-                for key in (A, B):
-                    registry.remember(key.raw, registry.active[c.key.raw])
-                peer.say(pack_peer_gone(A, DISCONNECTED))
-                await told_gone(c, A, DISCONNECTED)
-                peer.cut()
-                await told_gone(c, B, DISCONNECTED)
-                status = ours.status(fake.url)
-                assert (status.connected, status.peers) == (False, 0)
-                assert status.error.startswith("connection lost: ")
-                assert await news(c) == []
-
-        run(main())
+        async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
+            ours.relay._running().stop()  # no tick that would write what was forgotten
+            peer.say(present(A, B))
+            await until(lambda: ours.way(B))
+            registry = ours.router.registry
+            for key in (A, B):
+                registry.remember(key.raw, registry.active[c.key.raw])
+            peer.say(pack_peer_gone(A, DISCONNECTED))
+            await told_gone(c, A, DISCONNECTED)
+            peer.cut()
+            await told_gone(c, B, DISCONNECTED)
+            status = ours.status(fake.url)
+            assert (status.connected, status.peers) == (False, 0)
+            assert status.error.startswith("connection lost: ")
+            assert await news(c) == []
 
 
 class TestBreak:
     """Connections that end."""
 
-    def test_ten_times(self, run: Run) -> None:
+    async def test_ten_times(self) -> None:
         """The twin of TestBreakWatcherConn: after each break the same picture as before."""
-
-        async def main() -> None:
-            async with meshed() as (left, right), client_of(right) as b, client_of(left) as a:
+        async with meshed() as (left, right), client_of(right) as b, client_of(left) as a:
+            await left.learns(b)
+            url = right.relay.url
+            for _ in range(10):
+                since = left.status(url).since
+                (connection,) = right.router.registry.connections_of(left.relay.public_key.raw)
+                connection.sink.end(EndReason.MESH_PEER, How.NOW, "for a test")
+                await until(lambda: left.status(url).since > since)  # noqa: B023
+                await linked(left)
                 await left.learns(b)
-                url = right.relay.url
-                for _ in range(10):
-                    since = left.status(url).since
-                    (connection,) = right.router.registry.connections_of(left.relay.public_key.raw)
-                    connection.sink.end(EndReason.MESH_PEER, How.NOW, "for a test")
-                    await until(lambda: left.status(url).since > since)  # noqa: B023
-                    await linked(left)
-                    await left.learns(b)
-                    assert left.status(url).peers == 1
-                    await passes(a, b)
-                assert left.counters.forwarder_delete_other_value == 0
-                assert len(left.router.forwarders) == 1
+                assert left.status(url).peers == 1
+                await passes(a, b)
+            assert left.counters.forwarder_delete_other_value == 0
+            assert len(left.router.forwarders) == 1
 
-        run(main())
-
-    def test_a_relay_that_takes_nothing(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_relay_that_takes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A write that waits too long kills the connection; what waited is counted as dropped."""
         assert client_connection.FORWARD_TIMEOUT == 5.0
         monkeypatch.setattr(client_connection, "FORWARD_TIMEOUT", 0.1)
 
-        async def main() -> None:
-            async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
-                peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-                peer.say(present(A))
-                await until(lambda: ours.way(A))
-                sent = 0
-                while ours.way(A):
-                    for _ in range(50):
-                        c.session.send_packet(A, bytes(60_000))
-                    sent += 50
-                    c.write()
-                    await c.ping()
-                # The way is gone a moment before the loop for the link hears why.
-                await until(lambda: ours.status(fake.url).error != "")
-                status = ours.status(fake.url)
-                assert not status.connected
-                assert "the relay took no packet for 0.1 s" in status.error
-                counters = ours.counters
-                out, down = ours.forwarded[0], counters.dropped(DropReason.MESH_LINK_DOWN)
-                full = counters.dropped(DropReason.MESH_LINK_FULL)
-                nobody = counters.dropped(DropReason.UNKNOWN_DEST)
-                # What was queued and never came to be written was not forwarded.
-                assert sent == out + down + full + nobody
-                assert down > 0
+        async with linked_to_fake(retry=100) as (ours, fake, peer), client_of(ours) as c:
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            peer.say(present(A))
+            await until(lambda: ours.way(A))
+            sent = 0
+            while ours.way(A):
+                for _ in range(50):
+                    c.session.send_packet(A, bytes(60_000))
+                sent += 50
+                c.write()
+                await c.ping()
+            # The way is gone a moment before the loop for the link hears why.
+            await until(lambda: ours.status(fake.url).error != "")
+            status = ours.status(fake.url)
+            assert not status.connected
+            assert "the relay took no packet for 0.1 s" in status.error
+            counters = ours.counters
+            out, down = ours.forwarded[0], counters.dropped(DropReason.MESH_LINK_DOWN)
+            full = counters.dropped(DropReason.MESH_LINK_FULL)
+            nobody = counters.dropped(DropReason.UNKNOWN_DEST)
+            # What was queued and never came to be written was not forwarded.
+            assert sent == out + down + full + nobody
+            assert down > 0
 
-        run(main())
-
-    def test_a_relay_that_does_not_know_our_key(
-        self, run: Run, caplog: pytest.LogCaptureFixture
+    async def test_a_relay_that_does_not_know_our_key(
+        self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The log says what is probably wrong and what to do, and not each time."""
         caplog.set_level(logging.INFO)
 
-        async def main() -> None:
-            async with node(config(mesh_key=OTHER_KEY)) as far, node() as ours:
-                url = far.relay.url
-                ours.mesh.set_hosts([url])
-                await until(lambda: far.counters.accepts >= 3)
-                status = ours.status(url)
-                assert not status.connected
-                for text in (status.error, *lines(caplog)):
-                    assert "its mesh key probably differs from ours" in text
-                    assert "the same mesh key" in text
-                (line,) = lines(caplog)
-                assert line.startswith(f"mesh with {url}: ")
-                assert far.relay.clients <= 1
-                await ours.mesh.aclose()
-
-        run(main())
+        async with node(config(mesh_key=OTHER_KEY)) as far, node() as ours:
+            url = far.relay.url
+            ours.mesh.set_hosts([url])
+            await until(lambda: far.counters.accepts >= 3)
+            status = ours.status(url)
+            assert not status.connected
+            for text in (status.error, *lines(caplog)):
+                assert "its mesh key probably differs from ours" in text
+                assert "the same mesh key" in text
+            (line,) = lines(caplog)
+            assert line.startswith(f"mesh with {url}: ")
+            assert far.relay.clients <= 1
+            await ours.mesh.aclose()
 
     @pytest.mark.parametrize("how", ["no login", "restarting", "refused", "nonsense"])
-    def test_other_failures(self, run: Run, how: str) -> None:
+    async def test_other_failures(self, how: str) -> None:
         """An error of its own for each; the keys are blamed only if that may be it."""
+        async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
+            if how == "refused":
+                peer = await fake.accept()
+                await peer.head()
+                peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nn\x1bpe")
+                expected = "404"
+            elif how == "nonsense":
+                peer = await fake.accept()
+                await peer.head()
+                peer.say(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+                expected = "derphttp.Client"
+            elif how == "no login":
+                peer = await fake.serve()
+                peer.hang_up()
+                expected = "its mesh key probably differs"
+            else:
+                peer = await fake.serve()
+                peer.say(pack_restarting(0.0, 1.0))
+                peer.hang_up()
+                expected = "EOF"
+            await until(lambda: ours.status(fake.url).error not in ("", module._NOT_YET))
+            error = ours.status(fake.url).error
+            assert expected in error
+            assert error.isprintable()
+            assert ("mesh key" in error) == (how == "no login")
+            await ours.mesh.aclose()
 
-        async def main() -> None:
-            async with fake_relay() as fake, node(hosts=[fake.url], retry=100) as ours:
-                if how == "refused":
-                    peer = await fake.accept()
-                    await peer.head()
-                    peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nn\x1bpe")
-                    expected = "404"
-                elif how == "nonsense":
-                    peer = await fake.accept()
-                    await peer.head()
-                    peer.say(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
-                    expected = "derphttp.Client"
-                elif how == "no login":
-                    peer = await fake.serve()
-                    peer.hang_up()
-                    expected = "its mesh key probably differs"
-                else:
-                    peer = await fake.serve()
-                    peer.say(pack_restarting(0.0, 1.0))
-                    peer.hang_up()
-                    expected = "EOF"
-                await until(lambda: ours.status(fake.url).error not in ("", module._NOT_YET))
-                error = ours.status(fake.url).error
-                assert expected in error
-                assert error.isprintable()
-                assert ("mesh key" in error) == (how == "no login")
-                await ours.mesh.aclose()
-
-        run(main())
-
-    def test_nobody_listens_yet(
-        self, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    async def test_nobody_listens_yet(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Tried again and again (with a twin of TestNotifyError), told once, and mended."""
         caplog.set_level(logging.INFO)
@@ -414,100 +367,82 @@ class TestBreak:
 
         monkeypatch.setattr(MeshLog, "failed", counted)
 
-        async def main() -> None:
-            async with node() as gone:
-                address, url = "{}:{}".format(*gone.relay.address), gone.relay.url
-            failures.clear()
-            async with node(hosts=[url]) as ours:
-                await until(lambda: len(failures) == 3)
-                assert "refused" in ours.status(url).error
-                assert len(lines(caplog)) == 1
-                async with node(config(address=address)):
-                    await linked(ours)
-                    assert ours.status(url).error == ""
-                    assert lines(caplog)[1:] == [f"mesh with {url}: connected again"]
-                    await ours.mesh.aclose()
-
-        run(main())
-
-    def test_a_bug_does_not_end_the_loop(
-        self, run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It is logged with its traceback, and the link is made anew."""
-
-        async def main() -> None:
-            async with node() as far, node() as ours, client_of(far) as b:
-                add, failures = ours.router.add_forwarder, iter([1])
-
-                def fails_once(*args: object) -> None:
-                    for _ in failures:
-                        raise ZeroDivisionError
-                    add(*args)  # type: ignore[arg-type]
-
-                monkeypatch.setattr(ours.router, "add_forwarder", fails_once)
-                ours.mesh.set_hosts([far.relay.url])
-                await ours.learns(b)
-                (record,) = [r for r in caplog.records if r.name == "pyderp.mesh"]
-                assert record.exc_info is not None
+        async with node() as gone:
+            address, url = "{}:{}".format(*gone.relay.address), gone.relay.url
+        failures.clear()
+        async with node(hosts=[url]) as ours:
+            await until(lambda: len(failures) == 3)
+            assert "refused" in ours.status(url).error
+            assert len(lines(caplog)) == 1
+            async with node(config(address=address)):
+                await linked(ours)
+                assert ours.status(url).error == ""
+                assert lines(caplog)[1:] == [f"mesh with {url}: connected again"]
                 await ours.mesh.aclose()
 
-        run(main())
+    async def test_a_bug_does_not_end_the_loop(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is logged with its traceback, and the link is made anew."""
+        async with node() as far, node() as ours, client_of(far) as b:
+            add, failures = ours.router.add_forwarder, iter([1])
+
+            def fails_once(*args: object) -> None:
+                for _ in failures:
+                    raise ZeroDivisionError
+                add(*args)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(ours.router, "add_forwarder", fails_once)
+            ours.mesh.set_hosts([far.relay.url])
+            await ours.learns(b)
+            (record,) = [r for r in caplog.records if r.name == "pyderp.mesh"]
+            assert record.exc_info is not None
+            await ours.mesh.aclose()
 
 
 class TestHosts:
     """The list, as the relay is told of it."""
 
-    def test_live_change(self, run: Run) -> None:
+    async def test_live_change(self) -> None:
         """New links are made, old ones ended with all their keys, the others not disturbed."""
-
-        async def main() -> None:
-            async with node() as ours, node() as one, node() as two, node() as three:
-                urls = [each.relay.url for each in (one, two, three)]
-                ours.mesh.set_hosts(urls[:2])
-                await linked(ours)
-                async with client_of(one) as c1, client_of(two) as c2, client_of(three) as c3:
-                    await ours.learns(c1, c2)
-                    key = ours.relay.public_key.raw
-                    kept = two.router.registry.connections_of(key)
-                    ours.mesh.set_hosts([urls[2], f" {urls[1]}", urls[2]])
-                    await ours.learns(c2, c3)
-                    await until(lambda: not one.router.registry.connections_of(key))
-                    assert ours.way(c1) is None
-                    assert two.router.registry.connections_of(key) == kept
-                    assert [s.host for s in ours.mesh.status()] == [urls[2], urls[1]]
-                    assert two.counters.accepts == three.counters.accepts == 2
-                await ours.mesh.aclose()
-                assert ours.mesh.status() == []
-
-        run(main())
+        async with node() as ours, node() as one, node() as two, node() as three:
+            urls = [each.relay.url for each in (one, two, three)]
+            ours.mesh.set_hosts(urls[:2])
+            await linked(ours)
+            async with client_of(one) as c1, client_of(two) as c2, client_of(three) as c3:
+                await ours.learns(c1, c2)
+                key = ours.relay.public_key.raw
+                kept = two.router.registry.connections_of(key)
+                ours.mesh.set_hosts([urls[2], f" {urls[1]}", urls[2]])
+                await ours.learns(c2, c3)
+                await until(lambda: not one.router.registry.connections_of(key))
+                assert ours.way(c1) is None
+                assert two.router.registry.connections_of(key) == kept
+                assert [s.host for s in ours.mesh.status()] == [urls[2], urls[1]]
+                assert two.counters.accepts == three.counters.accepts == 2
+            await ours.mesh.aclose()
+            assert ours.mesh.status() == []
 
     @pytest.mark.parametrize("bad", ["a/b/c", "", "ftp://x/derp"])
-    def test_bad_entry(self, run: Run, bad: str) -> None:
+    async def test_bad_entry(self, bad: str) -> None:
         """Nothing changes, good entries beside it included."""
+        async with meshed() as (left, right):
+            before = left.mesh.status()
+            with pytest.raises(ConfigError):
+                left.mesh.set_hosts(["http://127.0.0.1:1/derp", bad])
+            assert left.mesh.status() == before
+            assert left.status(right.relay.url).connected
 
-        async def main() -> None:
-            async with meshed() as (left, right):
-                before = left.mesh.status()
-                with pytest.raises(ConfigError):
-                    left.mesh.set_hosts(["http://127.0.0.1:1/derp", bad])
-                assert left.mesh.status() == before
-                assert left.status(right.relay.url).connected
-
-        run(main())
-
-    def test_bad_proxy(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_bad_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What no attempt could ever use is said at once."""
         monkeypatch.setenv("TS_DEBUG_DERP_WS_CLIENT", "perhaps")
 
-        async def main() -> None:
-            async with node(client_config=ClientConfig()) as ours:
-                with pytest.raises(ConfigError, match="TS_DEBUG_DERP_WS_CLIENT"):
-                    ours.mesh.set_hosts(["a"])
-                assert ours.mesh.status() == []
+        async with node(client_config=ClientConfig()) as ours:
+            with pytest.raises(ConfigError, match="TS_DEBUG_DERP_WS_CLIENT"):
+                ours.mesh.set_hosts(["a"])
+            assert ours.mesh.status() == []
 
-        run(main())
-
-    def test_dial_host_over_tls(self, run: Run, tmp_path: Path) -> None:
+    async def test_dial_host_over_tls(self, tmp_path: Path) -> None:
         """TCP goes to the dial host, on the port before the slash; certificate and SNI are the
         host's. Who is not vouched for is not spoken to."""
         name = "derp.example.com"
@@ -517,80 +452,65 @@ class TestHosts:
             network=NetworkSettings(), tls=TLSConfig(extra_roots=[tmp_path / f"{name}.crt"])
         )
 
-        async def main() -> None:
-            async with node(config(tls=tls)) as far:
-                port = far.relay.address[1]
-                host = f"{name}:{port}/127.0.0.1"
-                async with node(hosts=[host], client_config=trusting) as ours:
-                    await linked(ours)
-                    await ours.mesh.aclose()
-                async with node(hosts=[host], client_config=CLIENT) as ours:
-                    await until(lambda: "self-signed" in ours.status(host).error)
-                    await ours.mesh.aclose()
-
-        run(main())
+        async with node(config(tls=tls)) as far:
+            port = far.relay.address[1]
+            host = f"{name}:{port}/127.0.0.1"
+            async with node(hosts=[host], client_config=trusting) as ours:
+                await linked(ours)
+                await ours.mesh.aclose()
+            async with node(hosts=[host], client_config=CLIENT) as ours:
+                await until(lambda: "self-signed" in ours.status(host).error)
+                await ours.mesh.aclose()
 
 
 class TestEnd:
     """`aclose`, whatever the loops do."""
 
     @pytest.mark.parametrize("when", ["connecting", "waiting", "connected"])
-    def test_leaves_nothing(self, run: Run, when: str) -> None:
+    async def test_leaves_nothing(self, when: str) -> None:
         """No task, no connection, no way to anybody."""
-
-        async def main() -> None:
-            async with fake_relay() as fake, node(retry=100) as ours:
-                tasks = asyncio.all_tasks()
-                ours.mesh.set_hosts([fake.url])
-                peer = await fake.accept()
-                if when == "waiting":
-                    peer.cut()
-                    await until(lambda: "not connected" not in ours.status(fake.url).error)
-                elif when != "connecting":
-                    await peer.serve()
-                    assert peer.key is not None
-                    peer.say(present(peer.key, A))
-                    await until(lambda: ours.way(A))
-                async with asyncio.timeout(5):
-                    await ours.mesh.aclose()
-                    await ours.mesh.aclose()
-                assert asyncio.all_tasks() == tasks
-                assert len(ours.router.forwarders) == 0
-                await peer.gone()
-
-        run(main())
+        async with fake_relay() as fake, node(retry=100) as ours:
+            tasks = asyncio.all_tasks()
+            ours.mesh.set_hosts([fake.url])
+            peer = await fake.accept()
+            if when == "waiting":
+                peer.cut()
+                await until(lambda: "not connected" not in ours.status(fake.url).error)
+            elif when != "connecting":
+                await peer.serve()
+                assert peer.key is not None
+                peer.say(present(peer.key, A))
+                await until(lambda: ours.way(A))
+            async with asyncio.timeout(5):
+                await ours.mesh.aclose()
+                await ours.mesh.aclose()
+            assert asyncio.all_tasks() == tasks
+            assert len(ours.router.forwarders) == 0
+            await peer.gone()
 
     @pytest.mark.parametrize("turns", range(12))
-    def test_just_when_the_connection_breaks(self, run: Run, turns: int) -> None:
+    async def test_just_when_the_connection_breaks(self, turns: int) -> None:
         """A connection that is being put away is no place where an end gets lost."""
-
-        async def main() -> None:
-            async with linked_to_fake(retry=100) as (ours, _, peer):
-                peer.cut()
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                async with asyncio.timeout(5):
-                    await ours.mesh.aclose()
-
-        run(main())
-
-    def test_what_is_on_its_way_is_counted(self, run: Run) -> None:
-        """Every packet that waits is a drop, also those that are being written."""
-
-        async def main() -> None:
-            async with linked_to_fake(retry=100) as (ours, _, peer):
-                peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-                peer.say(present(A))
-                await until(lambda: ours.way(A))
-                way = ours.way(A)
-                assert isinstance(way, MeshLink)
-                # Until what is queued stays there, because the kernel takes no more.
-                while len(way._frames) < 30:
-                    for _ in range(30):
-                        way.forward(B.raw, A.raw, bytes(60_000))
-                    await asyncio.sleep(0.01)
-                waiting = len(way._frames)
+        async with linked_to_fake(retry=100) as (ours, _, peer):
+            peer.cut()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
                 await ours.mesh.aclose()
-                assert ours.counters.dropped(DropReason.MESH_LINK_DOWN) == waiting
 
-        run(main())
+    async def test_what_is_on_its_way_is_counted(self) -> None:
+        """Every packet that waits is a drop, also those that are being written."""
+        async with linked_to_fake(retry=100) as (ours, _, peer):
+            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            peer.say(present(A))
+            await until(lambda: ours.way(A))
+            way = ours.way(A)
+            assert isinstance(way, MeshLink)
+            # Until what is queued stays there, because the kernel takes no more.
+            while len(way._frames) < 30:
+                for _ in range(30):
+                    way.forward(B.raw, A.raw, bytes(60_000))
+                await asyncio.sleep(0.01)
+            waiting = len(way._frames)
+            await ours.mesh.aclose()
+            assert ours.counters.dropped(DropReason.MESH_LINK_DOWN) == waiting

@@ -26,7 +26,6 @@ from pyderp.server.services import bootstrap
 from pyderp.server.services.bootstrap import BootstrapDNS
 from pyderp.server.services.txt import system_txt
 from pyderp.wire.http import BROWSER_HEADERS, Request, Response
-from tests.conftest import Run
 
 
 class Names:
@@ -93,19 +92,16 @@ async def started(served: BootstrapDNS) -> AsyncIterator[None]:
         assert len(asyncio.all_tasks()) == 1
 
 
-def test_published_and_unpublished_names_are_looked_up(run: Run) -> None:
-    async def main() -> None:
-        names = Names(a=["192.0.2.1", "2001:db8::1"], new=["192.0.2.2", "192.0.2.3"], other=["::5"])
-        served = make(names, published="a", unpublished="new other")
-        assert ask(served) == ""
-        async with started(served):
-            await until(lambda: bool(served._answers._unpublished))
-            public = {"a": ["2001:db8::1", "192.0.2.1"]}  # shuffled
-            assert ask(served) == ask(served, "a") == ask(served, "random") == public
-            assert ask(served, "new") == {"new": ["192.0.2.2", "192.0.2.3"]}
-            assert ask(served, "other") == {"other": ["::5"]}
-
-    run(main())
+async def test_published_and_unpublished_names_are_looked_up() -> None:
+    names = Names(a=["192.0.2.1", "2001:db8::1"], new=["192.0.2.2", "192.0.2.3"], other=["::5"])
+    served = make(names, published="a", unpublished="new other")
+    assert ask(served) == ""
+    async with started(served):
+        await until(lambda: bool(served._answers._unpublished))
+        public = {"a": ["2001:db8::1", "192.0.2.1"]}  # shuffled
+        assert ask(served) == ask(served, "a") == ask(served, "random") == public
+        assert ask(served, "new") == {"new": ["192.0.2.2", "192.0.2.3"]}
+        assert ask(served, "other") == {"other": ["::5"]}
 
 
 def test_the_answer_has_the_headers_of_a_page_and_closes() -> None:
@@ -116,8 +112,8 @@ def test_the_answer_has_the_headers_of_a_page_and_closes() -> None:
     assert answer.body == b""
 
 
-def test_a_name_that_fails_disappears_and_is_logged_once(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_name_that_fails_disappears_and_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
@@ -136,7 +132,7 @@ def test_a_name_that_fails_disappears_and_is_logged_once(
             await until(lambda: ask(served) is None)
 
     with caplog.at_level(logging.INFO, "pyderp.bootstrap"):
-        run(main())
+        await main()
     logged = [(r.levelname, r.getMessage()) for r in caplog.records if "DNS: a" in r.getMessage()]
     failed = "look-up of 'a': Name or service not known; asked again each 0.001 s"
     assert logged == [
@@ -146,25 +142,22 @@ def test_a_name_that_fails_disappears_and_is_logged_once(
     ]
 
 
-def test_an_unpublished_name_that_fails_disappears_too(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_an_unpublished_name_that_fails_disappears_too(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"], b=["192.0.2.2"])
-        served = make(names, unpublished="a b")
-        async with started(served):
-            await until(lambda: bool(ask(served, "a")))
-            del names.names["a"]
-            await until(lambda: ask(served, "a") == "")
-            assert ask(served, "b") == {"b": ["192.0.2.2"]}
-
-    run(main())
+    names = Names(a=["192.0.2.1"], b=["192.0.2.2"])
+    served = make(names, unpublished="a b")
+    async with started(served):
+        await until(lambda: bool(ask(served, "a")))
+        del names.names["a"]
+        await until(lambda: ask(served, "a") == "")
+        assert ask(served, "b") == {"b": ["192.0.2.2"]}
 
 
-def test_names_that_hang_keep_no_time_from_others(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_names_that_hang_keep_no_time_from_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each has its own time, and what was found before stays while nobody answers."""
     monkeypatch.setattr(bootstrap, "LOOKUP_TIMEOUT", 0.05)
@@ -188,7 +181,7 @@ def test_names_that_hang_keep_no_time_from_others(
             assert ask(served, "slow0") == {"slow0": ["192.0.2.2"]}
 
     with caplog.at_level(logging.WARNING, "pyderp.bootstrap"):
-        run(main())
+        await main()
     assert "slow9: no answer within 0.05 s; asked again" in caplog.text
     assert "a: no answer within 0.05 s; what was found last stays; asked again" in caplog.text
 
@@ -206,90 +199,73 @@ def test_names_that_hang_keep_no_time_from_others(
         (NameNotFound("none"), False),
     ],
 )
-def test_only_the_news_that_a_name_is_none_takes_it_away(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
+async def test_only_the_news_that_a_name_is_none_takes_it_away(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, stays: bool
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"], b=["192.0.2.2"])
-        served = make(names, published="a b", unpublished="a")
-        async with started(served):
-            await until(lambda: len(ask(served) or ()) == 2)
-            names.errors["a"] = error
-            asked = len(names.asked)
-            await until(lambda: names.asked[asked:].count("b") == 3)
-            assert ("a" in ask(served)) is stays
-            assert (ask(served, "a") == {"a": ["192.0.2.1"]}) is stays
-
-    run(main())
+    names = Names(a=["192.0.2.1"], b=["192.0.2.2"])
+    served = make(names, published="a b", unpublished="a")
+    async with started(served):
+        await until(lambda: len(ask(served) or ()) == 2)
+        names.errors["a"] = error
+        asked = len(names.asked)
+        await until(lambda: names.asked[asked:].count("b") == 3)
+        assert ("a" in ask(served)) is stays
+        assert (ask(served, "a") == {"a": ["192.0.2.1"]}) is stays
 
 
-def test_a_percentage_stays_while_nobody_tells_it(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_percentage_stays_while_nobody_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
-    async def main() -> None:
-        names = Names(new=["192.0.2.9"], share=["100"])
-        served = make(names, unpublished="new/share")
-        async with started(served):
-            await until(lambda: ask(served, "new") == {"new": ["192.0.2.9"]})
-            names.errors["share"] = DialError("no name server answers")
-            asked = len(names.asked)
-            await until(lambda: names.asked[asked:].count("share") == 3)
-            assert ask(served, "new") == {"new": ["192.0.2.9"]}
-            names.errors["share"] = NameNotFound("no such record")
-            await until(lambda: ask(served, "new") == "")
-
-    run(main())
+    names = Names(new=["192.0.2.9"], share=["100"])
+    served = make(names, unpublished="new/share")
+    async with started(served):
+        await until(lambda: ask(served, "new") == {"new": ["192.0.2.9"]})
+        names.errors["share"] = DialError("no name server answers")
+        asked = len(names.asked)
+        await until(lambda: names.asked[asked:].count("share") == 3)
+        assert ask(served, "new") == {"new": ["192.0.2.9"]}
+        names.errors["share"] = NameNotFound("no such record")
+        await until(lambda: ask(served, "new") == "")
 
 
-def test_what_nobody_confirms_for_a_day_is_told_no_more(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_what_nobody_confirms_for_a_day_is_told_no_more(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
     monkeypatch.setattr(bootstrap, "KEEP", 0.05)
 
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"])
-        served = make(names, published="a")
-        async with started(served):
-            await until(lambda: ask(served) == {"a": ["192.0.2.1"]})
-            names.errors["a"] = DialError("no name server answers")
-            await until(lambda: ask(served) is None)
-
-    run(main())
+    names = Names(a=["192.0.2.1"])
+    served = make(names, published="a")
+    async with started(served):
+        await until(lambda: ask(served) == {"a": ["192.0.2.1"]})
+        names.errors["a"] = DialError("no name server answers")
+        await until(lambda: ask(served) is None)
 
 
-def test_closing_in_the_middle_of_a_look_up_leaves_nothing(run: Run) -> None:
-    async def main() -> None:
-        names = Names()
-        names.hanging.add("slow")
-        served = make(names, published="slow")
-        async with started(served):
-            await until(lambda: names.hung == 1)
-        assert names.hung == 0
-        await served.aclose()
-
-    run(main())
+async def test_closing_in_the_middle_of_a_look_up_leaves_nothing() -> None:
+    names = Names()
+    names.hanging.add("slow")
+    served = make(names, published="slow")
+    async with started(served):
+        await until(lambda: names.hung == 1)
+    assert names.hung == 0
+    await served.aclose()
 
 
-def test_an_unforeseen_error_ends_only_one_look_up(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_an_unforeseen_error_ends_only_one_look_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(bootstrap, "REFRESH", 0.001)
 
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"], n=["192.0.2.9"], t=[3])  # type: ignore[list-item] # meant
-        served = make(names, published="a", unpublished="n/t")
-        async with started(served):
-            await until(lambda: names.asked.count("t") == 2)
-            assert ask(served) == {"a": ["192.0.2.1"]}
-            names.names["t"] = ["100"]
-            await until(lambda: ask(served, "n") == {"n": ["192.0.2.9"]})
-
-    run(main())
+    names = Names(a=["192.0.2.1"], n=["192.0.2.9"], t=[3])  # type: ignore[list-item] # meant
+    served = make(names, published="a", unpublished="n/t")
+    async with started(served):
+        await until(lambda: names.asked.count("t") == 2)
+        assert ask(served) == {"a": ["192.0.2.1"]}
+        names.names["t"] = ["100"]
+        await until(lambda: ask(served, "n") == {"n": ["192.0.2.9"]})
     assert "bootstrap DNS: t failed in an unforeseen way; again in 0.001 s" in caplog.text
 
 
@@ -303,57 +279,45 @@ def test_an_unforeseen_error_ends_only_one_look_up(
         (None, False, False),
     ],
 )
-def test_a_txt_record_limits_who_is_told(
-    run: Run, texts: list[str] | None, inside: bool, outside: bool
+async def test_a_txt_record_limits_who_is_told(
+    texts: list[str] | None, inside: bool, outside: bool
 ) -> None:
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"], new=["192.0.2.9"])
-        if texts is not None:
-            names.names["share"] = texts
-        served = make(names, published="a/unasked", unpublished="new/share")
-        async with started(served):
-            await until(lambda: bool(served._answers._unpublished))
-            assert (ask(served, "new", "1.2.3.4") == {"new": ["192.0.2.9"]}) is inside
-            assert (ask(served, "new", "1.2.3.6") == {"new": ["192.0.2.9"]}) is outside
-            assert "unasked" not in names.asked
-
-    run(main())
+    names = Names(a=["192.0.2.1"], new=["192.0.2.9"])
+    if texts is not None:
+        names.names["share"] = texts
+    served = make(names, published="a/unasked", unpublished="new/share")
+    async with started(served):
+        await until(lambda: bool(served._answers._unpublished))
+        assert (ask(served, "new", "1.2.3.4") == {"new": ["192.0.2.9"]}) is inside
+        assert (ask(served, "new", "1.2.3.6") == {"new": ["192.0.2.9"]}) is outside
+        assert "unasked" not in names.asked
 
 
-def test_requests_are_counted(run: Run) -> None:
-    async def main() -> None:
-        names = Names(a=["192.0.2.1"])
-        served = make(names, published="a")
-        async with started(served):
-            await until(lambda: served._answers._body != b"")
-        for name in ("", "a", "b", "b"):
-            ask(served, name)
-        assert served.counters == BootstrapCounters(
-            requests=4, published_hits=1, unpublished_misses=2, queried_domains=2
-        )
-
-    run(main())
+async def test_requests_are_counted() -> None:
+    names = Names(a=["192.0.2.1"])
+    served = make(names, published="a")
+    async with started(served):
+        await until(lambda: served._answers._body != b"")
+    for name in ("", "a", "b", "b"):
+        ask(served, name)
+    assert served.counters == BootstrapCounters(
+        requests=4, published_hits=1, unpublished_misses=2, queried_domains=2
+    )
 
 
-def test_without_names_nothing_runs(run: Run) -> None:
-    async def main() -> None:
-        served = BootstrapDNS(BootstrapDNSConfig())
-        served.start()
-        assert len(asyncio.all_tasks()) == 1
-        await served.aclose()
-
-    run(main())
+async def test_without_names_nothing_runs() -> None:
+    served = BootstrapDNS(BootstrapDNSConfig())
+    served.start()
+    assert len(asyncio.all_tasks()) == 1
+    await served.aclose()
 
 
-def test_the_system_is_asked_by_default(run: Run) -> None:
-    async def main() -> None:
-        served = BootstrapDNS(BootstrapDNSConfig(published=("localhost", "192.0.2.7")))
-        async with started(served):
-            await until(lambda: len(ask(served) or ()) == 2)
-        assert set(ask(served)["localhost"]) <= {"127.0.0.1", "::1"}
-        assert ask(served)["192.0.2.7"] == ["192.0.2.7"]
-
-    run(main())
+async def test_the_system_is_asked_by_default() -> None:
+    served = BootstrapDNS(BootstrapDNSConfig(published=("localhost", "192.0.2.7")))
+    async with started(served):
+        await until(lambda: len(ask(served) or ()) == 2)
+    assert set(ask(served)["localhost"]) <= {"127.0.0.1", "::1"}
+    assert ask(served)["192.0.2.7"] == ["192.0.2.7"]
 
 
 def test_a_wrong_entry_is_told_at_once() -> None:
@@ -420,12 +384,9 @@ async def name_server(
         await asyncio.sleep(0)
 
 
-def test_txt_records_are_read_from_a_name_server(run: Run) -> None:
-    async def main() -> None:
-        async with name_server(share=['"7" "5"', '"x\\255"']) as (_, resolver):
-            assert sorted(await system_txt("share.example", resolver=resolver)) == ["75", "x\ufffd"]
-
-    run(main())
+async def test_txt_records_are_read_from_a_name_server() -> None:
+    async with name_server(share=['"7" "5"', '"x\\255"']) as (_, resolver):
+        assert sorted(await system_txt("share.example", resolver=resolver)) == ["75", "x\ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -436,39 +397,30 @@ def test_txt_records_are_read_from_a_name_server(run: Run) -> None:
         ("x" * 70, "A DNS label is > 63 octets long"),
     ],
 )
-def test_a_name_without_txt_records_is_told(run: Run, name: str, why: str) -> None:
-    async def main() -> None:
-        async with name_server() as (_, resolver):
-            with pytest.raises(DialError, match=why):
-                await system_txt(name, resolver=resolver)
-
-    run(main())
+async def test_a_name_without_txt_records_is_told(name: str, why: str) -> None:
+    async with name_server() as (_, resolver):
+        with pytest.raises(DialError, match=why):
+            await system_txt(name, resolver=resolver)
 
 
-def test_cancelling_a_txt_look_up_leaves_nothing(run: Run) -> None:
-    async def main() -> None:
-        async with name_server() as (server, resolver):
-            task = asyncio.create_task(system_txt("silent.example", resolver=resolver))
-            await until(lambda: bool(server.asked))
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    run(main())
+async def test_cancelling_a_txt_look_up_leaves_nothing() -> None:
+    async with name_server() as (server, resolver):
+        task = asyncio.create_task(system_txt("silent.example", resolver=resolver))
+        await until(lambda: bool(server.asked))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
-def test_a_roll_out_from_the_name_servers_of_the_system(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_a_roll_out_from_the_name_servers_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def main() -> None:
-        async with name_server(share=['"50"']) as (_, resolver):
-            monkeypatch.setattr(dns.asyncresolver, "Resolver", lambda: resolver)
-            served = BootstrapDNS(
-                BootstrapDNSConfig(unpublished=("new/share.example",)),
-                resolver=Names(new=["192.0.2.9"]).addresses,
-            )
-            async with started(served):
-                await until(lambda: bool(ask(served, "new", "1.2.3.4")))
-                assert ask(served, "new", "1.2.3.6") == ""
-
-    run(main())
+    async with name_server(share=['"50"']) as (_, resolver):
+        monkeypatch.setattr(dns.asyncresolver, "Resolver", lambda: resolver)
+        served = BootstrapDNS(
+            BootstrapDNSConfig(unpublished=("new/share.example",)),
+            resolver=Names(new=["192.0.2.9"]).addresses,
+        )
+        async with started(served):
+            await until(lambda: bool(ask(served, "new", "1.2.3.4")))
+            assert ask(served, "new", "1.2.3.6") == ""

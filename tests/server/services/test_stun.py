@@ -16,7 +16,6 @@ from pyderp.errors import ConfigError
 from pyderp.server.services import stun
 from pyderp.server.services.stun import StunServer, stun_sockets
 from pyderp.wire.stun import pack_request, parse_response_untrusted
-from tests.conftest import Run
 
 TX = b"transaction!"
 REQUEST = pack_request(TX)
@@ -59,105 +58,81 @@ class Serving:
         await self.server.aclose()
 
 
-def test_a_request_is_answered(run: Run) -> None:
-    async def main() -> None:
-        async with Serving() as server:
-            with client(server) as sock:
-                answer = await exchange(sock, REQUEST)
-                own = sock.getsockname()
-            found = parse_response_untrusted(answer)
-            assert (found.tx_id, str(found.address), found.port) == (TX, *own)
-            assert len(answer) == 32
-            assert server.counters == stun.StunCounters(success=1, ipv4=1)
-
-    run(main())
+async def test_a_request_is_answered() -> None:
+    async with Serving() as server:
+        with client(server) as sock:
+            answer = await exchange(sock, REQUEST)
+            own = sock.getsockname()
+        found = parse_response_untrusted(answer)
+        assert (found.tx_id, str(found.address), found.port) == (TX, *own)
+        assert len(answer) == 32
+        assert server.counters == stun.StunCounters(success=1, ipv4=1)
 
 
 @pytest.mark.parametrize("host", ["", "::"])
 @pytest.mark.parametrize(("family", "size"), [("127.0.0.1", 32), ("::1", 44)])
-def test_all_addresses_are_both_families(run: Run, host: str, family: str, size: int) -> None:
-    async def main() -> None:
-        async with Serving(host) as server:
-            with client(server, family) as sock:
-                answer = await exchange(sock, REQUEST)
-            assert parse_response_untrusted(answer).address == ip_address(family)
-            assert len(answer) == size
-            assert (server.counters.ipv4, server.counters.ipv6) == (size == 32, size == 44)
-
-    run(main())
+async def test_all_addresses_are_both_families(host: str, family: str, size: int) -> None:
+    async with Serving(host) as server:
+        with client(server, family) as sock:
+            answer = await exchange(sock, REQUEST)
+        assert parse_response_untrusted(answer).address == ip_address(family)
+        assert len(answer) == size
+        assert (server.counters.ipv4, server.counters.ipv6) == (size == 32, size == 44)
 
 
-def test_one_ipv6_address_is_not_all(run: Run) -> None:
-    async def main() -> None:
-        async with Serving("::1") as server:
-            with client(server, "::1") as sock:
-                assert len(await exchange(sock, REQUEST)) == 44
-            assert server.addresses[0][0] == "::1"
-
-    run(main())
+async def test_one_ipv6_address_is_not_all() -> None:
+    async with Serving("::1") as server:
+        with client(server, "::1") as sock:
+            assert len(await exchange(sock, REQUEST)) == 44
+        assert server.addresses[0][0] == "::1"
 
 
-def test_what_is_no_request_is_ignored_and_counted(run: Run) -> None:
-    async def main() -> None:
-        async with Serving() as server:
-            with client(server) as sock:
-                bad = [JUNK, b"", REQUEST[:32], REQUEST[:-1] + b"?", bytes(1472), bytes(9000)]
-                answer = await exchange(sock, *bad, REQUEST)
-                assert parse_response_untrusted(answer).tx_id == TX
-            assert server.counters == stun.StunCounters(success=1, ipv4=1, not_stun=len(bad))
-
-    run(main())
+async def test_what_is_no_request_is_ignored_and_counted() -> None:
+    async with Serving() as server:
+        with client(server) as sock:
+            bad = [JUNK, b"", REQUEST[:32], REQUEST[:-1] + b"?", bytes(1472), bytes(9000)]
+            answer = await exchange(sock, *bad, REQUEST)
+            assert parse_response_untrusted(answer).tx_id == TX
+        assert server.counters == stun.StunCounters(success=1, ipv4=1, not_stun=len(bad))
 
 
-def test_a_flood_takes_turns_with_others(run: Run) -> None:
-    async def main() -> None:
-        async with Serving() as server:
-            with client(server) as sock:
-                for _ in range(3 * stun.BATCH):
-                    sock.send(JUNK)
-                counts: list[int] = []
-                while server.counters.not_stun < 3 * stun.BATCH:
-                    await asyncio.sleep(0)
-                    counts.append(server.counters.not_stun)
-            steps = {b - a for a, b in zip([0, *counts], counts, strict=False)}
-            assert steps - {0} == {stun.BATCH}
-
-    run(main())
+async def test_a_flood_takes_turns_with_others() -> None:
+    async with Serving() as server:
+        with client(server) as sock:
+            for _ in range(3 * stun.BATCH):
+                sock.send(JUNK)
+            counts: list[int] = []
+            while server.counters.not_stun < 3 * stun.BATCH:
+                await asyncio.sleep(0)
+                counts.append(server.counters.not_stun)
+        steps = {b - a for a, b in zip([0, *counts], counts, strict=False)}
+        assert steps - {0} == {stun.BATCH}
 
 
-def test_it_serves_what_it_is_given(run: Run) -> None:
-    async def main() -> None:
-        inherited = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
-        for sock in inherited:
-            sock.bind(("127.0.0.1", 0))
-        async with Serving(sockets=inherited) as server:
-            for _, port in server.addresses:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                    sock.settimeout(5)
-                    sock.connect(("127.0.0.1", port))
-                    assert parse_response_untrusted(await exchange(sock, REQUEST)).tx_id == TX
-
-    run(main())
+async def test_it_serves_what_it_is_given() -> None:
+    inherited = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for sock in inherited:
+        sock.bind(("127.0.0.1", 0))
+    async with Serving(sockets=inherited) as server:
+        for _, port in server.addresses:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(5)
+                sock.connect(("127.0.0.1", port))
+                assert parse_response_untrusted(await exchange(sock, REQUEST)).tx_id == TX
 
 
-def test_closing_frees_the_port(run: Run) -> None:
-    async def main() -> None:
-        async with Serving() as server:
-            port = server.addresses[0][1]
-        await server.aclose()
-        for sock in stun_sockets("127.0.0.1", port):
-            sock.close()
-
-    run(main())
+async def test_closing_frees_the_port() -> None:
+    async with Serving() as server:
+        port = server.addresses[0][1]
+    await server.aclose()
+    for sock in stun_sockets("127.0.0.1", port):
+        sock.close()
 
 
-def test_a_server_that_never_started_is_closed(run: Run) -> None:
-    async def main() -> None:
-        sockets = stun_sockets("127.0.0.1", 0)
-        await StunServer(sockets).aclose()
-        assert sockets[0].fileno() == -1
-
-    run(main())
+async def test_a_server_that_never_started_is_closed() -> None:
+    sockets = stun_sockets("127.0.0.1", 0)
+    await StunServer(sockets).aclose()
+    assert sockets[0].fileno() == -1
 
 
 class Broken(socket.socket):
@@ -185,8 +160,8 @@ def broken() -> Broken:
     return sock
 
 
-def test_a_read_error_is_survived(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_read_error_is_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stun, "_PAUSE", 0.01)
 
@@ -203,34 +178,31 @@ def test_a_read_error_is_survived(
                 assert parse_response_untrusted(answer).tx_id == TX
 
     with caplog.at_level(logging.WARNING, "pyderp.stun"):
-        run(main())
+        await main()
     assert [r.getMessage() for r in caplog.records if r.name == "pyderp.stun"] == [
         f"STUN read error: [Errno {errno.ENOMEM}] no memory (logged once; counted from now on)"
     ]
 
 
-def test_after_a_read_error_the_socket_rests_until_a_timer_or_the_end(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_after_a_read_error_the_socket_rests_until_a_timer_or_the_end(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It stays readable all the time."""
     monkeypatch.setattr(stun, "_PAUSE", 1000.0)
 
-    async def main() -> None:
-        sock = broken()
-        sock.read_error = OSError(errno.ENOMEM, "no memory")
-        async with Serving(sockets=[sock]) as server:
-            with client(server) as peer:
-                peer.send(REQUEST)
-                await until(lambda: server.counters.read_error == 1)
-                for _ in range(20):
-                    await asyncio.sleep(0)
-                assert sock.reads == 1
-                (timer,) = server._resting.values()
-                assert not timer.cancelled()
-        assert timer.cancelled()
-        assert sock.fileno() == -1
-
-    run(main())
+    sock = broken()
+    sock.read_error = OSError(errno.ENOMEM, "no memory")
+    async with Serving(sockets=[sock]) as server:
+        with client(server) as peer:
+            peer.send(REQUEST)
+            await until(lambda: server.counters.read_error == 1)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert sock.reads == 1
+            (timer,) = server._resting.values()
+            assert not timer.cancelled()
+    assert timer.cancelled()
+    assert sock.fileno() == -1
 
 
 @pytest.mark.parametrize(
@@ -238,8 +210,8 @@ def test_after_a_read_error_the_socket_rests_until_a_timer_or_the_end(
     [BlockingIOError(errno.EAGAIN, "full"), PermissionError(errno.EPERM, "firewall")],
     ids=["EAGAIN", "EPERM"],
 )
-def test_answers_that_cannot_be_sent_are_counted(
-    run: Run, caplog: pytest.LogCaptureFixture, error: OSError
+async def test_answers_that_cannot_be_sent_are_counted(
+    caplog: pytest.LogCaptureFixture, error: OSError
 ) -> None:
     async def main() -> None:
         sock = broken()
@@ -254,7 +226,7 @@ def test_answers_that_cannot_be_sent_are_counted(
             assert server.counters == stun.StunCounters(success=1, write_error=2, ipv4=3)
 
     with caplog.at_level(logging.WARNING, "pyderp.stun"):
-        run(main())
+        await main()
     assert len([r for r in caplog.records if r.name == "pyderp.stun"]) == 1
 
 

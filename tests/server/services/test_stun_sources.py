@@ -16,7 +16,6 @@ import pytest
 from pyderp.server.services import stun
 from pyderp.server.services.stun import StunServer, stun_sockets
 from pyderp.wire.stun import pack_request, parse_response_untrusted
-from tests.conftest import Run
 
 TX = b"transaction!"
 REQUEST = pack_request(TX)
@@ -76,69 +75,57 @@ async def ask(sock: socket.socket, host: str, port: int) -> tuple[bytes, str]:
 
 @linux
 @pytest.mark.parametrize("listen", ["", "0.0.0.0"], ids=["both families", "IPv4"])
-def test_each_address_of_a_host_answers_for_itself(run: Run, listen: str) -> None:
-    async def main() -> None:
-        server = StunServer(stun_sockets(listen, 0))
-        server.start()
-        port = server.addresses[0][1]
-        with asking() as sock:
-            for host in ("127.0.0.2", "127.0.0.1", "127.9.9.9", "127.0.0.2"):
-                answer, source = await ask(sock, host, port)
-                assert source == host
-                # family 1, also on a socket for both
-                assert (len(answer), answer[25]) == (32, 1)
-        assert server.counters == stun.StunCounters(success=4, ipv4=4)
-        await server.aclose()
-
-    run(main())
+async def test_each_address_of_a_host_answers_for_itself(listen: str) -> None:
+    server = StunServer(stun_sockets(listen, 0))
+    server.start()
+    port = server.addresses[0][1]
+    with asking() as sock:
+        for host in ("127.0.0.2", "127.0.0.1", "127.9.9.9", "127.0.0.2"):
+            answer, source = await ask(sock, host, port)
+            assert source == host
+            # family 1, also on a socket for both
+            assert (len(answer), answer[25]) == (32, 1)
+    assert server.counters == stun.StunCounters(success=4, ipv4=4)
+    await server.aclose()
 
 
 @linux
-def test_ipv6_answers_as_before(run: Run) -> None:
-    async def main() -> None:
-        server = StunServer(stun_sockets("", 0))
-        server.start()
-        with asking(socket.AF_INET6) as sock:
-            answer, source = await ask(sock, "::1", server.addresses[0][1])
-        assert (source, len(answer), answer[25]) == ("::1", 44, 2)
-        assert server.counters == stun.StunCounters(success=1, ipv6=1)
-        await server.aclose()
-
-    run(main())
+async def test_ipv6_answers_as_before() -> None:
+    server = StunServer(stun_sockets("", 0))
+    server.start()
+    with asking(socket.AF_INET6) as sock:
+        answer, source = await ask(sock, "::1", server.addresses[0][1])
+    assert (source, len(answer), answer[25]) == ("::1", 44, 2)
+    assert server.counters == stun.StunCounters(success=1, ipv6=1)
+    await server.aclose()
 
 
 @linux
-def test_an_inherited_socket_for_all_addresses_answers_so_too(run: Run) -> None:
-    async def main() -> None:
-        sock = watched("0.0.0.0")
-        server = StunServer([sock])
-        server.start()
-        with asking() as client:
-            _, source = await ask(client, "127.0.0.2", server.addresses[0][1])
-        assert source == "127.0.0.2"
-        assert sock.calls == {"recvmsg_into"}
-        await server.aclose()
-
-    run(main())
+async def test_an_inherited_socket_for_all_addresses_answers_so_too() -> None:
+    sock = watched("0.0.0.0")
+    server = StunServer([sock])
+    server.start()
+    with asking() as client:
+        _, source = await ask(client, "127.0.0.2", server.addresses[0][1])
+    assert source == "127.0.0.2"
+    assert sock.calls == {"recvmsg_into"}
+    await server.aclose()
 
 
-def test_a_socket_with_one_address_stays_on_the_fast_path(run: Run) -> None:
-    async def main() -> None:
-        sock = watched("127.0.0.1")
-        server = StunServer([sock])
-        server.start()
-        with asking() as client:
-            _, source = await ask(client, "127.0.0.1", server.addresses[0][1])
-        assert source == "127.0.0.1"
-        assert sock.calls == {"recvfrom_into"}
-        await server.aclose()
-
-    run(main())
+async def test_a_socket_with_one_address_stays_on_the_fast_path() -> None:
+    sock = watched("127.0.0.1")
+    server = StunServer([sock])
+    server.start()
+    with asking() as client:
+        _, source = await ask(client, "127.0.0.1", server.addresses[0][1])
+    assert source == "127.0.0.1"
+    assert sock.calls == {"recvfrom_into"}
+    await server.aclose()
 
 
 @linux
-def test_without_the_option_it_serves_on_and_says_so_once(
-    run: Run, caplog: pytest.LogCaptureFixture
+async def test_without_the_option_it_serves_on_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         sock = watched("0.0.0.0")
@@ -154,54 +141,48 @@ def test_without_the_option_it_serves_on_and_says_so_once(
         await server.aclose()
 
     with caplog.at_level(logging.WARNING, "pyderp.stun"):
-        run(main())
+        await main()
     (record,) = (r for r in caplog.records if r.name == "pyderp.stun")
     assert "STUN answers leave from an address of the kernel's choice" in record.getMessage()
     assert "Protocol not available" in record.getMessage()
 
 
 @linux
-def test_a_request_whose_destination_the_kernel_does_not_name_is_answered_and_counted(
-    run: Run,
-) -> None:
-    async def main() -> None:
-        sock = watched("0.0.0.0")
-        sock.names_no_address = True
-        server = StunServer([sock])
-        server.start()
-        with asking() as client:
-            client.sendto(b"no request", ("127.0.0.2", server.addresses[0][1]))
-            _, source = await ask(client, "127.0.0.2", server.addresses[0][1])
-        assert source == "127.0.0.1"
-        counted = stun.StunCounters(success=1, ipv4=1, not_stun=1, no_local_addr=1)
-        assert server.counters == counted
-        await server.aclose()
-
-    run(main())
+async def test_a_request_whose_destination_the_kernel_does_not_name_is_answered_and_counted() -> (
+    None
+):
+    sock = watched("0.0.0.0")
+    sock.names_no_address = True
+    server = StunServer([sock])
+    server.start()
+    with asking() as client:
+        client.sendto(b"no request", ("127.0.0.2", server.addresses[0][1]))
+        _, source = await ask(client, "127.0.0.2", server.addresses[0][1])
+    assert source == "127.0.0.1"
+    counted = stun.StunCounters(success=1, ipv4=1, not_stun=1, no_local_addr=1)
+    assert server.counters == counted
+    await server.aclose()
 
 
 @linux
-def test_a_flood_to_a_socket_for_all_addresses_takes_turns_with_others(run: Run) -> None:
-    async def main() -> None:
-        server = StunServer(stun_sockets("", 0))
-        server.start()
-        with asking() as client:
-            for _ in range(3 * stun.BATCH):
-                client.sendto(bytes(40), ("127.0.0.2", server.addresses[0][1]))
-            counts: list[int] = []
-            while server.counters.not_stun < 3 * stun.BATCH:
-                await asyncio.sleep(0)
-                counts.append(server.counters.not_stun)
-        steps = {b - a for a, b in zip([0, *counts], counts, strict=False)}
-        assert steps - {0} == {stun.BATCH}
-        await server.aclose()
-
-    run(main())
+async def test_a_flood_to_a_socket_for_all_addresses_takes_turns_with_others() -> None:
+    server = StunServer(stun_sockets("", 0))
+    server.start()
+    with asking() as client:
+        for _ in range(3 * stun.BATCH):
+            client.sendto(bytes(40), ("127.0.0.2", server.addresses[0][1]))
+        counts: list[int] = []
+        while server.counters.not_stun < 3 * stun.BATCH:
+            await asyncio.sleep(0)
+            counts.append(server.counters.not_stun)
+    steps = {b - a for a, b in zip([0, *counts], counts, strict=False)}
+    assert steps - {0} == {stun.BATCH}
+    await server.aclose()
 
 
 @linux
-def test_errors_of_a_socket_for_all_addresses_are_survived(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_errors_of_a_socket_for_all_addresses_are_survived(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stun, "_PAUSE", 0.01)
 
@@ -219,26 +200,23 @@ def test_errors_of_a_socket_for_all_addresses_are_survived(
                 raise OSError(errno.EPERM, "firewall")
             return super().sendmsg(*args)
 
-    async def main() -> None:
-        sock = Broken(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("0.0.0.0", 0))
-        server = StunServer([sock])
-        server.start()
-        port = server.addresses[0][1]
-        with asking() as client:
-            sock.failing = "read"
-            client.sendto(REQUEST, ("127.0.0.2", port))
-            while server.counters.read_error < 2:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            sock.failing = None
-            answer, _ = await asyncio.to_thread(client.recvfrom, 2048)
-            assert parse_response_untrusted(answer).tx_id == TX
-            sock.failing = "write"
-            client.sendto(REQUEST, ("127.0.0.2", port))
-            while server.counters.write_error < 1:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0)
-            _, source = await ask(client, "127.0.0.2", port)
-            assert source == "127.0.0.2"
-        await server.aclose()
-
-    run(main())
+    sock = Broken(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", 0))
+    server = StunServer([sock])
+    server.start()
+    port = server.addresses[0][1]
+    with asking() as client:
+        sock.failing = "read"
+        client.sendto(REQUEST, ("127.0.0.2", port))
+        while server.counters.read_error < 2:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        sock.failing = None
+        answer, _ = await asyncio.to_thread(client.recvfrom, 2048)
+        assert parse_response_untrusted(answer).tx_id == TX
+        sock.failing = "write"
+        client.sendto(REQUEST, ("127.0.0.2", port))
+        while server.counters.write_error < 1:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0)
+        _, source = await ask(client, "127.0.0.2", port)
+        assert source == "127.0.0.2"
+    await server.aclose()

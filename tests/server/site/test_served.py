@@ -10,7 +10,6 @@ import pytest
 
 import pyderp
 from pyderp.config import DebugAccess, RelayConfig
-from tests.conftest import Run
 from tests.server import dial
 
 PROXIED = "127.0.0.0/8"
@@ -59,37 +58,31 @@ MATRIX: Sequence[tuple[str, RelayConfig, str, str, list[str], bool]] = (
     [row[1:] for row in MATRIX],
     ids=[row[0] for row in MATRIX],
 )
-def test_debug_access_matrix(
-    run: Run, settings: RelayConfig, method: str, query: str, headers: list[str], allowed: bool
+async def test_debug_access_matrix(
+    settings: RelayConfig, method: str, query: str, headers: list[str], allowed: bool
 ) -> None:
-    async def main() -> None:
-        async with pyderp.Relay(settings) as relay:
-            for page in ("/debug/", "/debug/varz"):
-                answer = await fetch(relay, page + query, *headers, method=method)
-                assert answer.startswith(b"HTTP/1.1 200 " if allowed else b"HTTP/1.1 403 ")
-            home = await fetch(relay, "/" + query, *headers, method=method)
-            assert home.startswith(b"HTTP/1.1 200 ")
-            if method == "GET":
-                assert (b'href="/debug/"' in home) is allowed
-
-    run(main())
+    async with pyderp.Relay(settings) as relay:
+        for page in ("/debug/", "/debug/varz"):
+            answer = await fetch(relay, page + query, *headers, method=method)
+            assert answer.startswith(b"HTTP/1.1 200 " if allowed else b"HTTP/1.1 403 ")
+        home = await fetch(relay, "/" + query, *headers, method=method)
+        assert home.startswith(b"HTTP/1.1 200 ")
+        if method == "GET":
+            assert (b'href="/debug/"' in home) is allowed
 
 
-def test_every_page_of_a_busy_relay(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, dial.clients(relay, 2) as (a, b):
-            await dial.passes(a, b)
-            index = await fetch(relay, "/debug/")
-            assert b"<b>Connections:</b> 2<" in index
-            check = await fetch(relay, "/debug/check")
-            assert check.endswith(b"\r\n\r\nderp.Server ConsistencyCheck okay")
-            varz = await fetch(relay, "/debug/varz")
-            assert b"\nderp_packets_sent 1\n" in varz
-            everything = await fetch(relay, "/debug/vars")
-            assert b'"packets_sent": 1' in everything
-            table = await fetch(relay, "/debug/connections")
-            for client in (a, b):
-                assert f"<td>{client.key}</td>".encode() in table
-            assert (await fetch(relay, "/debug/pprof/")).startswith(b"HTTP/1.1 404 ")
-
-    run(main())
+async def test_every_page_of_a_busy_relay() -> None:
+    async with pyderp.Relay() as relay, dial.clients(relay, 2) as (a, b):
+        await dial.passes(a, b)
+        index = await fetch(relay, "/debug/")
+        assert b"<b>Connections:</b> 2<" in index
+        check = await fetch(relay, "/debug/check")
+        assert check.endswith(b"\r\n\r\nderp.Server ConsistencyCheck okay")
+        varz = await fetch(relay, "/debug/varz")
+        assert b"\nderp_packets_sent 1\n" in varz
+        everything = await fetch(relay, "/debug/vars")
+        assert b'"packets_sent": 1' in everything
+        table = await fetch(relay, "/debug/connections")
+        for client in (a, b):
+            assert f"<td>{client.key}</td>".encode() in table
+        assert (await fetch(relay, "/debug/pprof/")).startswith(b"HTTP/1.1 404 ")

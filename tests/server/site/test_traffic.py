@@ -12,7 +12,6 @@ import pyderp
 from pyderp import RelayConfig
 from pyderp.server.site.connections import traffic
 from pyderp.wire.messages import ReceivedPacket
-from tests.conftest import Run
 from tests.server import dial
 
 from .world import FakeServed, bare, client
@@ -43,54 +42,48 @@ class Rounds:
 
 
 @pytest.mark.parametrize("via", ["plain", "websocket"])
-def test_busy_clients_are_told_until_the_reader_leaves(
-    run: Run, via: str, monkeypatch: pytest.MonkeyPatch
+async def test_busy_clients_are_told_until_the_reader_leaves(
+    via: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyderp.server.site.connections._PERIOD", 0.05)
 
-    async def main() -> None:
-        way = dial.Via(websocket=via == "websocket")
-        async with pyderp.Relay() as relay, dial.clients(relay, 3, via=way) as (a, b, c):
-            for sender in (a, c):
-                sender.send(b, bytes(1000))
-                assert isinstance(await b.wait_for(ReceivedPacket), ReceivedPacket)
-            reader, writer = await asyncio.open_connection(*relay.address)
-            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200 ")
-            rounds = Rounds(reader)
-            first = await rounds.next()
-            assert set(first) == {str(each.key) for each in (a, b, c)}
-            assert first[str(b.key)]["UniqueSenders"] == 2
-            assert "UniqueSenders" not in first[str(a.key)]
-            assert first[str(b.key)]["Sent"] > 2000
-            assert first[str(a.key)]["Recv"] > 1000
-            a.send(b, bytes(500))
-            await b.wait_for(ReceivedPacket)
-            second: dict[str, Line] = {}
-            while len(second) < 2:
-                second |= await rounds.next()
-            assert set(second) == {str(a.key), str(b.key)}
-            growth = second[str(a.key)]["Recv"] - first[str(a.key)]["Recv"]
-            assert 500 < growth < 600
-            await dial.hang_up(writer)
-            async with asyncio.timeout(dial.BOUND):
-                while relay._running()._tasks:  # noqa: ASYNC110 (nobody tells)
-                    await asyncio.sleep(0.005)
-
-    run(main())
-
-
-def test_a_relay_that_stops_ends_the_stream(run: Run) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay:
-            reader, writer = await asyncio.open_connection(*relay.address)
-            writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
-        assert not (await dial.drained(reader)).endswith(b"0\r\n\r\n")  # cut, not ended
+    way = dial.Via(websocket=via == "websocket")
+    async with pyderp.Relay() as relay, dial.clients(relay, 3, via=way) as (a, b, c):
+        for sender in (a, c):
+            sender.send(b, bytes(1000))
+            assert isinstance(await b.wait_for(ReceivedPacket), ReceivedPacket)
+        reader, writer = await asyncio.open_connection(*relay.address)
+        writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        rounds = Rounds(reader)
+        first = await rounds.next()
+        assert set(first) == {str(each.key) for each in (a, b, c)}
+        assert first[str(b.key)]["UniqueSenders"] == 2
+        assert "UniqueSenders" not in first[str(a.key)]
+        assert first[str(b.key)]["Sent"] > 2000
+        assert first[str(a.key)]["Recv"] > 1000
+        a.send(b, bytes(500))
+        await b.wait_for(ReceivedPacket)
+        second: dict[str, Line] = {}
+        while len(second) < 2:
+            second |= await rounds.next()
+        assert set(second) == {str(a.key), str(b.key)}
+        growth = second[str(a.key)]["Recv"] - first[str(a.key)]["Recv"]
+        assert 500 < growth < 600
         await dial.hang_up(writer)
+        async with asyncio.timeout(dial.BOUND):
+            while relay._running()._tasks:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.005)
 
-    run(main())
+
+async def test_a_relay_that_stops_ends_the_stream() -> None:
+    async with pyderp.Relay() as relay:
+        reader, writer = await asyncio.open_connection(*relay.address)
+        writer.write(b"GET /debug/traffic HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
+    assert not (await dial.drained(reader)).endswith(b"0\r\n\r\n")  # cut, not ended
+    await dial.hang_up(writer)
 
 
 def test_who_has_no_tcp_connection_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,22 +117,19 @@ def test_cancelling_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("senders", [0, 1, 5, 100])
-def test_unique_senders_are_exact(run: Run, senders: int) -> None:
-    async def main() -> None:
-        async with pyderp.Relay() as relay, dial.clients(relay, 1) as (receiver,):
-            core = relay._running()
-            (connection,) = core.router.registry.connections()
-            for number in range(senders):
-                for _ in range(2):
-                    core.router.registry.remember(number.to_bytes(32, "big"), connection)
-            view = bare(router=core.router, protocols=core.protocols)
-            async with aclosing(traffic(view)) as chunks:
-                (line,) = lines(await anext(chunks))
-            assert line.get("UniqueSenders", 0) == senders
-            view.config = RelayConfig(sender_cardinality=False)
-            async with aclosing(traffic(view)) as chunks:
-                (line,) = lines(await anext(chunks))
-            assert "UniqueSenders" not in line
-            assert line["Key"] == str(receiver.key)
-
-    run(main())
+async def test_unique_senders_are_exact(senders: int) -> None:
+    async with pyderp.Relay() as relay, dial.clients(relay, 1) as (receiver,):
+        core = relay._running()
+        (connection,) = core.router.registry.connections()
+        for number in range(senders):
+            for _ in range(2):
+                core.router.registry.remember(number.to_bytes(32, "big"), connection)
+        view = bare(router=core.router, protocols=core.protocols)
+        async with aclosing(traffic(view)) as chunks:
+            (line,) = lines(await anext(chunks))
+        assert line.get("UniqueSenders", 0) == senders
+        view.config = RelayConfig(sender_cardinality=False)
+        async with aclosing(traffic(view)) as chunks:
+            (line,) = lines(await anext(chunks))
+        assert "UniqueSenders" not in line
+        assert line["Key"] == str(receiver.key)
