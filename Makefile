@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
+.PHONY: help relay test quick test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -34,6 +34,16 @@ endif
 test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
+
+# Neither the real peers nor whole programs: what is decided, written and read, over fake links.
+QUICK_TESTS := tests/wire tests/relay tests/config tests/maps tests/admission tests/client tests/net \
+  tests/netcheck tests/wsconn tests/server tests/test_*.py
+QUICK_WORKERS ?= 3
+
+quick: $(VENV)/.dev ## run the tests of bytes, decisions and units, on one event loop: a minute
+	$(BIN)/ruff check --quiet .
+	$(BIN)/python -m pytest -q -n $(QUICK_WORKERS) --dist worksteal --loops=asyncio \
+	  -m "not slow" $(QUICK_TESTS) $(PYTEST_ARGS)
 
 # What TLS and packets touch.
 ENGINES ?= off on

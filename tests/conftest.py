@@ -71,10 +71,18 @@ def pytest_report_header() -> str:
 def pytest_collection_finish() -> None:
     """Keep what is here before the first test out of every later search for garbage.
 
-    The thousands of tests themselves are most of the heap, and `run` searches it after each.
+    The thousands of tests themselves are most of the heap, and `on_loop` searches it after each.
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The same at the end of each module, whose fixtures are gone by then."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
