@@ -199,7 +199,12 @@ class TestTime:
     async def test_connect_scope(self, call: str) -> None:
         """A scope bounds the connects of sends and receives, and not that of `connect`."""
         async with fake_relay() as relay:
-            scope = lambda: asyncio.timeout(0.1)  # noqa: E731 (as in the documentation)
+            scopes: list[asyncio.Timeout] = []
+
+            def scope() -> asyncio.Timeout:
+                scopes.append(asyncio.timeout(0.1))
+                return scopes[-1]
+
             async with of_url(relay.url, connect_scope=scope) as client:
                 work = client.recv() if call == "recv" else client.send(RELAY.public, b"x")
                 async with bounded():
@@ -208,9 +213,9 @@ class TestTime:
                 await (await relay.accept()).gone()
                 connecting = asyncio.create_task(client.connect())
                 peer = await relay.accept()
-                await asyncio.sleep(0.2)
                 await peer.serve()
                 await connecting
+                assert len(scopes) == 1
 
 
 class TestErrors:

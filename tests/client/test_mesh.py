@@ -352,8 +352,10 @@ class TestStatus:
             monkeypatch.setattr(module, "_SETTLED", 0.05)
             await watch.feed(present(B))
             await until(lambda: "connected; 2 peers" in watch.lines)
+            monkeypatch.setattr(module, "_SETTLED", 0.0)
             await watch.feed(present(C))
-            await asyncio.sleep(0.1)
+            # A timer of no time would fire before this one.
+            await asyncio.sleep(0.001)
             assert sum("connected; " in line for line in watch.lines) == 1
 
     async def test_at_the_first_departure(self) -> None:

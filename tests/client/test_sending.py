@@ -98,7 +98,11 @@ class TestSending:
                     sent += 1
 
             sending = asyncio.create_task(sender())
-            await asyncio.sleep(0.1)
+            before = -1
+            while before != sent:
+                before = sent
+                for _ in range(50):
+                    await asyncio.sleep(0)
             assert sent < count
             for number in range(count):
                 packet = (await peer.expect(FrameType.SEND_PACKET))[32:]

@@ -49,28 +49,37 @@ def both(net: Network, *, at_once: bool = True) -> tuple[dict[str, Any], dict[st
         return ours.result(), theirs.result()
 
 
-def close(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether all latencies are within the tolerance."""
-    return all(
-        abs(latencies(ours, key)[region] - latency) < TOLERANCE
-        for key in ("RegionLatency", "RegionV4Latency", "RegionV6Latency")
-        for region, latency in latencies(theirs, key).items()
-    )
+class Shortest(dict[tuple[str, int], float]):
+    """The shortest latency of each region in several runs: a busy machine only makes it longer."""
+
+    def note(self, report: dict[str, Any]) -> None:
+        for key in ("RegionLatency", "RegionV4Latency", "RegionV6Latency"):
+            for region, latency in latencies(report, key).items():
+                self[key, region] = min(latency, self.get((key, region), latency))
+
+    def is_close(self, other: Shortest) -> bool:
+        """Whether both know the same regions, with latencies within the tolerance."""
+        return self.keys() == other.keys() and all(
+            abs(latency - other[each]) < TOLERANCE for each, latency in self.items()
+        )
 
 
 def compare(net: Network, **want: Any) -> dict[str, Any]:
     """Check that both report the same, and this; returns our last report."""
+    shortest, their_shortest = Shortest(), Shortest()
     for attempt in range(1, ATTEMPTS + 1):
         ours, theirs = both(net, at_once=attempt == 1)
+        shortest.note(ours)
+        their_shortest.note(theirs)
         found = facts(ours)
         log.info("attempt %d: %s %s", attempt, latencies(ours), latencies(theirs))
         agree = found == facts(theirs) and want.items() <= found.items()
-        if agree and close(ours, theirs):
+        if agree and shortest.is_close(their_shortest):
             return ours
         if attempt == ATTEMPTS:
             assert found == facts(theirs)
             assert {name: found[name] for name in want} == want
-            pytest.fail(f"latencies differ too much: {latencies(ours)} {latencies(theirs)}")
+            pytest.fail(f"latencies differ too much: {shortest} {their_shortest}")
     raise AssertionError("there were no attempts")
 
 
