@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
+.PHONY: help relay test test-engines fast test-fast peers peer-ts-derp fmt lint types hooks bench bench-iroh bench-publish fuzz docs changelog dist requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -67,13 +67,22 @@ peers: peer-ts-derp ## build and install the real peers that interoperability te
 peer-ts-derp: ## build the peer on Tailscale's Rust crate (Rust 1.92; skipped without it)
 	scripts/peer-ts-derp $(PEERS)
 
-lint: $(VENV)/.dev ## style, and the floors of the house
+fmt: $(VENV)/.dev ## format all code and repair what ruff can repair; Rust too, if cargo is there
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+	@if command -v cargo >/dev/null; then cd fast && cargo fmt; fi
+
+lint: $(VENV)/.dev ## style, imports that go one way only, fragments of the changelog
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --verbose
+	$(BIN)/python scripts/changelog.py --check
 
 types: $(VENV)/.dev ## mypy --strict
 	$(BIN)/mypy
+
+hooks: $(VENV)/.dev ## have git run the quick checks at each commit, and mypy at each push
+	$(BIN)/pre-commit install
 
 # make bench QUICK=1; make bench ARGS='--only curve'
 QUICK ?=
@@ -100,6 +109,15 @@ fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
 docs: $(VENV)/.dev ## check the documentation: links, generated reference
 	$(BIN)/python scripts/check_docs.py
 
+changelog: $(VENV)/.dev ## write the fragments in changelog/ into CHANGELOG.md
+	$(BIN)/python scripts/changelog.py
+
+dist: changelog ## build wheel and sdist into dist/; install each into a fresh environment and run it
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py --requirements requirements.txt dist/*
+
 requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade --extra relay pyproject.toml -o requirements.txt
@@ -111,7 +129,7 @@ requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	  --no-header --no-annotate --upgrade requirements-bench.in -o requirements-bench.txt
 
 clean: ## remove the environments and the peers
-	rm -rf $(VENV) .venv-* .peers .relay build fast/target
+	rm -rf $(VENV) .venv-* .peers .relay build dist fast/target
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
