@@ -55,7 +55,8 @@ def draft(version: str, root: Path = ROOT) -> str:
 
 def spliced(changelog: str, section: str) -> str:
     """Return the text of CHANGELOG.md with another section of the version in the making."""
-    return _NEXT.sub(lambda _: f"\n{section}\n", changelog, count=1)
+    between = f"\n{section}\n" if section else "\n"
+    return _NEXT.sub(lambda _: between, changelog, count=1)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -34,7 +34,6 @@ def add(repository: Path, name: str, text: str = "The relay is faster.\n") -> Pa
 
 def test_all_fragments_here_are_in_the_draft() -> None:
     paths = changelog.fragments()
-    assert len(paths) > 100
     section = changelog.draft(pyderp.__version__)
     assert section.startswith(f"## {pyderp.__version__} (")
     assert len(re.findall(r"^- ", section, re.MULTILINE)) == len(paths)
