@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test test-engines fast test-fast peers peer-ts-derp fmt lint types hooks bench bench-iroh bench-publish fuzz docs changelog dist requirements clean
+.PHONY: help relay test test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -67,6 +67,8 @@ peers: peer-ts-derp ## build and install the real peers that interoperability te
 peer-ts-derp: ## build the peer on Tailscale's Rust crate (Rust 1.92; skipped without it)
 	scripts/peer-ts-derp $(PEERS)
 
+.PHONY: fmt hooks
+
 fmt: $(VENV)/.dev ## format all code and repair what ruff can repair; Rust too, if cargo is there
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
@@ -103,11 +105,7 @@ $(IROH):
 bench-publish: $(VENV)/.bench ## make RESULTS.md, README's table and docs from RAW=build/bench/raw-….jsonl
 	$(BIN)/python bench/run.py --report $(RAW) --publish
 
-fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
-	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
-
-docs: $(VENV)/.dev ## check the documentation: links, generated reference
-	$(BIN)/python scripts/check_docs.py
+.PHONY: changelog dist
 
 changelog: $(VENV)/.dev ## write the fragments in changelog/ into CHANGELOG.md
 	$(BIN)/python scripts/changelog.py
@@ -117,6 +115,12 @@ dist: changelog ## build wheel and sdist into dist/; install each into a fresh e
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python scripts/check_dist.py --requirements requirements.txt dist/*
+
+fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
+	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
+
+docs: $(VENV)/.dev ## check the documentation: links, generated reference
+	$(BIN)/python scripts/check_docs.py
 
 requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
