@@ -77,13 +77,24 @@ peers: peer-ts-derp ## build and install the real peers that interoperability te
 peer-ts-derp: ## build the peer on Tailscale's Rust crate (Rust 1.92; skipped without it)
 	scripts/peer-ts-derp $(PEERS)
 
-lint: $(VENV)/.dev ## style, and the floors of the house
+.PHONY: fmt hooks
+
+fmt: $(VENV)/.dev ## format all code and repair what ruff can repair; Rust too, if cargo is there
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+	@if command -v cargo >/dev/null; then cd fast && cargo fmt; fi
+
+lint: $(VENV)/.dev ## style, imports that go one way only, fragments of the changelog
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --verbose
+	$(BIN)/python scripts/changelog.py --check
 
 types: $(VENV)/.dev ## mypy --strict
 	$(BIN)/mypy
+
+hooks: $(VENV)/.dev ## have git run the quick checks at each commit, and mypy at each push
+	$(BIN)/pre-commit install
 
 # make bench QUICK=1; make bench ARGS='--only curve'
 QUICK ?=
@@ -104,6 +115,17 @@ $(IROH):
 bench-publish: $(VENV)/.bench ## make RESULTS.md, README's table and docs from RAW=build/bench/raw-….jsonl
 	$(BIN)/python bench/run.py --report $(RAW) --publish
 
+.PHONY: changelog dist
+
+changelog: $(VENV)/.dev ## write the fragments in changelog/ into CHANGELOG.md
+	$(BIN)/python scripts/changelog.py
+
+dist: changelog ## build wheel and sdist into dist/; install each into a fresh environment and run it
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py --requirements requirements.txt dist/*
+
 fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
 	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
 
@@ -121,7 +143,7 @@ requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	  --no-header --no-annotate --upgrade requirements-bench.in -o requirements-bench.txt
 
 clean: ## remove the environments and the peers
-	rm -rf $(VENV) .venv-* .peers .relay build fast/target
+	rm -rf $(VENV) .venv-* .peers .relay build dist fast/target
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
