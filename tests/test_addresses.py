@@ -125,7 +125,7 @@ def test_unmapped_text_shows_ipv4_addresses_as_such(host: str, want: str) -> Non
     assert unmapped_text(host) == want
 
 
-def test_a_bracket_that_is_missing_is_told() -> None:
+def test_a_missing_bracket_is_reported() -> None:
     with pytest.raises(ConfigError, match="a bracket is missing"):
         parse_address("[::1:0")
 

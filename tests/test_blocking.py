@@ -170,7 +170,7 @@ def test_sealed_packets_are_for_the_peer_alone(make: Make) -> None:
     assert sealed.peer == other.self_public_key
 
 
-def test_the_mesh_key_gives_its_rights() -> None:
+def test_the_mesh_key_grants_mesh_rights() -> None:
     mesh_key = MeshKey.parse("ab" * 32)
     config = ClientConfig(network=NetworkSettings(), mesh_key=mesh_key)
     with (
@@ -600,7 +600,7 @@ def test_time_limits_say_what_was_waited_for(make: Make) -> None:
 # Its end
 
 
-def test_a_client_that_nobody_closed_is_told_of_and_closed(relay: RelayThread) -> None:
+def test_an_unclosed_client_is_reported_and_closed(relay: RelayThread) -> None:
     client = blocking.Client.for_url(relay.url, config=DIRECT)
     client.connect()
     relay.wait_for_clients(1)

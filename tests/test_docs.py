@@ -328,7 +328,7 @@ def test_write_makes_tables_anew(tmp_path: Path) -> None:
     assert check_docs.write_tables(tmp_path) == []
 
 
-def test_command_tells_what_is_wrong(
+def test_the_command_names_the_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status is 1 and the problem is printed with file and line."""

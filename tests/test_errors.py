@@ -77,7 +77,7 @@ def test_names_of_wire_are_those_of_its_modules() -> None:
         assert getattr(pyderp.wire, name) is getattr(home, name)
 
 
-def test_version_is_told() -> None:
+def test_the_version_is_named() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", pyderp.__version__)
 
 
@@ -125,7 +125,7 @@ def test_every_error_has_a_sentence_of_its_own() -> None:
     assert len(set(docs)) == len(docs)
 
 
-def test_remote_error_tells_the_frame_type() -> None:
+def test_a_remote_error_names_the_frame_type() -> None:
     error = errors.FrameTooLarge("too large", frame_type=4)
     assert (str(error), error.frame_type) == ("too large", 4)
     assert errors.BadUpgrade("no HTTP").frame_type is None

@@ -106,7 +106,7 @@ class TestTargets:
 
 
 class TestMutator:
-    def test_gives_the_same_each_time(self) -> None:
+    def test_the_result_is_the_same_each_time(self) -> None:
         """A failure in one run is a failure in the next; and it is not the same input always."""
         made = [list(mutations([b"seed", b""], [b"token"], count=500, seed="s")) for _ in range(2)]
         assert made[0] == made[1]

@@ -133,7 +133,7 @@ async def test_a_transport_is_left_until_it_is_closed() -> None:
         assert not snapshot.left()
 
 
-async def test_an_exception_that_nobody_retrieved_is_left() -> None:
+async def test_an_exception_that_was_not_retrieved_is_left() -> None:
     async def fail() -> None:
         raise ValueError("nobody looks")
 

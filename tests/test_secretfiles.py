@@ -95,7 +95,7 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "warns"), [(0o777, True), (0o1777, False), (0o775, False), (0o700, False)]
 )
-def test_a_folder_where_others_can_replace_the_key_is_told(
+def test_a_folder_where_others_can_replace_the_key_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warns: bool
 ) -> None:
     folder = tmp_path / "keys"
@@ -237,9 +237,7 @@ def test_dangling_link_is_refused_and_not_followed(path: Path, tmp_path: Path) -
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_mode_that_cannot_be_told_is_not_warned_of(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_mode_is_not_warned_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = load_or_create_key(path)
 
     def gone(_: Path) -> os.stat_result:
@@ -432,7 +430,7 @@ def test_a_fifo_with_a_key_in_it_is_no_key_file_either(path: Path) -> None:
         os.close(writer)
 
 
-def test_a_stamp_tells_versions_of_a_file_apart(tmp_path: Path) -> None:
+def test_a_stamp_distinguishes_versions_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert file_stamp(path) is None
     path.write_text("one")

@@ -132,7 +132,7 @@ def test_after_renewing_newcomers_get_a_new_query() -> None:
     asyncio.run(main())
 
 
-def test_closing_ends_queries_and_tells_callers_none() -> None:
+def test_closing_ends_queries_and_returns_none_to_callers() -> None:
     async def main() -> None:
         flight: SingleFlight[str, int] = SingleFlight()
         query = Query()
@@ -166,7 +166,7 @@ def test_work_that_is_kept_goes_on_without_callers_and_the_next_one_joins_it() -
 
 
 @pytest.mark.parametrize("wait", [False, True])
-def test_the_last_caller_to_give_up_waits_for_the_end_if_told_so(wait: bool) -> None:
+def test_the_last_caller_to_give_up_waits_for_the_end_if_asked_to(wait: bool) -> None:
     async def main() -> None:
         flight: SingleFlight[str, int] = SingleFlight(wait=wait)
         may_end = asyncio.Event()

@@ -98,7 +98,7 @@ def test_names_of_openssl_become_words(reason: str | None, text: str, told: str)
     assert openssl_words(error) == system_words(error) == told
 
 
-def test_a_refused_certificate_is_told_by_the_verifier_s_words() -> None:
+def test_a_refused_certificate_is_described_by_the_verifier() -> None:
     error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] … (_ssl.c:1000)")
     error.verify_message = "Hostname mismatch."
     assert system_words(error) == "the certificate is not accepted: Hostname mismatch"

@@ -97,7 +97,7 @@ def test_flood_gets_the_rate(size: int) -> None:
 # Lines of a log
 
 
-def test_one_line_an_interval_and_the_next_tells_how_many_were_left_out() -> None:
+def test_one_line_an_interval_and_the_next_counts_those_left_out() -> None:
     throttle = Throttle(60)
     times = [0, 1, 59.9, 60, 119, 120, 1000]
     assert [throttle.admit(now) for now in times] == [0, None, None, 2, None, 1, 0]

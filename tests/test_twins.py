@@ -247,7 +247,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestWatchAppName": (
         "server/conn/test_protocol.py::test_a_name_that_keeps_the_rule_is_told_to_watchers",
         "relay/test_connection.py::test_present_frame_ends_in_the_name_as_go_writes_it",
-        "interop/client/test_messages.py::test_watcher_sees_who_is_what",
+        "interop/client/test_messages.py::test_a_watcher_sees_the_flags_of_each_peer",
     ),
     "FuzzReadFrameHeader": ("test_fuzz.py::TestTargets::test_mutations_of_seeds",),
     "FuzzReadFrame": ("property/test_wire_properties.py::test_client_session_reads_any_frame",),
@@ -301,7 +301,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_registry.py::test_takeovers_are_those_of_go_for_any_life_of_a_key",
     ),
     "TestSenderCardinalityEnv": (
-        "cli/relay/test_flags.py::test_senders_are_counted_unless_somebody_says_no",
+        "cli/relay/test_flags.py::test_senders_are_counted_unless_switched_off",
     ),
     "TestGetPerClientSendQueueDepth": (
         "cli/relay/test_flags.py::test_what_is_no_depth_of_a_queue_counts_as_not_given",
@@ -309,7 +309,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "TestServeDebugClients": (
         "server/site/test_clients.py::test_a_question_that_makes_no_sense_is_refused",
-        "interop/server/test_debug_clients.py::test_what_is_wrong_is_told_in_the_same_words",
+        "interop/server/test_debug_clients.py::test_both_refuse_a_bad_request_in_the_same_words",
         "interop/server/test_debug_clients.py::test_people_see_the_same",
     ),
     "TestServeDebugClientsPagination": (
@@ -445,8 +445,8 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/conn/test_protocol_time.py::test_a_mesh_peer_has_thirty_seconds",
     ),
     "the end of a client that reads nothing is told at once": (
-        "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_told_at_once",
-        "interop/server/test_stuck_end.py::test_it_is_told_before_the_write_times_out",
+        "fault/test_stuck_end.py::test_the_end_of_a_stuck_client_is_announced_at_once",
+        "interop/server/test_stuck_end.py::test_the_reason_arrives_before_the_write_times_out",
     ),
     "a dead path, and what the kernel ends by itself": (
         "fault/test_dead_path.py::test_a_client_behind_a_dead_path_is_ended_and_slow_readers_live",

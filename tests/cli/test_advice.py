@@ -254,7 +254,7 @@ def test_an_end_without_an_answer(here: Here) -> None:
         assert "the connection was cut: try again" in told(here, f"http://127.0.0.1:{port}")
 
 
-def test_nobody_listens(here: Here) -> None:
+def test_no_server_listens(here: Here) -> None:
     assert "nothing listens there" in told(here, "http://127.0.0.1:1")
     assert "nothing listens there" in told(here, "https://127.0.0.1:1", "--insecure")
 
@@ -387,7 +387,7 @@ def test_errors_that_say_it_all_need_none() -> None:
     assert advice(ConfigError("--x: want y")) == []
 
 
-def test_each_cause_is_told_once() -> None:
+def test_each_cause_is_named_once() -> None:
     refused = UpgradeRejected("404", status=404, body="")
     gone = DialError("connect to 192.0.2.1:1: No route to host")
     error = ConnectError("no", attempts=[refused, ConnectError("no", attempts=[refused, gone])])

@@ -138,7 +138,9 @@ def test_a_region_is_named_by_number_or_code(
         assert wrong.counters.connections == 0
 
 
-def test_which_regions_there_are_is_told(here: Here, tmp_path: Path, pinned: RelayThread) -> None:
+def test_an_unknown_region_lists_the_regions(
+    here: Here, tmp_path: Path, pinned: RelayThread
+) -> None:
     path = write_map(tmp_path / "map.json", pinned, pinned)
     done = here("ping", "--derp-map", path)
     assert done.code == 2

@@ -102,7 +102,7 @@ def test_what_is_no_key_is_refused_and_not_shown(
     assert "secret" not in done.err
 
 
-def test_a_missing_file_is_told_how_to_make(here: Here, tmp_path: Path) -> None:
+def test_a_missing_file_error_says_how_to_make_one(here: Here, tmp_path: Path) -> None:
     done = here("key", "public", tmp_path / "none")
     assert done.code == 1
     assert f"make one with: pyderp key new -o {tmp_path / 'none'}" in done.err

@@ -158,7 +158,7 @@ def test_the_end_of_a_connection_is_an_object(relay: RelayThread) -> None:
     assert kinds == ["listening", "connected", "disconnected", "connected"]
 
 
-def test_a_restart_is_told(relay: RelayThread) -> None:
+def test_a_restart_is_reported(relay: RelayThread) -> None:
     with listening(relay.url, "--json") as (listener, _):
         relay.restart()
         listener.wait_for("the relay restarts; connecting again in")
@@ -195,7 +195,7 @@ def test_a_time_limit_ends_it(relay: RelayThread, here: Here, count: list[object
     assert ("0 of 1 packets came within 0.2 s" in done.err) == bool(count)
 
 
-def test_nobody_at_the_other_end_of_the_pipe_is_a_quiet_end(relay: RelayThread) -> None:
+def test_a_closed_pipe_is_a_quiet_end(relay: RelayThread) -> None:
     with listening(relay.url) as (listener, key), peer(relay) as sender:
         assert listener.popen.stdout is not None
         listener.popen.stdout.close()
@@ -206,7 +206,7 @@ def test_nobody_at_the_other_end_of_the_pipe_is_a_quiet_end(relay: RelayThread) 
         assert "BrokenPipe" not in done.err
 
 
-def test_a_relay_that_is_not_there_is_told_at_once(here: Here) -> None:
+def test_an_absent_relay_is_reported_at_once(here: Here) -> None:
     done = here("listen", "http://127.0.0.1:1/derp", "--json")
     assert done.code == 1
     event = json.loads(done.out.splitlines()[-1])

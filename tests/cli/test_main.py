@@ -56,7 +56,7 @@ def test_remarks_do_not_go_to_standard_output_if_standard_error_is_closed(
     assert done.stdout == b""
 
 
-def test_a_closed_standard_input_is_told(relay: RelayThread) -> None:
+def test_a_closed_standard_input_is_reported(relay: RelayThread) -> None:
     done = shell("send", relay.url, NOBODY, "--wait", 0, redirect="<&-")
     assert done.returncode == 1
     assert b"pyderp: standard input is closed\n" in done.stderr
@@ -107,7 +107,7 @@ def test_a_relay_does_without_standard_streams() -> None:
         ["send", "--json", "-m", "x", "URL", str(NOBODY)],
     ],
 )
-def test_a_full_standard_output_is_told_in_a_line(relay: RelayThread, args: list[str]) -> None:
+def test_a_full_standard_output_is_reported_in_a_line(relay: RelayThread, args: list[str]) -> None:
     done = shell(*[relay.url if a == "URL" else a for a in args], redirect=f"> {FULL}")
     assert done.returncode == 1
     lines = done.stderr.decode().splitlines()
@@ -184,7 +184,7 @@ def test_ctrl_c_during_imports_exits_130(command: str) -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
-def test_go_s_spelling_is_told_in_json_too() -> None:
+def test_go_s_spelling_is_explained_in_json_too() -> None:
     done = shell("ping", "-count=5", "--json", redirect="")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"].startswith("-count=5: write --count=5")

@@ -178,7 +178,7 @@ def test_relay_measures_all_regions(tmp_path: Path) -> None:
     assert len(json.loads(done.out)["RegionLatency"]) == 4
 
 
-def test_relay_tells_whether_packets_pass(tmp_path: Path) -> None:
+def test_relay_says_whether_packets_pass(tmp_path: Path) -> None:
     with RelayThread() as relay, our_stun_server("127.0.0.1") as port:
         (node,) = relay.region.nodes
         path = write_map(tmp_path, port)

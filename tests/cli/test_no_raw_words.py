@@ -101,7 +101,7 @@ def server_context(folder: Path, *, days: int = 60) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("case", ["untrusted", "name", "expired", "pin", "client certificate"])
-def test_certificates_and_who_refuses_them(here: Here, tmp_path: Path, case: str) -> None:
+def test_certificates_that_clients_refuse(here: Here, tmp_path: Path, case: str) -> None:
     context = server_context(tmp_path, days=-1 if case == "expired" else 60)
     flags: list[object] = ["--ca", tmp_path / f"{NAME}.crt"]
     if case == "untrusted":

@@ -74,7 +74,7 @@ def test_remarks_go_to_standard_error_and_are_escaped(capsys: pytest.CaptureFixt
     assert err == "pyderp: x\n"
 
 
-def test_nobody_need_listen_to_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_error_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, _: str) -> int:
             raise BrokenPipeError

@@ -62,7 +62,7 @@ def test_latency_is_what_is_measured(relay: RelayThread, here: Here) -> None:
         assert done.event("statistics")["min"] >= 0.1
 
 
-def test_a_peer_that_is_not_there_is_told_at_once(relay: RelayThread, here: Here) -> None:
+def test_an_absent_peer_is_reported_at_once(relay: RelayThread, here: Here) -> None:
     done = here("ping", relay.url, NOBODY, "-c2", "-i0")
     assert done.code == 1
     assert done.err.count("the peer is not at this relay") == 2

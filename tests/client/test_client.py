@@ -306,7 +306,7 @@ class TestWriteErrors:
             await client.send(PEER, b"y")
             assert client.generation == 2
 
-    async def test_sender_that_hears_itself(self) -> None:
+    async def test_a_sender_that_receives_its_own_packets(self) -> None:
         """A sender that was waiting is told there and then, and not the next one again."""
         async with linked() as (client, links):
             links.last.pending_bytes = 1 << 20

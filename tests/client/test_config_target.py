@@ -86,7 +86,7 @@ def test_url_that_cannot_be_used(url: str, text: str) -> None:
         "https://user:s3cret@h\u2100/derp",
     ],
 )
-def test_errors_do_not_tell_the_password(url: str) -> None:
+def test_errors_do_not_show_the_password(url: str) -> None:
     """A URL that cannot be used is refused without its password, in the traceback as well."""
     with pytest.raises(ConfigError) as caught:
         parse_url(url)

@@ -168,7 +168,7 @@ async def test_break() -> None:
         assert "Recv: derp.Recv: EOF" in watch.lines
 
 
-async def test_break_with_nobody_there() -> None:
+async def test_break_without_a_server() -> None:
     """Nothing is removed, and nothing is said of it."""
     async with watched() as watch:
         (await watch.generation(1)).lose()
@@ -304,7 +304,7 @@ async def test_callback_that_raises(which: str) -> None:
     await client.aclose()
 
 
-async def test_callback_that_raises_leaves_nobody() -> None:
+async def test_a_callback_that_raises_leaves_no_peer() -> None:
     """Whoever was added is removed, also the one whose adding failed."""
     links = Links()
     client = links.client()

@@ -224,7 +224,7 @@ async def test_a_relay_that_lets_in_and_hangs_up(pauses: list[float]) -> None:
     assert pauses == pytest.approx([n * n * 0.01 for n in range(1, 6)], abs=0.005)
 
 
-async def test_another_who_connects_ends_the_wait() -> None:
+async def test_another_connect_ends_the_wait() -> None:
     """The relay asks to stay away, and a sender does not: the receiver is there at once."""
     links = Links()
     client = links.client()

@@ -107,7 +107,7 @@ def test_layout() -> None:
     assert plain[48:] == b"hello"
 
 
-def test_same_payload_never_gives_the_same_packet() -> None:
+def test_the_same_payload_never_makes_the_same_packet() -> None:
     alice, _, _ = pair()
     assert len({alice.seal(b"same") for _ in range(10)}) == 10
 

@@ -44,7 +44,7 @@ async def test_it_waits_for_a_relay_that_comes_back() -> None:
         assert sent(links.last) == [b"x"]
 
 
-async def test_it_gives_up_in_time_with_the_last_error() -> None:
+async def test_it_ends_in_time_with_the_last_error() -> None:
     async with linked() as (client, links):
         links.error = ConnectionRefusedError("no relay")
         links.last.lose()

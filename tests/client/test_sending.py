@@ -274,7 +274,7 @@ class TestTroublemakers:
             await task
 
 
-def test_closed_loop_is_told_each_time() -> None:
+def test_a_closed_loop_is_an_error_each_time() -> None:
     """A client that is used after its event loop has ended does not lose packets in silence."""
 
     def scenario() -> None:

@@ -119,7 +119,7 @@ def test_arguments_stay_whole(image: Image) -> None:
     assert args == ["relay", "--home=a b", "--disallow-app-names=*"]
 
 
-def test_root_gives_the_files_to_the_user_and_becomes_it(image: Image) -> None:
+def test_root_hands_the_files_to_the_user_and_becomes_it(image: Image) -> None:
     """With the right to open low ports, and no other; a folder of the host belongs to root."""
     image.run("--hostname=a.example", uid=0)
     *_, checked, started = log = image.log.read_text().splitlines()
@@ -210,7 +210,7 @@ def test_what_the_image_is_built_from_exists() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "127.0.0.2:{}", "localhost:{}"])
-def test_the_health_check_asks_where_it_is_told_to(
+def test_the_health_check_asks_at_the_configured_address(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Port 80 of 127.0.0.1 if nothing is said; what is no 200 is not healthy."""

@@ -87,7 +87,7 @@ def test_the_mesh_key_is_admitted_as_well(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_mesh_key_is_never_told_to_a_relay_that_is_not_trusted(tmp_path: Path) -> None:
+def test_the_mesh_key_is_not_sent_to_an_untrusted_relay(tmp_path: Path) -> None:
     async def main() -> None:
         files = tls_files(tmp_path)
         config = admitting(tmp_path / "keys", mesh=True)

@@ -40,7 +40,7 @@ RELAY, MAP = TargetKind.RELAY, TargetKind.MAP
         ("https://[bad", RELAY),
     ],
 )
-def test_maps_and_relays_are_told_apart(text: str, kind: TargetKind) -> None:
+def test_maps_and_relays_are_distinguished(text: str, kind: TargetKind) -> None:
     assert kind_of(text) is kind
 
 
@@ -114,7 +114,7 @@ def test_regions_of_a_map() -> None:
     assert [r.name for r in regions_of(make_map(one, other), "lab", http_port=80)] == [both[0].name]
 
 
-def test_nodes_that_share_a_name_are_told_apart() -> None:
+def test_nodes_that_share_a_name_are_distinguished() -> None:
     one = {"RegionID": 900, "Nodes": [NODE, NODE]}
     (region,) = regions_of(make_map(one), None, http_port=80)
     assert [s.node.name for s in region.subjects] == ["900[0] 900a", "900[1] 900a"]

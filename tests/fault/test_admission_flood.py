@@ -117,7 +117,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("sources", SOURCES)
-async def test_parallel_logins_let_nobody_in(sources: str, tmp_path: Path) -> None:
+async def test_parallel_logins_admit_no_client(sources: str, tmp_path: Path) -> None:
     controller = Controller()
     async with guarded(controller, "url", tmp_path / "d.sock") as relay:
         took_turns = itertools.cycle(SOURCES[sources])

@@ -137,7 +137,7 @@ async def drain(client: Client) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_a_receiver_hears_of_a_cut_and_connects_again(reset: bool) -> None:
+async def test_a_receiver_gets_the_error_of_a_cut_and_connects_again(reset: bool) -> None:
     """The error is said once and has the connection's number; the next call connects."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         assert relay.cut(reset=reset, client=b.self_public_key) == 1
@@ -153,7 +153,7 @@ async def test_a_receiver_hears_of_a_cut_and_connects_again(reset: bool) -> None
 
 
 @pytest.mark.parametrize("reset", [False, True])
-async def test_a_sender_hears_of_a_cut_and_connects_again(reset: bool) -> None:
+async def test_a_sender_gets_the_error_of_a_cut_and_connects_again(reset: bool) -> None:
     """Nobody receives: a send reports the end, and the one after it arrives."""
     async with FaultyRelay() as relay, client_pair(relay) as (a, b):
         relay.cut(reset=reset, client=a.self_public_key)
@@ -355,7 +355,7 @@ async def test_a_stream_goes_on_after_restarts(announce: bool) -> None:
         assert numbers.receiver.stats.disconnects["restarting"] == (2 if announce else 0)
 
 
-async def test_an_iteration_comes_back_when_it_was_told_to() -> None:
+async def test_an_iteration_connects_again_if_asked_to() -> None:
     """Not before the time that the relay named."""
     loop = asyncio.get_running_loop()
     async with FaultyRelay() as relay, client_of(relay) as client:

@@ -121,7 +121,7 @@ async def test_without_connections_nothing_is_waited_for() -> None:
     await relay.aclose(drain=3600)
 
 
-async def test_a_drain_of_zero_tells_and_closes_all_at_once() -> None:
+async def test_a_drain_of_zero_sends_restarting_and_closes_all_at_once() -> None:
     relay = pyderp.Relay()
     await relay.start()
     async with clients(relay, 20) as opened:
@@ -183,7 +183,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("many_files")
-async def test_a_thousand_clients_are_told_apart_and_closed_over_the_time() -> None:
+async def test_a_thousand_clients_are_closed_one_by_one_over_the_time() -> None:
     count, drain = 1000, 5.0
 
     async def follow(client: Client, told: list[float], closes: list[float]) -> None:

@@ -158,7 +158,7 @@ ATTACKS: list[Attack] = [
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_junk_at_any_stage_reaches_nobody_and_leaves_nothing(
+async def test_junk_at_any_stage_reaches_no_client_and_leaves_nothing(
     tls: ManualTLS, attack: Attack, encrypted: bool
 ) -> None:
     config = RelayConfig(tls=tls if encrypted else None)

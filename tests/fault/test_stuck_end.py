@@ -84,7 +84,7 @@ async def until_gone(client: Client, key: pyderp.NodePublic) -> None:
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_end_of_a_stuck_client_is_told_at_once(
+async def test_the_end_of_a_stuck_client_is_announced_at_once(
     kind: str,
     end: Callable[[Peer], Awaitable[None]],
     tls: ManualTLS,

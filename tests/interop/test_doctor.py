@@ -84,7 +84,7 @@ REGION = "region 900 (lab)"
 
 
 @pytest.mark.timeout(120)
-def test_a_mixed_mesh_is_green_and_one_that_is_apart_is_told(tmp_path: Path) -> None:
+def test_a_mixed_mesh_passes_and_a_split_one_is_reported(tmp_path: Path) -> None:
     """Go's relays of both versions and ours; then one of them has another mesh key."""
     with mesh([OLDER, NEWER, "pyderp"], tmp_path) as nodes:
         path = write_map(tmp_path / "map.json", nodes)

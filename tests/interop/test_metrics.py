@@ -216,11 +216,11 @@ def test_json_has_the_same_names(derper: Scrape, ours: Scrape) -> None:
         "tls_listener_rejected_connections",
     ],
 )
-def test_the_same_traffic_gives_the_same_numbers(derper: Scrape, ours: Scrape, name: str) -> None:
+def test_the_same_traffic_makes_the_same_numbers(derper: Scrape, ours: Scrape, name: str) -> None:
     assert ours.value(name) == derper.value(name)
 
 
-def test_the_same_traffic_gives_the_same_numbers_by_label(derper: Scrape, ours: Scrape) -> None:
+def test_the_same_traffic_makes_the_same_numbers_by_label(derper: Scrape, ours: Scrape) -> None:
     for kind in ("disco", "other"):
         for name in ("derp_packets_received_kind",):
             assert ours.value(name, kind=kind) == derper.value(name, kind=kind)

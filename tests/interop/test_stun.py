@@ -153,7 +153,7 @@ def test_over_ipv6_too(wildcard: Pair) -> None:
     assert [len(answer) for answer in own] == [44]
 
 
-def test_on_all_addresses_we_tell_ipv4_as_such(wildcard: Pair) -> None:
+def test_a_socket_on_all_addresses_reports_ipv4_addresses_as_ipv4(wildcard: Pair) -> None:
     """derper does since v1.104; before, it tells it as an address of IPv6."""
     derper, own = wildcard.ask([REQUEST])
     assert [len(answer) for answer in derper] == [44 if wildcard.kind == OLDER else 32]

@@ -166,7 +166,7 @@ def test_link_local_addresses_answer_for_themselves(net: Network, source: str) -
     assert seen == [[host, source.partition("%")[0]] for host in hosts]
 
 
-def test_stunc_hears_from_the_address_that_it_asked(net: Network) -> None:
+def test_stunc_gets_the_answer_from_the_address_it_asked(net: Network) -> None:
     stunc = str(need("stunc"))
     with net.serving("") as port:
         for host in (*V4, *V6):

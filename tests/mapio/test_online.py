@@ -236,7 +236,7 @@ def test_relay_that_never_answers_is_bounded() -> None:
     assert finding.text.endswith(f"127.0.0.1 port {port}: no answer within 0.2 s")
 
 
-def test_progress_is_told_for_each_node() -> None:
+def test_progress_is_reported_for_each_node() -> None:
     with free_port() as port:
         nodes = [
             DERPNode(

@@ -441,7 +441,7 @@ def test_error_in_a_region(key: int, region: DERPRegion, error: str) -> None:
         DERPMap(regions={key: region}).check()
 
 
-def test_all_errors_are_told() -> None:
+def test_all_errors_are_reported() -> None:
     derp_map = changed(host_name="", derp_port=70000)
     with pytest.raises(InvalidMap, match=r"no HostName, .*; .*DERPPort 70000"):
         derp_map.check()

@@ -17,7 +17,7 @@ def test_usual_ports_are_left_out() -> None:
     )
 
 
-def test_other_ports_and_none_are_told() -> None:
+def test_other_ports_and_missing_ones_are_in_the_node() -> None:
     node = own_node("192.0.2.1", cert_name=PIN, derp_port=8443, stun_port=None)
     assert (node.derp_port, node.stun_port, node.cert_name) == (8443, -1, PIN)
 
@@ -30,7 +30,7 @@ def test_an_address_has_one_spelling(host: str, told: str) -> None:
     assert own_node(host, derp_port=443, stun_port=None).host_name == told
 
 
-def test_a_name_gives_the_region_its_code() -> None:
+def test_the_region_code_comes_from_the_name() -> None:
     (region,) = own_map(own_node("derp1.example.com", derp_port=443, stun_port=0)).regions.values()
     assert (region.region_code, region.region_name) == ("derp1", "derp1.example.com")
     assert (region.nodes[0].ipv4, region.nodes[0].ipv6) == ("", "")

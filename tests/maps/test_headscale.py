@@ -26,7 +26,7 @@ extra: {a: [1]}
 """
 
 
-def test_known_members_have_the_kinds_that_go_gives_them() -> None:
+def test_known_members_have_go_s_kinds() -> None:
     """Text is text where text is wanted, and `yes` is true where a boolean is."""
     tree, warnings = map_tree(parse_yaml(FULL))
     assert tree == {

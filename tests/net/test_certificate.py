@@ -123,7 +123,7 @@ def test_what_can_be_read() -> None:
         ("Let's Encrypt", "me@example.com", None),
     ],
 )
-def test_maker_is_told(issuer: str, email: str, maker: str | None) -> None:
+def test_the_maker_is_named(issuer: str, email: str, maker: str | None) -> None:
     """By the issuer, or by an address in the certificate."""
     assert interceptor(issued_by(issuer, email)) == maker
 

@@ -552,9 +552,7 @@ def never(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
 @pytest.mark.parametrize("port", [99999, -5, 65536, 65536 + 443])
-async def test_a_port_that_is_none_is_told_before_anything_is_connected(
-    port: int, proxy: str
-) -> None:
+async def test_a_bad_port_is_reported_before_any_connect(port: int, proxy: str) -> None:
     settings = NetworkSettings(proxy=proxy, before_connect=never)
     node = replace(NODE, ipv4="127.0.0.1", derp_port=port)
     with pytest.raises(DialError, match=f"^node 900a: DERPPort {port} is no port$"):
@@ -563,9 +561,7 @@ async def test_a_port_that_is_none_is_told_before_anything_is_connected(
 
 @pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1", "socks5://127.0.0.1:1"])
 @pytest.mark.parametrize("name", ["a\r\nb", "a b", "a\0b", "x" * 64, "a..b", "\udc80"])
-async def test_a_host_name_that_is_none_is_told_before_anything_is_connected(
-    name: str, proxy: str
-) -> None:
+async def test_a_bad_host_name_is_reported_before_any_connect(name: str, proxy: str) -> None:
     settings = NetworkSettings(proxy=proxy, before_connect=never)
     node = replace(NODE, host_name=name, ipv4="127.0.0.1")
     with pytest.raises(DialError) as caught:

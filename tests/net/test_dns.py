@@ -131,7 +131,7 @@ def test_a_host_never_takes_a_second_thread(hanging: Hanging) -> None:
     asyncio.run(main())
 
 
-def test_a_failure_is_that_of_all_who_wait(hanging: Hanging) -> None:
+def test_all_waiting_callers_get_the_failure(hanging: Hanging) -> None:
     async def main() -> None:
         asking = [ask("nobody"), ask("nobody")]
         await until_asked(hanging, 1)
@@ -143,7 +143,7 @@ def test_a_failure_is_that_of_all_who_wait(hanging: Hanging) -> None:
     asyncio.run(main())
 
 
-def test_a_failure_that_nobody_waits_for_is_no_complaint(
+def test_a_failure_without_a_waiting_caller_is_not_reported(
     hanging: Hanging, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

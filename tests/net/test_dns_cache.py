@@ -141,7 +141,7 @@ async def test_private_addresses_are_used_but_not_remembered(
     assert len(names.asked) == (1 if cached else 2)
 
 
-async def test_nobody_has_addresses() -> None:
+async def test_no_source_has_addresses() -> None:
     cache = DNSCache(resolver=Names({"h": []}), fallbacks=[Names({"h": FAILURE})])
     with pytest.raises(DialError) as caught:
         await cache.lookup("h")
@@ -193,7 +193,7 @@ async def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-async def test_without_last_good_an_older_answer_gives_no_haste(
+async def test_without_last_good_an_older_answer_causes_no_early_return(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names, clock = Names({"h": [V4]}), Clock()
@@ -214,7 +214,7 @@ async def test_look_ups_of_one_name_are_joined() -> None:
     assert sorted(host for host, _ in names.asked) == ["h", "other"]
 
 
-async def test_all_who_wait_get_the_failure() -> None:
+async def test_all_waiting_callers_get_the_failure() -> None:
     names = Names({"h": FAILURE})
     cache = DNSCache(resolver=names)
     found = await asyncio.gather(*(cache.lookup("h") for _ in range(3)), return_exceptions=True)
@@ -222,7 +222,7 @@ async def test_all_who_wait_get_the_failure() -> None:
     assert len(names.asked) == 1
 
 
-async def test_cancelling_one_who_waits_leaves_the_others() -> None:
+async def test_cancelling_one_waiting_caller_leaves_the_others() -> None:
     names = Names({"h": None})
     cache = DNSCache(resolver=names)
     waiting = [asyncio.create_task(cache.lookup("h")) for _ in range(3)]
@@ -241,7 +241,7 @@ async def test_cancelling_one_who_waits_leaves_the_others() -> None:
     assert texts(await cache.lookup("h")) == [V4]
 
 
-async def test_who_waits_last_waits_for_the_end_and_who_comes_then_starts_anew() -> None:
+async def test_the_last_waiting_caller_waits_for_the_end_and_the_next_starts_anew() -> None:
     ending, may_end = asyncio.Event(), asyncio.Event()
     asked = 0
 

@@ -18,7 +18,7 @@ SWITCHES = {
 }
 
 
-def test_an_empty_environment_gives_the_defaults() -> None:
+def test_an_empty_environment_means_the_defaults() -> None:
     assert NetworkSettings.from_environment({}) == NetworkSettings()
 
 

@@ -97,7 +97,7 @@ async def test_it_learns_the_address_that_the_server_sees(host: str) -> None:
             assert answer.round_trip > 0
 
 
-async def test_an_answer_from_another_address_is_told_apart() -> None:
+async def test_an_answer_from_another_address_is_distinguished() -> None:
     """The transaction id alone decides whether it is an answer."""
     with serving(truth, answers_from="127.0.0.2") as server:
         async with StunClient() as client:

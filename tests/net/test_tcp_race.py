@@ -63,7 +63,7 @@ async def test_the_next_starts_after_the_delay_and_the_loser_is_cancelled() -> N
     sock.close()
 
 
-async def test_nobody_else_starts_when_the_first_is_quick() -> None:
+async def test_no_second_attempt_starts_if_the_first_is_quick() -> None:
     first, second = Runner(), Runner()
     task = race_of(first, second, delay=NEVER)
     await first.started.wait()

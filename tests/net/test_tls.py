@@ -83,7 +83,7 @@ def test_a_good_certificate(version: ssl.TLSVersion) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_chain_is_told_as_presented(version: ssl.TLSVersion) -> None:
+def test_the_chain_is_reported_as_presented(version: ssl.TLSVersion) -> None:
     between = certificate(common_name="between", issuer=ROOT, authority=True)
     identity = certificate(NAME, issuer=between).followed_by(between.der, META)
     chain = Attempt(identity, version)().state.peer_chain
@@ -187,7 +187,7 @@ def test_a_bad_certificate(identity: Identity, problem: str, version: ssl.TLSVer
     assert "ALERT" in str(attempt.peer.error.reason)  # the server is told why
 
 
-def test_nobody_is_trusted_without_roots() -> None:
+def test_no_certificate_is_trusted_without_roots() -> None:
     with pytest.raises(CertificateError):
         Attempt(GOOD)(config=NOBODY)
 
@@ -505,7 +505,7 @@ def test_health(
     assert health.told == [(NAME, problem)]
 
 
-def test_health_is_not_told_what_no_certificate_was_seen_for() -> None:
+def test_health_says_nothing_if_no_certificate_was_seen() -> None:
     health = Health()
     with pytest.raises(TLSError):
         handshake(MemoryLink(lambda _: b""), health=health)
@@ -533,7 +533,7 @@ def test_a_key_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert link.aborted
 
 
-def test_verification_tells_what_it_saw(caplog: pytest.LogCaptureFixture) -> None:
+def test_verification_errors_name_the_certificate(caplog: pytest.LogCaptureFixture) -> None:
     verbose = NetworkSettings(verbose_tls=True)
     with caplog.at_level(logging.INFO, "pyderp.tls"):
         handshake(MemoryLink(TlsPeer(GOOD.followed_by(META).server()).answer), settings=verbose)

@@ -47,7 +47,7 @@ def test_what_comes_at_once_is_delivered_at_once(world: World, size: int) -> Non
 
 
 @pytest.mark.parametrize("cut", [1, 1000, 1460, 16 * 1024, 65_536])
-def test_any_cut_gives_the_same_bytes(world: World, cut: int) -> None:
+def test_any_cut_yields_the_same_bytes(world: World, cut: int) -> None:
     data = os.urandom(200_000 if cut > 1 else 40_000)
     encrypted = world.peer.say(data)
     world.started()

@@ -312,7 +312,7 @@ async def test_tls_to_the_proxy(
     assert proxy.heads[0].startswith(b"CONNECT derp.example.com:443 HTTP/1.1\r\n")
 
 
-async def test_a_certificate_of_the_proxy_that_nobody_vouches_for(
+async def test_an_untrusted_certificate_of_the_proxy(
     certificate: tuple[ssl.SSLContext, bytes],
 ) -> None:
     sockets, proxy = Sockets(), FakeConnectProxy()

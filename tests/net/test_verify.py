@@ -130,13 +130,13 @@ def test_descriptions() -> None:
     assert describe(META).startswith("it is for no name, issued by CN=derpkey")
 
 
-def test_text_of_strangers_stays_on_its_line() -> None:
+def test_text_of_a_certificate_stays_on_its_line() -> None:
     text = describe(certificate("a.org", common_name="x\nWARNING \x1b[31mall is lost").der)
     assert text == r"it is for a.org, issued by CN=x\nWARNING \x1b[31mall is lost"
     assert len(describe(certificate("x" * 300 + ".org", common_name="y").der)) < 200
 
 
-def test_who_signs_itself() -> None:
+def test_a_self_signed_certificate() -> None:
     assert self_signed_issuer(ROOT.der) == "CN=A root for tests"
     assert self_signed_issuer(certificate(HOST, issuer=ROOT).der) is None
     assert self_signed_issuer(b"junk") is None

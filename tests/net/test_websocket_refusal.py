@@ -49,7 +49,9 @@ async def told(link: FakeLink, reply: UpgradeReply) -> UpgradeRejected:
         ([b"x" * 5000], "x" * 100),
     ],
 )
-async def test_what_comes_of_the_body_is_told(incoming: list[bytes | Exception], body: str) -> None:
+async def test_the_part_of_the_body_that_came_is_reported(
+    incoming: list[bytes | Exception], body: str
+) -> None:
     link = FakeLink()
     for chunk in incoming:
         link.incoming.put_nowait(chunk)

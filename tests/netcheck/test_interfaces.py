@@ -45,7 +45,7 @@ def test_judgement(interfaces: list[Interface], want: tuple[bool, bool, bool]) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
-def test_the_kernel_tells_of_the_loopback_interface() -> None:
+def test_the_kernel_lists_the_loopback_interface() -> None:
     (lo,) = [each for each in read_interfaces() if each.loopback]
     assert lo.up
     assert ip_address("127.0.0.1") in lo.addresses

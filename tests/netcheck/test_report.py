@@ -165,7 +165,7 @@ def test_lines(values: dict[str, object], line: str) -> None:
     assert line in lines(found)
 
 
-def test_what_relays_is_told_from_what_answers() -> None:
+def test_relaying_regions_are_distinguished_from_answering_ones() -> None:
     """Of several nodes each is named."""
     derp_map = map_of(region(1), region(2, *region(2).nodes, *region(3).nodes))
     found = Report(now=NOW, region_latency={1: MS}, ways={1: {Way.STUN}})

@@ -141,7 +141,7 @@ def test_text_is_a_key_or_invalid(text: str) -> None:
 
 @quick
 @given(raw_keys.filter(any), raw_keys.filter(any), st.binary(max_size=100), nonces)
-def test_box_opens_for_whom_it_was_sealed(a: bytes, b: bytes, text: bytes, nonce: bytes) -> None:
+def test_a_box_opens_for_its_recipient(a: bytes, b: bytes, text: bytes, nonce: bytes) -> None:
     alice, bob = NodePrivate(a), NodePrivate(b)
     sealed = alice.seal_to(bob.public, text, nonce=nonce)
     assert len(sealed) == 24 + 16 + len(text)

@@ -18,7 +18,7 @@ def test_a_port_that_is_taken_leaves_no_socket() -> None:
         gc.collect()
 
 
-def test_a_port_is_kept_while_nobody_listens() -> None:
+def test_a_port_is_kept_while_nothing_listens() -> None:
     """It can be bound again by us, and by nobody that does not share it."""
     with _bind(0) as holder:
         port = holder.getsockname()[1]

@@ -141,7 +141,7 @@ async def test_a_blocked_read_ends_when_the_peer_answers(role: Role) -> None:
         assert await asyncio.gather(*reads) == [b"", b""]
 
 
-async def test_a_blocked_readexactly_gives_back_what_it_had() -> None:
+async def test_a_blocked_readexactly_returns_what_it_had() -> None:
     async with stream() as (closing, peer):
         peer.binary(b"abc")
         assert await closing.read(1) == b"a"
@@ -191,7 +191,7 @@ async def test_no_reader_hangs_when_the_loop_is_shut_down() -> None:
         assert await peer.left() == b""
 
 
-async def test_a_websocket_used_by_somebody_else_is_noticed() -> None:
+async def test_a_websocket_with_another_reader_is_noticed() -> None:
     from websockets.exceptions import ConcurrencyError
 
     from pyderp.wsconn import net_conn

@@ -116,7 +116,7 @@ async def test_a_deadline_that_passes_during_an_operation_drops_the_connection(
             assert 0 < len(await peer.left()) < 16 << 20
 
 
-async def test_the_other_direction_is_told_when_it_is_waiting(
+async def test_a_waiting_operation_of_the_other_direction_is_closed(
     role: Role, direction: Direction
 ) -> None:
     async with stream(role) as (made, _):

@@ -98,7 +98,7 @@ stun-port = 0
     assert tree(tmp_path) == before
 
 
-def test_all_problems_are_told(check: Callable[..., Done], tmp_path: Path) -> None:
+def test_all_problems_are_reported(check: Callable[..., Done], tmp_path: Path) -> None:
     write_pair(tmp_path, NAME, names=["other.example.com"])
     (tmp_path / "relay.key").write_text("{}")
     (tmp_path / "rate.json").write_text("{")
@@ -178,7 +178,7 @@ def test_nothing_is_made_that_the_first_start_makes(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_in_is_told(
+def test_a_folder_without_write_permission_is_reported(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o500)
@@ -186,7 +186,7 @@ def test_a_folder_that_may_not_be_written_in_is_told(
     assert done.err.count(f"no permission to write in {tmp_path}") == 2
 
 
-def test_a_file_in_the_place_of_a_folder_is_told(
+def test_a_file_in_the_place_of_a_folder_is_reported(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
     (tmp_path / "state").touch()
@@ -204,7 +204,7 @@ def test_two_services_on_one_port_are_refused(check: Callable[..., Done], tmp_pa
     ) in done.err
 
 
-def test_an_address_for_debug_that_is_none_is_told(
+def test_a_bad_debug_address_is_reported(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--dev", "--no-stun", "-a", "127.0.0.1:0")
@@ -233,7 +233,7 @@ def test_a_unix_socket_is_checked(check: Callable[..., Done], tmp_path: Path) ->
     assert "want unix:/absolute/path" in check("--dev", "-a", "unix:sock").err
 
 
-def test_a_tailscaled_that_is_not_there_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_missing_tailscaled_is_reported(check: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "tailscaled.sock"
     flags = ("--dev", "-a", "127.0.0.1:0", "--verify-clients", "--socket", path)
     assert f"cannot connect to {path}: No such file" in check(*flags).err
@@ -243,7 +243,7 @@ def test_a_tailscaled_that_is_not_there_is_told(check: Callable[..., Done], tmp_
 
 
 @pytest.mark.parametrize("key", [NodePrivate.generate().public, NodePublic(bytes(32))])
-def test_a_tailscaled_that_is_not_logged_in_is_told(
+def test_a_tailscaled_that_is_not_logged_in_is_reported(
     check: Callable[..., Done], tmp_path: Path, key: NodePublic
 ) -> None:
     path = tmp_path / "tailscaled.sock"
@@ -256,7 +256,7 @@ def test_a_tailscaled_that_is_not_logged_in_is_told(
         assert f"ok: tailscaled at {path}\n" in done.out
 
 
-def test_a_certificate_that_expires_is_told(check: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_certificate_that_expires_is_reported(check: Callable[..., Done], tmp_path: Path) -> None:
     flags = (*secure(tmp_path), "--no-stun")
     write_pair(tmp_path, NAME, days=-2)
     done = check(*flags)
@@ -273,7 +273,7 @@ def test_a_certificate_that_expires_is_told(check: Callable[..., Done], tmp_path
     assert "warning: " not in check(*flags).out
 
 
-def test_unknown_members_of_the_rate_limits_are_told(
+def test_unknown_members_of_the_rate_limits_are_reported(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
     file = tmp_path / "rate.json"
@@ -291,7 +291,7 @@ def test_a_relay_without_derp_is_doubtful(check: Callable[..., Done]) -> None:
     assert "/derp is not" not in check(*flags).out
 
 
-def test_stun_that_no_client_reaches_is_told(check: Callable[..., Done]) -> None:
+def test_stun_that_no_client_reaches_is_reported(check: Callable[..., Done]) -> None:
     flags = ("--dev", "-a", "127.0.0.1:0", "--hostname=x.example", "--public-port=443")
     assert "warning: STUN answers this machine only" in check(*flags).out
     assert "warning: " not in check(*flags, "--stun-host=::", "--stun-port=0").out
@@ -326,7 +326,7 @@ def test_health_frames_to_clients_that_end_on_them_are_doubtful(
         ("trusted-proxy = 5\nproxy-protocol = true", "trusted-proxy: it is an integer"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_told_once_with_its_line(
+def test_a_senseless_setting_is_reported_once_with_its_line(
     check: Callable[..., Done], tmp_path: Path, line: str, told: str
 ) -> None:
     (tmp_path / "mesh.key").write_text("ab" * 32)
@@ -340,7 +340,7 @@ def test_a_setting_that_makes_no_sense_is_told_once_with_its_line(
     assert done.err.count("\n") == 1
 
 
-def test_a_flag_in_an_error_is_told_with_its_line(
+def test_a_flag_in_an_error_is_shown_with_its_line(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
     file = tmp_path / "relay.toml"
@@ -353,7 +353,7 @@ def test_a_flag_in_an_error_is_told_with_its_line(
     assert "needs both --acme-eab-kid and --acme-eab-key" in done.err
 
 
-def test_no_burst_lets_nobody_in(check: Callable[..., Done]) -> None:
+def test_a_burst_of_zero_accepts_no_client(check: Callable[..., Done]) -> None:
     flags = ("--dev", "-a", "127.0.0.1:0", "--accept-connection-burst=0")
     assert check(*flags).code == 0
     assert "no client could connect" in check(*flags, "--accept-connection-limit=5").err
@@ -374,7 +374,7 @@ def test_a_settings_file_with_a_secret_that_others_may_read(
     assert "the secret" not in caplog.text
 
 
-def test_a_taken_stun_port_is_none_where_nobody_asked_for_it(
+def test_a_taken_stun_port_is_no_problem_if_stun_was_not_asked_for(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with taken_udp() as port:
@@ -395,7 +395,7 @@ def test_a_file_that_is_no_toml_is_the_only_problem(
     assert done.err.count("\n") == 1
 
 
-def test_a_missing_uvloop_is_told(
+def test_a_missing_uvloop_is_reported(
     check: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
@@ -413,7 +413,9 @@ def test_a_native_part_that_must_be_there_is_looked_for(
         assert not check(*where, f"--native={use}").err
 
 
-def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_path: Path) -> None:
+def test_acme_is_checked_without_asking_the_authority(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
     ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt")
     done = check(*ports, "--hostname=relay.example.com")
     assert done.code == 0, done.err
@@ -429,7 +431,7 @@ def test_acme_is_checked_and_nobody_is_asked(check: Callable[..., Done], tmp_pat
     assert check(*ports, "--hostname=a b").code == 1
 
 
-def test_a_certificate_that_was_asked_for_in_vain_fails_the_check(
+def test_a_certificate_that_was_refused_fails_the_check(
     check: Callable[..., Done], tmp_path: Path
 ) -> None:
     ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt", "--no-stun")

@@ -280,7 +280,7 @@ def test_what_is_no_depth_of_a_queue_counts_as_not_given(
 
 
 @pytest.mark.parametrize("derper", [False, True])
-def test_senders_are_counted_unless_somebody_says_no(
+def test_senders_are_counted_unless_switched_off(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch, derper: bool
 ) -> None:
     arguments = ("-a", "127.0.0.1:1", "-c", "k")
@@ -378,7 +378,7 @@ def test_root_s_key_is_derper_s_if_there_is_one(
         (["-a", ":1", "--no-tls", "--no-stun", "--stun-port=99"], None, False),
     ],
 )
-def test_stun_may_only_be_missing_where_nobody_would_miss_it(
+def test_a_taken_stun_port_is_allowed_only_where_stun_was_not_asked_for(
     plan: Callable[..., Planned], flags: list[str], port: int | None, if_free: bool
 ) -> None:
     made, _ = plan("-c", "k", *flags)

@@ -206,7 +206,7 @@ def test_in_dev_the_mesh_key_is_in_the_environment(
     assert "badf00d" not in str(caught.value)
 
 
-def test_nobody_gets_tailscale_s_name(plan: Callable[[str], Planned]) -> None:
+def test_tailscale_s_own_name_is_never_the_default(plan: Callable[[str], Planned]) -> None:
     with pytest.raises(ConfigError, match="-hostname is missing"):
         plan("-a :443")
     assert plan("-certmode=manual -certdir=x")[0].config.hostname == "derp.tailscale.com"
@@ -224,7 +224,7 @@ def test_nobody_gets_tailscale_s_name(plan: Callable[[str], Planned]) -> None:
         ("-a=x", "invalid server address 'x'"),
     ],
 )
-def test_what_cannot_be_is_told_in_derper_s_spelling(
+def test_impossible_settings_are_reported_in_derper_s_spelling(
     plan: Callable[[str], Planned], line: str, told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):

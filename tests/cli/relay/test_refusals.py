@@ -268,7 +268,7 @@ def test_go_s_spelling_is_refused_and_nothing_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_port_443_without_a_certificate_is_told_the_ways_out(refused: Refused) -> None:
+def test_port_443_without_a_certificate_names_the_choices(refused: Refused) -> None:
     told = refused("-a", ":443")
     assert "--certmode=manual" in told
     assert "--dev" in told

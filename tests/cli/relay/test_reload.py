@@ -121,7 +121,7 @@ def test_by_address_everything_needed_is_made_once(tmp_path: Path) -> None:
     assert str(NodePrivate.parse(json.loads(file.read_text())["PrivateKey"]).public) == key
 
 
-def test_a_relay_without_a_terminal_tells_the_command_for_its_maps(tmp_path: Path) -> None:
+def test_a_relay_without_a_terminal_logs_the_command_for_its_maps(tmp_path: Path) -> None:
     flags = ("--hostname=127.0.0.1", "--certmode=manual", "--http-port=-1", "--stun-port=0", *LOCAL)
     state = tmp_path / "with space"
     with running(*flags, STATE_DIRECTORY=str(state)) as process:

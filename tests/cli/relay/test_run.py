@@ -131,7 +131,7 @@ def test_settings_come_from_the_environment_and_flags_win() -> None:
         process.wait_for("closed within 0 s")
 
 
-def test_who_does_not_log_in_within_the_time_that_is_set_is_closed(tmp_path: Path) -> None:
+def test_a_client_that_does_not_log_in_in_time_is_closed(tmp_path: Path) -> None:
     """Over TLS, behind a proxy: the header, the handshake, the request. The time from a file."""
     write_pair(tmp_path, NAME)
     file = tmp_path / "relay.toml"
@@ -162,7 +162,7 @@ def test_a_key_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
         assert "has mode 0644: others may read it" in process.text
 
 
-def test_a_tailscaled_that_is_not_there_is_told_and_the_relay_runs(tmp_path: Path) -> None:
+def test_a_missing_tailscaled_is_reported_and_the_relay_runs(tmp_path: Path) -> None:
     socket_path = tmp_path / "tailscaled.sock"
     flags = ("--verify-clients", "--socket", socket_path, "--no-stun")
     with running("--dev", *LOCAL, *flags) as process:
@@ -187,7 +187,7 @@ def test_an_error_at_the_start_is_json_if_the_log_is(tmp_path: Path, where: str)
     assert f"settings file {file}, line" in entry["message"]
 
 
-def test_behind_a_proxy_the_map_is_told(tmp_path: Path) -> None:
+def test_behind_a_proxy_the_map_is_logged(tmp_path: Path) -> None:
     flags = ("--hostname=derp.example.com", "--public-port=444", "--stun-port=0")
     with running("--dev", *LOCAL, *flags, "--stun-host=::") as process:
         node = json.loads(process.wait_for(r"node for a DERP map: (.*)\n")[1])
@@ -278,7 +278,9 @@ def test_tls_1_1_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("drain", ["0", "0.5"])
-def test_a_signal_tells_clients_closes_them_and_exits_0(number: signal.Signals, drain: str) -> None:
+def test_a_signal_sends_restarting_closes_clients_and_exits_0(
+    number: signal.Signals, drain: str
+) -> None:
     with running("--dev", *LOCAL, "--drain", drain) as process:
         address = process.address()
 
@@ -330,7 +332,7 @@ def test_a_second_signal_exits_at_once(second: signal.Signals) -> None:
         assert f"{second.name} again: exiting at once" in process.text
 
 
-async def test_who_stops_does_not_reload(
+async def test_a_stopping_relay_does_not_reload(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Or a service manager would be told that the relay is ready again."""

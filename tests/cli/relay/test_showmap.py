@@ -46,7 +46,7 @@ def test_json_is_a_map_of_ours_with_the_pin(shown: Callable[..., Done], tmp_path
     )
 
 
-def test_usual_ports_are_not_told(shown: Callable[..., Done]) -> None:
+def test_usual_ports_are_left_out(shown: Callable[..., Done]) -> None:
     nodes = DERPMap.from_json(shown("json", "--hostname=derp1.example.com").out).regions[900].nodes
     assert json.loads(shown("json", "--hostname=derp1.example.com").out) == {
         "Regions": {
@@ -61,7 +61,7 @@ def test_usual_ports_are_not_told(shown: Callable[..., Done]) -> None:
     assert nodes[0].stun_port == 0
 
 
-def test_without_stun_that_is_told(shown: Callable[..., Done]) -> None:
+def test_a_relay_without_stun_says_so(shown: Callable[..., Done]) -> None:
     done = shown("json", "--hostname=derp1.example.com", "--no-stun")
     assert DERPMap.from_json(done.out).regions[900].nodes[0].stun_port == -1
 
@@ -89,7 +89,7 @@ def test_of_plain_http_the_port_of_the_proxy_must_be_given(shown: Callable[..., 
     assert (node.derp_port, node.stun_port) == (8443, 0)
 
 
-def test_behind_a_proxy_stun_is_told_if_clients_reach_it(shown: Callable[..., Done]) -> None:
+def test_behind_a_proxy_stun_is_in_the_map_if_clients_reach_it(shown: Callable[..., Done]) -> None:
     line = ("-a", "127.0.0.1:8080", "--hostname=derp.example.com", "--public-port=443")
     (node,) = DERPMap.from_json(shown("json", *line).out).regions[900].nodes
     assert node.stun_port == -1

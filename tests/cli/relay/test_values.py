@@ -161,14 +161,14 @@ def problems_of(tmp_path: Path, content: str) -> list[str]:
         ("'drain' = 2\n\"home\" = 5", "2: home: it is an integer"),
     ],
 )
-def test_a_mistake_in_the_file_is_told_with_its_line(
+def test_a_mistake_in_the_file_is_reported_with_its_line(
     tmp_path: Path, content: str, told: str
 ) -> None:
     (problem,) = problems_of(tmp_path, content)
     assert problem.startswith(told)
 
 
-def test_all_mistakes_in_the_file_are_told(tmp_path: Path) -> None:
+def test_all_mistakes_in_the_file_are_reported(tmp_path: Path) -> None:
     assert [each[:2] for each in problems_of(tmp_path, "a=1\ndrain='x'\nhome=''\nb=2")] == [
         *("1:", "2:", "4:"),
     ]
@@ -189,7 +189,9 @@ def test_all_mistakes_in_the_file_are_told(tmp_path: Path) -> None:
         (b"#" * (1024 * 1024 + 1), "larger than 1 MiB"),
     ],
 )
-def test_a_file_that_is_no_toml_is_told_where(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_not_toml_is_reported_with_the_line(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
     file = tmp_path / "relay.toml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -203,7 +205,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings({"config-file": tmp_path / "none"}, environment={})
 
 
-def test_empty_text_gives_nothing() -> None:
+def test_empty_text_means_no_value() -> None:
     assert Settings({"hostname": "a"}).given("hostname")
     assert Settings({"hostname": "a", "certdir": None}).given("certdir", "hostname")
     empty = Settings({"hostname": ""})

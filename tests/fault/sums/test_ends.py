@@ -138,7 +138,7 @@ def test_a_stop_takes_nothing_from_a_client_that_is_sending(sums: Sums) -> None:
     sums(scenario, "--drain=2")
 
 
-def test_a_client_whose_queue_waits_is_told_of_a_stop(sums: Sums) -> None:
+def test_a_client_with_a_queue_gets_restarting_at_a_stop(sums: Sums) -> None:
     """It reads on soon after the relay began to stop: Restarting and a clean end come, too."""
 
     async def scenario(run: Run) -> None:

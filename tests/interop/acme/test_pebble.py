@@ -186,7 +186,7 @@ async def test_an_account_key_that_is_none_is_replaced(
     assert "account key" in caplog.text
 
 
-async def test_a_server_that_speaks_no_acme_is_told_of(
+async def test_a_server_without_acme_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pebble_at(tmp_path) as pebble:

@@ -221,7 +221,7 @@ async def test_watch_loop_knows_its_own_relay(kind: Kind, relays: GetRelay) -> N
             await client.aclose()
 
 
-async def test_watch_loop_tells_of_failed_connects(kind: Kind, relays: GetRelay) -> None:
+async def test_a_watch_loop_reports_failed_connects(kind: Kind, relays: GetRelay) -> None:
     """A connect that fails is reported; one that works later ends the trouble."""
     relay = relays(kind, "plain")
 

@@ -250,7 +250,7 @@ async def test_preferred_moves_the_home_gauge(
 
 
 @both
-async def test_watcher_sees_who_is_what(kind: Kind, relays: GetRelay) -> None:
+async def test_a_watcher_sees_the_flags_of_each_peer(kind: Kind, relays: GetRelay) -> None:
     """Flags and address of each client: regular, prober, mesh peer, and not at its ideal node.
 
     And its name, which derper tells since v1.104.

@@ -158,7 +158,7 @@ def debug_page(*headers: str) -> str:
 
 
 @pytest.mark.parametrize("on_loop", ["uvloop"], indirect=True)
-async def test_whom_nobody_trusts_is_not_believed(tmp_path: Path) -> None:
+async def test_headers_of_an_untrusted_proxy_are_not_believed(tmp_path: Path) -> None:
     """Without --trusted-proxy the relay sees the proxy, and forwarded requests get no `/debug/`."""
 
     async def main(relay: Relay, proxy: Front) -> None:

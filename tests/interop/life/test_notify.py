@@ -57,7 +57,9 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_the_manager_is_told_each_step(loop: str, manager: Manager, tmp_path: Path) -> None:
+def test_the_service_manager_is_notified_of_each_step(
+    loop: str, manager: Manager, tmp_path: Path
+) -> None:
     keys = tmp_path / "relay.toml"
     keys.write_text('drain = "0.6s"\n')
     flags = ["--dev", "--no-stun", "-a", "127.0.0.1:0", f"--loop={loop}", f"--config-file={keys}"]
@@ -94,7 +96,7 @@ def test_the_manager_is_told_each_step(loop: str, manager: Manager, tmp_path: Pa
         assert manager.rest() <= {"WATCHDOG=1"}
 
 
-def test_who_cannot_start_is_never_ready(manager: Manager, tmp_path: Path) -> None:
+def test_a_relay_that_cannot_start_is_never_ready(manager: Manager, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = ["--dev", "--no-stun", "-a", f"127.0.0.1:{taken.getsockname()[1]}"]
         with service(*flags, log=tmp_path / "log", extra=manager.environment) as relay:

@@ -109,7 +109,7 @@ def taken_ports() -> Iterator[dict[str, tuple[Prepare, str]]]:
         }
 
 
-def test_each_is_told_in_one_line(tmp_path: Path) -> None:
+def test_each_refusal_is_one_line(tmp_path: Path) -> None:
     """All at once, since starting takes the most time."""
     started: list[tuple[str, Path, list[str], str, subprocess.Popen[str]]] = []
     with taken_ports() as ports, contextlib.ExitStack() as stack:
@@ -167,7 +167,7 @@ def on_a_full_disk(folder: Path, then: str) -> list[str]:
     ],
     ids=["key", "certificate"],
 )
-def test_a_full_disk_is_told_and_no_part_of_a_file_is_left(
+def test_a_full_disk_is_reported_and_no_part_of_a_file_is_left(
     flags: list[str], told: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "full"

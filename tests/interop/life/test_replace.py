@@ -126,7 +126,7 @@ def test_with_reuse_port(loop: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", ["uvloop"])
-def test_who_waits_in_the_queue_of_the_old_one_is_served(loop: str, tmp_path: Path) -> None:
+def test_clients_in_the_queue_of_the_old_relay_are_served(loop: str, tmp_path: Path) -> None:
     """With --reuse-port the kernel deals connections out, also to a relay that is busy."""
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -197,7 +197,7 @@ def headers(answer: Answer) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("query", ERRORS)
-def test_what_is_wrong_is_told_in_the_same_words(pair: Pair, query: str) -> None:
+def test_both_refuse_a_bad_request_in_the_same_words(pair: Pair, query: str) -> None:
     theirs, ours = pair.both(query)
     assert ours.status == theirs.status
     assert headers(ours) == headers(theirs)
@@ -301,7 +301,7 @@ def test_what_stands_below_is_the_same_page(pair: Pair) -> None:
     assert seen(ours.body) == seen(theirs.body)
 
 
-def test_the_way_to_it_and_who_may_go_it(pair: Pair) -> None:
+def test_the_page_is_linked_and_refused_from_other_addresses(pair: Pair) -> None:
     for target in ("/debug/clients()", "/debug/clients?all()"):
         theirs, ours = pair.both(target)
         assert (ours.status, ours.headers["location"]) == (

@@ -55,7 +55,9 @@ async def half_close_while_stuck(relay: Relay, way: str) -> float:
 
 @pytest.mark.parametrize("kind", [NEWER, "pyderp"])
 @pytest.mark.parametrize("way", WAYS)
-def test_it_is_told_before_the_write_times_out(kind: Kind, way: str, tmp_path: Path) -> None:
+def test_the_reason_arrives_before_the_write_times_out(
+    kind: Kind, way: str, tmp_path: Path
+) -> None:
     """By derper v1.104.7 and by ours; derper v1.102.3 waits for the write.
 
     In a websocket derper tells it after the 5 s that its library waits for a close frame.

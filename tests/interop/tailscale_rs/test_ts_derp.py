@@ -134,7 +134,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_it_stays_while_others_are_told(tmp_path: Path, trigger: Trigger) -> None:
+async def test_it_stays_while_health_goes_to_others_only(tmp_path: Path, trigger: Trigger) -> None:
     async with scene(tmp_path, HealthRecipients.KNOWN) as it:
         login = it.login()
         await trigger(it)
@@ -144,7 +144,7 @@ async def test_it_stays_while_others_are_told(tmp_path: Path, trigger: Trigger) 
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_it_ends_if_all_are_told(tmp_path: Path, trigger: Trigger) -> None:
+async def test_it_ends_if_health_goes_to_all(tmp_path: Path, trigger: Trigger) -> None:
     """Else the test above could not fail."""
     async with scene(tmp_path, HealthRecipients.ALL) as it:
         with contextlib.suppress(TimeoutError):
