@@ -1,4 +1,4 @@
-"""A whole DERP map (`tailcfg.DERPMap`): read, written, updated, checked; and a relay's own."""
+"""A whole DERP map (`tailcfg.DERPMap`): read, write, merge and check it; the map of one relay."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from pyderp.maps.region import (
 __all__ = ["DERPMap", "HomeParams", "MapProblems", "own_map", "own_node"]
 
 _OWN_REGION: Final = 900
-"""The first of those that Tailscale keeps free for relays of one's own."""
+"""Tailscale reserves the region ids 900 to 999 for relays that users run themselves."""
 _KNOWN: Final = folded("HomeParams", "Regions", "omitDefaultRegions")
 _KNOWN_OF_HOME: Final = folded("RegionScore")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HomeParams:
-    """How a home is chosen (`tailcfg.DERPHomeParams`)."""
+    """How a client chooses its home (`tailcfg.DERPHomeParams`)."""
 
     region_score: Mapping[int, float] | None = None
-    """Region id → factor on its latency: below 1 favours, above 1 penalises; none is 1; 0 and
-    below are ignored. `None`: in an update, keep those of before; empty: reset all."""
+    """Region id → factor on its latency: below 1 favours the region, above 1 penalises it. Regions
+    without a score have 1; 0 and below are ignored. `None`: an update keeps the earlier scores;
+    empty: it resets all of them."""
 
     unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
-    """Members that are unknown here, as they were read; they are written again."""
+    """Members that pyderp does not know, as they were read; `to_json` writes them again."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class MapProblems:
     """What is wrong with a map, a sentence each."""
 
     errors: tuple[str, ...]
-    """It cannot work as it is meant."""
+    """Clients cannot use what the sentence names."""
 
     warnings: tuple[str, ...]
-    """It works, but probably not as it is meant."""
+    """Clients can use it, but probably not as it is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +62,32 @@ class DERPMap:
     """Region id → region. Ids may have gaps."""
 
     keep_regions: bool = False
-    """An update that says nothing of regions (`Regions` is missing or null): `merge` takes
-    those of before. `regions` is then empty."""
+    """The map is an update without `Regions` (missing or null): `merge` keeps the earlier
+    regions. `regions` is then empty."""
 
     home_params: HomeParams | None = None
-    """How a home is chosen. `None`: in an update, as before."""
+    """How a client chooses its home. `None`: an update keeps the earlier parameters."""
 
     omit_default_regions: bool = False
-    """The regions of Tailscale are not added. Only a control server looks at this."""
+    """The control server does not add Tailscale's regions. Clients ignore this."""
 
     unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
-    """Members that are unknown here, as they were read; they are written again."""
+    """Members that pyderp does not know, as they were read; `to_json` writes them again."""
 
     @classmethod
     def from_json(cls, source: str | bytes | Mapping[str, object] | None) -> DERPMap:
-        """Read a map as Go does: names in any case, null is nothing; unknown members are kept.
+        """Read a map as Go does: names in any case, a null member as if it were missing.
 
-        Regions and nodes that are null are left out. What the values say is not checked:
-        see `check`.
+        Regions and nodes that are null are left out, and unknown members are kept. The values
+        themselves are not checked: see `check`.
 
         Args:
             source: JSON text, or objects that were read from it.
 
         Raises:
-            InvalidMap: not JSON, or of something else than a map, such as a policy file or one
-                region: the text says of what. Or a member of a wrong type, a region key that is
-                not an integer; the text says where, as `Regions["900"].Nodes[0].DERPPort`.
+            InvalidMap: the source is not JSON; or it is something else than a map, such as a policy
+                file or one region, which the error names; or a member has a wrong type or a region
+                key is not an integer, with its path, such as `Regions["900"].Nodes[0].DERPPort`.
         """
         value: object = source
         if isinstance(source, (str, bytes)):
@@ -106,17 +107,17 @@ class DERPMap:
         )
 
     def to_json(self, *, pretty: bool = False) -> str:
-        """The bytes of Go's encoder: its order of members, zeros left out, ids sorted as texts.
+        """Return the JSON that Go's encoder writes: its member order, no zeros, ids sorted as text.
 
-        Three things cannot be the same: no nodes are `[]`, also where Go had null; scores that
-        are empty are written, since leaving them out would mean "as before"; and members that are
-        unknown, which Go drops, follow the others.
+        Three things differ from Go: a region without nodes has `[]`, also where Go writes null;
+        empty scores are written, since a missing member would mean "keep the earlier scores"; and
+        unknown members, which Go drops, follow the others.
 
         Args:
-            pretty: a line a member, indented with tabs.
+            pretty: write one member per line, indented with tabs.
 
         Raises:
-            InvalidMap: a number that is not finite.
+            InvalidMap: a number is not finite.
         """
         document: dict[str, JSONValue] = {}
         if self.home_params is not None:
@@ -130,7 +131,10 @@ class DERPMap:
         return dump(document | dict(self.unknown), pretty=pretty)
 
     def merge(self, previous: DERPMap) -> DERPMap:
-        """The map after this update of `previous`; what the update does not say stays."""
+        """Return the map that results when this one updates `previous`, as clients merge it.
+
+        Members that the update does not have keep their earlier values.
+        """
         merged = self
         if self.keep_regions:
             merged = dataclasses.replace(
@@ -145,7 +149,7 @@ class DERPMap:
         return merged
 
     def region(self, id_or_code: int | str) -> DERPRegion | None:
-        """A region by its id, the text of its id, or its code."""
+        """Return a region by its id, the text of its id, or its code; `None`: there is none."""
         number = parse_id(id_or_code) if isinstance(id_or_code, str) else id_or_code
         if number is not None and 1 <= number <= MAX_REGION_ID:
             return self.regions.get(number)
@@ -153,14 +157,14 @@ class DERPMap:
         return next(by_code, None)
 
     def problems(self) -> MapProblems:
-        """What is wrong in a complete map, beyond what Go's reader refuses."""
+        """Return what is wrong with a complete map that `from_json` accepts."""
         return MapProblems(tuple(_errors(self)), tuple(_warnings(self)))
 
     def check(self) -> tuple[str, ...]:
-        """Refuse a map with errors; returns the warnings.
+        """Raise an error if the map has errors, else return the warnings.
 
         Raises:
-            InvalidMap: the text has all errors.
+            InvalidMap: the map has errors; the error lists them all.
         """
         problems = self.problems()
         if problems.errors:
@@ -211,13 +215,13 @@ def _warnings(derp_map: DERPMap) -> Iterator[str]:
 
 
 def own_node(host: str, *, cert_name: str = "", derp_port: int, stun_port: int | None) -> DERPNode:
-    """The node of a relay, named as `derper` names it in its log.
+    """Return the node that describes a relay, named as `derper` names it in its log.
 
     Args:
         host: name or IP address that clients connect to.
-        cert_name: the pin, if the certificate is self-signed.
+        cert_name: the pin (`sha256-raw:…`), if the certificate is self-signed.
         derp_port: TCP port that clients connect to.
-        stun_port: UDP port; `None`: clients get no answer to STUN.
+        stun_port: UDP port of STUN; `None`: the relay does not answer STUN.
     """
     address = parse_ip(host)
     if stun_port is None:
@@ -233,11 +237,11 @@ def own_node(host: str, *, cert_name: str = "", derp_port: int, stun_port: int |
 
 
 def own_map(node: DERPNode) -> DERPMap:
-    """A map of one region with one relay.
+    """Return a map of one region with one relay.
 
     Args:
-        node: as `own_node` makes it. An IP address stands in the map as one, so that no client
-            looks it up.
+        node: as `own_node` returns it. If its host is an IP address, the map also has it as IPv4
+            or IPv6, so that clients do not look it up.
     """
     host = node.host_name
     address = parse_ip(host)

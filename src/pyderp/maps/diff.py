@@ -23,17 +23,18 @@ _ATTRIBUTES: Final = dict(
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One difference, and what clients make of it."""
+    """One difference between two maps."""
 
     path: str
-    """Of the member in the new map, of what is gone in the old one."""
+    """Where the member is: in the new map, or in the old one if it was removed."""
     text: str
+    """What has changed, and what clients do because of it."""
 
 
 def diff(old: DERPMap, new: DERPMap) -> list[Change]:
-    """All changes that clients notice, in the order of region ids; none: the maps are the same.
+    """Return all changes in the order of region ids; an empty list: the maps are the same.
 
-    Members that are unknown are compared, too. Only the order of regions does not count.
+    Unknown members are compared, too. The order of regions in the map makes no difference.
     """
     if new.keep_regions and not old.keep_regions:
         text = "the new map says nothing of regions: clients keep those that they have"
@@ -92,7 +93,7 @@ def _of_region(number: int, old: DERPRegion, new: DERPRegion) -> Iterator[Change
 
 
 def _reach(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[Change]:
-    """Families and STUN that a region has lost or won as a whole."""
+    """Yield the relays, address families and STUN that a whole region gained or lost."""
     nodes = f"{path}.Nodes"
     if _relays(old) and not _relays(new):
         yield Change(
@@ -182,7 +183,7 @@ def _shown(value: object) -> str:
 
 
 def _meaning(name: str, old: DERPNode, new: DERPNode) -> str:
-    """The end of a sentence about one member."""
+    """Return what the change of one member means, as the end of a sentence; may be empty."""
     if name == "CertName":
         if old.cert_name.startswith(PIN_PREFIX) and new.cert_name.startswith(PIN_PREFIX):
             return (
@@ -240,7 +241,7 @@ def _of_defaults(old: DERPMap, new: DERPMap) -> Iterator[Change]:
 def _of_home(old: DERPMap, new: DERPMap) -> Iterator[Change]:
     before, after = _scores(old), _scores(new)
     if after is None:
-        return  # clients keep what they have
+        return  # A map without scores is no change: clients keep those they have.
     for number in sorted({*(before or {}), *after}):
         was, now = (before or {}).get(number, 1.0), after.get(number, 1.0)
         if was != now:

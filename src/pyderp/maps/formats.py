@@ -1,4 +1,4 @@
-"""The text of a DERP map in any of its forms: which one it is, and the map in it."""
+"""Reads the text of a DERP map in any of its forms, and finds out which form it is."""
 
 from __future__ import annotations
 
@@ -28,49 +28,50 @@ from pyderp.maps.yamltree import parse_yaml
 __all__ = ["MAX_MAP", "MapKind", "MapText", "read_map_text"]
 
 MAX_MAP: Final = 16 * 1024 * 1024
-"""Bytes of a map's text; one with 10,000 nodes has 2 MiB."""
+"""The most bytes of a map's text that are read; a map with 10,000 nodes has 2 MiB."""
 _WANTED: Final = "want a DERP map: JSON, headscale's YAML or a policy file with derpMap"
 _TOP_OF_YAML: Final = re.compile(r"(?m)^(regions|derp)[ \t]*:")
 
 
 class MapKind(Enum):
-    """Forms in which a map is kept, and a relay, which has one to offer."""
+    """The forms of a map's text, and a running relay as a source of a map."""
 
     JSON = "json"
-    """As Go writes it, and `pyderp relay --show-map=json`."""
+    """The JSON that Go and `pyderp relay --show-map=json` write."""
     POLICY = "policy"
     """A policy file of a tailnet, with the member `derpMap`; or only that member."""
     HEADSCALE = "headscale"
     """A YAML file for `derp.paths`, or headscale's `config.yaml`."""
     RELAY = "relay"
-    """Made for a relay that runs, from what it answers."""
+    """No text: pyderp makes the map from the answers of a running relay."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapText:
-    """What a text has."""
+    """What `read_map_text` found in a text."""
 
     kind: MapKind
     map: DERPMap
     tree: object
-    """The map's JSON, or what would be it, in Python objects; objects are `gojson.Object`."""
+    """The map as Python objects, of the shape that its JSON has; objects are `gojson.Object`."""
     warnings: tuple[str, ...] = ()
     has_comments: bool = False
-    """It has comments or trailing commas, which JSON has not."""
+    """The text has comments or trailing commas, which are not part of JSON."""
     config: HeadscaleConfig | None = field(default=None)
-    """The text is headscale's `config.yaml`: the map is still to be fetched; `map` is empty."""
+    """Set if the text is headscale's `config.yaml`. It names the sources of the map, which the
+    caller fetches; `map` is empty."""
 
 
 def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
     """Read a map.
 
     Args:
-        data: as a file or a server has it.
-        kind: its form; `None`: found out.
+        data: the bytes of a file, or of a server's answer.
+        kind: its form; `None`: find it out.
 
     Raises:
-        InvalidMap: it is in none of the forms, or not in this one, or is no map. The text has the
-            line and column of a mistake in the form, or the path of a member.
+        InvalidMap: the text is not in the form `kind`, or in none of them, or is not a map. The
+            error has the line and column of a syntax error, or the path of a wrong member.
     """
     if len(data) > MAX_MAP:
         raise InvalidMap(f"more than {MAX_MAP // 2**20} MiB")
@@ -93,7 +94,7 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
 
 
 def _looks_like_yaml(text: str) -> bool:
-    # JSON and a snippet of a policy begin with a bracket, a quote or a comment of theirs.
+    # JSON and the derpMap member of a policy begin with a bracket, a quote or a `/` comment.
     start = text.lstrip()[:1]
     return start not in ("{", "[", '"', "/", "") and _TOP_OF_YAML.search(text) is not None
 
@@ -114,7 +115,8 @@ def _read_json(document: object, kind: MapKind | None) -> MapText:
 
 def _map(tree: object, path: str) -> DERPMap:
     if tree is not None:
-        Reader(tree, path)  # `from_json` would read a text as JSON once more
+        # Raises if the tree is not an object: `from_json` would parse a string as JSON.
+        Reader(tree, path)
     try:
         refuse_other(tree, _WANTED)
     except InvalidMap as e:

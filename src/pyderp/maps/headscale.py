@@ -1,7 +1,7 @@
-"""headscale's YAML: maps of regions, and what the section `derp` of its `config.yaml` names.
+"""Reads headscale's YAML: maps of regions, and the section `derp` of its `config.yaml`.
 
-Keys are Go's names in lower case, and others are ignored; region ids are integers. What is read
-becomes the objects that JSON would have made, so that one reader serves both.
+headscale knows Go's names in lower case and ignores all other keys; region ids are integers. The
+values are turned into the objects that JSON would have, so that one reader is enough for both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyderp.maps.yamltree import Tree, YamlList, YamlMapping, YamlScalar
 __all__ = ["HeadscaleConfig", "map_tree", "read_config"]
 
 _MAX_VALUES: Final = 1_000_000
-"""Values of a map, those of aliases each time. A map of 10,000 nodes has 100,000."""
+"""The most values of a map; an alias counts with all its values. 10,000 nodes have 100,000."""
 _MAX_DEPTH: Final = 64
 _HTTPS: Final = 443
 _HTTP: Final = 80
@@ -36,25 +36,25 @@ _OF_REGION: Final = {name.lower(): name for name in REGION_NAMES}
 _OF_NODE: Final = {name.lower(): name for name in NODE_NAMES}
 _TRUE: Final = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 _FALSE: Final = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
-"""What headscale's reader takes for a boolean where one is wanted, beside true and false."""
+"""Words besides true and false that headscale's reader accepts as the value of a boolean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadscaleConfig:
-    """Where headscale takes its map from; in this order, a later region replaces an earlier one."""
+    """The sources of headscale's map, in its order: a later region replaces an earlier one."""
 
     paths: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
     own_region: Mapping[str, object] | None = None
-    """The embedded relay's, as JSON has it; `None`: there is none."""
+    """The region of the embedded relay in the shape of its JSON; `None`: there is none."""
 
 
 def map_tree(root: Tree | None) -> tuple[object, list[str]]:
-    """A map in YAML as the objects that its JSON would be, and warnings.
+    """Return a map in YAML as the objects that its JSON would have, and warnings.
 
     Raises:
-        InvalidMap: a key, a region's id or a boolean cannot be what it has to be; the text has
-            line, column and path. Other values are checked by `DERPMap.from_json`.
+        InvalidMap: a region's id is not an integer, or there are too many values; the error has the
+            line. `DERPMap.from_json` checks the other values.
     """
     converter = _Converter()
     if root is None or (isinstance(root, YamlScalar) and root.is_null):
@@ -63,14 +63,14 @@ def map_tree(root: Tree | None) -> tuple[object, list[str]]:
 
 
 class _Converter:
-    """Counts what it makes."""
+    """Turns YAML values into objects of JSON, and counts them."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self._left = _MAX_VALUES
 
     def members(self, value: Tree, path: str, names: Mapping[str, str]) -> object:
-        """An object of which some members are known."""
+        """Convert a mapping. Keys in `names` get Go's spelling; others are kept as they are."""
         if not isinstance(value, YamlMapping):
             return self.anything(value)
         self._count(value)
@@ -138,7 +138,7 @@ class _Converter:
         return gojson.Object(pairs)
 
     def anything(self, value: Tree, depth: int = _MAX_DEPTH) -> object:
-        """A value whose kind is not known."""
+        """Convert a value of any type."""
         self._count(value)
         if isinstance(value, YamlScalar):
             return value.value
@@ -157,10 +157,10 @@ class _Converter:
 
 
 def read_config(root: Tree | None) -> HeadscaleConfig | None:
-    """The section `derp` of headscale's `config.yaml`; `None`: this has none.
+    """Read the section `derp` of headscale's `config.yaml`; returns `None` if there is none.
 
     Raises:
-        InvalidMap: a member is of a wrong kind; the text has its line and path.
+        InvalidMap: a member has a wrong type; the error has its line and path.
     """
     section = root.items.get("derp") if isinstance(root, YamlMapping) else None
     if not isinstance(root, YamlMapping) or section is None:
@@ -207,7 +207,10 @@ def _text(section: YamlMapping, key: str) -> str:
 
 
 def _own_region(server: YamlMapping, root: YamlMapping) -> Mapping[str, object]:
-    """The region that headscale makes for its embedded relay: one node, named by the region."""
+    """Return the region that headscale makes for its embedded relay.
+
+    It has one node, whose name is the region's id.
+    """
     number = parse_id(_text(server, "region_id") or "999")
     if number is None:
         raise InvalidMap(f"line {server.line}, derp.server.region_id: want an integer")

@@ -1,4 +1,4 @@
-"""The JSON of DERP maps: members of known types in, the bytes of Go's encoder out."""
+"""The JSON of DERP maps: reads members of known types, and writes what Go's encoder writes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ JSONValue: TypeAlias = "Mapping[str, JSONValue] | list[JSONValue] | str | float 
 _INT64: Final = range(-(2**63), 2**63)
 _ID: Final = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
 _ESCAPES: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-"""What Go escapes beyond JSON's own needs, so that the text may stand in HTML."""
+"""Characters that Go escapes although JSON allows them, to make the text safe in HTML."""
 MAX_KEPT_DEPTH: Final = 64
-"""Arrays and objects inside each other in a member that is unknown; a deeper one is not kept."""
+"""How deep arrays and objects may be nested in an unknown member; a deeper one is not kept."""
 
 
 def parse(text: str | bytes) -> object:
-    """Read JSON (`gojson.parse`).
+    """Parse JSON (`gojson.parse`).
 
     Raises:
-        InvalidMap: not JSON.
+        InvalidMap: the text is not JSON.
     """
     try:
         return gojson.parse(text)
@@ -36,7 +36,10 @@ def parse(text: str | bytes) -> object:
 
 
 def parse_id(text: str) -> int | None:
-    """A base-10 integer of 64 bits with an optional sign, as `strconv.ParseInt` reads it."""
+    """Parse a decimal integer of 64 bits with an optional sign, as `strconv.ParseInt` does.
+
+    Returns `None` for any other text.
+    """
     if _ID.fullmatch(text) is None:
         return None
     value = int(text)
@@ -44,16 +47,16 @@ def parse_id(text: str) -> int | None:
 
 
 class Reader:
-    """One JSON object: its members by name, in any case, each of a known type.
+    """Reads the members of one JSON object, by name in any case, each with the type it must have.
 
-    A member that is missing or null has its zero value. Unknown members are what `rest` returns.
+    A member that is missing or null has its zero value. `rest` returns the unknown members.
 
     Args:
-        value: what `parse` gave, or plain Python objects of the same shape.
-        path: where it stands, for errors.
+        value: what `parse` returned, or plain Python objects of the same shape.
+        path: where the object is in the map, for errors.
 
     Raises:
-        InvalidMap: not an object; by the methods: a member of another type.
+        InvalidMap: the value is not an object. The methods raise it for a member of another type.
     """
 
     def __init__(self, value: object, path: str = "") -> None:
@@ -66,25 +69,25 @@ class Reader:
         }
 
     def has(self, name: str) -> bool:
-        """Whether it is there and not null."""
+        """Return whether the member is there and not null."""
         return gojson.same_name(name) in self._members
 
     def text(self, name: str) -> str:
-        """A string."""
+        """Return a string; halves of surrogate pairs are replaced as in Go."""
         value = self._get(name, "")
         if not isinstance(value, str):
             raise _wrong(self._at(name), "a string", value)
         return gojson.clean(value)
 
     def flag(self, name: str) -> bool:
-        """A boolean."""
+        """Return a boolean."""
         value = self._get(name, False)
         if not isinstance(value, bool):
             raise _wrong(self._at(name), "true or false", value)
         return value
 
     def integer(self, name: str) -> int:
-        """An integer of 64 bits, written as one: not `443.0`."""
+        """Return an integer of 64 bits; as in Go, `443.0` is not one."""
         value = self._get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool):
             raise _wrong(self._at(name), "an integer", value)
@@ -93,11 +96,11 @@ class Reader:
         return value
 
     def number(self, name: str) -> float:
-        """A finite number."""
+        """Return a finite number."""
         return _number(self._get(name, 0), self._at(name))
 
     def items(self, name: str) -> Iterator[Reader]:
-        """The objects of an array, nulls left out."""
+        """Yield a reader for each object of an array; nulls are left out."""
         value = self._get(name, ())
         if not isinstance(value, (list, tuple)):
             raise _wrong(self._at(name), "an array", value)
@@ -106,11 +109,11 @@ class Reader:
                 yield Reader(item, f"{self._at(name)}[{index}]")
 
     def child(self, name: str) -> Reader:
-        """An object."""
+        """Return a reader of the object that a member is."""
         return Reader(self._get(name, {}), self._at(name))
 
     def by_id(self, name: str) -> Iterator[tuple[int, object, str]]:
-        """Members of an object whose names are integers: id, value, path; nulls left out."""
+        """Yield (id, value, path) for each member of an object with integer names; no nulls."""
         path = self._at(name)
         for key, value in _mapping(self._get(name, {}), path).items():
             where = f"{path}[{json.dumps(key if isinstance(key, str) else str(key))}]"
@@ -121,17 +124,17 @@ class Reader:
                 yield number, value, where
 
     def numbers_by_id(self, name: str) -> dict[int, float]:
-        """The same, of finite numbers."""
+        """Return id → number for an object with integer names and finite numbers."""
         return {number: _number(value, where) for number, value, where in self.by_id(name)}
 
     def rest(self, known: Set[str]) -> dict[str, JSONValue]:
-        """Members of other names, in their order; of several whose case differs, the last.
+        """Return the unknown members in their order; of several that differ by case, the last.
 
-        What Go's reader skips and JSON cannot hold once more is left out: numbers beyond a double's
-        range, and values with more than `MAX_KEPT_DEPTH` arrays and objects inside each other.
+        Values that could not be written again are left out: numbers beyond the range of a double,
+        and arrays and objects nested deeper than `MAX_KEPT_DEPTH`.
 
         Args:
-            known: names of the others, as `folded` makes them.
+            known: the names of the known members, as `folded` returns them.
         """
         kept: dict[str, tuple[str, JSONValue]] = {}
         for name, member in self._all.items():
@@ -151,15 +154,15 @@ class Reader:
 
 
 def folded(*names: str) -> frozenset[str]:
-    """Names in the form in which those that differ by case are equal."""
+    """Return the names folded, so that names that differ by case only are equal."""
     return frozenset(map(gojson.same_name, names))
 
 
 def _kept(value: object, depth: int) -> JSONValue:
-    """A value that `dump` can write.
+    """Return a copy of a value that `dump` can write.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is not a value of JSON, or nested deeper than `depth`.
     """
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -202,16 +205,19 @@ def _wrong(path: str, want: str, value: object) -> InvalidMap:
 
 
 def dump(value: JSONValue, *, pretty: bool = False) -> str:
-    """JSON with members in their order, written as Go's `Marshal` or with tabs.
+    """Return JSON with the members in their order, compact as Go's `Marshal` writes it.
+
+    Args:
+        pretty: write one member per line, indented with tabs.
 
     Raises:
-        InvalidMap: a number that is not finite.
+        InvalidMap: a number is not finite.
     """
     return "".join(_pieces(value, "\n" if pretty else ""))
 
 
 def _pieces(value: JSONValue, line: str) -> Iterator[str]:
-    """`line` is what begins a line at this depth; empty: all on one."""
+    """Yield the parts of the text; `line` starts a line at this depth, empty: no line breaks."""
     if isinstance(value, Mapping):
         colon = ": " if line else ":"
         members = [(_string(name) + colon, member) for name, member in value.items()]
@@ -240,12 +246,12 @@ def _string(text: str) -> str:
 
 
 def _float(value: float) -> str:
-    """As ECMAScript writes numbers, which is what Go does, too."""
+    """Return a number as Go's encoder writes it, which follows ECMAScript."""
     if not math.isfinite(value):
         raise InvalidMap(f"{value} cannot stand in JSON")
     if value and not 1e-6 <= abs(value) < 1e21:
         return repr(value).replace("e-0", "e-")
-    # Not at the top: a relay's own map has no such number.
+    # Imported here, as a relay's own map has no such number and `decimal` is slow to load.
     from decimal import Decimal
 
     return format(Decimal(repr(value)), "f").removesuffix(".0")

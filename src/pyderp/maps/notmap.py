@@ -1,4 +1,4 @@
-"""What a text or a document is that is no DERP map in JSON: for errors that say so."""
+"""Recognises a text or document that is not a DERP map in JSON, so that errors can name it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _WANTED: Final = (
 
 
 def read_document(text: str | bytes, wanted: str = _WANTED) -> object:
-    """Read JSON, and refuse what is no DERP map, by the names at the top.
+    """Parse JSON; refuse a document whose top-level names show that it is not a DERP map.
 
     Args:
-        wanted: what should be there, as the error ends.
+        wanted: the end of the error's text: what the text should have been.
 
     Raises:
-        InvalidMap: not JSON, or JSON of something else; the text says of what, if that is seen.
+        InvalidMap: the text is not JSON, or not a map; the error names what it is, if recognised.
     """
     if has_mark(text):
         raise InvalidMap(BYTE_ORDER_MARK)
@@ -48,10 +48,10 @@ def read_document(text: str | bytes, wanted: str = _WANTED) -> object:
 
 
 def refuse_other(document: object, wanted: str = _WANTED) -> None:
-    """Refuse an object whose members are those of something else; an empty one may be an update.
+    """Refuse an object without the members of a map; an empty object passes, as an empty update.
 
     Raises:
-        InvalidMap: as `read_document`.
+        InvalidMap: as from `read_document`.
     """
     names = _names(document)
     if not names or (is_map(document) and "derpmap" not in names):
@@ -68,17 +68,17 @@ def refuse_other(document: object, wanted: str = _WANTED) -> None:
 
 
 def has_mark(text: str | bytes) -> bool:
-    """Whether it begins with a byte order mark, of UTF-8 or UTF-16."""
+    """Return whether a text begins with a byte order mark, of UTF-8 or UTF-16."""
     return text.startswith(_MARKS) if isinstance(text, bytes) else text.startswith("\ufeff")
 
 
 def is_map(document: object) -> bool:
-    """Whether it has a member that maps have."""
+    """Return whether a document has a member that maps have."""
     return not _OF_MAP.isdisjoint(_names(document))
 
 
 def is_policy(document: object) -> bool:
-    """Whether it has a member that policy files have."""
+    """Return whether a document has a member that policy files have."""
     return not _OF_POLICY.isdisjoint(_names(document))
 
 
@@ -89,7 +89,7 @@ def _names(document: object) -> frozenset[str]:
 
 
 def _other_form(source: str | bytes) -> str | None:
-    """What a text is that is no JSON, if that can be seen."""
+    """Return what a text is that is not JSON; `None` if it is not recognised."""
     text = source.decode("utf-8", "replace") if isinstance(source, bytes) else source
     start = text.lstrip()
     if not start:

@@ -27,14 +27,14 @@ __all__ = [
 
 MAX_REGION_ID: Final = 2**53 - 1
 PIN_PREFIX: Final = "sha256-raw:"
-"""How a `cert_name` begins that is the hash of a certificate, and not a name."""
+"""The start of a `cert_name` that is a pin: the hash of a certificate, and not a name."""
 _PIN: Final = re.compile(r"sha256-raw:[0-9a-f]{64}")
 _LIKE_A_PIN: Final = re.compile(r"(?i)sha-?256[a-z_-]*[:=/]|(?:[0-9a-f]{2}[: ]?){31}[0-9a-f]{2}\Z")
-"""What is meant as one: no DNS name has a label of 64 characters, or a colon."""
+"""Texts that are probably meant as a pin: a DNS name has no label of 64 characters and no colon."""
 _NOT_IN_NAMES: Final = re.compile(r"[\x00-\x2c/:-@\[-^`{-\x7f]")
-"""ASCII but letters, digits, `.`, `-` and `_`; what is beyond ASCII a resolver may translate."""
+"""ASCII except letters, digits, `.`, `-` and `_`. Other characters pass: resolvers may use IDNA."""
 _LONGEST_LABEL: Final = 63
-"""Characters between two dots (RFC 1035, section 2.3.4)."""
+"""The most characters between two dots (RFC 1035, section 2.3.4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,60 +45,60 @@ class DERPNode:
     """Unique in the whole map, such as `900a`; not a host name."""
 
     region_id: int
-    """The region that it belongs to."""
+    """The id of the region that has the node."""
 
     host_name: str
-    """DNS name or IP address: the name for TLS and HTTP. Several nodes may share it. Empty: only
-    for tests, with `ipv4` or `ipv6`; the TLS handshake then names no server."""
+    """DNS name or IP address, also the name for TLS and HTTP. Several nodes may share it. Empty
+    only in tests, with `ipv4` or `ipv6`: the TLS handshake then has no server name."""
 
     cert_name: str = ""
-    """What the certificate must be for: empty: `host_name`; another name: that one;
-    `sha256-raw:` and 64 lower-case hex digits: the SHA-256 of the certificate."""
+    """What the certificate must match. Empty: the name `host_name`; a name: that name;
+    `sha256-raw:` and 64 lower-case hex digits: the SHA-256 of the certificate (a pin)."""
 
     ipv4: str = ""
-    """An IPv4 address instead of a look-up; empty: look up; else, such as `none`: no IPv4."""
+    """The IPv4 address. Empty: clients look up `host_name`; no address (`none`): no IPv4."""
 
     ipv6: str = ""
-    """An IPv6 address instead of a look-up; empty: look up; else, such as `none`: no IPv6."""
+    """The IPv6 address. Empty: clients look up `host_name`; no address (`none`): no IPv6."""
 
     stun_port: int = 0
     """UDP port of STUN; 0: 3478; -1: no STUN."""
 
     stun_only: bool = False
-    """No DERP here, only STUN."""
+    """The node answers STUN only; it is not a relay."""
 
     derp_port: int = 0
-    """TCP port of DERP; 0: 443 (without TLS, which only tests do, 3340)."""
+    """TCP port of DERP; 0: 443 (without TLS, which only tests use, 3340)."""
 
     insecure_for_tests: bool = False
-    """The certificate is not verified; `cert_name` still is."""
+    """Clients do not verify the certificate; they still compare it with `cert_name`."""
 
     stun_test_ip: str = ""
-    """For tests: where STUN requests go instead."""
+    """For tests: the address that STUN requests go to instead."""
 
     can_port_80: bool = False
-    """HTTP on port 80 is open, too: good for finding captive portals."""
+    """The node also answers HTTP on port 80; clients use that to detect captive portals."""
 
     unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
-    """Members that are unknown here, as they were read; they are written again."""
+    """Members that pyderp does not know, as they were read; they are written again."""
 
     def derp_port_or(self, default: int) -> int:
-        """The TCP port of DERP, if none is given `default`."""
+        """Return the TCP port of DERP, or `default` if the map has none."""
         return self.derp_port or default
 
 
 @dataclass(frozen=True, kw_only=True)
 class DERPRegion:
-    """Relays that stand together and know of each other's clients (`tailcfg.DERPRegion`)."""
+    """Relays in one place that forward packets to each other (`tailcfg.DERPRegion`)."""
 
     region_id: int
-    """1 to 2^53-1; 900 to 999 are reserved for relays of one's own."""
+    """1 to 2^53-1; 900 to 999 are reserved for relays that users run themselves."""
 
     region_code: str = ""
     """A short name, such as `nyc`."""
 
     region_name: str = ""
-    """A name for people."""
+    """A name to display."""
 
     latitude: float = 0.0
     """Degrees north; 0 with `longitude` 0: unknown. For display only."""
@@ -107,16 +107,17 @@ class DERPRegion:
     """Degrees east."""
 
     avoid: bool = False
-    """Deprecated: measured less, but may still become home."""
+    """Deprecated: clients measure the region less often, but it may still become home."""
 
     no_measure_no_home: bool = False
-    """Never measured and never home; dialled only for a peer whose home it is."""
+    """Clients never measure the region and never choose it as home. They connect to it only to
+    reach a peer whose home it is."""
 
     nodes: tuple[DERPNode, ...] = ()
-    """In the order in which this client tries them."""
+    """In the order in which a client tries them."""
 
     unknown: Mapping[str, JSONValue] = field(default_factory=dict, compare=False)
-    """As of a node."""
+    """Members that pyderp does not know, as they were read; they are written again."""
 
 
 NODE_NAMES: Final = (
@@ -137,7 +138,7 @@ def read_region(reader: Reader) -> DERPRegion:
     """Read a region from its JSON.
 
     Raises:
-        InvalidMap: a member of a wrong type.
+        InvalidMap: a member has a wrong type.
     """
     return DERPRegion(
         region_id=reader.integer("RegionID"),
@@ -171,7 +172,7 @@ def _node(reader: Reader) -> DERPNode:
 
 
 def region_json(region: DERPRegion) -> Mapping[str, JSONValue]:
-    """A region as Go writes it: its order of members, zeros left out; then what is unknown."""
+    """Return a region as Go writes it (its member order, no zeros), then the unknown members."""
     optional: dict[str, JSONValue] = {
         "Latitude": region.latitude,
         "Longitude": region.longitude,
@@ -189,7 +190,7 @@ def region_json(region: DERPRegion) -> Mapping[str, JSONValue]:
 
 
 def node_json(node: DERPNode) -> Mapping[str, JSONValue]:
-    """A node as Go writes it; then what is unknown."""
+    """Return a node as Go writes it (its member order, no zeros), then the unknown members."""
     optional: dict[str, JSONValue] = {
         "CertName": node.cert_name,
         "IPv4": node.ipv4,
@@ -215,10 +216,10 @@ def _without_zeros(members: dict[str, JSONValue]) -> dict[str, JSONValue]:
 
 
 def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
-    """Why a node cannot work, a sentence each.
+    """Yield why clients cannot use a node, a sentence each.
 
     Args:
-        region_id: the region that it stands in.
+        region_id: the key of the region that has the node.
     """
     if node.region_id != region_id:
         yield f"its RegionID is {node.region_id}"
@@ -238,7 +239,7 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
 
 
 def host_errors(node: DERPNode) -> Iterator[str]:
-    """Why no client can make out what host the node is, or what its certificate must be for."""
+    """Yield what is wrong with a node's HostName: clients need it to connect and for TLS."""
     host = node.host_name
     if not host:
         # Go's client connects to the address, without a server name in the TLS handshake.
@@ -270,11 +271,11 @@ def _name_errors(host: str) -> Iterator[str]:
 
 
 def has_no_family(node: DERPNode) -> bool:
-    """Whether both IPv4 and IPv6 are turned off, so that no client can reach the node."""
+    """Return whether both IPv4 and IPv6 are turned off, so that clients cannot reach the node."""
     return _turned_off(node.ipv4, 4) and _turned_off(node.ipv6, 6)
 
 
 def _turned_off(address: str, version: int) -> bool:
-    # Anything that is no address of the family turns it off; "none" is the custom.
+    # Clients take any text that is not an address of the family as "off"; "none" is usual.
     literal = ip_literal(address)
     return bool(address) and (literal is None or literal.version != version)

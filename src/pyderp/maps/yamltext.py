@@ -1,4 +1,4 @@
-"""A map in headscale's YAML: Go's names in lower case, regions by id."""
+"""Writes a map in headscale's YAML: Go's names in lower case, regions by id."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["headscale_yaml"]
 
 _PLAIN: Final = re.compile(r"[a-z_][a-z0-9_-]*")
 _WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-"""What some reader of YAML takes for something else than text."""
+"""Words that some readers of YAML read as a boolean or null if they have no quotes."""
 _NO_YAML: Final = re.compile("[\x7f-\xa0\xad\u2028\u2029\ufeff\ufffe\uffff]")
-"""What JSON may have in a string and YAML may not, or shows as a line break or not at all."""
+"""Characters of a JSON string that YAML forbids, or that are line breaks or invisible in it."""
 
 
 def headscale_yaml(derp_map: DERPMap) -> str:
@@ -68,7 +68,7 @@ def _key(name: str) -> str:
 
 
 def _flow(value: JSONValue) -> str:
-    """A value on one line; JSON is YAML, but for some characters in strings."""
+    """Return a value on one line: as JSON, which is YAML but for some characters in strings."""
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, Mapping):
@@ -79,6 +79,6 @@ def _flow(value: JSONValue) -> str:
 
 
 def _text(text: str) -> str:
-    # Not \ud83d\ude00 for what is beyond 16 bits: YAML has no halves of characters.
+    # No escapes for characters beyond 16 bits: JSON writes two (\ud83d\ude00), which YAML lacks.
     quoted = json.dumps(gojson.clean(text), ensure_ascii=False)
     return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)

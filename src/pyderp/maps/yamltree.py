@@ -1,7 +1,7 @@
-"""YAML as headscale's reader takes it, as a tree with the place of each value.
+"""Parses YAML as headscale's reader does, into a tree that has the line of each value.
 
-Read from the parser's events and without recursion: depth and size are bounded, an alias costs
-nothing until it is used, and a value keeps its text. So `regioncode: no` is a code, and not false.
+It is built from the parser's events and without recursion, so that depth is bounded and an alias
+does not copy its value. A scalar keeps its text: `regioncode: no` is a code, and not false.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyderp.extras import needs
 __all__ = ["Tree", "YamlList", "YamlMapping", "YamlScalar", "parse_yaml"]
 
 _MAX_DEPTH: Final = 64
-"""Mappings and lists inside each other."""
+"""How deep mappings and lists may be nested."""
 _MERGE: Final = "<<"
 _INTEGER: Final = re.compile(r"[-+]?(?:[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+)", re.ASCII)
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", re.ASCII)
@@ -25,28 +25,28 @@ _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE: Final = frozenset({"true", "True", "TRUE"})
 _FALSE: Final = frozenset({"false", "False", "FALSE"})
 _MAX_DIGITS: Final = 40
-"""Of an integer; Python refuses thousands."""
+"""The most digits of an integer; a longer one is text. Python's `int` refuses thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class YamlScalar:
-    """A value without parts, as its text."""
+    """A single value, as its text."""
 
     text: str
     plain: bool
-    """Neither quoted nor a block, so that it may be something else than text."""
+    """Neither quoted nor a block: `value` may then be something else than text."""
     line: int
-    """From 1, as `column`."""
+    """Counts from 1, as `column` does."""
     column: int
 
     @property
     def is_null(self) -> bool:
-        """Whether it stands for no value."""
+        """Whether the value is null."""
         return self.plain and self.text in _NULLS
 
     @property
     def value(self) -> str | int | float | bool | None:
-        """What it is by itself (YAML 1.2, core schema)."""
+        """The value with the type that YAML 1.2's core schema has for it."""
         text = self.text
         if not self.plain:
             return text
@@ -65,7 +65,7 @@ class YamlScalar:
 
 @dataclass(slots=True)
 class YamlList:
-    """A list."""
+    """A list with its items in their order."""
 
     line: int
     column: int
@@ -80,18 +80,18 @@ class YamlMapping:
     column: int
     items: dict[str, Tree] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)
-    """Keys that stand in it, and did not come by a merge (`<<`)."""
+    """The keys that are written in the mapping itself and not merged into it (`<<`)."""
 
 
 Tree: TypeAlias = YamlScalar | YamlList | YamlMapping
 
 
 def parse_yaml(text: str) -> Tree | None:
-    """The first document of a YAML stream; `None`: there is none.
+    """Parse the first document of a YAML stream; returns `None` if there is none.
 
     Raises:
-        InvalidMap: not YAML, a key that is repeated or no scalar, an alias without its anchor, or
-            nesting of more than 64; with line and column.
+        InvalidMap: the text is not YAML, a key is repeated or not a scalar, an alias has no anchor,
+            or values are nested deeper than 64; with line and column.
         MissingExtra: PyYAML is not installed.
     """
     with needs("cli", "maps in YAML"):
@@ -105,33 +105,33 @@ def parse_yaml(text: str) -> Tree | None:
         mark = e.problem_mark or e.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise InvalidMap(f"{where}not YAML: {e.problem or e.context}") from None
-    except yaml.YAMLError as e:  # a character that YAML must not have
+    except yaml.YAMLError as e:  # a character that YAML forbids; it has no line
         raise InvalidMap(f"not YAML: {' '.join(str(e).split())}") from None
     except RecursionError:
         raise InvalidMap("nested too deep") from None
 
 
 class _Builder:
-    """The values that are open, the outermost first."""
+    """Builds the tree: each method handles one event of the parser."""
 
     def __init__(self) -> None:
         self.root: Tree | None = None
         self._open: list[tuple[YamlList | YamlMapping, str | None]] = []
-        """With the anchor of each."""
+        """The lists and mappings that have not ended, outermost first, each with its anchor."""
         self._keys: list[YamlScalar | None] = []
-        """Of each open mapping the key whose value comes next."""
+        """For each of them the key whose value comes next; `None` in a list, or before a key."""
         self._anchors: dict[str, Tree] = {}
 
     def alias(self, anchor: str, line: int, column: int) -> None:
-        """An alias: the value of its anchor, once more."""
+        """Add the value of an anchor once more."""
         value = self._anchors.get(anchor)
         if value is None:
-            # Also within the value itself.
+            # An anchor is added when its value ends: an alias inside that value fails here, too.
             raise InvalidMap(_at(line, column, f"no anchor &{anchor} before this"))
         self.add(value, None)
 
     def begin(self, value: YamlList | YamlMapping, anchor: str | None) -> None:
-        """A list or mapping begins."""
+        """Start a list or mapping; the values that follow are added to it until `end`."""
         if len(self._open) == _MAX_DEPTH:
             raise InvalidMap(_at(value.line, value.column, "nested too deep"))
         if self._open and isinstance(self._open[-1][0], YamlMapping) and self._keys[-1] is None:
@@ -140,13 +140,13 @@ class _Builder:
         self._keys.append(None)
 
     def end(self) -> None:
-        """The innermost list or mapping ends."""
+        """End the innermost list or mapping, and add it to the one around it."""
         value, anchor = self._open.pop()
         self._keys.pop()
         self.add(value, anchor)
 
     def add(self, value: Tree, anchor: str | None) -> None:
-        """A whole value."""
+        """Add a complete value to the list or mapping that is open, or as the root."""
         if anchor is not None:
             self._anchors[anchor] = value
         if not self._open:
@@ -178,14 +178,14 @@ def _put(mapping: YamlMapping, key: YamlScalar, value: Tree) -> None:
 
 
 def _build(events: Iterator[Any]) -> Tree | None:
-    import yaml  # `parse_yaml` has it already
+    import yaml  # installed: `parse_yaml` has imported it
 
     builder = _Builder()
     for event in events:
         mark = event.start_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         if isinstance(event, yaml.ScalarEvent):
-            # Implicit: it has no tag, such as !!str, and no quotes.
+            # `implicit[0]`: the scalar has no tag, such as !!str, and no quotes.
             builder.add(YamlScalar(event.value, event.implicit[0], line, column), event.anchor)
         elif isinstance(event, yaml.MappingStartEvent):
             builder.begin(YamlMapping(line, column), event.anchor)
