@@ -1,4 +1,4 @@
-"""What is wrong with a DERP map, or only looks right: rules, each with its place and a remedy."""
+"""Rules that find mistakes in a DERP map. Each finding has a place in the map and advice."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def lint(
     kind: MapKind | None = None,
     urls: Sequence[str] | None = None,
 ) -> list[Finding]:
-    """All that rules find, the worst first, in the order of the map.
+    """Return all findings, the most severe first, each severity in the order of the map.
 
     Args:
-        tree: the map's JSON as `gojson.parse` makes it; only there repeated names and nulls can
-            be seen.
-        kind: the form that it had: clients get Tailscale's regions beside those of a policy, and
-            headscale adds other sources to a file. `None`: clients get this map and no more.
-        urls: those in headscale's `config.yaml`, if the map is from there.
+        tree: the map's JSON as `gojson.parse` returns it. It keeps repeated names and nulls, which
+            `derp_map` does not have any more.
+        kind: the form of the map's text: a control server adds Tailscale's regions to those of a
+            policy, and headscale adds other sources to a file. `None`: clients get only this map.
+        urls: the URLs in headscale's `config.yaml`, if the map is from there.
     """
     found = [*of_tree(tree, kind), *of_map(derp_map, kind, urls), *of_names(derp_map)]
     for number, region in derp_map.regions.items():
@@ -41,6 +41,6 @@ def lint(
 
 
 def by_severity(found: list[Finding]) -> list[Finding]:
-    """The worst first; else in their order."""
+    """Return findings with the most severe first, in their order within a severity."""
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))

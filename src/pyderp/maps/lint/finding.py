@@ -1,4 +1,4 @@
-"""What a rule finds, and all rules."""
+"""A finding of a rule, the names of all rules, and what rules share."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ += ["region_path", "unknown_members"]
 
 FIRST_OWN: Final = 900
 LAST_OWN: Final = 999
-"""Ids that Tailscale keeps free for maps of one's own."""
+"""Region ids that Tailscale reserves for relays that users run themselves."""
 
 
 class Severity(Enum):
-    """How bad it is."""
+    """How severe a finding is."""
 
     ERROR = "error"
-    """Clients cannot use what it is about, or use something else than is written."""
+    """Clients cannot use the part of the map, or they use something else than is written there."""
     WARNING = "warning"
     """It works, but probably not as it is meant, or not for every client."""
     HINT = "hint"
-    """It works as it is written; this is what it means."""
+    """It works as it is written; the finding says what that means for clients."""
 
 
 RULES: Final[Mapping[str, Severity]] = {
@@ -66,7 +66,7 @@ RULES: Final[Mapping[str, Severity]] = {
     "one-region": Severity.HINT,
     "null-region": Severity.HINT,
     "derpprobe": Severity.HINT,
-    # Of `--online`
+    # Rules of `lint --online`
     "node-silent": Severity.ERROR,
     "certificate": Severity.ERROR,
     "port-80-captive": Severity.ERROR,
@@ -76,39 +76,42 @@ RULES: Final[Mapping[str, Severity]] = {
     "port-80-silent": Severity.WARNING,
     "not-tried": Severity.HINT,
 }
-"""Names of all rules, which do not change."""
+"""The severity of each rule. Names of rules are public: they do not change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a rule found."""
+    """One mistake or remark that a rule found."""
 
     rule: str
     path: str
-    """Of the member, as `Regions["900"].Nodes[0].DERPPort`; empty: the whole map."""
+    """The member, such as `Regions["900"].Nodes[0].DERPPort`; empty: the whole map."""
     text: str
-    """What is wrong, and what it does."""
+    """What is wrong, and what clients do because of it."""
     advice: str
-    """What to do."""
+    """What to change in the map."""
 
     @property
     def severity(self) -> Severity:
-        """That of the rule."""
+        """The severity of the rule."""
         return RULES[self.rule]
 
 
 def region_path(number: int) -> str:
-    """The path of a region."""
+    """Return the path of a region."""
     return f'Regions["{number}"]'
 
 
 def node_path(number: int, index: int) -> str:
-    """The path of a node of a region."""
+    """Return the path of a node of a region."""
     return f"{region_path(number)}.Nodes[{index}]"
 
 
 def families(node: DERPNode) -> tuple[bool, bool]:
-    """Whether a client may reach a node by IPv4, and by IPv6, as far as the map says."""
+    """Return whether the map lets clients reach a node by IPv4, and by IPv6.
+
+    A name that clients look up counts for both: it may have addresses of either family.
+    """
     return _has_family(node.ipv4, node.host_name, 4), _has_family(node.ipv6, node.host_name, 6)
 
 
@@ -120,7 +123,7 @@ def _has_family(address: str, host: str, version: int) -> bool:
 def unknown_members(
     members: Mapping[str, object], path: str, names: tuple[str, ...]
 ) -> Iterator[Finding]:
-    """Members that no reader knows, and what was perhaps meant."""
+    """Yield a finding for each unknown member, with the known name that is most similar."""
     for member in members:
         where = f"{path}.{member}" if path else member
         if meant := _meant(gojson.same_name(member), names):
@@ -141,7 +144,7 @@ def unknown_members(
 
 @functools.lru_cache(maxsize=4096)
 def _meant(folded: str, names: tuple[str, ...]) -> str:
-    """The name that another one is almost, or an empty text."""
+    """Return the known name that an unknown one is similar to, or an empty text."""
     by_fold = {gojson.same_name(name): name for name in names}
     close = difflib.get_close_matches(folded[:40], by_fold, n=1, cutoff=0.75)
     return by_fold[close[0]] if close else ""

@@ -15,7 +15,7 @@ _NONE: Final = "none"
 
 
 def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
-    """Check a node without its neighbours; `number`: its region's."""
+    """Yield the findings about a node alone; `number` is the id of its region."""
     for error in node_errors(node, number):
         yield Finding(
             rule="node-value",
@@ -92,7 +92,7 @@ def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
             )
     has_4, has_6 = families(node)
     if not has_4 and not has_6:
-        if node.host_name:  # else it is said already
+        if node.host_name:  # without one, `node_errors` has reported the node
             yield Finding(
                 rule="no-address",
                 path=path,

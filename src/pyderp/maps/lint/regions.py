@@ -17,7 +17,7 @@ _NUMBER: Final = re.compile(r"[0-9]+", re.ASCII)
 
 
 def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
-    """What is wrong with it, but for its nodes one by one."""
+    """Yield the findings about a region, without those about its single nodes."""
     path = region_path(number)
     if not 1 <= number <= MAX_REGION_ID or region.region_id != number:
         yield Finding(
@@ -55,7 +55,7 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
 
 
 def is_tailscales(region: DERPRegion) -> bool:
-    """Whether a relay of the region is one of Tailscale's, by its name."""
+    """Return whether a node of the region has a name in Tailscale's domain."""
     return any(bare_name(node.host_name).endswith(_TAILSCALE) for node in region.nodes)
 
 

@@ -1,4 +1,4 @@
-"""Rules about the text of a map, which its reader has forgotten: repeated names, and nulls."""
+"""Rules about the text of a map, which `DERPMap` does not keep: repeated names, and nulls."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["of_tree"]
 
 
 def of_tree(tree: object, kind: MapKind | None = None) -> Iterator[Finding]:
-    """Names that a JSON text has twice, of which readers use the last, and nulls, which they drop.
+    """Yield findings about names that an object has twice, and about regions and nodes of null.
 
     Args:
-        kind: the form: in a policy and for headscale, null removes a region.
+        kind: the form of the text: in a policy and for headscale, null removes a region.
     """
     if not isinstance(tree, gojson.Object):
         return

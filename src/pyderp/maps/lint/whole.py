@@ -1,4 +1,4 @@
-"""Rules about a map as a whole: its regions together, and what must not be in it twice."""
+"""Rules about a map as a whole: its regions together, and values that must be unique in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOP_NAMES: Final = ("HomeParams", "Regions", "omitDefaultRegions")
 def of_map(
     derp_map: DERPMap, kind: MapKind | None = None, urls: Sequence[str] | None = None
 ) -> Iterator[Finding]:
-    """What its regions are together; the arguments are those of `lint`."""
+    """Yield the findings about all regions together; the arguments are those of `lint`."""
     regions = derp_map.regions
     if not regions:
         yield Finding(
@@ -65,7 +65,10 @@ def of_map(
 
 
 def _omits(derp_map: DERPMap, *, of_config: bool) -> Iterator[Finding]:
-    """Tailscale's regions are left out: by a flag, or as headscale's sources have none."""
+    """Yield a finding if clients do not get Tailscale's regions.
+
+    A flag leaves them out, or none of headscale's sources has them.
+    """
     count = len(derp_map.regions)
     regions = "the one region" if count == 1 else f"the {count} regions"
     text = (
@@ -110,7 +113,7 @@ def _scores(derp_map: DERPMap) -> Iterator[Finding]:
 
 
 def of_names(derp_map: DERPMap) -> Iterator[Finding]:
-    """What must not be in a map twice."""
+    """Yield the findings about codes, names, relays and pins that must be unique in a map."""
     names: dict[str, str] = {}
     codes: dict[str, int] = {}
     relays: dict[tuple[str, ...], str] = {}
@@ -143,11 +146,11 @@ def of_names(derp_map: DERPMap) -> Iterator[Finding]:
 
 
 def _pins(host: str, port: int, nodes: list[tuple[DERPNode, str]]) -> Iterator[Finding]:
-    """Several certificates of what is one relay."""
+    """Yield a finding if nodes with one host and port have different pins."""
     names = {node.cert_name: path for node, path in nodes}
     pinned = [path for name, path in names.items() if name.startswith(PIN_PREFIX)]
     addresses = {(node.ipv4, node.ipv6) for node, _ in nodes}
-    # Machines that share a name have each its own address in the map, and perhaps certificate.
+    # Nodes with different addresses are different machines, which may each have a certificate.
     if pinned and len(names) > 1 and len(addresses) < len(nodes):
         yield Finding(
             rule="pin-conflict",
