@@ -1,1 +1,1 @@
-"""DERP maps from outside of the process: files, URLs, headscale, a relay that runs."""
+"""Loads DERP maps from files, URLs, headscale and running relays, and tries their nodes."""

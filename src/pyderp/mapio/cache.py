@@ -1,4 +1,4 @@
-"""The last good copy of a map from a URL, in a file."""
+"""Keeps the last good copy of a map from a URL in a file."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from pyderp.secretfiles import read_regular, write_atomically
 __all__ = ["CachedMap", "UnusableCopy", "read_cache", "write_cache"]
 
 _LIMIT: Final = 7 * MAX_MAP
-"""Bytes of the file: JSON escapes a character with six at most."""
+"""The most bytes of the file: JSON needs six bytes at most for a character of the map."""
 
 
 _MEMBERS: Final = frozenset({"url", "etag", "fetched", "map"})
 
 
 class UnusableCopy(ConfigError):
-    """A copy that `write_cache` has made, but not of this URL, or a damaged one."""
+    """The file was written by `write_cache`, but for another URL, or it is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedMap:
-    """What a URL answered last, and was a map."""
+    """The last answer of a URL that was a map."""
 
     url: str
     """Without user and password."""
     etag: str
     """As the server sent it; empty: it sent none."""
     fetched: datetime
-    """When it was last known to be current; aware, UTC."""
+    """When the server last sent or confirmed it; an aware time in UTC."""
     text: str
-    """The map, in the form in which it came."""
+    """The map, in the form that the server sent."""
 
 
 def read_cache(path: Path, url: str) -> CachedMap | None:
-    """The copy in a file; `None`: there is no file, or an empty one.
+    """Read the copy in a file; returns `None` if there is no file, or an empty one.
 
     Raises:
-        UnusableCopy: it is of another URL, or damaged; a new copy may replace it.
-        ConfigError: there is a file, and it cannot be read, or is no copy of a map.
+        UnusableCopy: the copy is of another URL, or damaged; the caller may replace it.
+        ConfigError: the file cannot be read, or is not a copy of a map.
     """
     try:
         data = read_regular(path, _LIMIT)
@@ -58,7 +58,7 @@ def read_cache(path: Path, url: str) -> CachedMap | None:
         document = {}
     if document is None and not data:
         return None
-    # Any other file is one that the user needs, and not ours to replace.
+    # Any other file may be one that the user needs, so it is never replaced.
     if not isinstance(document, dict) or not document.keys() >= _MEMBERS:
         raise ConfigError(
             f"{path} is no copy of a map: give a file that does not exist yet, or remove it"
@@ -77,10 +77,10 @@ def read_cache(path: Path, url: str) -> CachedMap | None:
 
 
 def write_cache(path: Path, copy: CachedMap) -> None:
-    """Replace the copy in a file at once; only its owner can read it (0600).
+    """Replace the copy in a file atomically; only the file's owner can read it (0600).
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     document = {
         "url": copy.url,

@@ -1,4 +1,4 @@
-"""Whether the nodes of a map answer, by each address family: TCP, TLS and pin, STUN, port 80."""
+"""Tries whether the nodes of a map answer by each address family: TCP, TLS, STUN and port 80."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from pyderp.net.tls import start_tls
 __all__ = ["lint_online"]
 
 _AT_ONCE: Final = 32
-"""Nodes that are tried at the same time."""
+"""How many nodes are tried at the same time."""
 _HTTP: Final = HTTP_PORT
-"""Tests have another."""
+"""A name of its own, so that tests can replace it by a port they may bind."""
 _FAMILIES: Final = ((4, socket.AF_INET), (6, socket.AF_INET6))
 
 
 @dataclass
 class _Machine:
-    """What this machine can reach at all, by family."""
+    """The address families that this machine has a route for; each is found out once."""
 
     has: dict[int, bool] = field(default_factory=dict)
 
     def has_way(self, address: IPAddress) -> bool:
-        """Whether there is a route to an address; nothing is sent."""
+        """Return whether the machine has a route for the family of an address; sends nothing."""
         version = address.version
         if address.is_loopback:
             return True
@@ -66,15 +66,15 @@ async def lint_online(
     ways: MapWays | None = None,
     on_progress: Callable[[int, int, Sequence[Finding]], None] | None = None,
 ) -> list[Finding]:
-    """Try each family of each node as a client would, and report what does not answer.
+    """Try each address family of each node as a client would, and return what does not work.
 
-    Connections are direct, and end after the TLS handshake; no login. Of a name the first address
-    of the family is tried. Each step has the seconds of `ways.timeout`.
+    Connections are direct, and closed after the TLS handshake without logging in. If a name has
+    several addresses of a family, the first one is tried. Each step may take `ways.timeout`.
 
     Args:
-        ways: certificates to trust, time for each node, look-ups. Proxies are not used.
-        on_progress: called for each node that is done, with the number of those, the number of all
-            nodes, and what was found about this one.
+        ways: certificates to trust, seconds for each step, look-ups. Proxies are not used.
+        on_progress: called after each node with the number of nodes that are done, the number of
+            all nodes, and the findings about this node.
     """
     ways = ways or MapWays()
     settings = ways.settings or NetworkSettings.from_environment()
@@ -189,7 +189,7 @@ async def _try_stun(tried: Tried, node: DERPNode, address: IPAddress, ways: MapW
 
 
 async def _try_http(tried: Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
-    # Clients ask the address that the map has, and no name or IPv6 address.
+    # Clients send this request to the IPv4 address in the map only, never to a name or by IPv6.
     literal = ip_literal(node.ipv4)
     if not node.can_port_80 or literal != address or address.version != 4:
         return

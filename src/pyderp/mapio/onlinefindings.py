@@ -1,4 +1,4 @@
-"""What the answers of a map's nodes come to, as findings of `lint --online`."""
+"""Turns the answers of a map's nodes into findings of `lint --online`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from pyderp.maps.region import PIN_PREFIX, DERPNode
 __all__ = ["NO_ADDRESS", "Tried", "judge", "of_all"]
 
 NO_ADDRESS: Final = "none"
-"""`Tried.skipped` of a family of which the node has no address."""
+"""`Tried.skipped` of a family that the node has no address of."""
 _TIMES: Final = (FailureReason.CERTIFICATE_EXPIRED, FailureReason.CERTIFICATE_NOT_YET_VALID)
 
 
 @dataclass
 class Tried:
-    """One family of a node."""
+    """What came of trying one address family of a node."""
 
     name: str
     """`IPv4` or `IPv6`."""
     fault: str = ""
-    """Why there is no TLS connection; empty: there is one."""
+    """Why no TLS connection could be made; empty: it was made, or nothing was tried."""
     refusal: FailureReason | None = None
-    """Why the certificate is refused, if it is that which is at fault."""
+    """Why clients refuse the certificate, if `fault` is about the certificate."""
     skipped: str = ""
-    """Why it was not tried; empty: it was."""
+    """Why the family was not tried; empty: it was."""
     stun: bool | None = None
-    """`None`: the node has none."""
+    """Whether the node answers STUN; `None`: the map says that it does not."""
     port_80: Port80 | None = None
-    """`None`: clients do not ask it."""
+    """What answers on port 80; `None`: clients do not ask there."""
 
 
 def of_all(everything: Sequence[Tried]) -> Iterator[Finding]:
-    """About the families of all nodes of a map together."""
+    """Yield the findings about all nodes of a map together."""
     reasons = [each.skipped for each in everything]
     if all(reasons) and any(reason != NO_ADDRESS for reason in reasons):
         yield Finding(
@@ -51,7 +51,7 @@ def of_all(everything: Sequence[Tried]) -> Iterator[Finding]:
 
 
 def judge(path: str, node: DERPNode, tried: Sequence[Tried]) -> Iterator[Finding]:
-    """About the families of one node."""
+    """Yield the findings about one node, from what came of each of its address families."""
     real = [each for each in tried if not each.skipped]
     yield from _about_skipped(path, node, tried)
     for each in real:
@@ -122,7 +122,7 @@ def _about_fault(path: str, node: DERPNode, tried: Tried, others: Sequence[str])
 
 
 def _wrong_member(node: DERPNode, refusal: FailureReason) -> tuple[str, str]:
-    """The member that does not fit the certificate, and what to do."""
+    """Return the member that does not fit the certificate, and the advice for the operator."""
     pinned = node.cert_name.startswith(PIN_PREFIX)
     if refusal in _TIMES:
         return "HostName", "renew the relay's certificate, and set the clocks of both machines"

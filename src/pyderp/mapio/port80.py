@@ -1,4 +1,4 @@
-"""Whether HTTP on a relay's port 80 passes the check for captive portals (`derp/derphttp`)."""
+"""Asks port 80 of a relay as clients do to detect captive portals (`net/captivedetection`)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NO_CONTENT: Final = 204
 
 @dataclass(frozen=True)
 class Port80:
-    """What came of a request for `/generate_204`."""
+    """The result of a request for `/generate_204`."""
 
     fault: str = ""
-    """Why it is not the answer of a relay; empty: it is."""
+    """Why the answer is not that of a relay; empty: it is."""
     silent: bool = False
-    """There was no answer in HTTP, which clients do not take for a captive portal."""
+    """There was no answer in HTTP; clients do not take that for a captive portal."""
 
 
 async def ask_port_80(
@@ -40,12 +40,13 @@ async def ask_port_80(
     settings: NetworkSettings,
     resolver: Resolver | None = None,
 ) -> Port80:
-    """Ask as a client does that looks for captive portals: 204 and the challenge are wanted.
+    """Request `/generate_204` with a challenge; a relay answers 204 and repeats the challenge.
 
-    Proxies are not used and redirects are not followed, as by clients.
+    As in clients, proxies are not used and redirects are not followed.
 
     Args:
         host: name or IP address.
+        port: TCP port; clients use 80.
         seconds: for the whole request.
     """
     challenge = f"pyderp-{secrets.token_hex(8)}"

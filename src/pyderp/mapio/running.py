@@ -1,4 +1,4 @@
-"""The node that a map would have for a relay that runs, from what the relay answers."""
+"""Makes the node of a map that describes a running relay, from the relay's answers."""
 
 from __future__ import annotations
 
@@ -65,24 +65,25 @@ async def describe_relay(
     stun_port: int = STUN_PORT,
     http_port: int = HTTP_PORT,
 ) -> tuple[DERPNode, list[str]]:
-    """Connect to a relay as a client does, without logging in, and find out its node.
+    """Connect to a relay as a client does, without logging in, and describe it as a node.
 
-    That is: host name and port of the URL; `CertName`, a pin, if the certificate has no authority
-    that is trusted; `STUNPort`, whether that port answers; `CanPort80`, whether HTTP there passes
-    the check for captive portals. Another STUN port, and what other names and addresses lead to the
-    relay, cannot be found out. There is no time limit here for TCP, TLS and HTTP.
+    The node has the host name and port of the URL; a pin in `CertName`, if the certificate is from
+    no trusted authority; `STUNPort`, if that port answers; and `CanPort80`, if HTTP there passes
+    the check for captive portals. A relay does not tell its STUN port or its other names and
+    addresses, so these cannot be found out. TCP, TLS and HTTP have no time limit here: the caller
+    sets one.
 
     Args:
-        url: `https://HOST[:PORT]`, with `/derp` or without.
+        url: `https://HOST[:PORT]`, with or without `/derp`.
         stun_port: UDP port to ask.
-        http_port: TCP port to ask; clients know 80 only.
+        http_port: TCP port to ask; clients use 80 only.
 
     Returns:
-        the node, as `own_node` makes it, and what the map's user should know, a sentence each.
+        the node, as `own_node` returns it, and warnings for the user of the map, a sentence each.
 
     Raises:
-        ConfigError: not such a URL.
-        InvalidMap: the relay can be in no map.
+        ConfigError: the URL is not of this form.
+        InvalidMap: no map can have this relay, as it has no TLS.
         ConnectError: there is no relay, or its certificate can be neither verified nor pinned.
     """
     relay = _parse(url, tls, settings, resolver)
@@ -102,7 +103,11 @@ async def describe_relay(
 
 
 async def _connect_once(relay: _Relay) -> tuple[str, list[IPAddress]]:
-    """`CertName` and addresses of what is known then to be a relay."""
+    """Return the relay's `CertName` and addresses.
+
+    Raises:
+        ConnectError: there is no relay, or its certificate can be neither verified nor pinned.
+    """
     try:
         return await _cert_name(relay), await lookup(relay.host, resolver=relay.resolver)
     except (ConnectError, ConfigError):
@@ -145,7 +150,10 @@ async def _connect(relay: _Relay, *, insecure: bool = False) -> TlsLink:
 
 
 async def _cert_name(relay: _Relay) -> str:
-    """The pin, or nothing; after that there is known to be a relay."""
+    """Return the pin, or an empty text if the certificate is trusted; also ask for DERP.
+
+    After a refused certificate it connects again without verification, to read the certificate.
+    """
     try:
         link = await _connect(relay)
         cert_name = ""
@@ -164,14 +172,15 @@ async def _cert_name(relay: _Relay) -> str:
 
 
 def _pin(link: TlsLink, refusal: CertificateError) -> str:
-    """The pin of a certificate that a client would accept by it.
+    """Return the pin of the presented certificate, if clients accept it by a pin.
 
     Raises:
-        CertificateError: none would.
+        CertificateError: they do not; this is `refusal`.
     """
     chain = link.state.peer_chain
     own = [der for der in chain if not common_name_untrusted(der).startswith(META_NAME_PREFIX)]
-    # A pin holds for one certificate that stands alone.
+    # Clients accept a pin for a single certificate only. The relay's meta certificate, which holds
+    # its key, is not counted.
     if len(own) != 1 or own[0] != chain[0]:
         raise refusal
     return PIN_PREFIX + hashlib.sha256(own[0]).hexdigest()
@@ -208,7 +217,7 @@ def _about_stun(stun: dict[IPAddress, bool], port: int) -> list[str]:
 
 
 async def _has_port_80(relay: _Relay, port: int) -> bool:
-    """Whether the check for captive portals passes on an HTTP port."""
+    """Return whether the check for captive portals passes on an HTTP port."""
     answer = await ask_port_80(
         relay.host,
         port,

@@ -1,4 +1,4 @@
-"""One way to a DERP map, wherever it is: `load_map`."""
+"""Loads a DERP map from any source: a file, a URL, headscale or a running relay (`load_map`)."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True, kw_only=True)
 class MapWays:
-    """How maps are fetched."""
+    """How `load_map` fetches maps."""
 
     timeout: float = 10.0
-    """Seconds for one URL, or one relay that is asked."""
+    """Seconds for one URL, or for one running relay."""
 
     tls: TLSConfig = dataclasses.field(default_factory=TLSConfig)
     """Which authorities are trusted."""
 
     settings: NetworkSettings | None = None
-    """Proxies and such; `None`: the environment's."""
+    """Proxies and other settings of connections; `None`: from the environment."""
 
     resolver: Resolver | None = None
-    """Of host names; `None`: the system's."""
+    """Looks up host names; `None`: the system does."""
 
     stun_port: int = STUN_PORT
-    """UDP port on which a relay that runs is asked."""
+    """UDP port of STUN on which a running relay is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,31 +61,32 @@ class LoadedMap:
 
     map: DERPMap
     origin: str
-    """The file, or the URL without user and password, for people."""
+    """The file, or the URL without user and password, as messages show it."""
 
     kind: MapKind
     warnings: tuple[str, ...] = ()
-    """What is odd about the source, a sentence each. What is odd about the map: `lint`."""
+    """What may be wrong with the source, a sentence each. `lint` checks the map itself."""
 
     tree: object = None
-    """The map's JSON in Python objects, also where it was YAML; objects are `gojson.Object`, whose
-    `pairs` show repeated names. `None`: it was made, of several sources or for a relay."""
+    """The map as Python objects, of the shape that its JSON has, also if it was YAML. Objects are
+    `gojson.Object`, whose `pairs` keep repeated names. `None`: the map describes a relay."""
 
     urls: tuple[str, ...] | None = None
-    """Those of headscale's `config.yaml`; `None`: the map is not from one."""
+    """The URLs in headscale's `config.yaml`; `None`: the map is not from one."""
 
     has_comments: bool = False
-    """The text has comments or trailing commas, which JSON has not."""
+    """The text has comments or trailing commas, which are not part of JSON."""
 
     etag: str = ""
-    """Of a URL: what `load_map(…, previous=…)` asks the server with."""
+    """The ETag of a URL: `load_map(…, previous=…)` sends it to the server."""
 
     copied: datetime | None = None
-    """The source cannot be had now, and this is the last good copy, known to be current then."""
+    """Set if the URL could not be loaded and this is the kept copy: when the server last sent or
+    confirmed that copy."""
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether a source is a URL, and not a file."""
+    """Return whether a source is a URL, and not a file."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
@@ -97,27 +98,27 @@ async def load_map(
     cache: Path | None = None,
     previous: LoadedMap | None = None,
 ) -> LoadedMap:
-    """Read the DERP map in a file, at a URL, of headscale, in a policy file or of a relay.
+    """Load the DERP map of a file, a URL, headscale, a policy file or a running relay.
 
-    A URL without a path, or with the path `/derp`, is that of a relay that runs: the map is then
-    made for it, from what it answers. Files of headscale's `config.yaml` may name others and URLs,
-    which are read, too. What the values of a map say is not checked: see `DERPMap.problems` and
-    `pyderp.maps.lint`.
+    A URL without a path, or with the path `/derp`, is that of a running relay: the map is then
+    made from its answers. headscale's `config.yaml` may name files and URLs, which are loaded,
+    too. The values of the map are not checked: see `DERPMap.problems` and `pyderp.maps.lint`.
 
     Args:
         source: a path, `-` for standard input, or a URL with `http://` or `https://`.
-        kind: the form; `None`: found out.
+        kind: the form of the text; `None`: find it out.
         ways: how to fetch.
-        cache: of a URL: keep the last good copy in this file; it is used, with a warning, when the
-            URL cannot be had or is no map any more, and its ETag spares fetching the same again.
-        previous: what this returned for the same URL: a server that still has the same map answers
-            without it, and `previous` is returned.
+        cache: for a URL: keep the last good copy in this file. If the URL cannot be loaded or is
+            not a map any more, the copy is returned with a warning. Its ETag saves fetching a map
+            that has not changed.
+        previous: what this function returned for the same URL: it is returned again if the server
+            confirms that the map has not changed.
 
     Raises:
-        InvalidMap: what is there is no map; the text begins with the origin.
-        ConfigError: the file cannot be read; the URL, proxies or certificates cannot be used.
+        InvalidMap: the source is not a map; the error begins with the origin.
+        ConfigError: the file cannot be read, or the URL, proxies or certificates cannot be used.
         ConnectError: the URL or relay cannot be reached, or answers with an error; `attempts` has
-            the error of the network.
+            the network's error.
     """
     ways = ways or MapWays()
     if not is_url(source):
@@ -147,7 +148,7 @@ async def _load_file(path: Path, kind: MapKind | None, ways: MapWays) -> LoadedM
         raise ConfigError(f"{path}: want the URL of a relay, https://HOST[:PORT]")
     origin = "standard input" if str(path) == _STDIN else str(path)
     try:
-        # A FIFO or a terminal may keep it waiting.
+        # In a thread, as reading from a FIFO or a terminal may wait without end.
         data = await in_own_thread(lambda: _read(path), name="pyderp reads a map")
     except OSError as e:
         raise ConfigError(f"cannot read the DERP map {origin}: {e.strerror or e}") from e
@@ -189,7 +190,7 @@ def _loaded(text: MapText, origin: str, *, etag: str = "") -> LoadedMap:
 async def _load_config(
     config: HeadscaleConfig, folder: Path, origin: str, ways: MapWays
 ) -> LoadedMap:
-    """What headscale makes of its files, URLs and embedded relay."""
+    """Return the map that headscale merges from its files, URLs and embedded relay."""
     sources = [folder / path for path in config.paths]
     parts = [await _part(path, origin, ways) for path in sources]
     parts += [await _part(url, origin, ways) for url in config.urls]
@@ -225,7 +226,7 @@ async def _part(source: str | Path, origin: str, ways: MapWays) -> LoadedMap:
 
 
 def _merge(regions: dict[str, object], tree: object) -> None:
-    """A region takes the place of an earlier one of its id; a null removes it."""
+    """Add the regions of a map: each replaces an earlier one with its id, and null removes it."""
     for name, value in tree.items() if isinstance(tree, gojson.Object) else ():
         if gojson.same_name(name) == "regions" and isinstance(value, gojson.Object):
             for number, region in value.items():
@@ -307,7 +308,7 @@ async def _fetch(url: str, etag: str, origin: str, ways: MapWays) -> Fetched:
 
 
 def _beside(error: ConnectError | InvalidMap, why: str) -> ConnectError | InvalidMap:
-    """The error of the URL, with why the copy is of no help; empty: there is none."""
+    """Return the URL's error, followed by why the copy cannot be used, if there is a copy."""
     if not why:
         return error
     text = f"{error}; {why}"
@@ -322,7 +323,7 @@ def _from_copy(
     try:
         loaded = _loaded(_read_text(copy.text.encode(), kind, origin), origin, etag=copy.etag)
     except InvalidMap as e:
-        # Another form was asked for this time.
+        # Possible although the copy was a map when it was written: now `kind` is another form.
         raise _beside(error, f"the copy cannot be used: {e}") from None
     when = f"{copy.fetched:%Y-%m-%d %H:%M} UTC"
     warning = f"this is the copy of {when}, as the map cannot be had now: {error}"

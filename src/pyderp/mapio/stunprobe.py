@@ -1,4 +1,4 @@
-"""Whether an address answers STUN."""
+"""Asks whether an address answers STUN."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyderp.net.stunclient import StunClient
 __all__ = ["answers_stun"]
 
 _RESEND: Final = 0.3
-"""Seconds between two requests; a datagram may be lost."""
+"""Seconds between two requests, of which the network may lose some."""
 
 
 async def answers_stun(address: IPAddress, port: int, *, seconds: float) -> bool:
-    """Ask for a binding until there is an answer.
+    """Send STUN binding requests until an answer comes.
 
     Args:
-        port: UDP.
-        seconds: how long at most.
+        port: UDP port.
+        seconds: how long to wait at most.
 
     Returns:
-        whether one came in time; False also where this machine has no way to the address.
+        whether an answer came in time; False also if this machine has no route to the address.
     """
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     with contextlib.suppress(ConfigError, DialError):
