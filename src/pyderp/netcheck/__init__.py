@@ -1,1 +1,1 @@
-"""What a network lets through to the relays of a DERP map, as Tailscale's client measures it."""
+"""Measures which relays of a DERP map a network can reach, and how fast, as Tailscale does."""

@@ -1,7 +1,7 @@
-"""Captive portals: networks that answer HTTP themselves until a person has logged in.
+"""Captive portals: networks that answer HTTP requests themselves until the user has logged in.
 
-A relay answers `/generate_204` on port 80 with 204 and repeats a challenge; whatever else answers
-is no relay (`net/captivedetection`). Sans-IO.
+A relay answers `/generate_204` on port 80 with 204 and repeats a challenge. Any other answer is
+taken for that of a captive portal (`net/captivedetection`). Sans-IO.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyderp.wire.httpreply import HttpReply
 __all__ = ["Endpoint", "captive_endpoints", "is_captive"]
 
 MAX_ENDPOINTS: Final = 5
-"""Asked at once; one that is captive is enough."""
+"""How many relays are asked at the same time. One answer of a captive portal is enough."""
 _CHALLENGE: Final = "X-Tailscale-Challenge"
 _RESPONSE: Final = "x-tailscale-response"
 _NO_CONTENT: Final = 204
@@ -24,27 +24,27 @@ _NO_CONTENT: Final = 204
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A relay's port 80."""
+    """Port 80 of a relay."""
 
     address: str
     """IPv4 address; also the host of the URL."""
 
     @property
     def challenge(self) -> str:
-        """What a relay repeats."""
+        """The text that a relay repeats in its answer."""
         return f"ts_{self.address}"
 
     def target(self, seconds: int) -> str:
-        """Path and query of the request.
+        """Return path and query of the request.
 
         Args:
-            seconds: since 1970; it makes caches miss.
+            seconds: the time since 1970, so that caches do not answer.
         """
         return f"/generate_204?t={seconds}"
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Of the request, besides its host."""
+        """The headers of the request besides `Host`."""
         return [
             ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0"),
             ("Connection", "close"),
@@ -53,9 +53,9 @@ class Endpoint:
 
 
 def captive_endpoints(derp_map: DERPMap, home: int) -> tuple[Endpoint, ...]:
-    """The relays to ask: those of the home region first; none if the map has none to ask.
+    """Return the relays to ask, those of the home region first; empty if no node has CanPort80.
 
-    Go asks two hosts of Tailscale as well. A map of one's own says nothing about these.
+    Go also asks two hosts of Tailscale. pyderp does not: the map may be one of other relays only.
 
     Args:
         home: region id; 0: none.
@@ -81,6 +81,6 @@ def _is_ipv4(text: str) -> bool:
 
 
 def is_captive(endpoint: Endpoint, reply: HttpReply) -> bool:
-    """Whether an answer is not the relay's own."""
+    """Return whether an answer is not that of a relay."""
     expected = f"response {endpoint.challenge}"
     return reply.status != _NO_CONTENT or reply.header(_RESPONSE) != expected

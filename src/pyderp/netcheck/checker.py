@@ -1,4 +1,4 @@
-"""`Netcheck`: measures again and again; its sockets and its memory between two runs."""
+"""`Netcheck`: measures repeatedly, and keeps sockets and reports between two runs."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger("pyderp.netcheck")
 
 
 class Netcheck:
-    """Measures a network again and again; use it in `async with`.
+    """Measures a network once or repeatedly; use it in `async with`.
 
-    It keeps its UDP sockets from run to run, and the reports of five minutes, by which the later
-    runs are shorter and the home region changes only for a reason.
+    It keeps its UDP sockets between runs, and the reports of the last five minutes: they make later
+    runs shorter, and keep the home region from changing for a small gain.
 
     Raises:
-        ConfigError: on entering: no socket can be bound as `config` wants.
+        ConfigError: on entering, if no socket can be bound to the address and port in `config`.
     """
 
     def __init__(self, config: NetcheckConfig | None = None) -> None:
         self.config = config or NetcheckConfig()
         self.history = History()
         self.on_progress: Callable[[str], None] | None = None
-        """Called with what is done at the moment, a few words."""
+        """Called with a few words of progress, such as `3 of 20` regions."""
         self._sockets: dict[Family, StunClient] = {}
         self._last_full: int | None = None
         self._current: Shell | None = None
@@ -79,9 +79,9 @@ class Netcheck:
             log.info("%s", problem)
 
     def partial_report(self) -> Report | None:
-        """What the current or last run has measured so far, with the home that this leads to.
+        """Return what the current or last run has measured so far, with the home that results.
 
-        `None`: no run has begun.
+        Returns `None` if no run has begun.
         """
         if self._current is None:
             return None
@@ -92,9 +92,10 @@ class Netcheck:
         return report
 
     async def run(self, derp_map: DERPMap) -> Report:
-        """Measure once. It takes 5 s at most, and a check for a captive portal that runs then.
+        """Measure once, in 5 s at most.
 
-        The first run is full, then one every five minutes; others ask the fastest regions only.
+        The first run is full, and then one run every five minutes; the others measure only the
+        fastest regions and home.
 
         Raises:
             RuntimeError: a run is under way.

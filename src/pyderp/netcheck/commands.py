@@ -1,4 +1,4 @@
-"""What a run asks of its shell, and what it may use. Sans-IO."""
+"""The commands that a run hands to its shell, and the options of a run. Sans-IO."""
 
 from __future__ import annotations
 
@@ -22,33 +22,36 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SendProbe:
-    """Look up the probe's node, send a request; report `on_sent`, and `on_answer` if it comes."""
+    """Look up the probe's node and send it a request; then call `on_sent`, and later `on_answer`.
+
+    A request that cannot be sent, or has no answer, needs no call.
+    """
 
     probe: Probe
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureHTTPS:
-    """Time a request to the region's relay; report `on_https`, once."""
+    """Measure how long a request to the region's relay takes; then call `on_https` once."""
 
     region: DERPRegion
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureICMP:
-    """Time an ICMP echo to the region's first node; report `on_icmp`, once."""
+    """Measure how long an ICMP echo to the region's first node takes; then call `on_icmp` once."""
 
     region: DERPRegion
 
 
 @dataclass(frozen=True, slots=True)
 class StopICMP:
-    """Their time is up: what has no answer gets none."""
+    """Cancel all `MeasureICMP` commands that have not ended: their time is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckCaptive:
-    """Ask the endpoints, see `captive`; report `on_captive`, once."""
+    """Ask the endpoints as in `captive`; then call `on_captive` once."""
 
     endpoints: tuple[Endpoint, ...]
 
@@ -58,19 +61,21 @@ Command: TypeAlias = SendProbe | MeasureHTTPS | MeasureICMP | StopICMP | CheckCa
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run may use, and what is known of this host."""
+    """What a run may measure, and which addresses and interfaces this host has."""
 
     have_v4: bool = True
-    """This host has an IPv4 address beyond loopback and link-local."""
+    """This host has an IPv4 address that is neither loopback nor link-local."""
     have_v6: bool = True
+    """This host has a global or unique local IPv6 address."""
     os_has_ipv6: bool = True
+    """This process can bind UDP to `::1`."""
     have_interface: bool = True
-    """An interface is up that may lead to the Internet; without one no captive portal is."""
+    """An interface is up behind which there may be a captive portal."""
     only_stun: bool = False
-    """No HTTPS, no ICMP, no captive portal."""
+    """Use no HTTPS and no ICMP, and do not check for a captive portal."""
     only_tcp_443: bool = False
-    """No STUN and no ICMP."""
+    """Use no STUN and no ICMP."""
     all_regions: bool = False
-    """Measure more than the three fastest regions, as `verbose` does."""
+    """Wait for up to 100 regions instead of the three fastest, as `verbose` does."""
     verbose: bool = False
-    """Measure more regions, and always finish the check for a captive portal."""
+    """As `all_regions`, and always finish the check for a captive portal."""

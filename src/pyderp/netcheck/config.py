@@ -1,4 +1,4 @@
-"""How a network is measured: settings of `Netcheck`."""
+"""The settings of `Netcheck`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ _MAX_PORT: Final = 65535
 
 @dataclass(frozen=True, kw_only=True)
 class NetcheckConfig:
-    """How to measure."""
+    """How to measure a network."""
 
     bind_host: str = ""
-    """IP address that STUN leaves from; empty: any. The other family then has no socket."""
+    """Source IP address of STUN; empty: any. The other address family then has no socket."""
     bind_port: int = 0
-    """UDP port of both families; 0: any free one."""
+    """Source UDP port for both address families; 0: any free one."""
     tls: TLSConfig = field(default_factory=TLSConfig)
+    """Which authorities are trusted."""
     network: NetworkSettings | None = None
-    """Proxies and socket options of TCP; `None`: what the environment says."""
+    """Proxies and socket options of TCP; `None`: from the environment."""
     resolver: Resolver | None = None
-    """For the names of nodes; by default the system's."""
+    """Looks up the names of nodes; `None`: the system does."""
     only_stun: bool = False
+    """Use no HTTPS and no ICMP, and do not check for a captive portal."""
     only_tcp_443: bool = False
+    """Use no STUN and no ICMP."""
     all_regions: bool = False
     """Wait for up to 100 regions instead of three."""
     verbose: bool = False
     """As `all_regions`, and always finish the check for a captive portal."""
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Check the settings.
 
         Raises:
-            ConfigError: STUN only and HTTPS only at once, or an address or port that is none.
+            ConfigError: `only_stun` and `only_tcp_443` are both set, or `bind_host` is not an IP
+                address, or `bind_port` is out of range.
         """
         if self.only_stun and self.only_tcp_443:
             raise ConfigError("only_stun and only_tcp_443 exclude each other")

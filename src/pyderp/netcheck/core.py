@@ -1,12 +1,13 @@
-"""One run of netcheck without I/O: events in, commands out, deadlines of its own.
+"""One run of netcheck without I/O: takes events and times, and returns commands.
 
-A shell carries out the commands and tells what came of them (`netcheck.Client.GetReport` in Go):
+A shell carries out the commands and calls `Run` with the results. In Go this is
+`netcheck.Client.GetReport`:
 
     start ─ SendProbe… ─ answers ─┬─ enough ──────────────────────┬─ captive check ─ finished
                                   └─ no UDP: MeasureHTTPS and     │  (if it has begun)
                                      MeasureICMP, then ───────────┘
 
-Times are nanoseconds of a monotonic clock, which each method is told. Nothing here waits.
+Times are nanoseconds of a monotonic clock, passed to each method. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -36,31 +37,33 @@ from pyderp.netcheck.report import Report, Way
 __all__ = ["Run", "is_full_due"]
 
 OVERALL: Final = 5000 * MS
-"""A whole run [overallProbeTimeout]."""
+"""The most that a whole run takes [overallProbeTimeout]."""
 STUN_PHASE: Final = 3000 * MS
-"""[stunProbeTimeout]"""
+"""The most that a run waits for answers to STUN [stunProbeTimeout]."""
 ICMP_PHASE: Final = 1000 * MS
-"""[icmpProbeTimeout]"""
+"""The most that a run waits for ICMP echoes [icmpProbeTimeout]."""
 HTTPS_PHASE: Final = 5000 * MS
-"""Each region, within the run [httpsProbeTimeout]."""
+"""The most that HTTPS to one region takes, within the run [httpsProbeTimeout]."""
 CAPTIVE_DELAY: Final = 200 * MS
-"""Most runs have all their STUN answers before, and check no portal [captivePortalDelay]."""
+"""When the check for a captive portal starts [captivePortalDelay]. Most runs have their STUN
+answers before that, and skip the check."""
 ENOUGH_REGIONS: Final = 3
+"""Answers of so many regions start the end of the STUN phase [enoughRegions]."""
 ENOUGH_REGIONS_VERBOSE: Final = 100
 FULL_INTERVAL: Final = 300_000 * MS
-"""A full run is due when the last one began longer ago."""
+"""A full run is due if the last one began longer ago than this."""
 
 
 def is_full_due(last: Report | None, last_full: int | None, now: int) -> bool:
-    """Whether the next run is to measure all regions.
+    """Return whether the next run must measure all regions.
 
     Args:
-        last: the report of the run before.
+        last: the report of the previous run; `None`: there was none.
         last_full: when the last full run began, on the clock of `now`.
     """
     if last is None or last_full is None or now - last_full > FULL_INTERVAL:
         return True
-    # A portal may have kept the last run from its answers.
+    # A captive portal may have blocked the answers that the last run would have had.
     return not last.udp and last.captive_portal is True
 
 
@@ -68,20 +71,20 @@ class _Phase(Enum):
     STUN = auto()
     FALLBACK = auto()
     CAPTIVE = auto()
-    """Only the check for a captive portal is awaited."""
+    """Everything else is measured; the run waits for the check for a captive portal."""
     FINISHED = auto()
 
 
 class Run:
-    """One report in the making.
+    """One run, which fills `report`.
 
-    Call `start`, then the methods `on_…` as things happen, and `on_time` when `next_time` has
-    come; after each call carry out what `take` returns. It is over when `finished`; what is still
-    under way then is to be cancelled, and `report` is complete but for `now` and the home.
+    Call `start`, then an `on_…` method for each event, and `on_time` at `next_time`. After each
+    call carry out the commands that `take` returns. When `finished` is true, cancel the commands
+    that are still under way; `report` is then complete except for `now` and `preferred_derp`.
 
     Args:
-        last: the report of the run before, for an incremental run; `None`: a full run.
-        home: the preferred region of the run before, also for a full run; 0: none.
+        last: the report of the previous run, for an incremental run; `None`: a full run.
+        home: the preferred region of the previous run, also for a full run; 0: none.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Run:
     ) -> None:
         self.report = Report(os_has_ipv6=options.os_has_ipv6)
         self.stopped_at_deadline = False
-        """The run had to end while something was under way."""
+        """The run ended by its time limit, with measurements under way."""
         self._map = derp_map
         self._options = options
         self._incremental = last is not None
@@ -107,7 +110,7 @@ class Run:
             )
         self._phase = _Phase.STUN
         self._open: set[SetKey] = set(self._plan)
-        """Sets that may still send, or get an answer that matters."""
+        """Sets of probes that still wait for an answer. Without any, the STUN phase ends."""
         self._https: set[int] = set()
         self._icmp: set[int] = set()
         self._captive_wanted = False
@@ -124,21 +127,21 @@ class Run:
 
     @property
     def next_time(self) -> int | None:
-        """When `on_time` is to be called; `None`: only events matter."""
+        """When the caller must call `on_time`; `None`: no time limit is running."""
         return self._timers[0][0] if self._timers and not self.finished else None
 
     @property
     def planned_regions(self) -> int:
-        """Regions that this run measures."""
+        """How many regions this run measures."""
         return len({region for region, _ in self._plan}) or len(self._https | self._icmp)
 
     def take(self) -> list[Command]:
-        """What is to be done now; each command once."""
+        """Return the commands to carry out now; each command is returned once."""
         commands, self._commands = self._commands, []
         return commands
 
     def start(self, now: int) -> None:
-        """Begin."""
+        """Start the run: set its time limits and issue the first probes."""
         self._deadline = now + OVERALL
         for probes in self._plan.values():
             for probe in probes:
@@ -155,13 +158,13 @@ class Run:
         self.on_time(now)
 
     def on_time(self, now: int) -> None:
-        """Do what is due."""
+        """Run the timers that are due."""
         while self._timers and self._timers[0][0] <= now and not self.finished:
             _, _, act = heapq.heappop(self._timers)
             act(now)
 
     def on_sent(self, probe: Probe) -> None:
-        """The kernel took a request (on Linux also one that a firewall then refused)."""
+        """Record that the kernel accepted a request; on Linux it may accept and then drop it."""
         if probe.family is Family.V4:
             self.report.ipv4_can_send = True
         else:
@@ -170,10 +173,10 @@ class Run:
     def on_answer(
         self, probe: Probe, address: IPAddress, port: int, latency: int, now: int
     ) -> None:
-        """A STUN server answered a request.
+        """Record that a STUN server answered a request.
 
         Args:
-            address, port: what it saw the request come from.
+            address, port: the source of the request as the server saw it.
             latency: nanoseconds of the round trip.
         """
         if self.finished:
@@ -184,11 +187,11 @@ class Run:
         self._close_set(probe.set_key, now)
 
     def on_https(self, region: DERPRegion, latency: int | None, version: int, now: int) -> None:
-        """A relay answered an HTTPS request, or did not.
+        """Record the result of an HTTPS request to a region's relay.
 
         Args:
-            latency: nanoseconds; `None`: it failed.
-            version: 4 or 6, of the connection.
+            latency: nanoseconds; `None`: the request failed.
+            version: IP version of the connection, 4 or 6.
         """
         if latency is not None:
             self._record_fallback(region, latency, Way.HTTPS)
@@ -200,7 +203,7 @@ class Run:
         self._check_fallback(now)
 
     def on_icmp(self, region: DERPRegion, latency: int | None, now: int) -> None:
-        """A node answered an ICMP echo; or there is no answer, or no way to ask."""
+        """Record the result of an ICMP echo; `latency` is `None` without an answer."""
         if latency is not None and region.region_id in self._icmp:
             self._record_fallback(region, latency, Way.ICMP)
             self.report.icmpv4 = self.report.ipv4 = True
@@ -208,7 +211,7 @@ class Run:
         self._check_fallback(now)
 
     def on_captive(self, found: bool | None, now: int) -> None:
-        """The check for a captive portal ended; `None`: nothing could be asked."""
+        """Record the result of the check for a captive portal; `None`: it could not be made."""
         self._captive_under_way = False
         self.report.captive_portal = found
         if self._phase is _Phase.CAPTIVE:
@@ -266,7 +269,7 @@ class Run:
         more = self._options.verbose or self._options.all_regions
         enough = ENOUGH_REGIONS_VERBOSE if more else ENOUGH_REGIONS
         if len(report.region_latency) == enough:
-            # Those that are not much slower get the time to answer.
+            # Regions that are not much slower than these get the time to answer.
             wait = max(report.region_latency.values()) * (1 if self._incremental else 2)
             self._at(now + wait, self._end_stun_with_answers)
 
@@ -294,7 +297,7 @@ class Run:
             self._fall_back(now)
         self._check_fallback(now)
 
-    # What UDP does not let through
+    # Without UDP: HTTPS and ICMP
 
     def _fall_back(self, now: int) -> None:
         for region in self._map.regions.values():
@@ -330,7 +333,7 @@ class Run:
             if not self._captive_under_way and not self._captive_wanted:
                 self._finish(now)
 
-    # Captive portal, and the end
+    # Captive portal, and the end of the run
 
     def _check_captive(self, now: int) -> None:
         if not self._captive_wanted:

@@ -1,6 +1,6 @@
-"""Which region becomes home: the fastest of the last minutes, unless the gain is small.
+"""Chooses the home region: the fastest of the last minutes, unless the gain is small.
 
-`netcheck.Client.addReportHistoryAndSetPreferredDERP`. Sans-IO; times are nanoseconds.
+In Go `netcheck.Client.addReportHistoryAndSetPreferredDERP`. Sans-IO; times are nanoseconds.
 """
 
 from __future__ import annotations
@@ -16,41 +16,40 @@ __all__ = ["History", "HomeHints"]
 
 _SECOND: Final = 1000 * MS
 _KEPT: Final = 305 * _SECOND
-"""How long a report counts: five minutes, and five seconds of a run [maxAge]."""
+"""How long a report counts: five minutes, and the five seconds that a run may take [maxAge]."""
 _LEAST_GAIN: Final = 10 * MS
-"""A region that is less than this faster does not replace home
-[preferredDERPAbsoluteDiff]."""
+"""A region must be faster by at least this to replace home [preferredDERPAbsoluteDiff]."""
 _RECENT_FRAME: Final = 8 * _SECOND
-"""A frame of the home relay that came so long ago at most shows that it works
+"""A frame from the home relay that is not older than this shows that it works
 [PreferredDERPFrameTime]."""
 _KEEP_WITHOUT_DATA: Final = 120 * _SECOND
-"""Without any latency, home is kept for so long after its relay's last frame."""
+"""If a run has no latencies, home is kept for this long after its relay's last frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HomeHints:
-    """What a program with connections to relays knows besides the measurements."""
+    """What a program that is connected to relays knows besides the measurements."""
 
     started: int = 0
-    """When the run began."""
+    """When the run began, nanoseconds since 1970."""
     last_frame: Mapping[int, int] | None = None
-    """Region id → when its relay's last frame came."""
+    """Region id → when a frame from its relay last arrived, nanoseconds since 1970."""
     forced: int = 0
-    """A region that is home as long as it is reachable; 0: none."""
+    """A region that stays home as long as it can be reached; 0: none."""
     scores: Mapping[int, float] | None = None
     """Region id → factor on its latency (`HomeParams.RegionScore`)."""
 
 
 class History:
-    """Reports of the last minutes, and the home that they lead to."""
+    """Keeps the reports of the last minutes, and chooses the home region from them."""
 
     def __init__(self) -> None:
         self._reports: list[Report] = []
         self.last: Report | None = None
-        """The report that was added last, however old."""
+        """The report that was added last, even if it is too old to count."""
 
     def __len__(self) -> int:
-        """Reports that count for the next choice."""
+        """Return how many reports are kept."""
         return len(self._reports)
 
     @property
@@ -59,14 +58,14 @@ class History:
         return 0 if self.last is None else self.last.preferred_derp
 
     def home_of(self, report: Report, hints: HomeHints | None = None) -> int:
-        """The home that an interrupted run leads to; 0: none. Nothing is remembered.
+        """Return the home after an interrupted run, without keeping its report; 0: none.
 
-        The home of before stays: what is missing in the report may only be late.
+        An earlier home stays home, as measurements that are missing may only be late.
         """
         return self.home or self._choose([report], report, 0, hints or HomeHints())
 
     def add(self, report: Report, hints: HomeHints | None = None) -> None:
-        """Set `report.preferred_derp`, and remember the report. `report.now` must be set."""
+        """Set `report.preferred_derp`, and keep the report. `report.now` must be set."""
         hints = hints or HomeHints()
         previous = self.home
         self._reports = [r for r in self._reports if report.now - r.now <= _KEPT]
@@ -93,7 +92,7 @@ class History:
 
 
 def _best(reports: list[Report], scores: Mapping[int, float]) -> dict[int, int]:
-    """Region id → least latency of all reports, with its score."""
+    """Return region id → least latency of all reports, multiplied by the region's score."""
     best: dict[int, int] = {}
     for report in reports:
         for region, latency in report.region_latency.items():
@@ -112,7 +111,7 @@ def _frame_age(region: int, report: Report, hints: HomeHints) -> float:
 
 
 def _heard(region: int, report: Report, hints: HomeHints) -> bool:
-    """Whether the region's relay showed of late that it works."""
+    """Return whether a recent frame shows that the region's relay works."""
     frame = (hints.last_frame or {}).get(region)
     if frame is None:
         return False

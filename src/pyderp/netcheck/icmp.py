@@ -1,7 +1,7 @@
-"""ICMP echo by a ping socket, which needs no privilege where the kernel allows it.
+"""ICMP echo over a ping socket, which needs no privilege if the kernel allows it.
 
-On Linux `net.ipv4.ping_group_range` says which groups may; the kernel sets the identifier and the
-checksum, and brings this socket its own answers only (icmp(7)).
+On Linux `net.ipv4.ping_group_range` holds the groups that may open one. The kernel sets identifier
+and checksum, and delivers only the answers to this socket's own echoes (icmp(7)).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _BATCH: Final = 64
 
 
 class NotPermitted(DialError):
-    """The kernel gives this process no ping socket."""
+    """The kernel does not let this process open a ping socket."""
 
 
 def pack_echo(sequence: int, payload: bytes) -> bytes:
-    """An echo request (RFC 792); the identifier is the kernel's to fill in."""
+    """Return an echo request (RFC 792) with identifier 0, which the kernel replaces."""
     head = _HEAD.pack(_ECHO, 0, 0, 0, sequence)
     return _HEAD.pack(_ECHO, 0, _checksum(head + payload), 0, sequence) + payload
 
@@ -43,11 +43,12 @@ def _checksum(data: bytes) -> int:
 
 
 def echo_answer_untrusted(packet: bytes) -> tuple[int, bytes] | None:
-    """Sequence and payload of an echo reply, with or without an IPv4 header before it.
+    """Return sequence and payload of an echo reply, or `None` if the packet is not one.
 
-    `None`: it is none.
+    It may begin with an IPv4 header.
     """
-    if packet and packet[0] >> 4 == 4:  # macOS; an ICMP type of 0x4x is not assigned
+    # macOS includes the IPv4 header. Its first byte is 0x4x, which is no assigned ICMP type.
+    if packet and packet[0] >> 4 == 4:
         packet = packet[(packet[0] & 0xF) * 4 :]
     if len(packet) < _HEAD.size:
         return None
@@ -58,22 +59,22 @@ def echo_answer_untrusted(packet: bytes) -> tuple[int, bytes] | None:
 
 
 def ping_socket() -> socket.socket:
-    """A socket for ICMP echoes over IPv4, without privilege.
+    """Open a socket for ICMP echoes over IPv4, without privilege.
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: the kernel refuses it.
     """
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
 
 
 class Pinger:
-    """A ping socket for IPv4; `close` it.
+    """Sends ICMP echoes over IPv4 from one ping socket; `close` it after use.
 
     Args:
-        open_socket: what opens it.
+        open_socket: opens the socket.
 
     Raises:
-        NotPermitted: the kernel refuses; the text says what allows it.
+        NotPermitted: the kernel refuses the socket; the error says how to allow it.
     """
 
     def __init__(self, open_socket: Callable[[], socket.socket] = ping_socket) -> None:
@@ -91,7 +92,7 @@ class Pinger:
         self._loop.add_reader(self._sock, self._on_readable)
 
     def close(self) -> None:
-        """Close the socket. What is awaited is cancelled."""
+        """Close the socket, and cancel each `ping` that is waiting."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
@@ -100,7 +101,7 @@ class Pinger:
         self._waiting.clear()
 
     async def ping(self, address: str, payload: bytes) -> int:
-        """One round trip, in nanoseconds. There is no time limit here.
+        """Send an echo and return its round trip in nanoseconds. There is no time limit here.
 
         Raises:
             DialError: the kernel cannot send, or 65,535 echoes are under way.

@@ -1,6 +1,6 @@
-"""Which addresses this host has: whether IPv4 and IPv6 may lead anywhere (`net/netmon`).
+"""Finds out from this host's addresses whether it may use IPv4 and IPv6 (`net/netmon`).
 
-On Linux the kernel is asked by netlink (rtnetlink(7)); elsewhere, whether there is a route.
+On Linux it reads the interfaces from the kernel (rtnetlink(7)); elsewhere it looks for routes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _TIMEOUT: Final = 2.0
 _GLOBAL_V6: Final = IPv6Network("2000::/3")
 _UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
 _OVERLAY: Final = IPv6Network("fd7a:115c:a1e0::/48")
-"""Tailscale's own addresses, which lead to no relay."""
+"""Addresses inside of a tailnet; relays cannot be reached from them."""
 _OVERLAY_NAME: Final = "tailscale"
 _VIRTUAL: Final = ("tailscale", "tun", "tap", "docker", "kube", "wg", "ipsec")
-"""Names of interfaces behind which no captive portal is looked for begin so."""
+"""How the names of virtual interfaces begin. There is no captive portal behind these."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Interface:
 
 @dataclass(frozen=True)
 class HostNetwork:
-    """What this host can be expected to reach."""
+    """Which address families this host can probably use."""
 
     have_v4: bool
-    """An interface is up with an IPv4 address that is neither loopback nor link-local."""
+    """An interface that is up has an IPv4 address that is neither loopback nor link-local."""
     have_v6: bool
-    """The same for a global or unique local IPv6 address."""
+    """An interface that is up has a global or unique local IPv6 address."""
     have_interface: bool
     """An interface is up behind which there may be a captive portal."""
 
 
 def host_network() -> HostNetwork:
-    """Look at the interfaces of this host; if they cannot be read, at its routes."""
+    """Return what this host can use, from its interfaces, or from its routes if that fails."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, struct.error, ValueError):
             return judge(read_interfaces())
@@ -74,7 +74,7 @@ def host_network() -> HostNetwork:
 
 
 def judge(interfaces: list[Interface]) -> HostNetwork:
-    """What interfaces are good for."""
+    """Return what a host with these interfaces can use."""
     up = [each for each in interfaces if each.up and not each.name.startswith(_OVERLAY_NAME)]
     addresses = [address for each in up for address in each.addresses]
     return HostNetwork(
@@ -96,7 +96,7 @@ def _usable_v6(address: IPv6Address) -> bool:
 
 
 def os_has_ipv6() -> bool:
-    """Whether this process can bind UDP to `::1`."""
+    """Return whether this process can bind UDP to `::1`."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("::1", 0))
@@ -106,7 +106,7 @@ def os_has_ipv6() -> bool:
 
 
 def _has_route(family: socket.AddressFamily, host: str) -> bool:
-    """Whether the kernel would send to an address; nothing is sent."""
+    """Return whether the kernel has a route to an address; nothing is sent."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((host, 9))
@@ -116,11 +116,11 @@ def _has_route(family: socket.AddressFamily, host: str) -> bool:
 
 
 def read_interfaces() -> list[Interface]:
-    """The interfaces of this host's network namespace. Linux only.
+    """Return the interfaces of this process's network namespace. Linux only.
 
     Raises:
-        OSError: the kernel does not tell.
-        struct.error, ValueError: what it tells cannot be read.
+        OSError: the kernel does not answer, or refuses.
+        struct.error, ValueError: its answer cannot be read.
     """
     family = socket.AF_NETLINK  # type: ignore[attr-defined, unused-ignore]  # Linux has it
     with socket.socket(family, socket.SOCK_RAW, _NETLINK_ROUTE) as sock:
@@ -134,7 +134,7 @@ def read_interfaces() -> list[Interface]:
         for body in _dump(sock, _RTM_GETADDR, _RTM_NEWADDR):
             index = _ADDRESS.unpack_from(body)[4]
             found = dict(_attributes(body[_ADDRESS.size :]))
-            # On a link between two points IFA_ADDRESS is the other end.
+            # On a point-to-point link IFA_ADDRESS is the address of the other end.
             packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
             if packed is not None:
                 addresses.setdefault(index, []).append(ip_address(packed))
@@ -147,7 +147,7 @@ def read_interfaces() -> list[Interface]:
 
 
 def _dump(sock: socket.socket, question: int, wanted: int) -> Iterator[bytes]:
-    """The bodies of all messages of a kind that the kernel answers a question with."""
+    """Send a dump request to the kernel, and yield the bodies of its messages of one type."""
     sock.send(_HEADER.pack(_HEADER.size + 1, question, _DUMP, question, 0) + b"\0")
     for _ in range(_MAX_REPLIES):
         data = sock.recv(_REPLY)

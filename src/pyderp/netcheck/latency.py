@@ -1,4 +1,4 @@
-"""Measurements over TCP: HTTPS latency of a region, and an HTTP request to a relay's port 80."""
+"""Measurements over TCP: the HTTPS latency of a region, and the check for a captive portal."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _HTTP_PORT: Final = 80
 async def exchange(
     link: Link, host: str, target: str, headers: Sequence[tuple[str, str]] = ()
 ) -> tuple[HttpReply, int]:
-    """One GET over a connected link, of which at most 8 KiB of the body are read.
+    """Send one GET over a connected link, and read at most 8 KiB of the answer's body.
 
     Returns:
-        the head of the answer, and the nanoseconds from the request to its arrival.
+        the head of the answer, and the nanoseconds from the request to the end of the head.
 
     Raises:
         RemoteProtocolError: the answer is not HTTP, or is cut short.
@@ -53,13 +53,13 @@ async def exchange(
 
 
 async def https_latency(region: DERPRegion, config: ClientConfig) -> tuple[int, int]:
-    """The time that a request to a region's relay takes, over TLS that is connected already.
+    """Measure how long a request to a region's relay takes, after the TLS handshake.
 
     Returns:
         nanoseconds, and the IP version of the connection, 4 or 6.
 
     Raises:
-        DerpError, OSError: no relay of the region can be reached, or its answer is not good.
+        DerpError, OSError: no relay of the region can be reached, or it answers with an error.
     """
     link, node = await dial_region_tls(region, config=config)
     try:
@@ -74,9 +74,9 @@ async def https_latency(region: DERPRegion, config: ClientConfig) -> tuple[int, 
 
 
 async def finds_captive_portal(endpoints: Sequence[Endpoint], settings: NetworkSettings) -> bool:
-    """Whether any of the endpoints is answered by something that is no relay.
+    """Return whether a captive portal answers for any of the endpoints.
 
-    An endpoint that does not answer HTTP within 3 s says nothing.
+    An endpoint that does not answer in HTTP within 3 s does not count as one.
     """
     outcomes = await asyncio.gather(*(_is_captive(each, settings) for each in endpoints))
     return any(outcomes)

@@ -1,6 +1,6 @@
-"""Which STUN requests a run sends, to which nodes and when (`net/netcheck.makeProbePlan`).
+"""Plans which STUN requests a run sends, to which nodes and when (`net/netcheck.makeProbePlan`).
 
-Sans-IO; times are nanoseconds, integers as in Go, so that the delays are the same to the digit.
+Sans-IO. Times are nanoseconds and integers as in Go, so that the delays are exactly the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ MS: Final = 1_000_000
 INITIAL_STEP: Final = 100 * MS
 """Between two requests of a set in a full run [defaultInitialRetransmitTime]."""
 STEADY_STEP: Final = 200 * MS
-"""The same in an incremental run, for a region of unknown latency
+"""Between two requests of a set in an incremental run, for a region of unknown latency
 [defaultActiveRetransmitTime]."""
 INITIAL_TRIES: Final = 3
+"""Requests of a set in a full run."""
 INCREMENTAL_REGIONS: Final = 3
-"""The fastest regions, which an incremental run asks [numIncrementalRegions]."""
+"""How many of the fastest regions an incremental run measures [numIncrementalRegions]."""
 _HOME_TRIES: Final = 4
+"""Requests to home in an incremental run: more, as lost answers may make home change."""
 _LATE_EXTRA: Final = 50 * MS
-"""Times the number of the try, for tries after the second."""
+"""Additional delay of the third request (2 × this) and the fourth (3 × this)."""
 
 
 class Family(IntEnum):
@@ -40,7 +42,7 @@ class Family(IntEnum):
 
 
 SetKey: TypeAlias = tuple[int, Family]
-"""Region id and family of a set of probes, which end together."""
+"""Region key and family of a set of probes; the first answer ends the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Probe:
 
     @property
     def set_key(self) -> SetKey:
-        """The set that it belongs to."""
+        """The set that the probe belongs to."""
         return self.region, self.family
 
 
@@ -64,12 +66,15 @@ Plan: TypeAlias = Mapping[SetKey, tuple[Probe, ...]]
 
 
 def is_test_node(node: DERPNode) -> bool:
-    """Whether it is asked even if this host has no address of the family (`IsTestNode`)."""
+    """Return whether a node is probed even without a host address of the family (`IsTestNode`)."""
     return bool(node.stun_test_ip) or node.ipv4 == "127.0.0.1"
 
 
 def sorted_regions(derp_map: DERPMap, last: Report, home: int) -> list[int]:
-    """Regions that an incremental run may ask: the fastest first, those without latency last."""
+    """Return the regions that an incremental run may measure.
+
+    The fastest of the previous run come first, and those without a latency last.
+    """
     wanted = [
         (key, region)
         for key, region in derp_map.regions.items()
@@ -86,13 +91,13 @@ def sorted_regions(derp_map: DERPMap, last: Report, home: int) -> list[int]:
 def make_plan(
     derp_map: DERPMap, *, last: Report | None, home: int, have_v4: bool, have_v6: bool
 ) -> Plan:
-    """The requests of one run.
+    """Return the requests of one run.
 
     Args:
-        last: the report of the run before; `None` for a full run.
-        home: the preferred region of the run before, also for a full run; 0: none.
-        have_v4, have_v6: whether this host has an address of the family that leads further than
-            its own link.
+        last: the report of the previous run; `None`: a full run.
+        home: the preferred region of the previous run, also for a full run; 0: none.
+        have_v4, have_v6: whether this host has an address of the family that is neither loopback
+            nor link-local.
     """
     if last is None or not last.region_latency:
         probes = _initial(derp_map, have_v4, have_v6)
@@ -119,7 +124,7 @@ def _initial(derp_map: DERPMap, have_v4: bool, have_v6: bool) -> Iterator[Probe]
 
 
 def _might(text: str, family: Family) -> bool:
-    """Whether a node with this address of a family may have one: look-up, or a valid one."""
+    """Return whether a node may have an address of a family: a literal, or one to look up."""
     literal = ip_literal(text)
     return not text or (literal is not None and literal.version == family)
 
@@ -157,7 +162,7 @@ def _region_probes(
     if index < 2 or is_home:
         tries = 2
     elif have_v6 and had_v4 and had_v6:
-        # Further regions are asked by one family each.
+        # Regions after the second are probed by one family each, in turn.
         wanted[Family.V6 if index % 2 == 0 else Family.V4] = False
     if not is_home and index >= 2 and not had_v6:
         wanted[Family.V6] = False

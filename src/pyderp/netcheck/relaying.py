@@ -1,7 +1,7 @@
-"""Whether relays relay: a packet between two clients with fresh keys, through each node.
+"""Checks that relays forward packets: one packet between two clients with new keys, per node.
 
-A server may answer STUN and HTTPS, and look healthy to every latency measurement, while it relays
-nothing, or not for clients that it does not know.
+A relay may answer STUN and HTTPS, so that every latency measurement succeeds, and yet forward no
+packets, or not admit clients with keys that it does not know.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["check_relaying", "relay_once"]
 TIMEOUT: Final = 10.0
 """Seconds for one node: two logins and a packet."""
 _CONNECTING: Final = 0.8
-"""Of that time: what TCP, TLS and the upgrade of both clients may take."""
+"""The part of that time that TCP, TLS and the HTTP upgrade of both clients may take."""
 _AT_ONCE: Final = 16
-"""Nodes that are checked at the same time."""
+"""How many nodes are checked at the same time."""
 _PACKET: Final = 64
-"""Bytes."""
+"""Bytes of the packet."""
 
 
 async def check_relaying(
@@ -39,10 +39,10 @@ async def check_relaying(
     *,
     on_result: Callable[[int, RelayResult], None],
 ) -> None:
-    """Check every node of a map that is not for STUN only.
+    """Check every node of a map that is a relay, and not for STUN only.
 
     Args:
-        on_result: called with the region id and the outcome of each node, as they come.
+        on_result: called with region id and result of each node when its check ends.
     """
     limit = asyncio.Semaphore(_AT_ONCE)
 
@@ -69,7 +69,7 @@ async def _result(region: DERPRegion, config: ClientConfig) -> RelayResult:
     except TimeoutError as e:
         error = str(e) or f"no packet came through within {TIMEOUT:g} s"
     except ConnectError as e:
-        # There is one node, which stands beside the text already.
+        # The error of the only attempt: the error around it repeats the name of the node.
         error = str(e.attempts[0] if e.attempts else e)
     except LoginRefused as e:
         error = f"it does not admit a new key: {e}"
@@ -81,19 +81,22 @@ async def _result(region: DERPRegion, config: ClientConfig) -> RelayResult:
 
 
 def _in_time(config: ClientConfig) -> ClientConfig:
-    """Connecting ends before the whole check, so that its error says what was waited for."""
+    """Return a config whose connecting times out before the whole check does.
+
+    The error then names the step that did not finish.
+    """
     seconds = min(config.connect_timeout, TIMEOUT * _CONNECTING)
     return dataclasses.replace(config, connect_timeout=seconds)
 
 
 async def relay_once(region: DERPRegion, config: ClientConfig) -> int:
-    """Send a packet from one new client to another through a region; there is no time limit here.
+    """Send a packet from one new client to another through a region. There is no time limit here.
 
     Returns:
-        nanoseconds that the packet took.
+        the nanoseconds that the packet took.
 
     Raises:
-        DerpError, OSError: no login, or the relay ended a connection.
+        DerpError, OSError: a login failed, or the relay closed a connection.
     """
     async with (
         Client.for_region(region, config=config) as sender,
@@ -111,7 +114,10 @@ async def relay_once(region: DERPRegion, config: ClientConfig) -> int:
 
 
 async def _logged_in(client: Client) -> None:
-    """Until the relay has answered the login: only then others can send to this client."""
+    """Connect, and wait for the relay's answer to the login.
+
+    Before that answer the relay may not yet route packets to the client.
+    """
     await client.connect()
     while not isinstance(await client.recv(), ServerInfo):
         pass

@@ -1,6 +1,6 @@
-"""What a run found (`net/netcheck.Report`): its values, and their JSON with Go's names.
+"""The result of a run (`net/netcheck.Report`), and its JSON with Go's names.
 
-Latencies are nanoseconds, integers as in Go. Sans-IO.
+Latencies are nanoseconds and integers as in Go. Sans-IO.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BILLION: Final = 1_000_000_000
 
 
 class Way(Enum):
-    """By what a region's latency was measured."""
+    """The protocol that a region's latency was measured with."""
 
     STUN = "STUN"
     HTTPS = "HTTPS"
@@ -29,61 +29,63 @@ class Way(Enum):
 
 @dataclass(frozen=True)
 class RelayResult:
-    """Whether a node relayed a packet between two clients."""
+    """Whether a node forwarded a packet from one client to another."""
 
     node: str
-    """Its name in the map."""
+    """The name of the node in the map."""
     relays: bool
     latency: int = 0
-    """Nanoseconds from one client through the relay to the other; 0 if it does not relay."""
+    """Nanoseconds from one client through the relay to the other; 0 if no packet arrived."""
     error: str = ""
-    """Why it does not relay."""
+    """Why no packet arrived; empty: it did."""
 
 
 @dataclass(kw_only=True)
 class Report:
-    """One run. Attributes stand in the order of Go's JSON.
+    """The result of one run. The attributes are in the order of Go's JSON.
 
-    `None` in a value that else is true or false: not checked.
+    In attributes that may be true or false, `None` means: not checked.
     """
 
     now: int = 0
-    """When it was finished, nanoseconds since 1970."""
+    """When the run ended, nanoseconds since 1970."""
     udp: bool = False
     """A STUN server answered."""
     ipv6: bool = False
-    """An IPv6 round trip worked: STUN, or the connection of the HTTPS measurement."""
+    """A round trip by IPv6 worked: STUN, or the connection of the HTTPS measurement."""
     ipv4: bool = False
-    """As `ipv6`; an answered ICMP echo counts, too."""
+    """A round trip by IPv4 worked: STUN, HTTPS or an ICMP echo."""
     ipv6_can_send: bool = False
-    """The kernel took a request by IPv6, or an answer proved it."""
+    """The kernel accepted a request by IPv6, or one was answered."""
     ipv4_can_send: bool = False
     os_has_ipv6: bool = False
     """This process could bind UDP to `::1`."""
     icmpv4: bool = False
-    """An ICMP echo was answered; asked only if UDP is blocked."""
+    """An ICMP echo was answered; a run sends them only if UDP is blocked."""
     mapping_varies_by_dest_ip: bool | None = None
-    """Two servers saw different addresses of one socket: the NAT is a hard one."""
+    """Two servers saw different source addresses of one socket: a hard NAT, which makes direct
+    paths between peers unlikely."""
     preferred_derp: int = 0
     """Region id of the home; 0: unknown."""
     region_latency: dict[int, int] = field(default_factory=dict)
-    """Region id → least latency of this run, by any way."""
+    """Region id → least latency of this run, by any protocol."""
     region_v4_latency: dict[int, int] = field(default_factory=dict)
     region_v6_latency: dict[int, int] = field(default_factory=dict)
     global_v4_counters: dict[str, int] = field(default_factory=dict)
-    """Mapped address `ip:port` → how many answers said it."""
+    """Mapped address `ip:port` → how many STUN answers had it."""
     global_v6_counters: dict[str, int] = field(default_factory=dict)
     global_v4: str = ""
     """The mapped address of the first answer by IPv4."""
     global_v6: str = ""
     """The mapped address of the latest answer by IPv6."""
     captive_portal: bool | None = None
+    """A captive portal answered in place of a relay."""
 
-    # Beyond Go's report
+    # These are not in Go's report.
     ways: dict[int, set[Way]] = field(default_factory=dict)
-    """Region id → what its relays answered."""
+    """Region id → the protocols that its relays answered."""
     relayed: dict[int, list[RelayResult]] | None = None
-    """Region id → whether each node relays; `None`: not checked."""
+    """Region id → for each node whether it forwards packets; `None`: not checked."""
     notes: list[str] = field(default_factory=list)
     """What could not be checked, and why; a sentence each."""
 
@@ -98,9 +100,10 @@ class Report:
         return list(found)
 
     def to_json(self, *, indent: bool = False) -> str:
-        """Go's JSON of the report: its names and its order of members.
+        """Return the report as Go's JSON: its names, in its order.
 
-        What Go's report lacks follows at the end, if it is there: `RegionRelays` and `Notes`.
+        Members that Go does not have follow at the end, if they are set: `RegionRelays` and
+        `Notes`.
         """
         pretty = "\t" if indent else None
         separators = None if indent else (",", ":")
@@ -117,7 +120,7 @@ class Report:
             "OSHasIPv6": self.os_has_ipv6,
             "ICMPv4": self.icmpv4,
             "MappingVariesByDestIP": self.mapping_varies_by_dest_ip,
-            # Port mapping is not asked for; null is Go's "not checked", too.
+            # pyderp does not check port mapping; Go, too, writes null for "not checked".
             "UPnP": None,
             "PMP": None,
             "PCP": None,
@@ -151,12 +154,12 @@ def _relay_members(result: RelayResult) -> dict[str, object]:
 
 
 def _by_text(values: Mapping[int, V]) -> dict[str, V]:
-    """Go sorts the keys of such maps as texts."""
+    """Return a map with its keys sorted as text, as Go's encoder sorts them."""
     return dict(sorted((str(region), value) for region, value in values.items()))
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """A time in UTC as Go's JSON has it: zeros at the end of the fraction are left out."""
+    """Return a time in UTC as Go's JSON has it: without zeros at the end of the fraction."""
     seconds, rest = divmod(nanoseconds, _BILLION)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f"{rest:09}".rstrip("0")

@@ -1,4 +1,4 @@
-"""Carries out what `core` asks for: sockets, names, TLS and tasks."""
+"""Carries out the commands of `core`: it has the sockets, look-ups, TLS connections and tasks."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ log = logging.getLogger("pyderp.netcheck")
 
 FAMILIES: Final = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 LOOKUPS: Final = 32
-"""Host names that are looked up at once; each takes a thread."""
+"""How many host names are looked up at the same time; each takes a thread."""
 _AT_ONCE: Final = 64
-"""Commands that are carried out in one turn of the loop."""
+"""How many commands are carried out in one turn of the loop; between turns answers are read."""
 _CONNECTIONS: Final = 64
-"""HTTPS measurements at once."""
+"""How many HTTPS measurements run at the same time."""
 _HTTPS_TIMEOUT: Final = 5.0
 _MAX_NOTES: Final = 50
-"""A map may have 10,000 regions, and each may fail."""
+"""The most notes of a report: a map may have 10,000 regions, and each may fail."""
 _MAX_PORT: Final = 65535
 
 
@@ -78,7 +78,7 @@ class Shell:
         self._no_pings = ""
 
     async def drive(self) -> None:
-        """Until the run is finished; nothing is left behind, also if this is cancelled."""
+        """Carry out the run until it is finished. All tasks end then, also if this is cancelled."""
         try:
             self.run.start(time.monotonic_ns())
             while not self.run.finished:
@@ -151,7 +151,7 @@ class Shell:
         node = probe.node
         port = node.stun_port or STUN_PORT
         if not 0 < port <= _MAX_PORT or probe.family not in self._sockets:
-            return  # as a request that is lost
+            return  # the run handles it like a request that is lost
         address = _literal(node, probe.family)
         if address is None:
             self._start(self._probe_by_name(probe, port))
@@ -169,7 +169,7 @@ class Shell:
             self._send(probe, address, port)
 
     async def _look_up(self, host: str, family: Family) -> str:
-        """The first address of a family; empty: none."""
+        """Return the first address of a family as text; empty if there is none."""
         async with self._lookups:
             try:
                 found = await lookup(host, family=FAMILIES[family], resolver=self._config.resolver)
@@ -208,7 +208,7 @@ class Shell:
                 latency, version = await https_latency(region, self._client)
         except (DerpError, OSError) as e:
             if isinstance(e, DialError) and isinstance(e.__cause__, DialError):
-                e = e.__cause__  # without the name of Go's function
+                e = e.__cause__  # The outer error begins with the name of a Go function.
             label = region.region_code or region.region_id
             self._note(f"HTTPS to region {label}: {e}")
         self.run.on_https(region, latency, version, time.monotonic_ns())
@@ -243,7 +243,10 @@ class Shell:
 
 
 def _literal(node: DERPNode, family: Family) -> str | None:
-    """The address of a node that its map has; empty: none of this family; `None`: look it up."""
+    """Return the address of a node in its map.
+
+    Empty: the node has none of this family; `None`: its name must be looked up.
+    """
     text = node.stun_test_ip or (node.ipv4 if family is Family.V4 else node.ipv6)
     literal = ip_literal(text or node.host_name)
     if literal is not None:

@@ -1,4 +1,4 @@
-"""A report as text, laid out as by `tailscale netcheck`, and what each region answers besides."""
+"""A report as text in the layout of `tailscale netcheck`, with the protocols of each region."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STEP = MS // 10
 
 
 def report_text(report: Report, derp_map: DERPMap, *, verbose: bool = False) -> str:
-    """The lines of a report; the time is in the time zone of this machine.
+    """Return the text of a report; its time is in the time zone of this machine.
 
     Args:
-        verbose: regions with their ids.
+        verbose: include the ids of regions.
     """
     return "\n".join(_lines(report, derp_map, verbose))
 
@@ -110,7 +110,7 @@ def _local_time(nanoseconds: int) -> str:
 
 
 def go_duration(nanoseconds: int) -> str:
-    """A latency rounded to a tenth of a millisecond, as Go writes durations below a minute."""
+    """Return a latency, rounded to 0.1 ms, as Go writes durations below a minute."""
     rounded = (nanoseconds + _STEP // 2) // _STEP * _STEP
     if rounded == 0:
         return "0s"
