@@ -1,1 +1,1 @@
-"""Whether a relay works: small checks of one node each, a runner, and what they found."""
+"""Checks whether a relay works: small checks of one node, a runner, and their findings."""

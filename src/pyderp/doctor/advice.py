@@ -1,4 +1,4 @@
-"""What to do about an error that a check met, for those who run the relay or its map."""
+"""Turns the error that ended a check into a failure with advice for the relay's operator."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _NO_WAY: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def explain(error: Exception) -> Seen:
-    """What a check saw that an error ended: a failure, with the reason in `data`."""
+    """Return the failure of a check that an error ended, with the reason in `data`."""
     cause = _first(error)
     reason = reason_of(cause)
     if isinstance(cause, LoginRefused):
@@ -100,14 +100,14 @@ def explain(error: Exception) -> Seen:
 
 
 def words_of(error: Exception) -> str:
-    """What an error says, without numbers and class names of the system's errors."""
+    """Return the text of an error, without the number and class name of a system error."""
     if isinstance(error, OSError) and not isinstance(error, DerpError):
         return system_words(error)
     return str(error) or type(error).__name__
 
 
 def reason_of(error: Exception) -> FailureReason | None:
-    """Why connecting failed, if the error says so."""
+    """Return why connecting failed, or `None` if the error has no reason."""
     if isinstance(error, TLSError | BadUpgrade):
         return error.reason
     if isinstance(error, RemoteProtocolError):
@@ -116,14 +116,17 @@ def reason_of(error: Exception) -> FailureReason | None:
 
 
 def _first(error: Exception) -> Exception:
-    """The first of several failed attempts, which says most."""
+    """Return the error of the first of several failed attempts; later ones often only repeat it."""
     while isinstance(error, ConnectError) and error.attempts:
         error = error.attempts[0]
     return error
 
 
 def no_such_family(error: BaseException) -> bool:
-    """Whether this machine has no way out for the family of the address (no IPv6, mostly)."""
+    """Return whether the error means that this machine has no route for the address family.
+
+    Most often the family is IPv6.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _NO_WAY:

@@ -1,4 +1,4 @@
-"""Packets from one client to another, and how many of them arrive."""
+"""Sends packets from one client to another, and counts how many of them arrive."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ async def welcome(client: Client) -> ServerInfo:
     """Connect, log in, and wait for the relay's answer.
 
     Raises:
-        LoginRefused: the relay hung up instead.
-        ConnectError, ConnectionClosed: it failed.
+        LoginRefused: the relay closed the connection instead.
+        ConnectError, ConnectionClosed: connecting failed, or the connection ended.
     """
     await client.connect()
     while True:
@@ -35,7 +35,7 @@ _FIRST: Final = asyncio.FIRST_COMPLETED
 
 @dataclass
 class Carried:
-    """What became of packets that were sent."""
+    """How many of the packets arrived, and in what state."""
 
     sent: int = 0
     arrived: int = 0
@@ -43,9 +43,10 @@ class Carried:
     seconds: float = 0.0
     """From the first send to the last arrival."""
     intact: bool = True
-    """What arrived was sent, and in this order; some may be missing."""
+    """All packets that arrived are unchanged and in the order in which they were sent. Some may
+    be missing."""
     error: DerpError | None = field(default=None, repr=False)
-    """What ended it early."""
+    """The error that ended it early."""
 
 
 async def carry(
@@ -60,11 +61,12 @@ async def carry(
     """Send packets from one client to another, and count what arrives.
 
     Args:
-        source, target: logged in; nothing else receives from `target`. They may be the same.
-        window: so many packets may be on their way.
-        limit: seconds for all.
-        late: packets of earlier calls that may still arrive, and are ignored. If this call ends
-            before all have arrived, its own are added.
+        source, target: clients that are logged in. They may be the same. Only this function may
+            receive from `target`.
+        window: the most packets that are sent and have not arrived yet.
+        limit: seconds for all packets.
+        late: packets of earlier calls that may still arrive and are then ignored. If this call
+            ends before all of its packets have arrived, they are added.
     """
     late = set() if late is None else late
     way = _Way(source, target, packets, window, late)
@@ -97,20 +99,21 @@ class _Way:
         self._packets = packets
         self._late = late
         self._room = asyncio.Semaphore(window)
-        self._began = time.perf_counter()  # the loop's own clock may be one of milliseconds
+        # Not the time of the loop, whose clock may have a resolution of milliseconds.
+        self._began = time.perf_counter()
         self._next = 0
-        """The packet that is to arrive next."""
+        """The index of the packet that arrives next if none is lost."""
         self._sent_all = False
         self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Send, and receive until all that was sent is there."""
+        """Send all packets, and receive until all of them have arrived."""
         sending = asyncio.create_task(self._send(), name="doctor sends")
         receiving = asyncio.create_task(self._receive(), name="doctor receives")
         try:
             await asyncio.wait((sending, receiving), return_when=_FIRST)
             if receiving.done():
-                receiving.result()  # it failed
+                receiving.result()  # raises: receiving ends only by an error
             sending.result()
             self._sent_all = True
             if self.done.arrived < self.done.sent:
@@ -119,7 +122,8 @@ class _Way:
                 receiving.result()
         finally:
             await cancel_and_wait((sending, receiving))
-            del sending, receiving  # they may hold an error, which holds this frame
+            # A task may hold an error, whose traceback holds this frame: a reference cycle.
+            del sending, receiving
 
     async def _send(self) -> None:
         done = self.done
@@ -140,7 +144,7 @@ class _Way:
             return
         if packet.data in self._late:
             return
-        # Those that are passed over were lost.
+        # Packets that are skipped here were lost, or arrive late and then count as not intact.
         while self._next < done.sent and self._packets[self._next] != packet.data:
             self._next += 1
         done.intact &= self._next < done.sent
@@ -154,7 +158,7 @@ class _Way:
 
 
 async def stay_idle(one: Client, other: Client, seconds: float) -> None:
-    """Receive for so long from two clients, which may be the same, and send nothing.
+    """Receive from two clients, which may be the same, for some seconds, and send nothing.
 
     Raises:
         ConnectionClosed, ConnectError: a connection ended.
@@ -172,13 +176,17 @@ async def stay_idle(one: Client, other: Client, seconds: float) -> None:
             task.result()
     finally:
         await cancel_and_wait(listening)
-        del listening  # they may hold an error, which holds this frame
+        del listening  # A task may hold an error, whose traceback holds this frame.
 
 
 async def carry_again(
     source: Client, target: Client, packet: bytes, *, every: float, limit: float
 ) -> float | None:
-    """Send one packet again and again until it arrives, as a mesh learns of a client late.
+    """Send one packet repeatedly until it arrives; a mesh may need time to announce a new client.
+
+    Args:
+        every: seconds between two sends.
+        limit: seconds until it gives up.
 
     Returns:
         seconds from the first send to the first arrival; `None`: none arrived in time.

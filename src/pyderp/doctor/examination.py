@@ -1,4 +1,4 @@
-"""A whole run: all checks of all nodes of the regions that are looked at."""
+"""A whole run of doctor: all checks of all nodes of some regions."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from pyderp.tasks import run_together
 __all__ = ["Examination", "Region", "checks_of"]
 
 _NODES_AT_ONCE: Final = 8
-"""So many nodes that one machine's network does not falsify what it measures."""
+"""How many nodes are checked at the same time: few, as they share the network of this machine and
+would distort each other's measurements."""
 _MAP: Final = "map"
 
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes that belong together."""
+    """The nodes of one region, or a single relay."""
 
     name: str
     subjects: tuple[Subject, ...]
 
     @property
     def has_several(self) -> bool:
-        """Whether there are two relays that should act as one."""
+        """Whether the region has several relays, which must then form a mesh."""
         return sum(not each.node.stun_only for each in self.subjects) > 1
 
 
 def checks_of(subject: Subject, *, deep: bool) -> tuple[Check[Visit], ...]:
-    """The checks of one node, in the order in which they are printed."""
+    """Return the checks of one node, in the order in which they are printed."""
     base = (*names.CHECKS, *stun.CHECKS)
     if subject.node.stun_only:
         return base
@@ -54,12 +55,12 @@ def checks_of(subject: Subject, *, deep: bool) -> tuple[Check[Visit], ...]:
 
 @dataclass
 class Examination:
-    """What is looked at, and how.
+    """Runs all checks of some regions.
 
     Args:
         regions: in the order in which they are printed.
-        settings: of all checks.
-        derp_map: the map that the regions are of; it is looked at, too.
+        settings: the settings of all checks.
+        derp_map: the map that has the regions; it is checked, too. `None`: there is no map.
     """
 
     regions: Sequence[Region]
@@ -67,7 +68,7 @@ class Examination:
     derp_map: DERPMap | None = None
 
     def plan(self) -> list[tuple[str, str]]:
-        """`Finding.key` of each finding that there will be, in the order to print them."""
+        """Return `Finding.key` of each finding that `run` will report, in the order to print."""
         keys: list[tuple[str, str]] = []
         if self.derp_map is not None:
             keys += [(_MAP, check.name) for check in maps.CHECKS]
@@ -80,10 +81,10 @@ class Examination:
         return keys
 
     async def run(self, report: Callable[[Finding], None]) -> None:
-        """Run all checks once. Cancelling leaves nothing open.
+        """Run all checks once. If it is cancelled, all connections are closed.
 
         Args:
-            report: called with each finding as it comes, so not in the order of `plan`.
+            report: called with each finding when its check ends, so not in the order of `plan`.
         """
         room = asyncio.Semaphore(_NODES_AT_ONCE)
         limit = self.settings.timeout
@@ -131,12 +132,12 @@ class Examination:
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side; the first error ends the others and is raised."""
+    """Run coroutines at the same time; the first error cancels the others and is raised."""
     await run_together(*(asyncio.create_task(each, name="doctor") for each in work))
 
 
 async def _close(visits: Sequence[Visit]) -> None:
-    """Close all clients, also if the run is cancelled meanwhile; takes a second at most."""
+    """Close all clients, also if the run is cancelled meanwhile. It takes a second at most."""
     closing = asyncio.gather(*(visit.aclose() for visit in visits))
     try:
         await asyncio.shield(closing)

@@ -1,4 +1,4 @@
-"""What a check found, and what a check is."""
+"""Checks of doctor, and what they find."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ S = TypeVar("S")
 
 
 class Result(Enum):
-    """How a check ended; also the word that is printed."""
+    """How a check ended; the value is also the word that is printed."""
 
     OK = "ok"
     WARN = "warn"
-    """It works, and something about it needs to be looked at."""
+    """It works, but the operator should look at it, or some clients have a disadvantage."""
     FAIL = "fail"
     SKIP = "skip"
-    """Not checked, or there is nothing to check; the text says which. Not counted as a problem."""
+    """Not checked, or nothing to check; the text says which. It does not count as a problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,35 +29,35 @@ class Seen:
 
     result: Result
     text: str
-    """One line: what was seen. It may have text of a peer in it, unescaped."""
+    """One line that says what was found. It may contain unescaped text from the relay."""
     advice: str = ""
-    """What to do next; empty: nothing."""
+    """What the operator should do; empty: nothing. Names of flags stand in braces (`{ca}`)."""
     data: Mapping[str, object] = field(default_factory=dict)
-    """The same for programs: numbers in seconds and bytes, addresses and keys as text."""
+    """The same for programs: seconds and bytes as numbers, addresses and keys as text."""
 
     @property
     def passes(self) -> bool:
-        """Whether checks that need this one can go on."""
+        """Whether checks that need this one can run."""
         return self.result in (Result.OK, Result.WARN)
 
 
 def ok(text: str, /, **data: object) -> Seen:
-    """What a check returns if all is well."""
+    """Return the result of a check that found no problem."""
     return Seen(Result.OK, text, "", data)
 
 
 def warned(text: str, advice: str, /, **data: object) -> Seen:
-    """What a check returns if something needs to be looked at."""
+    """Return the result of a check that found something to look at."""
     return Seen(Result.WARN, text, advice, data)
 
 
 def failed(text: str, advice: str, /, **data: object) -> Seen:
-    """What a check returns if something does not work."""
+    """Return the result of a check that found something that does not work."""
     return Seen(Result.FAIL, text, advice, data)
 
 
 def skipped(text: str, /, *advice: str, **data: object) -> Seen:
-    """What a check returns if there is nothing to check."""
+    """Return the result of a check that had nothing to check, or could not."""
     return Seen(Result.SKIP, text, "".join(advice), data)
 
 
@@ -66,52 +66,51 @@ Needs: TypeAlias = tuple[str | tuple[str, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check(Generic[S]):
-    """One check. `S` is what it looks at: a node, or a region."""
+    """One check. `S` is the type of its subject: a map, a node or a region."""
 
     name: str
-    """`group.name`; stable, for scripts."""
+    """`group.name`. Scripts use it, so it does not change."""
 
     run: Callable[[S], Awaitable[Seen]]
-    """Returns what was seen. An error of pyderp's or of the system's that it raises is a failure
-    whose text and reason are the error's."""
+    """Runs the check. A `DerpError` or `OSError` that it raises is reported as a failure."""
 
     needs: Needs = ()
-    """Names of checks that must have passed, or else this one is skipped. Of a tuple in it, one is
-    enough."""
+    """Names of checks that must have passed; otherwise this one is skipped. Of the names in a
+    tuple, one is enough."""
 
     after: tuple[str, ...] = ()
-    """Names of checks that must have ended before, however."""
+    """Names of checks that must have ended before this one starts, with any result."""
 
     times: float = 1.0
-    """How many times the usual limit it may take."""
+    """Its time limit as a multiple of the usual one."""
 
     extra: float = 0.0
-    """Seconds that it may take beyond that, as it waits for something on purpose."""
+    """Seconds that are added to its time limit, because it waits on purpose."""
 
     @property
     def group(self) -> str:
-        """What is before the dot."""
+        """The part of the name before the dot."""
         return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check of one subject found."""
+    """What a check found about one subject."""
 
     subject: str
-    """What was looked at: the name of a node, or of a region."""
+    """The name of the node or region; `map`: the map."""
     check: str
-    """The check's name."""
+    """The name of the check."""
     seen: Seen
     seconds: float
     """How long the check took; 0 if it was skipped."""
 
     @property
     def result(self) -> Result:
-        """How it ended."""
+        """How the check ended."""
         return self.seen.result
 
     @property
     def key(self) -> tuple[str, str]:
-        """Subject and check: the same in each run."""
+        """Subject and check; the same in each run."""
         return self.subject, self.check

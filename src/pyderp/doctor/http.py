@@ -1,4 +1,4 @@
-"""Group `http`: the upgrade to DERP and the pages beside it."""
+"""Group `http`: the upgrade to DERP, and the pages that clients request from a relay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["checks"]
 _LATENCY: Final = "/derp/latency-check"
 _CAPTIVE: Final = "/generate_204"
 _SKEW: Final = 60.0
-"""Seconds between two clocks from which on it is worth a warning."""
+"""Clocks may differ by this many seconds without a warning."""
 _PROXY_ADVICE: Final = (
     "let the proxy pass the upgrade on: HTTP/1.1 to the relay, and the headers Upgrade and "
     "Connection (nginx: proxy_http_version 1.1, proxy_set_header Upgrade $http_upgrade, "
@@ -47,7 +47,7 @@ def _login() -> Login:
 
 
 async def _upgrade(visit: Visit) -> Seen:
-    """As a client that does not know the relay's key, with what answers kept for `http.proxy`."""
+    """Upgrade as a client does that does not know the relay's key; `http.proxy` uses the answer."""
     target = visit.subject.target
     link = await visit.stream()
     began = time.perf_counter()
@@ -90,7 +90,7 @@ def _advice_of(reply: Reply) -> str:
 
 
 async def _proxy(visit: Visit) -> Seen:
-    """What is in front of the relay, and whether it keeps the upgrade away."""
+    """Find out what is in front of the relay, and whether it blocks the upgrade."""
     reply = visit.upgrade
     if visit.http2:
         return failed(
@@ -109,7 +109,7 @@ async def _proxy(visit: Visit) -> Seen:
         return failed(text, "let it speak HTTP/1.1 on this port", front=front)
     if reply.status not in WEBSOCKET_STATUS:
         return skipped(f"the answer says nothing of it{named}", front=front)
-    # What Go's relay and ours answer to a request without that header.
+    # Go's relay and pyderp's answer so to a request without the header Upgrade.
     if b"requires connection upgrade" in reply.body:
         text = f"a relay answers, but a proxy took the header Upgrade away{named}"
         return failed(text, _PROXY_ADVICE, front=front)
@@ -118,7 +118,7 @@ async def _proxy(visit: Visit) -> Seen:
 
 
 async def _fast_start(visit: Visit) -> Seen:
-    """Request and login leave together, and the relay answers without HTTP."""
+    """Send request and login together; the relay must answer without HTTP (`Derp-Fast-Start`)."""
     if visit.meta is None or not visit.meta[1] or visit.meta[0].is_zero():
         return skipped("no meta certificate under TLS 1.3, so clients wait for the answer")
     link = await visit.stream()
@@ -128,7 +128,8 @@ async def _fast_start(visit: Visit) -> Seen:
         await over_http(
             link, visit.subject.target, login, known=visit.meta, refused=lambda error: error
         )
-        # `over_http` does not wait for the greeting, and a session that knows the key skips it.
+        # `over_http` does not wait for the greeting, and its session, which knows the key from the
+        # meta certificate, skips it. The greeting shows the key that the relay itself has.
         greeting = login.session(None)
         while greeting.state is ClientState.GREETING:
             data = await link.read()
@@ -212,7 +213,7 @@ async def _clock(visit: Visit) -> Seen:
     if visit.date is None:
         return skipped("the answers have no date")
     theirs, ours = visit.date
-    # The header has whole seconds, cut off.
+    # The header has whole seconds, rounded down: half a second is the mean of what is missing.
     skew = theirs + 0.5 - ours
     data = {"seconds": round(skew, 1)}
     if abs(skew) <= _SKEW:
@@ -233,7 +234,7 @@ def _span(seconds: float) -> str:
 
 
 async def _port_80(visit: Visit) -> Seen:
-    """As clients look for captive portals: the answer must be empty, and repeat the challenge."""
+    """Ask as clients do that look for captive portals: 204 with the challenge is wanted."""
     subject = visit.subject
     host = subject.node.host_name
     port = subject.http_port
@@ -283,7 +284,7 @@ def _no_port_80(text: str, promised: bool) -> Seen:
 
 
 async def _identity(visit: Visit) -> Seen:
-    """All connections must lead to one relay, or clients that share a node do not meet."""
+    """Check that all connections lead to one relay: packets do not pass between different ones."""
     target = visit.subject.target
     for _ in range(5 if visit.settings.deep else 2):
         link = await visit.stream()
@@ -309,7 +310,7 @@ _HTTP: Final = ("http.upgrade",)
 
 
 def checks(*, tls: bool) -> tuple[Check[Visit], ...]:
-    """The checks of this group, for a relay with TLS or without."""
+    """Return the checks of this group, for a relay with or without TLS."""
     base = ("tls.handshake",) if tls else ("tcp.any",)
     made = [
         Check(name="http.upgrade", run=_upgrade, needs=base),

@@ -1,4 +1,4 @@
-"""One request over a link, and its answer, of which only so much is read."""
+"""Sends one HTTP request over a link, and reads its answer up to a limit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _GOAWAY: Final = 0x07
 
 
 class NotHttp(BadUpgrade):
-    """What answered does not speak HTTP/1.1.
+    """The answer is not HTTP/1.1.
 
     Attributes:
-        http2: its answer is HTTP/2.
+        http2: the answer is HTTP/2.
     """
 
     def __init__(self, message: str, *, http2: bool = False) -> None:
@@ -35,16 +35,16 @@ class NotHttp(BadUpgrade):
 
 @dataclass(frozen=True, slots=True)
 class Reply(HttpReply):
-    """An answer over HTTP."""
+    """An HTTP answer."""
 
     body: bytes
-    """At most 4 KiB of it."""
+    """At most 4 KiB of the body."""
     rest: bytes
-    """What followed a 101."""
+    """The bytes that followed the head of a 101."""
 
     @property
     def front(self) -> str:
-        """How what answers calls itself, as far as it does: `Server`, and `Via` of proxies."""
+        """The names in the headers `Server` and `Via` (of proxies); empty: it has neither."""
         named = [self.header("server"), self.header("via") and f"via {self.header('via')}"]
         return printable(", ".join(filter(None, named)), 80)
 
@@ -52,21 +52,21 @@ class Reply(HttpReply):
 async def get(
     link: Link, host: str, target: str, *, headers: Sequence[tuple[str, str]] = ()
 ) -> Reply:
-    """GET over a link; raises as `ask_upgrade`."""
+    """Send a GET over a link, and return its answer; raises the errors of `ask_upgrade`."""
     return await _ask(link, host, target, (*headers, ("Connection", "close")))
 
 
 async def ask_upgrade(link: Link, host: str, target: str) -> Reply:
-    """Ask for the upgrade to DERP, as a client that does not know the relay's key.
+    """Ask for the upgrade to DERP, as a client does that does not know the relay's key.
 
     Args:
-        link: not started.
+        link: a link over which nothing was sent yet.
         host: host and, unless it is the default, port.
         target: path and query.
 
     Raises:
         NotHttp: the answer is not HTTP/1.1, or its head has more than 64 KiB.
-        LocalProtocolError: a value that cannot stand in a request head.
+        LocalProtocolError: a value cannot be part of a request head.
         ConnectionError: there was no answer.
         OSError, TLSError: the link broke.
     """
@@ -86,7 +86,7 @@ async def _ask(link: Link, host: str, target: str, headers: Sequence[tuple[str, 
             http.receive_data_untrusted(data)
         except RemoteProtocolError as e:
             if http.reply is not None:
-                break  # cut, or with an odd body: the head is what counts
+                break  # The body is cut short or malformed; checks use the head.
             http2 = _is_http2(first)
             text = "the answer is HTTP/2, which was not asked for" if http2 else str(e)
             raise NotHttp(text, http2=http2) from without_frames(e)
@@ -96,7 +96,7 @@ async def _ask(link: Link, host: str, target: str, headers: Sequence[tuple[str, 
 
 
 def _is_http2(first: bytes) -> bool:
-    """Whether bytes begin with a frame of HTTP/2 that is about the connection."""
+    """Return whether bytes begin with a SETTINGS or GOAWAY frame of HTTP/2, as its servers do."""
     if len(first) < _FRAME_HEAD:
         return False
     return first[3] in (_SETTINGS, _GOAWAY) and not any(first[5:_FRAME_HEAD]) and first[0] == 0

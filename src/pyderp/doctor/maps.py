@@ -1,4 +1,4 @@
-"""Group `map`: whether the DERP map can work as it is meant."""
+"""Group `map`: whether clients can use the DERP map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyderp.maps.derpmap import DERPMap
 __all__ = ["CHECKS"]
 
 _SHOWN: Final = 3
-"""Mistakes in one line; a map may have thousands."""
+"""The most mistakes that are printed; a map may have thousands."""
 _LINT: Final = "`pyderp map lint` says more of the map"
 
 

@@ -1,4 +1,4 @@
-"""Group `names`: what the node's name stands for, in each family."""
+"""Group `names`: the addresses of the node's name, in each address family."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyderp.net.dns import lookup
 __all__ = ["CHECKS", "MAX_ADDRESSES"]
 
 MAX_ADDRESSES: Final = 8
-"""Addresses of one family that are looked at; a name may have hundreds."""
+"""The most addresses of one family that are checked; a name may have hundreds."""
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
-# Where there is no EAI_ADDRFAMILY, EAI_NONAME means it, too.
+# Systems without EAI_ADDRFAMILY use EAI_NONAME also for a name without an address of the family.
 _NO_ADDRESS: Final = getattr(socket, "EAI_ADDRFAMILY", socket.EAI_NONAME)
 
 
@@ -29,7 +29,7 @@ async def _ipv6(visit: Visit) -> Seen:
 
 
 async def _either(visit: Visit) -> Seen:
-    """Whether there is an address at all."""
+    """Check that the node has an address of any family."""
     four, six = visit.addresses.get(4), visit.addresses.get(6)
     host = visit.subject.node.host_name
     if four and six:
@@ -101,10 +101,10 @@ async def _from_map(visit: Visit, version: int, written: str, field: str) -> See
 
 
 async def _look_up(visit: Visit, name: str, version: int) -> list[IPAddress]:
-    """Addresses of one family; none if there are none.
+    """Return the addresses of a name in one family; may be empty.
 
     Raises:
-        DialError: that could not be found out.
+        DialError: the look-up failed.
     """
     try:
         found = await lookup(name, family=_FAMILIES[version], resolver=visit.settings.resolver)

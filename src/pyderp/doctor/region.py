@@ -1,4 +1,4 @@
-"""Group `region`: whether the nodes of a region act as one relay."""
+"""Group `region`: whether the relays of a region form a mesh, and pass packets to each other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pyderp.doctor.visit import Settings, Visit
 __all__ = ["CHECKS", "RegionVisit"]
 
 _EVERY: Final = 0.2
-"""Seconds between two attempts: a relay must hear of a client before it can forward to it."""
+"""Seconds between two attempts: a relay forwards to a client only after the mesh announced it."""
 _PAIRS: Final = 12
-"""Pairs of nodes that are tried, unless deep."""
+"""How many pairs of nodes are tried, unless the run is deep."""
 _SHARE: Final = 0.8
+"""The share of the time limit for one pair."""
 _NO_MESH: Final = (
     "let each of the region's relays have a link to every other, with one key ({mesh_with}, "
     "{mesh_psk_file}); their logs say which link is down"
@@ -34,7 +35,7 @@ class RegionVisit:
 
 
 async def _keys(region: RegionVisit) -> Seen:
-    """Two nodes that are one relay are no region of two."""
+    """Check that different nodes are different relays, by the keys that the relays presented."""
     seen: dict[str, str] = {}
     for visit in region.visits:
         for key in visit.relay_keys:
@@ -50,7 +51,7 @@ async def _keys(region: RegionVisit) -> Seen:
 
 
 async def _mesh(region: RegionVisit) -> Seen:
-    """A packet from a client of each node to one of each other, and back."""
+    """Send a packet from a client of each node to a client of each other node, and back."""
     if region.settings.key is not None and region.settings.mesh_key is None:
         return skipped("with one {key} only: a client of each node needs a key of its own")
     live = [visit for visit in region.visits if visit.pair is not None]

@@ -1,4 +1,4 @@
-"""Group `relay`: which keys are let in, and whether packets really pass between two clients."""
+"""Group `relay`: which keys the relay admits, and whether packets pass between two clients."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pyderp.wire.messages import ServerInfo
 __all__ = ["checks"]
 
 _SHARE: Final = 0.8
-"""Of a check's limit, so that it can still say how much arrived."""
+"""The share of a check's time limit for packets, so that it can still report how many arrived."""
 _PATIENCE: Final = 2.0
-"""How many times as long packets may take that are many or large, before they count as lost."""
+"""Many or large packets have this multiple of the time before they count as lost."""
 _BURST: Final = 30
-"""Packets at once: relays queue 32 for each client, and may drop what is more."""
+"""Packets at once: relays queue 32 for each client, and may drop more."""
 _BURST_SIZE: Final = 1200
 _SPEED_SIZE: Final = 8 * 1024
 _SPEED_WINDOW: Final = 28
-"""224 KiB on their way; relays queue 256 KiB, or 32 packets."""
+"""224 KiB in flight; relays queue 256 KiB, or 32 packets."""
 _PINGS: Final = 3
 _SLOW: Final = 125_000
-"""Bytes a second (1 Mbit/s), below which a limit is worth a warning."""
+"""A lower rate is reported as a warning; bytes per second (1 Mbit/s)."""
 _LOG: Final = "look at the relay's log and at derp_packets_dropped in its metrics"
 _SLOW_LINE: Final = (
     "a slow line, or a limit of the relay ({rate_config}) or of what is in front: compare with a "
@@ -45,7 +45,7 @@ _TIMEOUTS: Final = (
     "tunnel, client and server; NAT and firewalls)"
 )
 _IDLE: Final = 70.0
-"""Seconds that the check of idle connections may wait."""
+"""Seconds that are added to the time limit of the check of idle connections."""
 _PATH: Final = (
     f"small packets pass: {_SLOW_LINE}; or the path drops large ones (MTU: let ICMP pass, clamp "
     f"the MSS); or the relay drops them: {_LOG}"
@@ -53,7 +53,7 @@ _PATH: Final = (
 
 
 async def _admission(visit: Visit) -> Seen:
-    """Log in with a key that the relay has never seen, and make the pair for what follows."""
+    """Log in with keys that are new to the relay, and keep the two clients for later checks."""
     if not visit.upgraded and not visit.websocket:
         return skipped("not checked, as neither an upgrade nor a websocket works")
     one, other = visit.keep(visit.client()), visit.keep(visit.client())
@@ -69,7 +69,7 @@ async def _admission(visit: Visit) -> Seen:
 
 
 async def _welcome_both(one: Client, other: Client) -> ServerInfo:
-    """Log both in, at once; raises as `welcome`."""
+    """Log in both clients at the same time; raises the errors of `welcome`."""
     second = asyncio.create_task(welcome(other), name="doctor logs in")
     try:
         info = await welcome(one)
@@ -77,11 +77,11 @@ async def _welcome_both(one: Client, other: Client) -> ServerInfo:
         return info
     finally:
         await cancel_and_wait((second,))
-        del second  # it may hold an error, which holds this frame
+        del second  # A task may hold an error, whose traceback holds this frame.
 
 
 async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
-    """After a refusal: again with a key that should be admitted, if there is one."""
+    """Log in again after a refusal, with the key or mesh key of the settings, if there is one."""
     settings = visit.settings
     if settings.key is None and settings.mesh_key is None:
         return warned(
@@ -113,7 +113,7 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
 
 
 def _key_flag(visit: Visit) -> str:
-    """The flag of the key that is to be admitted; empty: there is none."""
+    """Return the flag that the operator gave a key or mesh key by; empty: none."""
     if visit.settings.mesh_key is not None:
         return "{mesh_key}"
     return "{key}" if visit.settings.key is not None else ""
@@ -221,7 +221,7 @@ async def _speed(visit: Visit) -> Seen:
 
 
 async def _idle(visit: Visit) -> Seen:
-    """Whether a connection lives from one keepalive of the relay to the next."""
+    """Check that an idle connection stays open from one keepalive of the relay to the next."""
     one, other = _pair(visit)
     seconds = visit.settings.idle
     began = time.perf_counter()
@@ -238,7 +238,10 @@ async def _idle(visit: Visit) -> Seen:
 
 
 async def _throughput(visit: Visit, source: Client, target: Client) -> Carried:
-    """Ever more packets, until they take long enough to be measured by; the last batch counts."""
+    """Send batches of four times as many packets each, until one takes long enough to measure.
+
+    Returns the result of the last batch.
+    """
     enough, most = (2.0, 32 * 1024) if visit.settings.deep else (0.2, 512)
     limit = visit.settings.timeout * _SHARE
     packet = os.urandom(_SPEED_SIZE)
@@ -273,7 +276,7 @@ def _pair(visit: Visit) -> tuple[Client, Client]:
 
 
 def _allowed(visit: Visit) -> int | None:
-    """Bytes at once that the relay announces; `None`: any number."""
+    """Return the bytes at once that the relay announced as its limit; `None`: no limit."""
     info = visit.info
     limited = info is not None and info.token_bucket_bytes_per_second
     return info.token_bucket_bytes_burst if info is not None and limited else None
@@ -284,17 +287,20 @@ def _whole(done: Carried) -> bool:
 
 
 def _late(visit: Visit, done: Carried) -> bool:
-    """Whether packets that all arrived took longer than a check should."""
+    """Return whether packets took longer than a check normally may, although all arrived."""
     return done.seconds > visit.settings.timeout * _SHARE
 
 
 def _cause(visit: Visit, advice: str) -> str:
-    """What to do, or the check that says it already, as no packet has arrived since."""
+    """Return the advice, or the name of an earlier check since which no packet has arrived.
+
+    That check has the advice already.
+    """
     return f"see {visit.stuck}" if visit.stuck else advice
 
 
 def _silent(visit: Visit) -> str:
-    """What to do if not even a small packet arrives."""
+    """Return the advice if not even a small packet arrives."""
     if len(visit.relay_keys) > 1:
         return "the two clients may be at different relays: see http.identity"
     return f"the relay takes packets and does not deliver them: {_LOG}"
@@ -311,11 +317,11 @@ def _lost(visit: Visit, done: Carried, what: str, advice: str) -> Seen:
 
 
 def _ended(visit: Visit, error: Exception, what: str, **data: object) -> Seen:
-    """What a check returns that an error ended, once the clients are logged in."""
+    """Return the failure of a check that an error ended after both clients were logged in."""
     seen = explain(error)
     advice = seen.advice
     if reason_of(error) is FailureReason.TIMEOUT:
-        # The address is right, as packets have passed.
+        # The usual advice is to check the address, but the login has shown that it is right.
         advice = f"{_SLOW_LINE}; or {_LOG}"
     return failed(f"{what}: {seen.text}", _cause(visit, advice), **data, **seen.data)
 
@@ -331,7 +337,7 @@ _PAIR: Final = ("relay.admission",)
 
 
 def checks(*, deep: bool) -> tuple[Check[Visit], ...]:
-    """The checks of this group; one after the other, as one would disturb another."""
+    """Return the checks of this group. They run one after the other: each loads the connection."""
     order = (
         ("packet", _packet, 2.0),
         ("large", _large, _PATIENCE),

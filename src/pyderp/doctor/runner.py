@@ -1,4 +1,4 @@
-"""Runs checks: each when those that it needs have ended, and for a limited time."""
+"""Runs checks: each one after the checks that it needs, and with a time limit."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ async def run_checks(
     limit: float,
     report: Callable[[Finding], None],
 ) -> None:
-    """Run checks of one subject side by side, as their needs allow.
+    """Run the checks of one subject at the same time, as far as their needs allow.
 
-    Cancelling ends those that run; what was reported by then stands. So does an error of `report`,
-    which is raised.
+    If this is cancelled, or `report` raises an error, the running checks are cancelled, and the
+    error is raised.
 
     Args:
-        checks: at least one; names of others in `needs` and `after` are of these; one that is not
-            among them counts as ended, and as one that is not needed.
-        subject: what each check gets.
-        name: that of the subject, in findings.
-        limit: seconds for one check, times its `times`.
-        report: called with each finding as soon as it is there, in whatever order they end.
+        checks: at least one. A name in `needs` or `after` that is not among them is ignored.
+        subject: passed to each check.
+        name: the name of the subject in findings.
+        limit: seconds for one check, multiplied by its `times`.
+        report: called with each finding when its check ends.
     """
     run = _Run(checks, subject, name, limit, report)
     await run_together(
@@ -49,7 +48,7 @@ async def run_checks(
 
 
 class _Run(Generic[S]):
-    """The checks of one subject, and which have ended."""
+    """Runs the checks of one subject, and keeps what they found."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class _Run(Generic[S]):
         self._seen: dict[str, Seen] = {}
 
     async def one(self, check: Check[S]) -> None:
-        """Run one check when its turn has come, and report what it found."""
+        """Wait for the checks that one needs, run it, and report what it found."""
         needed = [each if isinstance(each, tuple) else (each,) for each in check.needs]
         for other in (*check.after, *(name for names in needed for name in names)):
             if other in self._ended:
@@ -105,7 +104,7 @@ class _Run(Generic[S]):
                 return failed(f"no end within {limit:g} s", SLOW)
             return explain(e)
         except Exception as e:
-            # A relay must not be able to end the doctor: what it can do to one check ends there.
+            # Any error, so that no answer of a relay can end the whole run: it fails one check.
             _log.debug("%s", check.name, exc_info=e)
             with contextlib.suppress(AttributeError):
                 without_frames(e)
@@ -114,7 +113,7 @@ class _Run(Generic[S]):
 
 
 def _why_skipped(names: Sequence[str], seen: dict[str, Seen]) -> str:
-    """That checks which one needs failed, or were skipped themselves."""
+    """Return the text of a skipped check: which checks that it needs failed or were skipped."""
     failures = [name for name in names if name in seen and seen[name].result is Result.FAIL]
     if failures:
         return f"not checked, as {' and '.join(failures)} failed"

@@ -1,4 +1,4 @@
-"""Group `stun`: whether each address answers STUN, and from where the answer comes."""
+"""Group `stun`: whether each address answers STUN, and whether it is the answer's source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["CHECKS"]
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _RETRANSMIT: Final = 0.3
 _SHARE: Final = 0.4
-"""Of a check's limit; UDP that is not answered at once is not answered at all."""
+"""The share of a check's time limit: a STUN server that answers at all answers soon."""
 _SILENT: Final = (
     "open UDP in the firewalls of relay and provider; on the relay's machine `ss -ulnp` shows "
     "whether it listens; if it is to answer no STUN, write STUNPort -1 into the map"
@@ -106,11 +106,11 @@ def _judge(found: list[tuple[IPAddress, StunAnswer | DialError]], port: int, ver
 
 
 async def _ask(address: IPAddress, port: int, limit: float) -> StunAnswer | DialError:
-    """Ask one address.
+    """Send STUN requests to one address.
 
     Returns:
-        the answer, or why there is none: `REFUSED` if the system of the relay says that nothing
-        listens, `CUT` if datagrams came that are no answer.
+        the answer, or an error with the reason: `REFUSED` if the relay's kernel reported that
+        nothing listens on the port, `CUT` if datagrams came that are not answers of STUN.
 
     Raises:
         ConfigError: this machine has no UDP of that family.
@@ -132,13 +132,13 @@ async def _ask(address: IPAddress, port: int, limit: float) -> StunAnswer | Dial
             return without_frames(e)
         finally:
             await cancel_and_wait((asking, refusal))
-            del asking, refusal  # they may hold an error, which holds this frame
+            del asking, refusal  # A task may hold an error, whose traceback holds this frame.
 
 
 async def _refusal(host: str, port: int) -> None:
-    """Return when the relay's system says that the port is closed; else never.
+    """Return when the relay's kernel reports that the port is closed (ICMP); otherwise never.
 
-    The kernel reports that (ICMP) to a connected socket only, and `StunClient` has one for all.
+    Such reports are delivered to connected sockets only, and the socket of `StunClient` is not.
     """
     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ class _Refusal(asyncio.DatagramProtocol):
         self._refused = refused
 
     def error_received(self, exc: Exception) -> None:
-        """Called by the loop with an error of the socket."""
+        """Take an error of the socket; called by the loop."""
         if isinstance(exc, ConnectionRefusedError) and not self._refused.done():
             self._refused.set_result(None)
 

@@ -1,4 +1,4 @@
-"""What `doctor` is to look at: a relay's URL, a DERP map, or a host."""
+"""Reads the target of `pyderp doctor`: a relay's URL, a host name, or a DERP map."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _REGION: Final = 900
 _MAP_FILE: Final = re.compile(r"(?i)\.(json|hujson|jsonc|ya?ml)$")
 
 _WITH_PATH: Final = re.compile(r"(?i)[^/\\\s.][^/\\\s]*[.:][^/\\\s]+/(.+/)?derp/?$")
-"""Host and path of a relay, as in its URL."""
+"""Host and path of a relay's URL without the scheme."""
 
 
 class TargetKind(Enum):
-    """How a target is read."""
+    """What a target is."""
 
     RELAY = "relay"
     MAP = "map"
 
 
 def kind_of(text: str) -> TargetKind:
-    """Whether a target is a relay (URL or host) or a DERP map (file or URL).
+    """Return whether a target is a relay (URL or host) or a DERP map (file or URL).
 
-    A URL is one of a relay if its path is empty, `/`, or ends in `/derp`. What has no scheme is a
-    map if it is `-`, has a slash, ends as files of maps do, or is a file that is there.
+    A URL is that of a relay if its path is empty, `/`, or ends in `/derp`. A target without a
+    scheme is a map if it is `-`, has a slash, ends as `.json` or `.yaml`, or is an existing file.
     """
     if re.match(r"(?i)https?://", text):
         path = _path(text)
         return TargetKind.RELAY if path in ("", "/") or path.endswith(DERP_PATH) else TargetKind.MAP
     if "://" in text and not text.startswith("file:"):
-        return TargetKind.RELAY  # of an unknown scheme, which `relay_region` says
+        return TargetKind.RELAY  # of an unknown scheme, which `relay_region` refuses
     if _WITH_PATH.match(text) and not Path(text).exists():
-        return TargetKind.RELAY  # without its scheme, which `relay_region` says
+        return TargetKind.RELAY  # without its scheme, which `relay_region` refuses
     if text == "-" or "/" in text or _MAP_FILE.search(text) or Path(text).is_file():
         return TargetKind.MAP
     return TargetKind.RELAY
 
 
 def _path(url: str) -> str:
-    """The path of a URL; empty also if the URL cannot be read, which `parse_url` says."""
+    """Return the path of a URL; empty also for an invalid URL, which `parse_url` refuses."""
     try:
         return urlsplit(url).path
     except ValueError:
@@ -65,23 +65,23 @@ def _path(url: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Single:
-    """What flags say of a relay that no map describes."""
+    """The settings of a single relay that a map would have otherwise; flags set them."""
 
     cert_name: str = ""
-    """Another name of the certificate, or its pin."""
+    """A name that the certificate is for, instead of the host name, or its pin."""
     insecure: bool = False
     http_port: int = HTTP_PORT
     stun_port: int = 0
 
 
 def relay_region(text: str, single: Single) -> Region:
-    """The region of one relay that a URL or a host name stands for.
+    """Return a region of one relay, from its URL or host name.
 
     Args:
         text: `https://HOST[:PORT][/derp]`, `http://…`, or `HOST[:PORT]`, which means https.
 
     Raises:
-        ConfigError: neither a URL nor a host name.
+        ConfigError: the text is neither a URL nor a host name.
     """
     if re.match(r"(?i)https?://", text):
         url = text
@@ -118,7 +118,7 @@ def relay_region(text: str, single: Single) -> Region:
 
 
 def _parsed(url: str) -> UrlTarget:
-    """As `parse_url`, without the name of the Go function that begins its errors."""
+    """Call `parse_url`, and remove the name of the Go function that its errors begin with."""
     try:
         return parse_url(url)
     except ConfigError as e:
@@ -144,14 +144,14 @@ def _host_and_port(text: str) -> str:
 
 
 def regions_of(derp_map: DERPMap, wanted: str | None, *, http_port: int) -> list[Region]:
-    """The regions of a map, or one of them.
+    """Return the regions of a map that have nodes, or one of them.
 
     Args:
         wanted: id or code of a region; `None`: all.
-        http_port: of plain HTTP, at all nodes.
+        http_port: the port of plain HTTP of all nodes.
 
     Raises:
-        ConfigError: there is no such region, or none at all.
+        ConfigError: the map has no such region, or no nodes at all.
     """
     found = list(derp_map.regions.values())
     if wanted is not None:

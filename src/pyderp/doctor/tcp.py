@@ -1,4 +1,4 @@
-"""Group `tcp`: whether each address of the node takes connections."""
+"""Group `tcp`: whether each address of the node accepts connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _ipv6(visit: Visit) -> Seen:
 
 
 async def _any(visit: Visit) -> Seen:
-    """Whether there is an address for the checks that follow."""
+    """Check that at least one address answers: the later checks use it."""
     count = sum(map(len, visit.addresses.values()))
     if visit.answering:
         return ok(f"{len(visit.answering)} of {count} addresses answer")
@@ -45,7 +45,7 @@ async def _any(visit: Visit) -> Seen:
 
 
 async def _connects(visit: Visit, version: int) -> Seen:
-    """Connect to every address, side by side: a client may take any of them."""
+    """Connect to every address at the same time: a client may use any of them."""
     addresses = visit.addresses.get(version)
     if not addresses:
         return skipped(f"no IPv{version} address")
@@ -53,7 +53,7 @@ async def _connects(visit: Visit, version: int) -> Seen:
     if not 0 < port <= 0xFFFF:
         visit.tcp_failed = True
         return failed(f"DERPPort {port} is no port", "correct the map")
-    # Less than the limit of the check, which then still reports the addresses that answered.
+    # Less than the check's own limit, so that it can still report the addresses that answered.
     limit = visit.settings.timeout * 0.6
     attempts = await asyncio.gather(*(_attempt(visit, ip, limit) for ip in addresses))
     good = sorted((a for a in attempts if a.error is None), key=lambda a: a.seconds)
@@ -94,7 +94,7 @@ async def _attempt(visit: Visit, address: IPAddress, limit: float) -> _Attempt:
 
 
 def _merged(visit: Visit, good: list[IPAddress], version: int) -> list[IPAddress]:
-    """All addresses that answer, IPv4 first, as most clients have that."""
+    """Return all addresses that answer, those of IPv4 first, as most clients have IPv4."""
     others = [ip for ip in visit.answering if ip.version != version]
     return good + others if version == 4 else others + good
 

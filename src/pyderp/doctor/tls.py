@@ -1,4 +1,4 @@
-"""Group `tls`: the handshake, and what is to be said of the certificates that came with it."""
+"""Group `tls`: the handshake, and the certificates that the relay presents in it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ __all__ = ["CHECKS"]
 
 _TLS13: Final = "TLSv1.3"
 _SOON: Final = datetime.timedelta(days=7)
-"""A certificate that ends sooner should have been renewed, if it was not a short one."""
+"""A certificate that ends sooner than this should have been renewed."""
 _SHARE: Final = 4
-"""Of a short one the last quarter counts as soon: automatic renewal begins at a third."""
+"""For short-lived certificates the last quarter of their life is enough for a warning, as
+automatic renewal starts in the last third."""
 _NAME_WAIT: Final = 0.4
-"""Share of the limit for a handshake that may well hang."""
+"""The share of the time limit for a handshake without a name, which some servers never answer."""
 
 
 async def _handshake(visit: Visit) -> Seen:
@@ -37,7 +38,8 @@ async def _handshake(visit: Visit) -> Seen:
         link = await visit.tls(verify=True)
         visit.verified = True
     except CertificateError as e:
-        # What else is wrong can be told only by going on without trust. Nothing secret is sent.
+        # Continue without verification, so that the other checks can look at the certificates. No
+        # secret is sent over such a connection: see `relay._as_known`.
         visit.distrust = without_frames(e)
         link = await visit.tls(verify=False)
     seconds = time.perf_counter() - began
@@ -110,7 +112,7 @@ async def _expiry(visit: Visit) -> Seen:
     ends: list[tuple[datetime.datetime, datetime.datetime]] = []
     for der in visit.chain:
         if common_name_untrusted(der).startswith(META_NAME_PREFIX):
-            continue  # 30 days from the relay's start, and no client looks
+            continue  # It is valid for 30 days from the relay's start, which clients ignore.
         with reading(der) as certificate:
             ends.append((certificate.not_valid_after_utc, certificate.not_valid_before_utc))
     if not ends:
@@ -133,7 +135,10 @@ async def _expiry(visit: Visit) -> Seen:
 
 
 async def _sni(visit: Visit) -> Seen:
-    """Handshakes with the name and without one differ where something looks at names."""
+    """Compare handshakes with and without a server name (SNI).
+
+    If only the one with the name fails, a middlebox blocks the name, or the relay does not know it.
+    """
     host = visit.subject.server_name
     if not host or ip_literal(host) is not None:
         return skipped("connected to by address, so clients send no name")
@@ -172,7 +177,7 @@ async def _try_name(visit: Visit, name: str, limit: float) -> TlsLink | Exceptio
 
 
 async def _addresses(visit: Visit) -> Seen:
-    """A name may lead to several machines, of which one has the old certificate."""
+    """Check the certificates of all addresses: a name may belong to machines that differ."""
     others = visit.answering[1:]
     if not others:
         return skipped("there is one address only")
@@ -210,7 +215,7 @@ async def _meta(visit: Visit) -> Seen:
 
 
 async def _middlebox(visit: Visit) -> Seen:
-    """Whether what presented the certificate looks like something between us and the relay."""
+    """Look for signs that a machine between this one and the relay presented the certificate."""
     leaf = visit.chain[0]
     maker = interceptor(leaf)
     if maker:

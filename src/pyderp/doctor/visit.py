@@ -1,4 +1,4 @@
-"""One node that is looked at: where it is, what is known of it so far, and ways to it."""
+"""One node while it is checked: its addresses, what checks have found, and how to connect."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["Settings", "Subject", "Visit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What holds for a whole run."""
+    """The settings of a whole run."""
 
     timeout: float = 5.0
-    """Seconds for one check, as a rule."""
+    """Seconds for one check; some checks have a multiple of this (`Check.times`)."""
 
     deep: bool = False
-    """More of each: every address, more connections, more and larger packets."""
+    """Check more thoroughly: more connections, pairs of nodes and packets, and idle connections."""
 
     idle: float = 65.0
     """Seconds without a packet for which a deep run holds a connection; relays send a keepalive
@@ -44,50 +44,50 @@ class Settings:
     """Which authorities are trusted."""
 
     key: NodePrivate | None = None
-    """A key that the relay admits, for one that does not admit all."""
+    """A key that the relay admits, if it does not admit all."""
 
     mesh_key: MeshKey | None = None
-    """The relay's mesh key, with which it admits every key."""
+    """The relay's mesh key; it admits every client that has it."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    """Socket options. Proxies in it are not used: checks are of the direct way."""
+    """Socket options. Proxies in it are not used: all connections are direct."""
 
     resolver: Resolver | None = None
-    """Looks names up; by default the system."""
+    """Looks up names; `None`: the system does."""
 
     now: Callable[[], float] = time.time
-    """Seconds since 1970."""
+    """Returns this machine's time, in seconds since 1970."""
 
     def utc_now(self) -> datetime.datetime:
-        """This machine's time."""
+        """Return this machine's time as an aware time in UTC."""
         return datetime.datetime.fromtimestamp(self.now(), datetime.UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A node to look at, as a map, a URL or a host name describes it."""
+    """A node to check, from a map, a URL or a host name."""
 
     node: DERPNode
-    """Its name is that of the findings."""
+    """The node; findings have its name."""
 
     target: UrlTarget
-    """Where the request for DERP goes."""
+    """The URL of DERP on the node."""
 
     http_port: int = 80
-    """The port of plain HTTP beside TLS."""
+    """The port of plain HTTP."""
 
     wants_port_80: bool | None = None
     """Whether the map says that plain HTTP answers (`CanPort80`); `None`: no map."""
 
     @property
     def server_name(self) -> str:
-        """The name that a client asks for in the TLS handshake."""
+        """The server name of a client's TLS handshake (SNI)."""
         return self.node.host_name
 
 
 @dataclass
 class Visit:
-    """A node while it is checked. Checks leave here what later ones need."""
+    """A node while it is checked. Checks store here what later checks need."""
 
     subject: Subject
     settings: Settings
@@ -95,15 +95,15 @@ class Visit:
     addresses: dict[int, list[IPAddress]] = field(default_factory=dict)
     """IP version → the node's addresses."""
     answering: list[IPAddress] = field(default_factory=list)
-    """Addresses at which TCP works, the quickest first."""
+    """Addresses that accept TCP connections, those of IPv4 first, and of each the fastest first."""
     tcp_failed: bool = False
-    """One of the others does not, and this machine has a way to it."""
+    """An address does not accept TCP, although this machine has a route to it."""
     chain: tuple[bytes, ...] = ()
-    """The certificates that were presented, DER."""
+    """The certificates that were presented, in DER."""
     verified: bool = False
     """The certificate passed all checks of a client."""
     distrust: CertificateError | None = None
-    """Why it did not."""
+    """Why the certificate did not pass; `None`: it passed, or there was no handshake."""
     version: str = ""
     """TLS version of the handshake."""
     meta: tuple[NodePublic, int] | None = None
@@ -111,30 +111,31 @@ class Visit:
     upgrade: Reply | None = None
     """The answer to the request for an upgrade."""
     upgraded: bool = False
-    """An upgrade to DERP works; if not, clients have only the websocket."""
+    """An upgrade to DERP works; otherwise clients can only use the websocket."""
     websocket: bool = False
     """A websocket works."""
     http2: bool = False
-    """What answered it speaks HTTP/2 only."""
+    """The answer to the request for an upgrade was HTTP/2."""
     date: tuple[float, float] | None = None
-    """The relay's time in an answer, and this machine's then; both in seconds since 1970."""
+    """The relay's time in an answer, and this machine's time then, in seconds since 1970."""
     relay_keys: dict[NodePublic, str] = field(default_factory=dict)
-    """Keys that the relay has shown, and where first."""
+    """The keys that the relay has presented, and where each was first seen."""
     info: ServerInfo | None = None
     """The relay's answer to a login."""
     pair: tuple[Client, Client] | None = None
-    """Two clients that are logged in, for packets; one twice if the relay admits one key only."""
+    """Two clients that are logged in and send packets to each other; the same client twice if
+    there is one admitted key only."""
     late: set[bytes] = field(default_factory=set)
-    """Packets that were sent and have not arrived in time; they may still come."""
+    """Packets that were sent and did not arrive in time. They may still arrive."""
     stuck: str = ""
-    """The check from which on no packet arrives, so that later ones say nothing new."""
+    """The name of the check since which no packet has arrived. Later checks refer to it."""
     _kept: list[Client] = field(default_factory=list)
 
     async def tcp(self, address: IPAddress | None = None, port: int | None = None) -> Link:
-        """Connect to the node: by default to the first address that answers, on its own port.
+        """Connect to the node: by default to the first answering address and the port of DERP.
 
         Raises:
-            DialError: no connection.
+            DialError: the connection could not be made.
         """
         if address is None:
             if not self.answering:
@@ -152,15 +153,16 @@ class Visit:
         verify: bool | None = None,
         name: str | None = None,
     ) -> TlsLink:
-        """TLS with the node.
+        """Connect to the node with TLS.
 
         Args:
-            address: as of `tcp`.
-            verify: as a client does; or nothing. By default what has worked before.
-            name: another name to ask for; empty: none. Nothing is verified then.
+            address: as for `tcp`.
+            verify: whether to verify the certificate as a client does; by default, if that has
+                succeeded before.
+            name: another server name to ask for; empty: none. Nothing is verified then.
 
         Raises:
-            DialError, TLSError, OSError: it failed.
+            DialError, TLSError, OSError: the connection or the handshake failed.
         """
         link = await self.tcp(address)
         node = self.subject.node
@@ -177,16 +179,16 @@ class Visit:
         )
 
     async def stream(self) -> Link:
-        """A connected stream to the relay's HTTP: TCP, and TLS if the relay has it."""
+        """Connect to the relay for HTTP, with TLS if the relay has it."""
         return await (self.tls() if self.subject.target.tls else self.tcp())
 
     def note_key(self, key: NodePublic | None, where: str) -> None:
-        """Remember a key that the relay has shown."""
+        """Store a key that the relay has presented, and where."""
         if key is not None:
             self.relay_keys.setdefault(key, where)
 
     def client(self, *, key: NodePrivate | None = None, mesh_key: MeshKey | None = None) -> Client:
-        """A client of this node; it takes the way that the checks have found."""
+        """Return a client of this node, which connects as the checks have found to work."""
         config = ClientConfig(
             network=self.settings.network,
             mesh_key=mesh_key,
@@ -196,21 +198,21 @@ class Visit:
         return Client(VisitRoute(self), key, config)
 
     def keep(self, client: Client) -> Client:
-        """Have `aclose` close a client; returns it."""
+        """Return a client after adding it to those that `aclose` closes."""
         self._kept.append(client)
         return client
 
     async def aclose(self) -> None:
         """Close the clients that are still open; may be called again."""
         self.pair = None
-        # Forgotten only when it is closed: if this is cancelled, the next call closes the rest.
+        # Each is removed only after it is closed: if cancelled, the next call closes the rest.
         while self._kept:
             await self._kept[-1].aclose()
             self._kept.pop()
 
 
 class VisitRoute(Route):
-    """To one node, by the address and with the trust that the checks have found."""
+    """Connects to one node as the checks have found to work."""
 
     def __init__(self, visit: Visit) -> None:
         self._visit = visit
