@@ -74,6 +74,12 @@ def test_remarks_go_to_standard_error_and_are_escaped(capsys: pytest.CaptureFixt
     assert err == "pyderp: x\n"
 
 
+def test_remarks_keep_backslashes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors quote values with escapes already."""
+    Output(as_json=False).note(f"HostName {'a' + chr(13)!r} is bad")
+    assert capsys.readouterr().err == "pyderp: HostName 'a\\r' is bad\n"
+
+
 def test_standard_error_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, _: str) -> int:

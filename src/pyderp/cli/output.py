@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from pyderp.errors import DerpError
 from pyderp.keys import NodePublic
+from pyderp.text import printable
 
 __all__ = ["Output", "OutputError", "escaped", "escaped_bytes", "flush_stdout"]
 __all__ += ["print_error", "print_event", "print_line"]
@@ -126,8 +127,8 @@ class Output:
             print_event(kind, values)
 
     def note(self, text: str) -> None:
-        """A line on standard error only."""
-        print_error(f"pyderp: {escaped(text)}")
+        """A line on standard error only. Backslashes stay: errors quote values with escapes."""
+        print_error(f"pyderp: {printable(text)}")
 
     def packet(self, source: NodePublic, data: bytes) -> None:
         """A packet that came."""

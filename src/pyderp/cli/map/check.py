@@ -30,6 +30,7 @@ from pyderp.mapio.online import lint_online
 from pyderp.mapio.sources import LoadedMap, MapWays
 from pyderp.maps.diff import Change, diff
 from pyderp.maps.lint import RULES, Finding, Severity, by_severity, lint
+from pyderp.text import printable
 
 __all__ = ["DIFF_EPILOG", "DIFF_HELP", "LINT_EPILOG", "LINT_HELP", "diff_command", "lint_command"]
 
@@ -161,8 +162,10 @@ def _print_findings(loaded: LoadedMap, found: Sequence[Finding], *, as_json: boo
         print_line(json.dumps({**origin, "findings": findings, **totals}))
         return
     for each in found:
-        print_line(f"{each.severity.value}: {label(each.path)}: {label(each.text)} [{each.rule}]")
-        print_line(f"  {label(each.advice)}")
+        # `printable` keeps backslashes: the texts quote values of the map with escapes already.
+        text = printable(each.text)
+        print_line(f"{each.severity.value}: {label(each.path)}: {text} [{each.rule}]")
+        print_line(f"  {printable(each.advice)}")
     said = [counted(count, severity.value) for severity, count in counts.items() if count]
     print_line(f"{label(loaded.origin)}: {', '.join(said) or 'nothing found'}")
 
@@ -199,6 +202,6 @@ def _print_changes(
         print_line(json.dumps({"old": old.origin, "new": new.origin, "changes": listed}))
         return
     for change in changes:
-        print_line(f"{label(change.path)}: {label(change.text)}")
+        print_line(f"{label(change.path)}: {printable(change.text)}")
     if not changes:
         print_line("no change for clients")
