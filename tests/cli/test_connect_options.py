@@ -308,7 +308,7 @@ def test_a_ca_that_cannot_be_used_is_refused_at_once(
     [
         ({"DERPPort": 99999}, "DERPPort 99999 is not from 0 to 65535"),
         ({"HostName": ""}, "no HostName"),
-        ({"CertName": "sha256-raw:" + "A" * 64}, "wants 64 lower-case hex digits"),
+        ({"CertName": "sha256-raw:" + "A" * 64}, "must have 64 lower-case hex digits after it"),
     ],
 )
 def test_a_map_that_is_wrong_is_refused(
@@ -356,7 +356,7 @@ def test_warnings_about_a_map_are_logged(
 ) -> None:
     path = write_map(tmp_path / "map.json", pinned)
     assert here("ping", "--derp-map", path, *ONCE, "-v").code == 0
-    assert "only one region: when it fails there is no other" in caplog.text
+    assert "only one region: if it fails, clients have no other" in caplog.text
 
 
 # Go's relay

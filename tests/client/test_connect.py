@@ -692,8 +692,8 @@ async def fake_connect_proxy() -> AsyncIterator[tuple[int, list[str]]]:
 BAD_HOSTS = [
     ({"host_name": "https://127.0.0.1"}, "HostName 'https://127.0.0.1' is a URL"),
     ({"host_name": "127.0.0.1:443"}, "HostName '127.0.0.1:443' has a port or brackets"),
-    ({"host_name": "", "ipv4": "127.0.0.1"}, "no HostName, which only a node with IPv4 or IPv6"),
-    ({"host_name": ""}, "no HostName, which only"),
+    ({"host_name": "", "ipv4": "127.0.0.1"}, "no HostName: only a node with InsecureForTests"),
+    ({"host_name": ""}, "no HostName: only"),
 ]
 
 

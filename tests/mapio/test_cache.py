@@ -56,7 +56,7 @@ def test_file_that_is_no_copy_is_refused(tmp_path: Path, text: str) -> None:
     """It may be a file that the user needs."""
     path = tmp_path / "map.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="is no copy of a map") as caught:
+    with pytest.raises(ConfigError, match="is not a copy of a map") as caught:
         read_cache(path, URL)
     assert not isinstance(caught.value, UnusableCopy)
 

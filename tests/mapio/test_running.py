@@ -59,7 +59,7 @@ def test_pinned_relay_is_described_as_it_describes_itself(tmp_path: Path) -> Non
     assert node == own
     assert node.cert_name.startswith("sha256-raw:")
     (warning,) = warnings
-    assert "the certificate is pinned as it was presented just now" in warning
+    assert "the pin of the one that was presented just now" in warning
 
 
 def test_trusted_certificate_needs_no_pin(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_relay_without_stun(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "kind", "error"),
     [
-        ("http://127.0.0.1:1/derp", InvalidMap, "connect with TLS, and this is without"),
+        ("http://127.0.0.1:1/derp", InvalidMap, "with TLS, and http:// has none"),
         ("https://", ConfigError, "want https://HOST"),
         ("https://127.0.0.1:99999", ConfigError, "Port out of range"),
     ],

@@ -82,7 +82,7 @@ def test_error_in_a_file_begins_with_its_name(tmp_path: Path) -> None:
 
 def test_copies_are_kept_of_urls_only(tmp_path: Path) -> None:
     path = written(tmp_path / "map.json", JSON)
-    with pytest.raises(ConfigError, match="is no URL: only of one a copy is kept"):
+    with pytest.raises(ConfigError, match="is not a URL: copies are kept of maps at URLs only"):
         load(path, cache=tmp_path / "cache")
 
 
@@ -135,8 +135,8 @@ def test_last_good_copy_is_used_with_a_warning(tmp_path: Path, trouble: str) -> 
     assert loaded.map == LAB
     assert loaded.copied is not None
     (warning,) = loaded.warnings
-    assert warning.startswith("this is the copy of ")
-    assert f"as the map cannot be had now: {server.url}" in warning
+    assert warning.startswith("the map cannot be loaded now, so this is the copy of ")
+    assert f" UTC: {server.url}" in warning
     assert json.loads(cache.read_text())["map"] == JSON.decode()
 
 
@@ -166,7 +166,7 @@ def test_error_says_that_the_copy_is_damaged(tmp_path: Path) -> None:
 def test_file_that_is_no_copy_is_not_overwritten(tmp_path: Path) -> None:
     mine = tmp_path / "map.json"
     mine.write_bytes(JSON)
-    with serving(body=JSON) as server, pytest.raises(ConfigError, match="is no copy of a map"):
+    with serving(body=JSON) as server, pytest.raises(ConfigError, match="is not a copy of a map"):
         load(server.url, cache=mine)
     assert mine.read_bytes() == JSON
     assert server.requests == []
@@ -282,4 +282,4 @@ def test_part_of_a_config_that_is_missing(tmp_path: Path) -> None:
 def test_config_without_regions(tmp_path: Path) -> None:
     loaded = load(written(tmp_path / "config.yaml", "derp: {paths: [], urls: []}"))
     assert loaded.map == DERPMap()
-    assert "names no region" in loaded.warnings[0]
+    assert "has no regions" in loaded.warnings[0]

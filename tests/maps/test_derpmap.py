@@ -171,14 +171,17 @@ AT = 'Regions["900"]'
             f"{AT}.Nodes[0].STUNPort: want an integer, got a number",
         ),
         ({"Regions": {"900": {"RegionID": True}}}, f"{AT}.RegionID: want an integer, got true or"),
-        ({"Regions": {"900": {"RegionID": 2**63}}}, f"{AT}.RegionID: more than 64 bits"),
+        (
+            {"Regions": {"900": {"RegionID": 2**63}}},
+            f"{AT}.RegionID: the integer does not fit into 64 bits",
+        ),
         (
             {"Regions": {"900": {"RegionCode": 1}}},
             f"{AT}.RegionCode: want a string, got an integer",
         ),
         ({"Regions": {"900": {"Avoid": 1}}}, f"{AT}.Avoid: want true or false, got an integer"),
         ({"Regions": {"900": {"Latitude": "1"}}}, f"{AT}.Latitude: want a number, got a string"),
-        ({"Regions": {"900": {"Latitude": 10**400}}}, f"{AT}.Latitude: out of range"),
+        ({"Regions": {"900": {"Latitude": 10**400}}}, f"{AT}.Latitude: the number is out of range"),
         ({"omitDefaultRegions": "yes"}, "omitDefaultRegions: want true or false, got a string"),
         ({"HomeParams": 1.5}, "HomeParams: want an object, got a number"),
         (
@@ -197,7 +200,7 @@ def test_wrong_type_is_refused_with_its_place(document: Any, error: str) -> None
 
 
 def test_number_out_of_range_is_refused() -> None:
-    with pytest.raises(InvalidMap, match=r'^Regions\["1"\].Latitude: out of range$'):
+    with pytest.raises(InvalidMap, match=r'^Regions\["1"\].Latitude: the number is out of range$'):
         DERPMap.from_json('{"Regions":{"1":{"Latitude":1e999}}}')
 
 
@@ -354,7 +357,7 @@ def changed(**changes: Any) -> DERPMap:
     return DERPMap(regions={900: region, 901: DERPRegion(region_id=901, nodes=(other,))})
 
 
-NO_HOST = "no HostName, which only a node with IPv4 or IPv6 and InsecureForTests can lack"
+NO_HOST = "no HostName: only a node with InsecureForTests and IPv4 or IPv6 works without"
 
 
 def test_good_map_has_no_problems() -> None:
@@ -368,7 +371,7 @@ def test_good_map_has_no_problems() -> None:
     ("changes", "error"),
     [
         ({"name": "901a"}, "region 901, node '901a': another node has the same name"),
-        ({"region_id": 901}, "region 900, node '900a': its RegionID is 901"),
+        ({"region_id": 901}, "region 900, node '900a': its RegionID is 901, and not 900"),
         ({"host_name": ""}, f"region 900, node '900a': {NO_HOST}"),
         ({"host_name": "", "ipv4": "203.0.113.5"}, f"region 900, node '900a': {NO_HOST}"),
         ({"host_name": "", "insecure_for_tests": True}, f"region 900, node '900a': {NO_HOST}"),
@@ -395,7 +398,8 @@ def test_good_map_has_no_problems() -> None:
         *(
             (
                 {"cert_name": f"sha256-raw:{pin}"},
-                "region 900, node '900a': CertName sha256-raw: wants 64 lower-case hex digits",
+                "region 900, node '900a': CertName sha256-raw: must have 64 lower-case hex digits "
+                "after it",
             )
             for pin in ("", "a" * 63, "A" * 64, "a" * 65, "a" * 64 + "\n")
         ),
@@ -432,7 +436,11 @@ def test_nothing_wrong_with_a_node(changes: dict[str, Any]) -> None:
     [
         (0, dataclasses.replace(LAB, region_id=0, nodes=()), "region 0: ids are from 1 to"),
         (2**53, dataclasses.replace(LAB, region_id=2**53), "ids are from 1 to 9007199254740991"),
-        (900, dataclasses.replace(LAB, region_id=901), "region 900: its RegionID is 901"),
+        (
+            900,
+            dataclasses.replace(LAB, region_id=901),
+            "region 900: its RegionID is 901, and not 900",
+        ),
         (900, dataclasses.replace(LAB, nodes=()), "region 900: no nodes"),
     ],
 )
@@ -443,12 +451,12 @@ def test_error_in_a_region(key: int, region: DERPRegion, error: str) -> None:
 
 def test_all_errors_are_reported() -> None:
     derp_map = changed(host_name="", derp_port=70000)
-    with pytest.raises(InvalidMap, match=r"no HostName, .*; .*DERPPort 70000"):
+    with pytest.raises(InvalidMap, match=r"no HostName: .*; .*DERPPort 70000"):
         derp_map.check()
 
 
 def test_warnings_refuse_nothing() -> None:
-    assert LAB_MAP.check() == ("only one region: when it fails there is no other",)
+    assert LAB_MAP.check() == ("only one region: if it fails, clients have no other",)
     assert changed(ipv4="none", ipv6="203.0.113.5").check() == (
         "region 900, node '900a': both IPv4 and IPv6 are disabled",
     )

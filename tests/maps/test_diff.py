@@ -23,8 +23,8 @@ OLD = DERPMap(regions={901: LAB})
 AT = 'Regions["901"]'
 CHANGED = (
     AT,
-    "region 901 (lab) has changed: clients close their connections to it, measure again and "
-    "connect anew",
+    "region 901 (lab) has changed: clients close their connections to it, measure it again "
+    "and reconnect",
 )
 
 
@@ -41,7 +41,7 @@ def second(**values: Any) -> DERPMap:
 
 
 def test_defaults_that_are_written_out() -> None:
-    """Clients compare the members, and connect anew; but nothing else changes."""
+    """Clients compare the members, and reconnect; but nothing else changes."""
     assert changes(OLD, second(derp_port=443, stun_port=3478)) == [
         CHANGED,
         (
@@ -87,14 +87,14 @@ def test_loses_its_only_ipv6_node() -> None:
             DERPMap(regions={901: LAB, 902: OTHER}),
             DERPMap(regions={902: OTHER}),
             AT,
-            "region 901 (lab) is gone: clients whose home it is take another one",
+            "region 901 (lab) is gone: clients whose home it is choose another",
         ),
         (
             DERPMap(regions={902: OTHER}),
             DERPMap(regions={901: LAB, 902: OTHER}),
             AT,
-            "region 901 (lab) is new, with 2 nodes: clients measure it, and those to which it is "
-            "nearest make it their home",
+            "region 901 (lab) is new, with 2 nodes: clients measure it, and those that are nearest "
+            "to it choose it as home",
         ),
         (
             OLD,
@@ -112,8 +112,8 @@ def test_loses_its_only_ipv6_node() -> None:
             OLD,
             region(nodes=tuple(dataclasses.replace(n, stun_port=-1) for n in LAB.nodes)),
             f"{AT}.Nodes",
-            "region 901 (lab) loses STUN: clients measure it by HTTPS only, if at all, and hardly "
-            "any takes it as home",
+            "region 901 (lab) loses STUN: clients measure it by HTTPS only, if at all, and rarely "
+            "choose it as home",
         ),
         (
             OLD,
@@ -134,7 +134,7 @@ def test_loses_its_only_ipv6_node() -> None:
             OLD,
             region(no_measure_no_home=True),
             f"{AT}.NoMeasureNoHome",
-            "region 901 (lab) is no longer measured, nor home",
+            "region 901 (lab) is no longer measured, and cannot be home",
         ),
         (
             OLD,
@@ -146,19 +146,19 @@ def test_loses_its_only_ipv6_node() -> None:
             OLD,
             dataclasses.replace(OLD, home_params=HomeParams(region_score={901: 0.5})),
             'HomeParams.RegionScore["901"]',
-            "region 901: clients multiply its latency by 0.5, and not by 1",
+            "region 901: clients multiply its latency by 0.5 instead of 1",
         ),
         (
             OLD,
             DERPMap(keep_regions=True),
             "Regions",
-            "the new map says nothing of regions: clients keep those that they have",
+            "the new map has no Regions: clients keep the regions of the old one",
         ),
         (
             OLD,
             second(unknown={"x": 1}),
             f"{AT}.Nodes[1]",
-            "region 901 (lab), 901b: members that are unknown here have changed",
+            "region 901 (lab), 901b: unknown members have changed",
         ),
     ],
 )

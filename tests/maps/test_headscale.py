@@ -62,10 +62,9 @@ def test_keys_in_another_case_are_ignored_with_a_warning() -> None:
     tree, warnings = map_tree(parse_yaml("regions: {1: {RegionID: 1, nodes: [{HostName: h}]}}"))
     assert tree == {"Regions": {"1": {"Nodes": [{}]}}}
     assert warnings == [
-        'regions["1"].RegionID: headscale ignores it, as its keys are in lower case: write '
-        "regionid",
-        'regions["1"].nodes[0].HostName: headscale ignores it, as its keys are in lower case: '
-        "write hostname",
+        'regions["1"].RegionID: headscale ignores keys that are not in lower case: write regionid',
+        'regions["1"].nodes[0].HostName: headscale ignores keys that are not in lower case: write '
+        "hostname",
     ]
 
 

@@ -47,7 +47,7 @@ def test_pretty_form_has_a_tab_a_level() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_number_that_is_not_finite_cannot_be_written(value: float) -> None:
-    with pytest.raises(InvalidMap, match="cannot stand in JSON"):
+    with pytest.raises(InvalidMap, match="JSON cannot hold the number"):
         dump({"a": value})
 
 

@@ -83,12 +83,12 @@ def test_first_document_only() -> None:
     ("text", "error"),
     [
         ("a: [", "line 2, column 1: not YAML: "),
-        ("a: 1\na: 2", "line 2, column 1: the key 'a' is here twice"),
-        ("{[a]: 1}", "line 1, column 2: a key that is no text"),
-        ("{? {a: 1} : 1}", "line 1, column 4: a key that is no text"),
-        ("&a [*a]", "line 1, column 5: no anchor &a before this"),
-        ("a: *b", "line 1, column 4: no anchor &b before this"),
-        ("[" * 65 + "]" * 65, "line 1, column 65: nested too deep"),
+        ("a: 1\na: 2", "line 2, column 1: the mapping has the key 'a' twice"),
+        ("{[a]: 1}", "line 1, column 2: the key is a mapping or a list, and not a text"),
+        ("{? {a: 1} : 1}", "line 1, column 4: the key is a mapping or a list, and not a text"),
+        ("&a [*a]", "line 1, column 5: there is no anchor &a before this alias"),
+        ("a: *b", "line 1, column 4: there is no anchor &b before this alias"),
+        ("[" * 65 + "]" * 65, "line 1, column 65: nested too deeply"),
         ("\x00", "not YAML: "),
     ],
 )

@@ -61,7 +61,8 @@ def read_cache(path: Path, url: str) -> CachedMap | None:
     # Any other file may be one that the user needs, so it is never replaced.
     if not isinstance(document, dict) or not document.keys() >= _MEMBERS:
         raise ConfigError(
-            f"{path} is no copy of a map: give a file that does not exist yet, or remove it"
+            f"{path} is not a copy of a map and is not replaced: give a file that does not exist "
+            "yet, or remove it"
         )
     if document["url"] != url:
         raise UnusableCopy(f"{path} is the copy of another URL")

@@ -40,7 +40,7 @@ class _Machine:
 
     has: dict[int, bool] = field(default_factory=dict)
 
-    def has_way(self, address: IPAddress) -> bool:
+    def has_route(self, address: IPAddress) -> bool:
         """Return whether the machine has a route for the family of an address; sends nothing."""
         version = address.version
         if address.is_loopback:
@@ -139,7 +139,7 @@ async def _try_family(
     address = next((ip for ip in found if ip.version == version), None)
     if address is None:
         tried.skipped = NO_ADDRESS
-    elif not machine.has_way(address):
+    elif not machine.has_route(address):
         tried.skipped = f"this machine has no {tried.name}"
     else:
         await asyncio.gather(
@@ -181,6 +181,7 @@ async def _try_derp(tried: Tried, node: DERPNode, address: IPAddress, ways: MapW
 async def _try_stun(tried: Tried, node: DERPNode, address: IPAddress, ways: MapWays) -> None:
     if not 0 <= node.stun_port <= 65535:
         return
+    # Clients send STUN to STUNTestIP instead of the node's address, if the map has it.
     asked = address if not node.stun_test_ip else ip_literal(node.stun_test_ip)
     if asked is None or asked.version != address.version:
         return

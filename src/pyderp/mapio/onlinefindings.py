@@ -45,7 +45,7 @@ def of_all(everything: Sequence[Tried]) -> Iterator[Finding]:
         yield Finding(
             rule="nothing-tried",
             path="Regions",
-            text="no node could be tried from this machine: nothing is known of the relays",
+            text="this machine has no route to any node, so none was tried",
             advice="lint the map from a machine that has a route to them",
         )
 
@@ -63,7 +63,8 @@ def judge(path: str, node: DERPNode, tried: Sequence[Tried]) -> Iterator[Finding
                 rule="stun-silent",
                 path=f"{path}.STUNPort",
                 text=f"no answer to STUN by {each.name}: clients do not measure the node by it",
-                advice=f"open UDP port {node.stun_port or STUN_PORT} to the relay, or write -1",
+                advice=f"open UDP port {node.stun_port or STUN_PORT} to the relay, or write -1 in "
+                "STUNPort",
             )
         if each.port_80 is not None and each.port_80.fault:
             yield _about_port_80(path, node, each.port_80)
@@ -74,8 +75,8 @@ def _about_port_80(path: str, node: DERPNode, answer: Port80) -> Finding:
         return Finding(
             rule="port-80-silent",
             path=f"{path}.CanPort80",
-            text=f"no HTTP on port 80 of {node.ipv4} ({answer.fault}): clients cannot look for "
-            "captive portals by this node",
+            text=f"no HTTP on port 80 of {node.ipv4} ({answer.fault}): clients cannot use the node "
+            "to detect captive portals",
             advice="open TCP port 80 to the relay, or remove CanPort80",
         )
     return Finding(
@@ -101,7 +102,7 @@ def _about_skipped(path: str, node: DERPNode, tried: Sequence[Tried]) -> Iterato
                 rule="not-tried",
                 path=f"{path}.{each.name}",
                 text=f"not tried: {each.skipped}",
-                advice="lint the map from a machine that has it",
+                advice=f"lint the map from a machine that has {each.name}",
             )
 
 
@@ -128,12 +129,12 @@ def _wrong_member(node: DERPNode, refusal: FailureReason) -> tuple[str, str]:
         return "HostName", "renew the relay's certificate, and set the clocks of both machines"
     if pinned and refusal is FailureReason.CERTIFICATE_OTHER_NAME:
         return "HostName", (
-            "write a name that the certificate is for; an address to connect to stands in IPv4 "
-            "or IPv6. CertName is right"
+            "write a name that the certificate is for, and the address in IPv4 or IPv6; CertName "
+            "is right"
         )
     if pinned:
         where = f"https://{bracketed(node.host_name)}:{node.derp_port_or(HTTPS_PORT)}"
-        return "CertName", f"correct CertName: `pyderp map show {where}` shows the pin of now"
+        return "CertName", f"correct CertName: `pyderp map show {where}` shows the current pin"
     if refusal is FailureReason.CERTIFICATE_OTHER_NAME:
         member = "CertName" if node.cert_name else "HostName"
         return member, f"write a name in {member} that the certificate is for"

@@ -41,8 +41,8 @@ _STUN_TIMEOUT: Final = 2.0
 _HTTP_TIMEOUT: Final = 3.0
 """Seconds for an answer on port 80."""
 _PINNED: Final = (
-    "the certificate is pinned as it was presented just now, by no authority that is trusted: "
-    "compare it with the pin in the relay's own log"
+    "the certificate is from no trusted authority, so the map has the pin of the one that was "
+    "presented just now: compare it with the pin in the relay's log"
 )
 
 
@@ -127,8 +127,8 @@ def _parse(
         raise ConfigError(f"{shown}: {e}") from None
     if parts.scheme == "http":
         raise InvalidMap(
-            f"{shown}: clients that read a DERP map connect with TLS, and this is without: give "
-            "the https:// URL that clients use"
+            f"{shown}: clients connect to the relays of a DERP map with TLS, and http:// has "
+            "none: give the https:// URL that clients use"
         )
     if parts.scheme != "https" or not host or port == 0:
         raise ConfigError(f"{shown}: want https://HOST[:PORT]")
@@ -195,7 +195,7 @@ async def _ask_for_derp(link: TlsLink, relay: _Relay) -> None:
         while reply.receive_data(await link.read()) is None:
             pass
     except RemoteProtocolError as e:
-        text = f"{relay.shown}: what answers there is no DERP relay: {e}"
+        text = f"{relay.shown}: the server there is not a DERP relay: {e}"
         raise ConnectError(text, attempts=[without_frames(e)]) from e
 
 
@@ -210,10 +210,12 @@ def _about_stun(stun: dict[IPAddress, bool], port: int) -> list[str]:
     silent = [str(address) for address, answered in stun.items() if not answered]
     if not any(stun.values()):
         return [
-            f"no answer to STUN from {', '.join(silent)}, UDP port {port}: the map says that "
-            "there is none (STUNPort -1). If the relay has another port, give it in STUNPort"
+            f"no answer to STUN from {', '.join(silent)}, UDP port {port}: the map has STUNPort "
+            "-1 (no STUN). If the relay uses another port, write it in STUNPort"
         ]
-    return [f"no answer to STUN from {address}, but from another" for address in silent]
+    return [
+        f"no answer to STUN from {address}, although another address answers" for address in silent
+    ]
 
 
 async def _has_port_80(relay: _Relay, port: int) -> bool:

@@ -123,11 +123,11 @@ async def load_map(
     ways = ways or MapWays()
     if not is_url(source):
         if not str(source):
-            raise ConfigError("no DERP map is named: give a file, a URL, or - for standard input")
+            raise ConfigError("no DERP map is given: give a file, a URL, or - for standard input")
         if isinstance(source, str) and _SCHEME.match(source):
             raise ConfigError(f"{shown_url(source)}: want http:// or https://, or a file")
         if cache is not None:
-            raise ConfigError(f"{source} is no URL: only of one a copy is kept")
+            raise ConfigError(f"{source} is not a URL: copies are kept of maps at URLs only")
         return await _load_file(Path(source), kind, ways)
     url = str(source)
     if kind is MapKind.RELAY or (kind is None and _is_relay(url)):
@@ -202,7 +202,7 @@ async def _load_config(
     if config.own_region is not None:
         regions[str(config.own_region["RegionID"])] = config.own_region
     if not regions:
-        warnings.append("derp names no region: headscale does not start")
+        warnings.append("the section derp has no regions: headscale does not start")
     tree = gojson.Object([("Regions", gojson.Object(list(regions.items())))])
     return LoadedMap(
         map=DERPMap.from_json(tree),
@@ -248,7 +248,7 @@ async def _load_relay(url: str, ways: MapWays) -> LoadedMap:
                 stun_port=ways.stun_port,
             )
     except TimeoutError as e:
-        text = f"{origin}: the relay has not answered within {ways.timeout:g} s"
+        text = f"{origin}: the relay did not answer within {ways.timeout:g} s"
         raise ConnectError(text, attempts=[without_frames(e)]) from e
     return LoadedMap(map=own_map(node), origin=origin, kind=MapKind.RELAY, warnings=tuple(warnings))
 
@@ -266,6 +266,7 @@ async def _load_url(
         copy = read_cache(cache, origin) if cache is not None else None
     except UnusableCopy as e:
         unusable = str(e)
+    # The ETag belongs to the text that a 304 stands for: that of the copy, if there is one.
     etag = copy.etag if copy else previous.etag if previous else ""
     try:
         answer = await _fetch(url, etag, origin, ways)
@@ -278,7 +279,7 @@ async def _load_url(
         loaded = _loaded(_read_text(text.encode(), kind, origin), origin, etag=etag)
     except (ConnectError, InvalidMap) as e:
         if copy is None:
-            raise _beside(e, unusable) from e.__cause__
+            raise _with_reason(e, unusable) from e.__cause__
         return _from_copy(copy, kind, origin, e)
     if cache is not None:
         loaded = _keep(cache, loaded, text)
@@ -307,7 +308,7 @@ async def _fetch(url: str, etag: str, origin: str, ways: MapWays) -> Fetched:
     raise ConnectError(f"{origin}: the server answers {answer.status} {answer.reason}".rstrip())
 
 
-def _beside(error: ConnectError | InvalidMap, why: str) -> ConnectError | InvalidMap:
+def _with_reason(error: ConnectError | InvalidMap, why: str) -> ConnectError | InvalidMap:
     """Return the URL's error, followed by why the copy cannot be used, if there is a copy."""
     if not why:
         return error
@@ -324,9 +325,9 @@ def _from_copy(
         loaded = _loaded(_read_text(copy.text.encode(), kind, origin), origin, etag=copy.etag)
     except InvalidMap as e:
         # Possible although the copy was a map when it was written: now `kind` is another form.
-        raise _beside(error, f"the copy cannot be used: {e}") from None
+        raise _with_reason(error, f"the copy cannot be used: {e}") from None
     when = f"{copy.fetched:%Y-%m-%d %H:%M} UTC"
-    warning = f"this is the copy of {when}, as the map cannot be had now: {error}"
+    warning = f"the map cannot be loaded now, so this is the copy of {when}: {error}"
     return dataclasses.replace(loaded, warnings=(*loaded.warnings, warning), copied=copy.fetched)
 
 

@@ -192,7 +192,7 @@ def _errors(derp_map: DERPMap) -> Iterator[str]:
         if not 1 <= key <= MAX_REGION_ID:
             yield f"region {key}: ids are from 1 to {MAX_REGION_ID}"
         if region.region_id != key:
-            yield f"region {key}: its RegionID is {region.region_id}"
+            yield f"region {key}: its RegionID is {region.region_id}, and not {key}"
         if not region.nodes:
             yield f"region {key}: no nodes"
         for node in region.nodes:
@@ -205,10 +205,10 @@ def _errors(derp_map: DERPMap) -> Iterator[str]:
 
 def _warnings(derp_map: DERPMap) -> Iterator[str]:
     if len(derp_map.regions) == 1:
-        yield "only one region: when it fails there is no other"
+        yield "only one region: if it fails, clients have no other"
     for key, region in derp_map.regions.items():
         if region.avoid:
-            yield f"region {key}: Avoid is deprecated, NoMeasureNoHome says it better"
+            yield f"region {key}: Avoid is deprecated: write NoMeasureNoHome instead"
         for node in region.nodes:
             if has_no_family(node):
                 yield f"region {key}, node {node.name!r}: both IPv4 and IPv6 are disabled"

@@ -14,7 +14,7 @@ from pyderp.maps.region import NODE_NAMES, PIN_PREFIX, DERPNode, DERPRegion
 __all__ = ["Change", "diff"]
 
 _FAMILIES: Final = ("IPv4", "IPv6")
-_RECONNECT: Final = "clients close their connections to it, measure again and connect anew"
+_RECONNECT: Final = "clients close their connections to it, measure it again and reconnect"
 _ATTRIBUTES: Final = dict(
     zip(NODE_NAMES, (f.name for f in fields(DERPNode) if f.name != "unknown"), strict=True)
 )
@@ -37,7 +37,7 @@ def diff(old: DERPMap, new: DERPMap) -> list[Change]:
     Unknown members are compared, too. The order of regions in the map makes no difference.
     """
     if new.keep_regions and not old.keep_regions:
-        text = "the new map says nothing of regions: clients keep those that they have"
+        text = "the new map has no Regions: clients keep the regions of the old one"
         return [Change(path="Regions", text=text), *_of_home(old, new)]
     found: list[Change] = []
     for number in sorted(old.regions.keys() | new.regions.keys()):
@@ -61,14 +61,14 @@ def _added(number: int, region: DERPRegion) -> Change:
     if region.no_measure_no_home:
         text += "clients use it only to reach peers whose home it is"
     elif not any(_relays(region)):
-        text += "but without a relay, as it has none that is not STUNOnly"
+        text += "clients cannot connect to it, as no node is a relay"
     else:
-        text += "clients measure it, and those to which it is nearest make it their home"
+        text += "clients measure it, and those that are nearest to it choose it as home"
     return Change(path=region_path(number), text=text)
 
 
 def _gone(number: int, region: DERPRegion, new: DERPMap) -> Change:
-    text = f"{_label(number, region)} is gone: clients whose home it is take another one"
+    text = f"{_label(number, region)} is gone: clients whose home it is choose another"
     if not new.regions:
         text = f"{_label(number, region)} is gone, and no other is left: clients have no relay"
     elif region.no_measure_no_home:
@@ -89,7 +89,7 @@ def _of_region(number: int, old: DERPRegion, new: DERPRegion) -> Iterator[Change
     yield from _nodes(number, label, old, new)
     yield from _flags(path, label, old, new)
     if dict(old.unknown) != dict(new.unknown):
-        yield Change(path=path, text=f"{label}: members that are unknown here have changed")
+        yield Change(path=path, text=f"{label}: unknown members have changed")
 
 
 def _reach(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[Change]:
@@ -122,8 +122,8 @@ def _reach(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[
     if before_stun and not after_stun:
         yield Change(
             path=nodes,
-            text=f"{label} loses STUN: clients measure it by HTTPS only, if at all, and hardly "
-            "any takes it as home",
+            text=f"{label} loses STUN: clients measure it by HTTPS only, if at all, and rarely "
+            "choose it as home",
         )
     elif after_stun and not before_stun:
         yield Change(path=nodes, text=f"{label} answers STUN now: clients measure it by UDP")
@@ -139,7 +139,7 @@ def _order(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[
     elif before != after and sorted(before) == sorted(after):
         yield Change(
             path=f"{path}.Nodes",
-            text=f"{label}: the order in which clients fall back is {', '.join(after)} now",
+            text=f"{label}: clients now try its nodes in the order {', '.join(after)}",
         )
 
 
@@ -171,7 +171,7 @@ def _members(path: str, label: str, old: DERPNode, new: DERPNode) -> Iterator[Ch
                 f"{_meaning(name, old, new)}",
             )
     if dict(old.unknown) != dict(new.unknown):
-        yield Change(path=path, text=f"{label}: members that are unknown here have changed")
+        yield Change(path=path, text=f"{label}: unknown members have changed")
 
 
 def _shown(value: object) -> str:
@@ -191,8 +191,9 @@ def _meaning(name: str, old: DERPNode, new: DERPNode) -> str:
                 "the old one: change both at the same time"
             )
         if new.cert_name.startswith(PIN_PREFIX):
-            return ": clients accept the pinned certificate alone"
-        return f": the certificate must be for {new.cert_name or new.host_name!r}, and trusted"
+            return ": clients accept only the pinned certificate"
+        wanted = new.cert_name or new.host_name
+        return f": the certificate must be for {wanted!r}, from an authority that clients trust"
     if (name == "DERPPort" and old.derp_port_or(HTTPS_PORT) == new.derp_port_or(HTTPS_PORT)) or (
         name == "STUNPort" and (old.stun_port or STUN_PORT) == (new.stun_port or STUN_PORT)
     ):
@@ -213,10 +214,12 @@ def _meaning(name: str, old: DERPNode, new: DERPNode) -> str:
 
 def _flags(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[Change]:
     if old.no_measure_no_home != new.no_measure_no_home:
-        text = "may be home again" if old.no_measure_no_home else "is no longer measured, nor home"
+        text = "is no longer measured, and cannot be home"
+        if old.no_measure_no_home:
+            text = "may be home again"
         yield Change(path=f"{path}.NoMeasureNoHome", text=f"{label} {text}")
     if old.avoid != new.avoid:
-        text = "is avoided no more" if old.avoid else "is to be avoided: clients measure it less"
+        text = "is no longer avoided" if old.avoid else "is avoided: clients measure it less often"
         yield Change(path=f"{path}.Avoid", text=f"{label} {text}")
     for name, before, after in (
         ("RegionID", old.region_id, new.region_id),
@@ -232,7 +235,7 @@ def _flags(path: str, label: str, old: DERPRegion, new: DERPRegion) -> Iterator[
 
 def _of_defaults(old: DERPMap, new: DERPMap) -> Iterator[Change]:
     if old.omit_default_regions != new.omit_default_regions:
-        text = "Tailscale's own regions are added to these again"
+        text = "Tailscale's own regions are added to those of this map again"
         if new.omit_default_regions:
             text = "Tailscale's own regions are left out: clients have only those of this map"
         yield Change(path="omitDefaultRegions", text=text)
@@ -245,7 +248,7 @@ def _of_home(old: DERPMap, new: DERPMap) -> Iterator[Change]:
     for number in sorted({*(before or {}), *after}):
         was, now = (before or {}).get(number, 1.0), after.get(number, 1.0)
         if was != now:
-            text = f"region {number}: clients multiply its latency by {now:g}, and not by {was:g}"
+            text = f"region {number}: clients multiply its latency by {now:g} instead of {was:g}"
             yield Change(path=f'HomeParams.RegionScore["{number}"]', text=text)
 
 
@@ -259,4 +262,4 @@ def _of_unknown(old: DERPMap, new: DERPMap) -> Iterator[Change]:
         for m in (old, new)
     )
     if before != after:
-        yield Change(path="", text="members of the map that are unknown here have changed")
+        yield Change(path="", text="unknown members of the map have changed")

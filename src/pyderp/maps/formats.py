@@ -74,7 +74,7 @@ def read_map_text(data: bytes, kind: MapKind | None = None) -> MapText:
             error has the line and column of a syntax error, or the path of a wrong member.
     """
     if len(data) > MAX_MAP:
-        raise InvalidMap(f"more than {MAX_MAP // 2**20} MiB")
+        raise InvalidMap(f"larger than {MAX_MAP // 2**20} MiB, the limit for a map")
     if has_mark(data):
         raise InvalidMap(BYTE_ORDER_MARK)
     text = data.decode("utf-8", "replace")
@@ -104,7 +104,7 @@ def _read_json(document: object, kind: MapKind | None) -> MapText:
     if kind is MapKind.POLICY or (kind is None and "derpmap" in names):
         tree = map_in_policy(document)
         if tree is None:
-            raise InvalidMap("the policy has no derpMap, so its tailnet has Tailscale's relays")
+            raise InvalidMap("the policy has no derpMap, so its tailnet uses Tailscale's relays")
         return MapText(kind=MapKind.POLICY, map=_map(tree, "derpMap"), tree=tree)
     if names and not is_map(document):
         if is_policy(document):

@@ -81,7 +81,7 @@ class _Converter:
             if name is None and gojson.same_name(key) in names:
                 right = gojson.same_name(key)
                 self.warnings.append(
-                    f"{where}: headscale ignores it, as its keys are in lower case: write {right}"
+                    f"{where}: headscale ignores keys that are not in lower case: write {right}"
                 )
             elif name is None:
                 pairs.append((key, self.anything(member)))
@@ -152,7 +152,8 @@ class _Converter:
         self._left -= 1
         if self._left < 0:
             raise InvalidMap(
-                f"line {value.line}: more than {_MAX_VALUES:,} values, with those of aliases"
+                f"line {value.line}: more than {_MAX_VALUES:,} values; an alias counts with all of "
+                "its values"
             )
 
 
@@ -222,7 +223,7 @@ def _own_region(server: YamlMapping, root: YamlMapping) -> Mapping[str, object]:
         host, port = None, None
     if not host:
         raise InvalidMap(
-            f"server_url: {url!r} has no host, which the embedded relay's node takes from it"
+            f"server_url: {url!r} has no host, which the node of the embedded relay needs"
         )
     node = DERPNode(
         name=str(number),

@@ -92,7 +92,7 @@ class Reader:
         if not isinstance(value, int) or isinstance(value, bool):
             raise _wrong(self._at(name), "an integer", value)
         if value not in _INT64:
-            raise InvalidMap(f"{self._at(name)}: more than 64 bits")
+            raise InvalidMap(f"{self._at(name)}: the integer does not fit into 64 bits")
         return value
 
     def number(self, name: str) -> float:
@@ -191,7 +191,7 @@ def _number(value: object, path: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidMap(f"{path}: out of range")
+        raise InvalidMap(f"{path}: the number is out of range")
     return number
 
 
@@ -248,7 +248,7 @@ def _string(text: str) -> str:
 def _float(value: float) -> str:
     """Return a number as Go's encoder writes it, which follows ECMAScript."""
     if not math.isfinite(value):
-        raise InvalidMap(f"{value} cannot stand in JSON")
+        raise InvalidMap(f"JSON cannot hold the number {value}")
     if value and not 1e-6 <= abs(value) < 1e21:
         return repr(value).replace("e-0", "e-")
     # Imported here, as a relay's own map has no such number and `decimal` is slow to load.

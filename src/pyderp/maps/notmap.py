@@ -100,7 +100,7 @@ def _other_form(source: str | bytes) -> str | None:
         return f"{_POLICY}, with comments or trailing commas (HuJSON)"
     if start.startswith(("{", "//", "/*")):
         if re.search(r"(^|[\s,{\[])/[/*]|,\s*[}\]]", text):
-            return "it has comments or trailing commas (HuJSON), which JSON has not"
+            return "it has comments or trailing commas (HuJSON), which JSON does not allow"
     elif re.search(r"(?m)^\s*regions\s*:", text):
         return "this is YAML, as headscale reads it"
     return None

@@ -45,9 +45,9 @@ def parse_hujson(text: str) -> object:
         first = first.lower() if first[1:].islower() else first
         raise InvalidMap(f"{where}: {first}{space}{rest}") from None
     except ValueError:
-        raise InvalidMap("an integer of thousands of digits") from None
+        raise InvalidMap("an integer has thousands of digits") from None
     except RecursionError:
-        raise InvalidMap("nested too deep") from None
+        raise InvalidMap("nested too deeply") from None
     return document
 
 

@@ -222,7 +222,7 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
         region_id: the key of the region that has the node.
     """
     if node.region_id != region_id:
-        yield f"its RegionID is {node.region_id}"
+        yield f"its RegionID is {node.region_id}, and not {region_id}"
     yield from host_errors(node)
     if not -1 <= node.stun_port <= 65535:
         yield f"STUNPort {node.stun_port} is not from -1 to 65535"
@@ -230,11 +230,11 @@ def node_errors(node: DERPNode, region_id: int) -> Iterator[str]:
         yield f"DERPPort {node.derp_port} is not from 0 to 65535"
     if _LIKE_A_PIN.match(node.cert_name) and _PIN.fullmatch(node.cert_name) is None:
         if node.cert_name.startswith(PIN_PREFIX):
-            yield f"CertName {PIN_PREFIX} wants 64 lower-case hex digits"
+            yield f"CertName {PIN_PREFIX} must have 64 lower-case hex digits after it"
         else:
             yield (
-                f"CertName {node.cert_name[:80]!r} is taken for a name: a pin is {PIN_PREFIX} and "
-                "64 lower-case hex digits"
+                f"clients take CertName {node.cert_name[:80]!r} for a name: a pin is {PIN_PREFIX} "
+                "and 64 lower-case hex digits"
             )
 
 
@@ -245,7 +245,7 @@ def host_errors(node: DERPNode) -> Iterator[str]:
         # Go's client connects to the address, without a server name in the TLS handshake.
         addresses = (ip_literal(node.ipv4), ip_literal(node.ipv6))
         if not (node.insecure_for_tests and any(addresses)):
-            yield "no HostName, which only a node with IPv4 or IPv6 and InsecureForTests can lack"
+            yield "no HostName: only a node with InsecureForTests and IPv4 or IPv6 works without"
     elif "://" in host or "/" in host:
         yield f"HostName {host!r} is a URL: write the name alone, and the port in DERPPort"
     elif host.startswith("[") or (":" in host and ip_literal(host) is None):

@@ -18,6 +18,7 @@ __all__ = ["Tree", "YamlList", "YamlMapping", "YamlScalar", "parse_yaml"]
 
 _MAX_DEPTH: Final = 64
 """How deep mappings and lists may be nested."""
+_BAD_KEY: Final = "the key is a mapping or a list, and not a text"
 _MERGE: Final = "<<"
 _INTEGER: Final = re.compile(r"[-+]?(?:[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+)", re.ASCII)
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", re.ASCII)
@@ -108,7 +109,7 @@ def parse_yaml(text: str) -> Tree | None:
     except yaml.YAMLError as e:  # a character that YAML forbids; it has no line
         raise InvalidMap(f"not YAML: {' '.join(str(e).split())}") from None
     except RecursionError:
-        raise InvalidMap("nested too deep") from None
+        raise InvalidMap("nested too deeply") from None
 
 
 class _Builder:
@@ -127,15 +128,15 @@ class _Builder:
         value = self._anchors.get(anchor)
         if value is None:
             # An anchor is added when its value ends: an alias inside that value fails here, too.
-            raise InvalidMap(_at(line, column, f"no anchor &{anchor} before this"))
+            raise InvalidMap(_at(line, column, f"there is no anchor &{anchor} before this alias"))
         self.add(value, None)
 
     def begin(self, value: YamlList | YamlMapping, anchor: str | None) -> None:
         """Start a list or mapping; the values that follow are added to it until `end`."""
         if len(self._open) == _MAX_DEPTH:
-            raise InvalidMap(_at(value.line, value.column, "nested too deep"))
+            raise InvalidMap(_at(value.line, value.column, "nested too deeply"))
         if self._open and isinstance(self._open[-1][0], YamlMapping) and self._keys[-1] is None:
-            raise InvalidMap(_at(value.line, value.column, "a key that is no text"))
+            raise InvalidMap(_at(value.line, value.column, _BAD_KEY))
         self._open.append((value, anchor))
         self._keys.append(None)
 
@@ -157,7 +158,7 @@ class _Builder:
             parent.items.append(value)
         elif (key := self._keys[-1]) is None:
             if not isinstance(value, YamlScalar):
-                raise InvalidMap(_at(value.line, value.column, "a key that is no text"))
+                raise InvalidMap(_at(value.line, value.column, _BAD_KEY))
             self._keys[-1] = value
         else:
             self._keys[-1] = None
@@ -165,13 +166,14 @@ class _Builder:
 
 
 def _put(mapping: YamlMapping, key: YamlScalar, value: Tree) -> None:
+    # Merged keys never replace the mapping's own, in whatever order they are written.
     if key.text == _MERGE and key.plain:
         sources = value.items if isinstance(value, YamlList) else [value]
         for source in sources:
             for name, member in source.items.items() if isinstance(source, YamlMapping) else ():
                 mapping.items.setdefault(name, member)
     elif key.text in mapping.own:
-        raise InvalidMap(_at(key.line, key.column, f"the key {key.text!r} is here twice"))
+        raise InvalidMap(_at(key.line, key.column, f"the mapping has the key {key.text!r} twice"))
     else:
         mapping.own.add(key.text)
         mapping.items[key.text] = value

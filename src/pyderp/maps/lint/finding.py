@@ -126,24 +126,24 @@ def unknown_members(
     """Yield a finding for each unknown member, with the known name that is most similar."""
     for member in members:
         where = f"{path}.{member}" if path else member
-        if meant := _meant(gojson.same_name(member), names):
+        if meant := _similar_name(gojson.same_name(member), names):
             yield Finding(
                 rule="misspelled",
                 path=where,
-                text=f"no member is called {member!r}, so clients ignore it",
+                text=f"clients know no member {member!r} and ignore it",
                 advice=f"write {meant}, if that is meant",
             )
         else:
             yield Finding(
                 rule="unknown-member",
                 path=where,
-                text=f"{member!r} is unknown, here and to Tailscale's clients; it is kept",
+                text=f"neither pyderp nor Tailscale's clients know {member!r}; pyderp keeps it",
                 advice="remove it, unless another program reads it",
             )
 
 
 @functools.lru_cache(maxsize=4096)
-def _meant(folded: str, names: tuple[str, ...]) -> str:
+def _similar_name(folded: str, names: tuple[str, ...]) -> str:
     """Return the known name that an unknown one is similar to, or an empty text."""
     by_fold = {gojson.same_name(name): name for name in names}
     close = difflib.get_close_matches(folded[:40], by_fold, n=1, cutoff=0.75)

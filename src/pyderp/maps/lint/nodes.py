@@ -28,7 +28,7 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
             rule="no-name",
             path=f"{path}.Name",
             text="no Name: reports and errors cannot name the node, and derpprobe refuses the map",
-            advice=f"give it a name of its own in the whole map, such as {number}a",
+            advice=f"give it a name that is unique in the map, such as {number}a",
         )
     yield from _addresses(node, path)
     literal = ip_literal(node.ipv4)
@@ -36,8 +36,8 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
         yield Finding(
             rule="port-80-unused",
             path=f"{path}.CanPort80",
-            text="CanPort80 has no effect without an address in IPv4: clients ask no name and no "
-            "IPv6 address for captive portals",
+            text="CanPort80 has no effect without an address in IPv4: clients use only that one to "
+            "detect captive portals",
             advice="write the relay's address in IPv4, or remove CanPort80",
         )
     if (
@@ -52,7 +52,7 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
             text=f"{node.host_name} is an IP address without a pin: clients refuse its certificate,"
             " unless an authority issued it for the address",
             advice=f"write the pin in CertName, {PIN_PREFIX}…; `pyderp map show https://"
-            f"{bracketed(node.host_name)}` finds it",
+            f"{bracketed(node.host_name)}` shows it",
         )
     yield from _for_tests(node, path)
     yield from unknown_members(node.unknown, path, NODE_NAMES)
@@ -60,8 +60,8 @@ def of_node(node: DERPNode, number: int, path: str) -> Iterator[Finding]:
 
 def _for_tests(node: DERPNode, path: str) -> Iterator[Finding]:
     for name, is_set, does in (
-        ("InsecureForTests", node.insecure_for_tests, "anyone on the way can pose as the relay"),
-        ("STUNTestIP", bool(node.stun_test_ip), "STUN goes to another address than DERP"),
+        ("InsecureForTests", node.insecure_for_tests, "clients do not verify the certificate"),
+        ("STUNTestIP", bool(node.stun_test_ip), "clients send STUN to another address than DERP"),
     ):
         if is_set:
             yield Finding(
@@ -79,8 +79,8 @@ def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
             yield Finding(
                 rule="derpprobe",
                 path=f"{path}.{name}",
-                text="derpprobe takes 'none' for an address and reports a UDP probe that fails; "
-                "clients do not",
+                text="derpprobe takes 'none' for an address and reports a failing UDP probe; for "
+                f"clients it means that the node has no {name}",
                 advice="ignore that probe",
             )
         elif value and (literal is None or literal.version != version):
@@ -88,7 +88,7 @@ def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
                 rule="not-an-address",
                 path=f"{path}.{name}",
                 text=f"{value!r} is no {name} address, so clients do not use {name} at all",
-                advice="correct it, remove it to have the name looked up, or write 'none'",
+                advice="correct it, remove it so that clients look up the name, or write 'none'",
             )
     has_4, has_6 = families(node)
     if not has_4 and not has_6:
@@ -105,5 +105,5 @@ def _addresses(node: DERPNode, path: str) -> Iterator[Finding]:
             path=f"{path}.IPv4",
             text="clients without IPv6 cannot reach the node"
             + ("" if node.ipv6 else ", and others only if its name has an IPv6 address"),
-            advice="give it an IPv4 address, or the region another node that has one",
+            advice="give the node an IPv4 address, or add a node that has one to the region",
         )

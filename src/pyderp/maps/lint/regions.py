@@ -31,8 +31,8 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
         yield Finding(
             rule="own-id",
             path=path,
-            text=f"ids below {FIRST_OWN} are Tailscale's: this region takes the place of its "
-            f"region {number}, now or later",
+            text=f"ids below {FIRST_OWN} are Tailscale's: this region replaces Tailscale's region "
+            f"{number}, also if Tailscale adds that later",
             advice=f"use an id from {FIRST_OWN} to {LAST_OWN}",
         )
     yield from _labels(region, path)
@@ -49,7 +49,7 @@ def of_region(number: int, region: DERPRegion) -> Iterator[Finding]:
             rule="place",
             path=f"{path}.Latitude",
             text=f"{region.latitude:g}, {region.longitude:g} is no place on Earth",
-            advice="Latitude is from -90 to 90, Longitude from -180 to 180",
+            advice="write a Latitude from -90 to 90, and a Longitude from -180 to 180",
         )
     yield from unknown_members(region.unknown, path, REGION_NAMES)
 
@@ -65,7 +65,7 @@ def _labels(region: DERPRegion, path: str) -> Iterator[Finding]:
             rule="region-code",
             path=f"{path}.RegionCode",
             text="no code: tables and metrics show nothing for this region",
-            advice="give it a short code, such as that of the next airport",
+            advice="give it a short code, such as that of the nearest airport",
         )
     elif _NUMBER.fullmatch(region.region_code):
         yield Finding(
@@ -98,16 +98,15 @@ def _nodes_of(region: DERPRegion, path: str) -> Iterator[Finding]:
         yield Finding(
             rule="stun-only-first",
             path=f"{path}.Nodes[0].STUNOnly",
-            text="the first node is STUNOnly: clients measure it, and connect to another one, "
-            "which may be far from it or down; each of them says that it is not where it wants "
-            "to be",
-            advice="move nodes with a relay to the front",
+            text="the first node is STUNOnly: clients measure it, but connect to another node, "
+            "which may be far away or down, and which counts them as not at their ideal node",
+            advice="move a node that is a relay to the front",
         )
     if all(node.stun_port < 0 for node in nodes) and not region.no_measure_no_home:
         yield Finding(
             rule="no-stun",
             path=f"{path}.Nodes",
             text="no node answers STUN: clients measure the region by HTTPS only, and only if UDP "
-            "is blocked, so it is hardly ever home",
+            "is blocked, so they rarely choose it as home",
             advice="let a relay answer STUN, and leave STUNPort out or write its port",
         )

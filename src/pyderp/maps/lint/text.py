@@ -42,17 +42,17 @@ def _null_region(key: str, kind: MapKind | None) -> Finding:
         kind is MapKind.POLICY and number is not None and number < FIRST_OWN
     )
     if removes:
-        whose = "an earlier source of headscale" if kind is MapKind.HEADSCALE else "Tailscale"
+        source = "an earlier source of headscale" if kind is MapKind.HEADSCALE else "Tailscale"
         return Finding(
             rule="null-region",
             path=path,
-            text=f"null removes the region {key} of {whose}",
+            text=f"null removes the region {key} of {source}",
             advice="remove the line to keep that region",
         )
     return Finding(
         rule="null-member",
         path=path,
-        text="the region is null: clients drop it, and other programs may fail",
+        text="the region is null: clients ignore it, and other programs may fail",
         advice="write the region, or remove its id",
     )
 
@@ -68,7 +68,7 @@ def _in_nodes(region: gojson.Object, path: str) -> Iterator[Finding]:
                     yield Finding(
                         rule="null-member",
                         path=where,
-                        text="the node is null: it is dropped here, and Tailscale's clients fail",
+                        text="the node is null: pyderp ignores it, and Tailscale's clients fail",
                         advice="write the node, or remove it",
                     )
 
@@ -83,6 +83,6 @@ def _repeated(value: gojson.Object, path: str, *, by_id: bool) -> Iterator[Findi
             yield Finding(
                 rule="duplicate-key",
                 path=where,
-                text=f"it is here {count} times; clients use the last and ignore the others",
+                text=f"it is in the map {count} times: clients use the last and ignore the others",
                 advice="remove all but one",
             )

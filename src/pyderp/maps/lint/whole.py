@@ -35,7 +35,7 @@ def of_map(
         yield Finding(
             rule="one-region",
             path="Regions",
-            text="only one region: when it fails there is no other",
+            text="only one region: if it fails, clients have no other",
             advice="add a second region elsewhere, or keep Tailscale's own",
         )
     of_config = kind is MapKind.HEADSCALE and urls is not None
@@ -49,16 +49,16 @@ def of_map(
             rule="no-home",
             path="Regions",
             text="all regions have NoMeasureNoHome, so no client has a home",
-            advice="leave it out of at least one region",
+            advice="remove it from at least one region",
         )
     nodes = [node for region in regions.values() for node in region.nodes]
     if nodes and not any(node.can_port_80 for node in nodes):
         yield Finding(
             rule="port-80",
             path="Regions",
-            text="no node has CanPort80: clients look for captive portals by none of these relays",
-            advice='set "CanPort80": true where HTTP on port 80 reaches the relay, beside its '
-            "address in IPv4",
+            text="no node has CanPort80: clients cannot use these relays to detect captive portals",
+            advice='set "CanPort80": true and IPv4, the address, on nodes that answer HTTP on port '
+            "80",
         )
     yield from _scores(derp_map)
     yield from unknown_members(derp_map.unknown, "", _TOP_NAMES)
@@ -72,23 +72,23 @@ def _omits(derp_map: DERPMap, *, of_config: bool) -> Iterator[Finding]:
     count = len(derp_map.regions)
     regions = "the one region" if count == 1 else f"the {count} regions"
     text = (
-        f"clients have no other relays than {regions} here: without a direct path they reach each "
-        "other by these or not at all"
+        f"clients have no relays but those of {regions} here: peers without a direct path reach "
+        "each other by these or not at all"
     )
     if of_config and not any(is_tailscales(region) for region in derp_map.regions.values()):
         yield Finding(
             rule="omits-default-regions",
             path="derp.urls",
             text=text,
-            advice="name the URL of Tailscale's map in derp.urls, unless its relays must not be "
-            "used",
+            advice="add the URL of Tailscale's map to derp.urls, unless clients must not use its "
+            "relays",
         )
     elif derp_map.omit_default_regions and not of_config:
         yield Finding(
             rule="omits-default-regions",
             path="omitDefaultRegions",
             text=text,
-            advice="leave omitDefaultRegions out, unless Tailscale's relays must not be used",
+            advice="remove omitDefaultRegions, unless clients must not use Tailscale's relays",
         )
 
 
@@ -101,7 +101,7 @@ def _scores(derp_map: DERPMap) -> Iterator[Finding]:
                 rule="score",
                 path=path,
                 text="a score for a region that is not in the map",
-                advice="correct the id, or remove the score; a default region's is right",
+                advice="correct the id, or remove the score; keep it if Tailscale has the region",
             )
         elif score <= 0:
             yield Finding(
@@ -136,7 +136,7 @@ def of_names(derp_map: DERPMap) -> Iterator[Finding]:
                     path=f"{path}.Name",
                     text=f"{node.name!r} is the name of {other}, too: measurements of one count for"
                     " the other, and derpprobe refuses the map",
-                    advice=f"give each node a name of its own in the whole map, such as {number}b",
+                    advice=f"give each node a name that is unique in the map, such as {number}b",
                 )
             yield from _same_relay(node, path, relays)
             if node.host_name:
@@ -157,7 +157,7 @@ def _pins(host: str, port: int, nodes: list[tuple[DERPNode, str]]) -> Iterator[F
             path=f"{pinned[-1]}.CertName",
             text=f"{host} port {port} has {len(names)} different CertNames in this map; a relay "
             "presents one certificate, so at most one of them is right",
-            advice="ask the relay, `pyderp map show https://HOST:PORT`, and write it everywhere",
+            advice="write the pin that `pyderp map show https://HOST:PORT` shows into all of them",
         )
 
 
@@ -168,6 +168,6 @@ def _same_relay(node: DERPNode, path: str, relays: dict[tuple[str, ...], str]) -
         yield Finding(
             rule="same-relay",
             path=path,
-            text=f"the same relay as {other}: it is no second one when the first fails",
+            text=f"this is the same relay as {other}: if that fails, this node fails, too",
             advice="remove one of them, or give it the address of another machine",
         )
