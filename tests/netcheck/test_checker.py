@@ -59,7 +59,7 @@ async def test_one_server_on_loopback() -> None:
             assert report.now > 0
             assert set(report.region_latency) == {1}
             assert report.preferred_derp == 1
-            assert report.global_addresses() == [report.global_v4]
+            assert list(report.global_v4_counters) == [report.global_v4]
             assert report.global_v4.startswith("127.0.0.1:")
         assert check.history.home == 1
 
@@ -268,7 +268,7 @@ def test_a_note_of_a_relay_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("answer", "note"),
     [
-        pytest.param(b"", "stopped after 5 s; what had not answered", id="silence"),
+        pytest.param(b"", "stopped after 5 s: regions that had not answered", id="silence"),
         pytest.param(b"\0" * 100_000, "HTTPS to region r1: the answer is not HTTP: ", id="junk"),
         pytest.param(
             b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000,

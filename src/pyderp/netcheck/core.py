@@ -235,6 +235,8 @@ class Run:
         report = self.report
         if probe.node.region_id not in report.region_latency:
             return True
+        # The region has a latency: another probe can only show that IPv6 works, or, by a second
+        # IPv4 answer, whether the mapping varies.
         if probe.family is Family.V6:
             return not report.region_v6_latency
         return report.mapping_varies_by_dest_ip is None
@@ -285,6 +287,7 @@ class Run:
                 self._end_stun(now)
 
     def _end_stun_with_answers(self, now: int) -> None:
+        # UDP works, so there is no captive portal: a check that has not begun is not made.
         if self._phase is _Phase.STUN and not self._options.verbose:
             self._captive_wanted = False
         self._end_stun(now)
@@ -300,6 +303,7 @@ class Run:
     # Without UDP: HTTPS and ICMP
 
     def _fall_back(self, now: int) -> None:
+        # The faster of HTTPS and ICMP counts; ICMP has a shorter time limit, as many hosts drop it.
         for region in self._map.regions.values():
             if (
                 region.region_id in self.report.region_latency

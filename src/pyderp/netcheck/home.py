@@ -77,15 +77,25 @@ class History:
     def _choose(reports: list[Report], report: Report, previous: int, hints: HomeHints) -> int:
         best = _best(reports, hints.scores or {})
         measured = report.region_latency
+        # Only regions of this run may become home, each by its best latency of the last minutes:
+        # so a single slow answer does not move home.
         pick = min(measured, key=lambda region: (best[region], region), default=0)
         best_any = best.get(pick, 0)
         now_of_previous = _scaled(measured.get(previous, 0), previous, hints.scores or {})
-        if previous and pick != previous and (now_of_previous or _heard(previous, report, hints)):
+        if (
+            previous
+            and pick != previous
+            and (now_of_previous or _has_recent_frame(previous, report, hints))
+        ):
+            # Every change of home costs connections: it must gain 10 ms and a third.
             small_gain = now_of_previous - best_any < _LEAST_GAIN
             if small_gain or best_any > now_of_previous // 3 * 2:
                 pick = previous
-        if hints.forced and (hints.forced in measured or _heard(hints.forced, report, hints)):
+        if hints.forced and (
+            hints.forced in measured or _has_recent_frame(hints.forced, report, hints)
+        ):
             pick = hints.forced
+        # A run without any answer, such as during an outage, does not take away the home at once.
         if not pick and previous and _frame_age(previous, report, hints) <= _KEEP_WITHOUT_DATA:
             pick = previous
         return pick
@@ -110,7 +120,7 @@ def _frame_age(region: int, report: Report, hints: HomeHints) -> float:
     return float("inf") if frame is None else report.now - frame
 
 
-def _heard(region: int, report: Report, hints: HomeHints) -> bool:
+def _has_recent_frame(region: int, report: Report, hints: HomeHints) -> bool:
     """Return whether a recent frame shows that the region's relay works."""
     frame = (hints.last_frame or {}).get(region)
     if frame is None:

@@ -82,8 +82,8 @@ class Pinger:
             self._sock = open_socket()
         except OSError as e:
             raise NotPermitted(
-                f"the kernel gives this process no ping socket ({e.strerror}); on Linux the sysctl "
-                "net.ipv4.ping_group_range allows it to groups"
+                f"the kernel does not let this process open a ping socket ({e.strerror}); on Linux "
+                "the sysctl net.ipv4.ping_group_range holds the groups that may"
             ) from e
         self._loop = asyncio.get_running_loop()
         self._sock.setblocking(False)

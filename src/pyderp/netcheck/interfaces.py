@@ -154,15 +154,15 @@ def _dump(sock: socket.socket, question: int, wanted: int) -> Iterator[bytes]:
         while len(data) >= _HEADER.size:
             size, kind, _, serial, _ = _HEADER.unpack_from(data)
             if size < _HEADER.size:
-                raise ValueError("netlink message without an end")
+                raise ValueError("a netlink message is shorter than its header")
             if kind == _DONE and serial == question:
                 return
             if kind == _ERROR:
-                raise OSError("netlink refuses")
+                raise OSError("the kernel answers netlink with an error")
             if kind == wanted and serial == question:
                 yield data[_HEADER.size : size]
             data = data[size + (-size % 4) :]
-    raise OSError("netlink does not end")
+    raise OSError(f"netlink sends more than {_MAX_REPLIES} replies")
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

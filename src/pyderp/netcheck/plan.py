@@ -119,11 +119,11 @@ def _initial(derp_map: DERPMap, have_v4: bool, have_v6: bool) -> Iterator[Probe]
                 text = node.ipv4 if family is Family.V4 else node.ipv6
                 if text == "none":
                     continue
-                if (have and _might(text, family)) or is_test_node(node):
+                if (have and _may_have_address(text, family)) or is_test_node(node):
                     yield Probe(key, node, family, number * INITIAL_STEP)
 
 
-def _might(text: str, family: Family) -> bool:
+def _may_have_address(text: str, family: Family) -> bool:
     """Return whether a node may have an address of a family: a literal, or one to look up."""
     literal = ip_literal(text)
     return not text or (literal is not None and literal.version == family)

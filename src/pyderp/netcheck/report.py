@@ -89,16 +89,6 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """What could not be checked, and why; a sentence each."""
 
-    def global_addresses(self) -> list[str]:
-        """Addresses of this host as seen from outside, `ip:port`.
-
-        The first of each family, then others that more than one answer said.
-        """
-        found = dict.fromkeys(address for address in (self.global_v4, self.global_v6) if address)
-        for counters in (self.global_v4_counters, self.global_v6_counters):
-            found |= dict.fromkeys(address for address, count in counters.items() if count > 1)
-        return list(found)
-
     def to_json(self, *, indent: bool = False) -> str:
         """Return the report as Go's JSON: its names, in its order.
 

@@ -87,7 +87,7 @@ class Shell:
                 await self._wait()
                 self.run.on_time(time.monotonic_ns())
             if self.run.stopped_at_deadline:
-                self._note("stopped after 5 s; what had not answered by then has no latency")
+                self._note("stopped after 5 s: regions that had not answered have no latency")
         finally:
             self.ended = True
             for each in self._sockets.values():
@@ -114,7 +114,7 @@ class Shell:
                 case SendProbe(probe):
                     self._probe(probe)
                 case MeasureHTTPS(region):
-                    self._tell("UDP seems blocked; measuring by HTTPS")
+                    self._report_progress("UDP seems blocked; measuring by HTTPS")
                     self._start(self._https(region))
                 case MeasureICMP(region):
                     self._pings.add(self._start(self._icmp(region)))
@@ -126,7 +126,7 @@ class Shell:
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    def _tell(self, text: str) -> None:
+    def _report_progress(self, text: str) -> None:
         if self._on_progress is not None:
             self._on_progress(text)
 
@@ -135,7 +135,7 @@ class Shell:
         if len(notes) < _MAX_NOTES and text not in notes:
             notes.append(text)
             if len(notes) == _MAX_NOTES:
-                notes.append("more of the kind is left out")
+                notes.append("further notes are left out")
             log.info("%s", text)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -187,9 +187,11 @@ class Shell:
             if not answer.from_asked_address:
                 self._note(
                     f"node {probe.node.name}: the STUN answer came from {answer.source[0]}, not "
-                    f"from {answer.asked[0]} that was asked: many firewalls drop such answers"
+                    f"from {answer.asked[0]}, which was asked: many firewalls drop such answers"
                 )
-            self._tell(f"{len(self.run.report.region_latency)} of {self.run.planned_regions}")
+            self._report_progress(
+                f"{len(self.run.report.region_latency)} of {self.run.planned_regions}"
+            )
             self._changed.set()
 
         try:
