@@ -128,7 +128,7 @@ def test_a_map(relay: RelayThread, tls_relay: RelayThread, tmp_path: Path, here:
         ('{"Regions": {"x": {}}}', "Regions"),
         ('{"Regions": {"900": {"Nodes": [{"DERPPort": "a"}]}}}', r"Nodes[0].DERPPort"),
         ('{"Regions": {"900": {"Nodes": 7}}}', "Nodes"),
-        ('{"Regions": {}}', "no node in the DERP map"),
+        ('{"Regions": {}}', "the DERP map has no nodes"),
     ],
 )
 def test_a_map_that_cannot_be_used(tmp_path: Path, here: Here, content: str, problem: str) -> None:

@@ -113,7 +113,7 @@ def test_a_mistake_of_ours_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
         async with Relay() as served:
             found = await look_at(served.url)
         assert found["relay.speed"].result is FAIL
-        assert found["relay.speed"].seen.text.startswith("a mistake in pyderp: ZeroDivisionError")
+        assert found["relay.speed"].seen.text.startswith("a bug in pyderp: ZeroDivisionError")
 
     run(main())
 

@@ -57,7 +57,7 @@ def test_a_proxy_that_strips_the_upgrade() -> None:
         found = await before_relay(change=without_upgrade)
         assert found["http.upgrade"].result is FAIL
         assert found["http.proxy"].result is FAIL
-        assert "took the header Upgrade away" in found["http.proxy"].seen.text
+        assert "removed the header Upgrade" in found["http.proxy"].seen.text
         assert "proxy_set_header Upgrade" in found["http.proxy"].seen.advice
         assert found["relay.admission"].result is SKIP
         assert found["http.latency"].result is OK
@@ -91,7 +91,7 @@ def test_another_version_of_http_wanted() -> None:
     [
         (page("302 Found", "", "Location: https://login.example/"), "a redirect to https://login"),
         (page("200 OK", "<html>hello</html>"), "a web site"),
-        (page("403 Forbidden", "no"), "refuses this machine"),
+        (page("403 Forbidden", "no"), "refuses clients"),
         (page("502 Bad Gateway"), "does not reach the relay"),
     ],
 )

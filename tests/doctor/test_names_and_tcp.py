@@ -93,7 +93,7 @@ def test_a_name_server_that_hangs_costs_only_its_family() -> None:
             slow = no_network(resolver=resolve, timeout=3)
             found = await look(region(relay.address[1]), slow)
         assert found["names.ipv6"].result is FAIL
-        assert "no end within 3 s" in found["names.ipv6"].seen.text
+        assert "not finished within 3 s" in found["names.ipv6"].seen.text
         assert found["tcp.ipv4"].result is OK
 
     run(main())
@@ -102,8 +102,13 @@ def test_a_name_server_that_hangs_costs_only_its_family() -> None:
 @pytest.mark.parametrize(
     ("fields", "check", "result", "text"),
     [
-        ({"ipv4": "127.0.0.1"}, "names.ipv4", OK, "127.0.0.1, by the map"),
-        ({"ipv4": "127.0.0.9"}, "names.ipv4", WARN, "127.0.0.9, by the map, but DNS has 127.0.0.1"),
+        ({"ipv4": "127.0.0.1"}, "names.ipv4", OK, "127.0.0.1, from the map"),
+        (
+            {"ipv4": "127.0.0.9"},
+            "names.ipv4",
+            WARN,
+            "127.0.0.9, from the map, but DNS has 127.0.0.1",
+        ),
         ({"ipv6": "none"}, "names.ipv6", SKIP, "switched off in the map: IPv6 is none"),
         ({"ipv6": "nothing"}, "names.ipv6", WARN, "IPv6 is 'nothing'"),
         ({"ipv4": "::1"}, "names.ipv4", WARN, "IPv4 is '::1'"),
@@ -165,7 +170,7 @@ def test_a_machine_without_any_network_fails(monkeypatch: pytest.MonkeyPatch) ->
         found = await look(region(), settings(*BOTH))
         assert (found["tcp.ipv4"].result, found["tcp.ipv6"].result) == (SKIP, SKIP)
         assert found["tcp.any"].result is FAIL
-        assert "no way to any address" in found["tcp.any"].seen.text
+        assert "no route to any address" in found["tcp.any"].seen.text
 
     run(main())
 
@@ -198,7 +203,7 @@ def test_a_port_of_the_map_that_is_none(port: int) -> None:
         (made,) = regions_of(derp_map, None, http_port=1)
         found = await look(made)
         assert found["tcp.ipv4"].result is FAIL
-        assert found["tcp.ipv4"].seen.text == f"DERPPort {port} is no port"
+        assert found["tcp.ipv4"].seen.text == f"DERPPort {port} is not a port number"
         assert found["tcp.ipv4"].seen.advice == "correct the map"
 
     run(main())

@@ -97,7 +97,7 @@ def test_a_check_that_hangs_ends_and_the_others_do_not_wait() -> None:
             Check(name="a.hangs", run=hang), check("b.good", ok("yes")), limit=0.05
         )
         assert found["a.hangs"].result is Result.FAIL
-        assert found["a.hangs"].seen.text == "no end within 0.05 s"
+        assert found["a.hangs"].seen.text == "not finished within 0.05 s"
         assert found["b.good"].result is Result.OK
 
     run(main())
@@ -110,7 +110,7 @@ def test_a_check_that_hangs_ends_and_the_others_do_not_wait() -> None:
         (TimeoutError("of its own"), "of its own", "timeout"),
         (TimeoutError(), "TimeoutError", "timeout"),
         (LoginRefused("hung up"), "hung up", "login refused"),
-        (RuntimeError("oh"), "a mistake in pyderp: RuntimeError: oh", None),
+        (RuntimeError("oh"), "a bug in pyderp: RuntimeError: oh", None),
     ],
 )
 def test_errors_are_failures_with_advice(error: Exception, text: str, reason: str | None) -> None:

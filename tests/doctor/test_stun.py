@@ -69,7 +69,7 @@ def test_an_answer_from_where_it_was_asked() -> None:
         async with stun(Server()) as port:
             found = await found_with(port)
         assert found["stun.ipv4"].result is OK
-        assert "sees us as 127.0.0.1:" in found["stun.ipv4"].seen.text
+        assert "sees this machine as 127.0.0.1:" in found["stun.ipv4"].seen.text
 
     run(main())
 
@@ -119,7 +119,7 @@ def test_no_answer_at_all() -> None:
             silent.bind(("127.0.0.1", 0))
             found = await found_with(silent.getsockname()[1], limit=SOON)
         assert "no answer from 127.0.0.1" in found["stun.ipv4"].seen.text
-        assert "open UDP in the firewalls" in found["stun.ipv4"].seen.advice
+        assert "open the UDP port in the firewalls" in found["stun.ipv4"].seen.advice
 
     run(main())
 
@@ -139,7 +139,7 @@ def test_a_closed_port_is_known_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("stun_port", "result", "text"),
-    [(-1, SKIP, "STUNPort is -1"), (70000, FAIL, "no port")],
+    [(-1, SKIP, "STUNPort is -1"), (70000, FAIL, "is not a port number")],
 )
 def test_what_the_map_says_of_the_port(stun_port: int, result: object, text: str) -> None:
     async def main() -> None:

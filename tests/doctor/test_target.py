@@ -73,11 +73,11 @@ def test_relays(text: str, name: str, url: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is no URL"),
+        ("", "is neither a URL"),
         ("derp.example.com/derp", "give https://derp.example.com/derp"),
         ("derp.example.com:8443/x/derp", "give https://derp.example.com:8443/x/derp"),
         ("wss://a.example/derp", "not with wss://: give https://a.example/derp"),
-        ("two words", "is no URL"),
+        ("two words", "is neither a URL"),
         (":8443", "has no host"),
         ("host:port", "no port number"),
         ("host:99999", "no port number"),
@@ -125,7 +125,7 @@ def test_no_region() -> None:
     with pytest.raises(ConfigError, match=r"no region 'nyc'; its regions: 900 \(lab\)"):
         regions_of(make_map(one), "nyc", http_port=80)
     for empty in (make_map(), make_map({"RegionID": 900})):
-        with pytest.raises(ConfigError, match="no node in the DERP map"):
+        with pytest.raises(ConfigError, match="the DERP map has no nodes"):
             regions_of(empty, None, http_port=80)
 
 

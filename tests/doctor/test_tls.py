@@ -154,7 +154,7 @@ def test_pins() -> None:
         (-30, 60, OK, "60.0 days left"),
         (-85, 5, WARN, "5.0 days left"),
         (-4, 2, OK, "2.0 days left"),  # of six, as those for addresses have
-        (-30, -2, FAIL, "ended 2.0 days ago"),
+        (-30, -2, FAIL, "expired 2.0 days ago"),
         (1, 30, FAIL, "valid only from"),
     ],
 )
@@ -304,7 +304,7 @@ def test_a_server_that_says_nothing_in_the_handshake() -> None:
         async with serving(silent) as port:
             found = await look_at(f"https://127.0.0.1:{port}", no_network(timeout=SOON))
         assert found["tls.handshake"].result is FAIL
-        assert "no end within 0.5 s" in found["tls.handshake"].seen.text
+        assert "not finished within 0.5 s" in found["tls.handshake"].seen.text
 
     run(main())
 

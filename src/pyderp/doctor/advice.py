@@ -21,7 +21,7 @@ from pyderp.text import system_words
 
 __all__ = ["explain", "no_such_family", "reason_of", "words_of"]
 
-_PROXY: Final = "look at the proxy that the environment names"
+_PROXY: Final = "check the proxy that the environment variables name"
 _BY_REASON: Final = {
     FailureReason.BAD_MAP: "correct the node in the map",
     FailureReason.TIMEOUT: (
@@ -33,10 +33,11 @@ _BY_REASON: Final = {
     ),
     FailureReason.UNKNOWN_NAME: "check the spelling of the name, and this machine's DNS",
     FailureReason.CUT: (
-        "the connection was cut: look at the relay's log; if nothing is in it, at what is in front"
+        "the connection was closed early: look at the relay's log, or, if that has nothing about "
+        "it, at the server or firewall in front of the relay"
     ),
     FailureReason.UNREACHABLE: (
-        "no way there from here: check the address and this machine's routes"
+        "this machine has no route to the relay: check the address and this machine's routes"
     ),
     FailureReason.PROXY_TIMEOUT: _PROXY,
     FailureReason.PROXY_UNREACHABLE: _PROXY,
@@ -45,42 +46,45 @@ _BY_REASON: Final = {
     FailureReason.PROXY_REFUSED: _PROXY,
     FailureReason.PROXY_BROKEN: _PROXY,
     FailureReason.NO_TLS: (
-        "what answers speaks no TLS: is this the right port, and does the relay have a certificate "
-        "({certmode}, {hostname})?"
+        "the server does not speak TLS: is this the right port, and does the relay have a "
+        "certificate ({certmode}, {hostname})?"
     ),
     FailureReason.TLS_NAME: (
-        "the server has no certificate for this name: connect by the name of its certificate, or "
-        "compare {hostname} of the relay"
+        "the server has no certificate for this name: connect by the name that its certificate is "
+        "for, or check {hostname} of the relay"
     ),
     FailureReason.TLS_REFUSED: (
-        "the server wants another kind of TLS: clients speak TLS 1.2 and 1.3, and have no "
-        "certificate of their own; correct the settings of what ends TLS"
+        "the server refuses the TLS of clients, which use TLS 1.2 or 1.3 without a client "
+        "certificate: correct the settings of the server that terminates TLS"
     ),
     FailureReason.TLS_FAILED: "look at the relay's log, which says why it ended the handshake",
     FailureReason.CERTIFICATE_NOT_YET_VALID: "check the clocks of this machine and of the relay",
-    FailureReason.CERTIFICATE_EXPIRED: "renew the certificate; the relay's log says why it was not",
+    FailureReason.CERTIFICATE_EXPIRED: (
+        "renew the certificate; the relay's log says why it was not renewed"
+    ),
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "get a certificate for the name that clients connect to, or put the certificate's name "
         "into the map as CertName ({cert_name})"
     ),
     FailureReason.CERTIFICATE_UNUSABLE: (
-        "get another certificate: clients refuse this one, whatever authority they trust"
+        "get another certificate: clients refuse this one, whichever authorities they trust"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
-        "send the whole chain, and of an authority that clients trust; of a self-signed one put "
-        "the pin into the map as CertName ({pin}); for an authority of your own {ca} FILE"
+        "get a certificate from an authority that clients trust, and send its whole chain; for a "
+        "self-signed one put its pin into the map as CertName ({pin}); for an authority of your "
+        "own give {ca} FILE"
     ),
     FailureReason.PIN_OTHER_CERTIFICATE: (
         "if the relay has a new certificate, put its pin into the map; if not, the connection is "
         "intercepted"
     ),
-    FailureReason.PIN_OF_SEVERAL: "leave the pin out, or let the relay send its certificate alone",
-    FailureReason.NO_HTTP: "what answers here is no relay: check the port",
-    FailureReason.NO_DERP: "what answers here is no relay: check host, port and path (/derp)",
+    FailureReason.PIN_OF_SEVERAL: "remove the pin, or let the relay send only its own certificate",
+    FailureReason.NO_HTTP: "the server is not a relay: check the port",
+    FailureReason.NO_DERP: "the server is not a relay: check host, port and path (/derp)",
 }
 _REFUSED: Final = (
-    "the relay's log says why it hung up; if it admits known keys only, give {mesh_key} FILE or "
-    "{key} FILE"
+    "the relay's log says why it closed the connection; if it admits known keys only, give "
+    "{mesh_key} FILE or {key} FILE"
 )
 _NO_WAY: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 

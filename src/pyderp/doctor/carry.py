@@ -69,21 +69,21 @@ async def carry(
             ends before all of its packets have arrived, they are added.
     """
     late = set() if late is None else late
-    way = _Way(source, target, packets, window, late)
+    transfer = _Transfer(source, target, packets, window, late)
     try:
         async with asyncio.timeout(limit):
-            await way.run()
+            await transfer.run()
     except TimeoutError:
         pass
     except DerpError as e:
-        way.done.error = without_frames(e)
-    if way.done.arrived < way.done.sent:
-        late.update(packets[: way.done.sent])
-    return way.done
+        transfer.done.error = without_frames(e)
+    if transfer.done.arrived < transfer.done.sent:
+        late.update(packets[: transfer.done.sent])
+    return transfer.done
 
 
-class _Way:
-    """Packets on their way from one client to another."""
+class _Transfer:
+    """One transfer of packets from one client to another."""
 
     def __init__(
         self,
@@ -140,6 +140,7 @@ class _Way:
 
     def _take(self, packet: ReceivedPacket) -> None:
         done = self.done
+        # Packets of other senders, or more than were sent (duplicates), are not counted.
         if packet.source != self._source.self_public_key or done.arrived == done.sent:
             return
         if packet.data in self._late:
@@ -208,7 +209,7 @@ async def carry_again(
                 message = await target.recv()
                 if isinstance(message, ReceivedPacket) and message.data == packet:
                     if message.source != source.self_public_key:
-                        raise RemoteProtocolError("the packet came from another key than sent it")
+                        raise RemoteProtocolError("the packet has another source than its sender")
                     return time.perf_counter() - began
     except TimeoutError:
         return None

@@ -79,14 +79,14 @@ async def _upgrade(visit: Visit) -> Seen:
 def _advice_of(reply: Reply) -> str:
     if 300 <= reply.status < 400:
         where = printable(reply.header("location"), 80)
-        return f"a redirect to {where}: clients follow none; check scheme, host and path"
+        return f"a redirect to {where}: clients follow no redirects; check scheme, host and path"
     if reply.status in WEBSOCKET_STATUS:
         return "see http.proxy"
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return "something in front wants a login or refuses this machine: clients have none"
+        return "a server in front asks for a login, which clients do not have, or refuses clients"
     if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return "the proxy in front does not reach the relay, or the relay is in trouble"
-    return "check host, port and path: what answers is a web site"
+        return "the proxy in front does not reach the relay, or the relay has an error: see its log"
+    return "the server is a web site and not a relay: check host, port and path"
 
 
 async def _proxy(visit: Visit) -> Seen:
@@ -94,33 +94,33 @@ async def _proxy(visit: Visit) -> Seen:
     reply = visit.upgrade
     if visit.http2:
         return failed(
-            "what answers speaks HTTP/2 only, even to a client that has not asked for it",
-            "let it speak HTTP/1.1 on this port: DERP is an upgrade of that, and clients offer no "
-            "HTTP/2 (ALPN)",
+            "the server speaks HTTP/2 only, although the client did not offer it",
+            "let the server speak HTTP/1.1 on this port: DERP is an upgrade of HTTP/1.1, and "
+            "clients do not offer HTTP/2 (ALPN)",
         )
     if reply is None:
-        return skipped("nothing can be told without an answer over HTTP")
+        return skipped("not checked, as there was no answer in HTTP")
     front = reply.front
     named = f" ({front})" if front else ""
     if reply.status == HTTPStatus.SWITCHING_PROTOCOLS:
         return ok(f"lets the upgrade pass{named}" if front else "none seen", front=front)
     if reply.status == HTTPStatus.HTTP_VERSION_NOT_SUPPORTED:
-        text = f"what answers wants another version of HTTP than 1.1{named}"
-        return failed(text, "let it speak HTTP/1.1 on this port", front=front)
+        text = f"the server does not accept HTTP/1.1{named}"
+        return failed(text, "let the server speak HTTP/1.1 on this port", front=front)
     if reply.status not in WEBSOCKET_STATUS:
-        return skipped(f"the answer says nothing of it{named}", front=front)
+        return skipped(f"the answer does not show whether a proxy is in front{named}", front=front)
     # Go's relay and pyderp's answer so to a request without the header Upgrade.
     if b"requires connection upgrade" in reply.body:
-        text = f"a relay answers, but a proxy took the header Upgrade away{named}"
+        text = f"a relay answers, but a proxy removed the header Upgrade{named}"
         return failed(text, _PROXY_ADVICE, front=front)
-    text = f"what answers with {reply.status} lets no upgrade pass, or is no relay{named}"
+    text = f"the server that answers {reply.status} blocks upgrades, or is not a relay{named}"
     return failed(text, _PROXY_ADVICE, front=front)
 
 
 async def _fast_start(visit: Visit) -> Seen:
     """Send request and login together; the relay must answer without HTTP (`Derp-Fast-Start`)."""
     if visit.meta is None or not visit.meta[1] or visit.meta[0].is_zero():
-        return skipped("no meta certificate under TLS 1.3, so clients wait for the answer")
+        return skipped("no meta certificate under TLS 1.3, so clients wait for the HTTP answer")
     link = await visit.stream()
     began = time.perf_counter()
     try:
@@ -138,8 +138,9 @@ async def _fast_start(visit: Visit) -> Seen:
             greeting.receive_data(data)
     except RemoteProtocolError as e:
         return failed(
-            f"the meta certificate offers it, and the relay answers something else: {e}",
-            "what ends TLS has the relay's meta certificate, but is not the relay: let one do both",
+            f"the meta certificate offers a fast start, but the relay answers something else: {e}",
+            "the server that terminates TLS has the relay's meta certificate, but is not the "
+            "relay: let the relay terminate TLS",
         )
     finally:
         link.abort()
@@ -148,8 +149,9 @@ async def _fast_start(visit: Visit) -> Seen:
     visit.note_key(key, "a fast start")
     if key != visit.meta[0]:
         return failed(
-            f"the meta certificate says {visit.meta[0].short()}, the relay {_short(key)}",
-            "the meta certificate is of another relay: restart what ends TLS",
+            f"the key in the meta certificate is {visit.meta[0].short()}, that of the relay "
+            f"{_short(key)}",
+            "the meta certificate is that of another relay: restart the server that terminates TLS",
         )
     return ok(f"greeting in {seconds * 1000:.1f} ms, without waiting for HTTP", seconds=seconds)
 
@@ -167,11 +169,12 @@ async def _websocket(visit: Visit) -> Seen:
         return warned(
             f"refused: {e.status}",
             "clients in browsers, and those whose proxies pass websockets only, cannot connect; "
-            "not every relay has it",
+            "not every relay supports websockets",
             status=e.status,
         )
     except (BadUpgrade, ConnectionError) as e:
-        return warned(words_of(e), "not every relay has it: clients in browsers need it")
+        text = "not every relay supports websockets; clients in browsers need them"
+        return warned(words_of(e), text)
     finally:
         link.abort()
     seconds = time.perf_counter() - began
@@ -193,7 +196,8 @@ async def _latency(visit: Visit) -> Seen:
     if reply.status != HTTPStatus.OK:
         return warned(
             f"{_LATENCY} is answered with {reply.status}",
-            "clients whose network blocks UDP measure by it: let what is in front pass it on",
+            "clients whose network blocks UDP measure latency with this page: let the proxy in "
+            "front pass it on",
             status=reply.status,
         )
     return ok(f"200 in {seconds * 1000:.1f} ms", seconds=seconds)
@@ -212,9 +216,9 @@ def _note_date(visit: Visit, reply: Reply) -> None:
 async def _clock(visit: Visit) -> Seen:
     if visit.date is None:
         return skipped("the answers have no date")
-    theirs, ours = visit.date
+    relay_time, local_time = visit.date
     # The header has whole seconds, rounded down: half a second is the mean of what is missing.
-    skew = theirs + 0.5 - ours
+    skew = relay_time + 0.5 - local_time
     data = {"seconds": round(skew, 1)}
     if abs(skew) <= _SKEW:
         return ok(f"within {max(1, round(abs(skew)))} s of this machine's", **data)
@@ -263,14 +267,15 @@ def _judge_204(reply: Reply, port: int, challenge: str, promised: bool) -> Seen:
     if reply.status == HTTPStatus.NO_CONTENT:
         if reply.header("x-tailscale-response") == f"response {challenge}":
             return ok(f"port {port}: 204, with the challenge")
-        return _no_port_80(f"port {port}: 204, without the challenge: no relay answers", promised)
+        text = f"port {port}: 204, without the challenge: the answer is not from a relay"
+        return _no_port_80(text, promised)
     text = f"port {port}: {_CAPTIVE} is answered with {reply.status}"
     if reply.status == HTTPStatus.NOT_FOUND:
         return _no_port_80(text, promised)
     where = printable(reply.header("location"), 80)
     advice = (
-        "a captive portal or a proxy on the way, if the relay answers well elsewhere; or another "
-        "web server has the port"
+        "if it works from other networks, a captive portal or proxy of this network answers; "
+        "otherwise another web server has the port"
     )
     make = failed if promised else warned
     return make(f"{text} to {where}" if where else text, advice, status=reply.status)
@@ -278,9 +283,9 @@ def _judge_204(reply: Reply, port: int, challenge: str, promised: bool) -> Seen:
 
 def _no_port_80(text: str, promised: bool) -> Seen:
     if promised:
-        advice = "the map promises it (CanPort80): open port 80 ({http_port}), or correct the map"
+        advice = "the map has CanPort80: open port 80 ({http_port}), or correct the map"
         return failed(text, advice)
-    return skipped(text, "clients then cannot tell captive portals by this relay")
+    return skipped(text, "clients cannot use this relay to detect captive portals")
 
 
 async def _identity(visit: Visit) -> Seen:
@@ -304,7 +309,8 @@ async def _identity(visit: Visit) -> Seen:
 
 
 _ONE_RELAY: Final = (
-    "no load balancer before relays: give each a node of its own, in one region, with a mesh"
+    "do not put relays behind a load balancer: give each relay its own node in the map, in one "
+    "region, and connect them as a mesh"
 )
 _HTTP: Final = ("http.upgrade",)
 

@@ -88,7 +88,7 @@ async def _ask(link: Link, host: str, target: str, headers: Sequence[tuple[str, 
             if http.reply is not None:
                 break  # The body is cut short or malformed; checks use the head.
             http2 = _is_http2(first)
-            text = "the answer is HTTP/2, which was not asked for" if http2 else str(e)
+            text = "the answer is HTTP/2, which the client did not offer" if http2 else str(e)
             raise NotHttp(text, http2=http2) from without_frames(e)
     reply = http.reply
     assert reply is not None

@@ -11,7 +11,7 @@ __all__ = ["CHECKS"]
 
 _SHOWN: Final = 3
 """The most mistakes that are printed; a map may have thousands."""
-_LINT: Final = "`pyderp map lint` says more of the map"
+_LINT: Final = "`pyderp map lint` checks more of the map"
 
 
 async def _valid(derp_map: DERPMap) -> Seen:
@@ -26,7 +26,7 @@ async def _valid(derp_map: DERPMap) -> Seen:
     avoided = [key for key, region in derp_map.regions.items() if region.avoid]
     if avoided:
         text = f"Avoid is set for {', '.join(map(str, avoided[:_SHOWN]))}"
-        advice = "clients measure these less: NoMeasureNoHome says it better, if it is meant"
+        advice = "it is deprecated, and such a region may still become home: set NoMeasureNoHome"
         return warned(text, f"{advice}; {_LINT}", **data)
     return ok(f"{_count(len(derp_map.regions), 'region')}, {_count(nodes, 'node')}", **data)
 

@@ -64,8 +64,8 @@ async def _names(visit: Visit, version: int) -> Seen:
     except DialError as e:
         return failed(
             str(e),
-            "the name server does not answer, or not well: ask it by hand (`dig`), and look at "
-            "this machine's resolver",
+            "the name server does not answer, or answers with an error: query it yourself (`dig`), "
+            "and check this machine's resolver",
         )
     if not found:
         return skipped(f"no IPv{version} address")
@@ -79,25 +79,25 @@ async def _from_map(visit: Visit, version: int, written: str, field: str) -> See
         if literal is None and written == "none":
             return skipped(f"switched off in the map: {field} is none")
         return warned(
-            f"switched off in the map: {field} is {written!r}, no address of this family",
+            f"switched off in the map: {field} is {written!r}, which is not an {field} address",
             f'write an address, or "none" if no {field} is meant',
         )
     visit.addresses[version] = [literal]
     name = visit.subject.node.host_name
     if not name or ip_literal(name) is not None:
-        return ok(f"{literal}, by the map", addresses=[str(literal)])
+        return ok(f"{literal}, from the map", addresses=[str(literal)])
     try:
         found = await _look_up(visit, name, version)
     except DialError:
         found = []
     if found and literal not in found:
         return warned(
-            f"{literal}, by the map, but DNS has {_listed(found)}",
-            "correct the map or DNS: clients take the map's address, port 80 is asked by name",
+            f"{literal}, from the map, but DNS has {_listed(found)}",
+            "correct the map or DNS: clients use the address in the map",
             addresses=[str(literal)],
             dns=[str(ip) for ip in found],
         )
-    return ok(f"{literal}, by the map", addresses=[str(literal)])
+    return ok(f"{literal}, from the map", addresses=[str(literal)])
 
 
 async def _look_up(visit: Visit, name: str, version: int) -> list[IPAddress]:

@@ -21,8 +21,8 @@ _PAIRS: Final = 12
 _SHARE: Final = 0.8
 """The share of the time limit for one pair."""
 _NO_MESH: Final = (
-    "let each of the region's relays have a link to every other, with one key ({mesh_with}, "
-    "{mesh_psk_file}); their logs say which link is down"
+    "connect each relay of the region to every other, with the same mesh key ({mesh_with}, "
+    "{mesh_psk_file}); their logs say which mesh link is down"
 )
 
 
@@ -53,10 +53,10 @@ async def _keys(region: RegionVisit) -> Seen:
 async def _mesh(region: RegionVisit) -> Seen:
     """Send a packet from a client of each node to a client of each other node, and back."""
     if region.settings.key is not None and region.settings.mesh_key is None:
-        return skipped("with one {key} only: a client of each node needs a key of its own")
+        return skipped("not checked with {key}: two clients at different nodes need two keys")
     live = [visit for visit in region.visits if visit.pair is not None]
     if len(live) < 2:
-        return skipped("fewer than two relays relay packets")
+        return skipped("fewer than two relays deliver packets")
     pairs = list(itertools.combinations(live, 2))
     tried = pairs if region.settings.deep else pairs[:_PAIRS]
     limit = region.settings.timeout * _SHARE / 2
@@ -65,14 +65,14 @@ async def _mesh(region: RegionVisit) -> Seen:
     for one, other in tried:
         for source, target in ((one, other), (other, one)):
             way = f"{source.subject.node.name} to {target.subject.node.name}"
-            took = await _cross(source, target, limit)
+            took = await _pass_packet(source, target, limit)
             if took is None:
                 broken.append(way)
             else:
                 seconds[way] = took
     data = {"seconds": seconds, "broken": broken}
     if broken:
-        text = f"no packet passes from {', '.join(broken)}, within {limit:g} s"
+        text = f"no packet passes within {limit:g} s from {', '.join(broken)}"
         return failed(text, _NO_MESH, **data)
     more = f", {len(pairs) - len(tried)} not tried" if len(pairs) > len(tried) else ""
     slowest = max(seconds.values()) * 1000
@@ -82,7 +82,7 @@ async def _mesh(region: RegionVisit) -> Seen:
     return ok(text, **data)
 
 
-async def _cross(source: Visit, target: Visit, limit: float) -> float | None:
+async def _pass_packet(source: Visit, target: Visit, limit: float) -> float | None:
     assert source.pair is not None and target.pair is not None  # noqa: PT018 (of one kind)
     return await carry_again(
         source.pair[0], target.pair[0], os.urandom(64), every=_EVERY, limit=limit

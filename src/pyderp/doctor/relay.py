@@ -36,13 +36,13 @@ _SLOW: Final = 125_000
 """A lower rate is reported as a warning; bytes per second (1 Mbit/s)."""
 _LOG: Final = "look at the relay's log and at derp_packets_dropped in its metrics"
 _SLOW_LINE: Final = (
-    "a slow line, or a limit of the relay ({rate_config}) or of what is in front: compare with a "
-    "run from another network"
+    "a slow line, or a limit of the relay ({rate_config}) or of a proxy in front of it: compare "
+    "with a run from another network"
 )
 _TIMEOUTS: Final = (
-    "relays send a keepalive every 60 s: let what is in front, or on the way, hold silent "
-    "connections for longer (nginx: proxy_read_timeout and proxy_send_timeout; HAProxy: timeout "
-    "tunnel, client and server; NAT and firewalls)"
+    "relays send a keepalive every 60 s: raise the timeouts for idle connections of the proxy in "
+    "front (nginx: proxy_read_timeout and proxy_send_timeout; HAProxy: timeout tunnel, client and "
+    "server), of NAT and of firewalls"
 )
 _IDLE: Final = 70.0
 """Seconds that are added to the time limit of the check of idle connections."""
@@ -64,8 +64,8 @@ async def _admission(visit: Visit) -> Seen:
     visit.pair = (one, other)
     how = "" if visit.upgraded else ", in a websocket"
     flag = _key_flag(visit)
-    untried = f"; {flag} was not tried, as it needs none" if flag else ""
-    return ok(f"open: lets in a key that is new to it{how}{untried}", open=True)
+    untried = f"; {flag} was not used, as it was not needed" if flag else ""
+    return ok(f"open: admits a key that is new to it{how}{untried}", open=True)
 
 
 async def _welcome_both(one: Client, other: Client) -> ServerInfo:
@@ -85,15 +85,16 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
     settings = visit.settings
     if settings.key is None and settings.mesh_key is None:
         return warned(
-            "hung up after the login of a new key: it admits known keys only, or is broken",
-            "give {mesh_key} FILE, or {key} FILE with a key that it knows, to look further; if it "
-            "is to be open, its log says why it hung up",
+            "the relay closed the connection after the login of a new key: it admits known keys "
+            "only, or is broken",
+            "to check further, give {mesh_key} FILE, or {key} FILE with a key that the relay "
+            "knows; if it should admit all keys, its log says why it closed the connection",
             open=False,
         )
     flag = _key_flag(visit)
     if visit.subject.target.tls and not visit.verified:
         return warned(
-            "hung up after the login of a new key",
+            "the relay closed the connection after the login of a new key",
             f"{flag} is not used, as the certificate is not trusted: see tls.chain",
             open=False,
         )
@@ -102,14 +103,14 @@ async def _as_known(visit: Visit, refusal: LoginRefused) -> Seen:
         visit.info = await welcome(one)
     except LoginRefused:
         seen = explain(refusal)
-        text = f"hung up after each login, that with {flag} too"
+        text = f"the relay closed the connection after each login, also after that with {flag}"
         return failed(text, seen.advice, open=False)
     other = one
     if settings.mesh_key is not None:
         other = visit.keep(visit.client(mesh_key=settings.mesh_key))
         await welcome(other)
     visit.pair = (one, other)
-    return ok(f"admits known keys only, and the one of {flag}", open=False)
+    return ok(f"admits known keys only, and that of {flag} is one", open=False)
 
 
 def _key_flag(visit: Visit) -> str:
@@ -121,14 +122,16 @@ def _key_flag(visit: Visit) -> str:
 
 async def _packet(visit: Visit) -> Seen:
     if visit.pair is None:
-        return skipped("not checked, as no client was let in")
+        return skipped("not checked, as the relay admitted no client")
     one, other = visit.pair
     done = await _carry(visit, one, other, [os.urandom(64)])
-    if not _whole(done):
-        return _lost(visit, done, "a packet of 64 bytes", _silent(visit))
+    if not _is_complete(done):
+        return _lost(visit, done, "a packet of 64 bytes", _advice_without_packets(visit))
     back = await _carry(visit, other, one, [os.urandom(64)])
-    if not _whole(back):
-        return _lost(visit, back, "a packet of 64 bytes, the way back", _silent(visit))
+    if not _is_complete(back):
+        return _lost(
+            visit, back, "a packet of 64 bytes, the way back", _advice_without_packets(visit)
+        )
     text = f"both ways, in {done.seconds * 1000:.1f} and {back.seconds * 1000:.1f} ms"
     return ok(text, seconds=[done.seconds, back.seconds])
 
@@ -139,15 +142,15 @@ async def _large(visit: Visit) -> Seen:
     if burst is not None and burst < MAX_PACKET_SIZE + FRAME_HEADER_LEN + KEY_LEN:
         return warned(
             f"packets of 64 KiB exceed the limit that the relay announces: {burst} bytes at once",
-            "raise the burst of the relay's rate limit to 65,573 bytes at least",
+            "raise the burst of the relay's rate limit to at least 65,573 bytes",
             burst=burst,
         )
     done = await _carry(visit, one, other, [os.urandom(MAX_PACKET_SIZE)], patience=_PATIENCE)
-    if not _whole(done):
+    if not _is_complete(done):
         seen = _lost(visit, done, "a packet of 64 KiB", _PATH)
         visit.stuck = "" if done.arrived else "relay.large"
         return seen
-    if _late(visit, done):
+    if _took_long(visit, done):
         return warned(f"64 KiB took {done.seconds:.1f} s", _SLOW_LINE, seconds=done.seconds)
     return ok(f"64 KiB in {done.seconds * 1000:.1f} ms", seconds=done.seconds)
 
@@ -156,18 +159,18 @@ async def _bursts(visit: Visit) -> Seen:
     one, other = _pair(visit)
     burst = _allowed(visit)
     if burst is not None and burst < 2 * _BURST * _BURST_SIZE:
-        return skipped(f"more than the relay allows: {burst} bytes at once")
+        return skipped(f"not checked, as the relay allows only {burst} bytes at once")
     rounds = 10 if visit.settings.deep else 2
     seconds: list[float] = []
     for _ in range(rounds):
         packets = [os.urandom(_BURST_SIZE) for _ in range(_BURST)]
         done = await _carry(visit, one, other, packets, window=_BURST, patience=_PATIENCE)
         what = f"a burst of {_BURST} packets of {_BURST_SIZE} bytes"
-        if not _whole(done):
+        if not _is_complete(done):
             return _lost(visit, done, what, _PATH)
         visit.stuck = ""
         seconds.append(done.seconds)
-        if _late(visit, done):
+        if _took_long(visit, done):
             return warned(f"{what} took {done.seconds:.1f} s", _SLOW_LINE, seconds=seconds)
     text = f"{rounds} times {_BURST} packets, complete and in order"
     return ok(text, seconds=seconds)
@@ -199,19 +202,20 @@ async def _speed(visit: Visit) -> Seen:
     except DerpError as e:
         return _ended(visit, without_frames(e), "a ping")
     through = await _carry(visit, one, other, [os.urandom(64)])
-    if not _whole(through):
+    if not _is_complete(through):
         return _lost(visit, through, "a packet of 64 bytes", f"{_SLOW_LINE}; or {_LOG}")
     ping = statistics.median(pings)
     text = f"round trip {ping * 1000:.1f} ms, {through.seconds * 1000:.1f} ms to a peer"
     data: dict[str, object] = {"round_trip": ping, "to_peer": through.seconds}
     if _allowed(visit) is not None:
+        # A measurement would show the limit, and use up what the relay allows this machine.
         return ok(f"{text}; throughput not measured, as the relay limits it", **data)
     done = await _throughput(visit, one, other)
     if not done.arrived or done.error is not None or not done.intact:
         return _lost(visit, done, f"{done.sent} packets of {_SPEED_SIZE} bytes", _PATH)
     rate = done.bytes_arrived / done.seconds if done.seconds else 0.0
     data |= {"bytes": done.bytes_arrived, "bytes_per_second": round(rate)}
-    text = f"{text}; {_rate(rate)} with at most 224 KiB on the way"
+    text = f"{text}; {_rate(rate)} with at most 224 KiB in flight"
     if done.arrived < done.sent:
         lost = f"{done.sent - done.arrived} of {done.sent} packets did not arrive in time"
         return warned(f"{text}, and {lost}", f"{_SLOW_LINE}; or {_LOG}", **data)
@@ -230,10 +234,10 @@ async def _idle(visit: Visit) -> Seen:
     except (DerpError, OSError) as e:
         without_frames(e)
         lived = time.perf_counter() - began
-        return failed(f"cut after {lived:.1f} s without a packet", _TIMEOUTS, seconds=lived)
+        return failed(f"closed after {lived:.1f} s without a packet", _TIMEOUTS, seconds=lived)
     done = await _carry(visit, one, other, [os.urandom(64)])
-    if not _whole(done):
-        return _lost(visit, done, f"a packet after {seconds:g} s of silence", _TIMEOUTS)
+    if not _is_complete(done):
+        return _lost(visit, done, f"a packet after {seconds:g} s without one", _TIMEOUTS)
     return ok(f"still connected after {seconds:g} s without a packet", seconds=seconds)
 
 
@@ -251,7 +255,7 @@ async def _throughput(visit: Visit, source: Client, target: Client) -> Carried:
         done = await carry(
             source, target, batch, window=_SPEED_WINDOW, limit=limit, late=visit.late
         )
-        if not _whole(done) or done.seconds > enough or count >= most:
+        if not _is_complete(done) or done.seconds > enough or count >= most:
             return done
         count *= 4
 
@@ -282,16 +286,16 @@ def _allowed(visit: Visit) -> int | None:
     return info.token_bucket_bytes_burst if info is not None and limited else None
 
 
-def _whole(done: Carried) -> bool:
+def _is_complete(done: Carried) -> bool:
     return done.error is None and done.intact and 0 < done.arrived == done.sent
 
 
-def _late(visit: Visit, done: Carried) -> bool:
+def _took_long(visit: Visit, done: Carried) -> bool:
     """Return whether packets took longer than a check normally may, although all arrived."""
     return done.seconds > visit.settings.timeout * _SHARE
 
 
-def _cause(visit: Visit, advice: str) -> str:
+def _advice_or_check(visit: Visit, advice: str) -> str:
     """Return the advice, or the name of an earlier check since which no packet has arrived.
 
     That check has the advice already.
@@ -299,11 +303,11 @@ def _cause(visit: Visit, advice: str) -> str:
     return f"see {visit.stuck}" if visit.stuck else advice
 
 
-def _silent(visit: Visit) -> str:
+def _advice_without_packets(visit: Visit) -> str:
     """Return the advice if not even a small packet arrives."""
     if len(visit.relay_keys) > 1:
         return "the two clients may be at different relays: see http.identity"
-    return f"the relay takes packets and does not deliver them: {_LOG}"
+    return f"the relay accepts packets and does not deliver them: {_LOG}"
 
 
 def _lost(visit: Visit, done: Carried, what: str, advice: str) -> Seen:
@@ -313,7 +317,7 @@ def _lost(visit: Visit, done: Carried, what: str, advice: str) -> Seen:
     if not done.intact:
         return failed(f"{what}: what arrived is not what was sent", _LOG, **data)
     text = f"{what}: {done.arrived} of {done.sent} arrived"
-    return failed(text, _cause(visit, advice), **data)
+    return failed(text, _advice_or_check(visit, advice), **data)
 
 
 def _ended(visit: Visit, error: Exception, what: str, **data: object) -> Seen:
@@ -323,7 +327,7 @@ def _ended(visit: Visit, error: Exception, what: str, **data: object) -> Seen:
     if reason_of(error) is FailureReason.TIMEOUT:
         # The usual advice is to check the address, but the login has shown that it is right.
         advice = f"{_SLOW_LINE}; or {_LOG}"
-    return failed(f"{what}: {seen.text}", _cause(visit, advice), **data, **seen.data)
+    return failed(f"{what}: {seen.text}", _advice_or_check(visit, advice), **data, **seen.data)
 
 
 def _rate(bytes_per_second: float) -> str:

@@ -79,7 +79,7 @@ class _Run(Generic[S]):
             seen = skipped(_why_skipped(missing, self._seen))
             seconds = 0.0
         else:
-            seen = await self._look(check)
+            seen = await self._run_limited(check)
             seconds = time.perf_counter() - began
         if missing is None:
             ended = (self._name, check.name, seen.result.value, seconds, seen.text)
@@ -92,7 +92,7 @@ class _Run(Generic[S]):
         known = [name for name in names if name in self._ended]
         return not known or any(self._seen[name].passes for name in known)
 
-    async def _look(self, check: Check[S]) -> Seen:
+    async def _run_limited(self, check: Check[S]) -> Seen:
         limit = self._limit * check.times + check.extra
         scope = asyncio.timeout(limit)
         try:
@@ -101,14 +101,14 @@ class _Run(Generic[S]):
         except (DerpError, OSError) as e:
             without_frames(e)
             if scope.expired():
-                return failed(f"no end within {limit:g} s", SLOW)
+                return failed(f"not finished within {limit:g} s", SLOW)
             return explain(e)
         except Exception as e:
             # Any error, so that no answer of a relay can end the whole run: it fails one check.
             _log.debug("%s", check.name, exc_info=e)
             with contextlib.suppress(AttributeError):
                 without_frames(e)
-            text = f"a mistake in pyderp: {type(e).__name__}: {e}"
+            text = f"a bug in pyderp: {type(e).__name__}: {e}"
             return failed(text, "report it, with the output of -v")
 
 
@@ -121,6 +121,6 @@ def _why_skipped(names: Sequence[str], seen: dict[str, Seen]) -> str:
 
 
 SLOW: Final = (
-    "the relay, or something on the way, takes the connection and then is silent or very slow: "
-    "look at its load and its log; {timeout} waits longer"
+    "the relay, or a proxy or firewall on the path, accepts the connection and then answers not at "
+    "all or very slowly: look at the relay's load and log; {timeout} waits longer"
 )

@@ -25,17 +25,17 @@ _RETRANSMIT: Final = 0.3
 _SHARE: Final = 0.4
 """The share of a check's time limit: a STUN server that answers at all answers soon."""
 _SILENT: Final = (
-    "open UDP in the firewalls of relay and provider; on the relay's machine `ss -ulnp` shows "
-    "whether it listens; if it is to answer no STUN, write STUNPort -1 into the map"
+    "open the UDP port in the firewalls of the relay's machine and of its provider; on the machine "
+    "`ss -ulnp` shows whether the relay listens; if it should not answer STUN, write STUNPort -1 "
+    "into the map"
 )
-
 _CLOSED: Final = (
-    "on the relay's machine `ss -ulnp` shows whether STUN listens, and on which port ({stun_port}, "
-    "STUNPort); if it is to answer no STUN, write STUNPort -1 into the map"
+    "on the relay's machine `ss -ulnp` shows whether the relay listens, and on which port "
+    "({stun_port}, STUNPort); if it should not answer STUN, write STUNPort -1 into the map"
 )
 _OTHER: Final = (
-    "another program than STUN has this port, or something on the way changes the answers: check "
-    "the port ({stun_port}, STUNPort); `ss -ulnp` on the relay's machine names the program"
+    "another program has this port, or a middlebox on the path changes the answers: check the port "
+    "({stun_port}, STUNPort); `ss -ulnp` on the relay's machine names the program"
 )
 
 
@@ -52,7 +52,7 @@ async def _answers(visit: Visit, version: int) -> Seen:
     if port < 0:
         return skipped("no STUN: STUNPort is -1")
     if port > 0xFFFF:
-        return failed(f"STUNPort {port} is no port", "correct the map")
+        return failed(f"STUNPort {port} is not a port number", "correct the map")
     addresses = visit.addresses.get(version)
     if not addresses:
         return skipped(f"no IPv{version} address")
@@ -84,7 +84,7 @@ def _judge(found: list[tuple[IPAddress, StunAnswer | DialError]], port: int, ver
         return failed(
             strays[0],
             "the relay answers from another address than the one that was asked, so NAT and "
-            "firewalls drop the answer: let it listen on this very address, or send from it",
+            "firewalls drop the answer: let it listen on the address that clients use",
             **data,
         )
     if silent:
@@ -102,7 +102,8 @@ def _judge(found: list[tuple[IPAddress, StunAnswer | DialError]], port: int, ver
     mapped = format_address(str(first.address), first.port)
     shown = ", ".join(format_address(answer.asked[0], port) for answer in good)
     milliseconds = min(answer.round_trip for answer in good) * 1000
-    return ok(f"{shown} in {milliseconds:.1f} ms, sees us as {mapped}", mapped=mapped, **data)
+    text = f"{shown} in {milliseconds:.1f} ms, sees this machine as {mapped}"
+    return ok(text, mapped=mapped, **data)
 
 
 async def _ask(address: IPAddress, port: int, limit: float) -> StunAnswer | DialError:

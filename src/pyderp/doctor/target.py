@@ -92,7 +92,7 @@ def relay_region(text: str, single: Single) -> Region:
             f": give https://{rest}"
         )
     elif _WITH_PATH.match(text):
-        raise ConfigError(f"{text!r} has no scheme, and is no file: give https://{text}")
+        raise ConfigError(f"{text!r} has no scheme, and is not a file: give https://{text}")
     else:
         url = f"https://{_host_and_port(text)}"
     target = _parsed(url)
@@ -137,8 +137,8 @@ def _host_and_port(text: str) -> str:
         check_host_name(text)
     except ConfigError:
         raise ConfigError(
-            f"{text!r} is no URL, no host name, and no file: give https://HOST/derp, a DERP map, "
-            "or HOST[:PORT]"
+            f"{text!r} is neither a URL nor a host name nor a file: give https://HOST/derp, a DERP "
+            "map, or HOST[:PORT]"
         ) from None
     return text
 
@@ -161,7 +161,7 @@ def regions_of(derp_map: DERPMap, wanted: str | None, *, http_port: int) -> list
             raise ConfigError(f"the DERP map has no region {wanted!r}; its regions: {there}")
         found = [one]
     if not any(region.nodes for region in found):
-        raise ConfigError("there is no node in the DERP map, so nothing to look at")
+        raise ConfigError("the DERP map has no nodes, so there is nothing to check")
     names = Counter(node.name for region in found for node in region.nodes)
     return [_region(region, names, http_port) for region in found if region.nodes]
 

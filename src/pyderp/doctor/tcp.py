@@ -39,8 +39,8 @@ async def _any(visit: Visit) -> Seen:
     if visit.tcp_failed:
         return skipped("no address answers")
     return failed(
-        "this machine has no way to any address of the relay",
-        "look at its network: addresses (`ip address`), routes (`ip route`), and the firewall",
+        "this machine has no route to any address of the relay",
+        "check this machine's addresses (`ip address`), routes (`ip route`), and firewall",
     )
 
 
@@ -52,7 +52,7 @@ async def _connects(visit: Visit, version: int) -> Seen:
     port = visit.subject.target.port
     if not 0 < port <= 0xFFFF:
         visit.tcp_failed = True
-        return failed(f"DERPPort {port} is no port", "correct the map")
+        return failed(f"DERPPort {port} is not a port number", "correct the map")
     # Less than the check's own limit, so that it can still report the addresses that answered.
     limit = visit.settings.timeout * 0.6
     attempts = await asyncio.gather(*(_attempt(visit, ip, limit) for ip in addresses))
@@ -64,7 +64,8 @@ async def _connects(visit: Visit, version: int) -> Seen:
         "failed": {str(a.address): words_of(a.error) for a in bad if a.error},
     }
     if bad and not good and all(a.error and no_such_family(a.error) for a in bad):
-        text = f"this machine has no IPv{version}, so {len(bad)} not tried"
+        count = "1 address was" if len(bad) == 1 else f"{len(bad)} addresses were"
+        text = f"this machine has no IPv{version}, so {count} not tried"
         return skipped(text, f"run it from a machine with IPv{version}, too", **data)
     if bad:
         worst = bad[0]

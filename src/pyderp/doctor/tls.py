@@ -63,13 +63,13 @@ async def _chain(visit: Visit) -> Seen:
     if node.insecure_for_tests and not node.cert_name:
         return warned(
             f"not verified: InsecureForTests is set ({{insecure}}); {shown}",
-            "whoever is on the way can pose as the relay: leave it out",
+            "an attacker on the path can pose as the relay: remove it",
             **data,
         )
     if error is None:
         return ok(f"trusted: {shown}", **data)
     if error.reason is not FailureReason.CERTIFICATE_UNTRUSTED:
-        return skipped(f"not verified to its end: {error.reason.value}", **data)
+        return skipped(f"not checked, as clients refuse it anyway: {error.reason.value}", **data)
     seen = explain(error)
     return failed(f"{seen.text}; its pin is {pin}", seen.advice, **data, **seen.data)
 
@@ -85,10 +85,10 @@ async def _name(visit: Visit) -> Seen:
     with reading(leaf) as certificate:
         names = certnames.alternative_names(certificate)
         good = certnames.is_for(certificate, wanted)
-    told = quotable(", ".join(names)) or "no name"
+    listed = quotable(", ".join(names)) or "no name"
     if good:
-        return ok(f"for {told}", names=list(names))
-    text = f"not for {wanted!r}, but for {told}"
+        return ok(f"for {listed}", names=list(names))
+    text = f"not for {wanted!r}, but for {listed}"
     if node.insecure_for_tests and not node.cert_name:
         return skipped(f"{text}; not verified, as InsecureForTests is set", names=list(names))
     seen = explain(CertificateError(text, reason=FailureReason.CERTIFICATE_OTHER_NAME))
@@ -116,7 +116,7 @@ async def _expiry(visit: Visit) -> Seen:
         with reading(der) as certificate:
             ends.append((certificate.not_valid_after_utc, certificate.not_valid_before_utc))
     if not ends:
-        return failed("there is no certificate but the relay's meta certificate", "see tls.chain")
+        return failed("the relay's meta certificate is the only certificate", "see tls.chain")
     end, start = min(ends)
     left = end - now
     days = left / datetime.timedelta(days=1)
@@ -127,10 +127,11 @@ async def _expiry(visit: Visit) -> Seen:
         return failed(f"valid only from {latest:%Y-%m-%d %H:%M} UTC on", seen.advice, **data)
     if days < 0:
         seen = explain(CertificateError("", reason=FailureReason.CERTIFICATE_EXPIRED))
-        return failed(f"ended {-days:.1f} days ago, {end:%Y-%m-%d %H:%M} UTC", seen.advice, **data)
+        text = f"expired {-days:.1f} days ago, {end:%Y-%m-%d %H:%M} UTC"
+        return failed(text, seen.advice, **data)
     text = f"{days:.1f} days left, until {end:%Y-%m-%d %H:%M} UTC"
     if left < min(_SOON, (end - start) / _SHARE):
-        return warned(text, "renew it now: the relay's log says why that has not happened", **data)
+        return warned(text, "renew it now: the relay's log says why it was not renewed", **data)
     return ok(text, **data)
 
 
@@ -148,14 +149,14 @@ async def _sni(visit: Visit) -> Seen:
         if isinstance(nameless, TlsLink):
             return failed(
                 f"the handshake works without a name, and fails with {host}",
-                "something on the way cuts off connections that ask for this name, or the relay "
-                "has no certificate for it: try another network; compare {hostname} of the relay",
+                "a middlebox on the path closes connections with this name, or the relay has no "
+                "certificate for it: try another network, and check {hostname} of the relay",
             )
         return skipped("fails without a name, too")
     if isinstance(nameless, TimeoutError):
         return warned(
-            "without a name in the handshake the server is silent",
-            "nothing that clients need; scanners will hold connections",
+            "the server does not answer a handshake without a name",
+            "clients always send a name, but scanners can hold connections open",
         )
     if not isinstance(nameless, TlsLink):
         return ok("refused without a name, as Go's relay does", without_name=str(nameless))
@@ -180,7 +181,7 @@ async def _addresses(visit: Visit) -> Seen:
     """Check the certificates of all addresses: a name may belong to machines that differ."""
     others = visit.answering[1:]
     if not others:
-        return skipped("there is one address only")
+        return skipped("only one address answers")
     keys: dict[str, object] = {}
     for address in others:
         try:
@@ -195,10 +196,10 @@ async def _addresses(visit: Visit) -> Seen:
             return failed(
                 f"{address} is another relay: its key is {found[0].short()}, and not "
                 f"{visit.meta[0].short()}",
-                "give each relay a name and a node of its own: two that share a name look like one",
+                "give each relay its own name and node: clients take two with one name for one",
                 keys=keys,
             )
-    return ok(f"as good at {', '.join(map(str, others))}", keys=keys)
+    return ok(f"the same result at {', '.join(map(str, others))}", keys=keys)
 
 
 async def _meta(visit: Visit) -> Seen:
@@ -207,7 +208,7 @@ async def _meta(visit: Visit) -> Seen:
     if visit.meta is None:
         return skipped(
             "no meta certificate, so clients need one round trip more to connect",
-            "normal with headscale's relay, and where a proxy ends TLS",
+            "normal with headscale's relay, and behind a proxy that terminates TLS",
         )
     key, version = visit.meta
     visit.note_key(key, "the meta certificate")
@@ -220,8 +221,8 @@ async def _middlebox(visit: Visit) -> Seen:
     maker = interceptor(leaf)
     if maker:
         return failed(
-            f"a firewall of {maker} ends TLS on the way, and reads along; {describe(leaf)}",
-            "exempt the relay's name from inspection: DERP does not pass through it",
+            f"a firewall of {maker} on the path terminates TLS; {describe(leaf)}",
+            "exempt the relay's name from TLS inspection, which DERP does not pass",
             maker=maker,
         )
     error = visit.distrust
@@ -234,7 +235,7 @@ async def _middlebox(visit: Visit) -> Seen:
     if scan_chain_untrusted(visit.chain) is not None:
         return ok("no sign of one: the relay's meta certificate is there")
     return failed(
-        f"the certificate may have been replaced on the way: it is not the wanted one, and the "
+        f"a middlebox may have replaced the certificate: it is not the expected one, and the "
         f"relay's meta certificate is missing; {describe(leaf)}",
         "compare with a run from another network, or on the relay's machine",
     )
