@@ -46,6 +46,7 @@ async def _handshake(visit: Visit) -> Seen:
     state = link.state
     link.abort()
     visit.chain, visit.version = state.peer_chain, state.version
+    # As in clients, which look for the meta certificate under TLS 1.3 only.
     if state.version == _TLS13:
         visit.meta = scan_chain_untrusted(state.peer_chain)
     data = {"version": state.version, "cipher": state.cipher, "seconds": seconds}
@@ -68,6 +69,8 @@ async def _chain(visit: Visit) -> Seen:
         )
     if error is None:
         return ok(f"trusted: {shown}", **data)
+    # Verification stops at the first problem, which `tls.name` or `tls.expiry` reports. Whether the
+    # authority is trusted is then not known.
     if error.reason is not FailureReason.CERTIFICATE_UNTRUSTED:
         return skipped(f"not checked, as clients refuse it anyway: {error.reason.value}", **data)
     seen = explain(error)
@@ -77,6 +80,7 @@ async def _chain(visit: Visit) -> Seen:
 async def _name(visit: Visit) -> Seen:
     node = visit.subject.node
     wanted = node.cert_name or node.host_name
+    # With a pin, clients still compare the host name, unless it is an IP address.
     if wanted.startswith(PIN_PREFIX):
         if ip_literal(node.host_name) is not None:
             return skipped("pinned, and connected to by address")
@@ -117,6 +121,7 @@ async def _expiry(visit: Visit) -> Seen:
             ends.append((certificate.not_valid_after_utc, certificate.not_valid_before_utc))
     if not ends:
         return failed("the relay's meta certificate is the only certificate", "see tls.chain")
+    # Clients refuse the chain as soon as any certificate in it has ended.
     end, start = min(ends)
     left = end - now
     days = left / datetime.timedelta(days=1)
@@ -145,6 +150,7 @@ async def _sni(visit: Visit) -> Seen:
         return skipped("connected to by address, so clients send no name")
     limit = visit.settings.timeout * _NAME_WAIT
     nameless = await _try_name(visit, "", limit)
+    # Without a chain `tls.handshake`, which sends the name, has failed.
     if not visit.chain:
         if isinstance(nameless, TlsLink):
             return failed(
@@ -226,6 +232,7 @@ async def _middlebox(visit: Visit) -> Seen:
             maker=maker,
         )
     error = visit.distrust
+    # A middlebox presents a certificate of its own, and cannot have the relay's meta certificate.
     replaced = error is not None and reason_of(error) in (
         FailureReason.CERTIFICATE_UNTRUSTED,
         FailureReason.PIN_OTHER_CERTIFICATE,

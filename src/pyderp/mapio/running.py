@@ -87,6 +87,7 @@ async def describe_relay(
         ConnectError: there is no relay, or its certificate can be neither verified nor pinned.
     """
     relay = _parse(url, tls, settings, resolver)
+    # First of all: STUN and HTTP are of no use if no relay answers at this URL.
     cert_name, addresses = await _connect_once(relay)
     stun, port_80 = await asyncio.gather(
         _stun(addresses, stun_port), _has_port_80(relay, http_port)
