@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from scripts import check_docs
@@ -27,12 +29,12 @@ BLOCKS = {
     for block in check_docs.blocks(path)
     if block.mark
 }
-WITH_A_PROGRAM = {"bridge", "talk", "readme", "readme-client"}
+WITH_A_PROGRAM = {"bridge", "talk", "my-program", "readme-client"}
 """Blocks that are, or need, a program of its own."""
 
 
 def run_block(name: str) -> dict[str, Any]:
-    """Run a block as a module, and the tests in it; gives its names."""
+    """Run a block as a module, and the tests in it; returns its names."""
     block = BLOCKS[name]
     names: dict[str, Any] = {"__name__": f"example_{name}"}
     exec(compile(block.text, f"{block.path}:{block.line}", "exec"), names)
@@ -218,8 +220,8 @@ def test_the_other_examples_survive_any_packet(
     assert name == "readme-client" or "refused: not a sealed packet" in printed
 
 
-def test_the_test_in_the_readme_passes(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's test, with the tutorial's two programs as the program under test."""
+def test_the_test_around_a_program_passes(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's test, with the tutorial's two programs as the program under test."""
     urls = []
 
     async def run(url: str) -> None:
@@ -229,7 +231,7 @@ def test_the_test_in_the_readme_passes(talk: Path, monkeypatch: pytest.MonkeyPat
     my_program = ModuleType("my_program")
     monkeypatch.setattr(my_program, "run", run, raising=False)
     monkeypatch.setitem(sys.modules, "my_program", my_program)
-    run_block("readme")
+    run_block("my-program")
     assert len(urls) == 1
 
 
@@ -374,3 +376,57 @@ def test_the_sender_with_acknowledgements_loses_nothing() -> None:
             assert relay.counters.cut == 2
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+# The glossary
+
+
+GLOSSARY = check_docs.ROOT / "docs" / "reference" / "glossary.md"
+ENTRIES = dict(re.findall(r"^## (.+)\n\n((?:(?!## ).*\n)+)", GLOSSARY.read_text(), re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def other_text() -> str:
+    """All pages but the glossary, and the code."""
+    paths = [*check_docs.pages(check_docs.ROOT / "docs"), *(check_docs.ROOT / "src").rglob("*.py")]
+    return "\n".join(path.read_text() for path in paths if path != GLOSSARY)
+
+
+def is_used(term: str, text: str) -> bool:
+    """Whether a text has a term, in any case, as `Peer gone` in `PeerGone` and `peer_gone`."""
+    pattern = r"[\s_-]?".join(re.escape(word) for word in re.split("[ -]", term))
+    return re.search(rf"(?<![a-z]){pattern}", text, re.IGNORECASE) is not None
+
+
+def test_terms_of_the_glossary_are_sorted() -> None:
+    assert len(ENTRIES) == GLOSSARY.read_text().count("\n## ")
+    assert len(ENTRIES) > 40
+    assert list(ENTRIES) == sorted(ENTRIES, key=str.casefold)
+
+
+@pytest.mark.parametrize("term", ENTRIES)
+def test_term_of_the_glossary_is_used_elsewhere(term: str, other_text: str) -> None:
+    """A term that no page and no code has any more leaves the glossary."""
+    assert is_used(term, other_text)
+
+
+@pytest.mark.parametrize("term", ENTRIES)
+def test_term_of_the_glossary_leads_to_a_page(term: str) -> None:
+    assert re.search(r"\]\([^)]*\.md(#[\w-]+)?\)", ENTRIES[term])
+
+
+def test_a_term_that_is_nowhere_is_noticed(other_text: str) -> None:
+    assert not is_used("Peer unheard of", other_text)
+    assert not is_used("eer gone", "PeerGone")
+
+
+def test_the_picture_of_the_readme_needs_no_other_file() -> None:
+    """It has a description, a background of its own and nothing to load."""
+    readme = (check_docs.ROOT / "README.md").read_text()
+    (name,) = re.findall(r"^!\[\w[^\]]+\]\((\S+\.svg)\)$", readme, re.MULTILINE)
+    text = (check_docs.ROOT / name).read_text()
+    assert not re.search(r"href|url\(|@import|<script|<image", text)
+    svg = ElementTree.fromstring(text)
+    names = [child.tag.rpartition("}")[2] for child in svg]
+    assert names[:3] == ["title", "desc", "rect"]
+    assert {child.get("fill") for child in svg if child.tag.endswith("rect")} >= {"#ffffff"}
