@@ -67,7 +67,7 @@ async def line_of(process: Process) -> str:
 
 
 async def converse(program: Path, url: str) -> tuple[str, str, str]:
-    """Run the tutorial's two programs; gives what each prints, the first in two lines."""
+    """Run the tutorial's two programs; returns what each prints, the first in two lines."""
     listener = await start(program, url)
     try:
         name = await line_of(listener)
@@ -86,21 +86,21 @@ def test_the_two_programs_of_the_tutorial_talk(talk: Path) -> None:
 
     async def scenario() -> None:
         async with pyderp.Relay() as relay:
-            name, heard, answer = await converse(talk, relay.url)
+            name, printed, answer = await converse(talk, relay.url)
         key = pyderp.NodePublic.parse(name.removeprefix("I am "))
         assert answer == f"{key.short()} says: thank you for hello"
-        assert heard.endswith(" says: hello")
+        assert printed.endswith(" says: hello")
 
     asyncio.run(scenario())
 
 
 async def annoy(relay: pyderp.Relay, victim: pyderp.NodePublic) -> None:
-    """Send what anybody can: what is not sealed, is no text, or is as long as can be."""
-    async with pyderp.Client.for_url(relay.url) as stranger:
-        sealed = stranger.sealed(victim)
+    """Send what any client can: packets that are not sealed, no text, or of the largest size."""
+    async with pyderp.Client.for_url(relay.url) as client:
+        sealed = client.sealed(victim)
         for packet in (b"", b"junk", sealed.seal(b"\xff"), sealed.seal(bytes(sealed.max_payload))):
-            await stranger.send(victim, packet)
-        await stranger.ping()
+            await client.send(victim, packet)
+        await client.ping()
 
 
 def test_the_answering_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_answering_program_of_the_tutorial_survives_any_packet(talk: Path) -
 
 
 async def thanked(friend: pyderp.Client, key: pyderp.NodePublic, text: bytes) -> None:
-    """Ask until the program answers: what it is sent while it is away is lost."""
+    """Ask until the program answers: packets to it are lost while it is not connected."""
     messages = friend.messages()
     async with asyncio.timeout(60):
         while True:
@@ -144,7 +144,7 @@ async def thanked(friend: pyderp.Client, key: pyderp.NodePublic, text: bytes) ->
 def test_the_answering_program_of_the_tutorial_survives_the_relay(
     talk: Path, tmp_path: Path
 ) -> None:
-    """The relay is killed without a goodbye while the program answers, and comes back."""
+    """The relay is killed while the program answers, and another one takes its place."""
     flags = ("--dev", "-c", tmp_path / "key", "-a")
 
     async def scenario(first: RelayProcess) -> None:
@@ -172,7 +172,7 @@ def test_the_answering_program_of_the_tutorial_survives_the_relay(
 
 
 def test_the_asking_program_of_the_tutorial_survives_any_packet(talk: Path) -> None:
-    """What claims to be the peer's and does not open is not the answer."""
+    """A packet from the peer that does not open is not taken as the answer."""
 
     async def scenario() -> None:
         async with pyderp.Relay() as relay, pyderp.Client.for_url(relay.url) as peer:
@@ -196,7 +196,7 @@ def test_the_asking_program_of_the_tutorial_survives_any_packet(talk: Path) -> N
 def test_the_other_examples_survive_any_packet(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each sends junk, too, before what it means to send."""
+    """Each client sends junk before its packets."""
     # Below `Client.send`, which sealed packets do not go through.
     send = Lifecycle.send
 
