@@ -31,7 +31,7 @@ else
 	  --http-port=-1 -c .relay/relay.key $(ARGS)
 endif
 
-test: $(VENV)/.dev lint types ## run all checks and tests; tests without their peer are skipped by name
+test: $(VENV)/.dev $(VENV)/.docs lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
 
@@ -132,6 +132,14 @@ fuzz: $(VENV)/.dev ## fuzz each target for FUZZ_SECONDS
 docs: $(VENV)/.dev ## check the documentation: links, generated reference
 	$(BIN)/python scripts/check_docs.py
 
+.PHONY: site
+# What Sphinx warns of is an error: a link that leads nowhere, a page that is in no menu. Without -E it would
+# not read again, and so not warn again of, what has not changed.
+site: $(VENV)/.docs ## build the site of the documentation into build/site
+	@rm -rf build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -d build/site-cache -c docs . build/site
+	@echo "build/site/index.html is the start page"
+
 requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade --extra relay pyproject.toml -o requirements.txt
@@ -141,6 +149,8 @@ requirements: $(VENV)/.dev ## pin the requirements anew (needs uv)
 	  --no-header --no-annotate --upgrade --extra relay pyproject.toml requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --upgrade requirements-bench.in -o requirements-bench.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --upgrade requirements-docs.in -o requirements-docs.txt
 
 clean: ## remove the environments and the peers
 	rm -rf $(VENV) .venv-* .peers .relay build dist fast/target
@@ -161,4 +171,8 @@ $(VENV)/.dev: pyproject.toml requirements-dev.txt $(VENV)/.run | $(BIN)/python
 
 $(VENV)/.bench: requirements-bench.txt | $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.docs: requirements-docs.txt | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@touch $@
