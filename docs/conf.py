@@ -139,6 +139,7 @@ default_role = "py:obj"
 add_module_names = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"JSONValue": "JSONValue"}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
@@ -157,11 +158,25 @@ def _read_docstring(
         return span[0] if all(word.isidentifier() for word in words) else f"`{span[0]}`"
 
     text = _SPAN.sub(mark, "\n".join(lines))
+    if what == "module":  # an indented block is code
+        text = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text)
+    if what == "data" and obj.__doc__ == type(obj).__doc__:
+        text = ""  # the docstring is that of the type
     # Not as the extension napoleon does it, which takes the words before a colon in the docstring
     # of an attribute for its type.
     if what not in ("attribute", "data"):
         text = str(GoogleDocstring(text, Config(), what="function", name=name, obj=obj))
     lines[:] = text.split("\n")
+
+
+def _read_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Make Python of what stands in a signature for a type's alias or a default that is a call."""
+    if not signature:
+        return None
+    signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    return re.sub(r"<factory>|<class '[\w.]+'>", "...", signature), returns
 
 
 # How it looks
@@ -201,3 +216,4 @@ def setup(app: Sphinx) -> None:
     app.connect("doctree-read", _mark_nodes)
     app.connect("source-read", _add_menu)
     app.connect("autodoc-process-docstring", _read_docstring)
+    app.connect("autodoc-process-signature", _read_signature)
