@@ -21,6 +21,7 @@ import pyderp
 from pyderp.client.lifecycle import Lifecycle
 from pyderp.testing import FaultyRelay, client_pair
 from tests.cli.process import Process as RelayProcess
+from tests.cli.process import pyderp as run_command
 from tests.cli.process import running as relay_process
 
 BLOCKS = {
@@ -192,7 +193,7 @@ def test_the_asking_program_of_the_tutorial_survives_any_packet(talk: Path) -> N
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("name", ["client", "sealed", "readme-client"])
+@pytest.mark.parametrize("name", ["client", "sealed", "readme-client", "start-client"])
 def test_the_other_examples_survive_any_packet(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +218,8 @@ def test_the_other_examples_survive_any_packet(
         asyncio.run(scenario())
     printed = capsys.readouterr().out
     assert name == "sealed" or "b'hello'" in printed
-    assert name == "readme-client" or "refused: not a sealed packet" in printed
+    silent = name in ("readme-client", "start-client")
+    assert silent or "refused: not a sealed packet" in printed
 
 
 def test_the_test_around_a_program_passes(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +254,18 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Examples marked as tests run, and so do the tests in them; in a folder of their own."""
     monkeypatch.chdir(tmp_path)
     run_block(name)
+
+
+def test_the_commands_of_the_start_page_succeed(tmp_path: Path) -> None:
+    """They check a relay that runs, and measure round trips to it."""
+    text = (check_docs.ROOT / "docs" / "index.md").read_text()
+    commands = re.findall(r"^\$ .venv/bin/pyderp (\w+) http://127.0.0.1:3340/derp$", text, re.M)
+    assert commands == ["doctor", "ping"]
+    with relay_process("--dev", "--no-stun", "-c", tmp_path / "key", "-a", "127.0.0.1:0") as relay:
+        host, port = relay.address()
+        doctor, ping = (run_command(name, f"http://{host}:{port}/derp") for name in commands)
+    assert "ok    relay.packet" in doctor.stdout
+    assert " 0.0% lost" in ping.stdout
 
 
 # The checks

@@ -103,11 +103,12 @@ def test_fixtures(tmp_path: Path) -> None:
 
 def test_the_examples_in_the_documentation_pass(tmp_path: Path) -> None:
     """As they stand there."""
-    page = check_docs.ROOT / "docs" / "howto" / "in-tests.md"
-    examples = [block.text for block in check_docs.blocks(page) if "(derp_relay" in block.text]
+    pages = [check_docs.ROOT / "docs" / name for name in ("howto/in-tests.md", "index.md")]
+    blocks = [block for page in pages for block in check_docs.blocks(page)]
+    examples = [block.text for block in blocks if "(derp_relay" in block.text]
     for number, text in enumerate(examples):
         (tmp_path / f"test_{number}.py").write_text(text)
-    assert "4 passed" in run_pytest(tmp_path, "-q", "-W", "error")
+    assert "6 passed" in run_pytest(tmp_path, "-q", "-W", "error")
 
 
 def test_it_explains_itself(tmp_path: Path) -> None:
