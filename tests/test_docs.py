@@ -256,6 +256,7 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run_block(name)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_start_page_succeed(tmp_path: Path) -> None:
     """They check a relay that runs, and measure round trips to it."""
     text = (check_docs.ROOT / "docs" / "index.md").read_text()
