@@ -1,4 +1,4 @@
-"""What to do about an error: a line for each reason, for people at a command line."""
+"""Advice about an error, for users of a command line: a line for each reason."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ _OF_NODE: Final = {
 
 
 def advice(error: Exception, *, from_map: bool = False) -> list[str]:
-    """What to do, a line for each different cause; empty if the error says it all.
+    """Returns what to do, a line for each different cause; empty if the error says it all.
 
     Args:
         from_map: a DERP map says where the relay is, and not a URL.
@@ -169,7 +169,7 @@ def login_refused(error: Exception) -> bool:
 
 
 def notes(error: Exception) -> list[str]:
-    """What was noted on the way about errors from which this one came."""
+    """Returns the notes of this error and of all errors that led to it."""
     found: dict[str, None] = {}
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]

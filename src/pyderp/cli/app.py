@@ -1,4 +1,4 @@
-"""The command `pyderp` as typer has it: all subcommands, their help, and errors of usage."""
+"""The typer application `pyderp`: all subcommands, their help, and usage errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["app"]
 
 
 class _Group(TyperGroup):
-    """Commands that say in JSON, too, what is wrong with the command line."""
+    """Prints usage errors as JSON, too, if the command line asks for JSON."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own has another Context
         """Run the subcommand."""
@@ -56,7 +56,7 @@ app.command("relay", epilog=options.EPILOG, help=options.HELP, cls=options.Relay
 def _derper(
     _: Annotated[list[str] | None, typer.Argument(metavar="-FLAG=VALUE…")] = None,
 ) -> None:
-    # Not what typer makes of the words: it takes a -- for its own.
+    # Not typer's argument: typer removes a `--` from the words.
     goflags.run_derper(sys.argv[2:], carry_out)
 
 
@@ -74,7 +74,7 @@ def _add_client_commands() -> None:
     app.add_typer(map_app, name="map")
 
 
-# A relay's process does without the client, which costs megabytes and tenths of its start.
+# A relay's process does not import the client, which costs megabytes and tenths of its start time.
 if sys.argv[1:2] not in (["relay"], ["derper"]):
     _add_client_commands()
 

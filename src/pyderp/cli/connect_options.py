@@ -1,4 +1,4 @@
-"""The flags of all commands that connect to a relay, and the client that they ask for."""
+"""The flags of the commands that connect to a relay, and the client made from them."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ __all__ += ["trusted", "value", "wanted_certificate", "with_connect_options"]
 log = logging.getLogger("pyderp.cli")
 
 _REGION: Final = 900
-"""Of a region made up for a URL; ids from 900 on are for such uses."""
+"""Id of the region that is made for a URL; ids from 900 on are for private use."""
 
 
 def value(metavar: str, text: str, *names: str, **more: Any) -> Any:
-    """A flag with a value, and its help."""
+    """Returns an option that takes a value."""
     return typer.Option(*names, metavar=metavar, help=text, **more)
 
 
 def seconds(text: str, *names: str, least: float = 0.001, most: float | None = None) -> Any:
-    """A flag with a time, and its help."""
+    """Returns an option that takes seconds, from `least` to `most`."""
     return value("SECONDS", text, *names, min=least, max=most)
 
 
 class ReportingClient(Client):
-    """A client that reports each connection that ends, once all that came was received."""
+    """A client that reports each connection that ends, after all its messages were received."""
 
     on_end: Callable[[ConnectionClosed], None] | None = None
     """Called with the reason."""
@@ -58,7 +58,7 @@ class ReportingClient(Client):
     _admission: asyncio.Event | None = None
 
     async def recv_with_generation(self) -> tuple[Message, int]:
-        """As of any client."""
+        """Receive as `Client` does; reports ends, and notes when the relay admits this client."""
         try:
             message, generation = await super().recv_with_generation()
         except ClientClosed:
@@ -82,7 +82,7 @@ class ReportingClient(Client):
 
 
 async def admitted(client: ReportingClient, receiving: asyncio.Task[Any]) -> None:
-    """As `ReportingClient.admission`; raises what ends the task that receives."""
+    """Wait as `ReportingClient.admission`; raises the error with which `receiving` ends."""
     waiting = asyncio.create_task(client.admission(), name="pyderp: waiting for admission")
     try:
         await asyncio.wait({waiting, receiving}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +94,7 @@ async def admitted(client: ReportingClient, receiving: asyncio.Task[Any]) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectOptions:
-    """Where to connect, as whom, and how."""
+    """Which relay to connect to, with which key, and how."""
 
     key: Annotated[
         Path | None,
@@ -217,18 +217,18 @@ class ConnectOptions:
         settings = NetworkSettings.from_environment()
         if self.proxy is not None:
             try:
-                parse_proxy(self.proxy)  # a wrong one is refused before anything happens
+                parse_proxy(self.proxy)  # so that an invalid one is an error before all else
             except ConfigError as e:
                 raise ConfigError(f"--{e}") from None  # "proxy: …"
             settings = dataclasses.replace(settings, proxy=self.proxy)
         if url is not None and self._node_flags:
-            # The environment may turn TLS off for regions: not for one that we made of a URL.
+            # The environment may turn TLS off for regions; for this one, the URL decides.
             settings = dataclasses.replace(settings, use_derp_http=not parse_url(url).tls)
         return settings
 
     @property
     def _node_flags(self) -> list[str]:
-        """Flags in use that say something about the relay, as a map's node does."""
+        """The flags in use that say of the relay what a node of a map says."""
         flags = {
             "--pin": self.pin,
             "--cert-name": self.cert_name,
@@ -246,7 +246,7 @@ class ConnectOptions:
         return self._url_region(url) if self._node_flags else url
 
     def _url_region(self, url: str) -> DERPRegion:
-        """A region with the URL's relay alone: only nodes have such settings."""
+        """Returns a region with only the URL's relay: the client has these settings per node."""
         target = parse_url(url)
         flags = ", ".join(self._node_flags)
         if target.request_target != "/derp" or target.userinfo is not None:
@@ -278,7 +278,7 @@ class ConnectOptions:
 
 
 def trusted(ca: Path | None) -> TLSConfig:
-    """What `--ca` asks for.
+    """Returns the TLS settings with the certificates of `--ca`.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -287,7 +287,7 @@ def trusted(ca: Path | None) -> TLSConfig:
         return TLSConfig()
     config = TLSConfig(extra_roots=(ca,))
     try:
-        # Kept, and used again when it connects.
+        # The context is cached, and used again to connect.
         client_context(config, chain=True, hostname=True, keylog_file="")
     except ConfigError as e:
         raise ConfigError(f"--ca: {str(e).removeprefix('extra_roots: ')}") from e
@@ -295,10 +295,10 @@ def trusted(ca: Path | None) -> TLSConfig:
 
 
 def wanted_certificate(pin: str | None, cert_name: str | None) -> str:
-    """What `--pin` and `--cert-name` ask for, as a map's `CertName`; empty: neither.
+    """Returns `--pin` or `--cert-name` as a map's `CertName`; empty: neither is given.
 
     Raises:
-        typer.BadParameter: both, or a pin that is none.
+        typer.BadParameter: both are given, or the pin is invalid.
     """
     if pin is None:
         return cert_name or ""
@@ -311,7 +311,7 @@ def wanted_certificate(pin: str | None, cert_name: str | None) -> str:
 
 
 def with_connect_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `ConnectOptions`, which it gets as `options`."""
+    """Add the flags of `ConnectOptions` to a command, which gets them as `options`."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     shared = list(inspect.signature(ConnectOptions, eval_str=True).parameters.values())
 
@@ -330,12 +330,12 @@ def split_targets(targets: list[str]) -> tuple[str | None, NodePublic | None]:
     """Tell apart the arguments `[URL] [PEER]`: a peer begins with `nodekey:`.
 
     Raises:
-        typer.BadParameter: too many, or a peer that is none.
+        typer.BadParameter: there are too many arguments, or the peer is invalid.
     """
     urls = [t for t in targets if not t.startswith("nodekey:")]
     peers = [t for t in targets if t.startswith("nodekey:")]
     if len(urls) > 1:
-        # A URL may have a password.
+        # A URL is not quoted: it may have a password.
         what = repr(urls[1]) if urls[1].isalnum() else "the second URL"
         raise typer.BadParameter(f"{what} is no peer: want nodekey: and 64 hex digits")
     if len(peers) > 1:
@@ -348,11 +348,11 @@ def split_targets(targets: list[str]) -> tuple[str | None, NodePublic | None]:
 
 
 def _with_path(url: str) -> str:
-    """A URL without a path gets the one that relays have."""
+    """Returns the URL; one without a path gets that of relays, `/derp`."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url  # the client says why
+        return url  # the client reports the error
     if parts.netloc and parts.path in ("", "/") and not parts.query:
         return urlunsplit(parts._replace(path="/derp"))
     return url

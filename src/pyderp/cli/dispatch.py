@@ -1,4 +1,4 @@
-"""From a command line to what carries it out, and how its errors end the process."""
+"""Runs a command line, and ends the process with its exit status or error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def run_words(words: Sequence[str]) -> NoReturn:
         try:
             _run(words)
         except SystemExit as e:
-            # The help is typer's, which prints it to nowhere. --version is ours, and fails.
+            # With standard output closed, typer prints its help nowhere and exits with 0.
+            # `--version`, which is ours, raises by itself.
             if sys.stdout is None and not e.code and "--help" in words:
                 raise OutputError("cannot write to standard output: it is closed") from None
             raise
@@ -48,7 +49,7 @@ def _run(words: Sequence[str]) -> None:
     elif command == "relay" and (given := values_of(rest, os.environ)) is not None:
         carry_out(lambda: load_settings(given), given.get("log-format"))
     else:
-        # Not at the top: it brings typer.
+        # Not at the top: it imports typer, which plain command lines of a relay do without.
         from pyderp.cli.app import app
 
         app()
@@ -56,7 +57,7 @@ def _run(words: Sequence[str]) -> None:
 
 def carry_out(load: Callable[[], Settings], log_format: str | None) -> None:
     """Do what a relay's settings ask for (`CarryOut`)."""
-    # Not at the top: it brings the server, without which all other commands begin.
+    # Not at the top: it imports the server, which no other command needs.
     from pyderp.cli.relay import run
 
     run.carry_out(load, log_format)

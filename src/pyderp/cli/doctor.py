@@ -1,4 +1,4 @@
-"""`pyderp doctor`: whether a relay, or all of a DERP map, works; a line for each check."""
+"""`pyderp doctor`: check whether a relay, or all relays of a DERP map, work."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def doctor(
 def _single(
     pin: str | None, cert_name: str | None, insecure: bool, http_port: int, stun_port: int | None
 ) -> Single:
-    """What the flags say of a relay that is not in a map."""
+    """Returns what the flags say about a relay that is not in a map."""
     wanted = wanted_certificate(pin, cert_name)
     if insecure and wanted:
         raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
@@ -219,7 +219,7 @@ def _refuse_node_flags(**flags: object) -> None:
 
 
 def _network(notes: Notes) -> NetworkSettings:
-    """Socket options of the environment; its proxies are left out, which is said."""
+    """Returns the environment's settings without its proxies; a note says so if it has some."""
     found = NetworkSettings.from_environment()
     proxies = [name.upper() for name in ("https_proxy", "all_proxy") if getattr(found, name)]
     if proxies:
@@ -250,7 +250,7 @@ class _Source:
         """Read the target.
 
         Raises:
-            ConfigError, InvalidMap, ConnectError: it cannot be used, or not be had.
+            ConfigError, InvalidMap, ConnectError: it cannot be used, or not be fetched.
         """
         if kind_of(self.target) is TargetKind.RELAY:
             self.regions = [relay_region(self.target, self.single)]
@@ -264,7 +264,7 @@ class _Source:
         self.regions, self.left_out = _first_nodes(found, self.max_nodes)
 
     async def load_again(self) -> None:
-        """As `load`; if the map cannot be used any more, the last one stays."""
+        """Read the target again; if its map cannot be used any more, the last one stays in use."""
         if self.target == "-":
             return
         try:
@@ -276,7 +276,7 @@ class _Source:
 
 
 def _first_nodes(regions: Sequence[Region], most: int) -> tuple[list[Region], int]:
-    """The regions with so many nodes together, and how many are left out."""
+    """Returns the regions with at most so many nodes together, and how many nodes are left out."""
     kept: list[Region] = []
     count = 0
     for region in regions:
@@ -289,7 +289,7 @@ def _first_nodes(regions: Sequence[Region], most: int) -> tuple[list[Region], in
 
 @dataclass
 class _Session:
-    """Runs, and what is printed of them."""
+    """The runs of the checks, and what they print."""
 
     source: _Source
     settings: Settings
@@ -300,13 +300,13 @@ class _Session:
     """Results of the last run of `watch`."""
 
     async def once(self) -> int:
-        """One run, all of it printed; returns the exit status."""
+        """Run once, and print all findings; returns the exit status."""
         report = self._report(self._shown)
         await report.run()
         return report.summarize()
 
     async def watch(self, every: float) -> None:
-        """Runs until it is cancelled."""
+        """Run every so many seconds until cancelled; later runs print only what changed."""
         loop = asyncio.get_running_loop()
         for number in itertools.count():
             began = loop.time()
@@ -340,12 +340,13 @@ class _Session:
         if before is finding.result:
             return
         was = "new" if before is None else before.value
-        # What is not looked at behind a failure, and is again after it, is no news to people.
+        # Checks that a failure makes the doctor skip, and that are ok after it, are left out for
+        # people: the line about the failure implies them.
         if self.as_json or not {before, finding.result} <= {Result.SKIP, Result.OK}:
             self._print_change(was, line_of(finding, several), **values_of(finding))
 
     def _vanished(self, subjects: set[str]) -> None:
-        """Name the nodes and regions of the last round that this one has not looked at."""
+        """Print the nodes and regions of the last round that are missing in this one."""
         for subject in dict.fromkeys(subject for subject, _ in self.before):
             if subject not in subjects:
                 text = escaped(f"gone  {subject}  the map does not have it any more")

@@ -1,4 +1,4 @@
-"""How findings of `pyderp doctor` are printed: a line each in the order of the plan, and a sum."""
+"""Prints the findings of `pyderp doctor`: a line each in the order of the plan, and a summary."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ _SETTING: Final = re.compile(
 """Settings of the doctor and of relays."""
 _WIDTH: Final = len("relay.admission")
 _LINE: Final = 100
-"""Characters of the line that shows how far it is."""
+"""Characters of the progress line."""
 
 
 class Report:
-    """One run: prints findings in the order of the plan, and how far it is on a terminal.
+    """One run: prints findings in the order of the plan, and the progress on a terminal.
 
     Args:
-        show: prints a finding, or not; with whether there are several subjects.
-        progress: on a terminal, show how far it is.
-        left_out: nodes that are not looked at, for the sum.
-        quiet: no sum if all is well.
+        show: is called with each finding, and with whether there are several subjects; it decides
+            whether to print the finding.
+        progress: show the progress, if standard error is a terminal.
+        left_out: number of nodes that are not checked, for the summary.
+        quiet: print no summary if all is well.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Report:
         self.found: dict[tuple[str, str], Finding] = {}
 
     async def run(self) -> None:
-        """Run all checks; if that is cancelled, what was found is printed."""
+        """Run all checks; if that is cancelled, the findings so far are printed."""
         try:
             await self._run.run(self._on_finding)
         except asyncio.CancelledError:
@@ -91,7 +92,7 @@ class Report:
             self._progress.clear()
 
     def summarize(self) -> int:
-        """Print the sum of it; returns the exit status."""
+        """Print the summary; returns the exit status."""
         counts = Counter(finding.result for finding in self.found.values())
         worst = next((each for each in (Result.FAIL, Result.WARN) if counts[each]), Result.OK)
         missing = len(self._plan) - len(self.found)
@@ -113,7 +114,7 @@ class Notes:
     """Remarks about the input, on standard error.
 
     Args:
-        silent: only errors are printed, as cron sends a mail for each line.
+        silent: only errors are printed, since cron sends a mail for each line.
     """
 
     def __init__(self, output: Output, *, silent: bool) -> None:
@@ -122,24 +123,24 @@ class Notes:
         self._trouble = ""
 
     def note(self, text: str) -> None:
-        """A remark that needs no action."""
+        """Print a remark that needs no action."""
         if not self._silent:
             self._output.note(text)
 
     def map_stays(self, error: Exception) -> None:
-        """The map cannot be read any more; printed once for each different error in a row."""
+        """Print that the map cannot be read any more, once for equal errors in a row."""
         text = str(error)
         if text != self._trouble:
             self._output.remark("map", f"the last DERP map stays in use: {text}", error=text)
         self._trouble = text
 
     def map_is_good(self) -> None:
-        """The map was read, so that the next error is printed again."""
+        """Note that the map was read, so that the next error is printed again."""
         self._trouble = ""
 
 
 class _Progress:
-    """A line on standard error that comes and goes, if that is a terminal."""
+    """A progress line on standard error, if that is a terminal."""
 
     def __init__(self) -> None:
         self._on = sys.stderr is not None and sys.stderr.isatty()
@@ -152,7 +153,7 @@ class _Progress:
             self._shown = True
 
     def clear(self) -> None:
-        """Take it away, before anything else is written."""
+        """Remove the line; to be called before anything else is written."""
         if self._shown:
             self._write("\r\x1b[K")
             self._shown = False
@@ -166,21 +167,21 @@ class _Progress:
 
 
 def with_flags(text: str) -> str:
-    """Name the flags of settings, which stand in braces in the texts of `pyderp.doctor`."""
+    """Replace the settings in braces, which texts of `pyderp.doctor` have, by their flags."""
     return _SETTING.sub(lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 def line_of(finding: Finding, several: bool) -> str:
-    """A finding in one line, which cannot steer a terminal."""
+    """Returns a finding as one line, which cannot steer a terminal."""
     seen = finding.seen
     subject = f"{finding.subject}  " if several else ""
     text = f"{finding.result.value:4}  {subject}{finding.check:{_WIDTH}}  {seen.text}"
-    # Backslashes stay: what is escaped in a text already would be escaped twice.
+    # `printable` and not `escaped`: a finding's text has its escapes already.
     return printable(with_flags(f"{text} -> {seen.advice}" if seen.advice else text))
 
 
 def values_of(finding: Finding) -> dict[str, object]:
-    """The same for programs."""
+    """Returns a finding as the values of a JSON object."""
     seen = finding.seen
     return {
         "subject": finding.subject,

@@ -1,4 +1,4 @@
-"""What commands read: standard input, and keys and DERP maps from it or from files."""
+"""Input of commands: standard input, and keys and DERP maps from it or from files."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ Read: TypeAlias = Callable[[], Awaitable[bytes]]
 
 
 def read_stdin(limit: int) -> bytes:
-    """All of standard input, at most `limit` bytes.
+    """Returns all of standard input, at most `limit` bytes.
 
     Raises:
-        ConfigError: it is closed.
+        ConfigError: standard input is closed.
         OSError: it cannot be read.
     """
     with open(_fileno(), "rb", closefd=False) as file:
@@ -50,19 +50,19 @@ def read_stdin(limit: int) -> bytes:
 
 def _fileno() -> int:
     if sys.stdin is None:
-        # Its number may be that of a socket by now.
+        # Its file descriptor may belong to a socket by now.
         raise ConfigError("standard input is closed")
     return sys.stdin.fileno()
 
 
 class Stdin:
-    """Reads in a thread of its own, which the end of the process does not wait for.
+    """Reads standard input in a daemon thread, for which the end of the process does not wait.
 
-    A pipe, a file and a terminal are all read alike. A read that blocks does not keep the
+    Pipes, files and terminals are read in the same way. A read that blocks does not keep the
     process from ending, as it would in one of asyncio's own threads.
 
     Raises:
-        ConfigError: it is closed.
+        ConfigError: standard input is closed.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Stdin:
         threading.Thread(target=self._read_all, name="pyderp stdin", daemon=True).start()
 
     async def read(self) -> bytes:
-        """Some bytes, as soon as there are any; `b""` at the end.
+        """Returns some bytes, as soon as there are any; `b""` at the end.
 
         Raises:
             OSError: it cannot be read.
@@ -97,7 +97,7 @@ class Stdin:
 
 
 async def lines_of(read: Read, limit: int) -> AsyncIterator[bytes]:
-    """The lines of a stream, without their ends; each as soon as it is whole.
+    """Yields the lines of a stream without their line ends, each as soon as it is complete.
 
     Raises:
         LocalProtocolError: a line is longer than `limit` bytes.
@@ -127,14 +127,17 @@ def _checked(line: bytes | bytearray, number: int, limit: int) -> bytes:
 
 
 async def chunks_of(read: Read, size: int) -> AsyncIterator[bytes]:
-    """A stream in pieces of at most `size` bytes, each as soon as it is there."""
+    """Yields a stream in pieces of at most `size` bytes, each as soon as it was read."""
     while data := await read():
         for start in range(0, len(data), size):
             yield data[start : start + size]
 
 
 def read_private_key(path: Path) -> NodePrivate:
-    """The key in a file: `privkey:…`, or the JSON of a relay's key file. `-`: standard input.
+    """Returns the key in a file: `privkey:…`, or the JSON of a relay's key file.
+
+    Args:
+        path: `-`: standard input.
 
     Raises:
         ConfigError: the file cannot be read or holds no key; its content is never shown.
@@ -170,15 +173,16 @@ def _read(path: Path, name: str) -> str:
         raise ConfigError(f"{name} is not there; make one with: pyderp key new -o {path}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {name}: {e.strerror}") from e
-    # What is not text is no key; the error says so without showing it.
+    # Bytes that are not text are no key, and the caller's error does not show them.
     return data.decode(errors="replace")
 
 
 def read_region(path: Path, wanted: str | None) -> DERPRegion:
-    """A region of the DERP map in a file; `-`: standard input. What is odd in the map is logged.
+    """Returns a region of the DERP map in a file. Problems of other regions are logged.
 
     Args:
-        wanted: id or code; `None`: the only one there is.
+        path: `-`: standard input.
+        wanted: id or code; `None`: the only region of the map.
 
     Raises:
         ConfigError: the file cannot be read, or has no such region.
@@ -198,7 +202,10 @@ def read_region(path: Path, wanted: str | None) -> DERPRegion:
 
 
 def read_map(path: Path) -> DERPMap:
-    """The DERP map in a file; `-`: standard input. What is odd in it is not looked for.
+    """Returns the DERP map in a file, without a search for problems.
+
+    Args:
+        path: `-`: standard input.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -229,5 +236,5 @@ def _chosen(derp_map: DERPMap, wanted: str | None, path: Path) -> int:
 
 
 def _parse_map(text: bytes) -> DERPMap:
-    read_document(text, _WANTED)  # for the advice that its errors end with
+    read_document(text, _WANTED)  # only for its errors, which end with this advice
     return DERPMap.from_json(text)

@@ -1,10 +1,10 @@
-"""Ctrl-C (SIGINT) and SIGTERM, for every command: the first stops it, the second ends the process.
+"""Ctrl-C (SIGINT) and SIGTERM: the first signal stops the command, the second ends the process.
 
 Python's own handler raises `KeyboardInterrupt` wherever the main thread is, also within the
-clean-up that the first Ctrl-C began, and event loops put it back before they are closed. So one
-handler is there from before the slow imports to the end of the process, and it raises nothing.
-Before `stop_with` there is nothing to clean up: SIGINT ends the process at once with exit
-status 130, and SIGTERM does what it does by default.
+clean-up that the first Ctrl-C began, and event loops restore it before they are closed. So one
+handler, which raises nothing, is installed before the slow imports and stays until the process
+ends. Before `stop_with` there is nothing to clean up: SIGINT ends the process at once with exit
+status 130, and SIGTERM has its default effect.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from types import FrameType
 __all__ = ["held", "install", "stop_with"]
 
 _REPEAT = 0.1
-"""Seconds. `timeout` signals its command and then its process group, so the command twice."""
+"""Seconds in which a repeated signal counts as the first one. `timeout` signals its command and
+then its process group, so the command gets each signal twice."""
 
 
 class _Stopping:
-    """What the first signal does, and the second."""
+    """What the first signal and each later one do."""
 
     def __init__(
         self, stop: Callable[[int], None], again: Callable[[int], int] | None = None
@@ -43,24 +44,25 @@ class _Stopping:
             os._exit(128 + number)
 
 
-_now: _Stopping | None = None
+_stopping: _Stopping | None = None
+"""What signals do at the moment; `None`: SIGINT ends the process."""
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if _now is None:
+    if _stopping is None:
         os._exit(128 + number)
-    _now.on_signal(number)
+    _stopping.on_signal(number)
 
 
 def install() -> None:
-    """End the process on Ctrl-C without a traceback from now on, if it is not to be ignored."""
-    # A shell ignores it for what a script starts in the background.
+    """From now on, Ctrl-C ends the process without a traceback, unless SIGINT is ignored."""
+    # A shell starts the background commands of a script with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         _handle(signal.SIGINT)
 
 
 def _handle(number: int) -> None:
-    with contextlib.suppress(ValueError):  # not the main thread, as in a test
+    with contextlib.suppress(ValueError):  # raised off the main thread, as in a test
         signal.signal(number, _on_signal)
 
 
@@ -70,18 +72,18 @@ def stop_with(
     *,
     ignored_too: bool = False,
 ) -> None:
-    """From now on, to the end of the process, SIGINT and SIGTERM stop a command.
+    """Make SIGINT and SIGTERM stop a command, from now on to the end of the process.
 
     Args:
         stop: called by the first signal, with its number, between any two steps of the main
-            thread, perhaps when the command has ended. It must raise nothing.
-        again: called by each later one; returns the exit status with which the process then ends
-            at once. Without it that is 128 + number, and the same signal within a tenth of a
-            second counts as the first.
+            thread, perhaps after the command has ended. It must raise nothing.
+        again: called by each later signal; returns the exit status with which the process then
+            ends at once. Without it the status is 128 + number, and the same signal within a
+            tenth of a second counts as the first.
         ignored_too: handle SIGINT even if the process was started with it ignored.
     """
-    global _now
-    _now = _Stopping(stop, again)
+    global _stopping
+    _stopping = _Stopping(stop, again)
     if ignored_too:
         _handle(signal.SIGINT)
     _handle(signal.SIGTERM)
@@ -89,8 +91,11 @@ def stop_with(
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """In the block, which must be short, both signals wait: what it began is finished."""
-    global _now
+    """Hold both signals back while the block runs, so that it finishes; it must be short.
+
+    If a signal came, the process ends after the block with exit status 128 + its number.
+    """
+    global _stopping
     waiting: list[int] = []
     stop_with(waiting.append)
     try:
@@ -98,6 +103,6 @@ def held() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _now = None
+        _stopping = None
     if waiting:
         os._exit(128 + waiting[0])

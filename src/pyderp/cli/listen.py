@@ -86,7 +86,7 @@ def listen(
     """The command; `HELP` says what it does."""
 
     async def work(client: ReportingClient, output: Output) -> int:
-        # On standard error the log says it, and when it connects again.
+        # On standard error, the client's log has it, and that it connects again.
         client.on_end = lambda error: output.event("disconnected", reason=error)
         listener = _Listener(client, output, echo=not no_echo, sealed=sealed)
         return await listener.run(count, timeout)
@@ -106,7 +106,8 @@ class _Listener:
         """Print until enough was printed or the time is up; returns the exit status."""
         key = self.client.self_public_key
         self.output.remark("listening", f"listening as {key}", key=key)
-        # Reconnecting is for a relay that was there once; a wrong URL is an error at once.
+        # The first connect is not repeated, so that a wrong URL is an error at once; only later
+        # the client reconnects, and its log says so.
         logging.getLogger("pyderp.client").setLevel(logging.INFO)
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -131,7 +132,7 @@ class _Listener:
             return
         pong = pong_for_untrusted(packet.data) if self.echo else None
         if pong is not None:
-            # If that fails, the next receive says so and connects again.
+            # If that fails, the next receive reports it and connects again.
             with contextlib.suppress(ConnectionClosed, ConnectError):
                 await self.client.send(packet.source, pong)
             return

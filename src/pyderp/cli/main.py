@@ -1,4 +1,4 @@
-"""Where the command `pyderp` begins: before anything slow is imported."""
+"""The entry points of the commands, which run before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["derper_main", "main"]
 def main() -> None:
     """Run the command line.
 
-    Exits 1 for what cannot be done, 2 for a wrong command line, 130 on Ctrl-C.
+    Exits 1 on failure, 2 for a wrong command line, 130 on Ctrl-C; some commands have more codes.
     """
     install()
     if sys.argv[1:2] in (["relay"], ["derper"]):
@@ -26,7 +26,7 @@ def main() -> None:
     try:
         _set_up_streams()
         _check_installed()
-        # Takes a fifth of a second.
+        # Not at the top: this import takes a fifth of a second.
         from pyderp.cli.dispatch import run_words
 
         run_words(sys.argv[1:])
@@ -37,17 +37,17 @@ def main() -> None:
 
 
 def derper_main() -> None:
-    """Run the command line `pyderp-derper`: all of it is for `pyderp derper`."""
+    """Run the command `pyderp-derper`, which is `pyderp derper` with the same arguments."""
     sys.argv.insert(1, "derper")
     main()
 
 
 def _prepare_relay() -> None:
-    # Its reload signal that comes before there is anything to reload must not end it.
+    # By default SIGHUP ends a process; one that comes before the settings are read must not.
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Imports make 0.3 MB of garbage, and looking for it takes a fifth of their time. A relay that
-    # serves has the collector on again (`pyderp.cli.relay.run`).
+    # The imports leave 0.3 MB of garbage, and searching for it takes a fifth of their time.
+    # `pyderp.cli.relay.run` turns the collector on again before the relay serves.
     gc.disable()
 
 
@@ -65,9 +65,10 @@ def _set_up_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Closed. A socket would get this number, and what is meant for the stream.
+            # The stream is closed. Without this, the next socket would get its file descriptor,
+            # and with it all that is written to the stream.
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8 shows escapes, and the command goes on.
+        # A terminal that is not UTF-8 gets escapes, where an encoding error would end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

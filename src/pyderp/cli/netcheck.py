@@ -147,10 +147,10 @@ def netcheck(
 
 
 def bind_of(address: str, port: int, environment: str) -> tuple[str, int]:
-    """Host and port that STUN is sent from: the flags', or else the environment's.
+    """Returns host and port to send STUN from: those of the flags, or else of the environment.
 
     Raises:
-        ConfigError: one that cannot be.
+        ConfigError: address or port is invalid.
     """
     if address:
         try:
@@ -186,14 +186,14 @@ def _settings(address: str, port: int, ca: Path | None, verbose: bool) -> Netche
 
 
 class _Progress:
-    """A line on standard error that is written over, if that is a terminal."""
+    """A progress line on standard error, if that is a terminal."""
 
     def __init__(self) -> None:
         self._shown = sys.stderr is not None and sys.stderr.isatty()
         self._length = 0
 
     def show(self, text: str) -> None:
-        """Show what is done at the moment; empty: nothing."""
+        """Show what is being done; an empty text removes the line."""
         if self._shown:
             with contextlib.suppress(OSError):
                 print(f"\r{text:<{self._length}}\r{text}", end="", file=sys.stderr, flush=True)  # noqa: T201 (a command's progress)

@@ -22,14 +22,14 @@ __all__ += ["print_error", "print_event", "print_line"]
 
 
 class OutputError(DerpError):
-    """Standard output takes nothing more."""
+    """Standard output is closed, or cannot be written to."""
 
 
 def print_line(text: str) -> None:
-    """A line on standard output, at once.
+    """Print a line on standard output, and flush it.
 
     Raises:
-        OutputError: it is closed, or full.
+        OutputError: standard output is closed, or its disk is full.
         BrokenPipeError: its reader is gone.
     """
     if sys.stdout is None:
@@ -39,19 +39,22 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """A line on standard error, if there is one that takes it."""
+    """Print a line on standard error; nothing happens if it is closed or cannot be written to."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)  # noqa: T201 (a command's error)
 
 
 def print_event(kind: str, values: dict[str, object]) -> None:
-    """A JSON object on standard output, keys and errors in it as text; raises as `print_line`."""
+    """Print a JSON object on standard output, with keys and errors as text.
+
+    Raises as `print_line`.
+    """
     print_line(json.dumps({"type": kind, "time": round(time.time(), 6), **values}, default=str))
 
 
 def flush_stdout() -> None:
-    """Write what others have printed; raises as `print_line`, but not if it is closed."""
+    """Flush what other code has printed; raises as `print_line`, but not if it is closed."""
     if sys.stdout is not None:
         with _explained():
             sys.stdout.flush()
@@ -62,7 +65,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        # Or Python would try again at its end, and complain in words of its own.
+        # Without this, Python would flush again when it exits, and print a message of its own.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):
@@ -71,7 +74,7 @@ def _explained() -> Iterator[None]:
 
 
 def escaped(text: str) -> str:
-    r"""Text of a peer for a terminal: `\`, control and invisible characters escaped."""
+    r"""Returns a peer's text for a terminal: `\`, control and invisible characters are escaped."""
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(_character(c) for c in text)
@@ -82,12 +85,12 @@ def _character(c: str) -> str:
         return "\\\\"
     if c.isprintable():
         return c
-    # Not \x85 for U+0085: that is how a byte looks that is not UTF-8.
+    # U+0085 becomes \u0085: \x85 stands for a byte that is not UTF-8.
     return f"\\u{ord(c):04x}" if 0x7F < ord(c) < 0x10000 else ascii(c)[1:-1]
 
 
 def escaped_bytes(data: bytes) -> str:
-    r"""Bytes of a peer for a terminal, read as UTF-8; other bytes become `\xNN`."""
+    r"""Returns a peer's bytes for a terminal, read as UTF-8; other bytes become `\xNN`."""
     try:
         return escaped(data.decode())
     except UnicodeDecodeError:
@@ -110,28 +113,31 @@ class Output:
         self._as_json = as_json
 
     def result(self, kind: str, text: str, /, **values: object) -> None:
-        """What the command is for. `text` must be escaped."""
+        """Print a result of the command. `text` must be escaped."""
         if self._as_json:
             print_event(kind, values)
         else:
             print_line(text)
 
     def remark(self, kind: str, text: str, /, **values: object) -> None:
-        """What happens beside it: a line on standard error; in JSON an object, too."""
+        """Print what happens beside the results: on standard error, and in JSON as an object."""
         self.event(kind, **values)
         self.note(text)
 
     def event(self, kind: str, /, **values: object) -> None:
-        """What happens beside it and is logged to standard error elsewhere: an object in JSON."""
+        """Print, in JSON only, what happens and is logged to standard error elsewhere."""
         if self._as_json:
             print_event(kind, values)
 
     def note(self, text: str) -> None:
-        """A line on standard error only. Backslashes stay: errors quote values with escapes."""
+        """Print a line on standard error only.
+
+        Backslashes are not escaped: errors quote values with escapes already.
+        """
         print_error(f"pyderp: {printable(text)}")
 
     def packet(self, source: NodePublic, data: bytes) -> None:
-        """A packet that came."""
+        """Print a packet that was received."""
         values = {"data": base64.b64encode(data).decode("ascii")}
         with contextlib.suppress(UnicodeDecodeError):
             values["text"] = data.decode()

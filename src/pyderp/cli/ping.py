@@ -108,7 +108,7 @@ def ping(
 
 
 class _Target:
-    """What answers: the relay; `_Peer` stands for a peer."""
+    """The target of pings: the relay; `_Peer` is a peer."""
 
     name = "the relay"
 
@@ -120,7 +120,7 @@ class _Target:
         return await self.client.ping()
 
     async def receive(self) -> None:
-        """Take what comes, for ever, or the connection would fill up."""
+        """Receive for ever; otherwise the connection would fill up with messages."""
         async for message in self.client:
             self.take(message)
 
@@ -160,7 +160,7 @@ class _Peer(_Target):
         now = time.perf_counter()  # the loop's own clock may be one of milliseconds
         match message:
             case ReceivedPacket(source, data) if source == self._peer:
-                # Only what we asked for counts: anyone may send us pongs.
+                # Only a pong to one of our pings counts: any peer may send us pongs.
                 waiter = self._waiting.get(pong_id_untrusted(data) or b"")
                 if waiter is not None and not waiter.done():
                     waiter.set_result(now)
@@ -179,12 +179,12 @@ class _Pings:
     times: list[float] = field(default_factory=list)
 
     async def run(self, count: int, interval: float) -> int:
-        """Ping, and print the statistics at the end, also of Ctrl-C; returns the exit status."""
+        """Ping, and print the statistics at the end or on Ctrl-C; returns the exit status."""
         await self.target.client.connect()
         loop = asyncio.get_running_loop()
         receiving = asyncio.create_task(self.target.receive(), name="pyderp ping: receiving")
         try:
-            with contextlib.suppress(TimeoutError):  # or else the pings say that nothing answers
+            with contextlib.suppress(TimeoutError):  # then the pings report it
                 async with asyncio.timeout(self.timeout):
                     await admitted(self.target.client, receiving)
             for number in range(1, count + 1) if count else itertools.count(1):
@@ -235,7 +235,7 @@ class _Pings:
 
 
 def _percentile(values: list[float], share: float) -> float:
-    """The least of the values that at least this share of them does not exceed."""
+    """Returns the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
@@ -244,19 +244,19 @@ def _ms(seconds: float) -> str:
 
 
 def make_ping(ping_id: bytes, now_ns: int) -> bytes:
-    """A ping's packet."""
+    """Returns the packet of a ping."""
     return _PING + ping_id + now_ns.to_bytes(_TIME_LEN, "big")
 
 
 def pong_for_untrusted(packet: bytes) -> bytes | None:
-    """The answer to a packet, of the same length, if the packet is a ping; else `None`."""
+    """Returns the answer to a ping, of the same length; `None`: the packet is no ping."""
     if len(packet) != _LEN or not packet.startswith(_PING):
         return None
     return _PONG + packet[len(_PING) :]
 
 
 def pong_id_untrusted(packet: bytes) -> bytes | None:
-    """The id in a packet, if it is a pong; else `None`."""
+    """Returns the id in a pong; `None`: the packet is no pong."""
     if len(packet) != _LEN or not packet.startswith(_PONG):
         return None
     return packet[len(_PONG) : len(_PONG) + ID_LEN]

@@ -32,14 +32,15 @@ _FORMATS: Final = {
 }
 EXIT_LOGIN_REFUSED: Final = 4
 _PATIENCE: Final = 0.5
-"""Seconds. Nothing that matters is left to do."""
+"""Seconds that a process has to end by itself, when nothing that matters is left to do."""
 _PAUSE: Final = 1.0
 """Seconds between two lines about unraisable errors."""
 _LONGEST: Final = 200
+"""Characters of an object or an error in such a line."""
 
 
 class _Line(logging.Formatter):
-    """A line that cannot steer a terminal; texts of peers may be in it.
+    """A line that cannot steer a terminal, even with text of a peer in it.
 
     Lines of a traceback follow, indented, so that none looks like another event.
     """
@@ -90,7 +91,7 @@ class _Seen(logging.Handler):
 
 @contextmanager
 def errors_seen() -> Iterator[list[str]]:
-    """Yields a list; the text of what is logged as an error in the block is added to it, too."""
+    """Yields a list to which the text of each error that the block logs is added."""
     seen = _Seen()
     logger = logging.getLogger("pyderp")
     logger.addHandler(seen)
@@ -103,8 +104,8 @@ def errors_seen() -> Iterator[list[str]]:
 class LogHandler(logging.StreamHandler[TextIO]):
     """Logs to standard error, and remembers whether that works.
 
-    A disk may be full, or the reader of a pipe gone: then there is no place to say so, and
-    logging's own traceback would go the same way.
+    If a disk is full or the reader of a pipe gone, the failure cannot be logged, and the traceback
+    that `logging` prints by default would go to the same stream.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class LogHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Remember why a line could not be written."""
         error = sys.exception()
-        if isinstance(error, OSError | ValueError):  # the latter: closed
+        if isinstance(error, OSError | ValueError):  # ValueError: standard error is closed
             self._why = f"the log cannot be written: {getattr(error, 'strerror', None) or error}"
         else:
             super().handleError(record)
@@ -149,10 +150,9 @@ def run_command(
 ) -> None:
     """Run a command's coroutine to its end and exit with the number that it returns.
 
-    An error of pyderp's or of the network's is printed, with what to do about it, and the exit
-    status is 1, 2 for `Refused`, or 4 when the relay refuses the login. On Ctrl-C and SIGTERM the
-    coroutine is cancelled; the exit status is 130 or 143. The second such signal ends the process
-    at once.
+    A `DerpError` or `OSError` is printed, with what to do about it, and the exit status is 1, 2 for
+    `Refused`, or 4 when the relay refuses the login. On Ctrl-C and SIGTERM the coroutine is
+    cancelled; the exit status is 130 or 143. The second such signal ends the process at once.
 
     Args:
         from_map: a DERP map says where the relay is.
@@ -168,7 +168,7 @@ def run_command(
     except BrokenPipeError:
         raise  # standard output is gone
     except (DerpError, OSError) as e:
-        # Not at the top: relays log their errors, and this brings the client's.
+        # Not at the top: it imports code of the client, which a relay does without.
         from pyderp.cli.advice import advice, login_refused, notes
 
         text = _words(e)
@@ -212,13 +212,13 @@ async def _until_signal(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
 
 
 def loop_factory(kind: str = "auto") -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop; `None`: asyncio does.
+    """Returns what makes the event loop; `None`: asyncio makes its own.
 
     Args:
         kind: `auto`, `uvloop` or `asyncio`.
 
     Raises:
-        ConfigError: uvloop is asked for, and missing.
+        ConfigError: uvloop is asked for and not installed.
     """
     if kind == "asyncio":
         return None
@@ -238,7 +238,7 @@ def leave_soon(code: int = 0) -> threading.Timer:
     asyncio and Python wait for the thread.
 
     Returns:
-        its `cancel` calls that off.
+        the timer; its `cancel` calls that off.
     """
 
     def leave() -> None:
@@ -252,10 +252,10 @@ def leave_soon(code: int = 0) -> threading.Timer:
 
 
 def log_unraisable(clock: Callable[[], float] = time.monotonic) -> None:
-    """Log errors that Python cannot raise from now on, a line a second at most.
+    """From now on, log errors that Python cannot raise, at most one line a second.
 
-    Python's own hook prints a traceback. Errors in OpenSSL's callbacks end there, so a client
-    could fill the log with the names that it asks for.
+    Python's own hook prints a traceback for each. Errors in OpenSSL's callbacks are such errors,
+    so a client could fill the log with the server names that it asks for.
 
     Args:
         clock: seconds of a monotonic clock.
@@ -272,7 +272,8 @@ def log_unraisable(clock: Callable[[], float] = time.monotonic) -> None:
 
 
 def _described(unraisable: sys.UnraisableHookArgs) -> str:
-    # The object may be what a peer sent, and one that is being deleted must not be kept.
+    # Only texts are used: the object may be what a peer sent, and if it is being deleted, a
+    # reference to it must not be kept.
     where = _cut(repr(unraisable.object))
     error = unraisable.exc_value
     what = f"{unraisable.exc_type.__name__}: {_cut(str(error))}"

@@ -36,7 +36,7 @@ HELP: Final = (
 
 EXIT_PEER_GONE: Final = 3
 RAW_SIZE: Final = 1_200
-"""Bytes of a packet with `--raw`: as much as goes through any tunnel."""
+"""Bytes of a packet with `--raw`: few enough for the MTU of any tunnel."""
 
 EPILOG: Final = """**Examples**
 
@@ -125,7 +125,7 @@ def send(
 def _source(
     options: ConnectOptions, message: str | None, raw: bool
 ) -> Callable[[int], AsyncIterator[bytes]]:
-    """The packets to send, by the number of bytes that one may have.
+    """Returns a function from the largest size of a packet, in bytes, to the packets to send.
 
     Raises:
         typer.BadParameter: flags that do not go together.
@@ -163,7 +163,7 @@ class _Sender:
     restarting: bool = False
 
     async def run(self, packets: AsyncIterator[bytes], wait: float) -> int:
-        """Send all, and sum up at the end, however it ends; returns the exit status."""
+        """Send all packets, and print a summary however that ends; returns the exit status."""
         await self.client.connect()
         gone = False
         try:
@@ -175,7 +175,7 @@ class _Sender:
         return 1 if dropped else 0
 
     async def _until_gone(self, packets: AsyncIterator[bytes], wait: float) -> bool:
-        """Send all; whether the relay said meanwhile that the peer is gone."""
+        """Send all packets; returns whether the relay reported meanwhile that the peer is gone."""
         gone = asyncio.create_task(self._peer_gone(), name="pyderp send: is the peer gone")
         sending = asyncio.create_task(self._send_all(packets, wait), name="pyderp send: sending")
         try:
@@ -197,7 +197,7 @@ class _Sender:
             self.packets += 1
             self.size += len(packet)
         if wait:
-            # It may have left meanwhile.
+            # The peer may have left meanwhile.
             await self._send(PROBE)
             await asyncio.sleep(wait)
 
@@ -209,7 +209,8 @@ class _Sender:
             async with asyncio.timeout(self.timeout):
                 while True:
                     try:
-                        # Connects if need be. What goes to a relay that refuses us is lost.
+                        # Connects if need be. A packet sent before the relay has admitted us
+                        # would be lost if it refuses us.
                         await self.client.connect()
                         await self.client.admission()
                         return await self.client.send(self.peer, packet)
@@ -243,7 +244,7 @@ class _Sender:
                 case Restarting():
                     self.restarting = True
                 case PeerGone(peer) if peer == self.peer and not self.restarting:
-                    # In a restart all go, and come back.
+                    # While a relay restarts, every client leaves and comes back.
                     return
                 case Health(problem) if problem:
                     self.output.remark("health", f"the relay reports: {problem}", problem=problem)

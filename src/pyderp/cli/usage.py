@@ -1,4 +1,4 @@
-"""What is wrong with a command line is told in JSON, too, to programs that ask for that."""
+"""Errors of a command line: as JSON, too, if it asks for that; and flags in Go's spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def tell_in_json(text: str, words: Sequence[str]) -> bool:
     """Print the text as JSON if the command line asks for that.
 
     Returns:
-        whether that was a line of a relay's log, on standard error: no other belongs there.
+        whether it was printed as a line of a relay's JSON log: then standard error must get no
+        other text.
     """
     if "--json" in words:
         print_event("error", {"error": text, "advice": []})
@@ -34,7 +35,7 @@ def refuse_single_dashes(words: Sequence[str]) -> None:
         return
     # Go's spelling would be taken as a bundle of short flags: -certmode=manual as
     # -c ertmode=manual, a relay without TLS that keeps its key in a file of that name.
-    # But -c5 is a custom of ping's.
+    # `-c5` passes: it is the usual way to call ping.
     for word in words:
         name = word.partition("=")[0]
         if len(name) > 2 and name[0] == "-" and name[1:3].isalpha():

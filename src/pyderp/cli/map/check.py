@@ -1,4 +1,4 @@
-"""`pyderp map lint` and `pyderp map diff`: traps in a map, and what a change means."""
+"""`pyderp map lint` and `pyderp map diff`: mistakes in a map, and what a change means."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def lint_command(
             if online:
                 await _try_nodes(loaded, how, output, found)
         finally:
-            # Also on Ctrl-C: what was found so far.
+            # On Ctrl-C, too: print what was found so far.
             found = [each for each in by_severity(found) if each.rule not in left_out]
             _print_findings(loaded, found, as_json=as_json)
         if online and not as_json:
@@ -116,7 +116,7 @@ def lint_command(
 
 
 async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: list[Finding]) -> None:
-    """Add what trying the nodes finds, as it is found."""
+    """Connect to the nodes, and add each finding to `found` as it comes."""
     last = time.monotonic()
     tried = 0
     offline = list(found)

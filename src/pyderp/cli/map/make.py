@@ -173,7 +173,7 @@ def new(
 def _named(
     node: DERPNode, region: int, index: int, ipv4: str, ipv6: str, *, can_port_80: bool
 ) -> DERPNode:
-    """With the name that nodes have by custom, 900a; an IP address stands in the map as one."""
+    """Returns the node with a name as is usual, 900a, and the IP address that its host may be."""
     literal = ip_literal(node.host_name)
     own_4 = node.host_name if literal is not None and literal.version == 4 else ""
     own_6 = node.host_name if literal is not None and literal.version == 6 else ""
@@ -188,7 +188,7 @@ def _named(
 
 
 def _letters(index: int) -> str:
-    """A to z, then aa to zz, and so on."""
+    """Returns a to z, then aa to zz, and so on."""
     letters = ""
     index += 1
     while index:

@@ -176,7 +176,7 @@ def convert(
 
 
 def _lost(derp_map: DERPMap, to: str) -> Iterator[str]:
-    """What a form cannot say."""
+    """Yields a warning for each setting of the map that the form cannot express."""
     if to != "headscale":
         return
     if derp_map.omit_default_regions:

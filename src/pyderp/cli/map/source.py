@@ -1,4 +1,4 @@
-"""Where the commands of `pyderp map` read maps from, and how they end."""
+"""What the commands of `pyderp map` share: arguments, reading of maps, and output."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
 def ways(ca: Path | None, timeout: float, **more: Any) -> MapWays:
-    """How to fetch, as the flags say."""
+    """Returns how to fetch maps, from the flags."""
     tls = TLSConfig() if ca is None else TLSConfig(extra_roots=(ca,))
     return MapWays(timeout=timeout, tls=tls, **more)
 
@@ -92,7 +92,7 @@ async def load(
     """Read a map; its warnings are printed on standard error.
 
     Raises:
-        Refused: there is none, or it cannot be had.
+        Refused: it cannot be read or fetched, or is no map.
     """
     kind = None if form is None else MapKind(form)
     try:
@@ -116,7 +116,7 @@ def run(work: Callable[[Output], Awaitable[int]], *, as_json: bool) -> None:
 
 
 def written(derp_map: DERPMap, form: str) -> str:
-    """A map as text, in the form json, headscale or policy."""
+    """Returns a map as text, in the form json, headscale or policy."""
     if form == "headscale":
         return headscale_yaml(derp_map)
     text = derp_map.to_json(pretty=True)
@@ -124,7 +124,7 @@ def written(derp_map: DERPMap, form: str) -> str:
 
 
 def label(text: str) -> str:
-    """Text of a map for a terminal."""
+    """Returns text of a map for a terminal; `-` if it is empty."""
     return escaped(text) or "-"
 
 

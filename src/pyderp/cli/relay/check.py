@@ -1,4 +1,4 @@
-"""Whether files and ports can be used, found out without making anything."""
+"""`pyderp relay --check`: checks settings, files and ports, and makes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _HEALTH_TO_ALL: Final = (
 
 
 def check_all(settings: Settings) -> None:
-    """Print what is fine and what is wrong; exits 1 if anything is."""
+    """Print what is fine, what is doubtful and what is wrong; exits 1 if anything is wrong."""
     plan = make_plan(settings)
     lines: list[str] = []
     warnings: list[str] = []
@@ -65,7 +65,10 @@ def check_all(settings: Settings) -> None:
 
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
-    """A line for each file of a relay that is fine; what is wrong is added to the settings'."""
+    """Returns a line for each file that is fine; what is wrong is added to the settings' problems.
+
+    A line may be empty.
+    """
     checks = (
         *(_key_file, _certificate, _rate_config, _allowed_keys, _denied_keys),
         *(_mesh_hosts, _native, _libraries),
@@ -78,7 +81,7 @@ def check_files(plan: StartPlan, settings: Settings) -> list[str]:
 
 
 def read_key(path: Path) -> NodePrivate | None:
-    """The key in a file; `None`: there is no such file, but one can be made.
+    """Returns the key in a file; `None`: there is no such file, but one can be made.
 
     Raises:
         ConfigError: it cannot be read or made.
@@ -126,7 +129,7 @@ def _certificate(plan: StartPlan) -> str:
         _check_can_make(tls.certdir, f"certificates in {tls.certdir}")
         _check_obtained(tls)
         return f"TLS, certificate for {tls.hostname}: from {tls.directory}, kept in {tls.certdir}"
-    # Not at the top: it brings a library for X.509, and a new relay without TLS is checked too.
+    # Not at the top: it imports a library for X.509, and relays without TLS are checked, too.
     from pyderp.certs.manual import manual_paths
 
     files = manual_paths(tls)
@@ -139,14 +142,14 @@ def _certificate(plan: StartPlan) -> str:
 
 
 def _check_obtained(tls: ACMETLS) -> None:
-    """Find out whether a relay that used this directory has tried in vain.
+    """Read what a relay that used this directory noted about its attempts to get a certificate.
 
     Raises:
-        ConfigError: it has, and there is no certificate that clients accept.
+        ConfigError: they failed, and there is no certificate that clients accept.
     """
     if not _exists(tls.certdir):
         return
-    # Not at the top: it brings an HTTP library with it.
+    # Not at the top: it imports an HTTP library.
     from pyderp.certs.schedule import INTERRUPTED
     from pyderp.certs.store import Store
 
@@ -154,7 +157,7 @@ def _check_obtained(tls: ACMETLS) -> None:
     subject = parse_ip(tls.hostname)
     name = normal_name(tls.hostname) if subject is None else str(subject)
     record = store.load_record(name)
-    # A relay that asks at this moment has noted that it was interrupted.
+    # Before a relay asks the authority it notes that it was interrupted, so this is no failure.
     if record.error not in ("", INTERRUPTED) and not store.has_valid(name):
         raise ConfigError(
             f"no certificate for {name}, so every handshake fails; {record.failures} attempts "
@@ -163,10 +166,10 @@ def _check_obtained(tls: ACMETLS) -> None:
 
 
 async def ask_tailscaled(config: RelayConfig) -> str:
-    """A line about the tailscaled that is asked about clients; empty if none is.
+    """Returns a line about the tailscaled that is asked about clients; empty if none is.
 
     Raises:
-        ConfigError: it is not there or not logged in. A relay would start, and admit no client.
+        ConfigError: it does not run or is not logged in. A relay would start, and admit no client.
     """
     if not config.admission.tailscaled:
         return ""
@@ -206,7 +209,7 @@ def _denied_keys(plan: StartPlan) -> str:
 
 
 def _mesh_hosts(plan: StartPlan) -> str:
-    # Not at the top: it brings the client.
+    # Not at the top: it imports the client.
     from pyderp.server.mesh.hosts import parse_mesh_host
 
     hosts = [parse_mesh_host(text).label for text in plan.config.mesh_with]
@@ -214,10 +217,10 @@ def _mesh_hosts(plan: StartPlan) -> str:
 
 
 def _doubts(plan: StartPlan, settings: Settings) -> list[str]:
-    """A line for all that a relay would start with, though not do well."""
+    """Returns a warning for each setting with which a relay starts but does not work well."""
     lines: list[str] = [plan.transport.warning] if plan.transport.warning else []
     path = plan.config.rate_config
-    # What cannot be read is a problem of `check_files`.
+    # If the file cannot be read, `check_files` has reported that.
     with contextlib.suppress(ConfigError):
         if path is not None and (ignored := read_rate_config(path).ignored):
             lines.append(f"rate limits {path}: unknown and passed over: {', '.join(ignored)}")
@@ -260,7 +263,7 @@ def _native(plan: StartPlan) -> str:
 
 
 def _libraries(plan: StartPlan) -> str:
-    """Import what the settings ask for, as the relay does when it starts."""
+    """Import the optional libraries that the settings need, as the relay does when it starts."""
     Gate(plan.config.admission, live=tuple, revoke=lambda *_: None)
     BootstrapDNS(plan.config.bootstrap_dns)
     if isinstance(plan.config.tls, ACMETLS):

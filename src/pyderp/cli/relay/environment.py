@@ -13,7 +13,7 @@ __all__ = ["unknown_variables"]
 _PREFIX: Final = "PYDERP_"
 _KNOWN: Final = {flag.variable for flag in FLAGS if flag.variable}
 _OTHERS: Final = {"PYDERP_KEY", "PYDERP_REQUIRE_PEERS", "PYDERP_SUMS_SECONDS", "PYDERP_SUMS_SEED"}
-"""Of the other commands, and of this project's own tests, which start relays."""
+"""Variables of the other commands, and of this project's tests, which start relays."""
 _SPELLINGS: Final = {
     each.lstrip("-").upper().replace("-", "_"): flag
     for flag in reversed(FLAGS)
@@ -31,9 +31,9 @@ _SERVICE_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """A line for each variable that begins with `PYDERP_`, in any case, and is no setting.
+    """Yields a line for each variable that begins with `PYDERP_`, in any case, and is no setting.
 
-    The values are not in it: one of them may be a secret.
+    It has the name only: the value may be a secret.
     """
     for name, value in sorted(environment.items()):
         if not name.upper().startswith(_PREFIX) or name in _KNOWN or name in _OTHERS:
@@ -52,7 +52,7 @@ def _advice(name: str) -> str:
     spelling = name[len(_PREFIX) :].upper().replace("-", "_")
     if flag := _SPELLINGS.get(spelling):
         return f"no such setting; {_how(flag)}"
-    # Not at the top: mostly all are known.
+    # Not at the top: usually all variables are known.
     import difflib
 
     near = difflib.get_close_matches(spelling, _SPELLINGS, n=1)

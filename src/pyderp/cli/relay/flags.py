@@ -1,7 +1,7 @@
-"""The relay's flags: one table, from which come options, environment, file and help.
+"""The relay's flags: one table, from which options, environment, settings file and help are made.
 
-A flag that fills the attribute of `RelayConfig` of its own name needs a line here and that
-attribute: the default is read from there, and `plan` passes the value on.
+A new flag for the attribute of `RelayConfig` with the same name needs that attribute and a line
+here: the default is read from the attribute, and `plan` passes the value on.
 """
 
 from __future__ import annotations
@@ -62,27 +62,27 @@ class Flag:
     help: str
     _: KW_ONLY
     setting: str = ""
-    """The attribute of `RelayConfig` that it fills, dotted; empty: that of its name, or none."""
+    """The attribute of `RelayConfig` that it sets, dotted; empty: that of its name, or none."""
     default: Any = _OF_SETTING
     panel: str = ""
     """Heading in the help."""
     shown: str = ""
-    """How the default is shown, if not by itself."""
+    """How help shows the default, if not by its value."""
     instead: str = ""
-    """What an error says may stand for it where it is missing."""
+    """What may be used in its place; for the error that it is missing."""
     also: Sequence[str] = ()
     """More spellings, with dashes."""
     go_name: str = ""
     """What `derper` calls it, if not by name."""
     go_variable: str = ""
-    """Environment variable that `derper` knows it by."""
+    """Environment variable of `derper` for the same setting."""
     go_help: str = ""
-    """What it does there, if something else."""
+    """What it does with `pyderp derper`, if something else."""
     in_environment: bool = True
     in_file: bool = True
 
     def __post_init__(self) -> None:
-        """Find the setting of its name, and the setting's default."""
+        """Fill in the setting of its name, and the setting's default."""
         of_its_name = self.parameter in _DEFAULTS and self.parameter not in PARTS
         setting = self.setting or (self.parameter if of_its_name else "")
         object.__setattr__(self, "setting", setting)
@@ -91,7 +91,7 @@ class Flag:
 
     @property
     def parameter(self) -> str:
-        """As a name of Python's."""
+        """The name with underscores, as Python's parameters have it."""
         return self.name.replace("-", "_")
 
     @property
@@ -329,5 +329,5 @@ _BY_SETTING: Final = {flag.setting: flag for flag in FLAGS if flag.setting}
 
 
 def flag_of(setting: str) -> Flag | None:
-    """The flag for a setting, by the setting's name or its own; `None`: there is none."""
+    """Returns the flag for a setting, by the name of either; `None`: there is none."""
     return _BY_SETTING.get(setting) or BY_NAME.get(setting)

@@ -26,11 +26,11 @@ All flags of `pyderp relay` can be given, with one dash or two; defaults are der
 
 
 class GoFlagError(Exception):
-    """A command line that Go would refuse."""
+    """A command line that Go's `flag` package would refuse."""
 
 
 def run_derper(words: Sequence[str], carry_out: CarryOut) -> None:
-    """Do what a command line of `derper` asks for; exits 2 if that would refuse it."""
+    """Carry out a command line of `derper`; exits 2 if `derper` would refuse it."""
     try:
         given = _parse_go_flags(words)
     except GoFlagError as e:
@@ -48,16 +48,16 @@ def _refuse(words: Sequence[str], text: str) -> NoReturn:
     if wants_json_log(words):
         print_error(json_line(logging.ERROR, "pyderp.relay", text))
     else:
-        # Not the usage, as Go does: in a journal, what is wrong would be 140 lines above the end.
+        # Go prints the usage as well; in a journal, the error would be 140 lines above the end.
         print_error(f"pyderp: {text}; `pyderp derper -help` lists all flags")
     sys.exit(2)
 
 
 def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """The values of a command line, by the flag's name; `None`: it asks for help.
+    """Returns the values of a command line, by the flag's name; `None`: it asks for help.
 
     Raises:
-        GoFlagError: an unknown flag, a value that is none, or something that is no flag.
+        GoFlagError: a flag is unknown, a value is invalid, or a word is no flag.
     """
     values = {}
     rest = iter(arguments)
@@ -82,7 +82,7 @@ def _parse_go_flags(arguments: Sequence[str]) -> dict[str, Any] | None:
 
 def _split(argument: str) -> tuple[str, str, str | None]:
     if len(argument) < 2 or argument[0] != "-" or argument == "--":
-        # Go stops reading here, and a relay would run without the flags that follow.
+        # Go stops reading flags here, and a relay would run without those that follow.
         raise GoFlagError(
             f"{argument!r} is no flag, and derper would ignore it and all after it; a switch is "
             "turned off with -flag=false"
@@ -95,8 +95,8 @@ def _split(argument: str) -> tuple[str, str, str | None]:
 
 
 def wants_json_log(words: Sequence[str]) -> bool:
-    """Whether a relay's command line, which need not make sense, or else the environment asks for
-    a log in JSON."""
+    """Whether a relay's command line, which may be invalid, or else the environment asks for a log
+    in JSON."""
     form = os.environ.get("PYDERP_LOG_FORMAT", "")
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, text = word.lstrip("-").partition("=")
@@ -106,7 +106,7 @@ def wants_json_log(words: Sequence[str]) -> bool:
 
 
 def usage(program: str) -> str:
-    """What Go prints for -h, with our texts."""
+    """Returns the usage in the form of Go's `flag` package, with our texts."""
     defaults = _derper_defaults()
     lines = [f"Usage of {program}:"]
     for name, flag in sorted(_FLAGS.items()):
@@ -129,7 +129,7 @@ def _go_default(kind: Kind, value: object) -> str:
 
 
 def _derper_defaults() -> dict[str, Any]:
-    """`derper`'s defaults where they differ from ours."""
+    """Returns `derper`'s defaults where they differ from ours."""
     home = os.environ.get("HOME", "")
     cache = os.environ.get("XDG_CACHE_HOME", "") or (home and f"{home}/.cache")
     mesh_keys = [Path(folder, "keys", "derp-mesh.key") for folder in ("/home/derp", home) if folder]

@@ -29,7 +29,7 @@ class Process:
 
     Args:
         sockets: their inodes; two processes may share one.
-        has_file: whether it has the file open that was searched for.
+        has_file: whether it has the file open that `processes` searched for.
     """
 
     pid: int
@@ -38,10 +38,10 @@ class Process:
 
 
 def processes(file: Path) -> Iterator[Process]:
-    """The other processes whose open files this user may see; on other systems than Linux none.
+    """Yields the other processes whose open files this user may see; none on systems without /proc.
 
     Args:
-        file: is searched for among what they have open.
+        file: is searched for among their open files.
     """
     wanted = _identity(file)
     name = f"/{file.resolve().name}"
@@ -76,7 +76,7 @@ def _numbers(folder: str) -> list[int]:
 
 
 def port_sockets(host: str, port: int, kind: socket.SocketKind) -> frozenset[int]:
-    """Inodes of the sockets that keep another one from being bound; empty also if unknown.
+    """Returns the inodes of the sockets that occupy a port; empty also if unknown.
 
     Args:
         host: as for `resolve`.
@@ -108,7 +108,7 @@ def _bound(
 
 
 def _packed(text: str) -> bytes:
-    """An address in network order. The kernel writes words of 32 bits as its CPU has them."""
+    """Returns an address in network order; the kernel prints 32-bit words in its CPU's order."""
     raw = bytes.fromhex(text)
     if sys.byteorder == "big":
         return raw
@@ -116,7 +116,7 @@ def _packed(text: str) -> bytes:
 
 
 def unix_sockets(path: Path) -> frozenset[int]:
-    """Inodes of the Unix sockets that listen on a path; empty also if unknown."""
+    """Returns the inodes of the Unix sockets that listen on a path; empty also if unknown."""
     return frozenset(
         int(fields[6])
         for fields in _rows("unix")
@@ -125,7 +125,7 @@ def unix_sockets(path: Path) -> frozenset[int]:
 
 
 def _rows(table: str) -> Iterator[list[str]]:
-    """The fields of each line of a table of this network namespace; none where there is no such."""
+    """Yields the fields of each line of a table in /proc/net; nothing if there is no such table."""
     try:
         text = Path("/proc/net", table).read_text(errors="surrogateescape")
     except OSError:

@@ -1,4 +1,4 @@
-"""The values of all flags, from the layers that have some: flags, environment, file, defaults."""
+"""The values of all flags, from the layers that set them: flags, environment, file, defaults."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Settings:
     """A value for each flag, and all that is wrong with them.
 
     Args:
-        given: values of the command line, by the flag's name; `None` is none.
-        defaults: those that differ from the table's.
-        derper: everything is as `derper` has it; flags are spelled so in errors.
+        given: values of the command line, by the flag's name; `None`: not given.
+        defaults: defaults that differ from those of the table.
+        derper: everything is as with `derper`, also the spelling of flags in errors.
 
     Attributes:
-        problems: what is wrong, found in one go.
-        failed: flags that a problem is about. What follows from that is no problem of its own.
+        problems: all that is wrong, a text each.
+        failed: flags with a problem. Problems that follow from it are not added.
     """
 
     def __init__(
@@ -49,26 +49,26 @@ class Settings:
         return self._defaults.get(name, BY_NAME[name].default)
 
     def __contains__(self, name: str) -> bool:
-        """Whether a flag was given, in whichever layer."""
+        """Whether a flag was given, in any layer."""
         return name in self._given
 
     def given(self, *names: str) -> bool:
-        """Whether any of these was given; empty text counts as none."""
+        """Whether any of these was given; empty text counts as not given."""
         return any(self._given.get(name, "") != "" for name in names)
 
     def only(self, names: Collection[str]) -> Settings:
-        """These settings without those of other flags, for what shall depend on no other."""
+        """Returns these settings without other flags, for a rule that must not depend on others."""
         given = {name: value for name, value in self._given.items() if name in names}
         part = Settings(given, defaults=self._defaults, derper=self.derper)
         part._places = self._places
         return part
 
     def take(self, name: str, place: str, read: Callable[[Any], Any], given: object) -> None:
-        """Take a value that the next lower layer has, unless one above it has one.
+        """Take a value from the next lower layer, unless a higher layer has set the flag.
 
         Args:
-            place: where it was given.
-            read: makes the value of what was given; raises `ValueError` with what is wanted.
+            place: where it was given, for errors.
+            read: makes the value from what was given; raises `ValueError` with what is wanted.
         """
         try:
             value = read(given)
@@ -83,15 +83,15 @@ class Settings:
     # How errors name settings
 
     def flag(self, name: str) -> str:
-        """How a flag is spelled here."""
+        """Returns a flag as it is spelled on this command line."""
         return f"-{BY_NAME[name].go_name or name}" if self.derper else f"--{name}"
 
     def in_file(self, name: str) -> bool:
-        """Whether the value is the settings file's."""
+        """Whether the value comes from the settings file."""
         return self._places.get(name, "").startswith("settings file ")
 
     def explain(self, error: Exception) -> str:
-        """The text of an error, with flags for settings, and the place where one was given."""
+        """Returns the text of an error with flags for settings, and the place of one in a layer."""
         if not isinstance(error, ConfigError) or not error.settings:
             return str(error)
         text = error.spelled(self._spell)
@@ -114,10 +114,10 @@ class Settings:
 
     @contextmanager
     def collect(self, *flags: str) -> Iterator[None]:
-        """Note a `ConfigError` of the block and go on.
+        """Note a `ConfigError` of the block as a problem, and go on.
 
         Args:
-            flags: what the block is about, beside the settings that the error has.
+            flags: flags that the block is about, beside the settings that the error names.
         """
         try:
             yield
@@ -125,7 +125,7 @@ class Settings:
             self.note(e, *flags)
 
     def note(self, error: ConfigError, *flags: str) -> None:
-        """Add a problem, once, and only if no other is about the same flags."""
+        """Add a problem, unless it was added already or another one is about the same flags."""
         about = {*flags, *_flags_of(error)}
         text = self.explain(error)
         if self.failed.isdisjoint(about) and text not in self.problems:
@@ -133,7 +133,7 @@ class Settings:
         self.failed |= about
 
     def check(self) -> None:
-        """Raise the first problem if there is any; it says how many more there are."""
+        """Raise the first problem if there is one; its text has the number of the others."""
         if not self.problems:
             return
         first, *more = self.problems
@@ -144,8 +144,8 @@ class Settings:
 
 
 CarryOut: TypeAlias = Callable[[Callable[[], Settings], str | None], None]
-"""Does what settings ask for. Takes a function that reads them, and the `log-format` of an error
-in doing so."""
+"""Carries out settings. Takes a function that reads them, and the `log-format` for errors in
+reading them."""
 
 
 def _flags_of(error: ConfigError) -> list[str]:
@@ -160,16 +160,16 @@ def load_settings(
     derper: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
-    """The settings that result of all layers.
+    """Returns the settings that result from all layers.
 
     Args:
-        given: values of the command line and, but for `derper`, of `PYDERP_…` variables.
-        defaults: those that differ from the table's.
+        given: values of the command line and, except for `derper`, of `PYDERP_…` variables.
+        defaults: defaults that differ from those of the table.
         derper: as for `Settings`; the variables are read here.
 
     Raises:
-        ConfigError: the TOML file cannot be read or is none. What else is wrong would follow
-            from that.
+        ConfigError: the settings file cannot be read or is no TOML. Other problems might only
+            follow from that, so they are not searched for.
     """
     settings = Settings(given, defaults=defaults, derper=derper)
     settings.problems += unknown_variables(environment)
@@ -178,7 +178,7 @@ def load_settings(
         if text := environment.get(variable):
             settings.take(flag.name, f"{variable} in the environment", flag.kind.parse, text)
     if path := settings["config-file"]:
-        # Not at the top: most relays have none.
+        # Not at the top: most relays have no settings file.
         from pyderp.cli.relay.tomlfile import read_toml, toml_value
 
         for name, value, place in read_toml(path):
@@ -204,14 +204,14 @@ _WITH_VALUE: Final = {
 
 
 def values_of(words: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """The value of each flag of `pyderp relay` that is given: as a word, or else as a variable.
+    """Returns the value of each given flag of `pyderp relay`: as a word, or else as a variable.
 
-    typer, which reads other command lines, costs a relay a tenth of its memory and a fifth of its
-    start. So it is left those with something to explain.
+    Importing typer costs a relay a tenth of its memory and a fifth of its start time. So typer
+    reads only command lines about which there is something to print.
 
     Returns:
-        `None`: something is wrong, asks for help, or is not as plain as `--NAME`, `--NAME=VALUE`
-        or `--NAME VALUE`.
+        `None`: typer has to read the command line, since something is wrong, asks for help, or is
+        not as plain as `--NAME`, `--NAME=VALUE` or `--NAME VALUE`.
     """
     given: dict[str, Any] = {}
     rest = iter(words)
@@ -238,7 +238,7 @@ def values_of(words: Sequence[str], environment: Mapping[str, str]) -> dict[str,
 
 
 def spelling_of(word: str) -> str:
-    """How a flag in Go's spelling is written for `pyderp relay`: `--derp=false` is `--no-derp`."""
+    """Returns a flag in Go's spelling as `pyderp relay` has it: `--no-derp` for `--derp=false`."""
     name, equals, text = word.partition("=")
     for flag in FLAGS:
         if name == f"--{flag.name}" and flag.kind.switch and equals and flag.in_file:

@@ -1,4 +1,4 @@
-"""The relay's flags as typer's options: for help, and for what is wrong with a command line."""
+"""The relay's flags as typer's options, for its help and for errors in a command line."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ All settings from a file; is it right?
 
 
 def _misspelt(word: str) -> str | None:
-    """What was meant by a word of a command line that Go would take and typer does not.
+    """Returns the error for a word that Go's flag package would take and typer does not.
 
     Returns:
-        the whole error; `None`: nothing is wrong with it.
+        the text, with the right spelling; `None`: nothing is wrong with the word.
     """
     name, equals, text = word.partition("=")
     if not name.startswith("--"):
@@ -70,10 +70,11 @@ _ALONE: Final = {flag.name: flag for flag in FLAGS if flag.kind.alone}
 
 
 class RelayCommand(TyperCommand):
-    """A command with flags that may stand alone or take a value: `--health`."""
+    """A command with flags that may stand alone or take a value, such as `--health`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the command line; such flags that stand alone, as `--no-NAME` too, get a value."""
+        """Parse the command line, after such flags that stand alone, also as `--no-NAME`, got
+        their value."""
         given = []
         for word, following in zip(args, [*args[1:], "-"], strict=False):
             if error := _misspelt(word):
@@ -89,7 +90,7 @@ class RelayCommand(TyperCommand):
 
 
 def relay_command(carry_out: CarryOut) -> Callable[..., None]:
-    """The function of `pyderp relay`, with the signature that typer reads."""
+    """Returns the function of `pyderp relay`, with the signature that typer reads."""
 
     def relay(**values: Any) -> None:
         given = {flag.name: values[flag.parameter] for flag in FLAGS}
@@ -107,7 +108,7 @@ def relay_command(carry_out: CarryOut) -> Callable[..., None]:
 
 
 def _option(flag: Flag) -> Any:
-    # All defaults are None: a value that was given wins over the file, a default does not.
+    # Every default is None, to tell a given value, which wins over the file, from a default.
     default = flag.shown_default
     common: dict[str, Any] = {
         "help": f"{flag.help}  [default: {default}]" if default else flag.help,

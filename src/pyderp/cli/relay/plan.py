@@ -1,4 +1,4 @@
-"""From the values of all flags to a `RelayConfig`, and what to do beside."""
+"""Makes a `RelayConfig`, and what else a start needs, from the values of all flags."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("pyderp.relay")
 _T = TypeVar("_T")
 
 DERPER_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
-"""Where `derper` keeps root's key."""
+"""Where `derper` keeps its key if root runs it."""
 _MESH_KEY_VARIABLE: Final = "TAILSCALE_DERPER_MESH_KEY"
 _MAX_DEBUG_KEY: Final = 4096
 _STUN: Final = ("stun", "stun-host", "stun-port")
@@ -43,13 +43,13 @@ class StartPlan:
 
     Args:
         config: the relay's settings, without its key.
-        key_file: file of that; `None`: a new key in memory.
-        stun_if_free: do without STUN if its port is taken, as no flag asks for it and only this
+        key_file: file of the key; `None`: a new key in memory.
+        stun_if_free: run without STUN if its port is taken, as no flag asks for STUN and only this
             machine could use it.
-        public_name: what clients connect to, also if something in front ends TLS; may be empty.
-        public_port: the port that they use; `None`: the relay's own.
-        transport: whether it speaks TLS; if not, why.
-        missing: parts that are not as asked for, since something is wrong there.
+        public_name: what clients connect to, also if a proxy in front ends TLS; may be empty.
+        public_port: the port that clients use; `None`: the relay's own.
+        transport: whether the relay speaks TLS; if not, why.
+        missing: parts that `config` lacks, since their settings are wrong.
     """
 
     config: RelayConfig
@@ -62,10 +62,10 @@ class StartPlan:
 
 
 def checked_plan(settings: Settings) -> StartPlan:
-    """What the settings ask for.
+    """Returns the plan that the settings ask for.
 
     Raises:
-        ConfigError: something is wrong; the text is the first problem, and how many there are.
+        ConfigError: something is wrong; its text is the first problem and the number of others.
     """
     plan = make_plan(settings)
     settings.check()
@@ -74,9 +74,12 @@ def checked_plan(settings: Settings) -> StartPlan:
 
 
 def make_plan(settings: Settings) -> StartPlan | None:
-    """What the settings ask for, without the parts that are wrong; `None`: nothing makes sense.
+    """Returns the plan that the settings ask for, without the parts that are wrong.
 
     What is wrong is added to the settings' problems.
+
+    Returns:
+        `None`: no plan can be made.
     """
     _check_each(settings)
     missing = {"address"} & settings.failed
@@ -124,7 +127,7 @@ def make_plan(settings: Settings) -> StartPlan | None:
 
 
 def _build(kind: Callable[..., _T], values: dict[str, Any], settings: Settings) -> _T | None:
-    """Make a part of the configuration without what is wrong, which is noted."""
+    """Make a part of the configuration; values that are wrong are noted and left out."""
     while True:
         try:
             return kind(**values)
@@ -137,19 +140,19 @@ def _build(kind: Callable[..., _T], values: dict[str, Any], settings: Settings) 
 
 
 def _values(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The values that were given for settings, by the part of `RelayConfig` that has them."""
+    """Returns the values that were given, by the part of `RelayConfig` that has the setting."""
     values: dict[str, dict[str, Any]] = {part: {} for part in ("", *PARTS)}
     for flag in FLAGS:
         if flag.setting and flag.name in settings and flag.setting not in _MADE_HERE:
             part, _, name = flag.setting.rpartition(".")
-            # Of TLS nothing is made if a part is wrong.
+            # For TLS wrong values stay in: then no TLS settings are made at all.
             if part == "tls" or flag.name not in settings.failed:
                 values[part][name] = settings[flag.name]
     return values
 
 
 def _check_each(settings: Settings) -> None:
-    """Look at each value by itself. Of one that is wrong, nothing else is a problem."""
+    """Check each value by itself. Later problems of a value that is wrong are not noted."""
     for flag in FLAGS:
         value = settings[flag.name]
         if value and (flag.setting in RULES or flag.setting in _READERS):
@@ -167,7 +170,7 @@ def _check_each(settings: Settings) -> None:
 
 def _check_mesh_hosts(hosts: Sequence[str]) -> None:
     if hosts:
-        # Not at the top: it brings the client, which a relay without a mesh does not need.
+        # Not at the top: it imports the client, which a relay without a mesh does not need.
         from pyderp.server.mesh.hosts import parse_mesh_host
 
         for host in hosts:
@@ -179,12 +182,12 @@ _READERS: Final[Mapping[str, Callable[[Any], object]]] = {
     "metrics_address": parse_address,
     "mesh_with": _check_mesh_hosts,
 }
-"""What reads a setting later, for rules that stand where the reader is."""
+"""Functions that read a setting later, for the rules that only they check."""
 
 
 def _address(settings: Settings) -> str:
     if settings["dev"] and settings.derper:
-        return f":{defaults.DEV_PORT}"  # whatever was given, as derper
+        return f":{defaults.DEV_PORT}"  # as derper, which then ignores -a
     if settings["address"] and "address" not in settings.failed:
         return str(settings["address"])
     return f"127.0.0.1:{defaults.DEV_PORT}" if settings["dev"] else f":{defaults.HTTPS_PORT}"
@@ -200,7 +203,7 @@ def _stun_port(settings: Settings, address: str) -> int | None:
 
 
 def _tls(settings: Settings, values: dict[str, Any], address: str) -> TLSSettings:
-    """What the flags say about the certificate.
+    """Returns what the flags say about the certificate.
 
     Args:
         values: those for `ManualTLS` and `ACMETLS`.
@@ -261,7 +264,7 @@ def _manual_tls(
 
 
 def _certificates(settings: Settings) -> Path:
-    """The directory of certificates that no flag names."""
+    """Returns the directory of certificates if no flag names it."""
     if file := settings["cert-file"] or settings["cert-key-file"]:
         return Path(file).parent
     return _state_directory("the certificates", "--certdir DIR") / "certs"
@@ -339,23 +342,23 @@ def _key_file(settings: Settings) -> Path | None:
                 "-c FILE is missing: where to keep the relay's key; it is made if missing"
             )
         return DERPER_KEY_FILE
-    # derper's of root is taken over if it is there.
+    # If root has run derper here, the relay takes over its key.
     if as_root and not os.environ.get("STATE_DIRECTORY") and DERPER_KEY_FILE.exists():
         return DERPER_KEY_FILE
     return _state_directory("the relay's key", "-c FILE") / "relay.key"
 
 
 def _state_directory(what: str, flag: str) -> Path:
-    """The directory for what outlives a restart.
+    """Returns the directory for files that are kept over restarts.
 
     Args:
-        what: is to be kept there, for the error.
-        flag: names a place of its own for that.
+        what: what is to be kept there, for the error.
+        flag: the flag that names another place, for the error.
 
     Raises:
-        ConfigError: this user has none.
+        ConfigError: this user has no such directory.
     """
-    # Of systemd, for a unit with StateDirectory=; several have colons between.
+    # systemd sets it for a unit with StateDirectory=; several are separated by colons.
     if given := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     if os.geteuid() == 0:

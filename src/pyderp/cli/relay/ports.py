@@ -51,21 +51,21 @@ class _Port:
 def check_ports(
     plan: StartPlan, settings: Settings, check_folder: Callable[[Path], None]
 ) -> tuple[list[str], list[str]]:
-    """Look at each port.
+    """Check each port.
 
     Args:
         settings: what is wrong is added to their problems.
         check_folder: raises `ConfigError` if the Unix socket cannot be made.
 
     Returns:
-        a line for each port that is fine, and one for each of which that is not known.
+        a line for each port that is fine, and a warning for each that may be fine.
     """
     lines: list[str] = []
     doubts: list[str] = []
     if "address" in plan.missing:
         return lines, doubts
     running = RunningRelay(plan.config, plan.key_file)
-    # All stay open until all are opened, as those of a relay do: two might be the same.
+    # All sockets stay open until the last is opened, as a relay's do: two may have the same port.
     with contextlib.ExitStack() as opened:
         for port in _ports(plan, check_folder):
             with settings.collect():

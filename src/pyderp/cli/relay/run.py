@@ -1,4 +1,4 @@
-"""What is done with a relay's settings: run it, or have them checked or its DERP map shown."""
+"""Carries out a relay's settings: runs the relay, checks the settings, or shows its DERP map."""
 
 from __future__ import annotations
 
@@ -59,14 +59,15 @@ _LONGEST_TROUBLE: Final = 300
 
 
 def carry_out(load: Callable[[], Settings], log_format: str | None = None) -> None:
-    """Do what the settings ask for: mostly, run a relay until a signal.
+    """Do what the settings ask for: usually, run a relay until a signal.
 
     Args:
         load: reads the settings; called again on SIGHUP.
-        log_format: of an error in reading them; then what they say counts.
+        log_format: how to log an error in reading them; once read, their own setting counts.
 
     Raises:
-        ConfigError: they cannot be used, and the log has lines of text.
+        ConfigError: the settings cannot be used. With a JSON log, the error is logged instead,
+            and the process exits with 1.
     """
     settings = None
     try:
@@ -90,7 +91,7 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
     handler = log_to_stderr(settings["log-format"])
     _set_level(settings["log-level"])
     if settings["check"]:
-        # Not at the top: a relay that runs needs little of what it imports.
+        # Not at the top: a relay that serves needs little of what this imports.
         from pyderp.cli.relay.check import check_all
 
         check_all(settings)
@@ -104,7 +105,7 @@ def _carry_out(settings: Settings, load: Callable[[], Settings]) -> None:
 
 def _set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
-    # The client has a line for each attempt to reach a relay of the mesh; the mesh has its own.
+    # The client logs each attempt to reach a relay of the mesh, and the mesh logs them as well.
     logging.getLogger("pyderp.client").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
@@ -113,11 +114,11 @@ def _set_level(level: str) -> None:
 
 @dataclass
 class _Surroundings:
-    """What can fail around the relay while it serves."""
+    """What can fail outside the relay while it serves."""
 
     log: LogHandler | None = None
     settings_error: str = ""
-    """Why the settings as they are now are not in use; empty: they are."""
+    """Why the current settings are not in use; empty: they are."""
 
     def troubles(self) -> Iterator[Trouble]:
         if self.settings_error:
@@ -176,7 +177,8 @@ async def _serve(
 
     stop_with(partial(on_loop, on_stop), _exit_at_once, ignored_too=True)
     with contextlib.suppress(AttributeError):
-        # Not the loop's way: it would have signals written to a pipe that it closes first.
+        # Not `loop.add_signal_handler`: a signal that comes while the loop is being closed would
+        # be written to a pipe that is closed already.
         signal.signal(signal.SIGHUP, lambda *_: on_loop(on_reload))
     relay, listeners = await _start(plan, around)
     with _key_file_open(plan):
@@ -190,21 +192,22 @@ async def _serve(
         await asyncio.wait([probe])
         if relay.config.reuse_port:
             await listeners.queues_empty()
-        # Under full load a turn of the loop takes a tenth of a second, and some have passed.
+        # Under full load a turn of the loop takes a tenth of a second, and some turns have passed
+        # since the signal.
         await relay.aclose(drain=max(0.0, signalled + relay.config.drain - loop.time()))
         supervisor.close()
     log.info("stopped")
 
 
 def _key_file_open(plan: StartPlan) -> contextlib.AbstractContextManager[object]:
-    """Have the key file open meanwhile: by it `--check` finds this process, and so its ports."""
+    """Keep the key file open while the relay serves: by it `--check` finds this process."""
     if plan.key_file is None or not plan.key_file.is_file():
         return contextlib.nullcontext()
     return plan.key_file.open("rb")
 
 
 def _exit_at_once(signum: int) -> int:
-    with contextlib.suppress(RuntimeError):  # it came while a line was being written
+    with contextlib.suppress(RuntimeError):  # the signal came while a line was being written
         log.warning("%s again: exiting at once", signal.Signals(signum).name)
         logging.shutdown()
     return 0
@@ -247,7 +250,7 @@ def _listen(plan: StartPlan) -> tuple[RelayConfig, Listeners]:
 
 
 def _with_key(plan: StartPlan, config: RelayConfig) -> RelayConfig:
-    """With the relay's key; it is only made once nothing else can be wrong any more."""
+    """Returns the config with the relay's key. A new key is made only after all other checks."""
     if plan.key_file is None:
         return config
     if not os.path.exists(plan.key_file):
@@ -262,7 +265,7 @@ def _with_key(plan: StartPlan, config: RelayConfig) -> RelayConfig:
 
 
 def _reload(relay: Relay, load: Callable[[], Settings]) -> str:
-    """Returns why the settings as they are now are not in use; empty: they are."""
+    """Returns why the current settings are not in use; empty: they are."""
     try:
         settings = load()
         plan = checked_plan(settings)
@@ -284,7 +287,7 @@ def _reload(relay: Relay, load: Callable[[], Settings]) -> str:
 
 
 def _status(relay: Relay) -> str:
-    """A line for the service manager, which first says what does not work."""
+    """Returns a line for the service manager, which begins with what does not work."""
     found = [printable(each.text, _LONGEST_TROUBLE) for each in relay.troubles()]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return f"DEGRADED: {found[0]}{more}; {_where(relay)}" if found else _where(relay)
@@ -292,7 +295,7 @@ def _status(relay: Relay) -> str:
 
 def _where(relay: Relay) -> str:
     text = f"listening on {_endpoint(relay.address)}"
-    # A Unix socket is for a proxy; clients have another URL.
+    # A Unix socket is for a proxy in front, and clients use the proxy's URL.
     return text if relay.address[0].startswith("unix:") else f"{text}, {relay.url}"
 
 

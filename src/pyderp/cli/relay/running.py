@@ -1,4 +1,4 @@
-"""Whether the relay with a key runs already, and on which ports."""
+"""Finds out whether the relay with a key runs already, and on which ports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyderp.keys import NodePublic, load_or_create_key
 __all__ = ["RunningRelay"]
 
 _TIMEOUT: Final = 2.0
-"""Seconds for each step. It is a relay of this machine."""
+"""Seconds for each step; the relay is on this machine."""
 _LARGEST_HEAD: Final = 8192
 _REQUEST: Final = (
     b"GET /derp HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
@@ -27,16 +27,16 @@ _KEY: Final = b"derp-public-key"
 
 
 class RunningRelay:
-    """The relay that runs with a key, if it does, and the sockets that are its.
+    """The relay that runs with a key, if there is one, and its sockets.
 
-    A relay has its key file open as long as it runs, so its process is the one with that file and
-    its sockets are that process's: true without a certificate and behind a proxy, too, and found
-    without a connection, which the relay would log. What is not found so, an older version or a
-    process of another user, is asked for its key.
+    A relay keeps its key file open as long as it runs. So the process that has the file open is
+    the relay, and its sockets are the relay's. This also works without a certificate and behind a
+    proxy, and it makes no connection, which the relay would log. A relay that is not found in this
+    way (an older version, or a process of another user) is asked for its key.
 
     Args:
-        config: the settings that are looked at; the relay may run with others.
-        key_file: of its key; `None`: it has none, so no relay is the one.
+        config: the settings that are checked; the relay may run with others.
+        key_file: file of its key; `None`: there is none, so no relay that runs has it.
     """
 
     def __init__(self, config: RelayConfig, key_file: Path | None) -> None:
@@ -44,17 +44,18 @@ class RunningRelay:
         self._key_file = key_file
         self._answers = False
         self._asked: frozenset[int] = frozenset()
-        """Sockets of the processes on the relay's address, if what listens there has the key."""
+        """Sockets of the processes that listen on the relay's address, if they have the key."""
 
     def has(self, sockets: frozenset[int], *, main: bool = False) -> bool | None:
-        """Whether it is the relay that listens on a port.
+        """Whether the relay is what listens on a port.
 
         Args:
-            sockets: inodes of those that are there; empty: not known.
-            main: whether it is the relay's address. To be asked of this port first.
+            sockets: inodes of the sockets that listen there; empty: not known.
+            main: whether it is the relay's address. Call this for that port first.
 
         Returns:
-            `None`: the relay runs on its address, and which process has this port is not visible.
+            `None`: the relay runs on its address, and this user cannot see which process has this
+            port.
         """
         if self._key_file is None:
             return False
@@ -79,16 +80,16 @@ class RunningRelay:
         return frozenset().union(*(each.sockets for each in self._processes if each.has_file))
 
     def _beside(self, sockets: frozenset[int]) -> frozenset[int]:
-        """All sockets of the processes that hold these."""
+        """Returns all sockets of the processes that hold these."""
         holders = [each for each in self._processes if each.sockets & sockets]
-        # A service manager has the sockets that it opened for a relay, and those of others.
+        # Process 1, as a service manager, also has sockets that it opened for other services.
         found = [each for each in holders if each.pid != 1] or holders
         return frozenset().union(*(each.sockets for each in found))
 
     def _has_key(self, key_file: Path) -> bool:
-        """Ask what listens on the address of the settings for its key, without logging in.
+        """Whether the server on the address of the settings has the key; asks without a login.
 
-        False also if it cannot be asked: because it wants a PROXY header, say.
+        False also if it cannot be asked, for example because it wants a PROXY header.
         """
         with contextlib.suppress(OSError, ConfigError):
             if key_file.exists():
@@ -101,7 +102,8 @@ def _key_of(config: RelayConfig) -> NodePublic | None:
         sock = plain
         if config.tls is not None:
             context = ssl.create_default_context()
-            # The key is what counts, and who could listen there could read the certificate, too.
+            # Only the key counts. A verified certificate would prove no more: a process that can
+            # listen on the relay's port of this machine could mostly read the certificate, too.
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             name = config.hostname if parse_ip(config.hostname) is None else None

@@ -36,10 +36,12 @@ _HEADS: Final = {
 
 
 def node_of(plan: StartPlan) -> DERPNode:
-    """The map's node for a relay that does not run. A missing self-signed certificate is made.
+    """Returns the map's node for a relay that does not run.
+
+    A self-signed certificate that is missing is made, since the node has its hash.
 
     Raises:
-        ConfigError: clients cannot reach it as it is, or a port is not fixed.
+        ConfigError: clients cannot reach the relay with these settings, or a port is not fixed.
     """
     config = plan.config
     if not plan.public_name:
@@ -54,7 +56,7 @@ def node_of(plan: StartPlan) -> DERPNode:
             settings=("derp",),
         )
     if config.tls is None and plan.public_port is None:
-        # Without TLS a proxy is in front, and only the user knows its port.
+        # Clients use TLS, so a proxy in front must end it, and only the operator knows its port.
         raise ConfigError(
             "clients that read a DERP map connect with TLS, and this relay speaks plain HTTP on "
             "{address} ({reason}): if a proxy in front of it ends TLS, give {}, the port of the "
@@ -91,12 +93,14 @@ def _check_reached(plan: StartPlan) -> None:
 
 
 def public_node(plan: StartPlan, node: DERPNode | None, stun_port: int | None) -> DERPNode | None:
-    """The map's node for a relay that runs; `None`: it serves no DERP, or no setting
-    says what clients connect to.
+    """Returns the map's node for a relay that runs.
 
     Args:
-        node: as the relay has it.
+        node: the relay's own.
         stun_port: where it answers STUN; `None`: nowhere.
+
+    Returns:
+        `None`: the relay serves no DERP, or no setting says what clients connect to.
     """
     if not plan.config.derp:
         return None
@@ -111,7 +115,7 @@ def public_node(plan: StartPlan, node: DERPNode | None, stun_port: int | None) -
 
 
 def stun_hidden(plan: StartPlan) -> bool:
-    """Whether STUN is answered on the loopback only, of a relay that a proxy stands before."""
+    """Whether a relay behind a proxy answers STUN on the loopback only."""
     config = plan.config
     if config.stun_port is None or plan.public_port is None:
         return False
@@ -120,10 +124,10 @@ def stun_hidden(plan: StartPlan) -> bool:
 
 
 def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
-    """A command line for the maps of a relay that runs, as its settings are now.
+    """Returns a command line that prints the maps of a relay that runs, as its settings are now.
 
-    It says all that a map depends on: the user who runs it may have another environment, and not
-    the right to read the settings. No secret is in it.
+    It has every setting that a map depends on: the user who runs the command may have another
+    environment, and no permission to read the settings. It has no secrets.
 
     Args:
         address: where the relay listens.
@@ -139,7 +143,7 @@ def map_command(plan: StartPlan, address: str, stun_port: int | None) -> str:
         words.append("--no-tls")
     else:
         words += _certificate_words(plan.config.tls)
-    # A command line without a place for the key is refused, though here none is read.
+    # A command line without a place for the key is refused, though --show-map reads no key.
     words.append("--dev" if plan.key_file is None else f"--key-file={plan.key_file.absolute()}")
     return shlex.join(["pyderp", "relay", *words, "--show-map=all"])
 
@@ -161,7 +165,7 @@ def _certificate_words(tls: TLSSettings) -> Iterator[str]:
 
 
 def show_map(node: DERPNode, form: str) -> str:
-    """The map with one region of one node, in the form `policy`, `headscale`, `json` or `all`."""
+    """Returns the map of this node alone, in the form `policy`, `headscale`, `json` or `all`."""
     derp_map = own_map(node)
     whole = derp_map.to_json(pretty=True)
     policy = f'"derpMap": {whole},'

@@ -23,7 +23,7 @@ _SPELLINGS: Final = {
 
 
 def read_toml(path: Path) -> Iterator[tuple[str, object, str]]:
-    """The settings in a file: name, value, and the place to name in errors.
+    """Yields the settings in a file: name, value, and the place to name in errors.
 
     Raises:
         ConfigError: the file cannot be read or is no TOML.
@@ -59,14 +59,14 @@ def _position(error: str, text: str) -> str:
     match = _POSITION.match(error)
     if match is None:
         return error
-    # At the end of the file, what began last lacks its end.
+    # Of an error at the end of the file, the cause is the statement that began last.
     begin = [number for number, _ in _statements(text)][-1:]
     where = match[2] if match[2].startswith("line") else f"line {begin[0] if begin else 1}"
     return f"{where}: {match[1]}"
 
 
 def toml_value(name: str, value: object) -> Any:
-    """The value of a flag; raises `ValueError` with what is wanted, or for an unknown name."""
+    """Returns the value of a flag; raises `ValueError` if the value or the name is wrong."""
     flag = _IN_FILE.get(name)
     if flag is None:
         raise ValueError(_unknown(name, value))
@@ -81,9 +81,12 @@ def _unknown(name: str, value: object) -> str:
 
 
 def _statements(text: str) -> Iterator[tuple[int, Collection[str]]]:
-    """The line that each begins at, and the names it sets. Each at the top parses by itself."""
+    """Yields the line where each statement begins, and the names that it sets.
+
+    tomllib reports no lines; but each statement at the top of a file is TOML by itself.
+    """
     begin, statement = 0, ""
-    # Not `splitlines`: TOML takes its other line breaks for text, in strings and comments.
+    # Not `splitlines`: it also splits at characters that TOML allows in strings and comments.
     for number, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+", text), start=1):
         begin = begin if statement else number
         statement += line

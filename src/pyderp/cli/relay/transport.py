@@ -1,4 +1,4 @@
-"""Whether a relay speaks TLS, by one rule, and why not."""
+"""The one rule that decides whether a relay speaks TLS, with the reason if it does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_CERTIFICATE: Final = tuple(
     flag.name for flag in FLAGS if flag.panel == "Certificate" and flag.name != "tls"
 )
 TRANSPORT_FLAGS: Final = frozenset({"tls", "dev", "hostname", *_OF_CERTIFICATE})
-"""What it depends on, beside the address."""
+"""The flags on which the rule depends, beside the address."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Transport:
 
     Args:
         plain: why it is plain HTTP; empty: it is TLS.
-        warning: what the user may not have meant; empty: nothing.
+        warning: what the operator may not have meant; empty: nothing.
     """
 
     plain: str = ""
@@ -34,11 +34,11 @@ class Transport:
 
 
 def transport_of(settings: Settings, address: str) -> Transport:
-    """Whether the relay speaks TLS.
+    """Returns what the relay speaks.
 
-    `--tls`, `--no-tls` and a certificate mode decide. Otherwise it is TLS, but with `--dev` and
-    on addresses that only this machine reaches. As `derper`, TLS is spoken on port 443 and with
-    `-certmode=manual` only, unless `-tls` is given.
+    `--tls`, `--no-tls` and a certificate mode decide. Without them it is TLS, except with `--dev`
+    and on addresses that only this machine reaches. `pyderp derper` speaks TLS on port 443 and
+    with `-certmode=manual` only, as `derper`, unless `-tls` is given.
 
     Raises:
         ConfigError: flags contradict each other.
@@ -50,7 +50,7 @@ def transport_of(settings: Settings, address: str) -> Transport:
 
 def _found(settings: Settings, address: str) -> Transport:
     if settings["tls"] is not None:
-        return _as_told(settings)
+        return _by_flag(settings)
     if settings.derper:
         return _as_derper(settings, address)
     if settings.given("certmode", "cert-file", "cert-key-file"):
@@ -73,19 +73,19 @@ def _found(settings: Settings, address: str) -> Transport:
     )
 
 
-def _as_told(settings: Settings) -> Transport:
+def _by_flag(settings: Settings) -> Transport:
     if settings["tls"]:
         return Transport()
     no_tls = "-tls=false" if settings.derper else "--no-tls"
     if settings.given("certmode") and not settings.in_file("certmode"):
         raise ConfigError(f"{no_tls} and {settings.flag('certmode')} exclude each other")
-    # Those of the file are for the relay without this flag.
+    # No warning for those of the settings file: they are for runs without this flag.
     unused = [
         settings.flag(name)
         for name in _OF_CERTIFICATE
         if settings.given(name) and not settings.in_file(name)
     ]
-    # An image of derper has some of these flags by default.
+    # No warning for derper: its container image sets some of these flags by default.
     if settings.derper or not unused:
         return Transport(no_tls)
     return Transport(
@@ -96,7 +96,7 @@ def _as_told(settings: Settings) -> Transport:
 
 
 def _unused_directory(settings: Settings) -> str:
-    """A warning if two flags say where the certificate is; empty: they do not."""
+    """Returns a warning if two flags say where the certificate is; empty: they do not."""
     files = settings.given("cert-file") and settings.given("cert-key-file")
     if not (files and settings.given("certdir")):
         return ""

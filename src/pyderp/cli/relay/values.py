@@ -1,4 +1,4 @@
-"""What a flag's value can be: read from text, as in flags and the environment, or from TOML."""
+"""Kinds of flag values, which are read from text (flags and environment) or from TOML."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _MICRO: Final = dict.fromkeys(("us", "µs", "μs"), 1e-6)
 _SECONDS: Final = _MICRO | {"ns": 1e-9, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 64
-"""Characters of a number; beyond, Python's own parser refuses in words of its own."""
+"""Characters of a number; for longer ones Python's parser raises an error of its own."""
 _TYPES: Final = {
     bool: "a boolean",
     int: "an integer",
@@ -50,11 +50,11 @@ class Kind:
     """How the values of a flag are written.
 
     Args:
-        metavar: what stands for a value in help; empty: a switch, which has none.
-        parse: makes a value of text; raises `ValueError` with what is wanted.
-        toml: types that are taken from TOML beside strings.
-        go: what Go's `flag` package calls it in a usage text.
-        of_list: makes a value of a list of strings, if a TOML array may stand for it.
+        metavar: what stands for a value in help; empty: a switch, which takes none.
+        parse: makes a value from text; raises `ValueError` with what is wanted.
+        toml: types that are accepted from TOML beside strings.
+        go: the type's name in a usage text of Go's `flag` package.
+        of_list: makes a value from a list of strings, if it may be an array in TOML.
     """
 
     metavar: str
@@ -63,17 +63,17 @@ class Kind:
     go: str = "string"
     of_list: Callable[[list[str]], Any] | None = None
     alone: str = ""
-    """What its presence alone stands for, if it takes a value too."""
+    """The value of the flag without one, if it may stand alone and also take a value."""
     none: str = ""
-    """The text for `None`, if there is one."""
+    """The text that stands for `None`, if there is one."""
 
     @property
     def switch(self) -> bool:
-        """Whether its presence alone says yes."""
+        """Whether the flag takes no value: given, it is true."""
         return not self.metavar
 
     def from_toml(self, value: object) -> Any:
-        """A value as TOML has it; raises `ValueError` with what is wanted."""
+        """Returns the value for one of TOML; raises `ValueError` with what is wanted."""
         if self.of_list is not None and isinstance(value, list):
             if not all(isinstance(item, str) for item in value):
                 raise ValueError("want an array of strings")
@@ -90,7 +90,7 @@ class Kind:
 
 
 def parse_boolean(word: str) -> bool:
-    """Yes or no, in the words of Go's `strconv.ParseBool` and a few more."""
+    """Returns a boolean from the words of Go's `strconv.ParseBool` and a few more."""
     lower = word.lower()
     if lower in ("1", "t", "true", "y", "yes", "on"):
         return True
@@ -100,7 +100,7 @@ def parse_boolean(word: str) -> bool:
 
 
 def parse_duration(word: str) -> float:
-    """Seconds from Go's syntax, as `1m30s` or `500ms`, or from a plain number of seconds."""
+    """Returns seconds from Go's syntax, as `1m30s` or `500ms`, or from a number of seconds."""
     if len(word) > _LONGEST:
         raise ValueError("want a duration such as 15s or 1m30s")
     if _DURATION.fullmatch(word):
@@ -115,7 +115,7 @@ def parse_duration(word: str) -> float:
 
 
 def go_duration(seconds: float) -> str:
-    """Seconds as Go prints them: `1m0s`, `500ms`."""
+    """Returns seconds as Go prints a duration: `1m0s`, `500ms`."""
     if not seconds:
         return "0s"
     if seconds < 1:
@@ -148,7 +148,7 @@ port_or_none: Final = replace(integer(-1, 65535), none="-1")
 
 
 def _depth(word: str) -> int:
-    # As derper: what is no depth counts as not given.
+    # As with derper, 0 and less count as not given.
     value: int = integer().parse(word)
     return value if value > 0 else defaults.SEND_QUEUE_DEPTH
 
@@ -185,12 +185,12 @@ def text(metavar: str) -> Kind:
 
 
 def names(metavar: str) -> Kind:
-    """Words with commas between; white space around them and empty ones count nothing."""
+    """Words separated by commas; white space around them and empty words are dropped."""
     return Kind(metavar, lambda word: _split(word.split(",")), of_list=_split)
 
 
 def exact_names(metavar: str) -> Kind:
-    """Words with commas between, exactly as they stand: spaces and empty ones are kept."""
+    """Words separated by commas, taken exactly: spaces and empty words are kept."""
     return Kind(metavar, lambda word: tuple(word.split(",")) if word else (), of_list=tuple)
 
 
@@ -199,7 +199,7 @@ def _split(items: list[str]) -> tuple[str, ...]:
 
 
 def networks(metavar: str = "CIDR,…") -> Kind:
-    """Networks with commas between; an address is a network of one."""
+    """Networks separated by commas; an address is a network of one address."""
 
     def make(items: list[str]) -> tuple[Network, ...]:
         found = []
@@ -214,7 +214,7 @@ def networks(metavar: str = "CIDR,…") -> Kind:
 
 
 def _path(word: str) -> Path | None:
-    # Empty is what an unset variable of a script or compose file leaves.
+    # An unset variable in a script or compose file leaves the value empty.
     return Path(word) if word else None
 
 
