@@ -25,8 +25,8 @@ _HOMES: Final = {
     "client_pair": "relays",
     "relay": "relays",
 }
-"""Name → its module. It is imported when it is first asked for: pytest imports this package, for
-the plugin, wherever pyderp is installed."""
+"""Name → its module, which is imported when the name is first used: pytest imports this package
+for the plugin wherever pyderp is installed, and must not become slower by that."""
 
 
 if not TYPE_CHECKING:  # type checkers know the imports above, and no other names

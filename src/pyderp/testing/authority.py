@@ -1,4 +1,4 @@
-"""An authority of a test's own, and the certificate that it issues for a relay on loopback."""
+"""A certificate authority for one test, and the certificate that it issues for the relay."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["issue"]
 
 _VALIDITY: Final = timedelta(days=30)
 _SKEW: Final = timedelta(hours=1)
-"""Valid before now: a container's clock may be behind."""
+"""Certificates are valid from this long ago: the clock of a container may be behind."""
 
 
 def issue(authority_file: Path, certificate_file: Path, key_file: Path, names: list[str]) -> None:
-    """Make an authority, and a certificate of it for some names; the authority's key is not kept.
+    """Make an authority and a certificate that it signs; the authority's key is not kept.
 
     Args:
-        authority_file, certificate_file, key_file: where they go, in PEM form.
+        authority_file, certificate_file, key_file: the files to write, in PEM form.
         names: host names and IP addresses; the first is the subject.
     """
     authority_key = ec.generate_private_key(ec.SECP256R1())

@@ -1,4 +1,4 @@
-"""A relay that misbehaves on demand, and in the same way each time."""
+"""A relay that misbehaves on demand, and in the same way each time (by a seed)."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _REGION: Final = 900
 
 
 class FaultyRelay:
-    """A relay on this event loop behind a proxy that drops, delays, cuts and lies.
+    """A relay on this event loop behind a proxy that drops, delays, cuts and falsifies.
 
-    Use it as `async with FaultyRelay() as relay:`. Without a fault it is a relay like any
-    other. Faults can be changed at any time, from the event loop's thread.
+    Use it as `async with FaultyRelay() as relay:`. Without faults it behaves as any other relay.
+    Faults can be changed at any time, from the event loop's thread.
 
-    The proxy ends TLS and reads frames. The same seed and the same frames give the same
-    faults, however the frames were cut into reads. A websocket is passed on unread: it can
-    be late, frozen and cut, but no frame of it is lost or put in.
+    The proxy ends TLS and reads frames. The same seed and the same frames lead to the same
+    faults, however the frames were cut into reads. A websocket is passed on unread: it can be
+    delayed, frozen and cut, but none of its frames is dropped or inserted.
 
     Args:
-        config: of the relay; address and TLS are this class's own.
-        seed: of all random decisions.
-        tls: serve TLS, with a certificate made for it: `region` has its pin, `ca_file` the
-            authority that signed it.
+        config: settings of the relay; its address is replaced.
+        seed: seed of all random decisions.
+        tls: serve TLS, with a certificate that is made for this relay: `region` has its pin,
+            `ca_file` the authority that signed it.
 
     Raises:
         ConfigError: `config` has TLS.
@@ -70,7 +70,11 @@ class FaultyRelay:
     # Starting and stopping
 
     async def start(self) -> None:
-        """Listen and serve."""
+        """Listen and serve.
+
+        Raises:
+            LocalProtocolError: it was started before.
+        """
         if self._proxy is not None:
             raise LocalProtocolError("this relay was started before; make a new one")
         self._proxy = Proxy(
@@ -90,7 +94,7 @@ class FaultyRelay:
             raise
 
     async def aclose(self) -> None:
-        """Stop at once: no goodbye, nothing delivered that is under way."""
+        """Stop at once: connections are cut, and bytes that are under way are dropped."""
         if self._proxy is not None:
             await self._proxy.aclose()
         if self._relay is not None:
@@ -113,16 +117,16 @@ class FaultyRelay:
             self._certificates = ManualCertificates(Path(self._certdir.name), HOST)
             self._contexts = ServerContexts(self._certificates, meta_certificate(relay.public_key))
 
-    # What it is
+    # Properties of the relay
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where clients connect to; the port stays the same."""
+        """Host and port for clients; the port stays the same."""
         return HOST, self._running().port
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
+        """The URL for clients."""
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{format_address(*self.address)}/derp"
 
@@ -130,7 +134,7 @@ class FaultyRelay:
     def ca_file(self) -> Path:
         """With TLS, a file with the authority that signed the relay's certificate, in PEM form.
 
-        For programs that take a URL. It is there as long as the relay.
+        It is for programs that take a URL. The file is removed when the relay is closed.
 
         Raises:
             LocalProtocolError: the relay is not started, or has no TLS.
@@ -178,19 +182,19 @@ class FaultyRelay:
 
     @property
     def counters(self) -> FaultCounters:
-        """What was done to whom so far; the object is live."""
+        """Counters of the faults so far; the object is live."""
         return self._plan.counters
 
     @property
     def connections(self) -> int:
-        """TCP connections that clients have."""
+        """Number of open TCP connections from clients."""
         return len(self._running().connections)
 
     # Slow and lossy
 
     @property
     def latency(self) -> float:
-        """Seconds that everything is late, each way; order is kept."""
+        """Seconds by which all bytes are delayed, each way; their order is kept."""
         return self._plan.latency
 
     @latency.setter
@@ -199,7 +203,7 @@ class FaultyRelay:
 
     @property
     def jitter(self) -> float:
-        """Seconds, at most, that a frame is later than `latency` says."""
+        """The largest random delay of a frame, in seconds, in addition to `latency`."""
         return self._plan.jitter
 
     @jitter.setter
@@ -208,7 +212,7 @@ class FaultyRelay:
 
     @property
     def loss(self) -> float:
-        """How probably a packet is lost, from 0 to 1: once on the way up, once on the way down."""
+        """The probability that a packet is lost, from 0 to 1; drawn once up and once down."""
         return self._plan.loss
 
     @loss.setter
@@ -218,20 +222,20 @@ class FaultyRelay:
         self._plan.loss = probability
 
     def drop_next(self, count: int = 1, *, way: Way = "up") -> None:
-        """Drop exactly the next packets, of whatever connection, besides those that are lost."""
+        """Drop exactly the next `count` packets of any connections, in addition to `loss`."""
         self._plan.drop_next[_way(way)] = _whole("count", count)
 
     # Cut and frozen
 
     def cut(self, *, reset: bool = False, client: NodePublic | None = None) -> int:
-        """End connections now; what is under way is lost.
+        """End connections now; bytes that are under way are lost.
 
         Args:
-            reset: with RST; otherwise with FIN.
-            client: only those that logged in with this key.
+            reset: end them with RST; otherwise with FIN.
+            client: only connections that logged in with this key.
 
         Returns:
-            how many there were.
+            the number of connections.
         """
         found = self._of(client)
         for connection in found:
@@ -239,30 +243,31 @@ class FaultyRelay:
         return len(found)
 
     def cut_after(self, nbytes: int, *, way: Way = "down", reset: bool = False) -> None:
-        """End one connection when so many bytes more went one way, in the middle of a frame if so.
+        """End one connection after so many more bytes in one direction, also within a frame.
 
-        Bytes of all connections count, those of HTTP too, those of TLS not. The connection
-        that the last of them belongs to is cut. A new call replaces an old one.
+        The bytes of all connections count together: those of HTTP, too, but not those that TLS
+        adds. The connection to which the last of them belongs is cut. A new call replaces an
+        earlier one.
         """
         self._plan.cut_after = CutAfter(_whole("nbytes", nbytes, least=1), _way(way), reset)
 
     def freeze(self) -> None:
-        """Pass nothing on, not even that a connection ended, until `thaw`.
+        """Pass nothing on, not even the end of a connection, until `thaw`.
 
-        Connections stay open, new ones are accepted, and kernels take bytes until their
-        buffers are full: to a client, a network that went away.
+        Connections stay open, new ones are accepted, and the kernels accept bytes until their
+        buffers are full. For a client, this looks like a network that stopped working.
         """
         self._plan.frozen = True
         for connection in self._of(None):
             connection.update()
 
     def thaw(self) -> None:
-        """Pass on what came since `freeze`, and what comes."""
+        """Pass on all bytes that came since `freeze`, and all that follow."""
         self._plan.frozen = False
         for connection in self._of(None):
             connection.thaw()
 
-    # Away and back
+    # Unreachable and back
 
     def refuse(self) -> None:
         """Refuse new connections, until `accept`; those that are open stay."""
@@ -273,14 +278,15 @@ class FaultyRelay:
         self._running().accept()
 
     async def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
-        """Stop the relay and start one anew behind the same port; no client is connected to it.
+        """Stop the relay and start a new one behind the same port.
 
-        When this returns, the new relay serves. Old connections get what was on its way to
-        them, and end. Faults stay as they are.
+        When this returns, the new relay serves, without clients. Old connections still get the
+        bytes that were under way to them, and end. Faults stay as they are.
 
         Args:
-            new_key: the new relay has a key of its own.
-            announce: each client is sent a Restarting frame first; otherwise they are cut.
+            new_key: the new relay has a new key.
+            announce: the relay sends each client a Restarting frame first; otherwise the
+                connections are cut.
         """
         proxy = self._running()
         listening = proxy.listening
@@ -294,17 +300,24 @@ class FaultyRelay:
         if listening:
             proxy.accept()
 
-    # Lies
+    # Wrong answers
 
     def wrong_key(self, logins: int = 1) -> None:
-        """Answer the next logins under another key than the one announced: no box opens."""
+        """Seal the answer to the next logins with another key than the announced one.
+
+        The client cannot open it.
+        """
         self._plan.wrong_keys = _whole("logins", logins)
 
     def http_status(self, status: int, *, count: int = 1) -> None:
-        """Answer the next requests for an upgrade with an HTTP error, and close.
+        """Answer the next requests for an upgrade with an HTTP error, and close the connection.
 
         Args:
-            status: from 300 on: a lower one would not be a refusal.
+            status: 300 or more; a lower one is no refusal.
+            count: number of requests.
+
+        Raises:
+            ConfigError: the status is not one of HTTP, or below 300.
         """
         try:
             HTTPStatus(status)
@@ -315,20 +328,20 @@ class FaultyRelay:
         self._plan.statuses.extend([status] * _whole("count", count))
 
     def junk(self, kind: Junk = "garbage", *, client: NodePublic | None = None) -> bytes:
-        """Send what a relay should not send, to all clients or one.
+        """Send bytes that a relay should not send, to all clients or one.
 
         Returns:
-            what was sent; the seed and the earlier calls decide what it is.
+            what was sent; it depends on the seed and the earlier calls only.
         """
         data = make_junk(kind, self._junk)
         self.inject(data, client=client)
         return data
 
     def inject(self, data: bytes, *, client: NodePublic | None = None) -> int:
-        """Send bytes of your own between two frames, to all clients or one.
+        """Send these bytes between two frames, to all clients or one.
 
         Returns:
-            how many connections there were to send to.
+            the number of connections to which they were sent.
         """
         return sum(connection.inject(data) for connection in self._of(client))
 
@@ -352,7 +365,7 @@ def _seconds(name: str, value: float) -> float:
 
 
 def _whole(name: str, value: int, *, least: int = 0) -> int:
-    # A bool is an int, too, and no number of anything.
+    # `isinstance` would accept a bool, too.
     if type(value) is not int or value < least:
         raise ConfigError(f"{name} is {value!r}; want a whole number, {least} or more")
     return value

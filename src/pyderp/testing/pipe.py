@@ -1,4 +1,4 @@
-"""The faults to come, and one way of a connection through them: what is lost, and what is late."""
+"""The plan of faults, and one direction of a connection with them: losses and delays."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ Way: TypeAlias = Literal["up", "down"]
 """`up`: from clients to the relay; `down`: from the relay to clients."""
 
 Junk: TypeAlias = Literal["unknown", "short", "oversized", "garbage"]
-"""`unknown`: frames of unknown types. `short`: frames of known types, too short for
-them. A client skips both. `oversized`: a header that announces more than a client takes.
-`garbage`: bytes that are no frames. Both end the connection."""
+"""`unknown`: frames of unknown types. `short`: frames of known types that are too short. A client
+skips both kinds. `oversized`: a header that announces a frame larger than a client accepts.
+`garbage`: bytes that are no frames. A client ends the connection on both."""
 
 _PACKET_FRAMES: Final = frozenset(
     (FrameType.SEND_PACKET, FrameType.RECV_PACKET, FrameType.FORWARD_PACKET)
@@ -62,28 +62,35 @@ _NEVER_EMPTY: Final = (
 
 @dataclass(slots=True)
 class FaultCounters:
-    """What was done; only ever goes up."""
+    """Counters of what the proxy did; they only increase."""
 
     connections: int = 0
     """TCP connections accepted."""
     passed: int = 0
-    """Frames with a packet that went on; one that reaches its receiver is two, up and down."""
+    """Frames with a packet that were passed on, up and down together: a packet that reaches its
+    receiver counts twice."""
     dropped: int = 0
-    """Frames with a packet that did not, up and down together."""
+    """Frames with a packet that were dropped, up and down together."""
     cut: int = 0
     """Connections cut."""
     injected: int = 0
-    """Times that bytes were put into a connection."""
+    """Times that bytes were inserted into a connection."""
     rejected: int = 0
     """Upgrades answered with another HTTP status."""
     wrong_keys: int = 0
-    """Logins answered with another key than announced."""
+    """Logins answered with another key than the announced one."""
     restarts: int = 0
 
 
 @dataclass(slots=True)
 class CutAfter:
-    """A cut that is due."""
+    """A cut of one connection after so many more bytes.
+
+    Args:
+        left: bytes that still pass before the cut.
+        way: the direction in which they count.
+        reset: cut with RST; otherwise with FIN.
+    """
 
     left: int
     way: Way
@@ -106,14 +113,14 @@ class FaultPlan:
     counters: FaultCounters = field(default_factory=FaultCounters)
 
     def random(self, *purpose: object) -> random.Random:
-        """Random numbers that depend on the seed and on what they are for, and nothing else."""
+        """Returns random numbers that depend on the seed and on their purpose only."""
         return random.Random("/".join(map(str, (self.seed, *purpose))))
 
     def loses(self, way: Way, drawn: float) -> bool:
-        """Whether a packet is lost.
+        """Decide whether a packet is lost, and count it.
 
         Args:
-            drawn: its random number, from [0, 1).
+            drawn: the packet's random number, from [0, 1).
         """
         lost = drawn < self.loss
         if self.drop_next[way]:
@@ -127,10 +134,10 @@ class FaultPlan:
 
 
 def make_junk(kind: Junk, rng: random.Random) -> bytes:
-    """Bytes that a relay should not send.
+    """Returns bytes that a relay should not send.
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: there is no such kind.
     """
     if kind == "unknown":
         return pack_frame(rng.choice(_UNKNOWN_TYPES), rng.randbytes(rng.randrange(200)))
@@ -140,28 +147,29 @@ def make_junk(kind: Junk, rng: random.Random) -> bytes:
         length = rng.randrange(MAX_CLIENT_FRAME + 1, 1 << 32)
         return frame_header(FrameType.RECV_PACKET, length) + rng.randbytes(100)
     if kind == "garbage":
-        # The second byte is the first of a length: set, it is never one that a client awaits.
+        # The second byte is the highest of a frame's length: if it is not 0, the length exceeds
+        # what a client accepts.
         return bytes((rng.randrange(256), rng.randrange(1, 256))) + rng.randbytes(200)
     raise ConfigError(f"no junk of kind {kind!r}; there is unknown, short, oversized, garbage")
 
 
 class Mode(Enum):
-    """What the next bytes of a stream are."""
+    """Kind of the next bytes of a stream."""
 
     HEAD = auto()
     """The head of an HTTP request or answer."""
     FRAMES = auto()
     OPAQUE = auto()
-    """Something else, such as a websocket; passed on as it comes, for good."""
+    """Other bytes, such as a websocket; all that follows is passed on as it comes."""
 
 
 class Cutter:
-    """Cuts one way of a connection into its head and its frames.
+    """Cuts one direction of a connection into its HTTP head and its frames.
 
-    Whatever is read, the pieces joined together are what was put in.
+    The pieces joined together are always the bytes that were added.
 
     Args:
-        on_head: takes the whole head and says what follows it.
+        on_head: called with the whole head; returns what follows it.
     """
 
     __slots__ = ("_buffer", "_on_head", "mode")
@@ -174,7 +182,7 @@ class Cutter:
     def receive_data(self, data: bytes) -> Iterator[tuple[int | None, bytes]]:
         """Add bytes; yields whole frames as (type byte, frame with its header).
 
-        Heads and opaque bytes have `None` for a type. Use the iterator up before the next call.
+        Heads and opaque bytes have `None` as their type. Exhaust the iterator before the next call.
         """
         self._buffer += data
         while (piece := self._next()) is not None:
@@ -203,7 +211,8 @@ class Cutter:
             return None
         kind, length = HEADER.unpack_from(self._buffer)
         if length > MAX_CLIENT_FRAME:
-            # Waiting for all of it would keep the fault from the client that is to find it.
+            # This frame is a fault. Waiting for all of it would keep it from the client that is
+            # tested with it.
             self.mode = Mode.OPAQUE
             return self._take(len(self._buffer))
         if len(self._buffer) < FRAME_HEADER_LEN + length:
@@ -216,12 +225,12 @@ class Cutter:
         return None, taken
 
     def rest(self) -> bytes:
-        """What is held of a piece that will not be whole any more."""
+        """Returns the bytes of an incomplete piece, after the stream has ended."""
         return self._take(len(self._buffer))[1]
 
 
 def read_request(head: bytes) -> tuple[Upgrade, bool]:
-    """What a request head asks for, and whether it wants no answer (fast start)."""
+    """Returns the upgrade that a request asks for, and whether it wants no answer (fast start)."""
     http = HttpConnection()
     http.receive_data(head)
     with contextlib.suppress(BadUpgrade):
@@ -232,16 +241,16 @@ def read_request(head: bytes) -> tuple[Upgrade, bool]:
 
 
 class Pipe:
-    """One way of a connection: what is lost of it, and when the rest goes on.
+    """One direction of a connection: drops packets, and delays the rest.
 
     Args:
-        plan: the faults; looked at for each frame.
-        way: which way it is.
+        plan: the faults; read anew for each frame.
+        way: the direction.
         number: the connection's number, for the random numbers.
-        cutter: knows the frames.
-        change: replaces a frame that is no packet, or lets it be.
-        deliver: takes what goes on.
-        finish: called after all was delivered and the source has ended.
+        cutter: cuts the bytes into frames.
+        change: returns a frame that is no packet, changed or unchanged.
+        deliver: called with bytes when they are due.
+        finish: called after the source has ended and all was delivered.
     """
 
     def __init__(
@@ -271,18 +280,19 @@ class Pipe:
     def receive_data(self, data: bytes) -> None:
         """Take bytes of the source."""
         for kind, piece in self.cutter.receive_data(data):
-            if self._ended:  # by what the piece before did
+            if self._ended:  # the piece before has ended it
                 return
             if kind is None:
                 self.put(piece)
             elif kind not in _PACKET_FRAMES:
                 self.put(self._change(kind, piece))
-            # Drawn for every packet, so that none depends on when the loss was set.
+            # A number is drawn for every packet, so that a packet's fate does not depend on when
+            # `loss` was set.
             elif not self._plan.loses(self._way, self._loss.random()):
                 self.put(piece)
 
     def receive_eof(self) -> None:
-        """The source has ended; what is under way still arrives."""
+        """Note that the source has ended; delayed bytes are still delivered."""
         if not self._ended:
             if rest := self.cutter.rest():
                 self.put(rest)
@@ -290,12 +300,12 @@ class Pipe:
             self._schedule(None)
 
     def put(self, data: bytes) -> None:
-        """Send bytes on, in time and behind what is already under way."""
+        """Deliver bytes after the delay, and after all earlier bytes."""
         if not self._ended:
             self._schedule(data)
 
     def stop(self) -> None:
-        """Drop everything, now and later."""
+        """Drop all bytes, those that wait and those that come."""
         self._ended = True
         self._queue.clear()
         if self._timer is not None:
@@ -303,7 +313,7 @@ class Pipe:
             self._timer = None
 
     def discard(self) -> None:
-        """Stop, and drop what it refers to; it is not used again."""
+        """Stop, and drop all references, so that no cycle remains; it is not used again."""
         self.stop()
         self.cutter = Cutter(lambda _: Mode.OPAQUE)
         self._change = lambda _, frame: frame
@@ -328,7 +338,7 @@ class Pipe:
         if not self._queue and delay <= 0 and not self._plan.frozen:
             self._out(data)
             return
-        # One that is due before those in front of it still waits for them.
+        # With jitter it may be due before earlier bytes; it still waits for them.
         self._queue.append((self._loop.time() + delay, data))
         if self._timer is None:
             self.run()

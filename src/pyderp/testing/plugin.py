@@ -1,7 +1,7 @@
-"""Fixtures for pytest; they need no plugin for asyncio, and go with any.
+"""Fixtures for pytest; they need no plugin for asyncio, and work beside any.
 
-`derp_relay`: a relay of the test's own. The marker `derp_relay` has its arguments.
-`derp_clients`: two clients of it, in a pair, that can reach each other.
+`derp_relay`: a relay for one test. The marker `derp_relay` has its arguments.
+`derp_clients`: two clients of that relay that can reach each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["derp_clients", "derp_relay", "pytest_configure"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Called by pytest."""
+    """Register the marker; called by pytest."""
     config.addinivalue_line(
         "markers",
         "derp_relay(config=None, *, seed=0, tls=False): arguments of the relay that the "
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def derp_relay(request: pytest.FixtureRequest) -> Iterator[RelayThread]:
-    """A relay on a free port of 127.0.0.1, in a thread of its own, with faults on demand."""
+    """Yields a relay on a free port of 127.0.0.1, in its own thread, with faults on demand."""
     from pyderp.testing.relays import RelayThread
 
     marker = request.node.get_closest_marker("derp_relay")
@@ -43,7 +43,7 @@ def derp_relay(request: pytest.FixtureRequest) -> Iterator[RelayThread]:
 
 @pytest.fixture
 def derp_clients(derp_relay: RelayThread) -> Iterator[tuple[Client, Client]]:
-    """Two connected clients of `derp_relay`, without async; ServerInfo was read already."""
+    """Yields two connected blocking clients of `derp_relay`; their ServerInfo was read already."""
     from pyderp.blocking import Client
     from pyderp.client.config import ClientConfig
     from pyderp.net.settings import NetworkSettings

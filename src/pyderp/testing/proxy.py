@@ -1,4 +1,4 @@
-"""A TCP proxy that knows DERP; its port stays the same while nothing listens."""
+"""A TCP proxy that knows DERP, and that keeps its port while it refuses connections."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["HOST", "ProxiedConnection", "Proxy"]
 
 
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER: close sends RST and throws away what was not sent."""
+"""Value of SO_LINGER with which `close` sends RST and drops bytes that were not sent."""
 
 
 class Leg(asyncio.Protocol):
-    """One of a connection's two TCP connections.
+    """One of the two TCP connections, to the client or to the relay.
 
     Args:
-        source: takes what this leg brings.
-        update: called when a leg can take more, or no more.
+        source: gets the bytes that this leg receives.
+        update: called when this leg's write buffer becomes full, and when it has room again.
     """
 
     def __init__(self, source: Pipe, update: Callable[[], None]) -> None:
@@ -57,22 +57,22 @@ class Leg(asyncio.Protocol):
         self.lost.set()
 
     def pause_writing(self) -> None:
-        """Called by the event loop: enough is waiting."""
+        """Called by the event loop: the write buffer is full."""
         self.full = True
         self._update()
 
     def resume_writing(self) -> None:
-        """Called by the event loop: little is waiting again."""
+        """Called by the event loop: the write buffer has room again."""
         self.full = False
         self._update()
 
     def discard(self) -> None:
-        """Drop what it refers to; it is not used again."""
+        """Drop all references, so that no cycle remains; it is not used again."""
         self.transport = None
         self._update = lambda: None
 
     def read(self, wanted: bool) -> None:
-        """Read, or leave what comes to the kernel."""
+        """Read from the socket, or leave the bytes in the kernel's buffer."""
         if self.transport is None or self.transport.is_closing() or wanted is self._reading:
             return
         self._reading = wanted
@@ -82,48 +82,48 @@ class Leg(asyncio.Protocol):
             self.transport.pause_reading()
 
     def write(self, data: bytes) -> None:
-        """Send bytes; silently none after the end."""
+        """Send bytes; does nothing after the end."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
 
     def close(self) -> None:
-        """End it after what was written."""
+        """End the connection after what was written."""
         if self.transport is not None:
             self.transport.close()
 
     def abort(self) -> None:
-        """End it now."""
-        # asyncio trips over an abort after a close that had something left to write.
+        """End the connection now."""
+        # asyncio raises on an abort after a `close` that had bytes left to write.
         if self.transport is not None and not self.lost.is_set():
             self.transport.abort()
 
     def cut(self, *, reset: bool) -> None:
-        """End it now: with RST, or with FIN after what was written."""
+        """End the connection now: with RST, or with FIN after what was written."""
         if self.transport is None or self.lost.is_set():
             return
         if reset:
             sock = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # the other side was faster
+            with contextlib.suppress(OSError):  # the other side has closed it meanwhile
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         elif self.transport.get_write_buffer_size():
             self.transport.close()
             return
-        # Unlike close, this does not say goodbye in TLS.
+        # Unlike `close`, this sends no close alert of TLS.
         self.transport.abort()
 
 
 class ProxiedConnection:
-    """A client's connection and the one to the relay that belongs to it.
+    """A client's connection to the proxy, and the proxy's connection to the relay for it.
 
     Args:
         plan: the faults.
-        number: counted from 1, in the order of accepting.
+        number: number of the connection, counted from 1 in the order of accepting.
     """
 
     def __init__(self, plan: FaultPlan, number: int) -> None:
         self.client_key: NodePublic | None = None
         self.over = False
-        """Whether it was ended, maybe before it was complete."""
+        """Whether it was ended, perhaps before the connection to the relay was made."""
         self._plan = plan
         self._number = number
         self.up = Pipe(
@@ -148,24 +148,24 @@ class ProxiedConnection:
         self.relay_leg = Leg(self.down, self.update)
 
     async def closed(self) -> None:
-        """Wait until no side has a TCP connection."""
+        """Wait until both TCP connections have ended."""
         for leg in (self.relay_leg, self.client_leg):
             if leg.transport is not None:
                 await leg.lost.wait()
 
     def update(self) -> None:
-        """Read from where bytes can go on."""
+        """Read from each leg whose bytes the other leg can take."""
         self.client_leg.read(not self._plan.frozen and not self.relay_leg.full)
         self.relay_leg.read(not self._plan.frozen and not self.client_leg.full)
 
     def thaw(self) -> None:
-        """Go on after a freeze."""
+        """Deliver and read again after a freeze."""
         self.up.run()
         self.down.run()
         self.update()
 
     def inject(self, data: bytes) -> bool:
-        """Put bytes between two frames to the client; `False` outside of frames."""
+        """Send bytes to the client between two frames; `False`: no frames are under way yet."""
         if self.down.cutter.mode is not Mode.FRAMES:
             return False
         self._plan.counters.injected += 1
@@ -173,7 +173,7 @@ class ProxiedConnection:
         return True
 
     def cut(self, *, reset: bool) -> None:
-        """End both TCP connections; what is under way is lost."""
+        """End both TCP connections, and count it; bytes that are under way are lost."""
         self.over = True
         self._plan.counters.cut += 1
         self.up.stop()
@@ -182,7 +182,7 @@ class ProxiedConnection:
         self.relay_leg.abort()
 
     def abort(self) -> None:
-        """End both TCP connections, uncounted."""
+        """End both TCP connections, without counting it as a cut."""
         self.over = True
         self.up.stop()
         self.down.stop()
@@ -190,7 +190,7 @@ class ProxiedConnection:
         self.relay_leg.abort()
 
     def discard(self) -> None:
-        """Drop what refers to each other: only the collector would free it."""
+        """Drop the references between its parts, which only the cyclic collector would free."""
         for each in (self.up, self.down, self.client_leg, self.relay_leg):
             each.discard()
 
@@ -210,7 +210,7 @@ class ProxiedConnection:
         self._plan.cut_after = None
         self.cut(reset=cut.reset)
 
-    # What the pipes learn
+    # Callbacks of the pipes
 
     def _on_request(self, head: bytes) -> Mode:
         upgrade, fast_start = read_request(head)
@@ -260,16 +260,16 @@ _BACKLOG: Final = 128
 
 
 class Proxy:
-    """Accepts connections and joins each to one of its own to the relay.
+    """Accepts connections, and makes a connection to the relay for each.
 
     Args:
         plan: the faults.
-        target: the relay's address, asked for each connection.
-        tls: the TLS context to serve, asked for each connection; `None`: plain TCP.
+        target: returns the relay's address; called for each connection.
+        tls: returns the TLS context to serve, or `None` for plain TCP; called for each connection.
     """
 
     connections: dict[int, ProxiedConnection]
-    """Those that are open, by number."""
+    """The open connections, by number."""
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class Proxy:
         self._plan = plan
         self._target = target
         self._tls = tls
-        # Never listens: it keeps the port ours while the proxy does not listen.
+        # This socket never listens. It keeps the port reserved while the proxy does not listen.
         self._holder = _bind(0)
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -308,7 +308,7 @@ class Proxy:
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept_all)
 
     async def aclose(self) -> None:
-        """End all connections and give the port away."""
+        """End all connections, and release the port."""
         self.refuse()
         self._holder.close()
         tasks = list(self._tasks)
@@ -320,7 +320,7 @@ class Proxy:
         while self._listener is not None:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:  # no connection waits any more
+            except OSError:  # no further connection waits
                 return
             self._plan.counters.connections += 1
             number = self._plan.counters.connections
@@ -329,7 +329,7 @@ class Proxy:
                 self._serve(sock, connection), name=f"pyderp.testing connection {number}"
             )
             self._tasks.add(task)
-            # Not in the task itself: a task that is cancelled at once never runs.
+            # Not in the task itself: a task that is cancelled before its first step never runs.
             task.add_done_callback(functools.partial(self._forget, number, sock))
 
     async def _serve(self, sock: socket.socket, connection: ProxiedConnection) -> None:
@@ -342,7 +342,7 @@ class Proxy:
             if not connection.over:
                 await connection.closed()
         except OSError:
-            pass  # the relay is not there, or the client left, or wants another kind of TLS
+            pass  # the relay cannot be reached, or the client left or failed its TLS handshake
         finally:
             connection.abort()
             await connection.closed()

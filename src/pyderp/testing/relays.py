@@ -1,4 +1,4 @@
-"""Relays and clients that are ready to be used: in this event loop, or in a thread of their own."""
+"""Relays and clients that are ready for use: on this event loop, or in a thread of their own."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _BOUND: Final = 30.0
-"""Seconds after which a call into the thread has hung."""
+"""Seconds that a call into the thread may take before it counts as hanging."""
 _POLL: Final = 0.002
+"""Seconds between two looks at the number of clients."""
 
 
 def _in_thread(
     method: Callable[Concatenate[FaultyRelay, P], T],
 ) -> Callable[Concatenate[RelayThread, P], T]:
-    """A method of the relay as one that may be called in any thread."""
+    """Returns a method of `FaultyRelay` as one that any thread may call."""
 
     @functools.wraps(method)
     def call(relay: RelayThread, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -50,13 +51,13 @@ class RelayThread:
     """A `FaultyRelay` with an event loop and a thread of its own.
 
     Use it as `with RelayThread() as relay:`. Attributes and methods are those of
-    `FaultyRelay`, which documents them; they may be used from any thread. A method has done
-    its work when it returns. Clients may live in any thread and on any event loop.
+    `FaultyRelay`, which documents them; they may be used from any thread. When a method returns,
+    its work is done. Clients may run in any thread and on any event loop.
 
     Args:
-        config: of the relay.
-        seed: of all random decisions.
-        tls: serve TLS, with a certificate made for it.
+        config: settings of the relay.
+        seed: seed of all random decisions.
+        tls: serve TLS, with a certificate that is made for this relay.
     """
 
     def __init__(
@@ -67,7 +68,11 @@ class RelayThread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen and serve."""
+        """Start the thread, listen and serve; returns when the relay accepts connections.
+
+        Raises:
+            LocalProtocolError: it was started before.
+        """
         if self._thread is not None:
             raise LocalProtocolError("this relay was started before; make a new one")
         self._loop = asyncio.new_event_loop()
@@ -108,7 +113,7 @@ class RelayThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result(_BOUND)
         except TimeoutError as e:
             if str(e):
-                raise  # of the work itself
+                raise  # an error of the work itself
             raise TimeoutError(f"the relay's thread did not answer within {_BOUND:g} s") from None
 
     def call(self, function: Callable[[FaultyRelay], T]) -> T:
@@ -119,16 +124,16 @@ class RelayThread:
 
         return self._wait(work())
 
-    # What it is
+    # Properties of the relay
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where clients connect to; the port stays the same."""
+        """Host and port for clients; the port stays the same."""
         return self._faulty.address
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
+        """The URL for clients."""
         return self._faulty.url
 
     @property
@@ -152,12 +157,12 @@ class RelayThread:
 
     @property
     def counters(self) -> FaultCounters:
-        """What was done to whom so far; the object is live."""
+        """Counters of the faults so far; the object is live."""
         return self._faulty.counters
 
     @property
     def relay_counters(self) -> Counters:
-        """What the relay behind the proxy counted; another object after `restart`."""
+        """Counters of the relay behind the proxy; another object after `restart`."""
         return self._faulty.relay.counters
 
     @property
@@ -169,7 +174,7 @@ class RelayThread:
         """Wait until exactly so many connections are logged in.
 
         Raises:
-            TimeoutError: they are not, after `timeout` seconds.
+            TimeoutError: after `timeout` seconds it is still another number.
         """
 
         async def work() -> None:
@@ -186,7 +191,7 @@ class RelayThread:
 
     @property
     def latency(self) -> float:
-        """Seconds that everything is late, each way."""
+        """Seconds by which all bytes are delayed, each way."""
         return self._faulty.latency
 
     @latency.setter
@@ -195,7 +200,7 @@ class RelayThread:
 
     @property
     def jitter(self) -> float:
-        """Seconds, at most, that a frame is later than `latency` says."""
+        """The largest random delay of a frame, in seconds, in addition to `latency`."""
         return self._faulty.jitter
 
     @jitter.setter
@@ -204,7 +209,7 @@ class RelayThread:
 
     @property
     def loss(self) -> float:
-        """How probably a packet is lost, each way."""
+        """The probability that a packet is lost, from 0 to 1, each way."""
         return self._faulty.loss
 
     @loss.setter
@@ -220,7 +225,7 @@ class RelayThread:
     accept = _in_thread(FaultyRelay.accept)
 
     def restart(self, *, new_key: bool = False, announce: bool = True) -> None:
-        """Stop the relay and start one anew behind the same port."""
+        """Stop the relay and start a new one behind the same port; see `FaultyRelay.restart`."""
         self._wait(self._faulty.restart(new_key=new_key, announce=announce))
 
     wrong_key = _in_thread(FaultyRelay.wrong_key)
@@ -231,7 +236,7 @@ class RelayThread:
 
 @contextlib.asynccontextmanager
 async def relay(config: RelayConfig | None = None) -> AsyncIterator[Relay]:
-    """A relay that serves; by default plain, with a new key, on a free port of 127.0.0.1."""
+    """Yields a relay that serves; by default plain HTTP, a new key, a free port of 127.0.0.1."""
     async with Relay(config) as running:
         yield running
 
@@ -240,22 +245,22 @@ async def relay(config: RelayConfig | None = None) -> AsyncIterator[Relay]:
 async def client_pair(
     relay: Relay | FaultyRelay | str, *, config: ClientConfig | None = None
 ) -> AsyncIterator[tuple[Client, Client]]:
-    """Two clients that can reach each other at once: both are logged in.
+    """Yields two clients that are logged in, so that they can reach each other at once.
 
     Their first messages, ServerInfo, were read already. Leaving the block closes them.
 
     Args:
-        relay: a relay, or the URL of one. Its certificate must be one that clients trust,
-            but for `FaultyRelay(tls=True)`, whose pin is known here.
-        config: of both clients; by default one that does not look at the environment.
+        relay: a relay, or the URL of one. The clients must trust its certificate, except that of
+            `FaultyRelay(tls=True)`, whose pin they take from its region.
+        config: settings of both clients; by default settings that ignore the environment.
 
     Raises:
-        ConnectError: the relay is not there, or refuses.
-        ConnectionClosed: it was there, and is not any more.
+        ConnectError: the relay cannot be reached, or refuses a client.
+        ConnectionClosed: the relay closed a connection after the login.
     """
     async with _client(relay, config) as one, _client(relay, config) as other:
         for client in (one, other):
-            # The relay says this when it has registered the client.
+            # The relay sends this after it has registered the client.
             while not isinstance(await client.recv(), ServerInfo):
                 pass
         yield one, other
