@@ -1,9 +1,9 @@
-"""Check the documentation against itself and the code. `--write` makes the generated tables anew.
+"""Check the documentation against itself and the code. `--write` renews the generated tables.
 
 Checked in all Markdown files: relative links and their anchors, `pyderp` and `make` commands,
 names of environment variables and metrics, settings files, and that Python and JSON blocks
-parse. What stands between `<!-- generated: NAME -->` and `<!-- end -->` is compared with what the
-code says now.
+parse. The text between `<!-- generated: NAME -->` and `<!-- end -->` is compared with a table that
+is made from the code.
 """
 
 from __future__ import annotations
@@ -74,18 +74,19 @@ _OTHER_VARIABLES: Final = frozenset(
         "PYDERP_SUMS_SECONDS",
         "PYDERP_SUMS_SEED",
     }
-    # Examples of what is no setting.
+    # Examples of names that are no settings.
     | {"PYDERP_VERIFY_CLIENT", "PYDERP_SERVICE_HOST", "PYDERP_PORT"}
 )
 _METRIC: Final = re.compile(
     r"\b(?:pyderp|derp|derper_tls|stun|tls_listener|bootstrap_dns|process)_[a-z_]+\b(?!…)"
 )
 _NO_METRICS: Final = frozenset({"derp_clients", "derp_port", "derp_relay", "stun_addresses"})
-"""Fixtures and fields that look like some."""
+"""Fixtures and fields whose names look like metrics."""
 _CONTAINERS: Final = frozenset({"docker", "podman"})
 _SHELL: Final = frozenset({"sh", "console", "yaml", "ini", ""})
 _HELP_DEFAULT: Final = re.compile(r"\s*\[default: (.*)\]$")
 _FAR: Final = 2**20
+"""Bytes; a frame of which even so many are accepted counts as unlimited."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Block:
 
 
 def pages(root: Path) -> list[Path]:
-    """All Markdown files below `root`, those in hidden and built folders left out."""
+    """Returns all Markdown files below `root`, except those in hidden and built folders."""
     found = []
     for folder, names, files in os.walk(root):
         names[:] = [n for n in names if not n.startswith(".") and n not in ("build", "dist")]
@@ -114,7 +115,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a page."""
+    """Returns the fenced blocks of a page."""
     found: list[Block] = []
     lines = path.read_text().splitlines()
     fence = ""
@@ -134,7 +135,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """The numbered lines of a page that are in no fenced block."""
+    """Returns the numbered lines of a page that are in no fenced block."""
     inside: set[int] = set()
     for block in blocks(path):
         inside.update(range(block.line, block.line + block.text.count("\n") + 2))
@@ -143,7 +144,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors of a page's headings, as GitHub makes them."""
     found: set[str] = set()
     for _, line in prose(path):
         if match := _HEADING.match(line):
@@ -154,11 +155,11 @@ def anchors(path: Path) -> set[str]:
     return found
 
 
-# Checks. Each yields (line, what is wrong).
+# Checks. Each yields (line, problem).
 
 
 def check_links(path: Path) -> Iterator[tuple[int, str]]:
-    """Relative links lead to files and headings that exist."""
+    """Check that relative links lead to files and headings that exist."""
     for number, line in prose(path):
         for target in _LINK.findall(_SPAN.sub("", line)):
             if re.match(r"[a-z]+:", target):
@@ -172,7 +173,7 @@ def check_links(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_commands(path: Path) -> Iterator[tuple[int, str]]:
-    """Commands, flags and make targets that a page mentions exist."""
+    """Check that the commands, flags and make targets that a page mentions exist."""
     for number, line in prose(path):
         for span in _SPAN.findall(line):
             for problem in _wrong_in_command(span):
@@ -191,12 +192,12 @@ def _wrong_in_command(line: str) -> Iterator[str]:
     except ValueError:
         return
     if words and words[0] in _CONTAINERS:
-        return  # an image may be called as a command is
+        return  # a word after docker may be an image that is called pyderp
     for i, word in enumerate(words):
         if word == "make" and i + 1 < len(words):
             yield from _wrong_in_make(words[i + 1 :])
         elif Path(word.rpartition("=")[2]).name == "pyderp" and i + 1 < len(words):
-            # A path such as src/pyderp is followed by no flag and no command.
+            # What follows a path such as src/pyderp is no flag and no command.
             yield from _wrong_in_pyderp(words[i + 1 :])
 
 
@@ -225,7 +226,7 @@ def _wrong_in_pyderp(words: Sequence[str]) -> Iterator[str]:
 
 def _unknown_flags(command: str, words: Sequence[str]) -> Iterator[str]:
     if command == "derper":
-        return  # in Go's spelling; it has the flags of the relay
+        return  # its flags are those of the relay, in Go's spelling
     known = {flag for option in options(command) for flag in option.flags} | {"--help"}
     for word in words:
         if word in ("|", ">", "2>", "&", "&&", ";"):
@@ -236,7 +237,7 @@ def _unknown_flags(command: str, words: Sequence[str]) -> Iterator[str]:
 
 
 def check_variables(path: Path) -> Iterator[tuple[int, str]]:
-    """Environment variables of pyderp's that a page mentions exist."""
+    """Check that the environment variables `PYDERP_…` that a page mentions exist."""
     known = {option.variable for name in _commands() for option in options(name)}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         for name in _VARIABLE.findall(line):
@@ -245,7 +246,7 @@ def check_variables(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_code(path: Path) -> Iterator[tuple[int, str]]:
-    """Python and JSON blocks parse."""
+    """Check that Python and JSON blocks parse."""
     for block in blocks(path):
         try:
             if block.language == "python":
@@ -259,7 +260,7 @@ def check_code(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_settings(path: Path) -> Iterator[tuple[int, str]]:
-    """TOML blocks are settings files of a relay that it would take."""
+    """Check that TOML blocks are settings files that a relay accepts."""
     known = {flag.name: flag.kind for flag in FLAGS if flag.in_file}
     for block in blocks(path):
         if block.language != "toml":
@@ -275,7 +276,7 @@ def check_settings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_tables(path: Path) -> Iterator[tuple[int, str]]:
-    """Generated tables say what the code says."""
+    """Check that generated tables match the code."""
     text = path.read_text()
     for match in _GENERATED.finditer(text):
         number = text.count("\n", 0, match.start()) + 1
@@ -287,7 +288,7 @@ def check_tables(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_counters(path: Path) -> Iterator[tuple[int, str]]:
-    """The page of counters explains all of them, and no others."""
+    """Check that the page of counters explains all of them, and no others."""
     if path.name != "log-and-counters.md":
         return
     explained = set(re.findall(r"^\| `(\w+)` \|", path.read_text(), re.MULTILINE))
@@ -297,7 +298,7 @@ def check_counters(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def check_metrics(path: Path) -> Iterator[tuple[int, str]]:
-    """Metrics that a page mentions exist."""
+    """Check that the metrics that a page mentions exist."""
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         for name in _METRIC.findall(line):
             if name not in _metric_names() | _NO_METRICS:
@@ -317,7 +318,7 @@ CHECKS: Final[Sequence[Callable[[Path], Iterator[tuple[int, str]]]]] = (
 
 
 def problems(root: Path = ROOT) -> list[str]:
-    """What is wrong with the documentation below `root`, a line each."""
+    """Returns the problems of the documentation below `root`, a line each."""
     return [
         f"{path.relative_to(root)}:{number}: {text}"
         for path in pages(root)
@@ -326,7 +327,7 @@ def problems(root: Path = ROOT) -> list[str]:
     ]
 
 
-# What the code says: commands
+# Commands, from the code
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ class Option:
 
 
 def _commands() -> dict[str, Callable[..., Any]]:
-    """The commands by name; those of a group with the group's name before it."""
+    """Returns the commands by name; one of a group has the group's name in front."""
     groups = [("", app)]
     groups += [(f"{g.name} ", g.typer_instance) for g in app.registered_groups if g.typer_instance]
     return {
@@ -353,12 +354,12 @@ def _commands() -> dict[str, Callable[..., Any]]:
 
 
 def options(command: str) -> list[Option]:
-    """The flags of a command, in its own order."""
+    """Returns the flags of a command, in the order of its parameters."""
     return options_of(_commands()[command])
 
 
 def options_of(function: Callable[..., Any]) -> list[Option]:
-    """The flags that a function's parameters, or a class's fields, stand for."""
+    """Returns the flags that typer makes from a function's parameters or a class's fields."""
     hints = typing.get_type_hints(function, include_extras=True)
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -377,10 +378,10 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
 
 
 def _flags(name: str, info: OptionInfo) -> tuple[str, ...]:
-    # Inside Annotated the first flag stands where a default would.
+    # Inside Annotated, typer keeps the first flag as the default.
     given = [info.default] if isinstance(info.default, str) else []
     given += info.param_decls or ()
-    # A switch has both spellings in one: --stun/--no-stun.
+    # A switch has its two spellings in one text: --stun/--no-stun.
     given = [spelling for each in given for spelling in each.split("/")]
     return tuple(given) or (f"--{name.replace('_', '-')}",)
 
@@ -400,7 +401,7 @@ def _show(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# What the code says: tables
+# Tables, from the code
 
 
 def _table(*rows: Sequence[str]) -> str:
@@ -412,12 +413,12 @@ def _table(*rows: Sequence[str]) -> str:
 
 
 def connect_options() -> str:
-    """The flags of all commands that connect."""
+    """Returns the table of the flags that all connecting commands share."""
     return _options_table(options_of(ConnectOptions))
 
 
 def own_options(command: str) -> str:
-    """The flags of a command without those of all that connect."""
+    """Returns the table of a command's flags, without those that connecting commands share."""
     shared = options_of(ConnectOptions)
     return _options_table([option for option in options(command) if option not in shared])
 
@@ -436,7 +437,7 @@ def _options_table(listed: Sequence[Option]) -> str:
 
 
 def _documented(module: ModuleType) -> Iterator[tuple[str, object, str]]:
-    """Constants of a module: name, value, and the string below it."""
+    """Yields the constants of a module: name, value, and the string below it."""
     body = ast.parse(inspect.getsource(module)).body
     for statement, below in itertools.zip_longest(body, body[1:]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -452,7 +453,7 @@ def _string(statement: ast.stmt | None) -> str:
 
 
 def constants() -> str:
-    """The numbers and magics of `pyderp.wire.frames`."""
+    """Returns the table of the numbers and magics of `pyderp.wire.frames`."""
     rows = [("Name", "Value", "Meaning")]
     for name, value, text in _documented(frames):
         if isinstance(value, int):
@@ -463,14 +464,14 @@ def constants() -> str:
 
 
 def limits() -> str:
-    """The defaults and limits of `pyderp.defaults`."""
+    """Returns the table of the defaults and limits of `pyderp.defaults`."""
     rows = [("Name", "Value", "Meaning")]
     rows += [(f"`{name}`", _show(value), text) for name, value, text in _documented(defaults)]
     return _table(*rows)
 
 
 def reasons(kind: type[Enum]) -> str:
-    """Why packets are dropped, or connections end: the members of an enumeration."""
+    """Returns the table of an enumeration: why packets are dropped, or connections end."""
     rows = [("Reason", "Meaning")]
     body = ast.parse(inspect.getsource(kind)).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -481,7 +482,7 @@ def reasons(kind: type[Enum]) -> str:
 
 
 def _all_on() -> RelayView:
-    """A relay with everything switched on, as far as its metrics look at it."""
+    """Returns a relay with everything switched on that its metrics read."""
     anything: Any = SimpleNamespace
     now = datetime.now(UTC)
     return RelayView(
@@ -502,7 +503,7 @@ def _all_on() -> RelayView:
 
 
 def metrics(choose: Callable[[RelayView], Iterable[Series]]) -> str:
-    """Some of a relay's own metrics."""
+    """Returns the table of the metrics that `choose` selects."""
     rows = [("Name", "Type", "Labels", "Meaning")]
     for series in sorted(choose(_all_on()), key=lambda each: each.name):
         labels = ", ".join(f"`{label}`" for label in series.labels)
@@ -521,7 +522,7 @@ def _metric_names() -> frozenset[str]:
 
 
 def process_metrics() -> str:
-    """The metrics that are about the process."""
+    """Returns the table of the metrics about the process."""
     view = _all_on()
     ours = {series.name for series in (*_derper_series(view), *own_series(view))}
     text = asyncio.run(metrics_text(view)).decode()
@@ -534,7 +535,7 @@ def process_metrics() -> str:
 
 
 def frame_types() -> str:
-    """Every frame: its layout as the pack function tells, its lengths as the readers have them."""
+    """Returns the table of frames: layouts by the pack functions, lengths by the readers."""
     rows = [("Type", "Name", "From", "Payload", "Bytes accepted")]
     layouts = _layouts()
     for kind in frames.FrameType:
@@ -550,7 +551,7 @@ def frame_types() -> str:
 
 
 def _layouts() -> dict[str, str]:
-    """The layout of each frame, from docstrings: `04 SendPacket: destination 32 ‖ packet`."""
+    """Returns the layouts of frames, from docstrings: `04 SendPacket: destination 32 ‖ packet`."""
     found = {}
     for name, function in inspect.getmembers(frames, inspect.isfunction):
         first = (function.__doc__ or "").partition("\n")[0]
@@ -566,11 +567,11 @@ def _accepted_by_relay(kind: frames.FrameType) -> str:
         check = check_client_info_frame_untrusted
     else:
         check = frames.check_client_frame_untrusted
-    # Legal lengths have no gaps: from the least, look for the first that is too much.
+    # Accepted lengths have no gaps: search from the smallest for the first that is too large.
     least = next(n for n in range(_FAR) if _passes(check, kind, n))
     beyond = range(least, _FAR)
     most = least + bisect.bisect_left(beyond, True, key=lambda n: not _passes(check, kind, n)) - 1
-    # The bounds of any type that the relay does not know: it skips such a frame.
+    # These are the bounds for a type that the relay does not know: it skips such a frame.
     skipped = (least, most) == (0, frames.MAX_UNKNOWN_FRAME_LEN)
     return "" if skipped else _span(least, most)
 
@@ -625,7 +626,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 
 
 def write_tables(root: Path = ROOT) -> list[Path]:
-    """Make the generated tables anew; gives the pages that changed."""
+    """Renew the generated tables; returns the pages that changed."""
     changed = []
     for path in pages(root):
         text = path.read_text()
@@ -640,9 +641,9 @@ def write_tables(root: Path = ROOT) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, or with `--write` make the tables anew and then check; gives the exit status."""
+    """Check; with `--write` renew the tables before. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--write", action="store_true", help="make the generated tables anew")
+    parser.add_argument("--write", action="store_true", help="renew the generated tables")
     if parser.parse_args(arguments).write:
         for path in write_tables():
             sys.stdout.write(f"{path.relative_to(ROOT)}: written\n")

@@ -2,9 +2,9 @@
 # The program of the image. It takes command lines of pyderp (`relay …`, `key new`, or flags of
 # `pyderp relay` alone) and of derper (`derper …`, or its flags alone, in Go's spelling).
 #
-# Started as root, it hands the relay's files to the user pyderp and becomes that user, with no
-# other right than to open ports below 1024. derper's command lines go on as root: they name files
-# of a volume that belongs to root. Started as another user, it changes nothing.
+# Started as root, it changes the owner of the relay's files to the user pyderp and becomes that user,
+# with no other right than to open ports below 1024. Command lines of derper keep running as root: they
+# name files of a volume that belongs to root. Started as another user, it changes nothing.
 set -eu
 
 state=${STATE_DIRECTORY:-/var/lib/pyderp}
@@ -43,12 +43,12 @@ if [ "$(id -u)" != 0 ] || [ "${1-}" = derper ]; then
   exec pyderp "$@"
 fi
 
-# A folder of the host, and files from a backup, belong to root at first. Where that cannot be
-# changed (a read-only mount, no capabilities), the relay says what it cannot read or write.
+# A folder of the host, and files from a backup, belong to root at first. If the owner cannot be
+# changed (a read-only mount, no capabilities), the relay reports which file it cannot use.
 mkdir -p "$state"
 find "$state" -xdev -user 0 -exec chown -h pyderp:pyderp {} + || :
 if [ "${1-}" = relay ] && [ -f "$derper_key" ] && [ ! -e "$state/relay.key" ] && ! names_a_key "$@"; then
-  # Whole or not at all, and never readable by others.
+  # Copied under another name, so that the key file is complete or missing; never readable by others.
   (umask 077 && cp "$derper_key" "$state/relay.key.new")
   chown pyderp:pyderp "$state/relay.key.new" || :
   mv "$state/relay.key.new" "$state/relay.key"
