@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure pyderp's client and Go's derphttp client in turn: CPU a packet, sent and received.
 
-A relay (pyderp's) and the other end (Go's client) are the same for both. The one that is
-measured sends, or receives, bursts of packets; a small packet back acknowledges each burst.
+The relay (pyderp's) and the peer (Go's client) are the same for both. The client that is
+measured sends or receives bursts of packets; a small packet back acknowledges each burst.
 CPU is user + system time of the measured process alone, between warm-up and end.
 """
 
@@ -45,7 +45,7 @@ class Work:
 
     @property
     def title(self) -> str:
-        """As it stands in the table."""
+        """The row's name in the table."""
         tls = "TLS 1.3" if self.tls else "no TLS"
         return f"{tls}, {self.role}, bursts of {self.burst}"
 
@@ -60,20 +60,20 @@ WORKS = [
 
 @dataclass(frozen=True)
 class RunningRelay:
-    """Where the relay is."""
+    """Port and pin of the relay that runs; an empty pin means no TLS."""
 
     port: int
     pin: str
 
     @property
     def go_flags(self) -> list[str]:
-        """How clientpeer reaches it."""
+        """Arguments with which clientpeer connects to it."""
         if self.pin:
             return ["-host", "127.0.0.1", "-port", str(self.port), "-pin", self.pin]
         return ["-url", f"http://127.0.0.1:{self.port}/derp"]
 
     def client(self, private: NodePrivate) -> Client:
-        """Our client of it."""
+        """Returns a client of ours for it."""
         if not self.pin:
             return Client.for_url(f"http://127.0.0.1:{self.port}/derp", private_key=private)
         node = DERPNode(
@@ -88,7 +88,7 @@ class RunningRelay:
 
 @contextmanager
 def running_relay(*, tls: bool) -> Iterator[RunningRelay]:
-    """A relay of ours, until the block ends."""
+    """Run a relay of ours until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         flags = ["--dev", "--no-stun"]
@@ -118,7 +118,7 @@ def _wait_for(log: Path, process: subprocess.Popen[bytes], pattern: str) -> str:
 
 
 def key_of(seed: str, role: str) -> NodePrivate:
-    """The key that clientpeer derives, too."""
+    """Returns the key that clientpeer derives in the same way."""
     raw = bytearray(hashlib.sha256((seed + role).encode()).digest())
     raw[0] &= 248
     raw[31] = raw[31] & 127 | 64
@@ -126,7 +126,7 @@ def key_of(seed: str, role: str) -> NodePrivate:
 
 
 def measure(kind: str, work: Work, relay: RunningRelay, packets: int) -> float:
-    """CPU microseconds a packet of one run."""
+    """Run once; returns CPU microseconds a packet."""
     seed = f"{time.time_ns()}"
     other = {"send": "receive", "receive": "send"}[work.role]
     flags = ["-packets", str(packets), "-warmup", str(WARMUP), "-seed", seed]
@@ -149,7 +149,7 @@ def measure(kind: str, work: Work, relay: RunningRelay, packets: int) -> float:
             assert process.stdout is not None
             if process.stdout.readline() != "ready\n":
                 raise BenchError(f"{command[0]} does not connect")
-        for process in reversed(processes):  # the other end first
+        for process in reversed(processes):  # the peer first
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
@@ -161,11 +161,11 @@ def measure(kind: str, work: Work, relay: RunningRelay, packets: int) -> float:
             process.communicate()
 
 
-# The measured program, when it is ours
+# The measured program, if it is ours
 
 
 async def work(request: dict[str, int | str]) -> float:
-    """Connect, do the work, and give the CPU microseconds a packet."""
+    """Connect and do the work; returns CPU microseconds a packet."""
     relay = RunningRelay(int(request["port"]), str(request["pin"]))
     seed, role = str(request["seed"]), str(request["role"])
     packets, burst = int(request["packets"]), int(request["burst"])
@@ -202,7 +202,7 @@ async def work(request: dict[str, int | str]) -> float:
 
 
 async def packets_of(client: Client) -> int:
-    """Wait for packets; how many came."""
+    """Wait for packets; returns how many came."""
     while True:
         messages = await client.receive_many()
         count = sum(1 for message in messages if type(message) is ReceivedPacket)
@@ -225,7 +225,7 @@ def worker(request: dict[str, int | str]) -> None:
 
 
 def compare(rounds: int, packets: int) -> str:
-    """Measure all rows; gives the table."""
+    """Measure all rows; returns the table."""
     lines = [
         "| work | Go µs | pyderp, uvloop | pyderp, asyncio | ratio, uvloop | ratio, asyncio |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -265,7 +265,7 @@ pyderp {version}; Go's client is `derp/derphttp` of Tailscale {tailscale}. {mach
 
 
 def main() -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     parser.add_argument(

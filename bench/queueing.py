@@ -1,6 +1,6 @@
-"""What TCP_NOTSENT_LOWAT does for packets that wait: how old they are when a slow reader gets them.
+"""The effect of TCP_NOTSENT_LOWAT: how old packets are when a slow reader gets them.
 
-A sender offers more than a reader takes; the relay queues and drops. Bytes that the kernel
+A sender sends more than a reader takes; the relay queues and drops. Bytes that the kernel
 holds unsent can no longer be dropped, so they arrive late. Run it by itself:
 
     python bench/queueing.py
@@ -25,7 +25,7 @@ SIZE = 1200
 
 
 async def connect(relay: Relay, *, receive_buffer: int = 0) -> tuple[socket.socket, ClientSession]:
-    """A logged-in client on a plain non-blocking socket."""
+    """Returns a client that is logged in, on a plain non-blocking socket."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
     if receive_buffer:
@@ -47,7 +47,7 @@ async def connect(relay: Relay, *, receive_buffer: int = 0) -> tuple[socket.sock
 
 
 async def send(sock: socket.socket, session: ClientSession, peer: NodePrivate, rate: float) -> None:
-    """Send `rate` packets a second, each with the time of its sending."""
+    """Send `rate` packets a second, each with the time at which it was sent."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     sent = 0
@@ -61,7 +61,7 @@ async def send(sock: socket.socket, session: ClientSession, peer: NodePrivate, r
 
 
 async def measure(lowat: int, options: argparse.Namespace) -> tuple[list[float], int]:
-    """Ages in seconds of the packets that a slow reader got, and how many were dropped."""
+    """Returns the ages in seconds of packets that a slow reader got, and the number dropped."""
     loop = asyncio.get_running_loop()
     ages: list[float] = []
     async with Relay(RelayConfig(tcp_notsent_lowat=lowat)) as relay:
@@ -87,7 +87,7 @@ async def measure(lowat: int, options: argparse.Namespace) -> tuple[list[float],
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Print a table."""
+    """Measure each value of the option, and print a table."""
     print("| TCP_NOTSENT_LOWAT | median age, ms | p99, ms | dropped |\n|---|---|---|---|")
     for lowat in options.lowat:
         ages, dropped = await measure(lowat, options)

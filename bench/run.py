@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure pyderp's relay, on both engines, and Go's derper in turn, and write it down."""
+"""Measure pyderp's relay, on both engines, and Go's derper in turn, and write the pages."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _positive_float(text: str) -> float:
 
 
 def relay_commands(args: argparse.Namespace) -> list[RelayCommand]:
-    """Return the relays to compare, the reference first, checked to be there."""
+    """Return the relays to compare, the reference first; raises `BenchError` if one is missing."""
     out = [] if args.no_derper else [relays.derper(args.derper)]
     out += relays.pyderps(args.python, args.engines)
     out += [relays.iroh(args.iroh)] if args.iroh else []
@@ -186,7 +186,7 @@ def chosen_scenarios(args: argparse.Namespace) -> tuple[rows.Scenario, ...]:
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
-    """Measure what was asked for, and make the pages of it, also when it is interrupted."""
+    """Measure what was asked for, and write the pages, also after an interrupt."""
     found = relay_commands(args)
     scenarios = chosen_scenarios(args)
     raise_file_limit(max(args.conns, max(rows.CURVE_PEERS)) + 1000)
@@ -234,7 +234,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 
 def _shown_command(args: argparse.Namespace) -> str:
-    """Return a command line that measures the same, without this machine's paths."""
+    """Return the command line that measures the same, without paths of this machine."""
     out = ["python", "bench/run.py", "--rounds", str(args.rounds)]
     out += ["--seconds", f"{args.seconds:g}", "--conns", str(args.conns)]
     if args.only:
@@ -254,7 +254,7 @@ def _shown_command(args: argparse.Namespace) -> str:
 
 
 def report(args: argparse.Namespace, path: Path) -> None:
-    """Make the pages of a raw file: beside it, and into the repository if that was asked for."""
+    """Write the pages of a raw file: beside it, or into the repository if that was asked for."""
     for written in publish.publish(read(path), path, everywhere=args.publish):
         progress(f"wrote {written}")
 

@@ -36,15 +36,15 @@ SERVERS: Final = {
     "asyncio": ("asyncio", str(stun.BATCH)),
     "one a turn": ("uvloop", "1"),
 }
-"""Each with the arguments of `--serve`; the last shows what batching gives."""
+"""Each with the arguments of `--serve`; the last shows the effect of batching."""
 
 
-# The measured program, when it is ours
+# The measured program, if it is ours
 
 
 async def serve(batch: int) -> None:
-    """Tell the port and answer until killed."""
-    # Read where it is used, so that one server can be measured with several.
+    """Print the port, and answer until killed."""
+    # The server reads BATCH at each use, so that this changes it.
     vars(stun)["BATCH"] = batch
     server = stun.StunServer(stun.stun_sockets("", 0))
     server.start()
@@ -53,7 +53,7 @@ async def serve(batch: int) -> None:
 
 
 def run_server(loop: str, batch: int) -> None:
-    """Serve on one of the event loops."""
+    """Serve on the event loop of this name."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop
@@ -68,7 +68,7 @@ def run_server(loop: str, batch: int) -> None:
 
 @contextmanager
 def running(name: str, folder: str, derper: Path) -> Iterator[tuple[int, int]]:
-    """A server; gives process id and port."""
+    """Run a server; yields its process id and port."""
     port = 0
     if name == "derper":
         port = _free_port(socket.SOCK_DGRAM)
@@ -93,7 +93,7 @@ def _free_port(kind: socket.SocketKind) -> int:
 
 
 def measure(name: str, at_once: int, total: int, derper: Path) -> float:
-    """Answers a second of CPU of one run."""
+    """Run once; returns answers a second of CPU."""
     with (
         tempfile.TemporaryDirectory() as folder,
         running(name, folder, derper) as (pid, port),
@@ -115,7 +115,7 @@ def measure(name: str, at_once: int, total: int, derper: Path) -> float:
 
 
 def ask(sock: socket.socket, at_once: int, total: int) -> bool:
-    """Send requests, read their answers; whether all came."""
+    """Send requests and read their answers; returns whether all came."""
     tx_id = os.urandom(12)
     request = pack_request(tx_id)
     try:
@@ -124,19 +124,19 @@ def ask(sock: socket.socket, at_once: int, total: int) -> bool:
                 sock.send(request)
             for _ in range(at_once):
                 answer = sock.recv(2048)
-    except OSError:  # also "refused": not listening yet
+    except OSError:  # also "refused": the server does not listen yet
         return False
     return parse_response_untrusted(answer).tx_id == tx_id
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far, to the nanosecond."""
+    """Returns user + system time of a process so far, to the nanosecond."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def compare(rounds: int, total: int, derper: Path) -> str:
-    """Measure all rows; gives the table."""
+    """Measure all rows; returns the table."""
     ours = [name for name in SERVERS if name != "derper"]
     head = ["requests at once", *SERVERS, *(f"ratio, {name}" for name in ours)]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -183,7 +183,7 @@ pyderp {version}; derper {derper}. {machine}
 
 
 def main() -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     parser.add_argument(

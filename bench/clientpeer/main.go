@@ -1,6 +1,6 @@
-// Command clientpeer moves packets with Go's own DERP client, and tells what it cost.
+// Command clientpeer moves packets with Go's own DERP client, and prints the CPU time for them.
 //
-// Two of them, or one and bench/client.py, talk through a relay: the sender sends bursts and
+// Two of them, or one and bench/client.py, exchange packets through a relay: the sender sends bursts and
 // keeps a number of them in flight, the receiver acknowledges each burst with a small packet.
 // So either the sender or the receiver can be the program that is measured.
 package main
@@ -61,7 +61,7 @@ func main() {
 	})
 }
 
-// keyOf gives both sides each other's key without a word between them.
+// keyOf derives a key from the seed and a role, so that each side knows the key of the other.
 func keyOf(role string) key.NodePrivate {
 	sum := sha256.Sum256([]byte(*seed + role))
 	sum[0] &= 248
@@ -96,7 +96,7 @@ func cpu() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// next gives the next packet.
+// next returns the next packet.
 func next(client *derphttp.Client) []byte {
 	for {
 		message, err := client.Recv()

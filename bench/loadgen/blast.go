@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// sampleGap is how often a sender's progress is looked at. Loss is mostly known from the next
-// packet that arrives; a sender without any progress for two samples takes all that is in flight
-// for lost, and goes on.
+// sampleGap is the time between two looks at a sender's progress. Loss is mostly known from the
+// next packet that arrives; a sender without progress for two samples counts all packets in flight
+// as lost, and continues.
 const sampleGap = 100 * time.Millisecond
 
 // batch is the packets of one burst, framed.
@@ -27,7 +27,7 @@ type blaster struct {
 	batches    []batch
 	next       []uint64 // next sequence number by receiver
 	sent       int64
-	writtenOff int64 // in flight for too long, so not waited for
+	writtenOff int64 // packets in flight for too long, which count as lost
 	stalled    atomic.Bool
 }
 
@@ -80,7 +80,7 @@ func (b *blaster) waitForRoom(stop <-chan struct{}) bool {
 		default:
 		}
 		flying := b.sent - b.settled.Load() - b.writtenOff
-		if b.stalled.Swap(false) || flying < 0 { // taken for lost, or late after all
+		if b.stalled.Swap(false) || flying < 0 { // they count as lost, or arrived later
 			b.writtenOff += flying
 			flying = 0
 		}
@@ -95,7 +95,7 @@ func (b *blaster) waitForRoom(stop <-chan struct{}) bool {
 	}
 }
 
-// wakeStalled pokes the senders that have made no progress for two samples.
+// wakeStalled wakes the senders that have made no progress for two samples.
 func wakeStalled(senders []*blaster, stop <-chan struct{}) {
 	settled, still := make([]int64, len(senders)), make([]int, len(senders))
 	tick := time.NewTicker(sampleGap)
@@ -122,7 +122,7 @@ func wakeStalled(senders []*blaster, stop <-chan struct{}) {
 	}
 }
 
-// blast measures the relay under all the load that the windows let through.
+// blast measures the relay under all the load that the windows allow.
 func blast(cfg *config, relay *process, out report) error {
 	t, err := openTraffic(cfg)
 	if err != nil {
@@ -189,7 +189,7 @@ func takeSample(t counter, relay *process) sample {
 	return sample{at: time.Now(), relayCPU: relay.cpu(), ownCPU: ownCPU(), received: t.received()}
 }
 
-// report writes what happened between s and end.
+// report writes the figures between the samples s and end.
 func (s sample) report(end sample, size int, out report) {
 	seconds := end.at.Sub(s.at).Seconds()
 	n := end.received - s.received
@@ -207,7 +207,7 @@ func (s sample) report(end sample, size int, out report) {
 	}
 }
 
-// must runs f, whose failure means that the run is worth nothing.
+// must runs f; if f fails, the run has no valid result.
 func must(f func() error) {
 	if err := f(); err != nil {
 		log.Fatal(err)

@@ -10,15 +10,16 @@ import (
 const (
 	ceilingStep  = 1.25
 	ceilingLoss  = 0.001 // a relay that loses more does not keep up
-	ceilingShort = 0.01  // nor does one that lets the generator send so much less than it wants
-	// Above this part of the time, a generator that is late had not the CPU; the relay may do more.
+	ceilingShort = 0.01  // nor does one that makes the generator send less than its rate by this part
+	// A generator that is late and waited for a core longer than this part of the time lacked CPU;
+	// then the relay may be able to do more.
 	ceilingStarved = 0.05
 
 	ceilingMin = 1000
 	ceilingMax = 2_000_000
 )
 
-// rung is what came of one rate.
+// rung is the result of one rate.
 type rung struct {
 	Rate    int     `json:"rate"`
 	Sent    int64   `json:"sent"`
@@ -38,7 +39,7 @@ type search struct {
 	rungs     []rung
 }
 
-// try plays a rate, which fails when it fails two times.
+// try plays a rate; a rate fails if it fails twice.
 func (s *search) try(rate int) error {
 	r, err := s.climb(rate)
 	if err == nil && r.Fails != "" {

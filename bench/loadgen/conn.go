@@ -26,7 +26,7 @@ const (
 
 // conn is a logged-in DERP client connection.
 type conn struct {
-	nc  net.Conn // what is written to
+	nc  net.Conn // the stream to write to: with TLS or a websocket, if the run has them
 	raw net.Conn // the TCP connection
 	tls *tls.Conn
 	br  *bufio.Reader
@@ -216,7 +216,7 @@ func (c *conn) ping() error {
 	return nil
 }
 
-// describeTLS reports what was negotiated: CPU figures of two relays only compare when it is
+// describeTLS reports what was negotiated: CPU figures of two relays can only be compared if it is
 // the same.
 func (c *conn) describeTLS(out report) {
 	if c.tls == nil {

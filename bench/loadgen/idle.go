@@ -7,8 +7,8 @@ import (
 
 // idle measures what a connection costs: CPU to accept it and log it in, memory to keep it.
 //
-// The first -warm-conns connections are not counted but stay open, so that neither what a relay
-// does or loads only once, nor memory that it would use again, counts.
+// The first -warm-conns connections are not counted but stay open. So neither work that a relay does
+// only once counts, nor memory that it would use again.
 func idle(cfg *config, relay *process, out report) error {
 	warm, err := dialMany(cfg, cfg.warmConns, idleReadBuf)
 	if err != nil {
@@ -22,7 +22,7 @@ func idle(cfg *config, relay *process, out report) error {
 		return err
 	}
 	seconds := time.Since(began).Seconds()
-	time.Sleep(200 * time.Millisecond) // what a relay puts off until after the login counts too
+	time.Sleep(200 * time.Millisecond) // work that a relay does after the login counts, too
 	spent := (relay.cpu() - cpu).Seconds()
 
 	full, settledAgain := relay.settledPSS(cfg.settle)

@@ -34,8 +34,8 @@ const (
 // irohConn is a stream of DERP frames over a websocket that carries iroh's.
 type irohConn struct {
 	*wsConn
-	message []byte // the last one that was read
-	frame   []byte // the DERP frame made of it, from here on unread
+	message []byte // the last message that was read
+	frame   []byte // the unread rest of the DERP frame that was made from it
 	buf     []byte
 }
 
@@ -74,7 +74,7 @@ func (c *irohConn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a message, and makes a DERP frame of it if it is of use.
+// next reads a message, and makes a DERP frame of it if DERP has such a frame.
 func (c *irohConn) next() error {
 	if err := c.readMessage(); err != nil {
 		return err

@@ -1,4 +1,4 @@
-// Loadgen drives a DERP relay over real sockets and reports what the relay itself spent.
+// Loadgen puts load on a DERP relay over real sockets, and reports CPU and memory of the relay.
 //
 // It prints one JSON object. Every packet's content, sender, order and loss is checked; the
 // relay's CPU time and memory are read from the kernel when -pid names its process.
@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// config is the command line.
+// config has the flags of the command line.
 type config struct {
 	addr string
 	tls  bool
@@ -81,7 +81,7 @@ func parseFlags() *config {
 	return c
 }
 
-// complete sets what depends on other flags.
+// complete sets the defaults that depend on other flags.
 func (c *config) complete() {
 	if c.mode == "ceiling" && c.peers == 0 {
 		c.peers = 16

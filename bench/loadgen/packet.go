@@ -57,7 +57,7 @@ func appendFrame(b []byte, dst key.NodePublic, sender, receiver int, fill []byte
 	return append(b, fill...)
 }
 
-// traffic is what all connections of a run share: who they are and when it ends.
+// traffic is what all connections of a run share: their keys, and the signal that it ends.
 type traffic struct {
 	pairs []*pair
 	keys  [][]byte // public key of each sender
@@ -74,7 +74,7 @@ type pair struct {
 
 	got     atomic.Int64  // packets of this sender that arrived, anywhere
 	settled atomic.Int64  // the same, and those that a gap shows to be lost
-	credit  chan struct{} // poked when settled grows
+	credit  chan struct{} // gets a value when settled grows
 
 	expect []uint64 // the receiver's: next sequence number by sender
 }
@@ -128,7 +128,7 @@ func (t *traffic) check(p *pair, body []byte) (from *pair, gap uint64, err error
 	return t.pairs[sender], seq - want, nil
 }
 
-// receive checks and counts all that arrives at p, and calls f, if not nil, with each payload.
+// receive checks and counts the packets that arrive at p, and calls f, if not nil, with each payload.
 // It returns when the run is over; a connection that ends earlier is an error.
 func (t *traffic) receive(p *pair, f func(payload []byte)) error {
 	err := p.rx.readFrames(func(ft derp.FrameType, body []byte) error {

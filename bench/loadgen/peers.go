@@ -18,14 +18,13 @@ import (
 )
 
 // How late the generator may be before it leaves packets out: a burst that is longer than a
-// relay's queue would only show that the generator did not get the CPU. Packets left out are
-// counted.
+// relay's queue would only show that the generator lacked CPU. Packets left out are counted.
 const (
 	maxLatePackets = 32
 	maxLateTime    = 4 * time.Millisecond
 )
 
-// crowd is connections that all send and receive, a packet now and then.
+// crowd is a set of connections that all send and receive single packets.
 type crowd struct {
 	conns []*conn
 	keys  [][]byte
@@ -35,8 +34,8 @@ type crowd struct {
 	over  atomic.Bool
 }
 
-// course is one schedule that a crowd plays. What a receiver writes belongs to it alone: a stream
-// has one receiver, and so has a slot.
+// course is one schedule that a crowd plays. It needs no lock: every stream and every slot has one
+// receiver, and only that receiver writes to it.
 type course struct {
 	*schedule
 	base    uint64   // sequence number of the first packet: older ones are of an earlier course
@@ -47,14 +46,14 @@ type course struct {
 	sent    int64
 	left    int64 // packets left out because the generator was late, or was held back
 	held    int64 // longest time in one write, ns
-	starved int64 // time that the sending thread was ready to run and did not, ns
+	starved int64 // time that the sending thread was ready to run and waited for a core, ns
 }
 
 func (c *course) received() int64 { return c.arrived.Load() }
 
 // openCrowd dials all peers and begins to read.
 func openCrowd(cfg *config) (*crowd, error) {
-	// A reader's buffer holds a frame; thousands of larger ones would only be memory.
+	// A reader's buffer holds one frame; thousands of larger buffers would only cost memory.
 	readBuf := max(8<<10, 2*(cfg.size+offPayload))
 	conns, err := dialMany(cfg, cfg.peers, readBuf)
 	if err != nil {
@@ -72,7 +71,7 @@ func openCrowd(cfg *config) (*crowd, error) {
 	return c, nil
 }
 
-// receive checks all that arrives at a peer until the run is over.
+// receive checks the packets that arrive at a peer until the run is over.
 func (c *crowd) receive(me int) error {
 	err := c.conns[me].readFrames(func(t derp.FrameType, body []byte) error {
 		if t != derp.FrameRecvPacket {
@@ -120,7 +119,7 @@ func (c *crowd) check(now *course, me int, body []byte, at int64) error {
 	return nil
 }
 
-// newCourse prepares packets for a time at a rate.
+// newCourse prepares the packets of a rate for a time.
 func (c *crowd) newCourse(cfg *config, rate int, total time.Duration) *course {
 	n := max(1, int(total.Seconds()*float64(rate)))
 	before := c.now.Load()
@@ -168,8 +167,8 @@ func (c *crowd) play(x *course, rate int, start int64) error {
 	return nil
 }
 
-// waitedForCPU is how long this thread has been ready to run and did not, in ns; 0 if the kernel
-// does not say.
+// waitedForCPU returns how long this thread has been ready to run and waited for a core, in ns; 0 if
+// the kernel does not report it.
 func waitedForCPU() int64 {
 	b, err := os.ReadFile("/proc/thread-self/schedstat")
 	if fields := strings.Fields(string(b)); err == nil && len(fields) > 1 {
@@ -179,7 +178,7 @@ func waitedForCPU() int64 {
 	return 0
 }
 
-// sleepUntil sleeps in the kernel, which is exact to some microseconds.
+// sleepUntil sleeps by a system call, which is exact to some microseconds.
 func sleepUntil(due int64) {
 	for left := due - stamp(); left > 0; left = due - stamp() {
 		ts := unix.NsecToTimespec(left)
@@ -187,7 +186,7 @@ func sleepUntil(due int64) {
 	}
 }
 
-// close ends all connections by a reset, which leaves no port waiting: the next run needs them.
+// close ends all connections with RST, so that no port stays in TIME_WAIT: the next run needs them.
 func (c *crowd) close() {
 	c.over.Store(true)
 	for _, x := range c.conns {
@@ -198,7 +197,7 @@ func (c *crowd) close() {
 	}
 }
 
-// peersMode measures what single packets of many peers cost, at a fixed rate.
+// peersMode measures the CPU and latency of single packets of many peers, at a fixed rate.
 func peersMode(cfg *config, relay *process, out report) error {
 	c, err := openCrowd(cfg)
 	if err != nil {
@@ -207,7 +206,7 @@ func peersMode(cfg *config, relay *process, out report) error {
 	x := c.newCourse(cfg, cfg.rate, cfg.warmup+cfg.dur)
 	runtime.GC()
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(3 << 30) // collects after all before it eats the machine
+	debug.SetMemoryLimit(3 << 30) // bytes; above it, garbage is collected nevertheless
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
 	first, last, err := c.run(cfg, x, cfg.rate, relay)
 	if err != nil {
@@ -224,7 +223,7 @@ func peersMode(cfg *config, relay *process, out report) error {
 	return nil
 }
 
-// run plays a course, and takes a sample when its warm-up is over and one at its end.
+// run plays a course, and takes a sample after its warm-up and at its end.
 func (c *crowd) run(cfg *config, x *course, rate int, relay *process) (first, last sample, err error) {
 	c.now.Store(x)
 	start := stamp() + int64(time.Millisecond)
@@ -249,7 +248,7 @@ func (x *course) describe(rate int, warmup time.Duration, out report) {
 	out["held_max_us"] = float64(x.held) / 1e3
 }
 
-// micros returns what was noted, in microseconds; slots without a note are left out.
+// micros returns the noted times in microseconds; slots without one are left out.
 func micros(ns []int64) []float64 {
 	out := make([]float64, 0, len(ns))
 	for _, v := range ns {

@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process accounts the CPU time and memory of a process and all its descendants.
+// process reads the CPU time and memory of a process and all its descendants.
 //
-// CPU time is read from the process's CPU clock: user + system of all its threads, exited ones
-// too, in nanoseconds. That is the number which /proc/PID/stat shows rounded to ticks of 10 ms,
-// and which /proc/PID/task/*/schedstat shows without the exited threads.
+// CPU time is read from the process's CPU clock: user + system of all its threads, also of exited
+// ones, in nanoseconds. /proc/PID/stat has the same number rounded to ticks of 10 ms, and
+// /proc/PID/task/*/schedstat has it without the exited threads.
 type process struct {
 	root   int
 	method string
 	seen   map[int]time.Duration // the last reading of each process, kept when it exits
 }
 
-// watchProcess prepares to account pid; 0 accounts nothing.
+// watchProcess prepares to read the figures of pid; with 0, none are read.
 func watchProcess(pid int) (*process, error) {
 	p := &process{root: pid, method: "none", seen: map[int]time.Duration{}}
 	if pid == 0 {
@@ -39,7 +39,7 @@ func watchProcess(pid int) (*process, error) {
 	return p, nil
 }
 
-// cpu returns the CPU time spent so far.
+// cpu returns the CPU time so far.
 func (p *process) cpu() time.Duration {
 	if p.root == 0 {
 		return 0
@@ -99,7 +99,7 @@ func (p *process) pss() float64 {
 	return kib
 }
 
-// settledPSS waits until the memory has stayed within 0.5 % for two seconds, at most limit.
+// settledPSS waits, at most for limit, until the memory has stayed within 0.5 % for two seconds.
 func (p *process) settledPSS(limit time.Duration) (kib float64, settled bool) {
 	const step, steps = 250 * time.Millisecond, 8
 	var last []float64
@@ -122,7 +122,7 @@ func (p *process) settledPSS(limit time.Duration) (kib float64, settled bool) {
 	}
 }
 
-// cpuClock reads the process's CPU clock (clock_getcpuclockid(3) makes the same number).
+// cpuClock reads the process's CPU clock (by the id that clock_getcpuclockid(3) returns).
 func cpuClock(pid int) (time.Duration, error) {
 	const sched = 2
 	var ts unix.Timespec
@@ -132,7 +132,7 @@ func cpuClock(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// cpuTicks is for kernels that do not give the clock: utime + stime in ticks of 10 ms.
+// cpuTicks is for kernels without that clock: utime + stime in ticks of 10 ms.
 func cpuTicks(pid int) (time.Duration, error) {
 	f, err := statFields(pid)
 	if err != nil {
@@ -154,7 +154,7 @@ func statFields(pid int) ([]string, error) {
 	return strings.Fields(s[strings.LastIndexByte(s, ')')+1:]), nil
 }
 
-// ownCPU is what the load generator itself has spent, in seconds.
+// ownCPU returns the CPU time of the load generator itself, in seconds.
 func ownCPU() float64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

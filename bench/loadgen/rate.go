@@ -10,11 +10,10 @@ import (
 )
 
 // maxCatchUp is how many packets a late sender sends without a pause. It leaves out the others
-// that are due: a burst longer than a relay's queue would only show that the sender did not get
-// the CPU.
+// that are due: a burst longer than a relay's queue would only show that the sender lacked CPU.
 const maxCatchUp = 8
 
-// began is the zero of all stamps.
+// began is the time from which all stamps count.
 var began = time.Now()
 
 func stamp() int64 { return int64(time.Since(began)) }
@@ -35,7 +34,7 @@ func steady(cfg *config, relay *process, out report) error {
 	}
 	runtime.GC()
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(2 << 30) // collects after all before it eats the machine
+	debug.SetMemoryLimit(2 << 30) // bytes; above it, garbage is collected nevertheless
 	var gc0, gc1 debug.GCStats
 	debug.ReadGCStats(&gc0)
 
@@ -81,7 +80,7 @@ func steady(cfg *config, relay *process, out report) error {
 	first.report(last, cfg.size, out)
 	q := quantiles(latencies)
 	out["p50_us"], out["p90_us"], out["p99_us"], out["p999_us"], out["max_us"] = q(.5), q(.9), q(.99), q(.999), q(1)
-	// How late the sender was itself: a relay is not to blame for a machine that is too busy.
+	// How late the sender itself was: a busy machine must not count against the relay.
 	out["send_lag_p99_us"] = quantiles(lags)(.99)
 	out["gc_runs"] = gc1.NumGC - gc0.NumGC
 	t.pairs[0].tx.describeTLS(out)

@@ -11,8 +11,8 @@ type slot struct {
 	stream   uint32 // number of the (from, to) stream
 }
 
-// schedule says in advance which peer sends to which, so that a run of thousands of peers needs
-// neither a random number nor memory for each packet while it is measured.
+// schedule decides in advance which peer sends to which, so that a run of thousands of peers draws
+// no random numbers and allocates no memory for packets while it is measured.
 type schedule struct {
 	slots   []slot
 	streams int
@@ -43,8 +43,8 @@ func newSchedule(n, peers, dests int, seed uint64) *schedule {
 	return s
 }
 
-// fillFrame makes frame the SendPacket frame of sequence number seq, without allocating when it
-// has the room.
+// fillFrame writes the SendPacket frame of sequence number seq into frame, without an allocation if
+// that has the capacity.
 func fillFrame(frame []byte, dst []byte, x slot, seq uint64, at int64, fill []byte) []byte {
 	frame = append(frame[:0], 0x04)
 	frame = binary.BigEndian.AppendUint32(frame, uint32(keyLen+headerLen+len(fill)))

@@ -51,7 +51,7 @@ func wsAccepted(res *http.Response, protocol string) error {
 type wsConn struct {
 	net.Conn
 	br   *bufio.Reader
-	left uint64 // of the message that is being read
+	left uint64 // unread bytes of the current message
 
 	mu  sync.Mutex // pongs are written while the reader reads
 	out []byte

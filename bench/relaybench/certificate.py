@@ -1,4 +1,4 @@
-"""The certificate that both relays present."""
+"""The certificate that all relays present."""
 
 from __future__ import annotations
 

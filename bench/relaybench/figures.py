@@ -1,4 +1,4 @@
-"""Figures that come of samples: medians, spreads, ratios, and what is wrong with them."""
+"""Figures made from samples: medians, spreads, ratios, and notes about their flaws."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ PURE = "pyderp"
 FAST = "pyderp-fast"
 
 MAX_LATE_US = 1000.0
-"""A generator that is later than this, p99, had not the CPU; of Go's timers it is half."""
+"""Microseconds, p99; a generator that sends later than this lacked CPU. Go's timers cause about
+half of it."""
 
 MAX_LEFT_OUT = 0.01
+"""Fraction of the packets that the generator did not send; for more there is a note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,10 @@ class Cell:
     """Median fraction of packets lost."""
 
     ratio: float | None = None
-    """Of the medians, to the reference; `None` for the reference, and without it."""
+    """Ratio of the medians, to the reference; `None` for the reference, and without one."""
 
     pairwise: Spread | None = None
-    """Of the ratios of runs in the same round."""
+    """Median and extremes of the ratios of runs in the same round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,13 @@ class Result:
 
     row: Row
     cells: dict[str, Cell]
-    """By relay; one without a sample is missing."""
+    """By relay; relays without a sample are missing."""
 
     notes: tuple[str, ...]
 
     @property
     def void(self) -> bool:
-        """Whether a relay lost so much that the row says nothing."""
+        """Whether a relay lost so many packets that the figures cannot be compared."""
         return any(cell.loss >= MAX_LOSS for cell in self.cells.values())
 
     def lost_by(self, relay: str) -> bool:
@@ -73,7 +75,7 @@ class Result:
         return cell.ratio < 1 if self.row.metric.more_is_better else cell.ratio > 1
 
     def badness(self, relay: str) -> float:
-        """How many times worse than the reference the relay is; 0 without a ratio."""
+        """Return how many times worse than the reference the relay is; 0 without a ratio."""
         cell = self.cells.get(relay)
         if cell is None or not cell.ratio:
             return 0.0
@@ -82,12 +84,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a target for one engine."""
+    """The result of a target for one engine."""
 
     limit: float
     ratio: float | None
     where: str = ""
-    """Of several scenarios, the name of the worst."""
+    """Name of the worst scenario, if there are several."""
 
     measured: int = 0
     wanted: int = 0
@@ -100,7 +102,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """One word."""
+        """The result in a few words."""
         if self.ratio is None:
             return "not measured"
         if self.void:
@@ -115,10 +117,10 @@ def samples_of(raw: Raw, scenario: Scenario, relay: str) -> list[Sample]:
 
 
 def evaluate(raw: Raw, row: Row) -> Result:
-    """Return what was measured of a row."""
+    """Return the figures of a row."""
     key = row.metric.key
     runs = {name: samples_of(raw, row.scenario, name) for name in raw.header.relays}
-    # Memory of few connections may even shrink; there is no ratio to that.
+    # With few connections, the memory may even shrink; a ratio to that makes no sense.
     base = {s.round: s.number(key) for s in runs.get(REFERENCE, ()) if s.number(key) > 0}
     cells: dict[str, Cell] = {}
     for name, found in runs.items():
@@ -129,7 +131,7 @@ def evaluate(raw: Raw, row: Row) -> Result:
         ratio = pairwise = None
         pairs = [s.number(key) / base[s.round] for s in found if s.round in base]
         if name != REFERENCE and pairs:
-            # Of rounds that both have: the last one may have been cut short.
+            # Only of rounds that both have: the last round may be incomplete.
             both = [s.number(key) for s in found if s.round in base]
             rounds = {s.round for s in found}
             theirs = [v for number, v in base.items() if number in rounds]
@@ -140,7 +142,7 @@ def evaluate(raw: Raw, row: Row) -> Result:
 
 
 def _notes(raw: Raw, row: Row, runs: Mapping[str, list[Sample]]) -> tuple[str, ...]:
-    """Return what is to be said about a row, each with the relays that it is said of."""
+    """Return the notes about a row, each with the relays that it is about."""
     said: dict[str, list[str]] = {}
 
     def say(what: str, name: str, figure: str = "") -> None:
@@ -174,7 +176,7 @@ def _limited(sample: Sample) -> bool:
 
 
 def _median(found: Sequence[Sample], figure: Callable[[Sample], float]) -> float | None:
-    """Return the median of a figure that not all scenarios have."""
+    """Return the median of a figure; `None` if the scenario does not have it."""
     try:
         return statistics.median(figure(s) for s in found)
     except BenchError:
@@ -182,7 +184,7 @@ def _median(found: Sequence[Sample], figure: Callable[[Sample], float]) -> float
 
 
 def outcome(raw: Raw, target: Target, relay: str) -> Outcome:
-    """Return what came of a target: of the worst of its scenarios."""
+    """Return the result of a target: that of the worst of its scenarios."""
     limit = target.fast if relay == FAST else target.pure
     wanted = len(target.scenarios)
     worst: Result | None = None

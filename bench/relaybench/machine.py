@@ -1,4 +1,4 @@
-"""What the measurement ran on: machine and versions, without paths or names."""
+"""Describes the machine and the versions of programs, without paths or names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(json.dumps({
 
 
 def machine() -> dict[str, str]:
-    """Describe the hardware, the kernel and how busy they are."""
+    """Return the hardware, the kernel and the load."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     return {
@@ -44,7 +44,7 @@ def machine() -> dict[str, str]:
 
 
 def one_line() -> str:
-    """The same and the versions of this Python, as a sentence."""
+    """Return the machine and the versions of this Python, as a sentence."""
     facts = machine()
     versions = python_versions(sys.executable)
     return (
@@ -54,7 +54,7 @@ def one_line() -> str:
 
 
 def python_versions(python: str) -> dict[str, str]:
-    """Ask a Python for what decides pyderp's speed."""
+    """Return the versions in a Python on which pyderp's speed depends."""
     probed = json.loads(_output([python, "-c", _PROBE]) or "{}")
     out = {k: str(v) for k, v in probed.items() if v}
     revision = _output(["git", "rev-parse", "--short=12", "HEAD"])
@@ -76,7 +76,7 @@ def module_version(program: Path) -> str:
 
 
 def derper_version(derper: Path) -> str:
-    """Return the derper's version, and that of the Go which built it."""
+    """Return the version of a derper, and of the Go that built it."""
     built = module_version(derper)
     if not built.startswith("unknown"):
         return built
@@ -84,7 +84,7 @@ def derper_version(derper: Path) -> str:
 
 
 def program_version(program: Path, flag: str = "--version") -> str:
-    """Return what a program says of itself."""
+    """Return the first line that a program prints with the flag; "unknown" if there is none."""
     version = _output([str(program), flag]).splitlines()
     return version[0].strip() if version else "unknown"
 

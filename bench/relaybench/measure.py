@@ -1,4 +1,4 @@
-"""Running scenarios against relays in turn."""
+"""Runs scenarios against relays in turn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .startup import measure_starts
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long, how often, and with what."""
+    """Duration and number of runs, and the programs for them."""
 
     loadgen: Path
     work: Path
@@ -29,7 +29,7 @@ class Settings:
     rounds: int = 3
     conns: int = 2000
     minutes: float = 60.0
-    """No scenario begins when it would end later, as far as is known."""
+    """A scenario that would end later does not begin, as far as its duration is known."""
 
     pin: bool = False
 
@@ -53,8 +53,8 @@ def measure(
 ) -> int:
     """Run every scenario once a round, against each relay in turn; return how many runs failed.
 
-    Rounds are outermost: what disturbs the machine for minutes then disturbs one round of many
-    rows, and a run that is stopped has all rows. `done` rounds are in the file already.
+    Rounds are the outer loop: a disturbance of minutes then affects one round of many rows, and a
+    run that is stopped has all rows. `done` rounds are in the file already.
     """
     began = clock()
     took: dict[str, float] = {}
@@ -99,7 +99,7 @@ def _each(
 
 
 def run_once(relay: RelayCommand, scenario: Scenario, settings: Settings) -> Mapping[str, object]:
-    """Start a fresh relay, put load on it, and return what was measured."""
+    """Start a fresh relay, put load on it, and return the figures."""
     if scenario.kind is Kind.STARTS:
         return measure_starts(relay, tls=scenario.tls, work=settings.work)
     on_relay = ("taskset", "-c", "0") if settings.pin else ()
@@ -158,6 +158,6 @@ def _summary(sample: Sample) -> str:
 
 
 def progress(text: str) -> None:
-    """Say on standard error what goes on."""
+    """Print a line about the progress on standard error."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

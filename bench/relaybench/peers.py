@@ -1,4 +1,4 @@
-"""Finding and building the programs that take part."""
+"""Finds and builds the programs that take part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parents[2]
 PEERS = REPO / ".peers" / "bin"
 LOADGEN_SOURCE = REPO / "bench" / "loadgen"
 DERPER = "derper-v1.104.7"
-"""What pyderp is compared with, unless another is asked for."""
+"""The relay with which pyderp is compared by default."""
 
 
 def find(name: str) -> Path | None:
@@ -26,8 +26,8 @@ def find(name: str) -> Path | None:
 
 
 def find_derper(chosen: str = DERPER) -> Path:
-    """Return Go's relay: a file if there is one of this name, else from where peers are."""
-    path = Path(chosen).absolute()  # not resolved: a link may have the better name
+    """Return Go's relay: the file of this name, or else as `find`."""
+    path = Path(chosen).absolute()  # not resolved: a link may have the clearer name
     found = path if path.is_file() else find(chosen)
     if found is None:
         raise BenchError(
@@ -57,7 +57,7 @@ def build(source: Path, name: str) -> Path:
     built = subprocess.run(
         ["go", "build", "-trimpath", "-buildvcs=false", "-o", str(target), "."],
         cwd=source,
-        # The Go that go.mod asks for, where the installed one is older.
+        # If the installed Go is too old, it fetches the one that go.mod asks for.
         env={**os.environ, "GOTOOLCHAIN": "auto"},
         capture_output=True,
         text=True,
@@ -65,7 +65,7 @@ def build(source: Path, name: str) -> Path:
     )
     if built.returncode != 0:
         raise BenchError(f"go build in {source.relative_to(REPO)} failed:\n{built.stderr.strip()}")
-    target.touch()  # go leaves an identical program as it is, time included
+    target.touch()  # go does not write an identical program again, so its time would stay old
     return target
 
 
@@ -79,7 +79,7 @@ def _older_than_sources(program: Path, source: Path) -> bool:
 
 
 def check_pyderp(python: str) -> None:
-    """Make sure that pyderp's relay can be started."""
+    """Raise `BenchError` if pyderp's relay cannot be started."""
     try:
         done = subprocess.run(
             [python, "-m", "pyderp", "relay", "--help"],

@@ -1,4 +1,4 @@
-"""Plots of the results, as SVG."""
+"""Draws plots of the results, as SVG."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .rows import CPU, CURVE_PEERS, P99, ROWS, Group, Metric, Row, curve
 _COLOURS = {REFERENCE: "#7f7f7f", PURE: "#1f77b4", FAST: "#d62728"}
 _OTHERS = "#2ca02c"
 _WIDEST = 2.0
-"""Ratios above are cut, and written beside their bar."""
+"""Larger ratios have a bar of this length, with the figure beside it."""
 
 _SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "pyderp",  # the same figures make the same file
+    "svg.hashsalt": "pyderp",  # so that equal figures make equal files
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.grid": True,
@@ -81,7 +81,7 @@ def _curve(raw: Raw, metric: Metric) -> Figure | None:
     if not drawn:
         return None
     if metric is not P99:
-        axes[0].set_ylim(0)  # after both are drawn: they share it
+        axes[0].set_ylim(0)  # after both are drawn, since they share the axis
     axes[0].set_ylabel(metric.unit)
     next(ax for ax in axes if ax.containers).legend()
     return figure

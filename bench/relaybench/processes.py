@@ -1,4 +1,4 @@
-"""Child processes: relays that are started, awaited and always stopped."""
+"""Child processes: starts relays, waits until they serve, and always stops them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class RelayCommand:
     their own `{tls}` (the TLS flags, or nothing) and `{dev}` (`--dev` without TLS)."""
 
     programs: Mapping[str, str]
-    """Paths of programs that the command line names without one."""
+    """Paths of the programs that the command line names without a path."""
 
     loadgen_args: tuple[str, ...] = ()
-    """What the load generator must know of this relay."""
+    """Arguments that the load generator needs for this relay."""
 
     config: tuple[str, str] | None = None
-    """Content of a file that `{config}` names: without TLS, and with it."""
+    """Contents of the file that `{config}` names: without TLS, and with it."""
 
     def words(self, *, tls: bool) -> list[str]:
         """Return the command line with `{port}`, `{key}` and `{certdir}` left in."""
@@ -84,7 +84,7 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that nobody uses at the moment."""
+    """Return a loopback TCP port that no socket uses at the moment."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -96,7 +96,7 @@ def free_port() -> int:
 def child(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program in a session of its own, and end it with all its children.
 
-    Its own session keeps the terminal's Ctrl-C from it: it is always ended here.
+    In its own session it does not get the terminal's Ctrl-C; it is always ended here.
     """
     with log.open("wb") as out:
         try:
@@ -117,9 +117,9 @@ def child(argv: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process's session: politely, then not."""
+    """End the process's session: with SIGTERM, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        # Also when the process itself has ended: its children may be left.
+        # Also if the process itself has ended: its children may still run.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,7 +132,7 @@ def running_relay(
 ) -> Iterator[tuple[int, int]]:
     """Run a fresh relay; yield its process id and port once it accepts connections.
 
-    Raises `BenchError` if it does not start, or does not live until the end.
+    Raises `BenchError` if it does not start, or ends before the block does.
     """
     log = work / f"{command.name}.log"
     port = free_port()
@@ -156,7 +156,7 @@ def _await_ready(process: subprocess.Popen[bytes], port: int, name: str, log: Pa
             )
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), 0.5).close()
-            time.sleep(0.3)  # let it finish what it does after it listens
+            time.sleep(0.3)  # the relay still works for a moment after it listens
             return
         time.sleep(0.05)
     raise BenchError(

@@ -25,8 +25,8 @@ Images = list[tuple[str, str]]
 def publish(raw: Raw, path: Path, *, everywhere: bool, root: Path = REPO) -> list[Path]:
     """Write the page and the plots; return the files that were written.
 
-    Either beside the raw file, or, `everywhere`, into the repository: then the tables in README.md
-    and the documentation are made anew as well.
+    They go beside the raw file or, with `everywhere`, into the repository, where the tables in
+    README.md and the documentation are renewed as well.
     """
     if not everywhere:
         page, plots = path.with_suffix(".md"), path.with_suffix(".plots")
@@ -41,7 +41,7 @@ def publish(raw: Raw, path: Path, *, everywhere: bool, root: Path = REPO) -> lis
 
 
 def _draw(raw: Raw, folder: Path) -> Images:
-    """Draw the plots, if matplotlib is there."""
+    """Draw the plots, if matplotlib is installed."""
     with contextlib.suppress(ModuleNotFoundError):
         from .plots import draw
 
@@ -50,7 +50,7 @@ def _draw(raw: Raw, folder: Path) -> Images:
 
 
 def readme_block(raw: Raw) -> str:
-    """Return the README's tables: what was picked for it, and the rows that are lost."""
+    """Return the README's tables: its own rows, and the rows in which the reference is better."""
     picked, lost = for_readme([evaluate(raw, row) for row in ROWS])
     parts = [results_table(picked, raw.header.relays, spread=False), _with_what(raw)]
     if lost:
@@ -90,7 +90,7 @@ def _with_what(raw: Raw) -> str:
 
 
 def between_marks(path: Path, block: str) -> None:
-    """Replace what stands between the marks in a file."""
+    """Replace the text between the marks in a file."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:

@@ -1,8 +1,8 @@
-"""The raw results: a file of JSON lines, to which each run is appended when it is over.
+"""The raw results: a file of JSON lines, to which each result is appended when it is there.
 
-The first line of a run says what it ran on; each other line is one sample, or one failure. A
-run that was stopped half way is a file with fewer lines. Several runs may follow each other in
-one file, if machine, programs and duration are the same: they are more rounds of one run.
+The first line of a run has the machine and the programs; each other line is one sample or one
+failure. A run that was stopped has fewer lines. Several runs may follow each other in one file if
+machine, programs and duration are the same: they are further rounds of one run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sample:
     relay: str
     round: int
     output: Mapping[str, object]
-    """What the load generator printed, or what the starts came to."""
+    """What the load generator printed, or the figures of the starts."""
 
     def number(self, key: str) -> float:
         """Return one figure."""
@@ -53,14 +53,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a run ran on, and how."""
+    """Machine, programs and settings of a run."""
 
     date: str
     command: str
     machine: Mapping[str, str]
     versions: Mapping[str, str]
     relays: Sequence[str]
-    """Names, the one that others are compared with first."""
+    """Names; the first is the one with which the others are compared."""
 
     commands: Mapping[str, str]
     """How each relay was started, and the load generator."""
@@ -71,7 +71,7 @@ class Header:
 
 @dataclass(slots=True)
 class Raw:
-    """All that a file holds."""
+    """The content of a file."""
 
     header: Header
     dates: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Raw:
 
     @property
     def rounds(self) -> int:
-        """The last round of which there is anything."""
+        """The last round with a sample or failure."""
         numbers = [s.round for s in self.samples] + [f.round for f in self.failures]
         return max(numbers, default=0)
 
@@ -106,7 +106,7 @@ class RawFile:
         self._append("sample", sample)
 
     def failure(self, failure: Failure) -> None:
-        """Append that there is none."""
+        """Append that a run has no result."""
         self._append("failure", failure)
 
     def _append(self, kind: str, what: Header | Sample | Failure) -> None:
@@ -155,7 +155,7 @@ _BUSY = "load average at the start"
 
 
 def _check_alike(old: Header, new: Header, name: str) -> None:
-    """Raise `BenchError` if the two did not measure the same."""
+    """Raise `BenchError` if two runs differ in machine, programs or settings."""
 
     def what(header: Header) -> dict[str, object]:
         machine = {k: v for k, v in header.machine.items() if k != _BUSY}

@@ -54,7 +54,7 @@ def derper(chosen: str) -> RelayCommand:
 
 
 def pyderps(python: str, engines: Sequence[str]) -> list[RelayCommand]:
-    """Return pyderp on each engine; the native one only where it is installed."""
+    """Return pyderp with each engine; the native one only if it is installed."""
     peers.check_pyderp(python)
     out = []
     for engine in engines:
@@ -70,9 +70,9 @@ def pyderps(python: str, engines: Sequence[str]) -> list[RelayCommand]:
 
 
 def iroh(program: Path) -> RelayCommand:
-    """Return iroh-relay, whose protocol the load generator speaks too.
+    """Return iroh-relay, whose protocol the load generator also speaks.
 
-    With TLS its port without TLS must be another one: any.
+    With TLS it also listens without TLS, which must be on another port: on any free one.
     """
     if not program.is_file():
         raise BenchError(f"no {program.name} there: `make bench-iroh` builds it")
@@ -87,7 +87,7 @@ def iroh(program: Path) -> RelayCommand:
 
 
 def custom(template: str, number: int, python: str) -> RelayCommand:
-    """Return a relay of the user's own."""
+    """Return a relay that the user's command line starts."""
     try:
         words = shlex.split(template)
     except ValueError as exc:
@@ -103,7 +103,7 @@ def custom(template: str, number: int, python: str) -> RelayCommand:
 
 
 def versions(python: str, relays: Sequence[RelayCommand]) -> dict[str, str]:
-    """Return what was compared, in which version."""
+    """Return the versions of the programs that are compared."""
     out: dict[str, str] = {}
     for relay in relays:
         if "python" in relay.programs:
@@ -120,7 +120,7 @@ def versions(python: str, relays: Sequence[RelayCommand]) -> dict[str, str]:
 def shown_commands(
     relays: Sequence[RelayCommand], loadgen: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Return the command lines, without this machine's paths."""
+    """Return the command lines, without paths of this machine."""
     out: dict[str, str] = {}
     for relay in relays:
         for tls, way in ((False, "no TLS"), (True, "TLS")):

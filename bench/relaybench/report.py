@@ -1,4 +1,4 @@
-"""Results as a page to read."""
+"""Writes results as a Markdown page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ millisecond late; with peers one thread keeps the time."""
 
 NO_FIGURE = "–"
 _SHORT_NOTES = ("lost", "ended", "failed", "not measured")
-"""Of the notes, those that a short table needs: the others are about the load generator."""
+"""Beginnings of the notes that a short table has; the others are about the load generator."""
 
 
 def as_markdown(raw: Raw, images: Sequence[tuple[str, str]] = ()) -> str:
@@ -73,7 +73,7 @@ def as_markdown(raw: Raw, images: Sequence[tuple[str, str]] = ()) -> str:
 
 
 def targets_table(raw: Raw) -> str:
-    """Return what came of the targets."""
+    """Return the table of the targets and whether they are met."""
     engines = [name for name in (PURE, FAST) if name in raw.header.relays]
     head = ["work", "figure"]
     for name in engines:
@@ -98,7 +98,7 @@ def _outcome_cells(target: Target, found: Outcome) -> list[str]:
 
 
 def results_table(results: Sequence[Result], relays: Sequence[str], *, spread: bool = True) -> str:
-    """Return rows with each relay's figure and ratio, and what is to be said about them."""
+    """Return rows with each relay's figure and ratio, and notes about them."""
     notes = any(r.notes or r.void for r in results)
     head = ["work", "figure"]
     for name in relays:
@@ -176,7 +176,7 @@ def _tls(raw: Raw) -> list[str]:
 
 
 def _missing(raw: Raw) -> list[str]:
-    """Name what was not measured, and what failed."""
+    """Return the sections about scenarios that were not measured, and failed runs."""
 
     def lacks(scenario: Scenario) -> bool:
         return not all(samples_of(raw, scenario, name) for name in raw.header.relays)
@@ -200,9 +200,9 @@ def facts(raw: Raw) -> str:
 
 
 def for_readme(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """Return what the README shows: the rows that are meant for it, and the worst that are lost.
+    """Return the rows for the README, and the worst rows in which the reference is better.
 
-    Of lost rows of the same section, figure and way, only the worst: the curve has many.
+    Of such rows with the same section, figure and transport only the worst: the curve has many.
     """
     engines = (PURE, FAST)
     worst: dict[tuple[Group, str, bool], Result] = {}
@@ -233,7 +233,7 @@ def show(s: Spread) -> str:
 
 
 def number(value: float) -> str:
-    """Show three digits, or all before the point."""
+    """Return three digits of a number, or all before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""What is measured: workloads, the figures that are compared, and what is aimed at."""
+"""The scenarios that are measured, the figures that are compared, and the targets."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 MAX_LOSS = 0.01
-"""A relay that loses this fraction of the packets or more has not done the work."""
+"""Fraction of packets; a row with a relay that loses so many or more is void."""
 
 MAX_OWN_LOSS = 0.001
-"""A row says so when a relay loses more than this."""
+"""Fraction of packets; a relay that loses so many or more gets a note."""
 
 MAX_IDLE_CONNS = 15_000
-"""More would run out of loopback ports when two runs follow each other."""
+"""With more connections, two runs in a row would need more ports than loopback has."""
 
 CURVE_PEERS = (2, 20, 100, 500, 2000, 5000)
 QUICK_PEERS = (2, 100, 500, 5000)
@@ -32,7 +32,7 @@ class Group(Enum):
 
 
 class Kind(Enum):
-    """What a scenario is bounded by."""
+    """What ends a run of a scenario."""
 
     TIME = "time"
     CONNECTIONS = "connections"
@@ -89,7 +89,7 @@ RSS = Metric("rss_MiB", "RSS MiB after the start")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure of a scenario; the README shows the rows with `readme`, and those that are lost."""
+    """A figure of a scenario; the README shows rows with `readme`, and rows with a bad ratio."""
 
     scenario: Scenario
     metric: Metric
@@ -103,11 +103,11 @@ def _tls_word(tls: bool) -> str:
 _BULK = ("-burst", "8", "-split=false")
 _RECORDS = ("-burst", "8", "-split=true")
 _SINGLES = ("-burst", "1", "-window", "4")
-# A window of 16 instead of 24: with more in flight, chance fills single receivers'
-# queues of 32 packets, and Go's relay drops more than the 1 % that a row may lose.
+# A window of 16 instead of 24: with more in flight, the queues of single receivers (32
+# packets) fill by chance, and Go's relay drops more than the 1 % that a row may lose.
 _FAN_OUT = ("-pairs", "16", "-dests", "16", "-window", "16")
 _RATE = ("-mode", "rate", "-rate", "20000")
-# 4 instead of 8 packets in flight: 8 of 16 KiB fill the kernel's buffers.
+# Bursts of 4 instead of 8 packets: 8 of 16 KiB would fill the kernel's buffers.
 _LARGE = ("-size", "16384", "-burst", "4", "-window", "8")
 
 SINGLE = Scenario(
@@ -151,7 +151,7 @@ def curve(peers: int, *, tls: bool, websocket: bool = False) -> Scenario:
     """Return the scenario of a number of peers that send single packets to each other."""
     way = f"websocket, {_tls_word(tls)}" if websocket else _tls_word(tls)
     args: tuple[str, ...] = ("-mode", "rate", "-rate", "10000", "-peers", str(peers))
-    # Long enough to be over with what thousands of logins leave to do.
+    # The warm-up lasts until the work that thousands of logins leave behind is done.
     args += ("-parallel", "64", "-warmup", "1500ms")
     return Scenario(
         ("ws-" if websocket else "") + ("tls-" if tls else "") + f"peers-{peers}",
@@ -224,13 +224,13 @@ QUICK = tuple(
 
 
 def select(words: tuple[str, ...]) -> tuple[Scenario, ...]:
-    """Return the scenarios that bear one of the names, or are of one of the groups."""
+    """Return the scenarios with one of the names, or in one of the groups."""
     return tuple(s for s in SCENARIOS if s.name in words or s.group.name.lower() in words)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The highest ratio to derper that the worst of some rows should have."""
+    """The highest ratio to derper that the worst of some scenarios may have."""
 
     title: str
     scenarios: tuple[Scenario, ...]

@@ -1,4 +1,4 @@
-"""How long a relay takes until it serves, and how much memory it has then."""
+"""Measures how long a relay takes until it serves, and how much memory it needs then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import BenchError
 from .processes import RelayCommand, child, free_port, tail
 
 STARTS = 5
-"""Starts of one sample, of which the median counts; one before them is not counted."""
+"""Starts of one sample, whose median counts; one start before them is not counted."""
 
 _TIMEOUT_S = 30.0
 _PAUSE_S = 0.002
@@ -48,7 +48,7 @@ def _start(command: RelayCommand, *, tls: bool, work: Path) -> tuple[float, floa
                 raise BenchError(f"{command.name} does not answer:\n{tail(log)}")
             time.sleep(_PAUSE_S)
         ms = (time.monotonic() - began) * 1000
-        time.sleep(0.3)  # let it finish what it does after it listens
+        time.sleep(0.3)  # the relay still works for a moment after it listens
         return ms, _rss_mib(process)
 
 
@@ -59,7 +59,7 @@ def _answers(port: int, *, tls: bool) -> bool:
             return _asked(tcp)
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # it signed its certificate itself
+        context.verify_mode = ssl.CERT_NONE  # the certificate is self-signed
         with context.wrap_socket(tcp, server_hostname="localhost") as secure:
             return _asked(secure)
     return False
