@@ -1,1 +1,1 @@
-"""Hostile bytes for every door of pyderp: see `fuzz/README.md`."""
+"""Fuzzes every parser that reads bytes of a peer: see `fuzz/README.md`."""

@@ -1,4 +1,4 @@
-"""One target in a process of its own: `python -m fuzz.child TARGET [libFuzzer's arguments]`.
+"""Runs one target in its own process: `python -m fuzz.child TARGET [libFuzzer's arguments]`.
 
 `fuzz/run.py` starts it. With `--replay FILE …` it needs no atheris and plays those inputs only.
 """
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
             one_input(Path(path).read_bytes())
             print(f"{path}: nothing wrong")
         return
-    # By name, because it exists neither for every Python nor with types.
+    # By name, since atheris does not exist for every Python and has no types.
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=_INSTRUMENTED):
         target = load(name)

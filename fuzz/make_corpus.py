@@ -1,6 +1,6 @@
-"""Make the seed corpora anew: `python -m fuzz.make_corpus`. Always gives the same files.
+"""Write the seed corpora: `python -m fuzz.make_corpus`. The files are always the same.
 
-Where the protocol has published test vectors, the seeds are those vectors.
+If the protocol has published test vectors, the seeds are these vectors.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def _http_reply() -> Seeds:
 
 
 def _websocket_frame(opcode: int, data: bytes, *, final: bool = True) -> bytes:
-    """A client's frame. Its mask is zero, so that what is inside can be read and mutated."""
+    """Returns a client's frame, with a mask of zeros so that its content can be mutated."""
     size = len(data)
     length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)
     return bytes((opcode | (0x80 if final else 0),)) + length + bytes(4) + data
@@ -354,7 +354,7 @@ def _first_bytes() -> Seeds:
 
 def _tls_records() -> Seeds:
     fresh, established = b"\0", b"\1"
-    # As if a client asked for this relay, and for no authority's protocol.
+    # The ClientHello of a client that asks for this relay, and not for the ACME challenge.
     hello = _CLIENT_HELLO.replace(b"acme-tls/1", b"http/1.1\1x")
     alert = b"\x15\3\3\0\2\2\x28"
     change = b"\x14\3\3\0\1\1"
@@ -363,7 +363,7 @@ def _tls_records() -> Seeds:
         "client-hello-byte-by-byte": fresh + _BYTE_BY_BYTE + hello,
         "client-hello-and-more": fresh + _UNEVEN + hello + change + alert,
         "plain-http": fresh + _AT_ONCE + b"GET / HTTP/1.1\r\nHost: derp.example.com\r\n\r\n",
-        "record-of-nobody": established + _AT_ONCE + b"\x17\3\3\0\x20" + bytes(32),
+        "record-that-was-not-encrypted": established + _AT_ONCE + b"\x17\3\3\0\x20" + bytes(32),
         "alert-in-the-clear": established + _AT_ONCE + alert,
         "changes-of-cipher": established + _UNEVEN + change * 40,
         "record-too-long": established + _AT_ONCE + b"\x17\3\3\x48\1" + bytes(40),
@@ -396,7 +396,7 @@ def _maps() -> Seeds:
 
 
 def make() -> dict[str, Seeds]:
-    """All seeds: target, name, contents."""
+    """Returns all seeds, by target and name."""
     return {
         "client_frames": _client_frames(),
         "first_bytes": _first_bytes(),
@@ -413,7 +413,7 @@ def make() -> dict[str, Seeds]:
 
 
 def main() -> None:
-    """Write them; other files stay."""
+    """Write all seeds; other files in the folders stay."""
     corpora = make()
     assert sorted(corpora) == NAMES
     for target, corpus in corpora.items():

@@ -1,4 +1,4 @@
-"""A small mutator without feedback, the same on every machine: fuzzing for the ordinary tests."""
+"""A small mutator without feedback, which the ordinary tests use; equal on every machine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _CHANGES: Final[Sequence[Callable[[bytearray, Random, bytes], None]]] = (
 def mutations(
     seeds: Sequence[bytes], tokens: Sequence[bytes], *, count: int, seed: str
 ) -> Iterator[bytes]:
-    """Give `count` inputs, each one to four changes away from a seed or a splice of two."""
+    """Yield `count` inputs, each one to four changes away from a seed or a splice of two seeds."""
     random = Random(seed)
     for i in range(count):
         data = bytearray(seeds[i % len(seeds)])

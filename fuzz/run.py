@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzz pyderp: each target in turn under atheris, in a process of its own."""
+"""Fuzz pyderp: run each target in turn under atheris, in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-# For `python fuzz/run.py`, where the path begins with this directory and not with its parent.
+# With `python fuzz/run.py`, sys.path begins with this folder and not with its parent.
 sys.path.insert(0, str(ROOT))
 
 from fuzz.targets import CORPUS, NAMES, load  # noqa: E402
@@ -29,13 +29,13 @@ CRASHES: Final = ROOT / "fuzz" / "crashes"
 MAX_INPUT: Final = 4096
 """Bytes of one input."""
 MAX_KEPT: Final = 2048
-"""Bytes of an input that --keep-new puts into the repository."""
+"""Bytes; --keep-new puts no larger input into the repository."""
 SLOW: Final = 30
 """Seconds that one input may take."""
 MEMORY: Final = 1024
-"""MiB that a target may take."""
+"""MiB of memory that a target may take."""
 GRACE: Final = 60.0
-"""Seconds beyond its time after which a target is taken for hung."""
+"""Seconds beyond its time after which a target counts as hanging."""
 PULSE: Final = 10.0
 """Seconds between two lines of progress."""
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("atheris") is None:
         say("atheris is not installed; it exists for Linux and Python up to 3.13")
         return CANNOT
-    # A target in a session of its own would outlive us otherwise.
+    # Otherwise a target, which has its own session, would outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     found: list[str] = []
     for name in names:
@@ -126,7 +126,7 @@ def replay(names: list[str], files: Iterable[Path]) -> int:
 
 
 def fuzz(name: str, seconds: int, *, keep_new: bool) -> bool:
-    """Fuzz one target; gives whether nothing was found."""
+    """Fuzz one target; returns whether nothing was found."""
     CRASHES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"pyderp-fuzz-{name}-") as scratch:
         corpus = Path(scratch, "corpus")
@@ -153,7 +153,7 @@ def fuzz(name: str, seconds: int, *, keep_new: bool) -> bool:
 
 
 class Run:
-    """A target under way."""
+    """The process of a target that is being fuzzed."""
 
     def __init__(self, name: str, seconds: int, args: list[str]) -> None:
         self.name = name
@@ -170,7 +170,7 @@ class Run:
             f"-artifact_prefix={CRASHES}{os.sep}{name}-",
             *args,
         ]
-        # In a session of its own: Ctrl-C is for this program, which then asks it to stop.
+        # In its own session it does not get Ctrl-C: this program does, and stops it.
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -193,7 +193,7 @@ class Run:
                 self._status = f"{inputs} inputs, {reached} edges reached, {kept} kept"
 
     def wait(self) -> int:
-        """Wait for its end, with a line of progress now and then; gives its exit status."""
+        """Wait for its end, and print progress meanwhile; returns its exit status."""
         try:
             while True:
                 try:

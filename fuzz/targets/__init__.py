@@ -1,4 +1,4 @@
-"""One module a door. Each has `one_input`, which returns or raises: raising is a finding."""
+"""The targets, one module each. If a target's `one_input` raises, that is a finding."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NAMES: Final = sorted(
 
 @dataclass(slots=True)
 class Target:
-    """One way in for hostile bytes."""
+    """A function that reads hostile bytes, and what helps to fuzz it."""
 
     name: str
     one_input: Callable[[bytes], None]
     tokens: tuple[bytes, ...]
-    """Byte strings that chance would take too long to find."""
+    """Byte strings that random changes would take too long to find."""
 
 
 def load(name: str) -> Target:
@@ -33,5 +33,5 @@ def load(name: str) -> Target:
 
 
 def seeds(name: str) -> list[Path]:
-    """The committed inputs of a target."""
+    """Returns the committed inputs of a target."""
     return sorted(path for path in (CORPUS / name).iterdir() if path.is_file())

@@ -1,4 +1,4 @@
-"""How inputs are laid out: a mode byte, four bytes that say how the rest arrives, the rest."""
+"""Layout of inputs: a mode byte, four bytes with the sizes of chunks, the payload."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["HEAD", "PRIVATE_CLIENT", "PRIVATE_SERVER", "counting_bytes", "cut", 
 HEAD: Final = 5
 """Bytes before the payload."""
 
-# The keys of the protocol's published test vectors, so that those are seeds as they stand.
+# The keys of the protocol's published test vectors, so that these can be seeds unchanged.
 PRIVATE_CLIENT: Final = bytes(range(0x01, 0x21))
 PRIVATE_SERVER: Final = bytes(range(0x41, 0x61))
 
 
 def split_input(data: bytes) -> tuple[int, bytes, bytes]:
-    """Mode, chunk sizes and payload; what is missing is zero."""
+    """Returns mode, chunk sizes and payload; the mode of an empty input is 0."""
     mode = data[0] if data else 0
     return mode, data[1:HEAD], data[HEAD:]
 
 
 def cut(payload: bytes, sizes: bytes) -> Iterator[bytes]:
-    """Cut a payload into the chunks it arrives in; the sizes are used in turn.
+    """Cut a payload into the chunks in which it arrives; the sizes are used in turn.
 
-    A size is 0: all the rest; up to 127: so many bytes; more: so many times 64 beyond that.
+    A size of 0 means all the rest; 1 to 127 are bytes; 128 and more mean (size - 127) * 64 bytes.
     """
     pos = turn = 0
     while pos < len(payload):
@@ -39,5 +39,5 @@ def cut(payload: bytes, sizes: bytes) -> Iterator[bytes]:
 
 
 def counting_bytes(n: int) -> bytes:
-    """Stands in for randomness: a finding must happen again."""
+    """Returns fixed bytes in place of random ones, so that a finding can be repeated."""
     return bytes(i & 0xFF for i in range(n))

@@ -1,6 +1,6 @@
-"""What a relay says, as a client sees it: `pyderp.wire.client.ClientSession`.
+"""What a relay sends, as a client reads it: `pyderp.wire.client.ClientSession`.
 
-Modes: 0 the payload is the stream; 1 the same, the relay's key being known already; 2 the
+Modes: 0 the payload is the stream; 1 the same, and the client knows the relay's key; 2 the
 stream is a greeting, a ServerInfo and then the payload; 3 the payload is the JSON in a
 properly sealed ServerInfo.
 """
@@ -59,7 +59,7 @@ TOKENS: Final = (
 
 
 class _Listener:
-    """A session and all that came out of it."""
+    """A session, and all messages and skipped frames that it returned."""
 
     def __init__(self, mode: int) -> None:
         self.messages: list[Message] = []
@@ -73,8 +73,8 @@ class _Listener:
             on_skip=self.skipped.append,
         )
 
-    def hear(self, data: bytes) -> None:
-        """Take bytes; the first error is the last."""
+    def receive(self, data: bytes) -> None:
+        """Take bytes; after an error, the session must repeat that error."""
         session = self.session
         try:
             messages = session.receive_data(data)
@@ -85,7 +85,7 @@ class _Listener:
         assert self.error is None, "a session that failed went on"
         self.messages += messages
         if session.error is not None:
-            # It came behind messages, which are given first.
+            # The error came after messages, which are returned first.
             self.error = session.error
             assert messages
             assert session.state is ClientState.FAILED
@@ -97,7 +97,7 @@ class _Listener:
         assert first is None or repr(self.error) == repr(first), "a second error replaced the first"
 
     def check_login(self) -> None:
-        """It said one thing at most: a ClientInfo that the relay can read."""
+        """Check that it sent one frame at most: a ClientInfo that the relay can open."""
         said = self.session.data_to_send()
         if self.session.state is ClientState.READY:
             assert len(said) == 1
@@ -111,7 +111,7 @@ class _Listener:
 
 
 def one_input(data: bytes) -> None:
-    """Hear a stream in chunks and at once: what is understood must be the same."""
+    """Read a stream in chunks and at once: the outcome must be the same."""
     mode, sizes, payload = split_input(data)
     mode &= 3
     if mode == 2:
@@ -121,8 +121,8 @@ def one_input(data: bytes) -> None:
         payload = pack_server_info(box)
     chunked, whole = _Listener(mode), _Listener(mode)
     for chunk in cut(payload, sizes):
-        chunked.hear(chunk)
-    whole.hear(payload)
+        chunked.receive(chunk)
+    whole.receive(payload)
     assert (chunked.error is None) == (whole.error is None)
     assert chunked.skipped == whole.skipped
     assert chunked.messages == whole.messages
@@ -131,4 +131,4 @@ def one_input(data: bytes) -> None:
     assert frames <= len(payload) // FRAME_HEADER_LEN
     for listener in (chunked, whole):
         listener.check_login()
-        listener.hear(b"")
+        listener.receive(b"")

@@ -1,6 +1,6 @@
-"""What strangers send before anything else: ClientHello, PROXY header, STUN, X-Forwarded-For.
+"""The first bytes of a peer: ClientHello, PROXY header, STUN request; and a STUN answer.
 
-The first byte of an input says which.
+The first byte of an input chooses the parser.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _client_hello(data: bytes) -> None:
     hello = parse_client_hello_untrusted(data)
     if hello is not None:
         assert hello.server_name.isascii()
-        # What follows it changes nothing, and a part of it is not yet one.
+        # Bytes that follow it must not change the result.
         assert parse_client_hello_untrusted(data + b"\x17\x03\x03") == hello
 
 
@@ -72,12 +72,12 @@ def _stun_answer(data: bytes) -> None:
     assert 0 <= answer.port <= 65535
 
 
-_DOORS: Final = (_client_hello, _proxy_header, _stun, _stun_answer)
+_PARSERS: Final = (_client_hello, _proxy_header, _stun, _stun_answer)
 
 
 def one_input(data: bytes) -> None:
-    """Have one of the parsers read an input; it gives something or a `RemoteProtocolError`."""
+    """Have one of the parsers read an input; it returns, or raises `RemoteProtocolError`."""
     if not data:
         return
     with contextlib.suppress(RemoteProtocolError):
-        _DOORS[data[0] % len(_DOORS)](data[1:])
+        _PARSERS[data[0] % len(_PARSERS)](data[1:])

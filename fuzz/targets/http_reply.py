@@ -34,7 +34,7 @@ _UPGRADE: Final = (("Connection", "Upgrade"), ("Upgrade", "DERP"))
 
 
 def _outcome(payload: bytes, sizes: bytes, mode: int) -> tuple[HttpReply | None, bytes, bytes]:
-    """The answer's head, its body and what follows a 101; no head: it was refused."""
+    """Returns the answer's head, its body and what follows a 101; no head: it was refused."""
     method, headers = "HEAD" if mode & 1 else "GET", _UPGRADE if mode & 2 else ()
     http = HttpExchange("192.0.2.1", "/", method=method, headers=headers, max_body=_MAX_BODY)
     try:

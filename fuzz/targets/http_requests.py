@@ -1,6 +1,6 @@
 """HTTP requests on a relay's port: `wire.http`, `wire.upgrade` and `server.site.routes`.
 
-Modes, by bit: 1 the plain listener beside TLS, that redirects; 2 `/derp` is not served.
+Modes, by bit: 1 the plain listener beside TLS, which redirects; 2 `/derp` is not served.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ TOKENS: Final = (
 )
 
 _MAX_ANSWER: Final = 4096
-"""No page is larger; a redirect is as long as the request that it redirects."""
+"""Bytes; no page is larger, except that a redirect has the length of its request."""
 
 
 _ROUTES: Final = relay_routes({"/": lambda _: page("text/html", b"home")})
@@ -78,7 +78,7 @@ class _Server:
 
     @property
     def is_over(self) -> bool:
-        """Whether HTTP has ended here, one way or another."""
+        """Whether HTTP has ended: by an upgrade or by the end of the connection."""
         return self.rest is not None or self.http.finished
 
     def receive_data(self, data: bytes) -> None:
@@ -135,9 +135,9 @@ class _Server:
 
 
 def _check_answer(answer: bytes, method: str) -> None:
-    """Exactly one response, which a client can read: nothing of the request broke out of it."""
+    """Check that the answer is exactly one response: no bytes of the request can end it early."""
     client = h11.Connection(h11.CLIENT)
-    # For h11 a 2xx answer to CONNECT opens a tunnel; a relay never does, so look at the head.
+    # For h11 a 2xx answer to CONNECT opens a tunnel; a relay opens none, so it is read as to GET.
     asked = method if method in ("GET", "HEAD") else "GET"
     client.send(h11.Request(method=asked, target="/", headers=[("Host", "x")]))
     client.send(h11.EndOfMessage())
@@ -171,5 +171,5 @@ def one_input(data: bytes) -> None:
     mode, sizes, payload = split_input(data)
     chunked = _answers(payload, sizes, mode)
     whole = _answers(payload, b"", mode)
-    if len(payload) <= MAX_HTTP_HEAD:  # above it depends on what is whole when it is looked at
+    if len(payload) <= MAX_HTTP_HEAD:  # above, the chunks decide whether a head is too large
         assert chunked == whole, "chunks make a difference"

@@ -1,7 +1,7 @@
-"""A client's login, as a relay sees it: `pyderp.wire.login.ServerLogin`.
+"""A client's login, as a relay reads it: `pyderp.wire.login.ServerLogin`.
 
 Modes: 0 the payload is the stream; 1 it is the body of a ClientInfo frame; 2 it is the JSON in
-a ClientInfo that a fixed client sealed properly; 3 the same JSON, without the box.
+a ClientInfo that a fixed client sealed properly; 3 it is that JSON, without the box.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHARED: Final = _CLIENT.shared_key(_SERVER.public)
 _NONCE: Final = bytes(range(0xA0, 0xB8))
 _LOGIN: Final = ServerLogin(_SERVER, random=counting_bytes)
 _STALE: Final = b"\x02\x00\x00\x00\x38" * 16
-"""What earlier reads left in the shared buffer, behind the bytes that count."""
+"""Bytes that earlier reads left in the shared buffer, behind those of this read."""
 
 TOKENS: Final = (
     _CLIENT.public.raw,
@@ -67,7 +67,7 @@ TOKENS: Final = (
 
 
 def _read(payload: bytes, sizes: bytes) -> tuple[int, LoggedIn | None]:
-    """Read a stream as it comes; gives what a whole login used up."""
+    """Read a stream in chunks; returns the bytes that a complete login used, and the client."""
     seen = 0
     for chunk in cut(payload, sizes):
         seen += len(chunk)
@@ -95,7 +95,7 @@ def _check_info(info: ClientInfo) -> None:
     assert type(info.version) is int
     assert type(info.can_ack_pings) is bool
     assert type(info.is_prober) is bool
-    info.app_name.encode()  # it may be printed
+    info.app_name.encode()  # raises on a surrogate, which could not be printed
     assert ClientInfo.from_json_untrusted(info.to_json()) == info
 
 

@@ -1,7 +1,7 @@
 """The text of a DERP map: `pyderp.maps.formats.read_map_text`.
 
-Mode 0: the form is found out; 1 to 3: JSON, a policy, headscale's YAML. What is a map can be
-checked, and written as JSON and as YAML, and is the same map when it is read again.
+Mode 0: the reader finds out the form; 1 to 3: JSON, a policy, headscale's YAML. A map that was
+read can be checked, and written as JSON and as YAML, and is the same when it is read again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TOKENS: Final = (
 
 
 def one_input(data: bytes) -> None:
-    """Read it, check it, write it, read it again."""
+    """Read a map, check it, write it, and read it again."""
     try:
         read = read_map_text(data[1:], _KINDS[data[0] & 3] if data else None)
     except InvalidMap:

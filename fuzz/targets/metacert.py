@@ -37,7 +37,7 @@ def _chain(data: bytes) -> list[bytes]:
 
 
 def one_input(data: bytes) -> None:
-    """Scan a chain: the first certificate that fits is the answer, whatever is around it."""
+    """Scan a chain: the result must be that of the first certificate that fits by itself."""
     chain = _chain(data)
     found = scan_chain_untrusted(chain)
     singly = (scan_chain_untrusted((der,)) for der in chain)

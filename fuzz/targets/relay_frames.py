@@ -1,25 +1,25 @@
-"""Frames after login, as a relay sees them: `pyderp.relay.lane`, by each of its loops.
+"""Frames after login, as a relay reads them: `pyderp.relay.lane`, by each of its loops.
 
-An input is a script for six logged-in connections: who sends which bytes in which chunks,
-whose socket is full, who leaves. Every script is played by the fast lane, also with the native
-walk if that is installed, and frame by frame, and all must give every connection the same bytes.
-At the end all leave, and nothing may be left in the books.
+An input is a script for six connections that are logged in: which one sends which bytes in which
+chunks, whose socket is full, which one leaves. Every script is played by the fast lane, also with
+the native walk if that is installed, and frame by frame, and every way must send each connection
+the same bytes. At the end all connections leave, and the router must hold nothing of them.
 
-A step is one byte and its arguments: the low three bits say who, the high five what.
+A step is one byte and its arguments: the low three bits are the connection, the high five the kind.
 
     0-15   feed    length u16 ‖ bytes       one read of a socket
     16-17  fill    length u16               one read of so many bytes 04
     18-19  repeat  times u8 ‖ length u16 ‖ bytes
-    20     pause   u8                       the kernel takes no more; holds u8 KiB
+    20     pause   u8                       the kernel takes no more, and holds u8 KiB
     21     resume
     22     block                            the kernel takes the next write in part only
     23     leave
     24     join                             log in again
     25     keep-alive
     26     wait    u8                       tenths of a second
-    27     claim                            another relay says that it has this one's key too
+    27     claim                            another relay announces this connection's key, too
     28     unclaim
-    29-31  flush                            end of a turn of the loop
+    29-31  flush                            a turn of the loop ends
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ __all__ = ["KEYS", "TOKENS", "one_input"]
 KEYS: Final = tuple(bytes((n,)) * 32 for n in (0x10, 0x20, 0x30, 0x30, 0x40, 0x50))
 """The connections' keys: two connections share one. The last two have mesh rights."""
 OWN_KEY: Final = b"\x50" * 32
-"""The last one is the relay itself, by way of its own mesh list."""
+"""The relay's own key, which the last connection has: a relay may be in its own mesh list."""
 _MESH: Final = (4, 5)
 _REMOTE: Final = b"\x60" * 32
 
 _MAX_FED: Final = 320 * 1024
-"""Bytes fed in one script: enough to fill every queue, little enough to stay quick."""
+"""Bytes fed in one script: enough to fill every queue, and few enough to stay fast."""
 _FILLING: Final = b"\4"
-"""Where a frame should begin it is an illegal one; zeros would be thousands of empty ones."""
+"""Repeated, it is an illegal frame where one should begin; zeros would be thousands of empty
+frames."""
 _MAX_READ: Final = MAX_RECEIVED_MESSAGE
-"""Bytes that the relay gets at once: from a socket half as much, from a websocket all this."""
+"""Bytes that the relay reads at once: half as many from a socket, all these from a websocket."""
 _MAX_STEPS: Final = 400
 _LARGEST: Final = FRAME_HEADER_LEN + 64 + MAX_PACKET_SIZE
 
@@ -87,7 +88,7 @@ _LEGAL: Final = {
     FrameType.PEER_PRESENT: range(52, 53),
     FrameType.PONG: range(8, 9),
 }
-"""What a relay may say after login, and the lengths of it."""
+"""The frames that a relay may send after login, and their lengths."""
 
 
 class Peer:
@@ -113,7 +114,7 @@ class Peer:
         router.login(self.connection)
 
     def send(self, chunks: list[bytes]) -> bool:
-        """Take frames (`Sink`), each whole and legal."""
+        """Take frames (`Sink`), and check that each is whole and legal."""
         assert self.is_open, "written to after it left"
         data = b"".join(chunks)
         pos = 0
@@ -132,7 +133,7 @@ class Peer:
         return True
 
     def unsent_size(self) -> int:
-        """All of the write that blocked (`Sink`)."""
+        """Returns the size of the write that blocked (`Sink`)."""
         return self.held
 
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
@@ -145,7 +146,7 @@ class Peer:
             self.router.settle(self.connection, self.held)
 
     def check_queues(self) -> None:
-        """What waits for it is bounded."""
+        """Check that the queues for this connection are within their bounds."""
         connection = self.connection
         # Frames that are no packets come on top, one for each event that caused them.
         assert connection.out_bytes <= MAX_UNSENT
@@ -164,14 +165,14 @@ class FastReader:
     """Reads with the fast lane.
 
     Args:
-        receive: one of its loops.
+        receive: one of the lane's loops.
     """
 
     def __init__(self, receive: lane.Receive) -> None:
         self._receive = receive
 
     def read(self, peer: Peer, data: bytes) -> bytes:
-        """Read what arrived; gives what is left over."""
+        """Read what arrived; returns the bytes of an incomplete frame."""
         buffer = bytearray(data)
         with memoryview(buffer) as view:
             used = self._receive(peer.router, peer.connection, buffer, view, len(buffer))
@@ -183,11 +184,11 @@ class FastReader:
 
 
 class PlainReader:
-    """Reads frame by frame: the same in few words, with nothing clever."""
+    """Reads frame by frame: what the lane must do, without its optimizations."""
 
     @staticmethod
     def read(peer: Peer, data: bytes) -> bytes:
-        """Read what arrived; gives what is left over."""
+        """Read what arrived; returns the bytes of an incomplete frame."""
         connection, router = peer.connection, peer.router
         pos = min(connection.skip, len(data))
         connection.skip -= pos
@@ -197,7 +198,7 @@ class PlainReader:
             kind, length = HEADER.unpack_from(data, pos)
             check_client_frame_untrusted(kind, length)
             if kind == FrameType.FORWARD_PACKET and not connection.can_mesh:
-                router.on_frame(connection, kind, b"")  # refused before its payload is there
+                router.on_frame(connection, kind, b"")  # refused before its payload has come
             stop = pos + FRAME_HEADER_LEN + length
             if stop > len(data) and kind in lane._KNOWN_FRAMES:
                 break
@@ -208,7 +209,7 @@ class PlainReader:
 
 
 class Link:
-    """Another relay of the mesh: takes some packets, drops others."""
+    """Another relay of the mesh, which takes two packets of three."""
 
     def __init__(self) -> None:
         self.packets = 0
@@ -249,7 +250,7 @@ class World:
         self.is_exact = True
 
     def feed(self, who: int, data: bytes) -> None:
-        """One read of a socket."""
+        """Have the relay read these bytes from a socket."""
         peer = self.peers[who]
         if not peer.is_open:
             return
@@ -267,14 +268,14 @@ class World:
         if peer.is_open:
             peer.tail = tail
         if len(data) > MAX_UNSENT:
-            # Such a read is written in parts, cut between runs or between frames; who left
-            # in the middle of it did not get the same.
+            # What such a read causes is written in parts, cut between runs or between frames. If
+            # a connection left in the middle, it did not get the same bytes in both ways.
             self.is_exact = self.is_exact and self.router.registry.size == size
             self.check_queues()
             self._flush()
 
     def check_queues(self) -> None:
-        """What waits is bounded, for everybody."""
+        """Check that all queues are within their bounds."""
         for peer in self.peers:
             peer.check_queues()
 
@@ -283,7 +284,7 @@ class World:
         self.router.flush()
 
     def step(self, what: int, who: int, number: int) -> None:
-        """Everything that can happen but bytes."""
+        """Carry out a step other than bytes."""
         peer = self.peers[who]
         self.told += 1
         if what == 24 and not peer.is_open:
@@ -302,15 +303,15 @@ class World:
 
     def _step_of(self, peer: Peer, what: int, number: int) -> None:
         if what == 20:
-            # Sockets fill up while they are written to, so nothing can be left to write.
+            # A socket becomes full by a write, so nothing may be left to write before.
             self._flush()
             self.router.pause(peer.connection, number * 1024)
         elif what == 21 and peer.connection.paused:
             self.router.resume(peer.connection)
         elif what == 22:
             peer.blocks = True
-            # A socket that fills up in the middle of a run takes all of a run or nothing,
-            # and a frame where frames come singly; what is then dropped differs, and may.
+            # A socket that becomes full in the middle of a run takes a whole run or nothing with
+            # the lane, and single frames without. So different packets may be dropped then.
             self.is_exact = False
         elif what == 23:
             peer.end(EndReason.CLIENT_CLOSED, How.NOW, "left")
@@ -318,7 +319,7 @@ class World:
             self.router.keep_alive(peer.connection)
 
     def end(self) -> None:
-        """Everybody leaves; the books must be empty."""
+        """Have all connections leave, and check that the router holds nothing of them."""
         router = self.router
         for peer in self.peers:
             peer.end(EndReason.CLIENT_CLOSED, How.NOW, "left")
@@ -328,8 +329,8 @@ class World:
         registry = router.registry
         assert not registry.active, "keys are still routed"
         assert not registry.duplicates
-        assert not registry.watchers, "somebody still watches"
-        assert not registry.sent_to, "who wrote to whom is still remembered"
+        assert not registry.watchers, "a watcher is left"
+        assert not registry.sent_to, "senders of a connection that left are still remembered"
         assert not router.forwarders
         assert not router.dirty
         assert registry.size == registry.not_ideal == 0
@@ -349,8 +350,8 @@ class World:
         assert arrived == left, f"{arrived} packets came and {left} went"
 
     def _check_output(self) -> None:
-        # At worst five bytes, WatchConns, buy a picture of all connections, and each
-        # coming and going is told to all watchers and all who were written to.
+        # In the worst case five bytes, WatchConns, are answered with a frame for each connection,
+        # and each login and end is sent to all watchers and all connections with packets of it.
         size = sum(len(peer.got) for peer in self.past + self.peers)
         present = FRAME_HEADER_LEN + 52
         comings = 2 * (len(self.past) + len(self.peers)) + self.told
@@ -359,7 +360,7 @@ class World:
 
 
 def _steps(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """What, who, a number, bytes to be fed."""
+    """Yields the steps: kind, connection, a number, bytes to be fed."""
     pos = fed = 0
     for _ in range(_MAX_STEPS):
         if pos >= len(data):
@@ -410,7 +411,7 @@ def one_input(data: bytes) -> None:
 
 
 def _compare(fast: World, plain: World) -> None:
-    # Only the lane counts the frames of one read that are no packets.
+    # Only the lane limits the frames of one read that are no packets.
     flooded = any("frames in one read" in each.ended for each in fast.past + fast.peers)
     if not fast.is_exact or not plain.is_exact or flooded:
         return

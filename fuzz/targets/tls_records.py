@@ -1,8 +1,8 @@
 """Bytes on the TLS port, by each engine: `pyderp.server.conn.engines`.
 
-The first byte says what comes before the rest: nothing, or a handshake that a good client has
-done, so that the rest are records which nobody could have encrypted. The next four say how it
-arrives.
+The first byte says what comes before the payload: nothing, or the complete handshake of a valid
+client, so that the payload is records that were not encrypted with the keys of the session. The
+next four bytes are the sizes of chunks.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _feed(records: RecordLayer, data: bytes) -> int:
 
 
 def _established(engine: Engine) -> RecordLayer:
-    """The records of a connection whose handshake is over."""
+    """Returns the record layer of a connection after its handshake."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = _CLIENT.wrap_bio(incoming, outgoing, server_hostname=NAME)
     records: RecordLayer | None = None
@@ -113,8 +113,8 @@ def _play(engine: Engine, payload: bytes, sizes: bytes, *, established: bool) ->
             if records is None:
                 continue
         filled = _feed(records, data)
-        assert filled == 0, "bytes that nobody encrypted were decrypted"
-        # What is no handshake is answered by an alert at most.
+        assert filled == 0, "bytes that were never encrypted were decrypted"
+        # Bytes that are no handshake are answered by an alert at most.
         assert len(records.output()) <= (_MAX_ALERT if established else _MAX_FLIGHT)
         if records.failure:
             assert records.failure.isprintable()
@@ -126,7 +126,7 @@ def _play(engine: Engine, payload: bytes, sizes: bytes, *, established: bool) ->
 
 
 def one_input(data: bytes) -> None:
-    """Feed each engine; it fails in its own way, or waits for more."""
+    """Feed each engine; it may fail, end or wait for more, but not raise anything else."""
     mode, sizes, payload = split_input(data)
     for engine in _ENGINES:
         with contextlib.suppress(RemoteProtocolError):

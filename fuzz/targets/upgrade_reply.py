@@ -26,7 +26,7 @@ TOKENS: Final = (
 
 
 def _outcome(payload: bytes, sizes: bytes) -> tuple[bytes | None, str]:
-    """What follows the answer, or why there is none."""
+    """Returns the bytes behind the answer, or `None` and why the answer was refused."""
     reply = UpgradeReply()
     seen = 0
     try:

@@ -22,8 +22,8 @@ __all__ = ["TOKENS", "one_input"]
 
 _MAX_HEADER: Final = 14
 _ANSWER: Final = bytes(100)
-_UNSAID: Final = 160
-"""Bytes that it may say without being asked: a close frame with its reason."""
+_UNASKED: Final = 160
+"""Bytes that the relay may send by itself: a close frame with its reason."""
 
 TOKENS: Final = (
     b"\x82\x80\0\0\0\0",
@@ -70,13 +70,13 @@ def _handshake(payload: bytes) -> None:
     assert b"Sec-WebSocket-Extensions" not in head
     assert agreed == (b"Sec-WebSocket-Protocol: derp\r\n" in head)
     if agreed and request.header(b"upgrade").lower() == "websocket":
-        # Go's looser test goes first: it must let pass all that is agreed on afterwards.
+        # Go's looser test runs first, so it must accept every request that is accepted later.
         offered = ",".join(request.header_values(b"sec-websocket-protocol"))
         assert upgrade is Upgrade.WEBSOCKET or "derp" not in offered
 
 
-def _listen(payload: bytes, sizes: bytes, mode: int) -> tuple[bytes, bool]:
-    """The stream that came out, and whether the websocket was over before its connection."""
+def _receive(payload: bytes, sizes: bytes, mode: int) -> tuple[bytes, bool]:
+    """Returns the stream in the websocket, and whether that ended before its connection."""
     websocket = WebSocketServer()
     stream: list[bytes] = []
     said: list[bytes] = []
@@ -100,7 +100,7 @@ def _listen(payload: bytes, sizes: bytes, mode: int) -> tuple[bytes, bool]:
         said += websocket.data_to_send()
     received, sent = b"".join(stream), b"".join(said)
     assert len(received) <= len(payload)
-    bound = len(payload) + answers * (2 * len(_ANSWER) + _MAX_HEADER) + _UNSAID
+    bound = len(payload) + answers * (2 * len(_ANSWER) + _MAX_HEADER) + _UNASKED
     assert len(sent) <= bound, f"{len(sent)} bytes out for {len(payload)} bytes in"
     return received, is_over
 
@@ -113,10 +113,11 @@ def one_input(data: bytes) -> None:
         _handshake(payload)
         return
     try:
-        chunked = _listen(payload, sizes, mode)
-        whole = _listen(payload, b"", mode)
+        chunked = _receive(payload, sizes, mode)
+        whole = _receive(payload, b"", mode)
     except RemoteProtocolError:
         return
     if mode == 0:
-        # Not so what is said: a text message is refused once the chunk it is in was parsed.
+        # Not in the other modes: a text message is refused only after its whole chunk was parsed,
+        # so what the relay sends depends on the chunks.
         assert chunked == whole, "chunks make a difference"
