@@ -9,7 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyderp.text import h11_words, name_words, openssl_words, printable, system_words
+from pyderp.text import counted, h11_words, name_words, openssl_words, printable, system_words
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("key",), "0 keys"),
+        (1, ("key",), "1 key"),
+        (2, ("key",), "2 keys"),
+        (1, ("address", "addresses"), "1 address"),
+        (3, ("address", "addresses"), "3 addresses"),
+    ],
+)
+def test_a_noun_has_the_form_of_its_number(number: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(number, *words) == text
 
 
 @pytest.mark.parametrize(

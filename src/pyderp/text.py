@@ -7,8 +7,8 @@ import re
 import ssl
 from typing import Final
 
-__all__ = ["LOG_FIELDS", "MAX_APP_NAME_LEN", "h11_words", "invalid_app_name", "is_app_name"]
-__all__ += ["is_alert", "name_words", "openssl_words", "printable", "system_words"]
+__all__ = ["LOG_FIELDS", "MAX_APP_NAME_LEN", "counted", "h11_words", "invalid_app_name"]
+__all__ += ["is_alert", "is_app_name", "name_words", "openssl_words", "printable", "system_words"]
 
 LOG_FIELDS: Final = "pyderp_fields"
 """Attribute of a log record: a dict of what a JSON log has beside the text."""
@@ -119,6 +119,16 @@ def name_words(error: ValueError) -> str:
 def h11_words(error: Exception) -> str:
     """What h11 says of bytes, printable; it quotes them as `bytearray(b'…')` or `b'…'`."""
     return _QUOTED_BYTES.sub(lambda found: found[1] or found[3], printable(str(error)))
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Returns a number with its noun: `1 key`, `0 keys`, `2 addresses`.
+
+    Args:
+        noun: in the singular.
+        plural: if it is not the singular with an s.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _escaped(character: str) -> str:

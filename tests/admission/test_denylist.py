@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def test_a_key_in_the_file_is_denied_with_its_label(tmp_path: Path) -> None:
     assert denied.verdict(key(3)) is None
 
 
+@pytest.mark.parametrize(("keys", "text"), [(1, "1 key of {} is"), (2, "2 keys of {} are")])
+def test_the_log_has_the_number_of_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: int, text: str
+) -> None:
+    caplog.set_level(logging.INFO, "pyderp.admission")
+    path = tmp_path / "deny"
+    load(path, "".join(f"{key(number)}\n" for number in range(1, keys + 1)))
+    assert caplog.messages == [f"{text.format(path)} denied"]
+
+
 def test_a_file_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the deny file .*deny"):
         DenyList(tmp_path / "deny").load()
@@ -77,6 +88,7 @@ def test_a_broken_file_leaves_the_old_list_and_shows(
     assert is_denied(denied, 1)
     assert caplog.text.count("denied keys not reloaded, the old list of 1 stays") == 1
     assert "line 1" in denied.trouble
+    assert denied.trouble.startswith("the old list of 1 denied key stays in use: ")
     path.write_text("")
     assert denied.reload() is True
     assert denied.trouble == ""

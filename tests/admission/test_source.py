@@ -117,6 +117,17 @@ def test_a_flood_is_a_line_a_minute_and_its_end_one(caplog: pytest.LogCaptureFix
     ]
 
 
+def test_a_single_failure_that_was_left_out_is_counted_in_the_singular(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    failures = FailureLog("controller", clock=clock)
+    for pause in (1, 60, 0):
+        failures.failed("gone")
+        clock.now += pause
+    assert caplog.messages[1:] == ["controller: gone (1 more failure since the last such line)"]
+
+
 def test_failing_and_answering_by_turns_is_no_flood(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     failures = FailureLog("controller", clock=clock)

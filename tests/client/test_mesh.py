@@ -164,7 +164,7 @@ async def test_break() -> None:
         assert str(error) == "derp.Recv: EOF"
         await watch.feed(present(C))
         assert watch.seen.here == {C}
-        assert "reconnected; clearing 1 forwarding mappings" in watch.lines
+        assert "reconnected; clearing 1 forwarding mapping" in watch.lines
         assert "Recv: derp.Recv: EOF" in watch.lines
 
 
@@ -373,12 +373,12 @@ class TestStatus:
         async with watched() as watch:
             await watch.generation(1)
             await watch.feed(present(A))
-            assert "1 peers" not in watch.lines
+            assert "1 peer" not in watch.lines
             monkeypatch.setattr(module, "STATUS", 0.2)
             await asyncio.sleep(0.21)
-            assert "1 peers" not in watch.lines
+            assert "1 peer" not in watch.lines
             await watch.feed(pack_ping(bytes(8)))
-            assert "1 peers" not in watch.lines
+            assert "1 peer" not in watch.lines
             await watch.feed(present(B), present(C))
             found = [line for line in watch.lines if line.endswith(" peers")]
             assert found == ["2 peers"]

@@ -95,6 +95,7 @@ def test_a_name_server_that_hangs_costs_only_its_family() -> None:
         assert found["names.ipv6"].result is FAIL
         assert "not finished within 3 s" in found["names.ipv6"].seen.text
         assert found["tcp.ipv4"].result is OK
+        assert found["tcp.any"].seen.text == "1 of 1 address answers"
 
     run(main())
 

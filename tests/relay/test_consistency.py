@@ -101,10 +101,10 @@ def _watcher(router: Router, _: list[Connection]) -> None:
         (_not_ideal, "not-ideal connections = 2 != the connections say 1"),
         (_left, "registered connections that have left = 0 != the connections say 1"),
         (_flag, "connections that share a key = 3 != the connections say 2"),
-        (_wrong_key, "1 keys lead to a connection with another key"),
-        (_stranger, "1 keys with several connections have none of them active"),
-        (_single, "1 keys count as having several connections and do not"),
-        (_watcher, "1 watchers are not registered"),
+        (_wrong_key, "keys that lead to a connection with another key: 1"),
+        (_stranger, "keys with several connections of which none is active: 1"),
+        (_single, "keys that count as having several connections and do not: 1"),
+        (_watcher, "watchers that are not registered: 1"),
     ],
 )
 def test_a_difference_is_named(

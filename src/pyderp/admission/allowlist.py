@@ -11,6 +11,7 @@ from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
 from pyderp.keys import NodePublic
 from pyderp.secretfiles import FileStamp, file_stamp, numbered_lines, read_regular
+from pyderp.text import counted
 
 __all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
 
@@ -170,7 +171,7 @@ class AllowList:
             labels = read_allow_list(self.path)
         except ConfigError as e:
             log.error("keys not reloaded, the old list of %d stays: %s", len(self), e)
-            self.trouble = f"the old list of {len(self)} keys stays in use: {e}"
+            self.trouble = f"the old list of {counted(len(self), 'key')} stays in use: {e}"
             return False
         self.trouble = ""
         if labels == self._labels:
@@ -181,6 +182,6 @@ class AllowList:
 
     def _tell(self) -> None:
         if self._labels:
-            log.info("read %d keys from %s", len(self), self.path)
+            log.info("read %s from %s", counted(len(self), "key"), self.path)
         else:
             log.warning("the key file %s allows nobody", self.path)

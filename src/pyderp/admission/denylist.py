@@ -11,6 +11,7 @@ from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError
 from pyderp.keys import NodePublic
 from pyderp.secretfiles import FileStamp, file_stamp
+from pyderp.text import counted
 
 __all__ = ["DenyList", "read_deny_list"]
 
@@ -98,7 +99,8 @@ class DenyList:
         except ConfigError as e:
             if whole:
                 log.error("denied keys not reloaded, the old list of %d stays: %s", len(self), e)
-                self.trouble = f"the old list of {len(self)} denied keys stays in use: {e}"
+                keys = counted(len(self), "denied key")
+                self.trouble = f"the old list of {keys} stays in use: {e}"
             return False
         self.trouble = ""
         if not whole:
@@ -110,4 +112,5 @@ class DenyList:
         return True
 
     def _tell(self) -> None:
-        log.info("%d keys of %s are denied", len(self), self.path)
+        are = "is" if len(self) == 1 else "are"
+        log.info("%s of %s %s denied", counted(len(self), "key"), self.path, are)

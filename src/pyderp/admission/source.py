@@ -26,6 +26,7 @@ from pyderp.defaults import (
     ADMISSION_SHARE,
     ADMISSION_TIMEOUT,
 )
+from pyderp.text import counted
 from pyderp.throttle import Throttle
 
 __all__ = [
@@ -78,7 +79,8 @@ class FailureLog:
         left_out = self._throttle.admit(self._clock())
         if left_out is None:
             return
-        more = f" ({left_out} more failures since the last such line)" if left_out else ""
+        failures = counted(left_out, "more failure")
+        more = f" ({failures} since the last such line)" if left_out else ""
         log.warning("%s: %s%s", self._source, text, more, exc_info=error)
         self._failing = True
 

@@ -11,6 +11,7 @@ from typing import Final
 from pyderp.client.client import Client
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed
 from pyderp.keys import NodePublic
+from pyderp.text import counted
 from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import Message, PeerGone, PeerPresent
 
@@ -130,7 +131,7 @@ class _Watch:
         now = self._loop.time()
         if now - self._said > STATUS:
             self._said = now
-            log.info("%d peers", len(self._present))
+            log.info("%s", counted(len(self._present), "peer"))
 
     def _again(self, delay: float) -> None:
         if not self._first_said:
@@ -141,13 +142,14 @@ class _Watch:
         if not self._first_said:
             self._first_said = True
             self._first.cancel()
-            log.info("connected; %d peers", len(self._present))
+            log.info("connected; %s", counted(len(self._present), "peer"))
 
     def clear(self) -> None:
         """All peers are gone, as far as we know."""
         if not self._present:
             return
-        log.info("reconnected; clearing %d forwarding mappings", len(self._present))
+        mappings = counted(len(self._present), "forwarding mapping")
+        log.info("reconnected; clearing %s", mappings)
         gone, self._present = self._present, set()
         for peer in gone:
             self._remove(PeerGone(peer, PeerGoneReason.MESH_CONN_BROKE))

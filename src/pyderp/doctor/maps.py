@@ -6,6 +6,7 @@ from typing import Final
 
 from pyderp.doctor.finding import Check, Seen, failed, ok, warned
 from pyderp.maps.derpmap import DERPMap
+from pyderp.text import counted
 
 __all__ = ["CHECKS"]
 
@@ -28,11 +29,7 @@ async def _valid(derp_map: DERPMap) -> Seen:
         text = f"Avoid is set for {', '.join(map(str, avoided[:_SHOWN]))}"
         advice = "it is deprecated, and such a region may still become home: set NoMeasureNoHome"
         return warned(text, f"{advice}; {_LINT}", **data)
-    return ok(f"{_count(len(derp_map.regions), 'region')}, {_count(nodes, 'node')}", **data)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return ok(f"{counted(len(derp_map.regions), 'region')}, {counted(nodes, 'node')}", **data)
 
 
 CHECKS: Final[tuple[Check[DERPMap], ...]] = (Check(name="map.valid", run=_valid),)

@@ -12,6 +12,7 @@ from pyderp.doctor.advice import explain, no_such_family, words_of
 from pyderp.doctor.finding import Check, Seen, failed, ok, skipped
 from pyderp.doctor.visit import Visit
 from pyderp.errors import DerpError, without_frames
+from pyderp.text import counted
 
 __all__ = ["CHECKS"]
 
@@ -35,7 +36,8 @@ async def _any(visit: Visit) -> Seen:
     """Check that at least one address answers: the later checks use it."""
     count = sum(map(len, visit.addresses.values()))
     if visit.answering:
-        return ok(f"{len(visit.answering)} of {count} addresses answer")
+        answer = "answers" if count == 1 else "answer"
+        return ok(f"{len(visit.answering)} of {counted(count, 'address', 'addresses')} {answer}")
     if visit.tcp_failed:
         return skipped("no address answers")
     return failed(

@@ -10,6 +10,7 @@ from pyderp.defaults import HTTPS_PORT, STUN_PORT
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.lint import families, node_path, region_path
 from pyderp.maps.region import NODE_NAMES, PIN_PREFIX, DERPNode, DERPRegion
+from pyderp.text import counted
 
 __all__ = ["Change", "diff"]
 
@@ -56,8 +57,7 @@ def _label(number: int, region: DERPRegion) -> str:
 
 
 def _added(number: int, region: DERPRegion) -> Change:
-    count = len(region.nodes)
-    text = f"{_label(number, region)} is new, with {count} node{'' if count == 1 else 's'}: "
+    text = f"{_label(number, region)} is new, with {counted(len(region.nodes), 'node')}: "
     if region.no_measure_no_home:
         text += "clients use it only to reach peers whose home it is"
     elif not any(_relays(region)):

@@ -24,6 +24,7 @@ from typing import Final, Self, TypeAlias
 from pyderp.addresses import IPAddress, format_address
 from pyderp.errors import ConfigError, DialError, FailureReason, RemoteProtocolError
 from pyderp.net.tcp import failure_reason
+from pyderp.text import counted
 from pyderp.wire.stun import TX_ID_LEN, pack_request, parse_response_untrusted
 
 __all__ = ["MAX_ANSWER", "StunAnswer", "StunClient"]
@@ -186,9 +187,9 @@ class StunClient:
                     sent += 1
                     await asyncio.wait((answered,), timeout=max(retransmit, 0.01))
         except TimeoutError:
-            requests = "request" if sent == 1 else "requests"
             raise DialError(
-                f"no STUN answer from {where} within {within:g} s ({sent} {requests} sent)",
+                f"no STUN answer from {where} within {within:g} s "
+                f"({counted(sent, 'request')} sent)",
                 reason=FailureReason.TIMEOUT,
             ) from None
         except OSError as e:

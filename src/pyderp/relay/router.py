@@ -291,14 +291,16 @@ def check(router: Router) -> list[str]:
     active, watchers = registry.active, registry.watchers
     sets = [(key, duplicates.members) for key, duplicates in registry.duplicates.items()]
     wrong = {
-        "keys lead to a connection with another key": sum(c.key != k for k, c in active.items()),
-        "keys with several connections have none of them active": sum(
+        "keys that lead to a connection with another key": sum(
+            connection.key != key for key, connection in active.items()
+        ),
+        "keys with several connections of which none is active": sum(
             active.get(key) not in members for key, members in sets
         ),
-        "keys count as having several connections and do not": sum(
+        "keys that count as having several connections and do not": sum(
             len(members) < 2 for _, members in sets
         ),
-        "watchers are not registered": sum(
+        "watchers that are not registered": sum(
             watcher not in registry.connections_of(watcher.key) for watcher in watchers
         ),
     }
@@ -310,7 +312,7 @@ def check(router: Router) -> list[str]:
         "registered connections that have left": (0, left),
         "noted pairs": (registry.pairs, sum(map(len, registry.sent_to.values()))),
     }
-    return [f"{number} {what}" for what, number in wrong.items() if number] + [
+    return [f"{what}: {number}" for what, number in wrong.items() if number] + [
         f"{what} = {counted} != the connections say {found}"
         for what, (counted, found) in counts.items()
         if counted != found

@@ -22,6 +22,7 @@ from pyderp.relay.counters import Counters
 from pyderp.server.app.relay import Relay
 from pyderp.testing.faults import FaultyRelay
 from pyderp.testing.pipe import FaultCounters
+from pyderp.text import counted
 from pyderp.wire.messages import ServerInfo
 
 __all__ = ["RelayThread", "client_pair", "relay"]
@@ -185,7 +186,8 @@ class RelayThread:
         try:
             self._wait(work())
         except TimeoutError:
-            raise TimeoutError(f"{self.clients} clients are logged in, not {count}") from None
+            there = counted(self.clients, "client")
+            raise TimeoutError(f"{there} logged in after {timeout:g} s, not {count}") from None
 
     # Faults
 

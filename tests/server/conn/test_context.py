@@ -127,6 +127,17 @@ def test_the_log_tells_later_how_much_was_cut(
     ]
 
 
+def test_a_single_line_that_was_cut_is_counted_in_the_singular(
+    loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(51):
+        core.log_problem("problem %d", i)
+    caplog.clear()
+    loop.now += 0.2
+    core.log_problem("later")
+    assert warnings(caplog) == ["later (1 further problem with peers was not logged)"]
+
+
 def test_a_quiet_hour_does_not_save_up_for_a_larger_flood(
     loop: FakeLoop, core: ConnectionContext, caplog: pytest.LogCaptureFixture
 ) -> None:

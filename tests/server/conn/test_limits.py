@@ -607,6 +607,14 @@ def test_what_is_applied_is_logged_as_upstream_does(
     assert len(lines) == 3
 
 
+def test_a_single_key_with_a_limit_is_logged_in_the_singular(
+    core: ConnectionContext, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    limit(core, path, 20_000, 10, **{"1" * 64: 5})
+    assert caplog.messages[0].endswith(", 1 key with a limit of its own")
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_relay_is_not_made_with_a_file_that_cannot_be_used(
     core: ConnectionContext, path: Path, content: str | None

@@ -90,7 +90,7 @@ def test_a_connection_that_held(
     link.failed("refused", None)
     assert caplog.messages[2:] == [
         "mesh with b: EOF",
-        "mesh with b: refused (failed 1 times in 60 s)",
+        "mesh with b: refused (failed 1 time in 60 s)",
     ]
 
 

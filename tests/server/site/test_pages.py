@@ -149,6 +149,12 @@ def test_the_index_links_every_page() -> None:
         assert f'<a href="/debug/{page}">/debug/{page}</a>' in body
 
 
+def test_the_index_shows_a_link_with_one_client_in_the_singular() -> None:
+    link = FakeLink("relay-b.example.com", peers=1)
+    body = get(full(mesh=FakeMesh(link)), "/debug/").body.decode()
+    assert "relay-b.example.com: up since 2030-01-01T12:00:00+00:00, 1 client<" in body
+
+
 def test_the_index_shows_what_the_relay_is() -> None:
     body = text(started=NOON.timestamp() - 3 * 86400 - 61)
     assert "<title>pyderp debug</title>" in body

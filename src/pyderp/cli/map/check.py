@@ -19,7 +19,6 @@ from pyderp.cli.map.source import (
     Form,
     Source,
     Timeout,
-    counted,
     label,
     load,
     run,
@@ -30,12 +29,12 @@ from pyderp.mapio.online import lint_online
 from pyderp.mapio.sources import LoadedMap, MapWays
 from pyderp.maps.diff import Change, diff
 from pyderp.maps.lint import RULES, Finding, Severity, by_severity, lint
-from pyderp.text import printable
+from pyderp.text import counted, printable
 
 __all__ = ["DIFF_EPILOG", "DIFF_HELP", "LINT_EPILOG", "LINT_HELP", "diff_command", "lint_command"]
 
 LINT_HELP: Final = (
-    "Look for mistakes and traps in a DERP map. Each has the path of the member, and what to do."
+    "Look for mistakes in a DERP map. Prints for each the path of the member, and what to do."
 )
 LINT_EPILOG: Final = """**Examples**
 
@@ -49,14 +48,14 @@ In a check of a policy file, without two rules:
 
 `pyderp map lint policy.hujson --ignore port-80 --ignore one-region`
 
-**Exit status**: 0 nothing, or hints only; 1 warnings; 2 errors, or there is no map.
+**Exit status**: 0 no findings, or hints only; 1 warnings; 2 errors, or the map cannot be read.
 """
 DIFF_HELP: Final = "Say what the change from one DERP map to another means for clients."
 DIFF_EPILOG: Final = """**Example**
 
 `pyderp map diff map.json new-map.json`
 
-**Exit status**: 0 no change that clients notice; 1 there is one; 2 a map cannot be had.
+**Exit status**: 0 no change that clients notice; 1 there is one; 2 a map cannot be read.
 """
 _NO_LOGIN: Final = (
     "no login was tried: `pyderp netcheck MAP --relay` and `pyderp doctor MAP` find out whether "
@@ -129,7 +128,7 @@ async def _try_nodes(loaded: LoadedMap, how: MapWays, output: Output, found: lis
         now = time.monotonic()
         if shown and now - last >= _PAUSE:
             last = now
-            output.note(f"{done} of {total} nodes tried")
+            output.note(f"{done} of {counted(total, 'node')} tried")
 
     try:
         online = await lint_online(loaded.map, ways=how, on_progress=on_progress)

@@ -14,7 +14,6 @@ from pyderp.cli.map.source import (
     Source,
     Target,
     Timeout,
-    counted,
     label,
     load,
     run,
@@ -27,11 +26,12 @@ from pyderp.mapio.sources import LoadedMap
 from pyderp.maps.derpmap import DERPMap
 from pyderp.maps.formats import MapKind
 from pyderp.maps.region import PIN_PREFIX, DERPNode, DERPRegion
+from pyderp.text import counted
 
 __all__ = ["CONVERT_EPILOG", "CONVERT_HELP", "SHOW_EPILOG", "SHOW_HELP", "convert", "show"]
 
 SHOW_HELP: Final = (
-    "Show the regions and nodes of a DERP map, or of a relay that runs what a map would say of it."
+    "Show the regions and nodes of a DERP map; or ask a relay that runs, and show the map for it."
 )
 SHOW_EPILOG: Final = """**Examples**
 
@@ -39,14 +39,14 @@ The map that headscale makes of its files and URLs:
 
 `pyderp map show /etc/headscale/config.yaml`
 
-A relay, found out by asking it; without logging in:
+The map for a relay, by asking the relay without a login:
 
 `pyderp map show https://derp.example.com`
 
-**Exit status**: 0; 2 if there is no map.
+**Exit status**: 0; 2 if there is no map that can be read.
 """
 CONVERT_HELP: Final = (
-    "Print a DERP map in another form. Members that are unknown are kept, comments are not."
+    "Print a DERP map in another form. Unknown members are kept; comments are not."
 )
 CONVERT_EPILOG: Final = """**Examples**
 
@@ -58,7 +58,7 @@ The member `derpMap` for a policy file:
 
 `pyderp map convert https://headscale.example.com/derpmap --to policy`
 
-**Exit status**: 0; 2 if there is no map.
+**Exit status**: 0; 2 if there is no map that can be read.
 """
 
 

@@ -18,8 +18,8 @@ from pyderp.maps.formats import MapKind
 from pyderp.maps.yamltext import headscale_yaml
 from pyderp.net.tlscontext import TLSConfig
 
-__all__ = ["AsJson", "Ca", "Cache", "Form", "Source", "Target", "Timeout", "counted", "label"]
-__all__ += ["load", "run", "ways", "written"]
+__all__ = ["AsJson", "Ca", "Cache", "Form", "Source", "Target", "Timeout", "label", "load"]
+__all__ += ["run", "ways", "written"]
 
 _KINDS: Final = tuple(kind.value for kind in MapKind)
 _TARGETS: Final = ("json", "headscale", "policy")
@@ -68,7 +68,7 @@ Cache = Annotated[
     value(
         "FILE",
         "Keep the last good copy of a map from a URL in this file, and use it while the URL cannot "
-        "be had.",
+        "be fetched.",
         envvar="PYDERP_MAP_CACHE",
     ),
 ]
@@ -76,7 +76,7 @@ Ca = Annotated[
     Path | None,
     value("FILE", "Authorities to trust beside the system's; PEM, or one in DER.", "--ca"),
 ]
-Timeout = Annotated[float, seconds("For one URL, and for each step of one relay.")]
+Timeout = Annotated[float, seconds("Limit for one URL, and for each step with a relay.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
@@ -126,8 +126,3 @@ def written(derp_map: DERPMap, form: str) -> str:
 def label(text: str) -> str:
     """Returns text of a map for a terminal; `-` if it is empty."""
     return escaped(text) or "-"
-
-
-def counted(count: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -17,6 +17,7 @@ from pyderp.server.conn.http import HttpStage
 from pyderp.server.conn.kernel import open_files
 from pyderp.server.conn.protocol import UNKNOWN, RelayProtocol
 from pyderp.server.conn.tls import TLSLayer
+from pyderp.text import counted
 from pyderp.throttle import Throttle, TokenBucket
 from pyderp.wire.http import Routes
 from pyderp.wire.proxyheader import parse_proxy_header_untrusted
@@ -84,7 +85,8 @@ class AcceptGate:
         def make() -> asyncio.BaseProtocol:
             if len(self._connections) + self._coming >= self.most:
                 self.shed += 1
-                self._say("out of file descriptors: %d connections shed so far", self.shed)
+                shed = counted(self.shed, "connection")
+                self._say("out of file descriptors: %s shed so far", shed)
                 return _TurnedAway()
             if limited and self._bucket and not self._bucket.take(1, self._loop.time()):
                 self.rejected += 1
@@ -102,7 +104,7 @@ class AcceptGate:
     def _reset_coming(self) -> None:
         self._coming = 0
 
-    def _say(self, text: str, count: int) -> None:
+    def _say(self, text: str, count: object) -> None:
         if self._throttle.admit(self._loop.time()) is not None:
             log.warning(text, count)
 

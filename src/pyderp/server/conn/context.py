@@ -24,7 +24,7 @@ from pyderp.relay.connection import Connection, EndReason, How
 from pyderp.relay.lane import Receive, receive
 from pyderp.relay.router import Router
 from pyderp.server.conn.labels import Labels
-from pyderp.text import LOG_FIELDS
+from pyderp.text import LOG_FIELDS, counted
 from pyderp.throttle import Throttle
 from pyderp.wire.frames import pack_restarting
 from pyderp.wire.login import ServerLogin
@@ -367,7 +367,9 @@ class ConnectionContext:
         if left_out is None:
             return
         # In the same line, or the limit would let through twice as many.
-        more = f" ({left_out} further problems with peers were not logged)" if left_out else ""
+        further = counted(left_out, "further problem")
+        were = "was" if left_out == 1 else "were"
+        more = f" ({further} with peers {were} not logged)" if left_out else ""
         # A second net below those who cut what they quote: no line grows with what is sent.
         line = f"{(text % args)[:_LONGEST_LINE]}{more}"
         log.warning("%s", line, extra={LOG_FIELDS: fields or {}})

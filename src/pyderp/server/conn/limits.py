@@ -18,6 +18,7 @@ from pyderp.relay.limits import RateBucket, RateBuckets, RateConfig, RateLimit, 
 from pyderp.secretfiles import read_regular
 from pyderp.server.conn.context import LimitedConnection, RateLimited, Stage
 from pyderp.server.conn.reading import HOLD_LIMIT
+from pyderp.text import counted
 from pyderp.wire.frames import FRAME_HEADER_LEN
 
 __all__ = ["Limits", "read_rate_config"]
@@ -128,11 +129,12 @@ class Limits:
     def _log_config(self) -> None:
         config = self.config
         limit = config.default or RateLimit(0, 0)
+        own = "with a limit of its own" if len(config.keys) == 1 else "with limits of their own"
         log.info(
             "rate config applied: client-rate=%d bytes/sec, client-burst=%d bytes%s",
             limit.bytes_per_second,
             limit.burst_bytes,
-            f", {len(config.keys)} keys with limits of their own" if config.keys else "",
+            f", {counted(len(config.keys), 'key')} {own}" if config.keys else "",
         )
         if config.ignored:
             log.warning(

@@ -13,6 +13,7 @@ from pyderp.errors import ConfigError
 from pyderp.net.dial import dial_host
 from pyderp.net.link import Link
 from pyderp.net.settings import NetworkSettings
+from pyderp.text import counted
 
 __all__ = ["MeshHost", "MeshLog", "parse_mesh_host"]
 
@@ -151,7 +152,8 @@ class MeshLog:
             self._pause = _FIRST_PAUSE
         elif due:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            more = f" (failed {self._failures} times in {now - self._said_at:.0f} s)"
+            times = counted(self._failures, "time")
+            more = f" (failed {times} in {now - self._said_at:.0f} s)"
         elif error in self._reasons or len(self._reasons) >= _MOST_REASONS:
             return
         log.warning("mesh with %s: %s%s", self._host, error, more, exc_info=bug)

@@ -23,6 +23,7 @@ from pyderp.server.site.connections import connections_as_html, connections_as_j
 from pyderp.server.site.degraded import troubles
 from pyderp.server.site.metrics import CONTENT_TYPE, metrics_text, variables
 from pyderp.server.site.view import RelayView, refusal
+from pyderp.text import counted
 from pyderp.wire.http import (
     BROWSER_HEADERS,
     Answer,
@@ -196,7 +197,7 @@ def _state(link: MeshStatus) -> str:
         return "this relay itself"
     since = link.since.astimezone(UTC).isoformat(timespec="seconds")
     if link.connected:
-        return f"up since {since}, {link.peers} clients"
+        return f"up since {since}, {counted(link.peers, 'client')}"
     return f"down since {since}: {link.error or 'connecting'}"
 
 
