@@ -91,6 +91,7 @@ stun-port = 0
     assert any(f"{NAME}.crt: for {NAME}, until 20" in line for line in lines)
     assert f"ok: rate limits {tmp_path}/rate.json" in lines
     assert f"ok: allowed keys {tmp_path}/keys: 1" in lines
+    assert f"ok: admits clients whose key is in {tmp_path}/keys (1 key)" in lines
     assert any(line.startswith("ok: mesh with a.example.com, b.example.com") for line in lines)
     assert "ok: listening on 127.0.0.1:0" in lines
     assert "ok: STUN on UDP port 0" in lines
@@ -151,7 +152,10 @@ def test_wrong_flags_do_not_hide_each_other_or_files(
         address = ("-a", "127.0.0.1:0", "--certmode=gcp", "--stun-port", port)
         done = check(*wrong, *files, *address)
     assert done.code == 1
-    assert done.out.splitlines() == ["ok: listening on 127.0.0.1:0"]
+    assert done.out.splitlines() == [
+        "ok: admits all clients that can reach it",
+        "ok: listening on 127.0.0.1:0",
+    ]
     problems = done.err.splitlines()
     told = [
         *("--ace", "--certmode=gcp needs --hostname", "mesh key file /none"),
@@ -254,6 +258,100 @@ def test_a_tailscaled_that_is_not_logged_in_is_reported(
         assert done.code == 1
     else:
         assert f"ok: tailscaled at {path}\n" in done.out
+        assert "ok: admits clients that the tailscaled of this machine knows\n" in done.out
+
+
+def keys(path: Path, count: int) -> Path:
+    path.write_text("".join(f"{NodePrivate.generate().public}\n" for _ in range(count)))
+    return path
+
+
+def admits(done: Done) -> list[str]:
+    begin = "ok: admits "
+    return [line.removeprefix(begin) for line in done.out.splitlines() if line.startswith(begin)]
+
+
+def test_without_admission_all_clients_are_admitted(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    all_clients = "all clients that can reach it"
+    assert admits(check("--dev", "-a", "127.0.0.1:0")) == [all_clients]
+    denied = keys(tmp_path / "denied", 2)
+    done = check("--dev", "-a", "127.0.0.1:0", f"--deny-keys-file={denied}")
+    assert admits(done) == [f"{all_clients}, but not the 2 keys in {denied}"]
+
+
+def test_all_sources_of_admission_are_named_without_secrets(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    allowed = keys(tmp_path / "allowed", 3)
+    url = "https://me:secret@acl.example.com/derp?token=hidden"
+    flags = ("--dev", "-a", "127.0.0.1:0", f"--allow-keys-file={allowed}")
+    done = check(*flags, f"--verify-client-url={url}")
+    begin = (
+        f"clients whose key is in {allowed} (3 keys), and that https://acl.example.com/derp allows"
+    )
+    assert admits(done) == [f"{begin} (all, while it cannot be reached)"]
+    assert "secret" not in done.out + done.err
+    assert "hidden" not in done.out + done.err
+    closed = check(*flags, f"--verify-client-url={url}", "--no-verify-client-url-fail-open")
+    assert admits(closed) == [begin]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--allow-keys-file=/none"], ["--verify-client-url=nonsense"], ["--no-derp"]]
+)
+def test_nothing_is_said_of_admission_that_is_wrong_or_off(
+    check: Callable[..., Done], flags: list[str]
+) -> None:
+    assert admits(check("--dev", "-a", "127.0.0.1:0", *flags)) == []
+
+
+# With --show-map
+
+BY_IP = ("-a", "127.0.0.1:0", "--hostname=127.0.0.1", "--certmode=manual", "--http-port=-1")
+
+
+def test_a_map_that_is_asked_for_as_well_follows(check: Callable[..., Done]) -> None:
+    flags = ("-a", "127.0.0.1:0", "--no-tls", "--hostname=relay.example.com", "--stun-port=0")
+    done = check(*flags, "--public-port=443", "--no-stun", "--show-map=json")
+    assert (done.code, done.err) == (0, "")
+    lines, _, derp_map = done.out.partition("\n\n")
+    assert lines.endswith("ok: the relay can start")
+    assert json.loads(derp_map)["Regions"]["900"]["RegionName"] == "relay.example.com"
+
+
+def test_derper_s_command_line_has_the_map_too(here: Callable[..., Done], tmp_path: Path) -> None:
+    write_pair(tmp_path, NAME)
+    flags = ("-a", "127.0.0.1:8443", "-hostname", NAME, "-certmode=manual", "-certdir", tmp_path)
+    more = ("-c", tmp_path / "key", "-http-port=-1", "-stun=false", "-reuse-port")
+    done = here("derper", "-check", "-show-map=policy", *flags, *more)
+    assert (done.code, done.err) == (0, "")
+    assert 'ok: the relay can start\n\n"derpMap": {' in done.out
+
+
+def test_a_certificate_that_is_missing_is_the_only_problem_of_the_map(
+    check: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = check(*secure(tmp_path), "--no-stun", "--show-map=json")
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1
+    assert f"{NAME}.crt" in done.err
+    assert "no DERP map" not in done.out
+
+
+def test_a_map_that_cannot_be_made_is_a_problem(check: Callable[..., Done]) -> None:
+    done = check("--dev", "-a", "127.0.0.1:0", "--show-map=json")
+    assert done.code == 1
+    assert "clients find a relay by its name or IP address: give --hostname" in done.err
+    assert "can start" not in done.out
+
+
+def test_a_check_makes_no_certificate_for_a_map(check: Callable[..., Done], tmp_path: Path) -> None:
+    done = check(*BY_IP, "--show-map=json", "--no-stun")
+    assert "warning: no DERP map: it needs the hash of the certificate" in done.out
+    assert "Regions" not in done.out
+    assert tree(tmp_path) == []
 
 
 def test_a_certificate_that_expires_is_reported(check: Callable[..., Done], tmp_path: Path) -> None:
@@ -436,12 +534,13 @@ def test_a_certificate_that_was_refused_fails_the_check(
 ) -> None:
     ports = ("-a", "127.0.0.1:0", "--http-port=0", "--certmode=letsencrypt", "--no-stun")
     flags = (*ports, "--hostname=relay.example.com", "--certdir", tmp_path)
-    record = Record("", 7, 0.0, 0.0, "the CA is down")
-    Store(tmp_path).save_record("relay.example.com", record)
-    done = check(*flags)
-    assert done.code == 1
-    assert "no certificate for relay.example.com, so every handshake fails; 7 att" in done.err
-    assert "the CA is down" in done.err
+    for failures, attempts in ((7, "7 attempts"), (1, "1 attempt")):
+        record = Record("", failures, 0.0, 0.0, "the CA is down")
+        Store(tmp_path).save_record("relay.example.com", record)
+        done = check(*flags)
+        assert done.code == 1
+        assert "no certificate for relay.example.com, so every handshake fails; " in done.err
+        assert f"{attempts} failed, the last with: the CA is down" in done.err
     chain, key = issue("relay.example.com")
     (tmp_path / "relay.example.com").write_bytes(key + chain)
     assert check(*flags).code == 0

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from pyderp.addresses import normal_name, parse_ip
 from pyderp.admission.allowlist import read_allow_list
@@ -19,10 +20,11 @@ from pyderp.certs import import_acme, make_certificates
 from pyderp.certs.credential import EXPIRES_SOON, utc_now
 from pyderp.cli.output import print_error, print_line
 from pyderp.cli.process import loop_factory
+from pyderp.cli.relay.flags import FLAGS
 from pyderp.cli.relay.layers import Settings
 from pyderp.cli.relay.plan import StartPlan, make_plan
 from pyderp.cli.relay.ports import check_ports
-from pyderp.cli.relay.showmap import NO_DERP, STUN_HIDDEN, stun_hidden
+from pyderp.cli.relay.showmap import NO_DERP, STUN_HIDDEN, node_of, show_map, stun_hidden
 from pyderp.config import ACMETLS, HealthRecipients, ManualTLS, RelayConfig
 from pyderp.errors import ConfigError
 from pyderp.extras import needs
@@ -30,6 +32,7 @@ from pyderp.keys import NodePrivate, load_or_create_key
 from pyderp.native import NativeUse, load
 from pyderp.server.conn.limits import read_rate_config
 from pyderp.server.services.bootstrap import BootstrapDNS
+from pyderp.text import counted, printable
 
 __all__ = ["ask_tailscaled", "check_all", "check_files", "read_key"]
 
@@ -39,11 +42,15 @@ _HEALTH_TO_ALL: Final = (
 )
 
 
+_ADMISSION: Final = frozenset(flag.name for flag in FLAGS if flag.setting.startswith("admission."))
+
+
 def check_all(settings: Settings) -> None:
     """Print what is fine, what is doubtful and what is wrong; exits 1 if anything is wrong."""
     plan = make_plan(settings)
     lines: list[str] = []
     warnings: list[str] = []
+    derp_map = ""
     with settings.collect():
         loop_factory(settings["loop"])
     if plan is not None:
@@ -53,6 +60,9 @@ def check_all(settings: Settings) -> None:
         fine, unsure = check_ports(plan, settings, _check_unix)
         lines += fine
         warnings = unsure + _doubts(plan, settings)
+        if settings["show-map"]:
+            with settings.collect():
+                derp_map = _map(plan, settings["show-map"], warnings)
     for line in filter(None, lines):
         print_line(f"ok: {line}")
     for line in warnings:
@@ -62,6 +72,33 @@ def check_all(settings: Settings) -> None:
     if settings.problems:
         sys.exit(1)
     print_line("ok: the relay can start")
+    if derp_map:
+        print_line(f"\n{derp_map}")
+
+
+def _map(plan: StartPlan, form: str, warnings: list[str]) -> str:
+    """Returns the DERP map for `--show-map`; empty, with a warning, if a check must not make it.
+
+    Raises:
+        ConfigError: as `node_of`.
+    """
+    tls = plan.config.tls
+    if isinstance(tls, ManualTLS) and _is_to_be_made(tls):
+        warnings.append(
+            "no DERP map: it needs the hash of the certificate, which does not exist yet; it "
+            "is made by --show-map without --check, or at the first start"
+        )
+        return ""
+    return show_map(node_of(plan), form)
+
+
+def _is_to_be_made(tls: ManualTLS) -> bool:
+    """Whether the certificate is a self-signed one that does not exist yet."""
+    # Not at the top: it imports a library for X.509, and relays without TLS are checked, too.
+    from pyderp.certs.manual import manual_paths
+
+    self_signed = tls.cert_file is None and parse_ip(tls.hostname) is not None
+    return self_signed and not all(map(_exists, manual_paths(tls)))
 
 
 def check_files(plan: StartPlan, settings: Settings) -> list[str]:
@@ -69,10 +106,12 @@ def check_files(plan: StartPlan, settings: Settings) -> list[str]:
 
     A line may be empty.
     """
-    checks = (
+    checks = [
         *(_key_file, _certificate, _rate_config, _allowed_keys, _denied_keys),
         *(_mesh_hosts, _native, _libraries),
-    )
+    ]
+    if settings.failed.isdisjoint(_ADMISSION):  # else the plan lacks what a wrong flag asks for
+        checks.append(_admission)
     lines = []
     for check in checks:
         with settings.collect():
@@ -133,8 +172,7 @@ def _certificate(plan: StartPlan) -> str:
     from pyderp.certs.manual import manual_paths
 
     files = manual_paths(tls)
-    made = tls.cert_file is None and parse_ip(tls.hostname) is not None
-    if made and not all(map(_exists, files)):
+    if _is_to_be_made(tls):
         _check_can_make(tls.certdir, f"the self-signed certificate {files[0]}")
         return f"TLS, certificate {files[0]}: self-signed, made at the first start"
     (info,) = make_certificates(tls).certificates()
@@ -160,8 +198,8 @@ def _check_obtained(tls: ACMETLS) -> None:
     # Before a relay asks the authority it notes that it was interrupted, so this is no failure.
     if record.error not in ("", INTERRUPTED) and not store.has_valid(name):
         raise ConfigError(
-            f"no certificate for {name}, so every handshake fails; {record.failures} attempts "
-            f"failed, the last with: {record.error}"
+            f"no certificate for {name}, so every handshake fails; "
+            f"{counted(record.failures, 'attempt')} failed, the last with: {record.error}"
         )
 
 
@@ -206,6 +244,31 @@ def _allowed_keys(plan: StartPlan) -> str:
 def _denied_keys(plan: StartPlan) -> str:
     path = plan.config.admission.deny_file
     return "" if path is None else f"denied keys {path}: {len(read_deny_list(path))}"
+
+
+def _admission(plan: StartPlan) -> str:
+    """Returns a line that says which clients the relay admits; all sources must agree."""
+    admission = plan.config.admission
+    if not plan.config.derp:
+        return ""
+    rules = []
+    if path := admission.keys_file:
+        rules.append(f"whose key is in {path} ({counted(len(read_allow_list(path)), 'key')})")
+    if admission.tailscaled:
+        rules.append("that the tailscaled of this machine knows")
+    if admission.url:
+        otherwise = " (all, while it cannot be reached)" if admission.url_fail_open else ""
+        rules.append(f"that {_shown(admission.url)} allows{otherwise}")
+    text = f"clients {', and '.join(rules)}" if rules else "all clients that can reach it"
+    if path := admission.deny_file:
+        text += f", but not the {counted(len(read_deny_list(path)), 'key')} in {path}"
+    return f"admits {text}"
+
+
+def _shown(url: str) -> str:
+    """Returns a URL without user, password and query, which may be secrets."""
+    parts = urlsplit(url)
+    return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", 200)
 
 
 def _mesh_hosts(plan: StartPlan) -> str:
