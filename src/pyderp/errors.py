@@ -75,6 +75,9 @@ __all__ = [
 
 E = TypeVar("E", bound=BaseException)
 
+_NO_DERP = "derp server disabled"
+"""What derper and pyderp answer at /derp if they do not serve it."""
+
 
 class DerpError(Exception):
     """Base of all errors of this package."""
@@ -154,6 +157,11 @@ class UpgradeRejected(BadUpgrade):
     def asks_for_tls(self) -> bool:
         """Whether a web server said that this port is for TLS: 400, and HTTPS in its answer."""
         return self.status == 400 and "https" in self.body.lower()
+
+    @property
+    def serves_no_derp(self) -> bool:
+        """Whether a relay answered that it serves no DERP: 404, with derper's text for that."""
+        return self.status == 404 and self.body.strip() == _NO_DERP
 
     def __reduce__(self) -> tuple[object, ...]:
         """To pickle and copy; by default that knows of no keywords."""

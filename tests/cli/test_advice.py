@@ -22,6 +22,7 @@ from pyderp import (
     DialError,
     FailureReason,
     PinMismatch,
+    RelayConfig,
     UpgradeRejected,
 )
 from pyderp.cli.advice import advice
@@ -113,7 +114,7 @@ def test_another_name(here: Here, tmp_path: Path, flags: list[str]) -> None:
 def test_an_expired_certificate(here: Here, tmp_path: Path) -> None:
     with answering(b"", secure(tmp_path, days=-1)) as port:
         text = told(here, f"https://{NAME}:{port}", "--ca", tmp_path / f"{NAME}.crt")
-    assert "the certificate is too old, or this machine's clock is wrong" in text
+    assert "the certificate has expired, or this machine's clock is wrong" in text
 
 
 def test_another_certificate_than_the_pinned_one(here: Here) -> None:
@@ -124,13 +125,14 @@ def test_another_certificate_than_the_pinned_one(here: Here) -> None:
 
 
 def test_tls_where_there_is_none(here: Here, relay: RelayThread) -> None:
-    assert "write http:// if you trust the way" in told(here, relay.url.replace("http", "https"))
+    text = told(here, relay.url.replace("http", "https"))
+    assert "does not speak TLS: write http:// if you trust the network" in text
 
 
 def test_a_handshake_that_is_cut(here: Here) -> None:
     with answering(b"") as port:
         text = told(here, f"https://{NAME}:{port}")
-    assert "no TLS with what answers here" in text
+    assert "TLS fails with the server that answers" in text
 
 
 # What is no relay
@@ -140,14 +142,14 @@ def test_a_handshake_that_is_cut(here: Here) -> None:
 @pytest.mark.parametrize(
     ("status", "line"),
     [
-        ("404 Not Found", "no relay at this path: its URL ends in /derp"),
-        ("200 OK", "a web site answers here, and no relay"),
-        ("401 Unauthorized", "wants a login: ask who runs it"),
-        ("403 Forbidden", "refuses you: ask who runs it"),
+        ("404 Not Found", "no relay at this path: a relay's URL usually ends in /derp"),
+        ("200 OK", "a web site answers here, not a relay"),
+        ("401 Unauthorized", "wants a login: ask its operator"),
+        ("403 Forbidden", "refuses you: ask its operator"),
         ("407 Proxy Authentication Required", "give --proxy http://USER:PASSWORD@HOST:PORT"),
         ("429 Too Many Requests", "too many connections from here"),
         ("301 Moved Permanently", "the answer is a redirect"),
-        ("503 Service Unavailable", "is in trouble: try later"),
+        ("503 Service Unavailable", "has failed: try later, or tell its operator"),
         ("511 Network Authentication Required", "this network wants a login"),
     ],
 )
@@ -157,6 +159,21 @@ def test_a_refused_upgrade(here: Here, status: str, line: str, websocket: list[s
     assert line in text
     assert status[:3] in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--websocket"], ["--no-websocket"]])
+def test_a_relay_without_derp(here: Here, flags: list[str]) -> None:
+    """No advice about the URL, which is right."""
+    with RelayThread(RelayConfig(derp=False)) as relay:
+        text = told(here, relay.url, *flags)
+    assert "this relay serves STUN and probes, but no DERP (--no-derp): use another relay" in text
+    assert "path" not in text
+
+
+def test_another_page_that_is_not_found_is_no_relay_without_derp() -> None:
+    error = UpgradeRejected("x", status=404, body="derp server disabled?")
+    assert not error.serves_no_derp
+    assert not UpgradeRejected("x", status=403, body="derp server disabled\n").serves_no_derp
 
 
 @pytest.mark.parametrize(
@@ -269,7 +286,7 @@ def test_no_answer_in_time(here: Here, scheme: str) -> None:
         done = here("ping", f"{scheme}://127.0.0.1:{port}", "--connect-timeout", 0.2)
     assert done.code == 1
     assert "no answer within 0.2 s" in done.err
-    assert "a firewall may swallow the packets" in done.err
+    assert "a firewall may drop the packets" in done.err
 
 
 def test_a_proxy_that_refuses_and_a_password_that_is_not_shown(here: Here) -> None:
@@ -285,7 +302,7 @@ def test_a_proxy_without_basic_does_not_blame_the_password(here: Here, flags: li
     with answering(refusal) as port:
         text = told(here, "https://h", "--proxy", f"http://me:pw@127.0.0.1:{port}", *flags)
     assert "it offers the login by NTLM, Negotiate, and not by Basic" in text
-    assert "takes none of the logins that are known here" in text
+    assert "accepts only logins that pyderp does not know" in text
     assert "password" not in text
 
 
@@ -294,8 +311,8 @@ def test_a_proxy_without_basic_does_not_blame_the_password(here: Here, flags: li
     ("answer", "line"),
     [
         (http("401 Unauthorized"), "check user and password of the proxy"),
-        (http("403 Forbidden"), "the proxy works, but cannot or does not want to reach"),
-        (http("502 Bad Gateway"), "the proxy works, but cannot or does not want to reach"),
+        (http("403 Forbidden"), "the proxy works, but cannot reach the relay or refuses to"),
+        (http("502 Bad Gateway"), "the proxy works, but cannot reach the relay or refuses to"),
         (http("200 OK")[:5], "check --proxy, or HTTPS_PROXY"),
         (http("400 Bad Request"), "check --proxy, or HTTPS_PROXY"),
     ],

@@ -118,7 +118,7 @@ def test_a_map(relay: RelayThread, tls_relay: RelayThread, tmp_path: Path, here:
     assert "skip  region 900 (lab)  region.mesh" in done.out
     first = here("doctor", path, "--http-port=1", "--max-nodes=1")
     assert first.code == 0
-    assert "1 nodes left out (--max-nodes)" in first.out
+    assert "1 node left out (--max-nodes)" in first.out
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_proxies_of_the_environment_are_not_used(relay: RelayThread) -> None:
     with command("doctor", relay.url, *FLAGS, HTTPS_PROXY="http://127.0.0.1:1") as asking:
         done = asking.end()
     assert done.code == 0
-    assert "not by HTTPS_PROXY" in done.err
+    assert "the checks connect directly, and not through HTTPS_PROXY" in done.err
 
 
 def test_quiet_says_nothing_of_notes(tls_relay: RelayThread, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_exit_status_4(
     error = done.event("error")
     assert TEXT in error["error"]
     assert error["advice"] == [
-        "ask who runs the relay whether it admits this key, which --key FILE keeps; its log says "
-        "why it hung up"
+        "ask the relay's operator whether it admits this key, which --key FILE keeps; the relay's "
+        "log says why it closed the connection"
     ]
     assert "Traceback" not in done.err
     assert door.asked <= 2

@@ -9,7 +9,8 @@ from email.utils import formatdate
 
 import pytest
 
-from pyderp import Relay
+from pyderp import Relay, RelayConfig
+from pyderp.cli.doctorlines import line_of
 from pyderp.doctor.target import Single, relay_region
 
 from .support import (
@@ -50,6 +51,16 @@ def without_upgrade(head: str) -> str:
         if not line.lower().startswith(("upgrade:", "connection:"))
     ]
     return "\r\n".join(kept)
+
+
+async def test_a_relay_without_derp_blames_no_proxy() -> None:
+    async with Relay(RelayConfig(derp=False)) as relay:
+        found = await look_at(relay.url, no_network())
+    upgrade = found["http.upgrade"]
+    assert upgrade.result is FAIL
+    assert "derp server disabled" in upgrade.seen.text
+    assert "the relay runs without DERP (--no-derp)" in line_of(upgrade, several=False)
+    assert found["http.proxy"].result is SKIP
 
 
 def test_a_proxy_that_strips_the_upgrade() -> None:

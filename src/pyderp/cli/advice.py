@@ -24,18 +24,22 @@ __all__ = ["advice", "login_refused", "notes"]
 _FIX_PROXY: Final = (
     "check --proxy, or HTTPS_PROXY, HTTP_PROXY and ALL_PROXY in the environment; NO_PROXY exempts"
 )
-_NO_RELAY: Final = "what answers there is no DERP relay: check host, port and path (/derp)"
+_NO_RELAY: Final = "the server that answers is no DERP relay: check host, port and path (/derp)"
 _USE_HTTPS: Final = "this port is for TLS: write https://"
+_NO_DERP: Final = (
+    "this relay serves STUN and probes, but no DERP (--no-derp): use another relay, or ask its "
+    "operator"
+)
 _ENDED: Final = "the relay ended the connection: try again; its log may say why"
 _REFUSED: Final = (
-    "ask who runs the relay whether it admits this key, which --key FILE keeps; its log says why "
-    "it hung up"
+    "ask the relay's operator whether it admits this key, which --key FILE keeps; the relay's log "
+    "says why it closed the connection"
 )
 _STATUS: Final = {
-    HTTPStatus.NOT_FOUND: "no relay at this path: its URL ends in /derp as a rule",
-    HTTPStatus.OK: "a web site answers here, and no relay: check host, port and path (/derp)",
-    HTTPStatus.UNAUTHORIZED: "the relay, or a proxy before it, wants a login: ask who runs it",
-    HTTPStatus.FORBIDDEN: "the relay, or a proxy before it, refuses you: ask who runs it",
+    HTTPStatus.NOT_FOUND: "no relay at this path: a relay's URL usually ends in /derp",
+    HTTPStatus.OK: "a web site answers here, not a relay: check host, port and path (/derp)",
+    HTTPStatus.UNAUTHORIZED: "the relay, or a proxy before it, wants a login: ask its operator",
+    HTTPStatus.FORBIDDEN: "the relay, or a proxy before it, refuses you: ask its operator",
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: (
         "a proxy wants a login: give --proxy http://USER:PASSWORD@HOST:PORT"
     ),
@@ -47,11 +51,11 @@ _STATUS: Final = {
 }
 _BY_REASON: Final = {
     FailureReason.BAD_MAP: (
-        "the map is wrong, or not for this client: tell who made it; --region takes another region"
+        "the map is wrong, or not for this client: tell its author; --region takes another region"
     ),
     FailureReason.TIMEOUT: (
-        "no answer in time: check host and port; a firewall may swallow the packets, and a proxy "
-        "may be needed (--proxy); --connect-timeout waits longer"
+        "no answer in time: check host and port; a firewall may drop the packets, and a proxy may "
+        "be needed (--proxy); --connect-timeout waits longer"
     ),
     FailureReason.REFUSED: "nothing listens there: check host and port, and that the relay runs",
     FailureReason.UNKNOWN_NAME: (
@@ -71,50 +75,52 @@ _BY_REASON: Final = {
         "--proxy http://USER:PASSWORD@HOST:PORT"
     ),
     FailureReason.PROXY_LOGIN_UNKNOWN: (
-        "the proxy takes none of the logins that are known here, which is Basic alone: run a "
-        "local proxy that logs in there and name it with --proxy, or ask who runs the proxy to "
-        "let the relay's address pass"
+        "the proxy accepts only logins that pyderp does not know; pyderp knows Basic: run a local "
+        "proxy that logs in to it, and name that with --proxy, or ask the proxy's operator to let "
+        "connections to the relay pass"
     ),
     FailureReason.PROXY_REFUSED: (
-        "the proxy works, but cannot or does not want to reach the relay: check host and port, or "
-        "ask who runs the proxy; --websocket may get through"
+        "the proxy works, but cannot reach the relay or refuses to: check host and port, or ask "
+        "the proxy's operator; --websocket may get through"
     ),
     FailureReason.PROXY_BROKEN: _FIX_PROXY,
     FailureReason.NO_TLS: (
-        "this port is without TLS: write http:// if you trust the way, or another port"
+        "this port does not speak TLS: write http:// if you trust the network, or another port"
     ),
     FailureReason.TLS_NAME: (
-        "the server has no certificate for this name: put the name that the relay is run for into "
-        "the URL, or into the map as HostName; if it is that name, its log says why it has none"
+        "the server has no certificate for this name: put the relay's own name into the URL, or "
+        "into the map as HostName; if it is that name, the relay's log says why it has none"
     ),
     FailureReason.TLS_REFUSED: (
         "the server speaks TLS, and refuses this client or cannot do TLS 1.2 or 1.3: check host "
-        "and port, and ask who runs it, whose log may say why"
+        "and port, and ask its operator; its log may say why"
     ),
     FailureReason.TLS_FAILED: (
-        "no TLS with what answers here: check the port, and that nothing in between cuts it off"
+        "TLS fails with the server that answers: check the port, and whether a firewall or proxy "
+        "in between cuts the connection"
     ),
     FailureReason.CERTIFICATE_NOT_YET_VALID: (
         "check this machine's clock; the certificate begins later"
     ),
     FailureReason.CERTIFICATE_EXPIRED: (
-        "the certificate is too old, or this machine's clock is wrong: tell who runs it"
+        "the certificate has expired, or this machine's clock is wrong: tell the relay's operator"
     ),
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "the certificate is for another name: put that name into the URL, or give it with "
         "--cert-name"
     ),
     FailureReason.CERTIFICATE_UNUSABLE: (
-        "no client should take this certificate, whatever issuers it trusts: tell who runs the "
-        "relay that it has to be replaced"
+        "no client should accept this certificate, whatever issuers it trusts: tell the relay's "
+        "operator that it has to be replaced"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
         "the certificate is of no trusted issuer: give --ca FILE with it or its issuer, or --pin "
-        "with its SHA-256, from who runs the relay; otherwise the connection may be intercepted"
+        "with its SHA-256, as the relay's operator has them; otherwise the connection may be "
+        "intercepted"
     ),
     FailureReason.PIN_OTHER_CERTIFICATE: (
         "the relay has another certificate than the pinned one: if it was renewed, get the new "
-        "pin from who runs it; otherwise the connection is intercepted, so do not go on"
+        "pin from the relay's operator; otherwise the connection is intercepted, so do not go on"
     ),
     FailureReason.PIN_OF_SEVERAL: (
         "a pin works only for a relay that sends a single certificate, and this one sends "
@@ -129,12 +135,12 @@ _OF_NODE: Final = {
     # Where a map says what the certificate is for, and not the URL or a flag.
     FailureReason.CERTIFICATE_OTHER_NAME: (
         "the certificate is for another name than the map says: the node's CertName has to be "
-        "that name; tell who made the map"
+        "that name; tell the map's author"
     ),
     FailureReason.CERTIFICATE_UNTRUSTED: (
         "the certificate is of no trusted issuer: give --ca FILE with it or its issuer, or put "
-        "sha256-raw: and its SHA-256 into the map as the node's CertName, from who runs the "
-        "relay; otherwise the connection may be intercepted"
+        "sha256-raw: and its SHA-256 into the map as the node's CertName, as the relay's operator "
+        "has them; otherwise the connection may be intercepted"
     ),
 }
 
@@ -207,21 +213,23 @@ def _rejected(error: UpgradeRejected) -> str:
     status = error.status
     if error.asks_for_tls:
         return _USE_HTTPS
+    if error.serves_no_derp:
+        return _NO_DERP
     if status in _STATUS:
         return _STATUS[HTTPStatus(status)]
     if 300 <= status < 400:
         return "the answer is a redirect: try https://, and the URL that it leads to"
     if status >= 500 and status not in WEBSOCKET_STATUS:
-        return "the relay, or a proxy before it, is in trouble: try later, or tell who runs it"
+        return "the relay, or a proxy before it, has failed: try later, or tell its operator"
     if error.websocket:
         return (
-            "what answers lets not even a websocket pass: a proxy before the relay must pass the "
-            "headers Upgrade and Connection, by HTTP/1.1; ask who runs it, and check the path "
-            "(/derp)"
+            "the server that answers passes not even a websocket: a proxy before the relay must "
+            "pass the headers Upgrade and Connection, by HTTP/1.1; ask its operator, and check "
+            "the path (/derp)"
         )
     # Without --no-websocket a websocket would have been tried after these.
     how = "leave out --no-websocket" if status in WEBSOCKET_STATUS else "try --websocket"
     return (
-        f"what answers does not let the upgrade to DERP pass: {how}, as more proxies let a "
-        "websocket pass, and check the path (/derp)"
+        f"the server that answers does not pass the upgrade to DERP: {how}, since more proxies "
+        "pass a websocket, and check the path (/derp)"
     )

@@ -36,14 +36,14 @@ log = logging.getLogger("pyderp.doctor")
 HELP: Final = """Check whether a relay works, or all relays of a DERP map: names, TCP, TLS, HTTP,
 STUN, and packets that are really relayed.
 
-A line for each check: ok, warn, fail or skip, what was seen, and what to do next. It goes the
-direct way, without proxies. The exit status is 0 if all is well, 1 if there are warnings, and 2
-if something fails (or, as with every command, if the command line or the map cannot be used).
+Prints a line for each check: ok, warn, fail or skip, what was seen, and what to do next. Connects
+directly, without proxies. The exit status is 0 if all is well, 1 if there are warnings, and 2 if
+something fails (or, as with every command, if the command line or the map cannot be used).
 """
 
 EPILOG: Final = """**Examples**
 
-A relay, by its name; by its URL; by address and pin:
+A relay: by its name, by its URL, by address and pin:
 
 `pyderp doctor derp.example.com`
 
@@ -59,7 +59,7 @@ For cron, which sends a mail only if something is printed:
 
 `pyderp doctor derpmap.json --quiet`
 
-Again every minute, and only what changes is printed:
+Every minute, where later runs print only what has changed:
 
 `pyderp doctor derp.example.com --watch --every 60`
 """
@@ -79,32 +79,32 @@ _Region: TypeAlias = Annotated[
 _Deep: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--deep", help="More of each: more connections and packets, and a minute of silence."
+        "--deep", help="More thoroughly: more connections and packets, and an idle minute."
     ),
 ]
 _Watch: TypeAlias = Annotated[
-    bool, typer.Option("--watch", help="Again and again until Ctrl-C; prints what changes.")
+    bool, typer.Option("--watch", help="Repeat until Ctrl-C, and print what changes.")
 ]
 _Every: TypeAlias = Annotated[
-    float | None, seconds("With --watch, from one run to the next.  [default: 60]", least=1)
+    float | None, seconds("With --watch: from one run to the next.  [default: 60]", least=1)
 ]
 _Quiet: TypeAlias = Annotated[
     bool, typer.Option("-q", "--quiet", help="Print warnings and failures only.")
 ]
 _Timeout: TypeAlias = Annotated[
-    float, seconds("For one check; a few may take some times as long.", least=0.1)
+    float, seconds("Limit for one check; a few checks may take several times this.", least=0.1)
 ]
 _Key: TypeAlias = Annotated[
     Path | None,
     value(
         "FILE",
-        "A private key that the relay admits, and that no node uses now; for a relay that does "
-        "not admit all.",
+        "File of a private key that the relay admits and that no node uses now; for a relay that "
+        "does not admit every key.",
         show_default=False,
     ),
 ]
 _MeshKey: TypeAlias = Annotated[
-    Path | None, value("FILE", "File of the relay's mesh key; it then admits every key.")
+    Path | None, value("FILE", "File of the relay's mesh key; with it the relay admits any key.")
 ]
 _CA: TypeAlias = Annotated[
     Path | None, value("FILE", "Certificates to trust beside the system's; PEM, or one in DER.")
@@ -124,7 +124,7 @@ _StunPort: TypeAlias = Annotated[
 _HttpPort: TypeAlias = Annotated[
     int, value("PORT", "Port of plain HTTP, for /generate_204.", min=1, max=65535)
 ]
-_MaxNodes: TypeAlias = Annotated[int, value("N", "Look at so many nodes of a map at most.", min=1)]
+_MaxNodes: TypeAlias = Annotated[int, value("N", "Check at most this many nodes of a map.", min=1)]
 _Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="One JSON object a line on standard output.")
 ]
@@ -215,7 +215,7 @@ def _settings(
 def _refuse_node_flags(**flags: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, each in flags.items() if each]
     if given:
-        raise typer.BadParameter(f"{', '.join(given)}: the DERP map says that")
+        raise typer.BadParameter(f"{', '.join(given)}: not with a DERP map, which says that")
 
 
 def _network(notes: Notes) -> NetworkSettings:
@@ -223,7 +223,7 @@ def _network(notes: Notes) -> NetworkSettings:
     found = NetworkSettings.from_environment()
     proxies = [name.upper() for name in ("https_proxy", "all_proxy") if getattr(found, name)]
     if proxies:
-        notes.note(f"the checks go the direct way, and not by {' and '.join(proxies)}")
+        notes.note(f"the checks connect directly, and not through {' and '.join(proxies)}")
     return dataclasses.replace(found, https_proxy="", http_proxy="", all_proxy="", proxy="")
 
 

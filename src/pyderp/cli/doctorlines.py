@@ -13,7 +13,7 @@ from typing import Final
 from pyderp.cli.output import Output, escaped
 from pyderp.doctor.examination import Examination
 from pyderp.doctor.finding import Finding, Result
-from pyderp.text import printable
+from pyderp.text import counted, printable
 
 __all__ = ["CODES", "PROBLEMS", "Notes", "Report", "line_of", "values_of"]
 
@@ -22,7 +22,7 @@ CODES: Final = {Result.FAIL: 2, Result.WARN: 1}
 """Exit status by the worst result; else 0."""
 _SETTING: Final = re.compile(
     r"\{(ca|cert_name|certmode|hostname|http_port|insecure|key|mesh_key|mesh_psk_file|mesh_with"
-    r"|pin|rate_config|stun_port|timeout)\}"
+    r"|no_derp|pin|rate_config|stun_port|timeout)\}"
 )
 """Settings of the doctor and of relays."""
 _WIDTH: Final = len("relay.admission")
@@ -85,7 +85,8 @@ class Report:
             self._printed += 1
         if self._progress is not None and self._printed < len(self._plan):
             waiting = " ".join(self._plan[self._printed])
-            self._progress.show(f"{len(self.found)} of {len(self._plan)} checks; now {waiting}")
+            of_all = counted(len(self._plan), "check")
+            self._progress.show(f"{len(self.found)} of {of_all}; now {waiting}")
 
     def _clear(self) -> None:
         if self._progress is not None:
@@ -101,7 +102,7 @@ class Report:
         if missing:
             parts.append(f"{missing} not done")
         if self._left_out:
-            parts.append(f"{self._left_out} nodes left out (--max-nodes)")
+            parts.append(f"{counted(self._left_out, 'node')} left out (--max-nodes)")
         text = f"{worst.value}: {', '.join(parts)}, in {took:.1f} s"
         values: dict[str, object] = {each.value: counts[each] for each in Result}
         values |= {"result": worst.value, "not_done": missing, "nodes_left_out": self._left_out}

@@ -80,6 +80,11 @@ def _advice_of(reply: Reply) -> str:
     if 300 <= reply.status < 400:
         where = printable(reply.header("location"), 80)
         return f"a redirect to {where}: clients follow no redirects; check scheme, host and path"
+    if _serves_no_derp(reply):
+        return (
+            "the relay runs without DERP ({no_derp}), and no client can connect: serve DERP there, "
+            "or set STUNOnly for this node in the map"
+        )
     if reply.status in WEBSOCKET_STATUS:
         return "see http.proxy"
     if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
@@ -87,6 +92,11 @@ def _advice_of(reply: Reply) -> str:
     if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "the proxy in front does not reach the relay, or the relay has an error: see its log"
     return "the server is a web site and not a relay: check host, port and path"
+
+
+def _serves_no_derp(reply: Reply) -> bool:
+    # Go's relay and pyderp's answer so at /derp if they do not serve DERP.
+    return reply.status == HTTPStatus.NOT_FOUND and b"derp server disabled" in reply.body
 
 
 async def _proxy(visit: Visit) -> Seen:
@@ -107,7 +117,7 @@ async def _proxy(visit: Visit) -> Seen:
     if reply.status == HTTPStatus.HTTP_VERSION_NOT_SUPPORTED:
         text = f"the server does not accept HTTP/1.1{named}"
         return failed(text, "let the server speak HTTP/1.1 on this port", front=front)
-    if reply.status not in WEBSOCKET_STATUS:
+    if reply.status not in WEBSOCKET_STATUS or _serves_no_derp(reply):
         return skipped(f"the answer does not show whether a proxy is in front{named}", front=front)
     # Go's relay and pyderp's answer so to a request without the header Upgrade.
     if b"requires connection upgrade" in reply.body:
