@@ -77,7 +77,7 @@ def test_insecure_takes_any_certificate_and_warns(here: Here, pinned: RelayThrea
     assert here("ping", pinned.url, *ONCE).code == 1
     done = run_pyderp("ping", pinned.url, *ONCE, "--insecure")
     assert done.code == 0
-    assert "pyderp: --insecure: anyone on the way can pose as the relay\n" in done.err
+    assert "pyderp: --insecure: any machine in between can pose as the relay\n" in done.err
 
 
 def test_a_pin_in_all_its_forms(here: Here, pinned: RelayThread) -> None:
@@ -206,7 +206,7 @@ def test_the_key_and_the_mesh_key_come_from_files(
         ([], "give the relay's URL, or --derp-map"),
         (["http://h", "--region", "1"], "--region needs --derp-map"),
         (["http://h", "--derp-map", "f"], "a URL or --derp-map, not both"),
-        (["--derp-map", "f", "--pin", "0" * 64], "the DERP map says that (CertName)"),
+        (["--derp-map", "f", "--pin", "0" * 64], "--pin: not with --derp-map, whose nodes have"),
         (["https://h", "--pin", "0" * 63], "want 64 hex digits"),
         (["https://h", "--pin", "0" * 64, "--cert-name", "x"], "give one of them"),
         (["http://h", "--pin", "0" * 64], "only with https://"),

@@ -192,7 +192,7 @@ def test_sigterm_exits_143_without_a_word(relay: RelayThread) -> None:
 def test_a_time_limit_ends_it(relay: RelayThread, here: Here, count: list[object]) -> None:
     done = here("listen", relay.url, "--timeout", 0.2, *count)
     assert done.code == (1 if count else 0)
-    assert ("0 of 1 packets came within 0.2 s" in done.err) == bool(count)
+    assert ("0 of 1 packet came within 0.2 s" in done.err) == bool(count)
 
 
 def test_a_closed_pipe_is_a_quiet_end(relay: RelayThread) -> None:

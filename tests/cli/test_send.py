@@ -330,7 +330,7 @@ def test_ctrl_c_while_it_reads_exits_130(relay: RelayThread) -> None:
         done = sender.end()
     assert done.code == 130
     assert done.err == (
-        "pyderp: 1 packet, 1 bytes handed to the relay; DERP never confirms delivery\n"
+        "pyderp: 1 packet, 1 byte handed to the relay; DERP never confirms delivery\n"
     )
 
 

@@ -154,7 +154,8 @@ class ConnectOptions:
         bool,
         typer.Option(
             "--insecure",
-            help="Accept any certificate: anyone on the way can pose as the relay. For tests.",
+            help="Accept any certificate, so that any machine in between can pose as the relay. "
+            "For tests.",
         ),
     ] = False
     mesh_key: Annotated[
@@ -162,7 +163,7 @@ class ConnectOptions:
     ] = None
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 gets a head start over IPv4.")] = False
     connect_timeout: Annotated[
-        float, seconds("For all of connecting: names, proxy, TCP, TLS, login.")
+        float, seconds("Limit for connecting as a whole: names, proxy, TCP, TLS, login.")
     ] = defaults.CONNECT_TIMEOUT
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line on standard output.")
@@ -256,7 +257,7 @@ class ConnectOptions:
         if self.insecure:
             if self.pin is not None or self.cert_name is not None:
                 raise typer.BadParameter("--insecure accepts any: not with --pin or --cert-name")
-            log.warning("--insecure: anyone on the way can pose as the relay")
+            log.warning("--insecure: any machine in between can pose as the relay")
         node = DERPNode(
             name=target.host,
             region_id=_REGION,
@@ -273,7 +274,9 @@ class ConnectOptions:
         if url is not None:
             raise typer.BadParameter("give a URL or --derp-map, not both")
         if flags:
-            raise typer.BadParameter(f"{', '.join(flags)}: the DERP map says that (CertName)")
+            raise typer.BadParameter(
+                f"{', '.join(flags)}: not with --derp-map, whose nodes have CertName for that"
+            )
         return read_region(self.derp_map, self.region)
 
 

@@ -215,7 +215,7 @@ def _settings(
 def _refuse_node_flags(**flags: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, each in flags.items() if each]
     if given:
-        raise typer.BadParameter(f"{', '.join(given)}: not with a DERP map, which says that")
+        raise typer.BadParameter(f"{', '.join(given)}: not with a DERP map, whose nodes say that")
 
 
 def _network(notes: Notes) -> NetworkSettings:

@@ -21,6 +21,7 @@ from pyderp.cli.output import Output
 from pyderp.cli.ping import PROBE, pong_for_untrusted
 from pyderp.client.client import Client
 from pyderp.errors import ConnectError, ConnectionClosed, InvalidKey, SealError
+from pyderp.text import counted
 from pyderp.wire.frames import PeerGoneReason
 from pyderp.wire.messages import (
     Health,
@@ -34,11 +35,11 @@ from pyderp.wire.messages import (
 
 __all__ = ["EPILOG", "HELP", "listen"]
 
-HELP: Final = "Print the packets that come to our key, a line each; reconnects by itself."
+HELP: Final = "Print the packets that arrive for our key, a line each; reconnects by itself."
 
 EPILOG: Final = """**Examples**
 
-With a new key, for trying things out; the key to send to is printed first:
+With a new key, to try things out; the key to send to is printed first:
 
 `pyderp listen http://127.0.0.1:3340/derp`
 
@@ -67,10 +68,10 @@ def listen(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[int | None, value("N", "End after so many packets.", min=1)] = None,
+    count: Annotated[int | None, value("N", "End after this many packets.", min=1)] = None,
     timeout: Annotated[
         float | None,
-        seconds("End after so long; with exit status 1 if --count was not reached."),
+        seconds("End after this time, with exit status 1 if --count was not reached."),
     ] = None,
     no_echo: Annotated[
         bool, typer.Option("--no-echo", help="Do not answer `pyderp ping`; print its packets.")
@@ -124,7 +125,8 @@ class _Listener:
                 raise
         if count is None:
             return 0
-        self.output.note(f"{self.packets} of {count} packets came within {seconds:g} s")
+        wanted = counted(count, "packet")
+        self.output.note(f"{self.packets} of {wanted} came within {seconds:g} s")
         return 1
 
     async def _packet(self, packet: ReceivedPacket) -> None:
@@ -160,7 +162,7 @@ class _Listener:
                 text = f"{peer} is there ({app_name})" if app_name else f"{peer} is there"
                 self.output.remark("peer_present", text, peer=peer, app_name=app_name)
             case Health(problem):
-                text = f"the relay reports: {problem}" if problem else "the relay: healthy again"
+                text = f"the relay reports: {problem or 'healthy again'}"
                 self.output.remark("health", text, problem=problem)
             case Restarting(reconnect_in, try_for):
                 text = f"the relay restarts; connecting again in {reconnect_in:g} s"

@@ -41,15 +41,15 @@ BIND_VARIABLE: Final = "TS_DEBUG_NETCHECK_UDP_BIND"
 
 EPILOG: Final = """**Examples**
 
-What `tailscale netcheck` reports, for a map of one's own:
+What `tailscale netcheck` reports, for your own map:
 
 `pyderp netcheck derpmap.json`
 
-Whether the relays also relay, which latencies do not show:
+Whether the relays also relay packets, which latencies do not show:
 
 `pyderp netcheck derpmap.json --relay`
 
-For a script, an object a run, every minute:
+For a script, a JSON object for each run, every minute:
 
 `pyderp netcheck derpmap.json --json --every 60`
 
@@ -73,8 +73,8 @@ _Relay: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--relay",
-        help="Also log in to each relay with two new keys, and relay a packet between them; "
-        "wait for up to 100 regions.",
+        help="Also log in to each relay with two new keys, and send a packet between them; "
+        "measure up to 100 regions.",
     ),
 ]
 _Format: TypeAlias = Annotated[
@@ -89,7 +89,7 @@ _Format: TypeAlias = Annotated[
 _Every: TypeAlias = Annotated[
     float | None,
     seconds(
-        "Measure again and again, with such a pause; shorter runs after the first.",
+        "Measure again and again, with this pause; runs after the first are shorter.",
         most=_LONGEST_PAUSE,
     ),
 ]
@@ -98,7 +98,7 @@ _Verbose: TypeAlias = Annotated[
     typer.Option(
         "-v",
         "--verbose",
-        help="Wait for up to 100 regions, show their ids, and log to standard error.",
+        help="Measure up to 100 regions, show their ids, and log to standard error.",
     ),
 ]
 

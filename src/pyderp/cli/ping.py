@@ -83,7 +83,9 @@ def ping(
             show_default=False,
         ),
     ] = None,
-    count: Annotated[int, value("N", "How many. 0: until Ctrl-C.", "-c", "--count", min=0)] = 5,
+    count: Annotated[
+        int, value("N", "Number of pings. 0: until Ctrl-C.", "-c", "--count", min=0)
+    ] = 5,
     interval: Annotated[
         float,
         seconds(
@@ -94,7 +96,7 @@ def ping(
         ),
     ] = 1.0,
     timeout: Annotated[
-        float, seconds("When an answer counts as lost.", most=PING_TIMEOUT)
+        float, seconds("A later answer counts as lost.", most=PING_TIMEOUT)
     ] = PING_TIMEOUT,
 ) -> None:
     """The command; `HELP` says what it does."""

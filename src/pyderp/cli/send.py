@@ -25,6 +25,7 @@ from pyderp.client.reconnect import Backoff
 from pyderp.client.sealed import SealedPeer
 from pyderp.errors import ClientClosed, ConnectError, ConnectionClosed, without_frames
 from pyderp.keys import NodePublic
+from pyderp.text import counted
 from pyderp.wire.frames import MAX_PACKET_SIZE
 from pyderp.wire.messages import Health, PeerGone, Restarting, ServerInfo
 
@@ -48,27 +49,26 @@ One packet that the relay cannot read or forge, to `pyderp listen --sealed`:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --message hello`
 
-Fail if the peer is not there; `pyderp listen` ignores the two packets that ask for that:
+Fail if the peer is not connected; `pyderp listen` ignores the two packets that ask the relay:
 
 `pyderp send https://derp.example.com/derp nodekey:… --message hello --wait 1`
 
-A stream in packets, some of which may get lost:
+A file as a stream of packets, some of which may get lost:
 
 `pyderp send https://derp.example.com/derp nodekey:… --key me.key --sealed --raw < file`
 
-**Exit status**: 0 all was handed to the relay and it did not say that the peer is not there;
-1 failure; 2 wrong command line; 3 the peer is not at this relay, which is asked with `--wait`; 4
-the relay does not admit our key; 130 Ctrl-C; 143 SIGTERM. In every case but 2 a summary is printed
-once it was connected. Nothing says that a packet arrived: DERP never confirms delivery. Let the
-peer answer if you must know.
+**Exit status**: 0 the relay took all packets, and did not report that the peer is not connected;
+1 failure; 2 wrong command line; 3 the peer is not at this relay, which `--wait` asks for; 4 the
+relay does not admit our key; 130 Ctrl-C; 143 SIGTERM. A summary is printed if it was connected.
+DERP never confirms that a packet arrived: let the peer answer if you must know.
 """
 
 
 _Wait: TypeAlias = Annotated[
     float,
     seconds(
-        "Ask the relay whether the peer is there, before the first packet and after the last, "
-        "and wait so long at the end for its answer. The peer gets each question as a packet "
+        "Ask the relay whether the peer is connected, before the first packet and after the last, "
+        "and wait this long at the end for its answer. The peer gets each question as a packet "
         "of 62 bytes. 0: do not ask.",
         least=0,
     ),
@@ -98,12 +98,12 @@ def send(
     ] = False,
     sealed: Annotated[
         bool,
-        typer.Option("--sealed", help="Encrypt for the peer; the relay can read nothing."),
+        typer.Option("--sealed", help="Encrypt for the peer, so that the relay cannot read it."),
     ] = False,
     wait: _Wait = 0.0,
     timeout: Annotated[
         float,
-        seconds("Give up if the relay takes no packet for so long, connecting again included."),
+        seconds("Give up if the relay takes no packet for this long, reconnects included."),
     ] = 30.0,
 ) -> None:
     """The command; `HELP` says what it does."""
@@ -252,10 +252,10 @@ class _Sender:
     def _summary(self, *, gone: bool) -> int:
         """Print what was sent; returns how many packets were dropped."""
         dropped = self.client.stats.packets_dropped
-        packets = "1 packet" if self.packets == 1 else f"{self.packets} packets"
-        text = f"{packets}, {self.size} bytes handed to the relay"
+        sent = f"{counted(self.packets, 'packet')}, {counted(self.size, 'byte')}"
+        text = f"{sent} handed to the relay"
         if dropped:
-            text += f", but {dropped} of them dropped here, beyond the rate that it allows"
+            text += f", but {dropped} of them dropped here, above the rate that it allows"
         if self.ended:
             times = "once" if self.ended == 1 else f"{self.ended} times"
             text += f"; disconnected {times}, and what was sent last before that may be lost"

@@ -255,7 +255,7 @@ def test_new_by_address(here: Here) -> None:
     [
         (["new", "a:443"], "give the name alone, and the port as --port"),
         (["new", "https://a/"], "give the name alone"),
-        (["new", "a", "A."], "a host is here twice"),
+        (["new", "a", "A."], "a host is given twice"),
         (["new", "a", "--pin", "x"], "want 64 hex digits"),
         (["new", "a", "--ipv4", "::1"], "'::1' is neither an IPv4 address nor none"),
         (["new", "a", "b", "--ipv4", "192.0.2.1"], "give one HOST"),

@@ -21,7 +21,7 @@ from pyderp.maps.region import MAX_REGION_ID, PIN_PREFIX, DERPNode, DERPRegion
 __all__ = ["NEW_EPILOG", "NEW_HELP", "new"]
 
 NEW_HELP: Final = (
-    "Make a DERP map of one region, with a node for each host. Nothing is asked or looked up; "
+    "Make a DERP map of one region, with a node for each host. It uses no network; "
     "`pyderp map show https://HOST` asks a relay that runs."
 )
 NEW_EPILOG: Final = """**Examples**
@@ -67,7 +67,7 @@ def _hosts(texts: list[str]) -> list[str]:
                 else str(e)
             ) from None
     if len({bare_name(text) for text in texts}) != len(texts):
-        raise typer.BadParameter("a host is here twice")
+        raise typer.BadParameter("a host is given twice")
     return texts
 
 
@@ -91,7 +91,7 @@ _Pin = Annotated[
     str | None,
     value(
         "[sha256-raw:]HEX",
-        "SHA-256 of the relay's certificate, which then needs no authority.",
+        "SHA-256 of the relay's certificate. Clients then need no authority for it.",
         callback=_pin,
     ),
 ]
@@ -125,7 +125,7 @@ _Region = Annotated[
 _Code = Annotated[
     str, value("CODE", "Short name of the region.  [default: the first label of the host]")
 ]
-_Name = Annotated[str, value("TEXT", "Name of the region for people.  [default: the first host]")]
+_Name = Annotated[str, value("TEXT", "Full name of the region.  [default: the first host]")]
 _OmitDefaults = Annotated[
     bool,
     typer.Option("--omit-default-regions", help="Without Tailscale's own regions."),

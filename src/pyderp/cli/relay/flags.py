@@ -113,9 +113,9 @@ class Flag:
 _TABLE: Final = {
     "Basics": (
         Flag("dev", boolean,
-             "Defaults for trying things out: plain HTTP on 127.0.0.1:3340, a new key in memory. "
+             "Defaults to try things out: plain HTTP on 127.0.0.1:3340, a new key in memory. "
              "Every other flag still counts.",
-             go_help="For trying things out: listen on :3340 whatever -a says, with a new key "
+             go_help="To try things out: listen on :3340 whatever -a says, with a new key "
              "in memory whatever -c says, and take the mesh key from TAILSCALE_DERPER_MESH_KEY "
              "only."),
         Flag("address", text("ADDR"),
@@ -123,11 +123,11 @@ _TABLE: Final = {
              "0: any free one.", default=None,
              also=("-a",), go_name="a", shown=":443; with --dev 127.0.0.1:3340"),
         Flag("hostname", text("NAME|IP"),
-             "What clients connect to, and the certificate is for. With a name the certificate "
-             "comes from Let's Encrypt, for an IP address a self-signed one is made, unless "
-             "--certmode says otherwise.", setting="tls.hostname"),
+             "Name or IP address that clients connect to, and that the certificate is for. For a "
+             "name the certificate comes from Let's Encrypt, for an IP address a self-signed one "
+             "is made, unless --certmode says otherwise.", setting="tls.hostname"),
         Flag("public-port", integer(1, 65535, metavar="PORT"),
-             "The port that clients use, for the DERP map, if a proxy in front has another.",
+             "The port that clients use, for the DERP map, if a proxy in front has another one.",
              shown="that of --address"),
         Flag("key-file", path, "File of the relay's key, in derper's form; made if missing.",
              setting="private_key", also=("-c", "--config"), go_name="c",
@@ -135,10 +135,11 @@ _TABLE: Final = {
              "~/.local/state/pyderp; /var/lib/derper/derper.key if root has that; with --dev a "
              "new key in memory"),
         Flag("config-file", path,
-             "TOML file of these settings, by their names without dashes before. Flags and "
-             "environment win over it. Read again on SIGHUP.", in_file=False),
+             "TOML file of these settings, each by the flag's name without the dashes in front. "
+             "Flags and environment win over it. Read again on SIGHUP.", in_file=False),
         Flag("check", boolean,
-             "Check all settings, files and ports, say what is wrong, and exit. Makes nothing.",
+             "Check all settings, files and ports, print what is wrong, and exit. Makes nothing. "
+             "With --show-map, print the map as well.",
              in_environment=False, in_file=False),
         Flag("show-map", choice("policy", "headscale", "json", "all"),
              "Print the DERP map of this relay and exit: for Tailscale's policy file, for a file "
@@ -158,7 +159,7 @@ _TABLE: Final = {
              "ACME, or Google's.",
              shown="manual if --hostname is an IP address, else letsencrypt"),
         Flag("certdir", folder,
-             "Directory of HOSTNAME.crt and HOSTNAME.key, or of what ACME brings.",
+             "Directory of HOSTNAME.crt and HOSTNAME.key, or for the certificates from ACME.",
              setting="tls.certdir", shown="certs, beside the default of --key-file"),
         Flag("cert-file", path,
              "File of the certificate chain, PEM, in place of one in --certdir; as certbot's "
@@ -177,20 +178,21 @@ _TABLE: Final = {
         Flag("acme-eab-kid", text("ID"), "External account binding: the key's id. Needed for gcp.",
              setting="tls.eab_kid"),
         Flag("acme-eab-key", text("BASE64"),
-             "External account binding: the key. Others see it on a command line; better in the "
-             "environment or the TOML file.", setting="tls.eab_key"),
+             "External account binding: the key. Other users can see it on a command line; better "
+             "put it into the environment or the TOML file.", setting="tls.eab_key"),
         Flag("acme-ip-certs", boolean,
              "Also get short-lived certificates for the IP addresses that clients connect to.",
              setting="tls.ip_certs"),
         Flag("acme-directory", text("URL"), "The authority's ACME directory.",
              setting="tls.directory", default=None, shown="Let's Encrypt's"),
         Flag("acme-staging", boolean,
-             "Let's Encrypt's staging authority, for trying things out: no client trusts it."),
+             "Let's Encrypt's staging authority, to try things out: no client trusts it."),
         Flag("acme-ca-file", path,
-             "PEM file of who vouches for the ACME server's own HTTPS, beside the system's.",
+             "PEM file of authorities to trust for the ACME server's own HTTPS, beside the "
+             "system's.",
              setting="tls.ca_file"),
     ),
-    "Who may use it": (
+    "Admission of clients": (
         Flag("verify-clients", boolean, "Admit clients that the tailscaled of this machine knows.",
              setting="admission.tailscaled"),
         Flag("socket", path, "Socket of that tailscaled.", setting="admission.tailscaled_socket",
@@ -204,14 +206,15 @@ _TABLE: Final = {
              "File of allowed node keys, one a line, each with an optional label. Read again "
              "when it changes.", setting="admission.keys_file"),
         Flag("deny-keys-file", path,
-             "File of node keys that are refused whatever else says yes, one a line, each with an "
-             "optional label. Read again when it changes; connected clients in it are closed.",
+             "File of node keys that are refused even if all else admits them, one a line, each "
+             "with an optional label. Read again when it changes; connected clients in it are "
+             "closed.",
              setting="admission.deny_file"),
         Flag("disallow-app-names", exact_names("NAME,…"),
-             "Refuse clients that give one of these as the name of their program, exactly so. "
+             "Refuse clients that send exactly one of these as the name of their program. "
              "An empty item is dropped, with a warning. Mesh peers are exempt."),
         Flag("admission-remember", duration,
-             "An answer is good for so long for further connections of a key. 0: ask each time.",
+             "How long an answer holds for further connections of a key. 0: ask each time.",
              setting="admission.remember"),
         Flag("admission-recheck", duration,
              "How often to ask again about connected clients, and close those refused now. 0: "
@@ -224,38 +227,41 @@ _TABLE: Final = {
     ),
     "Mesh": (
         Flag("mesh-psk-file", path,
-             "The mesh key, 64 hex digits. Who has it may watch, forward and close clients.",
+             "File of the mesh key, 64 hex digits. A client that has it may watch, forward and "
+             "close other clients.",
              setting="mesh_key",
              instead="for development TAILSCALE_DERPER_MESH_KEY in the environment"),
         Flag("mesh-with", names("HOST,…"),
-             "Relays to mesh with, this one may be among them: HOST, HOST:PORT, either with "
+             "Relays to mesh with; this one may be among them. HOST, HOST:PORT, either with "
              "/DIAL-HOST, or a URL."),
     ),
     "What it serves": (
         Flag("derp", boolean,
-             "Serve /derp. Without, only STUN, probes and bootstrap DNS are served."),
+             "Serve /derp. Without it, only STUN, probes and bootstrap DNS are served."),
         Flag("stun", boolean,
-             "Answer STUN, by UDP. On 127.0.0.1 and ::1 the relay runs without if the port is "
+             "Answer STUN, by UDP. On 127.0.0.1 and ::1 the relay runs without STUN if the port is "
              "taken, unless this, --stun-host or --stun-port is given.", default=True),
         Flag("stun-host", text("IP"),
-             "IP address for STUN; :: for all. For a relay behind a proxy, which STUN passes by.",
+             "IP address for STUN; :: for all. For a relay behind a proxy, since STUN does not go "
+             "through the proxy.",
              shown="that of --address; all for a Unix socket"),
         Flag("stun-port", integer(0, 65535), "UDP port for STUN. 0: any free one.",
              default=defaults.STUN_PORT),
         Flag("home", text("blank|URL"), "What is at /: a blank page, or a redirect.",
              shown="a description"),
         Flag("health", recipients,
-             "Which clients get reports of trouble, as `tailscale status` shows it: those known to "
-             "take such frames, all, or none. --no-health: none."),
+             "Which clients get reports of problems, which `tailscale status` shows: those known "
+             "to accept such frames, all, or none. --no-health: none."),
         Flag("bootstrap-dns-names", names("NAME,…"),
-             "Host names whose addresses /bootstrap-dns tells.",
+             "Host names whose addresses /bootstrap-dns returns to every client.",
              setting="bootstrap_dns.published"),
         Flag("unpublished-bootstrap-dns-names", names("NAME[/TXT],…"),
-             "As that, but told only to who asks by name; with TXT to the percentage in that TXT "
-             "record.", setting="bootstrap_dns.unpublished"),
+             "Host names whose addresses /bootstrap-dns returns only to clients that ask for the "
+             "name; with TXT, to the percentage of them in that TXT record.",
+             setting="bootstrap_dns.unpublished"),
         Flag("metrics-address", text("IP:PORT"),
              "Serve /debug/ with its metrics there, by plain HTTP, and not on the relay's own "
-             "ports: IP:PORT, [IPv6]:PORT, or :PORT. The same requesters may see it."),
+             "ports: IP:PORT, [IPv6]:PORT, or :PORT. The rules for access are the same."),
         Flag("debug-allow-ip", text("IP"),
              "One more IP address that may see /debug/, beside this machine and Tailscale's.",
              setting="debug.allow_ip", go_variable="TS_ALLOW_DEBUG_IP"),
@@ -264,28 +270,30 @@ _TABLE: Final = {
         Flag("debug-hosts", names("HOST,…"),
              "Names under which /debug/ may be asked for, beside IP addresses, localhost, the "
              "machine's name and those of the certificate.", setting="debug.hosts"),
-        Flag("debug-key-file", path, "File of a secret that opens /debug/ as ?debugkey=SECRET.",
+        Flag("debug-key-file", path,
+             "File of a secret. A request with ?debugkey=SECRET may see /debug/.",
              setting="debug.key", default=None, go_variable="TS_DEBUG_KEY_PATH"),
         Flag("sender-cardinality", boolean,
-             "Tell in /debug/traffic and /debug/clients/ how many keys have written to a client.",
+             "Show in /debug/traffic and /debug/clients/ how many keys have sent to a client.",
              go_variable="TS_DERP_SENDER_CARDINALITY"),
         Flag("rtt-stats", boolean, "Sample the round-trip times of connections for the metrics."),
     ),
     "Connections": (
         Flag("trusted-proxy", networks(),
-             "Proxies whose word on a client's address is taken: X-Forwarded-For, PROXY headers.",
+             "Proxies from which the relay takes the client's address: X-Forwarded-For, PROXY "
+             "header.",
              setting="trusted_proxies"),
         Flag("proxy-protocol", boolean,
-             "Every connection begins with a PROXY header, v1 or v2, of a --trusted-proxy."),
+             "Every connection begins with a PROXY header, v1 or v2, from a --trusted-proxy."),
         Flag("login-timeout", duration,
-             "Close a client that has not logged in so long after the accept, TLS and HTTP "
+             "Close a client that has not logged in this long after the accept, TLS and HTTP "
              "included. More than 0."),
-        Flag("tcp-keepalive-time", duration, "Silence before TCP keepalive probes. 0: none."),
+        Flag("tcp-keepalive-time", duration, "Idle time before TCP keepalive probes. 0: none."),
         Flag("tcp-user-timeout", duration,
-             "End connections whose kernel acknowledges nothing for so long. 0: the system's "
-             "time."),
+             "End a connection if the client's kernel acknowledges nothing for this long. 0: the "
+             "system's time."),
         Flag("tcp-write-timeout", duration,
-             "Close a client that takes no byte for so long. 0: never.", setting="write_timeout"),
+             "Close a client that takes no byte for this long. 0: never.", setting="write_timeout"),
         Flag("send-queue-depth", depth,
              "Packets that wait for a client in each of its two queues, disco and data, before "
              "the oldest is dropped. 0 and less: the default.",
@@ -296,14 +304,14 @@ _TABLE: Final = {
         Flag("reuse-port", boolean,
              "Let a second relay listen on the same port, to take over from this one."),
         Flag("drain", duration,
-             "When stopping, spread the closing of connections over so long. 0: at once."),
+             "When stopping, spread the closing of connections over this time. 0: all at once."),
     ),
     "Process and log": (
         Flag("loop", choice("auto", "uvloop", "asyncio"),
              "The event loop; auto: uvloop if installed.", default="auto"),
         Flag("native", native_use,
-             "Have pyderp-fast do TLS and relay packets, which costs less CPU; auto: if it is "
-             "installed, on: it must be."),
+             "Have pyderp-fast do TLS and relay packets, which needs less CPU. auto: if it is "
+             "installed; on: it must be installed."),
         Flag("log-level", choice("debug", "info", "warning", "error"),
              "How much is logged, to stderr.", default="info"),
         Flag("log-format", choice("text", "json"), "Lines of text, or a JSON object a line.",

@@ -17,7 +17,7 @@ __all__ = ["EPILOG", "HELP", "RelayCommand", "relay_command"]
 HELP = "Run a DERP relay."
 EPILOG = """**Examples**
 
-A relay on this machine only, for trying things out:
+A relay for this machine only, to try things out:
 
 `pyderp relay --dev`
 
@@ -33,11 +33,11 @@ The DERP map of that relay, for Tailscale's policy file and for headscale:
 
 `pyderp relay --hostname=203.0.113.7 --show-map=all`
 
-With a certificate that you have, in /etc/derp/derp.example.com.crt and .key:
+With a certificate of your own, in /etc/derp/derp.example.com.crt and .key:
 
 `pyderp relay --certmode=manual --certdir=/etc/derp --hostname=derp.example.com -c relay.key`
 
-All settings from a file; is it right?
+Check the settings in a file, and all files and ports that they name:
 
 `pyderp relay --config-file=/etc/pyderp/relay.toml --check`
 """
