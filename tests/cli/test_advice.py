@@ -166,7 +166,9 @@ def test_a_relay_without_derp(here: Here, flags: list[str]) -> None:
     """No advice about the URL, which is right."""
     with RelayThread(RelayConfig(derp=False)) as relay:
         text = told(here, relay.url, *flags)
-    assert "this relay serves STUN and probes, but no DERP (--no-derp): use another relay" in text
+    assert (
+        "this relay serves no DERP (--no-derp), only probes and perhaps STUN: use another" in text
+    )
     assert "path" not in text
 
 

@@ -134,6 +134,13 @@ def test_a_terminal_without_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch)
     assert raw.getvalue().endswith(b" \\xfc\n")
 
 
+@pytest.mark.parametrize("group", [[], ["key"], ["map"]])
+def test_the_help_of_each_group_has_or_names_examples(group: list[str]) -> None:
+    words = [sys.executable, "-m", "pyderp", *group, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "xamples" in done.stdout
+
+
 # Without docstrings
 
 

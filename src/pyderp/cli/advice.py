@@ -27,8 +27,8 @@ _FIX_PROXY: Final = (
 _NO_RELAY: Final = "the server that answers is no DERP relay: check host, port and path (/derp)"
 _USE_HTTPS: Final = "this port is for TLS: write https://"
 _NO_DERP: Final = (
-    "this relay serves STUN and probes, but no DERP (--no-derp): use another relay, or ask its "
-    "operator"
+    "this relay serves no DERP (--no-derp), only probes and perhaps STUN: use another relay, or "
+    "ask its operator"
 )
 _ENDED: Final = "the relay ended the connection: try again; its log may say why"
 _REFUSED: Final = (

@@ -33,9 +33,27 @@ class _Group(TyperGroup):
             raise
 
 
+EPILOG = """**Examples**
+
+A relay on this machine, to try things out, and round trips to it:
+
+`pyderp relay --dev`
+
+`pyderp ping http://127.0.0.1:3340/derp`
+
+Whether a relay works, and a DERP map with it:
+
+`pyderp doctor derp.example.com`
+
+`pyderp map new derp.example.com`
+
+`pyderp COMMAND --help` has more.
+"""
+
 app = typer.Typer(
     name="pyderp",
     help="DERP, Tailscale's relay protocol: a relay to run, a client, and tools around them.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -34,6 +34,7 @@ PUBLIC_EPILOG: Final = """**Example**
 
 key_app = typer.Typer(
     help="Make node keys, and print their public keys.",
+    epilog="`pyderp key new --help` and `pyderp key public --help` have examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

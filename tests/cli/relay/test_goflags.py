@@ -276,6 +276,13 @@ def test_help_is_go_s_usage(run: Callable[[str], Done], line: str) -> None:
     assert "  -dev\n" in done.out
 
 
+def test_the_usage_names_flags_in_go_s_spelling() -> None:
+    text = usage("x")
+    assert not re.findall(r"--[a-z]\S*", text)
+    assert "-health=false: none." in text
+    assert "use -mesh-psk-file." in text
+
+
 def test_the_version_is_printed(run: Callable[[str], Done]) -> None:
     for line in ("-version", "--version", "-version=true"):
         done = run(line)

@@ -10,6 +10,7 @@ __all__ = ["map_app"]
 
 map_app = typer.Typer(
     help="Show, check, compare, make and convert DERP maps: files, URLs, headscale, policies.",
+    epilog="`pyderp map show --help`, and that of each other command, has examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -47,7 +47,7 @@ Form = Annotated[
     value(
         "FORM",
         "Form of the map: json; policy, a policy file with derpMap; headscale, its YAML; relay.  "
-        "[default: found out]",
+        "[default: detected]",
         "--from",
         callback=lambda text: None if text is None else _kind(text),
         show_default=False,

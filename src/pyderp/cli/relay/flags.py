@@ -197,7 +197,8 @@ _TABLE: Final = {
              setting="admission.tailscaled"),
         Flag("socket", path, "Socket of that tailscaled.", setting="admission.tailscaled_socket",
              shown="where the system has it"),
-        Flag("verify-client-url", text("URL"), "Ask an admission controller about each client.",
+        Flag("verify-client-url", text("URL"),
+             "URL of an admission controller, which the relay asks about each client.",
              setting="admission.url"),
         Flag("verify-client-url-fail-open", boolean,
              "Admit clients while the controller cannot be reached.",
@@ -221,7 +222,8 @@ _TABLE: Final = {
              "never.", setting="admission.recheck"),
         Flag("rate-config", path, "JSON file of rate limits, also per key. Read again on SIGHUP."),
         Flag("accept-connection-limit", number(),
-             "Connections a second; what exceeds it is closed at once.", setting="accept_limit"),
+             "Connections that are accepted a second; further ones are closed at once.",
+             setting="accept_limit"),
         Flag("accept-connection-burst", integer(0),
              "Connections that may exceed that limit for a moment.", setting="accept_burst"),
     ),
@@ -268,8 +270,8 @@ _TABLE: Final = {
         Flag("debug-trusted", networks(), "Networks that may see /debug/.",
              setting="debug.trusted", go_variable="TS_DEBUG_TRUSTED_CIDRS"),
         Flag("debug-hosts", names("HOST,…"),
-             "Names under which /debug/ may be asked for, beside IP addresses, localhost, the "
-             "machine's name and those of the certificate.", setting="debug.hosts"),
+             "Host names by which requests may ask for /debug/, beside IP addresses, localhost, "
+             "the machine's name and those of the certificate.", setting="debug.hosts"),
         Flag("debug-key-file", path,
              "File of a secret. A request with ?debugkey=SECRET may see /debug/.",
              setting="debug.key", default=None, go_variable="TS_DEBUG_KEY_PATH"),
@@ -318,11 +320,12 @@ _TABLE: Final = {
              default="text"),
     ),
     "Flags of derper that are not built": (
-        Flag("secrets-url", text("URL"), "The mesh key from a setec server; use --mesh-psk-file."),
+        Flag("secrets-url", text("URL"),
+             "Not built: the mesh key from a setec server; use --mesh-psk-file."),
         Flag("secrets-path-prefix", text("PREFIX"),
              "Goes with --secrets-url; without it, it does nothing."),
         Flag("secrets-cache-dir", folder, "Goes with --secrets-url; without it, it does nothing."),
-        Flag("ace", boolean, "A CONNECT proxy to Tailscale's control servers."),
+        Flag("ace", boolean, "Not built: a CONNECT proxy to Tailscale's control servers."),
     ),
 }
 # fmt: on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,8 +113,14 @@ def usage(program: str) -> str:
     for name, flag in sorted(_FLAGS.items()):
         default = _go_default(flag.kind, defaults.get(flag.name, flag.default))
         lines.append(f"  -{name} {flag.kind.go}".rstrip())
-        lines.append(f"    \t{flag.go_help or flag.help}{default}")
+        lines.append(f"    \t{_in_go_spelling(flag.go_help or flag.help)}{default}")
     return "\n".join(lines)
+
+
+def _in_go_spelling(text: str) -> str:
+    """Returns a help text with flags as Go spells them: `-stun=false` for `--no-stun`."""
+    text = re.sub(r"--no-([a-z][a-z-]*)", r"-\1=false", text)
+    return re.sub(r"--(?=[a-z])", "-", text)
 
 
 def _go_default(kind: Kind, value: object) -> str:
