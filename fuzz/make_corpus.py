@@ -76,20 +76,20 @@ _META_CERTIFICATE: Final = base64.b64decode(
 # Steps of `fuzz.targets.relay_frames`.
 
 
-def _feed(who: int, data: bytes) -> bytes:
-    return bytes((who,)) + len(data).to_bytes(2) + data
+def _feed(index: int, data: bytes) -> bytes:
+    return bytes((index,)) + len(data).to_bytes(2) + data
 
 
-def _fill(who: int, size: int) -> bytes:
-    return bytes((16 << 3 | who,)) + size.to_bytes(2)
+def _fill(index: int, size: int) -> bytes:
+    return bytes((16 << 3 | index,)) + size.to_bytes(2)
 
 
-def _repeat(who: int, times: int, data: bytes) -> bytes:
-    return bytes((18 << 3 | who, times)) + len(data).to_bytes(2) + data
+def _repeat(index: int, times: int, data: bytes) -> bytes:
+    return bytes((18 << 3 | index, times)) + len(data).to_bytes(2) + data
 
 
-def _step(what: int, who: int = 0, *number: int) -> bytes:
-    return bytes((what << 3 | who, *number))
+def _step(what: int, index: int = 0, *number: int) -> bytes:
+    return bytes((what << 3 | index, *number))
 
 
 _PAUSE, _RESUME, _BLOCK, _LEAVE, _JOIN, _KEEP_ALIVE, _WAIT, _CLAIM, _UNCLAIM, _FLUSH = range(20, 30)
@@ -113,7 +113,7 @@ _UNKNOWN: Final = pack_frame(0xFF, b"zzz")
 
 
 def _relay_frames() -> Seeds:
-    nobody = b"\x77" * 32
+    absent = b"\x77" * 32
     large = _to(_K2, bytes(60_000))[: 5 + 32]
     every = (
         _to(_K2)
@@ -124,28 +124,29 @@ def _relay_frames() -> Seeds:
         + frames.pack_pong(bytes(8))
         + _UNKNOWN
         + _to(_K2, _DISCO)
-        + _to(nobody, _DISCO)
+        + _to(absent, _DISCO)
     )
-    mesh = _WATCH + _forward(_K1, _K2) + _forward(nobody, _K2, _DISCO) + _forward(_K1, nobody)
+    mesh = _WATCH + _forward(_K1, _K2) + _forward(absent, _K2, _DISCO) + _forward(_K1, absent)
     return {
         "every-frame": _feed(0, every) + _step(_FLUSH) + _step(_LEAVE, 0),
         "every-frame-byte-by-byte": b"".join(_feed(0, every[i : i + 1]) for i in range(190)),
         "mesh": _feed(4, mesh) + _step(_LEAVE, 1) + _step(_JOIN, 1) + _feed(4, _close(_K2))
         + _feed(5, _WATCH + _to(_SELF)) + _step(_LEAVE, 0),
         "mesh-frames-without-rights": b"".join(
-            _feed(who, frame) for who, frame in enumerate((_WATCH, _forward(_K1, _K2), _close(_K1)))
+            _feed(index, frame)
+            for index, frame in enumerate((_WATCH, _forward(_K1, _K2), _close(_K1)))
         ),
         "duplicates": _feed(0, _to(_K3)) + _feed(2, _PING) + _feed(0, _to(_K3)) + _step(_LEAVE, 2)
         + _feed(0, _to(_K3)) + _step(_LEAVE, 3) + _feed(0, _to(_K3, _DISCO)),
         "runs-to-changing-destinations": _feed(
-            0, (_to(_K2) * 3 + _to(_K3) + _to(_K1) * 2 + _to(nobody)) * 3
+            0, (_to(_K2) * 3 + _to(_K3) + _to(_K1) * 2 + _to(absent)) * 3
         ),
         "largest-packet": _feed(0, _to(_K2, bytes(65536))[:37]) + _fill(0, 65535) + _fill(0, 1),
         "packet-too-large": _feed(0, b"\x04\0\1\0\x21" + _K2),
         "unknown-frames": _feed(1, b"\xee\xff\xff\xff\xff") + _fill(1, 65535) * 2
         + _feed(0, b"\xee\0\0\0\x10abc") + _feed(0, bytes(13) + _to(_K2)),
-        "pongs-and-not-here-are-bounded": _feed(0, _PING * 5 + _to(nobody, _DISCO) * 5)
-        + _step(_WAIT, 0, 25) + _feed(0, _to(nobody, _DISCO)),
+        "pongs-and-not-here-are-bounded": _feed(0, _PING * 5 + _to(absent, _DISCO) * 5)
+        + _step(_WAIT, 0, 25) + _feed(0, _to(absent, _DISCO)),
         "full-queue": _step(_PAUSE, 1, 100) + _repeat(0, 40, _to(_K2))
         + _repeat(0, 40, _to(_K2, _DISCO)) + _feed(1, _PING) + _step(_RESUME, 1),
         "socket-fills-up-in-a-run": _step(_BLOCK, 1)
@@ -153,8 +154,8 @@ def _relay_frames() -> Seeds:
         "mesh-takes-over": _feed(0, _to(_K2)) + _step(_CLAIM, 1) + _step(_LEAVE, 1)
         + _feed(0, _to(_K2) * 4) + _step(_UNCLAIM, 1) + _step(_KEEP_ALIVE, 0),
         "lengths-that-are-illegal": b"".join(
-            _feed(who, bytes((kind, 0, 0)) + size.to_bytes(2))
-            for who, (kind, size) in enumerate(
+            _feed(index, bytes((kind, 0, 0)) + size.to_bytes(2))
+            for index, (kind, size) in enumerate(
                 ((0x04, 31), (0x07, 2), (0x12, 7), (0x12, 1001), (0x10, 1), (0x11, 31))
             )
         ),
@@ -336,7 +337,7 @@ def _metacert() -> Seeds:
 
 
 def _first_bytes() -> Seeds:
-    hello, proxy, stun, stun_answer = (bytes((door,)) for door in range(4))
+    hello, proxy, stun, stun_answer = (bytes((parser,)) for parser in range(4))
     v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes((192, 0, 2, 1, 198, 51, 100, 2, 1, 2, 3, 4))
     request = pack_request(bytes(range(12)))
     return {

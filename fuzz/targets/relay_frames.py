@@ -245,13 +245,13 @@ class World:
         self.past: list[Peer] = []
         self.peers = [Peer(self.router, number, 0.0) for number in range(len(KEYS))]
         self.fed = 0
-        self.told = 0
+        self.steps = 0
         self.since_flush = 0
         self.is_exact = True
 
-    def feed(self, who: int, data: bytes) -> None:
+    def feed(self, index: int, data: bytes) -> None:
         """Have the relay read these bytes from a socket."""
-        peer = self.peers[who]
+        peer = self.peers[index]
         if not peer.is_open:
             return
         self.fed += len(data)
@@ -283,19 +283,19 @@ class World:
         self.since_flush = 0
         self.router.flush()
 
-    def step(self, what: int, who: int, number: int) -> None:
+    def step(self, what: int, index: int, number: int) -> None:
         """Carry out a step other than bytes."""
-        peer = self.peers[who]
-        self.told += 1
+        peer = self.peers[index]
+        self.steps += 1
         if what == 24 and not peer.is_open:
             self.past.append(peer)
-            self.peers[who] = Peer(self.router, who, self.now)
+            self.peers[index] = Peer(self.router, index, self.now)
         elif what == 26:
             self.now += number / 10
         elif what == 27:
-            self.router.add_forwarder(KEYS[who], self.link)
+            self.router.add_forwarder(KEYS[index], self.link)
         elif what == 28:
-            self.router.remove_forwarder(KEYS[who], self.link)
+            self.router.remove_forwarder(KEYS[index], self.link)
         elif what >= 29:
             self._flush()
         elif peer.is_open:
@@ -354,7 +354,7 @@ class World:
         # and each login and end is sent to all watchers and all connections with packets of it.
         size = sum(len(peer.got) for peer in self.past + self.peers)
         present = FRAME_HEADER_LEN + 52
-        comings = 2 * (len(self.past) + len(self.peers)) + self.told
+        comings = 2 * (len(self.past) + len(self.peers)) + self.steps
         bound = self.fed + (self.fed // FRAME_HEADER_LEN + comings) * len(KEYS) * present
         assert size <= bound, f"{size} bytes out for {self.fed} bytes in"
 
@@ -365,7 +365,7 @@ def _steps(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     for _ in range(_MAX_STEPS):
         if pos >= len(data):
             return
-        what, who = data[pos] >> 3, data[pos] & 7
+        what, index = data[pos] >> 3, data[pos] & 7
         pos += 1
         number, chunk = 0, b""
         if what < 20:
@@ -385,15 +385,15 @@ def _steps(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         elif what in (20, 26):
             number = int.from_bytes(data[pos : pos + 1])
             pos += 1
-        yield what, who % len(KEYS), number, chunk
+        yield what, index % len(KEYS), number, chunk
 
 
 def _play(world: World, script: list[tuple[int, int, int, bytes]]) -> None:
-    for what, who, number, chunk in script:
+    for what, index, number, chunk in script:
         if what < 20:
-            world.feed(who, chunk)
+            world.feed(index, chunk)
         else:
-            world.step(what, who, number)
+            world.step(what, index, number)
         world.check_queues()
 
 

@@ -1,1 +1,1 @@
-"""The relay's command: one table of flags, the layers that give values, the plan, the run."""
+"""The relay's command: one table of flags, the layers that set values, the plan, the run."""
