@@ -227,7 +227,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
             progress("interrupted; the relays are stopped, and what was measured is kept")
             status, failed = 130, 0
     if failed:
-        progress(f"{failed} runs failed: the page names them")
+        progress(f"failed runs, which the page names: {failed}")
         status = 1
     report(args, path)
     return status

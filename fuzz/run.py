@@ -242,7 +242,7 @@ def _keep_new(name: str, corpus: Path) -> None:
         if data not in known and len(data) <= MAX_KEPT:
             shutil.copy(path, committed / path.name)
             kept += 1
-    say(f"{name}: {kept} new inputs in {committed.relative_to(ROOT)}")
+    say(f"{name}: new inputs in {committed.relative_to(ROOT)}: {kept}")
 
 
 if __name__ == "__main__":
