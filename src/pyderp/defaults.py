@@ -63,8 +63,11 @@ NOT_HERE_BURST: Final = 3
 RECEIVE_BUFFER: Final = 128 * 1024
 """Size of the one receive buffer of the process. A full one fits the queue of an idle client."""
 TCP_KEEPALIVE_TIME: Final = 600
+"""Time without data after which the kernel sends the first keepalive probe."""
 TCP_KEEPALIVE_INTERVAL: Final = 15
+"""Time between two keepalive probes."""
 TCP_KEEPALIVE_PROBES: Final = 9
+"""Keepalive probes without an answer after which the kernel drops a connection."""
 TCP_USER_TIMEOUT: Final = 15.0
 """The kernel drops a connection whose peer leaves sent bytes without acknowledgement so long."""
 TCP_NOTSENT_LOWAT: Final = 256 * 1024
@@ -72,6 +75,7 @@ TCP_NOTSENT_LOWAT: Final = 256 * 1024
 a reader that takes a sixth of what it is offered, packets are 0.19 s old with this value and
 1.9 s without (bench/queueing.py)."""
 LISTEN_BACKLOG: Final = 1024
+"""Connections that may wait for the relay to accept them."""
 
 # Admission
 ADMISSION_TIMEOUT: Final = 5.0
@@ -114,3 +118,4 @@ HTTPS_PORT: Final = 443
 HTTP_PORT: Final = 80
 STUN_PORT: Final = 3478
 DEV_PORT: Final = 3340
+"""Port of a relay with `--dev`, and of a node's relay without TLS."""
