@@ -169,6 +169,8 @@ class HttpRoute(Route):
         return None if self.fallback.wanted(error) else with_hint(error, target)
 
     async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
+        # A URL has neither CertName nor InsecureForTests: these are of a node in a map. Instead of
+        # the first it may have a pin.
         return await start_tls(
             link,
             server_name=host,
@@ -262,6 +264,7 @@ class RegionRoute(HttpRoute):
             try:
                 link = await self._dial(node)
             except OSError as e:
+                # As the error of Go's client begins.
                 text = f"dialRegion({region.region_id}): {e}"
                 raise DialError(text, reason=failure_reason(e)) from e
             progress.step = "in the TLS handshake"
@@ -300,6 +303,7 @@ class RegionRoute(HttpRoute):
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.connect_timeout
         for position, node in enumerate(nodes):
+            # Time that a node does not use is left for the nodes after it.
             share = (end - loop.time()) / (len(nodes) - position)
             try:
                 check_node(node, tls=self.tls)

@@ -41,6 +41,7 @@ class Fallback:
 
     def wanted(self, error: UpgradeRejected) -> bool:
         """Whether a websocket may get through where the upgrade had this answer."""
+        # 400, 404, 426 or 501: the answers to a request whose headers of the upgrade were stripped.
         # Not if the port is for TLS: a websocket without TLS would fail there as well.
         return self._allowed and error.status in WEBSOCKET_STATUS and not error.asks_for_tls
 

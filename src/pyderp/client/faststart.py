@@ -52,6 +52,7 @@ class FastStart:
             while the answer is incomplete.
         """
         if self._reply is None:
+            # The session has kept the first bytes if they begin as an answer in HTTP does.
             if not self._session.http_answer:
                 return error
             self._reply = UpgradeReply()

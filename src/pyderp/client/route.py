@@ -44,6 +44,7 @@ async def call_user_code(function: Callable[..., T | Awaitable[T]], *args: objec
     except (DerpError, OSError):
         raise
     except Exception as e:
+        # Its text alone would not show that the program's own function failed.
         name = getattr(function, "__name__", type(function).__name__)
         raise DialError(f"{name} raised {type(e).__name__}: {e}") from e
 

@@ -141,6 +141,7 @@ class ConnectionWriter(ABC):
             # error; raised at once, it makes the caller forget the connection, and the next
             # sender connects.
             raise self.error("derp.Send")
+        # Nothing waits, but 64 KiB left at once: receivers and other senders get their turn.
         if not self.backed_up:
             self.busy = False
             await asyncio.sleep(0)
