@@ -18,6 +18,7 @@ import pytest
 from scripts import check_docs
 
 import pyderp
+from pyderp.client import client, sending
 from pyderp.client.lifecycle import Lifecycle
 from pyderp.testing import FaultyRelay, client_pair
 from tests.cli.process import Process as RelayProcess
@@ -199,7 +200,7 @@ def test_the_other_examples_survive_any_packet(
 ) -> None:
     """Each client sends junk before its packets."""
     # Below `Client.send`, which sealed packets do not go through.
-    send = Lifecycle.send
+    send = sending.send_packets
 
     async def send_junk_first(
         life: Lifecycle, dst: pyderp.NodePublic, packets: Sequence[bytes]
@@ -207,7 +208,8 @@ def test_the_other_examples_survive_any_packet(
         await send(life, dst, [b"junk"])
         await send(life, dst, packets)
 
-    monkeypatch.setattr(Lifecycle, "send", send_junk_first)
+    for module in (client, sending):
+        monkeypatch.setattr(module, "send_packets", send_junk_first)
     names = run_block(name)
     if name == "readme-client":
 

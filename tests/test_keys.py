@@ -314,5 +314,5 @@ def test_a_path_to_load_from_may_begin_with_the_home_folder(
 
 @pytest.mark.parametrize("create", [False, True])
 def test_a_path_to_load_from_with_a_nul(create: bool) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read the key file .*: no path has a NUL"):
+    with pytest.raises(ConfigError, match=r"key file .*: a path cannot contain NUL"):
         NodePrivate.load("me\0.key", create=create)

@@ -102,7 +102,7 @@ def test_a_folder_where_others_can_replace_the_key_is_reported(
     load_or_create_key(folder / "relay.key")
     folder.chmod(mode)
     load_or_create_key(folder / "relay.key")
-    assert (f"others may write to the folder {folder} (mode 0777)" in caplog.text) is warns
+    assert (f"other users may write to the folder {folder} (mode 0777)" in caplog.text) is warns
 
 
 BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -177,7 +177,7 @@ def test_file_that_others_may_read_is_warned_of(
     with caplog.at_level(logging.WARNING, "pyderp.relay"):
         load_or_create_key(path)
     assert caplog.messages == (
-        [f"the secret in {path} has mode 0640: others may read it; use 0600"] if warned else []
+        [f"the secret in {path} has mode 0640: other users may read it; use 0600"] if warned else []
     )
 
 
@@ -465,7 +465,7 @@ class TestLoad:
 
     def test_a_missing_file_says_what_to_do(self, tmp_path: Path) -> None:
         path = tmp_path / "me.key"
-        with pytest.raises(ConfigError, match="is not there; give create=True, or run: pyderp key"):
+        with pytest.raises(ConfigError, match="does not exist; use create=True, or run: pyderp"):
             NodePrivate.load(path)
         assert not path.exists()
 

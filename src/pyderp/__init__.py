@@ -77,7 +77,8 @@ if TYPE_CHECKING:
     from pyderp.wire.messages import ServerInfo as ServerInfo
 
 __version__ = "0.1.0"
-"""Also that of the package (`pyproject.toml`), whose metadata takes 5 ms to read."""
+"""The version of the package, which `pyproject.toml` reads from here. At run time the package's
+metadata would say the same, but takes 5 ms to read."""
 
 _NAMES: Final = {
     "pyderp.server.app.relay": "Relay",
@@ -111,8 +112,9 @@ _NAMES: Final = {
     ),
 }
 """Module → its names that are public here: those imported above for type checkers. At run time
-each is imported when it is first asked for: clients do without the relay, which needs Linux's
-sockets, and pytest loads our plugin wherever pyderp is installed."""
+a module is imported when one of its names is first used. So clients work where the relay cannot,
+which needs Linux's sockets, and pytest, which loads the plugin wherever pyderp is installed,
+starts fast."""
 
 _HOMES: Final = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""Addresses: IP addresses as text and bytes, and the addresses that settings and logs have."""
+"""IP addresses as text and bytes; `host:port` and host names as settings and logs contain them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 _NAMED_PORTS: Final = {"http": 80, "https": 443}
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 _DIFFERENT_IN_IDNA: Final = frozenset("ßς\u200c\u200d")
-"""Python knows the older IDNA, which maps these to something else."""
+"""Python's codec is of IDNA 2003, which maps these characters to others; IDNA 2008 keeps them. So
+a name with one of them would mean another host than in a browser."""
 
 
 def ip_literal(text: str) -> IPAddress | None:
-    """The IP address that a text is, as it is written; `None`: it is none.
+    """Returns a text as an IP address, or `None` if it is none.
 
-    A zone, as in `fe80::1%eth0`, is part of the address.
+    An IPv4 address inside an IPv6 one stays there (`parse_ip` takes it out). A zone, as in
+    `fe80::1%eth0`, is part of the address.
     """
     try:
         return ipaddress.ip_address(text)
@@ -48,38 +50,38 @@ def ip_literal(text: str) -> IPAddress | None:
 
 
 def parse_ip(text: str) -> IPAddress | None:
-    """As `ip_literal`, but the IPv4 address if that is what the IPv6 address contains."""
+    """As `ip_literal`, but of an IPv6 address that contains an IPv4 one returns that."""
     address = ip_literal(text)
     return None if address is None else unmapped(address)
 
 
 def unmapped(address: IPAddress) -> IPAddress:
-    """The IPv4 address inside an IPv6 one, or else the address itself (`netip.Addr.Unmap`)."""
+    """Returns the IPv4 address inside an IPv6 one, or else the address (`netip.Addr.Unmap`)."""
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     return address
 
 
 def unmapped_text(host: str) -> str:
-    """An IPv4 address that a dual-stack socket shows as `::ffff:a.b.c.d`, as `a.b.c.d`."""
+    """Returns `a.b.c.d` of the `::ffff:a.b.c.d` that a dual-stack socket shows."""
     # Called for each connection: parsing the address would take ten times as long.
     return host.removeprefix("::ffff:") if "." in host else host
 
 
 def as_16_bytes(address: IPAddress) -> bytes:
-    """An address as IPv6, IPv4 mapped into it; without the zone (`netip.Addr.As16`)."""
+    """Returns an address as 16 bytes, IPv4 mapped into IPv6; without zone (`netip.Addr.As16`)."""
     if isinstance(address, IPv4Address):
         return b"\0" * 10 + b"\xff\xff" + address.packed
     return address.packed
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands before a port or in a URL: IPv6 in brackets."""
+    """Returns a host as it stands before a port or in a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def format_address(host: str, port: int) -> str:
-    """`host:port`, with the brackets that an IPv6 address needs (`net.JoinHostPort`)."""
+    """Returns `host:port`, with the brackets that an IPv6 address needs (`net.JoinHostPort`)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -87,7 +89,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """Split `:port`, `ip:port` or `[ip]:port` into host and port, as `derper` takes them.
 
     Raises:
-        ConfigError: no port, or one that is none.
+        ConfigError: the port is missing or is none, or the brackets of IPv6 are.
     """
     host, colon, port_text = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
@@ -106,10 +108,10 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def unix_path(address: str) -> Path | None:
-    """The path of `unix:/path`; `None` for any other address.
+    """Returns the path of `unix:/path`, or `None` for any other address.
 
     Raises:
-        ConfigError: no absolute path.
+        ConfigError: the path is not absolute.
     """
     if not address.startswith("unix:"):
         return None
@@ -122,6 +124,7 @@ def unix_path(address: str) -> Path | None:
 def is_loopback(address: str) -> bool:
     """Whether an address to listen on can be reached from this machine only.
 
+    False for a Unix socket: behind it may be a proxy that other machines reach.
     Raises:
         ConfigError: the address cannot be read.
     """
@@ -132,7 +135,7 @@ def is_loopback(address: str) -> bool:
 
 
 def check_host_name(hostname: str) -> None:
-    """Refuse what is neither a host name nor an IP address.
+    """Refuse a text that is neither a host name nor an IP address.
 
     Raises:
         ConfigError: it is neither.
@@ -142,20 +145,20 @@ def check_host_name(hostname: str) -> None:
 
 
 def bare_name(hostname: str) -> str:
-    """A name as it is compared: DNS knows no case, and a dot at the end changes nothing."""
+    """Returns a name as it is compared: DNS ignores case and a dot at the end."""
     return hostname.lower().removesuffix(".")
 
 
 def normal_name(hostname: str) -> str:
-    """A DNS name as certificates and clients spell it: lower case, ASCII, no dot at its end.
+    """Returns a DNS name as certificates and clients spell it: lower case, ASCII, no final dot.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is no DNS name.
     """
     name = bare_name(hostname)
     if not name.isascii():
         if _DIFFERENT_IN_IDNA.intersection(name):
-            raise ConfigError(f"hostname {hostname!r}: give it in its ASCII form (xn--…)")
+            raise ConfigError(f"hostname {hostname!r}: write it in its ASCII form (xn--…)")
         try:
             name = name.encode("idna").decode("ascii")
         except UnicodeError as e:

@@ -1,4 +1,4 @@
-"""What a program hands over: values of a wrong type are refused by name, before they are used."""
+"""Checks of the values that a program passes: an error names the setting or argument."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["check_callable", "check_seconds", "check_type"]
 
 
 def check_type(name: str, value: object, *kinds: type, hint: str = "") -> None:
-    """Refuse a setting that is of none of these types; a bool is no int.
+    """Refuse a value that is of none of these types; a bool is no int.
 
     Args:
         name: of the setting or argument, for the error.
-        hint: what to do, behind the types.
+        hint: what the caller should do; stands after the types in the error.
 
     Raises:
-        ConfigError: it is of another type; the text never has the value, which may be secret.
+        ConfigError: it is of another type. The text never contains the value, which may be secret.
     """
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -23,7 +23,7 @@ def check_type(name: str, value: object, *kinds: type, hint: str = "") -> None:
 
 
 def check_callable(name: str, value: object) -> None:
-    """Refuse what is neither a function nor `None`.
+    """Refuse a value that is neither a function nor `None`.
 
     Raises:
         ConfigError: it cannot be called.
@@ -33,7 +33,7 @@ def check_callable(name: str, value: object) -> None:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Refuse an argument that is no number of seconds.
+    """Refuse a value that is no number of seconds.
 
     Raises:
         TypeError: it is neither an int nor a float.

@@ -10,7 +10,7 @@ __all__ = ["alternative_names", "is_for", "subject_names"]
 
 
 def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The subject alternative names that are DNS names, then those that are IP addresses.
+    """Returns the alternative names that are DNS names, then those that are IP addresses.
 
     Raises:
         ValueError: the extension is malformed.
@@ -23,14 +23,14 @@ def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def is_for(certificate: x509.Certificate, host: str, *, star_below_top_level: bool = False) -> bool:
-    """Whether a certificate names a host (RFC 9525, section 6); its dates do not matter.
+    """Whether a certificate names a host (RFC 9525, section 6). Its dates are not checked.
 
-    Only subject alternative names count, as for every TLS client today. A star stands for one
-    whole label.
+    Only subject alternative names count: TLS clients ignore the common name today. A star stands
+    for one whole label.
 
     Args:
         host: DNS name or IP address.
-        star_below_top_level: whether `*.com` is for `example.com`, too. Go accepts that, OpenSSL
+        star_below_top_level: whether `*.com` matches `example.com`. Go accepts that, OpenSSL
             does not.
 
     Raises:
@@ -60,7 +60,7 @@ def _matches(pattern: str, name: str, star_below_top_level: bool) -> bool:
 
 
 def subject_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
-    """All subject alternative names, of every kind; `None`: there is no such extension."""
+    """Returns all subject alternative names, or `None` if there is no such extension."""
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

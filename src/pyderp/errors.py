@@ -2,9 +2,9 @@
 
 DerpError
 ├── ProtocolError            base only, never raised itself
-│   ├── LocalProtocolError   you called it wrong: wrong state, packet too big
+│   ├── LocalProtocolError   the caller broke the protocol: wrong state, packet too big
 │   └── RemoteProtocolError  the peer broke the protocol
-│       ├── FrameTooLarge    a frame header promised more than the limit
+│       ├── FrameTooLarge    a frame header announces more than the limit
 │       ├── UnexpectedFrame  a frame of the wrong type during login
 │       ├── BadMagic         the server's greeting is not DERP's
 │       ├── BadBox           a sealed blob that does not open with these keys
@@ -12,14 +12,14 @@ DerpError
 │           └── UpgradeRejected  a whole HTTP answer, but not 101; has .status and .body
 ├── ConnectError             connecting failed; .attempts has an error for each way tried
 ├── DialError                no connection to one node or host (also an OSError)
-│   ├── NameNotFound         the name exists nowhere, as name servers say, or can be none
-│   └── ProxyError           a proxy refused, or spoke nonsense
+│   ├── NameNotFound         the name has no address, or is no valid name
+│   └── ProxyError           a proxy refused, or broke its protocol
 ├── TLSError                 a TLS handshake failed
 │   └── CertificateError     the certificate is not trusted, or is for another name or time
 │       └── PinMismatch      not the certificate that was pinned
-├── NotConnected             asked of a connection that is not there, by what does not connect
+├── NotConnected             the call needs a connection and does not make one
 ├── ConnectionClosed         a connection ended; .generation, .restarting; the cause is chained
-│   ├── LoginRefused         the relay took the login and hung up: it may not admit this key
+│   ├── LoginRefused         the relay read the login and closed: it may not admit this key
 │   └── ClientClosed         the client was closed
 ├── SealError                a sealed packet is forged, damaged, replayed or too old
 ├── ConfigError              a flag, file or certificate that cannot be used
@@ -27,9 +27,9 @@ DerpError
 ├── InvalidMap               a DERP map that cannot be used (also a ValueError)
 └── InvalidKey               text or bytes that are not a key (also a ValueError)
 
-Those of connecting have a `reason`, a `FailureReason`.
+`DialError`, `TLSError`, `BadUpgrade` and their subclasses have a `reason`, a `FailureReason`.
 Bytes from a peer raise only `RemoteProtocolError`; anything else is a bug in pyderp.
-`OSError` and `TimeoutError` of the operating system stay what they are.
+`OSError` and `TimeoutError` of the operating system are not wrapped.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class DerpError(Exception):
 
 
 class ProtocolError(DerpError):
-    """Base of protocol errors; which side was wrong is in the subclass."""
+    """Base of protocol errors; the subclass says which side was wrong."""
 
 
 class LocalProtocolError(ProtocolError):
@@ -135,15 +135,15 @@ class BadUpgrade(RemoteProtocolError):
 
 
 class UpgradeRejected(BadUpgrade):
-    """The relay, or something before it, answered with another status than 101.
+    """The relay, or a proxy before it, answered with another status than 101.
 
-    The text has reason and body of the answer with escapes for what is not printable.
+    The text contains reason and body of the answer, with escapes for what is not printable.
 
     Attributes:
         status: the HTTP status.
         body: the start of the answer's body, as it came: with line breaks and control
-            characters, which do not belong into a log or on a terminal.
-        websocket: whether a websocket was asked for, at once or after the upgrade.
+            characters. Escape it before it goes to a log or terminal.
+        websocket: whether the client asked for a websocket, at once or after the upgrade.
     """
 
     websocket = False
@@ -155,7 +155,7 @@ class UpgradeRejected(BadUpgrade):
 
     @property
     def asks_for_tls(self) -> bool:
-        """Whether a web server said that this port is for TLS: 400, and HTTPS in its answer."""
+        """Whether a web server says that the port is for TLS: status 400, HTTPS in its answer."""
         return self.status == 400 and "https" in self.body.lower()
 
     @property
@@ -164,7 +164,7 @@ class UpgradeRejected(BadUpgrade):
         return self.status == 404 and self.body.strip() == _NO_DERP
 
     def __reduce__(self) -> tuple[object, ...]:
-        """To pickle and copy; by default that knows of no keywords."""
+        """Support pickle and copy, whose default would call the class without its keywords."""
         make = functools.partial(type(self), status=self.status, body=self.body)
         return make, self.args, self.__dict__
 
@@ -201,13 +201,13 @@ class DialError(DerpError, OSError):
 
 
 class NameNotFound(DialError):
-    """A name has no address, or no such record: that is an answer, not the lack of one."""
+    """A name server answered that a name has no address; or the name is not valid."""
 
     reason = FailureReason.UNKNOWN_NAME
 
 
 class ProxyError(DialError):
-    """A proxy on the way refused, or spoke nonsense. The text has no password."""
+    """A proxy refused, or broke its protocol. The text contains no password."""
 
     reason = FailureReason.PROXY_BROKEN
 
@@ -217,8 +217,8 @@ class TLSError(DerpError):
 
     Attributes:
         reason: why, for programs.
-        host: the name or address that the text has; empty: none that matters.
-        short: the text without it.
+        host: the name or address that the text contains; empty if it contains none.
+        short: the text without `host`, for a line that names the host itself.
     """
 
     reason = FailureReason.TLS_FAILED
@@ -237,7 +237,7 @@ class TLSError(DerpError):
 
 
 def text_beside(host: str, error: DialError | TLSError) -> str:
-    """The text of an error, to stand beside a name or address: without that, if it has it."""
+    """Returns the text of an error for a line that names `host` already: without it."""
     return error.short if error.short and error.host == host else str(error)
 
 
@@ -248,20 +248,20 @@ class CertificateError(TLSError):
 
 
 class PinMismatch(CertificateError):
-    """Not the certificate that was pinned."""
+    """The server's certificate is not the pinned one."""
 
     reason = FailureReason.PIN_OTHER_CERTIFICATE
 
 
 class NotConnected(DerpError):
-    """There is no connection, and this call does not make one."""
+    """The call needs a connection, there is none, and the call does not make one."""
 
 
 @dataclass(slots=True)
 class Restarting:
     """The relay is about to restart. Both times in seconds.
 
-    A message of the relay (`pyderp.wire.messages`); here because `ConnectionClosed` has it.
+    A message of the relay (`pyderp.wire.messages`); defined here for `ConnectionClosed`.
     """
 
     reconnect_in: float
@@ -272,8 +272,8 @@ class ConnectionClosed(DerpError):
     """A connection to a relay ended; the next call that needs one connects again.
 
     Attributes:
-        generation: which connection of the client it was, counted from 1; 0: none yet.
-        restarting: the relay's last word, if it announced a restart.
+        generation: number of the connection among those of the client, from 1; 0: there was none.
+        restarting: the relay's announcement of a restart, if one came on this connection.
     """
 
     def __init__(
@@ -287,13 +287,13 @@ class ConnectionClosed(DerpError):
 class LoginRefused(ConnectionClosed):
     """The relay read the login and closed the connection without its ServerInfo.
 
-    DERP has no word for a refusal: a relay that does not admit a key hangs up, and so does one
-    that stops just then.
+    DERP has no frame for a refusal: a relay that does not admit a key closes the connection, and
+    so does a relay that stops at that moment.
     """
 
 
 class ClientClosed(ConnectionClosed):
-    """The client was closed, by its owner."""
+    """The program closed this client."""
 
 
 class SealError(DerpError):
@@ -306,9 +306,9 @@ class ConfigError(DerpError):
     Args:
         text: what is wrong. With `settings` it is a format string, in which each `{}` is a
             setting's name, and `{name}` one of the values.
-        settings: the settings that it is about: attributes of `RelayConfig`, dotted
+        settings: the settings that the error is about: attributes of `RelayConfig`, dotted
             (`tls.eab_kid`), or `certmode`; with `=VALUE` where one has that value or should.
-        values: what else is in the text.
+        values: for the `{name}` fields of the text.
     """
 
     def __init__(self, text: str, *, settings: Sequence[str] = (), **values: object) -> None:
@@ -323,17 +323,17 @@ class ConfigError(DerpError):
         return "{}" in self._text
 
     def spelled(self, spell: Callable[[str], str]) -> str:
-        """The text with other names for the settings."""
+        """Returns the text with the settings named by `spell`, such as by their flags."""
         if not self.settings:
             return self._text
         return self._text.format(*map(spell, self.settings), **self._values)
 
 
 class MissingExtra(ConfigError):
-    """What is asked for needs a library that is not installed; the text says how to install it.
+    """A feature needs a library that is not installed; the text says how to install it.
 
     Attributes:
-        extra: of this package, as in `pip install 'pyderp[relay]'`.
+        extra: the extra that brings it, as in `pip install 'pyderp[relay]'`.
     """
 
     def __init__(self, text: str, *, extra: str = "") -> None:
@@ -342,27 +342,27 @@ class MissingExtra(ConfigError):
 
 
 def setting_name(setting: str) -> str:
-    """The name of a setting as its attribute has it: without the part that it belongs to."""
+    """Returns the last part of a dotted setting, which is its attribute, with any `=VALUE`."""
     name, equals, value = setting.partition("=")
     return f"{name.rpartition('.')[2]}{equals}{value}"
 
 
 class InvalidMap(DerpError, ValueError):
-    """A DERP map that cannot be used; the text says where."""
+    """A DERP map that cannot be used; the text says what is wrong and where."""
 
 
 class InvalidKey(DerpError, ValueError):
-    """Not a key. The text never repeats the input, which may be secret."""
+    """Text or bytes are not a key. The error never repeats them, as they may be secret."""
 
 
 def without_frames(error: E) -> E:
-    """The same error for an object to keep; it and what led to it lose their tracebacks.
+    """Remove the tracebacks of an error and its causes, for an object to keep it; return it.
 
     A traceback holds the frames that the error came through, and one of these holds the object,
     as `self` or as another local. Object and error would keep each other until the cyclic
-    collector runs. So the objects of this package keep errors only in this way. And what is raised
-    because of a `TimeoutError` chains it in this way: the frames of `asyncio.timeout` hold the
-    task, and a task that fails holds its error.
+    collector runs. So the objects of this package keep errors only in this way. An error that is
+    raised because of a `TimeoutError` chains it in this way, too: the frames of `asyncio.timeout`
+    hold the task, and a task that fails holds its error.
     """
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -379,9 +379,10 @@ def without_frames(error: E) -> E:
 
 
 def raisable(error: E) -> E:
-    """A copy of an error that an object keeps, to be raised.
+    """Returns a copy, to be raised, of an error that an object keeps.
 
-    Raised itself it would get a traceback, and so lead back to the object (`without_frames`).
+    If the kept error itself were raised, it would get a traceback that leads back to the object
+    (`without_frames`).
     """
     again = copy.copy(error)
     again.__cause__ = error.__cause__

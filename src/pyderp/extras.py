@@ -11,26 +11,26 @@ __all__ = ["install_line", "needs"]
 
 
 def install_line(extra: str) -> str:
-    """The command that installs an extra."""
+    """Returns the command that installs an extra."""
     return f"pip install 'pyderp[{extra}]'"
 
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """The block imports what needs the libraries of an extra.
+    """Turn a failed import inside the block into an error that says what to install.
 
     Args:
-        extra: its name in `pyproject.toml`.
-        what: what needs them, a plural, for the error.
+        extra: name in `pyproject.toml` of the extra that brings the libraries.
+        what: the feature that needs them, a plural, for the error.
 
     Raises:
-        MissingExtra: one of them is not installed.
+        MissingExtra: one of the libraries is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as e:
         library = (e.name or "").partition(".")[0]
-        if library in ("", "pyderp"):
+        if library in ("", "pyderp"):  # a mistake in this package, which no install mends
             raise
         text = f"{what} need the package {library}, which is not installed: {install_line(extra)}"
         raise MissingExtra(text, extra=extra) from e

@@ -1,10 +1,10 @@
-"""JSON as Go's `encoding/json` reads it: repeated names, names in any case, bytes beside UTF-8.
+"""JSON as Go's `encoding/json` reads it: repeated names, names in any case, invalid UTF-8.
 
 `parse` makes Python objects, for files and for answers of programs that are trusted. `members` is
-for what any client may send: Python's reader and others refuse halves of surrogate pairs,
-numbers that do not fit, and nesting beyond the interpreter's stack, where Go does not. There
-values are skipped by pattern and by a list of open brackets, so the depth of a hostile text costs
-no stack, and a number is text until its reader converts it.
+for text that any client may send: Python's reader and others refuse halves of surrogate pairs,
+numbers that do not fit, and nesting beyond the interpreter's stack, where Go does not. `members`
+skips values by pattern and keeps a list of open brackets. So the depth of a hostile text costs no
+stack, and a number stays text until the caller converts it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ MAX_DEPTH: Final = 10_000
 """Arrays and objects inside each other, the outermost included; Go refuses more."""
 
 _MAX_STEPS: Final = 12_000
-"""Members of the object, and values that hold others. Go has no such bound; here each takes a
-microsecond or two in which the relay serves no client, and 256 KiB can hold 60,000."""
+"""Limit of the object's members and of nested arrays and objects, together. Go has no such limit.
+Here each takes a microsecond or two in which the relay serves no client, and 256 KiB can hold
+60,000 of them."""
 
 _SPACE: Final = r"[ \t\n\r]*+"
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
 _NUMBER: Final = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _SCALAR: Final = rf"(?:{_STRING}|{_NUMBER}|true|false|null)"
-# Empty brackets count as scalars, so a bracket that is pushed is followed by a value.
+# Empty brackets count as scalars: so after a bracket that is pushed a value must follow.
 _FLAT: Final = rf"(?:{_SCALAR}|\[{_SPACE}\]|\{{{_SPACE}\}})"
 _NAME: Final = rf"{_STRING}{_SPACE}:{_SPACE}"
 
 _BLANK: Final = re.compile(_SPACE)
 _WHOLE_FLAT: Final = re.compile(_FLAT)
 _MEMBER_NAME: Final = re.compile(rf"{_SPACE}({_STRING}){_SPACE}:{_SPACE}")
-# All flat values in front of the next deep or last one, with their commas, in one match.
+# All flat values before the next nested or last one, with their commas, in one match: so Python
+# code runs once per nested value, and not once per value.
 _RUN: Final = {
     "[": re.compile(rf"{_SPACE}(?:{_FLAT}{_SPACE},{_SPACE})*+"),
     "{": re.compile(rf"{_SPACE}(?:{_NAME}{_FLAT}{_SPACE},{_SPACE})*+{_NAME}"),
@@ -52,7 +54,7 @@ _HALF: Final = re.compile("[\ud800-\udfff]")
 
 
 class Object(dict[str, object]):
-    """A JSON object that was parsed. Of a name that is repeated, the last value and place count."""
+    """A parsed JSON object. A repeated name has its last value, at the place of that."""
 
     __slots__ = ("pairs",)
 
@@ -61,7 +63,7 @@ class Object(dict[str, object]):
         self.pairs = pairs
         """All members in the order of the text, the repeated ones too."""
         for name, value in pairs:
-            # Removed first, so that the order is that of the last ones.
+            # A dict keeps the place of the first assignment, unless the name is removed.
             self.pop(name, None)
             self[name] = value
 
@@ -70,19 +72,21 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no number")
 
 
-# By itself Python takes NaN and Infinity, which are not JSON.
+# By default Python accepts NaN and Infinity, which are not JSON.
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=Object, parse_constant=_refuse_constant)
 
 
 def parse(text: str | bytes, *, start_only: bool = False) -> object:
-    """Read JSON into Python objects; objects are `Object`. Bytes that are no UTF-8: U+FFFD.
+    """Read JSON into Python objects; JSON objects become `Object`.
+
+    Bytes that are not UTF-8 become U+FFFD.
 
     Args:
-        start_only: ignore whatever follows the first value, as Go's `Decoder` leaves it.
+        start_only: ignore what follows the first value, which Go's `Decoder` leaves unread.
 
     Raises:
-        ValueError: not JSON, nested too deep, or an integer of thousands of digits; with its
-            place, as `json.JSONDecodeError`, where that is known.
+        ValueError: not JSON, nested too deep, or an integer of thousands of digits. It is a
+            `json.JSONDecodeError`, which has line and column, where these are known.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
@@ -98,7 +102,7 @@ def parse(text: str | bytes, *, start_only: bool = False) -> object:
 
 
 def mistake(error: ValueError) -> str:
-    """Say what is wrong with a text that `parse` refused, with line and column if known."""
+    """Returns what is wrong with a text that `parse` refused, with line and column if known."""
     if isinstance(error, json.JSONDecodeError):
         words = error.msg[:1].lower() + error.msg[1:]
         return f"{words} in line {error.lineno}, column {error.colno}"
@@ -106,37 +110,37 @@ def mistake(error: ValueError) -> str:
 
 
 def clean(text: str) -> str:
-    """Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD."""
+    """Returns the text with U+FFFD for halves of surrogate pairs, which UTF-8 cannot encode."""
     return _HALF.sub("\ufffd", text)
 
 
 def members(data: bytes) -> list[tuple[str, str]] | None:
-    """Names and values of an object's members, in their order, repeated names included.
+    """Returns names and values of an object's members in their order, repeated names included.
 
-    Bytes that are no UTF-8 and halves of surrogate pairs become U+FFFD.
+    Bytes that are not UTF-8 and halves of surrogate pairs become U+FFFD.
 
     Returns:
-        the values as JSON text, for `json.loads` if they are of interest; `None` if all of the
+        each value as JSON text, for `json.loads` where the caller needs it; `None` if the whole
         text is `null`.
 
     Raises:
         TypeError: JSON, but not an object.
-        ValueError: not JSON, or more of it than any client has to say.
+        ValueError: not JSON, nested too deep, or more members and nested values than allowed.
     """
     return _Scanner(data.decode("utf-8", "replace")).members()
 
 
 def same_name(name: str) -> str:
-    """A form in which two names are equal if Go takes them for the same: case does not count.
+    """Returns a form in which two names are equal if Go takes them for the same: case is ignored.
 
-    Among ASCII letters k and s have a third form each, KELVIN SIGN and LONG S; `lower` folds
+    Of the ASCII letters, k and s have a third form each, KELVIN SIGN and LONG S; `lower` folds
     only the first.
     """
     return name.lower().replace("\u017f", "s")
 
 
 def text_value(value: str) -> str | None:
-    """The text of a JSON string; `None`: the value is none."""
+    """Returns the text of a JSON string, or `None` if the value is not a string."""
     return _unquote(value) if value.startswith('"') else None
 
 
@@ -146,7 +150,7 @@ def _unquote(quoted: str) -> str:
 
 
 class _Scanner:
-    """One pass over a text; counts its steps."""
+    """Reads one text once from its start to its end; counts steps against `_MAX_STEPS`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -194,7 +198,7 @@ class _Scanner:
             raise ValueError(f"more text behind the value at {at}")
 
     def _value(self, at: int, *, depth: int) -> int:
-        """Check the value that begins at `at`, inside of `depth` others; returns its end."""
+        """Check the value that begins at `at`, inside `depth` others; return where it ends."""
         text = self._text
         opened: list[str] = []
         while True:
@@ -217,7 +221,7 @@ class _Scanner:
             at = run.end()
 
     def _close(self, at: int, opened: list[str]) -> int:
-        """Behind a value: close what ends here, and step over the comma before the next one."""
+        """After a value: close the brackets that end here, and skip the comma before the next."""
         text = self._text
         while opened:
             at = self._blank(at)

@@ -1,7 +1,7 @@
-"""Keys of nodes and meshes: parse, print, compare, seal and open; the files that they are in.
+"""Keys of nodes and meshes: parse, print, compare, seal and open; key files.
 
 Texts, binary form and error messages are those of Tailscale's `types/key`; see
-`docs/reference/wire.md` for the table. No parse error repeats its input.
+`docs/reference/wire.md` for the table. No parse error repeats its input, which may be secret.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _check_raw(raw: bytes) -> bytes:
 
 @total_ordering
 class NodePublic:
-    """A node's Curve25519 public key: what DERP addresses packets by (`key.NodePublic`).
+    """A node's Curve25519 public key, which is its address in DERP (`key.NodePublic`).
 
     Hashable and ordered bytewise. The zero key can be held, printed and compared, but
     it is no client's address and never opens or seals a box.
@@ -99,21 +99,25 @@ class NodePublic:
 
     @classmethod
     def from_binary(cls, data: bytes) -> NodePublic:
-        """Parse the 34-byte binary form: ASCII `np` and the key."""
+        """Parse the 34-byte binary form: ASCII `np` and the key.
+
+        Raises:
+            InvalidKey: another prefix or length.
+        """
         if not data.startswith(_BINARY_PREFIX):
             raise InvalidKey("a binary node key begins with np")
         return cls(data[len(_BINARY_PREFIX) :])
 
     def to_binary(self) -> bytes:
-        """The 34-byte binary form: ASCII `np` and the key."""
+        """Returns the 34-byte binary form: ASCII `np` and the key."""
         return _BINARY_PREFIX + self.raw
 
     def untyped_hex(self) -> str:
-        """64 lower-case hex digits (`UntypedHexString`)."""
+        """Returns 64 lower-case hex digits (`UntypedHexString`)."""
         return self.raw.hex()
 
     def short(self) -> str:
-        """The form for logs: `[` and five base64 characters and `]`; empty for the zero key."""
+        """Returns the form for logs, `[`, five base64 characters, `]`; empty for the zero key."""
         if self.is_zero():
             return ""
         return f"[{base64.b64encode(self.raw)[:5].decode('ascii')}]"
@@ -164,10 +168,10 @@ class NodePrivate:
 
     @classmethod
     def generate(cls, random: bytes | None = None) -> NodePrivate:
-        """A new, clamped key.
+        """Returns a new, clamped key.
 
         Args:
-            random: 32 bytes to make the key of; fresh ones from the system by default.
+            random: 32 bytes to make the key of; by default new ones from the system.
         """
         b = bytearray(nacl.bindings.randombytes(KEY_LEN) if random is None else _check_raw(random))
         b[0] &= 248
@@ -176,13 +180,13 @@ class NodePrivate:
 
     @classmethod
     def load(cls, path: str | Path, *, create: bool = False) -> NodePrivate:
-        """The key in a file, so that a program has the same key each time that it runs.
+        """Read the key in a file, so that a program has the same key each time that it runs.
 
         Args:
             path: a file as `pyderp key new -o` and relays make it, `{"PrivateKey": "privkey:…"}`,
-                or `privkey:` and 64 hex digits alone. `~` is the home folder.
+                or with `privkey:` and 64 hex digits alone. `~` is the home folder.
             create: make the file with a new key if it is missing, for this user only: the file
-                with mode 0600, folders that are missing with 0700.
+                with mode 0600, missing folders with 0700.
 
         Raises:
             ConfigError: the file is missing, cannot be read or made, or holds no key. The text
@@ -203,11 +207,11 @@ class NodePrivate:
         return cls(_from_hex(text, _PRIVATE_PREFIX))
 
     def to_text(self) -> str:
-        """`privkey:` and 64 lower-case hex digits. This is the secret itself."""
+        """Returns `privkey:` and 64 lower-case hex digits. This is the secret itself."""
         return _PRIVATE_PREFIX + self._raw.hex()
 
     def shared_key(self, peer: NodePublic) -> bytes:
-        """The 32-byte NaCl box key shared with `peer` (`crypto_box_beforenm`).
+        """Returns the 32-byte NaCl box key shared with `peer` (`crypto_box_beforenm`).
 
         Raises:
             BadBox: `peer` is the zero key or another point of low order.
@@ -218,7 +222,7 @@ class NodePrivate:
             raise BadBox(f"no secret can be shared with key {peer}") from e
 
     def derive(self, purpose: bytes) -> bytes:
-        """32 bytes for a purpose, which only a holder of this key can compute."""
+        """Returns 32 bytes for a purpose, which only a holder of this key can compute."""
         return hashlib.blake2b(purpose, digest_size=KEY_LEN, key=self._raw).digest()
 
     def seal_to(self, peer: NodePublic, cleartext: bytes, *, nonce: bytes) -> bytes:
@@ -236,7 +240,8 @@ class NodePrivate:
         """Open a box that `peer` sealed for this key.
 
         Raises:
-            BadBox: it was not sealed by `peer` for us, or was changed, or `peer` is no usable key.
+            BadBox: it was not sealed by `peer` for this key, or was changed, or `peer` is not a
+                usable key.
         """
         return open_sealed(self.shared_key(peer), sealed)
 
@@ -297,11 +302,12 @@ class MeshKey:
             raise InvalidKey(f"invalid mesh key: {detail}") from None
 
     def to_text(self) -> str:
-        """64 lower-case hex digits. This is the secret itself."""
+        """Returns 64 lower-case hex digits. This is the secret itself."""
         return self._raw.hex()
 
     def __eq__(self, other: object) -> bool:
-        # Constant time, as key.DERPMesh.Equal: a client must not learn the key digit by digit.
+        # In constant time, as key.DERPMesh.Equal: by the time of a comparison that stops at the
+        # first difference, a client could learn the key byte by byte.
         return isinstance(other, MeshKey) and hmac.compare_digest(self._raw, other._raw)
 
     def __hash__(self) -> int:
@@ -315,14 +321,15 @@ class MeshKey:
 
 
 def load_or_create_key(path: Path) -> NodePrivate:
-    """The key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
+    """Read the key in a file of `derper`'s form, `{"PrivateKey": "privkey:…"}`.
 
     A missing file is made, with its parents: mode 0600 and 0700, complete or not at all. Two relays
-    that start at once on one path end up with the same key.
+    that start at the same time on one path end up with the same key.
 
     Raises:
-        ConfigError: the file cannot be read, made, or holds no key; its content is never shown.
+        ConfigError: the file cannot be read or made, or holds no key; its content is never shown.
     """
+    # Twice: another process may make the file between the read and the write.
     for _ in range(2):
         try:
             text = read_secret(path, "key file")
@@ -352,7 +359,7 @@ def _load(path: Path, *, create: bool) -> NodePrivate:
         if create:
             return load_or_create_key(path)
         raise ConfigError(
-            f"the key file {path} is not there; give create=True, or run: pyderp key new -o {path}"
+            f"the key file {path} does not exist; use create=True, or run: pyderp key new -o {path}"
         ) from e.__cause__
     if not text.startswith("privkey:"):
         return _parse(path, text)
@@ -366,7 +373,7 @@ def _parse(path: Path, text: str) -> NodePrivate:
     try:
         document = gojson.parse(text)
     except ValueError:
-        # The parser's error would quote the file.
+        # The parser's error is dropped, as it would quote the file.
         alone = (
             "holds a key alone and" if text.lstrip().startswith("privkey:") else "is not JSON; it"
         )
@@ -386,7 +393,7 @@ def _parse(path: Path, text: str) -> NodePrivate:
 
 
 def read_mesh_key(path: Path) -> MeshKey:
-    """The mesh key in a file: 64 hex digits, white space around them ignored.
+    """Read the mesh key in a file: 64 hex digits, white space around them ignored.
 
     Raises:
         ConfigError: the file cannot be read or holds no mesh key.

@@ -1,7 +1,7 @@
-"""The optional native part, `pyderp-fast`: looked for at the start, and used in one version only.
+"""Finds and loads the optional native part, `pyderp-fast`, of the one API version that fits.
 
 Two places use it: the TLS of a connection (`server.conn.engines`) and the inner loop of the lane
-(`relay.lane`). Each has its twin in Python, which is used where the native part is missing.
+(`relay.lane`). Each also exists in Python, which runs where the native part is missing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = ["API_VERSION", "NativeModule", "NativeUse", "Run", "Walk", "installed
 log = logging.getLogger("pyderp.native")
 
 API_VERSION: Final = 1
-"""What `pyderp_fast.API_VERSION` must be."""
+"""The value of `pyderp_fast.API_VERSION` that this pyderp can use."""
 
 Run: TypeAlias = tuple[bytes, bytes, int]
-"""Neighbouring RecvPacket frames to one destination: its key, their bytes, how many they are."""
+"""Neighbouring RecvPacket frames to one destination: its key, their bytes, their number."""
 
 Walk: TypeAlias = Callable[[bytearray, int, int, bytes], tuple[int, list[Run], int, int, int]]
-"""Makes RecvPacket frames of the SendPacket frames at a position of a buffer, in place.
+"""Turns the SendPacket frames at a position of a buffer into RecvPacket frames, in place.
 
-It takes the buffer, the position, the end of what there is, and the sender's key. It stops at the
-first frame that is something else, incomplete, or of a length that no SendPacket has. It returns
-that position, the runs, and how many packets they have, how many bytes these, and how many of
-them are disco.
+It takes the buffer, the position, the end of the received bytes, and the sender's key. It stops at
+the first frame that is another one, incomplete, or of a length that no SendPacket has. It returns
+that position, the runs, the number of packets in them, the bytes of these packets, and the number
+of disco packets.
 """
 _NEEDED: Final = ("VERSION", "walk", "Tls", "TlsConfig", "TlsError")
 
@@ -39,18 +39,18 @@ class NativeUse(StrEnum):
     """Whether the native part is used."""
 
     AUTO = "auto"
-    """If it is installed."""
+    """Used if it is installed."""
     ON = "on"
-    """It must be there."""
+    """Required: `load` raises if it is missing."""
     OFF = "off"
 
 
 class RustlsConfig(Protocol):
-    """Certificate and settings of the server's side of TLS."""
+    """Certificate and settings of the relay's side of TLS."""
 
 
 class NativeModule(Protocol):
-    """What is used of `pyderp_fast`."""
+    """The members of `pyderp_fast` that pyderp uses."""
 
     API_VERSION: int
     VERSION: str
@@ -60,17 +60,17 @@ class NativeModule(Protocol):
     def TlsConfig(  # noqa: N802 (a class there)
         self, chain: bytes, key: bytes, *, alpn: str
     ) -> RustlsConfig:
-        """Take a certificate; raises `TlsError` for one that it refuses."""
+        """Take a certificate; raise `TlsError` if it cannot be used."""
 
     def Tls(self, config: RustlsConfig, *, alpn: bool = True) -> Any:  # noqa: N802 (a class there)
-        """Begin a session; returns what is a `RecordLayer` of `pyderp.server.conn.records`."""
+        """Begin a session; return a `RecordLayer` of `pyderp.server.conn.records`."""
 
 
 def load(use: NativeUse) -> NativeModule | None:
-    """The native part; `None`: everything is done in Python.
+    """Returns the native part, or `None` if TLS and the lane are to run in Python.
 
     Raises:
-        ConfigError: it must be there, and is missing or of another version.
+        ConfigError: `use` is ON, and it is missing or of another version.
     """
     if use is NativeUse.OFF:
         return None
@@ -83,16 +83,16 @@ def load(use: NativeUse) -> NativeModule | None:
 
 
 def installed_version() -> str:
-    """The version of the native part that `NativeUse.AUTO` would use; empty: none."""
+    """Returns the version of the native part that `NativeUse.AUTO` would use; empty if none."""
     module, _ = _find()
     return "" if module is None else module.VERSION
 
 
 def _find() -> tuple[NativeModule | None, str]:
-    """The module, or why there is none."""
+    """Returns the module and an empty text, or `None` and why it cannot be used."""
     try:
         module = cast("NativeModule", importlib.import_module("pyderp_fast"))
-    except Exception as e:  # whatever another module of that name does
+    except Exception as e:  # any: another module of that name may do anything when imported
         return None, f"pyderp-fast cannot be loaded: {str(e) or type(e).__name__}"
     found = getattr(module, "API_VERSION", None)
     if found != API_VERSION:

@@ -1,4 +1,4 @@
-"""Files that an operator names, and secrets in them."""
+"""Reads and writes files that an operator names, and secrets in them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger("pyderp.relay")
 
 _MAX_SECRET: Final = 1024 * 1024
 _LINE_BREAKS: Final = frozenset("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
-"""What `str.splitlines` ends a line at, but for LF."""
+"""The characters at which `str.splitlines` ends a line, without LF."""
 
 
 class FileStamp(NamedTuple):
-    """Tells two versions of a file apart, whether it was written anew or replaced."""
+    """Differs between two versions of a file, whether it was overwritten or replaced."""
 
     changed_ns: int
     size: int
@@ -33,7 +33,7 @@ class FileStamp(NamedTuple):
 
 
 def file_stamp(path: Path) -> FileStamp | None:
-    """The stamp of the file that is there now; `None`: there is none, or it cannot be seen."""
+    """Returns the stamp of a file as of now, or `None` if it is missing or not accessible."""
     try:
         status = path.stat()
     except OSError:
@@ -42,17 +42,19 @@ def file_stamp(path: Path) -> FileStamp | None:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a regular file. It never waits for what is no file.
+    """Returns the content of a regular file; refuses a FIFO or a device.
 
-    A FIFO or a device would stop the whole process until something is written to it, and files are
-    read again while a relay runs. So the shell's `<(…)` does not do either.
+    Reading one of these could block the whole process until another one writes to it, and a relay
+    reads files again while it runs. So the shell's `<(…)` is refused, too.
 
     Args:
-        limit: bytes that it may have.
+        limit: the most bytes that the file may have.
 
     Raises:
         OSError: it cannot be read, is no regular file, or is larger; `strerror` says which.
     """
+    # O_NONBLOCK, because opening a FIFO for reading waits for a writer. It changes nothing for
+    # regular files.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(handle, "rb") as file:
         mode = os.fstat(handle).st_mode
@@ -67,7 +69,11 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
-    """The text of a file that holds a secret; logs a warning if others may read it.
+    """Returns the text of a file that holds a secret; warns if other users may read it.
+
+    Args:
+        what: the kind of file, for the error.
+        limit: the most bytes that the file may have.
 
     Raises:
         ConfigError: it cannot be read, or has more bytes than `limit`; `__cause__` says which.
@@ -77,20 +83,20 @@ def read_secret(path: Path, what: str, limit: int = _MAX_SECRET) -> str:
     except UnicodeDecodeError as e:
         raise ConfigError(f"cannot read the {what} {path}: it is not text") from e
     except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "no path has a NUL character"
+        reason = e.strerror if isinstance(e, OSError) else "a path cannot contain NUL"
         raise ConfigError(f"cannot read the {what} {printable(str(path))}: {reason}") from e
     warn_if_open(path)
     return text
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user only (0700).
+    """Make a folder and its missing parents, for this user only (mode 0700).
 
-    `Path.mkdir` gives its mode to the last one only, and leaves those above to the umask. A user
-    who may write to one of them can put another folder in the place of the one below.
+    `Path.mkdir` applies its mode to the last folder only, and the umask to its parents. Another
+    user with write access to a parent could replace the folder below it.
 
     Raises:
-        OSError: it cannot be made, or something else is there.
+        OSError: it cannot be made, or a file is in its place.
     """
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -102,13 +108,13 @@ def make_private_folder(path: Path) -> None:
 
 
 def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text that an operator wrote, with their numbers, without LF or CR LF.
+    """Yield the lines of a text that an operator wrote, numbered from 1, without LF or CR LF.
 
-    What else ends a line somewhere, as a lone CR did on old systems, is refused: editors show two
-    lines where this would see one, and the second would silently belong to the first.
+    Other characters that end a line in some programs, such as a lone CR, are refused: an editor
+    would show two lines where this function sees one.
 
     Raises:
-        ConfigError: a line with such a character. The text names the line and the character.
+        ConfigError: a line contains such a character. The text names line and character.
     """
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
@@ -119,21 +125,21 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def warn_if_open(path: Path) -> None:
-    """Log a warning if others may read a file that holds a secret."""
+    """Log a warning if other users may read a file that holds a secret."""
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            log.warning("the secret in %s has mode %04o: others may read it; use 0600", path, mode)
+            text = "the secret in %s has mode %04o: other users may read it; use 0600"
+            log.warning(text, path, mode)
 
 
 def warn_if_replaceable(path: Path) -> None:
-    """Log a warning if others may write to the folder of a file, and so replace it."""
+    """Log a warning if other users may write to the folder of a file, and so replace the file."""
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.parent.stat().st_mode)
         if mode & 0o002 and not mode & stat.S_ISVTX:
             log.warning(
-                "others may write to the folder %s (mode %04o) and put another file in the place "
-                "of %s; use 0700",
+                "other users may write to the folder %s (mode %04o) and replace %s in it; use 0700",
                 path.parent,
                 mode,
                 path.name,
@@ -141,16 +147,19 @@ def warn_if_replaceable(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool = True) -> bool:
-    """Write a file so that it is there whole or not at all, even after a crash.
+    """Write a file so that it exists complete or not at all, even after a crash.
 
     Args:
-        mode: its permission bits, from the first moment on.
+        mode: permission bits, set before the data is written.
         replace: overwrite a file that exists already.
 
     Returns:
         whether the file was written; `False` only if it existed and `replace` is false.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    # Not at the top: it brings compression, and most starts write no file.
+    # Imported here: it imports compression modules, and most starts of a relay write no file.
     import tempfile
 
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -165,12 +174,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool = True
             temporary.replace(path)
         else:
             try:
+                # Unlike a rename, a link fails if the file exists: the first of two writers wins.
                 os.link(temporary, path)
             except FileExistsError:
                 return False
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+    # The file itself is on disk now; its name is when the folder is, too.
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -1,4 +1,4 @@
-"""A logger for libraries that would log what goes through them."""
+"""A logger for libraries that would log the traffic they carry."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from typing import Final
 __all__ = ["SILENT"]
 
 SILENT: Final = logging.Logger("pyderp.silent")
-"""Off at every level, whatever a program sets. It belongs to no other logger."""
+"""Disabled at every level, whatever level a program sets: it is outside of the logger tree."""
 SILENT.disabled = True

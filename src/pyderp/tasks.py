@@ -1,9 +1,8 @@
-"""Tasks that belong together, work that callers share, calls in a thread of their own.
+"""Tasks that end together, work that callers share, calls in a thread of their own.
 
-None leaves anything for the cyclic collector, as `asyncio.TaskGroup` does.
-
-The frames of a group that is cancelled, or whose tasks fail, hold the error that came through
-them, and the group holds the task around it, which fails with that error.
+Nothing here leaves reference cycles for the cyclic collector. `asyncio.TaskGroup` does: the frames
+of a group that is cancelled, or whose tasks fail, hold the error that came through them, and the
+group holds the task around it, which fails with that error.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[K, V]):
-    """Work under way, each piece in a task of its own that all its callers wait for.
+    """Runs work for a key once at a time, in a task that all callers for the key wait for.
 
     Args:
         keep: work goes on when its last caller is cancelled, and the next caller joins it. It is
-            for what cannot be cancelled, such as a thread. Otherwise the work is cancelled.
-        wait: the last caller that is cancelled waits until the work has ended, so that nothing
-            is left behind it.
+            for work that cannot be cancelled, such as a thread. Otherwise the work is cancelled.
+        wait: the last caller that is cancelled waits until the work has ended, so that no task is
+            left when it returns.
     """
 
     def __init__(self, *, keep: bool = False, wait: bool = False) -> None:
         self._keep = keep
         self._wait = wait
-        # Weak, for an event loop may be closed in the middle, and a task holds its loop. As long
-        # as there are callers, they hold the task; afterwards its loop does.
+        # Weak, because an event loop may be closed while work runs, and a task holds its loop. The
+        # callers hold the task as long as there are any; afterwards its loop does.
         self._current: WeakValueDictionary[K, asyncio.Task[V]] = WeakValueDictionary()
         self._callers: WeakKeyDictionary[asyncio.Task[V], int] = WeakKeyDictionary()
-        """Also of tasks that are being cancelled, until they have ended."""
+        """Number of waiting callers per task, also of tasks that are cancelled and not ended."""
 
     def __len__(self) -> int:
         return len({*self._current.values(), *self._callers})
@@ -50,23 +49,22 @@ class SingleFlight(Generic[K, V]):
     async def get(
         self, key: K, work: Callable[[], Coroutine[Any, Any, V]], *, name: str
     ) -> V | None:
-        """The outcome of the work under way for the key, or of new work.
+        """Join the work that runs for the key, or start it; return its result.
 
-        Cancelling a caller leaves the work to the others; with the last one the work is
-        cancelled.
+        Cancelling one caller does not affect the others. Cancelling the last one cancels the work.
 
         Args:
             name: of the new task.
 
         Returns:
-            the outcome; `None` if the work was cancelled, by `aclose` or by itself.
+            the result; `None` if the work was cancelled, by `aclose` or by itself.
         """
         task = self._current.get(key)
         if task is None or task.done():
             task = self._start(key, work, name)
         self._callers[task] = self._callers.get(task, 0) + 1
         try:
-            # Not awaited itself: its cancellation would look like the caller's own.
+            # Not `await task`: a cancelled task would look like a cancelled caller.
             await asyncio.wait((task,))
         except asyncio.CancelledError:
             if self._leave(key, task) and self._wait:
@@ -78,7 +76,7 @@ class SingleFlight(Generic[K, V]):
             del task  # it may hold an error, which holds this frame
 
     def renew(self) -> None:
-        """From now on, callers do not join work that began before."""
+        """Let later callers start new work; those that wait keep the work that they joined."""
         self._current.clear()
 
     async def aclose(self) -> None:
@@ -98,13 +96,13 @@ class SingleFlight(Generic[K, V]):
         return task
 
     def _leave(self, key: K, task: asyncio.Task[V]) -> bool:
-        """A caller gives up. Returns whether that cancelled the work."""
+        """Note that a caller was cancelled; return whether that cancelled the work."""
         if task.done():
             return False
         self._callers[task] -= 1
         if self._callers[task] or self._keep:
             return False
-        # The next caller must not get work that is being cancelled.
+        # The next caller must not join work that is being cancelled.
         self._take_out(key, task)
         task.cancel()
         return True
@@ -113,7 +111,7 @@ class SingleFlight(Generic[K, V]):
         self._take_out(key, task)
         self._callers.pop(task, None)
         if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would report it if no caller is left
+            task.exception()  # marks it as seen: asyncio would log it if no caller is left
 
     def _take_out(self, key: K, task: asyncio.Task[V]) -> None:
         if self._current.get(key) is task:
@@ -127,10 +125,10 @@ T = TypeVar("T")
 def call_in_thread(work: Callable[[], T], *, name: str) -> concurrent.futures.Future[T]:
     """Begin a call that may block for long, in a thread of its own.
 
-    No exit waits for the thread: it ends with the call, or with the process.
+    The exit of the process does not wait for the thread, as it would for one of an executor.
 
     Raises:
-        OSError: the system has no thread left.
+        OSError: the system can start no more threads (EAGAIN).
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     try:
@@ -150,8 +148,8 @@ def _call(outcome: concurrent.futures.Future[T], work: Callable[[], T]) -> None:
 
 
 async def in_own_thread(work: Callable[[], T], *, name: str) -> T:
-    """Await a call in a thread of its own, as `call_in_thread`. Cancelling abandons the thread."""
-    # Not `asyncio.wrap_future`, whose callbacks and future hold each other.
+    """Await a call in a thread of its own (`call_in_thread`). Cancelling abandons the thread."""
+    # Not `asyncio.wrap_future`: the callbacks and the future that it makes hold each other.
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     call_in_thread(work, name=name).add_done_callback(functools.partial(_hand_over, outcome))
     try:
@@ -176,9 +174,9 @@ def _settle(outcome: asyncio.Future[T], done: concurrent.futures.Future[T]) -> N
 
 
 async def cancel_and_wait(tasks: Tasks) -> None:
-    """Cancel tasks and wait until they have ended; what they end with is dropped.
+    """Cancel tasks and wait until they have ended; their results and errors are dropped.
 
-    Cancelling this does not cut the waiting short: it is raised when all have ended.
+    If the caller is cancelled meanwhile, `CancelledError` is raised when all have ended.
     """
     cancelled = False
     for task in tasks:
@@ -190,13 +188,13 @@ async def cancel_and_wait(tasks: Tasks) -> None:
             cancelled = True
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # retrieved, or the loop would report it
+            task.exception()  # marks it as seen: the loop would log it
     if cancelled:
         raise asyncio.CancelledError
 
 
 async def run_together(*tasks: asyncio.Task[None]) -> None:
-    """Wait until all tasks have ended. The first that fails ends the others and is raised.
+    """Wait until all tasks have ended. When one fails, cancel the others and raise its error.
 
     Cancelling cancels all of them.
     """
@@ -221,10 +219,10 @@ def _first_error(tasks: Tasks) -> BaseException | None:
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
-    """The running event loop.
+    """Returns the running asyncio event loop.
 
     Raises:
-        RuntimeError: there is none, as under trio.
+        RuntimeError: there is none, as under trio; the text says what to use instead.
     """
     try:
         return asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Text that a peer chose: what its name may be, and how it is shown in errors and logs."""
+"""Text from peers, the system and libraries, made fit for errors and logs; AppNames."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ __all__ = ["LOG_FIELDS", "MAX_APP_NAME_LEN", "counted", "h11_words", "invalid_ap
 __all__ += ["is_alert", "is_app_name", "name_words", "openssl_words", "printable", "system_words"]
 
 LOG_FIELDS: Final = "pyderp_fields"
-"""Attribute of a log record: a dict of what a JSON log has beside the text."""
+"""Attribute of a log record: a dict of the members that a JSON log adds to the text."""
 MAX_APP_NAME_LEN: Final = 32
-"""Bytes of a client's AppName."""
+"""The longest AppName of a client, in bytes."""
 _APP_NAME: Final = re.compile(rf"[ -~]{{0,{MAX_APP_NAME_LEN}}}")
 
 
 def is_app_name(name: str) -> bool:
-    """Whether a client may give this as its AppName: printable ASCII, at most 32; may be empty."""
+    """Whether a client may use this AppName: at most 32 characters of printable ASCII, or none."""
     return _APP_NAME.fullmatch(name) is not None
 
 
 def invalid_app_name(name: str) -> str:
-    """What an error says of a name that breaks the rule."""
+    """Returns the text of an error for an AppName that breaks the rule."""
     return f'invalid AppName "{printable(name, 40)}"'
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    r"""The text, with `\n`, `\x1b`, `\u202e` and such for whatever is not printed as itself.
+    r"""Returns the text with escapes, such as `\n` and `\x1b`, for characters that do not print.
 
-    So it stays in its line, and tells a terminal nothing.
+    So a peer cannot add lines to a log, or control a terminal.
 
     Args:
-        text: what a peer said.
-        longest: characters of the outcome; what has more is cut, and ends in `…`.
+        text: from a peer.
+        longest: the most characters of the result; a longer one is cut, and ends in `…`.
     """
     if longest is not None:
         text = text[: longest + 1]
@@ -47,9 +47,9 @@ def printable(text: str, longest: int | None = None) -> str:
 
 _QUOTED_BYTES: Final = re.compile(r"""bytearray\(b((['"]).*?\2)\)|\bb((['"]).*?\4)""")
 _OPENSSL_FRAME: Final = re.compile(r"\[[A-Z0-9_: ]+\] ?| ?\(_ssl\.c:\d+\)")
-"""What the ssl module puts around the words of OpenSSL."""
+"""The library name and source line that the ssl module adds to the text of OpenSSL."""
 _ALERT: Final = re.compile(r"(?:SSLV3|TLSV1|TLSV13)_(?:ALERT_)?(.+)")
-"""OpenSSL's names of alerts that came; what they begin with is when they were invented."""
+"""OpenSSL's names of received alerts; they begin with the version of TLS that added the alert."""
 _OPENSSL: Final = {
     "EXCESSIVE_MESSAGE_SIZE": "a handshake message that is too large",
     "HTTPS_PROXY_REQUEST": "a request for an HTTP proxy on the TLS port",
@@ -69,7 +69,7 @@ _OPENSSL: Final = {
 
 
 def openssl_words(error: OSError) -> str:
-    """What an `ssl.SSLError` says, in words: OpenSSL's own are names, such as `BAD_RECORD_TYPE`."""
+    """Returns an `ssl.SSLError` in plain words; OpenSSL has names, such as `BAD_RECORD_TYPE`."""
     refused: str | None = getattr(error, "verify_message", None)
     if refused:
         return f"the certificate is not accepted: {printable(refused.rstrip('.'), 100)}"
@@ -89,7 +89,7 @@ def is_alert(error: OSError) -> bool:
 
 
 def _openssl_name(error: OSError) -> str:
-    """OpenSSL's name of what went wrong; made of its words where Python knows of no name."""
+    """Returns OpenSSL's name of the error; made of its text where Python has no name for it."""
     name: str | None = getattr(error, "reason", None)
     text = _OPENSSL_FRAME.sub("", str(error.args[-1])) if error.args else ""
     return name or printable(text, 100).replace(" ", "_").upper()
@@ -100,24 +100,25 @@ def _spaced(name: str) -> str:
 
 
 def system_words(error: OSError) -> str:
-    """What an error of the system, of a look-up or of TLS says: no number, no class, no tuple."""
+    """Returns the text of an error of the system, a look-up or TLS, without number or class."""
     if isinstance(error, ssl.SSLError):  # its number is OpenSSL's
         return openssl_words(error)
-    # Event loops have words of their own. Numbers below 0 are those of look-ups.
+    # By the number, as uvloop's texts differ from the system's. Look-ups have numbers below 0,
+    # which `strerror` does not know.
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
 
 
 def name_words(error: ValueError) -> str:
-    """Why a text can be no host name, by what Python's codec or resolver said."""
+    """Returns why a text cannot be a host name, from the error of Python's codec or resolver."""
     if isinstance(error, UnicodeError):
         return "a part between its dots is empty, longer than 63 characters, or of odd characters"
     return printable(str(error), 100)
 
 
 def h11_words(error: Exception) -> str:
-    """What h11 says of bytes, printable; it quotes them as `bytearray(b'…')` or `b'…'`."""
+    """Returns an error of h11, printable, without the `bytearray(b'…')` around what it quotes."""
     return _QUOTED_BYTES.sub(lambda found: found[1] or found[3], printable(str(error)))
 
 

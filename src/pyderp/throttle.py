@@ -1,4 +1,4 @@
-"""How often something may happen: bytes sent to a relay, connections accepted, lines logged."""
+"""Limits on rates: bytes sent to a relay, connections accepted, lines logged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["Throttle", "TokenBucket"]
 class TokenBucket:
     """Allows a burst at once, then a rate (as `rate.Limiter` in Go); of bytes, or of events.
 
-    Starts full and refills continuously. What is larger than the burst never passes;
-    a burst of 0 lets nothing pass. No limit is no bucket.
+    Starts full and refills continuously. More than `burst` at a time is never allowed; a burst of
+    0 allows nothing. Where there is no limit, use no bucket.
 
     Args:
         rate: tokens a second.
@@ -28,7 +28,7 @@ class TokenBucket:
         self._last = now
 
     def take(self, n: int, now: float) -> bool:
-        """Take `n` tokens, all or none. Returns whether they were there.
+        """Take `n` tokens, all or none; return whether they were taken.
 
         A clock that goes back refills nothing.
         """
@@ -42,7 +42,7 @@ class TokenBucket:
 
 
 class Throttle:
-    """Admits so many log lines and counts the rest: a flood of events is no flood of lines.
+    """Allows a limited number of log lines and counts the others, for events that may be frequent.
 
     Args:
         interval: seconds between two lines in the long run.
@@ -57,18 +57,18 @@ class Throttle:
         self._begun = -math.inf
         """When a quiet time ended."""
         self._lines = 0
-        """Since then. A sum of intervals or of tokens would not do: rounding makes it reach a
-        whole one a moment too late."""
+        """Lines since then. Counted, and not summed up as intervals or tokens: by rounding, such a
+        sum would reach the next whole line a moment too late."""
         self._left_out = 0
 
     def admit(self, now: float) -> int | None:
-        """Count an event.
+        """Count an event, and say whether to log it.
 
         Args:
             now: seconds of a monotonic clock.
 
         Returns:
-            `None`: leave it out. Otherwise log it; the number is how many were left out since
+            `None` if the event is not to be logged; otherwise how many events were left out since
             the last line.
         """
         if now >= self._begun + self._lines * self._interval:

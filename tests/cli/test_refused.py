@@ -27,7 +27,7 @@ Here: TypeAlias = Callable[..., Done]
 BOUND = 20.0
 DIRECT = ClientConfig(network=NetworkSettings())
 PEER = NodePrivate.generate().public
-TEXT = "the relay took the login and hung up: it may not admit this key"
+TEXT = "the relay took the login and closed the connection: it may not admit this key"
 
 
 class Door:

@@ -120,7 +120,8 @@ class World:
         """Timers of the client that run; uvloop does not tell."""
         handles = getattr(asyncio.get_running_loop(), "_scheduled", ())
         names = [str(handle._callback) for handle in handles if not handle.cancelled()]
-        return sum("Connection._look_for_silence" in name or "Timeout" in name for name in names)
+        ours = ("Connection._check_receive_timeout", "Timeout")
+        return sum(any(part in name for part in ours) for name in names)
 
     async def nothing_left(self, tasks: set[asyncio.Task[Any]], timers: int) -> None:
         await self.sockets.closed()

@@ -57,7 +57,7 @@ class TestOverStream:
                 assert (await peer.expect(FrameType.SEND_PACKET))[32:] == b"x"
                 peer.hang_up()
                 await until_closed(client)
-                with pytest.raises(ConnectError, match="give a function that") as caught:
+                with pytest.raises(ConnectError, match="pass a function that") as caught:
                     await client.connect()
                 assert isinstance(caught.value.attempts[0], LocalProtocolError)
                 assert not is_transient(caught.value)

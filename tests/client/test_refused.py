@@ -38,7 +38,7 @@ from .fakes import (
 DIRECT_CONFIG = ClientConfig(network=DIRECT)
 GREETING = switching_protocols(RELAY.public) + pack_server_key(RELAY.public)
 PEER = NodePrivate.generate().public
-TEXT = "the relay took the login and hung up: it may not admit this key"
+TEXT = "the relay took the login and closed the connection: it may not admit this key"
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -142,7 +142,7 @@ def test_a_certificate_of_no_known_version_has_no_maker() -> None:
 
 def test_error_names_the_maker() -> None:
     assert intercepted([issued_by("Fortinet")]) == (
-        "; firewalls of Fortinet present such certificates when they read along"
+        "; firewalls of Fortinet present such certificates to intercept TLS"
     )
     assert intercepted([issued_by("Let's Encrypt")]) == ""
     assert intercepted([]) == ""

@@ -224,7 +224,7 @@ def test_a_certificate_that_is_not_for_the_cert_name(
     with pytest.raises(CertificateError) as caught:
         attempt(cert_name="front.example.org", insecure=insecure)
     assert str(caught.value) == (
-        f"certificate of {NAME}: not valid for 'front.example.org', the name it was to have;"
+        f"certificate of {NAME}: not valid for 'front.example.org', the name it must have;"
         f" it is for {NAME}, issued by CN=A root for tests"
     )
     # Under TLS 1.3 our last message of the handshake did not even leave.

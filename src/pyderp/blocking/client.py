@@ -1,4 +1,4 @@
-"""A thin shell over the asynchronous client: each call is done in the background thread."""
+"""The blocking client: each call runs a call of the asynchronous client in a background thread."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def _waiting(
     method: Callable[Concatenate[asynchronous.Client, P], Awaitable[T]],
 ) -> Callable[Concatenate[Client, P], T]:
-    """A method of the asynchronous client as one that waits for it; its text holds for both."""
+    """Returns a method that waits for one of the asynchronous client, with the same docstring."""
 
     @functools.wraps(method)
     def call(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,10 +47,10 @@ class Client:
 
     Calls, limits and errors are those of `pyderp.Client`, which documents them.
 
-    Threads may share it. Each message goes to one of those that receive.
+    Threads may share it. Each message goes to one of the threads that receive.
 
-    Ctrl-C ends the call that waits, and the client stays usable: a message that came just
-    then is the next one received. Functions in the configuration, such as `dialer`, run in
+    Ctrl-C ends the call that waits, and the client stays usable: a message that came at that
+    moment is the next one received. Functions in the configuration, such as `dialer`, run in
     the background thread. After a fork only new clients work in the child.
 
     Make one with `for_url` or `for_region`, and close it, or use it as a context manager.
@@ -128,7 +128,7 @@ class Client:
         return thread
 
     def _look(self, look: Callable[[], T]) -> T:
-        """Read something that the background thread may be changing."""
+        """Read state that the background thread changes, in that thread."""
 
         async def work() -> T:
             return look()
@@ -140,9 +140,10 @@ class Client:
     connect = _waiting(asynchronous.Client.connect)
 
     def close(self) -> None:
-        """Close for good, at once but for what was sent before. Idempotent.
+        """Close for good. May be called again.
 
-        Calls that wait in other threads raise `ClientClosed`.
+        Packets that were sent before get a second to leave. Calls that wait in other threads
+        raise `ClientClosed`.
         """
         if self._closed:
             return
@@ -154,10 +155,10 @@ class Client:
     # Receiving
 
     def recv(self, timeout: float | None = None) -> Message:
-        """The next message; connects first if need be.
+        """Returns the next message; connects first if need be.
 
         Args:
-            timeout: in seconds; `None`: wait for ever. Connecting counts.
+            timeout: in seconds, connecting included; `None`: no limit.
 
         Raises:
             TimeoutError: no message in time; none is lost.
@@ -169,11 +170,11 @@ class Client:
         return self._receive(one, timeout)[0]
 
     def receive_many(self, timeout: float | None = None) -> list[Message]:
-        """All messages that are there, at least one; otherwise as `recv`."""
+        """Returns all messages that wait, at least one; otherwise as `recv`."""
         return self._receive(self._client.receive_many, timeout)
 
     def messages(self, *, reconnect: bool = True) -> Iterator[Message]:
-        """All messages from now on; ends when the client is closed."""
+        """Iterate over all messages from now on, until the client is closed."""
         source = self._client.messages(reconnect=reconnect)
 
         async def following() -> list[Message]:
@@ -191,7 +192,8 @@ class Client:
             check_seconds("timeout", timeout)
 
         async def work() -> list[Message]:
-            # The time limit is here, as only here it is known that no message was taken.
+            # The time limit is in the loop's thread: a waiting thread that gave up could not know
+            # whether a message was taken for it.
             try:
                 async with asyncio.timeout(timeout), self._receiving:
                     if self._unclaimed:
@@ -211,9 +213,9 @@ class Client:
     ) -> None:
         """Send a packet of at most 64 KiB; waits while more than 64 KiB wait to leave.
 
-        While connected, and less than that waits, it does not wait for the background thread. If
-        the connection has ended meanwhile, the next call that sends raises `ConnectionClosed`.
-        With `reconnect` it waits in any case.
+        While the client is connected and less than that waits, the call returns at once, and the
+        background thread sends later. If the connection has ended by then, the next call that
+        sends raises `ConnectionClosed`. With `reconnect` it waits in any case.
         """
         packet = as_packet(data)
         thread = self._thread
@@ -227,8 +229,8 @@ class Client:
             self._call(lambda: self._client.send(dst, packet, reconnect=reconnect, within=within))
 
     def send_many(self, dst: NodePublic, packets: Iterable[bytes]) -> None:
-        """Send several packets to one peer; as `send` for each, and much cheaper."""
-        listed = list(packets)  # here, as it may be a generator that waits
+        """Send several packets to one peer; as `send` for each, but much cheaper."""
+        listed = list(packets)  # in this thread: a generator may block, and must not block the loop
         self._call(lambda: self._client.send_many(dst, listed))
 
     forward_packet = _waiting(asynchronous.Client.forward_packet)
@@ -245,15 +247,15 @@ class Client:
     send_pong = _waiting(asynchronous.Client.send_pong)
 
     def sealed(self, peer: NodePublic) -> SealedPeer:
-        """Private packets to and from `peer`, which the relay cannot read, forge or repeat."""
+        """Returns an object for packets of `peer` that the relay cannot read, forge or replay."""
         with self._sealing:
             return SealedPeer(self._client.sealed(peer), self.send, self._sealing)
 
-    # What it is
+    # State
 
     @property
     def self_public_key(self) -> NodePublic:
-        """Our key."""
+        """The client's public key."""
         return self._client.self_public_key
 
     @property
@@ -268,22 +270,26 @@ class Client:
 
     @property
     def connection_state(self) -> ConnectionState:
-        """What the client is doing about its connection."""
+        """Whether the client is not connected, connecting, connected or closed."""
         return self._look(lambda: self._client.connection_state)
 
     @property
     def generation(self) -> int:
-        """How many connections there have been."""
+        """Number of connections so far."""
         return self._client.generation
 
     @property
     def tls_state(self) -> TLSState | None:
-        """TLS of the current connection; `None` without one, or without TLS."""
+        """TLS of the current connection; `None` without a connection, or without TLS."""
         return self._look(lambda: self._client.tls_state)
 
     @property
     def local_address(self) -> tuple[str, int] | None:
-        """Our IP address and port."""
+        """The client's IP address and port.
+
+        Raises:
+            NotConnected: no connection.
+        """
         return self._look(lambda: self._client.local_address)
 
     @property
@@ -315,11 +321,11 @@ class SealedPeer:
 
     @property
     def peer(self) -> NodePublic:
-        """The other side's key."""
+        """The peer's key."""
         return self._inner.peer
 
     def seal(self, data: bytes) -> bytes:
-        """The packet for a payload; each call returns another one."""
+        """Returns the packet for a payload; another one at each call."""
         with self._lock:
             return self._inner.seal(data)
 
@@ -328,6 +334,6 @@ class SealedPeer:
         self._send(self.peer, self.seal(data))
 
     def open_untrusted(self, packet: bytes) -> bytes:
-        """The payload of a packet, if it is the peer's, for us, recent and not seen before."""
+        """Returns the payload of a packet from the peer that is recent and not seen before."""
         with self._lock:
             return self._inner.open_untrusted(packet)

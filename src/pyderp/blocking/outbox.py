@@ -1,7 +1,7 @@
-"""Packets that a blocking client hands to the loop's thread without waiting for it.
+"""A queue of packets that a blocking client hands to the loop's thread without waiting for it.
 
-A call that waits costs two switches of threads, many times what the packet costs. So `send` waits
-only where the asynchronous `Client.send` would wait, connect or raise.
+A call that waits costs two thread switches, many times the cost of the packet. So the blocking
+`send` waits only where the asynchronous `Client.send` would wait, connect or raise.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """Packets of one client that the loop's thread has not seen yet, in the order of the calls.
+    """Packets of one client that the loop's thread has not taken yet, in the order of the calls.
 
-    There is no lock: a signal handler or a finalizer that sends could find it taken by the code
-    that it interrupts. Appending to a deque is one step; the other fields may be set by two
-    threads at once, which costs a wake-up more, or lets 64 KiB more wait.
+    There is no lock, because a signal handler or a finalizer that sends could interrupt code that
+    holds it, and would then wait for ever. Appending to a deque is atomic. Two threads may set
+    the other fields at the same time: that costs one wake-up more, or lets 64 KiB more wait.
 
     Args:
         life: the client's connections.
@@ -35,17 +35,17 @@ class Outbox:
         self._size = 0
         """Bytes of those packets."""
         self._scheduled = False
-        """The loop has been told to call `flush`, and has not begun to."""
+        """Whether `flush` is scheduled on the loop and has not begun."""
 
     def take(self, loop: AbstractEventLoop, dst: NodePublic, packet: bytes) -> bool:
         """Queue a packet and return at once; in any thread.
 
         Args:
-            loop: of the background thread.
-            packet: it went through `as_packet`.
+            loop: the loop of the background thread.
+            packet: a result of `as_packet`.
 
         Returns:
-            False: nothing was done, as `Client.send` has to wait, to connect or to raise.
+            whether the packet was queued; if not, `Client.send` has to wait, connect or raise.
         """
         life = self._life
         connection = life.connection
@@ -65,13 +65,13 @@ class Outbox:
                 self._scheduled = True
                 loop.call_soon_threadsafe(self.flush)
         except BaseException:
-            # Ctrl-C: whether the loop was told is not known. Twice does no harm.
+            # Ctrl-C: `flush` may or may not be scheduled. Calling it twice does no harm.
             loop.call_soon_threadsafe(self.flush)
             raise
         return True
 
     def flush(self) -> None:
-        """Send what waits; in the loop's thread, before all that was called after it."""
+        """Send all packets that wait; in the loop's thread, before later calls of the client."""
         self._scheduled = False
         self._size = 0
         waiting = self._waiting
@@ -90,8 +90,8 @@ class Outbox:
             while done < len(packets):  # the caller of the next `send` drains
                 done = connection.send_packets(dst, packets, done)
         except ConnectionClosed:
-            # The next call that sends raises it: by itself if the connection is still the current
-            # one, also after a receiver was told; or else as of one whose write failed.
+            # The next call that sends raises the error: if the connection is still the current
+            # one, when it uses that, otherwise because of `unsent`.
             connection.write_failed = True
             if life.connection is None and not life.closed:
                 life.unsent = connection

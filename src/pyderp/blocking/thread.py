@@ -1,4 +1,4 @@
-"""The background thread in which blocking clients live, and calls into it."""
+"""The background thread with the event loop of blocking clients, and calls into it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ __all__ = ["LoopThread", "shared"]
 T = TypeVar("T")
 
 _EXIT_TIMEOUT: Final = 3.0
-"""Seconds that the end of the process waits for connections to close."""
+"""Seconds that the exit of the process waits for connections to close."""
 
 
 class Call(Generic[T]):
-    """Something that the loop's thread does and another thread waits for."""
+    """A call that runs in the loop's thread while another thread waits for it."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
         self._task: asyncio.Task[None] | None = None
         self.results: list[T] = []
-        """What came out, if it is over and nothing was raised; else nothing."""
+        """The result, once the call has returned; empty if it runs or has raised."""
         self._error: BaseException = ClientClosed("the process is ending")
-        # A bare lock and not an Event, whose own locks a signal handler could leave taken.
+        # A bare lock and not an Event: a signal handler that raises while an Event is being set or
+        # waited for could leave its inner lock taken.
         self._running = threading.Lock()
         self._running.acquire()
 
     def start(self) -> None:
-        """Begin; in the loop's thread."""
+        """Begin the call; in the loop's thread."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="pyderp.blocking")
-        # Not in the task itself: a task that is cancelled at once never runs.
+        # Not in `_run`, which never begins if the task is cancelled at once.
         self._task.add_done_callback(lambda _: self._running.release())
 
     def cancel(self) -> None:
-        """Give up; in the loop's thread, after `start`, or instead of it."""
+        """Cancel the call; in the loop's thread, after `start` or instead of it."""
         if self._task is None:
             self._running.release()
         else:
@@ -56,12 +57,12 @@ class Call(Generic[T]):
             self._error = e
 
     def wait(self) -> None:
-        """Wait until it is over."""
+        """Wait until the call has ended."""
         with self._running:
             pass
 
     def outcome(self) -> T:
-        """Return what came out, or raise it."""
+        """Return the result, or raise the error."""
         if self.results:
             return self.results[0]
         try:
@@ -74,21 +75,24 @@ class LoopThread:
     """A daemon thread with an event loop."""
 
     def __init__(self) -> None:
-        # Not the policy's, which a program may have set to another kind.
+        # Not by the policy, for which a program may have chosen another kind of loop.
         self.loop = asyncio.SelectorEventLoop()
         self.clients: set[Client] = set()
-        """Those that were used and not closed; belongs to the thread."""
+        """Clients that were used and not closed; accessed in the thread only."""
         self._thread = threading.Thread(
             target=self.loop.run_forever, name="pyderp.blocking", daemon=True
         )
         self._thread.start()
 
     def call(self, work: Callable[[], Awaitable[T]], *, unclaimed: Callable[[T], None]) -> T:
-        """Do something in the thread and wait for it.
+        """Run a call in the thread, wait for it, and return its result.
 
         Args:
-            unclaimed: called in the thread with a result that came although the waiting ended,
-                as by Ctrl-C.
+            unclaimed: called in the thread with a result that came although the caller's wait was
+                interrupted, as by Ctrl-C.
+
+        Raises:
+            LocalProtocolError: this is the background thread itself, which would wait for ever.
         """
         if self.is_current():
             raise LocalProtocolError("a blocking client was called from its own event loop")
@@ -97,8 +101,8 @@ class LoopThread:
             self.loop.call_soon_threadsafe(call.start)
             call.wait()
         except BaseException:
-            # KeyboardInterrupt, or what a signal handler raised. The task must be gone when
-            # this returns: the next call may receive again.
+            # KeyboardInterrupt, or another error that a signal handler raised. The task must have
+            # ended when this returns: the next call may receive, and one task at a time may.
             self.loop.call_soon_threadsafe(call.cancel)
             call.wait()
             for result in call.results:
@@ -111,7 +115,7 @@ class LoopThread:
         return threading.get_ident() == self._thread.ident
 
     def close_later(self, client: Client) -> None:
-        """Close a client that the program has dropped."""
+        """Close a client that the program has dropped without closing it; in any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the client
             self.loop.call_soon_threadsafe(self._close, client)
 
@@ -141,7 +145,7 @@ class LoopThread:
 
 
 class Shared:
-    """The process's loop thread."""
+    """Holds the one loop thread of the process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -152,14 +156,14 @@ class Shared:
             os.register_at_fork(after_in_child=self._forget)
 
     def get(self) -> LoopThread:
-        """The thread; started if there is none."""
+        """Returns the thread; starts it if there is none."""
         with self._lock:
             if self._thread is None:
                 self._thread = LoopThread()
             return self._thread
 
     def has(self, thread: LoopThread) -> bool:
-        """Whether it is this process's, and not that of the process it was forked from."""
+        """Whether a thread is that of this process, and not of the process it was forked from."""
         return thread is self._thread
 
     def _stop(self) -> None:
@@ -168,8 +172,8 @@ class Shared:
             thread.stop()
 
     def _forget(self) -> None:
-        # The thread is not here, and the loop's epoll object is the parent's, too: closing it
-        # here would make the parent deaf. So it is kept.
+        # After a fork the child has no such thread, but shares the loop's epoll object with the
+        # parent. Closing the loop here would unregister the parent's sockets, so it is kept open.
         self._lock = threading.Lock()
         if self._thread is not None:
             self._of_parents.append(self._thread)

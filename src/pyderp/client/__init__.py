@@ -1,1 +1,1 @@
-"""The client: a relay's user, on the floor of sockets and tasks."""
+"""The client of a relay, over sockets and asyncio tasks."""

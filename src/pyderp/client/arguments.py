@@ -1,4 +1,4 @@
-"""What a program hands to a client: defaults, and what is of a wrong type is refused by name."""
+"""Checks and defaults of the arguments that a program passes to a client."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["as_config", "as_get_region", "as_private_key", "check_peer", "check_
 
 
 def as_config(config: ClientConfig | None) -> ClientConfig:
-    """The settings, by default those of a new `ClientConfig`.
+    """Returns the settings, by default those of a new `ClientConfig`.
 
     Raises:
-        ConfigError: something else, such as a dict.
+        ConfigError: of another type, such as a dict.
     """
     check_type("config", config, ClientConfig, type(None))
     return ClientConfig() if config is None else config
 
 
 def as_private_key(private_key: NodePrivate | None) -> NodePrivate:
-    """The key, by default a new one.
+    """Returns the key, by default a new one.
 
     Raises:
-        ConfigError: something else, such as its text or a path.
+        ConfigError: of another type, such as its text or a path.
     """
     hint = (
         ': NodePrivate.load(path) reads one from a file, NodePrivate.parse("privkey:…") makes '
@@ -35,7 +35,7 @@ def as_private_key(private_key: NodePrivate | None) -> NodePrivate:
 
 
 def as_get_region(region: DERPRegion) -> GetRegion:
-    """A function that returns the region, whenever it is asked.
+    """Returns a function that returns the region.
 
     Raises:
         ConfigError: it is no region.
@@ -45,20 +45,20 @@ def as_get_region(region: DERPRegion) -> GetRegion:
 
 
 def check_region(region: object, name: str = "region") -> None:
-    """Refuse what is no region, such as the id of one.
+    """Refuse a value that is no region, such as the id of one.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is no `DERPRegion`.
     """
     hint = ", as DERPMap.region(id_or_code) returns it if the map has it, or a function"
     check_type(name, region, DERPRegion, hint=hint)
 
 
 def check_peer(key: object, what: str) -> None:
-    """Refuse what is no public key, such as its text.
+    """Refuse a value that is no public key, such as its text.
 
     Args:
-        what: the key is, for the error.
+        what: the role of the key in the call, for the error.
 
     Raises:
         TypeError: it is no `NodePublic`.

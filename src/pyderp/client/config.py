@@ -1,4 +1,4 @@
-"""What a client is made with: where it connects to, its settings; and its counters.
+"""A client's settings, the URL or node that it connects to, and its counters.
 
 Ports, scheme, request target and names are those of Go's `derphttp.Client`.
 """
@@ -42,75 +42,76 @@ __all__ = [
 ]
 
 UrlDialer: TypeAlias = Callable[[str, int], Awaitable[Stream]]
-"""Connects to a host, by name, and a port; returns a stream."""
+"""Called with a host, by name, and a port; returns a stream connected to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """Settings of a client. Times in seconds."""
 
-    # What it says at login
+    # Sent in the login
 
     mesh_key: MeshKey | None = None
-    """Grants watching, forwarding and closing others on relays that have the same one."""
+    """Allows watching, forwarding and closing other clients on relays with the same mesh key."""
 
     is_prober: bool = False
     """Tell the relay that this is a prober [IsProber]."""
 
     app_name: str = ""
-    """Tell the relay which program this is [AppName]: printable ASCII, at most 32 characters. The
-    relay tells it the watchers of its connections."""
+    """Name of the program, sent to the relay [AppName]: printable ASCII, at most 32 characters.
+    The relay sends it on to clients that watch its connections."""
 
     can_ack_pings: bool = False
-    """Tell the relay that its pings will be answered; answering is the program's [CanAckPings]."""
+    """Tell the relay that its pings will be answered [CanAckPings]; the program must do that."""
 
     watch_connection_changes: bool = False
     """Subscribe to PeerPresent and PeerGone on every connect; needs the mesh key."""
 
-    # How it connects
+    # Connecting
 
     tls: TLSConfig = field(default_factory=TLSConfig)
     """Which certificates are trusted, and the program's own checks [TLSConfig]."""
 
     health: HealthTracker | None = None
-    """Told of certificates that look like an interception [HealthTracker]."""
+    """Called about certificates that look like an interception [HealthTracker]."""
 
     network: NetworkSettings | None = None
-    """Proxies and socket options; `None`: what the environment says."""
+    """Proxies and socket options; `None`: those of the environment."""
 
     websocket: bool | None = None
-    """DERP inside a websocket. `False`: never. `None`: what `network` says, and else only if the
-    answer to the upgrade is 400, 404, 426 or 501, as of proxies that strip its headers; a relay
-    that then takes a websocket gets one at once for the next ten minutes."""
+    """DERP inside a websocket. `True`: always. `False`: never. `None`: if `network` says so, or
+    if the answer to the upgrade is 400, 404, 426 or 501, as from proxies that strip its headers;
+    if the relay then accepts a websocket, the client begins with one for the next ten minutes."""
 
     dns_cache: DNSCache | None = None
     """Remembers addresses between connects; URLs only, as in Go [DNSCache]."""
 
     dialer: UrlDialer | None = None
-    """Opens the TCP connection instead of us; URLs only, as in Go [SetURLDialer]. Its errors
-    are the cause of the connect error as they are."""
+    """Opens the TCP connection in place of the client; URLs only, as in Go [SetURLDialer]. Its
+    errors are the cause of the connect error, unchanged."""
 
     prefer_ipv6: Callable[[], bool] | None = None
-    """Asked at each connect to a region's node: whether IPv6 gets a head start
+    """Called at each connect to a region's node: whether IPv6 begins before IPv4
     [SetAddressFamilySelector]."""
 
     connect_scope: Callable[[], AbstractAsyncContextManager[object]] | None = None
-    """Makes a scope that is entered around each connect that a send or receive needs, say
-    `lambda: asyncio.timeout(3)` [BaseContext]."""
+    """Returns a context manager that is entered around each connect that a send or receive needs,
+    such as `lambda: asyncio.timeout(3)` [BaseContext]."""
 
     # Limits
 
     connect_timeout: float = defaults.CONNECT_TIMEOUT
-    """For all of a connect: names, proxy, TCP, TLS, upgrade, login."""
+    """For all of a connect: look-ups, proxy, TCP, TLS, upgrade, login."""
 
     receive_timeout: float = defaults.RECEIVE_TIMEOUT
-    """A relay that says nothing for so long is given up."""
+    """A connection that brings nothing for so long is ended."""
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later.
+        """Refuse values that would fail later.
 
         Raises:
-            ConfigError: a time that is not positive, or a name that relays refuse.
+            ConfigError: a wrong type, a time that is not positive, or an AppName that relays
+                refuse.
         """
         for name, kind in _TYPES.items():
             value = getattr(self, name)
@@ -142,11 +143,12 @@ _TYPES: Final[dict[str, type | UnionType]] = {
     "connect_timeout": int | float,
     "receive_timeout": int | float,
 }
-"""What settings must be. Of the others only the call can tell."""
+"""Types of settings. Of `health`, and of functions beyond that they can be called, only a call
+shows whether they fit."""
 
 
 def _short(types: str) -> str:
-    """Names of types without their modules."""
+    """Returns names of types without their modules."""
     return " | ".join(name.rpartition(".")[2] for name in types.split(" | "))
 
 
@@ -158,7 +160,7 @@ class ClientStats:
     """Successful connects."""
 
     websocket_fallbacks: int = 0
-    """Of these, those in a websocket because no upgrade to DERP got through."""
+    """Of these, those in a websocket because the upgrade to DERP was refused."""
 
     failed_connects: int = 0
 
@@ -173,16 +175,16 @@ class ClientStats:
     bytes_received: int = 0
 
     packets_dropped: int = 0
-    """Packets not sent because the relay's token bucket was empty."""
+    """Packets not sent because they exceed the rate that the relay allows (ServerInfo)."""
 
     disconnects: Counter[str] = field(default_factory=Counter)
-    """Why connections ended, the reason of each reconnect: `eof`, `restarting`, `timeout`,
-    `error` (the network), `protocol` (the relay broke it), `refused` (`LoginRefused`),
-    `upgrade` (an answer in HTTP to a fast start)."""
+    """Connections that ended, by reason: `eof`, `restarting`, `timeout`, `error` (the network),
+    `protocol` (the relay broke it), `refused` (`LoginRefused`), `upgrade` (an answer in HTTP to a
+    fast start)."""
 
 
 GetRegion: TypeAlias = Callable[[], DERPRegion | Awaitable[DERPRegion | None] | None]
-"""Asked at each attempt, with or without await; may give another region each time, or none."""
+"""Called at each attempt; may be async, and may return another region each time, or `None`."""
 
 _HTTP_PORT: Final = 80
 _PIN: Final = re.compile("[0-9a-f]{64}")
@@ -201,17 +203,17 @@ class UrlTarget:
     host_header: str
     request_target: str = field(repr=False)
     userinfo: tuple[str, str] | None = field(default=None, repr=False)
-    """Name and password, for a websocket's handshake only, as Go has it."""
+    """User and password; sent in a websocket's handshake only, as by Go's client."""
 
 
 def parse_url(url: str) -> UrlTarget:
     """Read a relay's URL; nothing is resolved and no `/derp` is added.
 
     Raises:
-        ConfigError: no text, not a URL, or one of another scheme than https and http.
+        ConfigError: no text, not a URL, or its scheme is neither https nor http.
     """
     check_type("url", url, str)
-    # The standard library's errors may repeat the password: they are not passed on.
+    # The standard library's errors are dropped, as they may repeat the password.
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -227,7 +229,8 @@ def parse_url(url: str) -> UrlTarget:
     scheme = parts.scheme.lower()
     host = parts.hostname
     if not host or explicit == 0:
-        # Not repeated: without its scheme, what is a password is not known.
+        # The error does not repeat the URL: without a scheme or host, it is not known which part
+        # is a password.
         what = "port 0" if host else "no host"
         raise ConfigError(
             f"derphttp.NewClient: {what} in the URL; write https://relay.example.com/derp"
@@ -237,7 +240,7 @@ def parse_url(url: str) -> UrlTarget:
             "derphttp.NewClient: the URL has characters that are not ASCII; write the path with "
             "%, the host as xn--…"
         )
-    default = _default_port(scheme)  # also refuses other schemes
+    default = _default_port(scheme)  # refuses other schemes
     path = parts.path or "/"
     user = None
     if parts.username is not None:
@@ -264,7 +267,7 @@ def _default_port(scheme: str) -> int:
 
 
 def pin_name(pin: str) -> str:
-    """The `cert_name` of a certificate's SHA-256: in hex of either case, with colons or without.
+    """Returns the `cert_name` for a certificate's SHA-256, hex of either case, colons allowed.
 
     Raises:
         ConfigError: not 64 hex digits.
@@ -278,7 +281,7 @@ def pin_name(pin: str) -> str:
 
 
 def _redacted(parts: SplitResult) -> str:
-    # A name alone may be a token, and a query hold a password.
+    # A user name without a password may be a token, and a query may contain a password.
     _, at, rest = parts.netloc.rpartition("@")
     netloc = f"xxxxx@{rest}" if at else rest
     query = "xxxxx" if parts.query else ""
@@ -286,25 +289,25 @@ def _redacted(parts: SplitResult) -> str:
 
 
 def node_port(node: DERPNode, *, tls: bool) -> int:
-    """The TCP port of a node; without TLS the default is `DEV_PORT`."""
+    """Returns the TCP port of a node; the default is `HTTPS_PORT`, without TLS `DEV_PORT`."""
     return node.derp_port_or(defaults.HTTPS_PORT if tls else defaults.DEV_PORT)
 
 
 def check_node(node: DERPNode, *, tls: bool) -> None:
-    """Refuse a node whose host no client can reach, before anything looks it up.
+    """Refuse a node whose host is no valid name or address, before it is looked up.
 
     Raises:
-        DialError: of reason `BAD_MAP`; the text names the node, and says what is wrong.
+        DialError: its reason is `BAD_MAP`; the text names the node and says what is wrong.
     """
     addressed = ip_literal(node.ipv4) or ip_literal(node.ipv6)
     if not node.host_name and addressed and (node.cert_name or not tls):
-        return  # nothing needs the name
+        return  # the name is used neither for a look-up nor in the certificate
     for error in host_errors(node):
         raise DialError(f"node {node.name}: {error}", reason=FailureReason.BAD_MAP)
 
 
 def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
-    """The URL that a node's request is for."""
+    """Returns the URL that the request to a node is for."""
     scheme, default = ("https", defaults.HTTPS_PORT) if tls else ("http", _HTTP_PORT)
     host_header = bracketed(node.host_name)
     if node.derp_port not in (0, default):
@@ -320,5 +323,5 @@ def node_url(node: DERPNode, *, tls: bool) -> UrlTarget:
 
 
 def region_label(region: DERPRegion) -> str:
-    """A region as it is named in errors."""
+    """Returns a region as errors name it."""
     return f"region {region.region_id} ({region.region_code})"

@@ -1,14 +1,12 @@
-"""One attempt to connect: TCP, TLS, upgrade and login, to a URL or along a region's nodes."""
+"""One attempt to connect: TCP, TLS, upgrade and login, to a URL or to the nodes of a region."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from pyderp.client.arguments import as_config, check_region
@@ -23,6 +21,7 @@ from pyderp.client.config import (
 )
 from pyderp.client.fallback import Fallback
 from pyderp.client.login import Established, Login, over_http, over_websocket, with_hint
+from pyderp.client.route import Progress, Route, call_user_code, explain_timeout
 from pyderp.errors import (
     BadUpgrade,
     ConfigError,
@@ -42,15 +41,7 @@ from pyderp.net.tcp import failure_reason
 from pyderp.net.tls import TlsLink, start_tls
 from pyderp.wire.metacert import scan_chain_untrusted
 
-__all__ = [
-    "Progress",
-    "RegionRoute",
-    "Route",
-    "UrlRoute",
-    "call_user_code",
-    "dial_region_tls",
-    "explain_timeout",
-]
+__all__ = ["HttpRoute", "RegionRoute", "UrlRoute", "dial_region_tls"]
 
 log = logging.getLogger("pyderp.client")
 
@@ -59,59 +50,11 @@ T = TypeVar("T")
 _TLS13: Final = "TLSv1.3"
 
 
-@dataclass(eq=False)
-class Progress:
-    """How far an attempt got, for the error when its time is up."""
-
-    step: str = "getting ready"
-    attempts: list[Exception] = field(default_factory=list)
-
-
-def explain_timeout(error: Exception, progress: Progress, timeout: float) -> Exception:
-    """The same error; for a `TimeoutError` without a text, one that says what was waited for."""
-    if not isinstance(error, TimeoutError) or str(error):
-        return error
-    return TimeoutError(f"no answer within {timeout:g} s, {progress.step}")
-
-
-async def call_user_code(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
-    """Call a function of the program that uses the client, and await its result if need be.
-
-    Raises:
-        DialError: it raised something that is neither our error nor the system's.
-    """
-    try:
-        result = function(*args)
-        return await result if inspect.isawaitable(result) else result
-    except (DerpError, OSError):
-        raise
-    except Exception as e:
-        name = getattr(function, "__name__", type(function).__name__)
-        raise DialError(f"{name} raised {type(e).__name__}: {e}") from e
-
-
-class Route(ABC):
-    """A way to a relay, tried anew at each connect."""
-
-    label: str
-    """Where it leads, for errors."""
-
-    host = ""
-    """The name or address that `label` has, if it has one."""
-
-    @abstractmethod
-    async def connect(self, login: Login, progress: Progress) -> Established:
-        """Connect and log in; all that was opened on the way is closed if it fails."""
-
-    async def aclose(self) -> None:  # noqa: B027 (most routes hold nothing)
-        """Close what it holds open."""
-
-
 class HttpRoute(Route):
-    """What URLs and regions share."""
+    """The steps that routes to URLs and regions share: TLS, upgrade or websocket, login."""
 
     cert_name = ""
-    """What the certificate must be, as a node's `cert_name`; nodes of a region have their own."""
+    """The name or pin that the certificate must have; nodes of a region have their own."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
@@ -119,8 +62,8 @@ class HttpRoute(Route):
         wanted = config.websocket
         self.websocket = self.settings.websocket if wanted is None else wanted
         self.fallback = Fallback(allowed=wanted is None)
-        self._patient: set[tuple[str, int]] = set()
-        """Host and port of relays that answered a fast start in HTTP, and no upgrade since."""
+        self._no_fast_start: set[tuple[str, int]] = set()
+        """Host and port of relays that refused a fast start, until an upgrade has worked there."""
 
     async def _upgraded(
         self,
@@ -132,9 +75,9 @@ class HttpRoute(Route):
         node: DERPNode | None = None,
         ideal_node: str = "",
     ) -> Established:
-        """Connect and log in: by upgrade, or in a websocket if that does not get through.
+        """Connect and log in: by upgrade, or in a websocket if the upgrade is refused.
 
-        Of both, the upgrade's refusal is raised.
+        If both fail, the refusal of the upgrade is raised, with a note about the websocket.
         """
 
         async def attempt(websocket: bool) -> Established:
@@ -143,9 +86,12 @@ class HttpRoute(Route):
                 link, target, login, progress, websocket, node=node, ideal_node=ideal_node
             )
 
+        # A relay that refused the upgrade a short while ago would refuse it again, after TCP and
+        # TLS: begin with the websocket, also so that the time limit is not used up before.
         remembered = self.fallback.remembered(target)
         if self.websocket or remembered:
             return replace(await attempt(True), fell_back=remembered)
+        # Each attempt makes a connection: a refused upgrade has closed its own.
         try:
             return await attempt(False)
         except UpgradeRejected as e:
@@ -156,8 +102,10 @@ class HttpRoute(Route):
         try:
             done = await attempt(True)
         except (DerpError, OSError) as e:
+            # Without a cause: the note has the text of `e`, and `e` has frames.
             raise self.fallback.failed(rejected, e) from None
         except asyncio.CancelledError:
+            # The time limit also cancels; its error should not hide why a websocket was tried.
             progress.step = f"trying a websocket after: {rejected}"
             raise
         self.fallback.worked(target)
@@ -174,7 +122,7 @@ class HttpRoute(Route):
         node: DERPNode | None = None,
         ideal_node: str = "",
     ) -> Established:
-        """TLS if the target wants it, then upgrade and login, on a connected link."""
+        """Make TLS if the target needs it, then upgrade and log in, on a connected link."""
         state = None
         try:
             if target.tls:
@@ -185,34 +133,44 @@ class HttpRoute(Route):
             if websocket:
                 done = await over_websocket(link, target, login, ideal_node=ideal_node)
             else:
+                # The relay's key is in its meta certificate, which counts under TLS 1.3 only:
+                # in older versions the certificates are not encrypted.
                 known = None
                 if state is not None and state.version == _TLS13:
                     known = scan_chain_untrusted(state.peer_chain)
-                patient = (target.host, target.port) in self._patient
+                awaits = (target.host, target.port) in self._no_fast_start
                 done = await over_http(
                     link,
                     target,
                     login,
                     known=known,
-                    refused=None if patient else functools.partial(self._refused, target),
+                    refused=None if awaits else functools.partial(self._refused, target),
                     ideal_node=ideal_node,
                 )
-                if patient:
-                    self._patient.discard((target.host, target.port))
+                # The upgrade was accepted, so the relay is one that a fast start can reach.
+                if awaits:
+                    self._no_fast_start.discard((target.host, target.port))
         except BaseException:
+            # Also if cancelled: no caller has this link, so only this call can close it.
             link.abort()
             raise
         done.tls = state
         return done
 
     def _refused(self, target: UrlTarget, error: BadUpgrade) -> BadUpgrade | None:
-        """Await the answer next time, which then may lead to a websocket; as for `FastStart`."""
-        self._patient.add((target.host, target.port))
+        """Note a refused fast start: the next attempt awaits the answer; as for `FastStart`.
+
+        An attempt that awaits the answer can go on with a websocket; after a fast start the answer
+        comes when the attempt is over.
+        """
+        self._no_fast_start.add((target.host, target.port))
         if not isinstance(error, UpgradeRejected):
             return error
         return None if self.fallback.wanted(error) else with_hint(error, target)
 
     async def _start_tls(self, link: Link, host: str, node: DERPNode | None) -> TlsLink:
+        # A URL has neither CertName nor InsecureForTests: these are of a node in a map. Instead of
+        # the first it may have a pin.
         return await start_tls(
             link,
             server_name=host,
@@ -225,11 +183,12 @@ class HttpRoute(Route):
 
 
 class UrlRoute(HttpRoute):
-    """To one relay, by URL."""
+    """A route to one relay, by URL."""
 
     def __init__(self, target: UrlTarget, config: ClientConfig, cert_name: str = "") -> None:
         super().__init__(config)
         self.cert_name = cert_name
+        # Without TLS a pin would be ignored, and a program that sets one relies on it.
         if cert_name and not target.tls:
             raise ConfigError("pin: only with https://, as http:// has no certificate")
         if cert_name and self.settings.use_derp_http:
@@ -237,6 +196,7 @@ class UrlRoute(HttpRoute):
                 "pin: use_derp_http is set, by TS_DEBUG_USE_DERP_HTTP or NetworkSettings, and "
                 "turns TLS off, so that there would be no certificate; unset it"
             )
+        # As in Go, this switch for debugging is stronger than the URL.
         if self.settings.use_derp_http and target.tls:
             log.warning("no TLS for %s: use_derp_http is set", target.text)
             target = replace(target, tls=False)
@@ -253,6 +213,7 @@ class UrlRoute(HttpRoute):
         target = self.target
         if self.config.dialer is not None:
             return await as_link(await call_user_code(self.config.dialer, target.host, target.port))
+        # As in Go, HTTP_PROXY and HTTPS_PROXY are for websockets only (`dial_host`).
         scheme = None
         if websocket:
             scheme = "wss" if target.tls else "ws"
@@ -266,7 +227,7 @@ class UrlRoute(HttpRoute):
 
 
 class RegionRoute(HttpRoute):
-    """To the first node of a region that lets us in."""
+    """A route to the first node of a region on which the client can log in."""
 
     def __init__(self, get_region: GetRegion, config: ClientConfig) -> None:
         super().__init__(config)
@@ -275,6 +236,7 @@ class RegionRoute(HttpRoute):
         self.tls = not self.settings.use_derp_http
 
     async def connect(self, login: Login, progress: Progress) -> Established:
+        # At each attempt, as the program may have a new map, with other nodes or addresses.
         region = await call_user_code(self.get_region)
         if region is not None:
             check_region(region, "what the function returned")
@@ -286,6 +248,7 @@ class RegionRoute(HttpRoute):
         async def to_node(node: DERPNode) -> Established:
             target = node_url(node, tls=self.tls)
             progress.step = f"connecting to node {node.name}"
+            # Tells the relay which node the client would prefer (derp.IdealNodeHeader).
             ideal = region.nodes[0].name if node is not region.nodes[0] else ""
             return await self._upgraded(
                 lambda _: self._dial(node), target, login, progress, node=node, ideal_node=ideal
@@ -294,13 +257,14 @@ class RegionRoute(HttpRoute):
         return await self._first(region, to_node, progress)
 
     async def dial_tls(self, region: DERPRegion, progress: Progress) -> tuple[TlsLink, DERPNode]:
-        """TCP and TLS only, to the first node of a region that can be reached."""
+        """Connect by TCP and TLS only, to the first node of a region that can be reached."""
 
         async def to_node(node: DERPNode) -> tuple[TlsLink, DERPNode]:
             progress.step = f"connecting to node {node.name}"
             try:
                 link = await self._dial(node)
             except OSError as e:
+                # As the error of Go's client begins.
                 text = f"dialRegion({region.region_id}): {e}"
                 raise DialError(text, reason=failure_reason(e)) from e
             progress.step = "in the TLS handshake"
@@ -323,10 +287,11 @@ class RegionRoute(HttpRoute):
         to_node: Callable[[DERPNode], Awaitable[T]],
         progress: Progress,
     ) -> T:
-        """Try the nodes in order; Go's client goes on to the next only when TCP fails.
+        """Try the nodes in order, until one works; raise the error of the first if none does.
 
-        A node before others gets its share of the time that is left, so that one which
-        takes the connection and then says nothing does not use up all of it.
+        Go's client tries the next node only if TCP fails. Each node has an equal share of the time
+        that is left, so that a node that accepts the connection and sends nothing leaves time for
+        the others.
         """
         if not region.nodes:
             text = f"no nodes for {region_label(region)}"
@@ -338,21 +303,24 @@ class RegionRoute(HttpRoute):
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.connect_timeout
         for position, node in enumerate(nodes):
+            # Time that a node does not use is left for the nodes after it.
             share = (end - loop.time()) / (len(nodes) - position)
             try:
                 check_node(node, tls=self.tls)
                 async with asyncio.timeout(share):
                     return await to_node(node)
             except TimeoutError as e:
+                # With a text it is the timeout of one step, such as TCP; without, of this share.
                 why = str(e) or f"no answer within {share:.1f} s, {progress.step}"
-                progress.attempts.append(_late(f"node {node.name}: {why}", e))
+                progress.attempts.append(_timed_out(f"node {node.name}: {why}", e))
             except (DerpError, OSError) as e:
                 progress.attempts.append(e)
             log.debug("node %s: %s", node.name, progress.attempts[-1])
+        # The first error, as in Go; `attempts` has them all.
         raise progress.attempts[0]
 
 
-def _late(text: str, cause: TimeoutError) -> DialError:
+def _timed_out(text: str, cause: TimeoutError) -> DialError:
     error = DialError(text, reason=FailureReason.TIMEOUT)
     error.__cause__ = without_frames(cause)
     return error
@@ -361,10 +329,10 @@ def _late(text: str, cause: TimeoutError) -> DialError:
 async def dial_region_tls(
     region: DERPRegion, *, config: ClientConfig | None = None
 ) -> tuple[TlsLink, DERPNode]:
-    """Connect to a region by TCP and TLS only; to measure (`derphttp.Client.DialRegionTLS`).
+    """Connect to a region by TCP and TLS only, to measure (`derphttp.Client.DialRegionTLS`).
 
     Returns:
-        the stream, which belongs to the caller (`abort` it), and the node it leads to.
+        the stream, which the caller must `abort`, and its node.
 
     Raises:
         DialError: no node could be reached.

@@ -1,7 +1,7 @@
 """One connection to a relay after login: messages in, frames out (`derp.Client`).
 
-There is no task and no await in a packet's way: the link's bytes become messages in one
-pass, and what is sent in one turn of the event loop leaves in one write.
+No task and no await is on the packet path: bytes of the link become messages in one pass, and all
+frames that are sent in one turn of the event loop leave in one write.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
 from typing import Final
 
 from pyderp.client.config import ClientStats
 from pyderp.client.failures import connection_error
 from pyderp.client.faststart import FastStart
-from pyderp.client.login import Established, hung_up
+from pyderp.client.login import Established, closed_by_relay
 from pyderp.client.pings import Pings
-from pyderp.defaults import CLIENT_UNREAD, CLIENT_WRITE_BUFFER, RECEIVE_TIMEOUT
+from pyderp.client.writing import ConnectionWriter
+from pyderp.defaults import CLIENT_UNREAD, RECEIVE_TIMEOUT
 from pyderp.errors import (
     ClientClosed,
     ConnectionClosed,
@@ -26,10 +26,8 @@ from pyderp.errors import (
     RemoteProtocolError,
     without_frames,
 )
-from pyderp.keys import NodePublic
 from pyderp.net.websocket import BODY_WAIT
 from pyderp.throttle import TokenBucket
-from pyderp.wire.frames import pack_forward_packet
 from pyderp.wire.messages import Message, Pong, ReceivedPacket, Restarting, ServerInfo
 
 __all__ = ["ClientConnection"]
@@ -37,18 +35,20 @@ __all__ = ["ClientConnection"]
 log = logging.getLogger("pyderp.client")
 
 _CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that `aclose` waits for the relay to close its half."""
 FORWARD_TIMEOUT: Final = 5.0
 """Seconds that a forwarded packet may wait for the kernel before the connection is closed."""
 
 
-class ClientConnection:
-    """A login that holds; ends once, and never comes back.
+class ClientConnection(ConnectionWriter):
+    """A connection on which the client has logged in. It ends once and is never used again.
 
     Calls raise `ConnectionClosed` once it has ended.
 
     Args:
-        login: its link belongs to the connection.
-        generation: which connection of the client it is, from 1.
+        login: its link belongs to the connection from now on.
+        generation: number of the connection among those of the client, from 1.
+        receive_timeout: seconds without any byte after which the connection ends.
     """
 
     def __init__(
@@ -59,48 +59,39 @@ class ClientConnection:
         stats: ClientStats | None = None,
         receive_timeout: float = RECEIVE_TIMEOUT,
     ) -> None:
+        super().__init__(login, stats if stats is not None else ClientStats())
         self.generation = generation
-        self.link = login.link
-        self.session = login.session
         self.tls = login.tls
         self._fast_start = login.fast_start
-        self.http_answer: FastStart | None = None  # that of the fast start, if there is one
-        self.stats = stats if stats is not None else ClientStats()
+        self.http_answer: FastStart | None = None
+        """Set if the relay answered the fast start in HTTP; then it never was a DERP connection."""
         self.messages: deque[Message] = deque()
-        self.ended = False
         self.write_failed = False
-        """What was sent last did not get out."""
+        """The last frames that were sent did not all reach the kernel."""
         self.restarting: Restarting | None = None
-        self.admitted = False  # ServerInfo came
-        self.refused = False  # the relay hung up before it
-        self._loop = asyncio.get_running_loop()
+        self.admitted = False
+        """ServerInfo came: the relay accepted the login."""
+        self.refused = False
+        """The relay closed the connection before ServerInfo."""
         self._error: Exception | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._receiver: asyncio.Future[None] | None = None
-        self._senders: set[asyncio.Future[None]] = set()
         self._pings = Pings()
-        self._bucket: TokenBucket | None = None
-        self._out = self.session.out
-        self._flush_scheduled = False
-        self.backed_up = False
-        """More than 64 KiB wait for the kernel."""
-        self.busy = False
-        """`drain` before sending more: it is backed up, or 64 KiB left without a pause."""
         self._unread_bytes = 0
         self._paused = False
-        self._heard = self._loop.time()
+        self._last_received = self._loop.time()
         self._receive_timeout = receive_timeout
-        self._watch = self._loop.call_later(receive_timeout, self._look_for_silence)
+        self._receive_timer = self._loop.call_later(receive_timeout, self._check_receive_timeout)
         self._take(login.messages)
         self.link.start(self)
 
     # From the link
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the DERP stream."""
+        """Take bytes of the DERP stream."""
         if self.ended:
             return
-        self._heard = self._loop.time()
+        self._last_received = self._loop.time()
         self.stats.bytes_received += len(data)
         try:
             messages = self.session.receive_data(data)
@@ -109,32 +100,38 @@ class ClientConnection:
             return
         if messages:
             self._take(messages)
+        # If the program takes no messages, stop reading: memory stays bounded, and TCP makes the
+        # relay wait, which then drops packets for this client by its own rules.
         if self.messages:
             self._unread_bytes += len(data)
             if self._unread_bytes > CLIENT_UNREAD and not self._paused:
                 self._paused = True
                 self.link.pause_reading()
+        # The frames before the bad one have been delivered.
         if self.session.error is not None:
             self.end(self.session.error, "protocol")
 
     def _unreadable(self, data: bytes, error: RemoteProtocolError) -> None:
-        """What came is not DERP; after a fast start it may be HTTP, which is read to its end."""
+        """Handle bytes that are not DERP; after a fast start they may be HTTP, read to its end."""
         start = self._fast_start
         reason = error if start is None else start.read(data, error)
         if reason is None:
-            self._watch.cancel()
-            self._watch = self._loop.call_later(BODY_WAIT, self._unreadable, b"", error)
+            # More of the answer's body may follow. It has a second; then what came is enough.
+            self._receive_timer.cancel()
+            self._receive_timer = self._loop.call_later(BODY_WAIT, self._unreadable, b"", error)
         else:
             self.http_answer = start if start is not None and start.over else None
             self.end(reason, "upgrade" if self.http_answer else "protocol")
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The stream ended."""
+        """End the connection, as its stream has ended."""
         if not self._gone.done():
             self._gone.set_result(None)
         if self._fast_start is not None and self._fast_start.reading and self.session.error:
-            self._unreadable(b"", self.session.error)
-        if not (self.ended or self.admitted or self.restarting) and hung_up(error):
+            self._unreadable(b"", self.session.error)  # the end of the answer in HTTP
+        # DERP has no frame for a refusal: the relay closes the connection without a ServerInfo.
+        # If it announced a restart, that is the reason.
+        if not (self.ended or self.admitted or self.restarting) and closed_by_relay(error):
             self.refused, self.write_failed = True, isinstance(error, BrokenPipeError)
             self.end(error, "refused")
         elif error is None:
@@ -145,7 +142,7 @@ class ClientConnection:
             self.end(error, "protocol" if protocol else "error")
 
     def writable(self) -> None:
-        """The link took what it held."""
+        """Let senders go on: the kernel took what the link held."""
         self.backed_up = False
         self._wake_senders()
 
@@ -155,6 +152,7 @@ class ClientConnection:
             if type(message) is ReceivedPacket:
                 packets += 1
         self.stats.packets_received += packets
+        # Nearly all reads bring packets only: then no message is looked at again.
         if packets == len(messages):
             self.messages += messages
         else:
@@ -163,7 +161,7 @@ class ClientConnection:
             self._receiver.set_result(None)
 
     def _keep(self, message: Message) -> bool:
-        """Act on what is ours; whether the program gets it, too."""
+        """Handle messages for the client itself; return whether the program gets the message."""
         match message:
             case Pong(data):
                 return not self._pings.answered(data)
@@ -174,15 +172,16 @@ class ClientConnection:
                 self.restarting = message
         return True
 
-    def _look_for_silence(self) -> None:
+    def _check_receive_timeout(self) -> None:
+        # The timer is not moved by each read: one that is due looks when bytes came last.
         now = self._loop.time()
         if self._paused:
-            self._heard = now  # it is we that do not listen
-        left = self._heard + self._receive_timeout - now
+            self._last_received = now  # this client does not read, so nothing can come
+        left = self._last_received + self._receive_timeout - now
         if left <= 0:
             self.end(TimeoutError(f"nothing received for {self._receive_timeout:g} s"), "timeout")
         else:
-            self._watch = self._loop.call_later(left, self._look_for_silence)
+            self._receive_timer = self._loop.call_later(left, self._check_receive_timeout)
 
     # Receiving
 
@@ -190,7 +189,7 @@ class ClientConnection:
         """Wait until `messages` has one.
 
         Raises:
-            ConnectionClosed: it ended, and all that came was taken.
+            ConnectionClosed: the connection ended, and all its messages were taken.
             LocalProtocolError: another task waits.
         """
         while not self.messages:
@@ -205,119 +204,17 @@ class ClientConnection:
                 self._receiver = None
 
     def taken(self) -> None:
-        """All messages were taken: read on, if reading was stopped."""
+        """Read on after a pause; called when all messages were taken."""
         self._unread_bytes = 0
         if self._paused:
             self._paused = False
-            self._heard = self._loop.time()
+            self._last_received = self._loop.time()
             self.link.resume_reading()
 
-    # Sending
-
-    def send_packets(self, dst: NodePublic, packets: Sequence[bytes], start: int = 0) -> int:
-        """Queue packets for one peer, from the one at `start`.
-
-        Stops early when the caller should `drain` first (`busy`). What the relay's
-        token bucket does not allow is dropped in silence, and counted.
-
-        Args:
-            packets: they went through `as_packet`.
-
-        Returns:
-            the position after the last packet that was queued or dropped.
-        """
-        if self.ended:
-            raise self.error("derp.Send")
-        allowed = None if self._bucket is None else self._allowed
-        position = self._out.add_packets(dst, packets, start, CLIENT_WRITE_BUFFER, allowed)
-        self._added()
-        return position
-
-    def _allowed(self, size: int) -> bool:
-        assert self._bucket is not None
-        if self._bucket.take(size, self._loop.time()):
-            return True
-        self.stats.packets_dropped += 1
-        return False
-
-    def forward_packet(self, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
-        """Queue a packet from another client; needs the mesh key."""
-        frame = pack_forward_packet(src, dst, packet)
-        if self.ended:
-            raise self.error("derp.ForwardPacket")
-        self._out.add(frame, packets=1)
-        self._added()
-
-    def forward_frames(self, frames: Sequence[bytes]) -> None:
-        """Write ForwardPacket frames that are ready, at once; needs the mesh key.
-
-        They are not queued here: the relay that calls this has a queue of them.
-        """
-        if self.ended:
-            raise self.error("derp.ForwardPacket")
-        packets = self._out.packets + len(frames)
-        self._write(b"".join([*self._out.take(), *frames]), packets)
-
-    def send_frame(self, frame: bytes) -> None:
-        """Queue a whole frame, or several."""
-        if self.ended:
-            raise self.error("derp.Send")
-        self._out.add(frame)
-        self._added()
-
-    def _added(self) -> None:
-        """Write what is queued if it is much, or else at the end of this turn of the loop."""
-        size = self._out.size
-        if size > CLIENT_WRITE_BUFFER:
-            self.flush()
-            self.busy = True
-        elif size and not self._flush_scheduled:
-            self._loop.call_soon(self._scheduled_flush)  # raises if the loop is closed
-            self._flush_scheduled = True
-
-    def _scheduled_flush(self) -> None:
-        self._flush_scheduled = False
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what is queued."""
-        out = self._out
-        if out.size and not self.ended:
-            packets = out.packets
-            self._write(b"".join(out.take()), packets)
-
-    def _write(self, data: bytes, packets: int) -> None:
-        self.stats.packets_sent += packets
-        self.stats.bytes_sent += len(data)
-        self.link.write(data)
-        self.backed_up = self.link.pending > CLIENT_WRITE_BUFFER
-        if self.backed_up:
-            self.busy = True
-
-    async def drain(self) -> None:
-        """Wait until no more than 64 KiB wait for the kernel; at least, let others run.
-
-        Raises:
-            ConnectionClosed: it ended meanwhile.
-        """
-        if self.ended:
-            raise self.error("derp.Send")  # at once, so that only one sender gets it
-        if not self.backed_up:
-            self.busy = False
-            await asyncio.sleep(0)
-        while self.backed_up:
-            if self.ended:
-                raise self.error("derp.Send")
-            waiter = self._loop.create_future()
-            self._senders.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._senders.discard(waiter)
-        self.busy = False
+    # Sending: the rest is in `ConnectionWriter`
 
     async def drain_forward(self) -> None:
-        """As `drain`; ends the connection after five seconds, as Go's ForwardPacket."""
+        """As `drain`, but ends the connection after five seconds, as Go's ForwardPacket does."""
         try:
             async with asyncio.timeout(FORWARD_TIMEOUT):
                 await self.drain()
@@ -327,7 +224,7 @@ class ClientConnection:
             raise self.error("derp.ForwardPacket") from error
 
     async def ping(self) -> float:
-        """Seconds until the relay has answered a ping."""
+        """Returns the seconds until the relay has answered a ping."""
         seconds = await self._pings.ping(self._send_at_once)
         if seconds is None:
             raise self.error("derp.Recv")
@@ -340,12 +237,17 @@ class ClientConnection:
     # The end
 
     async def aclose(self, error: ClientClosed) -> None:
-        """End it once what was sent is out, which may take a second."""
+        """Write what is queued, end the connection, and close the link in order, within a second.
+
+        The link is first closed for writing only: a reset would take bytes with it that are on
+        their way to the relay.
+        """
         self.flush()
         self.messages.clear()
         self.end(error, "closed", abort=False)
         self.link.close()
         try:
+            # Shielded, as the link sets this future, also if `aclose` is cancelled.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_TIMEOUT):
                     await asyncio.shield(self._gone)
@@ -353,18 +255,25 @@ class ClientConnection:
             self.link.abort()
 
     def end(self, error: Exception | None, reason: str, *, abort: bool = True) -> None:
-        """End it for all calls that wait; the first error stays."""
+        """End the connection and wake all calls that wait. The first reason is kept.
+
+        Args:
+            error: why it ended; `None`: the relay closed the stream.
+            reason: the counter of `ClientStats.disconnects`.
+            abort: close the link now.
+        """
         if self.ended:
             return
         self.ended = True
         self._error = None if error is None else without_frames(error)
         self.write_failed = self.write_failed or self._out.size > 0 or self.backed_up
+        # A relay that announced a restart ends connections in the course of it.
         if self.restarting is not None and reason in ("eof", "error"):
             reason = "restarting"
         if not isinstance(error, ClientClosed):
             self.stats.disconnects[reason] += 1
             log.debug("connection %d ended: %s", self.generation, error or "EOF")
-        self._watch.cancel()
+        self._receive_timer.cancel()
         if abort:
             self.link.abort()
         if self._receiver is not None and not self._receiver.done():
@@ -372,11 +281,6 @@ class ClientConnection:
         self._wake_senders()
         self._pings.end()
 
-    def _wake_senders(self) -> None:
-        for waiter in self._senders:
-            if not waiter.done():
-                waiter.set_result(None)
-
     def error(self, where: str) -> ConnectionClosed:
-        """Why it ended, to be raised; made anew so that tracebacks do not pile up."""
+        """Returns the error to raise; a new one each time, so that tracebacks do not add up."""
         return connection_error(where, self._error, self.refused, self.generation, self.restarting)

@@ -1,4 +1,8 @@
-"""When a client takes a websocket because no upgrade to DERP gets through to the relay."""
+"""Decides when a client tries a websocket because the upgrade to DERP was refused.
+
+Some proxies strip the headers of an upgrade that they do not know, and the relay answers as to a
+plain request. Most of them let a websocket pass.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ __all__ = ["MEMORY", "Fallback"]
 log = logging.getLogger("pyderp.client")
 
 MEMORY: Final = 600.0
-"""Seconds for which a relay that took a websocket instead gets one at once."""
+"""Seconds for which the client begins with a websocket at a relay that accepted one instead."""
 
 
 class Fallback:
-    """What one client knows of it.
+    """The relays at which one client had to use a websocket.
 
     Args:
-        allowed: whether it may take a websocket without being told to.
+        allowed: whether the client may use a websocket by its own decision.
     """
 
     def __init__(self, *, allowed: bool) -> None:
@@ -31,21 +35,23 @@ class Fallback:
         self._until: dict[tuple[str, int], float] = {}
 
     def remembered(self, target: UrlTarget) -> bool:
-        """Whether a relay took a websocket a short while ago, and no upgrade."""
+        """Whether a relay refused the upgrade and accepted a websocket in the last ten minutes."""
         until = self._until.get((target.host, target.port))
         return until is not None and until > asyncio.get_running_loop().time()
 
     def wanted(self, error: UpgradeRejected) -> bool:
-        """Whether a websocket may get through where an upgrade was answered with this."""
+        """Whether a websocket may get through where the upgrade had this answer."""
+        # 400, 404, 426 or 501: the answers to a request whose headers of the upgrade were stripped.
+        # Not if the port is for TLS: a websocket without TLS would fail there as well.
         return self._allowed and error.status in WEBSOCKET_STATUS and not error.asks_for_tls
 
     def failed(self, rejected: UpgradeRejected, error: Exception) -> UpgradeRejected:
-        """The upgrade's refusal, to be raised, with what became of the websocket."""
+        """Returns the refusal of the upgrade, to be raised, with a note about the websocket."""
         rejected.websocket = True
         rejected.add_note(f"and no websocket: {describe(without_frames(error))}")
         return raisable(rejected)
 
     def worked(self, target: UrlTarget) -> None:
-        """A relay took a websocket instead."""
+        """Note that a relay accepted a websocket instead."""
         log.warning("%s: connected by websocket, as no upgrade gets through", target.text)
         self._until[target.host, target.port] = asyncio.get_running_loop().time() + MEMORY

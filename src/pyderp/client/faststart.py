@@ -1,7 +1,8 @@
-"""A fast start whose answer is HTTP: the relay, or what stands before it, refused the upgrade.
+"""Handles a fast start that was answered in HTTP: the relay, or a proxy, refused the upgrade.
 
-With a fast start the request and the login leave together, and a relay answers with DERP at
-once. Only a refusal is HTTP. It comes when `connect` has returned.
+With a fast start the request and the login leave together, and the relay answers in DERP, without
+a response to the request. Only a refusal is HTTP. As the client does not wait for the answer, the
+refusal comes after `connect` has returned.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ __all__ = ["FastStart"]
 
 
 class FastStart:
-    """Reads what came instead of DERP.
+    """Reads the answer in HTTP that came in place of DERP.
 
     Args:
-        session: it was given the relay's key.
+        session: made with the relay's key; its login has been sent.
         refused: called with the refusal; returns the error to raise, or `None` if the client
-            should ask again and await the answer.
+            should connect again and await the answer.
     """
 
     def __init__(
@@ -31,9 +32,9 @@ class FastStart:
         self._refused = refused
         self._reply: UpgradeReply | None = None
         self.over = False
-        """The answer was HTTP, and is read."""
+        """An answer in HTTP was read to its end."""
         self.error: BadUpgrade | None = None
-        """What to raise then; `None`: connect again instead."""
+        """The error to raise then; `None`: connect again instead."""
 
     @property
     def reading(self) -> bool:
@@ -41,16 +42,17 @@ class FastStart:
         return self._reply is not None and not self.over
 
     def read(self, data: bytes, error: RemoteProtocolError) -> RemoteProtocolError | None:
-        """Take bytes that the session could not read; `b""`: there will be no more.
+        """Take bytes that the session could not read; `b""` if no more follow.
 
         Args:
-            error: that of the session.
+            error: the error of the session.
 
         Returns:
-            why the connection ends: the same error if the answer is not HTTP; `None` while the
-            answer is incomplete.
+            the error with which the connection ends: `error` if the answer is not HTTP; `None`
+            while the answer is incomplete.
         """
         if self._reply is None:
+            # The session has kept the first bytes if they begin as an answer in HTTP does.
             if not self._session.http_answer:
                 return error
             self._reply = UpgradeReply()
@@ -62,7 +64,8 @@ class FastStart:
             refusal = BadUpgrade("the relay answered a fast start with 101")
             again = True
         except BadUpgrade as e:
-            # At its end, what came of the body is enough.
+            # Raised when the answer is whole, or at the end with as much of its body as came.
+            # A copy, as the frames of `e` hold this object.
             refusal, again = raisable(e), False
         self.over = True
         self.error = self._refused(refusal)

@@ -1,4 +1,4 @@
-"""Packets that a client sends on behalf of others, as relays of a mesh do."""
+"""Sends packets on behalf of other clients, as relays of a mesh do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["forward_frames", "forward_packet"]
 
 
 async def forward_packet(life: Lifecycle, src: NodePublic, dst: NodePublic, packet: bytes) -> None:
-    """As `Client.forward_packet`, of a packet that went through `as_packet`."""
+    """As `Client.forward_packet`, for a packet returned by `as_packet`."""
     connection = await life.for_send("ForwardPacket")
     try:
         if connection.busy:
@@ -27,7 +27,7 @@ async def forward_packet(life: Lifecycle, src: NodePublic, dst: NodePublic, pack
 
 async def forward_frames(life: Lifecycle, frames: Sequence[bytes]) -> None:
     """As `Client.forward_frames`."""
-    connection = life.current()
+    connection = life.require_here()
     try:
         connection.forward_frames(frames)
         if connection.busy:

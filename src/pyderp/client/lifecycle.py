@@ -1,24 +1,21 @@
-"""A client's connections: which one is current, one attempt at a time, and the end of it all."""
+"""A client's connections: which one is current, one attempt at a time, forgetting and closing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import warnings
-from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
-from pyderp.client.arguments import check_peer
 from pyderp.client.config import ClientConfig, ClientStats
-from pyderp.client.connect import Progress, Route
 from pyderp.client.connection import ClientConnection
 from pyderp.client.failures import connect_error
 from pyderp.client.login import Established, Login
 from pyderp.client.refusals import Refusals
+from pyderp.client.route import Progress, Route
 from pyderp.errors import (
     ClientClosed,
     ConnectError,
-    ConnectionClosed,
     DerpError,
     LocalProtocolError,
     NotConnected,
@@ -27,13 +24,7 @@ from pyderp.errors import (
 )
 from pyderp.keys import NodePrivate, NodePublic
 from pyderp.tasks import running_loop
-from pyderp.wire.frames import (
-    PROTOCOL_VERSION,
-    BytesLike,
-    as_packet,
-    pack_note_preferred,
-    pack_watch_conns,
-)
+from pyderp.wire.frames import PROTOCOL_VERSION, pack_note_preferred, pack_watch_conns
 from pyderp.wire.login import ClientInfo
 
 __all__ = ["ConnectionState", "Lifecycle"]
@@ -52,8 +43,8 @@ class Lifecycle:
     """Makes connections when they are needed, and forgets them when they have ended.
 
     Args:
-        route: where they lead.
-        private: our key.
+        route: the way to the relay.
+        private: the client's key.
     """
 
     def __init__(self, route: Route, private: NodePrivate, config: ClientConfig) -> None:
@@ -61,17 +52,17 @@ class Lifecycle:
         self.private = private
         self.stats = ClientStats()
         self.connection: ClientConnection | None = None
-        """The current one; it may have ended without a call that noticed."""
+        """The current one; it may have ended already, if no call has noticed that."""
         self.generation = 0
         self.server_key: NodePublic | None = None
         self.closing = asyncio.Event()
         """Set when the client is closed."""
         self.unsent: ClientConnection | None = None
-        """It ended with a failed write, of which no sender has heard."""
+        """A connection whose last write failed, until a call that sends has raised its error."""
         self.http_answers = 0
-        """How many connections were none: a fast start was answered in HTTP."""
+        """Fast starts that were answered in HTTP; each was counted as a connection before."""
         self.admitted = False
-        """A relay has taken us in at least once."""
+        """Whether a relay has admitted the client at least once."""
         self.preferred = False
         self.can_ack_pings = config.can_ack_pings
         self.watch = config.watch_connection_changes
@@ -80,26 +71,28 @@ class Lifecycle:
         self._lock = asyncio.Lock()
         self._attempt: asyncio.Timeout | None = None
         self._attempts = 0
-        """Attempts that have ended, but for those that were cancelled."""
+        """Attempts that have ended, without those that were cancelled."""
         self._failure: ConnectError | None = None
-        """What the last of them ended with, as long as a caller waits that shares it."""
+        """The error of the last of them, as long as a caller waits that shares it."""
         self.refusals = Refusals()
         self._callers = 0
         """Calls of `connect` that have not returned."""
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set by a new connection and by the close; for `wait_for_change`."""
 
     def __del__(self) -> None:
         connection = getattr(self, "connection", None)
         if connection is None or connection.ended or self._loop is None:
             return
-        # The collector may run in any thread. A closed loop has closed its sockets.
+        # The collector may run in any thread, so the loop is asked to do it. RuntimeError: the
+        # loop is closed, and with it its sockets.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(connection.end, ClientClosed(_CLOSED), "closed")
         warnings.warn(f"unclosed {self.name}", ResourceWarning, source=self, stacklevel=1)
 
     @property
     def name(self) -> str:
-        """The client for errors and logs: its short key and where it leads, without passwords."""
+        """The client for errors and logs: its short key and its route, without passwords."""
         return f"<pyderp.Client {self.private.public.short()} url={self.route.label}>"
 
     @property
@@ -114,7 +107,7 @@ class Lifecycle:
 
     @property
     def state(self) -> ConnectionState:
-        """What is being done about the connection."""
+        """Whether the client is not connected, connecting, connected or closed."""
         if self.closed:
             return "closed"
         if self._attempt is not None:
@@ -122,9 +115,10 @@ class Lifecycle:
         return "connected" if self.connected else "not connected"
 
     async def connect(self, label: str) -> ClientConnection:
-        """The current connection if it stands, or else a new one; one attempt at a time.
+        """Returns the current connection, or makes one; one attempt at a time.
 
-        A call that waits for the attempt of another shares its failure.
+        A call that waits for the attempt of another call shares its failure: ten tasks that send
+        through a broken network make one attempt and not ten, one after the other.
         """
         self.check_loop()
         attempts = self._attempts
@@ -135,7 +129,7 @@ class Lifecycle:
         finally:
             self._callers -= 1
             if not self._callers:
-                self._failure = None  # it holds frames that hold us
+                self._failure = None  # it holds frames that hold this object
 
     def check_loop(self) -> None:
         """Remember the event loop of the first call, and refuse any other.
@@ -150,7 +144,7 @@ class Lifecycle:
             raise LocalProtocolError(_OTHER_LOOP)
 
     def check_same_loop(self) -> None:
-        """As `check_loop`, but before a first call any loop will do."""
+        """As `check_loop`, but does not remember the loop: for calls that do not connect."""
         if self._loop is not None:
             self.check_loop()
 
@@ -160,6 +154,8 @@ class Lifecycle:
             if not connection.ended:
                 return connection
             self.forget(connection, sending=False)
+        # An attempt that ended while this call waited for the lock is as good as one of its own.
+        # A cancelled attempt does not count: the next call makes a new one.
         if self._attempts > attempts and self._failure is not None and not self.closed:
             raise ConnectError(
                 str(self._failure), attempts=self._failure.attempts
@@ -173,19 +169,20 @@ class Lifecycle:
             raise
         self._attempts += 1
         self._failure = None
-        self._news.set()
+        self._changed.set()
         return connection
 
-    async def news(self) -> None:
-        """Wait until there is a connection, or the client was closed."""
-        self._news.clear()
+    async def wait_for_change(self) -> None:
+        """Wait until there is a connection, or the client is closed."""
+        self._changed.clear()
         if not (self.closed or self.connected):
-            await self._news.wait()
+            await self._changed.wait()
 
     async def for_receive(self, what: str) -> ClientConnection:
-        """The connection to use for a call; made if there is none.
+        """Returns the connection to use for a call; makes one if there is none.
 
-        It may have ended: then the call that gets it reports that.
+        It may have ended: then using it raises the error of that, and the caller forgets it. So
+        each end is reported once, and nothing is sent on a new connection before.
 
         Args:
             what: the call, as errors name it.
@@ -198,9 +195,10 @@ class Lifecycle:
         try:
             async with (self._config.connect_scope or contextlib.nullcontext)():
                 return await self.connect(label)
-            raise ConnectError(f"{label}: connect_scope swallowed an error")
+            # Reached if the scope suppresses an error, as `asyncio.timeout` never does.
+            raise ConnectError(f"{label}: connect_scope suppressed an error")
         except TimeoutError as e:
-            # The scope's: ours has become a ConnectError on its way.
+            # Of the scope: the timeout of `connect` itself has become a ConnectError.
             raise ConnectError(
                 f"{label} connect to {self.route.label}: the time of connect_scope is up",
                 attempts=[without_frames(e)],
@@ -217,10 +215,11 @@ class Lifecycle:
             app_name=self._config.app_name,
             takes_health=True,
         )
-        running_loop()  # for its error
+        running_loop()  # without asyncio it raises an error that says what to do
         progress = Progress()
         login = Login(self.private, info, preferred=self.preferred, watch=self.watch)
         try:
+            # One time limit around everything. `aclose` moves it to now, which ends the attempt.
             async with asyncio.timeout(self._config.connect_timeout) as self._attempt:
                 made = await self.route.connect(login, progress)
         except (DerpError, OSError) as e:
@@ -239,6 +238,7 @@ class Lifecycle:
         return self._connected(made, login)
 
     def _connected(self, made: Established, login: Login) -> ClientConnection:
+        # `aclose` came too late to end the attempt.
         if self.closed:
             made.link.abort()
             raise ClientClosed(_CLOSED)
@@ -252,7 +252,7 @@ class Lifecycle:
             receive_timeout=self._config.receive_timeout,
         )
         self.server_key = made.session.server_key
-        # What changed during the attempt.
+        # The login has what was set when the attempt began; send what has changed since.
         if self.preferred != login.preferred and not connection.ended:
             connection.send_frame(pack_note_preferred(self.preferred))
         if self.watch and not login.watch and not connection.ended:
@@ -260,9 +260,13 @@ class Lifecycle:
         return connection
 
     def forget(self, connection: ClientConnection, *, sending: bool) -> None:
-        """Close for reconnect: only if it is still the current one.
+        """End a connection, so that the next call that needs one connects again.
 
-        So a sender and a receiver that fail together cannot close each other's new one.
+        The current connection is replaced only if it is this one: when a sender and a receiver
+        fail at the same time, the second must not drop the new connection of the first.
+
+        Args:
+            sending: the caller is a sender and raises the error.
         """
         connection.end(None, "error")
         if self.connection is connection:
@@ -275,56 +279,67 @@ class Lifecycle:
             if connection.http_answer is not None:
                 self.http_answers += 1
             self.unsent = connection if connection.write_failed else None
-        # What a receiver was told is still news for the next sender.
+        # A receiver that raised the error does not tell the sender, whose packets may be lost: so
+        # `unsent` stays set until a sender raises it.
         if sending and self.unsent is connection:
             self.unsent = None
 
-    def goes_on(
+    def forget_or_retry(
         self, connection: ClientConnection, what: str, *, sending: bool, closed: bool
     ) -> bool:
-        """Forget a connection that has ended. Whether the call is to connect in another way.
+        """Forget a connection that has ended; return whether the call is to connect and try again.
 
-        It takes no error: a frame that an error's traceback refers to, and that refers to the
-        error, would leave both to the collector.
+        That is so if the connection was a fast start, its answer came in HTTP, and the client is
+        to connect again and await the answer.
+
+        The error is no argument: a frame in its traceback that also refers to the error would
+        leave both to the cyclic collector.
 
         Args:
-            closed: the client was closed.
+            what: the call, as errors name it.
+            sending: as for `forget`.
+            closed: the error is `ClientClosed`.
 
         Raises:
-            ConnectError: a fast start was answered in HTTP, by a refusal.
+            ConnectError: the answer was a refusal that another attempt would get again.
         """
         self.forget(connection, sending=sending)
         answer = connection.http_answer
         if answer is None or closed:
             return False
-        self.unsent = None  # nothing at all has arrived, which the answer says
+        # The relay refused the upgrade, so it has read nothing that was sent behind it: sending
+        # it again cannot duplicate it, and no sender has to learn of a loss.
+        self.unsent = None
         if answer.error is not None:
             self.stats.failed_connects += 1
             label = f"derphttp.Client.{what}"
             raise connect_error(label, self.route, raisable(answer.error), Progress(), 0)
         return True
 
-    async def standing(self, what: str) -> ClientConnection:
-        """As `require`; but a fast start that was answered in HTTP is handled as in `goes_on`."""
+    async def require_or_retry(self, what: str) -> ClientConnection:
+        """As `require`, but connects again after a fast start that `forget_or_retry` retries."""
         connection = self.connection
         if connection is None or connection.http_answer is None:
-            return self.current()
-        if not self.goes_on(connection, what, sending=False, closed=False):
+            return self.require_here()
+        if not self.forget_or_retry(connection, what, sending=False, closed=False):
             raise connection.error(what)
         return await self.for_receive(what)
 
     async def aclose(self) -> None:
         """As `Client.aclose`."""
         if self._loop is not None and self._loop.is_closed():
-            self.connection = None  # nothing runs on it that would still use it
+            # The loop has closed its sockets, and no call can wait on it any more. RuntimeError:
+            # calls that waited for `closing` belong to that loop.
+            self.connection = None
             with contextlib.suppress(RuntimeError):
                 self.closing.set()
             return
         self.check_same_loop()
         self.closing.set()
-        self._news.set()
+        self._changed.set()
         if self._attempt is not None:
-            # It may be over, and just not have come to say so.
+            # Ends the attempt as its timeout does. RuntimeError: the attempt has ended, but its
+            # task has not run since.
             with contextlib.suppress(RuntimeError):
                 self._attempt.reschedule(asyncio.get_running_loop().time())
         connection, self.connection = self.connection, None
@@ -335,65 +350,24 @@ class Lifecycle:
             await self.route.aclose()
 
     async def for_send(self, what: str) -> ClientConnection:
-        """As `for_receive`; but raises first if a write failed and no sender was told.
+        """As `for_receive`, but first raises the error of an earlier write, once.
 
         Raises:
-            ConnectionClosed: of the connection whose write failed.
+            ConnectionClosed: packets sent on an earlier connection were lost, and no call that
+                sends has raised that yet.
         """
         unsent, self.unsent = self.unsent, None
         if unsent is not None and not self.closed:
             raise unsent.error("derp.Send")
         return self.connection or await self.for_receive(what)
 
-    async def send_one(self, dst: NodePublic, data: BytesLike) -> None:
-        """As `Client.send`."""
-        await self.send(dst, (as_packet(data),))
-
-    async def send(self, dst: NodePublic, packets: Sequence[bytes]) -> None:
-        """As `Client.send_many`, of packets that went through `as_packet`."""
-        if not isinstance(dst, NodePublic):
-            check_peer(dst, "the destination")
-        self.check_loop()
-        connection = self.connection
-        if connection is None or self.unsent is not None:
-            connection = await self.for_send("Send")
-        try:
-            done = 0
-            while done < len(packets):
-                if connection.busy:
-                    # Before as well as after, or all that wait here would each have one queued.
-                    await connection.drain()
-                done = connection.send_packets(dst, packets, done)
-            if connection.busy:
-                await connection.drain()
-        except ConnectionClosed as e:
-            closed = isinstance(e, ClientClosed)
-            if not self.goes_on(connection, "Send", sending=True, closed=closed):
-                raise
-            await self.send(dst, packets)
-
-    async def send_command(self, connection: ClientConnection, frame: bytes) -> None:
-        """Send a frame that is no packet; when it fails, the connection is forgotten."""
-        self.check_loop()
-        try:
-            await _send_frame(connection, frame)
-        except ConnectionClosed as e:
-            closed = isinstance(e, ClientClosed)
-            if not self.goes_on(connection, "Send", sending=True, closed=closed):
-                raise
-            await _send_frame(await self.for_receive("Send"), frame)
-
-    async def send_on_current(self, frame: bytes) -> None:
-        """Send a ping or pong on the connection there is; does not forget one that has ended."""
-        await _send_frame(await self.standing("Send"), frame)
-
-    def current(self) -> ClientConnection:
-        """As `require`, for calls that use it: another event loop is refused (`check_loop`)."""
+    def require_here(self) -> ClientConnection:
+        """As `require`, but refuses another event loop (`check_loop`)."""
         self.check_same_loop()
         return self.require()
 
     def require(self) -> ClientConnection:
-        """The connection, for calls that do not make one.
+        """Returns the connection, for calls that do not make one.
 
         Raises:
             NotConnected: there is none.
@@ -403,9 +377,3 @@ class Lifecycle:
         if self.connection is None or self.connection.ended:
             raise NotConnected(_NOT_CONNECTED)
         return self.connection
-
-
-async def _send_frame(connection: ClientConnection, frame: bytes) -> None:
-    if connection.busy:
-        await connection.drain()
-    connection.send_frame(frame)

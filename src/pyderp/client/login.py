@@ -25,7 +25,7 @@ from pyderp.wire.websocket_client import WebSocketClient
 __all__ = [
     "Established",
     "Login",
-    "hung_up",
+    "closed_by_relay",
     "over_http",
     "over_stream",
     "over_websocket",
@@ -44,7 +44,7 @@ def _log_skipped(frame: Skipped) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who logs in and what it says right away."""
+    """The client that logs in, and the frames that it sends first."""
 
     private: NodePrivate
     info: ClientInfo
@@ -52,7 +52,7 @@ class Login:
     watch: bool = False
 
     def session(self, server_key: NodePublic | None) -> ClientSession:
-        """A new session of this client."""
+        """Returns a new session of this client."""
         return ClientSession(
             self.private,
             random=os.urandom,
@@ -61,8 +61,8 @@ class Login:
             on_skip=_log_skipped,
         )
 
-    def first_words(self, session: ClientSession) -> bytes:
-        """ClientInfo, and what must be sent before anything else on a new connection."""
+    def first_frames(self, session: ClientSession) -> bytes:
+        """Returns ClientInfo and the frames that must be the first on a new connection."""
         if self.preferred:
             session.note_preferred(True)
         if self.watch:
@@ -72,24 +72,24 @@ class Login:
 
 @dataclass(slots=True)
 class Established:
-    """A stream on which this client has logged in: what a connection is made of."""
+    """A stream on which this client has logged in, for a `ClientConnection`."""
 
     link: Link
     session: ClientSession
     messages: list[Message]
-    """What came with the login."""
+    """Messages that came with the relay's greeting."""
     tls: TLSState | None = None
-    """TLS of the stream; `None`: none."""
+    """TLS of the stream; `None` without TLS."""
     fast_start: FastStart | None = None
-    """Set if no answer to the upgrade was awaited."""
+    """Set if the client did not wait for the answer to its upgrade."""
     fell_back: bool = False
-    """It is in a websocket only because no upgrade got through."""
+    """The stream is in a websocket only because the upgrade was refused."""
 
 
 def with_hint(error: UpgradeRejected, target: UrlTarget) -> UpgradeRejected:
-    """The same error; a refusal at another path than relays have says so.
+    """Add to a refusal that the URL's path is not that of relays, if so; return the error.
 
-    Whatever its status: relays have a home page, and derper has it at every other path.
+    With any status, even 200: relays have a home page, and derper has it at every other path.
     """
     path = target.request_target.partition("?")[0]
     if not path.endswith(DERP_PATH) and not error.asks_for_tls:
@@ -110,15 +110,17 @@ async def over_http(
 
     Args:
         known: key and protocol version from the relay's meta certificate. With both,
-            request and login leave together and no answer is awaited (fast start).
-        refused: takes an answer in HTTP to a fast start, as for `FastStart`; `None`: the answer
-            is awaited.
+            request and login leave together and the answer is not awaited (fast start).
+        refused: called if a fast start is answered in HTTP, as for `FastStart`; `None`: make no
+            fast start.
 
     Raises:
-        UpgradeRejected: another answer than 101; its body is waited for one second at most.
+        UpgradeRejected: another answer than 101; its body has one second to arrive.
         RemoteProtocolError: not HTTP, or not DERP.
         OSError: the connection broke.
     """
+    # As in Go, a fast start needs the relay's key, for which the login is sealed, and its protocol
+    # version.
     server_key = known[0] if known is not None and not known[0].is_zero() else None
     if server_key is None or known is None or known[1] == 0:
         refused = None
@@ -130,8 +132,10 @@ async def over_http(
         fast_start=refused is not None,
     )
     if refused is not None:
+        # The round trip of the upgrade is saved: the login is behind the request, and the relay
+        # answers in DERP at once.
         session = login.session(server_key)
-        link.write(request + login.first_words(session))
+        link.write(request + login.first_frames(session))
         return Established(link, session, [], fast_start=FastStart(session, refused))
     link.write(request)
     reply = UpgradeReply()
@@ -143,12 +147,13 @@ async def over_http(
 
 
 async def _read_answer(link: Link, reply: UpgradeReply) -> bytes:
-    """The bytes that follow a 101 answer."""
+    """Returns the bytes that follow a 101 answer."""
     data = await link.read()
     if not data:
-        # It has said nothing wrong: it may just be starting or stopping.
+        # Not a protocol error, which would look permanent: the relay may be starting or stopping.
         raise ConnectionError("the relay closed the connection without an answer")
     while (rest := reply.receive_data(data)) is None:
+        # The body may say why, but a server may also leave it open.
         if reply.refused:
             await read_refusal(link, reply.receive_data, reply.refusal)
         data = await link.read()
@@ -181,10 +186,10 @@ async def over_websocket(
 async def over_stream(
     link: Link, login: Login, *, server_key: NodePublic | None = None, received: bytes = b""
 ) -> Established:
-    """Log in over a stream that speaks DERP.
+    """Log in over a stream on which the relay speaks DERP.
 
     Args:
-        server_key: the relay's, if known already; its greeting is then not awaited.
+        server_key: the relay's key, if known already; its greeting is then not awaited.
         received: bytes of the stream that were read before.
 
     Raises:
@@ -197,6 +202,7 @@ async def over_stream(
         while True:
             if data:
                 messages += session.receive_data(data)
+            # Set if messages stood before a bad frame in the same bytes (`receive_data`).
             if session.error is not None:
                 raise raisable(session.error)
             if session.state is ClientState.READY:
@@ -205,16 +211,18 @@ async def over_stream(
             if not data:
                 raise ConnectionError(f"{_NO_GREETING}EOF")
     except RemoteProtocolError as e:
-        # The same error, so that its class and frame type stay; Go's words before it.
+        # The same error with Go's words before its text: a new one would have to be of the same
+        # class, with the same frame type.
         e.args = (f"{_NO_GREETING}{e}",)
         raise
-    link.write(login.first_words(session))
+    link.write(login.first_frames(session))
     return Established(link, session, messages)
 
 
-def hung_up(error: Exception | None) -> bool:
-    """Whether the other side closed the stream: in order, with a reset, or under a websocket."""
+def closed_by_relay(error: Exception | None) -> bool:
+    """Whether the relay closed the stream: in order, with a reset, or under a websocket."""
     if isinstance(error, BrokenPipeError) and error.errno is None:
-        return False  # a stream of the program's own that cannot be written to
+        return False  # `StreamLink`: a stream of the program could not be written to
+    # A websocket that ends without a close frame is an error of its own, caused by an EOFError.
     of_websocket = error is not None and isinstance(error.__cause__, EOFError)
     return error is None or of_websocket or isinstance(error, ConnectionError)

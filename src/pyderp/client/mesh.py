@@ -1,4 +1,4 @@
-"""Watch the clients of a relay, for as long as it takes (`derphttp.RunWatchConnectionLoop`)."""
+"""Watch the clients of a relay over all reconnects (`derphttp.RunWatchConnectionLoop`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ log = logging.getLogger("pyderp.mesh")
 RETRY: Final = 5.0
 """Seconds between a failure and the next attempt."""
 STATUS: Final = 10.0
-"""Seconds between two lines that say how many peers there are."""
+"""Seconds between two log lines with the number of peers."""
 _FIRST_STATUS: Final = 2.0
+"""Seconds after which the first such line is logged at the latest."""
 _SETTLED: Final = 0.2
+"""Seconds without a further PeerPresent after which the first report counts as complete."""
 
 
 async def watch_mesh(
@@ -36,23 +38,23 @@ async def watch_mesh(
     notify_error: Callable[[Exception], None] | None = None,
     retry: float = RETRY,
 ) -> None:
-    """Call `add` and `remove` as clients come to a relay and leave it; reconnects by itself.
+    """Call `add` and `remove` as clients come to a relay and leave it; reconnect by itself.
 
     `add` is called for every connection, also for a second one of the same key; `remove` for
     the last one of a key. The watcher itself is reported, too. When the connection breaks,
-    another task connected anew or the watch is stopped, `remove` is called for each key that
-    was present, with `PeerGoneReason.MESH_CONN_BROKE`. Callbacks run between messages and
-    must not wait.
+    another task has connected again, or the watch is stopped, `remove` is called for each key
+    that was present, with `PeerGoneReason.MESH_CONN_BROKE`. Callbacks run between messages and
+    must not block.
 
     Args:
-        client: has the relay's mesh key; nothing else may receive from it.
+        client: has the relay's mesh key; no other task may receive from it.
         ignore_server_key: return when the relay has this key; for a relay that is in the
             list of its own mesh. The connection stays open.
         notify_error: called with the error of each failed connect and each connection that broke.
         retry: seconds between a failure and the next attempt.
 
     Returns:
-        when the relay has the key to ignore, or when the client was closed. To stop it
+        when the relay has the key to ignore, or when the client was closed. To stop the watch
         otherwise, cancel it.
     """
     watch = _Watch(client, add, remove)
@@ -69,6 +71,8 @@ async def watch_mesh(
                 log.warning("mesh connect: %s", e)
                 notify(e)
             except ConnectionClosed as e:
+                # Which clients come and go meanwhile is not known: the relay reports them all
+                # again on the next connection.
                 watch.clear()
                 log.warning("Recv: %s", e)
                 notify(e)
@@ -80,7 +84,7 @@ async def watch_mesh(
 
 
 class _Watch:
-    """What one run of the loop knows."""
+    """The peers that are present, and the log lines about them."""
 
     def __init__(
         self,
@@ -93,12 +97,12 @@ class _Watch:
         self._remove = remove
         self._present: set[NodePublic] = set()
         self._loop = asyncio.get_running_loop()
-        self._first = self._loop.call_later(_FIRST_STATUS, self._connected)
-        self._first_said = False
-        self._said = self._loop.time()
+        self._first_line = self._loop.call_later(_FIRST_STATUS, self._log_connected)
+        self._connected_logged = False
+        self._logged_at = self._loop.time()
 
     async def connect(self, ignore: NodePublic | None) -> bool:
-        """Connect and subscribe; whether it is the relay to ignore."""
+        """Connect and subscribe; return whether this is the relay to ignore."""
         await self._client.watch_connection_changes()
         if ignore is not None and self._client.server_public_key == ignore:
             log.info("detected self-connect; ignoring host")
@@ -108,8 +112,8 @@ class _Watch:
     async def receive(self) -> None:
         """Handle messages until the connection ends.
 
-        A receiver hears of that also when another task has connected anew meanwhile, so what
-        comes here is of one connection.
+        All messages are of one connection: a receiver gets the error of its connection first, also
+        if another task has connected again meanwhile.
         """
         while True:
             self._handle(await self._client.recv())
@@ -119,9 +123,9 @@ class _Watch:
             case PeerPresent():
                 self._present.add(message.peer)
                 self._add(message)
-                self._again(_SETTLED)
+                self._delay_first_line()
             case PeerGone():
-                self._connected()
+                self._log_connected()
                 if message.reason != PeerGoneReason.DISCONNECTED:
                     log.info("peer %s gone, reason %#x", message.peer.short(), message.reason)
                 self._remove(message)
@@ -129,23 +133,24 @@ class _Watch:
             case _:
                 return
         now = self._loop.time()
-        if now - self._said > STATUS:
-            self._said = now
+        if now - self._logged_at > STATUS:
+            self._logged_at = now
             log.info("%s", counted(len(self._present), "peer"))
 
-    def _again(self, delay: float) -> None:
-        if not self._first_said:
-            self._first.cancel()
-            self._first = self._loop.call_later(delay, self._connected)
+    def _delay_first_line(self) -> None:
+        # The relay reports its clients one by one: one line when the last has come is enough.
+        if not self._connected_logged:
+            self._first_line.cancel()
+            self._first_line = self._loop.call_later(_SETTLED, self._log_connected)
 
-    def _connected(self) -> None:
-        if not self._first_said:
-            self._first_said = True
-            self._first.cancel()
+    def _log_connected(self) -> None:
+        if not self._connected_logged:
+            self._connected_logged = True
+            self._first_line.cancel()
             log.info("connected; %s", counted(len(self._present), "peer"))
 
     def clear(self) -> None:
-        """All peers are gone, as far as we know."""
+        """Report all peers as gone: without a connection, the relay reports none of them."""
         if not self._present:
             return
         mappings = counted(len(self._present), "forwarding mapping")
@@ -155,6 +160,6 @@ class _Watch:
             self._remove(PeerGone(peer, PeerGoneReason.MESH_CONN_BROKE))
 
     def end(self) -> None:
-        """Stop the timer; all peers are gone."""
-        self._first.cancel()
+        """Stop the timer, and report all peers as gone."""
+        self._first_line.cancel()
         self.clear()

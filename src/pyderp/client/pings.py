@@ -14,7 +14,7 @@ from pyderp.wire.frames import PING_LEN, pack_ping
 __all__ = ["Pings"]
 
 NEXT_PING: Final = 1.0
-"""Seconds after which a ping counts as lost, and the next may leave."""
+"""Seconds after which the next ping may leave although the last has no answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,14 +24,15 @@ class _Ping:
     data: bytes
     answer: asyncio.Future[float | None]
     waiting: int = 0
-    # uvloop's own clock counts milliseconds.
+    """Number of calls that wait for the answer."""
+    # Not the loop's clock, which in uvloop counts milliseconds.
     began: float = field(default_factory=time.perf_counter)
 
 
 class Pings:
-    """One is on its way at a time; calls that come meanwhile share the next one.
+    """Sends one ping at a time; calls that come before its answer share the next one.
 
-    For a relay keeps one pong that waits, and of two pings in one read it answers the last.
+    A relay stores one waiting pong per client: of two pings in one read it answers the last only.
     """
 
     def __init__(self) -> None:
@@ -39,11 +40,12 @@ class Pings:
         self._unanswered: dict[bytes, _Ping] = {}
 
     async def ping(self, send: Callable[[bytes], None]) -> float | None:
-        """Seconds until the relay has answered a ping; `None`: the connection ended first.
+        """Returns the seconds until the answer, or `None` if the connection ended first.
 
         Args:
             send: sends a whole frame at once; raises if the connection has ended.
         """
+        # A ping that left before this call would not show that the connection still works.
         earlier = self._last
         if earlier is not None:
             await asyncio.wait([earlier.answer], timeout=NEXT_PING)
@@ -59,11 +61,11 @@ class Pings:
             ping.waiting -= 1
             if not ping.waiting:
                 self._unanswered.pop(ping.data, None)
-                ping.answer.cancel()  # no call waits for it; the next may leave
+                ping.answer.cancel()  # all calls were cancelled; lets the next ping leave
         return ping.answer.result()
 
     def answered(self, data: bytes) -> bool:
-        """A pong came; whether it was for one of ours."""
+        """Take the data of a pong; return whether it answers one of these pings."""
         ping = self._unanswered.pop(data, None)
         if ping is None:
             return False
@@ -71,7 +73,7 @@ class Pings:
         return True
 
     def end(self) -> None:
-        """No answer can come any more."""
+        """End all waiting calls, as the connection has ended."""
         for ping in self._unanswered.values():
             ping.answer.set_result(None)
         self._unanswered.clear()

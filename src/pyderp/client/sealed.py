@@ -1,4 +1,4 @@
-"""Packets between two nodes that a relay cannot read, change, forge or repeat.
+"""Packets between two nodes that a relay cannot read, change, forge or replay.
 
 A packet is
 
@@ -8,7 +8,7 @@ A packet is
     nonce    random
     box      NaCl's `crypto_box` (X25519, XSalsa20, Poly1305) between the two node keys
     context  start of SHA-256(`pyderp sealed packet 1\\0` ‖ sender's key ‖ receiver's key): a
-             box opens with either key, so this tells one direction from the other, and this
+             box opens with either key, so this distinguishes the two directions, and this
              use of the keys from every other
     session  random, chosen by the sender when its `SealedPeer` is made
     counter  of the session's packets, from 0; big-endian
@@ -43,33 +43,33 @@ _SESSION_LEN: Final = 16
 _HEADER: Final = struct.Struct(">16s16sQQ")
 _BOX_TAG: Final = 16
 _WINDOW: Final = 2048
-"""Packets of a session that may overtake each other."""
+"""Packets behind the newest one of a session that may still be opened."""
 _MAX_SESSIONS: Final = 64
 _MAX_PEERS: Final = 10_000
 _SKEW_MS: Final = 5_000
 _MAX_AGE_MS: Final = 60_000
-_FORGOTTEN: Final = "sealed packet is too old: what was seen at its time is forgotten"
+_FORGOTTEN: Final = "sealed packet is too old: the packets seen at its time are forgotten"
 
 
 class SealedPeer:
-    """Seals packets for one peer and opens its packets; what is lost or out of order is fine.
+    """Seals packets for one peer and opens its packets; packets may be lost or out of order.
 
     A packet is opened at most once by one object. It is refused if, by its time, it is
     more than 60 s old or 60 s in the future, or from more than 5 s before this object was
-    made. So both clocks must agree to 5 s at first, to a minute later; and an object made
-    anew, after a restart, may open again what an earlier one opened only if the sender's
-    clock said at most 5 s less than ours when it was made. In one session a packet may be
-    overtaken by up to 2047 others.
+    made. So both clocks must agree to 5 s at first, to a minute later. An object that is made
+    after a restart may open a packet again that an earlier one opened, but only if its time is at
+    most 5 s before the new object was made. In one session a packet may be overtaken by up to
+    2047 others.
 
-    Make one object for each peer and keep it: two of them would open each packet twice.
-    `Client.sealed` takes care of that.
+    Make one object for each peer and keep it: two objects would open each packet twice.
+    `Client.sealed` keeps one for each peer.
 
-    Any key will do here: the source of a packet is the relay's word. With the zero key and
-    a few others no secret can be shared; then nothing opens and nothing can be sealed.
+    Any key is accepted, as a relay can put any 32 bytes as the source of a packet. With the zero
+    key and a few others no secret can be shared; then nothing opens and nothing can be sealed.
 
     Args:
-        private: our key.
-        peer: the other side's key.
+        private: the key of this side.
+        peer: the peer's key.
         send: sends a packet to a key, such as `Client.send`.
         random: returns n random bytes.
         clock: seconds since 1970.
@@ -104,10 +104,10 @@ class SealedPeer:
         self._seen = _Seen()
 
     def seal(self, data: BytesLike) -> bytes:
-        """The packet for a payload; each call returns another one.
+        """Returns the packet for a payload; another one at each call.
 
         Raises:
-            TypeError: not a bytes-like object.
+            TypeError: `data` is no bytes-like object.
             LocalProtocolError: the payload is larger than `max_payload`.
             InvalidKey: no secret can be shared with the peer's key.
         """
@@ -126,12 +126,12 @@ class SealedPeer:
         """Seal a payload and send it.
 
         Raises:
-            as `seal`, or what the sending function raises.
+            the errors of `seal` and of the sending function.
         """
         await self._send(self.peer, self.seal(data))
 
     def open_untrusted(self, packet: bytes) -> bytes:
-        """The payload of a packet, if it is the peer's, for us, recent and not seen before.
+        """Returns the payload of a packet from the peer that is recent and not seen before.
 
         Raises:
             SealError: forged or damaged, reflected, too old, from the future or a replay; or
@@ -150,7 +150,7 @@ class SealedPeer:
         context, session, counter, sent = _HEADER.unpack_from(plain)
         if context != self._from_peer:
             if context == self._to_peer:
-                raise SealError("sealed packet is reflected: we sent it ourselves")
+                raise SealError("sealed packet is reflected: this side sent it")
             raise SealError("sealed packet is for another use of these keys")
         now = self._now()
         oldest = max(self._made - _SKEW_MS, now - _MAX_AGE_MS)
@@ -178,8 +178,11 @@ class _Session:
     """Which packets of one session were seen: a bit each, the newest counter lowest."""
 
     highest: int
+    """The highest counter."""
     latest: int
+    """The latest time, in milliseconds since 1970."""
     forgotten: int
+    """The session takes only packets that are later than this time."""
     bits: int = 1
 
     def add(self, counter: int, sent: int) -> None:
@@ -187,7 +190,8 @@ class _Session:
             raise SealError(_FORGOTTEN)
         ahead = counter - self.highest
         if ahead > 0:
-            # A jump past the window leaves nothing of it; never shift by what a peer says.
+            # A jump past the window leaves none of its bits. A shift by an unchecked number of the
+            # peer would make an integer of any size.
             kept = self.bits << ahead if ahead < _WINDOW else 0
             self.bits = (kept | 1) & ((1 << _WINDOW) - 1)
             self.highest = counter
@@ -201,11 +205,11 @@ class _Session:
 
 
 class _Seen:
-    """The sessions of a peer that can still be replayed.
+    """The sessions of a peer whose packets could still be replayed.
 
-    What is forgotten must not come back as new, also when the clock goes back, which would
-    make old packets recent again, or when there are too many sessions. So a session takes
-    only packets that are later than all that were forgotten before it was noted.
+    A session that is dropped must not be taken for a new one later: when the clock is set back,
+    its old packets would be recent again. It is also dropped when there are too many. So a new
+    session takes only packets that are later than all packets of the sessions dropped before.
     """
 
     def __init__(self, forgotten: int = -1) -> None:
@@ -214,11 +218,11 @@ class _Seen:
 
     @property
     def latest(self) -> int:
-        """No packet that was seen is later."""
+        """The latest time of all packets that were seen, in milliseconds since 1970."""
         return max([self._forgotten, *(s.latest for s in self._sessions.values())])
 
     def forget_before(self, oldest: int) -> None:
-        """Drop sessions whose packets are all too old by their times."""
+        """Drop sessions whose packets are all older than a time."""
         for name in [name for name, s in self._sessions.items() if s.latest < oldest]:
             self._forget(name)
 
@@ -226,7 +230,7 @@ class _Seen:
         """Note a packet.
 
         Raises:
-            SealError: it was seen before, or whether it was is no longer known.
+            SealError: it was seen before, or so old that this is no longer known.
         """
         session = self._sessions.get(name)
         if session is not None:
@@ -243,17 +247,17 @@ class _Seen:
 
 
 class SealedPeers:
-    """A `SealedPeer` for each peer. A packet that one of them opened, none opens again.
+    """Makes and keeps a `SealedPeer` for each peer, so that no packet is opened twice.
 
-    That holds for what is forgotten, too. As long as the program has a peer's object there is
-    no second one. The objects in use are kept: the last 10,000 that have opened a packet,
-    and of others the last 10,000 that were asked for. Only a holder of a peer's key makes
-    packets that open; so made-up sources, however many, push out nothing that has been opened.
-    When one that has opened packets is dropped, the latest time of them becomes a floor:
-    objects that are made later refuse what was sealed then or before.
+    As long as the program holds a peer's object, no second one is made. Objects that the program
+    has dropped are kept here: the last 10,000 that have opened a packet, and of the others the
+    last 10,000 that were asked for. Two lists, because a relay can make up any number of sources,
+    but only the holder of a peer's key makes packets that open: made-up sources push no object out
+    that has opened packets. When such an object is dropped here, the latest time of its packets
+    becomes a floor: objects that are made later refuse packets sealed at that time or before.
 
     Args:
-        private: our key.
+        private: the key of this side.
         send: sends a packet to a key, such as `Client.send`.
         limit: how many objects of each kind are kept.
     """
@@ -280,7 +284,7 @@ class SealedPeers:
         self._opened: OrderedDict[NodePublic, _KeptPeer] = OrderedDict()
 
     def get(self, key: NodePublic) -> SealedPeer:
-        """The object for a peer; never raises, whatever the key."""
+        """Returns the object for a peer, for any key."""
         peer = self._alive.get(key)
         if peer is None:
             peer = self._alive[key] = _KeptPeer(self, key)
@@ -292,7 +296,7 @@ class SealedPeers:
         return peer
 
     def opened(self, peer: _KeptPeer) -> None:
-        """It has seen a packet, also if it had been dropped: it must be kept now."""
+        """Keep an object that has opened a packet, also if it had been dropped here before."""
         self._unopened.pop(peer.peer, None)
         self._opened[peer.peer] = peer
         self._opened.move_to_end(peer.peer)
@@ -302,19 +306,19 @@ class SealedPeers:
 
 
 class _KeptPeer(SealedPeer):
-    """One of `SealedPeers`, which hears of each packet that opens."""
+    """A peer of `SealedPeers`, which it calls when a packet opens."""
 
     def __init__(self, peers: SealedPeers, key: NodePublic) -> None:
         super().__init__(
             peers.private, key, send=peers.send, random=peers.random, clock=peers.clock
         )
         self._seen = _Seen(peers.floor)
-        # Weak, as it holds us. Once it is gone, no other object can open a packet again.
+        # Weak, as it holds this object. Once it is gone, it makes no second object for the peer.
         self._peers = weakref(peers)
 
     @property
     def latest(self) -> int:
-        """No packet that was opened is later; milliseconds since 1970."""
+        """The latest time of all packets that were opened, in milliseconds since 1970."""
         return self._seen.latest
 
     def open_untrusted(self, packet: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""DERP over a stream that exists already, or that a function opens; without HTTP."""
+"""A route over a stream that exists already, or that a function opens; DERP without HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from pyderp.client.connect import Progress, Route, call_user_code
 from pyderp.client.login import Established, Login, over_stream
+from pyderp.client.route import Progress, Route, call_user_code
 from pyderp.errors import LocalProtocolError
 from pyderp.net.streams import Stream, as_link
 
@@ -13,7 +13,7 @@ __all__ = ["StreamRoute"]
 
 
 class StreamRoute(Route):
-    """Over a stream that exists already, or that a function opens; DERP without HTTP."""
+    """A route over one stream, or over those that a function opens."""
 
     label = "the given stream"
 
@@ -21,7 +21,7 @@ class StreamRoute(Route):
         self._stream: Stream | Callable[[], Awaitable[Stream]] | None = stream
 
     async def connect(self, login: Login, progress: Progress) -> Established:
-        """Log in over the stream, or over another one."""
+        """Log in over the stream, or over a new one of the function."""
         link = await as_link(await self._take())
         progress.step = "waiting for the relay's greeting"
         try:
@@ -36,7 +36,7 @@ class StreamRoute(Route):
         stream = self._stream
         if stream is None:
             raise LocalProtocolError(
-                "the stream given to this client has ended; to reconnect, give a function that "
+                "the only stream of this client has ended; to reconnect, pass a function that "
                 "opens a stream"
             )
         if callable(stream):

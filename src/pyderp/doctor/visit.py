@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pyderp.addresses import IPAddress
 from pyderp.client.client import Client
 from pyderp.client.config import ClientConfig, UrlTarget
-from pyderp.client.connect import Progress, Route
 from pyderp.client.login import Established, Login, over_http, over_websocket
+from pyderp.client.route import Progress, Route
 from pyderp.doctor.httpask import Reply
 from pyderp.errors import CertificateError, DialError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic

@@ -1,1 +1,1 @@
-"""Ways out: sockets to a relay through whatever network there is. Knows nothing of DERP."""
+"""Byte streams to a server: look-ups, proxies, TCP, TLS, websockets. Knows nothing of DERP."""

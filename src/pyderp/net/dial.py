@@ -1,4 +1,4 @@
-"""A byte stream to a relay: to the host of a URL, or to a node of a region."""
+"""Connects a byte stream to a relay: to the host of a URL, or to a node of a region."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["dial_host", "dial_node"]
 NODE_TIMEOUT: Final = 1.5
 """Seconds for DNS and TCP to one node [dialNodeTimeout]."""
 PREFERENCE: Final = 0.2
-"""Seconds that IPv4 waits for an IPv6 that is preferred."""
+"""Seconds by which IPv4 begins later if IPv6 is preferred."""
 _MAX_PORT: Final = 65535
 _Way: TypeAlias = tuple[socket.AddressFamily, str]
-"""A family, and an address of it or a host name."""
+"""A family, and an address of that family or a host name."""
 _HTTPS: Final = 443
 """Proxies of nodes are chosen as if for `https://HostName/`, whatever the port."""
 
@@ -47,20 +47,21 @@ async def dial_host(
 ) -> Link:
     """Connect to the host of a URL; cancelling leaves nothing open. No time limit here.
 
-    The way is the first of these that there is: `settings.proxy`; for `ws` and `wss`
-    HTTP_PROXY and HTTPS_PROXY; ALL_PROXY if it is SOCKS5; a direct connection to the first
-    address that answers. A proxy gets the name, and resolves it.
+    Takes the first of these that is set: `settings.proxy`; for `ws` and `wss` HTTP_PROXY and
+    HTTPS_PROXY; ALL_PROXY if it is SOCKS5; otherwise a direct connection to the first address
+    that answers. A proxy gets the name and resolves it.
 
     Args:
         host: name or IP address.
-        dns_cache: where names are looked up for a direct connection.
-        resolver: without a cache, and for the names of proxies; by default the system's.
-        scheme: that of the URL.
+        dns_cache: looks up `host` for a direct connection.
+        resolver: looks up `host` if there is no cache, and the names of proxies; by default the
+            system's.
+        scheme: scheme of the URL.
 
     Raises:
-        DialError: `dial of <host>: …`, or a text that has the host already; all failures are
-            in the `ExceptionGroup` that is its cause, if several addresses were tried.
-        ProxyError: the same, when it was a proxy that refused.
+        DialError: no connection; the text begins with `dial of <host>:` or contains the host.
+            If several addresses were tried, its cause is an `ExceptionGroup` with all failures.
+        ProxyError: the same, if a proxy refused.
         ConfigError: proxy, mark or device of `settings` cannot be used.
     """
     try:
@@ -69,17 +70,18 @@ async def dial_host(
             return await _through(proxy, host, port, settings, resolver)
         if dns_cache is not None:
             found = await dns_cache.lookup(host, debug=settings.debug_dns)
+            # The primary address first: `connect_to_any` begins with the first one's family.
             first = (found.primary, *(ip for ip in found.all if ip != found.primary))
             sock = await connect_to_any(first, port, settings=settings)
         else:
             sock = await connect_to_host(host, port, settings=settings, resolver=resolver)
         return await link_over_socket(sock)
     except OSError as e:
-        raise _of_host(host, e) from (e.__cause__ or e)
+        raise _with_host(host, e) from (e.__cause__ or e)
 
 
-def _of_host(host: str, error: OSError) -> DialError:
-    """The same error with the host in its text, once."""
+def _with_host(host: str, error: OSError) -> DialError:
+    """Returns an error with the host in its text, unless the text has it already."""
     kind = ProxyError if isinstance(error, ProxyError) else DialError
     text = short = str(error)
     if isinstance(error, DialError):
@@ -99,15 +101,15 @@ async def dial_node(
 ) -> Link:
     """Connect to a node of a region; cancelling leaves nothing open.
 
-    IPv4 and IPv6 race, over the addresses in the node or else over those that its host name
-    has. With an HTTP proxy (`settings.proxy` or HTTPS_PROXY) the tunnel goes to the host
-    name, or to the node's address if it has none. With a SOCKS5 proxy (ALL_PROXY as well) one
-    connection goes to the node's address, or to its host name if the node has none.
+    IPv4 and IPv6 race, with the addresses in the node or else with those of its host name. An
+    HTTP proxy (`settings.proxy` or HTTPS_PROXY) makes a tunnel to the host name, or to the node's
+    address if it has no name. A SOCKS5 proxy (`settings.proxy` or ALL_PROXY) makes one connection
+    to the node's address, or to its host name if it has no address.
 
     All of it has 1.5 s, unless there is an HTTP proxy: that has no time limit here.
 
     Args:
-        port: of the relay.
+        port: TCP port of the relay.
         prefer_ipv6: IPv4 begins 200 ms later, or when IPv6 has failed.
         resolver: by default the system's.
 
@@ -134,16 +136,29 @@ async def dial_node(
         async with asyncio.timeout(NODE_TIMEOUT):
             if proxy is not None:
                 return await _through(proxy, ways[0][1], port, settings, resolver)
-            connect = partial(connect_to_host, port=port, settings=settings, resolver=resolver)
-            attempts = [partial(connect, host, family=family) for family, host in ways]
-            sock = await staggered_race(attempts, delay=PREFERENCE if prefer_ipv6 else 0)
-            return await link_over_socket(sock)
+            delay = PREFERENCE if prefer_ipv6 else 0
+            return await _race(ways, port, settings, resolver, delay=delay)
     except TimeoutError as e:
         raise _too_slow(node, port, ways, proxy) from without_frames(e)
 
 
+async def _race(
+    ways: Sequence[_Way],
+    port: int,
+    settings: NetworkSettings,
+    resolver: Resolver | None,
+    *,
+    delay: float,
+) -> Link:
+    """Connect in each way, each `delay` seconds after the one before; the first to connect wins."""
+    connect = partial(connect_to_host, port=port, settings=settings, resolver=resolver)
+    attempts = [partial(connect, host, family=family) for family, host in ways]
+    return await link_over_socket(await staggered_race(attempts, delay=delay))
+
+
 def _host_for_proxy(node: DERPNode, ways: Sequence[_Way]) -> str:
-    # Go's client asks for an empty name, or (v1.104) not at all: such a node has an address.
+    # A node without a name has an address. Go's client asks the proxy for an empty name, or
+    # (v1.104) uses no proxy.
     return node.host_name or next((address for _, address in ways if address), "")
 
 
@@ -158,7 +173,7 @@ def _too_slow(node: DERPNode, port: int, ways: Sequence[_Way], proxy: Proxy | No
 
 
 def _check(node: DERPNode, port: int) -> None:
-    # Event loops differ in what they make of such ports; one takes them modulo 65536.
+    # Checked here, as event loops differ: one takes a port modulo 65536.
     if not 0 < port <= _MAX_PORT:
         raise _bad_map(f"node {node.name}: DERPPort {port} is no port")
     name = node.host_name
@@ -175,7 +190,7 @@ def _bad_map(text: str) -> DialError:
 
 
 def _ways(node: DERPNode) -> list[_Way]:
-    """Families that the node has, IPv4 first, each with an address or the host name."""
+    """Returns the families that the node has, IPv4 first, each with an address or the host name."""
     ways = []
     for family, version, value in (
         (socket.AF_INET, 4, node.ipv4),
@@ -183,7 +198,7 @@ def _ways(node: DERPNode) -> list[_Way]:
     ):
         destination = value or node.host_name
         literal = ip_literal(destination)
-        # Whatever is no address of the family turns it off; "none" is the custom.
+        # A value that is no address of the family turns the family off; maps use "none".
         if literal.version == version if literal is not None else not value:
             ways.append((family, destination))
     return ways
@@ -202,7 +217,7 @@ def _environment_proxy(
 def _socks_for_node(
     settings: NetworkSettings, name: str, destination: str, port: int
 ) -> Proxy | None:
-    """ALL_PROXY, unless the node's name or its address is exempt."""
+    """Returns ALL_PROXY if it is SOCKS5, unless the node's name or its address is exempt."""
     if socks_proxy_from_environment(settings, name, port) is None:
         return None
     return socks_proxy_from_environment(settings, destination, port)
@@ -219,6 +234,6 @@ async def _through(
         sock = await connect_through_socks(proxy, host, port, settings=settings, resolver=resolver)
         return await link_over_socket(sock)
     except asyncio.CancelledError as e:
-        # A time limit cancels, too: its error then names what kept us waiting.
+        # A time limit cancels, too. Its traceback then names the proxy that did not answer.
         e.add_note(f"waiting for proxy {proxy.redacted}")
         raise

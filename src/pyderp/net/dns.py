@@ -1,4 +1,4 @@
-"""Names to IP addresses: the system's resolver, and a cache that outlives its failures."""
+"""Looks up IP addresses: the system's resolver, and a cache whose answers outlive its failures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["Addresses", "DNSCache", "Resolver", "lookup", "system_resolver"]
 
 Resolver: TypeAlias = Callable[[str, socket.AddressFamily], Awaitable[Sequence[IPAddress]]]
 """Returns the addresses of a host name, best first: of one family, or of both for AF_UNSPEC.
-It may raise `OSError`, which `socket.gaierror` and `TimeoutError` are."""
+It may raise `OSError`, of which `socket.gaierror` and `TimeoutError` are subclasses."""
 
 _log = logging.getLogger("pyderp.net")
 
-# Where there is no EAI_NODATA, as on BSD, EAI_NONAME means both.
+# Errors that mean: the name has no address. BSD has no EAI_NODATA; EAI_NONAME means both there.
 _NONE: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 TTL: Final = 600.0
-"""Seconds that an answer is used [Resolver.ttl]."""
+"""Seconds for which an answer is used [Resolver.ttl]."""
 _TIMEOUT: Final = 10.0
 _TIMEOUT_WITH_LAST_GOOD: Final = 3.0
 _FALLBACK_TIMEOUT: Final = 30.0
@@ -40,22 +40,23 @@ _PRIVATE: Final = (
     IPv6Network("fc00::/7"),
 )
 _asking: Final[SingleFlight[tuple[int, str, int], list[IPAddress]]] = SingleFlight(keep=True)
-"""For all event loops: as long as a look-up runs, its loop lives, and its `id` is no other's."""
+"""Look-ups of all event loops. The `id` of a loop is a good key: as long as a look-up runs, its
+loop exists, so that no other loop can have the same `id`."""
 
 
 async def system_resolver(host: str, family: socket.AddressFamily) -> list[IPAddress]:
-    """Ask the system (`getaddrinfo`), in a thread of its own.
+    """Look up a host with `getaddrinfo`, in a thread of its own.
 
-    Event loops have few threads for it (uvloop two), so that two names that hang would keep all
-    others waiting. Cancelling returns at once; the thread ends when the system gives up. Until
-    then, the next call for the same host waits for the same answer: no host ever takes a second
-    thread.
+    Event loops have few threads for that (uvloop two): two names whose servers do not answer would
+    delay all other look-ups. Cancelling returns at once; the thread ends when the system gives up.
+    Until then, a call for the same host waits for the same answer, so that each host takes one
+    thread at most.
     """
     loop = asyncio.get_running_loop()
     found = await _asking.get(
         (id(loop), host, family), lambda: _ask(host, family), name=f"pyderp look-up of {host}"
     )
-    if found is None:  # not by us: the event loop ends
+    if found is None:  # this client never cancels it: the event loop is ending
         raise DialError(f"look-up of {host!r}: cancelled")
     return list(found)
 
@@ -68,6 +69,7 @@ async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
     found: dict[IPAddress, None] = {}
     for _, _, _, _, address in infos:
         ip = ipaddress.ip_address(address[0])
+        # Without its zone, a link-local address cannot be connected to.
         zone = address[3] if len(address) == 4 else 0
         if zone and isinstance(ip, IPv6Address) and ip.scope_id is None:
             ip = IPv6Address(f"{ip}%{zone}")
@@ -78,14 +80,14 @@ async def _ask(host: str, family: socket.AddressFamily) -> list[IPAddress]:
 async def lookup(
     host: str, *, family: socket.AddressFamily = socket.AF_UNSPEC, resolver: Resolver | None = None
 ) -> list[IPAddress]:
-    """The addresses of `host`, at least one; an IP address is its own.
+    """Returns the addresses of `host`, at least one; of an IP address itself.
 
     Args:
         resolver: by default `system_resolver`.
 
     Raises:
-        NameNotFound: there are none.
-        DialError: it cannot be found out.
+        NameNotFound: it has no address, or is no valid name.
+        DialError: the look-up failed.
     """
     literal = parse_ip(host)
     if literal is not None:
@@ -114,10 +116,10 @@ async def lookup(
 
 @dataclass(frozen=True)
 class Addresses:
-    """What a name stands for."""
+    """The addresses of a name."""
 
     all: tuple[IPAddress, ...]
-    """At least one, IPv4 inside IPv6 taken out."""
+    """At least one; an IPv4 address inside an IPv6 one is taken out."""
 
     @property
     def primary(self) -> IPAddress:
@@ -128,19 +130,19 @@ class Addresses:
 class DNSCache:
     """Looks names up, each at most once at a time and, if that works, once in `ttl` seconds.
 
-    It serves one event loop. Names are never forgotten, so ask for those of relays only. A
-    failure is not remembered, nor are private addresses (RFC 1918, fc00::/7): these come
-    from captive portals.
+    It serves one event loop. It never forgets a name, so look up names of relays only. Failures
+    are not remembered, nor are private addresses (RFC 1918, fc00::/7): captive portals answer with
+    these.
 
     Args:
-        resolver: asked first; by default the system's. It has 10 s, or 3 s if an
-            older answer is at hand.
-        fallbacks: asked in turn when that fails or has no addresses, 30 s each; a
-            cloud provider's resolver, say.
-        ttl: seconds that an answer is used.
-        use_last_good: an older answer is better than none.
-        single_host: the only name there is, with `single_host_addresses`; no resolver is asked.
-        clock: seconds, monotonic.
+        resolver: used first; by default the system's. It has 10 s, or 3 s if there is an older
+            answer.
+        fallbacks: used in turn if that fails or finds no addresses, 30 s each; such as a cloud
+            provider's resolver.
+        ttl: seconds for which an answer is used.
+        use_last_good: return an older answer if all look-ups fail.
+        single_host: the only name to answer, with `single_host_addresses`, without a look-up.
+        clock: returns seconds, monotonic.
     """
 
     def __init__(
@@ -167,13 +169,13 @@ class DNSCache:
         self._running: SingleFlight[str, Addresses] = SingleFlight(wait=True)
 
     async def lookup(self, host: str, *, debug: bool = False) -> Addresses:
-        """The addresses of `host`; an IP address is its own.
+        """Returns the addresses of `host`; of an IP address itself.
 
         Args:
-            debug: log what the cache did, at DEBUG.
+            debug: log at DEBUG where the answer came from.
 
         Raises:
-            DialError: there are none.
+            DialError: the look-up failed, or found no addresses (`NameNotFound`).
         """
         if self._single:
             if host != self._single_host:
@@ -193,7 +195,7 @@ class DNSCache:
             found = await self._running.get(
                 host, lambda: self._refresh(host), name=f"pyderp look-up of {host}"
             )
-            if found is None:  # not by us: the event loop ends
+            if found is None:  # the cache never cancels it: the event loop is ending
                 raise DialError(f"look-up of {host!r}: cancelled")
         except DialError as e:
             if known is None or not self._use_last_good:

@@ -1,4 +1,4 @@
-"""One HTTP GET, bounded in time and size, by the ways out that a client takes."""
+"""One HTTP GET, bounded in time and size, through the same proxies as a client's connections."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Fetched(HttpReply):
     """An answer, after redirects; its `reason` is printable."""
 
     url: str
-    """Where it came from."""
+    """The URL that it came from, after redirects."""
     body: bytes
 
 
 def shown_url(url: str) -> str:
-    """A URL without user and password, for errors; one that cannot be split: cut short."""
+    """Returns a URL for errors: without user and password, or cut short if it cannot be split."""
     try:
         parts = urlsplit(url)
         if "@" in parts.netloc:
@@ -68,25 +68,26 @@ async def fetch(
     """GET a URL; follows ten redirects at most, but none from `https` to `http`.
 
     Args:
-        url: `http://` or `https://`; a user and password in it are sent as Basic, not further on.
+        url: `http://` or `https://`; a user and password in it are sent as Basic to this server,
+            and not after a redirect.
         headers: besides Host, User-Agent and Connection.
-        limit: bytes that the body may have.
-        seconds: time for all of it.
+        limit: the most bytes that the body may have.
+        seconds: time for all of it, redirects included.
         settings: proxies; by default the environment's (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY).
         tls: which authorities to trust.
 
     Raises:
-        ConfigError: not such a URL, or proxies or certificates that cannot be used.
+        ConfigError: `url` is no such URL, or proxies or certificates cannot be used.
         DialError: no connection, or no whole answer in time (`reason`).
-        TLSError: the certificate is not trusted, or there is no TLS.
-        RemoteProtocolError: no HTTP, a body that is larger, or a redirect that is not followed.
+        TLSError: the certificate is not trusted, or the server does not speak TLS.
+        RemoteProtocolError: no HTTP, a body larger than `limit`, or a redirect not followed.
     """
     settings = NetworkSettings.from_environment() if settings is None else settings
-    way = _Way(settings, tls or TLSConfig(), resolver)
+    network = _Network(settings, tls or TLSConfig(), resolver)
     try:
         async with asyncio.timeout(seconds):
             for _ in range(_REDIRECTS + 1):
-                got = await _get(url, headers, limit, way)
+                got = await _get(url, headers, limit, network)
                 location = got.header("location")
                 if got.status not in _MOVED or not location:
                     return got
@@ -98,17 +99,17 @@ async def fetch(
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Network:
     settings: NetworkSettings
     tls: TLSConfig
     resolver: Resolver | None
 
 
 def _split(url: str) -> tuple[SplitResult, str, int]:
-    """Parts, host and port.
+    """Returns the parts of a URL, its host and its port.
 
     Raises:
-        ConfigError: not a URL that can be asked.
+        ConfigError: it is no `http://` or `https://` URL with a host.
     """
     try:
         parts = urlsplit(url)
@@ -133,7 +134,9 @@ def _moved(url: str, location: str) -> str:
     return following
 
 
-async def _get(url: str, headers: Sequence[tuple[str, str]], limit: int, way: _Way) -> Fetched:
+async def _get(
+    url: str, headers: Sequence[tuple[str, str]], limit: int, network: _Network
+) -> Fetched:
     parts, host, port = _split(url)
     name = bracketed(host) if port == _PORTS[parts.scheme] else f"{bracketed(host)}:{port}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -144,19 +147,21 @@ async def _get(url: str, headers: Sequence[tuple[str, str]], limit: int, way: _W
     try:
         http = HttpExchange(name, target, headers=fields, max_body=limit + 1)
     except LocalProtocolError:
-        raise ConfigError(f"{shown_url(url)}: it cannot be asked for: not ASCII") from None
+        raise ConfigError(f"{shown_url(url)}: the URL is not ASCII") from None
     secure = parts.scheme == "https"
-    # With the schemes of websockets, both kinds of URL have a proxy in the environment.
+    # The schemes of websockets, as `dial_host` uses HTTP_PROXY and HTTPS_PROXY for them only.
     link: Link = await dial_host(
         host,
         port,
-        settings=way.settings,
-        resolver=way.resolver,
+        settings=network.settings,
+        resolver=network.resolver,
         scheme="wss" if secure else "ws",
     )
     try:
         if secure:
-            link = await start_tls(link, server_name=host, config=way.tls, settings=way.settings)
+            link = await start_tls(
+                link, server_name=host, config=network.tls, settings=network.settings
+            )
         return await _exchange(link, http, limit, url)
     finally:
         link.abort()

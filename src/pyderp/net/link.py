@@ -1,7 +1,7 @@
-"""A byte stream to a relay: TCP, what lies on top of it, or a stream that the program has already.
+"""A byte stream to a relay: TCP, a layer on top of another link, or a stream of the program.
 
-Two phases. While a connection is being made, one task awaits `read`. Then `start` hands
-over to a `Receiver`, whose callbacks cost no task and no await.
+A link has two phases. While a connection is being made, one task awaits `read`. Then `start`
+hands over to a `Receiver`, whose callbacks need no task and no await.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _UNREAD_HIGH: Final = 256 * 1024
 
 
 class Receiver(Protocol):
-    """Gets what a link receives."""
+    """The callbacks of a link after `start`."""
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Take bytes that came."""
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The stream ended, once: `None` for a clean end by the other side."""
+        """Take note that the stream has ended; called once. `None`: the peer ended it in order."""
 
     def writable(self) -> None:
-        """What was written before is on its way; `pending` is low again."""
+        """Take note that the kernel took what was written; `pending` is low again."""
 
 
 class _NoReceiver:
-    """Takes the place of a receiver once `connection_lost` was called."""
+    """Replaces the receiver of a link that has ended; does nothing."""
 
     def data_received(self, data: bytes) -> None:
         pass
@@ -47,8 +47,9 @@ class _NoReceiver:
 
 
 NO_RECEIVER: Final = _NoReceiver()
-"""What a link has instead of its receiver once it has reported the end. The receiver holds the
-link, so a link that went on holding the receiver would keep both until the collector runs."""
+"""Replaces the receiver of a link once the link has reported the end. A receiver holds its link;
+if the link went on holding the receiver, both would stay in memory until the cyclic collector
+runs."""
 
 
 class Link(ABC):
@@ -56,7 +57,7 @@ class Link(ABC):
 
     @abstractmethod
     async def read(self) -> bytes:
-        """Some bytes; `b""` at the end of the stream. Before `start` only, one task at a time.
+        """Returns bytes, or `b""` at the end of the stream; before `start`, one task at a time.
 
         Raises:
             OSError: the connection broke.
@@ -64,20 +65,20 @@ class Link(ABC):
 
     @abstractmethod
     def start(self, receiver: Receiver) -> None:
-        """Deliver to `receiver` from now on, beginning with what came and was not read."""
+        """Deliver to `receiver` from now on, beginning with bytes that came and were not read."""
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Send bytes, at once if the kernel takes them. After the end: silently nothing."""
+        """Send bytes, at once if the kernel takes them. After the end this does nothing."""
 
     @property
     @abstractmethod
     def pending(self) -> int:
-        """Bytes written that no kernel has taken yet."""
+        """Bytes that were written and that the kernel has not taken yet."""
 
     @abstractmethod
     def pause_reading(self) -> None:
-        """Bring nothing until `resume_reading`."""
+        """Deliver nothing until `resume_reading`."""
 
     @abstractmethod
     def resume_reading(self) -> None:
@@ -85,28 +86,28 @@ class Link(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Close now, without a goodbye (so does Go's client). May be called again."""
+        """Close now, without a close message, as Go's client does. May be called again."""
 
     def close(self) -> None:
-        """Say that nothing more follows what was written, and close with the other side.
+        """End the writing half after what was written; the link ends when the peer closes.
 
-        The receiver hears when that is done. `abort` if it takes too long.
+        The receiver's `connection_lost` is called then. Call `abort` if that takes too long.
         """
         self.abort()
 
     @property
     def local_address(self) -> tuple[str, int] | None:
-        """Our IP address and port, if there is a socket below."""
+        """The local IP address and port, or `None` if there is no socket below."""
         return None
 
     @property
     def remote_address(self) -> tuple[str, int] | None:
-        """The IP address and port that the socket below is connected to, if there is one."""
+        """The peer's IP address and port, or `None` if there is no socket below."""
         return None
 
 
 class LayeredLink(Link):
-    """A link on top of another, to which everything goes that a subclass does not do itself."""
+    """A link on top of another; passes on everything that a subclass does not override."""
 
     def __init__(self, lower: Link) -> None:
         self._lower = lower
@@ -155,7 +156,7 @@ class TcpLink(Link, asyncio.Protocol):
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast, because uvloop's transports are no subclasses of asyncio.Transport.
+        # A cast, because uvloop's transports are not subclasses of asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -182,7 +183,7 @@ class TcpLink(Link, asyncio.Protocol):
         if self._receiver is not None:
             self._receiver.writable()
 
-    # Called by us
+    # Called by the user of the link
 
     async def read(self) -> bytes:
         while not self._unread:
@@ -202,7 +203,7 @@ class TcpLink(Link, asyncio.Protocol):
 
     def start(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        # First of all, as the receiver may pause again.
+        # Before data is delivered, as the receiver may pause again.
         self.resume_reading()
         if self._unread:
             data = bytes(self._unread)
@@ -233,7 +234,7 @@ class TcpLink(Link, asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        # asyncio's transports fail at this after a `close` that had to wait.
+        # Not after the end: asyncio's transports raise then if a `close` had to wait.
         if self._transport is not None and not self._ended:
             self._transport.abort()
 
@@ -249,8 +250,9 @@ class TcpLink(Link, asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ended or self._closing:
             return
-        # Only our half: to close both with bytes unread is a reset, which takes what is still
-        # on its way with it.
+        # Only the writing half. If the socket is closed while bytes from the peer are unread, the
+        # kernel sends a reset, and the peer may lose bytes that are still on their way to it. So
+        # reading goes on until the peer closes, too.
         self._closing = True
         self.resume_reading()
         try:
@@ -279,7 +281,7 @@ class TcpLink(Link, asyncio.Protocol):
 
 
 async def link_over_socket(sock: socket.socket) -> TcpLink:
-    """A link over a connected TCP socket, which then belongs to it, also when this fails."""
+    """Returns a link over a connected TCP socket, which belongs to it, also if this fails."""
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""How to leave this machine: what the environment says, what a program sets, and which proxy.
+"""Proxies and socket options, from the environment or set by a program.
 
-Which destination goes through which proxy is decided as in Go's `golang.org/x/net/http/httpproxy`,
-for SOCKS as well.
+The rules which destination goes through a proxy are those of Go's
+`golang.org/x/net/http/httpproxy`, for SOCKS as well.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _RTF_REJECT: Final = 0x200
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """Proxies, socket options and switches. Empty or `None` means: not used."""
+    """Proxies, socket options and switches. A setting that is empty or `None` is not used."""
 
     proxy: str = ""
-    """A proxy for every connection, in URL and region mode: `http://`, `https://` (CONNECT) or
-    `socks5://`, `socks5h://`; `[user:password@]host[:port]`. Overrides those below."""
+    """A proxy for every connection, to URLs and regions: `http://`, `https://` (CONNECT) or
+    `socks5://`, `socks5h://`; `[user:password@]host[:port]`. Used in place of those below."""
 
     https_proxy: str = ""
     """CONNECT proxy for regions, and for websockets over TLS [HTTPS_PROXY]."""
@@ -61,21 +61,21 @@ class NetworkSettings:
     """CONNECT proxy for websockets without TLS [HTTP_PROXY]."""
 
     all_proxy: str = ""
-    """SOCKS5 proxy for what no other proxy is for [ALL_PROXY]; other schemes: direct."""
+    """SOCKS5 proxy for connections without another proxy [ALL_PROXY]; other schemes are ignored."""
 
     no_proxy: str = ""
-    """Hosts that are reached directly [NO_PROXY]. Does not hold for `proxy`."""
+    """Hosts that are connected to directly [NO_PROXY]; not for `proxy`."""
 
     proxy_authorization: str = ""
-    """`Proxy-Authorization` verbatim, instead of Basic [TS_DEBUG_FAKE_PROXY_AUTH]."""
+    """Value of `Proxy-Authorization`, in place of Basic [TS_DEBUG_FAKE_PROXY_AUTH]."""
 
     socket_mark: int | None = None
     """SO_MARK on every socket but loopback's. Linux; needs CAP_NET_ADMIN."""
 
     bind_device: str | None = None
     """Interface that every socket but loopback's is bound to (SO_BINDTODEVICE). Linux.
-    `TS_FORCE_LINUX_BIND_TO_DEVICE` sets it to that of the default route, see
-    `default_route_device`."""
+    `TS_FORCE_LINUX_BIND_TO_DEVICE` sets it to the one of the default route
+    (`default_route_device`)."""
 
     before_connect: Callable[[socket.socket], None] | None = None
     """Called with each socket before it connects, loopback's included."""
@@ -87,7 +87,7 @@ class NetworkSettings:
     """DERP inside a websocket [TS_DEBUG_DERP_WS_CLIENT]."""
 
     verbose_tls: bool = False
-    """Log what certificate verification saw [TS_DEBUG_TLS_DIAL]."""
+    """Log the certificates that a server presents [TS_DEBUG_TLS_DIAL]."""
 
     debug_dns: bool = False
     """Log each look-up [TS_DEBUG_DNS_CACHE]."""
@@ -96,10 +96,10 @@ class NetworkSettings:
     """TLS secrets are appended to this file [SSLKEYLOGFILE]."""
 
     def __post_init__(self) -> None:
-        """Refuse what is of a wrong type.
+        """Refuse values of a wrong type.
 
         Raises:
-            ConfigError: the text names the setting, and never has its value.
+            ConfigError: the text names the setting, and never contains its value.
         """
         for item in fields(self):
             value = getattr(self, item.name)
@@ -114,14 +114,14 @@ class NetworkSettings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> NetworkSettings:
-        """Read the environment as Go's client does; lower-case names of proxies hold, too.
+        """Read the environment as Go's client does; names of proxies also in lower case.
 
         Args:
-            environ: by default the process's.
+            environ: by default the environment of the process.
 
         Raises:
-            ConfigError: a switch that is neither true nor false, or a default route is
-                asked for and there is none.
+            ConfigError: a switch is neither true nor false, or the device of the default route is
+                to be used and there is none.
         """
         environ = os.environ if environ is None else environ
 
@@ -144,7 +144,7 @@ class NetworkSettings:
         )
 
     def __repr__(self) -> str:
-        """What differs from the defaults, without users and passwords."""
+        """Returns the settings that differ from the defaults, without users and passwords."""
         shown = []
         for item in fields(self):
             value = getattr(self, item.name)
@@ -159,18 +159,18 @@ class NetworkSettings:
 
 
 def without_userinfo(url: str) -> str:
-    """A proxy's URL with `***` for user and password, however odd the URL is."""
+    """Returns a proxy's URL with `***` for user and password, also of a malformed URL."""
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def default_route_device(routes: Path = _ROUTES) -> str:
-    """The interface of the IPv4 default route with the lowest metric, as of now.
+    """Returns the interface of the IPv4 default route with the lowest metric.
 
-    Read from `/proc/net/route`, the kernel's main table: the routes of a VPN in tables of
-    its own do not count. Later changes of the route are not noticed.
+    Read from `/proc/net/route`, the kernel's main table: routes of a VPN in a table of its own
+    do not count. Later changes of the route are not noticed.
 
     Raises:
-        ConfigError: no such route, or not Linux.
+        ConfigError: there is no such route, or the system is not Linux.
     """
     try:
         lines = routes.read_text("ascii").splitlines()[1:]
@@ -198,7 +198,7 @@ def _switch(environ: Mapping[str, str], name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Proxy:
-    """A proxy; printing it shows neither user nor password."""
+    """A proxy. Its `repr` shows neither user nor password."""
 
     scheme: str
     """`http`, `https`, `socks5` or `socks5h`."""
@@ -209,12 +209,12 @@ class Proxy:
 
     @property
     def is_socks(self) -> bool:
-        """Whether it speaks SOCKS5, and not HTTP CONNECT."""
+        """Whether the proxy speaks SOCKS5, and not HTTP CONNECT."""
         return self.scheme.startswith("socks5")
 
     @property
     def redacted(self) -> str:
-        """Its URL, for logs and errors."""
+        """Its URL without user and password, for logs and errors."""
         userinfo = "***@" if self.user or self.password else ""
         return f"{self.scheme}://{userinfo}{format_address(self.host, self.port)}"
 
@@ -226,8 +226,8 @@ def parse_proxy(text: str) -> Proxy:
     """Read a proxy's URL, or `[user:password@]host[:port]`, which means `http`.
 
     Raises:
-        ConfigError: not a proxy, or of a kind that is not known. The text has nothing of what
-            was given: in what cannot be read, a password cannot be told from the rest.
+        ConfigError: no such URL, or its scheme is not supported. The error repeats no part of the
+            text: if it cannot be read, any part may be a password.
     """
     if _BAD.search(text):
         raise ConfigError(f"proxy: spaces or control characters in it; {_WANT}")
@@ -254,7 +254,7 @@ def parse_proxy(text: str) -> Proxy:
 
 
 def explicit_proxy(settings: NetworkSettings) -> Proxy | None:
-    """The proxy that the program itself has set, for every destination.
+    """Returns the proxy in `settings.proxy`, which is for every destination.
 
     Raises:
         ConfigError: it cannot be used.
@@ -265,16 +265,16 @@ def explicit_proxy(settings: NetworkSettings) -> Proxy | None:
 def connect_proxy_from_environment(
     settings: NetworkSettings, host: str, port: int, *, tls: bool
 ) -> Proxy | None:
-    """HTTPS_PROXY or HTTP_PROXY, unless the destination is exempt.
+    """Returns HTTPS_PROXY (with `tls`) or HTTP_PROXY, unless the destination is exempt.
 
-    A value that cannot be used counts as none, with a warning.
+    A value that cannot be used is ignored, with a warning in the log.
     """
     name = "https_proxy" if tls else "http_proxy"
     return _from_environment(settings, name, host, port, level=logging.WARNING)
 
 
 def socks_proxy_from_environment(settings: NetworkSettings, host: str, port: int) -> Proxy | None:
-    """ALL_PROXY if it is for SOCKS5, unless the destination is exempt; others count as none."""
+    """Returns ALL_PROXY if it is SOCKS5, unless the destination is exempt."""
     proxy = _from_environment(settings, "all_proxy", host, port, level=logging.DEBUG)
     return proxy if proxy is not None and proxy.is_socks else None
 
@@ -293,12 +293,12 @@ def _from_environment(
 
 
 def is_exempt(no_proxy: str, host: str, port: int) -> bool:
-    """Whether NO_PROXY, or being on this machine, keeps `host` from proxies.
+    """Whether a host is reached without a proxy: it is on this machine, or NO_PROXY names it.
 
     Args:
-        no_proxy: entries with commas between them: an IP address, a domain (itself and what
-            is below), `.domain` or `*.domain` (only what is below), each with a `:port` if
-            only that is meant; a CIDR block; `*` for all hosts.
+        no_proxy: entries separated by commas: an IP address, a domain (it and its subdomains),
+            `.domain` or `*.domain` (its subdomains only), each with `:port` to exempt that port
+            only; a CIDR block; `*` for all hosts.
     """
     name = _ascii(host)
     address = parse_ip(name)
@@ -327,7 +327,7 @@ def _matches(entry: str, name: str, address: IPAddress | None, port: int) -> boo
 
 
 def _split_port(entry: str) -> tuple[str, str]:
-    """Host and port of `host:port`, `[ipv6]:port`; port `""` of anything else."""
+    """Returns host and port of `host:port` and `[ipv6]:port`; otherwise the port is `""`."""
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
         return host, rest.removeprefix(":")
@@ -338,9 +338,9 @@ def _split_port(entry: str) -> tuple[str, str]:
 
 
 def _ascii(host: str) -> str:
-    """How DNS spells a name; what it cannot spell stays as it is."""
+    """Returns a name in DNS's ASCII form (IDNA), or in lower case if it has none."""
     try:
-        dot = "." if host.startswith(".") else ""  # no label, so no name for the codec
+        dot = "." if host.startswith(".") else ""  # the codec refuses an empty label
         return dot + host.removeprefix(".").lower().encode("idna").decode("ascii")
     except UnicodeError:
         return host.lower()

@@ -1,4 +1,4 @@
-"""Streams that others opened, as links."""
+"""Links over streams that the program has opened."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _HIGH: Final = 64 * 1024
 
 @runtime_checkable
 class ByteStream(Protocol):
-    """What anyio calls a byte stream; `pyderp.wsconn` and many others offer it."""
+    """A byte stream with anyio's method names; `pyderp.wsconn` and many others have them."""
 
     async def receive(self, max_bytes: int = 65536, /) -> bytes:
-        """At least one byte; at the end `b""` or an `EndOfStream` error."""
+        """Returns at least one byte; at the end returns `b""` or raises `EndOfStream`."""
 
     async def send(self, item: bytes, /) -> None:
         """Send all of it."""
@@ -39,10 +39,10 @@ Stream: TypeAlias = (
 
 
 async def as_link(stream: Stream) -> Link:
-    """A link over any of the streams that programs have; it then belongs to the link.
+    """Returns a link over a stream, which then belongs to the link.
 
     Raises:
-        LocalProtocolError: none of these.
+        LocalProtocolError: the object is no `Stream`.
     """
     if isinstance(stream, Link):
         return stream
@@ -59,12 +59,12 @@ async def as_link(stream: Stream) -> Link:
 
 
 class _Pair:
-    """asyncio's two streams as one `ByteStream`."""
+    """A reader and a writer of asyncio as one `ByteStream`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        # Then `drain` waits until the kernel has all, and closing loses nothing.
+        # So `drain` waits until the kernel has taken everything, and closing loses nothing.
         writer.transport.set_write_buffer_limits(high=0)
 
     async def receive(self, max_bytes: int = _READ) -> bytes:
@@ -79,7 +79,7 @@ class _Pair:
 
 
 class StreamLink(Link):
-    """A link over a stream with await: one task reads, one writes, both end with `abort`."""
+    """A link over a stream with async methods: one task reads and one writes, until `abort`."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -96,7 +96,7 @@ class StreamLink(Link):
         self._writer: asyncio.Task[None] | None = None
 
     async def read(self) -> bytes:
-        # The writer may have failed: then there is nothing to wait for.
+        # The writer may have failed before; then nothing comes.
         if self._error is not None:
             raise raisable(self._error)
         if self._ended:
@@ -109,7 +109,7 @@ class StreamLink(Link):
         except (OSError, DerpError):
             raise
         except Exception as e:
-            # anyio is no dependency of ours, so its end of a stream is known by name only.
+            # By its name, as pyderp does not depend on anyio, whose class this is.
             if isinstance(e, EOFError) or type(e).__name__ == "EndOfStream":
                 return b""
             raise ConnectionError(f"reading failed: {describe(e)}") from e
@@ -170,7 +170,7 @@ class StreamLink(Link):
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        # One that was cancelled before it began could not do this itself.
+        # For a task that was cancelled before it began, which runs none of its own code.
         if self._writer is task:
             self._writer = None
 
@@ -207,13 +207,13 @@ class StreamLink(Link):
             self._lose(None)
 
     async def _close(self) -> None:
-        # It is over, whatever the stream thinks of it.
+        # The link has ended already, and no call is left that could raise this error.
         with contextlib.suppress(Exception):
             await self._stream.aclose()
 
 
 def describe(error: Exception) -> str:
-    """An error in words, also one that has none of its own."""
+    """Returns the text of an error, or its type if it has no text."""
     if isinstance(error, OSError) and not isinstance(error, DerpError):
         return system_words(error)
     return str(error) or type(error).__name__

@@ -1,9 +1,8 @@
-"""A STUN client on one UDP socket: ask a server, and learn the address that it sees.
+"""A STUN client on one UDP socket: asks servers for the address that they see.
 
-Several questions may be under way at once. An answer belongs to the question with its
-transaction id and to nothing else; where it came from does not matter, so that a server that
-answers from another address than the one that was asked can be told apart
-(`StunAnswer.from_asked_address`).
+Several requests may be under way at once. An answer belongs to the request with its transaction
+id. Its source address is not compared: so a server that answers from another address than the
+one that was asked can be detected (`StunAnswer.from_asked_address`).
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from pyderp.wire.stun import TX_ID_LEN, pack_request, parse_response_untrusted
 __all__ = ["MAX_ANSWER", "StunAnswer", "StunClient"]
 
 MAX_ANSWER: Final = 1500
-"""Bytes; what is longer is ignored. A datagram of 64 KiB can hold 16,000 attributes."""
+"""Bytes; a longer answer is ignored, as a datagram of 64 KiB can hold 16,000 attributes."""
 MAX_PENDING: Final = 65_536
-"""Requests that may still be answered; beyond that the oldest is forgotten."""
+"""Requests that wait for an answer; one more makes the client forget the oldest."""
 WITHIN: Final = 3.0
 RETRANSMIT: Final = 0.5
 _BATCH: Final = 64
 """Datagrams that one turn of the loop reads, so that a flood does not keep it busy."""
 _ANCILLARY: Final = 64
 _RECEIVE_BUFFER: Final = 1024 * 1024
-"""Asked of the kernel, which may give less: answers to thousands of requests come at once."""
+"""Requested size; the kernel may allow less. Answers to thousands of requests come at once."""
 _SO_TIMESTAMPNS: Final = 35 if sys.platform == "linux" else None
-"""The kernel adds the time at which a datagram came; the module `socket` does not name this."""
+"""Option by which the kernel adds the time at which a datagram came; `socket` lacks its name."""
 _TIMESPEC: Final = struct.Struct("@ll")
 
 _Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
@@ -49,10 +48,10 @@ _Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class StunAnswer:
-    """What a server answered, and from where."""
+    """An answer of a STUN server, and where it came from."""
 
     address: IPAddress
-    """The address that the server saw the request come from."""
+    """The source address of the request, as the server saw it."""
     port: int
     asked: tuple[str, int]
     """IP address and port that the request was sent to."""
@@ -63,9 +62,9 @@ class StunAnswer:
 
     @property
     def from_asked_address(self) -> bool:
-        """Whether the answer came from where the request went to.
+        """Whether the answer came from the address and port that the request went to.
 
-        If not, firewalls and NAT with connection tracking drop such answers on the way.
+        Firewalls and NAT with connection tracking drop other answers.
         """
         (asked, asked_port), (source, port) = self.asked, self.source
         return port == asked_port and ip_address(source) == ip_address(asked)
@@ -101,7 +100,7 @@ class StunClient:
         self._pending: dict[bytes, _Pending] = {}
         self.family = family
         self.ignored = 0
-        """Datagrams that came and were no answer to a request of this socket."""
+        """Number of datagrams that were no answer to a request of this socket."""
         try:
             self._sock = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as e:
@@ -162,12 +161,13 @@ class StunClient:
     async def ask(
         self, host: str, port: int, *, within: float = WITHIN, retransmit: float = RETRANSMIT
     ) -> StunAnswer:
-        """Ask until an answer comes; the first one counts.
+        """Send requests until an answer comes; return the first one.
 
         Args:
             host: an IP address of the socket's family.
-            within: seconds, all requests together.
-            retransmit: seconds between two requests, at least 0.01; more than `within`: one only.
+            within: seconds for all requests together.
+            retransmit: seconds between two requests, at least 0.01. If it is more than `within`,
+                one request is sent.
 
         Raises:
             DialError: no answer in time (`TIMEOUT`), or the kernel could not send.
@@ -205,11 +205,11 @@ class StunClient:
             del self._pending[tx_id]
 
     def forget(self) -> None:
-        """Forget all requests: what is answered from now on is ignored."""
+        """Forget all requests; later answers to them are ignored."""
         self._pending.clear()
 
     def close(self) -> None:
-        """Close the socket; no answer is reported any more. It may be called again."""
+        """Close the socket; no answer is reported any more. May be called again."""
         self.forget()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
@@ -233,7 +233,7 @@ class StunClient:
             try:
                 data, ancillary, _, source = self._sock.recvmsg(MAX_ANSWER + 1, _ANCILLARY)
             except OSError:
-                return  # nothing more, or an error of the network that belongs to one request
+                return  # no more datagrams, or an ICMP error that belongs to one request
             now = time.perf_counter_ns()
             self._on_datagram_untrusted(data, source[:2], now, _kernel_time(ancillary))
 
@@ -252,8 +252,8 @@ class StunClient:
             self.ignored += 1
             return
         elapsed = now - pending.sent
-        # The kernel's time leaves out how long the datagram waited for this process. Only if the
-        # wall clock was not set meanwhile, which shows.
+        # The kernel's time leaves out how long the datagram waited for this process. But it is of
+        # the wall clock: if that was set meanwhile, the result is negative or too large.
         if came_wall is not None and 0 < came_wall - pending.sent_wall < elapsed:
             elapsed = came_wall - pending.sent_wall
         answer = StunAnswer(found.address, found.port, pending.asked, source, elapsed / 1e9)

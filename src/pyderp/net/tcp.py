@@ -1,4 +1,4 @@
-"""TCP connections: a socket to one address, and the race over those of a host (RFC 8305)."""
+"""TCP connections: to one address, and a race over the addresses of a host (RFC 8305)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _KEEPALIVE: Final = 30
-"""Seconds of silence before the kernel asks, and between two questions."""
+"""Seconds without data before the kernel's first keepalive probe, and between two probes."""
 _DENIED: Final = (errno.EPERM, errno.EACCES)
 _REASONS: Final = (
     (TimeoutError, FailureReason.TIMEOUT),
@@ -89,7 +89,7 @@ def _no_connection(address: str, where: str, error: OSError) -> DialError:
 
 
 def failure_reason(error: OSError) -> FailureReason:
-    """The reason of a `DialError`, or that which an error of the system stands for."""
+    """Returns the reason of a `DialError`, or the one for an error of the system."""
     if isinstance(error, DialError):
         return error.reason
     return next(
@@ -99,7 +99,7 @@ def failure_reason(error: OSError) -> FailureReason:
 
 
 def as_dial_error(error: OSError, reason: FailureReason) -> DialError:
-    """A new error with the text of another one, and its host."""
+    """Returns a new error with the text and host of another one."""
     if isinstance(error, DialError):
         return DialError(str(error), reason=reason, host=error.host, short=error.short)
     return DialError(str(error), reason=reason)
@@ -121,7 +121,7 @@ def _apply(sock: socket.socket, settings: NetworkSettings) -> None:
         what = f"socket_mark {mark:#x}"
         if not 0 <= mark < 1 << 32:
             raise ConfigError(f"{what}: not a number of 32 bits")
-        # As bytes, since setsockopt takes no int above 2³¹ - 1.
+        # As bytes, because Python's setsockopt takes no int above 2³¹ - 1.
         _set_option(sock, "SO_MARK", mark.to_bytes(4, sys.byteorder), what)
     if settings.bind_device:
         device = settings.bind_device.encode() + b"\0"
@@ -137,12 +137,12 @@ def _set_option(sock: socket.socket, name: str, value: bytes, what: str) -> None
     except OSError as e:
         if e.errno in _DENIED:
             raise ConfigError(f"{what}: {_system_text(e)}: {name} needs CAP_NET_ADMIN") from e
-        # Interfaces come and go: a later attempt may find it.
+        # No ConfigError: an interface may exist later, so that another attempt can work.
         raise DialError(f"{what}: {_system_text(e)}") from e
 
 
 def _system_text(error: OSError) -> str:
-    """The system's words; event loops have different ones of their own."""
+    """Returns the system's text by the number of the error: event loops have texts of their own."""
     return os.strerror(error.errno) if error.errno else str(error)
 
 
@@ -159,7 +159,7 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
 
     Raises:
         DialError: with the text of the first failure; its cause has all, as a group.
-        Exception: whatever else an attempt raises that is no `OSError` ends the race.
+        Exception: an error of an attempt that is no `OSError`; it ends the race.
     """
     winners: list[socket.socket] = []
     failures: list[OSError] = []
@@ -185,6 +185,8 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
                     running, timeout=pause, return_when=asyncio.FIRST_COMPLETED
                 )
         finally:
+            # When these have ended, a socket that they connected at the last moment is in
+            # `winners`, and is closed below.
             await cancel_and_wait(running)
             running = set()
         if fatal:
@@ -198,13 +200,16 @@ async def staggered_race(attempts: Sequence[Attempt], *, delay: float) -> socket
     finally:
         for sock in winners:
             sock.close()
-        # The errors hold the frames that hold these lists.
+        # The errors hold frames that hold these lists.
         failures.clear()
         fatal.clear()
 
 
 def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
-    """The same addresses, families in turn, beginning with that of the first."""
+    """Returns the addresses with alternating families, beginning with the first one's.
+
+    So a network where one family does not work costs one delay (RFC 8305, section 4).
+    """
     preferred = [ip for ip in addresses if ip.version == addresses[0].version]
     others = [ip for ip in addresses if ip.version != addresses[0].version]
     pairs = chain.from_iterable(zip_longest(preferred, others))
@@ -214,7 +219,7 @@ def interleave(addresses: Sequence[IPAddress]) -> list[IPAddress]:
 async def connect_to_any(
     addresses: Sequence[IPAddress], port: int, *, settings: NetworkSettings
 ) -> socket.socket:
-    """A connected socket to the first of a host's addresses that answers.
+    """Returns a socket connected to the first of a host's addresses that answers.
 
     Raises:
         DialError, ConfigError: as `connect_socket`.
@@ -234,7 +239,7 @@ async def connect_to_host(
     resolver: Resolver | None = None,
     family: socket.AddressFamily = socket.AF_UNSPEC,
 ) -> socket.socket:
-    """Look `host` up, and connect as `connect_to_any`.
+    """Look up `host`, and connect as `connect_to_any`.
 
     Raises:
         DialError, ConfigError: as `lookup` and `connect_socket`.

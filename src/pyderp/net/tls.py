@@ -1,7 +1,8 @@
 """TLS over any link: the handshake, its verification, and the stream that follows.
 
-On the ssl module's memory buffers rather than the event loop's TLS, so that it works over
-every `Link` (TLS inside TLS, too), and so that nothing can be sent before all is verified.
+It uses the ssl module's memory buffers (`MemoryBIO`) and not the event loop's TLS, for two
+reasons: it works over every `Link`, so TLS inside TLS to an HTTPS proxy works, too; and nothing
+but the handshake can be sent before the certificate has passed all checks.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ __all__ = ["HealthTracker", "TLSConfig", "TLSState", "TlsLink", "start_tls"]
 _log = logging.getLogger("pyderp.tls")
 
 _SLICE: Final = 16 * 1024
-"""A memory buffer of OpenSSL never shrinks again."""
+"""Bytes that are written to a memory buffer at a time: OpenSSL never makes it smaller again."""
 _RECORD: Final = 16 * 1024
 """The most plaintext that a record has (RFC 8446, section 5.1)."""
 _NAME_ALERTS: Final = {
     "TLSV1_ALERT_INTERNAL_ERROR": "internal error",
     "TLSV1_UNRECOGNIZED_NAME": "unrecognized name",
 }
-"""OpenSSL's names of what relays answer to a server name that is not theirs."""
+"""OpenSSL's names of the alerts that relays send if they have no certificate for the name."""
 _HANDSHAKE_OR_ALERT: Final = (0x16, 0x15)
-"""Types of the record that a TLS server may begin with."""
+"""Types of the records that a TLS server may send first."""
 
 
 def _reason(error: ssl.SSLError) -> FailureReason:
@@ -49,18 +50,18 @@ def _reason(error: ssl.SSLError) -> FailureReason:
 
 
 class HealthTracker(Protocol):
-    """Told how the certificates of servers fare, as `health.Tracker` in Go."""
+    """Takes the results of certificate checks, as `health.Tracker` in Go."""
 
     def set_tls_error(self, server_name: str, error: Exception | None) -> None:
-        """The connection to a server looks intercepted; `None`: its last one does not."""
+        """Take the result of a check: an error if the connection looks intercepted, or `None`."""
 
 
 @dataclass(frozen=True)
 class TLSState:
-    """What a handshake agreed on."""
+    """The results of a handshake."""
 
     version: str
-    """Such as `TLSv1.3`."""
+    """OpenSSL's name of the version, such as `TLSv1.3`."""
 
     cipher: str
     """OpenSSL's name of the cipher suite."""
@@ -69,7 +70,7 @@ class TLSState:
     """The host name or IP address that the client asked for."""
 
     peer_chain: tuple[bytes, ...]
-    """Certificates as the server presented them, DER. Its own is first, a relay's meta
+    """The certificates that the server presented, DER, in its order: its own first, a relay's meta
     certificate last."""
 
 
@@ -85,20 +86,20 @@ async def start_tls(
 ) -> TlsLink:
     """Begin TLS 1.2 or 1.3 on a link, which then belongs to the new one, also when this fails.
 
-    Nothing is sent but the handshake until the certificate has passed all checks. There is
-    no time limit here.
+    Only the handshake is sent until the certificate has passed all checks. There is no time limit
+    here.
 
     Args:
         link: connected and not started.
-        server_name, cert_name, insecure: as `make_rule`. A host name is sent in the handshake.
+        server_name, cert_name, insecure: as for `make_rule`. A host name is sent in the handshake.
         config: which authorities to trust, and functions of the program.
-        settings: `keylog_file` and `verbose_tls` hold here.
+        settings: `keylog_file` and `verbose_tls` are used.
         health: called after each verification.
 
     Raises:
-        PinMismatch: not the certificate that `cert_name` pins.
+        PinMismatch: the certificate is not the one that `cert_name` pins.
         CertificateError: the certificate is not trusted, or is for another name or time.
-        TLSError: the other side does not speak TLS, or not as we do, or hung up.
+        TLSError: the server does not speak TLS 1.2 or 1.3, sent an alert, or closed.
         ConfigError: a file in `config` or `settings` cannot be used.
         OSError: the link broke.
     """
@@ -121,7 +122,7 @@ async def start_tls(
 
 
 class _Handshake:
-    """The time until a certificate is verified."""
+    """A handshake, from its first message until the certificate is verified."""
 
     def __init__(self, link: Link, context: ssl.SSLContext, rule: Rule, config: TLSConfig) -> None:
         self._link = link
@@ -130,20 +131,24 @@ class _Handshake:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._first = b""
-        """What the server began with."""
+        """The first byte that the server sent."""
         name = rule.server_name
         try:
-            # For an address OpenSSL compares that and sends no name.
-            # None sends no name, but is only for what compares none: `ssl` would skip that.
+            # Of an IP address OpenSSL sends no name, and compares the address. `None` sends no
+            # name either, but then `ssl` compares none: so it is used only where the rule compares
+            # none. An empty name that should be compared makes `wrap_bio` fail.
             host = name if name or rule.hostname else None
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        except TypeError as e:  # it has a null byte
+        except TypeError as e:  # the name contains a null byte
             raise TLSError(f"{name!r} cannot be a server's name: {e}") from e
         except ValueError as e:
             raise TLSError(f"{name!r} cannot be a server's name: {name_words(e)}") from e
 
     async def run(self) -> None:
-        """Exchange what the handshake needs, and verify."""
+        """Exchange the messages of the handshake, and verify the certificate.
+
+        The link has no reader of its own yet: this task reads and writes in turn.
+        """
         while not self._step():
             if self._outgoing.pending:
                 self._link.write(self._outgoing.read())
@@ -152,7 +157,9 @@ class _Handshake:
                 raise self._error("closed during the TLS handshake")
             self._first = self._first or data[:1]
             self._incoming.write(data)
-        # Our last message of the handshake has not left yet, if this fails.
+        # OpenSSL has verified chain and name by now, if the rule says so. Under TLS 1.3 the
+        # client's last message is still in `_outgoing`, and `finish` sends it: if a check here
+        # fails, the server never sees a complete handshake.
         chain = presented_chain(self._tls)
         self._rule.check(chain, now=datetime.datetime.now(datetime.UTC))
         if self._verify is not None:
@@ -164,14 +171,16 @@ class _Handshake:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as e:
+            # The alert that OpenSSL has made: the server's log then says why the client closed.
             if self._outgoing.pending:
-                self._link.write(self._outgoing.read())  # the alert
+                self._link.write(self._outgoing.read())
             if isinstance(e, ssl.SSLCertVerificationError):
                 raise self._rule.explain(e, presented_chain(self._tls)) from e
             raise self._failure(e) from e
         return True
 
     def _failure(self, error: ssl.SSLError) -> TLSError:
+        # OpenSSL calls plain HTTP a wrong version number; the first byte shows what it is.
         if self._first and self._first[0] not in _HANDSHAKE_OR_ALERT:
             text = "the server does not speak TLS on this port"
             return self._error(text, reason=FailureReason.NO_TLS)
@@ -180,11 +189,11 @@ class _Handshake:
             text = "the server speaks neither TLS 1.2 nor TLS 1.3"
             return self._error(text, reason=FailureReason.TLS_REFUSED)
         if reason in _NAME_ALERTS:
-            whom = "this name" if self._rule.server_name else "a client that names no server"
+            name = "this name" if self._rule.server_name else "a client that names no server"
             return self._error(
                 f"TLS handshake failed: the server ended it with the alert "
                 f"{_NAME_ALERTS[reason]!r}, as Go's relay does if it has no certificate for "
-                f"{whom}: check the name, HostName in a map",
+                f"{name}: check the name, HostName in a map",
                 reason=FailureReason.TLS_NAME,
             )
         text = f"TLS handshake failed: {openssl_words(error)}"
@@ -197,7 +206,7 @@ class _Handshake:
     def report(
         self, health: HealthTracker | None, error: CertificateError | None, *, verbose: bool
     ) -> None:
-        """Report what verification found."""
+        """Log and report the result of the verification."""
         chain = presented_chain(self._tls)
         if verbose:
             _log.info("%s: %s", self._rule.server, error or "certificate accepted")
@@ -206,7 +215,8 @@ class _Handshake:
         if health is None:
             return
         problem = None
-        # A pinned certificate signs itself as a rule, which tells nothing.
+        # Firewalls that intercept TLS present certificates of an authority of their own. With a
+        # pin, a self-signed certificate is normal, so that it is no sign of one.
         if error is not None and chain and self._rule.pin is None:
             issuer = self_signed_issuer(chain[0])
             if issuer is not None:
@@ -216,9 +226,10 @@ class _Handshake:
         health.set_tls_error(self._rule.server_name, problem)
 
     def finish(self) -> TlsLink:
-        """The stream behind the handshake."""
+        """Send the client's last message; return the link for application data."""
         if self._outgoing.pending:
             self._link.write(self._outgoing.read())
+        # Application data that came with the server's last message is in `_incoming` already.
         return TlsLink(
             self._link, self._tls, self._incoming, self._outgoing, self._rule.server_name
         )
@@ -239,9 +250,9 @@ class TlsLink(LayeredLink):
         self._tls = tls
         self._incoming = incoming
         self._outgoing = outgoing
-        self._receiver: Receiver  # from `start` on, and the link below brings nothing before
+        self._receiver: Receiver  # set by `start`; the link below delivers nothing before
         self._ended = False
-        """Over, whatever else comes: by a close alert, an error or `abort`."""
+        """Whether a close alert, an error or `abort` has ended it; later bytes are ignored."""
         self._error: TLSError | None = None
         cipher = tls.cipher()
         self.state = TLSState(
@@ -261,7 +272,10 @@ class TlsLink(LayeredLink):
             self._lower.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The link below ended; without a close alert that is an end, too (so in Go)."""
+        """Report the end of the link below. Without a close alert it is a clean end, as in Go.
+
+        DERP has frames with lengths, so that a cut connection cannot pass for a shorter stream.
+        """
         receiver, self._receiver = self._receiver, NO_RECEIVER
         receiver.connection_lost(self._error if self._ended else error)
 
@@ -269,8 +283,9 @@ class TlsLink(LayeredLink):
         self._receiver.writable()
 
     def _decrypt(self, data: bytes) -> bytes:
-        """The plaintext that is complete now."""
+        """Returns the plaintext of the records that are complete now."""
         records: list[bytes] = []
+        # Also once for `b""`, as `_incoming` may hold records that came with the handshake.
         for start in range(0, len(data) or 1, _SLICE):
             if self._ended:
                 break
@@ -281,14 +296,14 @@ class TlsLink(LayeredLink):
                 pass  # the rest is an incomplete record
             except ssl.SSLError as e:
                 self._fail(e)
-        # Whatever OpenSSL has to say by itself, such as an alert.
+        # Messages that OpenSSL makes by itself, such as an alert or the answer to a key update.
         if self._outgoing.pending:
             self._lower.write(self._outgoing.read())
         return records[0] if len(records) == 1 else b"".join(records)
 
     def _read_records(self, records: list[bytes]) -> None:
-        # Asking for what is not there costs an exception. No record is left half read: `_RECORD`
-        # is as much as one can hold.
+        # `pending` is asked first, because a read without data raises an exception, which costs
+        # more than the look. No record is left half read, as none holds more than `_RECORD`.
         while self._incoming.pending:
             record = self._tls.read(_RECORD)
             if not record:  # a close alert
@@ -302,13 +317,13 @@ class TlsLink(LayeredLink):
         self._error = TLSError(f"{name}: TLS: {openssl_words(error)}", reason=_reason(error))
         self._error.__cause__ = without_frames(error)
 
-    # Called by us
+    # Called by the user of the link
 
     async def read(self) -> bytes:
-        """Some bytes; `b""` at the end of the stream.
+        """Returns bytes, or `b""` at the end of the stream.
 
         Raises:
-            TLSError: what came is not TLS, or was tampered with.
+            TLSError: the bytes that came are not TLS, or were changed on the way.
             OSError: the link below broke.
         """
         data = b""
@@ -329,7 +344,8 @@ class TlsLink(LayeredLink):
         if self._ended or not data:
             return
         try:
-            self._tls.write(data)  # all of it, in as many records as it takes
+            # A memory buffer has no limit, so OpenSSL takes all of it, in several records.
+            self._tls.write(data)
         except ssl.SSLError as e:
             self._fail(e)
             self._lower.abort()
@@ -337,6 +353,6 @@ class TlsLink(LayeredLink):
             self._lower.write(self._outgoing.read())
 
     def abort(self) -> None:
-        """Close the link below, without a close alert (so does `close`, as in Go)."""
+        """Close the link below, without a close alert; `close` sends none either, as in Go."""
         self._ended = True
         self._lower.abort()

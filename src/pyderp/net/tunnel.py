@@ -1,4 +1,4 @@
-"""Connections through a proxy: HTTP CONNECT (RFC 9110, 9.3.6), SOCKS5 (RFC 1928 and 1929)."""
+"""Connects through a proxy: HTTP CONNECT (RFC 9110, 9.3.6), SOCKS5 (RFC 1928 and 1929)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = ["connect_through_http", "connect_through_socks", "connect_to_proxy", 
 _log = logging.getLogger("pyderp.net")
 
 _MAX_HEAD: Final = 64 * 1024
-"""Bytes of the proxy's answer, interim answers included."""
+"""The longest head of the proxy's answer, in bytes, interim answers (1xx) included."""
 _HOST: Final = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]+")
-"""What may stand in a Host header, as Go sees it (`httpguts.ValidHostHeader`), and not nothing."""
+"""A host that Go allows in a Host header (`httpguts.ValidHostHeader`), but not an empty one."""
 _PROXY_TLS: Final = TLSConfig()
 
 # Answers of SOCKS5
 _LOGIN_REPLY: Final = 2
-"""Bytes of an answer to the offer of logins (RFC 1928, section 3), and to a login (RFC 1929)."""
+"""Length of the answer to the offered methods (RFC 1928, section 3), and to a login (RFC 1929)."""
 _NO_METHOD: Final = b"\x05\xff"
 _LOGIN_VERSION: Final = 1
 _REFUSALS: Final = range(2, 7)
@@ -47,7 +47,7 @@ _REFUSALS: Final = range(2, 7)
 async def connect_to_proxy(
     proxy: Proxy, *, settings: NetworkSettings, resolver: Resolver | None = None
 ) -> socket.socket:
-    """A connected socket to a proxy, as `connect_to_host`; a `DialError` names the proxy."""
+    """Returns a socket connected to a proxy (`connect_to_host`); a `DialError` names the proxy."""
     try:
         return await connect_to_host(proxy.host, proxy.port, settings=settings, resolver=resolver)
     except OSError as e:
@@ -64,20 +64,20 @@ async def connect_through_http(
     settings: NetworkSettings,
     resolver: Resolver | None = None,
 ) -> Link:
-    """A tunnel to `host` through the proxy, with TLS to a proxy that is `https`.
+    """Returns a tunnel to `host` through the proxy; with TLS to a proxy of scheme `https`.
 
     There is no time limit here. Cancelling closes the connection.
 
     Args:
-        host: a name, for the proxy to resolve, or an IP address.
-        resolver: for the name of the proxy itself.
+        host: a name, which the proxy resolves, or an IP address.
+        resolver: looks up the name of the proxy itself.
 
     Raises:
-        ProxyError: the proxy refused, or spoke neither TLS nor HTTP as it should.
-        DialError, ConfigError: as `connect_to_proxy`; or `host` cannot be asked for.
+        ProxyError: the proxy refused, or broke TLS or HTTP.
+        DialError, ConfigError: as `connect_to_proxy`; or `host` cannot stand in a request.
     """
     if _HOST.fullmatch(host) is None:
-        # Here already: a proxy that is asked for nonsense is a round trip for nothing.
+        # Checked before the proxy is connected to, which would refuse it a round trip later.
         raise DialError(f'invalid DERP node hostname "{printable(host, 100)}"')
     target = format_address(host, port)
     try:
@@ -105,13 +105,13 @@ async def open_tunnel(
     """Ask the proxy at the end of `link` for a tunnel to `host`.
 
     Args:
-        link: to the proxy; it belongs to the tunnel then, and is closed if this fails.
+        link: connected to the proxy; belongs to the tunnel, and is closed if this fails.
 
     Returns:
-        the tunnel; what the other end has already sent is not lost.
+        the tunnel; bytes that came right after the proxy's answer are its first ones.
 
     Raises:
-        ProxyError: it refused, or did not answer in HTTP.
+        ProxyError: the proxy refused, or did not answer in HTTP.
         DialError: `host` cannot stand in a request.
     """
     try:
@@ -123,7 +123,7 @@ async def open_tunnel(
 
 
 async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSettings) -> bytes:
-    """Send the request, read the answer; returns what follows it."""
+    """Send the request and read the answer; return the bytes that follow it."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     headers = [("Host", target)]
     authorization = settings.proxy_authorization or _basic(proxy)
@@ -140,7 +140,7 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
     except OSError as e:
         raise ProxyError(f"no response from {what}: {system_words(e)}") from e
     except h11.RemoteProtocolError as e:
-        # h11 raises it in a method of itself: its own frames hold it.
+        # h11 raises it in its own methods, whose frames hold the error in a local.
         raise ProxyError(f"bad response from {what}: {h11_words(e)}") from without_frames(e)
     reason = printable(response.reason.decode("latin-1"))
     status = f"{response.status_code} {reason}".strip()
@@ -154,7 +154,7 @@ async def _connect(link: Link, target: str, proxy: Proxy, settings: NetworkSetti
 
 
 def _schemes(response: h11.Response) -> str:
-    """The ways to log in that a proxy offers, for an error; of each its name alone."""
+    """Returns the names of the logins that a proxy offers, as the end of an error's text."""
     names = _offered(response)
     if not names:
         return ""
@@ -195,16 +195,16 @@ async def _response(link: Link, connection: h11.Connection) -> h11.Response:
                 raise h11.RemoteProtocolError("it closed the connection without an answer")
             received += len(data)
             connection.receive_data(data)
-            # What comes after a head in one piece with it is not counted against it.
+            # Without the last read, which may contain bytes that follow the head.
             if received - len(data) > _MAX_HEAD:
                 raise h11.RemoteProtocolError("the head is too long")
             continue
-        # An end before the answer, or a switch to another protocol, has raised above.
+        # For an end before the answer, or a switch to another protocol, h11 has raised above.
         assert isinstance(event, h11.InformationalResponse)
 
 
 def _basic(proxy: Proxy) -> str:
-    """Basic authorization (RFC 7617); as in Go's client only with a user and a password."""
+    """Returns Basic authorization (RFC 7617); empty without user or password, as in Go's client."""
     if not proxy.user or proxy.password is None:
         return ""
     token = base64.b64encode(f"{proxy.user}:{proxy.password}".encode())
@@ -212,7 +212,7 @@ def _basic(proxy: Proxy) -> str:
 
 
 class _PrefixedLink(LayeredLink):
-    """A link whose first bytes have been read from it already."""
+    """A link of which the first bytes have been read already; delivers these first."""
 
     def __init__(self, lower: Link, prefix: bytes) -> None:
         super().__init__(lower)
@@ -225,7 +225,7 @@ class _PrefixedLink(LayeredLink):
         return prefix
 
     def start(self, receiver: Receiver) -> None:
-        # From here on the link below brings everything by itself.
+        # Afterwards the link below delivers directly to the receiver.
         if self._prefix:
             prefix, self._prefix = self._prefix, b""
             receiver.data_received(prefix)
@@ -240,14 +240,14 @@ async def connect_through_socks(
     settings: NetworkSettings,
     resolver: Resolver | None = None,
 ) -> socket.socket:
-    """A socket on which the proxy carries bytes to `host`; cancelling closes it.
+    """Returns a socket that the proxy has connected to `host`; cancelling closes it.
 
     Args:
-        host: a name, for the proxy to resolve, or an IP address.
-        resolver: for the name of the proxy itself.
+        host: a name, which the proxy resolves, or an IP address.
+        resolver: looks up the name of the proxy itself.
 
     Raises:
-        ProxyError: the proxy refused, spoke nonsense, or took more than 60 s.
+        ProxyError: the proxy refused, broke SOCKS5, or took more than 60 s.
         DialError, ConfigError: as `connect_to_proxy`.
     """
     what = f"SOCKS5 proxy {proxy.redacted} to {format_address(host, port)}"
@@ -259,8 +259,9 @@ async def connect_through_socks(
         username=proxy.user,
         password=proxy.password,
         rdns=True,
-        # A proxy in front of the proxy is asked for the connection, so it may be our own
-        # socket; of such a proxy only `connect` is used, and of its stream what _Stream has.
+        # python-socks would open the socket itself, without our settings and resolver. But it can
+        # ask another proxy for the connection, and uses only `connect` of that and the methods of
+        # `_Stream`. So this object plays that proxy.
         forward=cast("SocksProxy", connector),
     )
     try:
@@ -273,13 +274,13 @@ async def connect_through_socks(
         text = f"{what}: {printable(str(e))}"
         raise ProxyError(text, reason=FailureReason.PROXY_TIMEOUT) from e
     except ValueError as e:
-        # Neither name, user nor password have escaped: the cause may quote one of them.
+        # Only the type and no cause: the error may quote the user or the password.
         raise ProxyError(f"{what}: cannot be encoded in SOCKS5: {type(e).__name__}") from None
     return stream.socket
 
 
 class _ProxyConnector:
-    """How the proxy itself is reached."""
+    """Connects to the proxy itself, with this client's settings, for python-socks."""
 
     def __init__(self, proxy: Proxy, settings: NetworkSettings, resolver: Resolver | None) -> None:
         self._proxy = proxy
@@ -288,30 +289,30 @@ class _ProxyConnector:
         self._stream: _Stream | None = None
 
     def reason(self, reply: int | None) -> FailureReason:
-        """Why the proxy did not connect.
+        """Returns why the proxy did not connect.
 
         Args:
-            reply: its answer to the request (RFC 1928, section 6), if it came to that.
+            reply: the proxy's answer to the request (RFC 1928, section 6), if there was one.
         """
         if self._stream is not None and self._stream.login_refused:
             return FailureReason.PROXY_LOGIN
         return FailureReason.PROXY_REFUSED if reply in _REFUSALS else FailureReason.PROXY_BROKEN
 
     async def connect(self, dest_host: str, dest_port: int) -> _Stream:
-        """The arguments are the proxy's own address; names are python-socks'."""
+        """Connect to the proxy; python-socks passes its address, by these names."""
         sock = await connect_to_proxy(self._proxy, settings=self._settings, resolver=self._resolver)
         self._stream = _Stream(sock, self._proxy)
         return self._stream
 
 
 class _Stream:
-    """Whole reads on a socket; never a byte more, for those belong to the tunnel."""
+    """Exact reads on a socket: never a byte more, as those after an answer belong to the tunnel."""
 
     def __init__(self, sock: socket.socket, proxy: Proxy) -> None:
         self.socket = sock
         self._proxy = proxy
         self.login_refused = False
-        """The proxy takes no login that we have, or not this user and password."""
+        """The proxy accepts none of the offered logins, or refused this user and password."""
 
     async def write(self, data: bytes) -> None:
         try:
@@ -330,7 +331,8 @@ class _Stream:
             if not chunk:
                 raise self._error("it closed the connection")
             data += chunk
-        # Before the answer to the request, only the answers to the login have two bytes.
+        # python-socks does not say whether a login was refused. Of all answers that it reads, only
+        # those to the offered methods and to the login are of two bytes.
         if n == _LOGIN_REPLY and (data == _NO_METHOD or (data[0] == _LOGIN_VERSION and data[1])):
             self.login_refused = True
         return data
@@ -343,7 +345,7 @@ class _Stream:
         self.socket.close()
 
     def _broken(self, error: OSError) -> ProxyError:
-        # A frame of asyncio holds the future that holds the error.
+        # Without frames, as one of asyncio holds the future that holds the error.
         return self._error(system_words(without_frames(error)))
 
     def _error(self, reason: str) -> ProxyError:

@@ -1,7 +1,7 @@
-"""Whether the certificate that a server presented is the one that was wanted.
+"""Checks of a server's certificate beyond those of OpenSSL, and the errors of both.
 
-OpenSSL verifies chains and, as a rule, names. What it cannot do is here: a certificate for
-another name than the one in the handshake, a pinned one, and saying what was wrong.
+OpenSSL verifies chains and, in most cases, names. This module checks a certificate that must be
+for another name than the one in the handshake, and a pinned one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 UNNAMED: Final = "the unnamed server"
-"""How errors call the node of a map that has no HostName."""
+"""Name in errors for a node of a map that has no HostName."""
 _UNREADABLE: Final = (
     ValueError,
     TypeError,  # a name that is a string of bits
@@ -50,9 +50,10 @@ _UNREADABLE: Final = (
     x509.UnsupportedGeneralNameType,
     x509.InvalidVersion,
 )
-_NAMES_TOLD: Final = 4
-"""Names of a certificate in an error; one may have hundreds."""
+_NAMES_SHOWN: Final = 4
+"""Names of a certificate in an error; a certificate may have hundreds."""
 _LONGEST_TEXT: Final = 120
+# Makers of firewalls that intercept TLS, by a part of the issuer's name or by its e-mail address.
 _BY_ISSUER: Final = {
     "aruba": "Aruba Networks",
     "cisco": "Cisco",
@@ -71,13 +72,13 @@ _BY_EMAIL: Final = {
 
 @contextlib.contextmanager
 def reading(der: bytes) -> Iterator[x509.Certificate]:
-    """The certificate that `der` is, to be read within the block, as much is parsed only then.
+    """Parse a certificate, for use within the block: its fields are parsed when they are read.
 
     Raises:
-        CertificateError: it cannot be read, or not what the block wants of it.
+        CertificateError: the certificate, or a field that the block reads, is malformed.
     """
     with warnings.catch_warnings():
-        # About peculiarities of a certificate that is not ours.
+        # They are about oddities of the server's certificate, which the program cannot mend.
         warnings.simplefilter("ignore")
         try:
             yield x509.load_der_x509_certificate(der)
@@ -86,25 +87,26 @@ def reading(der: bytes) -> Iterator[x509.Certificate]:
 
 
 def describe(der: bytes) -> str:
-    """The names and the issuer of a certificate, for the text of an error."""
+    """Returns names and issuer of a certificate, for the text of an error."""
     try:
         with reading(der) as certificate:
             names = certnames.alternative_names(certificate)
             issuer = certificate.issuer.rfc4514_string()
     except CertificateError:
         return "the certificate cannot be read"
-    told = ", ".join(names[:_NAMES_TOLD]) + (", …" if len(names) > _NAMES_TOLD else "")
-    return f"it is for {quotable(told) or 'no name'}, issued by {quotable(issuer) or 'nobody'}"
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    by = quotable(issuer) or "an unnamed issuer"
+    return f"it is for {quotable(shown) or 'no name'}, issued by {by}"
 
 
 def intercepted(chain: Sequence[bytes]) -> str:
-    """A warning, as the end of an error, if a known kind of firewall sits in between."""
+    """Returns a warning for the end of an error if a known firewall issued the certificate."""
     maker = interceptor(chain[0]) if chain else None
-    return f"; firewalls of {maker} present such certificates when they read along" if maker else ""
+    return f"; firewalls of {maker} present such certificates to intercept TLS" if maker else ""
 
 
 def self_signed_issuer(der: bytes) -> str | None:
-    """The issuer of a certificate that signed itself; `None`: it did not, or it is unreadable."""
+    """Returns the issuer of a self-signed certificate; `None` for another or a malformed one."""
     try:
         with reading(der) as certificate:
             if certificate.issuer != certificate.subject:
@@ -115,13 +117,17 @@ def self_signed_issuer(der: bytes) -> str | None:
 
 
 def is_for(der: bytes, name: str) -> bool:
-    """Whether a name is among a certificate's alternative names."""
+    """Whether a name is among a certificate's alternative names.
+
+    Raises:
+        CertificateError: the certificate is malformed.
+    """
     with reading(der) as certificate:
         return certnames.is_for(certificate, name)
 
 
 def interceptor(der: bytes) -> str | None:
-    """The maker of the firewall that issued a certificate, if it is one that is known."""
+    """Returns the maker of the firewall that issued a certificate; `None`: no known one."""
     try:
         with reading(der) as certificate:
             issuer = certificate.issuer.rfc4514_string().lower()
@@ -129,14 +135,14 @@ def interceptor(der: bytes) -> str | None:
             emails = [] if names is None else names.get_values_for_type(x509.RFC822Name)
     except CertificateError:
         return None
-    told = " ".join(emails).lower()
+    addresses = " ".join(emails).lower()
     makers = [maker for part, maker in _BY_ISSUER.items() if part in issuer]
-    makers += [maker for address, maker in _BY_EMAIL.items() if address in told]
+    makers += [maker for address, maker in _BY_EMAIL.items() if address in addresses]
     return makers[0] if makers else None
 
 
 def quotable(text: str) -> str:
-    """Text of a certificate, for a line of a log."""
+    """Returns text of a certificate as it may stand in a line of a log."""
     return printable(text, _LONGEST_TEXT)
 
 
@@ -148,7 +154,7 @@ _REASONS: Final = {
     10: FailureReason.CERTIFICATE_EXPIRED,  # CERT_HAS_EXPIRED
     62: FailureReason.CERTIFICATE_OTHER_NAME,  # HOSTNAME_MISMATCH
     64: FailureReason.CERTIFICATE_OTHER_NAME,  # IP_ADDRESS_MISMATCH
-    # Refused whatever is trusted: another --ca helps nobody.
+    # Refused whichever authorities are trusted, so that more of them do not help.
     7: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_SIGNATURE_FAILURE
     22: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_CHAIN_TOO_LONG
     23: FailureReason.CERTIFICATE_UNUSABLE,  # CERT_REVOKED
@@ -162,19 +168,19 @@ _REASONS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a server's certificate has to be."""
+    """The conditions for a server's certificate."""
 
     server_name: str
     """The name to connect to, or an IP address; sent in the handshake unless it is an address."""
 
     chain: bool = True
-    """A trusted authority must have signed it."""
+    """Whether a trusted authority must have signed the certificate."""
 
     other_name: str = ""
-    """It must be for this name, and need not be for `server_name`."""
+    """If set, the certificate must be for this name, and need not be for `server_name`."""
 
     pin: str | None = None
-    """SHA-256 of it, 64 lower-case hex digits. No chain then."""
+    """SHA-256 of the certificate, 64 lower-case hex digits; `chain` is then false."""
 
     @property
     def server(self) -> str:
@@ -187,10 +193,10 @@ class Rule:
         return self.chain and not self.other_name
 
     def check(self, chain: Sequence[bytes], *, now: datetime.datetime) -> None:
-        """Check what OpenSSL has not, after the handshake and before anything else is sent.
+        """Check a pin or `other_name`; to be called after the handshake, before data is sent.
 
         Args:
-            chain: DER, as presented, the server's own certificate first.
+            chain: DER certificates, as presented, the server's own first.
             now: aware time.
 
         Raises:
@@ -198,7 +204,7 @@ class Rule:
             CertificateError: it is for another name or time.
         """
         if not chain and (self.chain or self.pin is not None):
-            # As with ciphers that need none, which only a program's own context can have.
+            # Possible with ciphers without certificates, which a program's `prepare` may allow.
             text = "the server presented no certificate"
             name = self.server_name
             raise CertificateError(f"{name}: {text}", host=name, short=text)
@@ -208,14 +214,14 @@ class Rule:
         elif self.other_name and not is_for(chain[0], self.other_name):
             raise CertificateError(
                 f"certificate of {self.server}: not valid for {self.other_name!r}, the name"
-                f" it was to have; {describe(chain[0])}",
+                f" it must have; {describe(chain[0])}",
                 reason=FailureReason.CERTIFICATE_OTHER_NAME,
             )
 
     def explain(
         self, error: ssl.SSLCertVerificationError, chain: Sequence[bytes]
     ) -> CertificateError:
-        """The error to raise where OpenSSL refused the certificate."""
+        """Returns the error to raise for a certificate that OpenSSL refused."""
         problem = error.verify_message.rstrip(".")
         wanted = f" (to be for {self.other_name!r})" if self.other_name else ""
         seen = f"; {describe(chain[0])}" if chain else ""
@@ -229,14 +235,14 @@ class Rule:
 
 
 def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) -> Rule:
-    """What holds for a node of the DERP map, as in `tailcfg.DERPNode`.
+    """Returns the rule for a node of the DERP map (`tailcfg.DERPNode`).
 
     Args:
         server_name: host name or IP address.
-        cert_name: `CertName`: another name that the certificate must be for, or `sha256-raw:`
-            and 64 lower-case hex digits: the SHA-256 of the very certificate, which then needs
-            no authority. The same as `server_name`: as if it were empty.
-        insecure: `InsecureForTests`: no verification at all, unless `cert_name` asks for it.
+        cert_name: `CertName`: another name that the certificate must be for; or `sha256-raw:`
+            and 64 lower-case hex digits, the SHA-256 of the certificate, which then needs no
+            authority. The same name as `server_name` means the same as empty.
+        insecure: `InsecureForTests`: no verification, unless `cert_name` is set.
 
     Raises:
         TLSError: one of the names cannot be a server's.
@@ -253,18 +259,18 @@ def make_rule(server_name: str, *, cert_name: str = "", insecure: bool = False) 
 def verify_by_program(
     verify: Callable[[str, tuple[bytes, ...]], object], name: str, chain: tuple[bytes, ...]
 ) -> None:
-    """Have a function of the program check a certificate that has passed all other checks.
+    """Let a function of the program check a certificate that has passed all other checks.
 
     Raises:
-        CertificateError: it raised something, or returned something: a function that returns
-            False or is `async` would otherwise accept all.
+        CertificateError: the function raised an error, or returned a value other than `None`:
+            otherwise a function that returns False or is `async` would accept everything.
     """
     try:
         answer = verify(name, chain)
     except CertificateError:
         raise
     except Exception as e:
-        # The type as well: it may be a mistake in the function, and no verdict.
+        # With its type, as the error may come from a mistake in the function.
         detail = f": {e}" if str(e) else ""
         text = f"TLSConfig.verify refused it by {type(e).__name__}{detail}"
         raise CertificateError(
@@ -280,13 +286,13 @@ def verify_by_program(
 
 
 def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
-    """The certificates that the server sent, DER, in its order; empty: not so far.
+    """Returns the certificates that the server sent, DER, in its order; empty if none came yet.
 
-    The verified chain would not do: the relay's meta certificate is never in it.
+    Not the verified chain, which never contains the relay's meta certificate.
     """
     if sys.version_info >= (3, 13):
         return tuple(tls.get_unverified_chain())
-    # Before 3.13 the method is there, but not public, and returns objects of another class.
+    # Before Python 3.13 the method exists, but is private and returns objects of another class.
     private: Any = tls
     chain = private._sslobj.get_unverified_chain() or ()  # noqa: SLF001
     return tuple(certificate.public_bytes(_DER) for certificate in chain)
@@ -294,8 +300,9 @@ def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
 
 def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.datetime) -> None:
     others = [der for der in chain if not common_name_untrusted(der).startswith(META_NAME_PREFIX)]
-    # Go takes the pinned certificate anywhere in the chain. But the handshake proves only that
-    # the server has the key of the first: with another there, anyone could present ours.
+    # Go accepts the pinned certificate anywhere in the chain. But the handshake proves only that
+    # the server has the key of the first certificate: any server could present the pinned one
+    # behind its own.
     if not others or others[0] != chain[0]:
         raise PinMismatch("expected cert not presented: a relay's meta certificate took its place")
     got = hashlib.sha256(chain[0]).hexdigest()
@@ -304,6 +311,7 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
             f"cert hash does not match expected cert hash: expected {quotable(pin)}, got {got};"
             f" {describe(chain[0])}"
         )
+    # Name and dates as well: a pin replaces the authority only.
     if host and not is_for(chain[0], host):
         text = f": {describe(chain[0])}"
         raise CertificateError(
@@ -330,7 +338,7 @@ def _check_pin(chain: Sequence[bytes], pin: str, host: str, now: datetime.dateti
 
 
 def _bare(server_name: str) -> str:
-    """Without what only an address bar or a resolver understands: brackets, zone, last dot."""
+    """Returns a name as certificates have it: without brackets, zone or last dot, in ASCII."""
     name = server_name.removeprefix("[").removesuffix("]")
     if ":" in name:
         return name.partition("%")[0]

@@ -1,4 +1,4 @@
-"""A websocket on top of a link: a link again, whose bytes are those of the DERP stream."""
+"""A websocket on top of a link, as a link that carries the DERP stream."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pyderp.wire.websocket_client import WebSocketClient
 __all__ = ["BODY_WAIT", "WebSocketLink", "open_websocket", "read_refusal"]
 
 _MAX_PENDING: Final = 256 * 1024
-"""While so many bytes wait to be sent, pings are not answered: pongs would pile up."""
+"""Above so many bytes that wait to be sent, pings are not answered, so that pongs cannot add up."""
 BODY_WAIT: Final = 1.0
-"""Seconds for the body of a refusal."""
+"""Seconds that the body of a refusal has to arrive."""
 
 
 class WebSocketLink(LayeredLink):
-    """The DERP stream inside of a websocket; made by `open_websocket`.
+    """The DERP stream inside a websocket; made by `open_websocket`.
 
-    The end of the stream is clean if the relay closed with 1000 or 1001. A connection
-    that ends without a close, another code and a malformed message are errors
-    (`RemoteProtocolError`), of `read` and for `connection_lost`.
+    The end of the stream is clean if the relay closed with 1000 or 1001. Another code, an end
+    without a close frame and a malformed message are errors (`RemoteProtocolError`): `read`
+    raises them, or `connection_lost` gets them.
     """
 
     def __init__(self, link: Link, client: WebSocketClient, unread: bytes) -> None:
@@ -61,7 +61,8 @@ class WebSocketLink(LayeredLink):
 
     def data_received(self, data: bytes) -> None:
         if self._aborted:
-            # After `close` an end here would cut off what is still on its way.
+            # After `close`: handling the relay's close frame would abort the link, and bytes that
+            # are still on their way would be lost.
             return
         client = self._client
         stream = client.receive_data(data)
@@ -81,14 +82,14 @@ class WebSocketLink(LayeredLink):
         if self._receiver is not None and not self._over:
             self._receiver.writable()
 
-    # Called by us
+    # Called by the user of the link
 
     def write(self, data: bytes) -> None:
         self._client.send(data)
         self._lower.write(self._client.data_to_send())
 
     def close(self) -> None:
-        """Say goodbye, and close once all is on its way; the answer is not awaited."""
+        """Send a close frame, and close the link below after it; the answer is not awaited."""
         self._client.close()
         self._lower.write(self._client.data_to_send())
         self._aborted = True
@@ -120,11 +121,11 @@ async def open_websocket(link: Link, client: WebSocketClient) -> WebSocketLink:
 
     Args:
         link: connected, TLS included.
-        client: new; it has the request.
+        client: a new one, with the request.
 
     Raises:
-        BadUpgrade: as `receive_data` of the client; of an `UpgradeRejected` the body is waited
-            for one second at most.
+        BadUpgrade: as `receive_data` of the client. The body of an `UpgradeRejected` has one
+            second to arrive.
         OSError: the connection broke.
     """
     try:
@@ -150,12 +151,12 @@ async def read_refusal(
     """Read the body of a refusal, for one second at most, and raise the refusal.
 
     Args:
-        take: takes what was read, `b""` at the end; raises the refusal when it is whole.
-        refusal: returns the refusal as far as it is known.
+        take: takes bytes, `b""` at the end; raises the refusal when it is complete.
+        refusal: returns the refusal with as much of the body as came.
 
     Raises:
-        UpgradeRejected: always; without the rest of the body if that came too slowly, or
-            the connection broke.
+        UpgradeRejected: always; without the rest of the body if that took too long, or the
+            connection broke.
     """
     try:
         async with asyncio.timeout(BODY_WAIT):

@@ -1,7 +1,7 @@
-"""What bounds the life of streams: deadlines, and scopes.
+"""Deadlines and scopes, which end operations of streams, or streams themselves.
 
-A deadline is of one direction of a stream, as `net.Conn` has it. A scope is of any number of
-streams, as the context is that Go's `NetConn` is given.
+A deadline is for one direction of a stream, as in Go's `net.Conn`. A scope is for any number of
+streams, as the context that Go's `NetConn` takes.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ WebSocketConnection: TypeAlias = ClientConnection | ServerConnection
 
 
 def drop(websocket: WebSocketConnection) -> None:
-    """Close its TCP connection now, without a close frame. May be called again."""
-    # Once it has ended, asyncio's transports may fail at this.
+    """Close a websocket's TCP connection now, without a close frame. May be called again."""
+    # Not after its end: asyncio's transports may raise then.
     if not websocket.connection_lost_waiter.done():
         websocket.transport.abort()
 
 
 class Deadline:
-    """When the operations of one direction must be over.
+    """The time at which the operations of one direction must be over.
 
-    There is a timer only while an operation runs: between operations the clock is enough,
-    and a check that is made when the operation starts cannot miss it.
+    A timer exists only while an operation runs. Between operations none is needed, because each
+    operation compares the clock when it begins.
 
     Args:
         direction: "read" or "write", for the error.
-        cut: returns what is called with the reason when time is up in the middle of an operation;
-            it must make the operation end. A `WeakMethod`, as the stream holds its deadlines.
+        cut: returns a function that is called with the reason when the deadline passes during an
+            operation; it must make the operation end. A `WeakMethod`, as the stream holds its
+            deadlines.
     """
 
     def __init__(self, direction: str, cut: Callable[[], Callable[[str], None] | None]) -> None:
@@ -53,7 +54,7 @@ class Deadline:
         self._was_cut = False
 
     def set(self, when: float | None) -> None:
-        """Set it to a time of the loop's clock, or to none at all."""
+        """Set the deadline to a time of the loop's clock; `None`: no deadline."""
         self._disarm()
         self._when = when
         if self.busy:
@@ -61,10 +62,10 @@ class Deadline:
 
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
-        """Around an operation; one at a time.
+        """Apply the deadline to the operation in the block; one operation at a time.
 
         Raises:
-            TimeoutError: time was up already, or ran out meanwhile.
+            TimeoutError: the deadline has passed, before the operation or during it.
         """
         if self._is_over():
             raise self._error()
@@ -99,7 +100,8 @@ class Deadline:
             self._timer = None
 
     def _fire(self) -> None:
-        # Loops fire timers up to a millisecond early, and what was cut must stay over.
+        # Loops fire timers up to a millisecond early. Without this, the next operation could
+        # compare the clock, and find that the deadline has not passed.
         self._when = -math.inf
         self._timer = None
         self._was_cut = True
@@ -111,7 +113,7 @@ class Deadline:
 
 
 class Scope:
-    """Ends streams for good, all those that it was given to; they may be any number.
+    """Ends any number of streams together: those that were made with it.
 
     As a context manager it ends with its block. Belongs to one event loop.
     """
@@ -119,12 +121,12 @@ class Scope:
     def __init__(self) -> None:
         self.ended = False
         """Whether `end` was called."""
-        # Weak, for a scope may outlive thousands of connections. The loop keeps those
-        # alive that still have a socket.
+        # Weak, because a scope may outlive thousands of connections. The loop holds those that
+        # still have a socket.
         self._websockets: WeakSet[WebSocketConnection] = WeakSet()
 
     def add(self, websocket: WebSocketConnection) -> None:
-        """Drop `websocket` when the scope ends; at once, if it has ended. (`net_conn` does it.)"""
+        """Drop `websocket` when the scope ends, at once if it has ended. `net_conn` calls this."""
         if self.ended:
             drop(websocket)
         else:

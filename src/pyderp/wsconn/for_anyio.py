@@ -18,25 +18,25 @@ __all__ = ["AnyioByteStream"]
 
 
 class AnyioByteStream(anyio.abc.ByteStream):
-    """A `WebSocketStream` that speaks anyio, with anyio's errors; on asyncio only.
+    """A `WebSocketStream` with anyio's interface and errors; on asyncio only.
 
-    `TimeoutError` of a deadline stays what it is. The cause of a `BrokenResourceError` is
-    the error of `WebSocketStream`.
+    The `TimeoutError` of a deadline is not changed. The cause of a `BrokenResourceError` is the
+    error of `WebSocketStream`.
 
     Args:
-        stream: belongs to this one from now on.
+        stream: belongs to this object from now on.
     """
 
     def __init__(self, stream: WebSocketStream) -> None:
         self._stream = stream
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """Some bytes of one message; cancelling loses none.
+        """Returns bytes of one message; cancelling loses none.
 
         Raises:
             anyio.EndOfStream: the peer closed with 1000 or 1001.
             anyio.ClosedResourceError: `aclose` was called.
-            anyio.BrokenResourceError: any other end.
+            anyio.BrokenResourceError: the stream ended in another way.
             ValueError: `max_bytes` is less than 1.
         """
         if max_bytes < 1:
@@ -54,7 +54,7 @@ class AnyioByteStream(anyio.abc.ByteStream):
         Raises:
             anyio.BusyResourceError: another task is sending.
             anyio.ClosedResourceError: `aclose` was called.
-            anyio.BrokenResourceError: any other end.
+            anyio.BrokenResourceError: the stream ended in another way.
         """
         await anyio.lowlevel.checkpoint()
         with self._translated():
@@ -69,7 +69,7 @@ class AnyioByteStream(anyio.abc.ByteStream):
         raise NotImplementedError("a websocket cannot end one direction only")
 
     async def aclose(self) -> None:
-        """Close with 1000; see `WebSocketStream.aclose`. A silent peer is no error here."""
+        """Close with 1000, as `WebSocketStream.aclose`, but without an error if no answer comes."""
         with contextlib.suppress(TimeoutError):
             await self._stream.aclose()
 

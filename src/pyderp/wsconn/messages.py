@@ -1,4 +1,4 @@
-"""Between a byte stream and messages: what has come and was not read, what a write is sent as."""
+"""Conversion between bytes and messages: received fragments, and the messages of a write."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pyderp.wsconn.bounds import WebSocketConnection, drop
 __all__ = ["LONGEST_CHARACTER", "Inbox", "closed_error", "split"]
 
 LONGEST_CHARACTER: Final = 4
-"""Bytes of a character in UTF-8."""
+"""The most bytes of one character in UTF-8."""
 _END: Final = (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
 _VIOLATIONS: Final = (
     CloseCode.PROTOCOL_ERROR,
     CloseCode.INVALID_DATA,
     CloseCode.MESSAGE_TOO_BIG,
 )
-"""What the library closes with when it cannot make sense of the peer."""
+"""The codes that the library closes with if the peer breaks the protocol."""
 
 
 class Inbox:
-    """Fragments of messages, each as it came, and how they end.
+    """The fragments of messages that came and were not read, and how the websocket ended.
 
     Args:
-        binary: whether they must come in binary messages, or in text.
+        binary: whether messages must be binary; otherwise they must be text.
     """
 
     def __init__(self, websocket: WebSocketConnection, *, binary: bool) -> None:
@@ -39,11 +39,11 @@ class Inbox:
         self.eof = False
         """The peer closed with 1000 or 1001."""
         self.failure: DerpError | None = None
-        """How else the websocket ended."""
+        """The error of any other end of the websocket."""
         self.wrong_type = False
         """A message of the wrong type came."""
         self.discarding = False
-        """What comes is not kept any more."""
+        """Further fragments are not kept."""
         self._websocket = websocket
         self._binary = binary
         self._parts: deque[bytes] = deque()
@@ -51,7 +51,7 @@ class Inbox:
         self._receiving: asyncio.Task[None] | None = None
 
     def take(self, n: int) -> bytes:
-        """At most `n` bytes, of one message."""
+        """Take and return at most `n` bytes, of one message."""
         if not self._parts or not n:
             return b""
         part = self._parts.popleft()
@@ -62,7 +62,7 @@ class Inbox:
         return part
 
     def take_exactly(self, n: int) -> bytes:
-        """`n` bytes that are there."""
+        """Take and return `n` bytes; there must be so many."""
         pieces = []
         while n:
             pieces.append(self.take(n))
@@ -70,11 +70,11 @@ class Inbox:
         return b"".join(pieces)
 
     def take_all(self) -> bytes:
-        """All bytes that are there."""
+        """Take and return all bytes that came."""
         return self.take_exactly(self.size)
 
     async def discard(self) -> None:
-        """Keep nothing of what still comes, until the websocket has ended."""
+        """Receive and drop further fragments, until the websocket has ended."""
         self.discarding = True
         while not self.eof and self.failure is None:
             await self.receive()
@@ -82,8 +82,8 @@ class Inbox:
     async def receive(self) -> None:
         """Wait for a fragment or the end. Cancelling only stops the waiting.
 
-        The library loses the rest of a message when receiving it is cancelled. So that is
-        done by a task of its own, which the next call that waits finds still at work.
+        The library loses the rest of a message if its `recv` is cancelled. So a task of its own
+        receives, and goes on if the caller is cancelled; the next call waits for the same task.
         """
         if self._receiving is None or self._receiving.done():
             self._receiving = asyncio.create_task(self._receive(), name="pyderp-wsconn-receive")
@@ -98,14 +98,15 @@ class Inbox:
         try:
             fragment = await self._next_fragment()
         except WebSocketClosed as e:
-            # If the library gave up on the peer, what the peer said does not count. To the library
-            # a close frame without a code is normal as well, to Go it is not.
+            # Both codes count: if the library closed because the peer broke the protocol, the
+            # peer's own code does not make it a clean end. The library takes a close frame
+            # without a code for a clean end, too; Go does not.
             sent_in_order = e.sent is not None and e.sent.code in _END
             self.eof = sent_in_order and e.rcvd is not None and e.rcvd.code in _END
             if not self.eof:
                 self.failure = without_frames(closed_error(e))
         except asyncio.CancelledError:
-            # Only a loop that is being shut down does that. No reader may wait for ever.
+            # Only a loop that shuts down cancels this task. Readers must not wait for ever.
             self.failure = ConnectionClosed("the event loop is shutting down")
             drop(self._websocket)
         else:
@@ -130,9 +131,9 @@ class Inbox:
 
 
 def closed_error(e: WebSocketClosed) -> DerpError:
-    """What the library says, as an error of ours."""
-    # A close frame of the peer is answered with the same code. If another one left, the
-    # library has given up on the peer.
+    """Returns the library's error as one of pyderp."""
+    # The library answers the peer's close frame with the same code. If it sent another code, it
+    # closed because the peer broke the protocol.
     answered = e.rcvd is not None and e.sent is not None and e.rcvd.code == e.sent.code
     violated = e.sent is not None and e.sent.code in _VIOLATIONS and not answered
     kind = RemoteProtocolError if violated else ConnectionClosed
@@ -144,11 +145,11 @@ def closed_error(e: WebSocketClosed) -> DerpError:
 def split(
     data: bytes | bytearray | memoryview, *, binary: bool, size: int | None
 ) -> Iterator[memoryview]:
-    """The messages that bytes are sent as.
+    """Split bytes into the messages to send.
 
     Args:
-        binary: whether they are binary messages, or text.
-        size: the most bytes of one, at least `LONGEST_CHARACTER`; `None`: any number.
+        binary: whether the messages are binary; otherwise they are text.
+        size: the most bytes of a message, at least `LONGEST_CHARACTER`; `None`: no limit.
 
     Raises:
         UnicodeDecodeError: text that is not whole characters of UTF-8 (RFC 6455, section 5.6).
@@ -161,7 +162,7 @@ def split(
         return
     while view:
         end = min(size, len(view))
-        # Text is not cut within a character.
+        # Text is not cut within a character: bytes after its first one begin with the bits 10.
         while not binary and end < len(view) and view[end] & 0xC0 == 0x80:
             end -= 1
         yield view[:end]

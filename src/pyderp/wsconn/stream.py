@@ -1,4 +1,7 @@
-"""The stream itself. Its rules are those of Go's `net/wsconn`, where they are sound."""
+"""The stream of a websocket: `net_conn` makes it, and `WebSocketStream` is its class.
+
+It behaves as in Go's `net/wsconn`; `docs/howto/websocket-as-stream.md` lists the differences.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ __all__ = ["CLOSE_TIMEOUT", "GO_READ_LIMIT", "WebSocketStream", "net_conn"]
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a closing handshake may take (the limit of github.com/coder/websocket)."""
 GO_READ_LIMIT: Final = 32768
-"""Bytes of the largest message that a Go peer takes unless it was told otherwise."""
+"""Bytes of the largest message that a peer in Go accepts by default."""
 
 _UNKNOWN_ADDRESS: Final = "websocket/unknown-addr"
 _GO_NAMES: Final = {True: "MessageBinary", False: "MessageText"}
@@ -36,7 +39,7 @@ class WebSocketStream:
     """
 
     network: Final = "websocket"
-    """What Go's `net.Addr.Network` says of both addresses."""
+    """The result of Go's `net.Addr.Network` for both addresses."""
     local_address: Final = _UNKNOWN_ADDRESS
     """As in Go: no IP address and port."""
 
@@ -52,19 +55,20 @@ class WebSocketStream:
         self._websocket = websocket
         self._binary = binary
         self.remote_address = remote_address or _UNKNOWN_ADDRESS
-        """What `net_conn` was told, or `websocket/unknown-addr`."""
+        """The argument of `net_conn`, or `websocket/unknown-addr`."""
         self.closed = False
         """Whether `aclose` was called."""
         self._scope = scope
         self._max_message = max_message
         self._inbox = Inbox(websocket, binary=binary)
         self._reads = asyncio.Lock()
-        # Weak: we hold the deadlines, and while one has a timer an operation of ours is running.
+        # Weak, as this object holds its deadlines. It cannot be gone while a deadline has a timer,
+        # because then an operation of it is running.
         cut = WeakMethod(self._drop)
         self._read_deadline = Deadline("read", cut)
         self._write_deadline = Deadline("write", cut)
-        # Why this side ended it; empty: it did not.
         self._over = ""
+        """Why this side has ended the stream; empty if it has not."""
         self._end_was_read = False
         if scope is not None:
             scope.add(websocket)
@@ -72,21 +76,21 @@ class WebSocketStream:
     # Reading
 
     async def read(self, n: int = -1) -> bytes:
-        """Some bytes of one message; `b""` only at the end of the stream, or for `n` 0.
+        """Returns bytes of one message; `b""` only at the end of the stream, or for `n` 0.
 
-        The end is that the peer closed with 1000 or 1001. Cancelling is safe: no byte is
+        The stream ends when the peer closes with 1000 or 1001. Cancelling is safe: no byte is
         lost, and the stream stays usable.
 
         Args:
-            n: how many at most; negative: all until the end of the stream.
+            n: the most bytes to return; negative: all until the end of the stream.
 
         Raises:
-            TimeoutError: the read deadline has passed. If it did while this was waiting,
-                the connection was dropped.
-            RemoteProtocolError: the peer sent a message of the wrong type, of too many
-                bytes, or nonsense; the websocket is closed.
-            ConnectionClosed: the connection broke, the peer closed with another code (the
-                cause has it), or the stream was ended on this side.
+            TimeoutError: the read deadline has passed. If it passed while this call waited, the
+                connection was dropped.
+            RemoteProtocolError: the peer sent a message of the wrong type or of too many bytes,
+                or broke the protocol; the websocket is closed.
+            ConnectionClosed: the connection broke, the peer closed with another code (which the
+                cause has), or this side ended the stream.
         """
         before_close = not self.closed
         async with self._reads:
@@ -101,10 +105,10 @@ class WebSocketStream:
                 return self._inbox.take(n)
 
     async def readexactly(self, n: int) -> bytes:
-        """Exactly `n` bytes, from as many messages as it takes. Cancelling is safe.
+        """Returns exactly `n` bytes, of several messages if need be. Cancelling is safe.
 
         Raises:
-            asyncio.IncompleteReadError: the stream ended before; has what there was.
+            asyncio.IncompleteReadError: the stream ended before; has the bytes that came.
             ValueError: `n` is negative.
             TimeoutError, RemoteProtocolError, ConnectionClosed: as for `read`.
         """
@@ -120,11 +124,11 @@ class WebSocketStream:
                 return self._inbox.take_exactly(n)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """`read`, under the name that anyio's streams give it; `b""` at the end."""
+        """As `read`, by the name of anyio's streams; returns `b""` at the end."""
         return await self.read(max_bytes)
 
     def at_eof(self) -> bool:
-        """Whether the stream has ended and all was read."""
+        """Whether the stream has ended and all its bytes were read."""
         return self._inbox.eof and not self._inbox.size
 
     # Writing
@@ -132,14 +136,14 @@ class WebSocketStream:
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` as one message, or as several if `max_message` says so.
 
-        Waits while more bytes wait for the kernel than the websocket's `write_limit`. All
-        of `data` was taken, or an error is raised. If it is cancelled, an unsplit message
-        is sent all the same; of a split one perhaps only the first.
+        Waits while more bytes wait for the kernel than the websocket's `write_limit`. If it
+        returns, all of `data` was taken. If it is cancelled, an unsplit message is sent all the
+        same; of split data perhaps only the first message.
 
         Raises:
-            TimeoutError: the write deadline has passed. If it did while this was waiting,
-                the connection was dropped.
-            LocalProtocolError: another write is going on.
+            TimeoutError: the write deadline has passed. If it passed while this call waited, the
+                connection was dropped.
+            LocalProtocolError: another write is running.
             UnicodeDecodeError: this is a text stream, and `data` is not whole characters.
             ConnectionClosed, RemoteProtocolError: the stream has ended.
         """
@@ -151,7 +155,7 @@ class WebSocketStream:
                 await self._send(message)
 
     async def send(self, item: bytes | bytearray | memoryview) -> None:
-        """`write`, under the name that anyio's streams give it."""
+        """As `write`, by the name of anyio's streams."""
         await self.write(item)
 
     # Deadlines
@@ -160,34 +164,34 @@ class WebSocketStream:
         """Set both deadlines, as `net.Conn.SetDeadline` does.
 
         Args:
-            when: a time of the event loop's clock (`loop.time()`), in seconds; a time in
-                the past is now; `None`: no deadline.
+            when: a time of the event loop's clock (`loop.time()`), in seconds; one in the past
+                has passed already; `None`: no deadline.
         """
         self.set_write_deadline(when)
         self.set_read_deadline(when)
 
     def set_read_deadline(self, when: float | None) -> None:
-        """Set when reads must be over.
+        """Set the time at which reads must be over.
 
-        A deadline that passes between reads only makes reads fail until another is set. If
-        it passes during a read, the whole connection is dropped, without a close frame.
+        If the deadline passes between reads, reads fail until another one is set. If it passes
+        during a read, the whole connection is dropped, without a close frame.
         """
         self._read_deadline.set(when)
 
     def set_write_deadline(self, when: float | None) -> None:
-        """Set when writes must be over; see `set_read_deadline`."""
+        """Set the time at which writes must be over, as `set_read_deadline`."""
         self._write_deadline.set(when)
 
     # Ending
 
     async def aclose(self) -> None:
-        """Close with 1000 and wait for the peer's answer; data that still comes is lost.
+        """Close with 1000 and wait for the peer's answer; data that still comes is dropped.
 
-        Takes at most `CLOSE_TIMEOUT`. Cancelling drops the connection at once. Closing
-        again, or after the peer did, is harmless.
+        Takes at most `CLOSE_TIMEOUT` seconds. Cancelling drops the connection at once. May be
+        called again, and after the peer has closed.
 
         Raises:
-            TimeoutError: the peer did not answer; the connection is dropped.
+            TimeoutError: the peer did not answer; the connection was dropped.
         """
         self.closed = True
         self._over = self._over or "the stream was closed"
@@ -196,10 +200,11 @@ class WebSocketStream:
             await self._shake_hands(CloseCode.NORMAL_CLOSURE)
         except TimeoutError:
             await self._websocket.wait_closed()
-            # It may have answered, and left it to us to hang up.
+            # The peer may have answered, and wait for this side to close TCP.
             unanswered = self._websocket.close_code == CloseCode.ABNORMAL_CLOSURE
         if unanswered:
-            # Not in the handler: the frames of asyncio.timeout hold the task that fails with it.
+            # Not in the handler, where it would be chained to the TimeoutError of asyncio.timeout,
+            # whose frames hold the task.
             raise TimeoutError("the peer did not answer the close frame")
 
     async def __aenter__(self) -> WebSocketStream:
@@ -211,22 +216,22 @@ class WebSocketStream:
     # Inside: reading
 
     def _check_readable(self, before_close: bool) -> None:
-        # Once read, the end is final; closing afterwards does not make it an error. A read that
-        # waited for its turn when we closed gets the end that the others got.
+        # After a read has returned the end, later ones do, too, even if this side has closed
+        # meanwhile. A read that waited for the lock when this side closed returns the end as well.
         if not (self._end_was_read or (before_close and self._inbox.eof)):
             self._check_open()
 
     async def _more(self) -> bool:
-        """Wait until more bytes may be there; `False` at the end of the stream."""
+        """Wait for more bytes; return False at the end of the stream."""
         inbox = self._inbox
         if not (inbox.eof or inbox.failure or inbox.wrong_type):
             await inbox.receive()
         if inbox.wrong_type:
             await self._refuse()
         if inbox.failure is not None:
-            self._check_open()  # if we ended it, that is the better reason
+            self._check_open()  # raises the reason of this side, if it has ended the stream
             raise raisable(inbox.failure)
-        # Not if it answers a close of ours: then all later reads say that we closed it.
+        # Not if it is the answer to this side's close: then reads raise that this side closed.
         self._end_was_read = inbox.eof and not self.closed
         return not inbox.eof
 
@@ -234,7 +239,7 @@ class WebSocketStream:
         expected, actual = _GO_NAMES[self._binary], _GO_NAMES[not self._binary]
         reason = f"unexpected frame type read (expected {expected}): {actual}"
         self._over = f"the stream was closed: {reason}"
-        with contextlib.suppress(TimeoutError):  # what the peer did first matters more
+        with contextlib.suppress(TimeoutError):  # the error below is the cause of the close
             await self._shake_hands(CloseCode.UNSUPPORTED_DATA, reason)
         raise RemoteProtocolError(reason)
 
@@ -249,8 +254,8 @@ class WebSocketStream:
         except WebSocketClosed as e:
             self._check_open()
             raise closed_error(e) from e
-        # A connection that is lost while the library waits for the kernel looks to it like
-        # one that took all.
+        # If the connection is lost while the library waits for the kernel, its `send` returns as
+        # if the kernel had taken everything.
         if self._websocket.state is State.CLOSED:
             self._check_open()
             raise closed_error(self._websocket.protocol.close_exc)
@@ -268,10 +273,11 @@ class WebSocketStream:
         drop(self._websocket)
 
     async def _shake_hands(self, code: CloseCode, reason: str = "") -> None:
-        """Close in order; TCP is gone afterwards, however this ends."""
+        """Make the closing handshake; close TCP in any case."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                # The answer may be behind more data than the library queues.
+                # Read meanwhile, as the peer's answer may follow more data than the library
+                # queues.
                 await run_together(
                     asyncio.create_task(self._inbox.discard(), name="pyderp-wsconn-discard"),
                     asyncio.create_task(self._close(code, reason), name="pyderp-wsconn-close"),
@@ -286,8 +292,8 @@ class WebSocketStream:
             await self._websocket.wait_closed()
 
     async def _wait_for_end(self) -> None:
-        """Wait until a connection that is closing is closed; not for ever."""
-        # The library's own methods do that as well, and then abort what has ended: see `drop`.
+        """Wait until a closing connection is closed, at most `CLOSE_TIMEOUT` seconds."""
+        # Not by the library's own methods, which then abort a transport that has ended (`drop`).
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._websocket.wait_closed()
@@ -310,17 +316,17 @@ def net_conn(
     return before the stream has ended: the library closes the websocket then.
 
     Args:
-        websocket: a connection of the websockets library. Its `max_size` bounds what is
-            read: a larger message closes it with 1009.
-        binary: whether bytes travel in binary messages, or in text; text must be UTF-8.
-        remote_address: what the stream's `remote_address` says; on clients the URL, on
-            servers the peer's IP address and port.
+        websocket: a connection of the websockets library. A message larger than its `max_size`
+            closes it with 1009.
+        binary: whether bytes are sent in binary messages, or in text, which must be UTF-8.
+        remote_address: for the stream's attribute; on clients the URL, on servers the peer's IP
+            address and port.
         scope: ends the stream when it ends.
         max_message: writes of more bytes are sent as several messages; at least 4.
             `GO_READ_LIMIT` is for peers in Go.
 
     Raises:
-        TypeError: not a connection of the websockets library's asyncio side.
+        TypeError: no connection of `websockets.asyncio`.
         ValueError: `max_message` is too small for one character.
     """
     if not isinstance(websocket, Connection):

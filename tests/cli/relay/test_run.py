@@ -159,7 +159,7 @@ def test_a_key_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     key_file.chmod(0o644)
     with running("--dev", *LOCAL, "-c", key_file) as process:
         process.address()
-        assert "has mode 0644: others may read it" in process.text
+        assert "has mode 0644: other users may read it" in process.text
 
 
 def test_a_missing_tailscaled_is_reported_and_the_relay_runs(tmp_path: Path) -> None:
