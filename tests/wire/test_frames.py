@@ -312,6 +312,15 @@ def test_other_lengths_are_refused(kind: int, length: int, error: str) -> None:
     assert isinstance(caught.value, FrameTooLarge) == ("longer" in error)
 
 
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 6, 8, 9, 0x13, 0x16, 0xFF])
+@pytest.mark.parametrize("length", [65569, 0xFFFFFFFF])
+def test_unknown_frames_larger_than_a_packet_frame_are_refused(kind: int, length: int) -> None:
+    with pytest.raises(FrameTooLarge) as caught:
+        frames.check_client_frame_untrusted(kind, length)
+    assert str(caught.value) == f"unknown frame type {kind} too large: {length} bytes"
+    assert caught.value.frame_type == kind
+
+
 def test_greeting_of_our_own_is_understood() -> None:
     frame = frames.pack_server_key(NodePublic(b"\xff" * 32))
     assert frames.unpack_server_key_untrusted(frame[0], frame[5:]).raw == b"\xff" * 32
