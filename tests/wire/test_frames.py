@@ -265,6 +265,14 @@ def test_greeting_with_the_zero_key_says_so() -> None:
 # What a server takes from a logged-in client, by length alone
 
 
+def is_legal(kind: int, length: int) -> bool:
+    try:
+        frames.check_client_frame_untrusted(kind, length)
+    except RemoteProtocolError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("kind", "length"),
     [
@@ -282,7 +290,7 @@ def test_greeting_with_the_zero_key_says_so() -> None:
     ],
 )
 def test_legal_lengths(kind: int, length: int) -> None:
-    frames.check_client_frame_untrusted(kind, length)
+    assert is_legal(kind, length)
 
 
 @pytest.mark.parametrize(

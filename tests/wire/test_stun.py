@@ -330,9 +330,10 @@ def test_attributes_raise_nothing_else(body: bytes, kind: str, length: int) -> N
     datagram = response(body, kind=kind, length=length)
     for parse in (parse_request_untrusted, parse_response_untrusted):
         try:
-            parse(datagram)
+            found = parse(datagram)
         except RemoteProtocolError:
             continue
+        assert getattr(found, "tx_id", found) == TX
 
 
 @pytest.mark.parametrize(
