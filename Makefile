@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 300
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help relay test quick test-engines test-all-pythons fast test-fast peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
+.PHONY: help relay test quick test-engines test-all-pythons fast test-fast cover peers peer-ts-derp lint types bench bench-iroh bench-publish fuzz docs requirements clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -33,6 +33,7 @@ endif
 
 test: $(VENV)/.dev $(VENV)/.docs lint types ## run all checks and tests; tests without their peer are skipped by name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(PYTEST_ARGS)
+	$(BIN)/python scripts/cover.py mirrors
 	VENV=$(VENV) WORKERS=$(WORKERS) scripts/other-pythons
 
 # Neither the real peers nor whole programs: what is decided, written and read, over fake links.
@@ -44,6 +45,13 @@ quick: $(VENV)/.dev ## run the tests of bytes, decisions and units, on one event
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest -q -n $(QUICK_WORKERS) --dist worksteal --loops=asyncio \
 	  -m "not slow" $(QUICK_TESTS) $(PYTEST_ARGS)
+
+# make cover COVER_ARGS=tests/cli
+COVER_ARGS ?=
+
+cover: $(VENV)/.dev ## what tests cover: wire and relay by their own test files, then all packages
+	$(BIN)/python scripts/cover.py mirrors
+	$(BIN)/python scripts/cover.py suite -- -n $(WORKERS) --dist worksteal $(COVER_ARGS)
 
 # What TLS and packets touch.
 ENGINES ?= off on

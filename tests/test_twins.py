@@ -28,9 +28,9 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     "TestIsMeshPeer": (
         "server/conn/test_protocol.py::test_the_mesh_key_and_no_other_grants_mesh_rights",
     ),
-    "TestForwarderRegistration": ("relay/test_forwarders.py::TestRegistration",),
+    "TestForwarderRegistration": ("relay/registry/test_forwarders.py::TestRegistration",),
     "TestMultiForwarder": (
-        "relay/test_forwarders.py"
+        "relay/registry/test_forwarders.py"
         "::test_each_of_5000_packets_reaches_one_forwarder_while_they_come_and_go",
     ),
     "TestMetaCert": ("wire/test_metacert.py::test_fields_of_the_certificate",),
@@ -100,7 +100,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "server/mesh/test_mesh.py::test_local_before_remote_and_back",
     ),
     "TestLookupDestHashTrieFallsBackForForwarder": (
-        "relay/test_forwarders.py"
+        "relay/registry/test_forwarders.py"
         "::TestRegistration::test_a_key_with_a_forwarder_survives_a_local_disconnect",
     ),
     # cmd/derper
@@ -177,17 +177,17 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "interop/client/test_messages.py::test_packets_reach_their_addressee_only",
         "relay/test_router.py::TestNotHere",
         "relay/test_router.py::TestHome",
-        "relay/test_departures.py::TestPeerGone::test_only_who_received_from_it_is_told",
+        "relay/router/test_departures.py::TestPeerGone::test_only_who_received_from_it_is_told",
         # New in v1.104.7: what `/debug/clients/` counts.
         "relay/test_connection_counts.py"
         "::test_a_run_counts_for_the_sender_at_once_and_for_the_destination_when_written",
         "interop/server/test_debug_clients.py::test_json_is_the_same_byte_by_byte",
     ),
     "TestSendFreeze": (
-        "relay/test_queues.py::test_a_stalled_reader_costs_others_nothing",
+        "relay/delivery/test_queues.py::test_a_stalled_reader_costs_others_nothing",
         "fault/test_stalled.py::test_a_stalled_reader_costs_its_sender_and_others_nothing",
     ),
-    "TestWatch": ("relay/test_mesh.py::TestWatch", "interop/go/mesh.go::watchers"),
+    "TestWatch": ("relay/router/test_mesh.py::TestWatch", "interop/go/mesh.go::watchers"),
     "TestServerRepliesToPing": (
         "relay/test_router.py::TestPing::test_a_pong_has_the_first_eight_bytes_of_the_ping",
     ),
@@ -239,7 +239,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "wire/test_client.py::test_a_name_is_read_as_go_reads_it_however_the_stream_is_cut",
     ),
     "TestValidAppName": (
-        "wire/test_server_login.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/login/test_server.py::test_names_are_taken_and_refused_as_by_go",
         "client/test_config.py"
         "::test_a_name_that_relays_refuse_is_refused_before_anything_is_connected",
         "client/test_config.py::test_a_name_that_relays_take_is_taken",
@@ -263,7 +263,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     # New in v1.104.7: derp/derpserver
     "TestRecvClientKeyAppName": (
-        "wire/test_server_login.py::test_names_are_taken_and_refused_as_by_go",
+        "wire/login/test_server.py::test_names_are_taken_and_refused_as_by_go",
         "interop/server/test_app_names.py::test_a_name_is_printable_and_short",
     ),
     "TestVerifyClientDisallowedAppNames": (
@@ -285,7 +285,7 @@ TWINS: Final[Mapping[str, tuple[str, ...]]] = {
         "relay/test_backlog.py::test_draining_gives_every_packet_with_its_kind_and_leaves_the_rest",
     ),
     "TestWriterBufferedWriteFrames": (
-        "relay/test_queues.py::test_what_waited_is_counted_with_its_time_and_its_writes",
+        "relay/delivery/test_queues.py::test_what_waited_is_counted_with_its_time_and_its_writes",
     ),
     "TestWriterFloodDoesNotStarveControlFrames": (
         "relay/test_backlog.py::test_take_gives_control_then_changes_then_both_kinds_in_turn",
@@ -437,7 +437,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
     "PeerGone when a sender leaves, and leaves again": (
         "interop/go/gone.go::peergone",
         "interop/test_go_clients.py::test_second_departure_of_a_peer",
-        "relay/test_departures.py::TestPeerGone::test_a_second_departure_is_told_again",
+        "relay/router/test_departures.py::TestPeerGone::test_a_second_departure_is_told_again",
     ),
     "a slow reader": (
         "interop/server/test_slow_reader.py::test_a_slow_reader_is_closed_after_two_seconds",
@@ -485,7 +485,7 @@ BEYOND: Final[Mapping[str, tuple[str, ...]]] = {
         "server/mesh/test_mesh.py::test_forwards_both_ways",
         "server/mesh/test_mesh.py::test_local_before_remote_and_back",
         "server/mesh/test_mesh.py::test_a_relay_that_dies_and_returns",
-        "relay/test_mesh.py"
+        "relay/router/test_mesh.py"
         "::TestForward::test_the_relay_is_told_of_disco_for_nobody_so_that_it_learns",
         "interop/mesh/test_mixed.py::test_four_nodes",
         "interop/mesh/test_derpprobe.py::test_all_good",

@@ -17,6 +17,7 @@ from .test_derpmap import maps, quick
 PIN = "sha256-raw:" + "ab" * 32
 A = DERPNode(name="901a", region_id=901, host_name="a.example.com", ipv6="none")
 B = DERPNode(name="901b", region_id=901, host_name="b.example.com")
+C = DERPNode(name="901c", region_id=901, host_name="c.example.com")
 LAB = DERPRegion(region_id=901, region_code="lab", region_name="Lab", nodes=(A, B))
 OTHER = DERPRegion(region_id=902, region_code="fra", nodes=(dataclasses.replace(A, name="902a"),))
 OLD = DERPMap(regions={901: LAB})
@@ -159,6 +160,120 @@ def test_loses_its_only_ipv6_node() -> None:
             second(unknown={"x": 1}),
             f"{AT}.Nodes[1]",
             "region 901 (lab), 901b: unknown members have changed",
+        ),
+        (
+            region(nodes=tuple(dataclasses.replace(n, stun_only=True) for n in LAB.nodes)),
+            OLD,
+            f"{AT}.Nodes",
+            "region 901 (lab) has a relay now: clients can connect to it",
+        ),
+        (
+            region(nodes=tuple(dataclasses.replace(n, stun_port=-1) for n in LAB.nodes)),
+            OLD,
+            f"{AT}.Nodes",
+            "region 901 (lab) answers STUN now: clients measure it by UDP",
+        ),
+        (
+            region(nodes=(A, B, C)),
+            region(nodes=(A, C, B)),
+            f"{AT}.Nodes",
+            "region 901 (lab): clients now try its nodes in the order 901a, 901c, 901b",
+        ),
+        (
+            region(nodes=(A,)),
+            OLD,
+            f"{AT}.Nodes[1]",
+            "region 901 (lab) has a new node '901b' (b.example.com)",
+        ),
+        (
+            region(nodes=(A,)),
+            second(stun_only=True),
+            f"{AT}.Nodes[1]",
+            "region 901 (lab) has a new node '901b' for STUN only",
+        ),
+        (
+            OLD,
+            second(cert_name=PIN),
+            f"{AT}.Nodes[1].CertName",
+            f"region 901 (lab), 901b: CertName (none) becomes {PIN!r}: clients accept only the "
+            "pinned certificate",
+        ),
+        (
+            second(cert_name=PIN),
+            OLD,
+            f"{AT}.Nodes[1].CertName",
+            f"region 901 (lab), 901b: CertName {PIN!r} becomes (none): the certificate must be for "
+            "'b.example.com', from an authority that clients trust",
+        ),
+        (
+            OLD,
+            second(derp_port=8443),
+            f"{AT}.Nodes[1].DERPPort",
+            "region 901 (lab), 901b: DERPPort (default) becomes 8443",
+        ),
+        (
+            OLD,
+            second(stun_port=-1),
+            f"{AT}.Nodes[1].STUNPort",
+            "region 901 (lab), 901b: STUNPort (default) becomes -1: it answers no STUN any more",
+        ),
+        (
+            second(stun_port=-1),
+            OLD,
+            f"{AT}.Nodes[1].STUNPort",
+            "region 901 (lab), 901b: STUNPort -1 becomes (default): it answers STUN now",
+        ),
+        (
+            OLD,
+            second(insecure_for_tests=True),
+            f"{AT}.Nodes[1].InsecureForTests",
+            "region 901 (lab), 901b: InsecureForTests false becomes true: clients do not verify "
+            "its certificate",
+        ),
+        (
+            second(stun_only=True),
+            OLD,
+            f"{AT}.Nodes[1].STUNOnly",
+            "region 901 (lab), 901b: STUNOnly true becomes false: clients connect to it, too",
+        ),
+        (
+            region(avoid=True),
+            OLD,
+            f"{AT}.Avoid",
+            "region 901 (lab) is no longer avoided",
+        ),
+        (
+            OLD,
+            region(region_name="Workshop", unknown={"x": 1}),
+            f"{AT}.RegionName",
+            "region 901 (lab): RegionName 'Lab' becomes 'Workshop'",
+        ),
+        (OLD, region(unknown={"x": 1}), AT, "region 901 (lab): unknown members have changed"),
+        (
+            OLD,
+            dataclasses.replace(OLD, unknown={"x": 1}),
+            "",
+            "unknown members of the map have changed",
+        ),
+        (
+            DERPMap(regions={901: dataclasses.replace(LAB, no_measure_no_home=True), 902: OTHER}),
+            DERPMap(regions={902: OTHER}),
+            AT,
+            "region 901 (lab) is gone: peers that have it as home cannot be reached",
+        ),
+        (
+            DERPMap(),
+            region(no_measure_no_home=True),
+            AT,
+            "region 901 (lab) is new, with 2 nodes: clients use it only to reach peers whose home "
+            "it is",
+        ),
+        (
+            DERPMap(),
+            region(nodes=(dataclasses.replace(A, stun_only=True),)),
+            AT,
+            "region 901 (lab) is new, with 1 node: clients cannot connect to it, as no node is a "
+            "relay",
         ),
     ],
 )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections.abc import Callable
+from typing import Any
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from pyderp.errors import InvalidKey, RemoteProtocolError
 from pyderp.keys import MeshKey, NodePrivate, NodePublic
 from pyderp.wire import frames
 from pyderp.wire.buffer import FrameBuffer
-from pyderp.wire.client import ClientSession
+from pyderp.wire.client import ClientSession, ClientState
 from pyderp.wire.http import HttpConnection, Response
 from pyderp.wire.login import ClientInfo, OwnNonces, ServerLogin, seal_client_info, seal_server_info
 from pyderp.wire.messages import (
@@ -134,9 +136,15 @@ def test_secret_keys_survive_their_texts(raw: bytes) -> None:
 @quick
 @given(st.text(alphabet="0123456789abcdefnodekyprivABC: \n\u0661", max_size=80))
 def test_text_is_a_key_or_invalid(text: str) -> None:
-    for parse in (NodePublic.parse, NodePublic.parse_untyped, NodePrivate.parse, MeshKey.parse):
+    forms: list[tuple[Callable[[str], Any], Callable[[Any], str]]] = [
+        (NodePublic.parse, str),
+        (NodePublic.parse_untyped, NodePublic.untyped_hex),
+        (NodePrivate.parse, NodePrivate.to_text),
+        (MeshKey.parse, MeshKey.to_text),
+    ]
+    for parse, unparse in forms:
         with contextlib.suppress(InvalidKey):
-            parse(text)
+            assert unparse(parse(text)) == text.strip().lower()
 
 
 @quick
@@ -253,8 +261,15 @@ def test_client_session_refuses_rubbish(chunks: list[bytes]) -> None:
         ClientSession(v.CLIENT, random=v.gives(v.CLIENT_NONCE), server_key=v.SERVER.public),
     ]
     for session, chunk in itertools.product(sessions, chunks):
-        with contextlib.suppress(RemoteProtocolError):
+        failed = session.error
+        raised = ""
+        try:
             session.receive_data(chunk)
+        except RemoteProtocolError as e:
+            raised = str(e)
+        assert raised in ("", str(session.error))
+        assert raised or failed is None, "a session that failed stays so"
+        assert (session.state is ClientState.FAILED) == (session.error is not None)
 
 
 @quick

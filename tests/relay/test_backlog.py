@@ -6,7 +6,16 @@ import pytest
 
 from pyderp.defaults import SEND_QUEUE_BYTES, SEND_QUEUE_DEPTH
 from pyderp.keys import KEY_LEN
-from pyderp.relay.backlog import MAX_RECV_FRAME, MAX_UNSENT, PACKET_OVERHEAD, Backlog, Batch
+from pyderp.relay.backlog import (
+    MAX_RECV_FRAME,
+    MAX_UNSENT,
+    PACKET_OVERHEAD,
+    Backlog,
+    Batch,
+    packets_at_the_end,
+    recv_frame,
+    split_run,
+)
 from pyderp.wire.frames import KEEP_ALIVE_FRAME, MAX_PACKET_SIZE, FrameType, pack_frame
 from tests.relay.world import disco, key
 
@@ -237,3 +246,39 @@ def test_a_batch_counts_packets_and_their_bytes_without_key_and_header() -> None
     batch.add_packet(recv(bytes(KEY_LEN)))
     assert (batch.packets, batch.packet_bytes) == (2, KEY_LEN)
     assert batch.size == len(KEEP_ALIVE_FRAME) + 2 * PACKET_OVERHEAD + KEY_LEN
+
+
+def test_a_recv_frame_is_type_length_source_and_packet() -> None:
+    assert recv_frame(key("s"), b"abc") == bytes.fromhex("05 00000023") + key("s") + b"abc"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_run_is_split_into_its_frames(count: int) -> None:
+    frames = [data_frame(i, size=4 + i) for i in range(count)]
+    assert list(split_run(b"".join(frames))) == frames
+
+
+WRITTEN = [data_frame(0, size=100) + disco_frame(1), KEEP_ALIVE_FRAME, data_frame(2, size=7)]
+"""What one write had: a run of two packets, another frame, a packet."""
+LAST, BEFORE, FIRST = len(recv(bytes(7))), len(disco_frame(1)), len(recv(bytes(100)))
+BEHIND = len(KEEP_ALIVE_FRAME) + LAST
+"""Bytes behind the disco packet."""
+
+
+@pytest.mark.parametrize(
+    ("unsent", "packets"),
+    [
+        (0, 0),
+        (1, 1),
+        (LAST, 1),
+        (LAST + 1, 1),  # the keep-alive is no packet
+        (BEHIND, 1),
+        (BEHIND + 1, 2),
+        (BEHIND + BEFORE, 2),
+        (BEHIND + BEFORE + 1, 3),
+        (BEHIND + BEFORE + FIRST, 3),
+    ],
+)
+def test_a_packet_is_at_the_end_if_one_of_its_bytes_is_unsent(unsent: int, packets: int) -> None:
+    found = [(0, 7, False), (BEHIND, len(disco()), True), (BEHIND + BEFORE, 100, False)]
+    assert packets_at_the_end(WRITTEN, unsent) == found[:packets]

@@ -97,3 +97,8 @@ def test_present_frame_ends_in_the_name_as_go_writes_it(
     )
     head = key("a") + bytes.fromhex("00000000000000000000ffff7f000001 dc1a")
     assert connection.present_frame()[5:] == head + bytes.fromhex(hex_)
+
+
+def test_present_frame_is_made_once_for_all_watchers(world: World) -> None:
+    connection = world.join("a").connection
+    assert connection.present_frame() is connection.present_frame()

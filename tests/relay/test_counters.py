@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyderp.relay.counters import KINDS, Counters, DropReason, QueueTime
+from pyderp.relay.connection import EndReason
+from pyderp.relay.counters import KINDS, Counters, DropReason, Histogram, QueueTime
 
 GO_REASONS = [
     "unknown_dest",
@@ -72,6 +73,13 @@ def test_two_relays_count_apart() -> None:
     assert other.dropped(DropReason.UNKNOWN_DEST) == 0
 
 
+def test_protocol_errors_are_the_ends_with_that_reason() -> None:
+    counters = Counters()
+    for reason in (EndReason.PROTOCOL_ERROR, EndReason.RESET, EndReason.PROTOCOL_ERROR):
+        counters.ends[reason] += 1
+    assert counters.protocol_errors == 2
+
+
 def test_kinds_are_indexed_by_whether_a_packet_is_disco() -> None:
     assert (KINDS[False], KINDS[True]) == ("other", "disco")
 
@@ -94,3 +102,33 @@ def test_the_average_wait_follows_those_that_wait_and_those_that_do_not() -> Non
     assert time.average(2) == pytest.approx(9.0)
     time.waited(2, 50.0, 5)  # one more went through at once
     assert time.average(5) == pytest.approx(8.1 * 0.81 + 50 * 0.19)
+
+
+def test_a_number_in_a_histogram_belongs_to_the_first_bound_that_is_not_smaller() -> None:
+    histogram = Histogram([0, 1, 5])
+    for number in (0, 1, 2, 5, 6, 1000):
+        histogram.observe(number)
+    assert histogram.counts == [1, 1, 2, 2]
+    assert histogram.sum == 1014
+    assert histogram.count == 6
+
+
+def test_a_number_in_a_histogram_may_come_several_times() -> None:
+    histogram = Histogram([1, 2])
+    histogram.add(2, 3)
+    histogram.add(1, 0)
+    assert histogram.counts == [0, 3, 0]
+    assert histogram.sum == 6
+
+
+def test_cumulative_counts_of_a_histogram_end_with_all() -> None:
+    histogram = Histogram([1, 5])
+    for number in (1, 3, 4, 9):
+        histogram.observe(number)
+    assert histogram.cumulative() == [("1", 1), ("5", 3), ("+Inf", 4)]
+
+
+def test_an_empty_histogram_is_all_zero() -> None:
+    histogram = Histogram([1])
+    assert histogram.cumulative() == [("1", 0), ("+Inf", 0)]
+    assert histogram.count == histogram.sum == 0

@@ -358,3 +358,10 @@ def test_a_client_that_is_not_known_to_take_it_is_told_only_if_all_are(tell_all:
     at.watch.on_login(bare)
     assert at.heard.get(bare, [""])[-1] == (CERTIFICATE if tell_all else "")
     assert at.heard[known] == [DUPLICATE, f"{DUPLICATE}; {CERTIFICATE}"]
+
+
+def test_takeovers_are_not_followed_after_the_end(at: Watched) -> None:
+    registry = at.world.router.registry
+    assert registry.on_takeover == at.watch.on_takeover
+    at.watch.close()
+    assert registry.on_takeover is None

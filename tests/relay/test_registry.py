@@ -115,6 +115,23 @@ class TestDuplicates:
         registry.remove(c1)
         assert registry.active[c1.key] is c2
 
+    def test_a_takeover_by_sending_is_reported_once(self, registry: Registry) -> None:
+        taken: list[Connection] = []
+        c1, c2 = connect(), connect()
+        registry.add(c1)
+        registry.add(c2)
+        registry.note_activity(c1)
+        registry.on_takeover = taken.append
+        for c in (c1, c2, c2, c1):
+            registry.note_activity(c)
+        assert taken == [c2, c1]
+
+    def test_all_connections_are_listed_those_of_a_key_together(self, registry: Registry) -> None:
+        a1, b, a2 = connect("a"), connect("b"), connect("a")
+        for c in (a1, b, a2):
+            registry.add(c)
+        assert list(registry.connections()) == [a1, a2, b]
+
     def test_connections_of_a_key_come_oldest_first(self, registry: Registry) -> None:
         cs = [connect() for _ in range(3)]
         assert registry.connections_of(cs[0].key) == []
@@ -276,6 +293,19 @@ class TestMemory:
         assert left == [35, 25, 15, 5, 0]
         assert registry.sent_to == {}
         assert all(connection.heard_from is None for connection in connections)
+
+    @pytest.mark.parametrize(
+        "bound", ["MAX_FORWARDED_SOURCES", "MAX_REMOTE_SOURCES", "MAX_REMOTE_PAIRS"]
+    )
+    def test_forwarded_sources_are_noted_up_to_each_bound(
+        self, registry: Registry, monkeypatch: pytest.MonkeyPatch, bound: str
+    ) -> None:
+        monkeypatch.setattr(registry_module, bound, 3)
+        c = connect()
+        for source in (b"1", b"2", b"3", b"4", b"1"):
+            registry.remember_forwarded(source, c)
+        assert c.heard_from == {b"1", b"2", b"3"}
+        assert registry.counters.sources_not_noted == 1
 
     def test_an_empty_set_of_a_source_that_is_not_here_goes(self, registry: Registry) -> None:
         a = connect("a")

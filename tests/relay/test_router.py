@@ -17,7 +17,7 @@ from pyderp.wire.frames import (
     pack_restarting,
 )
 from pyderp.wire.messages import Health, KeepAlive, Pong, Restarting
-from tests.relay.world import World, disco, key, not_here, packet
+from tests.relay.world import Peer, World, disco, key, message_of, not_here, packet
 
 
 class TestPackets:
@@ -60,6 +60,58 @@ class TestPackets:
         assert world.drops() == {(DropReason.UNKNOWN_DEST, kind): (1, len(data))}
         assert world.got(a) == ([not_here("nobody")] if kind == "disco" else [])
         world.check()
+
+
+class TestOneByOne:
+    """`on_frame` with a whole SendPacket, which the lane otherwise relays by runs."""
+
+    def test_a_packet_is_relayed_and_counted(self, world: World) -> None:
+        a, b = world.join("a"), world.join("b")
+        for data in (b"data", disco()):
+            world.router.on_frame(a.connection, FrameType.SEND_PACKET, b.key + data)
+        assert world.got(b) == [packet("a", b"data"), packet("a", disco())]
+        counters = world.counters
+        assert (counters.packets_received, counters.disco_received) == (2, 1)
+        assert counters.bytes_received == a.connection.bytes_received == 4 + len(disco())
+        assert world.registry.sent_to == {a.key: {b.connection}}
+        world.check()
+
+    def test_a_packet_for_an_unknown_key_is_dropped(self, world: World) -> None:
+        a = world.join("a")
+        world.router.on_frame(a.connection, FrameType.SEND_PACKET, key("x") + disco())
+        assert world.drops() == {(DropReason.UNKNOWN_DEST, "disco"): (1, len(disco()))}
+        assert world.got(a) == [not_here("x")]
+        world.check()
+
+
+class TestLastWords:
+    """A connection that leaves while its transport stays open until all is written."""
+
+    def leave(self, world: World, peer: Peer) -> list[bytes]:
+        words = world.router.leave(peer.connection, last_words=True)
+        world.peers.remove(peer)
+        world.router.settle(peer.connection, len(peer.unsent))
+        world.check()
+        return words
+
+    def test_what_was_collected_in_this_turn_is_written_first(self, world: World) -> None:
+        a, b = world.join("a"), world.join("b")
+        world.send(a, b, b"x")
+        world.ping(b)
+        assert self.leave(world, b) == []
+        assert [message_of(frame) for frame in b.frames()] == [packet("a", b"x"), PONG]
+        assert world.drops() == {}
+
+    def test_frames_that_wait_are_returned_and_packets_that_wait_are_dropped(
+        self, world: World
+    ) -> None:
+        a, b = world.join("a"), world.join("b")
+        b.block()
+        world.send(a, b, b"x")
+        world.router.send_control(b.connection, pack_health("ill"))
+        assert self.leave(world, b) == [pack_health("ill")]
+        assert b.writes == []
+        assert world.drops() == {(DropReason.GONE_DISCONNECTED, "other"): (1, 1)}
 
 
 class TestNotHere:

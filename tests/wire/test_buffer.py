@@ -113,6 +113,15 @@ def test_missing_is_what_a_header_and_then_its_frame_needs() -> None:
     assert buffer.missing == 3
 
 
+def test_held_are_the_bytes_of_the_frame_that_is_incomplete_or_too_large() -> None:
+    buffer = FrameBuffer(limit=3)
+    list(buffer.receive_data(STREAM[:8] + b"\x05\0"))
+    assert buffer.held == b"\x05\0"
+    with pytest.raises(FrameTooLarge):
+        list(buffer.receive_data(b"\0\0\x04abc"))
+    assert buffer.held == b"\x05\0\0\0\x04abc"
+
+
 quick = settings(derandomize=True, deadline=None, max_examples=300)
 
 LIMIT = frames.MAX_CLIENT_FRAME
@@ -158,6 +167,24 @@ def test_limit_of_the_lane_is_inclusive() -> None:
     largest = packet(v.K1, bytes(8))
     assert small.take_untrusted(largest + packet(v.K1, bytes(9)), 0, messages) == len(largest)
     assert messages == [ReceivedPacket(v.K1, bytes(8))]
+
+
+@pytest.mark.parametrize(
+    ("data", "used"),
+    [
+        (b"", False),
+        (KEEP_ALIVE * 10, False),
+        (frames.pack_frame(5, bytes(31)) + bytes(10), False),
+        (packet(v.K1, b"a")[:36], False),
+        (packet(v.K1, b"a")[:37], True),
+        (packet(v.K1, b"a"), True),
+    ],
+    ids=["nothing", "other frames", "too short", "half a key", "half a packet", "a packet"],
+)
+def test_a_lane_is_used_once_a_packet_has_begun(data: bytes, used: bool) -> None:
+    fresh = lane()
+    fresh.take_untrusted(data, 0, [])
+    assert fresh.used is used
 
 
 def test_packets_of_one_peer_share_a_key() -> None:

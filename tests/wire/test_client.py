@@ -260,6 +260,50 @@ def test_failed_session_raises_its_first_error_again() -> None:
     assert again.value.frame_type == first.value.frame_type
 
 
+def test_messages_before_a_bad_frame_are_returned_and_the_next_call_raises() -> None:
+    client = ready()
+    assert client.receive_data(KEEP_ALIVE * 2 + bytes.fromhex("05 00100001")) == [KeepAlive()] * 2
+    assert state_of(client) is ClientState.FAILED
+    assert isinstance(client.error, FrameTooLarge)
+    with pytest.raises(FrameTooLarge):
+        client.receive_data(b"")
+
+
+REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"
+
+
+def test_an_answer_in_http_after_a_fast_start_is_kept_as_far_as_it_came() -> None:
+    for chunks in chunkings(REFUSED):
+        client = session(server_key=v.SERVER.public)
+        came = b""
+        while state_of(client) is ClientState.READY:
+            came += chunks[0]
+            try:
+                client.receive_data(chunks.pop(0))
+            except FrameTooLarge:
+                assert state_of(client) is ClientState.FAILED
+        assert len(came) >= 5
+        assert client.http_answer == came
+
+
+@pytest.mark.parametrize(
+    ("first", "server_key"),
+    [
+        (b"", None),
+        (KEEP_ALIVE, v.SERVER.public),
+        (frames.pack_received_packet(v.K1, b"x"), v.SERVER.public),
+    ],
+)
+def test_what_looks_like_http_is_none_unless_it_is_first_after_a_fast_start(
+    first: bytes, server_key: NodePublic | None
+) -> None:
+    client = session(server_key=server_key)
+    client.receive_data(first)
+    with pytest.raises(FrameTooLarge):
+        client.receive_data(REFUSED)
+    assert client.http_answer == b""
+
+
 def test_server_info_sealed_for_another_client_is_fatal() -> None:
     other = ClientSession(NodePrivate.generate(b"\x77" * 32), random=v.gives(v.CLIENT_NONCE))
     with pytest.raises(BadBox):
@@ -275,6 +319,10 @@ CALLS: list[tuple[Callable[[ClientSession], None], bytes]] = [
         lambda c: c.forward_packet(v.K1, v.K2, b"hello"),
         frames.pack_forward_packet(v.K1, v.K2, b"hello"),
     ),
+    (
+        lambda c: c.send_packets(v.K1, [b"hello", bytearray(b"")]),
+        frames.pack_send_packet(v.K1, b"hello") + frames.pack_send_packet(v.K1, b""),
+    ),
     (lambda c: c.send_ping(EIGHT), bytes.fromhex("12 00000008 0102030405060708")),
     (lambda c: c.send_pong(EIGHT), bytes.fromhex("13 00000008 0102030405060708")),
     (lambda c: c.note_preferred(True), bytes.fromhex("07 00000001 01")),
@@ -288,14 +336,14 @@ CALLS: list[tuple[Callable[[ClientSession], None], bytes]] = [
 def test_calls_become_frames(call: Callable[[ClientSession], None], frame: bytes) -> None:
     client = ready()
     call(client)
-    assert client.data_to_send() == [frame]
+    assert b"".join(client.data_to_send()) == frame
 
 
 def test_calls_become_frames_in_their_order() -> None:
     client = ready()
     for call, _ in CALLS:
         call(client)
-    assert client.data_to_send() == [frame for _, frame in CALLS]
+    assert b"".join(client.data_to_send()) == b"".join(frame for _, frame in CALLS)
 
 
 @pytest.mark.parametrize(("call", "_"), CALLS)

@@ -35,3 +35,25 @@ def test_of_tls_the_server_name_is_repeated() -> None:
 @pytest.mark.parametrize("data", [b"", b"G", b"GET / HTTP/1.1\r\n", b"PROX", b"\x16", bytes(30)])
 def test_what_is_not_known_has_no_name(data: bytes) -> None:
     assert foreign_protocol_untrusted(data) == ""
+
+
+RDP = bytes.fromhex("03000013 0e e0 0000 0000 00 01000800 03000000")
+"""X.224 connection request in TPKT, with the negotiation of MS-RDPBCGR 2.2.1.1."""
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (RDP, "RDP (Remote Desktop)"),
+        (RDP[:5] + b"\xd0" + RDP[6:], ""),  # a confirm, which a server sends
+        (RDP[:5], ""),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, which a relay does not speak"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "PROXY header, but proxy-protocol is off"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", "PROXY header, but proxy-protocol is off"),
+    ],
+)
+def test_other_protocols_are_named(data: bytes, name: str) -> None:
+    found = foreign_protocol_untrusted(data)
+    assert found.startswith(name)
+    assert bool(found) == bool(name)

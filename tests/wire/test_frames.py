@@ -265,6 +265,14 @@ def test_greeting_with_the_zero_key_says_so() -> None:
 # What a server takes from a logged-in client, by length alone
 
 
+def is_legal(kind: int, length: int) -> bool:
+    try:
+        frames.check_client_frame_untrusted(kind, length)
+    except RemoteProtocolError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("kind", "length"),
     [
@@ -282,7 +290,7 @@ def test_greeting_with_the_zero_key_says_so() -> None:
     ],
 )
 def test_legal_lengths(kind: int, length: int) -> None:
-    frames.check_client_frame_untrusted(kind, length)
+    assert is_legal(kind, length)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +318,15 @@ def test_other_lengths_are_refused(kind: int, length: int, error: str) -> None:
     assert str(caught.value) == error
     assert caught.value.frame_type == kind
     assert isinstance(caught.value, FrameTooLarge) == ("longer" in error)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 6, 8, 9, 0x13, 0x16, 0xFF])
+@pytest.mark.parametrize("length", [65569, 0xFFFFFFFF])
+def test_unknown_frames_larger_than_a_packet_frame_are_refused(kind: int, length: int) -> None:
+    with pytest.raises(FrameTooLarge) as caught:
+        frames.check_client_frame_untrusted(kind, length)
+    assert str(caught.value) == f"unknown frame type {kind} too large: {length} bytes"
+    assert caught.value.frame_type == kind
 
 
 def test_greeting_of_our_own_is_understood() -> None:

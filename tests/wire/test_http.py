@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 import pytest
 
 from pyderp.defaults import MAX_HTTP_HEAD
 from pyderp.errors import BadUpgrade
-from pyderp.wire.http import HttpConnection, Request, Response, text_response
+from pyderp.wire.http import (
+    BROWSER_HEADERS,
+    HttpConnection,
+    Request,
+    Response,
+    StreamedResponse,
+    Upgrade,
+    page,
+    text_response,
+)
 from tests.leftovers import none_left_now
 
 from .chunks import byte_by_byte, chunkings
@@ -109,6 +120,54 @@ def test_nothing_is_asked_before_bytes_arrive() -> None:
     assert http.served == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("/", {}),
+        ("/?", {}),
+        ("/?a=b&c=d%20e&f=&g", {"a": "b", "c": "d e", "f": "", "g": ""}),
+        ("/?a=first&a=second", {"a": "first"}),
+        ("/?" + "&".join(f"k{i}=v" for i in range(50)), {f"k{i}": "v" for i in range(50)}),
+        ("/?" + "&".join(f"k{i}=v" for i in range(51)), {}),
+    ],
+    ids=["none", "empty", "several", "repeated", "fifty", "too many"],
+)
+def test_the_query_of_a_target(target: str, fields: dict[str, str]) -> None:
+    _, request = opened(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    assert request.query == fields
+
+
+@pytest.mark.parametrize(
+    ("lines", "upgrade"),
+    [
+        ("", Upgrade.NONE),
+        ("Upgrade: DERP", Upgrade.DERP),
+        ("Upgrade: derp", Upgrade.DERP),
+        ("Upgrade: h2c", Upgrade.NONE),
+        ("Upgrade: WebSocket\r\nSec-WebSocket-Protocol: derp", Upgrade.WEBSOCKET),
+        (
+            "Upgrade: websocket\r\nSec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: derp",
+            Upgrade.WEBSOCKET,
+        ),
+        ("Upgrade: websocket\r\nSec-WebSocket-Protocol: chat", Upgrade.DERP),
+        ("Upgrade: websocket", Upgrade.DERP),
+    ],
+)
+def test_the_upgrade_is_chosen_as_by_go(lines: str, upgrade: Upgrade) -> None:
+    head = "\r\n".join(["GET /derp HTTP/1.1", "Host: h", *lines.split("\r\n")]).rstrip()
+    _, request = opened(f"{head}\r\n\r\n".encode())
+    assert request.upgrade is upgrade
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("1", True), ("0", False), ("true", False), ("11", False), (None, False)]
+)
+def test_a_fast_start_is_wanted_by_the_exact_value(value: str | None, wanted: bool) -> None:
+    header = b"" if value is None else f"Derp-Fast-Start: {value}\r\n".encode()
+    _, request = opened(b"GET /derp HTTP/1.1\r\nHost: h\r\n" + header + b"\r\n")
+    assert request.wants_fast_start is wanted
+
+
 # Answers
 
 
@@ -154,6 +213,38 @@ def test_answer_may_end_the_connection() -> None:
     )
     assert http.finished
     assert http.next_request() is None
+
+
+def test_a_page_has_the_headers_that_restrict_browsers() -> None:
+    response = page("text/html", b"<p>")
+    assert (response.status, response.body, response.close) == (200, b"<p>", False)
+    assert response.headers == [("Content-Type", "text/html"), *BROWSER_HEADERS]
+
+
+async def no_chunks() -> AsyncGenerator[bytes, None]:
+    """The pieces of a streamed answer, which its caller passes on itself."""
+    yield b""
+
+
+def test_a_streamed_answer_is_sent_in_pieces() -> None:
+    http, _ = opened(GET)
+    response = StreamedResponse(200, [("X", "y")], no_chunks())
+    assert http.begin(response) == (
+        b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert http.chunk(b"abc") == b"3\r\nabc\r\n"
+    assert http.chunk(b"") == b"", "an empty chunk would end the body"
+    assert http.chunk(b"d") == b"1\r\nd\r\n"
+    assert http.end() == b"0\r\n\r\n"
+    assert (http.finished, http.served) == (False, 1)
+
+
+def test_a_streamed_answer_to_head_has_no_body() -> None:
+    http, _ = opened(HEAD)
+    head = http.begin(StreamedResponse(200, [("X", "y")], no_chunks()))
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nX: y\r\n")
+    assert http.chunk(b"abc") == http.end() == b""
+    assert not http.finished
 
 
 def test_head_is_answered_without_the_body() -> None:
@@ -297,6 +388,15 @@ def test_endless_head_is_refused_at_64_kib() -> None:
         http.receive_data(b"x" * 1024)
         assert http.next_request() is None
     assert refused(http, b"x" * 1024) == TOO_LARGE
+
+
+def test_a_head_of_more_than_200_lines_is_refused_before_it_ends() -> None:
+    http = HttpConnection()
+    http.receive_data(b"GET / HTTP/1.1\r\n")
+    for _ in range(199):
+        http.receive_data(b"X: y\r\n")
+        assert http.next_request() is None
+    assert refused(http, b"X: y\r\n") == TOO_LARGE
 
 
 def test_second_request_may_be_the_bad_one() -> None:

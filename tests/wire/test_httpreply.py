@@ -51,6 +51,12 @@ def test_a_body_is_kept_up_to_its_bound() -> None:
     assert http.body == b"x" * 100
 
 
+def test_bytes_behind_an_answer_are_ignored() -> None:
+    http = read(PAGE + b"x" * 10_000, b"HTTP/1.1 500 No\r\n\r\n")
+    assert http.reply is not None
+    assert (http.reply.status, http.body, http.rest) == (200, b"hello", b"")
+
+
 @pytest.mark.parametrize(
     "data",
     [

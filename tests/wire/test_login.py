@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from pyderp.errors import BadBox, FrameTooLarge, RemoteProtocolError, UnexpectedFrame
 from pyderp.keys import MeshKey, NodePrivate
+from pyderp.wire.frames import frame_header
 from pyderp.wire.login import (
     ClientInfo,
     OwnNonces,
+    ServerLogin,
     check_client_info_frame_untrusted,
     open_client_info_untrusted,
     open_server_info_untrusted,
@@ -302,8 +304,9 @@ def test_errors_never_repeat_the_blob(text: str) -> None:
 
 
 @pytest.mark.parametrize("length", [56, 74, 262144])
-def test_first_frame_of_legal_length(length: int) -> None:
-    check_client_info_frame_untrusted(0x02, length)
+def test_first_frame_of_legal_length_is_waited_for(length: int) -> None:
+    login = ServerLogin(v.SERVER, random=v.gives(v.SERVER_NONCE))
+    assert login.receive_untrusted(bytearray(frame_header(0x02, length)), 5) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pyderp.wire.messages import (
     Ping,
     Pong,
     Skipped,
+    has_short_app_name,
     unpack_message_untrusted,
 )
 from tests import vectors as v
@@ -99,3 +100,9 @@ def test_health_that_is_not_utf8_is_still_shown() -> None:
 def test_ping_and_pong_of_the_same_bytes_differ() -> None:
     ping, pong = Ping(bytes(8)), Pong(bytes(8))
     assert [ping, pong] != [pong, ping]
+
+
+@pytest.mark.parametrize("size", range(32, 60))
+def test_a_name_is_short_only_if_its_length_is_there_and_it_is_not(size: int) -> None:
+    payload = bytes(51) + b"\x03abc" + bytes(8)
+    assert has_short_app_name(payload[:size]) == (size in (52, 53, 54))

@@ -182,6 +182,14 @@ class TestRequestReader:
         assert found == tx
         assert type(found) is bytes
 
+    def test_the_request_of_go_clients_is_read(self) -> None:
+        assert read(REQUEST) == TX
+
+    @pytest.mark.parametrize("at", range(40))
+    def test_a_request_with_one_changed_byte_is_refused(self, at: int) -> None:
+        with pytest.raises(RemoteProtocolError):
+            read(REQUEST[:at] + bytes([REQUEST[at] ^ 1]) + REQUEST[at + 1 :])
+
     @pytest.mark.parametrize("size", range(40))
     def test_what_was_there_before_does_not_count(self, size: int) -> None:
         with pytest.raises(RemoteProtocolError):
@@ -330,9 +338,10 @@ def test_attributes_raise_nothing_else(body: bytes, kind: str, length: int) -> N
     datagram = response(body, kind=kind, length=length)
     for parse in (parse_request_untrusted, parse_response_untrusted):
         try:
-            parse(datagram)
+            found = parse(datagram)
         except RemoteProtocolError:
             continue
+        assert getattr(found, "tx_id", found) == TX
 
 
 @pytest.mark.parametrize(

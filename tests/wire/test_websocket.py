@@ -15,7 +15,13 @@ from websockets.uri import parse_uri
 
 from pyderp.wire.frames import pack_send_packet
 from pyderp.wire.http import HttpConnection, Request
-from pyderp.wire.websocket import WebSocketServer, refuse_handshake, websocket_accept
+from pyderp.wire.websocket import (
+    WebSocketServer,
+    close_frame,
+    refuse_handshake,
+    unsent_payload,
+    websocket_accept,
+)
 from tests import vectors as v
 
 from .chunks import byte_by_byte, chunkings
@@ -375,3 +381,42 @@ def test_chunks_of_one_send_share_a_message() -> None:
     client, server = connect()
     server.send([b"a", b"", b"bc"])
     assert hear(client, server) == [Frame(Opcode.BINARY, b"abc")]
+
+
+def test_a_close_frame_for_a_websocket_that_is_not_wanted() -> None:
+    assert close_frame(1008, "no") == b"\x88\x04\x03\xf0no"
+
+
+@pytest.mark.parametrize("payload", [0, 1, 125, 126, 32767, 32768, 32769, 32893, 65573])
+def test_unsent_bytes_of_messages_are_told_from_their_headers(payload: int) -> None:
+    """Compared with the messages themselves: which of their bytes are of the stream."""
+    client, server = connect()
+    server.send([bytes(payload)])
+    is_payload: list[bool] = []
+    for frame in hear(client, server):
+        header = len(frame.serialize(mask=False)) - len(frame.data)
+        is_payload += [False] * header + [True] * len(frame.data)
+    sent = len(is_payload)
+    near = {at + step for at in (0, 126, 130, payload, 32768, 32772, sent) for step in range(-5, 6)}
+    for unsent in sorted(at for at in near if 0 <= at <= sent):
+        assert unsent_payload(unsent, payload) == sum(is_payload[sent - unsent :])
+
+
+def test_a_released_websocket_ignores_bytes_and_still_has_what_was_queued() -> None:
+    client, server = connect()
+    server.send([b"queued"])
+    server.release()
+    assert not server.is_open
+    client.send_binary(b"late")
+    for data in (b"".join(client.data_to_send()), b"\xff"):
+        assert server.receive_data(data) == []
+    assert server.error is None
+    assert hear(client, server) == [Frame(Opcode.BINARY, b"queued")]
+
+
+def test_a_released_websocket_keeps_its_error_without_the_frames_it_came_through() -> None:
+    _, server = connect()
+    server.receive_data(b"\xff" * 8)
+    server.release()
+    assert isinstance(server.error, ProtocolError)
+    assert server.error.__traceback__ is None

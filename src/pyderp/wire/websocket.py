@@ -177,8 +177,7 @@ class WebSocketServer:
         protocol.receive_data(data)
         stream: list[bytes] = []
         for event in protocol.events_received():
-            if not isinstance(event, Frame):
-                continue
+            assert isinstance(event, Frame)  # the handshake was read elsewhere
             if event.opcode in (Opcode.BINARY, Opcode.CONT):
                 stream.append(bytes(event.data))
             elif event.opcode is Opcode.TEXT:

@@ -193,11 +193,9 @@ class WebSocketClient:
         # `UpgradeReply` explains refusals better; the rules of a websocket are checked here.
         protocol = self._protocol
         protocol.receive_data(bytes(self._head))
-        if protocol.state is State.CONNECTING:
-            cause = protocol.handshake_exc
-            if cause is not None:
-                without_frames(cause)
-            raise BadUpgrade(f"no websocket: {printable(str(cause))}") from cause
+        cause = protocol.handshake_exc
+        if cause is not None:
+            raise BadUpgrade(f"no websocket: {printable(str(cause))}") from without_frames(cause)
         if protocol.subprotocol != SUBPROTOCOL:
             raise BadUpgrade("no websocket: the relay did not agree on the subprotocol derp")
         self._reply = None

@@ -52,6 +52,37 @@ def test_show(here: Here, two: Path) -> None:
     ]
 
 
+def test_show_names_all_that_is_unusual(here: Here, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    nodes = [
+        {"Name": "1a", "HostName": "a", "CertName": f"sha256-raw:{'ab' * 32}", "DERPPort": 8443},
+        {"Name": "1b", "HostName": "b", "CertName": "c.example.com", "InsecureForTests": True},
+        {"Name": "1c", "HostName": "c", "STUNOnly": True, "STUNTestIP": "192.0.2.9"},
+    ]
+    region = {"RegionID": 1, "RegionCode": "x", "NoMeasureNoHome": True, "Avoid": True}
+    regions = {
+        "1": region | {"Nodes": [{"RegionID": 1, **node} for node in nodes]},
+        "2": {"RegionID": 2, "RegionCode": "y", "Nodes": []},
+    }
+    scores = {"RegionScore": {"1": 0.5}}
+    path.write_text(
+        json.dumps({"Regions": regions, "omitDefaultRegions": True, "HomeParams": scores})
+    )
+    assert here("map", "show", path).out.splitlines() == [
+        f"{path}: 2 regions, 3 nodes",
+        "without Tailscale's own regions",
+        "",
+        "1 x, never home, avoided, latency times 0.5",
+        "  1a  a  port 8443  STUN 3478  IPv4 by name  IPv6 by name  pin abababababab…",
+        "  1b  b  port 443   STUN 3478  IPv4 by name  IPv6 by name  "
+        "certificate for c.example.com, certificate not verified",
+        "  1c  c  no DERP    STUN 3478  IPv4 by name  IPv6 by name  STUN at 192.0.2.9",
+        "",
+        "2 y",
+        "  no nodes",
+    ]
+
+
 def test_show_json(here: Here, two: Path) -> None:
     shown = json.loads(here("map", "show", two, "--json").out)
     assert shown.pop("map") == json.loads(DERPMap.from_json(TWO).to_json())

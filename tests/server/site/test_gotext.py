@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 import pytest
@@ -119,11 +120,67 @@ def test_an_address_with_its_port_is_read(text: str, pair: tuple[str, int]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["::1:80", "[192.0.2.1]:80", "[::1]80", "192.0.2.1:", ":80", "[:1"]
+    ("text", "why"),
+    [
+        (
+            "::1:80",
+            'invalid ip:port "::1:80", IPv6 addresses must be surrounded by square brackets',
+        ),
+        (
+            "[192.0.2.1]:80",
+            'invalid ip:port "[192.0.2.1]:80", '
+            "square brackets can only be used with IPv6 addresses",
+        ),
+        ("[::1]80", "missing ]"),
+        ("192.0.2.1:", "no port"),
+        (":80", "no IP"),
+        ("80", "not an ip:port"),
+        ("[:1", "missing ]"),
+        ("192.0.2.1:65536", 'invalid port "65536" parsing "192.0.2.1:65536"'),
+        ("192.0.2.1:x", 'invalid port "x" parsing "192.0.2.1:x"'),
+        ("a:80", 'ParseAddr("a"): unable to parse IP'),
+    ],
 )
-def test_other_pairs_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+def test_other_pairs_are_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why) + "$"):
         gotext.parse_address_port(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "unable to parse IP"),
+        ("%eth0", "missing IPv6 address"),
+        ("1::2::3", "not an IPv6 address"),
+        ("1..2.3", 'IPv4 field must have at least one digit (at ".2.3")'),
+        ("1.2.3.", 'IPv4 field must have at least one digit (at ".")'),
+        ("1.2.3.4.5", "IPv4 address too long"),
+        ("1.2.x.4", 'unexpected character (at "x.4")'),
+        ("1.02.3.4", "IPv4 field has octet with leading zero"),
+        ("1.2.3.256", "IPv4 field has value >255"),
+        ("1.2.3", "IPv4 address too short"),
+    ],
+)
+def test_what_is_no_address_is_refused_in_the_words_of_go(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=r"^ParseAddr") as caught:
+        gotext.parse_address(text)
+    assert str(caught.value) == f'ParseAddr("{text}"): {why}'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("192.0.2.1", "no '/'"),
+        ("x/8", 'ParseAddr("x"): unable to parse IP'),
+        ("fe80::1%eth0/64", "IPv6 zones cannot be present in a prefix"),
+        ("192.0.2.1/08", 'bad bits after slash: "08"'),
+        ("192.0.2.1/33", "prefix length out of range"),
+    ],
+)
+def test_what_is_no_network_is_refused_in_the_words_of_go(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=r"^netip\.ParsePrefix") as caught:
+        gotext.parse_network(text)
+    assert str(caught.value) == f'netip.ParsePrefix("{text}"): {why}'
 
 
 def test_a_network_has_no_bits_behind_its_prefix() -> None:

@@ -147,6 +147,17 @@ class TestWatch:
         assert gone("w") in world.got(reader)
         world.check()
 
+    def test_a_watcher_whose_picture_is_too_large_is_closed_when_it_asks(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A whole picture fits within the bound as it is; the bound is lowered here."""
+        monkeypatch.setattr(router_module, "MAX_PENDING_CHANGES", -1)
+        w = world.join("w", mesh=True)
+        world.watch(w)
+        assert w.closed == ["watcher does not keep up"]
+        assert w.connection.backlog is None
+        world.check()
+
     def test_a_full_picture_may_wait_however_large_it_is(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -343,3 +354,18 @@ class TestClosePeer:
         assert r.writes == []
         assert world.counters.packets_received == 0
         world.check()
+
+
+def test_what_waits_when_a_link_breaks_is_dropped_and_counted(world: World) -> None:
+    link = MeshLink(lambda: None)
+    link.connected = True
+    a = world.join("a")
+    world.router.add_forwarder(key("u1"), link)
+    world.send(a, "u1", b"123", disco())
+    world.router.disconnect_link(link)
+    world.send(a, "u1", b"4567")
+    assert world.drops() == {
+        (DropReason.MESH_LINK_DOWN, "other"): (2, 7),
+        (DropReason.MESH_LINK_DOWN, "disco"): (1, len(disco())),
+    }
+    assert link.take() == []
