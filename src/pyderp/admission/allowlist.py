@@ -1,11 +1,11 @@
-"""A file of the node keys that may come in, read again when it changes."""
+"""Files of node keys that are read again when they change, and the one of allowed keys."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pyderp.admission.verdict import Verdict
 from pyderp.errors import ConfigError, InvalidKey
@@ -13,17 +13,17 @@ from pyderp.keys import NodePublic
 from pyderp.secretfiles import FileStamp, file_stamp, numbered_lines, read_regular
 from pyderp.text import counted
 
-__all__ = ["AllowList", "parse_allow_list", "read_allow_list"]
+__all__ = ["AllowList", "KeyList", "parse_allow_list", "read_allow_list"]
 
 log = logging.getLogger("pyderp.admission")
 
 _LONGEST_LABEL: Final = 200
 _LARGEST: Final = 16 * 1024 * 1024
-"""Bytes of a file: some 200,000 keys."""
+"""Bytes of a file, about 200,000 keys."""
 
 
 def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
-    """Parse a key file: a node key a line, then, after white space, an optional label.
+    """Parse a key file. Each line has a node key, white space and an optional label.
 
     ```
     # office
@@ -31,20 +31,20 @@ def parse_allow_list(data: bytes, where: str) -> dict[NodePublic, str]:
     nodekey:4567…89ab  build server  # until May
     ```
 
-    A key is written as `tailscale status --json` shows it, with `nodekey:`: bare digits could
-    as well be a secret that was pasted by mistake. `#` begins a comment at the start of a line
-    or after white space. Empty lines are skipped.
+    A key is written as `tailscale status --json` shows it, with `nodekey:`. Bare digits are
+    refused, because they could be a secret that was pasted by mistake. `#` begins a comment at
+    the start of a line or after white space. Empty lines are skipped.
 
     Args:
         data: the file, UTF-8.
         where: its name, for errors.
 
     Returns:
-        the label of each key, empty for none.
+        the label of each key; empty if it has none.
 
     Raises:
         ConfigError: anything else in a line, another line break than LF or CR LF, a key twice,
-            the zero key. The text names the line and repeats nothing of it, as it may be secret.
+            the zero key. The text names the line and quotes nothing of it, as it may be secret.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -93,10 +93,10 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
 
 
 def read_allow_list(path: Path, what: str = "key file") -> dict[NodePublic, str]:
-    """Read a key file, as `parse_allow_list` describes it.
+    """Read a key file in the format of `parse_allow_list`.
 
     Args:
-        what: how errors call the file.
+        what: the name of this kind of file in errors.
 
     Raises:
         ConfigError: it cannot be read or is malformed.
@@ -108,36 +108,39 @@ def read_allow_list(path: Path, what: str = "key file") -> dict[NodePublic, str]
     return parse_allow_list(data, f"{what} {path}")
 
 
-class AllowList:
-    """The keys of a file. Before the first `load` no key is allowed.
+class KeyList:
+    """The keys and labels of a file, read again when the file changes. Empty before `load`.
+
+    The subclasses differ in which keys of a file count while it still changes: it may be half
+    written then.
 
     Args:
         path: the file.
     """
 
+    what: ClassVar[str]
+    """The name of this kind of file in errors and logs."""
+    _keys: ClassVar[str]
+    """The name of its keys in logs."""
+    _adds_early: ClassVar[bool]
+    """Whether new keys of a file that still changes count at once."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.trouble = ""
+        """Why the current content of the file is not in use; empty if it is in use."""
         self._labels: Mapping[NodePublic, str] = {}
         self._read: FileStamp | None = None
-        """What the file looked like when it was last read, or tried to."""
+        """The stamp of the file when it was last taken over as a whole, or refused."""
         self._seen: FileStamp | None = None
-        """What it looked like at the last look."""
-        self.trouble = ""
-        """Why the file as it is now is not used; empty: it is."""
+        """The stamp of the file at the last `look`, `load` or `reload`."""
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def label(self, key: NodePublic) -> str:
-        """What the file calls a key; empty for nothing."""
+        """Return the label of a key in the file; empty if there is none."""
         return self._labels.get(key, "")
-
-    def verdict(self, key: NodePublic) -> Verdict:
-        """Whether the key is in the file."""
-        label = self._labels.get(key)
-        if label is None:
-            return Verdict(False, f"peer {key} not authorized (not in the key file)")
-        return Verdict(True, label=label)
 
     def load(self) -> None:
         """Read the file for the first time.
@@ -146,41 +149,72 @@ class AllowList:
             ConfigError: it cannot be read or is malformed.
         """
         self._read = self._seen = file_stamp(self.path)
-        self._labels = read_allow_list(self.path)
-        self._tell()
+        self._labels = read_allow_list(self.path, self.what)
+        self._log_size()
 
     def look(self) -> bool:
-        """Read the file again if it changed since it was read and not since the last look.
+        """Read the file again if it changed. Call it every few seconds.
 
-        One that still changes may be half written, and half a list would close the connections
-        of the other half. Call it every few seconds.
+        The list becomes that of the file when two looks in a row see the same file. Until then
+        the old list stays, to which the deny list adds the new keys.
 
         Returns:
-            whether there is a new list. If the file cannot be used the old one stays, which is
-            logged once.
+            whether the list changed. If the file cannot be used, the old list stays, which is
+            logged once, and not while the file still changes.
         """
         before, self._seen = self._seen, file_stamp(self.path)
-        if self._seen == self._read or self._seen != before:
+        if self._seen == self._read:
             return False
-        return self.reload()
+        settled = self._seen == before
+        return (settled or self._adds_early) and self._take(settled=settled)
 
     def reload(self) -> bool:
-        """Read the file now; otherwise as `look`."""
-        self._read = self._seen = file_stamp(self.path)
+        """Read the file now and take it over as a whole; otherwise as `look`."""
+        self._seen = file_stamp(self.path)
+        return self._take(settled=True)
+
+    def _take(self, *, settled: bool) -> bool:
+        if settled:
+            self._read = self._seen
         try:
-            labels = read_allow_list(self.path)
+            labels = read_allow_list(self.path, self.what)
         except ConfigError as e:
-            log.error("keys not reloaded, the old list of %d stays: %s", len(self), e)
-            self.trouble = f"the old list of {counted(len(self), 'key')} stays in use: {e}"
+            if settled:
+                log.error("%s not reloaded, the old list of %d stays: %s", self._keys, len(self), e)
+                self.trouble = f"the old list of {len(self)} {self._keys} stays in use: {e}"
             return False
         self.trouble = ""
+        if not settled:
+            labels = {**self._labels, **labels}
         if labels == self._labels:
             return False
         self._labels = labels
-        self._tell()
+        self._log_size()
         return True
 
-    def _tell(self) -> None:
+    def _log_size(self) -> None:
+        raise NotImplementedError
+
+
+class AllowList(KeyList):
+    """The allowed keys of a file. Before `load` no key is allowed.
+
+    A file that still changes is not read: half a list would close the connections of the clients
+    in the other half.
+    """
+
+    what = "key file"
+    _keys = "keys"
+    _adds_early = False
+
+    def verdict(self, key: NodePublic) -> Verdict:
+        """Return whether the key is in the file."""
+        label = self._labels.get(key)
+        if label is None:
+            return Verdict(False, f"peer {key} not authorized (not in the key file)")
+        return Verdict(True, label=label)
+
+    def _log_size(self) -> None:
         if self._labels:
             log.info("read %s from %s", counted(len(self), "key"), self.path)
         else:

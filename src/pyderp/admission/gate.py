@@ -1,4 +1,4 @@
-"""Which clients may come in and which must leave: all sources, their answers, and rechecks."""
+"""Decides which clients may log in and which must go: asks sources, remembers, checks again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from pyderp.admission.allowlist import AllowList
+from pyderp.admission.allowlist import AllowList, KeyList
 from pyderp.admission.denylist import DenyList
 from pyderp.admission.source import AdmissionFunction, Questions, Source
 from pyderp.admission.verdict import AdmissionCounters, Cause, ClientIdentity, Memory, Verdict
@@ -27,9 +27,10 @@ __all__ = ["Gate", "recheck_for_ever"]
 log = logging.getLogger("pyderp.admission")
 
 _LOOK: Final = 2.0
-"""Seconds between two looks at the key file; a change counts when it is there for two."""
+"""Seconds between two looks at a key file. A change counts when two looks in a row see it."""
 _PROBE: Final = 10.0
-"""Seconds between two looks at whether a source works: without clients, no question says so."""
+"""Seconds between two probes of a source. While no client logs in, only a probe notices that the
+source fails or works again."""
 _SELF_ADDRESS: Final = "::1"
 _ALLOWED: Final = Verdict(True)
 _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
@@ -38,21 +39,21 @@ _CLOSING: Final = Verdict(False, "the relay is stopping", cause=Cause.STOPPING)
 class Gate:
     """Asks the sources that an `AdmissionConfig` names, in order, until one says no.
 
-    First the deny file and the key file, then tailscaled, the URL and the function. All must
-    agree. Mesh peers are not asked about.
+    The order is the deny file, the key file, tailscaled, the URL and the function. All must
+    allow the client. Mesh peers are always allowed and not passed here.
 
     Args:
-        config: what is asked, and for how long answers are remembered.
-        live: the clients that are connected now, without mesh peers.
-        revoke: closes the connections of a key from an address, or all of them if that is
-            `None`; the text says why.
+        config: which sources are asked, and for how long answers are remembered.
+        live: returns the clients that are connected now, without mesh peers.
+        revoke: closes the connections of a key from an address, or from all addresses if the
+            address is `None`. The last argument says why.
         timeout: seconds for each question.
-        look: seconds between two looks at whether the key file changed.
-        probe: seconds between two looks at whether a source works; 0: no such looks.
+        look: seconds between two looks at whether a key file changed.
+        probe: seconds between two probes of a source; 0 for none.
         clock: seconds of a monotonic clock.
 
     Raises:
-        MissingExtra: tailscaled or a URL is to be asked, without the extra `relay`.
+        MissingExtra: the config names tailscaled or a URL, and the extra `relay` is missing.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Gate:
         self._denied = None if config.deny_file is None else DenyList(config.deny_file)
         self._tailscaled: Tailscaled | None = None
         sources: list[Source] = []
-        # Imported here, so that relays without admission do without aiohttp.
+        # Imported here, so that a relay without these sources needs no aiohttp.
         if config.tailscaled:
             with needs("relay", "questions to tailscaled"):
                 from pyderp.admission.tailscaled import Tailscaled
@@ -97,15 +98,15 @@ class Gate:
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
         self._memory: Memory[ClientIdentity, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        # Rechecks apart: a client that logs in again and again must not make its recheck share the
-        # fate of a question that had no turn.
+        # Rechecks have a key of their own: the login of a client may get no turn and fail, and a
+        # recheck that joined it would fail too. A client that must go could delay its recheck so.
         self._asking: SingleFlight[tuple[ClientIdentity, bool], Verdict] = SingleFlight()
         self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
     async def start(self) -> None:
-        """Read the files, and begin to watch them and to recheck clients that are connected.
+        """Read the files, and start to watch them and to recheck the connected clients.
 
         Raises:
             ConfigError: a file cannot be used.
@@ -123,11 +124,7 @@ class Gate:
             )
 
     def known(self, client: ClientIdentity) -> Verdict | None:
-        """The verdict, if no source has to be asked for it.
-
-        Returns:
-            what the files or a remembered answer say; `None`: use `ask`.
-        """
+        """Return the verdict if it is known without asking a source, else `None`: use `ask`."""
         verdict = self._listed(client.key)
         if verdict.allowed and self._sources:
             remembered = self._memory.get(client, self._clock())
@@ -138,22 +135,22 @@ class Gate:
         return self._count(verdict)
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """The verdict, from all sources; raises nothing but `CancelledError`."""
+        """Return the verdict of all sources; raises only `CancelledError`."""
         known = self.known(client)
         if known is not None:
             return known
         verdict = await self._query(client)
-        # The file may have changed meanwhile.
+        # The files are asked again, as they may have changed during the query.
         listed = self._listed(client.key)
         if verdict.allowed:
             verdict = dataclasses.replace(listed, cause=verdict.cause)
         return self._count(dataclasses.replace(verdict, label=listed.label))
 
     async def check_self(self) -> str | None:
-        """Whether the relay would let in the node that its own machine is, if it asks tailscaled.
+        """Check whether this machine's own tailscaled node would be allowed, as `derper` does.
 
         Returns:
-            `None` if all is well, otherwise what is wrong.
+            what is wrong; `None` if the node is allowed or tailscaled is not a source.
         """
         if self._tailscaled is None or self._closed:
             return None
@@ -164,14 +161,14 @@ class Gate:
         return wrong or None
 
     def troubles(self) -> list[str]:
-        """What of the sources does not work, a line each, as the last question or look found."""
+        """Return a line for each source that failed at its last question, probe or look."""
         texts = [source.trouble for source in self._sources]
         texts += [keys.trouble for keys in self._files()]
         return [text for text in texts if text]
 
     @property
     def sources(self) -> list[str]:
-        """What decides about clients, in the order in which it is asked."""
+        """The names of the files and sources, in the order in which they are asked."""
         names = [] if self._denied is None else ["deny file"]
         names += [] if self._list is None else ["key file"]
         return names + [source.name for source in self._sources]
@@ -181,7 +178,8 @@ class Gate:
 
         A file that cannot be used is logged, and the old list stays.
         """
-        # A new one: what is being asked now, and may be about what was before, ends up in the old.
+        # A new memory, not an emptied one: a question that is under way was asked under the old
+        # settings, and its answer goes into the memory that it began with.
         self._memory = Memory(self._remember, ADMISSION_CACHE)
         self._asking.renew()
         changed = [keys.reload() for keys in self._files()]
@@ -189,12 +187,12 @@ class Gate:
             self._close_unlisted()
 
     def label(self, key: NodePublic) -> str:
-        """What the deny file, or else the key file, calls a key; empty for nothing."""
+        """Return the label of a key in the deny file, else in the key file; empty if none."""
         labels = (each.label(key) for each in self._files())
         return next(filter(None, labels), "")
 
     async def aclose(self) -> None:
-        """Stop asking; clients that wait for an answer are kept out."""
+        """Stop asking. Clients that wait for an answer are refused."""
         self._closed = True
         tasks, self._tasks = self._tasks, []
         await cancel_and_wait(tasks)
@@ -261,13 +259,13 @@ class Gate:
     async def _check_again(self, client: ClientIdentity) -> None:
         verdict = await self._query(client, recheck=True)
         if verdict.definitive and not verdict.allowed:
-            # The key at another address is asked about by itself: the answer may differ.
+            # Only at this address: for the same key at another one, the answer may differ.
             self._close(client.key, client.address, verdict.reason)
 
-    def _files(self) -> list[DenyList | AllowList]:
+    def _files(self) -> list[KeyList]:
         return [keys for keys in (self._denied, self._list) if keys is not None]
 
-    async def _look_for_ever(self, keys: DenyList | AllowList) -> None:
+    async def _look_for_ever(self, keys: KeyList) -> None:
         while True:
             await asyncio.sleep(self._look)
             try:
@@ -303,12 +301,14 @@ async def recheck_for_ever(
     live: Callable[[], Iterable[ClientIdentity]],
     check: Callable[[ClientIdentity], Coroutine[Any, Any, None]],
 ) -> NoReturn:
-    """Call `check` for each live client once an interval, spread over it.
+    """Call `check` for each live client once per interval, evenly spread over the interval.
+
+    At most ADMISSION_RECHECKS calls run at once. If answers are slow, a round takes longer.
 
     Args:
-        interval: seconds. A round takes longer if the answers do.
-        live: the clients that are connected; looked at when a round begins.
-        check: asks about one client, and does what the answer demands.
+        interval: seconds.
+        live: returns the connected clients; called when a round begins.
+        check: asks about one client, and closes its connections if it must go.
     """
     loop = asyncio.get_running_loop()
     slots = asyncio.Semaphore(ADMISSION_RECHECKS)
