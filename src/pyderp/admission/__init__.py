@@ -1,6 +1,6 @@
-"""Who may use a relay: a file of keys, the local tailscaled, an admission URL, a function.
+"""Which clients may log in: by files of keys, the local tailscaled, an admission URL, a function.
 
-`verdict` alone is part of every relay; `gate` and what it asks are imported where one is made.
+Every relay imports `verdict`. It imports `gate` and the sources only if it checks clients.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether a server can be reached over HTTP: one connection that fails does not say that.
+"""Decides whether an HTTP server is unreachable: one failed connection is not enough for that.
 
-Also what an HTTP client does below a question: look-ups of names, connections, redirects.
+Also the parts of an HTTP request below the question: look-ups of names, connections, redirects.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from pyderp.text import h11_words, system_words
 __all__ = ["Attempt", "OwnThreadResolver", "Reach", "is_missing_connection", "tracing"]
 
 _FRESH: Final = 30.0
-"""Seconds for which a server that was reached counts as one that can be."""
+"""Seconds for which a server counts as reachable after an attempt reached it."""
 _GRACE: Final = 1.0
-"""Seconds that a failed attempt waits for those beside it to connect."""
+"""Seconds that a failed attempt waits for concurrent attempts to connect."""
 _KNOWN: Final = 1.0
-"""Seconds for which the server is known to be out of reach without another attempt."""
+"""Seconds for which the server counts as unreachable without another attempt."""
 _THREADS: Final = 2
 """Look-ups at once: aiohttp makes one at a time for each host, and redirects may name others."""
 
-# What says that there is no way to the server, or nothing at its end. All else is this machine's
-# own trouble, such as too few file descriptors or ports, and whoever wants in may have made it.
+# Errors which say that there is no route to the server, or no server. All others are trouble of
+# this machine, such as too few file descriptors or ports. A client can cause those by connecting
+# often, so they must not make the relay let clients in.
 _NO_CONNECTION: Final = frozenset(
     {
         errno.ECONNREFUSED,
@@ -47,34 +48,34 @@ _NO_CONNECTION: Final = frozenset(
         errno.ENETDOWN,
         errno.ETIMEDOUT,
         errno.EPIPE,
-        None,  # several addresses failed, each in its own way
+        None,  # several addresses failed with different errors
     }
 )
 _OWN_TROUBLE: Final = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM, errno.EAGAIN})
-"""Of a look-up; EAGAIN: there is no thread left for it."""
+"""Errors of a look-up that are trouble of this machine. EAGAIN: no thread could be started."""
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One question on its way."""
+    """The state of the connection for one question that is being asked."""
 
     connected: bool = False
-    """It has a connection to the server, and what fails now is no missing connection."""
+    """The question has a connection to the server; a later failure is not an unreachable server."""
 
     reused: bool = False
-    """The connection was there before, and the server may have closed it meanwhile."""
+    """The connection was kept from an earlier question; the server may have closed it."""
 
 
 class Reach:
-    """What attempts to reach one server came to, taken together.
+    """Combines the results of all attempts to reach one server.
 
-    A client that makes the server, or the way to it, refuse some connections must not make it look
-    as if there were no server. So it counts as out of reach only if no attempt has reached it
-    lately and none reaches it now.
+    A client may be able to make the server, or a router before it, refuse some connections. That
+    must not make the server look unreachable. So it counts as unreachable only if no attempt has
+    reached it in the last 30 seconds and no concurrent attempt reaches it.
 
     Args:
         clock: seconds of a monotonic clock.
-        grace: seconds that a failed attempt waits for those beside it.
+        grace: seconds that a failed attempt waits for concurrent ones.
     """
 
     def __init__(
@@ -84,27 +85,27 @@ class Reach:
         self._grace = grace
         self._reached: float | None = None
         self._missed: float | None = None
-        """When it was last found out of reach, if no attempt has reached it since."""
+        """When the server was last found unreachable, if no attempt has reached it since."""
         self._trying: set[Attempt] = set()
         self._changed = asyncio.Event()
 
     def begin(self) -> Attempt:
-        """A question is about to be asked."""
+        """Register and return an attempt, before a question is asked."""
         attempt = Attempt()
         self._trying.add(attempt)
         return attempt
 
     def is_known_missed(self) -> bool:
-        """Whether the server was found out of reach just now.
+        """Return whether the server was found unreachable within the last second.
 
-        So that not each of many questions waits for the same in vain.
+        Then further questions need not wait for connections that would fail too.
         """
         return self._missed is not None and self._clock() - self._missed < _KNOWN
 
     async def is_missed_by_all(self, failed: Attempt) -> bool:
-        """Whether no other attempt reaches the server either, after one without connection.
+        """Return whether no other attempt reaches the server, after one failed to connect.
 
-        Waits for attempts on their way, but not for long.
+        Waits at most `grace` seconds for the concurrent attempts.
         """
         self.on_end(failed)
         others = set(self._trying)
@@ -118,7 +119,7 @@ class Reach:
         return True
 
     def on_reached(self, attempt: Attempt) -> None:
-        """There is a new connection, or an answer: the server can be reached."""
+        """Note that the server is reachable: there is a new connection, or an answer."""
         attempt.connected = True
         attempt.reused = False
         self._reached = self._clock()
@@ -126,7 +127,7 @@ class Reach:
         self.on_end(attempt)
 
     def on_end(self, attempt: Attempt) -> None:
-        """An attempt got through or failed."""
+        """Note that an attempt reached the server or failed, and wake those that wait for it."""
         self._trying.discard(attempt)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -136,10 +137,10 @@ class Reach:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong with a question by HTTP, cut and escaped.
+    """Return why an HTTP request failed, as text that is cut and escaped.
 
-    aiohttp's own texts have Python's classes, OpenSSL's names and the whole URL in them, which may
-    have a password.
+    aiohttp's own texts contain Python's class names, OpenSSL's names and the whole URL, which may
+    contain a password.
     """
     if isinstance(error, aiohttp.ClientConnectorError):
         cause: OSError = error.os_error
@@ -151,7 +152,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, aiohttp.TooManyRedirects):
         return "it redirects too often"
     if isinstance(error, aiohttp.ClientResponseError):
-        # The lines behind the first quote what came, and point into it.
+        # The lines after the first quote the received bytes and mark a position in them.
         what = error.message.partition("\n")[0].rstrip(": ")
         return excerpt(h11_words(ValueError(what)) or f"status {error.status}")
     if isinstance(error, OSError):
@@ -160,9 +161,10 @@ def describe(error: Exception) -> str:
 
 
 def is_missing_connection(error: Exception) -> bool:
-    """Whether an attempt without connection failed because there is none to be had.
+    """Return whether an attempt failed because the server is missing, not by this machine's fault.
 
-    TLS belongs to the connection: a server whose certificate has expired is as good as none.
+    TLS counts as part of the connection, so a server with an expired certificate counts as
+    missing.
     """
     if isinstance(error, (TimeoutError, aiohttp.ClientSSLError)):
         return True
@@ -172,10 +174,10 @@ def is_missing_connection(error: Exception) -> bool:
 
 
 class OwnThreadResolver(AbstractResolver):
-    """Asks the system for addresses, a few at once, each in a thread of its own.
+    """Looks up addresses by the system's resolver, each look-up in a thread of its own.
 
-    In the threads of the event loop, names that hang elsewhere would keep this look-up waiting
-    until its time is over, as if the server could not be reached.
+    In the thread pool of the event loop, a look-up could wait for slow look-ups of other parts
+    of the program until its time is over, and the server would seem unreachable.
     """
 
     def __init__(self) -> None:
@@ -184,8 +186,8 @@ class OwnThreadResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a host."""
-        # aiohttp cancels no look-up before the end, so none that hangs counts as free.
+        """Return the addresses of a host."""
+        # aiohttp cancels no look-up, so a slot is never free while its look-up still runs.
         async with self._free:
             infos = await in_own_thread(
                 lambda: socket.getaddrinfo(
@@ -206,7 +208,7 @@ class OwnThreadResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Look-ups that hang end by themselves."""
+        """Do nothing: look-ups that still run end by themselves."""
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:
@@ -215,12 +217,13 @@ def _with_zone(address: tuple[Any, ...]) -> str:
 
 
 def tracing() -> aiohttp.TraceConfig:
-    """Tell the `Reach`, which a request carries with its `Attempt`, what comes of its connection.
+    """Return aiohttp callbacks that update the `Reach` and `Attempt` which a request carries.
 
-    aiohttp's errors alone do not say whether there was one: a redirect may lead to a second
-    server, and that one may be missing.
+    aiohttp's errors alone do not tell whether there was a connection: after a redirect, the
+    second server may be the one that is missing.
     """
-    # It is a cycle, so its functions take what they tell from the request.
+    # The config is part of a reference cycle. So its functions take `Reach` and `Attempt` from
+    # the request's context: what they closed over would stay until the cyclic collector runs.
     config = aiohttp.TraceConfig()
 
     async def made(_: object, context: Any, __: object) -> None:
@@ -250,10 +253,10 @@ def _carried(context: Any) -> tuple[Reach, Attempt]:
 
 
 def _check_redirect(base: URL, location: str) -> None:
-    """Refuse a redirect from HTTPS to HTTP: anything on the way could forge the answer.
+    """Refuse a redirect from HTTPS to HTTP, as any machine on the path could forge the answer.
 
     Raises:
-        ValueError: it is one, or no URL.
+        ValueError: the redirect is from HTTPS to another scheme, or its target is not a URL.
     """
     target = base.join(URL(location))
     if base.scheme == "https" and target.scheme != "https":

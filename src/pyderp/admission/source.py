@@ -1,9 +1,10 @@
-"""What answers questions about clients, in turns; the simplest kind is a function.
+"""Sources, which are asked about clients; the turns in which they are asked; the function source.
 
-There are so many turns at once, a share for each address, and fewer if the answers are slow.
+The number of questions at once is limited: in total, for each address, and further if answers are
+slow.
 
-The other kinds, `tailscaled` and `url`, bring an HTTP library with them and are imported only
-when they are used.
+The other kinds of source, `tailscaled` and `url`, need an HTTP library. They are imported only
+where they are used.
 """
 
 from __future__ import annotations
@@ -42,23 +43,24 @@ __all__ = [
 log = logging.getLogger("pyderp.admission")
 
 _QUIET: Final = 60.0
-"""Seconds between two lines about the same trouble."""
+"""Seconds between two log lines about the same trouble."""
 _FEWEST: Final = 4
-"""Turns that are left however slow the answers are, so that it shows when they improve."""
+"""Turns that stay however slow the answers are; without questions, no answer could be quick."""
 _GAIN: Final = 0.25
 """Turns that a quick answer adds."""
 _SLOW: Final = 0.5
-"""An answer that takes more than this part of the time allowed says that fewer should be asked."""
+"""An answer that takes more than this part of the timeout is slow."""
 _NO_SHARE: Final = object()
 
 
 class FailureLog:
-    """Logs that a source fails: at once, then only now and then, and when it answers again.
+    """Logs the first failure of a source at once, later ones once a minute, and its recovery.
 
-    A source that fails and answers by turns is logged no more often than one that always fails.
+    A source that alternates between failures and answers is logged as often as one that fails
+    always.
 
     Args:
-        source: how the log calls the source.
+        source: the name of the source in the log.
         clock: seconds of a monotonic clock.
     """
 
@@ -67,14 +69,14 @@ class FailureLog:
         self._clock = clock
         self._throttle = Throttle(_QUIET)
         self._failing = False
-        """The last line says that it fails."""
+        """Whether the last line in the log was a failure."""
 
     def failed(self, text: str, error: BaseException | None = None) -> None:
         """Log a failure, or count it for the next line.
 
         Args:
-            text: what is wrong.
-            error: logged with its traceback.
+            text: what failed.
+            error: is logged with its traceback.
         """
         left_out = self._throttle.admit(self._clock())
         if left_out is None:
@@ -85,7 +87,7 @@ class FailureLog:
         self._failing = True
 
     def worked(self) -> None:
-        """Log the end of the trouble, if there was any."""
+        """Log the recovery, if the last line in the log was a failure."""
         if self._failing:
             self._failing = False
             log.info("%s: answers again", self._source)
@@ -95,8 +97,8 @@ class Source:
     """Something that is asked about each client.
 
     Args:
-        name: how the log calls it.
-        counters: queries and errors are counted there.
+        name: its name in the log.
+        counters: counts queries and errors.
         timeout: seconds for one question.
     """
 
@@ -106,37 +108,37 @@ class Source:
         self._timeout = timeout
         self._failures = FailureLog(name)
         self.trouble = ""
-        """Why the last question had no answer, and what became of the client; empty: it had one.
-        What a client can cause by itself is no trouble of the source."""
+        """Why the last question had no answer, and whether the client was allowed; empty if it had
+        an answer. Failures that a client can cause are not noted here."""
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """Return the verdict; never raises anything but `CancelledError`."""
+        """Return the verdict about a client; raises only `CancelledError`."""
         raise NotImplementedError
 
     async def probe(self, client: ClientIdentity | None) -> None:
-        """Find out whether the source works, and note it in `trouble`; lets no client in.
+        """Check whether the source works, and note the result in `trouble`.
 
         Args:
-            client: the last one that the source had no answer about; `None`: the source had an
-                answer to the last question, or was not asked yet.
+            client: the last client that the source had no answer about; `None` if the source
+                answered the last question, or was not asked yet.
         """
         if client is not None:
             await self.ask(client)
 
     async def aclose(self) -> None:
-        """Close what is kept open for the next question."""
+        """Close the connections that are kept for the next question."""
 
     def _answered(self, client: ClientIdentity, *, allowed: bool) -> Verdict:
         self._worked()
         return Verdict(allowed, "" if allowed else f"{self.name}: {client} not allowed")
 
     def _worked(self) -> None:
-        """There was an answer, whatever it says."""
+        """Note that the source answered, with yes or no."""
         self.trouble = ""
         self._failures.worked()
 
     def _failed(self, what: str, cause: Cause, error: Exception | None = None) -> Verdict:
-        """Count and log that there is no usable answer, which keeps the client out."""
+        """Count and log a question without a usable answer; return the verdict, a refusal."""
         self._counters.errors += 1
         if cause is not Cause.CROWDED:
             self.trouble = self._kept_out(what)
@@ -148,10 +150,10 @@ class Source:
 
 
 class AdmissionFunction(Source):
-    """A function that takes key and address, and returns or awaits whether the client may come in.
+    """A function of key and address that returns whether the client may log in, or awaits it.
 
-    A plain function runs in the event loop and must not block. One that raises, returns anything
-    but `True` or `False`, or takes too long keeps the client out.
+    A plain function runs in the event loop and must not block. If the function raises, returns
+    anything but `True` or `False`, or takes too long, the client is refused.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class AdmissionFunction(Source):
         self._decide = decide
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """What the function says."""
+        """Return the verdict of the function."""
         self._counters.queries += 1
         try:
             async with asyncio.timeout(self._timeout) as limit:
@@ -175,7 +177,8 @@ class AdmissionFunction(Source):
         except Exception as e:
             return self._failed("failed", Cause.FAILED, e)
         finally:
-            del limit  # it holds the task, which, cancelled, holds this frame
+            # It refers to the task. A cancelled task refers to this frame: a reference cycle.
+            del limit
         if not isinstance(allowed, bool):
             what = f"gave a {type(allowed).__name__}; want True or False"
             return self._failed(what, Cause.BAD_ANSWER)
@@ -183,12 +186,12 @@ class AdmissionFunction(Source):
 
 
 def share_of(address: str) -> Hashable:
-    """What has one share of the turns: an IPv4 address, or an IPv6 network of 64 bits.
+    """Return the share of the turns that an address uses: one per IPv4 address or IPv6 /64.
 
-    One subscriber has at least a whole /64, and could give each question an address of its own.
+    A subscriber has at least a /64, and could otherwise use another address for each question.
 
     Args:
-        address: an IP address. All that are none share one share.
+        address: an IP address. All other texts use one share together.
     """
     ip = parse_ip(address)
     return None if ip is None else ip.packed[:8]
@@ -202,10 +205,10 @@ class Turn(NamedTuple):
 
 
 class Turns:
-    """Hands out turns: first within a share, and round about among the shares.
+    """Hands out turns: in order within a share, and round robin among the shares.
 
-    A source that answers slowly is asked less at once. Otherwise questions queue at its end, all
-    run out of time, and the answers to all come too late.
+    After a slow answer there are fewer turns. Otherwise questions would queue in the source, and
+    the answers to all of them would come too late.
 
     Args:
         most: turns at once.
@@ -217,30 +220,30 @@ class Turns:
         self._share = share
         self._limit = float(most)
         self._generation = 0
-        """How often the limit was cut. Many late answers to questions of one moment cut it once."""
+        """How often the limit was cut. Late answers to questions of one generation cut it once."""
         self._taken: dict[Hashable, int] = {}
         self._total = 0
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
-        """In the order in which the shares have their next turn."""
+        """The waiting questions of each share; the first share has the next turn."""
 
     @property
     def limit(self) -> int:
-        """How many turns there are at the moment."""
+        """The number of turns at once, at the moment."""
         return int(self._limit)
 
     @property
     def taken(self) -> int:
-        """How many turns are taken."""
+        """The number of turns that are taken."""
         return self._total
 
     @property
     def waiting(self) -> int:
-        """How many wait for a turn."""
+        """The number of questions that wait for a turn."""
         return sum(map(len, self._waiting.values()))
 
     async def take(self, share: Hashable) -> Turn:
-        """Wait for a turn; cancelling gives up the place in the queue."""
-        # A share that waits is at its bounds, or there would be no room.
+        """Wait for a turn and return it. Cancelling gives up the place in the queue."""
+        # This cannot overtake: while a share waits, either it or the total is at its limit.
         if not self._has_room(share):
             queue = self._waiting.setdefault(share, deque())
             ready = asyncio.get_running_loop().create_future()
@@ -249,7 +252,7 @@ class Turns:
                 await ready
             except asyncio.CancelledError:
                 if ready.done() and not ready.cancelled():
-                    # It came at the moment of the cancellation.
+                    # The turn was handed out just before the cancellation.
                     self.end(Turn(share, self._generation))
                 else:
                     self._forget(share, ready)
@@ -259,14 +262,14 @@ class Turns:
         return Turn(share, self._generation)
 
     def end(self, turn: Turn, *, slow: bool | None = None) -> None:
-        """Take a turn back: fewer at once after a slow answer, and more after a quick one.
+        """Take a turn back, and lower the limit after a slow answer or raise it after a quick one.
 
         Args:
-            slow: whether the answer took long; `None`: it says nothing about that.
+            slow: whether the answer was slow; `None` if there was none to measure.
         """
         if slow is False:
             self._limit = min(self._limit + _GAIN, self._most)
-        # A slow answer counts only if its question was asked since the limit was last cut.
+        # A slow answer to a question from before the last cut is a result of the old limit.
         elif slow and turn.generation == self._generation:
             self._generation += 1
             self._limit = max(self._limit / 2, min(_FEWEST, self._most))
@@ -286,7 +289,8 @@ class Turns:
 
     def _hand_out(self) -> None:
         while self._total < self.limit:
-            # Only shares at their bounds are passed over, and there is room for a few of those.
+            # This passes over shares that are at their limit only, and the total leaves room for
+            # a few of those. So the search is short.
             share = next((each for each in self._waiting if self._has_room(each)), _NO_SHARE)
             if share is _NO_SHARE:
                 return
@@ -294,38 +298,37 @@ class Turns:
             ready = queue.popleft()
             if queue:
                 self._waiting[share] = queue  # behind all others
-            # One that gave up is still here until its task runs again.
+            # A question that was cancelled stays in the queue until its task runs again.
             if not ready.cancelled():
                 self._count(share, 1)
                 ready.set_result(None)
 
     def _forget(self, share: Hashable, ready: asyncio.Future[None]) -> None:
         queue = self._waiting.get(share, deque())
-        with contextlib.suppress(ValueError):  # handed out and passed over meanwhile
+        with contextlib.suppress(ValueError):  # `_hand_out` has taken it out meanwhile
             queue.remove(ready)
         if not queue:
             self._waiting.pop(share, None)
 
 
 class Questions:
-    """Asks one source about clients: newcomers in turns, rechecks apart from them.
+    """Asks one source about clients that log in, in turns, and about connected clients.
 
-    Each address has a share of the turns: a client that logs in again and again, with a fresh
-    key each time, delays itself more than others. Rechecks have turns of their own, so that a
-    flood of newcomers does not keep in a client that must leave.
+    Each address has a share of the turns: a client that logs in again and again, with a new key
+    each time, delays itself more than others. Rechecks of connected clients have turns of their
+    own, so that many logins cannot delay the end of a client that must go.
 
     Args:
-        source: answers.
-        counters: clients that had no turn are counted there.
-        timeout: seconds that a newcomer waits for a turn. The source bounds its own answers, by
-            as much.
+        source: is asked.
+        counters: counts clients that had no turn.
+        timeout: seconds that a login waits for a turn. The source has the same time to answer.
     """
 
     def __init__(self, source: Source, counters: AdmissionCounters, *, timeout: float) -> None:
         self._source = source
         self._counters = counters
         self._timeout = timeout
-        self._newcomers = Turns(ADMISSION_QUESTIONS, ADMISSION_SHARE)
+        self._logins = Turns(ADMISSION_QUESTIONS, ADMISSION_SHARE)
         self._rechecks = Turns(ADMISSION_RECHECKS, ADMISSION_RECHECKS)
         self._failures = FailureLog(source.name)
         self._unanswered: ClientIdentity | None = None
@@ -333,21 +336,21 @@ class Questions:
 
     @property
     def trouble(self) -> str:
-        """Why the source had no answer to the last question; empty: it had one."""
+        """Why the source had no answer to the last question; empty if it had one."""
         return self._source.trouble
 
     @property
     def name(self) -> str:
-        """How the log calls the source."""
+        """The name of the source in the log."""
         return self._source.name
 
     async def ask(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
-        """What the source says; raises nothing but `CancelledError` and what the source raises.
+        """Return the verdict of the source; raises only `CancelledError` and what `ask` raises.
 
         Args:
-            recheck: the client is connected already, so this waits for its turn without bound.
+            recheck: the client is connected, so this waits for a turn without a limit.
         """
-        turns = self._rechecks if recheck else self._newcomers
+        turns = self._rechecks if recheck else self._logins
         try:
             async with asyncio.timeout(None if recheck else self._timeout):
                 turn = await turns.take(share_of(client.address))
@@ -369,11 +372,11 @@ class Questions:
         return verdict
 
     async def probe(self) -> None:
-        """Find out whether the source works now, so that `trouble` is right without clients."""
+        """Check whether the source works, so that `trouble` is right while no client logs in."""
         await self._source.probe(self._unanswered)
         if not self._source.trouble:
             self._unanswered = None
 
     async def aclose(self) -> None:
-        """Close what the source keeps open."""
+        """Close the connections of the source."""
         await self._source.aclose()

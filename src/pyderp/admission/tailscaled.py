@@ -1,4 +1,4 @@
-"""Ask the `tailscaled` of this machine whether it knows a node."""
+"""Asks the `tailscaled` of this machine whether it knows a node."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ __all__ = ["Tailscaled", "default_socket"]
 _LONGEST_ANSWER: Final = 4 * 1024 * 1024
 """Bytes. A node with a large grant in the policy has a long `CapMap`."""
 _HEADERS: Final = {"Tailscale-Cap": "142"}
-"""Which client we are; any daemon that knows `whois` by node key answers the same to all."""
+"""The version of Go's client that this acts as. All daemons that know `whois` by node key send
+the same answer to every version."""
 _MAC_SOCKET: Final = Path("/var/run/tailscaled.socket")
-# QNAP's is left out: it is below /tmp, where on another machine any user could put one.
+# QNAP's path is left out: it is below /tmp, where on another machine any user could create one.
 _SOCKETS: Final = (
     Path("/var/run/tailscale/tailscaled.sock"),
     Path("/var/packages/Tailscale/var/tailscaled.sock"),  # Synology DSM 7
@@ -39,9 +40,9 @@ _SOCKETS: Final = (
 
 
 def default_socket(platform: str = sys.platform, sockets: Iterable[Path] = _SOCKETS) -> Path:
-    """Where the system's `tailscaled` has its socket (`paths.DefaultTailscaledSocket`).
+    """Return the path of the socket of `tailscaled` (`paths.DefaultTailscaledSocket`).
 
-    The first of the known places where there is something; the usual one if there is nothing.
+    That is the first of the known paths that exists, or the most common one if none exists.
     """
     if platform == "darwin":
         return _MAC_SOCKET
@@ -50,7 +51,7 @@ def default_socket(platform: str = sys.platform, sockets: Iterable[Path] = _SOCK
 
 
 class _NoAnswerError(Exception):
-    """The daemon did not answer, or said something else than was asked; the text says what."""
+    """The daemon sent no answer, or one that does not fit the question; the text says why."""
 
     def __init__(self, text: str, cause: Cause = Cause.BAD_ANSWER) -> None:
         super().__init__(text)
@@ -58,10 +59,10 @@ class _NoAnswerError(Exception):
 
 
 class Tailscaled(Source):
-    """The daemon's LocalAPI (`derper -verify-clients`). Who cannot be asked about stays out.
+    """The daemon's LocalAPI (`derper -verify-clients`). Without an answer a client is refused.
 
     Args:
-        socket: the daemon's; `None`: where the system has it, looked for at the first question.
+        socket: the daemon's socket; `None` for `default_socket`, at the first question.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Tailscaled(Source):
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """Whether the daemon's network map has the node, or why that cannot be found out."""
+        """Return whether the daemon's network map has the node, or why the daemon cannot tell."""
         key = client.key
         self._counters.queries += 1
         try:
@@ -85,7 +86,7 @@ class Tailscaled(Source):
                 self._worked()
                 return Verdict(False, f"peer {key} not authorized (not found in local tailscaled)")
             if b"invalid 'addr' parameter" in body and status != 200:
-                # One that knows nodes by address only.
+                # This daemon looks up nodes by address only.
                 reason = "tailscaled version is too old (out of sync with derper binary)"
                 return self._unknown(reason, Cause.BAD_ANSWER)
             _answer(status, body)
@@ -94,11 +95,11 @@ class Tailscaled(Source):
         return self._answered(client, allowed=True)
 
     def _unknown(self, reason: str, cause: Cause) -> Verdict:
-        """`derper` gives these reasons without the name of the source."""
+        # derper logs these reasons without the name of the source.
         return dataclasses.replace(self._failed(reason, cause), reason=reason)
 
     async def own_key(self) -> NodePublic | str:
-        """The daemon's own node key; otherwise what is wrong, as text."""
+        """Return the daemon's own node key, or why it is not known as text."""
         try:
             document = _answer(*await self._get("status?peers=false"))
         except _NoAnswerError as e:
@@ -118,11 +119,11 @@ class Tailscaled(Source):
             return
         before = self.trouble
         key = await self.own_key()
-        # A client's question that ended meanwhile says more than this one.
+        # A question about a client that ended meanwhile is the better test, so keep its result.
         if self.trouble != before:
             return
         if isinstance(key, str):
-            # Without a line in the log: the program that runs the relay warns at its start.
+            # Not logged: the command that runs the relay has logged the self check at its start.
             self.trouble = self._kept_out(key)
         else:
             self._worked()
@@ -134,7 +135,7 @@ class Tailscaled(Source):
             self._session = None
 
     async def _get(self, target: str) -> tuple[int, bytes]:
-        # Marked as encoded: the daemon is asked in the very bytes its own client uses.
+        # `encoded` sends the same bytes as Go's own client: yarl would change the %3A.
         url = URL(f"http://local-tailscaled.sock/localapi/v0/{target}", encoded=True)
         try:
             async with (
@@ -150,14 +151,15 @@ class Tailscaled(Source):
             text = f"cannot connect to {path}: {system_words(e.os_error)}"
             raise _NoAnswerError(text, Cause.UNREACHABLE) from without_frames(e)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            # aiohttp's frames hold the errors that come through them.
+            # Otherwise the error and aiohttp's frames, which refer to it, are a reference cycle.
             raise _NoAnswerError(describe(e)) from without_frames(e)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             path = self._socket or default_socket()
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(path), limit=0),  # one a turn
+                # No limit here: `Turns` already limits the questions at once.
+                connector=aiohttp.UnixConnector(str(path), limit=0),
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(),

@@ -1,4 +1,4 @@
-"""Ask an admission controller by HTTP POST (`derper -verify-client-url`)."""
+"""Asks an admission controller by HTTP POST (`derper -verify-client-url`)."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _HEADERS: Final = {"User-Agent": "pyderp", "Accept-Encoding": "gzip"}
 
 
 class Undecided(Exception):
-    """No whole JSON object so far."""
+    """The data has no complete JSON object so far."""
 
 
 class AdmissionURL(Source):
-    """An HTTP server that is told each client's key and address, and answers yes or no.
+    """An HTTP server that gets each client's key and address, and answers yes or no.
 
-    The request is `{"NodePublic":"nodekey:…","Source":"IP"}`; the answer `{"Allow":true}`.
-    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are obeyed, except for this machine.
+    The request is `{"NodePublic":"nodekey:…","Source":"IP"}`, the answer `{"Allow":true}`.
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are used, except for a server on this machine.
 
     Args:
-        url: `http://` or `https://`; a user and password in it are sent as Basic.
-        fail_open: let in clients while the server is out of reach: this question got no
-            connection, and no other has one or had one lately. A connection on which no good
-            answer comes always keeps the client out, whatever comes instead.
+        url: `http://` or `https://`. A user and password in it are sent as Basic authentication.
+        fail_open: allow clients while the server is unreachable: this question got no connection,
+            and no other question has one or had one lately (`Reach`). If there was a connection
+            but no usable answer, the client is refused in any case.
         timeout: seconds for one question: connecting, redirects and body together.
-        reach: what other questions came to.
+        reach: the results of other questions to the same server.
 
     Raises:
         ConfigError: the URL cannot be used.
@@ -71,7 +71,7 @@ class AdmissionURL(Source):
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """What the server says."""
+        """Return the verdict of the server."""
         if self._fail_open and self._reach.is_known_missed():
             return self._let_in(client, "nobody reaches it")
         self._counters.queries += 1
@@ -79,7 +79,7 @@ class AdmissionURL(Source):
         try:
             return await self._exchange(client, attempt)
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            # aiohttp's frames hold the errors that come through them.
+            # Otherwise the error and aiohttp's frames, which refer to it, are a reference cycle.
             without_frames(e)
             late = isinstance(e, TimeoutError)
             what = describe(e)
@@ -119,7 +119,7 @@ class AdmissionURL(Source):
                     return self._failed(what, Cause.BAD_ANSWER)
                 allowed = await _read_answer(response)
             finally:
-                # A connection on which more comes than was read is not used again.
+                # aiohttp keeps the connection for the next question only if all was read.
                 response.release()
         return self._answered(client, allowed=allowed)
 
@@ -133,7 +133,7 @@ class AdmissionURL(Source):
         if not self._fail_open:
             return self._failed(f"unreachable: {what}", Cause.UNREACHABLE)
         if not await self._reach.is_missed_by_all(attempt):
-            # A client that wants in can make connections fail; all of them hardly.
+            # A client may be able to make one connection fail, but hardly all of them.
             return self._failed(f"no connection, but others reach it: {what}", Cause.CROWDED)
         self._counters.errors += 1
         return self._let_in(client, what)
@@ -150,8 +150,8 @@ class AdmissionURL(Source):
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not attempt.reused:
                 raise
-            # A kept connection that the server closed meanwhile, most likely. The question
-            # changes nothing and can be asked twice.
+            # The server has most likely closed a kept connection in the meantime. Asking twice
+            # does no harm, because a question changes nothing in the server.
             attempt.connected = attempt.reused = False
             return await self._send(body, attempt)
 
@@ -160,7 +160,7 @@ class AdmissionURL(Source):
             self._url,
             data=body,
             headers=_HEADERS,
-            # derper sends no Content-Type, and a controller may be strict about it.
+            # derper sends no Content-Type, and a controller may refuse requests that have one.
             skip_auto_headers=("Content-Type", "Accept"),
             max_redirects=_REDIRECTS,
             proxy=self._proxy,
@@ -172,7 +172,7 @@ class AdmissionURL(Source):
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # There is one connection a turn.
+                # No limit here: `Turns` already limits the questions at once.
                 connector=aiohttp.TCPConnector(limit=0, resolver=OwnThreadResolver()),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(),
@@ -197,7 +197,8 @@ def _proxy_for(url: str) -> str | None:
     if "://" not in proxy:
         proxy = f"http://{proxy}"
     if not proxy.startswith(("http://", "https://")):
-        # Found out only when it is used, it would let every client in.
+        # Refused at the start: later its failure would look like an unreachable server, and with
+        # `fail_open` every client would be allowed.
         raise ConfigError(
             f"the environment's proxy for {parts.scheme}:// is of a kind that the admission URL "
             f"cannot be asked through: want http://…, or {host} in NO_PROXY"
@@ -206,10 +207,10 @@ def _proxy_for(url: str) -> str | None:
 
 
 async def _read_answer(response: aiohttp.ClientResponse) -> bool:
-    """Read until the first JSON value is whole: the server may keep the rest to itself.
+    """Read until the first JSON value is complete: the server may not end the body after it.
 
     Raises:
-        ValueError: there is none in time or size, or it is not of the right kind.
+        ValueError: there is no JSON object in the first 4096 bytes, or its `Allow` is no boolean.
     """
     data = b""
     while chunk := await response.content.readany():
@@ -224,14 +225,15 @@ async def _read_answer(response: aiohttp.ClientResponse) -> bool:
 
 
 def allows_untrusted(data: bytes) -> bool:
-    """Whether the answer that the data begins with allows the client.
+    """Return whether the JSON answer at the start of the data allows the client.
 
-    As Go's decoder reads it: `Allow` in any case, the last one of several, `null` and no value
-    change nothing; what follows the object is ignored.
+    It is read as Go's decoder does: the name `Allow` in upper or lower case, the last one of
+    several; `null` changes nothing; a missing name means false; bytes after the object are
+    ignored.
 
     Raises:
-        Undecided: no whole JSON object.
-        ValueError: `Allow` is something else than true, false or null.
+        Undecided: the data has no complete JSON object.
+        ValueError: `Allow` is neither true, false nor null.
     """
     try:
         value = gojson.parse(data, start_only=True)

@@ -1,4 +1,4 @@
-"""Who is asked about, what is answered, how long that is remembered, and what is counted."""
+"""The client to decide about, the verdict, how long it is remembered, and what is counted."""
 
 from __future__ import annotations
 
@@ -20,96 +20,97 @@ _LONGEST_EXCERPT = 200
 
 @dataclass(frozen=True, slots=True)
 class ClientIdentity:
-    """A client that has proven its key and wants to come in."""
+    """A client that has proven its key and waits to be admitted."""
 
     key: NodePublic
     address: str
-    """Its IP address as text, without a port; empty: unknown."""
+    """Its IP address as text, without a port; empty if it is unknown."""
 
     def __str__(self) -> str:
         return f"{self.key}/{self.address}"
 
 
 class Cause(enum.Enum):
-    """What a verdict rests on."""
+    """How a verdict came about."""
 
     ANSWERED = "answered"
     """All sources that were asked said yes or no."""
 
     UNREACHABLE = "unreachable"
-    """There was no connection to the source."""
+    """No connection to the source could be made."""
 
     TIMED_OUT = "timed out"
-    """There was a connection, and no whole answer in time."""
+    """There was a connection, but no complete answer in time."""
 
     BAD_ANSWER = "bad answer"
-    """There was an answer, and it was neither yes nor no; or a connection closed without one."""
+    """The answer was neither yes nor no, or the connection closed without an answer."""
 
     CROWDED = "crowded"
-    """The question was not asked, as too many others were."""
+    """The source was not asked, because too many questions were waiting."""
 
     FAILED = "failed"
-    """This program could not ask, or a function raised."""
+    """The relay could not ask the source, or a function raised."""
 
     STOPPING = "stopping"
-    """The relay is about to stop."""
+    """The relay is stopping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a client may come in."""
+    """Whether a client may log in."""
 
     allowed: bool
     reason: str = ""
-    """Why not, for a log; what a source said in it is cut and escaped."""
+    """Why not, for a log. Text from a source is cut and escaped in it."""
 
     label: str = ""
-    """What the key file calls the client."""
+    """The label of the client's key in the key file."""
 
     cause: Cause = Cause.ANSWERED
-    """What it rests on."""
+    """How the verdict came about."""
 
     @property
     def definitive(self) -> bool:
         """Whether all sources that were asked answered.
 
-        Any other verdict holds for this one connection: it is not remembered and ends no other.
+        Any other verdict holds for one connection only: it is not remembered, and it closes no
+        connection that exists.
         """
         return self.cause is Cause.ANSWERED
 
 
 @dataclass(slots=True)
 class AdmissionCounters:
-    """Counts since the start. Rechecks and self checks count only in the last five."""
+    """Counts since the start. Rechecks and self checks count only in `queries` and those below."""
 
     allowed: int = 0
     denied: int = 0
     cache_hits: int = 0
-    """Connections that a remembered answer decided."""
+    """Connections that were decided by a remembered answer."""
 
     queries: int = 0
     """Times that tailscaled, the URL or the function was asked."""
 
     errors: int = 0
-    """Queries that brought no usable answer."""
+    """Queries without a usable answer."""
 
     failed_open: int = 0
-    """Clients let in because no question reaches the URL."""
+    """Clients that were allowed because the URL was unreachable."""
 
     crowded: int = 0
-    """Clients kept out because too many were asked about at once; none of the queries."""
+    """Clients that were refused because too many questions were waiting. They are not queries."""
 
     revoked: int = 0
-    """Keys whose connections were closed because they are no longer allowed; for each address
-    that a source was asked about, once."""
+    """Keys whose connections were closed because they are no longer allowed. A key that a source
+    refused at several addresses counts once for each address."""
 
 
 class Memory(Generic[K, V]):
-    """Values that are good for some time after they were stored, however often they are used.
+    """Values that expire a fixed time after they were stored, however often they are used.
 
     Args:
-        lifetime: seconds; 0: nothing is kept.
-        size: how many are kept.
+        lifetime: seconds; 0 keeps nothing.
+        size: values at most. If there are more, the one that was not used for longest is dropped.
     """
 
     __slots__ = ("_entries", "_lifetime", "_size")
@@ -123,7 +124,7 @@ class Memory(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K, now: float) -> V | None:
-        """What was stored under the key, if it is still good.
+        """Return the value of a key, or `None` if there is none or it has expired.
 
         Args:
             now: seconds of a monotonic clock, as for `put`.
@@ -139,7 +140,7 @@ class Memory(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V, now: float) -> None:
-        """Store a value, instead of an older one; forget another if there are too many."""
+        """Store a value in place of an older one, and drop another if there are too many."""
         if self._lifetime <= 0:
             return
         self._entries[key] = (now + self._lifetime, value)
@@ -149,5 +150,5 @@ class Memory(Generic[K, V]):
 
 
 def excerpt(text: str) -> str:
-    """The start of what a source said, in one line that is safe to print."""
+    """Return the start of a source's text, as one line that is safe to print."""
     return printable(text.strip(), _LONGEST_EXCERPT)
