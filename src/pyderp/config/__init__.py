@@ -1,7 +1,8 @@
-"""The settings of a relay, and every rule about them.
+"""The settings of a relay, and all rules about them.
 
-Each rule stands once: those about one setting in `rules`, those about several where the settings
-stand. A `ConfigError` names its settings, and the command line shows flags or lines for them.
+Each rule exists once: those about one setting in `rules`, those about several settings beside the
+settings. A `ConfigError` names its settings, and the command line replaces the names by flags or
+lines of the file.
 """
 
 from pyderp.config.relay import (

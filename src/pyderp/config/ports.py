@@ -1,4 +1,4 @@
-"""A rule about a relay's TCP ports together."""
+"""The rule that no two services of a relay have the same TCP port."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ _ALL_ADDRESSES: Final = frozenset({"", "::", "0.0.0.0"})  # noqa: S104 (compared
 
 
 def check_distinct_ports(address: str, http_port: int | None, metrics_address: str) -> None:
-    """Refuse two services on one port. With SO_REUSEPORT the kernel would take them for one.
+    """Refuse two services on one port.
+
+    With SO_REUSEPORT the kernel would accept both and hand each connection to one of them.
 
     Args:
-        address: of the relay, as all are in `RelayConfig`.
-        http_port: of plain HTTP beside TLS, on the same host; `None`: none.
-        metrics_address: empty: none.
+        address: `RelayConfig.address`.
+        http_port: the port of plain HTTP beside TLS, on the same host; `None` if there is none.
+        metrics_address: `RelayConfig.metrics_address`; empty if there is none.
 
     Raises:
         ConfigError: two have the same port on the same address, or an address cannot be read.
     """
-    host, port = "", 0  # of a Unix socket: the other ports are on all addresses then
+    host, port = "", 0  # beside a Unix socket, the other ports listen on all addresses
     if unix_path(address) is None:
         host, port = parse_address(address)
     taken = [(host, port, "the address of the relay")]

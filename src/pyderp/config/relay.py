@@ -1,4 +1,4 @@
-"""The settings of a relay, filled alike by the command line, tests and programs."""
+"""The settings of a relay, for the command line, tests and programs that embed one."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ __all__ += ["HealthRecipients", "Network", "RelayConfig"]
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Decide: TypeAlias = Callable[[NodePublic, str], "bool | Awaitable[bool]"]
-"""Whether a client may come in: its key and its IP address (empty: unknown)."""
+"""Takes a client's key and IP address (empty if unknown), and returns whether it may log in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdmissionConfig:
-    """Who may use the relay; all that are given must agree. Mesh peers are not asked about."""
+    """Which clients may log in. All sources that are set must agree. Mesh peers are exempt."""
 
     tailscaled: bool = False
     """Ask the `tailscaled` of this machine whether it knows the node."""
 
     tailscaled_socket: Path | None = None
-    """Its socket; `None`: where the system has it."""
+    """The socket of tailscaled; `None`: the usual place of this system."""
 
     url: str = ""
     """Ask an admission controller by HTTP POST."""
 
     url_fail_open: bool = True
-    """Let in clients while the controller cannot be reached."""
+    """Allow clients while the controller is unreachable."""
 
     keys_file: Path | None = None
     """File of allowed node keys, one a line, each with an optional label."""
 
     deny_file: Path | None = None
-    """File of denied node keys, one a line, each with an optional label. It wins over all else, and
-    goes alone, too: then every other client is let in."""
+    """File of denied node keys, one a line, each with an optional label. It overrides all other
+    sources. As the only source, it allows all other clients."""
 
     decide: Decide | None = None
     """Ask this function, plain or async; for programs that embed a relay."""
 
     remember: float = defaults.ADMISSION_REMEMBER
-    """Seconds that an answer of tailscaled, the URL or `decide` is good for further connections
-    of the same key; 0: ask each time."""
+    """Seconds for which an answer of tailscaled, the URL or `decide` also decides further
+    connections of the same key; 0: ask each time."""
 
     recheck: float = defaults.ADMISSION_RECHECK
-    """Seconds between two looks at whether connected clients are still allowed; 0: never."""
+    """Seconds between two checks whether connected clients are still allowed; 0: never."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be asked."""
+        """Refuse a URL that cannot be asked, and negative times."""
         check_setting("admission.url", self.url)
         for name in ("remember", "recheck"):
             _check_number(f"admission.{name}", getattr(self, name))
@@ -73,7 +73,7 @@ class AdmissionConfig:
 
     @property
     def open(self) -> bool:
-        """Whether clients come in that are not denied by name: no source has to say yes."""
+        """Whether all clients but the denied ones may log in: no source has to allow them."""
         return not (self.tailscaled or self.url or self.keys_file or self.decide)
 
 
@@ -83,17 +83,18 @@ class BootstrapDNSConfig:
 
     published: tuple[str, ...] = ()
     unpublished: tuple[str, ...] = ()
-    """Returned only for queries by name; `name/txtname`: to the percentage in a TXT record."""
+    """Names that are returned only to queries for them. With `name/txtname` only a percentage of
+    the clients gets an answer, which the TXT record at `txtname` sets."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no name."""
+        """Refuse names that cannot be looked up."""
         check_setting("bootstrap_dns.published", self.published)
         check_setting("bootstrap_dns.unpublished", self.unpublished)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DebugAccess:
-    """What may see `/debug/`, beside this machine and Tailscale addresses."""
+    """Which requesters may see `/debug/`, beside this machine and Tailscale addresses."""
 
     allow_ip: str = ""
     """One more IP address."""
@@ -102,13 +103,14 @@ class DebugAccess:
     """Networks."""
 
     hosts: tuple[str, ...] = ()
-    """Names under which it may be asked for, beside the relay's own; IP addresses always may."""
+    """Names that a request's Host may have, beside the relay's own. IP addresses are always
+    accepted."""
 
     key: str = ""
-    """A secret that opens it as `?debugkey=…` with GET; empty: none does."""
+    """A secret; a GET request with `?debugkey=SECRET` may see `/debug/`. Empty: no secret."""
 
     def __post_init__(self) -> None:
-        """Refuse what would let no requester in."""
+        """Refuse addresses and names that no requester could have."""
         check_setting("debug.allow_ip", self.allow_ip)
         check_setting("debug.hosts", self.hosts)
 
@@ -117,7 +119,8 @@ class HealthRecipients(StrEnum):
     """Which clients get Health frames. Go's relay never sends one, and some clients end on it."""
 
     KNOWN = "known"
-    """Those that say `CanAckPings` at login, as tailscaled, or `pyderpTakesHealth`, as ours."""
+    """Clients that send `CanAckPings` at login, as tailscaled does, or `pyderpTakesHealth`, as
+    pyderp's clients do."""
     ALL = "all"
     NONE = "none"
 
@@ -133,10 +136,10 @@ class RelayConfig:
     """The relay's key; `None`: a new one at each start, in memory only."""
 
     tls: TLSSettings | None = None
-    """`None`: plain HTTP, for tests or behind a proxy that ends TLS."""
+    """The relay's certificate; `None`: plain HTTP, for tests or behind a proxy that ends TLS."""
 
     derp: bool = True
-    """`False`: `/derp` is not served; STUN, probes and bootstrap DNS are."""
+    """Whether to serve `/derp`. If not, STUN, probes and bootstrap DNS are still served."""
 
     stun_port: int | None = None
     """UDP port for STUN; 0: any free one; `None`: no STUN."""
@@ -150,14 +153,14 @@ class RelayConfig:
     """By default every client is admitted."""
 
     disallow_app_names: tuple[str, ...] = ()
-    """AppNames of clients that are refused, exactly as they are written. Mesh peers are exempt. An
-    empty one, and one that no client can have, is dropped with a warning."""
+    """AppNames of clients that are refused; the whole name must be equal. Mesh peers are exempt. An
+    empty name, and one that no client can have, is dropped with a warning."""
 
     accept_limit: float = math.inf
-    """Connections a second; what exceeds it is closed at once."""
+    """Connections accepted per second; further ones are closed at once."""
 
     accept_burst: int = 2**31
-    """Connections that may exceed `accept_limit` for a moment."""
+    """Connections accepted at once after a quiet time, above `accept_limit`."""
 
     rate_config: Path | None = None
     """JSON file of rate limits (`derper -rate-config`), also per key."""
@@ -166,12 +169,14 @@ class RelayConfig:
     """Every connection must begin with a PROXY header, v1 or v2, from `trusted_proxies`."""
 
     trusted_proxies: tuple[Network, ...] = ()
-    """Peers whose word on the client's address is taken: PROXY headers, `X-Forwarded-For`."""
+    """Networks of the proxies from which the relay accepts a client's address, in a PROXY header or
+    in `X-Forwarded-For`."""
 
     # Mesh
 
     mesh_key: MeshKey | None = None
-    """Clients that have it may watch, forward and close others; `None`: no client may."""
+    """A client that presents it is a mesh peer: it may watch and close other clients, and forward
+    packets. `None`: no client may."""
 
     mesh_with: tuple[str, ...] = ()
     """Other relays: `host`, `host:port`, either with `/dial-host`, or a whole URL."""
@@ -186,57 +191,58 @@ class RelayConfig:
     debug: DebugAccess = field(default_factory=DebugAccess)
 
     metrics_address: str = ""
-    """Where `/debug/` is served by plain HTTP, and nowhere else then: `ip:port`, `[ip]:port` or
-    `:port`; empty: on the relay's own ports. `debug` says which requesters may see it."""
+    """Address that serves `/debug/` by plain HTTP: `ip:port`, `[ip]:port` or `:port`. The relay's
+    own ports do not serve it then. Empty: they do. `debug` says which requesters may see it."""
 
     dev: bool = False
-    """Refusals of `/debug/` say how to permit access."""
+    """Whether refusals of `/debug/` say how to permit access."""
 
     health: HealthRecipients = HealthRecipients.KNOWN
-    """Which clients get reports of trouble, as `tailscale status` shows it. A bool is taken too:
+    """Which clients get Health frames, whose text `tailscale status` shows. A bool is accepted too:
     `True` is `KNOWN`, `False` is `NONE`."""
 
     sender_cardinality: bool = True
-    """Pages tell how many keys have written to a client (`TS_DERP_SENDER_CARDINALITY`)."""
+    """Whether pages show how many keys have sent to a client (`TS_DERP_SENDER_CARDINALITY`)."""
 
     rtt_stats: bool = True
-    """Sample the round-trip times of TCP connections for the metrics."""
+    """Whether to sample the round-trip times of TCP connections for the metrics."""
 
     # Sockets
 
     native: NativeUse = NativeUse.AUTO
-    """Whether `pyderp-fast` does TLS and the lane's inner loop. A bool is taken too: `True` is
+    """Whether `pyderp-fast` does TLS and the lane's inner loop. A bool is accepted too: `True` is
     `ON`, `False` is `OFF`."""
 
     login_timeout: float = defaults.LOGIN_TIMEOUT
-    """A client that has not logged in so long after the accept, TLS and HTTP included, is closed;
-    more than 0, at most a day. Before that a PROXY header may take as long."""
+    """Time from the accept to the end of the login, TLS and HTTP included, after which the client
+    is closed; more than 0, at most a day. A PROXY header before that may take as long again."""
 
     write_timeout: float = defaults.WRITE_TIMEOUT
-    """A client whose socket takes no byte for so long, with some waiting, is closed; 0: never."""
+    """A client for which bytes wait is closed if its socket takes none for this time; 0: never."""
 
     send_queue_depth: int = defaults.SEND_QUEUE_DEPTH
-    """Packets in each of the two queues of a client, disco and data, 1 or more; together they
-    hold at most 256 KiB, whatever their depth is."""
+    """Packets in each of a client's two queues, disco and data; 1 or more. Together the queues
+    hold at most 256 KiB at any depth."""
 
     tcp_keepalive_time: float = defaults.TCP_KEEPALIVE_TIME
-    """Silence before the kernel probes a connection; 0: no probes."""
+    """The kernel probes a connection on which nothing came for this time; 0: no probes."""
 
     tcp_user_timeout: float = defaults.TCP_USER_TIMEOUT
-    """Sent data unacknowledged for so long ends a connection; 0: the system's. Linux only."""
+    """The kernel ends a connection whose sent data is not acknowledged for this time; 0: the
+    system's default. Linux only."""
 
     tcp_notsent_lowat: int = defaults.TCP_NOTSENT_LOWAT
-    """Bytes that the kernel holds unsent for a connection before it takes no more; 0: the
-    system's. What waits here instead can still be dropped for something newer."""
+    """Unsent bytes that the kernel accepts for a connection; 0: the system's default. Packets
+    beyond that wait in the relay's queues, where they can still be dropped for newer ones."""
 
     reuse_port: bool = False
-    """Let a second process listen on the same port, to take over from this one."""
+    """Whether a second process may listen on the same port, to take over from this one."""
 
     drain: float = defaults.DRAIN
-    """On a graceful stop, closes are spread at random over so long; 0: all at once."""
+    """On a graceful stop, connections are closed at random moments of this time; 0: all at once."""
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later, or silently do nothing.
+        """Refuse values that would fail later, or would silently do nothing.
 
         Raises:
             ConfigError: a value of the wrong type, a negative one, or two that do not fit.
@@ -285,11 +291,11 @@ class RelayConfig:
 
     @property
     def hostname(self) -> str:
-        """What the certificate is for; empty without TLS."""
+        """The name or IP address of the certificate; empty without TLS."""
         return "" if self.tls is None else self.tls.hostname
 
     def idle_app_names(self) -> list[str]:
-        """A line for each item of `disallow_app_names` that refuses no client, and why."""
+        """Return a line for each item of `disallow_app_names` that refuses no client, and why."""
         lines = []
         for name in dict.fromkeys(self.disallow_app_names):
             if not name:
@@ -305,16 +311,16 @@ class RelayConfig:
         return lines
 
     def changes(self, other: RelayConfig) -> list[str]:
-        """Names of the settings that differ."""
+        """Return the names of the settings that differ."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
     def with_live_settings(self, other: RelayConfig) -> RelayConfig:
-        """These settings, with those of another that a running relay can take over."""
+        """Return these settings with the LIVE_SETTINGS of another config."""
         return replace(self, **{name: getattr(other, name) for name in LIVE_SETTINGS})
 
 
 LIVE_SETTINGS: Final = ("mesh_with", "drain")
-"""Settings that a running relay can change."""
+"""Settings that `Relay.reload` changes in a running relay."""
 
 _NUMBERS: Final = (
     "accept_limit",
@@ -327,7 +333,7 @@ _NUMBERS: Final = (
 )
 
 _LONGEST_LOGIN: Final = 86_400.0
-"""Seconds. The timer wheel counts its ticks to a deadline, so it must be finite."""
+"""Seconds. The timer wheel counts ticks until a deadline, so the deadline must be finite."""
 
 
 def _check_number(name: str, value: object, least: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Rules about one setting, whatever the others are."""
+"""Rules about a single setting, which hold whatever the other settings are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WITH_PORT: Final = re.compile(r":[0-9]+$")
 
 
 def check_port(name: str, port: object) -> None:
-    """Refuse what is neither a port nor `None`."""
+    """Refuse a value that is neither a port nor `None`."""
     if port is None:
         return
     check_type(name, port, int)
@@ -33,13 +33,13 @@ def check_port(name: str, port: object) -> None:
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Refuse a value that is wrong whatever the other settings are.
+    """Refuse a value that breaks the rule of its setting.
 
     Args:
-        name: an attribute of `RelayConfig`, dotted; one without a rule takes any value.
+        name: an attribute of `RelayConfig`, dotted. Without a rule, any value passes.
 
     Raises:
-        ConfigError: says what is wrong.
+        ConfigError: the value breaks the rule; the text says how.
     """
     if name in RULES:
         with about(name):
@@ -48,7 +48,7 @@ def check_setting(name: str, value: Any) -> None:
 
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Let a `ConfigError` of the block name this setting."""
+    """Name this setting in a `ConfigError` that the block raises."""
     try:
         yield
     except ConfigError as e:
@@ -56,10 +56,10 @@ def about(name: str) -> Iterator[None]:
 
 
 def parse_eab_key(text: str) -> bytes:
-    """The key of an external account binding, from base64url or base64, padded or not.
+    """Return the key of an external account binding, from base64url or base64, padded or not.
 
     Raises:
-        ConfigError: it is neither; the text is not repeated, it is a secret.
+        ConfigError: it is neither. The error does not quote the text, which is a secret.
     """
     plain = text.strip().replace("-", "+").replace("_", "/").rstrip("=")
     try:
@@ -117,7 +117,7 @@ def _check_hostname(name: str) -> None:
 
 
 def _check_debug_address(text: str) -> None:
-    # A zone (%eth0) is let pass: it is ignored.
+    # A zone (%eth0) is accepted; it is ignored where addresses are compared.
     if text and parse_ip(text.partition("%")[0]) is None:
         raise ConfigError(f"{text!r} is no IP address, so it would let no requester see /debug/")
 
@@ -149,4 +149,4 @@ RULES: Final[Mapping[str, Callable[[Any], None]]] = {
     "tls.eab_key": _check_eab_key,
     "tls.hostname": _check_hostname,
 }
-"""By the attribute of `RelayConfig`, dotted."""
+"""The rule of each setting that has one, by the dotted attribute of `RelayConfig`."""

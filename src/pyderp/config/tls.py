@@ -1,4 +1,4 @@
-"""Where a relay's certificate comes from."""
+"""Settings of a relay's certificate: from files, or from an authority by ACME."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LETSENCRYPT: Final = "https://acme-v02.api.letsencrypt.org/directory"
 LETSENCRYPT_STAGING: Final = "https://acme-staging-v02.api.letsencrypt.org/directory"
 GOOGLE: Final = "https://dv.acme-v02.api.pki.goog/directory"
 PUBLIC: Final = frozenset({LETSENCRYPT, LETSENCRYPT_STAGING, GOOGLE})
-"""Authorities that issue only for what the whole internet can reach."""
+"""Authorities that issue certificates only for public DNS names and IP addresses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +28,23 @@ class ManualTLS:
     """Directory of `HOSTNAME.crt` and `HOSTNAME.key`, PEM."""
 
     hostname: str
-    """Name or IP address that the certificate is for; for an address, a self-signed one is
-    made if a file is missing."""
+    """Name or IP address of the certificate. For an address, a self-signed certificate is made if
+    a file is missing."""
 
     http_port: int | None = None
     """Port for plain HTTP beside TLS, on the same address, that redirects; `None`: none."""
 
     cert_file: Path | None = None
-    """The certificate chain, PEM, in place of the one in `certdir`. It must be there."""
+    """The certificate chain, PEM, in place of the one in `certdir`. It must exist."""
 
     cert_key_file: Path | None = None
-    """Its private key, PEM; both files or neither."""
+    """The private key of `cert_file`, PEM; both files or neither."""
 
     any_server_name: bool = False
-    """Present the certificate whatever name a client asks for by SNI, or none."""
+    """Present the certificate to clients with any server name (SNI), or with none."""
 
     def __post_init__(self) -> None:
-        """Take a path as text too, and refuse what is no port, and one file without the other."""
+        """Accept paths as text too; refuse an invalid port, and one file without the other."""
         _check_tls(self)
         check_type("any_server_name", self.any_server_name, bool)
         if (self.cert_file is None) != (self.cert_key_file is None):
@@ -65,11 +65,11 @@ class ACMETLS:
     """Directory that keeps the account, certificates and keys; made if missing."""
 
     hostname: str
-    """DNS name, or with `ip_certs` also an IP address, to get a certificate for."""
+    """Name to get a certificate for: a DNS name, or with `ip_certs` also an IP address."""
 
     http_port: int | None = 80
-    """Port for plain HTTP beside TLS; the authority asks there for HTTP-01. `None`: none, and
-    only TLS-ALPN-01 is left."""
+    """Port for plain HTTP beside TLS, where the authority fetches the answer to HTTP-01. `None`:
+    no such port; the authority can only use TLS-ALPN-01 then."""
 
     directory: str = LETSENCRYPT
     """URL of the authority's ACME directory."""
@@ -85,11 +85,11 @@ class ACMETLS:
     """Also get certificates for the IP addresses that clients connect to."""
 
     ca_file: Path | None = None
-    """PEM file of the issuer of the authority's own HTTPS certificate, beside the system's; for
-    private authorities."""
+    """PEM file with the issuer of a private authority's own HTTPS certificate. It is trusted beside
+    the system's certificates."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together, or no authority can do, or not this one.
+        """Refuse settings that do not fit together, or that the authority cannot serve.
 
         Raises:
             ConfigError: the text says what to do instead.
