@@ -1,4 +1,4 @@
-"""Certificates of a relay: from files, self-signed, or from an authority by ACME."""
+"""Certificates of a relay: from files, self-signed, or from a certificate authority by ACME."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = [
 
 
 def make_certificates(tls: TLSSettings) -> CertificateSource:
-    """The source of a relay's certificates.
+    """Return the source of a relay's certificates.
 
-    Settings and files are checked at once; no authority is asked before
-    `CertificateSource.start`.
+    Settings and files are checked here; no authority is asked before `CertificateSource.start`.
 
     Raises:
-        ConfigError: a setting or a file that cannot be used.
-        MissingExtra: certificates by ACME without the extra `relay`.
+        ConfigError: a setting or a file cannot be used.
+        MissingExtra: the settings ask for ACME, and the extra `relay` is not installed.
     """
-    # Not at the top: both bring a library for X.509 with them, and ACME one for HTTP.
+    # Imported here: both need a library for X.509, and ACME one for HTTP, which a relay without
+    # TLS does not need.
     if isinstance(tls, ManualTLS):
         from pyderp.certs.manual import ManualCertificates, manual_paths
 
@@ -47,7 +47,7 @@ def make_certificates(tls: TLSSettings) -> CertificateSource:
 
 
 def import_acme() -> type[ACMECertificates]:
-    """The source of certificates by ACME.
+    """Return the class of the source that gets certificates by ACME.
 
     Raises:
         MissingExtra: the extra `relay` is not installed.

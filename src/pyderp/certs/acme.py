@@ -1,4 +1,4 @@
-"""Certificates from an authority, got and renewed while the relay runs (ACME)."""
+"""Certificates by ACME, obtained and renewed from an authority while the relay runs."""
 
 from __future__ import annotations
 
@@ -34,32 +34,33 @@ __all__ = ["ACMECertificates"]
 log = logging.getLogger("pyderp.tls")
 
 _MAX_ADDRESSES: Final = 64
-"""Local addresses that certificates are got for; a machine may have a whole network."""
+"""Certificates for local addresses at most. A machine may have the addresses of a whole network."""
 _LONGEST_SLEEP: Final = 3600.0
-"""The wall clock may be set while we sleep."""
+"""Seconds. A longer sleep could miss a due step if the wall clock is set meanwhile."""
 _PATIENCE: Final = 2.0
-"""Seconds that a request under way has to stop."""
+"""Seconds that `aclose` waits for a request that is under way."""
 
 POLICY: Final = RetryPolicy()
 ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
 
 
 class ACMECertificates(CertificateSource):
-    """Asks a certificate authority.
+    """Obtains certificates from an authority by ACME.
 
-    The host name's certificate is for clients that ask for it by SNI, in any case. With
-    `ip_certs`, clients that ask for no name, or for the address that they connected to, get
-    one for that address; it is asked for when the first such client comes, which is refused, as
-    all are until it is there. A client cannot have one asked for that is not for the relay's own
-    address, or one that a trusted proxy names.
+    A client whose SNI is the host name, in upper or lower case, gets the certificate of the host
+    name. With `ip_certs`, a client without SNI, or whose SNI is the address that it connected
+    to, gets a certificate of that address. The relay requests that one when the first such
+    client connects; handshakes fail until it is issued. A client cannot make the relay request
+    a certificate for any other address: only for one of the relay's own, or one that a trusted
+    proxy names.
 
     Args:
-        authority: made from the settings, if not given.
-        policy: how often it is asked for the host name's certificate.
-        address_policy: and for those of addresses.
+        authority: the authority; by default a `Session` from the settings.
+        policy: how often the authority is asked for the certificate of the host name.
+        address_policy: how often it is asked for one of an address.
 
     Raises:
-        ConfigError: settings or files that cannot be used.
+        ConfigError: a setting or a file cannot be used.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class ACMECertificates(CertificateSource):
         address_policy: RetryPolicy = ADDRESS_POLICY,
     ) -> None:
         if tls.ca_file is not None:
-            authority_context(tls.ca_file)  # an unusable file is told at once
+            authority_context(tls.ca_file)  # raises for a bad file now, not at the first request
         self._tls = tls
         self._policy = policy
         self._address_policy = address_policy
         self._store = Store(tls.certdir)
-        self._store.load_account()  # so that one that cannot be read is an error at once
+        self._store.load_account()  # raises for an unreadable file now, for the same reason
         self._challenges = Challenges()
         self._stop = threading.Event()
         self._authority = authority or Session(tls, self._store, self._challenges, self._stop)
@@ -96,39 +97,43 @@ class ACMECertificates(CertificateSource):
         return self._challenges.tls_pending
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
-        """The certificate for a name, or for the address that a client connected to."""
+        """Return the certificate of a name, or of the address that a client connected to."""
         address = self._managed_address(local_address) if self._tls.ip_certs else None
         subject = self._subject(server_name, address)
         return None if subject is None else self._managed[subject].credential
 
     def challenge_credential(self, hello: memoryview) -> Credential | None:
-        """What answers TLS-ALPN-01, if the client asks for it."""
+        """Return the certificate that answers TLS-ALPN-01, if the client asks for it."""
         return self._challenges.credential(hello)
 
     def http_challenge(self, path: str) -> bytes | None:
-        """The answer to HTTP-01."""
+        """Return the answer to HTTP-01."""
         return self._challenges.body(path)
 
     def certificates(self) -> list[CertificateInfo]:
-        """Those that there are."""
+        """Return the certificates that have been issued."""
         return [each.credential.info for each in self._managed.values() if each.credential]
 
     def states(self) -> list[CertificateState]:
-        """That of the host name, and of each address that a client came for."""
+        """Return the state for the host name, and for each address that a client connected to."""
         now = time.time()
         return [each.state(now) for each in self._managed.values()]
 
     # Life
 
     async def start(self) -> None:
-        """Begin to ask, for what is missing or due."""
+        """Start the task that requests certificates which are missing or due for renewal."""
         self._keeper = asyncio.create_task(self._keep(), name="pyderp certificates")
 
     async def aclose(self) -> None:
-        """Stop. A request that hangs is left alone; its thread ends with it."""
+        """Stop the task. A request that hangs is abandoned; its thread ends when the request does.
+
+        This waits at most two seconds.
+        """
         self._stop.set()
         self._wake.set()
-        keeper, self._keeper = self._keeper, None  # cancelled, it holds frames that hold us
+        # A cancelled task keeps frames that refer to this object: drop it, to leave no cycle.
+        keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
         try:
@@ -139,11 +144,11 @@ class ACMECertificates(CertificateSource):
             await cancel_and_wait((keeper,))
 
     def reload(self, *, force: bool = False) -> bool:
-        """Use what another program wrote into the directory.
+        """Load certificates that another program wrote into the directory.
 
         Args:
-            force: an operator asks. What failed is tried again at once, unless the authority
-                itself named a time.
+            force: an operator asks for it. Failed requests are repeated at once too, unless the
+                authority has named a time.
         """
         found = [each.read_again(force=force) for each in self._managed.values()]
         if force:
@@ -157,14 +162,14 @@ class ACMECertificates(CertificateSource):
             try:
                 await self._next_step()
             except Exception:
-                # Without this task certificates would expire, and no line would say why.
+                # Go on: if this task ended, certificates would expire without a line in the log.
                 wait = self._policy.first_retry
                 log.exception("keeping certificates failed unexpectedly; on in %g s", wait)
                 await self._pause(wait)
 
     async def _next_step(self) -> None:
-        """Do what is due, or wait until something may be."""
-        self._wake.clear()
+        """Do the first step that is due, or wait until one is or `_wake` is set."""
+        self._wake.clear()  # before looking, so that a change during the look is not lost
         now = time.time()
         steps = [step for each in self._managed.values() for step in each.steps(now)]
         at, step = min(steps, key=operator.itemgetter(0))
@@ -174,7 +179,7 @@ class ACMECertificates(CertificateSource):
             await self._pause(min(at - now, _LONGEST_SLEEP))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until there is something new to look at."""
+        """Wait for the time, or until `_wake` is set."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -182,16 +187,16 @@ class ACMECertificates(CertificateSource):
     # Names and addresses
 
     def _managed_address(self, local_address: str) -> str | None:
-        """The address that a connection's certificate is for, which is asked for from now on.
+        """Return the address whose certificate a connection needs, and manage it from now on.
 
         Returns:
-            `None`: there is and will be none.
+            `None` if no certificate can be had for the address.
         """
         address = parse_ip(local_address)
         if address is None:
             return None
-        # Behind address translation we do not see the address that clients use, but the settings
-        # may name it.
+        # Behind address translation the socket has a private address, for which no public
+        # authority issues certificates. Clients use the address that the settings may name.
         hidden = self._tls.directory in PUBLIC and not address.is_global
         subject = self._host_address if hidden else str(address)
         if subject is None or subject in self._managed:
@@ -214,9 +219,10 @@ class ACMECertificates(CertificateSource):
         )
 
     def _subject(self, name: str | None, address: str | None) -> str | None:
-        """What a client gets that asks for this name at this address."""
+        """Return whose certificate a client gets for a server name (SNI) and a local address."""
         if name is None:
             return address
+        # Some clients send an address as SNI, although RFC 6066 section 3 forbids it.
         asked = name.lower().removesuffix(".")
         literal = parse_ip(asked)
         if literal is not None:

@@ -1,7 +1,7 @@
-"""Answers to the challenges of a certificate authority, while one is pending.
+"""Answers to the challenges of a certificate authority, while a challenge is pending.
 
-They are put here by the thread that talks to the authority, and looked up on the event
-loop; each is one assignment to a dictionary, and so needs no lock.
+The thread of the ACME session stores them, and the event loop looks them up. Each access is one
+operation on a dictionary, which is atomic, so there is no lock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OCTET_STRING_OF_32: Final = b"\x04\x20"
 
 
 class Challenges:
-    """The answers that are to be given now."""
+    """The answers to the pending challenges."""
 
     def __init__(self) -> None:
         self._bodies: dict[str, bytes] = {}
@@ -35,7 +35,7 @@ class Challenges:
 
     @contextlib.contextmanager
     def by_http(self, path: str, authorization: str) -> Iterator[None]:
-        """Answer HTTP-01 at this path within the block (RFC 8555 §8.3)."""
+        """Answer HTTP-01 at this path while the block runs (RFC 8555 §8.3)."""
         self._bodies[path] = authorization.encode("ascii")
         try:
             yield
@@ -44,7 +44,7 @@ class Challenges:
 
     @contextlib.contextmanager
     def by_tls(self, name: str, authorization: str) -> Iterator[None]:
-        """Answer TLS-ALPN-01 for this name within the block (RFC 8737)."""
+        """Answer TLS-ALPN-01 for this name while the block runs (RFC 8737)."""
         self._credentials[name] = challenge_credential(name, authorization)
         try:
             yield
@@ -53,37 +53,37 @@ class Challenges:
 
     @property
     def tls_pending(self) -> bool:
-        """Whether `credential` may find anything."""
+        """Whether any challenge by TLS is pending."""
         return bool(self._credentials)
 
     def body(self, path: str) -> bytes | None:
-        """The answer by HTTP."""
+        """Return the body that answers HTTP-01 at a path, if that is pending."""
         return self._bodies.get(path)
 
     def credential(self, hello: memoryview) -> Credential | None:
-        """The answer by TLS, if the ClientHello asks for it."""
+        """Return the certificate that answers TLS-ALPN-01, if the ClientHello asks for it."""
         if not self._credentials:
             return None
         try:
             asked = parse_client_hello_untrusted(hello)
         except RemoteProtocolError:
-            return None  # the handshake itself will say so
+            return None  # the handshake will fail and report it
         if asked is None or ACME_TLS.encode() not in asked.protocols:
             return None
         return self._credentials.get(asked.server_name.lower())
 
 
 def challenge_credential(name: str, authorization: str) -> Credential:
-    """A certificate that proves control over a name (RFC 8737 §3).
+    """Return a self-signed certificate that proves control over a name (RFC 8737 §3).
 
     Args:
-        authorization: the key authorization; its hash is in the certificate.
+        authorization: the key authorization; the certificate has its SHA-256 hash.
     """
     now = utc_now()
-    day = datetime.timedelta(days=1)
+    day = datetime.timedelta(days=1)  # in both directions, should the clocks differ
     digest = hashlib.sha256(authorization.encode("ascii")).digest()
     proof = x509.UnrecognizedExtension(_ACME_IDENTIFIER, _OCTET_STRING_OF_32 + digest)
-    # A common name may have 64 characters at most; this one is not looked at.
+    # A fixed common name, as it may have 64 characters at most and the authority ignores it.
     return self_signed(
         "ACME challenge", x509.DNSName(name), (now - day, now + day), [(proof, True)]
     )

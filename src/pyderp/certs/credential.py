@@ -1,6 +1,7 @@
-"""A certificate of the relay with its key, its names and dates; and what its source does.
+"""A certificate of the relay with its key, names and dates; and the interface of its source.
 
-No library for X.509 is needed for that: a relay without TLS does without. `leaf` needs one.
+This module needs no library for X.509, so that a relay without TLS need not import one. `leaf`
+needs it.
 """
 
 from __future__ import annotations
@@ -34,39 +35,39 @@ _AGAIN: Final = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class CertificateInfo:
-    """A leaf certificate in use."""
+    """Names and dates of a leaf certificate. All times are aware datetimes."""
 
     names: tuple[str, ...]
-    """DNS names and IP addresses that it is for."""
+    """The DNS names and IP addresses that it is valid for."""
 
     not_before: datetime
     not_after: datetime
-    """Aware times."""
 
     @property
     def lifetime(self) -> timedelta:
-        """From the first to the last moment that it is valid."""
+        """The time from `not_before` to `not_after`."""
         return self.not_after - self.not_before
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether clients accept its dates at a time, aware."""
+        """Return whether clients accept its dates at a time."""
         return self.not_before <= now < self.not_after
 
     def remaining(self, now: datetime) -> float:
-        """The part of its lifetime that is left at a time (aware), 1 to 0; then negative."""
+        """Return the part of its lifetime that is left: 1 to 0, and negative once it expired."""
         return (self.not_after - now) / max(self.lifetime, timedelta(seconds=1))
 
 
-# Compared and hashed by identity: what is made of a credential is kept as long as it lives.
+# Compared and hashed by identity: TLS contexts are cached in a WeakKeyDictionary by credential, and
+# are freed with it. Equal content in another object may only cost a second context.
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Credential:
-    """What the relay proves itself with in a TLS handshake, for any TLS engine.
+    """A certificate chain and private key for TLS handshakes, for any TLS engine.
 
     `pyderp.certs.context` makes an `ssl.SSLContext` of it.
     """
 
     chain: bytes = field(repr=False)
-    """The leaf, then the certificates of those that vouch for it; PEM, with any text around."""
+    """The leaf certificate, then those of its issuers; PEM, possibly with text between them."""
 
     key: bytes = field(repr=False)
     """The leaf's private key, PEM, not encrypted."""
@@ -76,45 +77,45 @@ class Credential:
 
 
 def day(when: datetime) -> str:
-    """An aware time for the log."""
+    """Return an aware time as text for the log, in UTC."""
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def utc_now() -> datetime:
-    """The time, aware."""
+    """Return the current time as an aware datetime."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateState:
-    """How it stands with the certificate for one name or address."""
+    """The state of the certificate for one name or address."""
 
     name: str
     """The DNS name or IP address."""
 
     info: CertificateInfo | None
-    """The certificate in use; `None`: there is none, and every handshake for the name fails."""
+    """The certificate in use; `None` if there is none, and every handshake for the name fails."""
 
     failures: int = 0
-    """Attempts in a row to get, or to read, another one that brought none."""
+    """Failed attempts in a row to obtain, or to read, a newer one."""
 
     next_try: float | None = None
-    """When it is tried again, in seconds since 1970; `None`: no time is set."""
+    """The time of the next attempt, in seconds since 1970; `None` if none is planned."""
 
     error: str = ""
-    """Why the last attempt failed; empty: it did not."""
+    """Why the last attempt failed; empty if it did not."""
 
     unsaved: str = ""
-    """Why the one in use could not be saved; empty: it is, or another program keeps it."""
+    """Why the certificate in use could not be saved; empty if it could, or came from a file."""
 
     def trouble(self, now: datetime) -> str:
-        """What clients or the operator will notice, in one line; empty: nothing.
+        """Return a line about a problem that clients or the operator will notice; empty if none.
 
-        A renewal that fails is trouble once less than a fifth of the lifetime is left, or at once
-        if the files were changed by hand and cannot be used.
+        A failing renewal counts once less than a fifth of the lifetime is left. Changed files that
+        cannot be used count at once.
 
         Args:
-            now: the time, aware.
+            now: an aware datetime.
         """
         why = f": {self.error}" if self.error else ""
         info = self.info
@@ -124,7 +125,8 @@ class CertificateState:
             return f"the certificate for {self.name} expired on {day(info.not_after)}{why}"
         if now < info.not_before:
             return f"the certificate for {self.name} is not valid before {day(info.not_before)}"
-        # What no authority is asked for was changed by the operator, who expects it to be in use.
+        # Without a next attempt the certificate is from files. They were changed by the operator,
+        # who expects them to be in use.
         if self.error and (self.next_try is None or info.remaining(now) < EXPIRES_SOON):
             end = day(info.not_after)
             return f"the certificate for {self.name}, good until {end}, is not replaced{why}"
@@ -137,8 +139,8 @@ class CertificateState:
 class CertificateSource:
     """The relay's certificates, and answers to the challenges of the authority that issues them.
 
-    It gives credentials, and knows no TLS engine. All methods are called on the thread of the
-    event loop. A source that asks no authority has no challenges, and nothing to start or end.
+    It returns credentials and knows no TLS engine. All methods are called on the thread of the
+    event loop. A source without an authority has no challenges, and nothing to start or stop.
     """
 
     @property
@@ -147,73 +149,74 @@ class CertificateSource:
         return False
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
-        """What to present to a client.
+        """Return the certificate to present to a client.
 
         Args:
             local_address: the relay's own IP address that the client connected to.
-            server_name: what the client asks for by SNI; `None`: nothing.
+            server_name: the name in the client's SNI; `None` if it sent none.
 
         Returns:
-            `None` for a name that there is no certificate for, and for every name while there
-            is none yet. Such a handshake ends with the alert `internal_error`, as in `derper`.
+            `None` if there is no certificate for the name, or none yet. The handshake then ends
+            with the alert `internal_error`, as in `derper`.
         """
         raise NotImplementedError
 
     def challenge_credential(self, hello: memoryview) -> Credential | None:
-        """What to present to a certificate authority that checks by TLS-ALPN-01.
+        """Return the certificate for an authority that checks the relay by TLS-ALPN-01.
 
         Args:
-            hello: a whole ClientHello, as `pyderp.wire.clienthello` reads it.
+            hello: a complete ClientHello, as `pyderp.wire.clienthello` reads it.
 
         Returns:
-            `None` if the client asks for no such check, and if `hello` is cut or garbage.
+            `None` if the client asks for no such check, or `hello` is cut or malformed.
         """
         return None
 
     def http_challenge(self, path: str) -> bytes | None:
-        """The body for `/.well-known/acme-challenge/TOKEN`; `None`: no such challenge."""
+        """Return the body for `/.well-known/acme-challenge/TOKEN`; `None` if it is not pending."""
         return None
 
     def certificates(self) -> list[CertificateInfo]:
-        """The certificates in use."""
+        """Return the certificates in use."""
         raise NotImplementedError
 
     def states(self) -> list[CertificateState]:
-        """One for each name and address that a certificate is wanted for, now."""
+        """Return the state for each name and address that needs a certificate."""
         raise NotImplementedError
 
     @property
     def cert_name(self) -> str:
-        """`CertName` of the relay's node in a DERP map: the pin of a certificate that no authority
-        has signed; empty: clients trust it as it is."""
+        """`CertName` of the relay's node in a DERP map: the pin of a self-signed certificate, or
+        empty if clients can check the certificate by its issuer."""
         return ""
 
     async def start(self) -> None:
-        """Begin to get and renew certificates, once challenges can be answered."""
+        """Start to obtain and renew certificates. Challenges must be answered from now on."""
 
     def reload(self, *, force: bool = False) -> bool:
-        """Look at the files again; returns whether a new certificate is in use.
+        """Look at the files again. Returns whether a new certificate is in use.
 
         Args:
-            force: read them even if they look unchanged, as an operator may ask.
+            force: read them even if they look unchanged, because an operator asks for it.
         """
         raise NotImplementedError
 
     async def aclose(self) -> None:
-        """End what `start` began."""
+        """Stop what `start` started."""
 
 
 class ExpiryWatch:
-    """Warns of each certificate that is about to expire or has, once a day.
+    """Logs a warning once a day for each certificate that is about to expire or has expired.
 
-    Of one that had expired when it was first seen, only after a day: its source logs that.
+    If a certificate had expired when it was first seen, the first warning is a day later, because
+    its source has just logged it.
     """
 
     def __init__(self) -> None:
         self._throttles: dict[CertificateInfo, Throttle] = {}
 
     def look(self, certificates: Iterable[CertificateInfo], now: datetime) -> None:
-        """Warn of those that it is time for; `now` is aware."""
+        """Log the warnings that are due; `now` is an aware datetime."""
         soon = [each for each in certificates if each.remaining(now) < EXPIRES_SOON]
         known = self._throttles
         self._throttles = {each: known.get(each) or _throttle(each, now) for each in soon}

@@ -1,4 +1,4 @@
-"""What is done for one certificate: asking for it, asking when to renew it, keeping it."""
+"""Obtains one certificate from an authority, asks when to renew it, and saves it."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ _THREAD: Final = "pyderp-acme"
 
 
 class _Busy(Exception):
-    """Another process asks, or did so just now."""
+    """Another process is asking the authority, or has just done so."""
 
 
 class Authority(Protocol):
-    """A certificate authority; `Session` is the real one. The methods block."""
+    """A certificate authority; `Session` implements it. The methods block."""
 
     def obtain(self, subject: str, attempt: int) -> tuple[bytes, bytes]:
-        """A chain and its key; raises `Refused` or `Stopped`."""
+        """Return a chain and its key, both PEM; raises `Refused` or `Stopped`."""
         ...
 
     def renewal(self, chain: bytes) -> tuple[float | None, float]:
-        """When to renew, if it says, and when to ask again; raises `Refused` or `Stopped`."""
+        """Return when to renew, if known, and when to ask again; raises `Refused` or `Stopped`."""
         ...
 
 
 class ManagedCertificate:
-    """A host name or address that a certificate is wanted for, and when to do what about it.
+    """The certificate of one host name or address, with the steps to obtain and keep it.
 
-    The steps never fail: each logs, and sets the time of the next. One runs at a time.
+    A step raises nothing: it logs a failure and sets the time of the next step. One step runs at
+    a time.
 
     Args:
         subject: DNS name or IP address, in normal form.
-        directory: the URL that names the authority.
+        directory: the URL of the authority's ACME directory.
 
     Raises:
-        ConfigError: the directory has a file for it that cannot be read.
+        ConfigError: the store has a file for the subject that cannot be read.
     """
 
     def __init__(
@@ -64,19 +65,20 @@ class ManagedCertificate:
         self._authority = authority
         self._directory = directory
         self._stamp: FileStamp | None = None
-        """Of the file when it was last read or written."""
+        """The stamp of the file when it was last read or written."""
         self._unsaved = False
+        """Whether the certificate in use is not in the file yet."""
         self._save_at = 0.0
         self._waiting = False
-        """For another process that asks."""
+        """Whether the last step found another process asking; then that is logged already."""
         self._error = ""
-        """Why the last request failed; empty: it did not, or there was none."""
+        """Why the last request failed; empty if it did not, or there was none."""
         self._unsaved_why = ""
         """Why the certificate in use could not be saved."""
         self._load()
 
     def _load(self) -> None:
-        """Begin with what the directory has."""
+        """Load the certificate and the record of the last request from the store."""
         now = time.time()
         record = self._store.load_record(self.subject)
         schedule = self.schedule
@@ -105,7 +107,7 @@ class ManagedCertificate:
             )
 
     def steps(self, now: float) -> Iterator[tuple[float, Step]]:
-        """What is to be done for a certificate, and when; what is past is to be done now."""
+        """Yield the steps with their times, in seconds since 1970; a time in the past is due."""
         credential = self.credential
         info = credential.info if credential is not None else None
         yield self.schedule.next_request(now, info), self._obtain
@@ -115,7 +117,7 @@ class ManagedCertificate:
                 yield self._save_at, functools.partial(self._save, credential)
 
     def state(self, now: float) -> CertificateState:
-        """How it stands.
+        """Return the state of the certificate.
 
         Args:
             now: seconds since 1970.
@@ -126,10 +128,17 @@ class ManagedCertificate:
         return CertificateState(self.subject, info, failures, at, self._error, unsaved)
 
     def read_again(self, *, force: bool) -> bool:
-        """Use what another program wrote to the file. Returns whether it did."""
+        """Load a certificate that another program wrote to the file.
+
+        Returns:
+            whether a new certificate is in use. One that has expired, or is the one in use, is
+            not loaded.
+        """
         stamp = self._store.stamp(self.subject)
+        # While the certificate in use is unsaved, the file has an older one.
         if stamp is None or (stamp == self._stamp and not force) or self._unsaved:
             return False
+        # Noted also for a file that cannot be used, so that its error is logged once.
         self._stamp = stamp
         try:
             found = self._store.read_again(self.subject)
@@ -164,12 +173,12 @@ class ManagedCertificate:
             self.schedule.postponed(time.time() + self.schedule.policy.look_again)
             return
         except Refused as e:
-            self._tell(e)
+            self._log_refusal(e)
         except Exception as e:
             log.exception("getting a certificate for %s failed unexpectedly", self.subject)
             why = Refused(f"unforeseen, the log has more: {str(e) or type(e).__name__}")
             self._count(why)
-            self._tell(why)
+            self._log_refusal(why)
         else:
             self.credential = credential
             self._error = ""
@@ -183,13 +192,24 @@ class ManagedCertificate:
         self._waiting = False
 
     def _obtain_locked(self) -> tuple[Credential, bool]:
-        """In a thread: ask, unless another process does. Returns also whether we did.
+        """Obtain the certificate, unless another process is asking. Runs in a thread.
 
-        When one relay takes over from another, both use the directory for a while.
+        When one relay takes over from another, both use the same directory for a while. Only one
+        of them may ask: two requests would count twice against the authority's limits, and each
+        would overwrite the other's certificate.
+
+        Returns:
+            the certificate, and whether this process obtained it. If not, another process wrote
+            it to the file.
+
+        Raises:
+            _Busy: another process is asking, or has failed so recently that this one must wait.
         """
         with order_lock(self._store.directory) as free:
             if not free:
                 raise _Busy
+            # The file and the record are read under the lock: until now, the other process may
+            # have obtained a certificate, or have failed.
             before = self._store.load_record(self.subject)
             credential = self._found(before)
             if credential is not None:
@@ -200,14 +220,14 @@ class ManagedCertificate:
             try:
                 return self._obtain_now(before), True
             except Refused as e:
-                self._count(e)  # while no other process looks
+                self._count(e)  # under the lock, so that the next process reads the new record
                 raise
 
     def _found(self, record: Record) -> Credential | None:
-        """What another process got since we looked."""
+        """Return the certificate that another process has written to the file, if it is better."""
         stamp = self._store.stamp(self.subject)
-        ours = record.directory in ("", self._directory)
-        if stamp in (None, self._stamp) or self._unsaved or not ours:
+        same_authority = record.directory in ("", self._directory)
+        if stamp in (None, self._stamp) or self._unsaved or not same_authority:
             return None
         try:
             found = self._store.read_again(self.subject)
@@ -220,9 +240,11 @@ class ManagedCertificate:
         return found
 
     def _obtain_now(self, before: Record) -> Credential:
-        """Ask, and save."""
+        """Obtain the certificate from the authority, and save it."""
         schedule = self.schedule
-        # Should this process die in the middle, over and over, each is a failure.
+        # A failure is recorded before the request, and replaced by the result after it. If the
+        # relay crashes in a request and is restarted each time, the record slows the requests down
+        # as other failures do.
         presumed = dataclasses.replace(schedule)
         presumed.failed(time.time(), None, limited=False)
         self._remember(presumed.record(before.directory, INTERRUPTED))
@@ -241,21 +263,24 @@ class ManagedCertificate:
             raise Refused(str(e)) from e
         if credential.info.not_after.timestamp() <= time.time():
             raise Refused("it issued one that has expired already; is the clock right?")
+        # In use even if it cannot be saved: the authority would refuse to issue it again and again.
         self._unsaved = True
         self._save_now(credential)
         return credential
 
     def _count(self, why: Refused) -> None:
+        """Note a failed request in the schedule and in the record for other processes."""
         now = time.time()
         schedule = self.schedule
         if not why.asked:
+            # The authority need not be spared. The cause is local, such as a full disk.
             schedule.postponed(now + schedule.policy.save_every)
             return
         schedule.failed(now, why.retry_after, limited=why.limited)
         directory = self._store.load_record(self.subject).directory
         self._remember(schedule.record(directory, str(why)))
 
-    def _tell(self, why: Refused) -> None:
+    def _log_refusal(self, why: Refused) -> None:
         self._error = str(why)
         wait = max(self.schedule.retry_at - time.time(), 0.0)
         credential = self.credential
@@ -271,6 +296,7 @@ class ManagedCertificate:
         )
 
     async def _advise(self, credential: Credential) -> None:
+        """Ask the authority when to renew the certificate."""
         now = time.time()
         try:
             when, again = await in_own_thread(
@@ -284,6 +310,7 @@ class ManagedCertificate:
         except Exception:
             log.exception("asking when to renew failed unexpectedly")
             when, again = None, now + self.schedule.policy.advice_every
+        # The file may have been reloaded during the request; the advice is then about another one.
         if self.credential is credential:
             self.schedule.advised(time.time(), credential.info, when, again)
 
@@ -295,7 +322,7 @@ class ManagedCertificate:
             self._save_at = time.time() + self.schedule.policy.save_every
 
     def _save_now(self, credential: Credential) -> None:
-        """In a thread."""
+        """Write the certificate to the store, or plan another try. Runs in a thread."""
         try:
             self._store.save(self.subject, credential)
         except OSError as e:

@@ -1,4 +1,4 @@
-"""X.509: the leaf certificate of a chain read, and certificates that sign themselves made."""
+"""X.509: reads the leaf certificate of a chain, and makes self-signed certificates."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ += ["self_signed", "valid_for"]
 
 
 def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
-    """The first certificate of a chain in PEM form.
+    """Return the first certificate of a chain in PEM form.
 
     Args:
         where: the file, for the error.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a certificate of the chain cannot be read.
     """
     try:
         return parse_chain(chain)[0]
@@ -37,7 +37,7 @@ def parse_leaf(chain: bytes, where: object) -> x509.Certificate:
 
 
 def parse_chain(chain: bytes) -> list[x509.Certificate]:
-    """All certificates of a chain in PEM form, in its order.
+    """Return all certificates of a chain in PEM form, in order.
 
     Raises:
         ValueError: one of them cannot be read, or there is none.
@@ -46,16 +46,16 @@ def parse_chain(chain: bytes) -> list[x509.Certificate]:
 
 
 def info_of(leaf: x509.Certificate) -> CertificateInfo:
-    """Names and times of a certificate."""
+    """Return the names and dates of a certificate."""
     try:
         names = alternative_names(leaf)
     except ValueError:
-        names = ()  # as good as none
+        names = ()  # a malformed extension: clients find no name in it either
     return CertificateInfo(names, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
 def valid_for(leaf: x509.Certificate, hostname: str) -> bool:
-    """Whether a certificate names a host, as `derper` sees it. Its dates do not matter."""
+    """Return whether a certificate names a host, by the rules of `derper`; dates are ignored."""
     try:
         return is_for(leaf, hostname, star_below_top_level=True)
     except ValueError:
@@ -63,7 +63,7 @@ def valid_for(leaf: x509.Certificate, hostname: str) -> bool:
 
 
 def is_self_signed(leaf: x509.Certificate) -> bool:
-    """Whether a certificate is signed by its own key."""
+    """Return whether a certificate is signed by its own key."""
     if leaf.issuer != leaf.subject:
         return False
     try:
@@ -74,7 +74,7 @@ def is_self_signed(leaf: x509.Certificate) -> bool:
 
 
 def pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A key as `EC PRIVATE KEY`, the form that Go programs write."""
+    """Return a key as PEM `EC PRIVATE KEY`, the form that Go programs write."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
@@ -88,12 +88,12 @@ def self_signed(
     lifetime: tuple[datetime, datetime],
     extensions: Iterable[tuple[x509.ExtensionType, bool]],
 ) -> Credential:
-    """Make a key, and a certificate that it signs itself.
+    """Return a new P-256 key with a self-signed certificate.
 
     Args:
-        alternative: the one name or address that it is for.
-        lifetime: its first and last moment.
-        extensions: others, and whether each is critical.
+        alternative: the only name or address that the certificate is valid for.
+        lifetime: `not_before` and `not_after`.
+        extensions: further extensions, and whether each is critical.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
@@ -102,6 +102,7 @@ def self_signed(
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
+        # Positive and at most 20 bytes (RFC 5280 section 4.1.2.2), with a random value.
         .serial_number(secrets.randbits(127))
         .not_valid_before(lifetime[0])
         .not_valid_after(lifetime[1])

@@ -1,4 +1,4 @@
-"""Certificates from a directory, or made for an IP address; read again on change."""
+"""Certificates from files, or self-signed for an IP address; read again when the files change."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ __all__ = ["ManualCertificates", "certificate_paths", "manual_paths"]
 log = logging.getLogger("pyderp.tls")
 
 _VALIDITY: Final = timedelta(days=365)
-"""Of a self-signed certificate."""
+"""The lifetime of a self-signed certificate."""
 _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9.-]")
 
 
 def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
-    """Where the certificate chain and the key of a host are kept: `HOST.crt` and `HOST.key`.
+    """Return the paths of a host's certificate chain and key: `HOST.crt` and `HOST.key`.
 
-    `HOST` is the name as it is given; if there is no such file, in lower case and without a dot
-    at its end.
+    `HOST` is the name as the operator wrote it or, if there is no such file, the name in lower
+    case and without a dot at its end.
     """
     pairs = [
         (certdir / f"{name}.crt", certdir / f"{name}.key")
@@ -53,7 +53,7 @@ def certificate_paths(certdir: Path, hostname: str) -> tuple[Path, Path]:
 
 
 def manual_paths(tls: ManualTLS) -> tuple[Path, Path]:
-    """The files of certificate chain and key that settings name."""
+    """Return the paths of certificate chain and key that the settings name."""
     if tls.cert_file is not None and tls.cert_key_file is not None:
         return tls.cert_file, tls.cert_key_file
     return certificate_paths(tls.certdir, tls.hostname)
@@ -62,16 +62,19 @@ def manual_paths(tls: ManualTLS) -> tuple[Path, Path]:
 class ManualCertificates(CertificateSource):
     """The certificate of one host name or IP address, from files.
 
-    A DNS name is served to clients that ask for it by SNI, in any case; the certificate of an IP
-    address is served to all, and made here if a file is missing. When `reload` finds changed
-    files, new handshakes get the new certificate.
-    One that is not valid today does not replace one that is; if there is no other, it is served.
+    The certificate of a DNS name is presented to clients whose SNI is that name, in upper or lower
+    case. The certificate of an IP address is presented to all clients; if one of its files is
+    missing, a self-signed one is made. After `reload` found changed files, new handshakes get the
+    new certificate.
+
+    A certificate that is not valid today does not replace one that is. At the start it is used
+    even so, as there is no other.
 
     Args:
         certdir: directory of the two files.
         hostname: name or IP address that the certificate must be valid for.
-        files: certificate chain and key, in place of two in `certdir`; nothing is made.
-        any_server_name: the certificate of a DNS name, too, is served to all.
+        files: certificate chain and key, in place of those in `certdir`; none is made then.
+        any_server_name: present the certificate of a DNS name to all clients too.
 
     Raises:
         ConfigError: a file is missing, unreadable, or not valid for `hostname`.
@@ -97,35 +100,35 @@ class ManualCertificates(CertificateSource):
             _make_self_signed(self._address, self.certificate_file, self.key_file)
         self._stamps_read = self._stamps()
         self._valid_from: datetime | None = None
-        """Of a pair that is not valid yet, and not in use."""
+        """When the certificate in the files becomes valid, if it is not used because of that."""
         self._failures = 0
         self._error = ""
-        """Why the files are not used; empty: they are."""
+        """Why the files are not used; empty if they are."""
         self._credential = self._load()
 
     async def start(self) -> None:
-        """Log it if clients refuse the certificate."""
-        # Not when it is read: a check of settings reads it too, and has its own words.
-        self._tell_if_refused()
+        """Log an error if the certificate is not valid today."""
+        # Not logged when it is read: `--check` reads it too, and prints a message of its own.
+        self._log_if_invalid()
 
     def credential(self, local_address: str, server_name: str | None) -> Credential | None:
-        """The one there is, to clients that ask for its DNS name; that of an address to all."""
+        """Return the certificate, for a DNS name only if the client's SNI is that name."""
         if not self._to_all and bare_name(server_name or "") != self.hostname:
             return None
         return self._credential
 
     def certificates(self) -> list[CertificateInfo]:
-        """The one certificate."""
+        """Return the names and dates of the one certificate."""
         return [self._credential.info]
 
     def states(self) -> list[CertificateState]:
-        """That of the one certificate."""
+        """Return the state of the one certificate."""
         info = self._credential.info
         return [CertificateState(self.hostname, info, self._failures, None, self._error)]
 
     @property
     def cert_name(self) -> str:
-        """For an IP address the certificate's pin (`derper` logs the same)."""
+        """The certificate's pin for an IP address (`derper` logs the same); empty for a name."""
         if self._address is None:
             return ""
         leaf = parse_leaf(self._credential.chain, self.certificate_file)
@@ -133,9 +136,9 @@ class ManualCertificates(CertificateSource):
         return f"{PIN_PREFIX}{digest}"
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the files again if they changed; returns whether a new certificate is in use.
+        """Read the files again if they changed. Returns whether a new certificate is in use.
 
-        A pair that cannot be used is logged and the old one stays.
+        If the files cannot be used, that is logged and the old certificate stays in use.
 
         Args:
             force: read them even if they look unchanged.
@@ -144,7 +147,8 @@ class ManualCertificates(CertificateSource):
         due = self._valid_from is not None and self._valid_from <= utc_now()
         if stamps == self._stamps_read and not (force or due):
             return False
-        # Remembered also if it cannot be used: a pair that is half-written changes again.
+        # Noted also if the files cannot be used, so that the error is logged once. Files that are
+        # half written now will change again.
         self._stamps_read, self._valid_from = stamps, None
         try:
             found = self._load()
@@ -158,12 +162,12 @@ class ManualCertificates(CertificateSource):
             return False
         self._failures, self._error = 0, ""
         self._credential = found
-        self._tell_if_refused()
+        self._log_if_invalid()
         log.info("certificate of %s reloaded from %s", self.hostname, self.certificate_file)
         return True
 
     def _check_better(self, new: CertificateInfo) -> None:
-        """Refuse a certificate that clients refuse, while they accept the one in use."""
+        """Refuse a certificate that is not valid today, while the one in use is."""
         now = utc_now()
         old = self._credential.info
         if new.is_valid(now) or not old.is_valid(now):
@@ -175,7 +179,7 @@ class ManualCertificates(CertificateSource):
             f"{day(old.not_after)}"
         )
 
-    def _tell_if_refused(self) -> None:
+    def _log_if_invalid(self) -> None:
         now = utc_now()
         info = self._credential.info
         if not info.is_valid(now):
@@ -199,6 +203,7 @@ class ManualCertificates(CertificateSource):
         info = info_of(leaf)
         if not valid_for(leaf, self.hostname):
             why = f"it names {', '.join(info.names) or 'no host at all'}"
+            # A common mistake: the files were joined in the wrong order.
             if any(valid_for(each, self.hostname) for each in parse_chain(chain)[1:]):
                 why = (
                     "the first in the file must be that of the host, and it is a later one; put "
@@ -233,7 +238,7 @@ def _both_exist(*paths: Path) -> bool:
 
 
 def _make_self_signed(address: IPAddress, certificate_file: Path, key_file: Path) -> None:
-    """Make key and certificate of an address; what the files held is lost.
+    """Make a key and a certificate for an address, and overwrite both files.
 
     Raises:
         ConfigError: they cannot be saved.

@@ -1,6 +1,6 @@
-"""HTTP to a certificate authority that may be hostile or broken: bounded in bytes and time.
+"""HTTP to a certificate authority that may be hostile or broken, with limits of bytes and time.
 
-And why an authority gave no certificate, in one line.
+Also the one-line reason why an authority issued no certificate.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ T = TypeVar("T")
 
 _AGENT: Final = "pyderp"
 _PATIENCE: Final = 20.0
-"""Seconds for each of connecting and the next bytes of an answer."""
+"""Seconds to connect, and seconds until the next bytes of an answer."""
 _LONGEST_BODY: Final = 1024 * 1024
+"""Bytes of the body of one answer."""
 _LONGEST_EXCHANGE: Final = 8 * 1024 * 1024
-"""Bytes of the bodies of all answers of one exchange."""
+"""Bytes of the bodies of all answers of one exchange together."""
 _NONCE_TRIES: Final = 5
 _LOOK: Final = 0.1
-"""Seconds between two looks whether a request should be abandoned."""
+"""Seconds between two checks whether a request should be abandoned."""
 _hanging: Final = threading.BoundedSemaphore(8)
-"""Threads for requests, with those that were abandoned and have not ended yet."""
+"""Limits the threads of requests, together with abandoned ones that still run."""
 _LONGEST_REASON: Final = 400
-"""Characters of an authority's own words."""
+"""Characters of an authority's own text in a reason."""
 
 FAILURES: Final = (
     acme_errors.Error,
@@ -48,7 +49,7 @@ FAILURES: Final = (
     requests.RequestException,
     ConfigError,
     OSError,
-    # What comes of an answer that is no ACME.
+    # The library raises these for answers that are not valid ACME.
     ValueError,
     LookupError,
     ArithmeticError,
@@ -56,19 +57,19 @@ FAILURES: Final = (
     TypeError,
     RecursionError,
 )
-"""What asking an authority may end with."""
+"""The errors that a request to an authority may end with."""
 
 
 class Stopped(Exception):
-    """The relay stops, and has no use for an answer any more."""
+    """The relay is stopping and does not need the answer any more."""
 
 
 class Budget:
-    """What one exchange with an authority may cost.
+    """The limits of time and bytes for one exchange with an authority.
 
     Args:
-        seconds: for all of it.
-        stop: tells to stop.
+        seconds: time for the whole exchange.
+        stop: is set when the relay stops.
     """
 
     def __init__(self, seconds: float, stop: threading.Event) -> None:
@@ -77,11 +78,11 @@ class Budget:
         self._octets = 0
 
     def check(self) -> None:
-        """See whether to go on.
+        """Raise if the exchange must not go on.
 
         Raises:
             acme.errors.TimeoutError: no time is left.
-            Stopped: it was told to stop.
+            Stopped: the relay is stopping.
         """
         if self._stop.is_set():
             raise Stopped
@@ -89,11 +90,11 @@ class Budget:
             raise acme_errors.TimeoutError
 
     def sleep(self, seconds: float) -> None:
-        """Wait.
+        """Wait for a number of seconds.
 
         Raises:
-            acme.errors.TimeoutError: so much time is not left.
-            Stopped: it was told to stop, before or meanwhile.
+            acme.errors.TimeoutError: less time is left; raised at once.
+            Stopped: the relay is stopping, or stops during the wait.
         """
         if time.monotonic() + seconds > self._end:
             raise acme_errors.TimeoutError
@@ -101,26 +102,27 @@ class Budget:
             raise Stopped
 
     def took(self, octets: int) -> None:
-        """Count what came from the network.
+        """Count bytes that the authority sent.
 
         Raises:
-            acme.errors.ClientError: that is too much.
+            acme.errors.ClientError: the exchange has had too many bytes.
         """
         self._octets += octets
         if self._octets > _LONGEST_EXCHANGE:
             raise acme_errors.ClientError(f"more than {_LONGEST_EXCHANGE} bytes in all")
 
     def run(self, request: Callable[[], T]) -> T:
-        """Make a request on a thread of its own, which is abandoned when there is no time left.
+        """Make a request in a thread of its own, which is abandoned when no time is left.
 
-        The HTTP library bounds only the time until the next byte, so a peer that sends one now
-        and then, in headers too, would hold up its caller for ever.
+        The HTTP library limits only the time until the next byte. A server that sends a byte now
+        and then, in headers too, would block the caller for ever.
 
         Raises:
-            acme.errors.TimeoutError: no time is left, or too many abandoned requests still hang.
-            Stopped: it was told to stop.
+            acme.errors.TimeoutError: no time is left, or too many abandoned requests still run.
+            Stopped: the relay is stopping.
         """
         self.check()
+        # Threads cannot be ended from outside, so the abandoned ones are limited in number.
         if not _hanging.acquire(blocking=False):
             raise acme_errors.TimeoutError
         try:
@@ -134,27 +136,28 @@ class Budget:
                 self.check()
             return outcome.result()
         finally:
-            del outcome  # it may hold an error, which holds this frame
+            # It may have an error whose traceback refers to this frame: a reference cycle.
+            del outcome
 
 
 class Network(client.ClientNetwork):
-    """The library's, within a budget.
+    """The HTTP client of the `acme` library, with a budget.
 
-    It tries again what was refused for a stale nonce only, as RFC 8555 §6.5 wants it.
+    A request that was refused because of its nonce is sent again with a new one (RFC 8555 §6.5).
 
     Args:
-        context: for HTTPS; `None`: what the library takes.
+        context: the TLS context for HTTPS; `None` for the default of the library.
     """
 
     def __init__(self, budget: Budget, context: ssl.SSLContext | None) -> None:
         super().__init__(user_agent=_AGENT)
-        # What is small on the wire may be large once unpacked.
+        # No compression: a small compressed body may be very large after decompression.
         self.session.headers["Accept-Encoding"] = "identity"
         self.session.mount("http://", _Adapter(budget, None))
         self.session.mount("https://", _Adapter(budget, context))
 
     def post(self, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send something signed, and check the answer."""
+        """Send a signed request, and check the answer."""
         for _ in range(_NONCE_TRIES - 1):
             try:
                 return super().post(*args, **kwargs)
@@ -165,7 +168,7 @@ class Network(client.ClientNetwork):
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Reads each answer at once, no more of it than is permitted, and within the budget."""
+    """Sends requests within the budget, and reads the whole body of each answer up to a limit."""
 
     def __init__(self, budget: Budget, context: ssl.SSLContext | None) -> None:
         super().__init__()
@@ -177,11 +180,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
         kwargs["timeout"] = _PATIENCE
         response, body = self._budget.run(lambda: self._exchange(*args, **kwargs))
         self._budget.took(len(body))
+        # requests reads the body from here later, when no limit of ours applies any more.
         response.raw = io.BytesIO(body)
         return response
 
     def _exchange(self, *args: Any, **kwargs: Any) -> tuple[requests.Response, bytes]:
-        """The answer and all of its body, not unpacked."""
+        """Return the answer and its whole body, as it was on the wire."""
         response = super().send(*args, **kwargs)
         raw: Any = response.raw
         body = b""
@@ -198,12 +202,12 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 class Refused(Exception):
-    """There is no certificate; never leaves this package.
+    """A request failed, and there is no certificate; not raised outside of this package.
 
     Attributes:
-        retry_after: seconds that the authority wants to be left alone, if it said so.
-        limited: it said that it is asked too often.
-        asked: whether it was asked at all; otherwise there is no need to spare it.
+        retry_after: seconds that the authority's `Retry-After` demands, if it sent one.
+        limited: the authority's error is `rateLimited`.
+        asked: whether the authority was asked. If not, the next try need not wait for long.
     """
 
     def __init__(
@@ -221,7 +225,7 @@ class Refused(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, for the log; what the authority wrote is cut and escaped."""
+    """Return why a request failed, for the log. Text from the authority is cut and escaped."""
     if isinstance(error, acme_errors.ValidationError):
         text = "; ".join(_failed_challenges(error)) or "a challenge failed"
     elif isinstance(error, acme_errors.IssuanceError):
@@ -246,7 +250,7 @@ def _no_acme(error: BaseException) -> str:
         return "it lacks the header Replay-Nonce"
     what = error.args[0] if error.args else ""
     if isinstance(what, requests.Response):
-        # A page of a proxy, or of a server that is no authority.
+        # The answer is a page of a proxy, or of a server that is not an ACME authority.
         return f"{what.status_code} {what.reason or ''}".strip()
     if isinstance(error, KeyError):
         return f"it lacks {what}"
@@ -269,7 +273,8 @@ def _failed_challenges(error: acme_errors.ValidationError) -> list[str]:
 
 
 def _innermost(error: BaseException) -> str:
-    # requests wraps urllib3 wraps the system's error; only that is worth reading.
+    # requests wraps urllib3's error, and that the system's. Only the last one tells the operator
+    # something. The number of steps is limited, in case errors refer to each other in a circle.
     reason: Any = error
     for _ in range(8):
         inner = getattr(reason, "reason", None)
@@ -283,7 +288,15 @@ def _innermost(error: BaseException) -> str:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds in a `Retry-After` header, which has a number or a date (RFC 9110 §10.2.3)."""
+    """Return the seconds of a `Retry-After` header: a number or a date (RFC 9110 §10.2.3).
+
+    Args:
+        value: the header's value; `None` if there is none.
+        now: seconds since 1970.
+
+    Returns:
+        `None` if there is no header, or its value is malformed.
+    """
     if value is None:
         return None
     if value.strip().isdecimal() and len(value) < 10:

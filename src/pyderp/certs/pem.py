@@ -1,6 +1,7 @@
-"""What is wrong with a file of certificates or with a key, in words that say what to do.
+"""Finds out what is wrong with a file of certificates or a key, and says what to do.
 
-OpenSSL and cryptography say of most that it could not be read, and not of which of the two.
+The errors of OpenSSL and cryptography mostly say that something could not be read, and not whether
+it was the chain or the key.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ _CERTIFICATE: Final = re.compile(
     rb"-----BEGIN ((?:X509 )?CERTIFICATE)-----.+?-----END \1-----", re.DOTALL
 )
 _JOINED: Final = re.compile(rb"-----END [A-Z0-9 ]+----------BEGIN")
-"""What files put together with `cat` have where the first lacks its last line break."""
+"""Two PEM blocks without a line break between them, as `cat` writes if the first file lacks its
+last line break."""
 _DER: Final = b"\x30"
-"""What certificates and keys begin with that are not PEM."""
+"""The first byte of certificates and keys in DER form: an ASN.1 SEQUENCE."""
 
 
 def chain_problem(chain: bytes) -> str:
-    """Why a chain of certificates cannot be read, as the end of a sentence; empty: it can."""
+    """Return why a chain cannot be read, as the end of a sentence; empty if it can be read."""
     labels = _labels(chain)
     count = len([each for each in labels if each in ("CERTIFICATE", "X509 CERTIFICATE")])
     if not count:
@@ -54,7 +56,7 @@ def chain_problem(chain: bytes) -> str:
 
 
 def key_problem(key: bytes) -> str:
-    """As `chain_problem`, of a private key; empty also if it has a password."""
+    """Return the same as `chain_problem` for a private key; empty too if it has a password."""
     labels = _labels(key)
     if not any(each.endswith("PRIVATE KEY") for each in labels):
         return f"is no private key in PEM form{_instead(key, labels)}"
@@ -70,7 +72,7 @@ def key_problem(key: bytes) -> str:
 
 
 def foreign_key_problem(chain: bytes, key: bytes) -> str:
-    """Which certificate of a chain a key belongs to, if it is not the first; empty: to none."""
+    """Return which later certificate of a chain a key belongs to, as text; empty if to none."""
     wanted = _public(load_pem_private_key(key, None).public_key())
     for number, certificate in enumerate(x509.load_pem_x509_certificates(chain), 1):
         if number > 1 and _public(certificate.public_key()) == wanted:
@@ -91,7 +93,7 @@ def _labels(data: bytes) -> list[str]:
 
 
 def _instead(data: bytes, labels: list[str]) -> str:
-    """What a file is instead of PEM of the wanted kind, as the end of a sentence."""
+    """Return what a file is instead of the wanted kind of PEM, as the end of a sentence."""
     if labels:
         kind = labels[0].lower()
         swapped = "private key" in kind or kind == "certificate"

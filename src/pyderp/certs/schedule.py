@@ -1,6 +1,6 @@
-"""When to ask a certificate authority: for a certificate, or for when it wants it renewed.
+"""When to ask a certificate authority for a certificate, and when to ask it for renewal advice.
 
-Nothing here reads a clock; times are seconds since 1970.
+Nothing here reads a clock. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pyderp.certs.credential import CertificateInfo
 __all__ = ["INTERRUPTED", "Record", "RetryPolicy", "Schedule", "Uniform"]
 
 Uniform: TypeAlias = Callable[[float, float], float]
-"""A random number between two."""
+"""Returns a random number between its arguments, as `random.uniform`."""
 
 INTERRUPTED: Final = "interrupted"
-"""What a `Record` has for an error while the authority is asked."""
+"""The `error` of a `Record` while a request is under way."""
 _LIMITED: Final = 3600.0
-"""For an authority that says "too often" and not until when."""
+"""The wait after a `rateLimited` error without `Retry-After`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,74 +27,80 @@ class RetryPolicy:
     """How often an authority is asked at most. Times in seconds."""
 
     first_retry: float = 60.0
-    """After a failure; doubled after each further one."""
+    """The wait after the first failure; it doubles with each further one."""
 
     longest_retry: float = 3 * 3600.0
+    """The longest wait after a failure, before the jitter."""
 
     longest_wait: float = 24 * 3600.0
-    """An authority's `Retry-After`, and a time in a file, count for no longer than this."""
+    """The longest wait that an authority's `Retry-After`, or a time in a record, can demand."""
 
     jitter: float = 0.25
-    """Up to this part is added to a wait."""
+    """Up to this part of a wait is added to it at random, so that relays do not ask in step."""
 
     renew_left: float = 1 / 3
     """Without advice, renewal is due when this part of the lifetime is left."""
 
     fresh: float = 3600.0
-    """A certificate is not renewed sooner, nor before a third of its lifetime, whatever the
-    advice is."""
+    """A certificate is not renewed until it is this old, or a third of its lifetime if that is
+    less, whatever the advice is. Bad advice would make the relay ask again and again."""
 
     advice_delay: float = 60.0
-    """After a start, before advice is asked for: a relay that crashes and restarts does not
-    ask each time."""
+    """The wait for the first request for advice after a start. A relay that crashes and restarts
+    in a loop does not ask."""
 
     advice_every: float = 6 * 3600.0
-    """Unless the authority says another time."""
+    """The time between requests for advice, if the authority names none."""
 
     save_every: float = 60.0
-    """Between two tries to save a certificate or an account, to a disk that is full perhaps."""
+    """The time between tries to save a certificate or account key, for example to a full disk."""
 
     look_again: float = 5.0
-    """While another process asks."""
+    """The time between looks while another process is asking the authority."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of requests for one certificate, across restarts."""
+    """The state of requests for one certificate that a file keeps across restarts."""
 
     directory: str = ""
-    """The authority that issued the certificate."""
+    """The URL of the authority that issued the certificate."""
 
     failures: int = 0
+    """Failed requests in a row."""
+
     retry_at: float = 0.0
     authority_retry_at: float = 0.0
     error: str = ""
+    """Why the last request failed; empty if it did not."""
 
 
 @dataclass(slots=True)
 class Schedule:
-    """The times for one certificate."""
+    """The times of the next requests for one certificate."""
 
     policy: RetryPolicy
     uniform: Uniform
 
     failures: int = 0
-    """In a row."""
+    """Failed requests in a row."""
 
     retry_at: float = 0.0
+    """No request for a certificate is made before this time."""
+
     authority_retry_at: float = 0.0
-    """The part of `retry_at` that the authority itself demanded."""
+    """The time before which the authority itself wants no request; at most `retry_at`."""
 
     advice_at: float = 0.0
     _obtained_at: float = 0.0
     _renew_at: float = 0.0
 
     def failed(self, now: float, retry_after: float | None, *, limited: bool) -> None:
-        """A request failed.
+        """Note a failed request.
 
         Args:
-            retry_after: seconds that the authority wants to be left alone.
-            limited: it said that it is asked too often.
+            retry_after: seconds of the authority's `Retry-After`, if it sent one.
+            limited: the authority's error was `rateLimited`.
         """
         self.failures += 1
         policy = self.policy
@@ -105,20 +111,24 @@ class Schedule:
         self.retry_at = max(now + wait, self.authority_retry_at)
 
     def record(self, directory: str, error: str) -> Record:
-        """What is to be remembered."""
+        """Return the record of this state."""
         return Record(directory, self.failures, self.retry_at, self.authority_retry_at, error)
 
     def restore(self, record: Record) -> None:
-        """Go on from what was remembered."""
+        """Take over the state of a record."""
         self.failures = record.failures
         self.retry_at, self.authority_retry_at = record.retry_at, record.authority_retry_at
 
     def adopt(self, now: float, record: Record) -> bool:
-        """Adopt what another process wrote, if it is newer and says to wait. Returns whether."""
-        news = (
+        """Adopt retry state that another process wrote, if it is newer and says to wait.
+
+        Returns:
+            whether it was adopted.
+        """
+        newer = (
             record.failures > self.failures or record.authority_retry_at > self.authority_retry_at
         )
-        if not news or record.retry_at <= now:
+        if not newer or record.retry_at <= now:
             return False
         failures = self.failures
         self.restore(record)
@@ -126,14 +136,14 @@ class Schedule:
         return True
 
     def postponed(self, until: float) -> None:
-        """The authority was not asked; try again no sooner than this."""
+        """Make no request before this time, without counting a failure."""
         self.retry_at = max(self.retry_at, until)
 
     def obtained(self, now: float, info: CertificateInfo, *, fresh: bool = True) -> None:
-        """A certificate is there.
+        """Plan the renewal of a certificate that is in use from now on.
 
         Args:
-            fresh: it was just issued; otherwise it is from a file.
+            fresh: it was just issued; otherwise it was read from a file.
         """
         policy = self.policy
         life = info.lifetime.total_seconds()
@@ -148,35 +158,36 @@ class Schedule:
     def advised(
         self, now: float, info: CertificateInfo, renew_at: float | None, ask_at: float
     ) -> None:
-        """The authority said when to renew (RFC 9773).
+        """Note the authority's advice when to renew (RFC 9773).
 
         Args:
-            renew_at: `None`: it does not say.
+            renew_at: the time to renew; `None` if the authority does not name one.
             ask_at: when to ask again.
         """
         policy = self.policy
         if renew_at is not None:
-            # Advice may come for a reason: a revocation, or load. It may not cost validity.
+            # An authority may advise to renew early, after a revocation, or late, to spread its
+            # load. Late advice is followed only until a tenth of the lifetime is left.
             life = info.lifetime.total_seconds()
             self._renew_at = min(renew_at, info.not_after.timestamp() - life / 10)
         wait = min(max(ask_at - now, policy.first_retry), policy.longest_wait)
         self.advice_at = now + wait
 
     def replace_now(self) -> None:
-        """The certificate in use is good, but from another authority than the settings name."""
+        """Make renewal due: the certificate in use is not from the authority of the settings."""
         self._renew_at = self._obtained_at = 0.0
 
     def hurry(self, now: float) -> None:
-        """An operator asks for it now; only the time that the authority demanded still counts."""
+        """Make a retry due, as an operator asks for it; the time of the authority still counts."""
         self.retry_at = min(self.retry_at, max(now, self.authority_retry_at))
 
     def next_request(self, now: float, info: CertificateInfo | None) -> float:
-        """When to ask for a certificate; in the past: now.
+        """Return when to ask for a certificate; a time in the past means now.
 
         Args:
-            info: the one in use, if any.
+            info: the certificate in use, if any.
         """
-        # A clock that jumped, or a time in a file from a wrong clock, must not count for long.
+        # `retry_at` may be far in the future if the clock was wrong when it was set or saved.
         retry_at = min(self.retry_at, now + self.policy.longest_wait * (1 + self.policy.jitter))
         if info is None or info.not_after.timestamp() <= now:
             return retry_at

@@ -1,6 +1,6 @@
-"""Talking to a certificate authority by ACME (RFC 8555), on certbot's `acme`. All of it blocks.
+"""The ACME session with a certificate authority (RFC 8555), on certbot's `acme`. All of it blocks.
 
-Imported only when ACME is on: it brings an HTTP library with it.
+Imported only if ACME is on, because it needs an HTTP library.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ __all__ = ["Session", "load_key"]
 log = logging.getLogger("pyderp.tls")
 
 _BUDGET: Final = 180.0
-"""Seconds for all of one certificate."""
+"""Seconds to obtain one certificate, from the first request to the last."""
 _ADVICE_BUDGET: Final = 60.0
-"""Seconds for when to renew it."""
+"""Seconds to ask when to renew a certificate."""
 _FIRST_PAUSE: Final = 0.1
+"""Seconds before the second look at a challenge or an order; doubled before each further look."""
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_DEMANDED: Final = 30.0
+"""Seconds of the authority's `Retry-After` that are waited at most between two looks."""
 _SHORT_LIVED: Final = "shortlived"
-"""The profile of certificates for addresses: six days at Let's Encrypt."""
+"""The profile of certificates for IP addresses; they last six days at Let's Encrypt."""
 
 
 @challenges.ChallengeResponse.register
@@ -55,7 +57,7 @@ class _TLSALPN01Response(challenges.KeyAuthorizationChallengeResponse):
 
 @challenges.Challenge.register
 class _TLSALPN01(challenges.KeyAuthorizationChallenge):
-    """RFC 8737; the library has dropped its own."""
+    """The challenge of RFC 8737; new versions of the library do not have it any more."""
 
     response_cls = _TLSALPN01Response
     typ = _TLSALPN01Response.typ
@@ -65,11 +67,11 @@ class _TLSALPN01(challenges.KeyAuthorizationChallenge):
 
 
 class Session:
-    """Gets certificates. Methods block, and are called by one thread at a time.
+    """Obtains certificates. Methods block, and only one thread at a time may call them.
 
     Args:
-        challenges: where answers are put while the authority checks.
-        stop: ends each of these methods soon with `Stopped`.
+        challenges: has the answers while the authority checks a challenge.
+        stop: set when the relay stops; the methods then soon raise `Stopped`.
     """
 
     def __init__(
@@ -82,14 +84,15 @@ class Session:
         self._retry_after: float | None = None
 
     def obtain(self, subject: str, attempt: int) -> tuple[bytes, bytes]:
-        """Get a certificate for a DNS name or IP address. Returns chain and key, PEM.
+        """Obtain a certificate for a DNS name or IP address. Returns chain and key, PEM.
 
         Args:
-            attempt: counts failures; each tries the next kind of challenge.
+            attempt: failures so far. Each attempt uses the next kind of challenge: one of the
+                ports may be closed to the authority.
 
         Raises:
-            Refused: there is none.
-            Stopped: it was told to stop.
+            Refused: the authority issued no certificate.
+            Stopped: the relay is stopping.
         """
         budget = Budget(_BUDGET, self._stop)
         with self._exchange(budget) as net:
@@ -98,6 +101,7 @@ class Session:
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             authority = client.ClientV2(directory, net)
             net.account = _account_of(authority, account, self._tls)
+            # A new key for each certificate: one that leaked is of no use after the renewal.
             key = pem_of_key(ec.generate_private_key(ec.SECP256R1()))
             order = _new_order(authority, directory, subject, key)
             for each in order.authorizations:
@@ -105,35 +109,37 @@ class Session:
             return _finish(authority, order, budget), key
 
     def renewal(self, chain: bytes) -> tuple[float | None, float]:
-        """When the authority wants a certificate renewed (RFC 9773).
+        """Ask when the authority wants a certificate renewed (RFC 9773).
 
         Returns:
-            that time, drawn at random from what it suggests, or `None`; and when to ask
-            again; in seconds since 1970.
+            the time to renew, drawn at random from the window that the authority suggests, or
+            `None` if it suggests none; and the time to ask again. Both in seconds since 1970.
 
         Raises:
-            Refused: it does not answer.
-            Stopped: it was told to stop.
+            Refused: there was no usable answer.
+            Stopped: the relay is stopping.
         """
         with self._exchange(Budget(_ADVICE_BUDGET, self._stop)) as net:
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             try:
                 when, again = client.ClientV2(directory, net).renewal_time(chain)
             except acme_errors.ARIError as e:
+                # The library wraps the error that says what went wrong.
                 raise (e.__cause__ or e) from None
         return None if when is None else when.timestamp(), again.timestamp()
 
     @contextlib.contextmanager
     def _exchange(self, budget: Budget) -> Iterator[Network]:
-        """What fails within the block is `Refused`."""
+        """Yield a client for the requests of the block; their failures are raised as `Refused`."""
         self._retry_after = None
         ca_file = self._tls.ca_file
         try:
             net = Network(budget, None if ca_file is None else authority_context(ca_file))
-            net.session.hooks["response"].append(self._look_at)
+            net.session.hooks["response"].append(self._note_retry_after)
             with contextlib.closing(net.session):
                 yield net
-        # Frames of the HTTP library name errors that led here, and so keep each other and us.
+        # Frames of the HTTP library refer to their errors, which refer to the frames: a cycle,
+        # from which this object would be reachable too.
         except acme_errors.TimeoutError as e:
             without_frames(e)
             raise Refused("the authority takes too long") from None
@@ -142,7 +148,8 @@ class Session:
             limited = isinstance(e, messages.Error) and e.code == "rateLimited"
             raise Refused(describe(e), retry_after=self._retry_after, limited=limited) from e
 
-    def _look_at(self, response: requests.Response, **_: object) -> None:
+    def _note_retry_after(self, response: requests.Response, **_: object) -> None:
+        # By a hook, because the library's errors do not have the headers of the response.
         if not response.ok:
             self._retry_after = retry_after(response.headers.get("Retry-After"), time.time())
 
@@ -154,15 +161,21 @@ class Session:
         attempt: int,
         budget: Budget,
     ) -> None:
-        """Show that the name or address is ours."""
+        """Prove control of a name or address by one challenge.
+
+        Raises:
+            acme.errors.ValidationError: the authority's check failed.
+        """
         if authorization.body.status == messages.STATUS_VALID:
-            return  # shown some time ago
+            return  # proven by an earlier order; authorities remember that for some days
         challenge = self._choose(authorization, attempt)
         text = challenge.chall.key_authorization(account.jwk)
         if challenge.chall.typ == _TLSALPN01.typ:
             answering = self._challenges.by_tls(authorization.body.identifier.value, text)
         else:
             answering = self._challenges.by_http(challenge.chall.path, text)
+        # The answer must stay until the authority has decided: it may check several times, from
+        # different places.
         with answering:
             authority.answer_challenge(challenge, challenge.chall.response(account.jwk))
             for turn in itertools.count():
@@ -176,24 +189,35 @@ class Session:
     def _choose(
         self, authorization: messages.AuthorizationResource, attempt: int
     ) -> messages.ChallengeBody:
+        """Return the challenge for this attempt, among those that relay and authority both know.
+
+        Raises:
+            Refused: there is none.
+        """
         host = authorization.body.identifier.value
         offered = {each.chall.typ: each for each in authorization.body.challenges}
-        ways = []
+        known = []
         if self._tls.http_port is not None:
-            ways.append(challenges.HTTP01.typ)
+            known.append(challenges.HTTP01.typ)
         if parse_ip(host) is None:
-            ways.append(_TLSALPN01.typ)
-        usable = [offered[way] for way in ways if way in offered]
+            known.append(_TLSALPN01.typ)
+        usable = [offered[typ] for typ in known if typ in offered]
         if not usable:
             raise Refused(
                 f"for {host} the authority offers the challenges {', '.join(offered) or 'none'}, "
-                f"and this relay can do {', '.join(ways)} (http-01 needs http_port)"
+                f"and this relay can do {', '.join(known)} (http-01 needs http_port)"
             )
         return usable[attempt % len(usable)]
 
 
 def _finish(authority: client.ClientV2, order: messages.OrderResource, budget: Budget) -> bytes:
-    """Hand in the request and wait for the certificate."""
+    """Finalize the order as soon as it is ready, and return its certificate chain, PEM.
+
+    The library has a function for that, which sleeps without regard to `budget`.
+
+    Raises:
+        Refused, acme.errors.IssuanceError: the order failed.
+    """
     asked = False
     turn = 0
     while True:
@@ -215,7 +239,7 @@ def _finish(authority: client.ClientV2, order: messages.OrderResource, budget: B
 
 
 def _pause(budget: Budget, response: requests.Response, turn: int) -> None:
-    """Wait before the next look: as long as the answer asks for, else longer in each turn."""
+    """Wait before the next look, as long as `Retry-After` says, else longer in each turn."""
     demanded = retry_after(response.headers.get("Retry-After"), time.time())
     if demanded is None:
         budget.sleep(min(_FIRST_PAUSE * 2 ** min(turn, 10), _LONGEST_PAUSE))
@@ -233,7 +257,8 @@ def _new_order(
     address = parse_ip(subject)
     if address is None:
         return authority.new_order(crypto_util.make_csr(key, domains=[subject]))
-    # Addresses change hands, so public authorities certify them for days only.
+    # IP addresses change their owners, so public authorities certify them for a few days only, and
+    # refuse the default profile for them.
     short = _SHORT_LIVED in (directory["meta"].profiles or ())
     csr = crypto_util.make_csr(key, ipaddrs=[address])
     return authority.new_order(csr, _SHORT_LIVED if short else None)
@@ -241,21 +266,21 @@ def _new_order(
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A key that may have an account at the authority."""
+    """A key for an account at the authority, which may not have the account yet."""
 
     jwk: JWK
     algorithm: JWASignature
     new: bool
-    """Made just now, so no authority knows it."""
+    """Whether the key was made just now, so that no authority knows it."""
 
 
 def load_key(store: Store) -> Account:
-    """The key in the store; made if there is none.
+    """Return the account key in the store; make and save one if there is none.
 
     Raises:
-        Refused: a new one cannot be saved. It is not used then: a relay that restarts would
-            make an account, and get a certificate, each time, until the authority's limits
-            for a whole week are used up; and an external binding may be good for one key only.
+        Refused: a new key cannot be saved. It is not used then: each restart of the relay would
+            make another account and another certificate, until the authority's limits for a
+            week are used up. An external account binding may also be valid for one key only.
     """
     pem = store.load_account()
     if pem is not None:
@@ -294,14 +319,17 @@ def _account(pem: bytes, *, new: bool) -> Account:
 def _account_of(
     authority: client.ClientV2, account: Account, tls: ACMETLS
 ) -> messages.RegistrationResource:
-    """The account of a key at this authority; made if there is none, the terms agreed to.
+    """Return the account of a key at this authority; make one if there is none.
+
+    The terms of service are agreed to, as `derper` does.
 
     Raises:
-        Refused: the authority wants an external account, and none is given.
+        Refused: the authority wants an external account binding, and the settings have none.
     """
     email = tls.email or None
     if not account.new:
-        # An external binding may be good for one account only, so it is not shown again.
+        # Look for the account first, without the external binding: an authority may accept a
+        # binding once only.
         body = messages.NewRegistration.from_data(email=email, terms_of_service_agreed=True)
         try:
             return authority.query_registration(messages.RegistrationResource(body=body))
@@ -325,6 +353,7 @@ def _account_of(
     try:
         made = authority.new_account(body)
     except acme_errors.ConflictError as e:
+        # The authority has an account for the key after all.
         return messages.RegistrationResource(body=body, uri=e.location)
     log.info("made an ACME account at %s", tls.directory)
     return made

@@ -1,9 +1,9 @@
-"""The directory that keeps an ACME account, certificates, and what went wrong last.
+"""The directory that keeps an ACME account, its certificates, and the last failures.
 
-A certificate is in a file of the name of its host, key first, in the form of Go's autocert:
-so a relay takes over from `derper` in the same directory, and the other way round. What
-`derper` keeps of certificates for addresses, two files, is read too, and never changed: in
-manual mode a relay keeps its own in such a pair.
+The file of a certificate has the name of its host, and holds the key, then the chain. Go's autocert
+has the same format, so pyderp can take over from `derper` in the same directory, and the other way
+round. For an IP address `derper` keeps two files. They are read too, and never changed, because in
+manual mode a relay has its own certificate in such a pair.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 
 
 def issued_credential(chain: bytes, key: bytes, subject: str, where: object) -> Credential:
-    """Check what an authority is said to have issued.
+    """Check a certificate of an authority, and return it with its key. Dates are not checked.
 
     Args:
         chain: PEM, leaf first.
         key: PEM.
-        subject: DNS name or IP address that it must be for.
+        subject: DNS name or IP address that it must be valid for.
         where: the file, for errors.
 
     Raises:
-        ConfigError: it cannot be served, is for another host, or self-signed, so that no
-            authority issued it. Expiry is not looked at.
+        ConfigError: OpenSSL does not accept it, it is for another host, or it is self-signed, so
+            that no authority issued it.
     """
     leaf = parse_leaf(chain, where)
     info = info_of(leaf)
@@ -60,10 +60,10 @@ def issued_credential(chain: bytes, key: bytes, subject: str, where: object) -> 
 
 
 class Store:
-    """The directory. Made if missing, mode 0700; files with secrets have mode 0600.
+    """The files of one directory. It is made if missing, with mode 0700; files have mode 0600.
 
     Raises:
-        ConfigError: it cannot be made or written to.
+        ConfigError: the directory cannot be made or written to.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -89,18 +89,19 @@ class Store:
     # Certificates
 
     def path(self, subject: str) -> Path:
-        """The file with a certificate and its key."""
+        """Return the path of the file with a certificate and its key."""
         return self.directory / subject.replace(":", ".")
 
     def load(self, subject: str) -> Credential | None:
-        """The certificate of a host, if there is one that is valid now.
+        """Return the certificate of a host, if there is one that is valid now.
 
-        A file that holds none is kept aside with the ending `.bad`; a pair stays.
+        A file without a usable certificate is renamed to end in `.bad`; a pair of files stays.
 
         Raises:
-            ConfigError: a file is there but cannot be read.
+            ConfigError: a file exists but cannot be read.
         """
         path = self.path(subject)
+        # autocert keeps a certificate with an RSA key, for old clients, in a second file.
         for name in (path.name, f"{path.name}+rsa"):
             own = self._load(subject, path.with_name(name))
             if own is not None:
@@ -121,7 +122,7 @@ class Store:
         try:
             found = issued_credential(text[at:], text[:at], subject, where)
         except ConfigError as e:
-            if len(paths) > 1:  # of manual mode, which it may be good for
+            if len(paths) > 1:  # it belongs to manual mode, where it may be usable
                 own = self.path(subject)
                 log.warning("%s; left as it is, one will be asked for and kept in %s", e, own)
             else:
@@ -134,10 +135,10 @@ class Store:
         return found
 
     def read_again(self, subject: str) -> Credential:
-        """The certificate in the file of a host, whatever its dates.
+        """Return the certificate in the file of a host, whatever its dates are.
 
         Raises:
-            ConfigError: there is none; the file stays where it is.
+            ConfigError: there is none. The file stays as it is.
         """
         path = self.path(subject)
         text = _read(path) or b""
@@ -145,7 +146,7 @@ class Store:
         return issued_credential(text[at:], text[:at], subject, path)
 
     def has_valid(self, subject: str) -> bool:
-        """Whether a file holds a certificate that clients accept now; no file is touched."""
+        """Return whether a file has a certificate that is valid now; changes no file."""
         path = self.path(subject)
         pair = (f"{path.name}.key", f"{path.name}.crt")
         for names in ((path.name,), (f"{path.name}+rsa",), pair):
@@ -157,14 +158,14 @@ class Store:
         return False
 
     def stamp(self, subject: str) -> FileStamp | None:
-        """Changes when the file of a host does."""
+        """Return the stamp of the file of a host; `None` if there is no file."""
         return file_stamp(self.path(subject))
 
     def save(self, subject: str, credential: Credential) -> None:
-        """Keep a certificate.
+        """Write a certificate to the file of a host.
 
         Raises:
-            OSError: the disk is full, for example; the old file is as it was.
+            OSError: for example, the disk is full. The old file stays as it was.
         """
         data = credential.key.rstrip() + b"\n" + credential.chain.strip() + b"\n"
         write_atomically(self.path(subject), data, mode=0o600)
@@ -173,14 +174,16 @@ class Store:
 
     @property
     def account_path(self) -> Path:
-        """The file with the private key of the account."""
+        """The path of the file with the private key of the account."""
         return self.directory / ACCOUNT
 
     def load_account(self) -> bytes | None:
-        """The private key of the account at the authority, PEM; that of `derper` if need be.
+        """Return the private key of the account at the authority, PEM; `None` if there is none.
+
+        If pyderp has no account yet, the one of `derper` is returned.
 
         Raises:
-            ConfigError: it cannot be read.
+            ConfigError: the file cannot be read.
         """
         for name in (ACCOUNT, _AUTOCERT_ACCOUNT):
             key = _read(self.directory / name)
@@ -189,7 +192,7 @@ class Store:
         return None
 
     def save_account(self, key: bytes) -> None:
-        """Keep the private key of a new account.
+        """Write the private key of a new account.
 
         Raises:
             OSError: it cannot be written.
@@ -197,7 +200,7 @@ class Store:
         write_atomically(self.account_path, key, mode=0o600)
 
     def put_account_aside(self) -> None:
-        """Keep an account key that cannot be used, for the operator to look at."""
+        """Rename the file of an unusable account key to end in `.bad`, for the operator."""
         for name in (ACCOUNT, _AUTOCERT_ACCOUNT):
             if (self.directory / name).exists():
                 _put_aside(self.directory / name)
@@ -206,12 +209,12 @@ class Store:
     # What went wrong
 
     def record_path(self, subject: str) -> Path:
-        """The file with the `Record` of a host."""
+        """Return the path of the file with the `Record` of a host."""
         path = self.path(subject)
         return path.with_name(f"{path.name}.state.json")
 
     def load_record(self, subject: str) -> Record:
-        """What was remembered; a new record if there is none, or garbage."""
+        """Return the record of a host; a new one if there is none, or the file is malformed."""
         path = self.record_path(subject)
         try:
             return _parse_record(path.read_bytes())
@@ -222,7 +225,7 @@ class Store:
             return Record()
 
     def save_record(self, subject: str, record: Record) -> None:
-        """Remember.
+        """Write the record of a host.
 
         Raises:
             OSError: it cannot be written.
@@ -259,12 +262,13 @@ def _put_aside(path: Path) -> None:
 
 @contextlib.contextmanager
 def order_lock(directory: Path) -> Iterator[bool]:
-    """Lets processes that share the directory ask an authority one at a time.
+    """Let only one process or thread at a time ask an authority, of all that share the directory.
 
-    Yields at once whether no other holder has it, in this process or another of the machine.
+    Yields at once, without waiting: whether the lock is held by this block.
 
-    Advisory, and on the directory itself: it needs no file, and so no room on a full disk, and
-    ends with the process. Where the file system knows no locks, it is always given.
+    It is an advisory lock (flock) on the directory itself. So it needs no file, which a full disk
+    would refuse, and the kernel releases it when the process ends. If the file system has no
+    locks, it yields true.
     """
     with contextlib.ExitStack() as stack:
         free = True
@@ -275,5 +279,5 @@ def order_lock(directory: Path) -> Iterator[bool]:
         except BlockingIOError:
             free = False
         except OSError:
-            pass  # a network's file system perhaps
+            pass  # for example a network file system without locks
         yield free
