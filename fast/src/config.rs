@@ -1,4 +1,4 @@
-//! The server's side of TLS with one certificate.
+//! The settings of TLS servers with one certificate.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,21 +13,22 @@ use rustls::{KeyLog, ServerConfig};
 
 use crate::errors::credential_reason;
 
-/// Settings for all connections that one certificate is presented to.
+/// The settings for all connections to which one certificate is presented.
 #[derive(Clone)]
 pub struct Config {
-    /// For clients that offer our protocol by ALPN.
+    /// For clients that offer the relay's protocol by ALPN.
     with_alpn: Arc<ServerConfig>,
-    /// For all others, whom a list of protocols would turn away.
+    /// For all other clients. With a list of protocols, rustls refuses clients that offer only
+    /// others; the `ssl` module and Go serve them.
     without_alpn: Arc<ServerConfig>,
 }
 
 impl Config {
-    /// Make the settings, or say why it cannot be done.
+    /// Make the settings; the error is the reason why that is not possible.
     ///
-    /// * `chain`: what is presented, leaf first, DER.
+    /// * `chain`: the certificates to present, leaf first, DER.
     /// * `key`: the leaf's private key, DER of any kind.
-    /// * `alpn`: the only protocol that ALPN knows; empty: none.
+    /// * `alpn`: the only protocol that ALPN selects; empty for none.
     /// * `keylog`: gets the secrets of all connections.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
@@ -42,7 +43,7 @@ impl Config {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(|e| credential_reason(&e))?;
-        // DERP clients keep no sessions, and a ticket costs a write and its encryption.
+        // DERP clients do not resume sessions, and each ticket costs its encryption and a write.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if let Some(keylog) = keylog {
@@ -62,15 +63,16 @@ impl Config {
     }
 }
 
-/// All certificates in a text, in its order.
+/// All certificates of a PEM text, in order.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|_| "the chain is not PEM".into())
 }
 
-/// The first private key in a text, or one that is DER already.
+/// The first private key of a PEM text, or a key in DER form.
 pub fn private_key(data: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    // DER begins with an ASN.1 SEQUENCE.
     if data.first() == Some(&0x30) {
         return PrivateKeyDer::try_from(data.to_vec()).map_err(str::to_owned);
     }
@@ -78,12 +80,12 @@ pub fn private_key(data: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
         .map_err(|_| "the key is no private key in PEM form, or it is encrypted".into())
 }
 
-/// A file that Wireshark reads TLS secrets from.
+/// A file of TLS secrets in the format that Wireshark reads (`SSLKEYLOGFILE`).
 #[derive(Debug)]
 pub struct KeyLogFile(File);
 
 impl KeyLogFile {
-    /// Open a file to append to.
+    /// Open a file to append to. A new one has mode 0600, as its secrets decrypt connections.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let mut options = OpenOptions::new();
         options.append(true).create(true);
@@ -96,7 +98,8 @@ impl KeyLogFile {
 impl KeyLog for KeyLogFile {
     fn log(&self, label: &str, client_random: &[u8], secret: &[u8]) {
         let line = format!("{label} {} {}\n", hex(client_random), hex(secret));
-        // One write a line: others may append to the file too. A full disk ends no connection.
+        // One write per line, because other programs may append to the file too. An error, such as
+        // a full disk, must not end the connection.
         let _ = (&self.0).write_all(line.as_bytes());
     }
 }

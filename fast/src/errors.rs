@@ -1,24 +1,24 @@
-//! Why a session ended, in words that stay the same.
+//! The texts of errors, which stay the same in later versions.
 
 use rustls::{CertificateError, Error, InconsistentKeys, PeerIncompatible, PeerMisbehaved};
 
-/// Records without end that hold no data.
+/// The client sent too many records without data.
 pub const BRINGS_NOTHING: &str = "records that bring nothing";
-/// A browser, or a client that should have used TLS.
+/// The client sent an HTTP request without TLS.
 pub const PLAIN_HTTP: &str = "plain HTTP on the TLS port";
-/// Not TLS, and nothing else that has a name here.
+/// The client's first bytes are neither TLS nor HTTP.
 pub const NOT_TLS: &str = "no TLS";
-/// A bug of this module or of what it is built on.
+/// There is a bug in this crate or in one that it uses.
 pub const INTERNAL: &str = "internal error in the TLS engine";
-/// A handshake that is larger than any client's.
+/// The client's handshake is larger than that of any real client.
 pub const TOO_LARGE: &str = "the handshake is too large";
-/// `seal` was called too early, or after the end.
+/// `seal` was called before the end of the handshake, or after the end of the session.
 pub const NOT_ESTABLISHED: &str = "the handshake is not over";
 
-/// Anything before TLS 1.2.
+/// The client does not offer TLS 1.2 or newer.
 pub const OLD_VERSION: &str = "the client speaks neither TLS 1.2 nor 1.3";
 
-/// The reason for an error in a session.
+/// The text of an error in a session.
 pub fn reason(error: &Error) -> String {
     match error {
         Error::PeerMisbehaved(
@@ -30,7 +30,8 @@ pub fn reason(error: &Error) -> String {
         Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-            // Every client of TLS 1.2 sends these, and it is what is missed first.
+            // Every client of TLS 1.2 sends this extension, and rustls notices its absence before
+            // it looks at the version.
             | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
@@ -53,7 +54,7 @@ pub fn reason(error: &Error) -> String {
     }
 }
 
-/// The reason why a certificate and its key cannot be served.
+/// The text of an error in a certificate or its key.
 pub fn credential_reason(error: &Error) -> String {
     match error {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
@@ -69,7 +70,7 @@ pub fn credential_reason(error: &Error) -> String {
     }
 }
 
-/// `NoCipherSuitesInCommon` as "no cipher suites in common".
+/// Turn `NoCipherSuitesInCommon` into "no cipher suites in common".
 fn words(name: &impl std::fmt::Debug) -> String {
     let mut text = String::new();
     let mut before = ' ';

@@ -1,20 +1,20 @@
-//! The walk over a read's frames: SendPackets become RecvPackets where they stand.
+//! The walk over the frames of a read, which turns SendPackets into RecvPackets in place.
 //!
-//! Its twin in Python is the inner loop of `pyderp.relay.lane.receive`.
+//! It does the same as the inner loop of `pyderp.relay.lane.receive`; tests compare the two.
 
 use std::ops::Range;
 
 /// Bytes of a node's public key.
 pub const KEY_LEN: usize = 32;
-/// Bytes in front of a frame's contents: type and length.
+/// Bytes of a frame's header: type and length.
 const FRAME_HEADER_LEN: usize = 5;
-/// Where the packet starts in a frame.
+/// The offset of the packet in a frame.
 pub const PACKET: usize = FRAME_HEADER_LEN + KEY_LEN;
 const MAX_PACKET_SIZE: usize = 64 * 1024;
 const SEND_PACKET: u8 = 4;
 const RECV_PACKET: u8 = 5;
 const DISCO_MAGIC: &[u8] = "TS💬".as_bytes();
-/// Magic, sender's key and nonce.
+/// Bytes of the magic, the sender's key and the nonce together.
 const DISCO_MIN_LEN: usize = DISCO_MAGIC.len() + 32 + 24;
 
 /// Neighbouring frames to one destination.
@@ -22,32 +22,33 @@ const DISCO_MIN_LEN: usize = DISCO_MAGIC.len() + 32 + 24;
 pub struct Run {
     /// The destination's key.
     pub key: [u8; KEY_LEN],
-    /// Where the frames stand in the buffer.
+    /// The frames' place in the buffer.
     pub place: Range<usize>,
-    /// How many there are.
+    /// The number of frames.
     pub count: usize,
 }
 
-/// What a walk counted, and where it stopped.
+/// Where a walk stopped, and what it counted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Walked {
-    /// The first frame that was not taken, or the end.
+    /// The position of the first frame that was not converted, or the end of the data.
     pub pos: usize,
-    /// Packets seen.
+    /// Packets converted.
     pub packets: usize,
-    /// Their bytes, without headers and keys.
+    /// Bytes of the packets, without headers and keys.
     pub size: usize,
-    /// How many of them are messages of path discovery.
+    /// Packets that are disco messages (path discovery).
     pub disco: usize,
 }
 
-/// Walk over whole SendPackets of an allowed length, and make RecvPackets of them.
+/// Turn complete SendPackets of an allowed length into RecvPackets, in place.
 ///
-/// Stops at the first frame that is none, or is not whole; that one is left as it is.
+/// Stops at the first frame that is of another type, incomplete, or of a wrong length, and leaves
+/// it unchanged.
 ///
-/// * `data`: from the first frame on, to the end of what was received.
-/// * `source`: the key that takes the destination's place.
-/// * `take`: gets each run, and the bytes that the walk is done with.
+/// * `data`: the received bytes; a frame begins at the first.
+/// * `source`: the sender's key, which replaces the destination in each frame.
+/// * `take`: is called with each run and its converted frames.
 pub fn walk(data: &mut [u8], source: &[u8; KEY_LEN], mut take: impl FnMut(&Run, &[u8])) -> Walked {
     let mut walked = Walked::default();
     let mut run = Run { key: [0; KEY_LEN], place: 0..0, count: 0 };
@@ -78,7 +79,7 @@ pub fn walk(data: &mut [u8], source: &[u8; KEY_LEN], mut take: impl FnMut(&Run, 
     walked
 }
 
-/// Where the SendPacket at `pos` ends; `None` if there is none, or not all of it.
+/// The end of the SendPacket at `pos`; `None` if there is no complete and valid one.
 fn whole_packet(data: &[u8], pos: usize) -> Option<usize> {
     let header = data.get(pos..pos + PACKET)?;
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;

@@ -1,7 +1,7 @@
 //! The inner loops of a DERP relay in Rust: TLS records and the walk over frames.
 //!
-//! `frames`, `session`, `config` and `errors` know nothing of Python and hold no `unsafe`;
-//! `python` is the module that CPython loads, `buffers` its borders.
+//! `frames`, `session`, `config` and `errors` do not use Python and have no `unsafe`. `python` is
+//! the module that CPython loads, and `buffers` gives it access to Python's buffers.
 
 pub mod config;
 pub mod errors;

@@ -1,4 +1,4 @@
-//! The module `pyderp_fast`.
+//! The Python module `pyderp_fast`.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +17,14 @@ use crate::config::{certificates, private_key, Config, KeyLogFile};
 use crate::frames::{self, KEY_LEN};
 use crate::session::Session;
 
-/// Raised by one with a higher number once callers must change.
+/// The version of this interface; it grows when callers must change.
 const API_VERSION: u32 = 1;
 
 create_exception!(
     pyderp_fast,
     TlsError,
     PyException,
-    "A certificate or key cannot be served; `reason` says why, in words that stay the same."
+    "A certificate or key is refused; `reason` is a text that stays the same in later versions."
 );
 
 fn tls_error(py: Python<'_>, reason: String) -> PyErr {
@@ -36,19 +36,21 @@ fn tls_error(py: Python<'_>, reason: String) -> PyErr {
     }
 }
 
-/// Walk over whole SendPackets and make RecvPackets of them, in place.
+/// Turn complete SendPackets into RecvPackets, in place.
+///
+/// It stops at the first frame that is of another type, incomplete, or of a wrong length.
 ///
 /// Args:
-///     buffer: writable; what was received.
-///     pos: where a frame starts.
-///     end: where the bytes end that were received.
-///     key: the 32 bytes of the source's key.
+///     buffer: the received bytes; must be writable.
+///     pos: the start of the first frame.
+///     end: the end of the received bytes.
+///     key: the 32 bytes of the sender's key.
 ///
 /// Returns:
-///     (pos, runs, packets, size, disco): the first frame that was left as it was; for each run
-///     of neighbouring frames to one destination its key, a copy of the frames, and their
-///     number; how many packets; their bytes without headers and keys; how many of them are
-///     messages of path discovery.
+///     (pos, runs, packets, size, disco): the position where it stopped; for each run of
+///     neighbouring frames to one destination its key, a copy of the frames, and their number;
+///     the number of packets; their bytes without headers and keys; how many of them are disco
+///     messages (path discovery).
 #[pyfunction]
 #[pyo3(signature = (buffer, pos, end, key, /))]
 fn walk<'py>(
@@ -65,8 +67,8 @@ fn walk<'py>(
         .as_mut_slice(None)?
         .get_mut(pos..end)
         .ok_or_else(|| PyValueError::new_err("pos and end must lie in the buffer"))?;
-    // Tuples and the list come last: making them may start a collection, and so code that
-    // writes to the buffer.
+    // The tuples and the list are made after the walk. Making them may start the cyclic collector,
+    // which may run code that changes the buffer; making `bytes` does not.
     let mut runs = Vec::new();
     let walked = frames::walk(data, key, |run, data| {
         runs.push((PyBytes::new(py, &run.key), PyBytes::new(py, data), run.count));
@@ -75,17 +77,17 @@ fn walk<'py>(
     Ok((pos + walked.pos, runs, walked.packets, walked.size, walked.disco))
 }
 
-/// The server's side of TLS with one certificate.
+/// The settings of the server's side of TLS with one certificate.
 ///
 /// Args:
-///     chain: what is presented, the leaf first: PEM with any text around, or a list of DER
-///         certificates. All but the leaf are presented as they are.
+///     chain: the certificates to present, the leaf first: PEM with any text between them, or a
+///         list of DER certificates. Certificates after the leaf are not checked.
 ///     key: the leaf's private key, PEM or DER, not encrypted.
-///     alpn: the protocol that ALPN offers; empty: none.
-///     keylog: a file that TLS secrets are appended to.
+///     alpn: the only protocol that ALPN selects; empty for none.
+///     keylog: a file to which the TLS secrets of all connections are appended.
 ///
 /// Raises:
-///     TlsError: certificate or key cannot be served by this engine.
+///     TlsError: this engine refuses the certificate or the key.
 ///     OSError: the file cannot be opened.
 #[pyclass(frozen, module = "pyderp_fast")]
 struct TlsConfig {
@@ -121,12 +123,12 @@ impl TlsConfig {
     }
 }
 
-/// The TLS of one connection, without its socket: `pyderp.server.conn.records.RecordLayer`.
+/// The TLS of one connection without its socket, a `pyderp.server.conn.records.RecordLayer`.
 ///
 /// Args:
 ///     config: certificate and settings.
-///     alpn: whether the ClientHello offers the protocol of `config`. Clients that offer only
-///         others are served all the same, without one.
+///     alpn: whether the ClientHello offers the protocol of `config`. A client that does not is
+///         served too, without a selected protocol.
 #[pyclass(module = "pyderp_fast")]
 struct Tls {
     session: Session,
@@ -135,7 +137,7 @@ struct Tls {
 }
 
 impl Tls {
-    /// Keep what a call changed where Python reads it.
+    /// Copy the session's failure to where Python reads it, once.
     fn note_failure(&mut self, py: Python<'_>) {
         if self.failure.is_none() {
             if let Some(reason) = self.session.failure() {
@@ -158,19 +160,19 @@ impl Tls {
         })
     }
 
-    /// After `feed`: the handshake is over, it failed, the client closed it, or there is output.
+    /// Whether the last `feed` ended the handshake, failed, read a close alert, or made output.
     #[getter]
     fn news(&self) -> bool {
         self.news
     }
 
-    /// The client's close alert came.
+    /// Whether the client's close alert has been received.
     #[getter]
     fn is_closed(&self) -> bool {
         self.session.closed()
     }
 
-    /// Why the connection must end; empty: it need not.
+    /// Why the connection must end; empty if it need not.
     #[getter]
     fn failure(&self, py: Python<'_>) -> Py<PyString> {
         match &self.failure {
@@ -179,20 +181,24 @@ impl Tls {
         }
     }
 
-    /// The version agreed on, such as `1.3`; empty before that.
+    /// The negotiated TLS version, such as `1.3`; empty before it is known.
     #[getter]
     fn version(&self) -> &'static str {
         self.session.version()
     }
 
-    /// Take encrypted bytes and decrypt all whole records that are there.
+    /// Take encrypted bytes, and decrypt all complete records.
     ///
     /// Args:
-    ///     encrypted: is overwritten if it is writable.
-    ///     room: gets the plain bytes; it must hold as many as `encrypted` and a record more.
+    ///     encrypted: the received bytes; they are overwritten if the buffer is writable.
+    ///     room: gets the plain bytes; it must have room for the bytes of `encrypted` and one
+    ///         record more.
     ///
     /// Returns:
-    ///     how many plain bytes there are now.
+    ///     the number of plain bytes in `room`.
+    ///
+    /// Raises:
+    ///     ValueError: `room` is too small, read-only, or overlaps `encrypted`.
     #[pyo3(signature = (encrypted, room, /))]
     fn feed(
         &mut self,
@@ -220,7 +226,7 @@ impl Tls {
         Ok(filled)
     }
 
-    /// Encrypt bytes of the stream; returns what to write, in front of it what `output` has.
+    /// Encrypt bytes of the stream. Returns the bytes to write, which begin with the output of TLS.
     #[pyo3(signature = (chunks, /))]
     fn seal<'py>(
         &mut self,
@@ -242,31 +248,32 @@ impl Tls {
         sealed
     }
 
-    /// What TLS itself has to write: handshake, alerts; mostly nothing.
+    /// Return the bytes that TLS itself has to write (handshake, alerts), and forget them.
     fn output<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.session.take_output())
     }
 
-    /// Returns the close alert; empty if the handshake is not over.
+    /// Return the bytes to write before the end, with the close alert if the handshake is over.
     fn close<'py>(&mut self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let alert = self.session.close();
         self.note_failure(py);
         PyBytes::new(py, &alert)
     }
 
-    /// Plain bytes that the client cannot decrypt if the end of a `seal` does not reach it.
+    /// Return how many plain bytes the client cannot decrypt, if the end of a `seal` is lost.
     ///
     /// Args:
-    ///     outer: encrypted bytes that are missing at its end; a record counts as a whole.
-    ///     plain: bytes that were given to `seal`.
-    ///     encrypted: bytes that it returned; not needed here.
+    ///     outer: encrypted bytes lost at the end. A record of which a part is lost is lost as a
+    ///         whole.
+    ///     plain: bytes that were passed to `seal`.
+    ///     encrypted: bytes that `seal` returned; not needed here.
     #[pyo3(signature = (outer, plain, encrypted, /))]
     fn unsent_size(&self, outer: isize, plain: usize, encrypted: usize) -> usize {
         let _ = encrypted;
         self.session.unsent_size(usize::try_from(outer).unwrap_or(0), plain)
     }
 
-    /// Let the engine panic at the next call, to test that this session alone ends.
+    /// Make the engine panic at the next call, to test that only this session ends.
     fn _inject_panic(&mut self) {
         self.session.panic_next();
     }
@@ -297,15 +304,15 @@ fn seal<'py>(
     Ok(PyBytes::new(py, &rest))
 }
 
-/// Panics that are told on standard error.
-const MOST_TOLD: usize = 10;
+/// Panics that are printed to standard error.
+const MOST_PRINTED: usize = 10;
 
-/// Tell of a panic in a line. Rust would add a backtrace, and a client may have found a way to
-/// make one happen again and again.
-fn tell_panics_in_short() {
-    static TOLD: AtomicUsize = AtomicUsize::new(0);
+/// Print one line for each of the first panics. Rust's own hook may print a backtrace for every
+/// panic, and a client may know a way to cause panics again and again.
+fn print_few_panics() {
+    static PRINTED: AtomicUsize = AtomicUsize::new(0);
     std::panic::set_hook(Box::new(|panic| {
-        if TOLD.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {
+        if PRINTED.fetch_add(1, Ordering::Relaxed) < MOST_PRINTED {
             let text = panic.to_string().replace('\n', " ");
             eprintln!("pyderp-fast: {text}; please report it");
         }
@@ -315,7 +322,7 @@ fn tell_panics_in_short() {
 /// TLS records and the walk over frames, for pyderp.
 #[pymodule(gil_used = true)]
 fn pyderp_fast(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    tell_panics_in_short();
+    print_few_panics();
     let py = module.py();
     module.add("API_VERSION", API_VERSION)?;
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;

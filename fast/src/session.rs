@@ -1,8 +1,8 @@
-//! The TLS of one connection, without its socket: bytes in, bytes out.
+//! The TLS of one connection without its socket: bytes in, bytes out.
 //!
-//! rustls' unbuffered connection decrypts records where they stand and keeps nothing, so an idle
-//! session is small. It must never be called again after an error, nor without the bytes that it
-//! has not discarded: all that is seen to here.
+//! rustls' unbuffered connection decrypts records in place and keeps no bytes, so an idle session
+//! needs little memory. In return its caller has two duties, which this module fulfils: it must
+//! pass bytes again that rustls did not discard, and must not call it again after an error.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -18,57 +18,60 @@ use crate::errors::{
 /// The most plain bytes of one record (RFC 8446 §5.1).
 const RECORD: usize = 16 * 1024;
 const RECORD_HEADER: usize = 5;
-/// The most bytes of a record that is not whole yet.
+/// The most bytes of an incomplete record.
 pub const MAX_TAIL: usize = RECORD_HEADER + RECORD + 2048;
-/// Bytes of records that bring nothing, one after the other.
+/// The most bytes of records without data in a row. A client could use the relay's CPU with them.
 const MOST_WITHOUT_DATA: usize = 40 * 1024;
-/// Bytes of a handshake that still waits for its end.
+/// The most bytes of an incomplete handshake message.
 const MOST_HANDSHAKE: usize = 64 * 1024;
-/// Plain HTTP is known by its first word, a method. This many bytes tell.
+/// The bytes that are needed to recognize the method of a plain HTTP request.
 const ENOUGH_FOR_HTTP: usize = 5;
 const HTTP_METHODS: [&[u8]; 9] =
     [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"OPTIO", b"DELET", b"PATCH", b"CONNE", b"TRACE"];
-/// The first byte of a record that may come first: alert, handshake.
+/// The types that a first record may have: alert, handshake.
 const FIRST_RECORDS: [u8; 2] = [21, 22];
 
-/// Alerts as they are before anything is encrypted (RFC 8446 §6).
+/// Alerts as unencrypted records (RFC 8446 §6).
 const HANDSHAKE_FAILURE: [u8; 7] = [21, 3, 3, 0, 2, 2, 40];
 const PROTOCOL_VERSION: [u8; 7] = [21, 3, 3, 0, 2, 2, 70];
 
-/// A session that failed, or met a bug, has no connection any more.
 type Connection = UnbufferedServerConnection;
 
-/// What `Session::seal` made.
+/// The result of `Session::seal`.
 pub struct Sealed {
-    /// Bytes in the room that it was given.
+    /// Bytes written to the given room.
     pub written: usize,
-    /// What did not fit behind them: only a key update makes that happen.
+    /// Bytes that did not fit after them. That happens only if rustls adds a key update.
     pub rest: Vec<u8>,
 }
 
 /// The TLS of one connection.
 pub struct Session {
+    /// `None` after a failure: rustls must not be called again.
     connection: Option<Connection>,
-    /// What rustls has not discarded: an incomplete record, or parts of a handshake message.
+    /// Bytes that rustls did not discard: an incomplete record, or parts of a handshake message.
     pending: Vec<u8>,
-    /// What TLS itself has to write.
+    /// Bytes that TLS itself has to write.
     out: Vec<u8>,
     established: bool,
+    /// Whether the first bytes were recognized as TLS.
     began: bool,
-    /// It wrote something.
+    /// Whether rustls has made a handshake message.
     answered: bool,
     closed: bool,
     failure: Option<String>,
+    /// Bytes of records since the last one with data.
     without_data: usize,
     version: Option<ProtocolVersion>,
+    /// Bytes of a record beside its plain bytes.
     overhead: usize,
     panic_next: bool,
 }
 
 impl Session {
-    /// The server's side of a new connection.
+    /// Begin the server's side of a connection.
     ///
-    /// * `alpn`: the client offers the protocol of the settings.
+    /// * `alpn`: whether the client offers the protocol of the settings.
     pub fn new(config: &Config, alpn: bool) -> Result<Self, String> {
         let connection = UnbufferedServerConnection::new(config.choose(alpn));
         Ok(Self {
@@ -87,12 +90,12 @@ impl Session {
         })
     }
 
-    /// The handshake is over.
+    /// Whether the handshake is over.
     pub fn established(&self) -> bool {
         self.established
     }
 
-    /// The client's close alert came.
+    /// Whether the client's close alert has been received.
     pub fn closed(&self) -> bool {
         self.closed
     }
@@ -102,7 +105,7 @@ impl Session {
         self.failure.as_deref()
     }
 
-    /// The version agreed on, such as `1.3`; empty before that.
+    /// The negotiated TLS version, such as `1.3`; empty before it is known.
     pub fn version(&self) -> &'static str {
         match self.version {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -111,32 +114,33 @@ impl Session {
         }
     }
 
-    /// Whether `take_output` has something.
+    /// Whether TLS itself has bytes to write.
     pub fn has_output(&self) -> bool {
         !self.out.is_empty()
     }
 
-    /// What TLS itself has to write.
+    /// Return the bytes that TLS itself has to write, and forget them.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 
-    /// How much room `feed` needs for the plain bytes of this many.
+    /// The room that `feed` needs for the plain bytes of so many encrypted ones.
     pub fn room_for(&self, encrypted: usize) -> usize {
+        // Plain bytes are fewer than encrypted ones; `pending` may complete a record.
         encrypted + self.pending.len().min(MAX_TAIL)
     }
 
-    /// The next call into the engine panics; for tests.
+    /// Make the next call into the engine panic, for tests.
     pub fn panic_next(&mut self) {
         self.panic_next = true;
     }
 
-    /// Take encrypted bytes, and decrypt all whole records that are there.
+    /// Take encrypted bytes, and decrypt all complete records.
     ///
-    /// * `encrypted`: is overwritten.
-    /// * `room`: gets the plain bytes; it must hold `room_for` them.
+    /// * `encrypted`: the received bytes, which are overwritten.
+    /// * `room`: gets the plain bytes; it must have `room_for` them.
     ///
-    /// Returns how many plain bytes there are now.
+    /// Returns the number of plain bytes in `room`.
     pub fn feed(&mut self, encrypted: &mut [u8], room: &mut [u8]) -> usize {
         let mut filled = 0;
         self.guarded(|session| session.feed_all(encrypted, room, &mut filled));
@@ -151,7 +155,7 @@ impl Session {
     ) -> Result<(), String> {
         let mut rest = encrypted;
         if !self.began {
-            // Until it is known what this is.
+            // A few bytes may be too short to recognize the protocol, so they are collected first.
             self.pending.extend_from_slice(rest);
             rest = &mut [];
             match what_begins(&self.pending) {
@@ -162,9 +166,12 @@ impl Session {
             }
             self.feed_pending(room, filled)?;
         }
+        // Complete the pending record first, with as few copied bytes as possible: all other
+        // records are decrypted where they are in `encrypted`.
         while !self.pending.is_empty() && !rest.is_empty() && !self.closed {
             let take = missing(&self.pending).min(rest.len());
-            // Nothing is missing: parts of a handshake message that go on in other records.
+            // If the pending record is complete, it is a part of a handshake message that goes on
+            // in the next records. rustls wants all of them together.
             let take = if take == 0 { rest.len() } else { take };
             let (some, others) = rest.split_at_mut(take);
             rest = others;
@@ -177,7 +184,7 @@ impl Session {
             self.pending = rest[used..].to_vec();
         }
         if self.closed {
-            self.pending = Vec::new(); // what stands behind a close alert is for no one
+            self.pending = Vec::new(); // bytes after a close alert are ignored (RFC 8446 §6.1)
         }
         let (waiting, most, what) = if self.established {
             (self.without_data + self.pending.len(), MOST_WITHOUT_DATA, BRINGS_NOTHING)
@@ -200,7 +207,10 @@ impl Session {
         Ok(())
     }
 
-    /// Let rustls work on bytes as long as they bring it further; returns how many are done with.
+    /// Let rustls process bytes until it needs more. Returns how many it discarded.
+    ///
+    /// * `data`: the bytes, from the start of a record on.
+    /// * `room`, `filled`: get the plain bytes, and their number.
     fn process(
         &mut self,
         data: &mut [u8],
@@ -211,8 +221,9 @@ impl Session {
             return Ok(data.len());
         };
         let mut used = 0;
+        // Each call returns one state; the loop ends with a state that waits for more bytes.
         loop {
-            let mut brought = false;
+            let mut has_data = false;
             let mut waits = false;
             let status = connection.process_tls_records(&mut data[used..]);
             let mut discard = status.discard;
@@ -222,7 +233,7 @@ impl Session {
                         let record = record.map_err(|e| reason(&e))?;
                         let stop = *filled + record.payload.len();
                         room[*filled..stop].copy_from_slice(record.payload);
-                        brought |= stop > *filled;
+                        has_data |= stop > *filled;
                         *filled = stop;
                         discard += record.discard;
                     }
@@ -250,7 +261,7 @@ impl Session {
                 self.established = true;
                 self.version = connection.protocol_version();
                 self.overhead = overhead(connection);
-            } else if brought {
+            } else if has_data {
                 self.without_data = 0;
             } else if self.established {
                 self.without_data += discard;
@@ -265,14 +276,15 @@ impl Session {
         Ok(used)
     }
 
-    /// How large `seal` makes bytes, with what is to be written in front of them.
+    /// The number of bytes that `seal` writes for so many plain bytes, with the output before them.
     pub fn sealed_size(&self, plain: usize) -> usize {
         self.out.len() + plain + plain.div_ceil(RECORD) * self.overhead
     }
 
-    /// Encrypt bytes of the stream into records, in front of them what `take_output` has.
+    /// Encrypt bytes of the stream into records, and write them after the output of TLS.
     ///
-    /// * `room`: gets them; it should have `sealed_size`.
+    /// * `chunks`: the plain bytes, in pieces of any size.
+    /// * `room`: gets the records; it should have `sealed_size` bytes.
     pub fn seal(&mut self, chunks: &[&[u8]], room: &mut [u8]) -> Sealed {
         let mut sealed = Sealed { written: 0, rest: Vec::new() };
         self.guarded(|session| session.seal_all(chunks, room, &mut sealed));
@@ -300,7 +312,8 @@ impl Session {
             sealed.written = self.out.len();
             self.out = Vec::new();
         }
-        // It may have part of a handshake message in mind, and then looks for it.
+        // With `pending`, because rustls may have seen part of a handshake message, and then
+        // expects its bytes in each call.
         let status = connection.process_tls_records(&mut self.pending);
         let mut traffic = match status.state.map_err(|e| reason(&e))? {
             ConnectionState::WriteTraffic(traffic) if status.discard == 0 => traffic,
@@ -309,6 +322,8 @@ impl Session {
         if let [chunk] = chunks {
             return encrypt(&mut traffic, chunk, room, sealed);
         }
+        // Small chunks are gathered, so that all records but the last are full: each record costs a
+        // header and a tag. A large chunk at the start of a record is not copied.
         let mut gathered = Vec::new();
         for chunk in chunks {
             let mut chunk = *chunk;
@@ -334,7 +349,7 @@ impl Session {
         encrypt(&mut traffic, &gathered, room, sealed)
     }
 
-    /// Make the close alert, if the handshake is over; returns what is to be written.
+    /// Make the close alert, if the handshake is over. Returns the bytes to write.
     pub fn close(&mut self) -> Vec<u8> {
         if self.established {
             self.guarded(Self::close_traffic);
@@ -358,10 +373,11 @@ impl Session {
         }
     }
 
-    /// Plain bytes that the client cannot decrypt if the end of a `seal` does not reach it.
+    /// Return how many plain bytes the client cannot decrypt, if the end of a `seal` is lost.
     ///
-    /// * `outer`: encrypted bytes that are missing at its end; a record counts as a whole.
-    /// * `plain`: bytes that were given to `seal`.
+    /// * `outer`: encrypted bytes lost at the end. A record of which a part is lost is lost as a
+    ///   whole.
+    /// * `plain`: bytes that were passed to `seal`.
     pub fn unsent_size(&self, outer: usize, plain: usize) -> usize {
         if outer == 0 || plain == 0 {
             return 0;
@@ -374,7 +390,7 @@ impl Session {
         (last + more * RECORD).min(plain)
     }
 
-    /// Run a step in which rustls is called. What fails or panics ends this session alone.
+    /// Run a step that calls rustls. An error or a panic in it ends this session only.
     fn guarded(&mut self, step: impl FnOnce(&mut Self) -> Result<(), String>) {
         if self.failure.is_some() {
             return;
@@ -398,7 +414,7 @@ impl Session {
         }
     }
 
-    /// Give the connection up; its alert, if it made one, is in the output.
+    /// Drop rustls' connection. If it has made an alert, the alert is in the output.
     fn fail(&mut self, reason: String) {
         self.failure = Some(reason);
         self.pending = Vec::new();
@@ -410,8 +426,11 @@ impl Session {
         self.established = false; // no close alert after this
     }
 
-    /// rustls has no alert for some errors in a ClientHello, and calls old versions a failure of
-    /// the handshake. Nothing is encrypted as long as nothing was answered.
+    /// Add or replace the alert for an error in the ClientHello.
+    ///
+    /// rustls makes no alert for some of these errors, and `handshake_failure` for old versions,
+    /// where OpenSSL and Go send `protocol_version`. An alert here is not encrypted, so this is
+    /// done only before rustls has answered.
     fn mend_alert(&mut self) {
         if !self.began || self.answered {
             return;
@@ -423,8 +442,10 @@ impl Session {
         }
     }
 
-    /// As long as there is something to write rustls touches nothing else, so that this one call
-    /// after an error is allowed.
+    /// Take the alert that rustls made for an error.
+    ///
+    /// This calls rustls after an error, which is safe here: while it has bytes to write, it
+    /// returns these and does nothing else.
     fn take_alert(&mut self) {
         let Some(connection) = &mut self.connection else {
             return;
@@ -447,6 +468,7 @@ impl Session {
     }
 
     fn drop_connection(&mut self) {
+        // After a panic the connection may be broken, so that dropping it panics again.
         let connection = self.connection.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
     }
@@ -473,7 +495,7 @@ fn what_begins(data: &[u8]) -> Beginning {
     }
 }
 
-/// How many bytes are missing of the header, or of the record, that stands first.
+/// The number of bytes that the first record lacks, or its header if that is incomplete.
 fn missing(data: &[u8]) -> usize {
     match data {
         [_, _, _, high, low, ..] => {
@@ -484,7 +506,7 @@ fn missing(data: &[u8]) -> usize {
     }
 }
 
-/// What a record costs beside its plain bytes.
+/// The bytes of a record beside its plain bytes.
 fn overhead(connection: &Connection) -> usize {
     const TAG: usize = 16;
     const INNER_TYPE: usize = 1;
@@ -501,7 +523,7 @@ fn overhead(connection: &Connection) -> usize {
     }
 }
 
-/// Let something write behind what is there; it says how much room it needs.
+/// Append to `out` what `write` writes. With too little room, `write` returns how much it needs.
 fn append(
     out: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
