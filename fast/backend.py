@@ -1,6 +1,6 @@
-"""The build backend: maturin, after the licences of all that goes into the wheel were gathered.
+"""The build backend: collects the licences of all crates in the wheel, then calls maturin.
 
-Also a script, for a look at them: `python fast/backend.py` writes `fast/THIRD-PARTY.txt`.
+As a script, `python fast/backend.py`, it only writes the licences to `fast/THIRD-PARTY.txt`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, Final
 HERE: Final = Path(__file__).resolve().parent
 NOTICES: Final = HERE / "THIRD-PARTY.txt"
 LICENCE_NAMES: Final = ("licen", "copying", "copyright", "notice", "unlicense")
-"""What files with a licence start with, in lower case."""
+"""Prefixes of the names of licence files, in lower case."""
 RULE: Final = "=" * 78
 
 Settings = Mapping[str, Any] | None
 
 
 def main() -> None:
-    """Write the notices."""
+    """Write the licences to `THIRD-PARTY.txt`."""
     NOTICES.write_text("\n\n".join(notices(packages())) + "\n", encoding="utf-8")
 
 
 def packages() -> list[dict[str, Any]]:
-    """What Cargo says about the crates that are compiled into the module, by name."""
+    """Return Cargo's metadata of the crates that are compiled into the module, sorted by name."""
     manifest = ["--manifest-path", str(HERE / "Cargo.toml")]
-    # Only the tree knows which optional crates are in use; only the metadata, where they are.
+    # `cargo tree` knows which optional crates are in use, `cargo metadata` where their files are.
     tree = _output("cargo", "tree", *manifest, "--edges=normal,no-proc-macro", "--prefix=none")
     linked = {tuple(line.split()[:2]) for line in tree.splitlines()}
     metadata = json.loads(_output("cargo", "metadata", "--format-version=1", *manifest))
@@ -42,10 +42,10 @@ def packages() -> list[dict[str, Any]]:
 
 
 def notices(found: list[dict[str, Any]]) -> Iterator[str]:
-    """The text, in parts.
+    """Yield the text of `THIRD-PARTY.txt` in parts.
 
     Raises:
-        SystemExit: a crate ships no licence.
+        SystemExit: a crate has no file with its licence.
     """
     yield "The module pyderp_fast has code of these crates in it. Their licences follow."
     yield "\n".join(f"{p['name']} {p['version']}: {p['license']}" for p in found)
@@ -67,7 +67,7 @@ def _output(*command: str) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-# What pip calls (PEP 517). The backend is there only while a wheel is built.
+# The functions that pip calls (PEP 517). maturin is installed only while pip builds.
 
 
 def build_wheel(
@@ -91,7 +91,7 @@ def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Nothing beside maturin itself (PEP 517)."""
+    """Return an empty list: nothing but maturin is needed (PEP 517)."""
     return []
 
 

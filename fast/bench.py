@@ -1,4 +1,4 @@
-"""Small figures: nanoseconds of a record and of a frame. Run it with pyderp-fast installed."""
+"""Measures the nanoseconds for a TLS record and for a frame. Needs pyderp-fast installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRIES = 15
 
 
 def main() -> None:
-    """Print the best of some tries for each."""
+    """Print the best of 15 tries of each measurement."""
     credential = make_credential(ec.generate_private_key(ec.SECP256R1()))
     pair = Pair(pyderp_fast.TlsConfig(credential.chain, credential.key), Client())
     figures = {
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def opened(pair: Pair, records: int) -> float:
-    """Decrypt reads with some records each."""
+    """Return the nanoseconds to decrypt a record, with several records in each read."""
     reads = [
         memoryview(bytearray(b"".join(pair.client.seal(PACKET) for _ in range(records))))
         for _ in range(ROUNDS)
@@ -46,13 +46,13 @@ def opened(pair: Pair, records: int) -> float:
 
 
 def sealed(pair: Pair, packets: int) -> float:
-    """Encrypt some packets."""
+    """Return the nanoseconds to encrypt a packet, with several packets in each call."""
     chunks = [PACKET] * packets
     return timed(pair.session.seal, [chunks] * ROUNDS) / packets
 
 
 def walked(frames: int, destinations: int, size: int) -> float:
-    """Walk over frames that are in the processor's cache."""
+    """Return the nanoseconds to walk over a frame that is in the processor's cache."""
     length = (32 + size).to_bytes(4, "big")
     data = b"".join(
         b"\4" + length + bytes([number % destinations]) * 32 + bytes(size)
@@ -64,7 +64,7 @@ def walked(frames: int, destinations: int, size: int) -> float:
 
 
 def timed(work: Callable[[T], object], items: list[T]) -> float:
-    """Nanoseconds for an item; what comes of it is thrown away, as the relay soon does."""
+    """Return the nanoseconds of `work` for an item. Results are dropped, as the relay soon does."""
     start = time.perf_counter()
     for item in items:
         work(item)

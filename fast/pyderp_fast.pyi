@@ -27,7 +27,7 @@ class TlsConfig:
 
 @final
 class Tls:
-    # Set by the engine alone; declared so that the class fills a Protocol with attributes.
+    # Read-only. Declared as attributes, because the Protocol that this class implements has them.
     news: bool
     is_closed: bool
     failure: str
