@@ -1,1 +1,1 @@
-"""Floor 3: sockets, tasks and time."""
+"""The relay on a network: sockets, tasks and time (floor 3)."""

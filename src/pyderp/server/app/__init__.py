@@ -1,1 +1,1 @@
-"""A whole relay: put together, started, reloaded, stopped."""
+"""A whole relay: how it is assembled, started, reloaded and stopped."""

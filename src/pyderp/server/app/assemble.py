@@ -1,4 +1,4 @@
-"""A relay put together from its settings, once and whole; what is off costs nothing."""
+"""Makes all parts of a relay from its settings. A part that the settings leave out is not made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pyderp.tasks import running_loop
 from pyderp.wire.http import Answer, Request
 from pyderp.wire.login import ServerLogin
 
-if TYPE_CHECKING:  # a relay whose settings leave them out does without; a mesh brings the client
+if TYPE_CHECKING:  # imported below only if the settings need them: a mesh needs the whole client
     from pyderp.admission.gate import Gate
     from pyderp.server.conn.limits import Limits
     from pyderp.server.mesh.links import Mesh
@@ -58,7 +58,7 @@ Factory = Callable[[], asyncio.BaseProtocol]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayParts:
-    """What a relay consists of; `None`: its settings leave that out."""
+    """The parts of a relay; `None` for a part that its settings leave out."""
 
     context: ConnectionContext
     accepts: AcceptGate
@@ -79,13 +79,13 @@ def assemble(
     listeners: Listeners,
     closing: contextlib.AsyncExitStack,
 ) -> RelayParts:
-    """Make all parts of a relay on the running event loop. Nothing is served or asked yet.
+    """Make and return all parts of a relay, on the running event loop; start none of them.
 
     Args:
-        closing: gets what ends each part.
+        closing: gets the callback that ends each part.
 
     Raises:
-        ConfigError: a setting or a file that cannot be used.
+        ConfigError: a setting or a file cannot be used.
     """
     loop = running_loop()
     router = Router(private_key.public.raw, loop.time, send_queue_depth=config.send_queue_depth)
@@ -134,7 +134,7 @@ def _make_context(
     native: NativeModule | None,
     closing: contextlib.AsyncExitStack,
 ) -> tuple[ConnectionContext, HealthTeller | None, Limits | None, Gate | None]:
-    """What all connections share, with the parts in it that decide about clients."""
+    """Return what all connections share, with its health, limits and admission."""
     loop = asyncio.get_running_loop()
     health = limits = admission = None
     if config.health is not HealthRecipients.NONE:
@@ -192,7 +192,7 @@ def _rules(config: RelayConfig) -> ConnectionRules:
 
 
 def live_clients(router: Router) -> Iterator[ClientIdentity]:
-    """The clients that an admission decides about, once for each connection."""
+    """Yield the clients that the admission decides about, once for each connection."""
     for connection in router.registry.connections():
         if not connection.can_mesh:
             yield ClientIdentity(connection.public, connection.peer[0])
@@ -202,7 +202,7 @@ def revoke(router: Router, key: NodePublic, address: str | None, reason: str) ->
     """Close the connections of a client that is no longer allowed, but not mesh peers.
 
     Args:
-        address: only connections from there; `None`: all.
+        address: close connections from this IP address only; `None`: from all.
     """
     for connection in router.registry.connections_of(key.raw):
         if not connection.can_mesh and address in (None, connection.peer[0]):
@@ -213,7 +213,7 @@ def revoke(router: Router, key: NodePublic, address: str | None, reason: str) ->
 def _watch_connections(
     config: RelayConfig, context: ConnectionContext, health: HealthTeller | None
 ) -> None:
-    """Have what looks at all connections now and then called in each tick."""
+    """Register the checks of all connections that run in each tick of the timer."""
     if config.rtt_stats:
         sampler = RttSampler(context.protocols, context.router.counters, context.loop)
         context.every_tick(sampler.tick)
@@ -227,10 +227,11 @@ def _watch_connections(
 def protocol_factories(
     config: RelayConfig, public_key: NodePublic, parts: RelayParts, view: RelayView
 ) -> tuple[Factory, Factory, Factory]:
-    """What makes the protocol of a connection to the main listener, to plain HTTP beside TLS, and
-    to the address of `/debug/`.
+    """Return the protocol factories of the main listener, of plain HTTP beside TLS, and of the
+    address of `/debug/`.
 
-    All serve one site, which shows `view`; if `/debug/` has an address of its own, only that does.
+    All serve the pages of `view`. If `/debug/` has an address of its own, the others do not serve
+    it.
     """
     context, certificates = parts.context, parts.certificates
     site = DebugRoutes(view)
@@ -265,10 +266,10 @@ def protocol_factories(
 def make_view(
     config: RelayConfig, parts: RelayParts, more_troubles: Callable[[], Iterable[Trouble]] = tuple
 ) -> RelayView:
-    """What the relay's pages are told about it. It begins to count the relay's age now.
+    """Return the view of the relay that its pages show. Its uptime counts from now.
 
     Args:
-        more_troubles: returns what is wrong with the program that runs the relay.
+        more_troubles: returns further troubles, of the program that runs the relay.
     """
     context, certificates = parts.context, parts.certificates
     return RelayView(

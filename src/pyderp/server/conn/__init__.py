@@ -1,1 +1,1 @@
-"""One connection from accept to end, and what all connections of a relay share."""
+"""A connection from accept to end, and the state that all connections of a relay share."""

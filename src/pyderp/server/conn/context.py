@@ -48,13 +48,14 @@ T = TypeVar("T")
 
 
 class TimerWheel(Generic[T]):
-    """Items that are due at some time, in slots of `tick` seconds.
+    """Items with deadlines, in slots of `tick` seconds.
 
-    A timer handle of the loop costs hundreds of bytes and a heap operation; an entry here
-    costs a place in a set. Items are given back at most one tick late.
+    A timer handle of the loop costs hundreds of bytes and a heap operation. An entry here costs
+    a place in a set, and each connection has one. Items are returned at most one tick late.
 
     Args:
-        tick: seconds a slot.
+        tick: seconds of a slot.
+        now: the time on the clock of all times here, in seconds.
     """
 
     __slots__ = ("_next", "_slots", "tick")
@@ -65,7 +66,7 @@ class TimerWheel(Generic[T]):
         self._next = math.floor(now / tick)
 
     def add(self, item: T, when: float) -> int:
-        """Have `advance` give `item` soon after `when`; gives the slot, for `cancel`."""
+        """Let `advance` return `item` soon after `when`. Returns the slot, for `cancel`."""
         slot = max(math.ceil(when / self.tick), self._next)
         items = self._slots.get(slot)
         if items is None:
@@ -75,7 +76,7 @@ class TimerWheel(Generic[T]):
         return slot
 
     def cancel(self, item: T, slot: int) -> None:
-        """Forget an item; harmless when it was given already."""
+        """Remove an item; does nothing if `advance` has returned it already."""
         items = self._slots.get(slot)
         if items is not None:
             items.discard(item)
@@ -83,7 +84,7 @@ class TimerWheel(Generic[T]):
                 del self._slots[slot]
 
     def advance(self, now: float) -> list[T]:
-        """The items that are due by `now`, earliest slot first; they are forgotten."""
+        """Remove and return the items that are due by `now`, earliest slot first."""
         due: list[T] = []
         last = math.floor(now / self.tick)
         while self._next <= last:
@@ -98,93 +99,94 @@ class TimerWheel(Generic[T]):
 log = logging.getLogger("pyderp.relay")
 
 SMALL_READ: Final = 8 * 1024
-"""Bytes of one read where they cost more than in the lane: before a login, in a websocket."""
+"""Bytes of one read before a login and in a websocket, where a byte costs more than in the lane."""
 _MORE_THAN_READ: Final = 32 * 1024
-"""What a read brings goes behind an incomplete frame of up to 4 KiB, and under TLS it may bring
-the rest of a record (16 KiB) that an earlier read began: the shared buffer has room for both."""
+"""Room of the shared buffer beyond one read. A read is put behind an incomplete frame of up to
+4 KiB, and under TLS it may complete a record (16 KiB) that an earlier read began."""
 TICK: Final = 0.25
-"""Seconds between two looks at deadlines and stalled connections."""
+"""Seconds between two checks of deadlines and stalled connections."""
 _LONGEST_RECONNECT: Final = 2**32 // 1000
 """Seconds that fit a Restarting frame, which has milliseconds in 32 bits."""
 _LONGEST_LINE: Final = 400
+"""Characters of a log line about a peer."""
 _LOG_INTERVAL: Final = 0.1
-"""Seconds between two lines about peers that do wrong, after as many at once as follow."""
+"""Seconds between two log lines about peers, after `_LOGGED_AT_ONCE` lines."""
 _LOGGED_AT_ONCE: Final = 50
 
 Stage: TypeAlias = Callable[[bytearray, memoryview, int], int]
-"""Takes bytes of a connection's stream: a buffer, a view of it, how many bytes there are.
-Returns how many it used up."""
+"""Takes bytes of a connection's stream: a buffer, a view of it, and the number of bytes in it.
+Returns how many it used; the rest is passed again, in front of what comes next."""
 
 
 class Stalled(Protocol):
-    """A connection whose kernel takes no more."""
+    """A connection whose socket is full: the kernel takes no more bytes."""
 
     def check_progress(self, now: float) -> None:
-        """Look whether a stalled write went on."""
+        """Check whether the kernel has taken bytes; close the connection if it takes too long."""
 
 
 class Served(Protocol):
-    """A connection, as all but itself see it."""
+    """A connection, as the rest of the relay uses it."""
 
     connection: Connection | None
-    """Its login; `None`: there was none yet, or it has ended."""
+    """The client that logged in; `None` before the login and after the end."""
     transport: asyncio.Transport | None
     is_websocket: bool
 
     @property
     def tls_version(self) -> str:
-        """The TLS version agreed on, such as `1.3`; empty: none."""
+        """The TLS version of the connection, such as `1.3`; empty without TLS."""
 
     def on_timer(self, now: float) -> None:
-        """A deadline passed."""
+        """Handle a deadline that passed."""
 
     def end(self, reason: EndReason, how: How, detail: str = "") -> None:
-        """Close, and count and log why."""
+        """Close the connection; count and log the reason."""
 
     def limit_again(self) -> None:
-        """Relay under the rate limits as they are now."""
+        """Apply the rate limits anew, after they were read again."""
 
 
 class LimitedConnection(Protocol):
-    """A connection, as its rate limit sees it."""
+    """A connection, as its rate limit uses it."""
 
     def read_in_small(self) -> None:
-        """Take few bytes a read."""
+        """Read few bytes at a time from now on."""
 
     def hold(self, reason: int) -> None:
-        """Read nothing."""
+        """Stop reading."""
 
     def release(self, reason: int) -> None:
-        """Read on."""
+        """Read again, unless another reason holds."""
 
     def feed_rest(self) -> None:
-        """Give the stage what it left unused."""
+        """Pass the bytes to the stage that it left unused."""
 
 
 class Admission(Labels, Protocol):
-    """Decides which clients may come in."""
+    """Decides which clients may log in."""
 
     def known(self, client: ClientIdentity) -> Verdict | None:
-        """What is known about a client already."""
+        """Return the verdict about a client if it is known already."""
 
     async def ask(self, client: ClientIdentity) -> Verdict:
-        """Find out about a client."""
+        """Return the verdict about a client, and ask for it if it is not known."""
 
 
 class RateLimited(Protocol):
     """The stage that relays for a client with a rate limit."""
 
     holds: bool
-    """Something waits for its turn."""
+    """Whether bytes wait for their turn."""
 
     def __call__(self, data: bytearray, view: memoryview, end: int, /) -> int:
         """Take bytes (`Stage`)."""
 
     def on_end(self) -> None:
-        """The connection ended."""
+        """Release what belongs to the connection, which has ended."""
 
     def stop(self) -> None:
-        """Wait no longer."""
+        """Stop waiting, and let the connection read again."""
 
 
 class RateLimits(Labels, Protocol):
@@ -193,38 +195,39 @@ class RateLimits(Labels, Protocol):
     def wrap(
         self, protocol: LimitedConnection, connection: Connection, relaying: Stage
     ) -> RateLimited | None:
-        """The stage to be used in place of `relaying`; `None`: the client has no limit."""
+        """Return the stage to use in place of `relaying`; `None` if the client has no limit."""
 
 
 class LoginObserver(Protocol):
-    """Hears of clients that come and go."""
+    """Is called for each login and departure."""
 
     def on_login(self, connection: Connection) -> None:
-        """A client logged in."""
+        """Note that a client logged in."""
 
     def on_leave(self, connection: Connection) -> None:
-        """A client left."""
+        """Note that a client left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionRules:
-    """Settings that every connection is measured by."""
+    """Settings that apply to every connection."""
 
     mesh_key: MeshKey | None = None
-    """The key that grants mesh rights, if any."""
+    """The key that makes a client a mesh peer; `None`: no client is one."""
     disallowed_app_names: frozenset[str] = frozenset()
-    """What no client may call itself but a mesh peer."""
+    """AppNames of clients that are refused, unless they are mesh peers."""
     trusted_proxies: tuple[Network, ...] = ()
-    """Peers whose word on the client's address is taken."""
+    """Networks of the proxies from which the relay accepts a client's address."""
     login_timeout: float = LOGIN_TIMEOUT
-    """Seconds from accept to a complete ClientInfo; before that a PROXY header may take as long."""
+    """Seconds from accept to a complete ClientInfo; a PROXY header before may take as long too."""
     write_timeout: float = WRITE_TIMEOUT
     """Seconds without progress of a write before a client is closed; 0: never."""
     mesh_write_timeout: float = MESH_WRITE_TIMEOUT
-    """The same for clients with the mesh key."""
+    """The same for mesh peers."""
 
     def trusts(self, host: str) -> bool:
-        """Whether a peer's word on its client's address is taken; empty: a Unix socket's."""
+        """Return whether `host` is a trusted proxy. Empty means a Unix socket, which is trusted
+        if there are trusted proxies at all."""
         if not self.trusted_proxies:
             return False
         if not host:
@@ -238,12 +241,13 @@ class ConnectionContext:
 
     Args:
         router: decides where frames go.
-        login: the login with the relay's key.
-        uniform: a number from [0, 1); for jitter.
-        admission: asked about each client; `None`: all may come in.
-        limits: slow clients down; `None`: no limits.
-        observer: hears of logins and departures.
-        receive: relays what a client sends.
+        login: reads ClientInfo and writes ServerInfo, with the relay's key.
+        uniform: returns a number from [0, 1), for jitter.
+        rules: settings that apply to every connection.
+        admission: is asked about each client; `None`: all may log in.
+        limits: the rate limits; `None`: there are none.
+        observer: is called for each login and departure.
+        receive: relays the frames that a client sends.
     """
 
     def __init__(
@@ -269,8 +273,9 @@ class ConnectionContext:
         self.limits = limits
         self.observer = observer
         self.receive = receive
-        # One buffer for the stream, and one for what is read for a layer such as TLS: each
-        # is used only between a get_buffer and the next buffer_updated.
+        # One buffer for the stream, and one for the bytes that a layer such as TLS reads. All
+        # connections can share them: each is used only from a get_buffer to the buffer_updated
+        # that follows, and asyncio calls no other protocol between the two.
         self.buffer = bytearray(RECEIVE_BUFFER + _MORE_THAN_READ)
         self.view = memoryview(self.buffer)
         self.large_view = self.view[:RECEIVE_BUFFER]
@@ -279,11 +284,12 @@ class ConnectionContext:
         self.small_raw = self.raw[:SMALL_READ]
         self.protocols: set[Served] = set()
         self.linger_until = math.inf
-        """When the last connection must be closed, on the loop's clock: a stop has a deadline."""
+        """The deadline of a stop, on the loop's clock: the last connection is closed then."""
         self.restarts_within: float | None = None
-        """Seconds within which a stop that has begun has clients come back; `None`: no stop."""
+        """Seconds over which clients are asked to spread their reconnects, once a stop has begun;
+        `None` before."""
         self.stalled: dict[Stalled, None] = {}
-        """Connections whose kernel takes no more: an index of `RelayProtocol.full`."""
+        """Connections whose socket is full: an index of `RelayProtocol.full`."""
         self.timers: TimerWheel[Served] = TimerWheel(TICK, loop.time())
         self.tls_requests: dict[str, int] = {}
         """HTTP requests by TLS version."""
@@ -304,46 +310,46 @@ class ConnectionContext:
             self._ticker = None
 
     def every_tick(self, call: Callable[[float], None]) -> None:
-        """Have something called with the loop's time in each tick, until the stop."""
+        """Call a function with the loop's time in each tick, until `stop`."""
         self._on_tick.append(call)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something for a connection; it ends with the relay at the latest."""
+        """Run a coroutine for a connection in a task, which `cancel_tasks` ends at the latest."""
         task = self.loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks.add(task)  # the loop itself keeps a weak reference only
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def cancel_tasks(self) -> None:
-        """End what `spawn` began."""
+        """Cancel the tasks of `spawn`, and wait for their end."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def tell_restarting(self, connection: Connection) -> None:
-        """Send a client the Restarting frame if a stop has begun, and if the client knows it."""
-        # Other clients may end for good on a frame that they do not know.
+        """Send a client the Restarting frame, if a stop has begun and the client knows it."""
+        # Other clients may disconnect for good at a frame that they do not know.
         if self.restarts_within is not None and connection.takes_health:
             reconnect_in = min(self.restarts_within, _LONGEST_RECONNECT) * self.uniform()
             self.router.send_control(connection, pack_restarting(reconnect_in, RECONNECT_TRY_FOR))
 
     def schedule_flush(self) -> None:
-        """Have the router write what it holds, once all sockets that are ready were read."""
+        """Let the router write what it holds, once all sockets that are ready have been read."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self.loop.call_soon(self.flush_turn)
 
     def flush_turn(self) -> None:
-        """Write what the router holds; `schedule_flush` has it called."""
+        """Write what the router holds; called by the loop after `schedule_flush`."""
         self.flush_scheduled = False
         router = self.router
         router.flush()
-        if router.registry.departed:  # departed connections that are still to be forgotten
+        if router.registry.departed:  # it forgets a few departed connections per flush
             self.schedule_flush()
 
     def _tick(self) -> None:
-        # First of all the next tick: whatever goes wrong below must not stop time.
+        # The next tick is planned first: an error below must not stop the timer.
         self._ticker = self.loop.call_later(TICK, self._tick)
         now = self.loop.time()
         for stalled in list(self.stalled):
@@ -358,18 +364,16 @@ class ConnectionContext:
     def log_problem(
         self, text: str, *args: object, fields: Mapping[str, object] | None = None
     ) -> None:
-        """Log what a peer did wrong; a flood of such lines is cut and counted.
+        """Log a problem with a peer. If there are too many, lines are left out and counted.
 
         Args:
-            fields: what a JSON log has beside the text.
+            fields: fields of the JSON log beside the text.
         """
         left_out = self._problems.admit(self.loop.time())
         if left_out is None:
             return
-        # In the same line, or the limit would let through twice as many.
-        further = counted(left_out, "further problem")
-        were = "was" if left_out == 1 else "were"
-        more = f" ({further} with peers {were} not logged)" if left_out else ""
-        # A second net below those who cut what they quote: no line grows with what is sent.
+        # In the same line: a line of its own would double the number of lines.
+        more = f" ({left_out} further problems with peers were not logged)" if left_out else ""
+        # Callers cut what they quote of a peer. This is the limit if one of them does not.
         line = f"{(text % args)[:_LONGEST_LINE]}{more}"
         log.warning("%s", line, extra={LOG_FIELDS: fields or {}})

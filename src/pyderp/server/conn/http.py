@@ -1,4 +1,4 @@
-"""A connection's first stage: HTTP requests, until one of them becomes DERP."""
+"""A connection's first stage: HTTP requests, until one of them upgrades to DERP."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ _PIPELINED: Final = 8
 """Requests in one read. Each costs 0.1 ms in which no other client is served."""
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 _ANSWER_TIMEOUT: Final = 60.0
-"""What an answer that is not ready at once may take; a stream may go on for ever."""
+"""Seconds that an answer may take if it is not ready at once; a stream has no limit."""
 
 
 def _date() -> tuple[str, str]:
-    """The header with this machine's time (RFC 9110, section 6.6.1)."""
+    """Return the Date header with this machine's time (RFC 9110, section 6.6.1)."""
     return "Date", formatdate(usegmt=True)
 
 
 def _dated(answer: Response) -> Response:
-    # Not into the answer itself: pages are made once and given out again and again.
+    # A copy: pages are made once, and one object answers many requests.
     return replace(answer, headers=[*answer.headers, _date()])
 
 
 class HttpStage:
-    """Answers requests and hands the connection over to DERP's login; it is gone afterwards.
+    """Answers requests, and hands the connection over to DERP's login after an upgrade.
 
     Args:
         protocol: the connection.
         routes: answers requests that are not for DERP.
-        derp: whether `/derp` is served here.
+        derp: whether `/derp` is served on this connection.
     """
 
     __slots__ = ("_behind", "_busy", "_derp", "_http", "_peer", "_protocol", "_routes")
@@ -70,11 +70,11 @@ class HttpStage:
         self._busy = False
         self._behind = 0
         self._peer: tuple[str, int] | None = None
-        # Made when bytes come: a silent connection should stay small.
+        # Made when the first bytes come, so that a silent connection needs little memory.
         self._http: HttpConnection | None = None
 
     def __call__(self, _: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; returns how many are not DERP's yet (`Stage`)."""
+        """Take bytes; returns how many belonged to HTTP (`Stage`)."""
         http = self._http
         first = b""
         if http is None:
@@ -83,15 +83,15 @@ class HttpStage:
         if self._busy:
             self._behind += end
             if self._behind > MAX_HTTP_HEAD:
-                raise RemoteProtocolError("too much behind an HTTP request that is being answered")
+                raise RemoteProtocolError("too many bytes after an HTTP request before its answer")
         http.receive_data(bytes(view[:end]))
         return end - len(self._serve(http, first))
 
     def _serve(self, http: HttpConnection, first: bytes = b"") -> bytes:
-        """Answer the requests that are there; returns the bytes that already belong to DERP.
+        """Answer the complete requests; returns the bytes that already belong to DERP.
 
         Args:
-            first: the first bytes of the connection, if these are they.
+            first: the bytes of the connection's first read; empty for later ones.
         """
         protocol = self._protocol
         rest = b""
@@ -102,11 +102,11 @@ class HttpStage:
                 if requests > _PIPELINED:
                     raise RemoteProtocolError("too many HTTP requests at once")
                 if protocol.full is not None:
-                    # More answers would pile up without bound.
+                    # A client that does not read could make the relay store any number of answers.
                     raise RemoteProtocolError("HTTP answers are not read")
                 rest = self._on_request(http, request)
             if first and not requests and (foreign := foreign_protocol_untrusted(first)):
-                # Of a protocol without blank lines, such as SSH, no request would ever be whole.
+                # In a protocol without blank lines, such as SSH, no request would ever end.
                 raise BadUpgrade(foreign)
         except BadUpgrade as e:
             protocol.send([http.refusal()])
@@ -119,7 +119,7 @@ class HttpStage:
     def _on_request(self, http: HttpConnection, request: Request) -> bytes:
         """Answer a request, or upgrade; returns the bytes that already belong to DERP."""
         protocol = self._protocol
-        self._note_asker(request)
+        self._note_requester(request)
         if self._derp and request.path == DERP_PATH:
             upgrade = request.upgrade
             if upgrade is Upgrade.DERP:
@@ -138,7 +138,7 @@ class HttpStage:
         return b""
 
     def _log_no_upgrade(self, request: Request) -> None:
-        """Say why a request for DERP is none: mostly, a proxy has taken something out."""
+        """Log a request for `/derp` without an upgrade; mostly, a proxy has removed the header."""
         protocol = self._protocol
         asked = request.header(b"upgrade")
         what = f"asks for upgrade to {printable(asked, 40)!r}" if asked else "has no Upgrade header"
@@ -150,7 +150,8 @@ class HttpStage:
             fields=protocol.log_fields(),
         )
 
-    def _note_asker(self, request: Request) -> None:
+    def _note_requester(self, request: Request) -> None:
+        """Set the client's address, and what pages check: address, TLS, and forwarding."""
         protocol = self._protocol
         context = protocol.context
         if self._peer is None:
@@ -160,7 +161,7 @@ class HttpStage:
             protocol.peer = client or self._peer
             request.forwarded = client is None
         else:
-            # An empty one counts, too: a proxy may have added a second one behind it.
+            # An empty header counts too: a proxy may have added its own as a second one.
             request.forwarded = any(name in _FORWARDED for name, _ in request.headers)
         request.remote = protocol.peer[0]
         request.tls = version = protocol.tls_version
@@ -171,7 +172,7 @@ class HttpStage:
         self._protocol.kept_alive = True
         self._protocol.restart_timer(HTTP_IDLE_TIMEOUT)
 
-    # Answers that take their time
+    # Answers that are not ready at once
 
     def _answer_later(
         self, http: HttpConnection, answer: StreamedResponse | Coroutine[Any, Any, Response]
@@ -180,14 +181,15 @@ class HttpStage:
         self._busy = True
         self._behind = 0
         if isinstance(answer, StreamedResponse):
-            # Reading goes on, to see when the client has gone.
+            # Reading goes on, so that the end of the client is noticed.
             protocol.stop_timer()
         else:
             protocol.hold(HOLD_HTTP)
             protocol.restart_timer(_ANSWER_TIMEOUT, "no answer to its request")
         protocol.task = task = protocol.context.spawn(self._finish(http, answer))
         if not isinstance(answer, StreamedResponse):
-            # It may end before it begins, and Python complains of a coroutine never run.
+            # A task that is cancelled before its first step never awaits the coroutine, and Python
+            # would log that.
             task.add_done_callback(lambda _: answer.close())
 
     async def _finish(
@@ -200,7 +202,7 @@ class HttpStage:
             else:
                 protocol.send([http.respond(_dated(await answer))])
         except Exception:
-            # The head may be out already: closing is the only way left to tell.
+            # The head may have been sent already, so only closing can tell the client.
             log.exception("%s: an HTTP answer failed", protocol.who)
             protocol.task = None
             protocol.end(EndReason.FAILED, How.NOW)
@@ -226,7 +228,8 @@ class HttpStage:
                 async for chunk in chunks:
                     protocol.send([http.chunk(chunk)])
                     await protocol.writable()
-                    await asyncio.sleep(0)  # a quick reader is no reason to keep others waiting
+                    # If the client reads quickly, `writable` never waits: let other clients run.
+                    await asyncio.sleep(0)
         protocol.send([http.end()])
 
     # Upgrades
@@ -241,7 +244,7 @@ class HttpStage:
         return self._hand_over(http)
 
     def _upgrade_websocket(self, http: HttpConnection, request: Request) -> bytes:
-        # Not at the top: most relays never see a websocket, and the library takes 2 MB.
+        # Imported here: most relays never serve a websocket, and the library takes 2 MB.
         from pyderp.server.conn.websocket import WebSocketLayer
         from pyderp.wire.websocket import close_frame, refuse_handshake, websocket_accept
 
@@ -272,8 +275,8 @@ class HttpStage:
         protocol = self._protocol
         context = protocol.context
         context.router.counters.derp_accepts += 1
-        # A first request shares the budget of the accept; one on a kept-alive connection
-        # begins a budget of its own.
+        # If the first request upgrades, the login has the rest of the login timeout, which began at
+        # the accept. On a connection that was kept alive, the login has the whole timeout.
         if protocol.kept_alive:
             protocol.kept_alive = False
             protocol.restart_timer(context.rules.login_timeout)
@@ -281,24 +284,27 @@ class HttpStage:
 
 
 _MOST_HOPS: Final = 32
+"""Addresses that are read from the right end of `X-Forwarded-For`."""
 
 
 def client_address(
     request: Request, peer: tuple[str, int], trusts: Callable[[str], bool]
 ) -> tuple[str, int] | None:
-    """The last address that a trusted proxy vouches for and that is no trusted proxy itself.
+    """Return the client's address, as reported by trusted proxies in `X-Forwarded-For`.
 
-    Read from `X-Forwarded-For`, from the right: what stands further left is the client's own
-    word. `Forwarded` (RFC 7239) is not read: a proxy that writes the one header passes the
-    other on as the client made it, and nothing says which one to believe.
+    Each proxy appends the address that it got the request from. So the header is read from the
+    right, up to the first address that is not a trusted proxy: all left of it could be written by
+    the client. `Forwarded` (RFC 7239) is not read: a proxy that appends to one header passes the
+    other on as the client sent it, and the relay cannot know which one the proxy uses.
 
     Args:
-        peer: whom the connection comes from, a trusted proxy; the answer if there is no header.
-        trusts: whether an address is a trusted proxy's.
+        peer: address and port of the trusted proxy at the other end of the connection; returned
+            if there is no header.
+        trusts: returns whether an address is a trusted proxy.
 
     Returns:
-        address and port; port 0: not told. `None`: a proxy does not name the client, or what it
-        says cannot be read; the client is then certainly not the proxy itself.
+        address and port; port 0 if it is unknown. `None` if a proxy does not name the client, or
+        its text cannot be read; the client is another machine than the proxy in any case.
     """
     values = request.header_values(b"x-forwarded-for")
     if not values:
@@ -308,7 +314,8 @@ def client_address(
         hop = _parse(item)
         if hop is None or not trusts(hop[0]):
             return hop
-    # All are trusted: it comes from the one furthest away, if that is the first.
+    # All are trusted proxies, so the request was made by the first of them. If the header was too
+    # long to be read to its start, that is not known.
     return _parse(hops[0]) if 0 < len(hops) <= _MOST_HOPS else None
 
 

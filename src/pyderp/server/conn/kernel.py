@@ -1,6 +1,6 @@
-"""What the kernel tells of connections and of this process.
+"""Reads the kernel's data about connections and this process.
 
-`struct tcp_info` is that of Linux 4.19 and newer. Elsewhere most answers are "unknown".
+`struct tcp_info` is that of Linux 4.19 and newer. On other systems most data is unknown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _FIELDS: Final = struct.Struct("=68xI56xQ64xQ")
 # (u32, milliseconds ago).
 _ANSWERS: Final = struct.Struct("=2xBB40xI8xI")
 _TRIES: Final = 3
-"""Linux may leave one without an answer: it limits the acknowledgements of what it drops."""
+"""Sends without an acknowledgement, after which a path counts as unanswered. A client's Linux may
+leave one or two unanswered, because it limits the acknowledgements for data that it drops."""
 _OPTION: Final = getattr(socket, "TCP_INFO", 11)
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 _RTT_LABELS: Final = (
@@ -63,26 +64,25 @@ _RTT_LABELS: Final = (
     (0.500, "500ms"),
 )
 NON_TCP: Final = "non-tcp"
-"""The label of a connection that has no round-trip time, by a Unix socket."""
+"""The label of a connection without a round-trip time, on a Unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class TCPInfo:
-    """One connection, at one moment."""
+    """The state of a TCP connection at one moment."""
 
     rtt: float
     """Smoothed round-trip time, in seconds."""
 
     sent: int
-    """Bytes that were sent, those sent again included."""
+    """Bytes sent, retransmissions included."""
 
     received: int
-    """Bytes that came in order."""
+    """Bytes received in order."""
 
 
 def tcp_info(transport: asyncio.BaseTransport | None) -> TCPInfo | None:
-    """What the kernel says of a transport's socket; `None`: nothing, as it is closed, not TCP,
-    or not on Linux."""
+    """Return the TCP state of a transport; `None` if it is closed, not TCP, or not on Linux."""
     found = _ask(transport, _FIELDS)
     if found is None:
         return None
@@ -92,30 +92,31 @@ def tcp_info(transport: asyncio.BaseTransport | None) -> TCPInfo | None:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """What the kernel waits for on one connection, at one moment."""
+    """What the kernel of this machine waits for on a TCP connection, at one moment."""
 
     sent_again: bool
-    """It sent data again, or probed a closed window, several times without an answer."""
+    """Whether it sent data again, or probed a closed window, several times without an answer."""
 
     last_answer: float
     """Seconds since the last acknowledgement."""
 
 
 def unanswered(transport: asyncio.BaseTransport | None) -> Unanswered | None:
-    """What the kernel waits for on a transport's socket; `None` as in `tcp_info`."""
+    """Return what the kernel waits for on a transport; `None` as in `tcp_info`."""
     found = _ask(transport, _ANSWERS)
     if found is None:
         return None
     retransmits, probes, last_sent, last_answer = found
-    # A client whose buffer is full drops what is sent again, and acknowledges that: only what
-    # was sent after the last acknowledgement is unanswered. Probes are counted so already.
+    # A client whose receive buffer is full drops data that is sent again, and acknowledges at once
+    # that it cannot take it. So data counts as unanswered only if it was sent after the last
+    # acknowledgement. The kernel's count of probes is reset by each answer.
     if last_sent >= last_answer:
         retransmits = 0
     return Unanswered(max(retransmits, probes) >= _TRIES, last_answer / 1e3)
 
 
 def _ask(transport: asyncio.BaseTransport | None, layout: struct.Struct) -> tuple[int, ...] | None:
-    """Some fields from the beginning of `struct tcp_info`."""
+    """Return fields of `struct tcp_info`; `None` as in `tcp_info`."""
     if transport is None or transport.is_closing():
         return None
     sock = transport.get_extra_info("socket")
@@ -124,12 +125,12 @@ def _ask(transport: asyncio.BaseTransport | None, layout: struct.Struct) -> tupl
     try:
         data = sock.getsockopt(socket.IPPROTO_TCP, _OPTION, layout.size)
     except OSError:
-        return None  # closed meanwhile
+        return None  # the socket was closed meanwhile
     return layout.unpack(data) if len(data) == layout.size else None
 
 
 def rtt_label(seconds: float | None) -> str:
-    """The label of `derp_tcp_rtt` that a sample counts in; `error` for none."""
+    """Return the label of `derp_tcp_rtt` for a sample; `error` if there is no sample."""
     if seconds is None:
         return "error"
     for bound, label in _RTT_LABELS:
@@ -139,9 +140,9 @@ def rtt_label(seconds: float | None) -> str:
 
 
 def unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Bytes in the kernel's send buffer that the peer has yet to acknowledge (SIOCOUTQ).
+    """Return the bytes in the kernel's send buffer that the peer has not acknowledged (SIOCOUTQ).
 
-    0 where the system does not tell.
+    Returns 0 on systems without that.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or not _SIOCOUTQ:
@@ -149,20 +150,20 @@ def unacknowledged(transport: asyncio.BaseTransport) -> int:
     try:
         answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4))
     except (OSError, ValueError):
-        return 0  # closed meanwhile
+        return 0  # the socket was closed meanwhile
     return int.from_bytes(answer, sys.byteorder)
 
 
 def open_files() -> int:
-    """File descriptors that this process has open; 0 where the system does not tell."""
+    """Return the number of open file descriptors of this process; 0 if unknown."""
     try:
-        return len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
+        return len(os.listdir("/proc/self/fd")) - 1  # the listing itself has one open
     except OSError:
         return 0
 
 
 def raise_file_limit() -> None:
-    """Allow this process as many file descriptors as it may allow itself; Go does so, too."""
+    """Raise the soft limit of open files to the hard limit, as Go's runtime does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -172,7 +173,7 @@ def raise_file_limit() -> None:
 
 
 def memory_now() -> int:
-    """Bytes of memory that the process has; where the system does not tell, had at most."""
+    """Return the resident memory of this process in bytes; its maximum so far if unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -182,7 +183,7 @@ def memory_now() -> int:
 
 @functools.cache
 def boot_time() -> int:
-    """When the machine started, in seconds since 1970; 0: it does not tell."""
+    """Return when the machine started, in seconds since 1970; 0 if unknown."""
     for words in _lines("/proc/stat"):
         if words[0] == "btime":
             return int(words[1])
@@ -190,16 +191,16 @@ def boot_time() -> int:
 
 
 def open_files_now() -> int:
-    """File descriptors that the process has open; 0: the system does not tell."""
+    """Return the number of open file descriptors, if possible without a count; 0 if unknown."""
     try:
-        # Linux 6.2 and newer know the number; with many, counting them takes long.
+        # Linux 6.2 and newer have the number here. To list thousands of descriptors takes long.
         return os.stat("/proc/self/fd").st_size or open_files()
     except OSError:
         return 0
 
 
 def network_bytes() -> tuple[int, int] | None:
-    """Bytes received and sent by IP in this network namespace; `None`: unknown."""
+    """Return the IP bytes received and sent in this network namespace; `None` if unknown."""
     lines = [words for words in _lines("/proc/self/net/netstat") if words[0] == "IpExt:"]
     if len(lines) < 2:
         return None
@@ -211,7 +212,7 @@ def network_bytes() -> tuple[int, int] | None:
 
 
 def address_space_limit() -> float:
-    """Bytes of virtual memory that the process may have; without a limit, 2**64 - 1."""
+    """Return the limit of this process's virtual memory in bytes; 2**64 - 1 without a limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return float(2**64 - 1 if soft == resource.RLIM_INFINITY else soft)
 

@@ -1,4 +1,4 @@
-"""What the operator calls a client, in log lines and on pages alike."""
+"""The labels that the operator gave to keys, for log lines and pages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Labels", "label_of"]
 
 
 class Labels(Protocol):
-    """A file that may have a label for a key."""
+    """A file of the operator that may have a label for a key."""
 
     def label(self, key: NodePublic) -> str:
-        """What the operator calls a key; empty for nothing."""
+        """Return the label of a key; empty if there is none."""
 
 
 def label_of(key: NodePublic, *sources: Labels | None) -> str:
-    """The first label that there is for a key; empty: none of the sources has one."""
+    """Return the first label that a source has for a key; empty if none has one."""
     labels = (source.label(key) for source in sources if source is not None)
     return next(filter(None, labels), "")

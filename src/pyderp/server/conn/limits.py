@@ -1,4 +1,4 @@
-"""Rate limits at work: between a connection and the lane, for those clients that have one."""
+"""Rate limits of clients: the stage between a connection and the lane that applies them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ __all__ = ["Limits", "read_rate_config"]
 log = logging.getLogger("pyderp.relay")
 
 _LARGEST: Final = 16 * 1024 * 1024
-"""Bytes of a file: more than 100,000 keys."""
+"""Bytes of a file; more than 100,000 keys."""
 _LEAST_WAIT: Final = 0.001
-"""Seconds; timers are no finer. A smaller debt is paid with the next."""
+"""Seconds; timers are not finer. A smaller debt is added to the next."""
 _LONGEST_TIMER: Final = 1.0
-"""Seconds; a low rate can mean hours, and the client may be gone long before."""
+"""Seconds. At a low rate a debt may last hours, and the client may leave long before its end."""
 _SMOOTH: Final = 0.1
-"""Seconds of a client's rate that one read may bring; with less it reads in small."""
+"""Seconds. If a full read is more than the client's rate allows in this time, reads are small, so
+that the client's packets come in a steady stream and not in bursts."""
 
 
 def read_rate_config(path: Path) -> RateConfig:
@@ -51,19 +52,20 @@ def read_rate_config(path: Path) -> RateConfig:
 class Limits:
     """The rate limits of one relay's clients. Mesh peers have none.
 
-    All connections of a key share a bucket, and so does the next after the last has left. What
-    one sends is relayed and then paid for: it is not read from until the debt is paid. What comes
-    meanwhile by another connection of the key is held, one read of each, and has its turn once
-    all that came before it is paid. So a key may exceed its limit by what one read brings,
-    however many connections it has, and nothing is ever dropped.
+    All connections of a key share a bucket, which also stays for a later connection. Bytes are
+    relayed first and charged afterwards: then the connection is not read until its debt is paid.
+    Bytes that come meanwhile on another connection of the key are held, one read of each, until
+    all that came before them is paid. So a key exceeds its limit by one read at most, with any
+    number of connections, and no packet is dropped.
 
     Args:
-        loop: has the time, and the timers of clients that wait.
-        counters: of the relay's router.
+        loop: has the clock, and the timers of clients that wait.
+        counters: the counters of the relay's router.
         path: the file of limits; `reload` reads it again.
+        observer: is told which clients wait, for Health frames.
 
     Raises:
-        ConfigError: the file cannot be read, or cannot be used.
+        ConfigError: the file cannot be read, or is malformed.
     """
 
     def __init__(
@@ -79,24 +81,24 @@ class Limits:
         self.observer = observer
         self.path = path
         self.waited = 0
-        """How often a client was not read from (`rate_limit_per_client_waited`)."""
+        """How often reading from a client stopped (`rate_limit_per_client_waited`)."""
         self.waiting: set[_LimitedStage] = set()
-        """Connections that are not read from at the moment."""
+        """Connections that are not read at the moment."""
         self.buckets = RateBuckets()
         self.trouble = ""
-        """Why the file as it is now is not used; empty: it is."""
+        """Why the current content of the file is not in use; empty if it is in use."""
         self.config = read_rate_config(path)
         self._log_config()
 
     def close(self) -> None:
-        """Let no timer run on; for the end of a relay, once all its connections are closed."""
+        """Stop all timers, after the relay has closed all connections."""
         for stage in list(self.waiting):
             stage.stop()
 
     def wrap(
         self, protocol: LimitedConnection, connection: Connection, relaying: Stage
     ) -> RateLimited | None:
-        """The stage of a client after its login; `None`: it has no limit (`RateLimits`)."""
+        """Return the stage of a client after its login; `None` if it has no limit."""
         limit = None if connection.can_mesh else self.config.limit_for(connection.key)
         if limit is None:
             return None
@@ -106,14 +108,16 @@ class Limits:
         return _LimitedStage(self, protocol, connection, relaying, self.buckets, bucket)
 
     def label(self, key: NodePublic) -> str:
-        """What the file calls a key; empty for nothing."""
+        """Return the label of a key in the file; empty if there is none."""
         return self.config.labels.get(key.raw, "")
 
     def reload(self) -> bool:
-        """Read the file again. Connections that `limit_again` begin anew, with a full bucket.
+        """Read the file again. Call `limit_again` of each connection afterwards.
+
+        Every key begins with a full bucket then.
 
         Returns:
-            whether that worked. If not, the reason is logged and the limits stay.
+            whether the file could be used. If not, the reason is logged and the limits stay.
         """
         try:
             self.config = read_rate_config(self.path)
@@ -144,16 +148,16 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class _LimitedStage:
-    """Relays what comes, and then reads nothing until that is paid for (`Stage`).
+    """Relays the bytes of a client, and then stops reading until they are paid for (`Stage`).
 
-    What comes while others of the key are in debt is charged at once and relayed in its turn:
-    when the debt before it is paid, however much came after it.
+    Bytes that come while other connections of the key have a debt are charged at once. They are
+    relayed when the debt before them is paid, however much the others send after them.
 
     Attributes:
-        holds: something waits for its turn.
-        charged: bytes that were charged, and not relayed yet.
-        turn: what waited is being relayed.
-        until: when the debt is paid, on the loop's clock.
+        holds: whether bytes wait for their turn.
+        charged: bytes that were charged, but not relayed yet.
+        turn: whether the bytes that waited are being relayed.
+        until: when the debt will be paid, on the loop's clock.
     """
 
     limits: Limits
@@ -169,7 +173,7 @@ class _LimitedStage:
     until: float = 0.0
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes in a buffer; returns how many were used up."""
+        """Take bytes (`Stage`)."""
         if self._must_hold(end):
             return 0
         counters = self.limits.counters
@@ -178,10 +182,11 @@ class _LimitedStage:
         try:
             used = self.relaying(data, view, end)
         except RemoteProtocolError:
-            # What stood before it was relayed, and would be free for a client that comes back.
+            # The frames before the bad one were relayed. Charge them too, or a client could avoid
+            # its limit by breaking the protocol and connecting again.
             self.buckets.charge(self.bucket, end - charged, self.limits.loop.time())
             raise
-        # As upstream, the headers of packets are free.
+        # Frame headers of packets are not charged, as in Go's relay.
         size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
         now = self.limits.loop.time()
         wait = self.buckets.charge(self.bucket, size - charged, now)
@@ -191,7 +196,9 @@ class _LimitedStage:
 
     def _must_hold(self, end: int) -> bool:
         if self.turn or (self.timer is not None and not self.holds):
-            return False  # the latter: more of the read that it waits for
+            # In the second case this connection waits for its own debt: these bytes are the rest
+            # of the read that made the debt.
+            return False
         now = self.limits.loop.time()
         debt = self.bucket.charge(0, now)
         if not self.holds:
@@ -220,7 +227,7 @@ class _LimitedStage:
 
     def _on_timer(self) -> None:
         now = self.limits.loop.time()
-        # One read may bring several charges, and the timer was set by the first.
+        # The timer was started by the first charge of a read. Further ones have moved `until`.
         if self.until - now >= _LEAST_WAIT:
             self._start_timer(now)
             return
@@ -232,12 +239,12 @@ class _LimitedStage:
             self.turn = False
 
     def on_end(self) -> None:
-        """The connection ended: what waited for its turn is discarded, and costs nothing."""
+        """Refund the bytes that waited for their turn: they are discarded with the connection."""
         self.stop()
         self.buckets.charge(self.bucket, -self.charged, self.limits.loop.time())
 
     def stop(self) -> None:
-        """Wait no longer; the debt stays."""
+        """Stop waiting, and let the connection read again; the debt stays."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

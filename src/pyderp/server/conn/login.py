@@ -1,12 +1,12 @@
-"""A connection's second stage: the login. Which key is it, may it come in?
+"""A connection's second stage: the login, which learns the client's key and may refuse it.
 
-A TLS login passes, in this order:
+A login over TLS passes these steps in order:
 
 1. `accept`: a connection within the limits gets a `RelayProtocol` and its first layer and stage.
 2. `tls`: the ClientHello chooses the certificate; from then on `records` decrypts.
-3. `http`: `GET /derp` with an upgrade; the answer carries the relay's key.
-4. `login`, here: ClientInfo is opened, its rules are checked, the admission is asked.
-   ServerInfo is written at once, so it is the first frame that the client gets.
+3. `http`: `GET /derp` with an upgrade; the answer has the relay's key.
+4. `login`, here: ClientInfo is decrypted and checked, and the admission is asked. ServerInfo is
+   written at once, so it is the first frame that the client gets.
 5. `Router.login` registers the key in the same turn of the loop, and `RelayProtocol.relay` sets
    the stage that relays.
 """
@@ -31,10 +31,9 @@ log = logging.getLogger("pyderp.relay")
 
 
 class LoginStage:
-    """Waits for ClientInfo, asks whether the client may come in, and lets it relay.
+    """Waits for ClientInfo, checks whether the client is allowed, and sets the stage that relays.
 
-    While the admission is being asked, nothing is read from the client; what came behind its
-    ClientInfo waits.
+    While the admission is being asked, the client is not read. Bytes after its ClientInfo wait.
 
     Args:
         protocol: the connection.
@@ -46,7 +45,7 @@ class LoginStage:
         self._protocol = protocol
 
     def __call__(self, data: bytearray, view: memoryview, end: int) -> int:
-        """Take bytes; returns how many were used up (`Stage`)."""
+        """Take bytes (`Stage`)."""
         used, client = self._protocol.context.login.receive_untrusted(view, end)
         if client is not None:
             self._on_client(client)
@@ -72,7 +71,8 @@ class LoginStage:
             return
         protocol.stage = _wait
         protocol.hold(HOLD_LOGIN)
-        protocol.restart_timer(ADMISSION_WAIT, "nobody could say whether it may come in")
+        missing = f"no answer within {ADMISSION_WAIT:g} s whether it may log in"
+        protocol.restart_timer(ADMISSION_WAIT, missing)
         protocol.task = context.spawn(self._ask(client, identity))
 
     async def _ask(self, client: LoggedIn, identity: ClientIdentity) -> None:
@@ -100,10 +100,10 @@ class LoginStage:
         protocol = self._protocol
         context = protocol.context
         info = client.info
-        # Frames of others follow: they cannot be written before the key is registered.
+        # Before the key is registered, so that no packet of a peer can precede ServerInfo.
         protocol.send([client.server_info])
         if protocol.ended:
-            return  # TLS failed
+            return  # the write ended the connection, because TLS failed
         connection = Connection(
             client.client.raw,
             protocol,
@@ -130,14 +130,14 @@ class LoginStage:
 
 
 def _wait(_: bytearray, __: memoryview, end: int) -> int:
-    """The stage of a client while the admission is being asked about it: what it sends waits.
+    """Keep the bytes of a client while the admission is being asked about it (`Stage`).
 
-    It is not read from meanwhile, so this is what stood behind its ClientInfo in one read.
+    The client is not read meanwhile, so these are the bytes after ClientInfo in the same read.
     """
     if end > _MOST_WAITING:
-        raise RemoteProtocolError(f"more than {_MOST_WAITING} bytes before it was let in")
+        raise RemoteProtocolError(f"more than {_MOST_WAITING} bytes before the end of its login")
     return 0
 
 
 _MOST_WAITING: Final = RECEIVE_BUFFER - SMALL_READ
-"""What is read behind it needs room in the shared buffer."""
+"""The next read is put behind these bytes in the shared buffer, and must fit."""

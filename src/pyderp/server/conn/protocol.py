@@ -1,11 +1,12 @@
 """One connection of a relay, from accept to end.
 
-`reading` brings its bytes to the stage, `writing` takes frames to the kernel, `layers` are what
-stands between. The first stage is HTTP (`http`), then comes the login (`login`), then the lane.
+`reading` passes its bytes to the stage, `writing` passes frames to the kernel, and layers (TLS, a
+websocket) are between the socket and the stage. The first stage is HTTP (`http`), then comes the
+login (`login`), then the lane.
 
 Every connection ends in `RelayProtocol.end`, whatever the cause, and `_forget` then drops all
-that it refers to. The collector runs rarely in a relay, so a cycle that is left would keep
-the memory of a connection for hours: tests/fault/endings shows that none is.
+references. The cyclic collector runs rarely in a relay, so a reference cycle would keep the memory
+of a connection for hours. tests/fault/endings proves that there is none.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class RelayProtocol(StagedWriter):
     """A connection from accept to end.
 
     Args:
-        context: what it shares with the relay's other connections.
-        begin: sets its first stage, below it the layers that it begins with.
+        context: what the relay's connections share.
+        begin: sets the first stage, and adds the first layers.
     """
 
     __slots__ = (
@@ -59,34 +60,37 @@ class RelayProtocol(StagedWriter):
         super().__init__(context)
         self._begin = begin
         self.peer = UNKNOWN
-        """Address and port of the client, behind trusted proxies."""
+        """Address and port of the client, as trusted proxies report it."""
         self.local = ""
-        """IP address that it connected to; known under TLS, which may depend on it."""
+        """The relay's IP address that the client connected to. Set under TLS only, where the
+        certificate may depend on it."""
         self.number = 0
         self.not_ideal = False
         self.kept_alive = False
         """True while idle between keep-alive requests; a timeout now is not logged."""
         self.is_websocket = False
         self.tls_version = ""
-        """The TLS version agreed on, such as `1.3`; empty: none."""
+        """The TLS version of the connection, such as `1.3`; empty without TLS."""
         self.task: asyncio.Task[None] | None = None
-        """What it waits for, if anything; ends with the connection."""
+        """The task that the connection waits for, if any; it is cancelled at the end."""
         self._limit: RateLimited | None = None
         self._leaving: Connection | None = None
-        """What logged in and has left, until it is known what became of its last packets."""
+        """The client that has left, until its last packets are counted as sent or lost."""
         self._slot = 0
+        """The slot of the timer wheel with the connection's deadline."""
         self._missing = ""
         self._period = 0.0
+        """Seconds between two KeepAlive frames."""
 
     # Life
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client connected (asyncio)."""
+        """Begin, as a client connected (asyncio)."""
         context = self.context
-        # uvloop's transports have the interface and not the base class.
+        # uvloop's transports have the interface, but not the base class.
         transport = self.transport = cast("asyncio.Transport", transport)
-        # Any byte that the kernel does not take means pause_writing: what waits must wait
-        # in the router's queues, where it is bounded and can be dropped.
+        # The first byte that the kernel does not take makes the transport call `pause_writing`.
+        # From then on packets wait in the router's queues, which are bounded and can drop them.
         transport.set_write_buffer_limits(high=0)
         self.peer = self.endpoint("peername")
         context.protocols.add(self)
@@ -96,12 +100,12 @@ class RelayProtocol(StagedWriter):
         self._begin(self)
 
     def endpoint(self, which: str) -> tuple[str, int]:
-        """IP address and port of one end, `peername` or `sockname`; of a Unix socket, `UNKNOWN`."""
+        """Return address and port of `peername` or `sockname`; UNKNOWN for a Unix socket."""
         name = None if self.transport is None else self.transport.get_extra_info(which)
         return (unmapped_text(name[0]), name[1]) if isinstance(name, tuple) else UNKNOWN
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone (asyncio)."""
+        """End, as the connection is lost (asyncio)."""
         if not self.ended:
             reason = EndReason.CLIENT_CLOSED if exc is None else _lost_reason(exc)
             # Clients that exit, scanners and health checks reset connections all the time.
@@ -110,10 +114,10 @@ class RelayProtocol(StagedWriter):
         self._forget()
 
     def eof_received(self) -> bool:
-        """The client closed its half (asyncio).
+        """End, as the client closed its half (asyncio).
 
-        A client that logged in is unregistered at once, even if a write to it is stuck: its
-        peers must not wait for that.
+        A client that logged in is unregistered at once, even if bytes for it still wait: its peers
+        must learn of its departure now.
         """
         self.end(EndReason.CLIENT_CLOSED, How.GRACEFUL)
         return False
@@ -123,11 +127,11 @@ class RelayProtocol(StagedWriter):
     ) -> None:
         """Unregister and close: every connection ends here, and only once (`Sink`).
 
-        A second call changes nothing, but that `How.NOW` waits no longer for last bytes.
+        A second call does nothing, except that `How.NOW` stops waiting for the last bytes.
 
         Args:
-            detail: why, for the log, in words; empty: the end is nothing to be logged.
-            key: of a client that was not let in, for a JSON log.
+            detail: the text for the log; empty for an ordinary end, which is logged as debug only.
+            key: the key of a client that was refused, for a JSON log.
         """
         if self.ended:
             if how is How.NOW:
@@ -153,7 +157,7 @@ class RelayProtocol(StagedWriter):
             self._abort()
 
     def _unregister(self, *, last_words: bool) -> list[bytes]:
-        """Leave everything that might give the connection more to do.
+        """Leave the timers, the router and the rest, so that none of them calls the connection.
 
         Returns:
             frames that are still to be written.
@@ -187,15 +191,15 @@ class RelayProtocol(StagedWriter):
             layer = layer.outer
 
     def _linger(self) -> None:
-        """Write out what is written, close our half, and wait for the client's.
+        """Close this half after the last bytes, and read on until the client closes its half.
 
-        Unread bytes would make the kernel answer with a reset, which takes from
-        the client what the kernel has not delivered to it yet.
+        If the socket were closed with unread bytes in it, the kernel would send a reset, and the
+        client's kernel would discard last bytes that the client has not read yet.
         """
         transport = self.lingering
         if transport is None:
             return
-        # A client that has reset the connection meanwhile is found out by the next read.
+        # If the client has reset the connection meanwhile, the next read reports it.
         with contextlib.suppress(OSError):
             transport.write_eof()
         if self.held and not transport.is_closing():
@@ -215,13 +219,13 @@ class RelayProtocol(StagedWriter):
             self.lingering.abort()
 
     def _settle(self) -> None:
-        """Count what the transport holds for a client that has left as lost."""
+        """Count the packets that the transport still holds for a client that left as lost."""
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
             self.context.router.settle(leaving, self.unsent_size())
 
     def _forget(self) -> None:
-        """Refer to nothing any more, and have nothing refer to this."""
+        """Drop all references from and to the connection."""
         self._settle()
         context = self.context
         context.timers.cancel(self, self._slot)
@@ -236,7 +240,7 @@ class RelayProtocol(StagedWriter):
 
     @property
     def who(self) -> str:
-        """The client in log lines: number and address; once they are known, key and label."""
+        """The client in log lines: number and address, and after the login key and label."""
         where = f"client {self.number} {format_address(*self.peer)}"
         if self.connection is None:
             return where
@@ -248,7 +252,7 @@ class RelayProtocol(StagedWriter):
         return label_of(key, self.context.admission, self.context.limits)
 
     def log_fields(self, key: NodePublic | None = None) -> dict[str, object]:
-        """The same for a JSON log; `key`: of a client that has not logged in."""
+        """Return the same for a JSON log; `key` is that of a client that has not logged in."""
         fields: dict[str, object] = {
             "connection": self.number,
             "address": format_address(*self.peer),
@@ -261,20 +265,23 @@ class RelayProtocol(StagedWriter):
         return fields
 
     def on_protocol_error(self, error: Exception) -> None:
-        """End the connection as the client broke the protocol; some layers can tell it so."""
+        """End the connection, as the client broke the protocol.
+
+        If the inmost layer can report errors to the client, it does so first.
+        """
         layer = self.inmost
         how = How.GRACEFUL if layer is not None and layer.tells_errors else How.NOW
         self.end(EndReason.PROTOCOL_ERROR, how, str(error))
 
     def begin_keep_alive(self, period: float) -> None:
-        """Send a KeepAlive frame every so many seconds, in place of the login's deadline."""
+        """Send a KeepAlive frame every `period` seconds from now on, in place of the deadline."""
         self._period = period
         self.restart_timer(period)
 
     # Relaying
 
     def relay(self, connection: Connection) -> None:
-        """Relay what the client sends from now on, under its key's rate limit if it has one."""
+        """Relay the client's frames from now on, under its key's rate limit if it has one."""
         context = self.context
         relaying: Stage = partial(context.receive, context.router, connection)
         self.read_in_large()
@@ -283,7 +290,7 @@ class RelayProtocol(StagedWriter):
         self.stage = self._limit or relaying
 
     def limit_again(self) -> None:
-        """Relay under the rate limits as they are now, after they were read again."""
+        """Apply the rate limits anew, after they were read again."""
         connection, limit = self.connection, self._limit
         if connection is None:
             return
@@ -296,11 +303,12 @@ class RelayProtocol(StagedWriter):
     # Time
 
     def restart_timer(self, seconds: float, missing: str = "") -> None:
-        """Have `on_timer` called in so many seconds, and not before.
+        """Set the connection's deadline, at which `on_timer` is called, in place of the last one.
 
         Args:
-            missing: why the connection is closed then, if it has not logged in; empty: because it
-                has not, within the time for it.
+            seconds: from now to the deadline.
+            missing: why a connection without a login is closed at the deadline; empty: because it
+                has not logged in within `login_timeout`.
         """
         if self.ended:
             return
@@ -310,20 +318,20 @@ class RelayProtocol(StagedWriter):
         self._slot = context.timers.add(self, context.loop.time() + seconds)
 
     def stop_timer(self) -> None:
-        """Have no deadline for now."""
+        """Remove the deadline, until `restart_timer`."""
         if self.ended:
             return
         self.context.timers.cancel(self, self._slot)
 
     def on_timer(self, now: float) -> None:
-        """The deadline of the current stage passed, or it is time for a KeepAlive."""
+        """Send a KeepAlive, or close a connection whose deadline has passed."""
         context = self.context
         if self.connection is not None:
             context.router.keep_alive(self.connection)
             self._slot = context.timers.add(self, now + self._period)
             return
         if self.ended:
-            self._abort()  # the client had its time for the last bytes
+            self._abort()  # the time for the last bytes is over
         elif self.kept_alive:
             self.end(EndReason.ANSWERED, How.NOW)
         else:
@@ -331,7 +339,7 @@ class RelayProtocol(StagedWriter):
             self.end(EndReason.NO_LOGIN, How.NOW, missing)
 
     def on_last_bytes_taken(self) -> None:
-        """The kernel took what it still held after the end: the client's half may follow."""
+        """Wait for the client to close its half: after the end, the kernel took the last bytes."""
         self._settle()
         self._abort_in(LINGER_TIMEOUT)
 

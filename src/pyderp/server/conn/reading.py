@@ -1,7 +1,7 @@
-"""Reading: bytes in a buffer that all connections share, given to a connection's stage.
+"""The reading half of a connection: passes bytes from a shared buffer to the connection's stage.
 
-The kernel's bytes go through the connection's layers, if it has any, and then to its stage.
-What a connection keeps is an incomplete frame, if any.
+The kernel's bytes go through the connection's layers, if it has any, and then to its stage. Between
+two reads a connection keeps an incomplete frame at most.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pyderp.wire.frames import FRAME_HEADER_LEN, HEADER
 __all__ = ["HOLD_HTTP", "HOLD_LIMIT", "HOLD_LOGIN", "StagedReader", "closed_stage"]
 
 _LARGE: Final = 4096
-"""An incomplete frame of more bytes is collected apart, instead of being copied to and fro."""
+"""Bytes. A larger incomplete frame is collected in a buffer of its own. A smaller one is copied
+into the shared buffer at each read."""
 
 _FAIR_SHARE: Final = 64 * 1024
-"""A client that sends so much in one read waits a turn of the loop."""
+"""Bytes. A client from which one read brings as many is not read again in this turn of the loop."""
 
-# Why a connection is not read from; several may hold at once.
+# Reasons to stop reading a connection, as bits: several may apply at once.
 _HOLD_FAIR: Final = 1
 HOLD_LOGIN: Final = 2
 HOLD_HTTP: Final = 4
@@ -30,7 +31,7 @@ HOLD_LIMIT: Final = 8
 
 
 class Layer(ABC):
-    """One layer of a connection.
+    """One layer of a connection, such as TLS or a websocket.
 
     Attributes:
         inner: the next layer on the way to the stage.
@@ -40,9 +41,9 @@ class Layer(ABC):
     __slots__ = ("inner", "outer")
 
     reads_large: ClassVar[bool] = True
-    """Whether one read may bring as much as there is."""
+    """Whether one read may fill the whole shared buffer."""
     tells_errors: ClassVar[bool] = False
-    """Whether a client that broke the protocol learns of it before the connection ends."""
+    """Whether `close` reports an error to a client that broke the protocol."""
 
     def __init__(self) -> None:
         self.inner: Layer | None = None
@@ -50,26 +51,27 @@ class Layer(ABC):
 
     @abstractmethod
     def receive(self, data: memoryview) -> None:
-        """Take bytes, from the socket or from the layer outside; they are copied."""
+        """Take bytes from the socket or from the outer layer, and copy what is needed later."""
 
     @abstractmethod
     def send(self, chunks: list[bytes]) -> bool:
-        """Write bytes of the stream inside. Returns False if nothing more can be written."""
+        """Write bytes of the inner stream. Returns False if nothing more can be written."""
 
     @abstractmethod
     def unsent_size(self, outer: int) -> int:
-        """Bytes of the stream inside that the other side cannot read.
+        """Return how many bytes of the inner stream the client cannot read.
 
         Args:
-            outer: bytes that do not reach it, at the end of what `send` wrote last.
+            outer: bytes of the outer stream that do not reach the client, at the end of what the
+                last `send` wrote.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Say that nothing more will come."""
+        """Write that nothing more will be sent, such as a close_notify or a close frame."""
 
     def discard(self) -> None:
-        """Drop what it refers to; it is not used again."""
+        """Drop all references; the layer is not used again."""
         self.inner = self.outer = None
 
 
@@ -77,16 +79,16 @@ class StagedReader(asyncio.BufferedProtocol):
     """The reading half of a connection.
 
     Args:
-        context: what it shares with the relay's other connections.
+        context: what the relay's connections share.
 
     Attributes:
-        stage: what the next bytes of the stream go to.
-        outmost: the layer at the socket; `None`: the socket brings the stream itself.
+        stage: takes the next bytes of the stream.
+        outmost: the layer at the socket; `None` if there are no layers.
         inmost: the layer at the stage.
-        room: where bytes are read to, unless an incomplete frame stands before them.
-        fair_share: how many bytes are enough for one turn of the loop.
-        tail: the start of an incomplete frame; `None`: there is none.
-        held: why nothing is read at the moment, as bits; 0: reading goes on.
+        room: the buffer for the next read, if there is no incomplete frame.
+        fair_share: bytes of one read, after which the other sockets are read first.
+        tail: the start of an incomplete frame; `None` if there is none.
+        held: the reasons not to read, as bits; 0 while the client is read.
     """
 
     __slots__ = (
@@ -108,8 +110,8 @@ class StagedReader(asyncio.BufferedProtocol):
         self.stage: Stage = closed_stage
         self.outmost: Layer | None = None
         self.inmost: Layer | None = None
-        # The start of an incomplete frame; in a bytearray once it is large, and then
-        # _need says how long it must get.
+        # A large incomplete frame is a bytearray, and `_need` is its full length. A small one is
+        # bytes, and `_need` is 0.
         self.tail: bytes | bytearray | None = None
         self._need = 0
         self.held = 0
@@ -118,21 +120,22 @@ class StagedReader(asyncio.BufferedProtocol):
 
     @abstractmethod
     def on_protocol_error(self, error: Exception) -> None:
-        """End the connection: a stage cannot use what came."""
+        """End the connection, as the client broke the protocol."""
 
     # From the kernel
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go: behind the incomplete frame that is here already (asyncio)."""
+        """Return the buffer for the next bytes: after the incomplete frame, if any (asyncio)."""
         tail = self.tail
         if tail is None or self._need or self.outmost is not None:
             return self.room
+        # The frame is copied in front of the read, so that the stage gets it in one piece.
         size = len(tail)
         self.context.buffer[:size] = tail
         return self.context.view[size : size + len(self.room)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Bytes arrived (asyncio)."""
+        """Pass the bytes that were read to the outmost layer or to the stage (asyncio)."""
         context = self.context
         layer = self.outmost
         if layer is not None:
@@ -140,24 +143,25 @@ class StagedReader(asyncio.BufferedProtocol):
         else:
             self.arrived(nbytes)
         if context.router.dirty and not context.flush_scheduled:
-            # As `schedule_flush`; a call less for each packet that comes alone.
+            # The same as `schedule_flush`, without a call: this runs for each packet that comes
+            # alone.
             context.flush_scheduled = True
             context.loop.call_soon(context.flush_turn)
         if nbytes >= self.fair_share and not self.held:
-            # Read on only after the other sockets that are ready: libuv goes on reading a
-            # socket that fills the buffer, up to 32 times in a row.
+            # Let the other sockets be read first: libuv reads a socket that fills the buffer up to
+            # 32 times in a row.
             self.hold(_HOLD_FAIR)
             context.loop.call_soon(self.release, _HOLD_FAIR)
 
     def hold(self, reason: int) -> None:
-        """Read nothing from the client until `release` with the same reason."""
+        """Stop reading the client, until `release` with the same reason."""
         transport = self.transport
         if not self.held and transport is not None and not transport.is_closing():
             transport.pause_reading()
         self.held |= reason
 
     def release(self, reason: int) -> None:
-        """Read on, unless there is another reason not to."""
+        """Read again, unless another reason holds."""
         self.held &= ~reason
         transport = self.transport
         if not self.held and transport is not None and not transport.is_closing():
@@ -166,10 +170,10 @@ class StagedReader(asyncio.BufferedProtocol):
     # Layers
 
     def add_layer(self, layer: Layer, behind: bytes = b"") -> None:
-        """Put a layer between the stage and those that are there already.
+        """Add a layer between the stage and the existing layers.
 
         Args:
-            behind: bytes for it that were read before it was there.
+            behind: bytes for the layer that were read before it was added.
         """
         assert self.tail is None, "the stage before it leaves nothing"
         layer.outer = self.inmost
@@ -183,9 +187,9 @@ class StagedReader(asyncio.BufferedProtocol):
             layer.receive(memoryview(behind))
 
     def plain_room(self) -> memoryview:
-        """Where a layer is to put bytes of the stream, before it calls `arrived`.
+        """Return the buffer where a layer puts bytes of the stream, before it calls `arrived`.
 
-        It is the whole shared buffer while there is no `tail`.
+        It is the whole shared buffer if there is no `tail`.
         """
         tail = self.tail
         if tail is None or self._need:
@@ -197,7 +201,7 @@ class StagedReader(asyncio.BufferedProtocol):
     # To the stage
 
     def arrived(self, nbytes: int) -> None:
-        """Bytes of the stream are in the shared buffer, behind the incomplete frame."""
+        """Pass the bytes to the stage that were put in the shared buffer, after `tail` if any."""
         context = self.context
         tail = self.tail
         if tail is None:
@@ -215,7 +219,7 @@ class StagedReader(asyncio.BufferedProtocol):
             self._feed(context.buffer, context.view, len(tail) + nbytes)
 
     def take(self, data: bytes) -> None:
-        """Take bytes of the stream that a layer holds, behind the incomplete frame."""
+        """Pass bytes of the stream to the stage that are in a layer's own buffer, after `tail`."""
         tail = self.tail
         if tail is None:
             self.feed(data)
@@ -225,19 +229,20 @@ class StagedReader(asyncio.BufferedProtocol):
             self.feed(tail + data)
 
     def feed_rest(self) -> None:
-        """Give the current stage what the one before did not use."""
+        """Pass the bytes to the current stage that it, or the stage before, left unused."""
         if self.tail is not None:
             rest, self._need = self.tail, 0
             self.feed(rest)
         self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Have what the router holds written, if it holds anything."""
+        """Schedule a flush of the router, if it holds anything to write."""
         if self.context.router.wants_flush:
             self.context.schedule_flush()
 
     def feed(self, rest: bytes | bytearray | memoryview) -> None:
-        """Give bytes to the current stage that were read before it was."""
+        """Pass bytes to the current stage that are not in the shared buffer."""
+        # A copy that may be written to: the lane overwrites frames in place.
         data = bytearray(rest)
         with memoryview(data) as view:
             self._feed(data, view, len(data))
@@ -262,7 +267,7 @@ class StagedReader(asyncio.BufferedProtocol):
             self._rest(stage, view[used:end])
 
     def _rest(self, stage: Stage, rest: memoryview) -> None:
-        """Keep the incomplete frame that a stage left, or give it to the stage after that."""
+        """Keep the incomplete frame that a stage left, or pass the bytes to the next stage."""
         if self.stage is not stage:
             self.feed(rest)
             return
@@ -275,20 +280,20 @@ class StagedReader(asyncio.BufferedProtocol):
         self.tail = bytes(rest)
 
     def read_in_large(self) -> None:
-        """From now on read as much as there is: frames are taken from the buffer in place."""
+        """Read as much as the shared buffer holds from now on: the lane works in the buffer."""
         layer, context = self.inmost, self.context
         if layer is None or layer.reads_large:
             self.room = context.large_view if layer is None else context.raw
             self.fair_share = _FAIR_SHARE
 
     def read_in_small(self) -> None:
-        """From now on read a little at a time."""
+        """Read little at a time from now on."""
         context = self.context
         self.room = context.small_view if self.outmost is None else context.small_raw
         self.fair_share = SMALL_READ
 
     def drop_rest(self) -> None:
-        """Forget what was left unused, and discard what still comes."""
+        """Drop the unused bytes, and discard all that come from now on."""
         self.stage = closed_stage
         self.tail = None
         self._need = 0
@@ -296,5 +301,5 @@ class StagedReader(asyncio.BufferedProtocol):
 
 
 def closed_stage(_: bytearray, __: memoryview, end: int) -> int:
-    """The stage of a connection that is being closed."""
+    """Discard bytes: the stage of a connection that is being closed."""
     return end

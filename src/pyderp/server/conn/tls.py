@@ -52,8 +52,10 @@ class TLSLayer(Layer):
         if records is None:
             self._on_hello(self._hello + data)
             return
+        # Decrypted right to where the stage reads, after its incomplete frame: no second copy.
         room = protocol.context.view if protocol.tail is None else protocol.plain_room()
         filled = records.feed(data, room)
+        # The end of the handshake sets `news`, and the version is known from then on.
         if records.news and not protocol.tls_version:
             protocol.tls_version = records.version
         if filled:
@@ -103,6 +105,7 @@ class TLSLayer(Layer):
         if protocol.ended:
             return
         alert = records.output()
+        # A client that sent plain HTTP cannot read an alert; a browser shows this answer.
         protocol.write(_PLAIN_HTTP_ANSWER if records.failure == PLAIN_HTTP else alert)
         protocol.end(EndReason.PROTOCOL_ERROR, How.GRACEFUL, f"TLS: {self._why(records.failure)}")
 
@@ -126,8 +129,8 @@ class TLSLayer(Layer):
             self._fail(records)
             return False
         if protocol.full is not None or not encrypted:
-            return protocol.write(encrypted)
-        transport.write(encrypted)
+            return protocol.write(encrypted)  # it counts bytes that follow those in a full socket
+        transport.write(encrypted)  # the same without a call, for each packet that comes alone
         if protocol.full is not None:  # the kernel did not take all of it
             self._last = (sum(map(len, chunks)), len(encrypted))
         return True

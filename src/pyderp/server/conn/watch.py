@@ -107,10 +107,10 @@ class PathWatch(Spread):
         """Look at the next connections, and at those that did not answer."""
         if now >= self._next:
             self._next = now + self._period
-            everyone = list(self._connections)
-            self._round = iter(everyone)
+            connections = list(self._connections)
+            self._round = iter(connections)
             # A round takes most of the period, so that there is little to do in each tick.
-            self._a_tick = math.ceil(len(everyone) * TICK / self._period)
+            self._a_tick = math.ceil(len(connections) * TICK / self._period)
         if not self.going_on:
             fresh = (p for p in islice(self._round, self._a_tick) if p not in self._suspects)
             self.start([*self._suspects, *fresh])
@@ -136,8 +136,9 @@ class RttSampler(Spread):
     """Samples each logged-in connection about every ten seconds, some of them in each tick.
 
     Args:
-        connections: those that there are; live.
-        loop: its clock and timers.
+        connections: the relay's connections; a live view.
+        counters: count the samples.
+        loop: has the clock and timers.
     """
 
     def __init__(

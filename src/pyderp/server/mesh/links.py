@@ -49,7 +49,7 @@ _KEYS_DIFFER: Final = (
     "it took the login and hung up when asked who is there, so its mesh key probably differs "
     "from ours: give both relays the same mesh key"
 )
-_NOT_LET_IN: Final = (
+_LOGIN_REFUSED: Final = (
     "it hung up during the login; if it verifies its clients, its mesh key probably differs "
     "from ours: give both relays the same mesh key"
 )
@@ -351,7 +351,7 @@ class _Neighbour:
         text = describe(error)
         if isinstance(error, ConnectionClosed):
             if not self._sent_keys and _hung_up(error):
-                text = f"{_KEYS_DIFFER if self._logged_in else _NOT_LET_IN} ({text})"
+                text = f"{_KEYS_DIFFER if self._logged_in else _LOGIN_REFUSED} ({text})"
             else:
                 text = f"connection lost: {text}"
         self._error = printable(text, _LONGEST_ERROR)
