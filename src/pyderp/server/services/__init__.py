@@ -1,1 +1,1 @@
-"""What a relay answers beside DERP: STUN, and names for bootstrapping."""
+"""Services of a relay beside DERP: STUN and bootstrap DNS."""

@@ -1,4 +1,4 @@
-"""Bootstrap DNS: keeps the addresses of some names at hand, and tells them at `/bootstrap-dns`."""
+"""Bootstrap DNS: looks up the addresses of names, and returns them at `/bootstrap-dns`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ T = TypeVar("T")
 log = logging.getLogger("pyderp.bootstrap")
 
 TxtResolver: TypeAlias = Callable[[str], Awaitable[Sequence[str]]]
-"""Gives the texts of a name's TXT records. It may raise `OSError`, which `DialError` is."""
+"""Returns the texts of a name's TXT records. It may raise `OSError`, as `DialError` is one."""
 
 REFRESH: Final = 600.0
-"""Seconds from the end of a round to the next."""
+"""Seconds from the end of a round of look-ups to the next round."""
 LOOKUP_TIMEOUT: Final = 20.0
-"""Seconds that one look-up may take. The system's usually gives up after 10 a name server."""
+"""Seconds for one look-up. The system's resolver usually gives up after 10 s per name server."""
 KEEP: Final = 24 * 3600.0
-"""Seconds that addresses are told which cannot be looked up any more."""
+"""Seconds for which addresses are returned although new look-ups fail."""
 _AT_ONCE: Final = 4
-"""Look-ups at once, each in a thread that others need as well."""
+"""Look-ups at once. Each takes a thread of the pool, which other parts of the program need too."""
 
 
 class BootstrapDNS:
-    """Looks the names up, again and again, and answers requests from what it found.
+    """Looks up the names regularly, and answers requests with the addresses found.
 
     Args:
-        config: the names; without any there is nothing to do and the answers are empty.
-        resolver: for addresses; by default the system's.
-        txt: for TXT records; by default dnspython with the system's name servers.
-        uniform: gives random numbers from [0, 1).
-        shuffle: puts published addresses into random order, so that not all clients take the
-            same one first.
+        config: the names; without any, nothing is looked up and the answers are empty.
+        resolver: looks up addresses; by default the system's resolver.
+        txt: looks up TXT records; by default dnspython with the system's name servers.
+        uniform: returns random numbers from [0, 1).
+        shuffle: puts published addresses into random order, so that not all clients try the same
+            one first.
 
     Raises:
         ConfigError: an entry is neither NAME nor NAME/TXTNAME.
@@ -77,8 +77,7 @@ class BootstrapDNS:
         self._shuffle = shuffle
         self._answers = BootstrapAnswers()
         self.counters = self._answers.counters
-        """What it has counted so far; the object is live."""
-        # Under the texts that the log calls them by.
+        """The counters of the answers; the object changes as they count."""
         self._addresses: LastGood[list[str]] = LastGood(KEEP)
         self._percents: LastGood[int] = LastGood(KEEP)
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -86,23 +85,23 @@ class BootstrapDNS:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look names up, on the running loop."""
+        """Start the look-ups, on the running loop."""
         if self._published or self._unpublished:
             self._task = asyncio.create_task(self._run(), name="pyderp bootstrap DNS")
 
     async def aclose(self) -> None:
-        """Stop looking names up."""
+        """Stop the look-ups."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
 
     def answer(self, request: Request) -> Response:
-        """The answer to a request for `/bootstrap-dns`, of any method."""
+        """Answer a request for `/bootstrap-dns` of any method."""
         name = request.query.get("q", "")
         body = self._answers.answer(name, request.remote, uniform=self._uniform)
         response = page("application/json", body)
-        # A client asks once, and not this relay in particular.
+        # Clients ask a random relay, once, so an open connection would be of no use.
         response.close = True
         return response
 
@@ -117,7 +116,7 @@ class BootstrapDNS:
                     for name in records
                 ),
             )
-            # Also if nothing was found: what is known may have become too old.
+            # Also if nothing was found, because known addresses may have become too old.
             self._publish(whole_round=True)
             await asyncio.sleep(REFRESH)
 
@@ -134,7 +133,7 @@ class BootstrapDNS:
     async def _refresh(
         self, name: str, what: str, known: LastGood[T], find: Callable[[str], Awaitable[T]]
     ) -> None:
-        """Look up one name; whatever becomes of it, the others have their own time and end."""
+        """Look up one name and publish the result; raises nothing, so that other names go on."""
         now = asyncio.get_running_loop().time
         try:
             async with self._slots, asyncio.timeout(LOOKUP_TIMEOUT):

@@ -1,4 +1,7 @@
-"""TXT records, which the system's resolver does not tell. Imports dnspython: load it if needed."""
+"""Looks up TXT records, which the system's resolver cannot do.
+
+It imports dnspython, so import this module only if it is needed.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,21 @@ from pyderp.errors import DialError, NameNotFound
 __all__ = ["system_txt"]
 
 _NONE = (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.exception.SyntaxError)
-"""Errors that say that there is none: the last one is about names that can be none."""
+"""Errors which mean that there is no record. The last one means that the name is malformed."""
 _LIFETIME = 10.0
 """Seconds for all name servers and attempts together."""
 
 
 async def system_txt(name: str, *, resolver: dns.asyncresolver.Resolver | None = None) -> list[str]:
-    """The strings of a name's TXT records, one text for each record.
+    """Return a name's TXT records, one text for each record.
 
     Args:
-        name: taken as it is, without the system's search list.
-        resolver: by default one with the system's name servers as they are now.
+        name: the full name; the system's search list is not used.
+        resolver: by default a new one with the current name servers of the system.
 
     Raises:
-        NameNotFound: there are none.
-        DialError: it cannot be found out.
+        NameNotFound: the name has no TXT record.
+        DialError: the look-up failed.
     """
     try:
         if resolver is None:
