@@ -1,1 +1,1 @@
-"""What a relay shows to people and their monitoring: home page, `/debug/`, metrics."""
+"""The pages of a relay for people and monitoring: home page, `/debug/` and metrics."""

@@ -1,4 +1,4 @@
-"""What a request for `/debug/clients/` asks: a filter, an order, and where the page begins."""
+"""Parses requests for `/debug/clients/`: the filter, the order, and where the page begins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 T = TypeVar("T")
 
 AddressKey: TypeAlias = tuple[int, bytes, str]
-"""Bits, address and zone: the order of Go's addresses, the unknown one first."""
+"""Bits, address and zone. Compares as Go's addresses do; an unknown address is the smallest."""
 
 COUNTERS: Final = {
     "rx": "bytes_received",
@@ -44,10 +44,10 @@ COUNTERS: Final = {
     "rxpkts": "packets_received",
     "txpkts": "packets_sent",
 }
-"""Orders by a counter, and its attribute."""
+"""The orders by a counter, and the attribute of a connection that has it."""
 SORTS: Final = ("key", "ip", "conn", "connected", *COUNTERS)
 UNKNOWN_ADDRESS: Final = "unknown"
-"""A cursor behind connections without an address, such as those of a Unix socket."""
+"""The cursor after connections without an address, such as those on a Unix socket."""
 
 _DEFAULT_LIMIT: Final = 100
 _MOST: Final = 1000
@@ -56,10 +56,10 @@ _BAD_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 def wants_json(fields: Mapping[str, Sequence[str]]) -> bool:
-    """Whether the answer is to be JSON.
+    """Return whether the request asks for JSON.
 
     Raises:
-        ValueError: it asks for something else than HTML or JSON.
+        ValueError: it asks for a format that is neither HTML nor JSON.
     """
     form = _first(fields, "format")
     if form not in ("", "html", "json"):
@@ -69,43 +69,43 @@ def wants_json(fields: Mapping[str, Sequence[str]]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsQuery:
-    """A request that names a filter."""
+    """A request with a filter."""
 
     filter: tuple[str, str]
-    """Its parameter and value, in their usual form: `("cidr", "192.0.2.0/24")`."""
+    """The filter's parameter and its value in normal form: `("cidr", "192.0.2.0/24")`."""
     address: AddressKey | None = None
     network: tuple[int, int, int] | None = None
-    """Bits of an address, bits behind the prefix, and the prefix as a number."""
+    """Bits of an address, bits after the prefix, and the prefix as a number."""
     key: NodePublic | None = None
     apps: tuple[str, ...] | None = None
-    """Names of programs, one of which a connection must have; `None`: any."""
+    """AppNames, one of which a connection must have; `None`: any."""
     app_set: frozenset[str] = frozenset()
-    """The same, for many connections and any number of names."""
+    """`apps` as a set, so that the look-up is as fast with many names."""
 
     sort: str = "key"
     descending: bool = False
     limit: int = _DEFAULT_LIMIT
     json: bool = False
     after: Any = None
-    """A value of what it is sorted by; the page begins behind it. `None`: at the start."""
+    """A value of the sort field; the page begins after it. `None`: the first page."""
     after_number: int | None = None
-    """The page begins behind the connection of that number among those with that value."""
+    """Among the connections with the value `after`, the page begins after this number."""
     debug_key: str = ""
-    """The secret that let the request in; links repeat it."""
+    """The `debugkey` of the request; links repeat it."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Sequence[str]], *, now: int) -> ClientsQuery | None:
         """Read the fields of a request.
 
         Args:
-            fields: all values by name.
+            fields: all values of the query by name.
             now: nanoseconds since 1970.
 
         Returns:
-            `None`: no filter is named.
+            `None` if the request has no filter.
 
         Raises:
-            ValueError: a value is none; the text is the answer.
+            ValueError: a value is invalid; the text is the answer to the request.
         """
         json = wants_json(fields)
         found = _filters(fields)
@@ -138,7 +138,7 @@ class ClientsQuery:
         )
 
     def __str__(self) -> str:
-        """What it filters by, in words."""
+        """Return the filter in words, for the page and `derper`'s JSON."""
         kind, value = self.filter
         text = {"all": "all clients", "key": f"connections for {value}"}.get(
             kind, f"clients from {value}"
@@ -148,7 +148,7 @@ class ClientsQuery:
         return text
 
     def matches(self, connection: Connection) -> bool:
-        """Whether the filter lets a connection through. One by key is for the caller to do."""
+        """Return whether a connection passes the filter. The caller applies a filter by key."""
         if self.apps is not None and connection.app_name not in self.app_set:
             return False
         if self.address is not None:
@@ -160,11 +160,11 @@ class ClientsQuery:
         return True
 
     def is_past_cursor(self, value: Any, number: int) -> bool:
-        """Whether a connection is on this page or a later one.
+        """Return whether a connection is on this page or a later one.
 
         Args:
-            value: what it is sorted by.
-            number: the connection's.
+            value: the connection's value of the sort field.
+            number: the connection's number.
         """
         if self.after is None:
             return True
@@ -174,7 +174,7 @@ class ClientsQuery:
         return bool(here < cursor if self.descending else here > cursor)
 
     def link(self, order: str = "", after: str = "", after_number: str = "") -> str:
-        """A relative URL with the same filter, page size and form, by default in the same order."""
+        """Return a relative URL with the same filter, limit and format; `order`: another order."""
         order = order or (f"-{self.sort}" if self.descending else self.sort)
         fields: dict[str, Sequence[str]] = {
             self.filter[0]: [self.filter[1]],
@@ -190,9 +190,9 @@ class ClientsQuery:
 
 
 def parse_fields(target: str) -> dict[str, list[str]]:
-    """All values of a target's query, as Go's `url.ParseQuery` finds them.
+    """Return all values of a target's query, as Go's `url.ParseQuery` does.
 
-    A field with a semicolon or a broken escape is none.
+    A field with a semicolon or a broken escape is ignored.
     """
     fields: dict[str, list[str]] = {}
     for part in target.partition("?")[2].split("&"):
@@ -204,7 +204,7 @@ def parse_fields(target: str) -> dict[str, list[str]]:
 
 
 def address_key(host: str) -> AddressKey:
-    """A connection's address, to compare and to sort by."""
+    """Return a connection's address in a form to compare and to sort by."""
     text, _, zone = host.partition("%")
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
@@ -269,7 +269,7 @@ def _limit(text: str) -> int:
 
 
 def _cursor(sort: str, text: str, *, descending: bool, now: int) -> Any:
-    """The value of the sort field behind which the page begins; `None`: there is no cursor."""
+    """Return the value of the sort field after which the page begins; `None` without a cursor."""
     if not text:
         return None
     if sort == "connected":
@@ -303,7 +303,7 @@ def _address_cursor(text: str, *, descending: bool) -> tuple[AddressKey, int]:
     try:
         address, port = parse_address_port(text)
     except ValueError as e:
-        # An address alone stands for all its ports.
+        # An address without a port: the page begins after all ports of it.
         try:
             return address_key(str(parse_address(text))), 0 if descending else 0xFFFF
         except ValueError:

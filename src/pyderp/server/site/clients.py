@@ -1,6 +1,6 @@
-"""`/debug/clients/`: connections by filter and by pages, with `derper`'s URLs and JSON.
+"""`/debug/clients/`: connections by filter and in pages, with `derper`'s URLs and JSON.
 
-For people there are a form to choose with, and a table whose columns sort it.
+For people, pyderp adds a form for the filters, and a table that can be sorted by its columns.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Row = dict[str, Any]
 
 _SECOND: Final = 10**9
 _LARGEST_CLOCK_ERROR: Final = _SECOND
-# Go's encoder makes its output safe inside HTML.
+# Go's JSON encoder escapes these characters, so that its output is safe inside HTML.
 _HTML_ESCAPES: Final = str.maketrans(
     {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 )
 
-# title, and what it sorts by; counters are on the right
+# The title of a column, and the order that it links to. The counters are the last columns.
 _COLUMNS: Final = (
     ("conn#", "conn"),
     ("node key", "key"),
@@ -84,10 +84,11 @@ _NOTES: Final = (
 
 
 class RelayTime:
-    """The router's clock as nanoseconds since 1970.
+    """Converts times of the router's clock to nanoseconds since 1970.
 
-    A login keeps its time from one page to the next: the difference of two clocks wanders, so
-    it is taken anew only once the machine's clock was set.
+    The time of a login must be the same on each page, because it is used as a cursor. The
+    difference between the two clocks varies a little. So it is measured again only after the
+    machine's clock has been set.
     """
 
     __slots__ = ("_offset", "_view")
@@ -100,14 +101,14 @@ class RelayTime:
         return _nanoseconds(self._view.wall()) - _nanoseconds(self._view.router.clock())
 
     def now(self) -> int:
-        """The time, after a look at the machine's clock."""
+        """Return the time now, and measure the clocks again if the machine's clock was set."""
         offset = self._difference()
         if abs(offset - self._offset) > _LARGEST_CLOCK_ERROR:
             self._offset = offset
         return self.of(self._view.router.clock())
 
     def of(self, seconds: float) -> int:
-        """A time of the router's clock."""
+        """Return a time of the router's clock as nanoseconds since 1970."""
         return self._offset + _nanoseconds(seconds)
 
 
@@ -123,21 +124,21 @@ class ClientsPage:
     view: RelayView
     time: RelayTime
     conns: int = 0
-    """Connections that the filter lets through, on all pages."""
+    """Connections that pass the filter, on all pages together."""
     keys: int = 0
-    """Their keys."""
+    """Different keys of these connections."""
     remaining: int = 0
-    """Those behind this page."""
+    """Connections after this page."""
     entries: list[tuple[tuple[Any, int], Connection]] = field(default_factory=list)
-    """Those on it so far, each behind the value that it is sorted by, as that was when it was
-    looked at, and its number."""
+    """The connections of this page. With each, the value of the sort field when `fill` read it,
+    and the connection's number."""
 
     async def fill(self) -> None:
-        """Look at all connections; others are served meanwhile."""
+        """Find the connections of the page; the relay serves its clients meanwhile."""
         query = self.query
         registry = self.view.router.registry
-        # The zero key is a key like others here, and no client has it. derper takes it for
-        # "no filter" and lists all connections.
+        # The zero key is an ordinary key here, which no client has. derper takes it for "no
+        # filter" and lists all connections.
         among = (
             registry.connections() if query.key is None else registry.connections_of(query.key.raw)
         )
@@ -147,7 +148,7 @@ class ClientsPage:
                 if not query.matches(connection):
                     continue
                 self.conns += 1
-                # The registry has those of one key together.
+                # The registry yields the connections of one key one after the other.
                 self.keys += connection.key != last_key
                 last_key = connection.key
                 place = (self._value(connection), connection.number)
@@ -178,7 +179,7 @@ class ClientsPage:
 
     @property
     def next(self) -> str:
-        """A link to the next page; empty: this is the last."""
+        """A link to the next page; empty if this is the last."""
         if not self.remaining:
             return ""
         (value, number), connection = self.entries[-1]
@@ -189,7 +190,7 @@ class ClientsPage:
         return query.link("", after.get(query.sort, str(value)), str(number))
 
     def rows(self) -> Iterator[list[Row]]:
-        """The connections as what JSON says of them, some at a time."""
+        """Yield the connections as objects for JSON, a few in each list."""
         for some in slices(self.entries):
             yield [self._row(connection) for _, connection in some]
 
@@ -220,26 +221,26 @@ class ClientsPage:
 
 
 def remote(connection: Connection) -> str:
-    """Address and port; empty: unknown."""
+    """Return a connection's address and port as text; empty if unknown."""
     return format_address(*connection.peer) if connection.peer[0] else ""
 
 
 def _go_time(nanoseconds: int) -> str:
-    """A time as Go writes it: as many digits of the second as it takes."""
+    """Return a time in Go's format: RFC 3339 without trailing zeros in the fraction."""
     seconds, fraction = divmod(nanoseconds, _SECOND)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return text + f".{fraction:09d}".rstrip("0").rstrip(".") + "Z"
 
 
 def index_json(view: RelayView) -> bytes:
-    """How many connections and keys there are."""
+    """Return the JSON of the page without a filter: the numbers of connections and keys."""
     registry = view.router.registry
     counts = {"conns": registry.size, "keys": len(registry.active)}
     return json.dumps(counts, separators=(",", ":")).encode() + b"\n"
 
 
 async def clients_as_json(page: ClientsPage) -> AsyncGenerator[bytes, None]:
-    """The page as one object."""
+    """Yield the page as a JSON object, in pieces."""
     await page.fill()
     head = {
         "query": str(page.query),
@@ -259,16 +260,16 @@ async def clients_as_json(page: ClientsPage) -> AsyncGenerator[bytes, None]:
 
 
 def _go_json(value: Row) -> str:
-    """JSON as Go's encoder writes it, indented with tabs."""
+    """Return JSON as Go's encoder writes it, indented with tabs."""
     text = json.dumps(value, indent="\t", ensure_ascii=False).translate(_HTML_ESCAPES)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def index_as_html(view: RelayView, debug_key: str) -> bytes:
-    """The page without a filter.
+    """Return the HTML of the page without a filter.
 
     Args:
-        debug_key: the secret that let the request in; empty: none.
+        debug_key: the `debugkey` of the request; empty if it has none.
     """
     registry = view.router.registry
     secret = f'<input type="hidden" name="debugkey" value="{escape(debug_key)}">'
@@ -287,7 +288,7 @@ def index_as_html(view: RelayView, debug_key: str) -> bytes:
 
 
 async def clients_as_html(page: ClientsPage) -> AsyncGenerator[bytes, None]:
-    """The page as a table."""
+    """Yield the page as an HTML table, in pieces."""
     await page.fill()
     query = page.query
     secret = {"debugkey": query.debug_key} if query.debug_key else {}
@@ -318,7 +319,7 @@ def _titles(query: ClientsQuery) -> str:
             cells.append(f"<th>{title}</th>")
             continue
         arrow = (" ▼" if query.descending else " ▲") if sort == query.sort else ""
-        # A second click turns the order round; of the counters the largest come first.
+        # A second click reverses the order. A counter is first sorted with the largest on top.
         turned = not query.descending if sort == query.sort else sort in COUNTERS
         link = escape(query.link(f"-{sort}" if turned else sort))
         cells.append(f'<th><a href="{link}">{title}</a>{arrow}</th>')

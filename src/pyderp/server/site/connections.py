@@ -1,4 +1,4 @@
-"""`/debug/connections`: the connections that are logged in, as a table or as JSON."""
+"""`/debug/connections`: the logged-in connections, as a table or as JSON; and `/debug/traffic`."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ _PERIOD: Final = 2.0
 
 
 async def connections_as_html(view: RelayView, json_link: str) -> AsyncGenerator[bytes, None]:
-    """A page with a row for each connection that is logged in, oldest first.
+    """Yield an HTML page with a row for each logged-in connection, oldest first.
 
     Args:
-        json_link: where the same is as JSON.
+        json_link: the URL of the same list as JSON.
     """
     count = 0
     yield _HEAD.format(link=escape(json_link)).encode()
@@ -69,7 +69,7 @@ async def connections_as_html(view: RelayView, json_link: str) -> AsyncGenerator
 
 
 async def connections_as_json(view: RelayView) -> AsyncGenerator[bytes, None]:
-    """An array with an object for each connection that is logged in, oldest first."""
+    """Yield a JSON array with an object for each logged-in connection, oldest first."""
     before = "[\n"
     for rows in _rows(view):
         if rows:
@@ -86,13 +86,13 @@ def _rows(view: RelayView) -> Iterator[list[Row]]:
         if (connection := protocol.connection) is not None
     ]
     logged_in.sort(key=itemgetter(0))
-    # The router's clock is none that people can read.
+    # The router's clock is monotonic, with an unknown start; pages show the time of day.
     epoch = view.wall() - view.router.clock()
     for some in slices(logged_in):
         yield [
             _row(view, protocol, connection, epoch)
             for _, protocol in some
-            if (connection := protocol.connection) is not None  # else it ended meanwhile
+            if (connection := protocol.connection) is not None  # it may have ended meanwhile
         ]
 
 
@@ -154,11 +154,12 @@ def _text(value: object) -> str:
 
 
 async def traffic(view: RelayView) -> AsyncGenerator[bytes, None]:
-    """In each round a line of JSON for each client whose bytes grew, then an empty line.
+    """Yield, in each round, a line of JSON for each client with new bytes, then an empty line.
 
-    `Sent` and `Recv` are bytes of its TCP connection so far, as the relay sees them: TLS, HTTP
-    and frames included. `UniqueSenders` is how many other keys have written to it, exactly,
-    and is left out if the relay is not to tell. Unix sockets are left out.
+    `Sent` and `Recv` are the bytes of the client's TCP connection so far, seen from the relay,
+    with TLS, HTTP and frame headers. `UniqueSenders` is the number of other keys that have sent
+    to the client; it is missing if `sender_cardinality` is off. Connections on Unix sockets are
+    left out.
     """
     before: dict[Served, tuple[int, int]] = {}
     while True:

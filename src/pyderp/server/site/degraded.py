@@ -1,7 +1,7 @@
-"""The one place that knows what of a relay does not work at the moment.
+"""Collects the troubles of a relay: the parts that do not work at the moment.
 
-The debug page, `/debug/check`, the metrics and the service manager are told what stands here.
-Each part keeps its own state; nothing is remembered here.
+The debug page, `/debug/check`, the metrics and the service manager all use this list. Each part
+keeps its own state; nothing is stored here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["parts_in_use", "troubles"]
 
 
 def troubles(view: RelayView) -> list[Trouble]:
-    """All that is wrong now; empty: nothing is. Asks no other program."""
+    """Return all troubles, without a request to another program; empty if there are none."""
     return [*_troubles(view)]
 
 
@@ -39,7 +39,7 @@ def _troubles(view: RelayView) -> Iterator[Trouble]:
 
 
 def parts_in_use(view: RelayView) -> Iterator[Part]:
-    """The parts that this relay has, and so can fail; what runs it is always among them."""
+    """Yield the parts that this relay has, and those of the program that runs it."""
     yield from (Part.SETTINGS, Part.LOG, Part.STUN)
     if view.config.tls is not None:
         yield Part.CERTIFICATE

@@ -1,4 +1,4 @@
-"""Text as Go's library reads and quotes it, and the words with which it refuses some."""
+"""Parses and quotes text as Go's standard library does, with the same error texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 AddressPort: TypeAlias = tuple[IPAddress, int]
 Network: TypeAlias = tuple[IPAddress, int]
-"""An address whose bits behind the prefix are zero, and the length of the prefix."""
+"""An address whose bits after the prefix are zero, and the length of the prefix."""
 
 _SIGNED: Final = re.compile("[+-]?[0-9]+")
 _UNSIGNED: Final = re.compile("[0-9]+")
@@ -35,7 +35,7 @@ _SHORT_ESCAPES: Final = dict(zip('\a\b\f\n\r\t\v\\"', 'abfnrtv\\"', strict=True)
 
 
 def quote(text: str) -> str:
-    """The text as `strconv.Quote` writes it; what is no UTF-8 is a surrogate in it."""
+    """Return the text as `strconv.Quote` writes it; surrogates in it are bytes, not UTF-8."""
     return f'"{"".join(map(_quoted, text))}"'
 
 
@@ -53,17 +53,17 @@ def _quoted(character: str) -> str:
 
 
 def parse_integer(text: str, *, signed: bool = True) -> int:
-    """A number of 64 bits in decimal (`strconv.ParseInt`, `ParseUint`).
+    """Return a decimal number of 64 bits (`strconv.ParseInt`, `ParseUint`).
 
     Raises:
-        ValueError: with Go's words.
+        ValueError: not such a number; the text is Go's.
     """
     name = "ParseInt" if signed else "ParseUint"
     if not (_SIGNED if signed else _UNSIGNED).fullmatch(text):
         raise ValueError(f"strconv.{name}: parsing {quote(text)}: invalid syntax")
     sign = -1 if text.startswith("-") else 1
     digits = text.lstrip("+-").lstrip("0")
-    # Python refuses to read very long numbers.
+    # Python's `int` refuses very long texts. 40 digits are enough to be out of range.
     value = sign * int(digits[:_MOST_DIGITS] or "0")
     if value not in (range(-(2**63), 2**63) if signed else range(2**64)):
         raise ValueError(f"strconv.{name}: parsing {quote(text)}: value out of range")
@@ -71,10 +71,10 @@ def parse_integer(text: str, *, signed: bool = True) -> int:
 
 
 def parse_address(text: str) -> IPAddress:
-    """An IP address (`netip.ParseAddr`); one of IPv4 inside IPv6 stays that.
+    """Return an IP address (`netip.ParseAddr`); an IPv4-mapped IPv6 address stays IPv6.
 
     Raises:
-        ValueError: with Go's words, but for the details of what is wrong with IPv6.
+        ValueError: not an address; the text is Go's, without the details for IPv6.
     """
     try:
         return ipaddress.ip_address(text)
@@ -112,10 +112,10 @@ def _why_no_ipv4(text: str) -> str:
 
 
 def parse_network(text: str) -> Network:
-    """An address prefix such as `192.0.2.0/24` (`netip.ParsePrefix`, and then `Masked`).
+    """Return a network such as `192.0.2.0/24` (`netip.ParsePrefix`, then `Masked`).
 
     Raises:
-        ValueError: with Go's words.
+        ValueError: not a network; the text is Go's.
     """
     address_part, slash, bits_part = text.rpartition("/")
     if not slash:
@@ -139,10 +139,10 @@ def _bad_network(text: str, why: str) -> ValueError:
 
 
 def parse_address_port(text: str) -> AddressPort:
-    """`192.0.2.1:80` or `[2001:db8::1]:80` (`netip.ParseAddrPort`).
+    """Return address and port of `192.0.2.1:80` or `[2001:db8::1]:80` (`netip.ParseAddrPort`).
 
     Raises:
-        ValueError: with Go's words.
+        ValueError: not an address with a port; the text is Go's.
     """
     host, colon, port = text.rpartition(":")
     if not colon:
@@ -166,7 +166,7 @@ def parse_address_port(text: str) -> AddressPort:
 
 
 def address_text(address: IPAddress) -> str:
-    """The address as Go writes it: IPv4 inside IPv6 as `::ffff:a.b.c.d`."""
+    """Return the address as Go writes it: an IPv4-mapped one as `::ffff:a.b.c.d`."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         zone = f"%{address.scope_id}" if address.scope_id else ""
         return f"::ffff:{address.ipv4_mapped}{zone}"
@@ -174,10 +174,10 @@ def address_text(address: IPAddress) -> str:
 
 
 def parse_duration(text: str) -> int:
-    """A duration such as `1h30m` or `-2.5s`, in nanoseconds (`time.ParseDuration`).
+    """Return the nanoseconds of a duration such as `1h30m` or `-2.5s` (`time.ParseDuration`).
 
     Raises:
-        ValueError: it is none, or does not fit into 64 bits.
+        ValueError: not a duration, or it does not fit into 64 bits.
     """
     sign = -1 if text.startswith("-") else 1
     rest = text[1:] if text[:1] in ("+", "-") else text
@@ -195,7 +195,7 @@ def parse_duration(text: str) -> int:
 
 
 def duration_text(seconds: int) -> str:
-    """Whole seconds as Go writes a duration: `1h0m5s`."""
+    """Return whole seconds as Go writes a duration: `1h0m5s`."""
     minutes, rest = divmod(abs(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     sign = "-" if seconds < 0 else ""

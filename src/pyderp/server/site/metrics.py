@@ -1,4 +1,4 @@
-"""All metrics of a relay, for Prometheus and as JSON; the relay's own ones and the process's."""
+"""The metrics that only pyderp has, those of the process, and all metrics as text or JSON."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from pyderp.server.site.view import RelayView
 
 __all__ = ["CONTENT_TYPE", "exposition", "metrics_text", "own_series", "variables"]
 
-# attribute of the counters, meaning
+# The attribute of the counters, and the help text.
 _RELAY: Final = (
-    ("protocol_errors", "Connections closed as the peer broke the protocol."),
-    ("watchers_closed", "Mesh peers closed as too many presence changes waited for them."),
+    ("protocol_errors", "Connections closed because the peer broke the protocol."),
+    ("watchers_closed", "Mesh peers closed because too many presence changes waited for them."),
     (
         "mesh_keys_not_noted",
-        "PeerPresent of another relay that were not noted, as it had as many keys as it may.",
+        "PeerPresent frames of another relay ignored because it had too many keys.",
     ),
     (
         "peer_gone_not_sent",
-        "PeerGone frames not sent, as too many other frames waited for a slow client.",
+        "PeerGone frames not sent because too many other frames waited for a slow client.",
     ),
     (
         "sources_not_noted",
-        "Forwarded packets whose new source was not noted, as a bound was reached.",
+        "Forwarded packets whose new source was not noted because a limit was reached.",
     ),
     (
         "watch_repeats_ignored",
-        "WatchConns ignored as a whole picture waited for that watcher already.",
+        "WatchConns ignored because a full list waited for that watcher already.",
     ),
 )
 _ADMISSION: Final = (
-    ("allowed", "Clients let in."),
-    ("denied", "Clients turned away."),
-    ("cache_hits", "Clients that a remembered answer decided about."),
+    ("allowed", "Clients allowed to log in."),
+    ("denied", "Clients refused."),
+    ("cache_hits", "Clients decided by a remembered answer."),
     ("queries", "Questions to tailscaled, the admission URL or a function."),
-    ("errors", "Questions that brought no usable answer."),
-    ("failed_open", "Clients let in as nobody reached the admission URL."),
-    ("crowded", "Clients turned away as too many were asked about at once."),
-    ("revoked", "Keys whose connections were closed as they are no longer allowed."),
+    ("errors", "Questions without a usable answer."),
+    ("failed_open", "Clients allowed because the admission URL was unreachable."),
+    ("crowded", "Clients refused because too many questions were waiting."),
+    ("revoked", "Keys whose connections were closed because they are no longer allowed."),
 )
 
 
 def own_series(view: RelayView) -> Iterator[Series]:
-    """All of them, now. Those of a part that the relay does not have are missing."""
+    """Yield the current metrics that only pyderp has, of the parts that the relay has."""
     counters = view.router.counters
     yield Series(
         "gauge_pyderp_connections",
@@ -70,7 +70,7 @@ def own_series(view: RelayView) -> Iterator[Series]:
     )
     yield Series(
         "pyderp_connections_ended_total",
-        "Connections that ended, by why.",
+        "Connections that ended, by reason.",
         {(reason.value,): count for reason, count in counters.ends.items()},
         ("reason",),
     )
@@ -79,13 +79,13 @@ def own_series(view: RelayView) -> Iterator[Series]:
         yield Series(f"pyderp_{name}_total", help_text, value)
     yield Series(
         "pyderp_connections_shed_total",
-        "Connections closed at once, as file descriptors ran out.",
+        "Connections closed at once because file descriptors ran out.",
         view.accepts.shed,
     )
     if view.limits is not None:
         yield Series(
             "gauge_pyderp_rate_limited_connections",
-            "Connections that are not read from at the moment, as they exceed their limit.",
+            "Connections that are not read at the moment because they exceed their limit.",
             len(view.limits.waiting),
         )
     yield from _degraded(view)
@@ -98,7 +98,7 @@ def _degraded(view: RelayView) -> Iterator[Series]:
     count = Counter(trouble.part for trouble in troubles(view))
     yield Series(
         "gauge_pyderp_degraded",
-        "Troubles of the relay now, by the part that does not work; /debug/check lists them.",
+        "Current troubles of the relay, by the part that does not work; /debug/check lists them.",
         {(part.value,): count[part] for part in sorted({*parts_in_use(view), *count})},
         ("part",),
     )
@@ -129,13 +129,13 @@ def _certificates(view: RelayView) -> Iterator[Series]:
         return
     yield Series(
         "gauge_pyderp_certificate_missing",
-        "Whether there is no certificate for a name, so that every handshake for it fails.",
+        "1 if there is no certificate for a name, so that every handshake for it fails.",
         {(state.name,): int(state.info is None) for state in states},
         ("name",),
     )
     yield Series(
         "gauge_pyderp_certificate_failures",
-        "Attempts in a row to get or reload the certificate for a name that failed.",
+        "Failed attempts in a row to obtain or reload the certificate for a name.",
         {(state.name,): state.failures for state in states},
         ("name",),
     )
@@ -145,7 +145,7 @@ def _certificates(view: RelayView) -> Iterator[Series]:
     if due:
         yield Series(
             "gauge_pyderp_certificate_next_try_timestamp_seconds",
-            "When an authority is asked next for the certificate for a name, in seconds since "
+            "When the authority is asked next for the certificate for a name, in seconds since "
             "1970.",
             due,
             ("name",),
@@ -158,13 +158,13 @@ def _mesh(view: RelayView) -> Iterator[Series]:
     links = [link for link in view.mesh.status() if not link.is_self]
     yield Series(
         "gauge_pyderp_mesh_link_up",
-        "Whether the link to another relay is up.",
+        "1 if the mesh link to another relay is up.",
         {(link.host,): int(link.connected) for link in links},
         ("host",),
     )
     yield Series(
         "gauge_pyderp_mesh_link_peers",
-        "Clients of another relay.",
+        "Clients that are connected to another relay of the mesh.",
         {(link.host,): link.peers for link in links},
         ("host",),
     )
@@ -174,11 +174,11 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def metrics_text(view: RelayView) -> bytes:
-    """All metrics of a relay and of its process, now, for Prometheus."""
+    """Return all current metrics of a relay and of its process, as text for Prometheus."""
     series = [*await gather_upstream(view), *own_series(view)]
     version = Series(
         "version",
-        "Which program this is.",
+        "Version and name of the program.",
         {(view.version, "pyderp"): 1},
         ("version", "binary"),
         untyped=True,
@@ -188,10 +188,10 @@ async def metrics_text(view: RelayView) -> bytes:
 
 
 def _process() -> Iterator[Series]:
-    """What client libraries of Prometheus tell of a process, in the words of Python's."""
+    """Yield the metrics of the process that Prometheus' client libraries have, with their texts."""
     try:
         with open("/proc/self/stat", "rb") as stat:
-            # The program's name comes first, and may hold spaces and parentheses.
+            # The program's name is in parentheses, and may itself have spaces and parentheses.
             fields = stat.read().rpartition(b")")[2].split()
     except OSError:
         return  # not Linux
@@ -216,13 +216,13 @@ def _process() -> Iterator[Series]:
 
 
 def _limits_of_the_process() -> Iterator[Series]:
-    """What Go's client library tells besides."""
+    """Yield the metrics of the process that only Go's client library has."""
     traffic = network_bytes()
     if traffic is not None:
         for what, number in zip(("receive", "transmit"), traffic, strict=True):
             yield Series(
                 f"process_network_{what}_bytes_total",
-                "Bytes by IP in the network namespace of the process.",
+                "IP bytes in the network namespace of the process.",
                 number,
             )
     yield Series(
@@ -233,10 +233,10 @@ def _limits_of_the_process() -> Iterator[Series]:
 
 
 def exposition(metrics: Iterable[Series]) -> bytes:
-    """Prometheus' text format, version 0.0.4.
+    """Return metrics in Prometheus' text format, version 0.0.4.
 
-    Not by Prometheus' library: it gives every counter a name that ends in `_total`, which those
-    of `derper` do not, and writes large numbers without their last digits.
+    Prometheus' library is not used for it: it ends the name of every counter in `_total`, unlike
+    `derper`, and writes large numbers without their last digits.
     """
     lines: list[str] = []
     for series in metrics:
@@ -269,12 +269,12 @@ def _escape(text: str, *, quoted: bool = False) -> str:
 
 
 def _number(value: float) -> str:
-    # Whole numbers as such: large ones have more digits than a float keeps.
+    # Integers are not converted to float, which would lose digits of large ones.
     return str(value) if isinstance(value, int) else repr(float(value))
 
 
 async def variables(view: RelayView) -> bytes:
-    """All of them as JSON, now. Names are raw ones, with `gauge_` and `counter_` before them."""
+    """Return all current metrics as JSON, under their raw names with `gauge_` and `counter_`."""
     derp: dict[str, Any] = {"version": view.version}
     top: dict[str, Any] = {"version": view.version, "derp": derp}
     for series in [*await gather_upstream(view), *own_series(view)]:
@@ -285,7 +285,7 @@ async def variables(view: RelayView) -> bytes:
 
 
 def _nested(series: Series) -> object:
-    """The value, with an object for each label."""
+    """Return the value of a metric, with an object for each label."""
     value = series.value
     if isinstance(value, Histogram):
         return {**dict(value.cumulative()), "sum": value.sum, "count": value.count}

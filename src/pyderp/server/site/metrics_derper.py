@@ -1,4 +1,4 @@
-"""The metrics of a relay that `derper` has, too, so that dashboards made for it work."""
+"""The metrics of a relay that `derper` has too, so that dashboards made for it work."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Labelled", "Number", "Series", "gather_upstream"]
 
 Number: TypeAlias = int | float
 Labelled: TypeAlias = Mapping[tuple[str, ...], Number]
-"""Values of the labels → number."""
+"""The values of the labels → number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A metric and what it is now.
+    """A metric and its current value.
 
-    Its raw name says what it is, as Go's `expvar` names do: `gauge_x`, `counter_x`; without
-    a prefix it is a counter.
+    As with Go's `expvar` names, the prefix of the raw name is the type: `gauge_x`, `counter_x`.
+    Without a prefix it is a counter.
     """
 
     raw: str
@@ -38,13 +38,13 @@ class Series:
     value: Number | Histogram | Labelled
 
     labels: tuple[str, ...] = ()
-    """Names of the labels; empty: it has none."""
+    """The names of the labels; empty if it has none."""
 
     group: str = ""
-    """The object in JSON that it stands in; Prometheus has it as a prefix."""
+    """The JSON object that contains it; for Prometheus a prefix of its name."""
 
     untyped: bool = False
-    """`derper` gives it no type."""
+    """Whether `derper` exports it without a type."""
 
     @property
     def name(self) -> str:
@@ -66,13 +66,13 @@ _derp: Final = partial(Series, group="derp")
 _DISPOSITIONS: Final = ("not_stun", "read_error", "success", "write_error")
 _FAMILIES: Final = ("ipv4", "ipv6")
 
-# raw name, attribute of the counters, meaning
+# The raw name, the attribute of the counters, and the help text.
 _COUNTERS: Final = (
     ("accepts", "derp_accepts", "Connections handed to DERP."),
     ("bytes_received", "bytes_received", "Bytes of packets that clients sent."),
-    ("bytes_sent", "bytes_sent", "Bytes of packets that clients were sent."),
+    ("bytes_sent", "bytes_sent", "Bytes of packets sent to clients."),
     ("packets_received", "packets_received", "Packets that clients sent."),
-    ("packets_sent", "packets_sent", "Packets that clients were sent."),
+    ("packets_sent", "packets_sent", "Packets sent to clients."),
     ("got_ping", "got_ping", "Pings received."),
     ("sent_pong", "sent_pong", "Pongs sent."),
     ("home_moves_in", "home_moves_in", "Clients that made this relay their home."),
@@ -86,22 +86,34 @@ _COUNTERS: Final = (
     (
         "peer_gone_not_here_frames",
         "peer_gone_not_here",
-        "PeerGone frames about keys that are not here.",
+        "PeerGone frames about keys that are not connected to this relay.",
     ),
-    ("packets_forwarded_in", "packets_forwarded_in", "Packets that came from the mesh."),
-    ("packets_forwarded_out", "packets_forwarded_out", "Packets that went to the mesh."),
-    ("multiforwarder_created", "multiforwarder_created", "Keys that got a second relay."),
-    ("multiforwarder_deleted", "multiforwarder_deleted", "Keys that are left with one relay."),
+    ("packets_forwarded_in", "packets_forwarded_in", "Packets received from the mesh."),
+    ("packets_forwarded_out", "packets_forwarded_out", "Packets forwarded to the mesh."),
+    (
+        "multiforwarder_created",
+        "multiforwarder_created",
+        "Times that a key became known at a second relay of the mesh.",
+    ),
+    (
+        "multiforwarder_deleted",
+        "multiforwarder_deleted",
+        "Times that a key was known at several relays, and then at only one.",
+    ),
     (
         "packet_forwarder_delete_other_value",
         "forwarder_delete_other_value",
-        "Removals of ways to keys that were not there.",
+        "Removals of a relay for a key that was not known at that relay.",
     ),
-    ("sclient_write_timeouts", "write_timeouts", "Connections closed as nothing could be written."),
+    (
+        "sclient_write_timeouts",
+        "write_timeouts",
+        "Connections closed because no byte could be written for too long.",
+    ),
     (
         "counter_total_dup_client_conns",
         "dup_client_conn_total",
-        "Connections with a key that was connected already.",
+        "Connections of a key that was connected already.",
     ),
     ("counter_buffered_write_frames", "buffered_write_frames", "Frames in one write to a client."),
     (
@@ -112,7 +124,7 @@ _COUNTERS: Final = (
     (
         "counter_mesh_update_loop_count",
         "mesh_update_loop_count",
-        "Rounds until a watcher had all changes.",
+        "Writes until a watcher had all presence changes.",
     ),
 )
 
@@ -122,7 +134,7 @@ def _by_one(values: Mapping[str, int]) -> Labelled:
 
 
 async def gather_upstream(view: RelayView) -> list[Series]:
-    """All of them, now."""
+    """Return the current metrics that `derper` has too."""
     by_version: Counter[str] = Counter()
     for some in slices(view.protocols):
         by_version.update(protocol.tls_version for protocol in some)
@@ -148,14 +160,14 @@ def _relay(view: RelayView) -> Iterator[Series]:
     kinds = _by_one({"disco": disco, "other": counters.packets_received - disco})
     yield _derp(
         "average_queue_duration_ms",
-        "How long packets waited of late, in milliseconds.",
+        "Average time that recent packets waited in a queue, in milliseconds.",
         float(counters.average_queue_ms),
         untyped=True,
     )
     yield _derp("counter_packets_received_kind", "Packets received by kind.", kinds, ("kind",))
     yield _derp(
         "counter_tcp_rtt",
-        "Samples of round-trip times, each in one of the labels.",
+        "Samples of TCP round-trip times, by the smallest bound that they are within.",
         _by_one(counters.tcp_rtt),
         ("le",),
     )
@@ -171,19 +183,19 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
     remote = _remote_keys(view)
     local = len(registry.active)
     return {
-        "watchers": (len(registry.watchers), "Mesh peers that are told who comes and goes."),
+        "watchers": (len(registry.watchers), "Mesh peers that get presence changes."),
         "current_connections": (registry.size, "Connections that are logged in."),
         "current_home_connections": (
             view.router.counters.home_connections,
-            "Connections of clients that have their home here.",
+            "Connections of clients that have this relay as their home.",
         ),
         "current_notideal_connections": (
             registry.not_ideal,
-            "Connections of clients that would rather be elsewhere.",
+            "Connections of clients that would prefer another node of the region.",
         ),
-        "clients_total": (local + remote, "Keys that are here or at a mesh peer."),
-        "clients_local": (local, "Keys that are here."),
-        "clients_remote": (remote, "Keys that are only at a mesh peer."),
+        "clients_total": (local + remote, "Keys connected to any relay of the mesh."),
+        "clients_local": (local, "Keys connected to this relay."),
+        "clients_remote": (remote, "Keys connected only to other relays of the mesh."),
         "current_dup_client_keys": (
             len(registry.duplicates),
             "Keys that have several connections.",
@@ -200,7 +212,7 @@ def _gauges(view: RelayView) -> dict[str, tuple[int, str]]:
 def _remote_keys(view: RelayView) -> int:
     forwarders = view.router.forwarders
     if not len(forwarders):
-        return 0  # no look at all keys, where there is no mesh
+        return 0  # without a mesh, do not go through all keys
     return len(forwarders) - sum(key in forwarders for key in view.router.registry.active)
 
 
@@ -211,19 +223,19 @@ def _rates(view: RelayView) -> Iterator[Series]:
     rate, burst = (0, 0) if limit is None else (limit.bytes_per_second, limit.burst_bytes)
     yield _derp(
         "rate_limit_per_client_bytes_per_second",
-        "What a client may send for ever; 0: any amount.",
+        "Rate limit of a client, in bytes a second; 0: none.",
         rate,
         untyped=True,
     )
     yield _derp(
         "rate_limit_per_client_burst_bytes",
-        "What a client may send at once.",
+        "Bytes that a client may send at once, above the rate limit.",
         burst,
         untyped=True,
     )
     yield _derp(
         "rate_limit_per_client_waited",
-        "Times that a client had to wait.",
+        "Times that reading from a client stopped because of its rate limit.",
         view.limits.waited,
     )
 
@@ -244,12 +256,15 @@ def _drops(counters: Counters) -> Iterator[Series]:
 def _bootstrap(view: RelayView) -> Iterator[Series]:
     for name, help_text in (
         ("requests", "Requests for bootstrap DNS."),
-        ("published_hits", "Names asked for that are published."),
-        ("published_misses", "Published names asked for that have no address."),
-        ("unpublished_hits", "Unpublished names asked for."),
-        ("unpublished_misses", "Names asked for that are unknown."),
-        ("unpublished_percent_misses", "Unpublished names not told to who asked."),
-        ("queried_domains", "Different names asked for lately."),
+        ("published_hits", "Requests for a published name."),
+        ("published_misses", "Requests for a published name that has no address."),
+        ("unpublished_hits", "Requests for an unpublished name that has an address."),
+        ("unpublished_misses", "Requests for a name that is unknown or withheld from the client."),
+        (
+            "unpublished_percent_misses",
+            "Requests for an unpublished name that is withheld from the client.",
+        ),
+        ("queried_domains", "Different names in recent requests."),
     ):
         value: int = getattr(view.bootstrap, name)
         yield Series(f"counter_bootstrap_dns_{name}", help_text, value)
@@ -277,7 +292,7 @@ def _tls(view: RelayView, by_version: Counter[str]) -> Iterator[Series]:
     )
     yield Series(
         "counter_rejected_connections",
-        "Connections closed at once, as they came too fast.",
+        "Connections closed at once because of the accept limit.",
         view.accepts.rejected,
         group="tls_listener",
     )
@@ -286,14 +301,14 @@ def _tls(view: RelayView, by_version: Counter[str]) -> Iterator[Series]:
 def _stun(view: RelayView) -> Iterator[Series]:
     stun = view.stun or StunCounters()
     for raw, label, names, help_text in (
-        ("counter_requests", "disposition", _DISPOSITIONS, "Packets by what became of them."),
+        ("counter_requests", "disposition", _DISPOSITIONS, "UDP packets by result."),
         ("counter_addrfamily", "family", _FAMILIES, "Valid requests by address family."),
     ):
         values = {name: int(getattr(stun, name)) for name in names}
         yield Series(raw, help_text, _by_one(values), (label,), group="stun")
     yield Series(
         "counter_no_local_addr",
-        "Valid requests for which the kernel did not say which address they came to.",
+        "Valid requests for which the kernel did not report the destination address.",
         stun.no_local_addr,
         group="stun",
     )

@@ -1,4 +1,4 @@
-"""`/debug/` and the pages below it, for requesters that may see them."""
+"""`/debug/` and the pages below it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pyderp.wire.http import (
     text_response,
 )
 
-if TYPE_CHECKING:  # it brings the client, which a relay without a mesh does not need
+if TYPE_CHECKING:  # it imports the client, which a relay without a mesh does not need
     from pyderp.server.mesh.links import MeshStatus
 
 __all__ = ["DebugSite", "problems"]
@@ -46,8 +46,8 @@ _ROOT: Final = "/debug/"
 _CLIENTS: Final = "clients/"
 _POLICY: Final = "Content-Security-Policy"
 _NO_STORE: Final = ("Cache-Control", "no-store")
-"""The pages tell of clients, and links on them may have the key."""
-# The pages below /debug/ may bring their own looks.
+"""The pages have data of clients, and their links may have the debug key."""
+# Unlike the home page, the pages below /debug/ have styles in their HTML.
 _HEADERS: Final = (
     *(
         (name, f"{value}; style-src 'self' 'unsafe-inline'" if name == _POLICY else value)
@@ -65,11 +65,11 @@ class DebugSite:
         self._time = RelayTime(view)
 
     def allows(self, request: Request) -> bool:
-        """Whether the requester may see the pages, and is told of them."""
+        """Return whether the requester may see the pages."""
         return self._view.access.allows(request)
 
     def answer(self, request: Request) -> Answer:
-        """The answer to a request whose path is `/debug` or begins with `/debug/`."""
+        """Answer a request whose path is `/debug` or begins with `/debug/`."""
         path = request.path
         if path + "/" in (_ROOT, _ROOT + _CLIENTS):
             location = f"{path}/{request.target.removeprefix(path)}"
@@ -81,7 +81,7 @@ class DebugSite:
             index.headers.append(_NO_STORE)
             return index
         name = path.removeprefix(_ROOT)
-        # Whatever stands behind the slash is the same page.
+        # As in derper, every path below /debug/clients/ is that page.
         known = self._pages.get(_CLIENTS if name.startswith(_CLIENTS) else name)
         if known is None or ".." in name.split("/"):
             return text_response(404, "404 page not found")
@@ -99,7 +99,7 @@ class DebugSite:
         found = await problems(self._view)
         if found:
             return _sub_page(_TEXT, "".join(f"{each}\n" for each in found).encode(), status=500)
-        # Monitoring looks for derper's words.
+        # derper's text, for which monitoring may look.
         return _sub_page(_TEXT, b"derp.Server ConsistencyCheck okay")
 
     def _traffic(self, _: Request) -> Answer:
@@ -111,7 +111,7 @@ class DebugSite:
             query = ClientsQuery.parse(fields, now=self._time.now())
             json = wants_json(fields)
         except ValueError as e:
-            # Not `text_response`: a quoted value may hold what is no UTF-8.
+            # Not `text_response`: a quoted value may have bytes that are not UTF-8.
             body = f"{e}\n".encode("utf-8", "surrogateescape")
             return _sub_page(_TEXT, body, status=400)
         if query is None:
@@ -132,7 +132,7 @@ class DebugSite:
         return _stream(_HTML, connections_as_html(self._view, link))
 
     def _index(self, request: Request) -> str:
-        # What the key let in needs it again on each page.
+        # A requester with the key needs it for each page, so the links repeat it.
         key = request.query.get("debugkey", "")
         query = "?" + urlencode({"debugkey": key}) if key else ""
         items = [f"<li><b>{escape(k)}:</b> {escape(v)}</li>" for k, v in self._lines()]
@@ -176,7 +176,8 @@ class DebugSite:
         _CLIENTS: ("Connected clients", _clients),
         "connections": ("Connections", _connections),
     }
-    """Name below /debug/ → title, and what answers. Of the class: a site would refer to itself."""
+    """Name below /debug/ → title and handler. It belongs to the class, as a dictionary of bound
+    methods would make each site a reference cycle."""
 
 
 def _admission(view: RelayView) -> str:
@@ -210,10 +211,10 @@ def _stream(content_type: str, chunks: AsyncGenerator[bytes, None]) -> StreamedR
 
 
 async def problems(view: RelayView) -> list[str]:
-    """What is wrong, a text each; empty: nothing is.
+    """Return a text for each problem; empty if there is none.
 
-    Of the books of who is connected, and of the parts that the relay serves without (`troubles`).
-    With admission on, it asks as it would about a client, about this machine itself.
+    Problems are inconsistencies between the relay's tables of connections, and the `troubles`. If
+    admission asks tailscaled, it also asks about this machine's own node.
     """
     found = check(view.router)
     logged_in = sum(protocol.connection is not None for protocol in view.protocols)
@@ -223,7 +224,7 @@ async def problems(view: RelayView) -> list[str]:
         )
     if view.admission is not None:
         wrong = await view.admission.check_self()
-        # The trouble of tailscaled is mostly the same.
+        # If tailscaled fails, its trouble has the same text.
         if wrong is not None and not any(wrong in each.text for each in troubles(view)):
             found.append(wrong)
     found += [each.text for each in troubles(view)]

@@ -1,4 +1,4 @@
-"""What a relay answers over HTTP, besides DERP itself. No I/O: a request in, an answer out."""
+"""The HTTP pages of a relay beside DERP, as functions from request to answer, without I/O."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ _ACME: Final = "/.well-known/acme-challenge/"
 def relay_routes(
     pages: Mapping[str, Routes], debug: Routes | None = None, *, derp: bool = True
 ) -> Routes:
-    """Every path of the main listener but a served `/derp`. Unknown ones are 404, unlike for Go.
+    """Return the routes of the main listener. Unknown paths are answered with 404, unlike in Go.
+
+    `/derp` is not among them, unless it is off: the HTTP stage serves it.
 
     Args:
-        pages: further paths, such as `/`.
-        debug: answers `/debug` and all below it.
-        derp: whether `/derp` is served, elsewhere.
+        pages: further paths, such as `/`, with their routes.
+        debug: answers `/debug` and all paths below it.
+        derp: whether `/derp` is served.
     """
     table: dict[str, Routes] = {
         **dict.fromkeys(_PROBE_PATHS, _probe),
@@ -59,18 +61,18 @@ def relay_routes(
 
 
 class DebugRoutes:
-    """`/debug` and all below it. The pages are imported when one of them is first seen."""
+    """`/debug` and all paths below it. The pages are imported at the first request for one."""
 
     def __init__(self, view: RelayView) -> None:
         self._view = view
         self._site: DebugSite | None = None
 
     def allows(self, request: Request) -> bool:
-        """Whether the requester may see the pages, and is told of them."""
+        """Return whether the requester may see the pages."""
         return self._view.access.allows(request)
 
     def answer(self, request: Request) -> Answer:
-        """The answer to a request whose path is `/debug` or begins with `/debug/`."""
+        """Answer a request whose path is `/debug` or begins with `/debug/`."""
         if self._site is None:
             from pyderp.server.site.pages import DebugSite
 
@@ -81,13 +83,15 @@ class DebugRoutes:
 def side_routes(
     challenge: Callable[[str], bytes | None], main: Routes, may_debug: Callable[[Request], bool]
 ) -> Routes:
-    """The plain listener beside TLS: challenges and captive-portal checks are answered, `/debug`
-    served, all else redirected.
+    """Return the routes of plain HTTP beside TLS.
+
+    They answer ACME challenges, captive-portal checks and `/debug`, and redirect all other
+    requests to HTTPS.
 
     Args:
-        challenge: the answer to an ACME challenge on a path, if there is one.
-        main: routes of the main listener.
-        may_debug: whether the requester may see `/debug/`.
+        challenge: returns the answer to the ACME challenge of a path, if there is one.
+        main: the routes of the main listener.
+        may_debug: returns whether the requester may see `/debug/`.
     """
 
     def routes(request: Request) -> Answer:
@@ -117,7 +121,10 @@ def _redirect(request: Request, may_debug: Callable[[Request], bool]) -> Respons
 
 
 def generate_204(request: Request) -> Response:
-    """An empty answer that proves itself to a captive-portal check by echoing its challenge."""
+    """Answer a captive-portal check without a body, and echo its challenge in a header.
+
+    A captive portal that answers in the relay's place does not know to echo the challenge.
+    """
     headers = [("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")]
     challenge = request.header(b"x-tailscale-challenge")
     if 1 <= len(challenge) <= _MAX_CHALLENGE and _CHALLENGE_CHARACTERS.issuperset(
@@ -166,12 +173,12 @@ _DEBUG = '<p><a href="/debug/">Pages for the operator</a></p>\n'
 
 
 def home_page(home: str, *, derp: bool, debug: bool) -> Response:
-    """The answer to a request for `/`.
+    """Return the answer to a request for `/`.
 
     Args:
-        home: empty: a description; `blank`: nothing; otherwise a URL to redirect to.
-        derp: whether `/derp` is served here.
-        debug: whether the requester may see `/debug/`, and is told of it.
+        home: empty for a description, `blank` for an empty page, else a URL to redirect to.
+        derp: whether `/derp` is served.
+        debug: whether the requester may see `/debug/`; the page then has a link to it.
     """
     if home == "blank":
         return page(_HTML, b"")

@@ -1,9 +1,10 @@
-"""What the pages of a relay are told about it, and which requesters may see `/debug/`.
+"""The data that the pages of a relay show, and which requesters may see `/debug/`.
 
-This machine may, Tailscale addresses may, and what the operator names. An address is not enough:
-a page from elsewhere, in the browser of a person who may see `/debug/`, may ask under its own
-name, which its name server has just pointed at this relay (DNS rebinding). To the browser that is
-the page's own site, and it lets the page read. So the name must be the relay's.
+Allowed are this machine, Tailscale addresses, and addresses that the operator names. But an allowed
+address is not enough. A hostile web page in the browser of an allowed person may send a request to
+the page's own host name, after its name server has changed the address of that name to this relay's
+(DNS rebinding). The browser takes the answer for the page's own site, and lets the page read it. So
+the request's Host must be a name of the relay.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pyderp.server.services.stun import StunCounters
 from pyderp.server.trouble import Trouble
 from pyderp.wire.http import Request, Response, text_response
 
-if TYPE_CHECKING:  # a relay whose settings leave them out does without; a mesh brings the client
+if TYPE_CHECKING:  # a relay imports these only if its settings need them
     from pyderp.admission.gate import Gate
     from pyderp.server.conn.limits import Limits
     from pyderp.server.mesh.links import Mesh
@@ -39,22 +40,22 @@ __all__ = ["Access", "RelayView", "refusal", "slices"]
 T = TypeVar("T")
 
 _SLICE: Final = 50
-"""Connections looked at in one turn of the loop, for about 2 ms."""
+"""Connections of one slice. A page spends about 2 ms on it in one turn of the loop."""
 _MOST_IN_HOST: Final = 300
 """Characters of a Host header; names have 253 at most."""
 
 _TAILSCALE: Final = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 _CHROMEOS: Final = ip_network("100.115.92.0/23")
-"""Virtual machines of ChromeOS have these; Tailscale never gives them out."""
+"""Addresses of virtual machines on ChromeOS, which Tailscale does not use for nodes."""
 
 
 class Access:
     """Decides whether a requester may see `/debug/` (`tsweb.AllowDebugAccess`).
 
     Args:
-        config: who may, beside this machine and Tailscale addresses.
-        names: returns the names that the relay has now; `*.` begins one for all names one level
-            below.
+        config: the requesters beside this machine and Tailscale addresses.
+        names: returns the current names of the relay; one that begins with `*.` stands for all
+            names one level below.
     """
 
     __slots__ = ("_config", "_extra", "_known", "_names")
@@ -68,18 +69,18 @@ class Access:
         self._names = names
 
     def allows(self, request: Request) -> bool:
-        """Whether this request may be answered.
+        """Return whether the requester may see `/debug/`.
 
-        The key opens it from anywhere and under any name, with GET only: a page from elsewhere
-        does not know it. Otherwise address and name count, and a request that an untrusted
-        proxy forwarded has no address.
+        A GET request with the key may, from any address and with any Host: a hostile web page
+        does not know the key. Other requests need an allowed address and a name of the relay. A
+        request that an untrusted proxy forwarded has no known address, and is refused.
         """
         return self._has_key(request) or (
             self._allows_address(request) and self._knows_host(request)
         )
 
     def refuses_host(self, request: Request) -> bool:
-        """Whether only the name under which it asks keeps this request out."""
+        """Return whether the request is refused only because of its Host."""
         return self._allows_address(request) and not self._knows_host(request)
 
     def _allows_address(self, request: Request) -> bool:
@@ -94,12 +95,12 @@ class Access:
     def _knows_host(self, request: Request) -> bool:
         given = request.header(b"host")
         if not given:
-            return True  # HTTP/1.0, which no browser speaks
+            return True  # only HTTP/1.0 has no Host, and no browser uses that
         if len(given) > _MOST_IN_HOST:
             return False
         host = given[1:].partition("]")[0] if given.startswith("[") else given.partition(":")[0]
         if _address(host) is not None:
-            return True  # no name server was asked
+            return True  # DNS rebinding needs a name
         name = _plain_name(host)
         if not name:
             return False
@@ -115,12 +116,12 @@ class Access:
 
 @dataclass(kw_only=True)
 class RelayView:
-    """One relay, as far as its pages show it. All but its settings is live."""
+    """The data of one relay that its pages show. All but `config` changes as the relay works."""
 
     config: RelayConfig
     router: Router
     protocols: Collection[Served]
-    """All connections that are open."""
+    """All open connections."""
 
     access: Access
     version: str
@@ -130,7 +131,7 @@ class RelayView:
     """HTTP requests by TLS version."""
 
     native: str = ""
-    """The version of pyderp-fast, if it is used."""
+    """The version of pyderp-fast; empty if it is not used."""
 
     limits: Limits | None = None
     stun: StunCounters | None = None
@@ -138,47 +139,47 @@ class RelayView:
     mesh: Mesh | None = None
     certificates: Callable[[], Sequence[CertificateInfo]] = list
     certificate_states: Callable[[], Sequence[CertificateState]] = list
-    """One for each name that a certificate is wanted for."""
+    """Returns the state for each name and address that needs a certificate."""
 
     stun_trouble: Callable[[], str] = str
-    """Returns why STUN is not answered though it should be; empty: it is, or is off."""
+    """Returns why STUN does not work; empty if it works, or is off."""
 
     more_troubles: Callable[[], Iterable[Trouble]] = tuple
-    """What is wrong with the program that runs the relay."""
+    """Returns the troubles of the program that runs the relay."""
 
     wall: Callable[[], float] = time.time
-    """Seconds since 1970; what the router's clock says is something else."""
+    """Returns seconds since 1970. The router's clock is monotonic."""
 
     started: float = 0.0
-    """When the relay started, by `wall`; 0: now."""
+    """When the relay started, by `wall`; 0 means now."""
 
     memory_at_start: int = field(default_factory=memory_now)
-    """Bytes."""
+    """Bytes of memory that the process had when the relay started."""
 
     _began: float = field(init=False)
     """When the relay started, by the router's clock."""
 
     def __post_init__(self) -> None:
-        """Fill in the start."""
+        """Compute the times of the start."""
         wall = self.wall()
         self.started = self.started or wall
         self._began = self.router.clock() - max(wall - self.started, 0.0)
 
     @property
     def uptime(self) -> float:
-        """Seconds since the start, whatever became of the system's clock meanwhile."""
+        """Seconds since the start, also if the system's clock was set meanwhile."""
         return self.router.clock() - self._began
 
     def senders(self, connection: Connection) -> int:
-        """How many other keys have written to a client; 0 if pages do not tell that."""
+        """Return how many other keys have sent to a client; 0 if `sender_cardinality` is off."""
         heard_from = connection.heard_from if self.config.sender_cardinality else None
         return len(heard_from or ())
 
 
 def slices(connections: Iterable[T]) -> Iterator[list[T]]:
-    """The connections that are open now, some at a time: let others work after each.
+    """Yield the connections in lists of 50. Yield to the event loop after each list.
 
-    Those that end meanwhile may be among them.
+    Connections that end meanwhile are included.
     """
     everything = list(connections)
     for start in range(0, len(everything), _SLICE):
@@ -186,11 +187,11 @@ def slices(connections: Iterable[T]) -> Iterator[list[T]]:
 
 
 def refusal(request: Request, access: Access, *, dev: bool) -> Response:
-    """The answer to a requester that may not see a page.
+    """Return the answer to a requester that may not see `/debug/`.
 
     Args:
-        access: has refused it.
-        dev: say how to permit access.
+        access: the rules by which the request was refused.
+        dev: whether the answer says how to permit access.
     """
     text = "debug access denied"
     if access.refuses_host(request):
@@ -205,7 +206,7 @@ def refusal(request: Request, access: Access, *, dev: bool) -> Response:
 
 
 def _address(text: str) -> IPAddress | None:
-    # A zone (%eth0) says nothing about the requester.
+    # A zone (%eth0) names an interface of this machine, not the requester.
     return parse_ip(text.partition("%")[0])
 
 
