@@ -81,7 +81,7 @@ def _parse_line(line: str) -> tuple[NodePublic, str] | None:
         raise ConfigError("not a node key; want nodekey: and 64 hex digits, then a label if any")
     key = NodePublic.parse(words[0])
     if key.is_zero():
-        raise ConfigError("the zero key is nobody's")
+        raise ConfigError("the zero key is not the key of a node")
     if any("nodekey:" in word.lower() for word in words[1:]):
         raise ConfigError("two keys in one line; want one a line")
     label = " ".join(words[1:])
@@ -155,8 +155,8 @@ class KeyList:
     def look(self) -> bool:
         """Read the file again if it changed. Call it every few seconds.
 
-        The list becomes that of the file when two looks in a row see the same file. Until then
-        the old list stays, to which the deny list adds the new keys.
+        The keys of the file replace the list once two looks in a row see the same file. Before
+        that, an `AllowList` does not change, and a `DenyList` adds the new keys.
 
         Returns:
             whether the list changed. If the file cannot be used, the old list stays, which is
@@ -193,6 +193,7 @@ class KeyList:
         return True
 
     def _log_size(self) -> None:
+        """Log how many keys the new list has."""
         raise NotImplementedError
 
 

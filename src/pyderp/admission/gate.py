@@ -98,8 +98,9 @@ class Gate:
         self._sources = [Questions(each, self.counters, timeout=timeout) for each in sources]
         self._remember = config.remember
         self._memory: Memory[ClientIdentity, Verdict] = Memory(config.remember, ADMISSION_CACHE)
-        # Rechecks have a key of their own: the login of a client may get no turn and fail, and a
-        # recheck that joined it would fail too. A client that must go could delay its recheck so.
+        # Logins and rechecks of a client do not share a query. A login may get no turn and fail,
+        # and a recheck that shared it would fail too: a client that must go could log in again and
+        # again to prevent its recheck.
         self._asking: SingleFlight[tuple[ClientIdentity, bool], Verdict] = SingleFlight()
         self._checks: SingleFlight[str, str] = SingleFlight()
         self._tasks: list[asyncio.Task[None]] = []
@@ -140,7 +141,7 @@ class Gate:
         if known is not None:
             return known
         verdict = await self._query(client)
-        # The files are asked again, as they may have changed during the query.
+        # The files are checked again, as they may have changed during the query.
         listed = self._listed(client.key)
         if verdict.allowed:
             verdict = dataclasses.replace(listed, cause=verdict.cause)
@@ -272,14 +273,14 @@ class Gate:
                 if keys.look():
                     self._close_unlisted()
             except Exception:
-                log.exception("looking at the key file %s failed", keys.path)
+                log.exception("reading the key file %s again failed unexpectedly", keys.path)
 
     async def _probe_for_ever(self, source: Questions) -> None:
         while True:
             try:
                 await source.probe()
             except Exception:
-                log.exception("%s: looking whether it works failed", source.name)
+                log.exception("%s: the probe failed unexpectedly", source.name)
             await asyncio.sleep(self._probe)
 
     def _close_unlisted(self) -> None:

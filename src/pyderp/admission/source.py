@@ -345,7 +345,7 @@ class Questions:
         return self._source.name
 
     async def ask(self, client: ClientIdentity, *, recheck: bool) -> Verdict:
-        """Return the verdict of the source; raises only `CancelledError` and what `ask` raises.
+        """Return the verdict of the source; raises only `CancelledError` and what the source does.
 
         Args:
             recheck: the client is connected, so this waits for a turn without a limit.

@@ -46,7 +46,7 @@ class Cause(enum.Enum):
     """The answer was neither yes nor no, or the connection closed without an answer."""
 
     CROWDED = "crowded"
-    """The source was not asked, because too many questions were waiting."""
+    """Too many questions were waiting, or a connection failed while others reach the source."""
 
     FAILED = "failed"
     """The relay could not ask the source, or a function raised."""

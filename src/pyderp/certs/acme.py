@@ -34,7 +34,7 @@ __all__ = ["ACMECertificates"]
 log = logging.getLogger("pyderp.tls")
 
 _MAX_ADDRESSES: Final = 64
-"""Certificates for local addresses at most. A machine may have the addresses of a whole network."""
+"""Managed certificates at most. A machine may have the addresses of a whole network."""
 _LONGEST_SLEEP: Final = 3600.0
 """Seconds. A longer sleep could miss a due step if the wall clock is set meanwhile."""
 _PATIENCE: Final = 2.0

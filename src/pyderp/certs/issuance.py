@@ -176,7 +176,7 @@ class ManagedCertificate:
             self._log_refusal(e)
         except Exception as e:
             log.exception("getting a certificate for %s failed unexpectedly", self.subject)
-            why = Refused(f"unforeseen, the log has more: {str(e) or type(e).__name__}")
+            why = Refused(f"an unexpected error, see the log: {str(e) or type(e).__name__}")
             self._count(why)
             self._log_refusal(why)
         else:
@@ -305,7 +305,7 @@ class ManagedCertificate:
         except Stopped:
             return
         except Refused as e:
-            log.info("%s does not tell when to renew: %s", self._directory, e)
+            log.info("%s does not say when to renew: %s", self._directory, e)
             when, again = None, now + self.schedule.policy.advice_every
         except Exception:
             log.exception("asking when to renew failed unexpectedly")

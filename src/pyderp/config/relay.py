@@ -285,7 +285,7 @@ class RelayConfig:
         check_distinct_ports(self.address, side, self.metrics_address)
         if self.proxy_protocol and not self.trusted_proxies:
             raise ConfigError(
-                "{} needs {}: the networks of the proxies whose word is taken",
+                "{} needs {}: the networks of the proxies that send PROXY headers",
                 settings=("proxy_protocol", "trusted_proxies"),
             )
 
