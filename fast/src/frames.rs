@@ -56,9 +56,11 @@ pub fn walk(data: &mut [u8], source: &[u8; KEY_LEN], mut take: impl FnMut(&Run, 
     while let Some(stop) = whole_packet(data, pos) {
         let frame = &mut data[pos..stop];
         walked.disco += usize::from(looks_like_disco(&frame[PACKET..]));
+        // Both types of frame have the same layout: only the type and the key change.
         frame[0] = RECV_PACKET;
         let Some(key) = frame[FRAME_HEADER_LEN..].first_chunk_mut() else { break };
         let destination = std::mem::replace(key, *source);
+        // The first run has no key yet, and a destination of zeros is possible.
         if run.key != destination || run.count == 0 {
             if run.count > 0 {
                 take(&run, &data[run.place.clone()]);
@@ -81,6 +83,7 @@ pub fn walk(data: &mut [u8], source: &[u8; KEY_LEN], mut take: impl FnMut(&Run, 
 
 /// The end of the SendPacket at `pos`; `None` if there is no complete and valid one.
 fn whole_packet(data: &[u8], pos: usize) -> Option<usize> {
+    // Header and key at once: a frame without a complete key is not valid either.
     let header = data.get(pos..pos + PACKET)?;
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if header[0] != SEND_PACKET || !(KEY_LEN..=KEY_LEN + MAX_PACKET_SIZE).contains(&length) {

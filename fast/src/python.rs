@@ -213,6 +213,7 @@ impl Tls {
         }
         let was_established = self.session.established();
         let room = room.as_mut_slice(Some(&encrypted))?;
+        // rustls decrypts in place, so bytes that must not be changed are copied first.
         let filled = if encrypted.is_writable() {
             self.session.feed(encrypted.as_mut_slice(None)?, room)
         } else {
@@ -233,6 +234,7 @@ impl Tls {
         py: Python<'py>,
         chunks: &Bound<'py, PyList>,
     ) -> PyResult<Bound<'py, PyBytes>> {
+        // A single chunk needs no vectors; it is the most frequent case.
         let sealed = if chunks.len() == 1 {
             let chunk = chunks.get_item(0)?.cast_into::<PyBytes>()?;
             seal(py, &mut self.session, &[chunk.as_bytes()])
@@ -288,6 +290,8 @@ fn seal<'py>(
     if plain == 0 {
         return Ok(PyBytes::new(py, &session.take_output()));
     }
+    // The records are written right into the `bytes` that is returned. They are copied only if the
+    // size differs, as it does when rustls adds a key update.
     let size = session.sealed_size(plain);
     let mut written = 0;
     let mut rest = Vec::new();

@@ -186,6 +186,7 @@ impl Session {
         if self.closed {
             self.pending = Vec::new(); // bytes after a close alert are ignored (RFC 8446 §6.1)
         }
+        // A client must not make the relay keep or process bytes without end.
         let (waiting, most, what) = if self.established {
             (self.without_data + self.pending.len(), MOST_WITHOUT_DATA, BRINGS_NOTHING)
         } else {
@@ -258,6 +259,7 @@ impl Session {
             }
             used += discard;
             if !self.established && !connection.is_handshaking() {
+                // From now on version and cipher are fixed, and so is the overhead of a record.
                 self.established = true;
                 self.version = connection.protocol_version();
                 self.overhead = overhead(connection);
@@ -288,6 +290,7 @@ impl Session {
     pub fn seal(&mut self, chunks: &[&[u8]], room: &mut [u8]) -> Sealed {
         let mut sealed = Sealed { written: 0, rest: Vec::new() };
         self.guarded(|session| session.seal_all(chunks, room, &mut sealed));
+        // After a failure, nothing but the alert in the output must be written.
         if self.failure.is_some() {
             sealed = Sealed { written: 0, rest: Vec::new() };
         }
@@ -382,6 +385,7 @@ impl Session {
         if outer == 0 || plain == 0 {
             return 0;
         }
+        // All records but the last are full.
         let last = (plain - 1) % RECORD + 1;
         if outer <= last + self.overhead {
             return last;
@@ -396,6 +400,7 @@ impl Session {
             return;
         }
         let panics = std::mem::take(&mut self.panic_next);
+        // Unwind safe: after a panic, nothing but `failure` is used of this session.
         let result = catch_unwind(AssertUnwindSafe(|| {
             assert!(!panics, "injected");
             step(self)
@@ -529,6 +534,7 @@ fn append(
     mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
 ) -> Result<(), String> {
     let start = out.len();
+    // rustls tells the size only by refusing a buffer that is too small.
     let needed = match write(&mut []) {
         Ok(_) => return Ok(()),
         Err(Some(needed)) => needed,
@@ -551,6 +557,7 @@ fn encrypt<Data>(
     if plain.is_empty() {
         return Ok(());
     }
+    // Once one record did not fit, all others follow it in `rest`, in order.
     if sealed.rest.is_empty() {
         match traffic.encrypt(plain, &mut room[sealed.written..]) {
             Ok(written) => {

@@ -1,4 +1,4 @@
-"""Fixtures; what needs the extension is imported late, since it may be missing."""
+"""Fixtures. They import the extension when they run, because it may not be installed."""
 
 from __future__ import annotations
 

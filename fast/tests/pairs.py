@@ -1,4 +1,4 @@
-"""Certificates, and a client of the ssl module beside a session."""
+"""Certificates, and a client of the ssl module that talks to a session."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_credential(private: PrivateKey) -> Credential:
 
 
 class Client:
-    """The ssl module's side of a connection."""
+    """A TLS client of the ssl module."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Client:
         self.done = False
 
     def handshake(self, data: bytes = b"") -> bytes:
-        """Go on with the handshake; returns what to send."""
+        """Go on with the handshake; return the bytes to send."""
         self.incoming.write(data)
         try:
             self.tls.do_handshake()
@@ -89,7 +89,7 @@ class Client:
         return self.outgoing.read()
 
     def open(self, data: bytes) -> bytes:
-        """Decrypt all that is there."""
+        """Decrypt all complete records."""
         self.incoming.write(data)
         plain = []
         try:
@@ -100,7 +100,7 @@ class Client:
         return b"".join(plain)
 
     def chain(self) -> list[bytes]:
-        """The certificates that the server presented, DER."""
+        """Return the certificates that the server presented, DER."""
         inner = self.tls._sslobj  # type: ignore[attr-defined]
         return [
             certificate
@@ -111,10 +111,10 @@ class Client:
 
 
 class OddClient:
-    """Sends authentic records of TLS 1.3 that no client sends, in the place of one that could.
+    """Makes authentic records of TLS 1.3 that no real client sends.
 
     Args:
-        keylog: has the secrets of one connection, whose client has sent nothing yet.
+        keylog: the file with the secrets of a connection, whose client has sent no record yet.
     """
 
     def __init__(self, keylog: Path) -> None:
@@ -125,7 +125,7 @@ class OddClient:
         self._sequence = 0
 
     def record(self, contents: bytes, kind: int = 23, padding: int = 0) -> bytes:
-        """The next record."""
+        """Return the next record."""
         inner = contents + bytes([kind]) + bytes(padding)
         header = b"\x17\3\3" + (len(inner) + 16).to_bytes(2, "big")
         nonce = (self._iv ^ self._sequence).to_bytes(12, "big")
@@ -134,14 +134,14 @@ class OddClient:
 
 
 def _expand(secret: bytes, label: bytes, length: int) -> bytes:
-    """HKDF-Expand-Label (RFC 8446 §7.1) of a suite with SHA-384."""
+    """Return HKDF-Expand-Label (RFC 8446 §7.1) of a suite with SHA-384."""
     label = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(label)]) + label + b"\0"
     return HKDFExpand(hashes.SHA384(), length, info).derive(secret)
 
 
 class Pair:
-    """A client and a session that have shaken hands."""
+    """A client and a session after their handshake."""
 
     def __init__(self, config: pyderp_fast.TlsConfig, client: Client, *, alpn: bool = True) -> None:
         self.client = client

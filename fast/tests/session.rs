@@ -1,4 +1,4 @@
-//! Sessions beside clients that keep the rules, and beside those that do not.
+//! Sessions with clients that keep the rules of TLS, and with clients that break them.
 
 mod common;
 
@@ -100,7 +100,7 @@ fn the_exchange_of_keys_withstands_quantum_computers_if_the_client_can() {
         (&[kx_group::X25519MLKEM768, kx_group::X25519], hybrid),
         (&[kx_group::X25519, kx_group::SECP256R1], classic),
         (&[kx_group::SECP384R1, kx_group::X25519], NamedGroup::secp384r1),
-        // The share that comes with the ClientHello is of the first, which is unknown here.
+        // The key share in the ClientHello is of the first group, which the session does not know.
         (&[kx_group::MLKEM1024, kx_group::X25519], classic),
     ];
     for (groups, chosen) in orders {
@@ -216,7 +216,7 @@ fn key_updates_are_answered_and_bounded() {
         let update = client.output();
         feed(&mut session, &update);
         assert_eq!(feed(&mut session, &client.seal(b"to the relay")), b"to the relay");
-        // The answer stands in front of the next record, so this one has a rest.
+        // The answer is written before the next record, so that record does not fit the room.
         let sealed = seal(&mut session, &[b"to ", b"the client"]);
         assert!(sealed.len() > session.sealed_size(13));
         assert_eq!(client.input(&sealed).unwrap(), b"to the client");
@@ -280,7 +280,7 @@ fn messages_in_the_wrong_place_end_a_connection() {
 #[test]
 fn half_a_message_may_wait_and_be_written_past() {
     let (mut session, mut odd) = odd_pair();
-    // A key update in five records: until it is whole nothing else may come.
+    // A key update in five records: no other record may come before its end.
     for byte in [24, 0, 0, 1] {
         feed(&mut session, &odd.record(HANDSHAKE, &[byte]));
         assert!(!seal(&mut session, &[b"in between"]).is_empty());
@@ -371,7 +371,7 @@ fn what_a_client_cannot_decrypt_is_counted_in_records() {
     }
 }
 
-/// Sessions whose bytes were changed, cut, doubled or mixed, in the handshake and after it.
+/// No change of the client's bytes, in the handshake or after it, causes an internal error.
 #[test]
 fn no_mutation_finds_a_bug() {
     let mut numbers = Numbers(12);

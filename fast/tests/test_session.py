@@ -1,4 +1,4 @@
-"""Sessions of the extension beside the ssl module's client."""
+"""Sessions of the extension against a client of the ssl module."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
 def test_it_says_what_it_is() -> None:
-    """Callers ask for these first."""
+    """Callers check the API version and the version before anything else."""
     assert pyderp_fast.API_VERSION == 1
     assert pyderp_fast.VERSION
     assert "walk" in pyderp_fast.__all__
 
 
 def test_it_fills_the_interface_of_the_relay(pair: Pair) -> None:
-    """All that a `RecordLayer` has is there, without a class of Python around it."""
+    """`Tls` has all members of `RecordLayer`, so no Python class is needed around it."""
     layer: RecordLayer = pair.session
     for name in (*RecordLayer.__annotations__, *vars(RecordLayer)):
         assert name.startswith("_") or hasattr(layer, name), name
@@ -42,7 +42,7 @@ def test_it_fills_the_interface_of_the_relay(pair: Pair) -> None:
 
 
 def test_both_sides_understand_each_other(pair: Pair) -> None:
-    """What one side encrypts the other decrypts."""
+    """Each side decrypts what the other encrypts."""
     assert pair.session.version == (pair.client.tls.version() or "").removeprefix("TLSv")
     assert pair.feed(pair.client.seal(b"to the relay")) == b"to the relay"
     assert pair.client.open(pair.session.seal([b"to ", b"the client"])) == b"to the client"
@@ -53,7 +53,7 @@ def test_both_sides_understand_each_other(pair: Pair) -> None:
 def test_the_size_of_what_is_missing_is_known_for_each_cipher(
     config: pyderp_fast.TlsConfig, ciphers: str
 ) -> None:
-    """A record costs as much as `unsent_size` thinks."""
+    """The overhead of a record is the one that `unsent_size` assumes."""
     pair = Pair(config, Client(ssl.TLSVersion.TLSv1_2, ciphers=ciphers))
     session = pair.session
     for plain in (1, 1000, RECORD, RECORD + 1, 3 * RECORD):
@@ -81,13 +81,13 @@ def test_the_size_of_what_is_missing_is_known_for_each_cipher(
     ids=["P-384", "RSA", "Ed25519"],
 )
 def test_other_keys_are_served(key: ec.EllipticCurvePrivateKey) -> None:
-    """Not only the common kind of key."""
+    """Certificates with other keys than P-256 are served too."""
     credential = make_credential(key)
     Pair(pyderp_fast.TlsConfig(credential.chain, credential.key), Client())
 
 
 def test_the_chain_is_presented_as_it_is(credential: Credential) -> None:
-    """The relay's meta certificate stands behind the leaf; nobody verifies it."""
+    """The relay's meta certificate, which no authority has signed, is presented after the leaf."""
     relay = NodePrivate.generate().public
     meta = make_meta_certificate(relay, now=datetime.datetime.now(datetime.UTC))
     leaf = ssl.PEM_cert_to_DER_cert(credential.chain.decode())
@@ -103,21 +103,21 @@ def test_the_chain_is_presented_as_it_is(credential: Credential) -> None:
 def test_a_protocol_is_agreed_on_only_if_it_is_offered(
     config: pyderp_fast.TlsConfig, offered: tuple[str, ...]
 ) -> None:
-    """Clients that offer others are served all the same."""
+    """Clients that offer only other protocols are served, without a selected protocol."""
     ours = "http/1.1"
     pair = Pair(config, Client(protocols=offered), alpn=ours in offered)
     assert pair.client.tls.selected_alpn_protocol() == (ours if ours in offered else None)
 
 
 def test_a_challenge_is_answered_with_its_protocol(credential: Credential) -> None:
-    """An authority that checks by TLS-ALPN-01 insists on it."""
+    """An authority that checks by TLS-ALPN-01 accepts only the protocol `acme-tls/1`."""
     config = pyderp_fast.TlsConfig(credential.chain, credential.key, alpn="acme-tls/1")
     pair = Pair(config, Client(protocols=("acme-tls/1",)))
     assert pair.client.tls.selected_alpn_protocol() == "acme-tls/1"
 
 
 def test_there_are_no_tickets(config: pyderp_fast.TlsConfig) -> None:
-    """Nothing follows the handshake, and a session is not taken up again."""
+    """The session writes nothing after the handshake, and cannot be resumed."""
     for version in VERSIONS:
         client = Client(version)
         pair = Pair(config, client)
@@ -127,7 +127,7 @@ def test_there_are_no_tickets(config: pyderp_fast.TlsConfig) -> None:
 
 
 def test_the_secrets_can_be_logged(credential: Credential, tmp_path: Path) -> None:
-    """The file is the one that Wireshark reads, and can be read by its owner alone."""
+    """The file has the format that Wireshark reads, and only its owner can read it."""
     path = tmp_path / "keys"
     path.write_text("# before\n")
     config = pyderp_fast.TlsConfig(credential.chain, credential.key, keylog=str(path))
@@ -143,7 +143,7 @@ def test_the_secrets_can_be_logged(credential: Credential, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_served_is_refused_with_a_reason(credential: Credential) -> None:
-    """The relay then serves such a certificate with the ssl module."""
+    """A `TlsError` has the reason. The relay then serves the certificate with the ssl module."""
     other = make_credential(ec.generate_private_key(ec.SECP256R1()))
     unusual = make_credential(ec.generate_private_key(ec.SECP256K1()))
     cases: list[tuple[bytes | list[bytes], bytes, str | None]] = [
@@ -169,7 +169,7 @@ def test_what_cannot_be_served_is_refused_with_a_reason(credential: Credential) 
 def test_a_handshake_may_come_byte_by_byte(
     config: pyderp_fast.TlsConfig, version: ssl.TLSVersion
 ) -> None:
-    """So may all that follows."""
+    """Handshake and data work if each read has one byte."""
     client, session = Client(version), pyderp_fast.Tls(config)
     room = memoryview(bytearray(32 * 1024))
     data = client.handshake()
@@ -190,7 +190,7 @@ def test_a_handshake_may_come_byte_by_byte(
 
 
 def test_two_records_may_be_cut_anywhere(pair: Pair) -> None:
-    """Wherever a read ends, the whole records are there and the rest comes with the next."""
+    """Wherever a read ends, complete records are decrypted at once, and the rest with the next."""
     data = pair.client.seal(b"first") + pair.client.seal(b"second")
     for cut in range(len(data) + 1):
         assert pair.feed(data[:cut]) + pair.feed(data[cut:]) == b"firstsecond"
@@ -198,7 +198,7 @@ def test_two_records_may_be_cut_anywhere(pair: Pair) -> None:
 
 
 def test_large_packets_pass(pair: Pair) -> None:
-    """64 KiB and more, in one piece and in many."""
+    """Packets of 64 KiB and more pass in one chunk and in many."""
     large = bytes(range(256)) * 257
     assert pair.feed(pair.client.seal(large)) == large
     assert pair.client.open(pair.session.seal([large])) == large
@@ -209,12 +209,12 @@ def test_large_packets_pass(pair: Pair) -> None:
 
 
 def test_nothing_to_seal_is_nothing(pair: Pair) -> None:
-    """No empty records."""
+    """Without plain bytes, `seal` makes no record."""
     assert pair.session.seal([]) == pair.session.seal([b""]) == pair.session.seal([b"", b""]) == b""
 
 
 def test_what_cannot_be_is_refused(pair: Pair) -> None:
-    """Wrong buffers raise, and the session goes on."""
+    """Wrong buffers raise an error, and the session goes on."""
     session, room = pair.session, pair.room
     data = memoryview(bytearray(pair.client.seal(b"data")))
     with pytest.raises(ValueError, match="too small"):
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused(pair: Pair) -> None:
 
 
 def test_read_only_bytes_are_left_as_they_are(pair: Pair) -> None:
-    """Others are decrypted in place."""
+    """Only writable buffers are decrypted in place."""
     data = pair.client.seal(b"data")
     copy = bytes(bytearray(data))
     assert pair.session.feed(memoryview(data), pair.room) == 4
@@ -241,7 +241,7 @@ def test_read_only_bytes_are_left_as_they_are(pair: Pair) -> None:
 
 
 def test_the_client_closes(pair: Pair) -> None:
-    """Its alert is told once it came; what stands in front of it is not lost."""
+    """`is_closed` is set by the client's close alert; data before the alert is not lost."""
     data = pair.client.seal(b"last")
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.tls.unwrap()
@@ -256,7 +256,7 @@ def test_the_client_closes(pair: Pair) -> None:
 
 
 def test_the_relay_closes(pair: Pair) -> None:
-    """The client sees a proper end; a second alert is not made."""
+    """The client gets one close alert; a second `close` makes none."""
     alert = pair.session.close()
     assert alert
     assert pair.session.close() == b""
@@ -265,7 +265,7 @@ def test_the_relay_closes(pair: Pair) -> None:
 
 
 def test_before_the_handshake_there_is_no_close_alert(config: pyderp_fast.TlsConfig) -> None:
-    """Nothing would be encrypted."""
+    """An alert would not be encrypted then, and the client could not trust it."""
     assert pyderp_fast.Tls(config).close() == b""
 
 
@@ -279,14 +279,14 @@ def test_before_the_handshake_there_is_no_close_alert(config: pyderp_fast.TlsCon
     ],
 )
 def test_other_protocols_are_known(config: pyderp_fast.TlsConfig, data: bytes, reason: str) -> None:
-    """Plain HTTP gets an answer of its own from the relay."""
+    """The reason tells plain HTTP, which the relay answers, from other protocols."""
     session = pyderp_fast.Tls(config)
     assert session.feed(memoryview(data), memoryview(bytearray(1000))) == 0
     assert (session.failure, session.news) == (reason, True)
 
 
 def test_old_versions_are_refused_in_words(config: pyderp_fast.TlsConfig) -> None:
-    """A ClientHello of TLS 1.1, with an alert for an answer."""
+    """A ClientHello of TLS 1.1 is answered with an alert."""
     hello = b"\x03\x02" + bytes(32) + b"\0" + b"\0\2\xc0\x13" + b"\1\0"
     message = b"\1" + len(hello).to_bytes(3, "big") + hello
     record = b"\x16\3\1" + len(message).to_bytes(2, "big") + message
@@ -297,7 +297,7 @@ def test_old_versions_are_refused_in_words(config: pyderp_fast.TlsConfig) -> Non
 
 
 def test_a_client_that_wants_another_hash_is_told(config: pyderp_fast.TlsConfig) -> None:
-    """TLS 1.2 lets it ask for a signature with SHA-512, also of a key on P-256. rustls has none."""
+    """In TLS 1.2 a client may want SHA-512 with a P-256 key, which rustls does not have."""
     hello = Client(ssl.TLSVersion.TLSv1_2).handshake()
     start = hello.index(b"\0\x0d", 43 + hello[43] + 1)
     size = int.from_bytes(hello[start + 4 : start + 6], "big")
@@ -309,7 +309,7 @@ def test_a_client_that_wants_another_hash_is_told(config: pyderp_fast.TlsConfig)
 
 
 def test_no_common_cipher_is_a_reason(credential: Credential) -> None:
-    """An RSA-only client and a certificate with another key."""
+    """The client supports RSA only, and the certificate has another key."""
     config = pyderp_fast.TlsConfig(credential.chain, credential.key)
     session = pyderp_fast.Tls(config)
     client = Client(ssl.TLSVersion.TLSv1_2, ciphers="ECDHE-RSA-AES128-GCM-SHA256")
@@ -320,7 +320,7 @@ def test_no_common_cipher_is_a_reason(credential: Credential) -> None:
 
 
 def test_a_client_that_turns_away_is_quoted(config: pyderp_fast.TlsConfig) -> None:
-    """Its alert says why."""
+    """The reason has the alert that the client sent."""
     client = Client()
     client.tls.context.check_hostname = False
     client.tls.context.verify_mode = ssl.CERT_REQUIRED
@@ -335,7 +335,7 @@ def test_a_client_that_turns_away_is_quoted(config: pyderp_fast.TlsConfig) -> No
 
 
 def test_a_changed_record_ends_the_session(pair: Pair) -> None:
-    """What came before it is not lost; nothing works after it, and nothing raises."""
+    """Data before the record is not lost; later calls do nothing and raise nothing."""
     good, bad = pair.client.seal(b"good"), bytearray(pair.client.seal(b"bad"))
     bad[-1] ^= 1
     assert pair.feed(good + bad) == b"good"
@@ -346,7 +346,7 @@ def test_a_changed_record_ends_the_session(pair: Pair) -> None:
 
 
 def test_records_that_bring_nothing_are_bounded(credential: Credential, tmp_path: Path) -> None:
-    """As with the ssl module: 40 KiB, and the same reason; of empty ones 32 in a row."""
+    """The limit is 40 KiB, as with the ssl module, or 32 empty records in a row."""
     keylog = tmp_path / "keys"
     config = pyderp_fast.TlsConfig(credential.chain, credential.key, keylog=keylog)
     pair = Pair(config, Client())
@@ -375,7 +375,7 @@ def test_records_that_bring_nothing_are_bounded(credential: Credential, tmp_path
 
 
 def test_a_panic_ends_its_session_alone(config: pyderp_fast.TlsConfig) -> None:
-    """The process and all other sessions go on."""
+    """After a panic in one session, the process and all other sessions go on."""
     pairs = [Pair(config, Client()) for _ in range(3)]
     pairs[1].session._inject_panic()
     for number, pair in enumerate(pairs):
@@ -391,7 +391,7 @@ def test_a_panic_ends_its_session_alone(config: pyderp_fast.TlsConfig) -> None:
 
 
 def test_an_idle_session_is_small() -> None:
-    """At most 9 KiB each, in a process of its own."""
+    """An idle session takes at most 9 KiB, measured in a process of its own."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
@@ -405,7 +405,7 @@ print(idle_size())
 
 
 def idle_size(count: int = 500) -> float:
-    """Bytes that a session costs once it has worked and has nothing to do."""
+    """Return the bytes of memory of a session that has relayed data and is idle."""
     credential = make_credential(ec.generate_private_key(ec.SECP256R1()))
     config = pyderp_fast.TlsConfig(credential.chain, credential.key)
 
@@ -426,6 +426,6 @@ def idle_size(count: int = 500) -> float:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096

@@ -1,4 +1,4 @@
-"""The walk over frames beside a slow twin."""
+"""The walk over frames, compared with a slow version in Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Walked = tuple[int, list[tuple[bytes, bytes, int]], int, int, int]
 
 
 def slow_walk(data: bytearray, pos: int, end: int, key: bytes) -> Walked:
-    """What `walk` does, frame by frame."""
+    """Do the same as `walk`, frame by frame."""
     runs: list[tuple[bytes, bytes, int]] = []
     packets = size = disco = 0
     while end - pos >= 37:
@@ -66,7 +66,7 @@ streams = st.lists(st.one_of(good, good, good, odd), max_size=12).map(b"".join)
 
 @given(streams, st.integers(0, 40), st.integers(0, 40))
 def test_it_does_what_the_slow_one_does(stream: bytes, before: int, behind: int) -> None:
-    """The same runs, sums and bytes, wherever the frames stand."""
+    """Both make the same runs, sums and bytes, at any position in the buffer."""
     data = bytearray(before) + stream
     end = len(data)
     data += bytes(behind)
@@ -79,7 +79,7 @@ def test_it_does_what_the_slow_one_does(stream: bytes, before: int, behind: int)
 def test_an_incomplete_frame_is_left_for_the_next_read(
     stream: bytes, choose: st.DataObject
 ) -> None:
-    """Wherever the bytes are cut, nothing is lost and nothing relayed twice."""
+    """Wherever the bytes are cut, no packet is lost or relayed twice."""
     whole = bytearray(stream)
     expected = slow_walk(whole, 0, len(whole), SOURCE)
     cut = choose.draw(st.integers(0, len(stream)))
@@ -93,7 +93,7 @@ def test_an_incomplete_frame_is_left_for_the_next_read(
 
 
 def test_it_works_on_a_view() -> None:
-    """Of the relay's buffer."""
+    """The relay passes a view of its shared buffer."""
     data = bytearray(frame(4, 34, 1, b"ab"))
     with memoryview(data) as view:
         result = pyderp_fast.walk(view, 0, len(data), SOURCE)
@@ -102,7 +102,7 @@ def test_it_works_on_a_view() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    """No place outside the buffer, no short key, no buffer that is read-only."""
+    """Positions outside the buffer, a short key and a read-only buffer raise an error."""
     data = bytearray(frame(4, 34, 1, b"ab"))
     for pos, end in [(0, 40), (40, 40), (20, 10)]:
         with pytest.raises(ValueError, match="in the buffer"):

@@ -1,4 +1,4 @@
-//! Frames, beside a walk that is slow and plain.
+//! Walks over any bytes, and compares the result with that of a slow and simple walk.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Authentic records of a client that keeps no rules.
+//! Feeds a session with authentic records of a client that breaks the rules of TLS.
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]
@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     let (mut session, mut odd) = common::odd_pair();
     let mut data = data;
     let mut waiting = Vec::new();
-    // Each record: its type, how it comes, how long it is, its contents.
+    // The input of each record: its type, how it is fed, its length, its contents.
     while let [kind, how, length, rest @ ..] = data {
         let (contents, behind) = rest.split_at(usize::from(*length).min(rest.len()));
         data = behind;

@@ -1,4 +1,4 @@
-//! Bytes of a client that has no keys, in reads of any size.
+//! Feeds a session with any bytes, in reads of any size, as from a client without keys.
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use pyderp_fast::errors::INTERNAL;
 
 fuzz_target!(|data: &[u8]| {
-    // The first byte says how large a read is.
+    // The first byte sets the size of the reads.
     let Some((size, stream)) = data.split_first() else { return };
     let mut session = common::session();
     for read in stream.chunks(usize::from(*size) * 16 + 1) {

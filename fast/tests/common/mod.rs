@@ -1,6 +1,6 @@
-//! A client beside a session: an ordinary one, and one that encrypts what no client sends.
+//! An ordinary TLS client, and one that encrypts records that no real client sends.
 //!
-//! The key of `derp.test` is for tests alone; nobody trusts it.
+//! The key of `derp.test` is for tests only; no program trusts it.
 
 #![allow(dead_code, missing_docs)]
 
@@ -35,7 +35,7 @@ pub fn session() -> Session {
     Session::new(&config(), false).unwrap()
 }
 
-/// Feed bytes in one read; returns the plain ones.
+/// Feed bytes in one read; return the plain bytes.
 pub fn feed(session: &mut Session, data: &[u8]) -> Vec<u8> {
     let mut room = vec![0; session.room_for(data.len())];
     let filled = session.feed(&mut data.to_vec(), &mut room);
@@ -88,7 +88,7 @@ impl Client {
         Self { tls: ClientConnection::new(Arc::new(config), name).unwrap() }
     }
 
-    /// What the client has to write.
+    /// Return the bytes that the client has to write.
     pub fn output(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         while self.tls.wants_write() {
@@ -97,7 +97,7 @@ impl Client {
         out
     }
 
-    /// Take what the session wrote; returns the plain bytes.
+    /// Take bytes that the session wrote; return the plain bytes.
     pub fn input(&mut self, mut data: &[u8]) -> Result<Vec<u8>, Error> {
         let mut plain = Vec::new();
         while !data.is_empty() {
@@ -119,7 +119,7 @@ impl Client {
         out
     }
 
-    /// Shake hands with a session.
+    /// Do the handshake with a session.
     pub fn shake(&mut self, session: &mut Session) {
         for _ in 0..4 {
             let data = self.output();
@@ -131,7 +131,7 @@ impl Client {
         assert!(session.established() && !self.tls.is_handshaking());
     }
 
-    /// Go on as one that keeps no rules; TLS 1.3.
+    /// Turn into a client that breaks the rules; TLS 1.3 only.
     pub fn into_odd(self) -> Odd {
         let secrets = self.tls.dangerous_extract_secrets().unwrap();
         let (sequence, ConnectionTrafficSecrets::Aes128Gcm { key, iv }) = secrets.tx else {
@@ -142,7 +142,7 @@ impl Client {
     }
 }
 
-/// A client that has shaken hands and encrypts whatever it is told to.
+/// A client after the handshake that encrypts any records.
 pub struct Odd {
     key: LessSafeKey,
     iv: [u8; 12],
@@ -150,7 +150,7 @@ pub struct Odd {
 }
 
 impl Odd {
-    /// An authentic record of TLS 1.3 with any contents.
+    /// Return an authentic record of TLS 1.3 with any contents.
     pub fn record(&mut self, kind: u8, contents: &[u8]) -> Vec<u8> {
         self.padded(kind, contents, 0)
     }
@@ -175,7 +175,7 @@ impl Odd {
     }
 }
 
-/// A session whose client is ready for odd records.
+/// Return a session after the handshake, with a client that breaks the rules.
 pub fn odd_pair() -> (Session, Odd) {
     let mut session = session();
     let mut client = Client::new(&rustls::version::TLS13);
@@ -183,7 +183,7 @@ pub fn odd_pair() -> (Session, Odd) {
     (session, client.into_odd())
 }
 
-/// Numbers that are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 pub struct Numbers(pub u64);
 
 impl Numbers {
