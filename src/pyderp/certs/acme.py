@@ -41,6 +41,7 @@ _PATIENCE: Final = 2.0
 """Seconds that `aclose` waits for a request that is under way."""
 
 POLICY: Final = RetryPolicy()
+# Certificates of addresses last for days only, so failed requests are repeated sooner.
 ADDRESS_POLICY: Final = RetryPolicy(longest_retry=1800.0)
 
 
@@ -87,6 +88,8 @@ class ACMECertificates(CertificateSource):
         address = parse_ip(tls.hostname)
         self._hostname = normal_name(tls.hostname) if address is None else str(address)
         self._host_address = None if address is None else self._hostname
+        # Now, so that an unreadable certificate file is an error at the start. Certificates of
+        # addresses are managed from the first connection to the address on.
         self._manage(self._hostname)
 
     # What connections ask
@@ -136,6 +139,8 @@ class ACMECertificates(CertificateSource):
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
+        # A request that notices `_stop` in time restores its record. One that is abandoned counts
+        # as a failure at the next start, as if the process had died in it.
         try:
             await asyncio.wait((keeper,), timeout=_PATIENCE)
             if not keeper.done():
@@ -171,6 +176,8 @@ class ACMECertificates(CertificateSource):
         """Do the first step that is due, or wait until one is or `_wake` is set."""
         self._wake.clear()  # before looking, so that a change during the look is not lost
         now = time.time()
+        # All times are computed anew, because each step and each reload changes them. One step runs
+        # at a time, so that one thread at a time uses the store and the session.
         steps = [step for each in self._managed.values() for step in each.steps(now)]
         at, step = min(steps, key=operator.itemgetter(0))
         if at <= now:
@@ -208,7 +215,7 @@ class ACMECertificates(CertificateSource):
         except ConfigError as e:
             log.error("no certificate for %s: %s", subject, e)
             return None
-        self._wake.set()
+        self._wake.set()  # `_keep` may sleep for an hour, and this certificate is due now
         return subject
 
     def _manage(self, subject: str) -> None:

@@ -89,6 +89,8 @@ class ManagedCertificate:
             self.credential = credential
             self._stamp = self._store.stamp(self.subject)
             schedule.obtained(now, credential.info, fresh=False)
+            # The operator has changed the authority. The old certificate stays in use until the
+            # new authority has issued one.
             if record.directory not in ("", self._directory):
                 log.info(
                     "the certificate of %s is from %s; one from %s will be asked for",
@@ -98,6 +100,8 @@ class ManagedCertificate:
                 )
                 schedule.replace_now()
         at = schedule.next_request(now, credential.info if credential else None)
+        # A restart does not shorten the wait after a failure. Without this line the operator would
+        # not know why nothing happens.
         if record.error and credential is None and at > now:
             log.warning(
                 "no certificate for %s yet; next try in %.0f s, as the last failed: %s",
@@ -147,6 +151,7 @@ class ManagedCertificate:
             return False
         now = time.time()
         old = self.credential
+        # The file may have been restored from a backup, or written again without a change.
         if found.info.not_after.timestamp() <= now or (old and old.chain == found.chain):
             return False
         self.credential = found
@@ -158,11 +163,13 @@ class ManagedCertificate:
     # Steps
 
     async def _obtain(self) -> None:
+        # A thread of its own: a request may take minutes, and would block the loop's pool.
         try:
             credential, fresh = await in_own_thread(self._obtain_locked, name=_THREAD)
         except Stopped:
             return
         except _Busy:
+            # Not a failure. Look again soon whether the other process has obtained it.
             if not self._waiting:
                 log.info(
                     "another process asks for certificates in %s, or just did; that of %s waits",
@@ -232,7 +239,8 @@ class ManagedCertificate:
         try:
             found = self._store.read_again(self.subject)
         except ConfigError:
-            return None
+            return None  # the next look of `read_again` logs it
+        # Better means that it lasts longer than the one in use, or has not expired.
         end = self.credential.info.not_after.timestamp() if self.credential else time.time()
         if found.info.not_after.timestamp() <= end:
             return None
@@ -250,6 +258,8 @@ class ManagedCertificate:
         self._remember(presumed.record(before.directory, INTERRUPTED))
         try:
             chain, key = self._authority.obtain(self.subject, schedule.failures)
+        # If the authority has not answered or was not asked, the failure that was recorded above
+        # did not happen.
         except Stopped:
             self._remember(before)
             raise
@@ -277,6 +287,8 @@ class ManagedCertificate:
             schedule.postponed(now + schedule.policy.save_every)
             return
         schedule.failed(now, why.retry_after, limited=why.limited)
+        # The record names the authority that issued the certificate in the file, which may be
+        # another one than the one that failed now.
         directory = self._store.load_record(self.subject).directory
         self._remember(schedule.record(directory, str(why)))
 
@@ -336,9 +348,10 @@ class ManagedCertificate:
                 e.strerror,
             )
             return
+        # With this stamp, `read_again` does not take this write for one of another program.
         self._stamp = self._store.stamp(self.subject)
         self._unsaved = False
-        self._remember(Record(directory=self._directory))
+        self._remember(Record(directory=self._directory))  # without the failures before
 
     def _remember(self, record: Record) -> None:
         try:

@@ -95,6 +95,7 @@ class ManualCertificates(CertificateSource):
         self.certificate_file, self.key_file = files or certificate_paths(certdir, hostname)
         self._address = parse_ip(hostname)
         self._to_all = any_server_name or self._address is not None
+        # Files that the settings name are never made: the operator must learn that one is missing.
         there = files is not None or _both_exist(self.certificate_file, self.key_file)
         if self._address is not None and not there:
             _make_self_signed(self._address, self.certificate_file, self.key_file)
@@ -143,7 +144,9 @@ class ManualCertificates(CertificateSource):
         Args:
             force: read them even if they look unchanged.
         """
+        # Before the files are read: if they change meanwhile, the next call reads them again.
         stamps = self._stamps()
+        # Files that were not valid yet are read again once they are, without a change.
         due = self._valid_from is not None and self._valid_from <= utc_now()
         if stamps == self._stamps_read and not (force or due):
             return False
@@ -153,7 +156,7 @@ class ManualCertificates(CertificateSource):
         try:
             found = self._load()
             if not force and (found.chain, found.key) == self._content:
-                return False
+                return False  # written again with the same content
             self._check_better(found.info)
         except ConfigError as e:
             self._failures += 1

@@ -131,6 +131,7 @@ class Budget:
             _hanging.release()
             raise
         outcome.add_done_callback(lambda _: _hanging.release())
+        # Polled, because neither the end of the time nor `stop` wakes a wait for the result.
         try:
             while not concurrent.futures.wait([outcome], _LOOK).done:
                 self.check()
@@ -164,6 +165,7 @@ class Network(client.ClientNetwork):
             except messages.Error as e:
                 if e.code != "badNonce":
                     raise
+                # The refusal has a new nonce, which the library uses for the next request.
         return super().post(*args, **kwargs)
 
 
@@ -174,6 +176,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         super().__init__()
         self._budget = budget
         if context is not None:
+            # One connection is enough, as the requests of a session follow one another.
             self.init_poolmanager(1, 1, ssl_context=context)
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
@@ -189,6 +192,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
         response = super().send(*args, **kwargs)
         raw: Any = response.raw
         body = b""
+        # One byte more than allowed is enough to recognize a body that is too long. It is not
+        # decoded, because a hostile server may send compressed data that was not asked for.
         try:
             while piece := raw.read(_LONGEST_BODY + 1 - len(body), decode_content=False):
                 body += piece
@@ -196,8 +201,9 @@ class _Adapter(requests.adapters.HTTPAdapter):
                     response.close()
                     raise acme_errors.ClientError(f"more than {_LONGEST_BODY} bytes in one answer")
         except HTTPError as e:
+            # As requests does with errors of its own reads; `describe` knows its errors.
             raise requests.ConnectionError(e) from e
-        raw.release_conn()
+        raw.release_conn()  # all was read, so the next request can use the connection
         return response, body
 
 

@@ -106,6 +106,7 @@ class Schedule:
         policy = self.policy
         demanded = retry_after if retry_after is not None else (_LIMITED if limited else 0.0)
         self.authority_retry_at = now + min(demanded, policy.longest_wait)
+        # The exponent is limited, because a large power of a float overflows.
         wait = min(policy.first_retry * 2.0 ** min(self.failures - 1, 30), policy.longest_retry)
         wait *= 1 + self.uniform(0, policy.jitter)
         self.retry_at = max(now + wait, self.authority_retry_at)
@@ -130,6 +131,7 @@ class Schedule:
         )
         if not newer or record.retry_at <= now:
             return False
+        # The number decides how long the next wait is, so the larger one is kept.
         failures = self.failures
         self.restore(record)
         self.failures = max(self.failures, failures)
@@ -170,6 +172,7 @@ class Schedule:
             # load. Late advice is followed only until a tenth of the lifetime is left.
             life = info.lifetime.total_seconds()
             self._renew_at = min(renew_at, info.not_after.timestamp() - life / 10)
+        # An authority may name any time: one in the past, or one in the next century.
         wait = min(max(ask_at - now, policy.first_retry), policy.longest_wait)
         self.advice_at = now + wait
 

@@ -98,6 +98,7 @@ class Session:
         with self._exchange(budget) as net:
             account = load_key(self._store)
             net.key, net.alg = account.jwk, account.algorithm
+            # Read for each certificate: a relay runs for months, and the URLs may change.
             directory = client.ClientV2.get_directory(self._tls.directory, net)
             authority = client.ClientV2(directory, net)
             net.account = _account_of(authority, account, self._tls)
@@ -199,6 +200,8 @@ class Session:
         known = []
         if self._tls.http_port is not None:
             known.append(challenges.HTTP01.typ)
+        # For an IP address, TLS-ALPN-01 uses a name of reverse DNS as SNI (RFC 8738 §6), which the
+        # relay does not answer.
         if parse_ip(host) is None:
             known.append(_TLSALPN01.typ)
         usable = [offered[typ] for typ in known if typ in offered]
@@ -244,6 +247,7 @@ def _pause(budget: Budget, response: requests.Response, turn: int) -> None:
     if demanded is None:
         budget.sleep(min(_FIRST_PAUSE * 2 ** min(turn, 10), _LONGEST_PAUSE))
     else:
+        # `Retry-After: 0` must not become a busy loop, nor a day use up the whole budget.
         budget.sleep(min(max(demanded, _FIRST_PAUSE), _LONGEST_DEMANDED))
 
 
@@ -287,6 +291,7 @@ def load_key(store: Store) -> Account:
         try:
             return _account(pem, new=False)
         except (ValueError, TypeError) as e:
+            # Renamed and not overwritten: only this key can use the account at the authority.
             store.put_account_aside()
             log.error(
                 "the ACME account key in %s cannot be used and is kept aside with the ending "

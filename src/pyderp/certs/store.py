@@ -75,10 +75,12 @@ class Store:
             raise ConfigError(
                 f"cannot make the certificate directory {directory}: {e.strerror}"
             ) from e
+        # Found out now, and not weeks later, when the first renewal could not be saved.
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
             raise ConfigError(
                 f"cannot write to the certificate directory {directory}: check its owner and mode"
             )
+        # A user who can write to the directory can replace the certificates by their own.
         if mode & 0o022:
             log.warning(
                 "others may write to the certificate directory %s (mode %04o); use 0700",
@@ -118,7 +120,7 @@ class Store:
         if None in parts:
             return None
         where = " and ".join(map(str, paths))
-        at = max(text.find(_BEGIN), 0)
+        at = max(text.find(_BEGIN), 0)  # the key is before the first certificate
         try:
             found = issued_credential(text[at:], text[:at], subject, where)
         except ConfigError as e:
@@ -129,6 +131,7 @@ class Store:
                 _put_aside(paths[0])
                 log.error("%s; kept aside with the ending .bad, a new one will be asked for", e)
             return None
+        # The file stays: it is well formed, and a new certificate will overwrite it.
         if not found.info.is_valid(utc_now()):
             log.warning("the certificate in %s is not valid today", where)
             return None
@@ -273,6 +276,7 @@ def order_lock(directory: Path) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         free = True
         try:
+            # flock belongs to this open file, so it also excludes other relays of this process.
             handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -189,6 +189,7 @@ class _LimitedStage:
         # Frame headers of packets are not charged, as in Go's relay.
         size = used - FRAME_HEADER_LEN * (counters.packets_received - packets)
         now = self.limits.loop.time()
+        # Without the bytes that were charged already when they had to wait.
         wait = self.buckets.charge(self.bucket, size - charged, now)
         if wait >= _LEAST_WAIT and not self.connection.has_left:
             self._wait(wait, now)
@@ -206,6 +207,7 @@ class _LimitedStage:
                 return False
             self.holds = True
             self._wait(debt, now)
+        # Charged now, so that bytes that come later on other connections wait longer than these.
         self.buckets.charge(self.bucket, end - self.charged, now)
         self.charged = end
         return True

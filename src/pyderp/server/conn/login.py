@@ -79,12 +79,13 @@ class LoginStage:
         protocol = self._protocol
         admission = protocol.context.admission
         assert admission is not None
+        # If the connection ends meanwhile, this task is cancelled, and all below does not run.
         verdict = await admission.ask(identity)
         protocol.task = None
         self._decide(client, verdict)
         if verdict.allowed:
             protocol.release(HOLD_LOGIN)
-            protocol.feed_rest()
+            protocol.feed_rest()  # bytes after ClientInfo, for the stage that relays
 
     def _decide(self, client: LoggedIn, verdict: Verdict) -> None:
         if verdict.allowed:
@@ -118,7 +119,7 @@ class LoginStage:
             takes_health=info.can_ack_pings or info.takes_health,
         )
         protocol.connection = connection
-        protocol.pause_if_full(connection)
+        protocol.pause_if_full(connection)  # ServerInfo may have filled the socket
         context.router.login(connection)
         context.tell_restarting(connection)
         protocol.relay(connection)

@@ -97,7 +97,7 @@ class RelayProtocol(StagedWriter):
         context.router.counters.accepts += 1
         self.number = context.router.counters.accepts
         self._slot = context.timers.add(self, context.loop.time() + context.rules.login_timeout)
-        self._begin(self)
+        self._begin(self)  # last, because it may end the connection
 
     def endpoint(self, which: str) -> tuple[str, int]:
         """Return address and port of `peername` or `sockname`; UNKNOWN for a Unix socket."""
@@ -137,7 +137,7 @@ class RelayProtocol(StagedWriter):
             if how is How.NOW:
                 self._abort()
             return
-        self.ended = True
+        self.ended = True  # first, because the steps below may call `end` again
         context = self.context
         context.router.counters.ends[reason] += 1
         if detail:
@@ -150,6 +150,7 @@ class RelayProtocol(StagedWriter):
         words = self._unregister(last_words=graceful)
         if graceful:
             self._say_goodbye(words)
+        # Without a transport, all further writes are dropped. Only `_linger` uses it from now on.
         self.transport, self.lingering = None, transport
         if graceful:
             self._linger()
@@ -228,6 +229,7 @@ class RelayProtocol(StagedWriter):
         """Drop all references from and to the connection."""
         self._settle()
         context = self.context
+        # `_linger` has set a new timer after `_unregister`.
         context.timers.cancel(self, self._slot)
         context.stalled.pop(self, None)
         context.protocols.discard(self)
@@ -297,6 +299,7 @@ class RelayProtocol(StagedWriter):
         if limit is not None:
             limit.stop()
         self.relay(connection)
+        # Bytes that the old stage held are passed to the new one, and charged to a full bucket.
         if limit is not None and limit.holds:
             self.feed_rest()
 

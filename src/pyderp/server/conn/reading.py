@@ -271,6 +271,8 @@ class StagedReader(asyncio.BufferedProtocol):
         if self.stage is not stage:
             self.feed(rest)
             return
+        # The header says how long the frame is. A large one is passed on only when it is complete,
+        # as each call of the stage for a part of it would do nothing.
         if len(rest) >= FRAME_HEADER_LEN:
             need = FRAME_HEADER_LEN + HEADER.unpack_from(rest)[1]
             if need > _LARGE:

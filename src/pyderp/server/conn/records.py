@@ -126,6 +126,7 @@ class SSLRecords:
         filled = 0
         was_established = self._established
         try:
+            # The usual case in one step. Otherwise the handshake may end in the middle.
             if was_established and len(encrypted) <= _SLICE:
                 self._incoming.write(encrypted)
                 filled = self._decrypt(room, 0, len(encrypted))
@@ -167,6 +168,8 @@ class SSLRecords:
             while incoming.pending or self._undelivered():
                 count = read(size - filled, room[filled:] if filled else room)
                 if not count:
+                    # The client's close alert. The ssl module returns 0 for it, but raises
+                    # SSLZeroReturnError if this side has sent one too.
                     self.is_closed = True
                     break
                 filled += count
@@ -176,6 +179,8 @@ class SSLRecords:
             self.is_closed = True
         except ssl.SSLError as e:
             self._fail(e)
+        # Key updates, empty records and alerts cost CPU and have no data. A client could send them
+        # for ever; the rate limit counts only bytes of the stream.
         if filled > before:
             self._without_data = 0
         else:
@@ -217,6 +222,7 @@ class SSLRecords:
     def close(self) -> bytes:
         """Make the close alert, without waiting for the client's (`RecordLayer.close`)."""
         if self._established:
+            # It raises because the client's close alert is missing; its own is written by then.
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
         return self.output()
@@ -225,7 +231,8 @@ class SSLRecords:
         """Count plain bytes of incomplete records (`RecordLayer.unsent_size`)."""
         if outer <= 0 or not plain:
             return 0
-        records = -(-plain // _RECORD)
+        # All records but the last are full, and each has the same overhead.
+        records = -(-plain // _RECORD)  # rounded up
         overhead = (encrypted - plain) // records
         last = plain - (records - 1) * _RECORD
         if outer <= last + overhead:
